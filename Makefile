@@ -1,0 +1,55 @@
+# Every target sets itself up in .venv; all it needs is Python 3.11 or newer and make.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: help demo serve test check exactness measure demo-models proto k8s format clean
+
+help:  ## this list
+	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; set PYTHON=") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(READY)  ## two targets and a pool of two drafters on this machine, one completion from each, then stop
+	$(BIN)/draftpool demo
+
+serve: $(READY)  ## stay up on 127.0.0.1:8000 until Ctrl-C
+	$(BIN)/draftpool serve deployments/configs/demo.yaml
+
+check: $(READY)  ## lint, format, types, import contracts, generated files
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m protocol.build --check
+	$(BIN)/python -m k8s.render --check
+
+test: $(READY)  ## everything but the runs of minutes
+	$(BIN)/python -m pytest -m 'not slow and not gpu'
+
+exactness: $(READY)  ## the full matrix against the plain loop (about an hour; resumes)
+	$(BIN)/python -m bench.exactness
+
+measure: $(READY)  ## the README's table (minutes; leave the machine alone)
+	$(BIN)/python -m bench.measure
+
+demo-models: $(READY)  ## train the demo family again (hours on two cores; resumes)
+	$(BIN)/python -m demo.make_models
+
+proto: $(READY)  ## generate protocol/pb from protocol/*.proto
+	$(BIN)/python -m protocol.build
+
+k8s: $(READY)  ## render k8s/rayservice.yaml from deployments/configs
+	$(BIN)/python -m k8s.render
+
+format: $(READY)  ## let ruff rewrite the tree
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove the virtual environment and caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

@@ -1,0 +1,84 @@
+"""Attention of a ragged batch over paged KV, by torch's scaled_dot_product_attention.
+
+For each group of rows the keys and values are gathered through their slots into a padded block, masked by
+position and window, and the real queries go back to the flat list. This path is the one that others are
+compared with: keep it plain.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+from model.batch import RaggedBatch, RowGroup
+
+
+def attend(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    batch: RaggedBatch,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """query: [num_tokens, heads, dim]; keys, values: [num_slots, kv_heads, dim]. Returns [num_tokens, heads, dim].
+
+    The batch's own keys and values have been written to their slots already.
+    """
+    if len(batch.groups) == 1:
+        return _attend_group(query, keys, values, batch.groups[0], scale, window, softcap)
+    output = torch.empty_like(query, memory_format=torch.contiguous_format)
+    for group in batch.groups:
+        output.index_copy_(0, group.flat_index, _attend_group(query, keys, values, group, scale, window, softcap))
+    return output
+
+
+def _attend_group(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    group: RowGroup,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Returns [num_tokens of the group, heads, dim], in the order of group.flat_index."""
+    block_query = _gather(query, group.query_index)
+    block_keys = _gather(keys, group.key_slots)
+    block_values = _gather(values, group.key_slots)
+    causal = group.is_causal(window) and softcap is None
+    mask = None if causal else group.mask(window)
+    if softcap is None:
+        output = scaled_dot_product_attention(
+            block_query, block_keys, block_values, mask, is_causal=causal, scale=scale, enable_gqa=True
+        )
+    else:
+        output = _softcapped(block_query, block_keys, block_values, mask, scale, softcap)
+    flat = output.transpose(1, 2).reshape(-1, *query.shape[1:])
+    return flat.index_select(0, group.real_index) if group.is_padded else flat
+
+
+def _gather(tensor: Tensor, index: Tensor) -> Tensor:
+    """tensor: [n, heads, dim]; index: [num_rows, length]. Returns [num_rows, heads, length, dim]."""
+    flat = tensor.index_select(0, index.reshape(-1))
+    return flat.view(*index.shape, *tensor.shape[1:]).transpose(1, 2)
+
+
+def _softcapped(
+    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, softcap: float
+) -> Tensor:
+    """As transformers' eager Gemma2 attention: the cap comes before the mask, the softmax is in float32.
+
+    query: [rows, heads, new, dim]; keys, values: [rows, kv_heads, total, dim]; mask: [rows, 1, new, total].
+    """
+    rows, heads, new, dim = query.shape
+    grouped = query.reshape(rows, keys.shape[1], -1, new, dim)
+    scores = grouped @ keys[:, :, None].transpose(-1, -2) * scale
+    scores = torch.tanh(scores / softcap) * softcap
+    if mask is not None:
+        scores = scores.masked_fill(~mask[:, :, None], float("-inf"))
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    return (weights @ values[:, :, None]).view(rows, heads, new, dim)

@@ -1,0 +1,141 @@
+"""A ragged batch: one flat list of new tokens, with per-row lengths and no padding between rows.
+
+A row is a sequence's slot map and how many of its last positions are new in this pass. Positions are indices
+into the slot map, so one array says where a token is, where its KV goes and what it may look at.
+
+Attention on a CPU is called per group of rows: rows with few new tokens are padded together, longer ones
+(prefill chunks) stand alone, because padding a decode row to a chunk would cost more than the call it saves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from model.pages import Slots
+
+LONG_ROW = 32  # new tokens from which a row is attended to alone
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """slots: shape [total], the slots of positions 0..total-1. The last num_new of them are this pass's tokens."""
+
+    slots: Slots
+    num_new: int
+
+
+@dataclass(frozen=True, eq=False)
+class RowGroup:
+    """Rows attended to in one call, padded to [num_rows, max_new] queries and [num_rows, max_total] keys.
+
+    query_index: [num_rows, max_new] into the flat tokens; padding repeats a row's first token.
+    key_slots: [num_rows, max_total]; padding repeats the row's slot 0 and is masked.
+    query_positions: [num_rows, max_new].
+    flat_index: [num_tokens of the group], flat positions of the real queries in (row, query) order.
+    real_index: the same queries' places in the padded [num_rows * max_new].
+    """
+
+    query_index: Tensor
+    key_slots: Tensor
+    query_positions: Tensor
+    flat_index: Tensor
+    real_index: Tensor
+    _masks: dict[int | None, Tensor] = field(default_factory=dict, repr=False)
+
+    @cached_property
+    def is_padded(self) -> bool:
+        return self.real_index.numel() < self.query_index.numel()
+
+    def is_causal(self, window: int | None) -> bool:
+        """One row, all of it new, no key out of its window: a plain triangle, which needs no mask tensor."""
+        num_rows, total = self.key_slots.shape
+        return num_rows == 1 and self.query_index.shape[1] == total and (window is None or window >= total)
+
+    def mask(self, window: int | None) -> Tensor:
+        """[num_rows, 1, max_new, max_total] bool: causal, and at most `window` positions back when given.
+
+        Built once a pass for all layers that share the window.
+        """
+        total = self.key_slots.shape[1]
+        if window is not None and window >= total:
+            window = None
+        if window not in self._masks:
+            keys = torch.arange(total, device=self.key_slots.device)
+            queries = self.query_positions[:, :, None]
+            seen = keys <= queries
+            if window is not None:
+                seen &= keys > queries - window
+            self._masks[window] = seen[:, None]
+        return self._masks[window]
+
+
+@dataclass(frozen=True, eq=False)
+class RaggedBatch:
+    """positions, slots: [num_tokens] int64. offsets: [num_rows + 1], row r is tokens offsets[r]:offsets[r + 1]."""
+
+    rows: tuple[Row, ...]
+    positions: Tensor
+    slots: Tensor
+    offsets: tuple[int, ...]
+
+    @property
+    def num_tokens(self) -> int:
+        return self.offsets[-1]
+
+    @cached_property
+    def max_total(self) -> int:
+        """Positions of the longest row."""
+        return max(len(row.slots) for row in self.rows)
+
+    @cached_property
+    def groups(self) -> tuple[RowGroup, ...]:
+        short = [r for r, row in enumerate(self.rows) if row.num_new < LONG_ROW]
+        alone = [[r] for r, row in enumerate(self.rows) if row.num_new >= LONG_ROW]
+        return tuple(self._group(rows) for rows in ([short] if short else []) + alone)
+
+    def _group(self, members: list[int]) -> RowGroup:
+        rows = [self.rows[r] for r in members]
+        num_new = np.array([row.num_new for row in rows])
+        totals = np.array([len(row.slots) for row in rows])
+        columns = np.arange(num_new.max())
+        real = columns < num_new[:, None]
+        query_index = np.array([self.offsets[r] for r in members])[:, None] + np.where(real, columns, 0)
+        positions = (totals - num_new)[:, None] + np.where(real, columns, 0)
+        key_slots = np.empty((len(rows), totals.max()), np.int64)
+        for r, row in enumerate(rows):
+            key_slots[r, : totals[r]] = row.slots
+            key_slots[r, totals[r] :] = row.slots[0]
+        return RowGroup(
+            query_index=self._tensor(query_index),
+            key_slots=self._tensor(key_slots),
+            query_positions=self._tensor(positions),
+            flat_index=self._tensor(query_index[real]),
+            real_index=self._tensor(np.flatnonzero(real)),
+        )
+
+    def _tensor(self, array: npt.NDArray[np.int64]) -> Tensor:
+        return torch.from_numpy(array).to(self.positions.device)
+
+
+def build_batch(rows: Sequence[Row], device: torch.device = CPU) -> RaggedBatch:
+    """Raises ValueError for a row without new tokens, or with more of them than positions."""
+    for row in rows:
+        if not 0 < row.num_new <= len(row.slots):
+            raise ValueError(f"a row has {row.num_new} new tokens and {len(row.slots)} positions")
+    num_new = [row.num_new for row in rows]
+    positions = [np.arange(len(row.slots) - row.num_new, len(row.slots)) for row in rows]
+    slots = [row.slots[-row.num_new :] for row in rows]
+    return RaggedBatch(
+        rows=tuple(rows),
+        positions=torch.from_numpy(np.concatenate(positions)).to(device),
+        slots=torch.from_numpy(np.concatenate(slots)).to(device),
+        offsets=tuple(np.concatenate([[0], np.cumsum(num_new)]).tolist()),
+    )

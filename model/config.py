@@ -1,0 +1,202 @@
+"""What the decoder layer needs to know of a checkpoint, read from its HF config.json.
+
+A family is supported when its layer is a choice of the options below; any other is refused by name, because
+a layer that is almost right gives text that is quietly wrong. The same holds for an option within a family.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from protocol.errors import ConfigError, UnsupportedModel
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
+
+_GEMMA = ("gemma2", "gemma3_text")
+_WINDOWS = {"full_attention": False, "sliding_attention": True}
+
+
+@dataclass(frozen=True, slots=True)
+class Rope:
+    """Angles of position p are p * inverse_frequencies; cos and sin are multiplied by `scaling` (yarn)."""
+
+    inverse_frequencies: tuple[float, ...]
+    scaling: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class DecoderConfig:
+    """windows, ropes: one per layer; a window of w lets a token see itself and the w - 1 before it.
+
+    norm_offset: added to norm weights (Gemma stores them around 0, and multiplies in float32).
+    post_norms: norms after attention and after the MLP as well as before (Gemma).
+    """
+
+    family: str
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    max_positions: int
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None
+    pad_token_id: int | None
+    activation: str
+    norm_eps: float
+    query_scale: float
+    windows: tuple[int | None, ...]
+    ropes: tuple[Rope, ...]
+    tied_embeddings: bool = False
+    norm_offset: float = 0.0
+    post_norms: bool = False
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    embedding_scale: float | None = None
+    attention_softcap: float | None = None
+    final_softcap: float | None = None
+
+    def first_layers(self, num_layers: int) -> DecoderConfig:
+        """The same model cut to its first layers, for early exits."""
+        if not 0 < num_layers <= self.num_layers:
+            raise ConfigError(f"num_layers {num_layers} is not in 1..{self.num_layers}, the layers of this checkpoint")
+        return replace(self, num_layers=num_layers, windows=self.windows[:num_layers], ropes=self.ropes[:num_layers])
+
+
+def read_config(directory: Path) -> DecoderConfig:
+    """Raises UnsupportedModel, naming the family or option, or ConfigError when the directory is no HF checkpoint."""
+    raw = _read_json(directory / "config.json")
+    _refuse_family(raw)
+    try:
+        hf = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    except Exception as error:
+        raise ConfigError(f"{directory / 'config.json'} is not a valid {raw['model_type']} config: {error}") from error
+    family, gemma = str(hf.model_type), hf.model_type in _GEMMA
+    _refuse_options(hf)
+    head_dim = getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
+    attention_bias = family in ("llama", "qwen3", *_GEMMA) and bool(hf.attention_bias)
+    return DecoderConfig(
+        family=family,
+        vocab_size=hf.vocab_size,
+        hidden_size=hf.hidden_size,
+        intermediate_size=hf.intermediate_size,
+        num_layers=hf.num_hidden_layers,
+        num_heads=hf.num_attention_heads,
+        num_kv_heads=hf.num_key_value_heads,
+        head_dim=head_dim,
+        max_positions=hf.max_position_embeddings,
+        eos_token_ids=_eos_token_ids(directory, hf.eos_token_id),
+        bos_token_id=hf.bos_token_id,
+        pad_token_id=hf.pad_token_id,
+        activation=_activation(hf),
+        norm_eps=hf.rms_norm_eps,
+        query_scale=(hf.query_pre_attn_scalar if gemma else head_dim) ** -0.5,
+        windows=_windows(hf),
+        ropes=_ropes(hf, head_dim),
+        tied_embeddings=bool(hf.tie_word_embeddings),
+        norm_offset=1.0 if gemma else 0.0,
+        post_norms=gemma,
+        qk_norm=family in ("qwen3", "gemma3_text"),
+        qkv_bias=attention_bias or family == "qwen2",
+        out_bias=attention_bias,
+        mlp_bias=family == "llama" and bool(hf.mlp_bias),
+        embedding_scale=hf.hidden_size**0.5 if gemma else None,
+        attention_softcap=hf.attn_logit_softcapping if gemma else None,
+        final_softcap=hf.final_logit_softcapping if gemma else None,
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist; give a directory that save_pretrained wrote") from None
+    except ValueError as error:
+        raise ConfigError(f"{path} is not JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path} holds a {type(value).__name__}, not an object")
+    return value
+
+
+def _refuse_family(raw: dict[str, Any]) -> None:
+    family = raw.get("model_type")
+    if family not in FAMILIES:
+        raise UnsupportedModel(f"model family {family!r} is not supported; supported are {', '.join(FAMILIES)}")
+    if raw.get("quantization_config"):
+        raise UnsupportedModel(f"this {family} checkpoint is quantized; give its unquantized safetensors checkpoint")
+    if "AutoModelForCausalLM" in (raw.get("auto_map") or {}):
+        raise UnsupportedModel(f"this {family} checkpoint brings its own model code (auto_map), which is never run")
+
+
+def _refuse_options(hf: Any) -> None:
+    family = hf.model_type
+    if getattr(hf, "use_bidirectional_attention", False):
+        raise UnsupportedModel(f"{family} with use_bidirectional_attention is not a causal decoder")
+    if family == "gemma3_text" and hf.attn_logit_softcapping is not None:
+        raise UnsupportedModel("gemma3_text with attn_logit_softcapping is not supported: transformers ignores it")
+    if family in ("llama", "mistral") and getattr(hf, "layer_types", None) is not None:
+        raise UnsupportedModel(f"{family} with layer_types is not supported: transformers ignores them")
+
+
+def _activation(hf: Any) -> str:
+    name = str(hf.hidden_activation if hf.model_type in _GEMMA else hf.hidden_act)
+    if name not in ACTIVATIONS:
+        raise UnsupportedModel(f"activation {name!r} of {hf.model_type} is not supported: {', '.join(ACTIVATIONS)}")
+    return name
+
+
+def _windows(hf: Any) -> tuple[int | None, ...]:
+    if hf.model_type == "llama":
+        return (None,) * int(hf.num_hidden_layers)
+    if hf.model_type == "mistral":
+        return (hf.sliding_window,) * int(hf.num_hidden_layers)
+    for name in hf.layer_types:
+        if name not in _WINDOWS:
+            raise UnsupportedModel(f"layer type {name!r} of {hf.model_type} is not supported: {', '.join(_WINDOWS)}")
+        if _WINDOWS[name] and hf.sliding_window is None:
+            raise UnsupportedModel(f"{hf.model_type} has sliding_attention layers but sliding_window is off")
+    return tuple(hf.sliding_window if _WINDOWS[name] else None for name in hf.layer_types)
+
+
+def _ropes(hf: Any, head_dim: int) -> tuple[Rope, ...]:
+    """One per layer; equal layers share one value."""
+    if hf.model_type != "gemma3_text":
+        return (_rope(hf, head_dim, hf.rope_parameters, None),) * int(hf.num_hidden_layers)
+    by_type = {name: _rope(hf, head_dim, hf.rope_parameters.get(name), name) for name in set(hf.layer_types)}
+    return tuple(by_type[name] for name in hf.layer_types)
+
+
+def _rope(hf: Any, head_dim: int, parameters: dict[str, Any] | None, layer_type: str | None) -> Rope:
+    rope_type = (parameters or {}).get("rope_type")
+    if parameters is None or rope_type not in ROPE_TYPES:
+        raise UnsupportedModel(f"rope type {rope_type!r} of {hf.model_type} is not supported: {', '.join(ROPE_TYPES)}")
+    if parameters.get("partial_rotary_factor") not in (None, 1, 1.0):
+        raise UnsupportedModel(f"partial_rotary_factor {parameters['partial_rotary_factor']} is not supported")
+    if rope_type == "default":
+        exponents = torch.arange(0, head_dim, 2, dtype=torch.int64).float() / head_dim
+        return Rope(tuple((1.0 / parameters["rope_theta"] ** exponents).tolist()))
+    frequencies, scaling = ROPE_INIT_FUNCTIONS[rope_type](hf, torch.device("cpu"), layer_type=layer_type)
+    return Rope(tuple(frequencies.tolist()), float(scaling))
+
+
+def _eos_token_ids(directory: Path, configured: int | list[int] | None) -> tuple[int, ...]:
+    """generation_config.json wins when it names any, as in transformers' generate."""
+    path = directory / "generation_config.json"
+    generation = _read_json(path).get("eos_token_id") if path.exists() else None
+    ids = configured if generation is None else generation
+    if ids is None:
+        return ()
+    return (ids,) if isinstance(ids, int) else tuple(ids)

@@ -1,0 +1,202 @@
+"""From a HF checkpoint directory to a Decoder.
+
+Safetensors only. The file's names and shapes are checked against what the config promises before anything
+is read, so that a checkpoint which is not what it says is refused whole; projections are fused on the way in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from safetensors import safe_open
+from torch import Tensor
+
+from model.batch import CPU
+from model.config import DecoderConfig, read_config
+from model.decoder import Decoder, DecoderWeights, LayerWeights, Linear
+from protocol.errors import ConfigError, UnsupportedModel
+
+Progress = Callable[[int, int], None]  # (layers loaded, layers in all)
+
+_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+_EMBEDDING, _NORM, _HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
+
+
+def resolve(path_or_id: str) -> Path:
+    """An existing directory as it is; else a Hugging Face hub id, downloaded to the hub's cache."""
+    path = Path(path_or_id)
+    if path.is_dir():
+        return path
+    if path_or_id.startswith((".", "/", "~")) or path_or_id.count("/") > 1:
+        raise ConfigError(f"{path_or_id} is not a directory")
+    try:
+        return Path(snapshot_download(path_or_id, allow_patterns=_HUB_FILES))
+    except Exception as error:
+        raise ConfigError(f"{path_or_id} is neither a directory nor to be had from the hub: {error}") from error
+
+
+def load_decoder(
+    directory: Path,
+    *,
+    dtype: torch.dtype,
+    device: torch.device = CPU,
+    num_layers: int | None = None,
+    progress: Progress | None = None,
+) -> Decoder:
+    """num_layers: load only so many of the first layers. Raises UnsupportedModel or ConfigError."""
+    full = read_config(directory)
+    config = full if num_layers is None else full.first_layers(num_layers)
+    checkpoint = Checkpoint(directory, dtype, device)
+    checkpoint.check(tensor_shapes(full), optional=frozenset({_HEAD} if full.tied_embeddings else ()))
+    layers = []
+    for layer in range(config.num_layers):
+        layers.append(_read_layer(checkpoint, config, layer))
+        if progress is not None:
+            progress(layer + 1, config.num_layers)
+    embedding = checkpoint.read(_EMBEDDING)
+    norm = _read_norm(checkpoint, config, _NORM)
+    return Decoder(config, DecoderWeights(embedding, tuple(layers), norm, _read_head(checkpoint, config, embedding)))
+
+
+class Checkpoint:
+    """The tensors of one or several safetensors files, by name."""
+
+    def __init__(self, directory: Path, dtype: torch.dtype, device: torch.device) -> None:
+        self.directory = directory
+        self._dtype = dtype
+        self._device = device
+        self._file_of: dict[str, Any] = {}
+        for path in _weight_files(directory):
+            file: Any = safe_open(path, framework="pt")
+            self._file_of.update(dict.fromkeys(file.keys(), file))
+
+    def check(self, shapes: dict[str, tuple[int, ...]], optional: frozenset[str]) -> None:
+        """Raises unless the files hold exactly these tensors; stored rotary frequencies are ignored."""
+        names = {name for name in self._file_of if not name.endswith("rotary_emb.inv_freq")}
+        if missing := sorted(shapes.keys() - names):
+            raise ConfigError(f"{self.directory} lacks tensors that its config.json promises: {_some(missing)}")
+        if unexpected := sorted(names - shapes.keys() - optional):
+            raise UnsupportedModel(
+                f"{self.directory} holds tensors that its config.json does not explain: {_some(unexpected)}"
+            )
+        for name, shape in shapes.items():
+            found = tuple(self._file_of[name].get_slice(name).get_shape())
+            if found != shape:
+                raise ConfigError(f"{name} of {self.directory} has shape {found}; its config.json says {shape}")
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file_of
+
+    def read(self, *names: str) -> Tensor:
+        """The named tensors one after another along the first dimension, in the model's dtype and memory of its own."""
+        parts = (self._file_of[name].get_tensor(name) for name in names)
+        return torch.cat([part.to(self._device, self._dtype) for part in parts])
+
+
+def tensor_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """Every tensor that a checkpoint of this config must hold."""
+    shapes: dict[str, tuple[int, ...]] = {
+        _EMBEDDING: (config.vocab_size, config.hidden_size),
+        _NORM: (config.hidden_size,),
+    }
+    if not config.tied_embeddings:
+        shapes[_HEAD] = (config.vocab_size, config.hidden_size)
+    layer_shapes = _layer_shapes(config)
+    for layer in range(config.num_layers):
+        shapes |= {_name(layer, suffix): shape for suffix, shape in layer_shapes.items()}
+    return shapes
+
+
+def _layer_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    hidden, inner = config.hidden_size, config.intermediate_size
+    q, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    linears = (
+        ("self_attn.q_proj", q, hidden, config.qkv_bias),
+        ("self_attn.k_proj", kv, hidden, config.qkv_bias),
+        ("self_attn.v_proj", kv, hidden, config.qkv_bias),
+        ("self_attn.o_proj", hidden, q, config.out_bias),
+        ("mlp.gate_proj", inner, hidden, config.mlp_bias),
+        ("mlp.up_proj", inner, hidden, config.mlp_bias),
+        ("mlp.down_proj", hidden, inner, config.mlp_bias),
+    )
+    shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": (out, size) for name, out, size, _ in linears}
+    shapes |= {f"{name}.bias": (out,) for name, out, _, bias in linears if bias}
+    norms = ["input_layernorm", "post_attention_layernorm"]
+    if config.post_norms:
+        norms += ["pre_feedforward_layernorm", "post_feedforward_layernorm"]
+    shapes |= {f"{name}.weight": (hidden,) for name in norms}
+    if config.qk_norm:
+        shapes |= {f"self_attn.{name}.weight": (config.head_dim,) for name in ("q_norm", "k_norm")}
+    return shapes
+
+
+def _read_layer(checkpoint: Checkpoint, config: DecoderConfig, layer: int) -> LayerWeights:
+    def linear(bias: bool, *names: str) -> Linear:
+        return Linear(
+            checkpoint.read(*(_name(layer, f"{name}.weight") for name in names)),
+            checkpoint.read(*(_name(layer, f"{name}.bias") for name in names)) if bias else None,
+        )
+
+    def norm(name: str) -> Tensor:
+        return _read_norm(checkpoint, config, _name(layer, f"{name}.weight"))
+
+    qk_norm = None
+    if config.qk_norm:
+        q_norm, k_norm = norm("self_attn.q_norm"), norm("self_attn.k_norm")
+        qk_norm = torch.stack([q_norm] * config.num_heads + [k_norm] * config.num_kv_heads)
+    post = config.post_norms
+    return LayerWeights(
+        attention_norm=norm("input_layernorm"),
+        qkv=linear(config.qkv_bias, "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        qk_norm=qk_norm,
+        out=linear(config.out_bias, "self_attn.o_proj"),
+        attention_post_norm=norm("post_attention_layernorm") if post else None,
+        mlp_norm=norm("pre_feedforward_layernorm" if post else "post_attention_layernorm"),
+        gate_up=linear(config.mlp_bias, "mlp.gate_proj", "mlp.up_proj"),
+        down=linear(config.mlp_bias, "mlp.down_proj"),
+        mlp_post_norm=norm("post_feedforward_layernorm") if post else None,
+    )
+
+
+def _read_norm(checkpoint: Checkpoint, config: DecoderConfig, name: str) -> Tensor:
+    """Gemma's 1 + weight is taken and kept in float32, as its modules do."""
+    weight = checkpoint.read(name)
+    return config.norm_offset + weight.float() if config.norm_offset else weight
+
+
+def _read_head(checkpoint: Checkpoint, config: DecoderConfig, embedding: Tensor) -> Tensor:
+    if not config.tied_embeddings:
+        return checkpoint.read(_HEAD)
+    if _HEAD in checkpoint and not torch.equal(checkpoint.read(_HEAD), embedding):
+        raise ConfigError(f"{checkpoint.directory} ties its embeddings but stores an {_HEAD} that differs from them")
+    return embedding
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
+    if single.exists():
+        return [single]
+    if index.exists():
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        files = [directory / name for name in sorted(names)]
+        if absent := [file.name for file in files if not file.exists()]:
+            raise ConfigError(f"{directory} lacks shards that its index names: {_some(absent)}")
+        return files
+    remedy = "save it with model.save_pretrained(directory), which writes safetensors"
+    if any(directory.glob("*.bin")):
+        raise ConfigError(f"{directory} holds pickled .bin weights, which are never loaded; {remedy}")
+    raise ConfigError(f"{directory} holds no model.safetensors and no index of shards; {remedy}")
+
+
+def _name(layer: int, suffix: str) -> str:
+    return f"model.layers.{layer}.{suffix}"
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = len(names) - 3
+    return ", ".join(names[:3]) + (f" and {rest} more" if rest > 0 else "")

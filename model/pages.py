@@ -1,0 +1,124 @@
+"""The page ledger: which slots of the KV tensors belong to which sequence. Integers only, no tensors.
+
+A sequence owns pages and reads its positions through `slots(sequence)[position]`, so rollback is a smaller
+length and nothing is moved. A fork shares its trunk's slots below the fork point and owns only its tail;
+pages carry reference counts, so trunk and branches may be freed in any order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+Slots = npt.NDArray[np.int64]
+
+
+@dataclass(slots=True)
+class _Table:
+    pages: list[int]  # every page this sequence holds a reference to
+    slots: Slots  # position -> slot, for all reserved positions
+    tail_pages: list[int] = field(default_factory=list)  # the pages at the end of `pages` it may write to
+    trunk_length: int = 0
+
+
+class PageLedger:
+    def __init__(self, num_pages: int, page_size: int) -> None:
+        if num_pages < 1 or page_size < 1:
+            raise ValueError(f"{num_pages=} and {page_size=} must be at least 1")
+        self.num_pages = num_pages
+        self.page_size = page_size
+        self._free = list(range(num_pages - 1, -1, -1))
+        self._references = [0] * num_pages
+        self._tables: dict[int, _Table] = {}
+
+    @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    @property
+    def sequences(self) -> tuple[int, ...]:
+        return tuple(self._tables)
+
+    def capacity(self, sequence: int) -> int:
+        """Positions that have a slot."""
+        return len(self._tables[sequence].slots)
+
+    def slots(self, sequence: int) -> Slots:
+        """Shape [capacity], int64. Do not write to it."""
+        return self._tables[sequence].slots
+
+    def open(self, sequence: int) -> None:
+        if sequence in self._tables:
+            raise ValueError(f"sequence {sequence} is open already")
+        self._tables[sequence] = _Table([], np.empty(0, np.int64))
+
+    def missing(self, sequence: int, length: int) -> int:
+        """Pages that `reserve` would take."""
+        short = length - self.capacity(sequence)
+        return max(0, -(-short // self.page_size))
+
+    def reserve(self, sequence: int, length: int) -> bool:
+        """Give every position below `length` a slot. False, and nothing changed, when pages run short."""
+        needed = self.missing(sequence, length)
+        if needed > self.num_free:
+            return False
+        if needed:
+            taken = [self._free.pop() for _ in range(needed)]
+            for page in taken:
+                self._references[page] = 1
+            table = self._tables[sequence]
+            table.pages += taken
+            table.tail_pages += taken
+            table.slots = np.concatenate([table.slots, self._page_slots(taken)])
+        return True
+
+    def truncate(self, sequence: int, length: int) -> None:
+        """Give back the sequence's own pages that lie wholly at or beyond `length`."""
+        table = self._tables[sequence]
+        if length < table.trunk_length:
+            raise ValueError(f"cannot cut branch {sequence} to {length}, inside its trunk of {table.trunk_length}")
+        keep = -(-(length - table.trunk_length) // self.page_size)
+        for page in table.tail_pages[keep:]:
+            table.pages.pop()
+            self._release(page)
+        del table.tail_pages[keep:]
+        table.slots = table.slots[: table.trunk_length + keep * self.page_size]
+
+    def fork(self, parent: int, child: int, length: int) -> None:
+        """Open `child` with the parent's first `length` positions, read in place; its tail is its own."""
+        trunk = self._tables[parent]
+        if length > len(trunk.slots):
+            raise ValueError(f"cannot fork sequence {parent} at {length}: {len(trunk.slots)} positions reserved")
+        self.open(child)
+        slots = trunk.slots[:length].copy()
+        shared = sorted({int(slot) // self.page_size for slot in slots})
+        for page in shared:
+            self._references[page] += 1
+        self._tables[child] = _Table(shared, slots, trunk_length=length)
+
+    def free(self, sequence: int) -> None:
+        for page in self._tables.pop(sequence).pages:
+            self._release(page)
+
+    def check(self) -> None:
+        """Raises AssertionError unless every page is free or referenced exactly as often as it is held."""
+        held = [0] * self.num_pages
+        for table in self._tables.values():
+            assert len(set(table.pages)) == len(table.pages), f"a sequence holds a page twice: {table.pages}"
+            assert set(table.slots // self.page_size) <= set(table.pages), "a slot lies outside the held pages"
+            for page in table.pages:
+                held[page] += 1
+        assert held == self._references, "reference counts do not match the tables"
+        assert len(set(self._free)) == len(self._free), "a page is free twice"
+        assert sorted(self._free) == [p for p, n in enumerate(held) if n == 0], "free list and tables disagree"
+
+    def _page_slots(self, pages: list[int]) -> Slots:
+        first = np.asarray(pages, np.int64)[:, None] * self.page_size
+        return (first + np.arange(self.page_size)).reshape(-1)
+
+    def _release(self, page: int) -> None:
+        self._references[page] -= 1
+        if self._references[page] == 0:
+            self._free.append(page)

@@ -1,0 +1,102 @@
+"""Coupled sampling: the token at position t is argmax over v of log p(v) + G(seed, t, v).
+
+By the Gumbel-max trick each pick is an exact sample of p, and target and drafter share the noise G, so a
+drafter near the target proposes the very token that the target will pick (Daliri, Musco, Suresh 2024,
+"Coupling without communication and drafter-invariant speculative decoding"). The normaliser of log p is the
+same for all tokens of a row and is left out.
+
+Filters are those of transformers, in its order: temperature, top-k, top-p, min-p. Temperature 0 is argmax.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from model.noise import gumbel
+from protocol.request import SamplingParams
+
+_NEVER = -float("inf")
+
+
+def pick(logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> Tensor:
+    """The picked token of each row, [num_rows] int64.
+
+    logits: [num_rows, vocab_size] float32. positions: the absolute position that each picked token will take.
+    """
+    noisy = [row for row, params in enumerate(sampling) if params.temperature > 0]
+    picks = logits.argmax(dim=-1)
+    if noisy:
+        picks[noisy] = _scores(logits, sampling, positions, noisy).argmax(dim=-1)
+    return picks
+
+
+def pick_with_confidence(
+    logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """Picks as `pick`, and a confidence in [0, 1] for each, [num_rows] float64.
+
+    At temperature 0 the largest probability; otherwise tanh(margin / 2) of the best two noisy scores, since the
+    maximum probability says nothing of a pick that the noise decided.
+    """
+    noisy = [row for row, params in enumerate(sampling) if params.temperature > 0]
+    best = logits.max(dim=-1)
+    picks = best.indices
+    confidence = (best.values - logits.logsumexp(dim=-1)).exp().double()
+    if noisy:
+        top = _scores(logits, sampling, positions, noisy).topk(2, dim=-1)
+        picks[noisy] = top.indices[:, 0]
+        confidence[noisy] = ((top.values[:, 0] - top.values[:, 1]) / 2).tanh()
+    return picks, confidence
+
+
+def filter_logits(logits: Tensor, sampling: Sequence[SamplingParams]) -> Tensor:
+    """Scaled logits with refused tokens at -inf, [num_rows, vocab_size]. Every row has temperature > 0."""
+    scaled = logits / _column(logits, [params.temperature for params in sampling])
+    if any(params.top_k for params in sampling):
+        scaled = _top_k(scaled, [params.top_k or scaled.shape[-1] for params in sampling])
+    if any(params.top_p < 1 for params in sampling):
+        scaled = _top_p(scaled, [params.top_p for params in sampling])
+    if any(params.min_p > 0 for params in sampling):
+        scaled = _min_p(scaled, [params.min_p for params in sampling])
+    return scaled
+
+
+def _scores(logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int], rows: list[int]) -> Tensor:
+    """Noisy scores of the given rows, [len(rows), vocab_size] float64."""
+    chosen = [sampling[row] for row in rows]
+    seeds = torch.tensor([_signed(params.seed) for params in chosen], device=logits.device)
+    at = torch.tensor([positions[row] for row in rows], device=logits.device)
+    return gumbel(seeds, at, logits.shape[-1]).add_(filter_logits(logits[rows], chosen))
+
+
+def _top_k(scaled: Tensor, top_k: list[int]) -> Tensor:
+    ranked = scaled.topk(min(max(top_k), scaled.shape[-1]), dim=-1).values
+    rank = torch.tensor(top_k, device=scaled.device).clamp(max=ranked.shape[-1]) - 1
+    smallest_kept = ranked.gather(-1, rank[:, None])
+    return scaled.masked_fill(scaled < smallest_kept, _NEVER)
+
+
+def _top_p(scaled: Tensor, top_p: list[float]) -> Tensor:
+    """Keeps the smallest set whose probability reaches top_p; a row with top_p 1 keeps all."""
+    ascending, order = scaled.sort(dim=-1)
+    beyond = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - _column(scaled, top_p)
+    beyond[:, -1] = False
+    beyond &= _column(scaled, top_p) < 1
+    return scaled.masked_fill(torch.zeros_like(beyond).scatter(-1, order, beyond), _NEVER)
+
+
+def _min_p(scaled: Tensor, min_p: list[float]) -> Tensor:
+    probabilities = scaled.softmax(dim=-1)
+    floor = probabilities.max(dim=-1, keepdim=True).values * _column(scaled, min_p)
+    return scaled.masked_fill(probabilities < floor, _NEVER)
+
+
+def _column(like: Tensor, values: list[float]) -> Tensor:
+    return torch.tensor(values, dtype=like.dtype, device=like.device)[:, None]
+
+
+def _signed(seed: int) -> int:
+    return seed - (1 << 64) if seed >= 1 << 63 else seed

@@ -1,0 +1,90 @@
+"""What a target asks of a draft replica, and the answer.
+
+A row carries the committed tokens [start, base_length) that the pool has not seen; committed tokens never
+change, so the pool only has to find where its own drafts part from them. A pool that does not know
+tokens [0, start) answers NEED_CONTEXT and gets start = 0 next. Everything carries the target's incarnation,
+and replies carry base_length too: what comes late is recognised and dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from protocol.plan import DepthRule
+from protocol.request import SamplingParams
+
+
+class DraftStatus(StrEnum):
+    OK = "ok"
+    NEED_CONTEXT = "need_context"
+    BUSY = "busy"  # no pages or no row free: length 0, ask again later
+    TOO_LONG = "too_long"  # past the drafter's context length: length 0 for good
+
+
+@dataclass(frozen=True, slots=True)
+class DraftRow:
+    """One sequence of a round.
+
+    tokens: the committed tokens at positions [start, base_length).
+    length: how many tokens to draft at positions base_length, base_length + 1, ...; 0 only hands over context.
+    """
+
+    sequence_id: int
+    start: int
+    tokens: tuple[int, ...]
+    length: int
+    sampling: SamplingParams
+
+    @property
+    def base_length(self) -> int:
+        return self.start + len(self.tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class DraftRequest:
+    incarnation: str
+    round_id: int
+    depth: DepthRule
+    rows: tuple[DraftRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DraftBlock:
+    """exits: the depth that each token left at. confidences: advice to the router, never to the text."""
+
+    sequence_id: int
+    base_length: int
+    status: DraftStatus
+    tokens: tuple[int, ...] = ()
+    exits: tuple[int, ...] = ()
+    confidences: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DraftReply:
+    incarnation: str
+    round_id: int
+    blocks: tuple[DraftBlock, ...]
+    wait_ms: float = 0.0  # time the request queued at the pool before its first pass
+
+
+class DraftClient(Protocol):
+    """A target's way to its draft replica. Safe to call from the engine thread; never raises.
+
+    Transport twins (in process, over gRPC) pass the same contract tests, tests/drafters/test_client_contract.py.
+    """
+
+    def open(self, request: DraftRequest) -> None:
+        """Hand over context (rows of length 0) without waiting for an answer."""
+
+    def draft(self, request: DraftRequest) -> DraftReply | None:
+        """Blocks until every row is answered or the deadline passes; None: decode without a draft.
+
+        A reply may lack rows that were late.
+        """
+
+    def close(self, sequence_ids: Sequence[int]) -> None:
+        """Forget these sequences. Does not wait."""

@@ -1,0 +1,63 @@
+"""The error tree.
+
+    DraftPoolError
+    |-- UserError (ValueError)      the caller can act on it: names the value and the remedy
+    |   |-- InvalidRequest          400  a parameter is out of range or malformed
+    |   |   `-- PromptTooLong       400
+    |   |-- UnknownModel            404
+    |   |-- ConfigError             refused at start-up
+    |   `-- UnsupportedModel        refused at start-up
+    |-- QueueFull                   429  try again later
+    |-- NotReady                    503  models are still loading, or shutting down
+    `-- DraftUnavailable            never reaches a caller: the target decodes without a draft
+
+`deployments/api/errors.py` maps each class once to an HTTP status, an OpenAI error type and a gRPC code.
+"""
+
+from __future__ import annotations
+
+
+class DraftPoolError(Exception):
+    """Base of every error that DraftPool raises on purpose."""
+
+
+class UserError(DraftPoolError, ValueError):
+    """The caller can mend it; the message names the value and the remedy."""
+
+
+class InvalidRequest(UserError):
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message, param)
+        self.message = message
+        self.param = param
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class PromptTooLong(InvalidRequest):
+    pass
+
+
+class UnknownModel(UserError):
+    pass
+
+
+class ConfigError(UserError):
+    pass
+
+
+class UnsupportedModel(UserError):
+    pass
+
+
+class QueueFull(DraftPoolError):
+    pass
+
+
+class NotReady(DraftPoolError):
+    pass
+
+
+class DraftUnavailable(DraftPoolError):
+    pass

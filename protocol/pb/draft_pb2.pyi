@@ -1,0 +1,119 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    STATUS_UNSPECIFIED: _ClassVar[Status]
+    STATUS_OK: _ClassVar[Status]
+    STATUS_NEED_CONTEXT: _ClassVar[Status]
+    STATUS_BUSY: _ClassVar[Status]
+    STATUS_TOO_LONG: _ClassVar[Status]
+STATUS_UNSPECIFIED: Status
+STATUS_OK: Status
+STATUS_NEED_CONTEXT: Status
+STATUS_BUSY: Status
+STATUS_TOO_LONG: Status
+
+class TargetMessage(_message.Message):
+    __slots__ = ("draft", "close")
+    DRAFT_FIELD_NUMBER: _ClassVar[int]
+    CLOSE_FIELD_NUMBER: _ClassVar[int]
+    draft: DraftRequest
+    close: Close
+    def __init__(self, draft: _Optional[_Union[DraftRequest, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ...) -> None: ...
+
+class PoolMessage(_message.Message):
+    __slots__ = ("reply",)
+    REPLY_FIELD_NUMBER: _ClassVar[int]
+    reply: DraftReply
+    def __init__(self, reply: _Optional[_Union[DraftReply, _Mapping]] = ...) -> None: ...
+
+class DraftRequest(_message.Message):
+    __slots__ = ("incarnation", "round_id", "depth", "rows")
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    ROUND_ID_FIELD_NUMBER: _ClassVar[int]
+    DEPTH_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    incarnation: str
+    round_id: int
+    depth: DepthRule
+    rows: _containers.RepeatedCompositeFieldContainer[DraftRow]
+    def __init__(self, incarnation: _Optional[str] = ..., round_id: _Optional[int] = ..., depth: _Optional[_Union[DepthRule, _Mapping]] = ..., rows: _Optional[_Iterable[_Union[DraftRow, _Mapping]]] = ...) -> None: ...
+
+class DepthRule(_message.Message):
+    __slots__ = ("exits", "thresholds")
+    EXITS_FIELD_NUMBER: _ClassVar[int]
+    THRESHOLDS_FIELD_NUMBER: _ClassVar[int]
+    exits: _containers.RepeatedScalarFieldContainer[int]
+    thresholds: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, exits: _Optional[_Iterable[int]] = ..., thresholds: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class DraftRow(_message.Message):
+    __slots__ = ("sequence_id", "start", "tokens", "length", "sampling")
+    SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    sequence_id: int
+    start: int
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    length: int
+    sampling: SamplingParams
+    def __init__(self, sequence_id: _Optional[int] = ..., start: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., length: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ...) -> None: ...
+
+class SamplingParams(_message.Message):
+    __slots__ = ("temperature", "top_k", "top_p", "min_p", "seed")
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TOP_K_FIELD_NUMBER: _ClassVar[int]
+    TOP_P_FIELD_NUMBER: _ClassVar[int]
+    MIN_P_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int
+    def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
+
+class Close(_message.Message):
+    __slots__ = ("incarnation", "sequence_ids")
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_IDS_FIELD_NUMBER: _ClassVar[int]
+    incarnation: str
+    sequence_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, incarnation: _Optional[str] = ..., sequence_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class DraftReply(_message.Message):
+    __slots__ = ("incarnation", "round_id", "blocks", "wait_ms")
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    ROUND_ID_FIELD_NUMBER: _ClassVar[int]
+    BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    WAIT_MS_FIELD_NUMBER: _ClassVar[int]
+    incarnation: str
+    round_id: int
+    blocks: _containers.RepeatedCompositeFieldContainer[DraftBlock]
+    wait_ms: float
+    def __init__(self, incarnation: _Optional[str] = ..., round_id: _Optional[int] = ..., blocks: _Optional[_Iterable[_Union[DraftBlock, _Mapping]]] = ..., wait_ms: _Optional[float] = ...) -> None: ...
+
+class DraftBlock(_message.Message):
+    __slots__ = ("sequence_id", "base_length", "status", "tokens", "exits", "confidences")
+    SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
+    BASE_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    STATUS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    EXITS_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCES_FIELD_NUMBER: _ClassVar[int]
+    sequence_id: int
+    base_length: int
+    status: Status
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    exits: _containers.RepeatedScalarFieldContainer[int]
+    confidences: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, sequence_id: _Optional[int] = ..., base_length: _Optional[int] = ..., status: _Optional[_Union[Status, str]] = ..., tokens: _Optional[_Iterable[int]] = ..., exits: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ...) -> None: ...

@@ -1,0 +1,83 @@
+"""A request after validation and tokenizing, and what comes back: runs of tokens."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from protocol.errors import InvalidRequest
+
+SEED_BITS = 64
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+    ABORT = "abort"  # cancelled by the caller
+    ERROR = "error"  # the engine failed; the log says why
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one sequence is sampled. With the target and the prompt it determines the text.
+
+    temperature 0 is argmax. top_k 0, top_p 1 and min_p 0 are off; order and meaning as in transformers.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature <= 100.0:
+            raise InvalidRequest(f"temperature {self.temperature} is not in [0, 100]", "temperature")
+        if self.top_k < 0:
+            raise InvalidRequest(f"top_k {self.top_k} is negative; 0 turns it off", "top_k")
+        if not 0.0 < self.top_p <= 1.0:
+            raise InvalidRequest(f"top_p {self.top_p} is not in (0, 1]; 1 turns it off", "top_p")
+        if not 0.0 <= self.min_p <= 1.0:
+            raise InvalidRequest(f"min_p {self.min_p} is not in [0, 1]; 0 turns it off", "min_p")
+        if not 0 <= self.seed < 1 << SEED_BITS:
+            raise InvalidRequest(f"seed {self.seed} does not fit {SEED_BITS} unsigned bits", "seed")
+
+
+@dataclass(frozen=True, slots=True)
+class StopRules:
+    """When a sequence ends. `stop_token_ids` holds EOS too, unless the request ignores it."""
+
+    max_tokens: int
+    stop_token_ids: frozenset[int] = frozenset()
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 1:
+            raise InvalidRequest(f"max_tokens {self.max_tokens} is below 1", "max_tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateRequest:
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    sampling: SamplingParams
+    stop: StopRules
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceStats:
+    """rounds counts decode steps (prefill gives the first token): tokens = 1 + rounds + accepted, before the cut."""
+
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRun:
+    """The tokens that one round committed; `index` is the position of the first among the generated tokens."""
+
+    request_id: str
+    index: int
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason | None = None
+    stats: SequenceStats | None = None  # set with finish_reason

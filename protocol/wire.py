@@ -1,0 +1,123 @@
+"""Draft messages as bytes: the dataclasses of protocol/draft.py to and from protocol/draft.proto."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
+from protocol.pb import draft_pb2 as pb
+from protocol.plan import DepthRule
+from protocol.request import SamplingParams
+
+SERVICE = "draftpool.internal.v1.DraftPool"
+METHOD = "Draft"
+
+_STATUS = {
+    DraftStatus.OK: pb.STATUS_OK,
+    DraftStatus.NEED_CONTEXT: pb.STATUS_NEED_CONTEXT,
+    DraftStatus.BUSY: pb.STATUS_BUSY,
+    DraftStatus.TOO_LONG: pb.STATUS_TOO_LONG,
+}
+_STATUS_OF = {number: status for status, number in _STATUS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class CloseSequences:
+    incarnation: str
+    sequence_ids: tuple[int, ...]
+
+
+TargetMessage = DraftRequest | CloseSequences
+
+
+def encode_target(message: TargetMessage) -> bytes:
+    if isinstance(message, CloseSequences):
+        close = pb.Close(incarnation=message.incarnation, sequence_ids=message.sequence_ids)
+        return pb.TargetMessage(close=close).SerializeToString()
+    draft = pb.DraftRequest(
+        incarnation=message.incarnation,
+        round_id=message.round_id,
+        depth=pb.DepthRule(exits=message.depth.exits, thresholds=message.depth.thresholds),
+        rows=map(_encode_row, message.rows),
+    )
+    return pb.TargetMessage(draft=draft).SerializeToString()
+
+
+def decode_target(data: bytes) -> TargetMessage:
+    """Raises ValueError when the message is of a kind that this version does not know."""
+    message = pb.TargetMessage.FromString(data)
+    match message.WhichOneof("message"):
+        case "draft":
+            return _decode_request(message.draft)
+        case "close":
+            return CloseSequences(message.close.incarnation, tuple(message.close.sequence_ids))
+        case other:
+            raise ValueError(f"a target sent a message of unknown kind {other}; deploy both sides from one version")
+
+
+def encode_reply(reply: DraftReply) -> bytes:
+    message = pb.DraftReply(
+        incarnation=reply.incarnation,
+        round_id=reply.round_id,
+        blocks=map(_encode_block, reply.blocks),
+        wait_ms=reply.wait_ms,
+    )
+    return pb.PoolMessage(reply=message).SerializeToString()
+
+
+def decode_reply(data: bytes) -> DraftReply:
+    reply = pb.PoolMessage.FromString(data).reply
+    return DraftReply(reply.incarnation, reply.round_id, _decode_blocks(reply.blocks), reply.wait_ms)
+
+
+def _encode_row(row: DraftRow) -> pb.DraftRow:
+    sampling = pb.SamplingParams(
+        temperature=row.sampling.temperature,
+        top_k=row.sampling.top_k,
+        top_p=row.sampling.top_p,
+        min_p=row.sampling.min_p,
+        seed=row.sampling.seed,
+    )
+    return pb.DraftRow(
+        sequence_id=row.sequence_id, start=row.start, tokens=row.tokens, length=row.length, sampling=sampling
+    )
+
+
+def _decode_request(draft: pb.DraftRequest) -> DraftRequest:
+    depth = DepthRule(tuple(draft.depth.exits), tuple(draft.depth.thresholds))
+    return DraftRequest(draft.incarnation, draft.round_id, depth, tuple(map(_decode_row, draft.rows)))
+
+
+def _decode_row(row: pb.DraftRow) -> DraftRow:
+    sampling = SamplingParams(
+        row.sampling.temperature, row.sampling.top_k, row.sampling.top_p, row.sampling.min_p, row.sampling.seed
+    )
+    return DraftRow(row.sequence_id, row.start, tuple(row.tokens), row.length, sampling)
+
+
+def _encode_block(block: DraftBlock) -> pb.DraftBlock:
+    return pb.DraftBlock(
+        sequence_id=block.sequence_id,
+        base_length=block.base_length,
+        status=_STATUS[block.status],
+        tokens=block.tokens,
+        exits=block.exits,
+        confidences=block.confidences,
+    )
+
+
+def _decode_blocks(blocks: Sequence[pb.DraftBlock]) -> tuple[DraftBlock, ...]:
+    """A status from a newer version is left out, as if the block were late."""
+    return tuple(
+        DraftBlock(
+            block.sequence_id,
+            block.base_length,
+            _STATUS_OF[block.status],
+            tuple(block.tokens),
+            tuple(block.exits),
+            tuple(block.confidences),
+        )
+        for block in blocks
+        if block.status in _STATUS_OF
+    )

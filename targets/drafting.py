@@ -1,0 +1,83 @@
+"""A target's side of drafting: which tokens the pool has yet to see, and what its answers mean.
+
+Per sequence one integer says how many committed tokens were handed over. The pool forgetting (NEED_CONTEXT)
+sets it back to 0; a full pool (BUSY) silences the sequence for a growing number of rounds, so that asking
+costs nothing when the pool is too small; past the drafter's context (TOO_LONG) it is silent for good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from protocol.draft import DraftBlock, DraftClient, DraftRequest, DraftRow, DraftStatus
+from protocol.plan import DepthRule
+from targets.sequence import Sequence as Decoding
+
+MAX_SILENCE = 64  # rounds
+
+
+@dataclass(slots=True)
+class _Ask:
+    sent: int = 0
+    silent_until: float = 0  # round number
+    silence: int = 1
+
+
+@dataclass(slots=True)
+class Drafting:
+    client: DraftClient
+    incarnation: str
+    num_missed: int = 0
+    _round: int = 0
+    _asks: dict[int, _Ask] = field(default_factory=dict)
+
+    def open(self, sequences: Iterable[Decoding], depth: DepthRule) -> None:
+        """Hand over the context of admitted sequences, so that the pool prefills while the target does."""
+        rows = tuple(self._row(sequence, length=0) for sequence in sequences)
+        if rows:
+            self.client.open(DraftRequest(self.incarnation, self._round, depth, rows))
+
+    def draft(self, decoding: Sequence[Decoding], lengths: Sequence[int], depth: DepthRule) -> list[tuple[int, ...]]:
+        """A draft for each sequence, at most its length long and empty when there is none to be had."""
+        self._round += 1
+        rows = {
+            sequence.id: self._row(sequence, length)
+            for sequence, length in zip(decoding, lengths, strict=True)
+            if length and self._ask(sequence.id).silent_until <= self._round
+        }
+        if not rows:
+            return [()] * len(decoding)
+        reply = self.client.draft(DraftRequest(self.incarnation, self._round, depth, tuple(rows.values())))
+        self.num_missed += reply is None
+        blocks = {block.sequence_id: block for block in reply.blocks} if reply else {}
+        return [self._read(rows.get(sequence.id), blocks.get(sequence.id)) for sequence in decoding]
+
+    def close(self, sequence: Decoding) -> None:
+        if self._asks.pop(sequence.id, None) is not None:
+            self.client.close([sequence.id])
+
+    def _ask(self, sequence_id: int) -> _Ask:
+        return self._asks.setdefault(sequence_id, _Ask())
+
+    def _row(self, sequence: Decoding, length: int) -> DraftRow:
+        ask = self._ask(sequence.id)
+        start, ask.sent = ask.sent, len(sequence.tokens)
+        return DraftRow(sequence.id, start, tuple(sequence.tokens[start:]), length, sequence.request.sampling)
+
+    def _read(self, row: DraftRow | None, block: DraftBlock | None) -> tuple[int, ...]:
+        if row is None or block is None or block.base_length != row.base_length:
+            return ()
+        ask = self._ask(row.sequence_id)
+        match block.status:
+            case DraftStatus.OK:
+                ask.silence = 1
+            case DraftStatus.NEED_CONTEXT:
+                ask.sent = 0
+            case DraftStatus.BUSY:
+                ask.sent = 0
+                ask.silence = min(2 * ask.silence, MAX_SILENCE)
+                ask.silent_until = self._round + ask.silence
+            case DraftStatus.TOO_LONG:
+                ask.silent_until = float("inf")
+        return block.tokens[: row.length]

@@ -1,0 +1,66 @@
+"""A target at work: a decoder, its KV and the page ledger over it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model.batch import Row, build_batch
+from model.decoder import Decoder
+from model.kv import PagedKV, bytes_per_slot
+from model.load import load_decoder
+from model.pages import PageLedger
+from protocol.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardRow:
+    """New tokens of one sequence at positions [start, start + len(tokens)); logits are wanted of the last ones."""
+
+    sequence_id: int
+    start: int
+    tokens: Sequence[int]
+    num_logits: int
+
+
+@dataclass(frozen=True, slots=True)
+class TargetModel:
+    decoder: Decoder
+    ledger: PageLedger
+    kv: PagedKV
+
+    @property
+    def max_length(self) -> int:
+        """Tokens that one sequence may hold: the context length, or all of the KV memory if that is less."""
+        return min(self.decoder.config.max_positions, self.ledger.num_pages * self.ledger.page_size)
+
+    @torch.inference_mode()
+    def forward(self, rows: Sequence[ForwardRow]) -> Tensor:
+        """[sum of num_logits, vocab_size] float32, in row order. Every row's positions are reserved already."""
+        batch = build_batch(
+            [Row(self.ledger.slots(r.sequence_id)[: r.start + len(r.tokens)], len(r.tokens)) for r in rows]
+        )
+        tokens = torch.tensor([token for row in rows for token in row.tokens])
+        hidden = self.decoder.run(self.decoder.embed(tokens), batch, self.kv, 0, self.decoder.config.num_layers)
+        ends = batch.offsets[1:]
+        wanted = [i for row, end in zip(rows, ends, strict=True) for i in range(end - row.num_logits, end)]
+        return self.decoder.logits(hidden[wanted])
+
+
+def load_target(
+    path: Path, *, dtype: torch.dtype, kv_bytes: int, page_size: int, device: torch.device | None = None
+) -> TargetModel:
+    """Raises UnsupportedModel for a family the layer does not cover, ConfigError when kv_bytes hold no page."""
+    device = device or torch.device("cpu")
+    decoder = load_decoder(path, dtype=dtype, device=device)
+    page_bytes = bytes_per_slot(decoder.config, dtype) * page_size
+    num_pages = kv_bytes // page_bytes
+    if num_pages < 1:
+        raise ConfigError(f"{kv_bytes} bytes of KV memory hold no page of {page_bytes}; raise the budget for {path}")
+    return TargetModel(
+        decoder, PageLedger(num_pages, page_size), PagedKV(decoder.config, num_pages * page_size, dtype, device)
+    )

@@ -1,0 +1,26 @@
+"""The plain loop: one sequence, one token a step. The oracle that every faster loop is compared with."""
+
+from __future__ import annotations
+
+from model.sampling import pick
+from protocol.request import GenerateRequest
+from targets.model import ForwardRow, TargetModel
+from targets.sequence import Sequence
+
+
+def generate(model: TargetModel, request: GenerateRequest) -> Sequence:
+    """The finished sequence. Raises RuntimeError when its pages are not to be had."""
+    sequence = Sequence(0, request, model.max_length)
+    model.ledger.open(sequence.id)
+    try:
+        while sequence.finish_reason is None:
+            if not model.ledger.reserve(sequence.id, len(sequence.tokens)):
+                raise RuntimeError(f"{model.ledger.num_free} free pages do not hold {len(sequence.tokens)} tokens")
+            new = sequence.tokens[sequence.computed :]
+            logits = model.forward([ForwardRow(sequence.id, sequence.computed, new, num_logits=1)])
+            sequence.computed = len(sequence.tokens)
+            sequence.rounds += sequence.num_generated > 0
+            sequence.commit(pick(logits, [request.sampling], [len(sequence.tokens)]).tolist())
+    finally:
+        model.ledger.free(sequence.id)
+    return sequence

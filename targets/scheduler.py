@@ -1,0 +1,129 @@
+"""Which sequences take part in a step, and with how many tokens. Decides over integers; tensors never come here.
+
+One step holds a verify row for every decoding sequence and, within a token budget, chunks of the prompts that
+are being prefilled. Decoding goes first: its pages are reserved before a round, lengths fall to 0 when pages
+run short, and only then is the youngest sequence preempted, to be computed again at the same positions.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from model.pages import PageLedger
+from protocol.plan import BatchView, DepthRule, Plan
+from router.policy import Policy
+from targets.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerConfig:
+    """prefill_chunk: prompt tokens in one step, over all sequences."""
+
+    max_batch: int = 16
+    prefill_chunk: int = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """One step. lengths: one per decoding sequence. chunks: (sequence, number of prompt tokens)."""
+
+    decoding: tuple[Sequence, ...]
+    depth: DepthRule | None
+    lengths: tuple[int, ...]
+    chunks: tuple[tuple[Sequence, int], ...]
+    num_preempted: int = 0
+
+
+class Scheduler:
+    def __init__(self, ledger: PageLedger, policy: Policy, config: SchedulerConfig) -> None:
+        self._ledger = ledger
+        self._policy = policy
+        self._config = config
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []  # in order of admission, oldest first
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Finished or cancelled: give its pages back."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+            self._ledger.free(sequence.id)
+        else:
+            self.waiting.remove(sequence)
+
+    def admit(self) -> list[Sequence]:
+        """Waiting sequences, in order, while there is room in the batch and a page for each running one besides."""
+        admitted = []
+        while self.waiting and len(self.running) < self._config.max_batch:
+            sequence = self.waiting[0]
+            self._ledger.open(sequence.id)
+            needed = self._ledger.missing(sequence.id, len(sequence.tokens))
+            if needed + len(self.running) > self._ledger.num_free:
+                self._ledger.free(sequence.id)
+                break
+            self._ledger.reserve(sequence.id, len(sequence.tokens))
+            self.running.append(self.waiting.popleft())
+            admitted.append(sequence)
+        return admitted
+
+    def schedule(self) -> Schedule:
+        decoding = [s for s in self.running if s.is_decoding]
+        view = BatchView(tuple(s.view for s in decoding), len(self.running) - len(decoding))
+        plan = self._policy.plan(view)
+        lengths = self._affordable(decoding, plan)
+        num_preempted = self._reserve(decoding, lengths)
+        del lengths[len(decoding) :]
+        return Schedule(
+            decoding=tuple(decoding),
+            depth=plan.depth if any(lengths) else None,
+            lengths=tuple(lengths),
+            chunks=tuple(chunks(self.running, self._config.prefill_chunk)),
+            num_preempted=num_preempted,
+        )
+
+    def _affordable(self, decoding: list[Sequence], plan: Plan) -> list[int]:
+        """The planned lengths, or none at all when the free pages do not hold every row."""
+        rows = zip(decoding, plan.lengths, strict=True)
+        needed = sum(self._ledger.missing(s.id, len(s.tokens) + length) for s, length in rows)
+        return list(plan.lengths) if needed <= self._ledger.num_free else [0] * len(decoding)
+
+    def _reserve(self, decoding: list[Sequence], lengths: list[int]) -> int:
+        """Pages for every row, oldest first; preempts the youngest running sequence while they are short."""
+        num_preempted = 0
+        row = 0
+        while row < len(decoding):
+            sequence = decoding[row]
+            if self._ledger.reserve(sequence.id, len(sequence.tokens) + lengths[row]):
+                row += 1
+                continue
+            victim = self._preempt_youngest()
+            num_preempted += 1
+            if victim in decoding:
+                decoding.remove(victim)
+        return num_preempted
+
+    def _preempt_youngest(self) -> Sequence:
+        victim = self.running.pop()
+        self._ledger.free(victim.id)
+        victim.computed = 0
+        self.waiting.appendleft(victim)
+        return victim
+
+
+def chunks(running: Iterable[Sequence], budget: int) -> list[tuple[Sequence, int]]:
+    """Prompt tokens for this step, oldest sequence first, together at most `budget`."""
+    taken = []
+    for sequence in running:
+        size = min(sequence.prefill_end - sequence.computed, budget)
+        if size > 0:
+            taken.append((sequence, size))
+            budget -= size
+    return taken

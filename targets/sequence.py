@@ -1,0 +1,75 @@
+"""One sequence: its tokens, how many of them have KV, and when it ends. Integers only.
+
+While it decodes, every token but the newest has KV: `computed == len(tokens) - 1`. A round feeds the newest
+token and the draft behind it. Rejection, preemption and resumption are all changes of `computed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Run
+from dataclasses import dataclass, field
+
+from protocol.plan import SequenceView
+from protocol.request import FinishReason, GenerateRequest, SequenceStats
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """max_length: tokens that fit, prompt included (context length and KV memory both counted)."""
+
+    id: int
+    request: GenerateRequest
+    max_length: int
+    tokens: list[int] = field(init=False)
+    computed: int = 0
+    rounds: int = 0
+    drafted: int = 0
+    accepted: int = 0
+    finish_reason: FinishReason | None = None
+
+    def __post_init__(self) -> None:
+        self.tokens = list(self.request.prompt_ids)
+
+    @property
+    def num_generated(self) -> int:
+        return len(self.tokens) - len(self.request.prompt_ids)
+
+    @property
+    def prefill_end(self) -> int:
+        """A fresh prompt is prefilled whole and gives the first token; a resumed one leaves its newest to a round."""
+        return len(self.tokens) - 1 if self.num_generated else len(self.tokens)
+
+    @property
+    def is_decoding(self) -> bool:
+        return self.computed == self.prefill_end and self.num_generated > 0
+
+    @property
+    def remaining(self) -> int:
+        by_request = self.request.stop.max_tokens - self.num_generated
+        return min(by_request, self.max_length - len(self.tokens))
+
+    @property
+    def view(self) -> SequenceView:
+        return SequenceView(num_tokens=len(self.tokens), remaining=self.remaining)
+
+    @property
+    def stats(self) -> SequenceStats:
+        return SequenceStats(self.rounds, self.drafted, self.accepted)
+
+    def commit(self, run: Run[int]) -> tuple[int, ...]:
+        """Append what the stop rules leave of a run, and return it. Sets finish_reason at the end."""
+        kept = cut(run, self.remaining, self.request.stop.stop_token_ids)
+        self.tokens += kept
+        if kept[-1] in self.request.stop.stop_token_ids:
+            self.finish_reason = FinishReason.STOP
+        elif self.remaining == 0:
+            self.finish_reason = FinishReason.LENGTH
+        return kept
+
+
+def cut(run: Run[int], room: int, stop_token_ids: frozenset[int]) -> tuple[int, ...]:
+    """The run up to its first stop token, that one included, and at most `room` tokens."""
+    for index, token in enumerate(run[:room]):
+        if token in stop_token_ids:
+            return tuple(run[: index + 1])
+    return tuple(run[:room])

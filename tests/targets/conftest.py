@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from targets.model import TargetModel, load_target
+from tests.model.families import make_checkpoint
+
+LoadTarget = Callable[..., TargetModel]
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint("llama", tmp_path_factory.mktemp("target") / "llama", seed=0)
+
+
+@pytest.fixture
+def load(llama: Path) -> LoadTarget:
+    """A tiny fp32 target with as many KV positions as asked for."""
+
+    def loader(num_positions: int = 4096, page_size: int = 16) -> TargetModel:
+        whole = load_target(llama, dtype=torch.float32, kv_bytes=1 << 24, page_size=1)
+        per_position = (1 << 24) // whole.ledger.num_pages
+        return load_target(llama, dtype=torch.float32, kv_bytes=num_positions * per_position, page_size=page_size)
+
+    return loader

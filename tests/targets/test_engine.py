@@ -1,0 +1,174 @@
+"""The engine against the plain loop, whatever the drafter says and however little memory there is."""
+
+import random
+import threading
+from collections import Counter
+
+import pytest
+
+from protocol.errors import InvalidRequest, PromptTooLong, QueueFull
+from protocol.plan import BatchView, DepthRule, Plan
+from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules
+from router.policy import Fixed, Off
+from targets.engine import Engine, EngineConfig
+from tests.model.families import VOCAB
+from tests.reference.engine import Collector, ScriptedDrafter, plain_texts, random_requests, run_all
+
+DEPTH = DepthRule((1,))
+
+
+class Randomised:
+    """Another length for every sequence and round."""
+
+    def __init__(self, seed: int, longest: int) -> None:
+        self._rng = random.Random(seed)
+        self._longest = longest
+
+    def plan(self, view: BatchView) -> Plan:
+        lengths = tuple(min(self._rng.randint(0, self._longest), s.remaining - 1) for s in view.sequences)
+        return Plan(DEPTH if any(lengths) else None, lengths)
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("page_size", [1, 16])
+def test_the_text_is_the_plain_loops_whatever_the_drafter_does(load, seed, page_size):
+    requests = random_requests(seed, 9, VOCAB)
+    texts = plain_texts(load(), requests)
+    drafter = ScriptedDrafter(requests, texts, seed, accuracy=0.7, trouble=0.1)
+    model = load(page_size=page_size)
+    config = EngineConfig(max_batch=random.Random(seed).choice([1, 3, 16]), prefill_chunk=7)
+    result = run_all(Engine(model, Randomised(seed, 6), drafter, config), requests)
+    assert result.tokens == texts
+    assert sum(s.accepted for s in result.stats.values()) > 0
+    assert sum(s.drafted - s.accepted for s in result.stats.values()) > 0
+    assert (model.ledger.num_free, drafter.num_open) == (model.ledger.num_pages, 0)
+    model.ledger.check()
+
+
+def test_tokens_are_one_plus_rounds_plus_accepted_when_nothing_is_cut(load):
+    requests = random_requests(3, 5, VOCAB)
+    requests = [GenerateRequest(r.request_id, r.prompt_ids, r.sampling, StopRules(17)) for r in requests]
+    drafter = ScriptedDrafter(requests, plain_texts(load(), requests), seed=1)
+    result = run_all(Engine(load(), Fixed(DEPTH, 3), drafter), requests)
+    for request_id, stats in result.stats.items():
+        assert len(result.tokens[request_id]) == 17 == 1 + stats.rounds + stats.accepted
+
+
+def test_forced_preemption_changes_no_token(load):
+    requests = random_requests(5, 8, VOCAB, max_tokens=30)
+    texts = plain_texts(load(), requests)
+    drafter = ScriptedDrafter(requests, texts, seed=2)
+    model = load(num_positions=128, page_size=4)
+    engine = Engine(model, Fixed(DEPTH, 4), drafter)
+    assert run_all(engine, requests).tokens == texts
+    assert engine.stats().num_preempted > 0
+    assert model.ledger.num_free == model.ledger.num_pages
+
+
+def test_requests_join_and_leave_at_any_step(load):
+    requests = random_requests(7, 12, VOCAB, max_tokens=24)
+    texts = plain_texts(load(), requests)
+    engine = Engine(load(), Fixed(DEPTH, 3), ScriptedDrafter(requests, texts, seed=3), EngineConfig(max_batch=4))
+    collector = Collector()
+    engine.start()
+    for index, request in enumerate(requests):
+        engine.submit(request, collector)
+        if index % 3 == 2:
+            collector.wait_for_tokens(requests[index - 2].request_id, 5)
+    collector.wait(len(requests))
+    engine.stop()
+    assert collector.tokens == texts
+
+
+def test_a_cancelled_request_ends_at_once_and_gives_everything_back(load):
+    request = random_requests(1, 1, VOCAB)[0]
+    long = GenerateRequest("long", request.prompt_ids, request.sampling, StopRules(150))
+    texts = plain_texts(load(), [long])
+    drafter, model = ScriptedDrafter([long], texts, seed=1), load()
+    engine = Engine(model, Fixed(DEPTH, 2), drafter)
+    collector, started = Collector(), threading.Event()
+
+    def on_run(run):
+        collector(run)
+        started.set()
+
+    engine.submit(long, on_run)
+    engine.start()
+    assert started.wait(30)
+    engine.cancel("long")
+    engine.cancel("never known")
+    collector.wait(1)
+    engine.stop()
+    assert collector.reasons == {"long": FinishReason.ABORT}
+    assert collector.tokens["long"] == texts["long"][: len(collector.tokens["long"])]
+    assert (model.ledger.num_free, drafter.num_open) == (model.ledger.num_pages, 0)
+
+
+def test_the_queue_is_bounded_and_the_refused_request_leaves_no_trace(load):
+    requests = random_requests(2, 4, VOCAB)
+    engine = Engine(load(), Off(), config=EngineConfig(max_batch=1, max_queue=2))
+    collector = Collector()
+    for request in requests[:3]:
+        engine.submit(request, collector)
+    with pytest.raises(QueueFull, match="3 requests are running or queued"):
+        engine.submit(requests[3], collector)
+    engine.start()
+    collector.wait(3)
+    engine.submit(requests[3], collector)
+    collector.wait(4)
+    engine.stop()
+
+
+def test_prompts_that_cannot_be_served_are_refused_by_name(load):
+    engine = Engine(load(num_positions=64), Off())
+    with pytest.raises(PromptTooLong, match="64 tokens and this model holds 64"):
+        engine.submit(prompt((1,) * 64), print)
+    with pytest.raises(InvalidRequest, match="empty"):
+        engine.submit(prompt(()), print)
+    with pytest.raises(InvalidRequest, match=f"vocabulary of {VOCAB}"):
+        engine.submit(prompt((VOCAB,)), print)
+
+
+def test_a_prompt_that_fills_the_memory_but_for_one_token_gets_that_token(load):
+    engine = Engine(load(num_positions=64), Off())
+    collector = run_all(engine, [prompt((5,) * 63)])
+    assert Counter(collector.reasons.values()) == {FinishReason.LENGTH: 1}
+    assert len(collector.tokens["r"]) == 1
+
+
+def test_a_failing_step_ends_its_requests_with_an_error_and_the_engine_goes_on(load, monkeypatch):
+    requests = random_requests(4, 3, VOCAB)
+    texts = plain_texts(load(), requests)
+    model = load()
+    engine = Engine(model, Off())
+    stepper = engine._stepper
+    verify, failures = stepper.verify, iter([True])
+
+    def failing(schedule, drafts):
+        if next(failures, False):
+            raise RuntimeError("planted")
+        return verify(schedule, drafts)
+
+    monkeypatch.setattr(stepper, "verify", failing)
+    broken = run_all_but_stop(engine, requests[:1])
+    assert list(broken.reasons.values()) == [FinishReason.ERROR]
+    collector = Collector()
+    for request in requests[1:]:
+        engine.submit(request, collector)
+    collector.wait(2)
+    engine.stop()
+    assert collector.tokens == {r.request_id: texts[r.request_id] for r in requests[1:]}
+    assert model.ledger.num_free == model.ledger.num_pages
+
+
+def run_all_but_stop(engine: Engine, requests: list[GenerateRequest]) -> Collector:
+    collector = Collector()
+    for request in requests:
+        engine.submit(request, collector)
+    engine.start()
+    collector.wait(len(requests))
+    return collector
+
+
+def prompt(ids: tuple[int, ...]) -> GenerateRequest:
+    return GenerateRequest("r", ids, SamplingParams(), StopRules(8))
