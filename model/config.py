@@ -79,12 +79,14 @@ class DecoderConfig:
 def read_config(directory: Path) -> DecoderConfig:
     """Raises UnsupportedModel, naming the family or option, or ConfigError when the directory is no HF checkpoint."""
     raw = _read_json(directory / "config.json")
-    _refuse_family(raw)
+    _refuse_family(raw.get("model_type"))
+    _refuse_foreign(raw)
     try:
         hf = AutoConfig.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except Exception as error:
         raise ConfigError(f"{directory / 'config.json'} is not a valid {raw['model_type']} config: {error}") from error
     family, gemma = str(hf.model_type), hf.model_type in _GEMMA
+    _refuse_family(family)  # AutoConfig takes mistral with layer_types for ministral
     _refuse_options(hf)
     head_dim = getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads
     attention_bias = family in ("llama", "qwen3", *_GEMMA) and bool(hf.attention_bias)
@@ -131,10 +133,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _refuse_family(raw: dict[str, Any]) -> None:
-    family = raw.get("model_type")
+def _refuse_family(family: object) -> None:
     if family not in FAMILIES:
         raise UnsupportedModel(f"model family {family!r} is not supported; supported are {', '.join(FAMILIES)}")
+
+
+def _refuse_foreign(raw: dict[str, Any]) -> None:
+    family = raw["model_type"]
     if raw.get("quantization_config"):
         raise UnsupportedModel(f"this {family} checkpoint is quantized; give its unquantized safetensors checkpoint")
     if "AutoModelForCausalLM" in (raw.get("auto_map") or {}):
@@ -147,8 +152,8 @@ def _refuse_options(hf: Any) -> None:
         raise UnsupportedModel(f"{family} with use_bidirectional_attention is not a causal decoder")
     if family == "gemma3_text" and hf.attn_logit_softcapping is not None:
         raise UnsupportedModel("gemma3_text with attn_logit_softcapping is not supported: transformers ignores it")
-    if family in ("llama", "mistral") and getattr(hf, "layer_types", None) is not None:
-        raise UnsupportedModel(f"{family} with layer_types is not supported: transformers ignores them")
+    if family == "llama" and getattr(hf, "layer_types", None) is not None:
+        raise UnsupportedModel("llama with layer_types is not supported: transformers ignores them")
 
 
 def _activation(hf: Any) -> str:

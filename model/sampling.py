@@ -52,6 +52,15 @@ def pick_with_confidence(
     return picks, confidence
 
 
+def noisy_scores(logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> Tensor:
+    """What each pick is the argmax of, [num_rows, vocab_size] float64; the plain logits at temperature 0."""
+    scores = logits.double()
+    noisy = [row for row, params in enumerate(sampling) if params.temperature > 0]
+    if noisy:
+        scores[noisy] = _scores(logits, sampling, positions, noisy)
+    return scores
+
+
 def filter_logits(logits: Tensor, sampling: Sequence[SamplingParams]) -> Tensor:
     """Scaled logits with refused tokens at -inf, [num_rows, vocab_size]. Every row has temperature > 0."""
     scaled = logits / _column(logits, [params.temperature for params in sampling])

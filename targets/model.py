@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.batch import Row, build_batch
 from model.decoder import Decoder
-from model.kv import PagedKV, bytes_per_slot
+from model.kv import PagedKV
 from model.load import load_decoder
 from model.pages import PageLedger
 from protocol.errors import ConfigError
@@ -52,15 +52,15 @@ class TargetModel:
 
 
 def load_target(
-    path: Path, *, dtype: torch.dtype, kv_bytes: int, page_size: int, device: torch.device | None = None
+    path: Path, *, dtype: torch.dtype, num_positions: int, page_size: int, device: torch.device | None = None
 ) -> TargetModel:
-    """Raises UnsupportedModel for a family the layer does not cover, ConfigError when kv_bytes hold no page."""
-    device = device or torch.device("cpu")
-    decoder = load_decoder(path, dtype=dtype, device=device)
-    page_bytes = bytes_per_slot(decoder.config, dtype) * page_size
-    num_pages = kv_bytes // page_bytes
-    if num_pages < 1:
-        raise ConfigError(f"{kv_bytes} bytes of KV memory hold no page of {page_bytes}; raise the budget for {path}")
-    return TargetModel(
-        decoder, PageLedger(num_pages, page_size), PagedKV(decoder.config, num_pages * page_size, dtype, device)
-    )
+    """A target whose KV holds num_positions, rounded down to whole pages.
+
+    Raises UnsupportedModel for a family the layer does not cover, ConfigError when that is less than a page.
+    """
+    decoder = load_decoder(path, dtype=dtype, device=device or torch.device("cpu"))
+    if num_positions < page_size:
+        raise ConfigError(f"KV memory for {num_positions} positions holds no page of {page_size}; raise it for {path}")
+    num_pages = num_positions // page_size
+    kv = PagedKV(decoder.config, num_pages * page_size, dtype, decoder.device)
+    return TargetModel(decoder, PageLedger(num_pages, page_size), kv)

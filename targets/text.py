@@ -21,14 +21,12 @@ _BROKEN = "\ufffd"
 class Decoder(Protocol):
     """The part of a transformers tokenizer that is used here."""
 
-    def decode(
-        self, token_ids: list[int], *, skip_special_tokens: bool = ..., clean_up_tokenization_spaces: bool = ...
-    ) -> str: ...
+    def decode(self, token_ids: list[int], skip_special_tokens: bool, **options: bool) -> str | list[str]: ...
 
 
 def decode(tokenizer: Decoder, token_ids: Sequence[int]) -> str:
     """The text of all tokens at once, which the pieces of a Detokenizer join to."""
-    return tokenizer.decode(list(token_ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    return str(tokenizer.decode(list(token_ids), True, clean_up_tokenization_spaces=False))
 
 
 class Detokenizer:

@@ -99,20 +99,28 @@ NAMES = tuple(_CONFIGS)
 def make_checkpoint(family: str, directory: Path, seed: int, dtype: torch.dtype = torch.float32) -> Path:
     """family: one of NAMES. Returns `directory`, which then holds config.json and model.safetensors."""
     config = _CONFIGS[family]()
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    _randomize(model, seed, gemma=config.model_type.startswith("gemma"))
+    auto: Any = AutoModelForCausalLM
+    model = auto.from_config(config, dtype=torch.float32)
+    _randomize(model, seed, config)
     model.to(dtype).save_pretrained(directory)
     return directory
 
 
-def _randomize(model: torch.nn.Module, seed: int, gemma: bool) -> None:
+def _randomize(model: torch.nn.Module, seed: int, config: PreTrainedConfig) -> None:
+    """Embeddings are small, so that tied ones do not echo their token; the last norm makes up for it."""
+    gemma = config.model_type.startswith("gemma")
+    embedding_std = 0.1 if gemma else 0.4
+    final_norm = 1.5 / embedding_std if config.tie_word_embeddings else 1.0
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=generator)
-            if parameter.ndim == 2:
-                parameter.copy_(noise * parameter.shape[1] ** -0.5 * 1.5)
+            if "embed_tokens" in name:
+                parameter.copy_(noise * embedding_std * parameter.shape[1] ** -0.5)
+            elif parameter.ndim == 2:
+                parameter.copy_(noise * 1.5 * parameter.shape[1] ** -0.5)
             elif name.endswith("norm.weight"):
-                parameter.copy_(noise * 0.2 + (0.0 if gemma else 1.0))
+                mean = final_norm if name == "model.norm.weight" else 1.0
+                parameter.copy_(noise * 0.2 + mean - (1.0 if gemma else 0.0))
             else:
                 parameter.copy_(noise * 0.2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,10 @@ class Sequences:
         bounds = (0, *cuts, self.decoder.config.num_layers)
         with torch.inference_mode():
             hidden = self.decoder.embed(torch.cat(list(new_tokens.values())))
-            for start, stop in zip(bounds, bounds[1:], strict=False):
+            for start, stop in itertools.pairwise(bounds):
                 hidden = self.decoder.run(hidden, batch, self.kv, start, stop)
             logits = self.decoder.logits(hidden)
-        return dict(zip(new_tokens, logits.split([row.num_new for row in rows]), strict=True))
+        return dict(zip(new_tokens, logits.split_with_sizes([row.num_new for row in rows]), strict=True))
 
     def truncate(self, sequence: int, length: int) -> None:
         self.ledger.truncate(sequence, length)
@@ -102,7 +103,7 @@ def test_one_prefill_gives_the_logits_of_transformers(decoder: Decoder, oracle: 
 def test_a_prompt_in_chunks_gives_the_same_logits(decoder: Decoder, oracle: Any, page_size: int) -> None:
     tokens = random_tokens(1, 75)
     sequences = Sequences(decoder, page_size=page_size)
-    chunks = [sequences.forward({0: chunk})[0] for chunk in tokens.split([40, 5, 1, 29])]
+    chunks = [sequences.forward({0: chunk})[0] for chunk in tokens.split_with_sizes([40, 5, 1, 29])]
     assert_same(torch.cat(chunks), oracle_logits(oracle, tokens))
 
 
@@ -204,7 +205,8 @@ LONG_FACTORS = {"long_factor": [1.0] * 6, "short_factor": [1.0] * 6}
         ("llama", {"hidden_act": "xielu"}, "'xielu'"),
         ("llama", {"quantization_config": {"quant_method": "gptq"}}, "quantized"),
         ("llama", {"auto_map": {"AutoModelForCausalLM": "modeling.Mine"}}, "auto_map"),
-        ("mistral", {"layer_types": ["full_attention"] * 4}, "layer_types"),
+        ("llama", {"layer_types": ["full_attention"] * 4}, "layer_types"),
+        ("mistral", {"layer_types": ["full_attention"] * 4}, "'ministral'"),
         ("qwen3", {"layer_types": ["sliding_attention"] * 4}, "sliding_window is off"),
         ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention"),
         ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
@@ -233,7 +235,7 @@ class TestWeightFiles:
     def load(self, directory: Path) -> Decoder:
         return load_decoder(directory, dtype=torch.float32)
 
-    def rewrite(self, directory: Path, drop: str = "", **add: Tensor) -> None:
+    def rewrite(self, directory: Path, add: dict[str, Tensor], drop: str = "") -> None:
         tensors = load_file(directory / "model.safetensors") | add
         kept = {name: tensor.clone() for name, tensor in tensors.items() if name != drop}
         save_file(kept, directory / "model.safetensors")
@@ -264,22 +266,22 @@ class TestWeightFiles:
             self.load(directory)
 
     def test_a_missing_tensor_is_named(self, directory: Path) -> None:
-        self.rewrite(directory, drop="model.layers.1.mlp.up_proj.weight")
+        self.rewrite(directory, {}, drop="model.layers.1.mlp.up_proj.weight")
         with pytest.raises(ConfigError, match=r"lacks.*model\.layers\.1\.mlp\.up_proj\.weight"):
             self.load(directory)
 
     def test_an_unexplained_tensor_is_named(self, directory: Path) -> None:
-        self.rewrite(directory, **{"model.layers.0.self_attn.q_proj.bias": torch.zeros(48)})
+        self.rewrite(directory, {"model.layers.0.self_attn.q_proj.bias": torch.zeros(48)})
         with pytest.raises(UnsupportedModel, match=r"model\.layers\.0\.self_attn\.q_proj\.bias"):
             self.load(directory)
 
     def test_a_wrong_shape_is_named(self, directory: Path) -> None:
-        self.rewrite(directory, **{"model.norm.weight": torch.zeros(7)})
+        self.rewrite(directory, {"model.norm.weight": torch.zeros(7)})
         with pytest.raises(ConfigError, match=r"model\.norm\.weight.*\(7,\).*\(48,\)"):
             self.load(directory)
 
     def test_stored_rotary_frequencies_are_harmless(self, directory: Path) -> None:
-        self.rewrite(directory, **{"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(6)})
+        self.rewrite(directory, {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(6)})
         self.load(directory)
 
     def test_a_tied_head_may_be_stored_only_if_it_is_the_embedding(self, directory: Path) -> None:
@@ -287,7 +289,7 @@ class TestWeightFiles:
         with pytest.raises(ConfigError, match="ties its embeddings"):
             self.load(directory)
         embedding = load_file(directory / "model.safetensors")["model.embed_tokens.weight"]
-        self.rewrite(directory, **{"lm_head.weight": embedding})
+        self.rewrite(directory, {"lm_head.weight": embedding})
         assert self.load(directory).weights.head is not None
 
     def test_too_many_layers_are_refused(self, directory: Path) -> None:

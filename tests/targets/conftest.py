@@ -22,8 +22,6 @@ def load(llama: Path) -> LoadTarget:
     """A tiny fp32 target with as many KV positions as asked for."""
 
     def loader(num_positions: int = 4096, page_size: int = 16) -> TargetModel:
-        whole = load_target(llama, dtype=torch.float32, kv_bytes=1 << 24, page_size=1)
-        per_position = (1 << 24) // whole.ledger.num_pages
-        return load_target(llama, dtype=torch.float32, kv_bytes=num_positions * per_position, page_size=page_size)
+        return load_target(llama, dtype=torch.float32, num_positions=num_positions, page_size=page_size)
 
     return loader

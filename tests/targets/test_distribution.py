@@ -47,7 +47,7 @@ def tiny(tmp_path_factory):
     )  # fmt: skip
     directory = tmp_path_factory.mktemp("tiny")
     LlamaForCausalLM(config).save_pretrained(directory)
-    return lambda: load_target(directory, dtype=torch.float32, kv_bytes=1 << 21, page_size=4)
+    return lambda: load_target(directory, dtype=torch.float32, num_positions=4096, page_size=4)
 
 
 def exact_joint(model) -> dict[tuple[int, ...], float]:

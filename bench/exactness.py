@@ -1,0 +1,270 @@
+"""Exactness: the speculative loop's tokens against the plain loop's, for every setting, in fp32.
+
+A cell is one combination of batch, depth, length, temperature and memory. Every prompt of a cell is one case:
+its tokens equal the plain loop's (batch 1, one token a step), or the first difference is a float tie (the two
+best scores within 1e-4 of each other), or it is a fault. At temperature 0 the plain loop itself is compared
+with transformers' generate. Cells are appended to a file as they finish, so an interrupted run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from bench import machine
+from bench.prompts import Prompt, mixed
+from deployments.local import complete, depth_rule, open_engine
+from drafters.manifest import Manifest
+from drafters.nested import load_nested
+from drafters.worker import DraftWorker, WorkerConfig
+from model.sampling import noisy_scores
+from protocol.request import GenerateRequest, SamplingParams, StopRules
+from router.policy import Fixed
+from targets import plain
+from targets.engine import EngineConfig
+from targets.model import ForwardRow, TargetModel, load_target
+
+MODELS = machine.ROOT / "demo/models"
+RESULTS = machine.ROOT / "bench/results/exactness"
+BATCHES = (1, 4, 16)
+DEPTHS: tuple[int | str, ...] = (2, 4, 6, "cascade")
+LENGTHS = tuple(range(9))
+TEMPERATURES = (0.0, 0.8)
+TIE = 1e-4
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """kv_positions: positions that the target's KV holds; few enough, and sequences are preempted."""
+
+    batch: int
+    depth: int | str
+    length: int
+    temperature: float
+    page_size: int = 256
+    kv_positions: int = 16 * 512
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """The first token that differs in one case. gap: between the plain loop's two best scores there."""
+
+    prompt: str
+    index: int
+    gap: float
+
+
+@dataclass(frozen=True, slots=True)
+class CellResult:
+    cell: Cell
+    num_cases: int
+    num_tokens: int
+    drafted: int
+    accepted: int
+    preempted: int
+    seconds: float
+    ties: list[Difference] = field(default_factory=list)
+    faults: list[Difference] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What is tested: a target, a drafter, and the plain loop's text of every request by temperature."""
+
+    target: Path
+    drafter: Path
+    prompts: Sequence[Prompt]
+    max_tokens: int
+    oracle: TargetModel
+    texts: dict[float, list[list[int]]]
+
+
+def full_matrix() -> list[Cell]:
+    """Every setting, then tight memory with page size 16, where preemption is forced."""
+    every = [Cell(*s) for s in itertools.product(BATCHES, DEPTHS, LENGTHS, TEMPERATURES)]
+    tight = [
+        Cell(16, depth, length, temperature, page_size=16, kv_positions=1600)
+        for depth, length, temperature in itertools.product(DEPTHS, (0, 2, 5, 8), TEMPERATURES)
+    ]
+    return every + tight
+
+
+def load(path: Path, cell_positions: int, page_size: int) -> TargetModel:
+    """An fp32 target whose KV holds the given number of positions."""
+    return load_target(path, dtype=torch.float32, num_positions=cell_positions, page_size=page_size)
+
+
+def requests(prompts: Sequence[Prompt], temperature: float, max_tokens: int) -> list[GenerateRequest]:
+    """EOS is ignored; the seed is the prompt's number."""
+    return [
+        GenerateRequest(prompt.name, prompt.token_ids, SamplingParams(temperature, seed=seed), StopRules(max_tokens))
+        for seed, prompt in enumerate(prompts)
+    ]
+
+
+def prepare(
+    target: Path,
+    drafter: Path,
+    prompts: Sequence[Prompt],
+    max_tokens: int,
+    temperatures: Iterable[float] = TEMPERATURES,
+) -> Subject:
+    """Runs the plain loop over every prompt."""
+    oracle = load(target, 1024, 16)
+    texts = {
+        temperature: [
+            plain.generate(oracle, request).tokens[len(request.prompt_ids) :]
+            for request in tqdm(requests(prompts, temperature, max_tokens), f"plain loop, temperature {temperature}")
+        ]
+        for temperature in temperatures
+    }
+    return Subject(target, drafter, prompts, max_tokens, oracle, texts)
+
+
+def run_cell(subject: Subject, cell: Cell) -> CellResult:
+    model = load(subject.target, cell.kv_positions, cell.page_size)
+    drafter = load_nested(
+        subject.drafter, dtype=torch.float32, num_positions=cell.batch * 512, page_size=cell.page_size
+    )
+    worker = DraftWorker(drafter, WorkerConfig(max_rows=cell.batch))
+    rule = depth_rule(Manifest.load(subject.drafter).exits, cell.depth)
+    config = EngineConfig(max_batch=cell.batch, max_queue=len(subject.prompts))
+    wanted = requests(subject.prompts, cell.temperature, subject.max_tokens)
+    engine = open_engine(model, worker, Fixed(rule, cell.length), config)
+    start = time.perf_counter()
+    try:
+        got = [completion.token_ids for completion in complete(engine, wanted)]
+    finally:
+        engine.stop()
+    stats = engine.stats()
+    assert stats.num_free_pages == stats.num_pages, "pages leaked"
+    differences = list(_differences(subject, cell.temperature, wanted, got))
+    return CellResult(
+        cell=cell,
+        num_cases=len(wanted),
+        num_tokens=sum(map(len, got)),
+        drafted=stats.num_drafted,
+        accepted=stats.num_accepted,
+        preempted=stats.num_preempted,
+        seconds=round(time.perf_counter() - start, 2),
+        ties=[d for d in differences if d.gap <= TIE],
+        faults=[d for d in differences if d.gap > TIE],
+    )
+
+
+def _differences(
+    subject: Subject, temperature: float, wanted: Sequence[GenerateRequest], got: Sequence[tuple[int, ...]]
+) -> Iterator[Difference]:
+    for request, text, tokens in zip(wanted, subject.texts[temperature], got, strict=True):
+        index = first_difference(text, tokens)
+        if index is not None:
+            yield Difference(request.request_id, index, score_gap(subject.oracle, request, text[:index]))
+
+
+def first_difference(text: Sequence[int], tokens: Sequence[int]) -> int | None:
+    for index, (expected, actual) in enumerate(itertools.zip_longest(text, tokens)):
+        if expected != actual:
+            return index
+    return None
+
+
+def score_gap(model: TargetModel, request: GenerateRequest, text: Sequence[int]) -> float:
+    """Distance of the two best scores for the token behind prompt + text."""
+    context = [*request.prompt_ids, *text]
+    model.ledger.open(0)
+    assert model.ledger.reserve(0, len(context))
+    logits = model.forward([ForwardRow(0, 0, context, num_logits=1)])
+    model.ledger.free(0)
+    best = noisy_scores(logits, [request.sampling], [len(context)]).topk(2).values[0]
+    return float(best[0] - best[1])
+
+
+def differs_from_generate(subject: Subject) -> list[Difference]:
+    """The plain loop at temperature 0 against transformers' greedy generate."""
+    reference = AutoModelForCausalLM.from_pretrained(subject.target, dtype=torch.float32)
+    got = []
+    for prompt in tqdm(subject.prompts, "transformers generate"):
+        ids = torch.tensor([prompt.token_ids])
+        settings = {"max_new_tokens": subject.max_tokens, "min_new_tokens": subject.max_tokens, "do_sample": False}
+        out = reference.generate(ids, attention_mask=torch.ones_like(ids), eos_token_id=-1, pad_token_id=0, **settings)
+        got.append(tuple(out[0, ids.shape[1] :].tolist()))
+    return list(_differences(subject, 0.0, requests(subject.prompts, 0.0, subject.max_tokens), got))
+
+
+def run_matrix(subject: Subject, cells: Sequence[Cell], path: Path) -> list[dict[str, object]]:
+    """Every cell's result as stored, running those that the file lacks."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = {} if not path.exists() else {json.dumps(r["cell"]): r for r in map(json.loads, path.open())}
+    for cell in tqdm(cells, "cells"):
+        key = json.dumps(asdict(cell))
+        if key not in done:
+            done[key] = json.loads(json.dumps(asdict(run_cell(subject, cell))))
+            with path.open("a") as file:
+                file.write(json.dumps(done[key]) + "\n")
+    return [done[json.dumps(asdict(cell))] for cell in cells]
+
+
+def summarise(results: Sequence[dict[str, object]]) -> dict[str, object]:
+    def total(name: str) -> int:
+        return sum(int(str(result[name])) for result in results)
+
+    def found(name: str) -> list[object]:
+        return [{"cell": result["cell"], name: result[name]} for result in results if result[name]]
+
+    vacuous = [
+        result["cell"]
+        for result in results
+        if result["drafted"] and not 0 < int(str(result["accepted"])) < int(str(result["drafted"]))
+    ]
+    return {
+        "num_cells": len(results),
+        **{name: total(name) for name in ("num_cases", "num_tokens", "drafted", "accepted", "preempted")},
+        "cells_without_accepted_and_rejected": vacuous,
+        "ties": found("ties"),
+        "faults": found("faults"),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--target", type=Path, default=MODELS / "large")
+    parser.add_argument("--drafter", type=Path, default=MODELS / "drafter")
+    parser.add_argument("--prompts", type=int, default=64)
+    parser.add_argument("--prompt-tokens", type=int, default=256)
+    parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    prompts = mixed(AutoTokenizer.from_pretrained(args.target), args.prompts, args.prompt_tokens)
+    subject = prepare(args.target, args.drafter, prompts, args.max_tokens)
+    against_generate = differs_from_generate(subject)
+    summary = summarise(run_matrix(subject, full_matrix(), args.out / f"{args.target.name}.cells.jsonl"))
+    report = {
+        "machine": machine.describe(),
+        "target": args.target.name,
+        "drafter": args.drafter.name,
+        "num_prompts": len(prompts),
+        "prompt_tokens": args.prompt_tokens,
+        "max_tokens": args.max_tokens,
+        "plain_loop_against_generate": [asdict(difference) for difference in against_generate],
+        **summary,
+    }
+    (args.out / f"{args.target.name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    sys.stdout.write(json.dumps({k: v for k, v in report.items() if k != "machine"}, indent=1) + "\n")
+    beyond_ties = [difference for difference in against_generate if difference.gap > TIE]
+    return 1 if summary["faults"] or beyond_ties else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""Where a result was measured: machine, versions, commit and command, to stand in every result file."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def describe() -> dict[str, object]:
+    return {
+        "cpu": cpu_name(),
+        "capability": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": version("transformers"),
+        "commit": commit(),
+        "command": " ".join(["python -m", _module_name(), *sys.argv[1:]]),
+    }
+
+
+def cpu_name() -> str:
+    names = {line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")}
+    count = sum(line.startswith("processor") for line in _cpuinfo())
+    return f"{count} x {', '.join(sorted(names)) or platform.machine()}"
+
+
+def commit() -> str:
+    """The checked-out commit, with + when tracked files differ from it."""
+    head = _git("rev-parse", "--short=12", "HEAD")
+    return head + ("+" if _git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def _git(*arguments: str) -> str:
+    done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _module_name() -> str:
+    try:
+        return ".".join(Path(sys.argv[0]).resolve().relative_to(ROOT).with_suffix("").parts)
+    except ValueError:
+        return Path(sys.argv[0]).name

@@ -1,0 +1,118 @@
+"""A target and its drafter in one process, without Ray: what `draftpool generate` and the exactness runs use."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+
+import torch
+
+from drafters.client import LocalDraftClient
+from drafters.manifest import Manifest, vocabulary_hash
+from drafters.nested import load_nested
+from drafters.worker import DraftWorker, WorkerConfig
+from protocol.errors import ConfigError
+from protocol.plan import DepthRule
+from protocol.request import FinishReason, GenerateRequest, SequenceStats, TokenRun
+from router.policy import Fixed, Off, Policy
+from targets.engine import Engine, EngineConfig
+from targets.model import TargetModel, load_target
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+CASCADE_THRESHOLD = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class DraftOptions:
+    """depth: an exit of the drafter, "cascade" for all of them by confidence, or None for the deepest."""
+
+    directory: Path
+    depth: int | str | None
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One finished request. first_s and last_s: clock readings of its first and last run."""
+
+    token_ids: tuple[int, ...]
+    finish_reason: FinishReason
+    stats: SequenceStats
+    first_s: float
+    last_s: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """(tokens - 1) / (last - first token time); 0 for a single run."""
+        span = self.last_s - self.first_s
+        return (len(self.token_ids) - 1) / span if span > 0 else 0.0
+
+
+def depth_rule(exits: Sequence[int], depth: int | str | None) -> DepthRule:
+    """Raises ConfigError for a depth that is not an exit."""
+    if depth == "cascade":
+        return DepthRule(tuple(exits), (CASCADE_THRESHOLD,) * (len(exits) - 1))
+    chosen = exits[-1] if depth is None else int(depth)
+    if chosen not in exits:
+        raise ConfigError(f"depth {chosen} is not an exit of this drafter; choose one of {list(exits)} or cascade")
+    return DepthRule((chosen,))
+
+
+def check_vocabulary(target: Path, drafter: Path) -> None:
+    """Raises ConfigError unless both directories hold the same vocabulary."""
+    if vocabulary_hash(target) != vocabulary_hash(drafter):
+        raise ConfigError(f"{drafter} and {target} have different vocabularies; a drafter must share its target's")
+
+
+def draft_policy(options: DraftOptions | None) -> Policy:
+    if options is None:
+        return Off()
+    return Fixed(depth_rule(Manifest.load(options.directory).exits, options.depth), options.length)
+
+
+def open_engine(model: TargetModel, worker: DraftWorker | None, policy: Policy, config: EngineConfig) -> Engine:
+    """A started engine; its drafter, when there is one, runs inside the engine's thread."""
+    client = LocalDraftClient(worker, config.incarnation) if worker else None
+    engine = Engine(model, policy, client, config)
+    engine.start()
+    return engine
+
+
+def open_worker(directory: Path, dtype: torch.dtype, kv_bytes: int, page_size: int, max_rows: int) -> DraftWorker:
+    drafter = load_nested(directory, dtype=dtype, kv_bytes=kv_bytes, page_size=page_size)
+    return DraftWorker(drafter, WorkerConfig(max_rows=max_rows))
+
+
+def complete(
+    engine: Engine,
+    requests: Sequence[GenerateRequest],
+    on_run: Callable[[TokenRun], None] = lambda run: None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> list[Completion]:
+    """Run all requests at once and wait; completions in the order of the requests, whose ids must differ.
+
+    on_run sees every run on the caller's thread, as it comes.
+    """
+    arrived: SimpleQueue[tuple[TokenRun, float]] = SimpleQueue()
+    for request in requests:
+        engine.submit(request, lambda run: arrived.put((run, clock())))
+    tokens: dict[str, list[int]] = {request.request_id: [] for request in requests}
+    first: dict[str, float] = {}
+    done: dict[str, Completion] = {}
+    while len(done) < len(requests):
+        run, now = arrived.get()
+        on_run(run)
+        tokens[run.request_id] += run.token_ids
+        first.setdefault(run.request_id, now)
+        if run.finish_reason is not None:
+            stats = run.stats or SequenceStats()
+            ids = tuple(tokens[run.request_id])
+            done[run.request_id] = Completion(ids, run.finish_reason, stats, first[run.request_id], now)
+    return [done[request.request_id] for request in requests]
+
+
+def open_target(directory: Path, dtype: torch.dtype, kv_bytes: int, page_size: int) -> TargetModel:
+    return load_target(directory, dtype=dtype, kv_bytes=kv_bytes, page_size=page_size)

@@ -1,0 +1,78 @@
+"""The ragged batch: every new token appears once, and a mask says exactly what it may look at."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from model.batch import LONG_ROW, RaggedBatch, Row, build_batch
+
+
+def random_rows(seed: int) -> list[Row]:
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(rng.integers(1, 8)):
+        num_new = int(rng.integers(LONG_ROW, LONG_ROW + 5) if rng.random() < 0.3 else rng.integers(1, 7))
+        rows.append(Row(rng.permutation(200)[: num_new + rng.integers(0, 40)], num_new))
+    return rows
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_tokens_know_their_positions_and_slots(seed: int) -> None:
+    rows = random_rows(seed)
+    batch = build_batch(rows)
+    assert batch.num_tokens == sum(row.num_new for row in rows)
+    assert batch.max_total == max(len(row.slots) for row in rows)
+    for row, start, stop in zip(rows, batch.offsets, batch.offsets[1:], strict=False):
+        positions = batch.positions[start:stop].numpy()
+        assert positions.tolist() == list(range(len(row.slots) - row.num_new, len(row.slots)))
+        assert batch.slots[start:stop].tolist() == row.slots[positions].tolist()
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_groups_hold_every_token_once(seed: int) -> None:
+    batch = build_batch(random_rows(seed))
+    seen = torch.cat([group.flat_index for group in batch.groups])
+    assert sorted(seen.tolist()) == list(range(batch.num_tokens))
+    for group in batch.groups:
+        assert torch.equal(group.query_index.reshape(-1)[group.real_index], group.flat_index)
+        assert group.is_padded == (group.query_index.numel() > len(group.flat_index))
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_a_token_sees_itself_and_what_its_window_reaches(seed: int) -> None:
+    batch = build_batch(random_rows(seed))
+    for window in (None, 1, 5, 500):
+        for token, visible in visible_slots(batch, window).items():
+            row = next(r for r in range(len(batch.rows)) if token < batch.offsets[r + 1])
+            position = int(batch.positions[token])
+            first = 0 if window is None else max(0, position - window + 1)
+            assert visible == batch.rows[row].slots[first : position + 1].tolist()
+
+
+def visible_slots(batch: RaggedBatch, window: int | None) -> dict[int, list[int]]:
+    visible = {}
+    for group in batch.groups:
+        mask = group.mask(window)
+        rows, _, new, total = mask.shape
+        keys = group.key_slots[:, None, None].expand(rows, 1, new, total)
+        for place, token in zip(group.real_index.tolist(), group.flat_index.tolist(), strict=True):
+            row, query = divmod(place, new)
+            visible[token] = keys[row, 0, query][mask[row, 0, query]].tolist()
+        if group.is_causal(window):
+            assert torch.equal(mask[0, 0], torch.ones(new, total, dtype=torch.bool).tril())
+    return visible
+
+
+def test_masks_are_built_once_a_pass() -> None:
+    group = build_batch([Row(np.arange(20), 3)]).groups[0]
+    assert group.mask(7) is group.mask(7)
+    assert group.mask(None) is group.mask(20), "a window that reaches everything is no window"
+    assert group.mask(19) is not group.mask(None)
+
+
+@pytest.mark.parametrize("num_new", [0, -1, 4])
+def test_a_row_without_room_for_its_new_tokens_is_refused(num_new: int) -> None:
+    with pytest.raises(ValueError, match=f"{num_new} new tokens and 3 positions"):
+        build_batch([Row(np.arange(3), num_new)])

@@ -1,0 +1,114 @@
+"""What a target tells the pool, and how it takes the answers. A recording client stands at the seam."""
+
+from protocol.draft import DraftBlock, DraftReply, DraftStatus
+from protocol.plan import DepthRule
+from protocol.request import GenerateRequest, SamplingParams, StopRules
+from targets.drafting import MAX_SILENCE, Drafting
+from targets.sequence import Sequence
+
+RULE = DepthRule((2,))
+
+
+class Recorder:
+    """Answers every row with a status and remembers what was asked."""
+
+    def __init__(self, status: DraftStatus | None = DraftStatus.OK, base_shift: int = 0) -> None:
+        self.status = status
+        self.base_shift = base_shift
+        self.requests = []
+        self.opened = []
+        self.closed = []
+
+    def open(self, request):
+        self.opened.append(request)
+
+    def draft(self, request):
+        self.requests.append(request)
+        if self.status is None:
+            return None
+        blocks = [
+            DraftBlock(r.sequence_id, r.base_length + self.base_shift, self.status, (5,) * (r.length + 1))
+            for r in request.rows
+        ]
+        return DraftReply(request.incarnation, request.round_id, tuple(blocks))
+
+    def close(self, sequence_ids):
+        self.closed += sequence_ids
+
+
+def sequence(number: int = 0) -> Sequence:
+    return Sequence(number, GenerateRequest(str(number), (1, 2, 3), SamplingParams(seed=9), StopRules(5000)), 9999)
+
+
+def rounds(client: Recorder, count: int) -> tuple[Drafting, Sequence]:
+    drafting, member = Drafting(client, "engine"), sequence()
+    for _ in range(count):
+        drafting.draft([member], [2], RULE)
+        member.commit([7])
+    return drafting, member
+
+
+def test_each_token_is_handed_over_once():
+    client = Recorder()
+    drafting, member = Drafting(client, "engine"), sequence()
+    drafting.open([member], RULE)
+    for _ in range(2):
+        member.commit([7])
+        drafting.draft([member], [2], RULE)
+    rows = [request.rows[0] for request in client.opened + client.requests]
+    assert [(row.start, row.tokens, row.length) for row in rows] == [(0, (1, 2, 3), 0), (3, (7,), 2), (4, (7,), 2)]
+    assert rows[0].sampling == member.request.sampling
+
+
+def test_rows_of_length_zero_are_not_sent_and_a_round_of_them_asks_nothing():
+    client = Recorder()
+    drafting = Drafting(client, "engine")
+    assert drafting.draft([sequence(0), sequence(1)], [0, 3], RULE) == [(), (5, 5, 5)]
+    assert [row.sequence_id for row in client.requests[0].rows] == [1]
+    drafting.draft([sequence(0)], [0], RULE)
+    assert len(client.requests) == 1
+
+
+def test_a_pool_that_forgot_gets_everything_again():
+    client = Recorder(DraftStatus.NEED_CONTEXT)
+    rounds(client, 3)
+    assert [request.rows[0].start for request in client.requests] == [0, 0, 0]
+
+
+def test_a_full_pool_is_asked_ever_less_often_but_never_given_up():
+    client = Recorder(DraftStatus.BUSY)
+    rounds(client, 1000)
+    asked = [request.round_id for request in client.requests]
+    pauses = [b - a for a, b in zip(asked, asked[1:], strict=False)]
+    assert pauses[:4] == [2, 4, 8, 16]
+    assert set(pauses[6:]) == {MAX_SILENCE}
+    assert all(request.rows[0].start == 0 for request in client.requests)
+
+
+def test_a_sequence_past_the_drafters_context_is_never_asked_for_again():
+    client = Recorder(DraftStatus.TOO_LONG)
+    rounds(client, 200)
+    assert len(client.requests) == 1
+
+
+def test_a_missed_deadline_is_counted_and_costs_only_the_draft():
+    client = Recorder(status=None)
+    drafting, member = rounds(client, 2)
+    assert drafting.num_missed == 2
+    assert drafting.draft([member], [2], RULE) == [()]
+    assert [request.rows[0].start for request in client.requests] == [0, 3, 4]
+
+
+def test_a_block_for_another_base_is_dropped_and_a_long_one_is_cut():
+    drafting = Drafting(Recorder(base_shift=1), "engine")
+    assert drafting.draft([sequence()], [2], RULE) == [()]
+    assert Drafting(Recorder(), "engine").draft([sequence()], [2], RULE) == [(5, 5)]
+
+
+def test_only_sequences_the_pool_heard_of_are_closed():
+    client = Recorder()
+    drafting, member = rounds(client, 1)
+    drafting.close(member)
+    drafting.close(member)
+    drafting.close(sequence(1))
+    assert client.closed == [0]

@@ -1,0 +1,54 @@
+"""What the import linter cannot see: fresh interpreters, and paths that the prose names."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+HEAVY = ["torch", "transformers", "ray", "fastapi"]
+LIGHT = [
+    *(f"protocol.{p.stem}" for p in (ROOT / "protocol").glob("*.py")),
+    *(f"router.{p.stem}" for p in (ROOT / "router").glob("*.py")),
+    "model.pages",
+    "targets.sequence",
+    "targets.scheduler",
+    "targets.verify",
+    "targets.drafting",
+    "drafters.depth",
+]
+
+
+def imported(modules: list[str], heavy: list[str]) -> str:
+    """Which of the heavy modules a fresh interpreter holds once the given ones are imported."""
+    code = f"import {', '.join(modules)}, sys; print(*[m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_decisions_and_bookkeeping_import_nothing_heavy():
+    assert imported(LIGHT, HEAVY) == ""
+
+
+def test_the_engine_and_the_api_import_no_ray():
+    assert (
+        imported(["targets.engine", "drafters.worker", "deployments.api.http", "deployments.generate"], ["ray"]) == ""
+    )
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/architecture.md"])
+def test_every_path_in_the_prose_exists(document):
+    text = (ROOT / document).read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:[\w.-]+/)+[\w.-]*|[\w-]+\.(?:py|md|toml|txt))`", text))
+    missing = sorted(
+        path for path in named if not (ROOT / path).exists() and not path.startswith(("v1/", "demo/.work"))
+    )
+    assert missing == []
+
+
+def test_package_init_files_are_empty():
+    packages = ["protocol", "router", "model", "targets", "drafters", "deployments", "bench", "demo"]
+    full = [p for name in packages for p in (ROOT / name).rglob("__init__.py") if p.read_text().strip()]
+    assert full == []

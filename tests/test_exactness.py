@@ -1,0 +1,105 @@
+"""A seeded sample of `make exactness`: every pair of settings meets in some cell, on the demo models, in fp32."""
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from bench.exactness import (
+    BATCHES,
+    DEPTHS,
+    LENGTHS,
+    MODELS,
+    TEMPERATURES,
+    TIE,
+    Cell,
+    CellResult,
+    Subject,
+    differs_from_generate,
+    prepare,
+    run_cell,
+)
+from bench.prompts import SPEC_BENCH, mixed
+
+NUM_PROMPTS, PROMPT_TOKENS, MAX_TOKENS = 16, 96, 16
+AXES: tuple[Sequence[object], ...] = (BATCHES, DEPTHS, LENGTHS, TEMPERATURES, (16, 256))
+
+
+def covering_cells(seed: int) -> list[Cell]:
+    """Few cells that hold every pair of settings: greedily, the best of some random candidates."""
+    rng = random.Random(seed)
+    settings = [[(axis, value) for value in values] for axis, values in enumerate(AXES)]
+    missing = {frozenset(pair) for a, b in itertools.combinations(settings, 2) for pair in itertools.product(a, b)}
+    cells = []
+    while missing:
+        candidates = [tuple(rng.choice(axis) for axis in settings) for _ in range(200)]
+        best = max(candidates, key=lambda c: len(missing & {frozenset(p) for p in itertools.combinations(c, 2)}))
+        missing -= {frozenset(pair) for pair in itertools.combinations(best, 2)}
+        batch, depth, length, temperature, page_size = (value for _, value in best)
+        cells.append(Cell(batch, depth, length, temperature, page_size, kv_positions=16 * 256))
+    return cells
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    prompts = mixed(AutoTokenizer.from_pretrained(MODELS / "large"), NUM_PROMPTS, PROMPT_TOKENS)
+    return prepare(MODELS / "large", MODELS / "drafter", prompts, MAX_TOKENS)
+
+
+@pytest.fixture(scope="module")
+def results(subject: Subject) -> list[CellResult]:
+    torch.set_num_threads(2)
+    return [run_cell(subject, cell) for cell in covering_cells(seed=0)]
+
+
+def test_the_sample_covers_every_pair_of_settings():
+    cells = covering_cells(seed=0)
+    values = [(c.batch, c.depth, c.length, c.temperature, c.page_size) for c in cells]
+    for a, b in itertools.combinations(range(len(AXES)), 2):
+        assert {(v[a], v[b]) for v in values} == set(itertools.product(AXES[a], AXES[b]))
+
+
+def test_every_token_is_the_plain_loops(results):
+    num_cases = sum(r.num_cases for r in results)
+    ties = [tie for r in results for tie in r.ties]
+    assert [r for r in results if r.faults] == []
+    assert len(ties) * 2000 <= num_cases, ties
+    assert sum(r.num_tokens for r in results) >= 8000
+
+
+def test_every_cell_that_drafts_sees_tokens_accepted_and_refused(results):
+    drafting = [r for r in results if r.cell.length]
+    assert [r.cell for r in drafting if not 0 < r.accepted < r.drafted] == []
+    assert all(r.drafted == 0 for r in results if not r.cell.length)
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_forced_preemption_changes_no_token(subject, temperature):
+    tight = Cell(16, "cascade", 5, temperature, page_size=16, kv_positions=1024)
+    result = run_cell(subject, tight)
+    assert result.preempted > 0
+    assert result.faults == []
+
+
+def test_the_plain_loop_at_temperature_zero_is_transformers_generate(subject):
+    assert [d for d in differs_from_generate(subject) if d.gap > TIE] == []
+
+
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+def test_a_drafter_that_is_the_target_is_always_accepted(subject, temperature):
+    itself = replace(subject, drafter=subject.target, prompts=subject.prompts[:8])
+    texts = {t: rows[:8] for t, rows in subject.texts.items()}
+    result = run_cell(replace(itself, texts=texts), Cell(4, 12, 4, temperature))
+    assert result.accepted == result.drafted > 0
+    assert result.faults == []
+
+
+def test_spec_bench_questions_are_part_of_the_prompts(subject):
+    if not SPEC_BENCH.exists():
+        pytest.skip("Spec-Bench's question file is not beside this checkout; held-out code stands in for it")
+    names = [prompt.name for prompt in subject.prompts]
+    assert sum(name.startswith("spec-bench") for name in names) == NUM_PROMPTS // 2
