@@ -243,13 +243,19 @@ def main() -> int:
     parser.add_argument("--prompt-tokens", type=int, default=256)
     parser.add_argument("--max-tokens", type=int, default=64)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--shard", default="0/1", help="I/N: only every N-th cell from the I-th, and no summary")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     prompts = mixed(AutoTokenizer.from_pretrained(args.target), args.prompts, args.prompt_tokens)
     subject = prepare(args.target, args.drafter, prompts, args.max_tokens)
+    shard, num_shards = map(int, args.shard.split("/"))
+    cells_path = args.out / f"{args.target.name}.cells.jsonl"
+    if num_shards > 1:
+        run_matrix(subject, full_matrix()[shard::num_shards], cells_path)
+        return 0
     against_generate = differs_from_generate(subject)
-    summary = summarise(run_matrix(subject, full_matrix(), args.out / f"{args.target.name}.cells.jsonl"))
+    summary = summarise(run_matrix(subject, full_matrix(), cells_path))
     report = {
         "machine": machine.describe(),
         "target": args.target.name,

@@ -46,9 +46,9 @@ def _attend_group(
     softcap: float | None,
 ) -> Tensor:
     """Returns [num_tokens of the group, heads, dim], in the order of group.flat_index."""
-    block_query = _gather(query, group.query_index)
-    block_keys = _gather(keys, group.key_slots)
-    block_values = _gather(values, group.key_slots)
+    block_query = query.index_select(0, group.query_index.view(-1)).view(*group.query_index.shape, *query.shape[1:])
+    block_query = block_query.transpose(1, 2)
+    block_keys, block_values = group.gather(keys, values)
     causal = group.is_causal(window) and softcap is None
     mask = None if causal else group.mask(window)
     if softcap is None:
@@ -59,12 +59,6 @@ def _attend_group(
         output = _softcapped(block_query, block_keys, block_values, mask, scale, softcap)
     flat = output.transpose(1, 2).reshape(-1, *query.shape[1:])
     return flat.index_select(0, group.real_index) if group.is_padded else flat
-
-
-def _gather(tensor: Tensor, index: Tensor) -> Tensor:
-    """tensor: [n, heads, dim]; index: [num_rows, length]. Returns [num_rows, heads, length, dim]."""
-    flat = tensor.index_select(0, index.reshape(-1))
-    return flat.view(*index.shape, *tensor.shape[1:]).transpose(1, 2)
 
 
 def _softcapped(

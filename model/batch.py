@@ -49,6 +49,7 @@ class RowGroup:
     flat_index: Tensor
     real_index: Tensor
     _masks: dict[int | None, Tensor] = field(default_factory=dict, repr=False)
+    _blocks: dict[torch.Size, Tensor] = field(default_factory=dict, repr=False)
 
     @cached_property
     def is_padded(self) -> bool:
@@ -58,6 +59,20 @@ class RowGroup:
         """One row, all of it new, no key out of its window: a plain triangle, which needs no mask tensor."""
         num_rows, total = self.key_slots.shape
         return num_rows == 1 and self.query_index.shape[1] == total and (window is None or window >= total)
+
+    def gather(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """keys, values: [num_slots, kv_heads, dim]. Returns [num_rows, kv_heads, max_total, dim] of each.
+
+        All layers of a pass reuse one block of memory: fresh pages cost more than the copying. It is valid until
+        the next call.
+        """
+        shape = torch.Size((*self.key_slots.shape, *keys.shape[1:]))
+        if shape not in self._blocks:
+            self._blocks[shape] = keys.new_empty((2, *shape))
+        blocks = self._blocks[shape]
+        for tensor, block in zip((keys, values), blocks, strict=True):
+            torch.index_select(tensor, 0, self.key_slots.view(-1), out=block.view(-1, *keys.shape[1:]))
+        return blocks[0].transpose(1, 2), blocks[1].transpose(1, 2)
 
     def mask(self, window: int | None) -> Tensor:
         """[num_rows, 1, max_new, max_total] bool: causal, and at most `window` positions back when given.
