@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -23,13 +24,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench import machine
 from bench.prompts import Prompt, mixed
-from deployments.local import complete, depth_rule, open_engine
-from drafters.manifest import Manifest
-from drafters.nested import load_nested
-from drafters.worker import DraftWorker, WorkerConfig
+from deployments.local import complete, draft_policy, open_engine, open_worker
 from model.sampling import noisy_scores
 from protocol.request import GenerateRequest, SamplingParams, StopRules
-from router.policy import Fixed
 from targets import plain
 from targets.engine import EngineConfig
 from targets.model import ForwardRow, TargetModel, load_target
@@ -133,14 +130,16 @@ def prepare(
 
 def run_cell(subject: Subject, cell: Cell) -> CellResult:
     model = load(subject.target, cell.kv_positions, cell.page_size)
-    drafter = load_nested(
-        subject.drafter, dtype=torch.float32, num_positions=cell.batch * 512, page_size=cell.page_size
+    worker = open_worker(
+        subject.drafter,
+        dtype=torch.float32,
+        num_positions=cell.batch * 512,
+        page_size=cell.page_size,
+        max_rows=cell.batch,
     )
-    worker = DraftWorker(drafter, WorkerConfig(max_rows=cell.batch))
-    rule = depth_rule(Manifest.load(subject.drafter).exits, cell.depth)
     config = EngineConfig(max_batch=cell.batch, max_queue=len(subject.prompts))
     wanted = requests(subject.prompts, cell.temperature, subject.max_tokens)
-    engine = open_engine(model, worker, Fixed(rule, cell.length), config)
+    engine = open_engine(model, worker, draft_policy(worker, cell.depth, cell.length), config)
     start = time.perf_counter()
     try:
         got = [completion.token_ids for completion in complete(engine, wanted)]
@@ -191,12 +190,18 @@ def score_gap(model: TargetModel, request: GenerateRequest, text: Sequence[int])
 
 def differs_from_generate(subject: Subject) -> list[Difference]:
     """The plain loop at temperature 0 against transformers' greedy generate."""
-    reference = AutoModelForCausalLM.from_pretrained(subject.target, dtype=torch.float32)
+    reference: Any = AutoModelForCausalLM.from_pretrained(subject.target, dtype=torch.float32)
     got = []
     for prompt in tqdm(subject.prompts, "transformers generate"):
         ids = torch.tensor([prompt.token_ids])
-        settings = {"max_new_tokens": subject.max_tokens, "min_new_tokens": subject.max_tokens, "do_sample": False}
-        out = reference.generate(ids, attention_mask=torch.ones_like(ids), eos_token_id=-1, pad_token_id=0, **settings)
+        settings: dict[str, Any] = {
+            "max_new_tokens": subject.max_tokens,
+            "min_new_tokens": subject.max_tokens,
+            "do_sample": False,
+            "eos_token_id": -1,
+            "pad_token_id": 0,
+        }
+        out: Any = reference.generate(ids, attention_mask=torch.ones_like(ids), **settings)
         got.append(tuple(out[0, ids.shape[1] :].tolist()))
     return list(_differences(subject, 0.0, requests(subject.prompts, 0.0, subject.max_tokens), got))
 

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -23,12 +24,8 @@ from transformers import AutoTokenizer
 
 from bench import machine
 from bench.prompts import Prompt, held_out
-from deployments.local import Completion, complete, depth_rule, open_engine
-from drafters.manifest import Manifest
-from drafters.nested import load_nested
-from drafters.worker import DraftWorker, WorkerConfig
+from deployments.local import Completion, complete, draft_policy, open_engine, open_worker
 from protocol.request import GenerateRequest, SamplingParams, StopRules
-from router.policy import Fixed, Off, Policy
 from targets.engine import EngineConfig
 from targets.model import load_target
 
@@ -62,12 +59,12 @@ class Row:
 
 def run(target: Path, batch: int, setting: Setting, prompts: Sequence[Prompt]) -> list[Completion]:
     model = load_target(target, dtype=torch.bfloat16, num_positions=batch * 512, page_size=256)
-    worker, policy = None, Off()  # type: tuple[DraftWorker | None, Policy]
+    worker = None
     if setting.depth is not None:
-        nested = load_nested(MODELS / "drafter", dtype=torch.bfloat16, num_positions=batch * 512, page_size=256)
-        worker = DraftWorker(nested, WorkerConfig(max_rows=batch))
-        exits = Manifest.load(MODELS / "drafter").exits
-        policy = Fixed(depth_rule(exits, setting.depth), setting.length)
+        worker = open_worker(
+            MODELS / "drafter", dtype=torch.bfloat16, num_positions=batch * 512, page_size=256, max_rows=batch
+        )
+    policy = draft_policy(worker, setting.depth, setting.length)
     engine = open_engine(model, worker, policy, EngineConfig(max_batch=batch, max_queue=len(prompts)))
     try:
         return complete(engine, [_request(prompt) for prompt in prompts])
@@ -124,25 +121,24 @@ def _row(
     )
 
 
-def table(report: dict[str, object]) -> str:
+def table(report: dict[str, Any]) -> str:
     """The Markdown between the README's markers."""
-    rows: list[dict[str, object]] = report["rows"]  # type: ignore[assignment]
-    facts: dict[str, object] = report["machine"]  # type: ignore[assignment]
+    facts = report["machine"]
     lines = [
         "| target | batch | draft | tokens/s | against plain | mean acceptance length | identical (bf16) |",
         "|---|---|---|---|---|---|---|",
     ]
-    for row in rows:
+    for row in report["rows"]:
         draft = "plain loop" if row["depth"] is None else f"depth {row['depth']}, length {row['length']}"
-        speed = median(row["tokens_per_second"])  # type: ignore[call-overload]
+        speed = median(row["tokens_per_second"])
         length = "" if row["depth"] is None else f"{row['mean_acceptance_length']}"
         lines.append(
             f"| {row['target']} | {row['batch']} | {draft} | {speed:.0f} | {row['speedup']:.2f}x | {length} "
-            f"| {100 * float(str(row['identical'])):.0f} % |"
+            f"| {100 * row['identical']:.0f} % |"
         )
     lines += [
         "",
-        f"Medians of {report['repeat']} interleaved repetitions, temperature 0, bf16, target and drafter in one process.",
+        f"Medians of {report['repeat']} interleaved repetitions; temperature 0, bf16, one process.",
         f"{facts['cpu']}, {facts['threads']} threads, torch {facts['torch']}; commit {facts['commit']}; "
         f"`{facts['command']}`; `bench/results/measure.json`.",
     ]

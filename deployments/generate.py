@@ -12,22 +12,17 @@ from typing import Any
 
 import torch
 from transformers import AutoTokenizer
-from transformers.utils import logging as transformers_logging
 
-from deployments.local import (
-    DTYPES,
-    Completion,
-    DraftOptions,
-    check_vocabulary,
-    complete,
-    draft_policy,
-    open_engine,
-    open_target,
-    open_worker,
-)
+from deployments.local import Completion, check_vocabulary, complete, draft_policy, open_engine, open_worker
+from deployments.process import DTYPES
+from drafters.worker import DraftWorker
+from model.config import read_config
+from model.kv import bytes_per_slot
+from model.load import resolve
 from protocol.errors import ConfigError
 from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun
 from targets.engine import EngineConfig
+from targets.model import TargetModel, load_target
 from targets.text import Detokenizer
 
 
@@ -39,22 +34,21 @@ class Prompt:
 
 def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
-    transformers_logging.disable_progress_bar()
     prompts = read_prompts(args)
-    tokenizer = AutoTokenizer.from_pretrained(args.target)
-    draft = DraftOptions(args.drafter, args.depth, args.length) if args.drafter else None
-    dtype, kv_bytes = DTYPES[args.dtype], args.kv_mb << 20
-    worker = None
-    if draft:
-        check_vocabulary(args.target, draft.directory)
-        worker = open_worker(draft.directory, dtype, kv_bytes, args.page_size, max_rows=args.batch)
-    model = open_target(args.target, dtype, kv_bytes, args.page_size)
+    tokenizer = AutoTokenizer.from_pretrained(resolve(args.target))
+    config = EngineConfig(max_batch=args.batch, max_queue=len(prompts))
+    model, worker = open_models(args)
+    eos = frozenset(() if args.ignore_eos else model.decoder.config.eos_token_ids)
     requests = [
-        _request(index, tokenizer.encode(prompt.text), prompt.seed, args, model.decoder.config.eos_token_ids)
+        GenerateRequest(
+            str(index),
+            tuple(tokenizer.encode(prompt.text)),
+            SamplingParams(args.temperature, args.top_k, args.top_p, args.min_p, prompt.seed),
+            StopRules(args.max_tokens, eos),
+        )
         for index, prompt in enumerate(prompts)
     ]
-    config = EngineConfig(max_batch=args.batch, max_queue=len(requests))
-    engine = open_engine(model, worker, draft_policy(draft), config)
+    engine = open_engine(model, worker, draft_policy(worker, args.depth, args.length), config)
     try:
         stream = _Streamer(tokenizer) if len(requests) == 1 and not args.json else None
         completions = complete(engine, requests, stream.write if stream else lambda run: None)
@@ -62,6 +56,26 @@ def run(args: argparse.Namespace) -> int:
         engine.stop()
     report(prompts, completions, tokenizer, as_json=args.json, streamed=stream is not None)
     return 0
+
+
+def open_models(args: argparse.Namespace) -> tuple[TargetModel, DraftWorker | None]:
+    """The target, and a worker for its drafter when one is given; each with --kv-mb of KV memory."""
+    dtype = DTYPES[args.dtype]
+
+    def num_positions(directory: Path) -> int:
+        kv_bytes: int = args.kv_mb << 20
+        return kv_bytes // bytes_per_slot(read_config(directory), dtype)
+
+    target = resolve(args.target)
+    model = load_target(target, dtype=dtype, num_positions=num_positions(target), page_size=args.page_size)
+    if args.drafter is None:
+        return model, None
+    drafter = resolve(args.drafter)
+    check_vocabulary(target, drafter)
+    worker = open_worker(
+        drafter, dtype=dtype, num_positions=num_positions(drafter), page_size=args.page_size, max_rows=args.batch
+    )
+    return model, worker
 
 
 def read_prompts(args: argparse.Namespace) -> list[Prompt]:
@@ -87,14 +101,6 @@ def _prompt_line(line: str, place: str, seed: int) -> Prompt:
     if not isinstance(fields.get("seed", seed), int):
         raise ConfigError(f'{place}: "seed" must be a whole number')
     return Prompt(fields["prompt"], fields.get("seed", seed))
-
-
-def _request(
-    index: int, ids: Sequence[int], seed: int, args: argparse.Namespace, eos_token_ids: tuple[int, ...]
-) -> GenerateRequest:
-    sampling = SamplingParams(args.temperature, args.top_k, args.top_p, args.min_p, seed)
-    stop = StopRules(args.max_tokens, frozenset() if args.ignore_eos else frozenset(eos_token_ids))
-    return GenerateRequest(str(index), tuple(ids), sampling, stop)
 
 
 class _Streamer:
@@ -145,8 +151,8 @@ def summary(completion: Completion) -> str:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--target", type=Path, required=True, help="checkpoint directory")
-    parser.add_argument("--drafter", type=Path, help="checkpoint directory; without it, the plain loop")
+    parser.add_argument("--target", required=True, help="checkpoint directory, or hub id")
+    parser.add_argument("--drafter", help="checkpoint directory; without it, the plain loop")
     parser.add_argument("--depth", help="an exit of the drafter, or cascade (default: the deepest)")
     parser.add_argument("--length", type=int, default=4, help="tokens drafted per round (default: %(default)s)")
     source = parser.add_mutually_exclusive_group(required=True)

@@ -11,27 +11,18 @@ from queue import SimpleQueue
 import torch
 
 from drafters.client import LocalDraftClient
-from drafters.manifest import Manifest, vocabulary_hash
+from drafters.manifest import vocabulary_hash
 from drafters.nested import load_nested
-from drafters.worker import DraftWorker, WorkerConfig
+from drafters.residents import PoolLimits
+from drafters.worker import DraftWorker
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule
 from protocol.request import FinishReason, GenerateRequest, SequenceStats, TokenRun
 from router.policy import Fixed, Off, Policy
 from targets.engine import Engine, EngineConfig
-from targets.model import TargetModel, load_target
+from targets.model import TargetModel
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 CASCADE_THRESHOLD = 0.5
-
-
-@dataclass(frozen=True, slots=True)
-class DraftOptions:
-    """depth: an exit of the drafter, "cascade" for all of them by confidence, or None for the deepest."""
-
-    directory: Path
-    depth: int | str | None
-    length: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +58,9 @@ def check_vocabulary(target: Path, drafter: Path) -> None:
         raise ConfigError(f"{drafter} and {target} have different vocabularies; a drafter must share its target's")
 
 
-def draft_policy(options: DraftOptions | None) -> Policy:
-    if options is None:
-        return Off()
-    return Fixed(depth_rule(Manifest.load(options.directory).exits, options.depth), options.length)
+def draft_policy(worker: DraftWorker | None, depth: int | str | None, length: int) -> Policy:
+    """Plain decoding without a worker; else the fixed depth and length."""
+    return Fixed(depth_rule(worker.describe().exits, depth), length) if worker else Off()
 
 
 def open_engine(model: TargetModel, worker: DraftWorker | None, policy: Policy, config: EngineConfig) -> Engine:
@@ -81,9 +71,11 @@ def open_engine(model: TargetModel, worker: DraftWorker | None, policy: Policy, 
     return engine
 
 
-def open_worker(directory: Path, dtype: torch.dtype, kv_bytes: int, page_size: int, max_rows: int) -> DraftWorker:
-    drafter = load_nested(directory, dtype=dtype, kv_bytes=kv_bytes, page_size=page_size)
-    return DraftWorker(drafter, WorkerConfig(max_rows=max_rows))
+def open_worker(
+    directory: Path, *, dtype: torch.dtype, num_positions: int, page_size: int, max_rows: int
+) -> DraftWorker:
+    drafter = load_nested(directory, dtype=dtype, num_positions=num_positions, page_size=page_size)
+    return DraftWorker(drafter, PoolLimits(max_rows=max_rows), time.monotonic)
 
 
 def complete(
@@ -112,7 +104,3 @@ def complete(
             ids = tuple(tokens[run.request_id])
             done[run.request_id] = Completion(ids, run.finish_reason, stats, first[run.request_id], now)
     return [done[request.request_id] for request in requests]
-
-
-def open_target(directory: Path, dtype: torch.dtype, kv_bytes: int, page_size: int) -> TargetModel:
-    return load_target(directory, dtype=dtype, kv_bytes=kv_bytes, page_size=page_size)

@@ -4,12 +4,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from deployments.local import complete, depth_rule, open_engine
-from drafters.manifest import Manifest
-from drafters.nested import load_nested
-from drafters.worker import DraftWorker
+from deployments.local import complete, draft_policy, open_engine, open_worker
 from protocol.request import GenerateRequest, SamplingParams, StopRules
-from router.policy import Fixed, Off
 from targets.engine import EngineConfig
 from targets.model import load_target
 from tests.model.families import NAMES, VOCAB, WINDOW, make_checkpoint
@@ -45,13 +41,11 @@ def test_a_family_is_equal_to_generate_plain_and_speculative(name, tmp_path):
     ]
     expected = generated(target, rows)
     for drafter in (None, target, stranger):
-        worker, policy = None, Off()
+        worker = None
         if drafter:
-            nested = load_nested(drafter, dtype=torch.float32, num_positions=2048, page_size=16)
-            worker = DraftWorker(nested)
-            policy = Fixed(depth_rule(Manifest.load(drafter).exits, None), 3)
+            worker = open_worker(drafter, dtype=torch.float32, num_positions=2048, page_size=16, max_rows=8)
         model = load_target(target, dtype=torch.float32, num_positions=2048, page_size=16)
-        engine = open_engine(model, worker, policy, EngineConfig(prefill_chunk=8))
+        engine = open_engine(model, worker, draft_policy(worker, None, 3), EngineConfig(prefill_chunk=8))
         completions = complete(engine, requests)
         engine.stop()
         assert [c.token_ids for c in completions] == expected
