@@ -5,12 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from deployments.local import Completion, check_vocabulary, complete, draft_policy, open_engine, open_worker
@@ -23,7 +24,7 @@ from protocol.errors import ConfigError
 from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun
 from targets.engine import EngineConfig
 from targets.model import TargetModel, load_target
-from targets.text import Detokenizer
+from targets.text import Detokenizer, decode
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +52,8 @@ def run(args: argparse.Namespace) -> int:
     engine = open_engine(model, worker, draft_policy(worker, args.depth, args.length), config)
     try:
         stream = _Streamer(tokenizer) if len(requests) == 1 and not args.json else None
-        completions = complete(engine, requests, stream.write if stream else lambda run: None)
+        with tqdm(total=len(requests), unit="prompt", delay=2, disable=stream is not None) as bar:
+            completions = complete(engine, requests, stream.write if stream else _advance(bar))
     finally:
         engine.stop()
     report(prompts, completions, tokenizer, as_json=args.json, streamed=stream is not None)
@@ -103,6 +105,13 @@ def _prompt_line(line: str, place: str, seed: int) -> Prompt:
     return Prompt(fields["prompt"], fields.get("seed", seed))
 
 
+def _advance(bar: tqdm[NoReturn]) -> Callable[[TokenRun], None]:
+    def advance(run: TokenRun) -> None:
+        bar.update(run.finish_reason is not None)
+
+    return advance
+
+
 class _Streamer:
     """Writes one completion's text as it comes."""
 
@@ -121,7 +130,7 @@ def report(
     prompts: Sequence[Prompt], completions: Sequence[Completion], tokenizer: Any, *, as_json: bool, streamed: bool
 ) -> None:
     for prompt, completion in zip(prompts, completions, strict=True):
-        text = tokenizer.decode(completion.token_ids, skip_special_tokens=True)
+        text = decode(tokenizer, completion.token_ids)
         if as_json:
             sys.stdout.write(json.dumps(json_line(completion, text)) + "\n")
         elif not streamed:

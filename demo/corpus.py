@@ -1,0 +1,112 @@
+"""The corpus: the source of one named CPython standard library, split by file.
+
+Which side of the split a file falls on depends only on the hash of its path, so that the split is
+the same on every machine and adding a file never moves another one. The corpus is named by the
+sha256 over (path, content) of all files; that hash stands in every model card, and a different
+Python is refused rather than quietly giving different models.
+"""
+
+import argparse
+import hashlib
+import sys
+import sysconfig
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+PYTHON = "3.11.7"
+LICENCE = "PSF-2.0"
+HELD_OUT_PER_MILLE = 40
+MAX_BYTES = 400_000
+EXCLUDED_PARTS = frozenset({"site-packages", "test", "tests", "idle_test", "__pycache__", "encodings", "pydoc_data"})
+EXCLUDED_PREFIXES = ("config-", "_sysconfigdata")
+
+
+class CorpusError(RuntimeError):
+    """The running Python cannot supply the named corpus."""
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """One file of the corpus; `path` is relative to the standard library, with forward slashes."""
+
+    path: str
+    text: str
+
+    @property
+    def held_out(self) -> bool:
+        return is_held_out(self.path)
+
+
+def is_held_out(path: str) -> bool:
+    """True for about 4 % of paths, by the sha256 of the path alone."""
+    digest = hashlib.sha256(path.encode()).digest()
+    return int.from_bytes(digest[:8], "big") % 1000 < HELD_OUT_PER_MILLE
+
+
+def is_included(path: str) -> bool:
+    """False for tests, generated tables and anything that is not the library's own source."""
+    parts = path.split("/")
+    if not path.endswith(".py") or EXCLUDED_PARTS.intersection(parts):
+        return False
+    return not any(part.startswith(EXCLUDED_PREFIXES) for part in parts)
+
+
+def check_python(root: Path | None = None) -> Path:
+    """The standard library's folder, or a CorpusError that says which Python is needed."""
+    if root is not None:
+        return root
+    running = ".".join(str(part) for part in sys.version_info[:3])
+    if running != PYTHON:
+        raise CorpusError(
+            f"the demo corpus is the standard library of CPython {PYTHON}, but this is {running}: "
+            f"run the recipe with CPython {PYTHON}, or pass the folder of its library"
+        )
+    return Path(sysconfig.get_paths()["stdlib"])
+
+
+def read_corpus(root: Path | None = None) -> list[SourceFile]:
+    """All files of the corpus in the order of their paths."""
+    return list(_iterate(check_python(root)))
+
+
+def _iterate(root: Path) -> Iterator[SourceFile]:
+    for file in sorted(root.rglob("*.py"), key=lambda item: item.relative_to(root).as_posix()):
+        path = file.relative_to(root).as_posix()
+        if not is_included(path) or not 0 < file.stat().st_size <= MAX_BYTES:
+            continue
+        try:
+            yield SourceFile(path, file.read_text(encoding="utf-8"))
+        except UnicodeDecodeError:
+            continue
+
+
+def corpus_hash(files: list[SourceFile]) -> str:
+    """sha256 (hex) over every file's path and content."""
+    digest = hashlib.sha256()
+    for file in files:
+        for part in (file.path.encode(), file.text.encode()):
+            digest.update(len(part).to_bytes(8, "big"))
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def split(files: list[SourceFile]) -> tuple[list[SourceFile], list[SourceFile]]:
+    """(training files, held-out files)."""
+    training = [file for file in files if not file.held_out]
+    return training, [file for file in files if file.held_out]
+
+
+def main() -> None:
+    """Says what the corpus holds."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--root", type=Path, help="a standard library folder (default: running)")
+    files = read_corpus(parser.parse_args().root)
+    for name, part in zip(("training", "held out"), split(files), strict=True):
+        size = sum(len(file.text.encode()) for file in part)
+        sys.stdout.write(f"{name}: {len(part)} files, {size / 1e6:.2f} MB\n")
+    sys.stdout.write(f"sha256: {corpus_hash(files)}\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""From a caller's wishes to text, the same for HTTP and gRPC: check, tokenize, run, detokenize, stop.
+
+All that could make two front ends answer differently lives here, so that the same request gives the same tokens.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+
+from deployments.api.backend import Backend, ModelCard
+from protocol.errors import InvalidRequest, NotReady, PromptTooLong, UnknownModel
+from protocol.request import (
+    SEED_BITS,
+    FinishReason,
+    GenerateRequest,
+    SamplingParams,
+    SequenceStats,
+    StopRules,
+    TokenRun,
+)
+from targets.text import TextStream
+
+MAX_STOPS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Wishes:
+    """What may be asked beyond model and prompt. max_tokens None: as many as the context holds."""
+
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One completion, checked and ready to run."""
+
+    card: ModelCard
+    request: GenerateRequest
+    stop: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+
+    @property
+    def total_tokens(self) -> int:
+        return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one round added. usage counts up to here; stats come with the finish, unless a stop string cut it."""
+
+    index: int
+    token_ids: tuple[int, ...]
+    text: str
+    usage: Usage
+    finish_reason: FinishReason | None = None
+    stats: SequenceStats | None = None
+
+
+class BackendFault(Exception):
+    """The backend broke its promise, or lost the request on its way."""
+
+
+async def find_model(backend: Backend, model: str) -> ModelCard:
+    cards = backend.models()
+    if not cards and not await backend.ready():
+        raise NotReady("the models are still loading; try again later")
+    cards = cards or backend.models()
+    for card in cards:
+        if card.id == model:
+            return card
+    served = ", ".join(card.id for card in cards)
+    raise UnknownModel(f"model {model[:100]!r} does not exist; this server has {served}")
+
+
+def encode(card: ModelCard, prompt: str, param: str = "prompt", *, add_special_tokens: bool = True) -> tuple[int, ...]:
+    check_text(prompt, param)
+    return tuple(card.tokenizer.encode(prompt, add_special_tokens=add_special_tokens))
+
+
+def check_text(text: str, param: str) -> None:
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InvalidRequest(f"{param} holds half of a surrogate pair, which is no text; send whole characters", param)
+
+
+def draw_seed() -> int:
+    return secrets.randbits(SEED_BITS)
+
+
+def unsigned_seed(seed: int) -> int:
+    """Signed 64-bit seeds, which OpenAI's schema allows, stand for their two's complement."""
+    if not -(1 << (SEED_BITS - 1)) <= seed < 1 << SEED_BITS:
+        raise InvalidRequest(f"seed {seed} does not fit {SEED_BITS} bits", "seed")
+    return seed % (1 << SEED_BITS)
+
+
+def prepare(
+    card: ModelCard, request_id: str, prompt_ids: tuple[int, ...], wishes: Wishes, param: str = "prompt"
+) -> Job:
+    """param: what the caller calls the prompt. Without a seed one is drawn; `job.request.sampling.seed` has it."""
+    _check_prompt(card, prompt_ids, param)
+    _check_stop(wishes.stop)
+    seed = draw_seed() if wishes.seed is None else unsigned_seed(wishes.seed)
+    sampling = SamplingParams(wishes.temperature, wishes.top_k, wishes.top_p, wishes.min_p, seed)
+    eos = () if wishes.ignore_eos else card.eos_token_ids
+    rules = StopRules(_max_tokens(card, len(prompt_ids), wishes.max_tokens), frozenset(wishes.stop_token_ids + eos))
+    return Job(card, GenerateRequest(request_id, prompt_ids, sampling, rules), wishes.stop)
+
+
+def _check_prompt(card: ModelCard, prompt_ids: tuple[int, ...], param: str) -> None:
+    if not prompt_ids:
+        raise InvalidRequest(f"{param} is empty; send at least one token", param)
+    outside = next((token for token in prompt_ids if not 0 <= token < card.vocab_size), None)
+    if outside is not None:
+        raise InvalidRequest(f"{param} holds token {outside}, outside the vocabulary of {card.vocab_size}", param)
+    if len(prompt_ids) >= card.max_model_len:
+        raise PromptTooLong(
+            f"{param} has {len(prompt_ids)} tokens and {card.id} holds {card.max_model_len}, at least one of them "
+            "for the answer; shorten it",
+            param,
+        )
+
+
+def _max_tokens(card: ModelCard, num_prompt: int, asked: int | None) -> int:
+    room = card.max_model_len - num_prompt
+    if asked is not None and asked > room:
+        raise PromptTooLong(
+            f"max_tokens {asked} and a prompt of {num_prompt} tokens exceed the {card.max_model_len} tokens of "
+            f"{card.id}; ask for {room} at most",
+            "max_tokens",
+        )
+    return room if asked is None else asked
+
+
+def _check_stop(stops: tuple[str, ...]) -> None:
+    if len(stops) > MAX_STOPS:
+        raise InvalidRequest(f"{len(stops)} stop strings are too many; send {MAX_STOPS} at most", "stop")
+    if "" in stops:
+        raise InvalidRequest("an empty stop string would stop everything; leave it out", "stop")
+    for stop in stops:
+        check_text(stop, "stop")
+
+
+async def run(backend: Backend, job: Job) -> AsyncGenerator[Delta, None]:
+    """One delta per round, the last with a finish reason. Closing it, or a stop string, cancels the request."""
+    text = TextStream(job.card.tokenizer, job.stop)
+    num_prompt, count = len(job.request.prompt_ids), 0
+    async with aclosing(backend.generate(job.card.id, job.request)) as runs:
+        async for token_run in runs:
+            _check_finish(token_run)
+            piece = text.push(token_run.token_ids, last=token_run.finish_reason is not None)
+            index, count = count, count + piece.num_tokens
+            yield Delta(
+                index,
+                token_run.token_ids[: piece.num_tokens],
+                piece.text,
+                Usage(num_prompt, count),
+                FinishReason.STOP if piece.stopped else token_run.finish_reason,
+                token_run.stats,
+            )
+            if piece.stopped or token_run.finish_reason is not None:
+                return
+    raise BackendFault("the stream ended without a finish reason")
+
+
+def _check_finish(token_run: TokenRun) -> None:
+    if token_run.finish_reason is FinishReason.ABORT:
+        raise NotReady("the model was stopped while it answered; send the request again")
+    if token_run.finish_reason is FinishReason.ERROR:
+        raise BackendFault("the engine failed")

@@ -1,0 +1,126 @@
+"""Which of OpenAI's and vLLM's request fields are harmless, and which may only have their default.
+
+A field that changes the answer and is not supported is refused by name: silently ignoring it would give a text
+that was not asked for. Fields that cannot change the answer are dropped.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
+from typing import Any
+
+from pydantic_core import ErrorDetails
+
+from protocol.errors import InvalidRequest
+
+DROPPED = frozenset(
+    {
+        "user",
+        "metadata",
+        "store",
+        "service_tier",
+        "safety_identifier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "priority",
+        "request_id",
+    }
+)
+
+ONLY = MappingProxyType[str, tuple[Any, ...]](
+    {
+        "n": (1, None),
+        "best_of": (1, None),
+        "use_beam_search": (False, None),
+        "frequency_penalty": (0, None),
+        "presence_penalty": (0, None),
+        "repetition_penalty": (1, None),
+        "length_penalty": (1, None),
+        "logit_bias": ({}, None),
+        "logprobs": (False, None),
+        "top_logprobs": (0, None),
+        "prompt_logprobs": (None,),
+        "echo": (False, None),
+        "suffix": ("", None),
+        "min_tokens": (0, None),
+        "response_format": ({"type": "text"}, None),
+        "skip_special_tokens": (True, None),
+        "spaces_between_special_tokens": (True, None),
+        "include_stop_str_in_output": (False, None),
+        "tools": ([], None),
+        "tool_choice": ("none", "auto", None),
+        "parallel_tool_calls": (False, True, None),
+        "functions": ([], None),
+        "function_call": ("none", "auto", None),
+        "modalities": (["text"], None),
+        "audio": (None,),
+        "prediction": (None,),
+        "reasoning_effort": (None,),
+        "verbosity": (None,),
+        "web_search_options": (None,),
+        "add_generation_prompt": (True, None),
+        "continue_final_message": (False, None),
+        "chat_template": (None,),
+        "chat_template_kwargs": ({}, None),
+        "documents": ([], None),
+    }
+)
+
+ONLY_IN_MESSAGE = MappingProxyType[str, tuple[Any, ...]](
+    {
+        "refusal": (None,),
+        "annotations": ([], None),
+        "audio": (None,),
+        "function_call": (None,),
+        "tool_calls": ([], None),
+        "reasoning": (None,),
+        "reasoning_content": (None,),
+    }
+)
+
+
+def screened(fields: Any, only: Mapping[str, tuple[Any, ...]], dropped: frozenset[str] = frozenset()) -> Any:
+    """The fields without those that mean nothing here. Raises InvalidRequest for one that would mean something."""
+    if not isinstance(fields, dict):
+        return fields
+    for name in fields.keys() & only.keys():
+        if not _allowed(fields[name], only[name]):
+            default = json.dumps(only[name][0])
+            raise InvalidRequest(
+                f"{name} {reprlib.repr(fields[name])} is not supported; leave it out or send {default}", name
+            )
+    return {name: value for name, value in fields.items() if name not in only and name not in dropped}
+
+
+def _allowed(value: Any, allowed: tuple[Any, ...]) -> bool:
+    """Equality as JSON has it: true is not 1."""
+    return any(value == good and isinstance(value, bool) == isinstance(good, bool) for good in allowed)
+
+
+def refusal(errors: Sequence[ErrorDetails]) -> InvalidRequest:
+    """The first of pydantic's complaints in one sentence that names the parameter, without the caller's text."""
+    first = errors[0]
+    place = tuple(part for part in first["loc"] if part != "body")
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, InvalidRequest):
+        return cause
+    if first["type"] == "json_invalid":
+        return InvalidRequest(f"the body is not JSON: {cause} at character {place[0] if place else 0}")
+    if not place:
+        return InvalidRequest("the body must be a JSON object, with content-type application/json")
+    name = str(place[0])
+    if first["type"] == "extra_forbidden":
+        path = ".".join(map(str, place))
+        return InvalidRequest(f"unknown parameter {path[:100]!r}; leave it out", name[:100])
+    if first["type"] == "missing":
+        return InvalidRequest(f"{'.'.join(map(str, place))} is missing", name)
+    return InvalidRequest(f"{name}: {_complaints(errors, name)}", name)
+
+
+def _complaints(errors: Sequence[ErrorDetails], name: str) -> str:
+    """A union complains once per member; together they say what would do."""
+    about = [error for error in errors if name in error["loc"][:2]]
+    return " or ".join(dict.fromkeys(error["msg"].removeprefix("Value error, ") for error in about[:8]))

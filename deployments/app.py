@@ -1,0 +1,94 @@
+"""The whole Ray Serve graph on one screen.
+
+    ingress --handle--> one deployment per target --broadcast, to find it--> the draft pool
+                                                  ==gRPC stream, to draft==>
+
+Serve fills `config` from the `args` of its own config file too (import_path deployments.app:build),
+and for that it reads the annotation itself: no postponed ones in this module.
+"""
+
+from typing import Any
+
+from ray import serve
+from ray.serve import Application
+
+from deployments.config import AppConfig, IngressConfig, Placement, TargetConfig
+from deployments.ingress import Ingress
+from deployments.pool import DraftPoolReplica
+from deployments.target import TargetReplica
+
+APP_NAME = "draftpool"
+POOL_NAME = "draft-pool"
+INGRESS_MARGIN = 64  # requests that one ingress may hold beyond what its targets hold, to answer them with 429
+
+
+def build(config: AppConfig) -> Application:
+    pool = deployment(DraftPoolReplica, pool_options(config)).bind(config.pool) if config.pool else None
+    targets = {
+        target.name: deployment(TargetReplica, target_options(target)).bind(target, pool) for target in config.targets
+    }
+    tokenizers = {target.name: target.path for target in config.targets}
+    ingress: Any = Ingress  # a deployment already, which its decorator does not tell
+    app: Application = ingress.options(**ingress_options(config)).bind(targets, tokenizers)
+    return app
+
+
+def deployment(replica: type, options: dict[str, Any]) -> Any:
+    """Replicas are plain classes; only here do they become deployments."""
+    made: Any = serve.deployment(replica)
+    return made.options(**options)
+
+
+def pool_options(config: AppConfig) -> dict[str, Any]:
+    assert config.pool is not None
+    return {
+        "name": POOL_NAME,
+        "num_replicas": config.pool.num_replicas,
+        "max_ongoing_requests": 100,  # descriptions only
+        "graceful_shutdown_wait_loop_s": 0.1,
+        "graceful_shutdown_timeout_s": 5,
+        "ray_actor_options": actor_options(config.pool),
+    }
+
+
+def target_options(target: TargetConfig) -> dict[str, Any]:
+    """The engine refuses what exceeds its queue, so Serve must let more through than the engine takes."""
+    held = target.max_batch + target.max_queue
+    return {
+        "name": target_deployment(target.name),
+        "num_replicas": target.num_replicas,
+        "max_ongoing_requests": held + INGRESS_MARGIN,
+        "max_queued_requests": held * target.num_replicas + INGRESS_MARGIN,
+        "graceful_shutdown_wait_loop_s": 0.1,
+        "graceful_shutdown_timeout_s": 60,
+        "health_check_period_s": 5,
+        "ray_actor_options": actor_options(target),
+    }
+
+
+def ingress_options(config: AppConfig) -> dict[str, Any]:
+    held = sum((target.max_batch + target.max_queue) * target.num_replicas for target in config.targets)
+    ingress: IngressConfig = config.ingress
+    return {
+        "num_replicas": ingress.num_replicas,
+        "max_ongoing_requests": held + INGRESS_MARGIN,
+        "graceful_shutdown_wait_loop_s": 0.1,
+        "graceful_shutdown_timeout_s": 60,
+        "ray_actor_options": {
+            "num_cpus": ingress.num_cpus,
+            "resources": ingress.resources,
+            # Ray leaves every GPU visible to an actor that asked for none.
+            "runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}},
+        },
+    }
+
+
+def actor_options(placement: Placement) -> dict[str, Any]:
+    options: dict[str, Any] = {"num_cpus": placement.threads, "resources": placement.resources}
+    if placement.num_gpus:
+        return options | {"num_gpus": placement.num_gpus}
+    return options | {"runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}}
+
+
+def target_deployment(name: str) -> str:
+    return f"target-{name}"

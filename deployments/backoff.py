@@ -1,0 +1,51 @@
+"""Whether to ask the pool for a draft, after deadlines were missed.
+
+Three missed deadlines in a row end the waiting. From then on one request in a growing pause goes out as a
+probe: it is sent and not waited for, so that a pool which stays slow costs the target nothing. The first probe
+that is answered in time brings the waiting back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum, auto
+
+MISSES = 3
+PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+
+
+class Ask(Enum):
+    WAIT = auto()  # send, and wait up to the deadline
+    PROBE = auto()  # send, do not wait
+    SKIP = auto()
+
+
+class Backoff:
+    """Both threads of a client use it; every field is written whole, and a lost update costs one pause."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._misses = 0
+        self._pause = 0
+        self._resume_at = 0.0
+
+    def ask(self) -> Ask:
+        if self._misses < MISSES:
+            return Ask.WAIT
+        if self._clock() < self._resume_at:
+            return Ask.SKIP
+        self._schedule()
+        return Ask.PROBE
+
+    def missed(self) -> None:
+        self._misses += 1
+        if self._misses == MISSES:
+            self._pause = 0
+            self._schedule()
+
+    def answered(self) -> None:
+        self._misses = 0
+
+    def _schedule(self) -> None:
+        self._resume_at = self._clock() + PAUSES_S[min(self._pause, len(PAUSES_S) - 1)]
+        self._pause += 1

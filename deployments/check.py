@@ -1,0 +1,97 @@
+"""`draftpool check`, and what `serve` checks before it starts anything: do the checkpoints of a config fit together?"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+
+from deployments.config import AppConfig, PoolConfig, SpeculationConfig, TargetConfig, load_config
+from drafters.manifest import Manifest, vocabulary_hash
+from model.config import read_config
+from model.load import resolve
+from protocol.errors import ConfigError
+
+T = TypeVar("T")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
+
+
+def run(args: argparse.Namespace) -> int:
+    config = load_config(args.config)
+    check_config(config)
+    for line in summary(config):
+        Console().print(line, highlight=False)
+    return 0
+
+
+def check_config(config: AppConfig) -> None:
+    """Raises ConfigError or UnsupportedModel for the first checkpoint that cannot be served as configured."""
+    vocabularies = {f"targets.{target.name}": check_target(target) for target in config.targets}
+    if config.pool is None:
+        return
+    manifest = check_pool(config.pool)
+    for target in config.targets:
+        if target.speculation is None:
+            continue
+        if vocabularies[f"targets.{target.name}"] != manifest.vocabulary_hash:
+            raise ConfigError(
+                f"target {target.name} ({target.path}) and the pool ({config.pool.path}) have different vocabularies; "
+                "train a drafter for it, or set speculation: off"
+            )
+        check_exits(target.name, target.speculation, manifest)
+
+
+def check_target(target: TargetConfig) -> str:
+    """The hash of its vocabulary."""
+    directory = resolve(target.path)
+    positions = read_config(directory).max_positions
+    if target.max_model_len is not None and target.max_model_len > positions:
+        raise ConfigError(
+            f"max_model_len {target.max_model_len} of target {target.name} exceeds the {positions} positions "
+            "of its checkpoint; lower it"
+        )
+    return manifest_of(vocabulary_hash, directory)
+
+
+def check_pool(pool: PoolConfig) -> Manifest:
+    directory = resolve(pool.path)
+    read_config(directory)
+    manifest = manifest_of(Manifest.load, directory)
+    if vocabulary_hash(directory) != manifest.vocabulary_hash:
+        raise ConfigError(f"{directory}: the tokenizer is not the one its draftpool.json names; restore it")
+    return manifest
+
+
+def manifest_of(read: Callable[[Path], T], directory: Path) -> T:
+    """Files beside the weights that are damaged are the operator's to mend."""
+    try:
+        return read(directory)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def check_exits(name: str, speculation: SpeculationConfig, manifest: Manifest) -> None:
+    wanted = speculation.exits if speculation.depth == "cascade" else (speculation.depth,)
+    if unknown := sorted(set(wanted) - set(manifest.exits)):
+        raise ConfigError(
+            f"speculation of target {name} asks for depth {unknown[0]}; the drafter has the exits "
+            f"{', '.join(map(str, manifest.exits))}"
+        )
+
+
+def summary(config: AppConfig) -> Iterator[str]:
+    for target in config.targets:
+        decoder = read_config(resolve(target.path))
+        speculation = target.speculation
+        how = f"depth {speculation.depth}, length {speculation.length}" if speculation else "no speculation"
+        yield f"target {target.name}: {decoder.family}, {decoder.num_layers} layers, {target.dtype}, {how}"
+    if config.pool is not None:
+        exits = ", ".join(map(str, Manifest.load(resolve(config.pool.path)).exits))
+        yield f"pool: {config.pool.num_replicas} replicas, {config.pool.dtype}, exits {exits}"
+    yield "ok"

@@ -1,0 +1,173 @@
+"""The typed YAML config: everything that an operator may set, and nothing else.
+
+Unknown keys are refused. A model path that is relative belongs to the folder of its config file; one that is
+neither a directory there nor begins with ".", "/" or "~" is a Hugging Face hub id.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from deployments.config_errors import explain
+from protocol.errors import ConfigError
+
+Count = Annotated[int, Field(ge=1)]
+Port = Annotated[int, Field(ge=0, le=65535)]
+Seconds = Annotated[float, Field(gt=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Replicas(Section):
+    """resources: custom Ray resources that each replica takes."""
+
+    num_replicas: Count = 1
+    resources: dict[str, float] = {}
+
+
+class Placement(Replicas):
+    """What one replica gets. cores: the CPUs that it is bound to."""
+
+    threads: Count = 1
+    cores: tuple[int, ...] | None = None
+    num_gpus: Annotated[float, Field(ge=0)] = 0
+
+
+class Weights(Section):
+    """A checkpoint and the memory for its KV."""
+
+    path: str
+    dtype: Literal["fp32", "bf16"] = "bf16"
+    page_size: Count = 256
+    kv_mb: Count = 512
+
+
+class SpeculationConfig(Section):
+    """depth: an exit of the drafter, or "cascade" through `exits` with one threshold before each next one."""
+
+    depth: int | Literal["cascade"]
+    length: Annotated[int, Field(ge=1, le=64)] = 4
+    exits: tuple[int, ...] = (2, 4, 6)
+    thresholds: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.5, 0.5)
+    deadline_ms: Annotated[float, Field(gt=0)] = 50.0
+
+    @field_validator("depth", mode="before")
+    @classmethod
+    def _known_depth(cls, value: object) -> object:
+        if value == "cascade" or (isinstance(value, int) and value >= 1):
+            return value
+        raise ValueError(f"{value!r} is no depth; give an exit of the drafter, counted in layers, or cascade")
+
+    @model_validator(mode="after")
+    def _one_threshold_between_exits(self) -> Self:
+        if self.depth == "cascade" and len(self.thresholds) != len(self.exits) - 1:
+            raise ValueError(
+                f"{len(self.exits)} exits take {len(self.exits) - 1} thresholds, {len(self.thresholds)} were given"
+            )
+        if list(self.exits) != sorted(set(self.exits)):
+            raise ValueError(f"exits {list(self.exits)} must ascend")
+        return self
+
+
+class TargetConfig(Placement, Weights):
+    """One target. speculation null or off: plain decoding."""
+
+    name: Name
+    max_batch: Count = 16
+    max_queue: Annotated[int, Field(ge=0)] = 64
+    max_model_len: Annotated[int, Field(ge=2)] | None = None
+    prefill_chunk: Count = 512
+    speculation: SpeculationConfig | None = None
+
+    @field_validator("speculation", mode="before")
+    @classmethod
+    def _off(cls, value: object) -> object:
+        return None if value in (False, "off") else value
+
+
+class PoolConfig(Placement, Weights):
+    """The draft pool. host: where replicas listen, "node" for the address of their node; ports: 0 or a range."""
+
+    max_rows: Count = 64
+    prefill_chunk: Count = 256
+    sequence_ttl_s: Seconds = 120.0
+    host: str = "127.0.0.1"
+    ports: tuple[Port, Port] = (0, 0)
+
+    @field_validator("ports")
+    @classmethod
+    def _ascending(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if value[0] > value[1] or (value[0] == 0) != (value[1] == 0):
+            raise ValueError(f"{list(value)} is no range of ports; give [first, last], or [0, 0] for any free one")
+        return value
+
+
+class HttpConfig(Section):
+    host: str = "127.0.0.1"
+    port: Port = 8000
+    request_timeout_s: Seconds | None = None
+
+
+class GrpcConfig(Section):
+    """Ray Serve's gRPC proxy listens on every interface and without TLS; leave the section out to turn it off."""
+
+    port: Port = 9000
+    request_timeout_s: Seconds | None = None
+
+
+class IngressConfig(Replicas):
+    num_cpus: Annotated[float, Field(ge=0)] = 1.0
+
+
+class AppConfig(Section):
+    targets: Annotated[tuple[TargetConfig, ...], Field(min_length=1)]
+    pool: PoolConfig | None = None
+    ingress: IngressConfig = IngressConfig()
+    http: HttpConfig = HttpConfig()
+    grpc: GrpcConfig | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        names = [target.name for target in self.targets]
+        if repeated := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two targets are called {repeated[0]}; give each its own name")
+        speculating = [target.name for target in self.targets if target.speculation]
+        if speculating and self.pool is None:
+            raise ValueError(f"target {speculating[0]} speculates but there is no pool; add one, or speculation: off")
+        return self
+
+
+def load_config(path: Path) -> AppConfig:
+    """Raises ConfigError naming file, key, value and remedy."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}; name an existing YAML file") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {error}") from None
+    try:
+        config = AppConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {explain(error, AppConfig)}") from None
+    return resolve_paths(config, path.parent)
+
+
+def resolve_paths(config: AppConfig, base: Path) -> AppConfig:
+    targets = tuple(target.model_copy(update={"path": _resolve(target.path, base)}) for target in config.targets)
+    pool = config.pool and config.pool.model_copy(update={"path": _resolve(config.pool.path, base)})
+    return config.model_copy(update={"targets": targets, "pool": pool})
+
+
+def _resolve(path: str, base: Path) -> str:
+    given = Path(path).expanduser()
+    if given.is_absolute():
+        return str(given)
+    beside = (base / given).resolve()
+    return str(beside) if beside.is_dir() or path.startswith(".") else path

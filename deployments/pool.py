@@ -1,0 +1,74 @@
+"""A replica of the draft pool: the drafter, the thread that works it, and the server that targets stream to."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import ray.util
+from ray import serve
+
+from deployments.config import PoolConfig
+from deployments.discovery import PoolMember
+from deployments.pool_server import PoolServer
+from deployments.pool_thread import PoolThread
+from deployments.process import DTYPES, claim, device_of, num_positions
+from drafters.manifest import Manifest
+from drafters.nested import load_nested
+from drafters.residents import PoolLimits
+from drafters.worker import DraftWorker
+from model.load import resolve
+from protocol.errors import NotReady
+
+HEARTBEAT_LIMIT_S = 30.0
+
+
+class DraftPoolReplica:
+    """Requests never come here through Serve: it places, describes and watches; drafts travel on the streams."""
+
+    async def __init__(self, config: PoolConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+        claim(config)
+        worker, manifest = await asyncio.to_thread(load_worker, config)
+        self._thread = PoolThread(worker, time.monotonic)
+        self._server = PoolServer(self._thread)
+        node_address: Any = ray.util.get_node_ip_address  # untyped
+        host = node_address() if config.host == "node" else config.host
+        self._thread.start()
+        self._member = PoolMember(
+            address=await self._server.start(host, config.ports),
+            incarnation=f"pool-{serve.get_replica_context().replica_id.unique_id}",
+            exits=worker.describe().exits,
+            vocabulary_hash=manifest.vocabulary_hash,
+            max_positions=worker.describe().max_positions,
+            num_streams=0,
+            stats=self._thread.stats(),
+        )
+
+    async def describe(self) -> PoolMember:
+        return replace(self._member, num_streams=self._server.num_streams, stats=self._thread.stats())
+
+    async def check_health(self) -> None:
+        age = self._thread.heartbeat_age_s()
+        if age > HEARTBEAT_LIMIT_S:
+            raise NotReady(f"the draft worker has not turned for {age:.0f} s")
+
+    async def __del__(self) -> None:
+        """Serve's hook for a graceful end: targets see their stream end and move on at once."""
+        await self._server.stop()
+        await asyncio.to_thread(self._thread.stop)
+
+
+def load_worker(config: PoolConfig) -> tuple[DraftWorker, Manifest]:
+    directory, dtype = resolve(config.path), DTYPES[config.dtype]
+    drafter = load_nested(
+        Path(directory),
+        dtype=dtype,
+        num_positions=num_positions(config, directory, dtype),
+        page_size=config.page_size,
+        device=device_of(config),
+    )
+    limits = PoolLimits(max_rows=config.max_rows, prefill_tokens=config.prefill_chunk, ttl_s=config.sequence_ttl_s)
+    return DraftWorker(drafter, limits, time.monotonic), Manifest.load(directory)

@@ -1,0 +1,124 @@
+"""A replica of one target: its engine, and its stream to the draft pool."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from dataclasses import asdict
+from typing import Any
+
+from ray import serve
+
+from deployments.config import SpeculationConfig, TargetConfig
+from deployments.discovery import Discover, Need, serve_discovery
+from deployments.process import DTYPES, claim, device_of, num_positions
+from deployments.transport import GrpcDraftClient, TransportConfig
+from drafters.manifest import vocabulary_hash
+from model.load import resolve
+from protocol.errors import NotReady
+from protocol.plan import DepthRule
+from protocol.request import GenerateRequest, TokenRun
+from router.policy import Fixed, Off, Policy
+from targets.engine import Engine, EngineConfig
+from targets.model import TargetModel, load_target
+
+HEARTBEAT_LIMIT_S = 60.0
+
+
+class TargetReplica:
+    async def __init__(self, config: TargetConfig, pool: Any = None) -> None:  # type: ignore[misc]  # Serve awaits it
+        """pool: the Serve handle of the draft pool; without it, or without speculation, decoding is plain."""
+        claim(config)
+        self._config = config
+        self._incarnation = f"{config.name}-{serve.get_replica_context().replica_id.unique_id}"
+        model = await asyncio.to_thread(load_model, config)
+        self._client = None
+        if config.speculation and pool is not None:
+            self._client = draft_client(self._incarnation, config, config.speculation, serve_discovery(pool))
+            await self._client.start()
+        self._decoder = model.decoder.config
+        self._engine = Engine(model, policy(config.speculation), self._client, engine_config(config, self._incarnation))
+        self._engine.start()
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
+        """Runs as they are committed. They wait in a queue that max_tokens bounds, each holding one token at least."""
+        loop = asyncio.get_running_loop()
+        runs: asyncio.Queue[TokenRun] = asyncio.Queue()
+
+        def arrived(run: TokenRun) -> None:
+            loop.call_soon_threadsafe(runs.put_nowait, run)
+
+        self._engine.submit(request, arrived)
+        finished = False
+        try:
+            while not finished:
+                run = await runs.get()
+                finished = run.finish_reason is not None
+                yield run
+        finally:
+            if not finished:
+                self._engine.cancel(request.request_id)
+
+    async def describe(self) -> dict[str, object]:
+        """What the ingress has to know, in plain values."""
+        return {
+            "name": self._config.name,
+            "incarnation": self._incarnation,
+            "max_model_len": self._engine.max_length,
+            "vocab_size": self._decoder.vocab_size,
+            "eos_token_ids": tuple(self._decoder.eos_token_ids),
+            "draft_replica": self._client.replica if self._client else None,
+            "ready": self._engine.heartbeat_age_s() <= HEARTBEAT_LIMIT_S,
+        }
+
+    async def stats(self) -> dict[str, int]:
+        return asdict(self._engine.stats())
+
+    async def check_health(self) -> None:
+        age = self._engine.heartbeat_age_s()
+        if age > HEARTBEAT_LIMIT_S:
+            raise NotReady(f"the engine of {self._config.name} has not turned for {age:.0f} s")
+
+    async def __del__(self) -> None:
+        """Serve's hook for a graceful end, after the requests in flight have finished."""
+        await asyncio.to_thread(self._engine.stop)
+        if self._client is not None:
+            await self._client.stop()
+
+
+def load_model(config: TargetConfig) -> TargetModel:
+    directory, dtype = resolve(config.path), DTYPES[config.dtype]
+    return load_target(
+        directory,
+        dtype=dtype,
+        num_positions=num_positions(config, directory, dtype),
+        page_size=config.page_size,
+        device=device_of(config),
+    )
+
+
+def draft_client(
+    incarnation: str, config: TargetConfig, speculation: SpeculationConfig, discover: Discover
+) -> GrpcDraftClient:
+    need = Need(vocabulary_hash(resolve(config.path)), depth_rule(speculation).exits)
+    return GrpcDraftClient(incarnation, discover, need, TransportConfig(deadline_s=speculation.deadline_ms / 1e3))
+
+
+def policy(speculation: SpeculationConfig | None) -> Policy:
+    return Fixed(depth_rule(speculation), speculation.length) if speculation else Off()
+
+
+def depth_rule(speculation: SpeculationConfig) -> DepthRule:
+    if speculation.depth == "cascade":
+        return DepthRule(speculation.exits, speculation.thresholds)
+    return DepthRule((speculation.depth,))
+
+
+def engine_config(config: TargetConfig, incarnation: str) -> EngineConfig:
+    return EngineConfig(
+        max_batch=config.max_batch,
+        max_queue=config.max_queue,
+        prefill_chunk=config.prefill_chunk,
+        max_model_len=config.max_model_len,
+        incarnation=incarnation,
+    )

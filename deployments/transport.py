@@ -1,0 +1,216 @@
+"""A target's way to the pool over gRPC: one persistent stream to one draft replica at a time.
+
+Two threads meet here. The engine thread asks and waits, never beyond its deadline. The event loop keeps the
+stream: it looks for draft replicas every few seconds and whenever a stream ends, connects to the best, and
+fills in the round that the engine waits for. A move is one assignment of `_link`; a round keeps the link it
+began with, so moves fall between rounds. What a new replica does not know it answers with NEED_CONTEXT.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from deployments.backoff import Ask, Backoff
+from deployments.discovery import Discover, Need, PoolMember, choose
+from deployments.link import Link
+from protocol.draft import DraftBlock, DraftReply, DraftRequest
+from protocol.wire import CloseSequences
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class TransportConfig:
+    """lost_every_s: how often to look for a replica while there is none. avoid_s: how long to leave a failed one."""
+
+    deadline_s: float = 0.05
+    discover_every_s: float = 3.0
+    lost_every_s: float = 0.25
+    avoid_s: float = 5.0
+
+
+class Round:
+    """Blocks of one request as they arrive: the loop adds, the engine thread waits."""
+
+    def __init__(self, request: DraftRequest, link: Link, expires: float) -> None:
+        self.link = link
+        self.expires = expires
+        self._request = request
+        self._missing = {row.sequence_id: row.base_length for row in request.rows}
+        self._blocks: list[DraftBlock] = []
+        self._wait_ms = 0.0
+        self._over = threading.Event()
+        self._lock = threading.Lock()
+
+    def add(self, reply: DraftReply) -> None:
+        """Takes what belongs to this round; the rest came late and is dropped."""
+        if (reply.incarnation, reply.round_id) != (self._request.incarnation, self._request.round_id):
+            return
+        with self._lock:
+            for block in reply.blocks:
+                if self._missing.get(block.sequence_id) == block.base_length:
+                    del self._missing[block.sequence_id]
+                    self._blocks.append(block)
+            self._wait_ms = reply.wait_ms
+            if not self._missing:
+                self._over.set()
+
+    def end(self) -> None:
+        """The stream is gone: what is missing will not come."""
+        self._over.set()
+
+    def wait(self, clock: Callable[[], float]) -> None:
+        self._over.wait(max(0.0, self.expires - clock()))
+
+    @property
+    def complete(self) -> bool:
+        return not self._missing
+
+    @property
+    def mostly_missing(self) -> bool:
+        return 2 * len(self._missing) > len(self._request.rows)
+
+    def reply(self) -> DraftReply | None:
+        with self._lock:
+            if not self._blocks:
+                return None
+            return DraftReply(self._request.incarnation, self._request.round_id, tuple(self._blocks), self._wait_ms)
+
+
+class GrpcDraftClient:
+    """A protocol.draft.DraftClient. `start` and `stop` run on the event loop, everything else on any thread."""
+
+    def __init__(
+        self,
+        incarnation: str,
+        discover: Discover,
+        need: Need,
+        config: TransportConfig | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._incarnation = incarnation
+        self._discover = discover
+        self._need = need
+        self._config = config or TransportConfig()
+        self._clock = clock
+        self._backoff = Backoff(clock)
+        self._link: Link | None = None
+        self._round: Round | None = None
+        self._avoid: dict[str, float] = {}
+        self._lost = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def replica(self) -> str | None:
+        """The incarnation of the draft replica in use."""
+        link = self._link
+        return link.member.incarnation if link else None
+
+    async def start(self) -> None:
+        self._task = asyncio.create_task(self._keep_connected())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        link, self._link = self._link, None
+        if link is not None:
+            await link.close()
+        await asyncio.gather(*self._closing, return_exceptions=True)
+
+    def open(self, request: DraftRequest) -> None:
+        link = self._link
+        if link is not None:
+            link.send(request)
+
+    def draft(self, request: DraftRequest) -> DraftReply | None:
+        link = self._link
+        if link is None or not link.open or (ask := self._backoff.ask()) is Ask.SKIP:
+            return None
+        current = Round(request, link, self._clock() + self._config.deadline_s)
+        self._round = current
+        link.send(request)
+        if ask is Ask.PROBE or not link.open:  # it may have ended before the round was there to be told
+            return None
+        current.wait(self._clock)
+        if current.complete:
+            self._backoff.answered()
+        elif link.open and current.mostly_missing:
+            self._backoff.missed()
+        return current.reply()
+
+    def close(self, sequence_ids: Sequence[int]) -> None:
+        link = self._link
+        if link is not None:
+            link.send(CloseSequences(self._incarnation, tuple(sequence_ids)))
+
+    def _on_reply(self, link: Link, reply: DraftReply) -> None:
+        current = self._round
+        if current is None or current.link is not link:
+            return
+        current.add(reply)
+        if current.complete and self._clock() <= current.expires:
+            self._backoff.answered()
+
+    def _on_end(self, link: Link) -> None:
+        current = self._round
+        if current is not None and current.link is link:
+            current.end()
+        if self._link is link:
+            self._link = None
+            self._avoid[link.member.incarnation] = self._clock() + self._config.avoid_s
+            self._lost.set()
+
+    async def _keep_connected(self) -> None:
+        while True:
+            self._lost.clear()
+            await self._connect_best()
+            pause = self._config.discover_every_s if self._link else self._config.lost_every_s
+            try:
+                await asyncio.wait_for(self._lost.wait(), pause)
+            except TimeoutError:
+                continue
+
+    async def _connect_best(self) -> None:
+        member = choose(await self._candidates(), self.replica, self._incarnation)
+        if member is None or member.incarnation == self.replica:
+            return
+        link = Link(member, self._on_reply, self._on_end)
+        if not await link.connect():
+            self._avoid[member.incarnation] = self._clock() + self._config.avoid_s
+            return
+        logger.info("drafting on %s at %s", member.incarnation, member.address)
+        old, self._link = self._link, link
+        self._backoff.answered()
+        if old is not None:
+            self._retire(old)
+
+    async def _candidates(self) -> list[PoolMember]:
+        try:
+            members = await self._discover()
+        except Exception:
+            logger.exception("discovery of draft replicas failed")
+            return []
+        now = self._clock()
+        self._avoid = {incarnation: until for incarnation, until in self._avoid.items() if until > now}
+        fitting = [member for member in members if self._need.met_by(member)]
+        if members and not fitting:
+            logger.warning("none of %d draft replicas has the vocabulary and the exits of this target", len(members))
+        return [member for member in fitting if member.incarnation not in self._avoid]
+
+    def _retire(self, link: Link) -> None:
+        """Close a link after a round that may still be on its way there."""
+
+        async def close_later() -> None:
+            await asyncio.sleep(self._config.deadline_s)
+            await link.close()
+
+        task = asyncio.create_task(close_later())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)

@@ -1,0 +1,49 @@
+"""Depth-lazy KV as integers: how far each layer segment of one sequence has come.
+
+Exits d1 < d2 < ... cut the layers into segments [0, d1), [d1, d2), ... A token that leaves at d1 has no KV in
+the deeper segments. marks[i] counts the positions whose KV exists in segment i; what enters a segment has left
+the one above it, so marks never increase with depth. The hidden states that positions [marks[i + 1], marks[i])
+had on leaving segment i are kept at the same slots as their KV: when a deeper pass is wanted, these positions
+ride along in it and nothing is computed twice (S2D section 3, `held[d]` in its decoding loop).
+
+Rollback is a smaller length: truncating the marks drops tokens, KV and kept hidden states together. A fork is
+the truncated value itself, for its trunk is read in place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Watermarks:
+    """marks: one per segment, shallow to deep, not increasing."""
+
+    marks: tuple[int, ...]
+
+    @classmethod
+    def none(cls, num_segments: int) -> Watermarks:
+        return cls((0,) * num_segments)
+
+    def missing(self, segment: int, length: int) -> range:
+        """The positions that `segment` must run to reach `length`: new ones, and those that ride along."""
+        return range(self.marks[segment], max(self.marks[segment], length))
+
+    def kept(self, segment: int) -> range:
+        """The positions whose hidden states on leaving `segment` a deeper pass will need."""
+        deeper = self.marks[segment + 1] if segment + 1 < len(self.marks) else self.marks[segment]
+        return range(deeper, self.marks[segment])
+
+    def advance(self, segment: int, length: int) -> Watermarks:
+        """After `segment` ran its missing positions up to `length`."""
+        assert length <= self.marks[segment - 1] or segment == 0, "a segment ran ahead of the one above it"
+        assert length >= self.marks[segment], "advancing cannot take positions back"
+        return Watermarks((*self.marks[:segment], length, *self.marks[segment + 1 :]))
+
+    def truncate(self, length: int) -> Watermarks:
+        """Without the positions from `length` on: a rejection, or a fork at `length`."""
+        return Watermarks(tuple(min(mark, length) for mark in self.marks))
+
+    def check(self) -> None:
+        assert list(self.marks) == sorted(self.marks, reverse=True), f"a deeper segment is ahead: {self.marks}"
+        assert min(self.marks) >= 0, f"a negative watermark: {self.marks}"

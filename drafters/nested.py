@@ -1,0 +1,227 @@
+"""The nested drafter: one ragged pass over rows of different targets and different depths.
+
+Segment 0 runs for every row; then a segment runs for those that go deeper. A drafting row leaves at the first
+rung of its depth rule whose confidence passes (a fixed depth is a ladder of one rung), and only there are its
+logits computed. Positions that left earlier ride along from the hidden states kept at the boundary, so a row's
+missing positions may differ from segment to segment (see drafters/depth.py).
+
+Hidden states at a boundary live in a tensor indexed by the same slots as the KV. They are written only when a
+segment's rows are not exactly those of the next one: otherwise they simply flow on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from drafters.depth import Watermarks
+from drafters.manifest import drafter_exits
+from model.batch import CPU, RaggedBatch, Row, build_batch
+from model.decoder import Decoder
+from model.kv import PagedKV
+from model.load import load_decoder
+from model.pages import PageLedger
+from model.sampling import pick_with_confidence
+from protocol.errors import ConfigError
+from protocol.plan import DepthRule
+from protocol.request import SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class PassRow:
+    """One sequence's part of a pass.
+
+    tokens: the tokens at positions [written, length), `written` being `NestedDrafter.written(sequence)`.
+    settled: positions below it go to the rule's last exit. When length exceeds it, the token at position
+        `length` is drafted, and position length - 1 goes only as deep as that takes.
+    """
+
+    sequence: int
+    tokens: Sequence[int]
+    length: int
+    settled: int
+    depth: DepthRule
+    sampling: SamplingParams
+
+    @property
+    def drafts(self) -> bool:
+        return self.length > self.settled
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    token: int
+    exit: int
+    confidence: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Stretch:
+    """The positions that one row runs in one segment. index: the row's place in the pass."""
+
+    index: int
+    row: PassRow = field(compare=False)
+    positions: range
+
+
+class NestedDrafter:
+    """Owns the pages, KV, boundary states and watermarks of its sequences, which are named by integers."""
+
+    def __init__(self, decoder: Decoder, exits: tuple[int, ...], num_pages: int, page_size: int) -> None:
+        """exits: ascending depths in layers, none beyond the decoder."""
+        if not exits or list(exits) != sorted(set(exits)) or not 0 < exits[0] <= exits[-1] <= decoder.config.num_layers:
+            raise ConfigError(f"exits {exits} must ascend within the {decoder.config.num_layers} layers of the drafter")
+        self.exits = exits
+        self.max_positions = decoder.config.max_positions
+        self.vocab_size = decoder.config.vocab_size
+        self.ledger = PageLedger(num_pages, page_size)
+        self._decoder = decoder
+        num_slots = num_pages * page_size
+        self._kv = PagedKV(decoder.config, num_slots, decoder.dtype, decoder.device)
+        shape = (num_slots, decoder.config.hidden_size)
+        self._boundaries = [torch.zeros(shape, dtype=decoder.dtype, device=decoder.device) for _ in exits[:-1]]
+        nothing = torch.empty(0, dtype=torch.int64, device=decoder.device)
+        self._empty = RaggedBatch((), nothing, nothing, (0,))
+        self._marks: dict[int, Watermarks] = {}
+
+    def open(self, sequence: int) -> None:
+        self.ledger.open(sequence)
+        self._marks[sequence] = Watermarks.none(len(self.exits))
+
+    def free(self, sequence: int) -> None:
+        self.ledger.free(sequence)
+        del self._marks[sequence]
+
+    def truncate(self, sequence: int, length: int) -> None:
+        """Forget positions from `length` on, and give back the pages beyond them."""
+        self._marks[sequence] = self._marks[sequence].truncate(length)
+        self.ledger.truncate(sequence, length)
+
+    def written(self, sequence: int) -> int:
+        """Positions that segment 0 has run."""
+        return self._marks[sequence].marks[0]
+
+    def settled(self, sequence: int, depth: DepthRule) -> int:
+        """Positions that have reached the rule's last exit."""
+        return self._marks[sequence].marks[self._last_segment(depth)]
+
+    def check_depth(self, depth: DepthRule) -> None:
+        """Raises ConfigError for a depth that is no exit."""
+        unknown = sorted(set(depth.exits) - set(self.exits))
+        if unknown:
+            raise ConfigError(f"depth {unknown[0]} is not an exit of this drafter; it has {self.exits}")
+
+    def check(self) -> None:
+        self.ledger.check()
+        assert set(self._marks) == set(self.ledger.sequences), "watermarks and ledger know different sequences"
+        for sequence, marks in self._marks.items():
+            marks.check()
+            assert marks.marks[0] <= self.ledger.capacity(sequence), "KV was written beyond the reserved pages"
+
+    def run(self, rows: Sequence[PassRow]) -> list[Pick | None]:
+        """One pick for each drafting row, None for the others. Pages for every row's length are reserved."""
+        picks: list[Pick | None] = [None] * len(rows)
+        with torch.inference_mode():
+            stretches = self._stretches(0, rows, picks)
+            batch = self._batch(stretches)
+            hidden = self._embed(stretches)
+            for segment, depth in enumerate(self.exits):
+                if stretches:
+                    start = self.exits[segment - 1] if segment else 0
+                    hidden = self._decoder.run(hidden, batch, self._kv, start, depth)
+                    self._advance(segment, stretches)
+                    self._pick(depth, hidden, batch, stretches, picks)
+                if depth == self.exits[-1]:
+                    break
+                deeper = self._stretches(segment + 1, rows, picks)
+                if deeper != stretches:
+                    boundary = self._boundaries[segment]
+                    boundary.index_copy_(0, batch.slots, hidden)
+                    stretches, batch = deeper, self._batch(deeper)
+                    hidden = boundary.index_select(0, batch.slots)
+        return picks
+
+    def _last_segment(self, depth: DepthRule) -> int:
+        return self.exits.index(depth.exits[-1])
+
+    def _stretches(self, segment: int, rows: Sequence[PassRow], picks: Sequence[Pick | None]) -> list[_Stretch]:
+        """What is to run in `segment`: a row that has its token settles its context and no more."""
+        stretches = []
+        for index, row in enumerate(rows):
+            if segment <= self._last_segment(row.depth):
+                length = row.length if picks[index] is None else row.settled
+                missing = self._marks[row.sequence].missing(segment, length)
+                if missing:
+                    stretches.append(_Stretch(index, row, missing))
+        return stretches
+
+    def _batch(self, stretches: Sequence[_Stretch]) -> RaggedBatch:
+        rows = [
+            Row(self.ledger.slots(stretch.row.sequence)[: stretch.positions.stop], len(stretch.positions))
+            for stretch in stretches
+        ]
+        return build_batch(rows, self._decoder.device) if rows else self._empty
+
+    def _embed(self, stretches: Sequence[_Stretch]) -> Tensor:
+        """[num_tokens, hidden], the input of segment 0."""
+        ids = list(chain.from_iterable(stretch.row.tokens for stretch in stretches))
+        return self._decoder.embed(torch.tensor(ids, dtype=torch.int64, device=self._decoder.device))
+
+    def _advance(self, segment: int, stretches: Sequence[_Stretch]) -> None:
+        for stretch in stretches:
+            marks = self._marks[stretch.row.sequence]
+            self._marks[stretch.row.sequence] = marks.advance(segment, stretch.positions.stop)
+
+    def _pick(
+        self,
+        depth: int,
+        hidden: Tensor,
+        batch: RaggedBatch,
+        stretches: Sequence[_Stretch],
+        picks: list[Pick | None],
+    ) -> None:
+        """Fills in the picks of the rows that leave at `depth`. hidden: [num_tokens, hidden]."""
+        asked, last = [], []
+        for place, stretch in enumerate(stretches):
+            if stretch.row.drafts and picks[stretch.index] is None and depth in stretch.row.depth.exits:
+                asked.append(stretch)
+                last.append(batch.offsets[place + 1] - 1)
+        if not asked:
+            return
+        tokens, confidences = pick_with_confidence(
+            self._decoder.logits(hidden[last]),
+            [stretch.row.sampling for stretch in asked],
+            [stretch.row.length for stretch in asked],
+        )
+        for stretch, token, confidence in zip(asked, tokens.tolist(), confidences.tolist(), strict=True):
+            if leaves(stretch.row.depth, depth, confidence):
+                picks[stretch.index] = Pick(token, depth, confidence)
+
+
+def leaves(rule: DepthRule, depth: int, confidence: float) -> bool:
+    """S2D's test: strictly above the rung's threshold; the last rung has none."""
+    rung = rule.exits.index(depth)
+    return rung == len(rule.exits) - 1 or confidence > rule.thresholds[rung]
+
+
+def load_nested(
+    directory: Path, *, dtype: torch.dtype, num_positions: int, page_size: int, device: torch.device = CPU
+) -> NestedDrafter:
+    """The checkpoint's layers up to its deepest exit, with KV and boundary states for `num_positions`.
+
+    Exits are those of its manifest; a checkpoint without one has a single exit, its full depth. Raises ConfigError
+    or UnsupportedModel.
+    """
+    if num_positions < page_size:
+        raise ConfigError(f"KV memory for {num_positions} positions holds no page of {page_size}; raise it")
+    try:
+        exits = drafter_exits(directory)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    decoder = load_decoder(directory, dtype=dtype, device=device, num_layers=exits[-1])
+    return NestedDrafter(decoder, exits, num_positions // page_size, page_size)

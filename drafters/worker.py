@@ -1,0 +1,189 @@
+"""The pool worker: drafts for all targets, one token step at a time.
+
+    submit: reconcile each row with what the pool knows, reserve its pages, or refuse it
+    step:   one ragged pass; every drafting row of any target gains a token, contexts a chunk within the budget
+    reply:  once per request, when all its rows are done
+
+Rows join at the next step and leave when their draft is done. The owner calls the worker from one thread and
+gives it the clock; nothing here raises because of what a target sent.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from drafters.known import Key, Span
+from drafters.nested import NestedDrafter, PassRow, Pick
+from drafters.residents import PoolLimits, Resident, Residents
+from drafters.rounds import Job, Reply, Round, refusal
+from protocol.draft import DraftRequest, DraftRow, DraftStatus
+from protocol.errors import ConfigError
+from protocol.plan import DepthRule
+from protocol.stats import PassStats, PoolStats
+
+DEFAULT_LIMITS = PoolLimits()
+WAIT_DECAY = 0.9  # of the running mean, per request
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a target needs to know before it drafts here."""
+
+    exits: tuple[int, ...]
+    max_positions: int
+    vocab_size: int
+
+
+@dataclass(slots=True)
+class _Counts:
+    passes: int = 0
+    mixed_passes: int = 0
+    drafted: int = 0
+    busy: int = 0
+    wait_ms: float = 0.0
+
+
+class DraftWorker:
+    def __init__(
+        self, drafter: NestedDrafter, limits: PoolLimits = DEFAULT_LIMITS, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        """clock: seconds, never going back."""
+        self._drafter = drafter
+        self._limits = limits
+        self._clock = clock
+        self._residents = Residents(drafter, limits)
+        self._counts = _Counts()
+
+    def describe(self) -> Description:
+        return Description(self._drafter.exits, self._drafter.max_positions, self._drafter.vocab_size)
+
+    def submit(self, request: DraftRequest, reply: Reply) -> None:
+        """`reply` is called once, from here or from a later `step`, when every row is answered."""
+        round_ = Round(request, reply, self._clock())
+        try:
+            self._drafter.check_depth(request.depth)
+        except ConfigError as error:
+            logger.error("%s: %s", request.incarnation, error)
+            for index, row in enumerate(request.rows):
+                round_.answer(index, refusal(row, DraftStatus.OK))
+            return
+        for index, row in enumerate(request.rows):
+            self._take(round_, index, (request.incarnation, row.sequence_id), row, request.depth)
+        if not request.rows:
+            round_.reply_if_complete()
+
+    def close(self, incarnation: str, sequence_ids: Sequence[int]) -> None:
+        """Forget these sequences; what is being drafted for them is answered as far as it got."""
+        for sequence_id in sequence_ids:
+            self._forget((incarnation, sequence_id))
+
+    def drop(self, incarnation: str) -> None:
+        """A target is gone: forget its sequences without an answer."""
+        for key in self._residents.keys_of(incarnation):
+            self._residents.forget(key)
+
+    def expire(self, now: float) -> None:
+        """Forget the sequences that nobody used for the limits' ttl_s."""
+        for key in self._residents.expired(now):
+            self._residents.forget(key)
+
+    def step(self) -> PassStats | None:
+        """One ragged pass; None when there is nothing to do."""
+        chosen = self._choose()
+        if not chosen:
+            return None
+        began = self._clock()
+        residents, spans = [resident for resident, _ in chosen], [span for _, span in chosen]
+        self._start_rounds(residents, began)
+        try:
+            picks = self._drafter.run([self._row(resident, span) for resident, span in chosen])
+        except Exception:
+            logger.exception("a pass of %d rows failed; their sequences are forgotten", len(chosen))
+            for resident in residents:
+                self._forget(resident.key)
+            picks = [None] * len(chosen)
+        else:
+            for resident, pick in zip(residents, picks, strict=True):
+                self._advance(resident, pick)
+        num_targets = len({resident.key[0] for resident in residents})
+        self._counts.passes += 1
+        self._counts.mixed_passes += num_targets > 1
+        return PassStats(
+            num_rows=len(chosen),
+            num_targets=num_targets,
+            num_prefill_tokens=sum(span.num_prefill for span in spans),
+            num_exited=tuple(
+                sum(pick is not None and pick.exit == exit for pick in picks) for exit in self._drafter.exits
+            ),
+            pass_ms=(self._clock() - began) * 1e3,
+        )
+
+    def stats(self) -> PoolStats:
+        return PoolStats(
+            num_sequences=len(self._residents),
+            num_free_pages=self._drafter.ledger.num_free,
+            num_pages=self._drafter.ledger.num_pages,
+            num_passes=self._counts.passes,
+            num_mixed_passes=self._counts.mixed_passes,
+            num_drafted=self._counts.drafted,
+            num_busy=self._counts.busy,
+            wait_ms=self._counts.wait_ms,
+        )
+
+    def check(self) -> None:
+        """Raises AssertionError when the bookkeeping contradicts itself."""
+        self._residents.check()
+
+    def _take(self, round_: Round, index: int, key: Key, row: DraftRow, depth: DepthRule) -> None:
+        replaced = self._residents.withdraw(key)
+        if replaced is not None:
+            replaced.answer()
+        status, length = self._residents.admit(key, row, depth, self._clock())
+        self._counts.busy += status is DraftStatus.BUSY
+        if length:
+            self._residents.active[key].job = Job(round_, index, row, length)
+        else:
+            round_.answer(index, refusal(row, status))
+
+    def _choose(self) -> list[tuple[Resident, Span]]:
+        budget = self._limits.prefill_tokens
+        chosen = []
+        for resident in self._residents.active.values():
+            span = self._residents.next_span(resident, budget)
+            if span is not None:
+                budget -= span.num_prefill
+                chosen.append((resident, span))
+        return chosen
+
+    def _row(self, resident: Resident, span: Span) -> PassRow:
+        tokens = resident.known.tokens[self._drafter.written(resident.id) : span.length]
+        return PassRow(resident.id, tokens, span.length, span.settled, resident.depth, resident.sampling)
+
+    def _start_rounds(self, residents: Sequence[Resident], now: float) -> None:
+        for resident in residents:
+            if resident.job is not None and resident.job.round.start(now):
+                waited = resident.job.round.wait_ms or 0.0
+                self._counts.wait_ms += (1 - WAIT_DECAY) * (waited - self._counts.wait_ms)
+
+    def _advance(self, resident: Resident, pick: Pick | None) -> None:
+        if pick is not None and resident.job is not None:
+            resident.known.tokens.append(pick.token)
+            resident.job.picks.append(pick)
+            resident.last_used = self._clock()
+            self._counts.drafted += 1
+            if resident.job.is_done:
+                self._answer(self._residents.withdraw(resident.key))
+        elif resident.job is None and self._residents.context_missing(resident) <= 0:
+            self._residents.withdraw(resident.key)
+
+    def _forget(self, key: Key) -> None:
+        self._answer(self._residents.forget(key))
+
+    def _answer(self, job: Job | None) -> None:
+        if job is not None:
+            job.answer()

@@ -1,0 +1,97 @@
+"""Writes the Serve config into k8s/rayservice.yaml: `python -m k8s.render [--check]`.
+
+KubeRay takes the Serve config as a string inside its own manifest, where it would drift from the one that is tested.
+So it is rendered from deployments/configs/demo.yaml, with what differs on a cluster: addresses that other
+pods can reach, paths inside the image, and one custom resource per worker group, which puts every replica on its own.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from deployments.app import APP_NAME
+from deployments.cluster import SERVICER
+from deployments.config import AppConfig, Replicas, load_config
+
+ROOT = Path(__file__).resolve().parent.parent
+MANIFEST = ROOT / "k8s" / "rayservice.yaml"
+CONFIG = ROOT / "deployments" / "configs" / "demo.yaml"
+
+IMAGE_ROOT = PurePosixPath("/opt/draftpool")  # where the image holds this repository
+HTTP_PORT, GRPC_PORT = 8000, 9000
+DRAFT_PORTS = (50051, 50058)
+TARGET_RESOURCE, DRAFTER_RESOURCE = "draftpool_target", "draftpool_drafter"
+
+_BLOCK = re.compile(r"^  serveConfigV2: \|\n(?:    .*\n|\n)*", re.MULTILINE)
+
+
+def serve_config(config: AppConfig) -> dict[str, Any]:
+    """What Serve's own config file would hold for this application on a cluster."""
+    application = {"name": APP_NAME, "route_prefix": "/", "import_path": "deployments.app:build"}
+    grpc = {"port": GRPC_PORT, "grpc_servicer_functions": [SERVICER]}
+    return {
+        "proxy_location": "EveryNode",
+        "http_options": {"host": "0.0.0.0", "port": HTTP_PORT},
+        "grpc_options": grpc,
+        "applications": [application | {"args": arguments(on_cluster(config))}],
+    }
+
+
+def arguments(config: AppConfig) -> dict[str, Any]:
+    """The application's part. Its proxies' options are Serve's, and a section left out is the default."""
+    return config.model_dump(mode="json", exclude={"http", "grpc"}, exclude_defaults=True)
+
+
+def on_cluster(config: AppConfig) -> AppConfig:
+    targets = tuple(
+        target.model_copy(update={"path": in_image(target.path), "resources": one_of(target, TARGET_RESOURCE)})
+        for target in config.targets
+    )
+    pool = config.pool and config.pool.model_copy(
+        update={
+            "path": in_image(config.pool.path),
+            "resources": one_of(config.pool, DRAFTER_RESOURCE),
+            "host": "node",
+            "ports": DRAFT_PORTS,
+        }
+    )
+    return config.model_copy(update={"targets": targets, "pool": pool})
+
+
+def one_of(replicas: Replicas, resource: str) -> dict[str, float]:
+    return {**replicas.resources, resource: 1.0}
+
+
+def in_image(path: str) -> str:
+    """A folder of this repository as the image has it; anything else, a hub id say, as it is."""
+    given = Path(path)
+    return str(IMAGE_ROOT / given.relative_to(ROOT).as_posix()) if given.is_relative_to(ROOT) else path
+
+
+def rendered(manifest: str, config: AppConfig) -> str:
+    """The manifest with its serveConfigV2 block replaced."""
+    text = yaml.safe_dump(serve_config(config), sort_keys=False, width=110)
+    block = "  serveConfigV2: |\n" + "".join(f"    {line}\n" for line in text.splitlines())
+    result, count = _BLOCK.subn(lambda _: block, manifest)
+    if count != 1:
+        raise SystemExit(f"{MANIFEST.name} has {count} serveConfigV2 blocks; it needs exactly one")
+    return result
+
+
+def main() -> None:
+    before = MANIFEST.read_text(encoding="utf-8")
+    after = rendered(before, load_config(CONFIG))
+    if sys.argv[1:] == ["--check"]:
+        if before != after:
+            raise SystemExit(f"{MANIFEST.name} is not current; run python -m k8s.render")
+    elif before != after:
+        MANIFEST.write_text(after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import uvloop
+
+from tests.deployments.harness import LoopThread
+
+if TYPE_CHECKING:
+    from tests.deployments.served import Served
+
+CONFIG = """
+targets:
+  - name: large
+    path: large
+    dtype: fp32
+    page_size: 16
+    kv_mb: 8
+    max_batch: 4
+    max_queue: 2
+    speculation: {depth: 4, length: 4, deadline_ms: 500}
+  - name: small
+    path: small
+    dtype: fp32
+    page_size: 16
+    kv_mb: 8
+    max_batch: 4
+    max_queue: 2
+    speculation: {depth: cascade, exits: [2, 4], thresholds: [0.5], length: 3, deadline_ms: 500}
+pool: {path: drafter, num_replicas: 2, dtype: fp32, page_size: 16, kv_mb: 8}
+http: {port: %d}
+grpc: {port: %d}
+"""
+
+
+@pytest.fixture(params=["asyncio", "uvloop"])
+def runner(request: pytest.FixtureRequest) -> Iterator[LoopThread]:
+    """Ray's workers run uvloop, everything else asyncio's own loop."""
+    made = LoopThread(uvloop.new_event_loop() if request.param == "uvloop" else asyncio.new_event_loop())
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from tests.deployments.checkpoints import make_family
+
+    return make_family(tmp_path_factory.mktemp("family"))
+
+
+@pytest.fixture(scope="module")
+def served(family: Path) -> Iterator[Served]:
+    """The application on a Ray cluster, which is gone before another module starts its own."""
+    from deployments import cluster
+    from deployments.config import load_config
+    from tests.deployments.served import Served
+
+    path = family / "app.yaml"
+    path.write_text(CONFIG % (cluster.free_port(), cluster.free_port()))
+    config = load_config(path)
+    app = Served(config, f"http://127.0.0.1:{config.http.port}")
+
+    def watch(running: int, total: int) -> None:
+        if running < total:
+            app.statuses_at_start.append(app.health(timeout=1))
+
+    with cluster.running(config, progress=watch):
+        yield app
+        app.client.close()

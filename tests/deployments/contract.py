@@ -1,0 +1,68 @@
+"""The gRPC client as the contract of draft clients meets it: a real server and stream around the given worker."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from weakref import WeakKeyDictionary
+
+from deployments.discovery import Need, PoolMember
+from deployments.pool_server import PoolServer
+from deployments.pool_thread import PoolThread
+from deployments.transport import GrpcDraftClient, TransportConfig
+from drafters.worker import DraftWorker
+from protocol.draft import DraftClient
+from tests.deployments.harness import HASH, LoopThread, wait_until
+
+
+class Replica:
+    """What a draft replica is without Ray. Clients of the same worker share one, as a worker has one thread."""
+
+    def __init__(self, worker: DraftWorker) -> None:
+        self.runner = LoopThread(asyncio.new_event_loop())
+        self.thread = PoolThread(worker, time.monotonic)
+        self.thread.start()
+        self.num_clients = 0
+        self.member = self.runner.run(self._start(worker))
+
+    async def _start(self, worker: DraftWorker) -> PoolMember:
+        self.server = PoolServer(self.thread)
+        address = await self.server.start("127.0.0.1", (0, 0))
+        described = worker.describe()
+        return PoolMember(address, "pool", described.exits, HASH, described.max_positions, 0, self.thread.stats())
+
+    async def discover(self) -> list[PoolMember]:
+        return [self.member]
+
+    def close(self) -> None:
+        self.runner.run(self.server.stop())
+        self.thread.stop()
+        self.runner.close()
+
+
+_REPLICAS: WeakKeyDictionary[DraftWorker, Replica] = WeakKeyDictionary()
+
+
+@contextmanager
+def grpc_stream(worker: DraftWorker, incarnation: str, deadline_s: float) -> Iterator[DraftClient]:
+    replica = _REPLICAS.get(worker) or _REPLICAS.setdefault(worker, Replica(worker))
+    replica.num_clients += 1
+
+    async def start() -> GrpcDraftClient:
+        need = Need(HASH, replica.member.exits)
+        made = GrpcDraftClient(incarnation, replica.discover, need, TransportConfig(deadline_s))
+        await made.start()
+        return made
+
+    client = replica.runner.run(start())
+    try:
+        wait_until(lambda: client.replica)
+        yield client
+    finally:
+        replica.runner.run(client.stop())
+        replica.num_clients -= 1
+        if not replica.num_clients:
+            del _REPLICAS[worker]
+            replica.close()

@@ -1,0 +1,175 @@
+"""A pool without a model, behind the real gRPC server, and an event loop on a thread of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Coroutine, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from deployments.discovery import Need, PoolMember
+from deployments.pool_server import PoolServer
+from deployments.pool_thread import PoolThread, Reply
+from deployments.transport import GrpcDraftClient, TransportConfig
+from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
+from protocol.plan import DepthRule
+from protocol.request import SamplingParams
+from protocol.stats import PassStats, PoolStats
+
+T = TypeVar("T")
+EXITS = (2, 4, 6)
+HASH = "vocabulary"
+DEPTH = DepthRule((2,))
+SAMPLING = SamplingParams()
+TARGET = "target-1"
+
+
+class LoopThread:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self._thread = threading.Thread(target=loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, T], timeout: float = 10.0) -> T:
+        future: Future[T] = asyncio.run_coroutine_threadsafe(work, self.loop)
+        return future.result(timeout)
+
+    def close(self) -> None:
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._thread.join()
+        self.loop.close()
+
+
+@dataclass
+class ScriptedWorker:
+    """Drafts position numbers. delay_s: how long a step takes; wait_ms: what it reports."""
+
+    delay_s: float = 0.0
+    wait_ms: float = 0.0
+    status: DraftStatus = DraftStatus.OK
+    known: dict[tuple[str, int], int] = field(default_factory=dict)
+    dropped: list[str] = field(default_factory=list)
+    closed: list[int] = field(default_factory=list)
+    seen: list[DraftRequest] = field(default_factory=list)
+    fail: bool = False
+    _jobs: list[tuple[DraftRequest, Reply]] = field(default_factory=list)
+
+    def submit(self, request: DraftRequest, reply: Reply) -> None:
+        self.seen.append(request)
+        self._jobs.append((request, reply))
+
+    def close(self, incarnation: str, sequence_ids: Sequence[int]) -> None:
+        self.closed.extend(sequence_ids)
+        for sequence_id in sequence_ids:
+            self.known.pop((incarnation, sequence_id), None)
+
+    def drop(self, incarnation: str) -> None:
+        self.dropped.append(incarnation)
+        self.known = {key: length for key, length in self.known.items() if key[0] != incarnation}
+
+    def expire(self, now: float) -> None:
+        pass
+
+    def step(self) -> PassStats | None:
+        if self.fail:
+            raise RuntimeError("scripted failure")
+        if not self._jobs:
+            return None
+        time.sleep(self.delay_s)
+        request, reply = self._jobs.pop(0)
+        blocks = tuple(self._block(request.incarnation, row) for row in request.rows)
+        reply(DraftReply(request.incarnation, request.round_id, blocks, self.wait_ms))
+        return PassStats(num_rows=len(blocks))
+
+    def stats(self) -> PoolStats:
+        return pool_stats(self.wait_ms, num_sequences=len(self.known))
+
+    def _block(self, incarnation: str, row: DraftRow) -> DraftBlock:
+        key = (incarnation, row.sequence_id)
+        if row.start > self.known.get(key, 0):
+            return DraftBlock(row.sequence_id, row.base_length, DraftStatus.NEED_CONTEXT)
+        self.known[key] = row.base_length
+        tokens = tuple(range(row.base_length, row.base_length + row.length)) if self.status is DraftStatus.OK else ()
+        return DraftBlock(
+            row.sequence_id, row.base_length, self.status, tokens, (2,) * len(tokens), (0.5,) * len(tokens)
+        )
+
+
+class ScriptedPool:
+    """One draft replica: worker, thread, server. `kill` is abrupt, as a dead process would be."""
+
+    def __init__(self, runner: LoopThread, name: str = "pool-0", **script: Any) -> None:
+        self.worker = ScriptedWorker(**script)
+        self.name = name
+        self._runner = runner
+        self.thread = PoolThread(self.worker, time.monotonic)
+        self.thread.start()
+        self.address = runner.run(self._start())
+
+    async def _start(self) -> str:
+        self.server = PoolServer(self.thread)
+        return await self.server.start("127.0.0.1", (0, 0))
+
+    @property
+    def member(self) -> PoolMember:
+        return member(self.name, self.address, wait_ms=self.worker.wait_ms, num_streams=self.server.num_streams)
+
+    def kill(self) -> None:
+        self._runner.run(self.server.stop())
+        self.thread.stop()
+
+
+class Directory:
+    """What discovery finds; tests change it."""
+
+    def __init__(self, *pools: ScriptedPool) -> None:
+        self.pools = list(pools)
+        self.asked = 0
+
+    async def __call__(self) -> Sequence[PoolMember]:
+        self.asked += 1
+        return [pool.member for pool in self.pools]
+
+
+@contextmanager
+def client(
+    runner: LoopThread, directory: Directory, target: str = TARGET, **settings: Any
+) -> Iterator[GrpcDraftClient]:
+    defaults = {"deadline_s": 1.0, "discover_every_s": 0.05, "lost_every_s": 0.02}
+    config = TransportConfig(**(defaults | settings))
+
+    async def start() -> GrpcDraftClient:
+        made = GrpcDraftClient(target, directory, Need(HASH, (2,)), config)
+        await made.start()
+        return made
+
+    made = runner.run(start())
+    try:
+        yield made
+    finally:
+        runner.run(made.stop())
+
+
+def wait_until(condition: Any, timeout: float = 5.0) -> None:
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.005)
+
+
+def member(name: str, address: str = "127.0.0.1:1", *, wait_ms: float = 0.0, num_streams: int = 0) -> PoolMember:
+    return PoolMember(address, name, EXITS, HASH, 2048, num_streams, pool_stats(wait_ms))
+
+
+def pool_stats(wait_ms: float, num_sequences: int = 0) -> PoolStats:
+    return PoolStats(num_sequences, 8, 8, 0, 0, 0, 0, wait_ms)
+
+
+def request(round_id: int, *rows: tuple[int, int, int], length: int = 3, target: str = TARGET) -> DraftRequest:
+    """rows: (sequence id, start, base length)."""
+    made = tuple(DraftRow(name, start, tuple(range(start, base)), length, SAMPLING) for name, start, base in rows)
+    return DraftRequest(target, round_id, DEPTH, made)

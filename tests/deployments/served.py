@@ -1,0 +1,122 @@
+"""A served application as tests see it: its URL, an OpenAI client, what its replicas report, and the plain oracle."""
+
+from __future__ import annotations
+
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import openai
+import ray
+import torch
+from ray import serve
+
+from deployments.app import APP_NAME, POOL_NAME, target_deployment
+from deployments.config import AppConfig
+from deployments.discovery import PoolMember
+from deployments.local import complete
+from protocol.request import GenerateRequest, SamplingParams, StopRules
+from router.policy import Off
+from targets.engine import Engine, EngineConfig
+from targets.model import load_target
+from tests.deployments.api_twins import tiny_tokenizer
+
+PROMPT = "def add(a, b):\n    return"
+
+
+@dataclass
+class Served:
+    config: AppConfig
+    url: str
+    statuses_at_start: list[int] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.client = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)
+
+    def complete(self, model: str, prompt: str = PROMPT, **settings: Any) -> Any:
+        extra = {"ignore_eos": True, "return_token_ids": True, "top_k": settings.pop("top_k", 0)}
+        return self.client.completions.create(model=model, prompt=prompt, extra_body=extra, **settings)
+
+    def target(self, model: str, method: str) -> dict[str, Any]:
+        (answer,) = self._broadcast(target_deployment(model), method)
+        return dict(answer)
+
+    def pool(self) -> list[PoolMember]:
+        return [answer for answer in self._broadcast(POOL_NAME, "describe") if isinstance(answer, PoolMember)]
+
+    def kill(self, deployment: str, incarnation: str) -> None:
+        unique_id = incarnation.rpartition("-")[2]
+        actor = ray.get_actor(f"SERVE_REPLICA::{APP_NAME}#{deployment}#{unique_id}", namespace="serve")
+        ray.kill(actor, no_restart=True)
+
+    def kill_draft_replica(self, incarnation: str) -> None:
+        self.kill(POOL_NAME, incarnation)
+
+    def kill_target(self, model: str) -> None:
+        self.kill(target_deployment(model), self.target(model, "describe")["incarnation"])
+
+    def health(self, timeout: float = 10) -> int:
+        """The status, or 0 when there is no answer yet: Serve holds requests until an ingress replica runs."""
+        try:
+            with urllib.request.urlopen(f"{self.url}/health", timeout=timeout) as response:
+                return int(response.status)
+        except urllib.error.HTTPError as error:
+            error.close()
+            return error.code
+        except (TimeoutError, OSError):
+            return 0
+
+    def wait_until_drafting(self) -> None:
+        names = [target.name for target in self.config.targets]
+        wait_until(lambda: all(self.target(name, "describe")["draft_replica"] for name in names))
+
+    def wait_until_idle(self) -> None:
+        """Every page is free again, at the targets and at the pool, and no sequence is open."""
+        stats = [target.name for target in self.config.targets]
+
+        def idle() -> bool:
+            engines = [self.target(name, "stats") for name in stats]
+            pages = all(engine["num_free_pages"] == engine["num_pages"] for engine in engines)
+            queues = all(engine["num_running"] == engine["num_waiting"] == 0 for engine in engines)
+            pools = [member.stats for member in self.pool()]
+            return pages and queues and all(s.num_sequences == 0 and s.num_free_pages == s.num_pages for s in pools)
+
+        wait_until(idle)
+
+    def _broadcast(self, deployment: str, method: str) -> list[Any]:
+        handle = serve.get_deployment_handle(deployment, APP_NAME)
+        return list(handle.broadcast(method).results(timeout_s=10, return_exceptions=True))
+
+
+@contextmanager
+def plain_engine(directory: Path) -> Iterator[Engine]:
+    model = load_target(directory, dtype=torch.float32, num_positions=2048, page_size=16)
+    engine = Engine(model, Off(), None, EngineConfig())
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.stop()
+
+
+def expected(engine: Engine, max_tokens: int, sampling: SamplingParams, prompt: str = PROMPT) -> tuple[int, ...]:
+    """What the plain loop commits, EOS ignored."""
+    ids = tuple(tiny_tokenizer().encode(prompt))
+    (completion,) = complete(engine, [GenerateRequest("oracle", ids, sampling, StopRules(max_tokens))])
+    return completion.token_ids
+
+
+def text_of(token_ids: tuple[int, ...]) -> str:
+    return str(tiny_tokenizer().decode(list(token_ids), skip_special_tokens=True))
+
+
+def wait_until(condition: Callable[[], object], timeout: float = 30.0) -> None:
+    end = time.monotonic() + timeout
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.1)

@@ -1,0 +1,202 @@
+"""The whole application on a real local Ray cluster, with tiny models, seen from outside."""
+
+from __future__ import annotations
+
+import json
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import grpc
+import openai
+import pytest
+from ray import serve
+
+from protocol.pb import inference_pb2 as pb
+from protocol.pb.inference_pb2_grpc import InferenceStub
+from protocol.request import SamplingParams
+from targets.engine import Engine
+from tests.deployments.served import PROMPT, Served, expected, plain_engine, text_of, wait_until
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
+
+GREEDY = SamplingParams(temperature=0.0)
+SAMPLED = SamplingParams(temperature=0.8, top_k=50, top_p=0.9, seed=1234)
+TARGETS = ("large", "small")
+
+
+@pytest.fixture(scope="module")
+def oracles(family: Path) -> Iterator[dict[str, Engine]]:
+    with plain_engine(family / "large") as large, plain_engine(family / "small") as small:
+        yield {"large": large, "small": small}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_leaks(served: Served) -> Iterator[None]:
+    served.wait_until_drafting()
+    yield
+    served.wait_until_idle()
+
+
+def settings(sampling: SamplingParams, max_tokens: int) -> dict[str, Any]:
+    return {
+        "max_tokens": max_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "top_k": sampling.top_k,
+        "seed": sampling.seed,
+    }
+
+
+def streamed(served: Served, model: str, sampling: SamplingParams, max_tokens: int) -> tuple[tuple[int, ...], str]:
+    ids: list[int] = []
+    text = ""
+    for chunk in served.complete(model, stream=True, **settings(sampling, max_tokens)):
+        for choice in chunk.choices:
+            ids += choice.model_dump()["token_ids"]
+            text += choice.text
+    return tuple(ids), text
+
+
+def test_health_turns_ok_once_when_every_model_is_ready(served: Served) -> None:
+    before = [status for status in served.statuses_at_start if status != 200]
+    assert before
+    assert served.statuses_at_start[: len(before)] == before
+    assert set(before) <= {0, 404, 503}  # 404: Serve has no route yet
+    assert served.health() == 200
+    assert [model.id for model in served.client.models.list()] == list(TARGETS)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("model", TARGETS)
+def test_http_gives_the_text_of_the_plain_loop(
+    served: Served, oracles: dict[str, Engine], model: str, sampling: SamplingParams
+) -> None:
+    oracle = expected(oracles[model], 64, sampling)
+    drafted = served.target(model, "stats")["num_drafted"]
+    whole = served.complete(model, **settings(sampling, 64))
+    assert tuple(whole.choices[0].model_dump()["token_ids"]) == oracle
+    assert whole.choices[0].text == text_of(oracle)
+    assert whole.usage.completion_tokens == 64
+    assert streamed(served, model, sampling, 64) == (oracle, text_of(oracle))
+    assert served.target(model, "stats")["num_drafted"] > drafted
+
+
+def test_grpc_gives_the_tokens_of_http(served: Served, oracles: dict[str, Engine]) -> None:
+    assert served.config.grpc is not None
+    with grpc.insecure_channel(f"127.0.0.1:{served.config.grpc.port}") as channel:
+        request = pb.GenerateRequest(
+            model="large", text=PROMPT, max_tokens=64, temperature=0.8, top_k=50, top_p=0.9, seed=1234, ignore_eos=True
+        )
+        responses = list(InferenceStub(channel).Generate(request, metadata=(("application", "draftpool"),)))
+    assert tuple(token for response in responses for token in response.token_ids) == expected(
+        oracles["large"], 64, SAMPLED
+    )
+    assert responses[-1].stats.accepted > 0
+
+
+def test_a_round_goes_out_as_one_chunk(served: Served) -> None:
+    chunks = [
+        len(choice.model_dump()["token_ids"])
+        for chunk in served.complete("large", stream=True, **settings(GREEDY, 64))
+        for choice in chunk.choices
+    ]
+    assert max(chunks) == 5  # a draft of 4, all accepted, and the target's own
+
+
+def test_a_draft_replica_killed_in_mid_stream_changes_no_text_and_targets_share_the_other(
+    served: Served, oracles: dict[str, Engine]
+) -> None:
+    oracle = {model: expected(oracles[model], 400, SAMPLED) for model in TARGETS}
+    victim = served.target("large", "describe")["draft_replica"]
+    with ThreadPoolExecutor(4) as threads:
+        streams = {
+            (model, copy): threads.submit(streamed, served, model, SAMPLED, 400) for model in TARGETS for copy in (1, 2)
+        }
+        wait_until(lambda: served.target("large", "stats")["num_running"] == 2)
+        served.kill_draft_replica(victim)
+        for (model, _), stream in streams.items():
+            assert stream.result(timeout=60)[0] == oracle[model]
+    wait_until(lambda: served.target("large", "describe")["draft_replica"] not in (None, victim))
+    accepted = served.target("large", "stats")["num_accepted"]
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda model: streamed(served, model, SAMPLED, 400), TARGETS))
+    assert served.target("large", "stats")["num_accepted"] > accepted
+    assert sum(member.stats.num_mixed_passes for member in served.pool()) > 0
+    wait_until(lambda: len(served.pool()) == 2)
+
+
+def test_a_client_gone_in_mid_stream_leaves_nothing_behind(served: Served) -> None:
+    committed = served.target("large", "stats")["num_committed"]
+    for _ in range(3):
+        stream = served.complete("large", stream=True, **settings(SAMPLED, 400))
+        next(iter(stream))
+        stream.close()
+    served.wait_until_idle()
+    assert served.target("large", "stats")["num_committed"] - committed < 3 * 200
+
+
+def test_more_requests_than_batch_and_queue_hold_are_refused_with_429(
+    served: Served, oracles: dict[str, Engine]
+) -> None:
+    oracle = expected(oracles["small"], 200, GREEDY)
+    start = threading.Barrier(12)
+
+    def ask(_: int) -> tuple[int, ...] | openai.RateLimitError:
+        start.wait()
+        try:
+            return tuple(served.complete("small", **settings(GREEDY, 200)).choices[0].model_dump()["token_ids"])
+        except openai.RateLimitError as error:
+            return error
+
+    with ThreadPoolExecutor(12) as threads:
+        answers = list(threads.map(ask, range(12)))
+    refused = [answer for answer in answers if isinstance(answer, openai.RateLimitError)]
+    assert len(refused) == 12 - 4 - 2  # max_batch and max_queue
+    assert all("retry-after" in error.response.headers for error in refused)
+    assert {answer for answer in answers if isinstance(answer, tuple)} == {oracle}
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"model": "huge"}, 404),
+        ({"prompt": "x " * 2000}, 400),
+        ({"temperature": -1}, 400),
+        ({"max_tokens": 0}, 400),
+        ({"max_tokens": "many"}, 400),
+        ({"no_such_field": 1}, 400),
+    ],
+)
+def test_bad_requests_get_the_right_status(served: Served, change: dict[str, Any], status: int) -> None:
+    body = {"model": "small", "prompt": PROMPT, "max_tokens": 4} | change
+    assert post(served, json.dumps(body).encode()) == status
+
+
+def test_malformed_json_is_a_400(served: Served) -> None:
+    assert post(served, b'{"model": "small", ') == 400
+
+
+def post(served: Served, body: bytes) -> int:
+    request = urllib.request.Request(f"{served.url}/v1/completions", body, {"Content-Type": "application/json"})
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(request)
+    with refused.value as error:
+        assert "message" in json.loads(error.read())["error"]
+        return int(error.code)
+
+
+def test_every_replica_is_healthy(served: Served) -> None:
+    app = serve.status().applications["draftpool"]
+    assert {deployment.status.value for deployment in app.deployments.values()} == {"HEALTHY"}
+
+
+def test_health_is_503_while_a_target_is_away(served: Served) -> None:
+    served.kill_target("small")
+    wait_until(lambda: served.health() == 503)
+    wait_until(lambda: served.health() == 200)
+    assert served.complete("small", **settings(GREEDY, 8)).usage.completion_tokens == 8

@@ -1,0 +1,216 @@
+"""What may go wrong between a target and the pool; the engine must never wait beyond its deadline for any of it."""
+
+from __future__ import annotations
+
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+
+from deployments.backoff import MISSES
+from protocol.draft import DraftReply, DraftStatus
+from protocol.wire import CloseSequences
+from tests.deployments.harness import TARGET, Directory, LoopThread, ScriptedPool, client, request, wait_until
+
+
+def test_without_a_replica_the_answer_is_none_at_once(runner: LoopThread) -> None:
+    with client(runner, Directory()) as drafts:
+        began = time.monotonic()
+        for round_id in range(100):
+            drafts.open(request(round_id, (1, 0, 4), length=0))
+            assert drafts.draft(request(round_id, (1, 0, 4))) is None
+            drafts.close([1])
+        assert time.monotonic() - began < 0.5
+
+
+def test_a_replica_that_refuses_connections_costs_the_engine_nothing(runner: LoopThread) -> None:
+    pool = ScriptedPool(runner)
+    directory = Directory(pool)
+    pool.kill()
+    with client(runner, directory) as drafts:
+        began = time.monotonic()
+        assert drafts.draft(request(1, (1, 0, 4))) is None
+        assert time.monotonic() - began < 0.1
+
+
+def test_a_replica_killed_in_mid_draft_gives_none_long_before_the_deadline(runner: LoopThread) -> None:
+    pool = ScriptedPool(runner, delay_s=1.0)
+    with client(runner, Directory(pool), deadline_s=5.0) as drafts:
+        wait_until(lambda: drafts.replica)
+        killer = threading.Timer(0.1, pool.kill)
+        killer.start()
+        began = time.monotonic()
+        assert drafts.draft(request(1, (1, 0, 4))) is None
+        assert time.monotonic() - began < 0.6
+        killer.join()
+        assert drafts.draft(request(2, (1, 0, 4))) is None
+
+
+def test_after_a_death_the_client_goes_to_the_next_replica_which_asks_for_the_context(runner: LoopThread) -> None:
+    first, second = ScriptedPool(runner, "pool-0"), ScriptedPool(runner, "pool-1", wait_ms=50.0)
+    directory = Directory(first, second)
+    with client(runner, directory) as drafts:
+        wait_until(lambda: drafts.replica == "pool-0")
+        assert drafts.draft(request(1, (1, 0, 4)))
+        first.kill()  # and discovery still lists it, as Serve does for a while
+        wait_until(lambda: drafts.replica == "pool-1", timeout=2.0)
+        reply = drafts.draft(request(2, (1, 4, 6)))
+        assert reply is not None
+        assert reply.blocks[0].status is DraftStatus.NEED_CONTEXT
+        reply = drafts.draft(request(3, (1, 0, 6)))
+        assert reply is not None
+        assert reply.blocks[0].tokens == (6, 7, 8)
+    second.kill()
+
+
+def test_a_replica_that_comes_back_is_used_again(runner: LoopThread) -> None:
+    directory = Directory(ScriptedPool(runner, "pool-0"))
+    with client(runner, directory) as drafts:
+        wait_until(lambda: drafts.replica == "pool-0")
+        directory.pools.pop().kill()
+        wait_until(lambda: drafts.replica is None)
+        directory.pools.append(ScriptedPool(runner, "pool-0-restarted"))
+        wait_until(lambda: drafts.replica == "pool-0-restarted")
+        assert drafts.draft(request(1, (1, 0, 4)))
+    directory.pools[0].kill()
+
+
+def test_a_clearly_less_busy_replica_is_moved_to_and_the_old_one_forgets(runner: LoopThread) -> None:
+    first, second = ScriptedPool(runner, "pool-0"), ScriptedPool(runner, "pool-1", wait_ms=20.0)
+    with client(runner, Directory(first, second), deadline_s=0.2) as drafts:
+        wait_until(lambda: drafts.replica == "pool-0")
+        first.worker.wait_ms, second.worker.wait_ms = 40.0, 1.0
+        first.thread._stats = first.worker.stats()
+        wait_until(lambda: drafts.replica == "pool-1")
+        assert drafts.draft(request(1, (1, 0, 4)))
+        assert first.worker.seen == []
+        wait_until(lambda: first.server.num_streams == 0)
+    first.kill()
+    second.kill()
+
+
+def test_a_late_reply_is_dropped_when_it_comes(runner: LoopThread) -> None:
+    pool = ScriptedPool(runner, delay_s=0.3)
+    with client(runner, Directory(pool), deadline_s=0.1) as drafts:
+        wait_until(lambda: drafts.replica)
+        began = time.monotonic()
+        assert drafts.draft(request(1, (1, 0, 4))) is None
+        assert time.monotonic() - began < 0.25
+        time.sleep(0.3)
+        pool.worker.delay_s = 0.0
+        reply = drafts.draft(request(2, (1, 0, 5)))
+        assert reply is not None
+        assert (reply.round_id, reply.blocks[0].base_length) == (2, 5)
+    pool.kill()
+
+
+def partial(pool: ScriptedPool, drop: object) -> None:
+    """Make the pool answer only a part of every request, or with another round's, base's or target's blocks."""
+    submit = pool.worker.submit
+
+    def submit_changed(asked: object, reply: object) -> None:
+        submit(asked, lambda full: reply(drop(full)))  # type: ignore[arg-type, operator]
+
+    pool.worker.submit = submit_changed  # type: ignore[method-assign, assignment]
+
+
+def test_at_the_deadline_what_has_come_is_returned(runner: LoopThread) -> None:
+    pool = ScriptedPool(runner)
+    partial(pool, lambda full: replace(full, blocks=full.blocks[:2]))
+    with client(runner, Directory(pool), deadline_s=0.1) as drafts:
+        wait_until(lambda: drafts.replica)
+        for round_id in range(MISSES + 2):
+            reply = drafts.draft(request(round_id, (1, 0, 4), (2, 0, 4), (3, 0, 4)))
+            assert reply is not None
+            assert [block.sequence_id for block in reply.blocks] == [1, 2]
+    pool.kill()
+
+
+@pytest.mark.parametrize("change", ["round", "incarnation", "base_length", "sequence"])
+def test_a_reply_that_belongs_elsewhere_is_never_taken(runner: LoopThread, change: str) -> None:
+    def elsewhere(full: DraftReply) -> DraftReply:
+        block = full.blocks[0]
+        return {
+            "round": replace(full, round_id=full.round_id - 1),
+            "incarnation": replace(full, incarnation="target-0"),
+            "base_length": replace(full, blocks=(replace(block, base_length=block.base_length - 1),)),
+            "sequence": replace(full, blocks=(replace(block, sequence_id=99),)),
+        }[change]
+
+    pool = ScriptedPool(runner)
+    partial(pool, elsewhere)
+    with client(runner, Directory(pool), deadline_s=0.05) as drafts:
+        wait_until(lambda: drafts.replica)
+        assert drafts.draft(request(5, (1, 0, 4))) is None
+    pool.kill()
+
+
+def test_a_pool_that_is_always_late_is_waited_for_three_times_only(runner: LoopThread) -> None:
+    pool = ScriptedPool(runner, delay_s=0.2)
+    with client(runner, Directory(pool), deadline_s=0.05) as drafts:
+        wait_until(lambda: drafts.replica)
+        began = time.monotonic()
+        for round_id in range(2000):
+            assert drafts.draft(request(round_id, (1, 0, 4))) is None
+        assert time.monotonic() - began < 0.05 * MISSES + 0.5
+    pool.kill()
+
+
+def test_drafting_resumes_when_the_pool_is_fast_again(runner: LoopThread) -> None:
+    pool = ScriptedPool(runner, delay_s=0.2)
+    with client(runner, Directory(pool), deadline_s=0.1) as drafts:
+        wait_until(lambda: drafts.replica)
+        for round_id in range(MISSES):
+            drafts.draft(request(round_id, (1, 0, 4)))
+        pool.worker.delay_s = 0.0
+        wait_until(lambda: drafts.draft(request(9, (1, 0, 4))) is not None, timeout=3.0)
+    pool.kill()
+
+
+def test_a_busy_pool_answers_at_once(runner: LoopThread) -> None:
+    pool = ScriptedPool(runner, status=DraftStatus.BUSY)
+    with client(runner, Directory(pool)) as drafts:
+        wait_until(lambda: drafts.replica)
+        reply = drafts.draft(request(1, (1, 0, 4)))
+        assert reply is not None
+        assert [(block.status, block.tokens) for block in reply.blocks] == [(DraftStatus.BUSY, ())]
+    pool.kill()
+
+
+def test_a_target_that_dies_leaves_nothing_at_the_pool(runner: LoopThread) -> None:
+    pool = ScriptedPool(runner)
+    with client(runner, Directory(pool)) as drafts:
+        wait_until(lambda: drafts.replica)
+        assert drafts.draft(request(1, (1, 0, 4), (2, 0, 4)))
+        assert len(pool.worker.known) == 2
+        link = drafts._link
+        assert link is not None
+        runner.run(link._channel.close())
+        wait_until(lambda: not pool.worker.known)
+        wait_until(lambda: pool.server.num_streams == 0)
+    assert pool.worker.dropped == [TARGET]
+    pool.kill()
+
+
+def test_discovery_that_fails_is_tried_again(runner: LoopThread, caplog: pytest.LogCaptureFixture) -> None:
+    pool = ScriptedPool(runner)
+
+    class Flaky(Directory):
+        async def __call__(self) -> list[object]:  # type: ignore[override]
+            self.asked += 1
+            if self.asked < 3:
+                raise ConnectionError("control plane is away")
+            return [pool.member]
+
+    with client(runner, Flaky()) as drafts:
+        wait_until(lambda: drafts.replica == "pool-0")
+    assert "discovery of draft replicas failed" in caplog.text
+    pool.kill()
+
+
+def test_a_close_for_sequences_unknown_to_the_pool_is_harmless(runner: LoopThread) -> None:
+    pool = ScriptedPool(runner)
+    pool.thread.receive(CloseSequences(TARGET, (7,)), lambda reply: None)
+    wait_until(lambda: pool.worker.closed == [7])
+    pool.kill()

@@ -1,0 +1,136 @@
+"""The ingress under a real Ray Serve with a scripted target: what crosses its handles and both of its proxies."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from ray import serve
+
+from deployments.app import APP_NAME
+from deployments.cluster import free_port, local_ray, start_proxies
+from deployments.config import AppConfig
+from deployments.ingress import Ingress
+from protocol.pb import inference_pb2 as pb
+from protocol.pb import inference_pb2_grpc as pb_grpc
+from tests.deployments.api_twins import tiny_tokenizer
+from tests.deployments.ingress_twins import COUNT, DIE, FAULT, FULL, NUM_TOKENS, REFUSE, SLOW, ScriptedTarget
+
+pytestmark = pytest.mark.ray
+TOKENS = [80 + index for index in range(NUM_TOKENS)]
+METADATA = (("application", APP_NAME),)
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppConfig]:
+    """The application is up as long as the fixture is."""
+    path = str(tmp_path_factory.mktemp("tokenizer"))
+    tiny_tokenizer().save_pretrained(path)
+    values = {"targets": [{"name": "tiny", "path": path}]}
+    config = AppConfig.model_validate(values | {"http": {"port": free_port()}, "grpc": {"port": free_port()}})
+    with local_ray(config):
+        start_proxies(config)
+        options: dict[str, Any] = {"max_ongoing_requests": 50, "ray_actor_options": {"num_cpus": 0}}
+        target = serve.deployment(ScriptedTarget).options(name="target-tiny", **options).bind()
+        serve.run(Ingress.options(**options).bind({"tiny": target}, {"tiny": path}), name=APP_NAME)
+        yield config
+
+
+@pytest.fixture
+def client(config: AppConfig) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=f"http://127.0.0.1:{config.http.port}", timeout=30) as client:
+        while client.get("/health").status_code != 200:
+            time.sleep(0.1)
+        yield client
+
+
+@pytest.fixture
+def stub(config: AppConfig, client: httpx.Client) -> Iterator[Any]:
+    assert config.grpc is not None
+    with grpc.insecure_channel(f"127.0.0.1:{config.grpc.port}") as channel:
+        yield pb_grpc.InferenceStub(channel)
+
+
+def complete(client: httpx.Client, what: int, **fields: Any) -> httpx.Response:
+    return client.post("/v1/completions", json={"model": "tiny", "prompt": [what], "return_token_ids": True} | fields)
+
+
+def call(stub: Any, what: int) -> Any:
+    request = pb.GenerateRequest(model="tiny", token_ids=pb.TokenIds(ids=[what]))
+    return stub.Generate(request, metadata=METADATA)
+
+
+def num_open() -> int:
+    told: dict[str, int] = serve.get_deployment_handle("target-tiny", APP_NAME).describe.remote().result()
+    return told["num_open"]
+
+
+def test_both_proxies_give_the_same_tokens(client: httpx.Client, stub: Any) -> None:
+    body = complete(client, COUNT).json()
+    assert body["choices"][0]["token_ids"] == TOKENS
+    assert body["choices"][0]["finish_reason"] == "length"
+    parts = list(call(stub, COUNT))
+    assert [token for part in parts for token in part.token_ids] == TOKENS
+    assert parts[-1].finish_reason == pb.FINISH_REASON_LENGTH
+    models = stub.ListModels(pb.ListModelsRequest(), metadata=METADATA).models
+    assert [model.id for model in models] == [card["id"] for card in client.get("/v1/models").json()["data"]]
+
+
+@pytest.mark.parametrize(
+    ("what", "status", "code"),
+    [
+        (FULL, 429, grpc.StatusCode.RESOURCE_EXHAUSTED),
+        (REFUSE, 400, grpc.StatusCode.INVALID_ARGUMENT),
+        (FAULT, 500, grpc.StatusCode.INTERNAL),
+    ],
+)
+def test_a_targets_error_is_told_in_our_words(
+    client: httpx.Client, stub: Any, what: int, status: int, code: grpc.StatusCode
+) -> None:
+    for stream in (False, True):
+        response = complete(client, what, stream=stream)
+        assert response.status_code == status
+        assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+        assert "secret" not in response.text
+    with pytest.raises(grpc.RpcError) as caught:
+        list(call(stub, what))
+    error: Any = caught.value
+    assert error.code() is code
+    assert not {"secret", "Traceback"} & set(error.details().replace(":", " ").split())
+
+
+def test_the_request_id_is_on_the_response_once(client: httpx.Client) -> None:
+    response = client.get("/v1/models", headers={"x-request-id": "mine"})
+    assert response.headers.get_list("x-request-id") == ["mine"]
+
+
+def test_a_client_that_leaves_ends_the_targets_work(client: httpx.Client, stub: Any) -> None:
+    fields = {"model": "tiny", "prompt": [SLOW], "stream": True}
+    with client.stream("POST", "/v1/completions", json=fields) as response:
+        next(response.iter_lines())
+    running = call(stub, SLOW)
+    next(running)
+    time.sleep(0.1)  # Serve's proxy can miss a cancel that comes while it writes
+    running.cancel()
+    deadline = time.monotonic() + 1.5  # the target would take 3.5 s to its end
+    while num_open():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_target_that_dies_is_an_error_event_and_the_next_request_is_served(client: httpx.Client, stub: Any) -> None:
+    with client.stream("POST", "/v1/completions", json={"model": "tiny", "prompt": [DIE], "stream": True}) as response:
+        assert response.status_code == 200
+        lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    assert lines[-1] == "[DONE]"
+    assert "lost" in json.loads(lines[-2])["error"]["message"]
+    assert complete(client, COUNT).json()["choices"][0]["token_ids"] == TOKENS
+    with pytest.raises(grpc.RpcError) as caught:
+        list(call(stub, DIE))
+    error: Any = caught.value
+    assert error.code() is grpc.StatusCode.UNAVAILABLE

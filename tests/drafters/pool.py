@@ -1,0 +1,121 @@
+"""A worker under a clock that tests move, checked after every step, and targets that accept and reject at random."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from drafters.nested import NestedDrafter
+from drafters.residents import PoolLimits
+from drafters.worker import DraftWorker
+from model.decoder import Decoder
+from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
+from protocol.plan import DepthRule
+from protocol.request import SamplingParams
+from protocol.stats import PassStats
+from tests.reference.drafting import draft_from_scratch
+
+EXITS = (1, 2, 4)
+GREEDY = SamplingParams(temperature=0.0)
+SHALLOW, DEEP = DepthRule((1,)), DepthRule((4,))
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Pool:
+    def __init__(
+        self, decoder: Decoder, limits: PoolLimits | None = None, num_pages: int = 64, page_size: int = 16
+    ) -> None:
+        self.clock = Clock()
+        self.drafter = NestedDrafter(decoder, EXITS, num_pages, page_size)
+        self.worker = DraftWorker(self.drafter, limits or PoolLimits(), self.clock)
+        self.replies: list[DraftReply] = []
+
+    def submit(self, *rows: DraftRow, depth: DepthRule = DEEP, incarnation: str = "large", round_id: int = 0) -> None:
+        self.worker.submit(DraftRequest(incarnation, round_id, depth, rows), self.replies.append)
+        self.worker.check()
+
+    def step(self) -> PassStats | None:
+        stats = self.worker.step()
+        self.worker.check()
+        return stats
+
+    def run(self) -> list[PassStats]:
+        """Steps until idle."""
+        passes = []
+        while (stats := self.step()) is not None:
+            passes.append(stats)
+        return passes
+
+    def ask(self, row: DraftRow, depth: DepthRule = DEEP, incarnation: str = "large") -> DraftBlock:
+        """The answer to one row, after all that there was to do."""
+        replies: list[DraftReply] = []
+        self.worker.submit(DraftRequest(incarnation, 0, depth, (row,)), replies.append)
+        self.worker.check()
+        self.run()
+        return replies[0].blocks[0]
+
+
+def row(sequence_id: int, tokens: Sequence[int], length: int, start: int = 0) -> DraftRow:
+    return DraftRow(sequence_id, start, tuple(tokens), length, GREEDY)
+
+
+class RandomTarget:
+    """Sequences whose truth is drawn at random, near what was drafted; every answer is checked from scratch."""
+
+    def __init__(self, pool: Pool, decoder: Decoder, incarnation: str, rng: random.Random) -> None:
+        self.pool, self.decoder, self.incarnation, self.rng = pool, decoder, incarnation, rng
+        self.texts = {sequence_id: self.text(rng.randint(1, 30)) for sequence_id in range(3)}
+        self.sampling = {
+            sequence_id: SamplingParams(temperature=rng.choice([0.0, 0.9]), seed=rng.getrandbits(64))
+            for sequence_id in self.texts
+        }
+        self.sent = dict.fromkeys(self.texts, 0)
+        self.rounds = 0
+        self.waiting: DraftRequest | None = None
+        self.num_accepted = self.num_rejected = self.num_need_context = 0
+
+    def text(self, length: int) -> list[int]:
+        return [self.rng.randrange(160) for _ in range(length)]
+
+    def ask(self, depth: DepthRule) -> None:
+        self.rounds += 1
+        chosen = [sequence_id for sequence_id in self.texts if self.rng.random() < 0.8]
+        rows = tuple(self.row(sequence_id) for sequence_id in chosen)
+        self.waiting = DraftRequest(self.incarnation, self.rounds, depth, rows)
+        self.pool.worker.submit(self.waiting, self.take)
+
+    def row(self, sequence_id: int) -> DraftRow:
+        start, text = self.sent[sequence_id], self.texts[sequence_id]
+        self.sent[sequence_id] = len(text)
+        return DraftRow(sequence_id, start, tuple(text[start:]), self.rng.randint(0, 5), self.sampling[sequence_id])
+
+    def take(self, reply: DraftReply) -> None:
+        request = self.waiting
+        assert request is not None
+        assert (reply.incarnation, reply.round_id) == (self.incarnation, request.round_id)
+        assert [block.sequence_id for block in reply.blocks] == [one.sequence_id for one in request.rows]
+        self.waiting = None
+        for asked, block in zip(request.rows, reply.blocks, strict=True):
+            self.verify(asked, block, request.depth)
+
+    def verify(self, asked: DraftRow, block: DraftBlock, depth: DepthRule) -> None:
+        text = self.texts[asked.sequence_id]
+        assert block.base_length == len(text)
+        if block.status is DraftStatus.NEED_CONTEXT:
+            self.num_need_context += 1
+            self.sent[asked.sequence_id] = 0
+            return
+        assert block.status is DraftStatus.OK
+        expected = draft_from_scratch(self.decoder, text, asked.length, depth, asked.sampling)
+        assert list(zip(block.tokens, block.exits, strict=True)) == [(token, exit_) for token, exit_, _ in expected]
+        accepted = self.rng.randint(0, len(block.tokens))
+        self.num_accepted += accepted
+        self.num_rejected += len(block.tokens) - accepted
+        text += [*block.tokens[:accepted], *self.text(self.rng.choice([1, 1, 1, 3]))]  # it may decode on without us

@@ -1,0 +1,156 @@
+"""What every draft client keeps to, whatever carries the messages.
+
+A transport joins by adding its `Connect` to CLIENTS: given a worker, an incarnation and a deadline in seconds, it
+gives a client while its context lasts. The worker is then the transport's to step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+
+import pytest
+
+from drafters.client import LocalDraftClient
+from drafters.nested import NestedDrafter
+from drafters.residents import PoolLimits
+from drafters.worker import DraftWorker
+from model.decoder import Decoder
+from protocol.draft import DraftBlock, DraftClient, DraftRequest, DraftRow, DraftStatus
+from protocol.plan import DepthRule
+from protocol.request import SamplingParams
+from tests.deployments.contract import grpc_stream
+from tests.reference.drafting import draft_from_scratch
+
+Connect = Callable[[DraftWorker, str, float], AbstractContextManager[DraftClient]]
+
+PATIENCE_S = 30.0
+TOKENS = [3, 14, 15, 92, 65, 35, 89, 79]
+SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, seed=2**63 + 11)
+CASCADE = DepthRule((1, 2, 4), (0.4, 0.25))
+
+
+@contextmanager
+def local(worker: DraftWorker, incarnation: str, deadline_s: float) -> Iterator[DraftClient]:
+    yield LocalDraftClient(worker, incarnation, deadline_s)
+
+
+CLIENTS: tuple[Connect, ...] = (local, grpc_stream)
+
+
+@pytest.fixture(params=CLIENTS, ids=lambda connect: connect.__name__)
+def connect(request: pytest.FixtureRequest) -> Connect:
+    chosen: Connect = request.param
+    return chosen
+
+
+@pytest.fixture
+def worker(llama: Decoder) -> DraftWorker:
+    return DraftWorker(NestedDrafter(llama, (1, 2, 4), num_pages=32, page_size=8), PoolLimits(max_rows=4))
+
+
+def row(sequence_id: int, tokens: list[int], length: int, start: int = 0) -> DraftRow:
+    return DraftRow(sequence_id, start, tuple(tokens[start:]), length, SAMPLED)
+
+
+def request(*rows: DraftRow, round_id: int = 1) -> DraftRequest:
+    return DraftRequest("target", round_id, CASCADE, rows)
+
+
+def draft(client: DraftClient, *rows: DraftRow, round_id: int = 1) -> tuple[DraftBlock, ...]:
+    reply = client.draft(request(*rows, round_id=round_id))
+    assert reply is not None
+    assert (reply.incarnation, reply.round_id) == ("target", round_id)
+    assert reply.wait_ms >= 0
+    return reply.blocks
+
+
+def eventually(condition: Callable[[], bool]) -> None:
+    """Closing and opening do not wait, so neither is done when it returns."""
+    until = time.monotonic() + PATIENCE_S
+    while not condition() and time.monotonic() < until:
+        time.sleep(0.005)
+    assert condition()
+
+
+def test_every_row_is_answered_with_the_drafters_own_tokens_exits_and_confidences(
+    connect: Connect, worker: DraftWorker, llama: Decoder
+) -> None:
+    with connect(worker, "target", PATIENCE_S) as client:
+        blocks = draft(client, row(1, TOKENS, 4), row(2, TOKENS[:3], 1), round_id=7)
+    assert [(block.sequence_id, block.base_length) for block in blocks] == [(1, 8), (2, 3)]
+    for block, tokens, length in zip(blocks, (TOKENS, TOKENS[:3]), (4, 1), strict=True):
+        expected = draft_from_scratch(llama, tokens, length, CASCADE, SAMPLED)
+        assert block.status is DraftStatus.OK
+        assert block.tokens == tuple(token for token, _, _ in expected)
+        assert block.exits == tuple(exit_ for _, exit_, _ in expected)
+        assert block.confidences == pytest.approx([confidence for _, _, confidence in expected], abs=1e-4)
+
+
+def test_the_next_round_carries_only_what_is_new(connect: Connect, worker: DraftWorker, llama: Decoder) -> None:
+    with connect(worker, "target", PATIENCE_S) as client:
+        (first,) = draft(client, row(1, TOKENS, 4))
+        committed = [*TOKENS, *first.tokens[:2], 5]
+        (second,) = draft(client, row(1, committed, 3, start=len(TOKENS)), round_id=2)
+    expected = draft_from_scratch(llama, committed, 3, CASCADE, SAMPLED)
+    assert second.base_length == len(committed)
+    assert second.tokens == tuple(token for token, _, _ in expected)
+
+
+def test_opening_hands_over_context_so_that_a_draft_needs_none(
+    connect: Connect, worker: DraftWorker, llama: Decoder
+) -> None:
+    with connect(worker, "target", PATIENCE_S) as client:
+        client.open(request(row(1, TOKENS, 0)))
+        (block,) = draft(client, row(1, [*TOKENS, 9], 2, start=len(TOKENS)))
+    expected = draft_from_scratch(llama, [*TOKENS, 9], 2, CASCADE, SAMPLED)
+    assert block.tokens == tuple(token for token, _, _ in expected)
+
+
+def test_an_unknown_sequence_needs_context_and_is_drafted_for_when_it_comes(
+    connect: Connect, worker: DraftWorker
+) -> None:
+    with connect(worker, "target", PATIENCE_S) as client:
+        (refused,) = draft(client, row(1, TOKENS, 2, start=5))
+        (drafted,) = draft(client, row(1, TOKENS, 2), round_id=2)
+    assert (refused.status, refused.base_length, refused.tokens) == (DraftStatus.NEED_CONTEXT, 8, ())
+    assert (drafted.status, len(drafted.tokens)) == (DraftStatus.OK, 2)
+
+
+def test_a_full_pool_says_so_row_by_row(connect: Connect, worker: DraftWorker) -> None:
+    with connect(worker, "target", PATIENCE_S) as client:
+        blocks = draft(client, *(row(sequence_id, TOKENS, 1) for sequence_id in range(6)))
+    assert [block.status for block in blocks] == [DraftStatus.OK] * 4 + [DraftStatus.BUSY] * 2
+
+
+def test_closing_forgets_sequences_and_does_not_mind_unknown_ones(connect: Connect, worker: DraftWorker) -> None:
+    with connect(worker, "target", PATIENCE_S) as client:
+        draft(client, row(1, TOKENS, 1), row(2, TOKENS, 1))
+        client.close([1, 99])
+        eventually(lambda: worker.stats().num_sequences == 1)
+        (refused,) = draft(client, row(1, TOKENS, 1, start=6), round_id=2)
+        client.close([2])
+        eventually(lambda: worker.stats().num_free_pages == worker.stats().num_pages)
+    assert refused.status is DraftStatus.NEED_CONTEXT
+
+
+def test_past_its_deadline_a_draft_is_given_up_without_an_error(connect: Connect, worker: DraftWorker) -> None:
+    with connect(worker, "target", 0.0) as client:
+        assert client.draft(request(row(1, TOKENS, 30))) is None
+        client.close([1])
+
+
+def test_two_clients_with_the_same_sequence_ids_do_not_meet(
+    connect: Connect, worker: DraftWorker, llama: Decoder
+) -> None:
+    with connect(worker, "target", PATIENCE_S) as client, connect(worker, "other", PATIENCE_S) as other:
+        draft(client, row(1, TOKENS, 2))
+        reply = other.draft(DraftRequest("other", 1, CASCADE, (row(1, TOKENS[::-1], 2),)))
+        (again,) = draft(client, row(1, TOKENS, 2, start=len(TOKENS)), round_id=2)
+        other.close([1])
+        eventually(lambda: worker.stats().num_sequences == 1)
+    assert reply is not None
+    expected = [draft_from_scratch(llama, tokens, 2, CASCADE, SAMPLED) for tokens in (TOKENS[::-1], TOKENS)]
+    assert reply.blocks[0].tokens == tuple(token for token, _, _ in expected[0])
+    assert again.tokens == tuple(token for token, _, _ in expected[1])

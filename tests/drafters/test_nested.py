@@ -1,0 +1,191 @@
+"""The ragged pass against every sequence alone, from scratch, at the depth of its rule."""
+
+from __future__ import annotations
+
+import random
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+
+from drafters.manifest import Manifest
+from drafters.nested import NestedDrafter, PassRow, Pick, leaves, load_nested
+from model.decoder import Decoder
+from protocol.errors import ConfigError
+from protocol.plan import DepthRule
+from protocol.request import SamplingParams
+from tests.reference.drafting import next_from_scratch
+
+EXITS = (1, 2, 4)
+GREEDY = SamplingParams(temperature=0.0)
+RULES = (
+    DepthRule((1,)),
+    DepthRule((2,)),
+    DepthRule((4,)),
+    DepthRule((1, 2, 4), (0.0, 0.0)),
+    DepthRule((1, 2, 4), (0.35, 0.6)),
+    DepthRule((1, 4), (0.5,)),
+    DepthRule((2, 4), (0.2,)),
+    DepthRule((1, 2), (0.7,)),
+    DepthRule((1, 2, 4), (1.0, 1.0)),
+)
+
+
+class Pool:
+    """Drives a NestedDrafter by hand: random rows of random sequences, depths changing at will."""
+
+    def __init__(self, decoder: Decoder, page_size: int, sampling: list[SamplingParams], seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.decoder = decoder
+        self.drafter = NestedDrafter(decoder, EXITS, num_pages=640 // page_size, page_size=page_size)
+        self.tokens = [self.text(self.rng.randint(1, 40)) for _ in sampling]
+        self.sampling = sampling
+        for sequence in range(len(sampling)):
+            self.drafter.open(sequence)
+
+    def text(self, length: int) -> list[int]:
+        return [self.rng.randrange(160) for _ in range(length)]
+
+    def row(self, sequence: int, rule: DepthRule) -> PassRow:
+        """A decode row, a chunk of context, or the end of a context with a draft from it."""
+        tokens = self.tokens[sequence]
+        done = self.drafter.settled(sequence, rule)
+        length, settled = len(tokens), 0
+        if done < len(tokens) - 1 and self.rng.random() < 0.4:
+            settled = self.rng.randint(done + 1, len(tokens) - 1)
+            length = settled if settled < len(tokens) - 1 or self.rng.random() < 0.3 else len(tokens)
+        assert self.drafter.ledger.reserve(sequence, length)
+        new = tokens[self.drafter.written(sequence) : length]
+        return PassRow(sequence, new, length, settled, rule, self.sampling[sequence])
+
+    def step(self) -> list[tuple[PassRow, Pick]]:
+        """One pass over some of the sequences; each pick is compared with the reference and appended."""
+        chosen = [sequence for sequence in range(len(self.tokens)) if self.rng.random() < 0.8]
+        rows = [self.row(sequence, self.rng.choice(RULES)) for sequence in chosen]
+        drafted = []
+        for row, pick in zip(rows, self.drafter.run(rows), strict=True):
+            assert row.drafts is (pick is not None)
+            if pick is not None:
+                tokens = self.tokens[row.sequence]
+                token, depth, confidence = next_from_scratch(self.decoder, tokens, row.depth, row.sampling)
+                assert (pick.token, pick.exit) == (token, depth)
+                assert pick.confidence == pytest.approx(confidence, abs=1e-4)
+                tokens.append(pick.token)
+                drafted.append((row, pick))
+        self.drafter.check()
+        return drafted
+
+    def verify(self) -> None:
+        """A target rejects the tail of some sequences and commits tokens of its own."""
+        for sequence, tokens in enumerate(self.tokens):
+            if self.rng.random() < 0.3:
+                del tokens[max(1, len(tokens) - self.rng.randint(0, 6)) :]
+                self.drafter.truncate(sequence, len(tokens))
+                tokens += self.text(self.rng.randint(1, 3))
+            elif self.drafter.written(sequence) == len(tokens):
+                self.drafter.truncate(sequence, len(tokens) - 1)
+
+
+@pytest.mark.parametrize("page_size", [1, 16])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_ragged_pass_of_mixed_depths_drafts_what_each_sequence_would_alone(
+    llama: Decoder, page_size: int, seed: int
+) -> None:
+    sampling = [
+        GREEDY,
+        GREEDY,
+        SamplingParams(temperature=1.0, seed=7),
+        SamplingParams(temperature=0.6, seed=8, top_k=40),
+        SamplingParams(temperature=1.3, seed=2**64 - 1, top_p=0.9, min_p=0.01),
+    ]
+    pool = Pool(llama, page_size, sampling, seed)
+    exits: Counter[tuple[DepthRule, int]] = Counter()
+    for _ in range(30):
+        exits.update((row.depth, pick.exit) for row, pick in pool.step())
+        pool.verify()
+    cascades = Counter(depth for (rule, depth), count in exits.items() if len(rule.exits) > 1 for _ in range(count))
+    assert min(cascades[depth] for depth in EXITS) > 3, "an exit that no cascade left at was not tried"
+
+
+def test_windows_and_soft_capping_do_not_mind_tokens_that_ride_along(gemma: Decoder) -> None:
+    pool = Pool(gemma, 4, [GREEDY, SamplingParams(temperature=0.8, seed=3), GREEDY], seed=11)
+    drafted = 0
+    for _ in range(30):
+        drafted += len(pool.step())
+        pool.verify()
+    assert drafted > 40
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+def test_going_deeper_late_is_the_same_as_having_gone_deep_at_once(llama: Decoder, temperature: float) -> None:
+    sampling = SamplingParams(temperature=temperature, seed=5)
+    drafter = NestedDrafter(llama, EXITS, num_pages=8, page_size=16)
+    drafter.open(0)
+    drafter.ledger.reserve(0, 64)
+    tokens = [3, 14, 15, 92]
+    for depth in (1, 1, 1, 2, 1, 1, 4, 2, 4):
+        new = tokens[drafter.written(0) :]
+        (pick,) = drafter.run([PassRow(0, new, len(tokens), 0, DepthRule((depth,)), sampling)])
+        assert pick is not None
+        assert pick.token == next_from_scratch(llama, tokens, DepthRule((depth,)), sampling)[0]
+        tokens.append(pick.token)
+
+
+def test_a_row_that_leaves_early_still_settles_its_context(llama: Decoder) -> None:
+    drafter = NestedDrafter(llama, EXITS, num_pages=8, page_size=16)
+    drafter.open(0)
+    drafter.ledger.reserve(0, 20)
+    rule = DepthRule((1, 2, 4), (-1.0, -1.0))
+    (pick,) = drafter.run([PassRow(0, list(range(20)), 20, 19, rule, GREEDY)])
+    assert pick is not None
+    assert pick.exit == 1
+    assert drafter.written(0) == 20
+    assert drafter.settled(0, rule) == 19
+
+
+def test_a_context_catches_up_in_the_deeper_segments_alone(llama: Decoder) -> None:
+    drafter = NestedDrafter(llama, EXITS, num_pages=8, page_size=16)
+    drafter.open(0)
+    drafter.ledger.reserve(0, 30)
+    drafter.run([PassRow(0, list(range(30)), 30, 30, DepthRule((1,)), GREEDY)])
+    assert drafter.run([PassRow(0, [], 12, 12, DepthRule((4,)), GREEDY)]) == [None]
+    assert drafter.settled(0, DepthRule((4,))) == 12
+    assert drafter.written(0) == 30
+
+
+def test_a_threshold_is_passed_only_by_what_lies_above_it() -> None:
+    rule = DepthRule((1, 2), (0.5,))
+    assert not leaves(rule, 1, 0.5)
+    assert leaves(rule, 1, 0.5001)
+    assert leaves(rule, 2, 0.0)
+
+
+def test_a_depth_that_is_no_exit_is_refused_by_name(llama: Decoder) -> None:
+    drafter = NestedDrafter(llama, EXITS, num_pages=2, page_size=4)
+    with pytest.raises(ConfigError, match=r"depth 3 is not an exit of this drafter; it has \(1, 2, 4\)"):
+        drafter.check_depth(DepthRule((1, 3, 4), (0.5, 0.5)))
+
+
+@pytest.mark.parametrize("exits", [(), (2, 1), (0, 2), (2, 5), (2, 2)])
+def test_exits_that_do_not_ascend_within_the_layers_are_refused(llama: Decoder, exits: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match="must ascend within the 4 layers"):
+        NestedDrafter(llama, exits, num_pages=2, page_size=4)
+
+
+def test_a_checkpoint_is_loaded_up_to_the_deepest_exit_of_its_manifest(llama_directory: Path, tmp_path: Path) -> None:
+    full = load_nested(llama_directory, dtype=torch.float32, num_positions=100, page_size=16)
+    assert (full.exits, full.ledger.num_pages) == ((4,), 6)
+    folder = shutil.copytree(llama_directory, tmp_path / "drafter")
+    Manifest((1, 3), "hash").save(folder)
+    assert load_nested(folder, dtype=torch.float32, num_positions=100, page_size=16).exits == (1, 3)
+
+
+def test_a_drafter_that_cannot_be_loaded_is_refused_with_the_reason(llama_directory: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="holds no page of 16; raise it"):
+        load_nested(llama_directory, dtype=torch.float32, num_positions=15, page_size=16)
+    folder = shutil.copytree(llama_directory, tmp_path / "drafter")
+    Manifest((2, 6), "hash").save(folder)
+    with pytest.raises(ConfigError, match="exit 6 is deeper than the model's 4 layers"):
+        load_nested(folder, dtype=torch.float32, num_positions=16, page_size=16)

@@ -1,0 +1,315 @@
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from drafters.nested import PassRow
+from drafters.residents import PoolLimits
+from model.decoder import Decoder
+from protocol.draft import DraftReply, DraftRequest, DraftStatus
+from protocol.plan import DepthRule
+from tests.drafters.pool import DEEP, GREEDY, SHALLOW, Pool, RandomTarget, row
+from tests.reference.drafting import draft_from_scratch
+
+RULES = (SHALLOW, DepthRule((2,)), DEEP, DepthRule((1, 2, 4), (0.35, 0.6)), DepthRule((1, 4), (0.5,)))
+
+
+def text(length: int, seed: int = 0) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(160) for _ in range(length)]
+
+
+def expected(decoder: Decoder, tokens: list[int], length: int, depth: DepthRule = DEEP) -> tuple[int, ...]:
+    return tuple(token for token, _, _ in draft_from_scratch(decoder, tokens, length, depth, GREEDY))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_two_targets_share_the_pool_and_each_gets_what_a_fresh_drafter_would_say(llama: Decoder, seed: int) -> None:
+    """Random accepts and rejects, depths that change, chunks, closes; targets ask whenever their answer is there."""
+    rng = random.Random(seed)
+    limits = PoolLimits(prefill_tokens=rng.choice([3, 8, 64]), max_ride=rng.choice([2, 8]))
+    pool = Pool(llama, limits, num_pages=512, page_size=rng.choice([1, 2]))
+    targets = [RandomTarget(pool, llama, name, rng) for name in ("large", "small")]
+    for _ in range(120):
+        for target in targets:
+            if target.waiting is None and rng.random() < 0.5:
+                target.ask(rng.choice(RULES))
+                pool.worker.check()
+            elif rng.random() < 0.01:
+                pool.worker.close(target.incarnation, [rng.randrange(3)])
+        pool.step()
+    pool.run()
+    for target in targets:
+        assert min(target.num_accepted, target.num_rejected, target.rounds) > 5
+        pool.worker.drop(target.incarnation)
+    stats = pool.worker.stats()
+    assert stats.num_mixed_passes > 5
+    assert (stats.num_sequences, stats.num_free_pages) == (0, stats.num_pages)
+
+
+def test_a_model_that_drafts_for_itself_predicts_its_own_greedy_text(llama: Decoder, llama_directory: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(llama_directory, dtype=torch.float32)
+    prompt = text(20)
+    output = model.generate(
+        torch.tensor([prompt]), max_new_tokens=40, do_sample=False, eos_token_id=None, pad_token_id=0
+    )[0].tolist()
+    pool = Pool(llama)
+    start, base = 0, len(prompt)
+    while base + 4 < len(output):
+        block = pool.ask(row(0, output[start:base], 4, start))
+        assert list(block.tokens) == output[base : base + 4]
+        start, base = base, base + 5
+
+
+def test_rows_join_at_the_next_pass_and_leave_when_their_draft_is_done(llama: Decoder) -> None:
+    pool = Pool(llama)
+    pool.submit(row(1, text(5, 1), 4), incarnation="large")
+    first = pool.step()
+    pool.submit(row(1, text(6, 2), 2), incarnation="small")
+    passes = [first, *pool.run()]
+    assert [(one.num_rows, one.num_targets) for one in passes if one] == [(1, 1), (2, 2), (2, 2), (1, 1)]
+    assert [reply.incarnation for reply in pool.replies] == ["small", "large"]
+    assert pool.worker.stats().num_mixed_passes == 2
+    assert pool.worker.stats().num_drafted == 6
+    assert pool.step() is None
+
+
+def test_a_pass_says_where_its_rows_left(llama: Decoder) -> None:
+    pool = Pool(llama)
+    pool.submit(row(1, text(5, 1), 1), row(2, text(5, 2), 1), depth=SHALLOW)
+    pool.submit(row(3, text(5, 3), 1), depth=DEEP)
+    stats = pool.step()
+    assert stats is not None
+    assert stats.num_exited == (2, 0, 1)
+
+
+def test_one_reply_comes_when_the_longest_row_is_done_with_blocks_in_the_order_of_the_rows(llama: Decoder) -> None:
+    pool = Pool(llama)
+    pool.submit(row(1, text(4, 1), 3), row(2, text(5, 2), 1), row(9, text(2), 1, start=7), round_id=5)
+    pool.step()
+    pool.step()
+    assert pool.replies == []
+    pool.step()
+    (reply,) = pool.replies
+    assert reply.round_id == 5
+    assert [(block.sequence_id, len(block.tokens)) for block in reply.blocks] == [(1, 3), (2, 1), (9, 0)]
+    assert reply.blocks[2].status is DraftStatus.NEED_CONTEXT
+
+
+def test_a_request_without_rows_is_answered_at_once(llama: Decoder) -> None:
+    pool = Pool(llama)
+    pool.submit(round_id=3)
+    assert pool.replies == [DraftReply("large", 3, ())]
+
+
+def test_an_unknown_sequence_needs_its_context_and_is_drafted_for_once_it_has_it(llama: Decoder) -> None:
+    pool, tokens = Pool(llama), text(12)
+    assert pool.ask(row(1, tokens[8:], 2, start=8)).status is DraftStatus.NEED_CONTEXT
+    assert pool.worker.stats().num_sequences == 0
+    assert pool.ask(row(1, tokens, 2)).tokens == expected(llama, tokens, 2)
+    assert pool.ask(row(1, [], 3, start=12)).tokens == expected(llama, tokens, 3)
+    assert pool.ask(row(1, [7], 3, start=14)).status is DraftStatus.NEED_CONTEXT
+
+
+def test_context_is_handed_over_without_a_draft_and_settled_in_chunks_of_the_budget(llama: Decoder) -> None:
+    pool, tokens = Pool(llama, PoolLimits(prefill_tokens=16)), text(50)
+    pool.submit(row(1, tokens, 0))
+    assert pool.replies[0].blocks[0].status is DraftStatus.OK
+    assert [one.num_prefill_tokens for one in pool.run()] == [16, 16, 16, 1]
+    pool.submit(row(1, [3], 2, start=50))
+    assert [one.num_prefill_tokens for one in pool.run()] == [0, 0]
+    assert pool.replies[1].blocks[0].tokens == expected(llama, [*tokens, 3], 2)
+
+
+def test_decode_rows_are_in_every_pass_beside_a_long_prefill(llama: Decoder) -> None:
+    pool = Pool(llama, PoolLimits(prefill_tokens=40))
+    pool.submit(row(1, text(200, 1), 1), incarnation="large")
+    pool.submit(row(1, text(5, 2), 4), incarnation="small")
+    passes = pool.run()
+    assert [one.num_rows for one in passes] == [2, 2, 2, 2, 1]
+    assert [one.num_prefill_tokens for one in passes] == [40, 40, 40, 40, 39]
+    assert [reply.incarnation for reply in pool.replies] == ["small", "large"]
+
+
+def test_going_deeper_settles_a_long_context_in_chunks_first(llama: Decoder) -> None:
+    pool, tokens = Pool(llama, PoolLimits(prefill_tokens=64, max_ride=8)), text(100)
+    pool.ask(row(1, tokens, 2), depth=SHALLOW)
+    pool.submit(row(1, [5], 2, start=100), depth=DEEP)
+    assert [one.num_prefill_tokens for one in pool.run()] == [64, 36, 0]
+    assert pool.replies[-1].blocks[0].tokens == expected(llama, [*tokens, 5], 2)
+
+
+def test_a_newer_message_replaces_the_one_that_is_being_drafted(llama: Decoder) -> None:
+    pool, tokens = Pool(llama), text(9)
+    pool.submit(row(1, tokens, 8), row(2, text(4), 2), round_id=1)
+    pool.step()
+    pool.submit(row(1, [4], 2, start=9), round_id=2)
+    pool.run()
+    replies = {reply.round_id: reply for reply in pool.replies}
+    assert replies[1].blocks[0].tokens == expected(llama, tokens, 1)
+    assert replies[2].blocks[0].tokens == expected(llama, [*tokens, 4], 2)
+
+
+def test_a_closed_sequence_frees_its_pages_and_the_rest_of_its_request_is_answered(llama: Decoder) -> None:
+    pool = Pool(llama)
+    pool.submit(row(1, text(40), 3), row(2, text(5), 2))
+    pool.step()
+    pool.worker.close("large", [1, 77])
+    pool.run()
+    assert [len(block.tokens) for block in pool.replies[0].blocks] == [1, 2]
+    pool.worker.close("large", [2])
+    stats = pool.worker.stats()
+    assert (stats.num_sequences, stats.num_free_pages) == (0, stats.num_pages)
+    pool.worker.check()
+
+
+def test_dropping_a_target_forgets_its_sequences_and_no_others(llama: Decoder) -> None:
+    pool = Pool(llama)
+    pool.submit(row(1, text(4), 3), incarnation="large")
+    pool.submit(row(1, text(4), 3), incarnation="small")
+    pool.worker.drop("large")
+    pool.worker.check()
+    pool.run()
+    assert [reply.incarnation for reply in pool.replies] == ["small"]
+    assert pool.worker.stats().num_sequences == 1
+
+
+def test_a_new_sequence_beyond_the_pages_is_told_that_the_pool_is_busy(llama: Decoder) -> None:
+    pool = Pool(llama, num_pages=4, page_size=4)
+    pool.submit(row(1, text(12), 3))
+    assert pool.ask(row(2, text(12), 3)).status is DraftStatus.BUSY
+    assert pool.replies[0].blocks[0].tokens == expected(llama, text(12), 3)
+    assert pool.worker.stats().num_busy == 1
+    assert pool.worker.stats().num_sequences == 1
+
+
+def test_a_new_sequence_beyond_the_rows_is_told_that_the_pool_is_busy(llama: Decoder) -> None:
+    pool = Pool(llama, PoolLimits(max_rows=1))
+    pool.submit(row(1, text(4), 3))
+    assert pool.ask(row(1, text(4), 3), incarnation="small").status is DraftStatus.BUSY
+
+
+def test_a_sequence_between_two_rounds_is_not_evicted_and_one_that_went_idle_is(llama: Decoder) -> None:
+    pool = Pool(llama, PoolLimits(max_rows=2, idle_s=2.0))
+    pool.ask(row(1, text(4, 1), 1))
+    pool.clock.now += 1
+    pool.ask(row(2, text(4, 2), 1))
+    assert pool.ask(row(3, text(4, 3), 1)).status is DraftStatus.BUSY
+    pool.clock.now += 1.5
+    assert pool.ask(row(3, text(4, 3), 1)).status is DraftStatus.OK
+    assert pool.ask(row(2, [5], 1, start=4)).status is DraftStatus.OK
+    assert pool.ask(row(1, [5], 1, start=4)).status is DraftStatus.NEED_CONTEXT
+
+
+def test_a_sequence_with_work_is_never_evicted(llama: Decoder) -> None:
+    pool = Pool(llama, PoolLimits(max_rows=2, idle_s=0.0))
+    pool.submit(row(1, text(60), 0))
+    pool.submit(row(2, text(4), 3))
+    pool.clock.now += 1000
+    pool.submit(row(3, text(4), 3))
+    assert pool.replies[1].blocks[0].status is DraftStatus.BUSY
+
+
+def test_idle_pages_are_taken_only_when_they_suffice(llama: Decoder) -> None:
+    pool = Pool(llama, PoolLimits(idle_s=0.0), num_pages=6, page_size=4)
+    pool.ask(row(1, text(4), 1))
+    pool.submit(row(2, text(16), 2))
+    assert pool.ask(row(3, text(12), 1)).status is DraftStatus.BUSY
+    assert pool.ask(row(1, [5], 1, start=4)).status is DraftStatus.OK
+
+
+def test_a_known_sequence_drafts_fewer_tokens_when_pages_run_short_and_keeps_its_place(llama: Decoder) -> None:
+    pool, tokens = Pool(llama, num_pages=4, page_size=4), text(10)
+    assert pool.ask(row(1, tokens, 20)).tokens == expected(llama, tokens, 7)
+    longer = [*tokens, *text(6, 1)]
+    assert pool.ask(row(1, longer[10:], 3, start=10)).tokens == expected(llama, longer, 1)
+    assert pool.ask(row(1, [1], 3, start=16)).status is DraftStatus.BUSY
+    assert pool.ask(row(1, longer, 1)).tokens == expected(llama, longer, 1)
+
+
+def test_past_the_context_of_the_drafter_a_sequence_is_too_long_and_forgotten(llama: Decoder) -> None:
+    pool, tokens = Pool(llama), text(256)
+    assert pool.ask(row(1, tokens[:254], 5)).tokens == expected(llama, tokens[:254], 3)
+    assert pool.ask(row(1, tokens[254:], 5, start=254)).tokens == expected(llama, tokens, 1)
+    assert pool.ask(row(1, [1], 5, start=256)).status is DraftStatus.TOO_LONG
+    assert pool.ask(row(2, [*tokens, 1], 0)).status is DraftStatus.TOO_LONG
+    assert pool.worker.stats().num_sequences == 0
+
+
+def test_what_nobody_used_for_the_ttl_expires_unless_it_has_work(llama: Decoder) -> None:
+    pool = Pool(llama, PoolLimits(ttl_s=60.0))
+    pool.ask(row(1, text(4), 1))
+    pool.submit(row(2, text(4), 1))
+    pool.worker.expire(pool.clock.now + 59)
+    assert pool.worker.stats().num_sequences == 2
+    pool.worker.expire(pool.clock.now + 60)
+    pool.worker.check()
+    assert pool.worker.stats().num_sequences == 1
+    assert pool.ask(row(1, [3], 1, start=4)).status is DraftStatus.NEED_CONTEXT
+
+
+def test_a_reply_tells_how_long_its_request_waited_for_its_first_pass(llama: Decoder) -> None:
+    pool = Pool(llama)
+    pool.submit(row(1, text(4), 2))
+    pool.clock.now += 0.25
+    pool.step()
+    pool.clock.now += 5
+    pool.run()
+    assert pool.replies[0].wait_ms == pytest.approx(250)
+    assert 0 < pool.worker.stats().wait_ms < 250
+
+
+def test_a_failed_pass_is_answered_empty_and_forgotten_and_the_worker_goes_on(
+    llama: Decoder, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(rows: list[PassRow]) -> None:
+        raise RuntimeError("out of memory")
+
+    pool, tokens = Pool(llama), text(6)
+    pool.submit(row(1, tokens, 2), row(2, tokens, 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(pool.drafter, "run", fail)
+        assert pool.step() is not None
+    assert [block.tokens for block in pool.replies[0].blocks] == [(), ()]
+    assert pool.worker.stats().num_free_pages == pool.worker.stats().num_pages
+    assert "a pass of 2 rows failed" in caplog.text
+    assert pool.ask(row(1, [], 2, start=6)).status is DraftStatus.NEED_CONTEXT
+    assert pool.ask(row(1, tokens, 2)).tokens == expected(llama, tokens, 2)
+
+
+def test_an_answer_that_cannot_be_handed_over_hurts_nobody_else(llama: Decoder) -> None:
+    def gone(reply: DraftReply) -> None:
+        raise ConnectionError("stream closed")
+
+    pool = Pool(llama)
+    pool.worker.submit(DraftRequest("large", 0, DEEP, (row(1, text(4), 1),)), gone)
+    assert len(pool.ask(row(1, text(4), 2), incarnation="small").tokens) == 2
+
+
+def test_an_unknown_depth_is_logged_by_name_and_answered_with_nothing(
+    llama: Decoder, caplog: pytest.LogCaptureFixture
+) -> None:
+    pool = Pool(llama)
+    block = pool.ask(row(1, text(4), 2), depth=DepthRule((3,)))
+    assert (block.status, block.tokens) == (DraftStatus.OK, ())
+    assert "large: depth 3 is not an exit of this drafter; it has (1, 2, 4)" in caplog.text
+
+
+@pytest.mark.parametrize("tokens", [[], [160], [-1, 5]])
+def test_tokens_that_make_no_sense_are_refused_and_not_logged(
+    llama: Decoder, caplog: pytest.LogCaptureFixture, tokens: list[int]
+) -> None:
+    pool = Pool(llama)
+    assert pool.ask(row(1, tokens, 2)).tokens == ()
+    assert pool.worker.stats().num_sequences == 0
+    assert "('large', 1)" in caplog.text
+    assert "160" not in caplog.text
+
+
+def test_the_pool_describes_its_drafter(llama: Decoder) -> None:
+    description = Pool(llama).worker.describe()
+    assert (description.exits, description.max_positions, description.vocab_size) == ((1, 2, 4), 256, 160)

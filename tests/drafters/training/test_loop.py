@@ -1,0 +1,74 @@
+"""Training can be stopped and resumed, and what it exports is a drafter."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from drafters.manifest import Manifest, vocabulary_hash
+from drafters.training.exits import exit_logits
+from drafters.training.loop import train
+from protocol.errors import ConfigError
+from tests.drafters.training.conftest import parse
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(first[name], second[name]) for name in first | second)
+
+
+def test_two_steps_and_two_more_are_four_steps(values: dict[str, Any], tmp_path: Path) -> None:
+    whole = weights(train(parse(values, tmp_path), progress=False))
+    values["work"] = "elsewhere"
+    config = parse(values, tmp_path)
+    half = weights(train(config, progress=False, stop_after=2))
+    assert not same(whole, half)
+    assert same(whole, weights(train(config, progress=False)))
+
+
+def test_two_workers_give_the_same_weights_as_one(values: dict[str, Any], tmp_path: Path) -> None:
+    one = weights(train(parse(values, tmp_path), progress=False))
+    values["work"], values["schedule"]["workers"] = "elsewhere", 2
+    assert same(one, weights(train(parse(values, tmp_path), progress=False)))
+
+
+def test_the_export_has_a_manifest_and_the_tokenizer_of_its_base(
+    values: dict[str, Any], tmp_path: Path, checkpoint: Path
+) -> None:
+    values["targets"] = [str(checkpoint)]
+    values["on_policy"] = {"tokens": 128, "row_length": 16, "prompt_lengths": [4, 8], "batch": 4}
+    folder = train(parse(values, tmp_path), progress=False)
+    manifest = Manifest.load(folder)
+    assert manifest.exits == (1, 2)
+    assert manifest.vocabulary_hash == vocabulary_hash(checkpoint)
+    assert manifest.targets == (checkpoint.name,)
+    assert AutoModelForCausalLM.from_pretrained(folder).dtype == torch.bfloat16
+
+
+def test_the_first_layers_of_a_checkpoint_are_the_checkpoint_up_to_there(
+    values: dict[str, Any], tmp_path: Path, checkpoint: Path
+) -> None:
+    values["base"] = {"checkpoint": str(checkpoint), "layers": 2}
+    config = parse(values, tmp_path)
+    from drafters.training.base import build_model
+
+    full, cut = AutoModelForCausalLM.from_pretrained(checkpoint), build_model(config)
+    tokens = torch.arange(6)[None]
+    expected = exit_logits(full, tokens, [1, 2], torch.float32)
+    for mine, theirs in zip(exit_logits(cut, tokens, [1, 2], torch.float32), expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_a_target_with_another_vocabulary_is_refused(values: dict[str, Any], tmp_path: Path, checkpoint: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}, "added_tokens": []}')
+    values["targets"] = [str(other)]
+    with pytest.raises(ConfigError, match="another vocabulary"):
+        train(parse(values, tmp_path), progress=False)

@@ -1,0 +1,44 @@
+"""The obvious drafter: every token from scratch, one sequence alone, a fresh KV for every depth that is tried."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from model.batch import Row, build_batch
+from model.decoder import Decoder
+from model.kv import PagedKV
+from model.sampling import pick_with_confidence
+from protocol.plan import DepthRule
+from protocol.request import SamplingParams
+
+Drafted = tuple[int, int, float]  # token, exit, confidence
+
+
+def draft_from_scratch(
+    decoder: Decoder, tokens: Sequence[int], length: int, depth: DepthRule, sampling: SamplingParams
+) -> list[Drafted]:
+    drafted: list[Drafted] = []
+    for _ in range(length):
+        known = [*tokens, *(token for token, _, _ in drafted)]
+        drafted.append(next_from_scratch(decoder, known, depth, sampling))
+    return drafted
+
+
+def next_from_scratch(decoder: Decoder, tokens: Sequence[int], depth: DepthRule, sampling: SamplingParams) -> Drafted:
+    for rung, layers in enumerate(depth.exits):
+        token, confidence = _at_depth(decoder, tokens, layers, sampling)
+        if rung == len(depth.exits) - 1 or confidence > depth.thresholds[rung]:
+            return token, layers, confidence
+    raise AssertionError("the last rung always draws")
+
+
+def _at_depth(decoder: Decoder, tokens: Sequence[int], layers: int, sampling: SamplingParams) -> tuple[int, float]:
+    kv = PagedKV(decoder.config, len(tokens), decoder.dtype, decoder.device)
+    batch = build_batch([Row(np.arange(len(tokens)), len(tokens))])
+    with torch.inference_mode():
+        hidden = decoder.run(decoder.embed(torch.tensor(tokens)), batch, kv, 0, layers)
+        picks, confidences = pick_with_confidence(decoder.logits(hidden[-1:]), [sampling], [len(tokens)])
+    return int(picks[0]), float(confidences[0])
