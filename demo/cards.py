@@ -108,10 +108,10 @@ and `small`.
 {data}
 ## Training
 
-`draftpool train-drafter demo/drafter.yaml`: {steps} steps, {tokens:.2f} M tokens, {minutes:.0f} minutes on {machine},
-beside other work. Sorted fine-tuning: the mean over exits of next-token loss plus {weight} times the KL divergence from
-the targets' outputs. {share:.0%} of the tokens are the targets' own continuations of prompts from the training files
-(each taught by its own target), the rest is corpus text (taught by both).
+`draftpool train-drafter demo/drafter.yaml`: {steps} steps, {millions:.2f} M tokens, {minutes:.0f} minutes
+on {machine}, beside other work. Sorted fine-tuning: the mean over exits of next-token loss plus {weight} times
+the KL divergence from the targets' outputs. {share:.0%} of the tokens are the targets' own continuations of prompts
+from the training files (each taught by its own target), the rest is corpus text (taught by both).
 
 ## Measured
 
@@ -144,7 +144,9 @@ def write_drafter_card(results: dict[str, Any]) -> None:
         held_out=_held_out_table(results["held_out"]),
         continuations=_continuation_table(results["continuations"]),
         command=f"`{results['command']}`",
-        **summary,
+        steps=summary["steps"],
+        millions=summary["tokens"] / 1e6,
+        minutes=summary["minutes"],
     )
     (folder / "README.md").write_text(card)
 

@@ -19,6 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray import serve
@@ -62,23 +63,28 @@ def local_ray(config: AppConfig) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="draftpool-"))
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            ray.init(
-                address="local",
-                num_cpus=max(os.cpu_count() or 1, math.ceil(cpus_needed(config))),
-                resources=resources_needed(config),
-                include_dashboard=False,
-                object_store_memory=OBJECT_STORE_BYTES,
-                _temp_dir=str(folder),
-                logging_level=logging.ERROR,
-                log_to_driver=False,
-            )
+        init_ray(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, math.ceil(cpus_needed(config))),
+            resources=resources_needed(config),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=str(folder),
+        )
         yield folder
     finally:
         with uninterrupted():
             stop_ray()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def init_ray(**settings: Any) -> None:
+    """Quietly, and leaving SIGTERM to whoever had it: Ray's own handler ends the process without any clean-up."""
+    handler = signal.getsignal(signal.SIGTERM)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **settings)
+    signal.signal(signal.SIGTERM, handler)
 
 
 def stop_ray() -> None:
@@ -92,7 +98,7 @@ def stop_ray() -> None:
 
 @contextmanager
 def attached_ray(address: str) -> Iterator[None]:
-    ray.init(address=address, logging_level=logging.ERROR, log_to_driver=False)
+    init_ray(address=address)
     try:
         yield
     finally:

@@ -158,14 +158,15 @@ class Engine:
         _, on_run = self._live[run.request_id]
         if run.finish_reason is not None:
             self._forget(run.request_id)
-        on_run(run)
+        if not _told(on_run, run):
+            self.cancel(run.request_id)
 
     def _end(self, request_id: str, reason: FinishReason) -> None:
         if request_id in self._live:
             sequence, on_run = self._live[request_id]
             self._stepper.remove(sequence)
             self._forget(request_id)
-            on_run(TokenRun(request_id, sequence.num_generated, (), reason, sequence.stats))
+            _told(on_run, TokenRun(request_id, sequence.num_generated, (), reason, sequence.stats))
 
     def _end_all(self, reason: FinishReason) -> None:
         for request_id in list(self._live):
@@ -175,6 +176,16 @@ class Engine:
         del self._live[request_id]
         with self._wake:
             self._num_open -= 1
+
+
+def _told(on_run: OnRun, run: TokenRun) -> bool:
+    """False when the caller's function failed: its request is then cancelled, and the others go on."""
+    try:
+        on_run(run)
+    except Exception:
+        logger.exception("the receiver of request %s failed; the request is cancelled", run.request_id)
+        return False
+    return True
 
 
 def check_prompt(request: GenerateRequest, max_length: int, vocab_size: int) -> None:

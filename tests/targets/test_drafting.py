@@ -1,5 +1,7 @@
 """What a target tells the pool, and how it takes the answers. A recording client stands at the seam."""
 
+import itertools
+
 from protocol.draft import DraftBlock, DraftReply, DraftStatus
 from protocol.plan import DepthRule
 from protocol.request import GenerateRequest, SamplingParams, StopRules
@@ -79,7 +81,7 @@ def test_a_full_pool_is_asked_ever_less_often_but_never_given_up():
     client = Recorder(DraftStatus.BUSY)
     rounds(client, 1000)
     asked = [request.round_id for request in client.requests]
-    pauses = [b - a for a, b in zip(asked, asked[1:], strict=False)]
+    pauses = [b - a for a, b in itertools.pairwise(asked)]
     assert pauses[:4] == [2, 4, 8, 16]
     assert set(pauses[6:]) == {MAX_SILENCE}
     assert all(request.rows[0].start == 0 for request in client.requests)

@@ -161,6 +161,25 @@ def test_a_failing_step_ends_its_requests_with_an_error_and_the_engine_goes_on(l
     assert model.ledger.num_free == model.ledger.num_pages
 
 
+def test_a_receiver_that_fails_loses_its_own_request_and_no_other(load):
+    requests = random_requests(6, 2, VOCAB)
+    texts = plain_texts(load(), requests)
+    model = load()
+    engine = Engine(model, Off())
+
+    def broken(run):
+        raise RuntimeError("planted")
+
+    collector = Collector()
+    engine.submit(requests[0], broken)
+    engine.submit(requests[1], collector)
+    engine.start()
+    collector.wait(1)
+    engine.stop()
+    assert collector.tokens == {"1": texts["1"]}
+    assert model.ledger.num_free == model.ledger.num_pages
+
+
 def run_all_but_stop(engine: Engine, requests: list[GenerateRequest]) -> Collector:
     collector = Collector()
     for request in requests:
