@@ -10,7 +10,7 @@ from typing import Any
 from ray import serve
 
 from deployments.config import SpeculationConfig, TargetConfig
-from deployments.discovery import Discover, Need, serve_discovery
+from deployments.discovery import Need, serve_discovery
 from deployments.process import DTYPES, claim, device_of, num_positions
 from deployments.transport import GrpcDraftClient, TransportConfig
 from drafters.manifest import vocabulary_hash
@@ -34,7 +34,9 @@ class TargetReplica:
         model = await asyncio.to_thread(load_model, config)
         self._client = None
         if config.speculation and pool is not None:
-            self._client = draft_client(self._incarnation, config, config.speculation, serve_discovery(pool))
+            need = need_of(config, config.speculation, model.decoder.config.vocab_size)
+            timing = TransportConfig(deadline_s=config.speculation.deadline_ms / 1e3)
+            self._client = GrpcDraftClient(self._incarnation, serve_discovery(pool), need, timing)
             await self._client.start()
         self._decoder = model.decoder.config
         self._engine = Engine(model, policy(config.speculation), self._client, engine_config(config, self._incarnation))
@@ -97,11 +99,8 @@ def load_model(config: TargetConfig) -> TargetModel:
     )
 
 
-def draft_client(
-    incarnation: str, config: TargetConfig, speculation: SpeculationConfig, discover: Discover
-) -> GrpcDraftClient:
-    need = Need(vocabulary_hash(resolve(config.path)), depth_rule(speculation).exits)
-    return GrpcDraftClient(incarnation, discover, need, TransportConfig(deadline_s=speculation.deadline_ms / 1e3))
+def need_of(config: TargetConfig, speculation: SpeculationConfig, vocab_size: int) -> Need:
+    return Need(vocabulary_hash(resolve(config.path)), depth_rule(speculation).exits, vocab_size)
 
 
 def policy(speculation: SpeculationConfig | None) -> Policy:

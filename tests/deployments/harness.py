@@ -23,6 +23,7 @@ from protocol.stats import PassStats, PoolStats
 T = TypeVar("T")
 EXITS = (2, 4, 6)
 HASH = "vocabulary"
+VOCAB_SIZE = 323
 DEPTH = DepthRule((2,))
 SAMPLING = SamplingParams()
 TARGET = "target-1"
@@ -143,7 +144,7 @@ def client(
     config = TransportConfig(**(defaults | settings))
 
     async def start() -> GrpcDraftClient:
-        made = GrpcDraftClient(target, directory, Need(HASH, (2,)), config)
+        made = GrpcDraftClient(target, directory, Need(HASH, (2,), VOCAB_SIZE), config)
         await made.start()
         return made
 

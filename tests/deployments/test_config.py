@@ -6,7 +6,16 @@ from typing import Any
 import pytest
 import yaml
 
-from deployments.config import AppConfig, load_config
+from deployments.config import (
+    AppConfig,
+    GrpcConfig,
+    HttpConfig,
+    IngressConfig,
+    PoolConfig,
+    SpeculationConfig,
+    TargetConfig,
+    load_config,
+)
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule
 
@@ -133,3 +142,20 @@ def test_a_config_survives_the_way_through_a_serve_config_file() -> None:
     """Serve hands `args` to the builder as plain values."""
     config = load_config(DEMO)
     assert AppConfig.model_validate(config.model_dump(mode="json")) == config
+
+
+PLACEMENT = {"cores", "num_gpus", "num_replicas", "resources", "threads"}
+WEIGHTS = {"dtype", "kv_mb", "page_size", "path"}
+
+
+def test_the_options_are_these_and_a_new_one_shows_up_in_review() -> None:
+    speculation = {"deadline_ms", "depth", "exits", "length", "thresholds"}
+    target = {"max_batch", "max_model_len", "max_queue", "name", "prefill_chunk", "speculation"}
+    pool = {"host", "max_rows", "ports", "prefill_chunk", "sequence_ttl_s"}
+    assert set(AppConfig.model_fields) == {"grpc", "http", "ingress", "pool", "targets"}
+    assert set(TargetConfig.model_fields) == target | PLACEMENT | WEIGHTS
+    assert set(SpeculationConfig.model_fields) == speculation
+    assert set(PoolConfig.model_fields) == pool | PLACEMENT | WEIGHTS
+    assert set(IngressConfig.model_fields) == {"num_cpus", "num_replicas", "resources"}
+    assert set(HttpConfig.model_fields) == {"host", "port", "request_timeout_s"}
+    assert set(GrpcConfig.model_fields) == {"port", "request_timeout_s"}

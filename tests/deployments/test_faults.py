@@ -4,14 +4,33 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from deployments.backoff import MISSES
+from deployments.local import complete
 from protocol.draft import DraftReply, DraftStatus
+from protocol.request import GenerateRequest, SamplingParams, StopRules
 from protocol.wire import CloseSequences
-from tests.deployments.harness import TARGET, Directory, LoopThread, ScriptedPool, client, request, wait_until
+from router.policy import Fixed, Off
+from targets.engine import Engine, EngineConfig
+from targets.model import TargetModel, load_target
+from tests.deployments.harness import (
+    DEPTH,
+    TARGET,
+    VOCAB_SIZE,
+    Directory,
+    LoopThread,
+    ScriptedPool,
+    client,
+    request,
+    wait_until,
+)
 
 
 def test_without_a_replica_the_answer_is_none_at_once(runner: LoopThread) -> None:
@@ -214,3 +233,53 @@ def test_a_close_for_sequences_unknown_to_the_pool_is_harmless(runner: LoopThrea
     pool.thread.receive(CloseSequences(TARGET, (7,)), lambda reply: None)
     wait_until(lambda: pool.worker.closed == [7])
     pool.kill()
+
+
+def test_tokens_that_the_target_does_not_have_are_cut_off(runner: LoopThread) -> None:
+    pool = ScriptedPool(runner)
+    with client(runner, Directory(pool)) as drafts:
+        wait_until(lambda: drafts.replica)
+        reply = drafts.draft(request(1, (1, 0, VOCAB_SIZE - 1)))
+        assert reply is not None
+        (block,) = reply.blocks
+        assert (block.tokens, block.exits, block.confidences) == ((VOCAB_SIZE - 1,), (2,), (0.5,))
+    pool.kill()
+
+
+@pytest.fixture(scope="module")
+def target(family: Path) -> TargetModel:
+    return load_target(family / "small", dtype=torch.float32, num_positions=2048, page_size=16)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [{}, {"delay_s": 0.2}, {"status": DraftStatus.BUSY}, {"status": DraftStatus.TOO_LONG}, {"delay_s": 0.02}],
+    ids=["wrong", "late", "busy", "too long", "slow"],
+)
+def test_no_pool_changes_a_text(runner: LoopThread, target: TargetModel, script: dict[str, Any]) -> None:
+    """The scripted pool drafts position numbers, which are nearly always wrong."""
+    requests = [
+        GenerateRequest(str(index), (5, 6, 7, index), SamplingParams(temperature=0.8, seed=index), StopRules(60))
+        for index in range(4)
+    ]
+    plain = finished(Engine(target, Off()), requests)
+    pool = ScriptedPool(runner, **script)
+    with client(runner, Directory(pool), deadline_s=0.05) as drafts:
+        wait_until(lambda: drafts.replica)
+        killer = threading.Timer(0.05, pool.kill)
+        if not script:
+            killer.start()
+        engine = Engine(target, Fixed(DEPTH, 4), drafts, EngineConfig(incarnation=TARGET))
+        assert finished(engine, requests) == plain
+        assert pool.worker.seen
+    assert target.ledger.num_free == target.ledger.num_pages
+    killer.cancel()
+    pool.kill()
+
+
+def finished(engine: Engine, requests: Sequence[GenerateRequest]) -> list[tuple[int, ...]]:
+    engine.start()
+    try:
+        return [completion.token_ids for completion in complete(engine, requests)]
+    finally:
+        engine.stop()

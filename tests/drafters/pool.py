@@ -111,7 +111,8 @@ class RandomTarget:
         self.closed.clear()
 
     def close(self, sequence_id: int) -> None:
-        self.closed.add(sequence_id)
+        if self.waiting is not None:
+            self.closed.add(sequence_id)
         self.pool.worker.close(self.incarnation, [sequence_id])
 
     def verify(self, asked: DraftRow, block: DraftBlock, depth: DepthRule) -> None:
