@@ -38,14 +38,10 @@ Discover = Callable[[], Awaitable[Sequence[PoolMember]]]
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a target asks of a drafter: its own vocabulary, and the exits that its depth rule names.
-
-    vocab_size: ids from there on are cut off; a drafter's embedding may be padded beyond the target's.
-    """
+    """What a target asks of a drafter: its own vocabulary, and the exits that its depth rule names."""
 
     vocabulary_hash: str
     exits: tuple[int, ...]
-    vocab_size: int
 
     def met_by(self, member: PoolMember) -> bool:
         return member.vocabulary_hash == self.vocabulary_hash and set(self.exits) <= set(member.exits)

@@ -16,6 +16,7 @@ from transformers import AutoTokenizer
 
 from deployments.local import Completion, check_vocabulary, complete, draft_policy, open_engine, open_worker
 from deployments.process import DTYPES
+from drafters.nested import bytes_per_position
 from drafters.worker import DraftWorker
 from model.config import read_config
 from model.kv import bytes_per_slot
@@ -64,18 +65,17 @@ def open_models(args: argparse.Namespace) -> tuple[TargetModel, DraftWorker | No
     """The target, and a worker for its drafter when one is given; each with --kv-mb of KV memory."""
     dtype = DTYPES[args.dtype]
 
-    def num_positions(directory: Path) -> int:
-        kv_bytes: int = args.kv_mb << 20
-        return kv_bytes // bytes_per_slot(read_config(directory), dtype)
-
+    kv_bytes: int = args.kv_mb << 20
     target = resolve(args.target)
-    model = load_target(target, dtype=dtype, num_positions=num_positions(target), page_size=args.page_size)
+    num_positions = kv_bytes // bytes_per_slot(read_config(target), dtype)
+    model = load_target(target, dtype=dtype, num_positions=num_positions, page_size=args.page_size)
     if args.drafter is None:
         return model, None
     drafter = resolve(args.drafter)
     check_vocabulary(target, drafter)
+    num_positions = kv_bytes // bytes_per_position(drafter, dtype)
     worker = open_worker(
-        drafter, dtype=dtype, num_positions=num_positions(drafter), page_size=args.page_size, max_rows=args.batch
+        drafter, dtype=dtype, num_positions=num_positions, page_size=args.page_size, max_rows=args.batch
     )
     return model, worker
 

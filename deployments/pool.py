@@ -15,9 +15,9 @@ from deployments.config import PoolConfig
 from deployments.discovery import PoolMember
 from deployments.pool_server import PoolServer
 from deployments.pool_thread import PoolThread
-from deployments.process import DTYPES, claim, device_of, num_positions
+from deployments.process import DTYPES, claim, device_of
 from drafters.manifest import Manifest
-from drafters.nested import load_nested
+from drafters.nested import bytes_per_position, load_nested
 from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
 from model.load import resolve
@@ -66,7 +66,7 @@ def load_worker(config: PoolConfig) -> tuple[DraftWorker, Manifest]:
     drafter = load_nested(
         Path(directory),
         dtype=dtype,
-        num_positions=num_positions(config, directory, dtype),
+        num_positions=(config.kv_mb << 20) // bytes_per_position(directory, dtype),
         page_size=config.page_size,
         device=device_of(config),
     )

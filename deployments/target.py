@@ -34,7 +34,7 @@ class TargetReplica:
         model = await asyncio.to_thread(load_model, config)
         self._client = None
         if config.speculation and pool is not None:
-            need = need_of(config, config.speculation, model.decoder.config.vocab_size)
+            need = Need(vocabulary_hash(resolve(config.path)), depth_rule(config.speculation).exits)
             timing = TransportConfig(deadline_s=config.speculation.deadline_ms / 1e3)
             self._client = GrpcDraftClient(self._incarnation, serve_discovery(pool), need, timing)
             await self._client.start()
@@ -97,10 +97,6 @@ def load_model(config: TargetConfig) -> TargetModel:
         page_size=config.page_size,
         device=device_of(config),
     )
-
-
-def need_of(config: TargetConfig, speculation: SpeculationConfig, vocab_size: int) -> Need:
-    return Need(vocabulary_hash(resolve(config.path)), depth_rule(speculation).exits, vocab_size)
 
 
 def policy(speculation: SpeculationConfig | None) -> Policy:

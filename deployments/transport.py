@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from deployments.backoff import Ask, Backoff
 from deployments.discovery import Discover, Need, PoolMember, choose
@@ -37,10 +37,9 @@ class TransportConfig:
 class Round:
     """Blocks of one request as they arrive: the loop adds, the engine thread waits."""
 
-    def __init__(self, request: DraftRequest, link: Link, expires: float, vocab_size: int) -> None:
+    def __init__(self, request: DraftRequest, link: Link, expires: float) -> None:
         self.link = link
         self.expires = expires
-        self._vocab_size = vocab_size
         self._request = request
         self._missing = {row.sequence_id: row.base_length for row in request.rows}
         self._blocks: list[DraftBlock] = []
@@ -56,7 +55,7 @@ class Round:
             for block in reply.blocks:
                 if self._missing.get(block.sequence_id) == block.base_length:
                     del self._missing[block.sequence_id]
-                    self._blocks.append(within(block, self._vocab_size))
+                    self._blocks.append(block)
             self._wait_ms = reply.wait_ms
             if not self._missing:
                 self._over.set()
@@ -81,16 +80,6 @@ class Round:
             if not self._blocks:
                 return None
             return DraftReply(self._request.incarnation, self._request.round_id, tuple(self._blocks), self._wait_ms)
-
-
-def within(block: DraftBlock, vocab_size: int) -> DraftBlock:
-    """The block up to its first token that the target does not have."""
-    length = next((at for at, token in enumerate(block.tokens) if token >= vocab_size), None)
-    if length is None:
-        return block
-    return replace(
-        block, tokens=block.tokens[:length], exits=block.exits[:length], confidences=block.confidences[:length]
-    )
 
 
 class GrpcDraftClient:
@@ -144,7 +133,7 @@ class GrpcDraftClient:
         link = self._link
         if link is None or not link.open or (ask := self._backoff.ask()) is Ask.SKIP:
             return None
-        current = Round(request, link, self._clock() + self._config.deadline_s, self._need.vocab_size)
+        current = Round(request, link, self._clock() + self._config.deadline_s)
         self._round = current
         link.send(request)
         if ask is Ask.PROBE or not link.open:  # it may have ended before the round was there to be told

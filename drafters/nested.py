@@ -22,8 +22,9 @@ from torch import Tensor
 from drafters.depth import Watermarks
 from drafters.manifest import drafter_exits
 from model.batch import CPU, RaggedBatch, Row, build_batch
+from model.config import read_config
 from model.decoder import Decoder
-from model.kv import PagedKV
+from model.kv import PagedKV, bytes_per_slot
 from model.load import load_decoder
 from model.pages import PageLedger
 from model.sampling import pick_with_confidence
@@ -225,3 +226,10 @@ def load_nested(
         raise ConfigError(str(error)) from error
     decoder = load_decoder(directory, dtype=dtype, device=device, num_layers=exits[-1])
     return NestedDrafter(decoder, exits, num_positions // page_size, page_size)
+
+
+def bytes_per_position(directory: Path, dtype: torch.dtype) -> int:
+    """What a position costs in the pool: KV of the layers up to the deepest exit, and a hidden state per inner exit."""
+    exits = drafter_exits(directory)
+    config = read_config(directory).first_layers(exits[-1])
+    return bytes_per_slot(config, dtype) + (len(exits) - 1) * config.hidden_size * dtype.itemsize

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from protocol.draft import DraftBlock, DraftClient, DraftRequest, DraftRow, DraftStatus
 from protocol.plan import DepthRule
@@ -28,6 +29,7 @@ class _Ask:
 class Drafting:
     client: DraftClient
     incarnation: str
+    vocab_size: int  # of the target; a drafter's may be padded beyond it
     num_missed: int = 0
     _round: int = 0
     _asks: dict[int, _Ask] = field(default_factory=dict)
@@ -80,4 +82,4 @@ class Drafting:
                 ask.silent_until = self._round + ask.silence
             case DraftStatus.TOO_LONG:
                 ask.silent_until = float("inf")
-        return block.tokens[: row.length]
+        return tuple(takewhile(lambda token: token < self.vocab_size, block.tokens[: row.length]))

@@ -58,7 +58,9 @@ class Engine:
         self.max_length = min(model.max_length, self.config.max_model_len or model.max_length)
         self._model = model
         scheduler = Scheduler(model.ledger, policy, SchedulerConfig(self.config.max_batch, self.config.prefill_chunk))
-        self._drafting = Drafting(draft_client, self.config.incarnation) if draft_client else None
+        self._drafting = (
+            Drafting(draft_client, self.config.incarnation, model.decoder.config.vocab_size) if draft_client else None
+        )
         self._stepper = Stepper(model, policy, scheduler, self._drafting)
         self._inbox = _Inbox()
         self._wake = threading.Condition()

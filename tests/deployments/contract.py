@@ -51,7 +51,7 @@ def grpc_stream(worker: DraftWorker, incarnation: str, deadline_s: float) -> Ite
     replica.num_clients += 1
 
     async def start() -> GrpcDraftClient:
-        need = Need(HASH, replica.member.exits, 160)
+        need = Need(HASH, replica.member.exits)
         made = GrpcDraftClient(incarnation, replica.discover, need, TransportConfig(deadline_s))
         await made.start()
         return made

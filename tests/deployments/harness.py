@@ -23,7 +23,6 @@ from protocol.stats import PassStats, PoolStats
 T = TypeVar("T")
 EXITS = (2, 4, 6)
 HASH = "vocabulary"
-VOCAB_SIZE = 323
 DEPTH = DepthRule((2,))
 SAMPLING = SamplingParams()
 TARGET = "target-1"
@@ -144,7 +143,7 @@ def client(
     config = TransportConfig(**(defaults | settings))
 
     async def start() -> GrpcDraftClient:
-        made = GrpcDraftClient(target, directory, Need(HASH, (2,), VOCAB_SIZE), config)
+        made = GrpcDraftClient(target, directory, Need(HASH, (2,)), config)
         await made.start()
         return made
 

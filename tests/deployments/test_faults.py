@@ -23,7 +23,6 @@ from targets.model import TargetModel, load_target
 from tests.deployments.harness import (
     DEPTH,
     TARGET,
-    VOCAB_SIZE,
     Directory,
     LoopThread,
     ScriptedPool,
@@ -232,17 +231,6 @@ def test_a_close_for_sequences_unknown_to_the_pool_is_harmless(runner: LoopThrea
     pool = ScriptedPool(runner)
     pool.thread.receive(CloseSequences(TARGET, (7,)), lambda reply: None)
     wait_until(lambda: pool.worker.closed == [7])
-    pool.kill()
-
-
-def test_tokens_that_the_target_does_not_have_are_cut_off(runner: LoopThread) -> None:
-    pool = ScriptedPool(runner)
-    with client(runner, Directory(pool)) as drafts:
-        wait_until(lambda: drafts.replica)
-        reply = drafts.draft(request(1, (1, 0, VOCAB_SIZE - 1)))
-        assert reply is not None
-        (block,) = reply.blocks
-        assert (block.tokens, block.exits, block.confidences) == ((VOCAB_SIZE - 1,), (2,), (0.5,))
     pool.kill()
 
 

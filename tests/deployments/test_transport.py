@@ -94,9 +94,9 @@ def test_a_replica_that_vanished_is_replaced() -> None:
 
 
 def test_a_drafter_must_share_vocabulary_and_exits() -> None:
-    assert Need("vocabulary", (2, 6), 9).met_by(member("a"))
-    assert not Need("another", (2,), 9).met_by(member("a"))
-    assert not Need("vocabulary", (3,), 9).met_by(member("a"))
+    assert Need("vocabulary", (2, 6)).met_by(member("a"))
+    assert not Need("another", (2,)).met_by(member("a"))
+    assert not Need("vocabulary", (3,)).met_by(member("a"))
 
 
 def random_request(rng: random.Random) -> DraftRequest:

@@ -9,6 +9,7 @@ from targets.drafting import MAX_SILENCE, Drafting
 from targets.sequence import Sequence
 
 RULE = DepthRule((2,))
+VOCAB = 100
 
 
 class Recorder:
@@ -43,7 +44,7 @@ def sequence(number: int = 0) -> Sequence:
 
 
 def rounds(client: Recorder, count: int) -> tuple[Drafting, Sequence]:
-    drafting, member = Drafting(client, "engine"), sequence()
+    drafting, member = Drafting(client, "engine", VOCAB), sequence()
     for _ in range(count):
         drafting.draft([member], [2], RULE)
         member.commit([7])
@@ -52,7 +53,7 @@ def rounds(client: Recorder, count: int) -> tuple[Drafting, Sequence]:
 
 def test_each_token_is_handed_over_once():
     client = Recorder()
-    drafting, member = Drafting(client, "engine"), sequence()
+    drafting, member = Drafting(client, "engine", VOCAB), sequence()
     drafting.open([member], RULE)
     for _ in range(2):
         member.commit([7])
@@ -64,7 +65,7 @@ def test_each_token_is_handed_over_once():
 
 def test_rows_of_length_zero_are_not_sent_and_a_round_of_them_asks_nothing():
     client = Recorder()
-    drafting = Drafting(client, "engine")
+    drafting = Drafting(client, "engine", VOCAB)
     assert drafting.draft([sequence(0), sequence(1)], [0, 3], RULE) == [(), (5, 5, 5)]
     assert [row.sequence_id for row in client.requests[0].rows] == [1]
     drafting.draft([sequence(0)], [0], RULE)
@@ -102,9 +103,14 @@ def test_a_missed_deadline_is_counted_and_costs_only_the_draft():
 
 
 def test_a_block_for_another_base_is_dropped_and_a_long_one_is_cut():
-    drafting = Drafting(Recorder(base_shift=1), "engine")
+    drafting = Drafting(Recorder(base_shift=1), "engine", VOCAB)
     assert drafting.draft([sequence()], [2], RULE) == [()]
-    assert Drafting(Recorder(), "engine").draft([sequence()], [2], RULE) == [(5, 5)]
+    assert Drafting(Recorder(), "engine", VOCAB).draft([sequence()], [2], RULE) == [(5, 5)]
+
+
+def test_a_draft_ends_before_a_token_that_the_target_does_not_have():
+    assert Drafting(Recorder(), "engine", vocab_size=5).draft([sequence()], [2], RULE) == [()]
+    assert Drafting(Recorder(), "engine", vocab_size=6).draft([sequence()], [2], RULE) == [(5, 5)]
 
 
 def test_only_sequences_the_pool_heard_of_are_closed():
