@@ -3,8 +3,9 @@
 A row is a sequence's slot map and how many of its last positions are new in this pass. Positions are indices
 into the slot map, so one array says where a token is, where its KV goes and what it may look at.
 
-Attention on a CPU is called per group of rows: rows with few new tokens are padded together, longer ones
-(prefill chunks) stand alone, because padding a decode row to a chunk would cost more than the call it saves.
+Attention on a CPU is called per group of rows: rows with few new tokens and contexts of similar length are padded
+together, longer ones (prefill chunks) stand alone, because padding a decode row to a chunk would cost more than the
+call it saves.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor
 from model.pages import Slots
 
 LONG_ROW = 32  # new tokens from which a row is attended to alone
+MAX_PADDING = 2.0
 CPU = torch.device("cpu")
 
 
@@ -114,7 +116,7 @@ class RaggedBatch:
     def groups(self) -> tuple[RowGroup, ...]:
         short = [r for r, row in enumerate(self.rows) if row.num_new < LONG_ROW]
         alone = [[r] for r, row in enumerate(self.rows) if row.num_new >= LONG_ROW]
-        return tuple(self._group(rows) for rows in ([short] if short else []) + alone)
+        return tuple(self._group(rows) for rows in similar(short, [len(row.slots) for row in self.rows]) + alone)
 
     def _group(self, members: list[int]) -> RowGroup:
         rows = [self.rows[r] for r in members]
@@ -138,6 +140,22 @@ class RaggedBatch:
 
     def _tensor(self, array: npt.NDArray[np.int64]) -> Tensor:
         return torch.from_numpy(array).to(self.positions.device)
+
+
+def similar(rows: Sequence[int], totals: Sequence[int]) -> list[list[int]]:
+    """Rows in groups whose keys, padded to the longest, take at most MAX_PADDING times what they hold.
+
+    Groups come by length, and rows within a group in the order of the batch.
+    """
+    groups: list[list[int]] = []
+    held = 0
+    for row in sorted(rows, key=lambda row: totals[row]):
+        held += totals[row]
+        if not groups or (len(groups[-1]) + 1) * totals[row] > MAX_PADDING * held:
+            groups.append([])
+            held = totals[row]
+        groups[-1].append(row)
+    return [sorted(group) for group in groups]
 
 
 def build_batch(rows: Sequence[Row], device: torch.device = CPU) -> RaggedBatch:

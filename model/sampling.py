@@ -26,7 +26,7 @@ def pick(logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence
 
     logits: [num_rows, vocab_size] float32. positions: the absolute position that each picked token will take.
     """
-    noisy = [row for row, params in enumerate(sampling) if params.temperature > 0]
+    noisy = [row for row, params in enumerate(sampling) if not params.is_greedy]
     picks = logits.argmax(dim=-1)
     if noisy:
         picks[noisy] = _scores(logits, sampling, positions, noisy).argmax(dim=-1)
@@ -41,7 +41,7 @@ def pick_with_confidence(
     At temperature 0 the largest probability; otherwise tanh(margin / 2) of the best two noisy scores, since the
     maximum probability says nothing of a pick that the noise decided.
     """
-    noisy = [row for row, params in enumerate(sampling) if params.temperature > 0]
+    noisy = [row for row, params in enumerate(sampling) if not params.is_greedy]
     best = logits.max(dim=-1)
     picks = best.indices
     confidence = (best.values - logits.logsumexp(dim=-1)).exp().double()
@@ -55,14 +55,14 @@ def pick_with_confidence(
 def noisy_scores(logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> Tensor:
     """What each pick is the argmax of, [num_rows, vocab_size] float64; the plain logits at temperature 0."""
     scores = logits.double()
-    noisy = [row for row, params in enumerate(sampling) if params.temperature > 0]
+    noisy = [row for row, params in enumerate(sampling) if not params.is_greedy]
     if noisy:
         scores[noisy] = _scores(logits, sampling, positions, noisy)
     return scores
 
 
 def filter_logits(logits: Tensor, sampling: Sequence[SamplingParams]) -> Tensor:
-    """Scaled logits with refused tokens at -inf, [num_rows, vocab_size]. Every row has temperature > 0."""
+    """Scaled logits with refused tokens at -inf, [num_rows, vocab_size]. No row is greedy."""
     scaled = logits / _column(logits, [params.temperature for params in sampling])
     if any(params.top_k for params in sampling):
         scaled = _top_k(scaled, [params.top_k or scaled.shape[-1] for params in sampling])

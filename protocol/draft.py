@@ -9,7 +9,7 @@ and replies carry base_length too: what comes late is recognised and dropped.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
@@ -34,7 +34,7 @@ class DraftRow:
 
     sequence_id: int
     start: int
-    tokens: tuple[int, ...]
+    tokens: tuple[int, ...] = field(repr=False)
     length: int
     sampling: SamplingParams
 
@@ -58,7 +58,7 @@ class DraftBlock:
     sequence_id: int
     base_length: int
     status: DraftStatus
-    tokens: tuple[int, ...] = ()
+    tokens: tuple[int, ...] = field(default=(), repr=False)
     exits: tuple[int, ...] = ()
     confidences: tuple[float, ...] = ()
 

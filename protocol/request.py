@@ -1,13 +1,17 @@
-"""A request after validation and tokenizing, and what comes back: runs of tokens."""
+"""A request after validation and tokenizing, and what comes back: runs of tokens.
+
+Token ids are left out of every repr, so that no log or traceback carries a prompt.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from protocol.errors import InvalidRequest
 
 SEED_BITS = 64
+MIN_TEMPERATURE = 1e-5
 
 
 class FinishReason(StrEnum):
@@ -21,7 +25,8 @@ class FinishReason(StrEnum):
 class SamplingParams:
     """How one sequence is sampled. With the target and the prompt it determines the text.
 
-    temperature 0 is argmax. top_k 0, top_p 1 and min_p 0 are off; order and meaning as in transformers.
+    temperature 0 is argmax, and so is one too small to divide by in float32. top_k 0, top_p 1 and min_p 0 are off;
+    order and meaning as in transformers.
     """
 
     temperature: float = 1.0
@@ -42,6 +47,10 @@ class SamplingParams:
         if not 0 <= self.seed < 1 << SEED_BITS:
             raise InvalidRequest(f"seed {self.seed} does not fit {SEED_BITS} unsigned bits", "seed")
 
+    @property
+    def is_greedy(self) -> bool:
+        return self.temperature < MIN_TEMPERATURE
+
 
 @dataclass(frozen=True, slots=True)
 class StopRules:
@@ -58,7 +67,7 @@ class StopRules:
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
     request_id: str
-    prompt_ids: tuple[int, ...]
+    prompt_ids: tuple[int, ...] = field(repr=False)
     sampling: SamplingParams
     stop: StopRules
 
@@ -78,6 +87,6 @@ class TokenRun:
 
     request_id: str
     index: int
-    token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...] = field(repr=False)
     finish_reason: FinishReason | None = None
     stats: SequenceStats | None = None  # set with finish_reason

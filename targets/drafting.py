@@ -51,13 +51,21 @@ class Drafting:
         if not rows:
             return [()] * len(decoding)
         reply = self.client.draft(DraftRequest(self.incarnation, self._round, depth, tuple(rows.values())))
-        self.num_missed += reply is None
-        blocks = {block.sequence_id: block for block in reply.blocks} if reply else {}
+        if reply is None:
+            self._take_back(rows.values())
+            return [()] * len(decoding)
+        blocks = {block.sequence_id: block for block in reply.blocks}
         return [self._read(rows.get(sequence.id), blocks.get(sequence.id)) for sequence in decoding]
 
     def close(self, sequence: Decoding) -> None:
         if self._asks.pop(sequence.id, None) is not None:
             self.client.close([sequence.id])
+
+    def _take_back(self, rows: Iterable[DraftRow]) -> None:
+        """Nobody may have seen these rows; handing tokens over twice is harmless, a gap is not."""
+        self.num_missed += 1
+        for row in rows:
+            self._ask(row.sequence_id).sent = row.start
 
     def _ask(self, sequence_id: int) -> _Ask:
         return self._asks.setdefault(sequence_id, _Ask())

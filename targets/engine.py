@@ -14,8 +14,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from protocol.draft import DraftClient
-from protocol.errors import InvalidRequest, NotReady, PromptTooLong, QueueFull
-from protocol.request import FinishReason, GenerateRequest, TokenRun
+from protocol.errors import ConfigError, InvalidRequest, NotReady, PromptTooLong, QueueFull
+from protocol.request import FinishReason, GenerateRequest, SequenceStats, TokenRun
 from protocol.stats import EngineStats, StepStats
 from router.policy import Policy
 from targets.drafting import Drafting
@@ -37,6 +37,10 @@ class EngineConfig:
     prefill_chunk: int = 512
     max_model_len: int | None = None
     incarnation: str = "engine"
+
+    def __post_init__(self) -> None:
+        if min(self.max_batch, self.prefill_chunk) < 1 or self.max_queue < 0:
+            raise ConfigError(f"max_batch and prefill_chunk must be at least 1, max_queue at least 0: {self}")
 
 
 @dataclass(slots=True)
@@ -66,7 +70,7 @@ class Engine:
         self._wake = threading.Condition()
         self._live: dict[str, tuple[Sequence, OnRun]] = {}
         self._next_id = 0
-        self._num_open = 0  # submitted and not finished, guarded by _wake
+        self._open: set[str] = set()  # submitted and not finished, guarded by _wake
         self._beat = time.monotonic()
         self._totals = StepStats()
         self._num_steps = 0
@@ -86,15 +90,17 @@ class Engine:
     def submit(self, request: GenerateRequest, on_run: OnRun) -> None:
         """Runs arrive on the engine's thread; on_run must not block.
 
-        Raises PromptTooLong, InvalidRequest (an empty prompt), QueueFull, or NotReady when stopping.
+        Raises PromptTooLong, InvalidRequest (an empty prompt, an id in use), QueueFull, or NotReady when stopping.
         """
         check_prompt(request, self.max_length, self._model.decoder.config.vocab_size)
         with self._wake:
             if self._inbox.stopping:
                 raise NotReady("the engine is stopping; send the request to another replica")
-            if self._num_open >= self.config.max_batch + self.config.max_queue:
-                raise QueueFull(f"{self._num_open} requests are running or queued; try again later")
-            self._num_open += 1
+            if request.request_id in self._open:
+                raise InvalidRequest(f"request {request.request_id} is running already; give each its own id")
+            if len(self._open) >= self.config.max_batch + self.config.max_queue:
+                raise QueueFull(f"{len(self._open)} requests are running or queued; try again later")
+            self._open.add(request.request_id)
             self._inbox.submitted.append((request, on_run))
             self._wake.notify()
 
@@ -105,8 +111,8 @@ class Engine:
             self._wake.notify()
 
     def heartbeat_age_s(self) -> float:
-        """Seconds since the loop last turned; an idle loop turns once a second."""
-        return time.monotonic() - self._beat
+        """Seconds since the loop last turned, an idle loop turns once a second; infinite when it has ended."""
+        return time.monotonic() - self._beat if self._thread.is_alive() else float("inf")
 
     def stats(self) -> EngineStats:
         scheduler, ledger, totals = self._stepper.scheduler, self._model.ledger, self._totals
@@ -124,11 +130,25 @@ class Engine:
         )
 
     def _loop(self) -> None:
-        while self._take_inbox():
-            self._beat = time.monotonic()
-            if self._stepper.scheduler.has_work:
-                self._turn()
-        self._end_all(FinishReason.ABORT)
+        reason = FinishReason.ABORT
+        try:
+            while self._take_inbox():
+                self._beat = time.monotonic()
+                if self._stepper.scheduler.has_work:
+                    self._turn()
+        except Exception:
+            reason = FinishReason.ERROR
+            logger.exception("the engine failed; this replica reports itself unhealthy")
+        self._shut(reason)
+
+    def _shut(self, reason: FinishReason) -> None:
+        """Nothing gets in any more, and nobody is left waiting."""
+        with self._wake:
+            self._inbox.stopping = True
+            late, self._inbox.submitted = self._inbox.submitted, deque()
+        self._end_all(reason)
+        for request, on_run in late:
+            _told(on_run, TokenRun(request.request_id, 0, (), reason, SequenceStats()))
 
     def _turn(self) -> None:
         try:
@@ -177,7 +197,7 @@ class Engine:
     def _forget(self, request_id: str) -> None:
         del self._live[request_id]
         with self._wake:
-            self._num_open -= 1
+            self._open.discard(request_id)
 
 
 def _told(on_run: OnRun, run: TokenRun) -> bool:

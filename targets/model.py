@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -23,7 +23,7 @@ class ForwardRow:
 
     sequence_id: int
     start: int
-    tokens: Sequence[int]
+    tokens: Sequence[int] = field(repr=False)
     num_logits: int
 
 
@@ -41,10 +41,11 @@ class TargetModel:
     @torch.inference_mode()
     def forward(self, rows: Sequence[ForwardRow]) -> Tensor:
         """[sum of num_logits, vocab_size] float32, in row order. Every row's positions are reserved already."""
+        device = self.decoder.device
         batch = build_batch(
-            [Row(self.ledger.slots(r.sequence_id)[: r.start + len(r.tokens)], len(r.tokens)) for r in rows]
+            [Row(self.ledger.slots(r.sequence_id)[: r.start + len(r.tokens)], len(r.tokens)) for r in rows], device
         )
-        tokens = torch.tensor([token for row in rows for token in row.tokens])
+        tokens = torch.tensor([token for row in rows for token in row.tokens], device=device)
         hidden = self.decoder.run(self.decoder.embed(tokens), batch, self.kv, 0, self.decoder.config.num_layers)
         ends = batch.offsets[1:]
         wanted = [i for row, end in zip(rows, ends, strict=True) for i in range(end - row.num_logits, end)]

@@ -52,11 +52,11 @@ class Scheduler:
         self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
-        """Finished or cancelled: give its pages back."""
+        """Finished or cancelled: give its pages back. Nothing happens to one that is gone already."""
         if sequence in self.running:
             self.running.remove(sequence)
             self._ledger.free(sequence.id)
-        else:
+        elif sequence in self.waiting:
             self.waiting.remove(sequence)
 
     def admit(self) -> list[Sequence]:

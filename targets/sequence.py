@@ -20,7 +20,7 @@ class Sequence:
     id: int
     request: GenerateRequest
     max_length: int
-    tokens: list[int] = field(init=False)
+    tokens: list[int] = field(init=False, repr=False)
     computed: int = 0
     rounds: int = 0
     drafted: int = 0

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 import torch
 
-from model.batch import LONG_ROW, RaggedBatch, Row, build_batch
+from model.batch import LONG_ROW, MAX_PADDING, RaggedBatch, Row, build_batch, similar
 
 
 def random_rows(seed: int) -> list[Row]:
@@ -76,3 +78,20 @@ def test_masks_are_built_once_a_pass() -> None:
 def test_a_row_without_room_for_its_new_tokens_is_refused(num_new: int) -> None:
     with pytest.raises(ValueError, match=f"{num_new} new tokens and 3 positions"):
         build_batch([Row(np.arange(3), num_new)])
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_rows_are_grouped_so_that_padding_at_most_doubles_what_is_gathered(seed):
+    rng = random.Random(seed)
+    totals = [rng.choice([rng.randint(1, 20), rng.randint(1, 4000)]) for _ in range(rng.randint(1, 16))]
+    groups = similar(range(len(totals)), totals)
+    assert sorted(row for group in groups for row in group) == list(range(len(totals)))
+    for group in groups:
+        held = [totals[row] for row in group]
+        assert group == sorted(group)
+        assert len(held) * max(held) <= MAX_PADDING * sum(held)
+
+
+def test_rows_of_like_length_share_one_call():
+    assert similar(range(4), [200, 256, 300, 220]) == [[0, 1, 2, 3]]
+    assert similar([], []) == []

@@ -55,6 +55,12 @@ def test_temperature_zero_is_argmax_beside_sampled_rows():
     assert picks[1] == (logits[1] + gumbel(torch.tensor([4]), torch.tensor([4]), 50)[0]).argmax()
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-37, 1e-40, 5e-324])
+def test_a_temperature_too_small_to_divide_by_is_greedy(temperature):
+    logits = torch.randn(1, 50, generator=torch.Generator().manual_seed(0))
+    assert pick(logits, [SamplingParams(temperature=temperature)], [3]).item() == logits.argmax().item()
+
+
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_row_is_picked_alike_alone_and_in_any_batch(seed):
     rng = np.random.default_rng(seed)

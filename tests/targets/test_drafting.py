@@ -94,12 +94,12 @@ def test_a_sequence_past_the_drafters_context_is_never_asked_for_again():
     assert len(client.requests) == 1
 
 
-def test_a_missed_deadline_is_counted_and_costs_only_the_draft():
+def test_after_a_missed_deadline_the_same_tokens_are_handed_over_again():
     client = Recorder(status=None)
     drafting, member = rounds(client, 2)
     assert drafting.num_missed == 2
     assert drafting.draft([member], [2], RULE) == [()]
-    assert [request.rows[0].start for request in client.requests] == [0, 3, 4]
+    assert [request.rows[0].start for request in client.requests] == [0, 0, 0]
 
 
 def test_a_block_for_another_base_is_dropped_and_a_long_one_is_cut():

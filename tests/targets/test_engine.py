@@ -6,11 +6,13 @@ from collections import Counter
 
 import pytest
 
-from protocol.errors import InvalidRequest, PromptTooLong, QueueFull
+from protocol.draft import DraftRow
+from protocol.errors import InvalidRequest, NotReady, PromptTooLong, QueueFull
 from protocol.plan import BatchView, DepthRule, Plan
-from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules
+from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules, TokenRun
 from router.policy import Fixed, Off
 from targets.engine import Engine, EngineConfig
+from targets.sequence import Sequence
 from tests.model.families import VOCAB
 from tests.reference.engine import Collector, ScriptedDrafter, plain_texts, random_requests, run_all
 
@@ -178,6 +180,47 @@ def test_a_receiver_that_fails_loses_its_own_request_and_no_other(load):
     engine.stop()
     assert collector.tokens == {"1": texts["1"]}
     assert model.ledger.num_free == model.ledger.num_pages
+
+
+def test_an_id_in_use_is_refused_and_the_first_request_goes_on(load):
+    requests = random_requests(8, 1, VOCAB)
+    engine, collector = Engine(load(), Off()), Collector()
+    engine.submit(requests[0], collector)
+    with pytest.raises(InvalidRequest, match="request 0 is running already"):
+        engine.submit(requests[0], collector)
+    engine.start()
+    collector.wait(1)
+    engine.submit(GenerateRequest("0", requests[0].prompt_ids, requests[0].sampling, StopRules(2)), Collector())
+    engine.stop()
+    assert collector.tokens == plain_texts(load(), requests)
+
+
+def test_a_dead_engine_lets_nobody_wait_and_nobody_in(load, monkeypatch):
+    requests = random_requests(9, 2, VOCAB)
+    engine, collector = Engine(load(), Off()), Collector()
+
+    def broken():
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(engine, "_turn", broken)
+    engine.submit(requests[0], collector)
+    engine.start()
+    collector.wait(1)
+    engine._thread.join(10)
+    assert collector.reasons == {"0": FinishReason.ERROR}
+    assert engine.heartbeat_age_s() == float("inf")
+    with pytest.raises(NotReady):
+        engine.submit(requests[1], collector)
+
+
+def test_no_repr_carries_a_prompt_or_a_text():
+    request = prompt((31337, 31338))
+    sequence = Sequence(0, request, 64)
+    sequence.commit([31339])
+    run = TokenRun("r", 0, (31340,))
+    row = DraftRow(0, 0, (31341,), 2, request.sampling)
+    assert "3133" not in repr([request, sequence])
+    assert "3134" not in repr([run, row])
 
 
 def run_all_but_stop(engine: Engine, requests: list[GenerateRequest]) -> Collector:
