@@ -3,13 +3,13 @@
 A target's engine in this process drafts over a real gRPC stream on a pool in another process:
 
     plain   no pool
-    late    every reply is held back until its deadline is long over (asleep, it takes no CPU)
-    small   memory and a row for one sequence of the batch; all others are answered BUSY
+    late    every reply is held back until its deadline is long over (asleep, so it takes no CPU)
+    small   memory and a row for one sequence of the batch; the others are answered BUSY
 
-A repetition runs the three one after the other, each starting one place later than in the repetition before,
-and a ratio compares neighbours in time; the median counts. Every run has a new client, so each pays anew for
-learning that the pool is late: the deadlines that it waits for before it stops asking. Throughput is all tokens
-over the time from the first submission to the last token. fp32, EOS ignored.
+Each repetition runs the three one after the other, beginning with another one each time; a ratio compares runs of
+one repetition, and the median counts. Every run has a new client, so each pays anew for the deadlines that are
+waited for before a late pool is left alone. Throughput is all tokens over the time from the submission to the last
+one. fp32, EOS ignored. `python -m bench.degraded --pool CASE` is such a pool.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,20 +33,17 @@ from transformers import AutoTokenizer
 from bench import machine
 from bench.exactness import TIE, Difference, first_difference, requests, score_gap
 from bench.prompts import held_out
-from deployments.discovery import Need, PoolMember
-from deployments.local import complete
+from deployments.discovery import Discover, Need, PoolMember
+from deployments.local import complete, open_worker
 from deployments.pool_server import PoolServer
-from deployments.pool_thread import PoolThread
+from deployments.pool_thread import PoolThread, Reply
 from deployments.transport import GrpcDraftClient, TransportConfig
 from drafters.manifest import vocabulary_hash
-from drafters.nested import load_nested
-from drafters.residents import PoolLimits
-from drafters.rounds import Reply
-from drafters.worker import DraftWorker
 from protocol.draft import DraftReply, DraftRequest
 from protocol.plan import DepthRule
 from protocol.request import GenerateRequest
 from protocol.stats import PoolStats
+from protocol.wire import TargetMessage
 from router.policy import Fixed, Off
 from targets.engine import Engine, EngineConfig
 from targets.model import TargetModel, load_target
@@ -55,16 +52,18 @@ MODELS = machine.ROOT / "demo/models"
 RESULT = machine.ROOT / "bench/results/degraded.json"
 CASES = ("plain", "late", "small")
 BAR = 0.95
-BATCH, PROMPT_TOKENS, LENGTH, PAGE_SIZE, TEMPERATURE = 8, 128, 4, 64, 0.8
+BATCH, PROMPT_TOKENS, LENGTH, TEMPERATURE, PAGE_SIZE = 8, 128, 4, 0.8, 64
 CONNECT_S, STOP_S = 10.0, 20.0
+
+Texts = list[tuple[int, ...]]
+Describe = Callable[[], PoolMember]
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One case of one repetition. missed: deadlines waited for in vain; busy and drafted: by the pool's count."""
+    """missed: deadlines waited for in vain; waited_ms: for all drafts; busy and drafted: as the pool counts them."""
 
     case: str
-    repetition: int
     tokens_per_second: float
     missed: int = 0
     waited_ms: float = 0.0
@@ -76,7 +75,7 @@ class Run:
 
     @property
     def is_real(self) -> bool:
-        """Whether the pool was what the case says."""
+        """Whether the pool was what its name says: a late one drafts and nothing of it is used, a small one refuses."""
         late = self.missed > 0 and self.drafted > 0 and self.accepted == 0
         return {"plain": self.drafted == 0, "late": late, "small": self.busy > 0}[self.case]
 
@@ -85,98 +84,90 @@ class Run:
 class Row:
     target: str
     case: str
+    passed: bool
     ratio: float
-    ratios: tuple[float, ...]
-    runs: tuple[Run, ...]
-
-    @property
-    def passes(self) -> bool:
-        return self.ratio >= BAR and all(run.is_real and not run.faults for run in self.runs)
+    ratios: list[float]
+    runs: list[Run]
 
 
-class LateWorker(DraftWorker):
-    delay_s: float
+@dataclass(frozen=True, slots=True)
+class Subject:
+    model: TargetModel
+    vocabulary_hash: str
+    requests: list[GenerateRequest]
+    deadline_s: float
 
-    def submit(self, request: DraftRequest, reply: Reply) -> None:
+
+class LatePool(PoolThread):
+    delay_s = 0.0
+
+    def receive(self, message: TargetMessage, reply: Reply) -> None:
         def late(answer: DraftReply) -> None:
             time.sleep(self.delay_s)
             reply(answer)
 
-        super().submit(request, late)
+        super().receive(message, late)
 
 
-def open_worker(case: str, args: argparse.Namespace) -> DraftWorker:
-    """small holds one sequence, late all of them."""
-    rows = 1 if case == "small" else BATCH
-    positions = rows * positions_per_sequence(args.max_tokens)
-    drafter = load_nested(args.drafter, dtype=torch.float32, num_positions=positions, page_size=PAGE_SIZE)
-    if case == "small":
-        return DraftWorker(drafter, PoolLimits(max_rows=rows))
-    worker = LateWorker(drafter, PoolLimits(max_rows=rows))
-    worker.delay_s = 2e-3 * args.deadline_ms
-    return worker
+class WatchedClient(GrpcDraftClient):
+    """Counts the deadlines that it waits for in vain."""
+
+    missed = 0
+    waited_s = 0.0
+
+    def draft(self, request: DraftRequest) -> DraftReply | None:
+        began = time.monotonic()
+        reply = super().draft(request)
+        waited_s = time.monotonic() - began
+        self.waited_s += waited_s
+        self.missed += reply is None and waited_s >= self._config.deadline_s
+        return reply
 
 
-def positions_per_sequence(max_tokens: int) -> int:
-    return -(-(PROMPT_TOKENS + max_tokens + LENGTH) // PAGE_SIZE) * PAGE_SIZE
+def kv_positions(sequences: int, max_tokens: int) -> int:
+    """So many sequences to their ends, the part of a page that is lost to each included."""
+    return sequences * (PROMPT_TOKENS + max_tokens + PAGE_SIZE)
 
 
-async def serve_pool(worker: DraftWorker, args: argparse.Namespace) -> None:
-    """Describes itself in a line of JSON, and again for every line of input, until that ends."""
-    thread = PoolThread(worker, time.monotonic)
+async def serve_pool(args: argparse.Namespace) -> None:
+    """Describes itself in a line of JSON for every line of input, and ends with the input."""
+    rows = 1 if args.pool == "small" else BATCH
+    worker = open_worker(
+        args.drafter,
+        dtype=torch.float32,
+        num_positions=kv_positions(rows, args.max_tokens),
+        page_size=PAGE_SIZE,
+        max_rows=rows,
+    )
+    told, digest = worker.describe(), vocabulary_hash(args.drafter)
+    thread = LatePool(worker, time.monotonic)
+    thread.delay_s = 2e-3 * args.deadline_ms if args.pool == "late" else 0.0
     thread.start()
     server = PoolServer(thread)
     try:
         address = await server.start("127.0.0.1", (0, 0))
-        told, digest = worker.describe(), vocabulary_hash(args.drafter)
-        member = PoolMember(address, args.pool, told.exits, digest, told.max_positions, 0, thread.stats())
-        asked = True
-        while asked:
-            sys.stdout.write(json.dumps(asdict(replace(member, stats=thread.stats()))) + "\n")
+        while await asyncio.to_thread(sys.stdin.readline):
+            member = PoolMember(address, args.pool, told.exits, digest, told.max_positions, 0, thread.stats())
+            sys.stdout.write(json.dumps(asdict(member)) + "\n")
             sys.stdout.flush()
-            asked = bool(await asyncio.to_thread(sys.stdin.readline))
     finally:
         await server.stop()
         thread.stop()
 
 
-class Pool:
-    """The parent's end of a pool's process."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-        self.member = self._read()
-
-    def stats(self) -> PoolStats:
-        assert self._process.stdin is not None
-        self._process.stdin.write("\n")
-        self._process.stdin.flush()
-        return self._read().stats
-
-    def _read(self) -> PoolMember:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError("the pool's process has ended; its error stands above")
-        fields = json.loads(line)
-        changes = {"exits": tuple(fields["exits"]), "stats": PoolStats(**fields["stats"])}
-        return PoolMember(**fields | changes)
-
-
 @contextmanager
-def pool_process(case: str, args: argparse.Namespace) -> Iterator[Pool]:
-    """Ends with its input, so it does not outlive this process however that ends."""
-    settings = {"drafter": args.drafter, "max-tokens": args.max_tokens, "deadline-ms": args.deadline_ms}
-    command = [sys.executable, "-m", "bench.degraded", "--pool", case, "--threads", "1"]
-    command += [f"--{name}={value}" for name, value in settings.items()]
+def pool_process(case: str, args: argparse.Namespace) -> Iterator[Describe]:
+    """A pool whose stdin is a pipe from here, so that it never outlives this process."""
+    command = [sys.executable, "-m", "bench.degraded", "--pool", case, "--drafter", str(args.drafter.resolve())]
+    command += ["--max-tokens", str(args.max_tokens), "--deadline-ms", str(args.deadline_ms)]
     pipe = subprocess.PIPE
     with subprocess.Popen(
         command, cwd=machine.ROOT, stdin=pipe, stdout=pipe, text=True, start_new_session=True
     ) as process:
-        assert process.stdin is not None
         try:
-            yield Pool(process)
+            yield lambda: describe(process)
         finally:
+            assert process.stdin is not None
             process.stdin.close()
             try:
                 process.wait(STOP_S)
@@ -184,54 +175,146 @@ def pool_process(case: str, args: argparse.Namespace) -> Iterator[Pool]:
                 process.kill()
 
 
-class WatchedClient(GrpcDraftClient):
-    """Notes how long each draft was waited for, and whether in vain."""
+def describe(process: subprocess.Popen[str]) -> PoolMember:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write("\n")
+    process.stdin.flush()
+    line = process.stdout.readline()
+    if not line:
+        raise RuntimeError("the pool's process has ended; its error stands above")
+    told = json.loads(line)
+    return PoolMember(**told | {"exits": tuple(told["exits"]), "stats": PoolStats(**told["stats"])})
 
-    waits: list[tuple[float, bool]]
 
-    def draft(self, request: DraftRequest) -> DraftReply | None:
-        began = time.monotonic()
-        reply = super().draft(request)
-        self.waits.append((time.monotonic() - began, reply is None))
-        return reply
+def timed(engine: Engine, wanted: Sequence[GenerateRequest]) -> tuple[float, Texts]:
+    """Tokens per second, and the tokens of every request."""
+    engine.start()
+    began = time.perf_counter()
+    try:
+        texts = [completion.token_ids for completion in complete(engine, wanted)]
+        seconds = time.perf_counter() - began
+    finally:
+        engine.stop()
+    return round(sum(map(len, texts)) / seconds, 2), texts
 
 
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """One target under test. texts: what the plain loop commits, from a first run that is not measured."""
+async def run_plain(subject: Subject) -> tuple[Run, Texts]:
+    engine = Engine(subject.model, Off(), None, EngineConfig(BATCH))
+    speed, texts = await asyncio.to_thread(timed, engine, subject.requests)
+    return Run("plain", speed), texts
 
-    model: TargetModel
-    vocabulary_hash: str
-    requests: Sequence[GenerateRequest]
-    texts: Sequence[tuple[int, ...]]
-    deadline_s: float
 
-    async def plain(self, repetition: int = 0) -> tuple[Run, list[tuple[int, ...]]]:
-        engine = Engine(self.model, Off(), None, EngineConfig(max_batch=BATCH))
-        speed, texts = await asyncio.to_thread(timed, engine, self.requests)
-        return Run("plain", repetition, speed), texts
+async def run_drafting(subject: Subject, describe: Describe) -> tuple[Run, Texts]:
+    before = describe()
+    depth, incarnation = DepthRule(before.exits[:1]), f"target-{time.monotonic_ns()}"
+    client = WatchedClient(
+        incarnation, only(before), Need(subject.vocabulary_hash, depth.exits), TransportConfig(subject.deadline_s)
+    )
+    engine = Engine(subject.model, Fixed(depth, LENGTH), client, EngineConfig(BATCH, incarnation=incarnation))
+    await client.start()
+    try:
+        async with asyncio.timeout(CONNECT_S):
+            while client.replica is None:
+                await asyncio.sleep(0.01)
+        speed, texts = await asyncio.to_thread(timed, engine, subject.requests)
+    finally:
+        await client.stop()
+    after = describe()
+    run = Run(
+        case=before.incarnation,
+        tokens_per_second=speed,
+        missed=client.missed,
+        waited_ms=round(1e3 * client.waited_s, 1),
+        busy=after.stats.num_busy - before.stats.num_busy,
+        drafted=after.stats.num_drafted - before.stats.num_drafted,
+        accepted=engine.stats().num_accepted,
+    )
+    return run, texts
 
-    async def drafting(self, repetition: int, pool: Pool) -> tuple[Run, list[tuple[int, ...]]]:
-        member, before, incarnation = pool.member, pool.stats(), f"target-{time.monotonic_ns()}"
-        depth = DepthRule(member.exits[:1])
-        need = Need(self.vocabulary_hash, depth.exits)
-        client = WatchedClient(incarnation, answer([member]), need, TransportConfig(self.deadline_s))
-        client.waits = []
-        await connect(client)
-        try:
-            engine = Engine(self.model, Fixed(depth, LENGTH), client, EngineConfig(BATCH, incarnation=incarnation))
-            speed, texts = await asyncio.to_thread(timed, engine, self.requests)
-        finally:
-            await client.stop()
-        after = pool.stats()
-        run = Run(
-            case=member.incarnation,
-            repetition=repetition,
-            tokens_per_second=speed,
-            missed=sum(in_vain and wait >= self.deadline_s for wait, in_vain in client.waits),
-            waited_ms=round(1e3 * sum(wait for wait, _ in client.waits), 1),
-            busy=after.num_busy - before.num_busy,
-            drafted=after.num_drafted - before.num_drafted,
-            accepted=engine.stats().num_accepted,
+
+def only(member: PoolMember) -> Discover:
+    async def discover() -> Sequence[PoolMember]:
+        return [member]
+
+    return discover
+
+
+def compared(subject: Subject, run: Run, texts: Texts, plain: Texts) -> Run:
+    differences = [
+        Difference(request.request_id, index, score_gap(subject.model, request, expected[:index]))
+        for request, text, expected in zip(subject.requests, texts, plain, strict=True)
+        if (index := first_difference(expected, text)) is not None
+    ]
+    ties = tuple(difference for difference in differences if difference.gap <= TIE)
+    return replace(run, ties=ties, faults=tuple(difference for difference in differences if difference.gap > TIE))
+
+
+async def measure(target: Path, pools: dict[str, Describe], args: argparse.Namespace) -> list[Row]:
+    prompts = held_out(AutoTokenizer.from_pretrained(target), BATCH, PROMPT_TOKENS)
+    num_positions = kv_positions(BATCH, args.max_tokens)
+    model = load_target(target, dtype=torch.float32, num_positions=num_positions, page_size=PAGE_SIZE)
+    wanted = requests(prompts, TEMPERATURE, args.max_tokens)
+    subject = Subject(model, vocabulary_hash(target), wanted, args.deadline_ms / 1e3)
+    _, plain = await run_plain(subject)  # the text to compare with; warms up, and is not measured
+    runs: dict[str, list[Run]] = {case: [] for case in CASES}
+    for number in tqdm(range(args.repeat * len(CASES)), target.name, unit="run"):
+        case = CASES[(number + number // len(CASES)) % len(CASES)]
+        run, texts = await (run_drafting(subject, pools[case]) if case in pools else run_plain(subject))
+        runs[case].append(compared(subject, run, texts, plain))
+    return [_row(target.name, runs[case], runs["plain"]) for case in CASES]
+
+
+def _row(target: str, runs: list[Run], plain: list[Run]) -> Row:
+    ratios = [round(run.tokens_per_second / base.tokens_per_second, 3) for run, base in zip(runs, plain, strict=True)]
+    passed = median(ratios) >= BAR and all(run.is_real and not run.faults for run in runs)
+    return Row(target, runs[0].case, passed, round(median(ratios), 3), ratios, runs)
+
+
+def table(rows: Sequence[Row]) -> str:
+    lines = ["target   case   tokens/s  against plain  missed  busy  text    verdict  each repetition"]
+    for row in rows:
+        missed, busy = (sum(getattr(run, name) for run in row.runs) for name in ("missed", "busy"))
+        ties, faults = (sum(len(getattr(run, name)) for run in row.runs) for name in ("ties", "faults"))
+        text = f"{faults} differ" if faults else f"{ties} ties" if ties else "same"
+        speed = median(run.tokens_per_second for run in row.runs)
+        verdict = "ok" if row.passed else "FAILED"
+        lines.append(
+            f"{row.target:8} {row.case:6} {speed:8.1f} {row.ratio:13.3f}x {missed:7} {busy:5}  {text:7} {verdict:8} "
+            + " ".join(f"{ratio:.3f}" for ratio in row.ratios)
         )
-        return run, texts
+    return "\n".join(lines) + "\n"
+
+
+async def measure_all(args: argparse.Namespace) -> list[Row]:
+    with ExitStack() as stack:
+        pools = {case: stack.enter_context(pool_process(case, args)) for case in CASES[1:]}
+        return [row for target in args.target for row in await measure(target, pools, args)]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", type=Path, nargs="+", default=[MODELS / "large", MODELS / "small"])
+    parser.add_argument("--drafter", type=Path, default=MODELS / "drafter")
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--max-tokens", type=int, default=1024)
+    parser.add_argument("--deadline-ms", type=float, default=100.0)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--pool", choices=CASES[1:], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    if args.pool:
+        asyncio.run(serve_pool(args))
+        return 0
+    rows = asyncio.run(measure_all(args))
+    settings = {"batch": BATCH, "prompt_tokens": PROMPT_TOKENS, "length": LENGTH, "temperature": TEMPERATURE}
+    settings |= {"drafter": args.drafter.name, "max_tokens": args.max_tokens, "deadline_ms": args.deadline_ms}
+    report = {"machine": machine.describe(), **settings, "rows": [asdict(row) for row in rows]}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(report, indent=1) + "\n")
+    sys.stdout.write(table(rows))
+    return 0 if all(row.passed for row in rows) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

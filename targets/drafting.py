@@ -2,7 +2,8 @@
 
 Per sequence one integer says how many committed tokens were handed over. The pool forgetting (NEED_CONTEXT)
 sets it back to 0; a full pool (BUSY) silences the sequence for a growing number of rounds, so that asking
-costs nothing when the pool is too small; past the drafter's context (TOO_LONG) it is silent for good.
+costs nothing when the pool is too small, and a round in which the pool serves only a few of many rows is
+not drafted, since all of them would wait for it; past the drafter's context (TOO_LONG) it is silent for good.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from protocol.plan import DepthRule
 from targets.sequence import Sequence as Decoding
 
 MAX_SILENCE = 64  # rounds
+MIN_SHARE = 0.25  # of the rows that want a draft
 
 
 @dataclass(slots=True)
@@ -43,13 +45,11 @@ class Drafting:
     def draft(self, decoding: Sequence[Decoding], lengths: Sequence[int], depth: DepthRule) -> list[tuple[int, ...]]:
         """A draft for each sequence, at most its length long and empty when there is none to be had."""
         self._round += 1
-        rows = {
-            sequence.id: self._row(sequence, length)
-            for sequence, length in zip(decoding, lengths, strict=True)
-            if length and self._ask(sequence.id).silent_until <= self._round
-        }
-        if not rows:
+        wanting = {s.id: (s, length) for s, length in zip(decoding, lengths, strict=True) if length}
+        asking = [number for number in wanting if self._ask(number).silent_until <= self._round]
+        if len(asking) <= MIN_SHARE * len(wanting):
             return [()] * len(decoding)
+        rows = {number: self._row(*wanting[number]) for number in asking}
         reply = self.client.draft(DraftRequest(self.incarnation, self._round, depth, tuple(rows.values())))
         if reply is None:
             self._take_back(rows.values())

@@ -12,7 +12,7 @@ from torch import Tensor
 from model.batch import Row, build_batch
 from model.decoder import Decoder
 from model.kv import PagedKV
-from model.load import load_decoder
+from model.load import Progress, load_decoder
 from model.pages import PageLedger
 from protocol.errors import ConfigError
 
@@ -53,13 +53,19 @@ class TargetModel:
 
 
 def load_target(
-    path: Path, *, dtype: torch.dtype, num_positions: int, page_size: int, device: torch.device | None = None
+    path: Path,
+    *,
+    dtype: torch.dtype,
+    num_positions: int,
+    page_size: int,
+    device: torch.device | None = None,
+    progress: Progress | None = None,
 ) -> TargetModel:
     """A target whose KV holds num_positions, rounded down to whole pages.
 
     Raises UnsupportedModel for a family the layer does not cover, ConfigError when that is less than a page.
     """
-    decoder = load_decoder(path, dtype=dtype, device=device or torch.device("cpu"))
+    decoder = load_decoder(path, dtype=dtype, device=device or torch.device("cpu"), progress=progress)
     if num_positions < page_size:
         raise ConfigError(f"KV memory for {num_positions} positions holds no page of {page_size}; raise it for {path}")
     num_pages = num_positions // page_size

@@ -2,6 +2,8 @@
 
 import itertools
 
+import pytest
+
 from protocol.draft import DraftBlock, DraftReply, DraftStatus
 from protocol.plan import DepthRule
 from protocol.request import GenerateRequest, SamplingParams, StopRules
@@ -86,6 +88,30 @@ def test_a_full_pool_is_asked_ever_less_often_but_never_given_up():
     assert pauses[:4] == [2, 4, 8, 16]
     assert set(pauses[6:]) == {MAX_SILENCE}
     assert all(request.rows[0].start == 0 for request in client.requests)
+
+
+class OneRow(Recorder):
+    """A pool with room for sequence 0 alone."""
+
+    def draft(self, request):
+        self.requests.append(request)
+        blocks = [
+            DraftBlock(r.sequence_id, r.base_length, DraftStatus.OK, (5,))
+            if r.sequence_id == 0
+            else DraftBlock(r.sequence_id, r.base_length, DraftStatus.BUSY)
+            for r in request.rows
+        ]
+        return DraftReply(request.incarnation, request.round_id, tuple(blocks))
+
+
+@pytest.mark.parametrize(("batch", "at_least", "at_most"), [(3, 300, 300), (4, 0, 12), (8, 0, 12)])
+def test_a_batch_does_not_wait_for_a_pool_that_serves_few_of_its_rows(batch, at_least, at_most):
+    client = OneRow()
+    drafting = Drafting(client, "engine", VOCAB)
+    members = [sequence(number) for number in range(batch)]
+    for _ in range(300):
+        drafting.draft(members, [2] * batch, RULE)
+    assert at_least <= len(client.requests) <= at_most
 
 
 def test_a_sequence_past_the_drafters_context_is_never_asked_for_again():
