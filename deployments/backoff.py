@@ -2,7 +2,9 @@
 
 Three missed deadlines in a row end the waiting. From then on one request in a growing pause goes out as a
 probe: it is sent and not waited for, so that a pool which stays slow costs the target nothing. The first probe
-that is answered in time brings the waiting back.
+that is answered in time brings the waiting back, and the next pauses go on from where these had grown to. Only
+RECOVERED answers in a row make them short again, or a pool that is fast now and then would be waited for every
+second.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from collections.abc import Callable
 from enum import Enum, auto
 
 MISSES = 3
+RECOVERED = 8
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 
 
@@ -25,7 +28,8 @@ class Backoff:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._misses = 0
+        self._misses = 0  # in a row
+        self._answers = 0  # in a row
         self._pause = 0
         self._resume_at = 0.0
 
@@ -34,18 +38,22 @@ class Backoff:
             return Ask.WAIT
         if self._clock() < self._resume_at:
             return Ask.SKIP
-        self._schedule()
+        self._pause = min(self._pause + 1, len(PAUSES_S) - 1)
+        self._rest()
         return Ask.PROBE
 
     def missed(self) -> None:
+        self._answers = 0
         self._misses += 1
         if self._misses == MISSES:
-            self._pause = 0
-            self._schedule()
+            self._rest()
 
     def answered(self) -> None:
+        """In time, and with a draft: a pool that refuses at once may still be slow."""
         self._misses = 0
+        self._answers += 1
+        if self._answers >= RECOVERED:
+            self._pause = 0
 
-    def _schedule(self) -> None:
-        self._resume_at = self._clock() + PAUSES_S[min(self._pause, len(PAUSES_S) - 1)]
-        self._pause += 1
+    def _rest(self) -> None:
+        self._resume_at = self._clock() + PAUSES_S[self._pause]

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
 
 from deployments.config import AppConfig, PoolConfig, SpeculationConfig, TargetConfig, load_config
+from deployments.process import check_pages, pool_positions, target_positions
 from drafters.manifest import Manifest, vocabulary_hash
 from model.config import read_config
-from model.load import resolve
+from model.load import check_weights, resolve
 from protocol.errors import ConfigError
 
 T = TypeVar("T")
@@ -24,24 +25,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config = load_config(args.config)
-    check_config(config)
-    for line in summary(config):
-        Console().print(line, highlight=False)
+    for line in [*check_config(config), *summary(config)]:
+        Console().print(line, highlight=False, soft_wrap=True)
     return 0
 
 
-def check_config(config: AppConfig) -> None:
-    """Raises ConfigError or UnsupportedModel for the first checkpoint that cannot be served as configured."""
-    vocabularies = {f"targets.{target.name}": check_target(target) for target in config.targets}
-    if config.pool is None:
-        return
-    manifest = check_pool(config.pool)
-    for target in config.targets:
+def check_config(config: AppConfig) -> list[str]:
+    """Warnings. Raises ConfigError or UnsupportedModel for the first checkpoint that cannot be served as configured."""
+    vocabularies = {target.name: check_target(target) for target in config.targets}
+    if config.pool is not None:
+        check_drafting(config.targets, vocabularies, config.pool)
+    return list(warnings(config))
+
+
+def check_drafting(targets: Sequence[TargetConfig], vocabularies: Mapping[str, str], pool: PoolConfig) -> None:
+    manifest = check_pool(pool)
+    for target in targets:
         if target.speculation is None:
             continue
-        if vocabularies[f"targets.{target.name}"] != manifest.vocabulary_hash:
+        if vocabularies[target.name] != manifest.vocabulary_hash:
             raise ConfigError(
-                f"target {target.name} ({target.path}) and the pool ({config.pool.path}) have different vocabularies; "
+                f"target {target.name} ({target.path}) and the pool ({pool.path}) have different vocabularies; "
                 "train a drafter for it, or set speculation: off"
             )
         check_exits(target.name, target.speculation, manifest)
@@ -56,6 +60,8 @@ def check_target(target: TargetConfig) -> str:
             f"max_model_len {target.max_model_len} of target {target.name} exceeds the {positions} positions "
             "of its checkpoint; lower it"
         )
+    check_weights(directory)
+    check_pages(f"target {target.name}", target, target_positions(target, directory))
     return manifest_of(vocabulary_hash, directory)
 
 
@@ -65,6 +71,8 @@ def check_pool(pool: PoolConfig) -> Manifest:
     manifest = manifest_of(Manifest.load, directory)
     if vocabulary_hash(directory) != manifest.vocabulary_hash:
         raise ConfigError(f"{directory}: the tokenizer is not the one its draftpool.json names; restore it")
+    check_weights(directory)
+    check_pages("pool", pool, pool_positions(pool, directory))
     return manifest
 
 
@@ -83,6 +91,18 @@ def check_exits(name: str, speculation: SpeculationConfig, manifest: Manifest) -
             f"speculation of target {name} asks for depth {unknown[0]}; the drafter has the exits "
             f"{', '.join(map(str, manifest.exits))}"
         )
+
+
+def warnings(config: AppConfig) -> Iterator[str]:
+    for target in config.targets:
+        directory = resolve(target.path)
+        held = target_positions(target, directory) // target.page_size * target.page_size
+        wanted = target.max_model_len or read_config(directory).max_positions
+        if held < wanted:
+            yield (
+                f"warning: kv_mb {target.kv_mb} of target {target.name} holds {held} positions, fewer than the "
+                f"{wanted} of its max_model_len; longer requests are refused; raise kv_mb, or lower max_model_len"
+            )
 
 
 def summary(config: AppConfig) -> Iterator[str]:

@@ -17,7 +17,7 @@ COMMANDS = MappingProxyType(
         "serve": ("deployments.serve_command", "serve the models of a config over HTTP and gRPC until Ctrl-C"),
         "demo": ("deployments.demo_command", "serve the demo models, stream one completion from each target, stop"),
         "generate": ("deployments.generate", "complete prompts in this process, without Ray"),
-        "check": ("deployments.check", "validate a config and its checkpoints without loading weights"),
+        "check": ("deployments.check", "validate a config and its checkpoints, of the weights their names and shapes"),
         "train-drafter": ("deployments.train_command", "train a nested drafter for a target"),
     }
 )

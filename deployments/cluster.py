@@ -1,38 +1,31 @@
-"""The application on a Ray cluster: a private local one that leaves nothing behind, or one that runs already."""
+"""The application on a Ray cluster, from its proxies to its first answer, and its end."""
 
 from __future__ import annotations
 
-import contextlib
-import io
+import http.client
 import logging
-import math
-import os
-import shutil
-import signal
 import socket
-import tempfile
 import time
-import urllib.error
 import urllib.request
-import warnings
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
-import ray
 from ray import serve
 from ray.serve.config import HTTPOptions, gRPCOptions
-from ray.serve.schema import ApplicationStatus
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
 from deployments.app import APP_NAME, build
-from deployments.config import AppConfig, GrpcConfig, HttpConfig, Placement, Replicas
+from deployments.capacity import num_replicas
+from deployments.config import AppConfig, GrpcConfig, HttpConfig
+from deployments.session import attached_ray, local_ray, uninterrupted
 from protocol.errors import ConfigError, NotReady
 
-OBJECT_STORE_BYTES = 150 << 20
 POLL_S = 0.2
+HEALTHY_LIMIT_S = 60.0  # between the last replica's start and the first 200
+FAILED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
 SERVICER = "protocol.pb.inference_pb2_grpc.add_InferenceServicer_to_server"
+
+logger = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]  # (replicas that run, replicas in all)
 
@@ -46,90 +39,59 @@ def running(config: AppConfig, *, address: str | None = None, progress: Progress
     """Starts the application and yields its URL once every model answers; stops it at the end.
 
     address: of a Ray cluster; without one, a local cluster is started, and stopped too.
-    Raises ConfigError when the port is taken, NotReady when a replica cannot start.
+    Raises ConfigError when the port is taken or the cluster has the application already, NotReady when it cannot start.
     """
+    if address is None:
+        check_port(config.http)  # on a cluster it is Serve itself that may hold it
     with local_ray(config) if address is None else attached_ray(address):
+        check_absent()
         start_proxies(config)
-        deploy(config)
-        wait_until_running(config, progress)
-        url = f"http://{config.http.host}:{config.http.port}"
-        wait_until_healthy(url)
-        yield url
-
-
-@contextmanager
-def local_ray(config: AppConfig) -> Iterator[Path]:
-    """A Ray of our own, in a folder of its own, which it yields. Unix sockets inside keep that path short."""
-    folder = Path(tempfile.mkdtemp(prefix="draftpool-"))
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    try:
-        init_ray(
-            address="local",
-            num_cpus=max(os.cpu_count() or 1, math.ceil(cpus_needed(config))),
-            resources=resources_needed(config),
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=str(folder),
-        )
-        yield folder
-    finally:
-        with uninterrupted():
-            stop_ray()
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def init_ray(**settings: Any) -> None:
-    """Quietly, and leaving SIGTERM to whoever had it: Ray's own handler ends the process without any clean-up."""
-    handler = signal.getsignal(signal.SIGTERM)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        ray.init(logging_level=logging.ERROR, log_to_driver=False, **settings)
-    signal.signal(signal.SIGTERM, handler)
-
-
-def stop_ray() -> None:
-    """Without the messages by which Ray's own parts miss each other on the way out."""
-    with contextlib.redirect_stdout(io.StringIO()):
-        if ray.is_initialized():  # serve.shutdown would start Ray again
-            stop_serve: Callable[[], None] = serve.shutdown
-            stop_serve()
-        ray.shutdown(wait_for_processes=True)
-
-
-@contextmanager
-def attached_ray(address: str) -> Iterator[None]:
-    init_ray(address=address)
-    try:
-        yield
-    finally:
-        with uninterrupted():
-            serve.delete(APP_NAME)
-            ray.shutdown()
-
-
-@contextmanager
-def uninterrupted() -> Iterator[None]:
-    """A second Ctrl-C must not leave half a cluster behind."""
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        with deployed(config, delete=address is not None):
+            wait_until_running(config, progress)
+            url = f"http://{config.http.host}:{config.http.port}"
+            wait_until_healthy(url)
+            yield url
 
 
 def start_proxies(config: AppConfig) -> None:
-    http = config.http
-    check_port(http)
+    options = config.http
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(
-        http_options=HTTPOptions(host=http.host, port=http.port, request_timeout_s=http.request_timeout_s),
+        http_options=HTTPOptions(host=options.host, port=options.port, request_timeout_s=options.request_timeout_s),
         grpc_options=grpc_options(config.grpc) if config.grpc else None,
     )
 
 
 def grpc_options(grpc: GrpcConfig) -> gRPCOptions:
     return gRPCOptions(port=grpc.port, grpc_servicer_functions=[SERVICER], request_timeout_s=grpc.request_timeout_s)
+
+
+def check_absent() -> None:
+    """Two of the name would replace each other; which of them should run is for the operator to say."""
+    if app := serve.status().applications.get(APP_NAME):
+        raise ConfigError(
+            f"an application {APP_NAME} is on this cluster already ({app.status.value}); stop it first where it was "
+            "started, or bring it up to date with `serve deploy`"
+        )
+
+
+@contextmanager
+def deployed(config: AppConfig, *, delete: bool) -> Iterator[None]:
+    """Only what was deployed here is deleted at the end, and trouble with that does not hide what went before."""
+    deploy(config)
+    try:
+        yield
+    finally:
+        if delete:
+            with uninterrupted():
+                delete_application()
+
+
+def delete_application() -> None:
+    try:
+        serve.delete(APP_NAME)
+    except Exception as error:
+        logger.warning("the application %s may still be on the cluster: %s", APP_NAME, error)
 
 
 def deploy(config: AppConfig) -> None:
@@ -143,15 +105,23 @@ def deploy(config: AppConfig) -> None:
 def wait_until_running(config: AppConfig, progress: Progress) -> None:
     total = num_replicas(config)
     while True:
-        app = serve.status().applications[APP_NAME]
+        app = application()
         states = [state for part in app.deployments.values() for state in part.replica_states.items()]
         progress(sum(count for state, count in states if state == "RUNNING"), total)
         if app.status is ApplicationStatus.RUNNING:
             return
-        if app.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
-            messages = [part.message for part in app.deployments.values() if part.message]
-            raise NotReady(f"the application did not start: {reason(messages or [app.message])}")
         time.sleep(POLL_S)
+
+
+def application() -> ApplicationStatusOverview:
+    """Raises NotReady when it has failed, or is no longer there."""
+    app = serve.status().applications.get(APP_NAME)
+    if app is None:
+        raise NotReady("the application did not start: somebody deleted it")
+    if app.status in FAILED:
+        messages = [part.message for part in app.deployments.values() if part.message]
+        raise NotReady(f"the application did not start: {reason(messages or [app.message])}")
+    return app
 
 
 def reason(messages: list[str]) -> str:
@@ -161,22 +131,36 @@ def reason(messages: list[str]) -> str:
     return (errors or lines or ["no reason was given"])[-1]
 
 
-def wait_until_healthy(url: str) -> None:
-    while True:
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=10):
-                return
-        except (urllib.error.URLError, TimeoutError, ConnectionError):
-            time.sleep(POLL_S)
+def wait_until_healthy(url: str, limit_s: float = HEALTHY_LIMIT_S) -> None:
+    """Raises NotReady when a replica fails after all, or when there is no answer in time."""
+    end = time.monotonic() + limit_s
+    while not answers(url):
+        application()
+        if time.monotonic() > end:
+            raise NotReady(
+                f"every replica runs, but {url}/health does not answer after {limit_s:.0f} s; a Serve that ran before "
+                "keeps its own host and port, so set http.host and http.port to them"
+            )
+        time.sleep(POLL_S)
 
 
-def check_port(http: HttpConfig) -> None:
+def answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=10):
+            return True
+    except (OSError, http.client.HTTPException):  # URLError and timeouts are OSErrors
+        return False
+
+
+def check_port(options: HttpConfig) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((http.host, http.port))
+            probe.bind((options.host, options.port))
         except OSError as error:
-            raise ConfigError(f"{http.host}:{http.port} cannot be used ({error.strerror}); set http.port") from None
+            raise ConfigError(
+                f"{options.host}:{options.port} cannot be used ({error.strerror}); set http.port"
+            ) from None
 
 
 def free_port(host: str = "127.0.0.1") -> int:
@@ -184,26 +168,3 @@ def free_port(host: str = "127.0.0.1") -> int:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
         return port
-
-
-def num_replicas(config: AppConfig) -> int:
-    return config.ingress.num_replicas + sum(placement.num_replicas for placement in placements(config))
-
-
-def cpus_needed(config: AppConfig) -> float:
-    models = sum(placement.threads * placement.num_replicas for placement in placements(config))
-    return models + config.ingress.num_cpus * config.ingress.num_replicas
-
-
-def resources_needed(config: AppConfig) -> dict[str, float]:
-    """Custom resources mean nothing on one machine: there is enough of each."""
-    needed: Counter[str] = Counter()
-    parts: list[Replicas] = [*placements(config), config.ingress]
-    for part in parts:
-        for name, amount in part.resources.items():
-            needed[name] += math.ceil(amount * part.num_replicas)
-    return {name: float(amount) for name, amount in needed.items()}
-
-
-def placements(config: AppConfig) -> list[Placement]:
-    return [*config.targets, *([config.pool] if config.pool else [])]

@@ -33,11 +33,20 @@ class Replicas(Section):
 
 
 class Placement(Replicas):
-    """What one replica gets. cores: the CPUs that it is bound to."""
+    """What one replica gets. cores: the CPUs that it is bound to, where there is one replica only."""
 
     threads: Count = 1
     cores: tuple[int, ...] | None = None
     num_gpus: Annotated[float, Field(ge=0)] = 0
+
+    @model_validator(mode="after")
+    def _cores_of_one_replica(self) -> Self:
+        if self.cores is not None and self.num_replicas > 1:
+            raise ValueError(
+                f"cores {list(self.cores)} would bind all of num_replicas {self.num_replicas} to the same CPUs, and "
+                "ranks of replicas change when one is replaced; leave cores out"
+            )
+        return self
 
 
 class Weights(Section):

@@ -18,6 +18,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from deployments.arguments import whole
 from deployments.config import HttpConfig, load_config
 from deployments.serve_command import started, stopped_by_sigterm
 
@@ -31,7 +32,7 @@ REFRESH_PER_S = 10
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, default=CONFIG, help="another config (default: the demo family)")
     parser.add_argument("--prompt", default=PROMPT, help="text to complete (default: the head of a function)")
-    parser.add_argument("--max-tokens", type=int, default=96, help="default: %(default)s")
+    parser.add_argument("--max-tokens", type=whole(1), default=96, help="default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -41,8 +42,10 @@ def run(args: argparse.Namespace) -> int:
     console = Console()
     config = load_config(args.config)
     config = config.model_copy(update={"http": HttpConfig(port=free_port()), "grpc": None})
-    check_config(config)
-    with stopped_by_sigterm(), started(config, Console(stderr=True)) as url:
+    errors = Console(stderr=True)
+    for warning in check_config(config):
+        errors.print(warning, highlight=False, soft_wrap=True)
+    with stopped_by_sigterm(), started(config, errors) as url:
         names = [target.name for target in config.targets]
         warm_up(url, names, args.prompt)
         console.print(table(stream_all(url, names, args.prompt, args.max_tokens, console)))

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,46 +14,35 @@ import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
+from deployments.api.prompts import check_text
+from deployments.arguments import depth, seed, whole
+from deployments.config import Weights
 from deployments.local import Completion, check_vocabulary, complete, draft_policy, open_engine, open_worker
-from deployments.process import DTYPES
-from drafters.nested import bytes_per_position
+from deployments.process import DTYPES, check_pages, pool_positions, target_positions
+from deployments.prompts import Prompt, read_prompts
 from drafters.worker import DraftWorker
 from model.config import read_config
-from model.kv import bytes_per_slot
-from model.load import resolve
-from protocol.errors import ConfigError
+from model.load import Progress, resolve
+from protocol.errors import ConfigError, InvalidRequest
 from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun
-from targets.engine import EngineConfig
+from targets.engine import EngineConfig, check_prompt
 from targets.model import TargetModel, load_target
 from targets.text import Detokenizer, decode
 
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    text: str
-    seed: int
+BAR_AFTER_S = 2.0
 
 
 def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
-    prompts = read_prompts(args)
+    prompts = read_prompts(args.prompts, args.seed) if args.prompts else [Prompt(args.prompt, args.seed, "--prompt")]
     tokenizer = AutoTokenizer.from_pretrained(resolve(args.target))
-    config = EngineConfig(max_batch=args.batch, max_queue=len(prompts))
+    requests = make_requests(args, prompts, tokenizer)
     model, worker = open_models(args)
-    eos = frozenset(() if args.ignore_eos else model.decoder.config.eos_token_ids)
-    requests = [
-        GenerateRequest(
-            str(index),
-            tuple(tokenizer.encode(prompt.text)),
-            SamplingParams(args.temperature, args.top_k, args.top_p, args.min_p, prompt.seed),
-            StopRules(args.max_tokens, eos),
-        )
-        for index, prompt in enumerate(prompts)
-    ]
+    config = EngineConfig(max_batch=args.batch, max_queue=len(prompts))
     engine = open_engine(model, worker, draft_policy(worker, args.depth, args.length), config)
     try:
         stream = _Streamer(tokenizer) if len(requests) == 1 and not args.json else None
-        with tqdm(total=len(requests), unit="prompt", delay=2, disable=stream is not None) as bar:
+        with tqdm(total=len(requests), unit="prompt", delay=BAR_AFTER_S, disable=stream is not None) as bar:
             completions = complete(engine, requests, stream.write if stream else _advance(bar))
     finally:
         engine.stop()
@@ -61,48 +50,58 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
+def make_requests(args: argparse.Namespace, prompts: Sequence[Prompt], tokenizer: Any) -> list[GenerateRequest]:
+    """Before any weight is read. Raises ConfigError naming the place of a prompt that cannot be."""
+    config = read_config(resolve(args.target))
+    num_positions = target_positions(weights(args), resolve(args.target))
+    check_pages(args.target, weights(args), num_positions)
+    room = min(config.max_positions, num_positions // args.page_size * args.page_size)
+    stop = StopRules(args.max_tokens, frozenset(() if args.ignore_eos else config.eos_token_ids))
+    requests = []
+    for index, prompt in enumerate(prompts):
+        sampling = SamplingParams(args.temperature, args.top_k, args.top_p, args.min_p, prompt.seed)
+        try:
+            check_text(prompt.text, "the prompt")
+            ids = tuple(tokenizer.encode(prompt.text, verbose=False))
+            requests.append(GenerateRequest(str(index), ids, sampling, stop))
+            check_prompt(requests[-1], room, config.vocab_size)
+        except InvalidRequest as error:
+            raise ConfigError(f"{prompt.place}: {error}") from None
+    return requests
+
+
 def open_models(args: argparse.Namespace) -> tuple[TargetModel, DraftWorker | None]:
     """The target, and a worker for its drafter when one is given; each with --kv-mb of KV memory."""
-    dtype = DTYPES[args.dtype]
-
-    kv_bytes: int = args.kv_mb << 20
-    target = resolve(args.target)
-    num_positions = kv_bytes // bytes_per_slot(read_config(target), dtype)
-    model = load_target(target, dtype=dtype, num_positions=num_positions, page_size=args.page_size)
+    dtype, target = DTYPES[args.dtype], resolve(args.target)
+    num_positions = target_positions(weights(args), target)
+    with _loading(target) as progress:
+        model = load_target(
+            target, dtype=dtype, num_positions=num_positions, page_size=args.page_size, progress=progress
+        )
     if args.drafter is None:
         return model, None
     drafter = resolve(args.drafter)
     check_vocabulary(target, drafter)
-    num_positions = kv_bytes // bytes_per_position(drafter, dtype)
+    num_positions = pool_positions(weights(args), drafter)
     worker = open_worker(
         drafter, dtype=dtype, num_positions=num_positions, page_size=args.page_size, max_rows=args.batch
     )
     return model, worker
 
 
-def read_prompts(args: argparse.Namespace) -> list[Prompt]:
-    """One prompt from --prompt, or one per line of --prompts. Raises ConfigError naming the line."""
-    if args.prompt is not None:
-        return [Prompt(args.prompt, args.seed)]
-    prompts = []
-    for number, line in enumerate(args.prompts.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip():
-            prompts.append(_prompt_line(line, f"{args.prompts}:{number}", args.seed))
-    if not prompts:
-        raise ConfigError(f"{args.prompts} holds no prompt; write one JSON object a line")
-    return prompts
+def weights(args: argparse.Namespace) -> Weights:
+    return Weights(path=args.target, dtype=args.dtype, page_size=args.page_size, kv_mb=args.kv_mb)
 
 
-def _prompt_line(line: str, place: str, seed: int) -> Prompt:
-    try:
-        fields: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ConfigError(f"{place} is not JSON: {error.msg}") from None
-    if not isinstance(fields, dict) or not isinstance(fields.get("prompt"), str):
-        raise ConfigError(f'{place} needs an object with a "prompt" string')
-    if not isinstance(fields.get("seed", seed), int):
-        raise ConfigError(f'{place}: "seed" must be a whole number')
-    return Prompt(fields["prompt"], fields.get("seed", seed))
+@contextmanager
+def _loading(directory: Path) -> Iterator[Progress]:
+    with tqdm(unit="layer", desc=f"loading {directory.name}", delay=BAR_AFTER_S, leave=False) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield show
 
 
 def _advance(bar: tqdm[NoReturn]) -> Callable[[TokenRun], None]:
@@ -162,21 +161,23 @@ def summary(completion: Completion) -> str:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", required=True, help="checkpoint directory, or hub id")
     parser.add_argument("--drafter", help="checkpoint directory; without it, the plain loop")
-    parser.add_argument("--depth", help="an exit of the drafter, or cascade (default: the deepest)")
-    parser.add_argument("--length", type=int, default=4, help="tokens drafted per round (default: %(default)s)")
+    parser.add_argument("--depth", type=depth, help="an exit of the drafter, or cascade (default: the deepest)")
+    parser.add_argument(
+        "--length", type=whole(0, 64), default=4, help="tokens drafted per round (default: %(default)s)"
+    )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", help="text to complete")
     source.add_argument("--prompts", type=Path, help='file with one {"prompt": ..., "seed": ...} a line')
-    parser.add_argument("--batch", type=int, default=16, help="sequences decoded together (default: %(default)s)")
-    parser.add_argument("--max-tokens", type=int, default=128, help="default: %(default)s")
+    parser.add_argument("--batch", type=whole(1), default=16, help="sequences decoded together (default: %(default)s)")
+    parser.add_argument("--max-tokens", type=whole(1), default=128, help="default: %(default)s")
     parser.add_argument("--ignore-eos", action="store_true", help="go on to --max-tokens")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     parser.add_argument("--top-p", type=float, default=1.0, help="1 is off (default)")
-    parser.add_argument("--top-k", type=int, default=0, help="0 is off (default)")
+    parser.add_argument("--top-k", type=whole(0), default=0, help="0 is off (default)")
     parser.add_argument("--min-p", type=float, default=0.0, help="0 is off (default)")
-    parser.add_argument("--seed", type=int, default=0, help="of every line without one (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="of every line without one (default: %(default)s)")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bf16", help="default: %(default)s")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: %(default)s")
-    parser.add_argument("--page-size", type=int, default=256, help="KV positions per page (default: %(default)s)")
-    parser.add_argument("--kv-mb", type=int, default=1024, help="KV memory per model (default: %(default)s)")
+    parser.add_argument("--threads", type=whole(1), default=torch.get_num_threads(), help="default: %(default)s")
+    parser.add_argument("--page-size", type=whole(1), default=256, help="KV positions per page (default: %(default)s)")
+    parser.add_argument("--kv-mb", type=whole(1), default=1024, help="KV memory per model (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON line per prompt, in order")

@@ -1,15 +1,16 @@
 """The door: OpenAI over HTTP and gRPC on one Serve deployment, in front of one handle per target.
 
 All that a request means is in deployments/api, which knows no Ray. Here are only the handles: a stream of runs out
-of each, and Ray's errors in our own words.
+of each, what replicas tell of themselves, and Ray's errors in our own words.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from dataclasses import asdict
 from typing import Any
 
 from ray import serve
@@ -18,65 +19,77 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.grpc_util import RayServegRPCContext
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from deployments.api import rpc
-from deployments.api.backend import ModelCard
+from deployments.api.backend import ModelCard, longest_token
 from deployments.api.http import create_app
 from deployments.api.runs import in_order
-from protocol.errors import NotReady, QueueFull, UnknownModel
+from deployments.discovery import serve_discovery
+from protocol.errors import DraftPoolError, NotReady, QueueFull, UnknownModel
 from protocol.pb import inference_pb2 as pb
 from protocol.request import GenerateRequest, TokenRun
 
-DESCRIBE_TIMEOUT_S = 5.0
+DESCRIBE_TIMEOUT_S = 1.0
+STATS_TIMEOUT_S = 2.0
+
+Handle = DeploymentHandle[Any]
 
 
 class ServeBackend:
     """tokenizers: checkpoint directory per model id. Handles are configured once: each new one costs a router."""
 
-    def __init__(self, handles: Mapping[str, DeploymentHandle[Any]], tokenizers: Mapping[str, str]) -> None:
+    def __init__(
+        self, handles: Mapping[str, Handle], tokenizers: Mapping[str, str], pool: Handle | None = None
+    ) -> None:
         # Over Serve's own gRPC a run costs 0.03 ms, through the object store 0.7 ms (notes of 2.60).
         self._streams = {
             model: handle.options(method_name="generate", stream=True, _by_reference=False)
             for model, handle in handles.items()
         }
         self._describe = {model: handle.options(method_name="describe") for model, handle in handles.items()}
-        self._tokenizers = {model: AutoTokenizer.from_pretrained(path) for model, path in tokenizers.items()}
+        self._handles = handles
+        self._pool_members = serve_discovery(pool) if pool is not None else None
+        self._tokenizers = {model: load_tokenizer(path) for model, path in tokenizers.items()}
+        self._longest_tokens = {model: longest_token(tokenizer) for model, tokenizer in self._tokenizers.items()}
         self._created = int(time.time())
         self._cards: dict[str, ModelCard] = {}
+        self.names = tuple(handles)
 
-    def models(self) -> Sequence[ModelCard]:
-        """All targets once each has told about itself, in the order of the config; none before."""
-        return [self._cards[model] for model in self._streams] if len(self._cards) == len(self._streams) else []
+    async def card(self, model: str) -> ModelCard | None:
+        if model not in self._cards:
+            await self._is_ready(model)
+        return self._cards.get(model)
 
     async def ready(self) -> bool:
-        return all(await asyncio.gather(*map(self._is_ready, self._describe)))
+        return all(await asyncio.gather(*map(self._is_ready, self.names)))
 
     async def _is_ready(self, model: str) -> bool:
         try:
             told = await asyncio.wait_for(self._ask(model), DESCRIBE_TIMEOUT_S)
         except Exception:  # not there, or not there in time: Serve is starting it, or starting it again
             return False
-        self._cards.setdefault(model, self._card(model, told))
+        self._cards[model] = self._made_card(model, told)
         return bool(told["ready"])
 
     async def _ask(self, model: str) -> Mapping[str, Any]:
         told: Mapping[str, Any] = await self._describe[model].remote()
         return told
 
-    def _card(self, model: str, told: Mapping[str, Any]) -> ModelCard:
+    def _made_card(self, model: str, told: Mapping[str, Any]) -> ModelCard:
         return ModelCard(
             id=model,
             max_model_len=told["max_model_len"],
             vocab_size=told["vocab_size"],
             tokenizer=self._tokenizers[model],
+            longest_token=self._longest_tokens[model],
             eos_token_ids=tuple(told["eos_token_ids"]),
             created=self._created,
         )
 
     def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
-        if model not in self._streams:
-            raise UnknownModel(f"model {model!r} does not exist; this server has {', '.join(self._streams)}")
+        if model not in self.names:
+            raise UnknownModel(f"model {model!r} does not exist; this server has {', '.join(self.names)}")
         return in_order(self._runs(model, request))
 
     async def _runs(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
@@ -84,6 +97,8 @@ class ServeBackend:
         finished = False
         try:
             async for run in response:
+                if isinstance(run, DraftPoolError):
+                    raise run  # how a replica refuses: Serve would log an exception of its own with a traceback
                 finished = run.finish_reason is not None
                 yield run
         except (GeneratorExit, asyncio.CancelledError):
@@ -92,6 +107,31 @@ class ServeBackend:
             raise
         except Exception as error:
             raise in_our_words(error) from None
+
+    async def stats(self) -> Mapping[str, Any]:
+        targets = await asyncio.gather(*map(target_stats, self._handles.values()))
+        members = await self._pool_members() if self._pool_members else ()
+        return {
+            "targets": dict(zip(self.names, targets, strict=True)),
+            "pool": [asdict(member.stats) for member in members],
+        }
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """Used once, which settles its options: later uses only read, and several threads may do that at a time."""
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
+    tokenizer.encode("")
+    return tokenizer
+
+
+async def target_stats(handle: Handle) -> list[Mapping[str, int]]:
+    """Of each replica that answers in time."""
+    try:
+        response: Any = handle.broadcast("stats")
+        answers = await response.results_async(timeout_s=STATS_TIMEOUT_S, return_exceptions=True)
+    except Exception:  # no replica is there
+        return []
+    return [answer for answer in answers if isinstance(answer, Mapping)]
 
 
 def in_our_words(error: Exception) -> Exception:
@@ -111,8 +151,10 @@ def in_our_words(error: Exception) -> Exception:
 class Ingress:
     """HTTP routes come from the API's application; Serve's gRPC proxy calls the methods named like the RPCs."""
 
-    def __init__(self, handles: Mapping[str, DeploymentHandle[Any]], tokenizers: Mapping[str, str]) -> None:
-        self._backend = ServeBackend(handles, tokenizers)
+    def __init__(
+        self, handles: Mapping[str, Handle], tokenizers: Mapping[str, str], pool: Handle | None = None
+    ) -> None:
+        self._backend = ServeBackend(handles, tokenizers, pool)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return create_app(self._backend, echo_request_id=False)  # Serve's proxy echoes it

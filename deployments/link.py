@@ -48,11 +48,14 @@ class Link:
     async def connect(self) -> bool:
         """False when the replica does not answer."""
         try:
-            await asyncio.wait_for(self._channel.channel_ready(), CONNECT_TIMEOUT_S)
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await self._channel.channel_ready()
+            self.open = True
         except TimeoutError:
-            await self._channel.close()
             return False
-        self.open = True
+        finally:
+            if not self.open:
+                await self._channel.close()
         self._task = asyncio.create_task(self._run())
         return True
 
@@ -82,6 +85,8 @@ class Link:
                 self._on_reply(self, reply)
         except grpc.aio.AioRpcError as error:
             logger.info("stream to draft replica %s ended: %s", self.member.incarnation, error.code().name)
+        except Exception:
+            logger.exception("reading from draft replica %s failed", self.member.incarnation)
         finally:
             self.open = False
             writer.cancel()
@@ -89,8 +94,13 @@ class Link:
             self._on_end(self)
 
     async def _write(self, call: Any) -> None:
+        """However it ends, the call ends with it: a link that cannot send must not look open."""
         try:
             while True:
                 await call.write(await self._outbox.get())
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
             return  # the reading side reports the end
+        except Exception:
+            logger.exception("writing to draft replica %s failed", self.member.incarnation)
+        finally:
+            call.cancel()

@@ -54,7 +54,11 @@ def depth_rule(exits: Sequence[int], depth: int | str | None) -> DepthRule:
 
 def check_vocabulary(target: Path, drafter: Path) -> None:
     """Raises ConfigError unless both directories hold the same vocabulary."""
-    if vocabulary_hash(target) != vocabulary_hash(drafter):
+    try:
+        same = vocabulary_hash(target) == vocabulary_hash(drafter)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if not same:
         raise ConfigError(f"{drafter} and {target} have different vocabularies; a drafter must share its target's")
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import ray.util
@@ -15,9 +14,9 @@ from deployments.config import PoolConfig
 from deployments.discovery import PoolMember
 from deployments.pool_server import PoolServer
 from deployments.pool_thread import PoolThread
-from deployments.process import DTYPES, claim, device_of
+from deployments.process import DTYPES, claim, device_of, pool_positions
 from drafters.manifest import Manifest
-from drafters.nested import bytes_per_position, load_nested
+from drafters.nested import load_nested
 from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
 from model.load import resolve
@@ -62,11 +61,11 @@ class DraftPoolReplica:
 
 
 def load_worker(config: PoolConfig) -> tuple[DraftWorker, Manifest]:
-    directory, dtype = resolve(config.path), DTYPES[config.dtype]
+    directory = resolve(config.path)
     drafter = load_nested(
-        Path(directory),
-        dtype=dtype,
-        num_positions=(config.kv_mb << 20) // bytes_per_position(directory, dtype),
+        directory,
+        dtype=DTYPES[config.dtype],
+        num_positions=pool_positions(config, directory),
         page_size=config.page_size,
         device=device_of(config),
     )

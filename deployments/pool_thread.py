@@ -65,7 +65,7 @@ class PoolThread:
         return self._stats
 
     def receive(self, message: TargetMessage, reply: Reply) -> None:
-        """`reply` is called on the worker's thread, or from here when the inbox is full."""
+        """`reply` is called on the worker's thread, as rows are answered, or from here when the inbox is full."""
         if isinstance(message, CloseSequences):
             self._post(lambda: self._worker.close(message.incarnation, message.sequence_ids))
         elif len(self._inbox) < MAX_INBOX:

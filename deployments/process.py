@@ -1,4 +1,4 @@
-"""What a replica settles about its own process, once, before it loads a model."""
+"""What a replica settles about its own process, once, before it loads a model, and how much KV it will have."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from types import MappingProxyType
 import torch
 
 from deployments.config import Placement, Weights
+from drafters.nested import bytes_per_position
 from model.config import read_config
 from model.kv import bytes_per_slot
 from protocol.errors import ConfigError
@@ -32,6 +33,23 @@ def device_of(placement: Placement) -> torch.device:
     return torch.device("cuda" if placement.num_gpus else "cpu")
 
 
-def num_positions(weights: Weights, directory: Path, dtype: torch.dtype) -> int:
-    """How many positions the configured KV memory holds."""
-    return (weights.kv_mb << 20) // bytes_per_slot(read_config(directory), dtype)
+def target_positions(weights: Weights, directory: Path) -> int:
+    """How many positions a target's KV memory holds."""
+    return (weights.kv_mb << 20) // bytes_per_slot(read_config(directory), DTYPES[weights.dtype])
+
+
+def pool_positions(weights: Weights, directory: Path) -> int:
+    """How many positions a draft replica's KV memory holds. Raises ConfigError for a damaged manifest."""
+    try:
+        return (weights.kv_mb << 20) // bytes_per_position(directory, DTYPES[weights.dtype])
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
+def check_pages(key: str, weights: Weights, num_positions: int) -> None:
+    """Raises ConfigError unless there is a page at least."""
+    if num_positions < weights.page_size:
+        raise ConfigError(
+            f"{key}: kv_mb {weights.kv_mb} holds {num_positions} positions and so no page of page_size "
+            f"{weights.page_size}; raise kv_mb"
+        )

@@ -14,13 +14,14 @@ from types import FrameType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
+from deployments.arguments import whole
 from deployments.config import AppConfig, load_config
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
     parser.add_argument("--address", help="Ray cluster to run on (default: start one on this machine)")
-    parser.add_argument("--port", type=int, help="HTTP port instead of the config's")
+    parser.add_argument("--port", type=whole(1, 65535), help="HTTP port instead of the config's")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -30,7 +31,8 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config)
     if args.port is not None:
         config = config.model_copy(update={"http": config.http.model_copy(update={"port": args.port})})
-    check_config(config)
+    for warning in check_config(config):
+        console.print(warning, highlight=False, soft_wrap=True)
     with stopped_by_sigterm():
         try:
             with started(config, console, args.address) as url:

@@ -11,11 +11,11 @@ from ray import serve
 
 from deployments.config import SpeculationConfig, TargetConfig
 from deployments.discovery import Need, serve_discovery
-from deployments.process import DTYPES, claim, device_of, num_positions
+from deployments.process import DTYPES, claim, device_of, target_positions
 from deployments.transport import GrpcDraftClient, TransportConfig
 from drafters.manifest import vocabulary_hash
 from model.load import resolve
-from protocol.errors import NotReady
+from protocol.errors import DraftPoolError, NotReady
 from protocol.plan import DepthRule
 from protocol.request import GenerateRequest, TokenRun
 from router.policy import Fixed, Off, Policy
@@ -42,15 +42,22 @@ class TargetReplica:
         self._engine = Engine(model, policy(config.speculation), self._client, engine_config(config, self._incarnation))
         self._engine.start()
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
-        """Runs as they are committed. They wait in a queue that max_tokens bounds, each holding one token at least."""
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenRun | DraftPoolError, None]:
+        """Runs as they are committed, or nothing but the error by which the engine refuses the request.
+
+        Runs wait in a queue that max_tokens bounds, each holding one token at least.
+        """
         loop = asyncio.get_running_loop()
         runs: asyncio.Queue[TokenRun] = asyncio.Queue()
 
         def arrived(run: TokenRun) -> None:
             loop.call_soon_threadsafe(runs.put_nowait, run)
 
-        self._engine.submit(request, arrived)
+        try:
+            self._engine.submit(request, arrived)
+        except DraftPoolError as refusal:
+            yield refusal  # as a value, for Serve logs what is raised with its traceback
+            return
         finished = False
         try:
             while not finished:
@@ -89,11 +96,11 @@ class TargetReplica:
 
 
 def load_model(config: TargetConfig) -> TargetModel:
-    directory, dtype = resolve(config.path), DTYPES[config.dtype]
+    directory = resolve(config.path)
     return load_target(
         directory,
-        dtype=dtype,
-        num_positions=num_positions(config, directory, dtype),
+        dtype=DTYPES[config.dtype],
+        num_positions=target_positions(config, directory),
         page_size=config.page_size,
         device=device_of(config),
     )

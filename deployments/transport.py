@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from deployments.backoff import Ask, Backoff
@@ -42,23 +43,25 @@ class Round:
         self.expires = expires
         self._request = request
         self._missing = {row.sequence_id: row.base_length for row in request.rows}
-        self._blocks: list[DraftBlock] = []
+        self._blocks: dict[int, DraftBlock] = {}
         self._wait_ms = 0.0
         self._over = threading.Event()
         self._lock = threading.Lock()
 
-    def add(self, reply: DraftReply) -> None:
-        """Takes what belongs to this round; the rest came late and is dropped."""
+    def add(self, reply: DraftReply) -> bool:
+        """Takes what belongs to this round, the rest came late and is dropped; True when nothing is missing now."""
         if (reply.incarnation, reply.round_id) != (self._request.incarnation, self._request.round_id):
-            return
+            return False
         with self._lock:
             for block in reply.blocks:
                 if self._missing.get(block.sequence_id) == block.base_length:
                     del self._missing[block.sequence_id]
-                    self._blocks.append(block)
+                    self._blocks[block.sequence_id] = block
             self._wait_ms = reply.wait_ms
-            if not self._missing:
-                self._over.set()
+            if self._missing:
+                return False
+        self._over.set()
+        return True
 
     def end(self) -> None:
         """The stream is gone: what is missing will not come."""
@@ -68,18 +71,22 @@ class Round:
         self._over.wait(max(0.0, self.expires - clock()))
 
     @property
-    def complete(self) -> bool:
-        return not self._missing
+    def num_drafted(self) -> int:
+        """Rows that came with tokens. Refusals come at once, and say nothing of how fast the pool drafts."""
+        with self._lock:
+            return sum(bool(block.tokens) for block in self._blocks.values())
 
     @property
-    def mostly_missing(self) -> bool:
-        return 2 * len(self._missing) > len(self._request.rows)
+    def mostly_late(self) -> bool:
+        return len(self._missing) > self.num_drafted
 
     def reply(self) -> DraftReply | None:
+        """What has come, in the order of the rows."""
         with self._lock:
-            if not self._blocks:
-                return None
-            return DraftReply(self._request.incarnation, self._request.round_id, tuple(self._blocks), self._wait_ms)
+            rows = self._request.rows
+            blocks = tuple(self._blocks[row.sequence_id] for row in rows if row.sequence_id in self._blocks)
+            wait_ms = self._wait_ms
+        return DraftReply(self._request.incarnation, self._request.round_id, blocks, wait_ms) if blocks else None
 
 
 class GrpcDraftClient:
@@ -139,9 +146,7 @@ class GrpcDraftClient:
         if ask is Ask.PROBE or not link.open:  # it may have ended before the round was there to be told
             return None
         current.wait(self._clock)
-        if current.complete:
-            self._backoff.answered()
-        elif link.open and current.mostly_missing:
+        if link.open and current.mostly_late:
             self._backoff.missed()
         return current.reply()
 
@@ -154,8 +159,8 @@ class GrpcDraftClient:
         current = self._round
         if current is None or current.link is not link:
             return
-        current.add(reply)
-        if current.complete and self._clock() <= current.expires:
+        in_time = self._clock() <= current.expires
+        if current.add(reply) and in_time and current.num_drafted:
             self._backoff.answered()
 
     def _on_end(self, link: Link) -> None:
@@ -164,32 +169,38 @@ class GrpcDraftClient:
             current.end()
         if self._link is link:
             self._link = None
-            self._avoid[link.member.incarnation] = self._clock() + self._config.avoid_s
+            self._leave_alone(link.member)
             self._lost.set()
 
     async def _keep_connected(self) -> None:
         while True:
             self._lost.clear()
-            await self._connect_best()
-            pause = self._config.discover_every_s if self._link else self._config.lost_every_s
             try:
-                await asyncio.wait_for(self._lost.wait(), pause)
-            except TimeoutError:
-                continue
+                await self._connect_best()
+            except Exception:
+                logger.exception("looking for a draft replica failed; it is tried again")
+            pause = self._config.discover_every_s if self._link else self._config.lost_every_s
+            with suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._lost.wait()
 
     async def _connect_best(self) -> None:
         member = choose(await self._candidates(), self.replica, self._incarnation)
         if member is None or member.incarnation == self.replica:
             return
+        self._leave_alone(member)  # unless this goes well, whatever may go wrong
         link = Link(member, self._on_reply, self._on_end)
         if not await link.connect():
-            self._avoid[member.incarnation] = self._clock() + self._config.avoid_s
             return
+        del self._avoid[member.incarnation]
         logger.info("drafting on %s at %s", member.incarnation, member.address)
+        self._backoff = Backoff(self._clock)
         old, self._link = self._link, link
-        self._backoff.answered()
         if old is not None:
             self._retire(old)
+
+    def _leave_alone(self, member: PoolMember) -> None:
+        self._avoid[member.incarnation] = self._clock() + self._config.avoid_s
 
     async def _candidates(self) -> list[PoolMember]:
         try:

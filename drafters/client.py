@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from drafters.worker import DraftWorker
 from protocol.draft import DraftReply, DraftRequest
@@ -31,12 +32,18 @@ class LocalDraftClient:
         replies: list[DraftReply] = []
         until = self._clock() + self._deadline_s
         self._worker.submit(request, replies.append)
-        while not replies and self._clock() < until and self._worker.step() is not None:
+        while not _complete(request, replies) and self._clock() < until and self._worker.step() is not None:
             pass
-        return replies[0] if replies else None
+        blocks = {block.sequence_id: block for reply in replies for block in reply.blocks}
+        ordered = tuple(blocks[row.sequence_id] for row in request.rows if row.sequence_id in blocks)
+        return replace(replies[-1], blocks=ordered) if ordered else None
 
     def close(self, sequence_ids: Sequence[int]) -> None:
         self._worker.close(self._incarnation, sequence_ids)
+
+
+def _complete(request: DraftRequest, replies: Sequence[DraftReply]) -> bool:
+    return sum(len(reply.blocks) for reply in replies) == len(request.rows)
 
 
 def _ignore(reply: DraftReply) -> None:

@@ -17,7 +17,7 @@ Key = tuple[str, int]  # (incarnation of the target, its sequence id)
 class Known:
     """tokens: committed ones, then the pool's own drafts. committed: how many of them came from the target."""
 
-    tokens: list[int] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list, repr=False)
     committed: int = 0
 
     def reconcile(self, start: int, truth: Sequence[int]) -> int:

@@ -43,7 +43,7 @@ class PassRow:
     """
 
     sequence: int
-    tokens: Sequence[int]
+    tokens: Sequence[int] = field(repr=False)
     length: int
     settled: int
     depth: DepthRule
@@ -56,7 +56,7 @@ class PassRow:
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    token: int
+    token: int = field(repr=False)
     exit: int
     confidence: float
 

@@ -1,10 +1,11 @@
 """Who lives in the pool: the sequences that hold tokens, pages and watermarks, and who is let in.
 
     unknown --admit--> resident, active (a job, or context to settle) --job done--> resident, idle
-    idle --evicted for room, or expired--> unknown        any --closed--> unknown
+    idle --evicted for room, or expired--> unknown        any --closed, or refused for good or for pages--> unknown
 
 An active sequence is never evicted. One that is between two rounds is idle only after `idle_s`, or targets that
-overfill the pool together would evict each other in every round.
+overfill the pool together would evict each other in every round. A known one that outgrows the free pages is
+forgotten with its BUSY: residents that keep their pages and wait for each other's would never draft again.
 """
 
 from __future__ import annotations
@@ -63,11 +64,8 @@ class Residents:
 
     def admit(self, key: Key, row: DraftRow, depth: DepthRule, now: float) -> tuple[DraftStatus, int]:
         """Take over the row's context. Returns its status and how many tokens are to be drafted."""
-        if not self._makes_sense(row):
-            logger.warning("%s: a row without tokens, or with ids beyond the vocabulary, is not drafted", key)
-            return DraftStatus.OK, 0
         room = draft_room(row.base_length, self._drafter.max_positions)
-        if room <= 0:
+        if room <= 0 or not self._makes_sense(key, row):
             self.forget(key)
             return DraftStatus.TOO_LONG, 0
         resident = self._residents.get(key)
@@ -80,8 +78,7 @@ class Residents:
         self._take_over(resident, row, depth, now)
         length = self._reserve(resident, row.base_length, min(row.length, room))
         if length is None:
-            if not self._drafter.written(resident.id):  # nothing is lost with it, and its row is free again
-                self.forget(key)
+            self.forget(key)  # what it holds may be just what the others lack
             return DraftStatus.BUSY, 0
         if length or self.context_missing(resident):
             self.active[key] = resident
@@ -133,9 +130,13 @@ class Residents:
             assert resident.job is not None or self.context_missing(resident) > 0, "active with nothing to do"
             assert len(resident.known.tokens) <= self._drafter.ledger.capacity(resident.id), "active without pages"
 
-    def _makes_sense(self, row: DraftRow) -> bool:
+    def _makes_sense(self, key: Key, row: DraftRow) -> bool:
+        """What was committed stays, so a row that makes no sense will make none in any later round."""
         in_vocabulary = min(row.tokens, default=0) >= 0 and max(row.tokens, default=0) < self._drafter.vocab_size
-        return row.start >= 0 and row.base_length > 0 and in_vocabulary
+        sensible = row.start >= 0 and row.base_length > 0 and in_vocabulary
+        if not sensible:
+            logger.warning("%s: no drafts for a row without tokens, or with ids beyond the drafter's vocabulary", key)
+        return sensible
 
     def _idle(self) -> Iterable[Resident]:
         return (resident for key, resident in self._residents.items() if key not in self.active)

@@ -1,8 +1,13 @@
-"""A request on its way through the pool: its blocks are gathered and answered together."""
+"""A request on its way through the pool: its blocks are gathered and handed over together, pass by pass.
+
+Rows that are refused are answered at once, the others with the pass that finished them, so no row waits for the
+long context of another.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -11,16 +16,20 @@ from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, Draft
 
 Reply = Callable[[DraftReply], None]
 
+WAIT_DECAY = 0.9  # of the mean, per request
+WAIT_HALF_LIFE_S = 5.0
+
 logger = logging.getLogger(__name__)
 
 
 class Round:
-    """Replies once, when every row of the request has its block. Times in seconds of the worker's clock."""
+    """Each row of the request is in one of its replies. Times in seconds of the worker's clock."""
 
     def __init__(self, request: DraftRequest, reply: Reply, now: float) -> None:
         self._request = request
         self._reply = reply
-        self._blocks: list[DraftBlock | None] = [None] * len(request.rows)
+        self._missing = set(range(len(request.rows)))
+        self._fresh: dict[int, DraftBlock] = {}
         self._submitted = now
         self.wait_ms: float | None = None
 
@@ -33,14 +42,16 @@ class Round:
 
     def answer(self, index: int, block: DraftBlock) -> None:
         """index: the row's place in the request."""
-        assert self._blocks[index] is None, "a row is answered once"
-        self._blocks[index] = block
-        self.reply_if_complete()
+        assert index in self._missing, "a row is answered once"
+        self._missing.remove(index)
+        self._fresh[index] = block
 
-    def reply_if_complete(self) -> None:
-        blocks = tuple(block for block in self._blocks if block is not None)
-        if len(blocks) < len(self._blocks):
+    def reply(self) -> None:
+        """Hand over the blocks that came since the last reply, in the order of the rows; nothing when none did."""
+        if not self._fresh and self._request.rows:
             return
+        blocks = tuple(self._fresh[index] for index in sorted(self._fresh))
+        self._fresh.clear()
         reply = DraftReply(self._request.incarnation, self._request.round_id, blocks, self.wait_ms or 0.0)
         try:
             self._reply(reply)
@@ -56,7 +67,7 @@ class Job:
     index: int
     row: DraftRow
     length: int
-    picks: list[Pick] = field(default_factory=list)
+    picks: list[Pick] = field(default_factory=list, repr=False)
 
     @property
     def is_done(self) -> bool:
@@ -73,6 +84,25 @@ class Job:
             tuple(pick.confidence for pick in self.picks),
         )
         self.round.answer(self.index, block)
+
+
+@dataclass(slots=True)
+class MeanWait:
+    """How long requests waited for their first pass, in ms: a running mean that fades while none comes."""
+
+    _mean_ms: float = 0.0
+    _since: float = -math.inf
+
+    def add(self, wait_ms: float, now: float) -> None:
+        self._mean_ms += (1 - WAIT_DECAY * self._faded(now)) * (wait_ms - self._mean_ms)
+        self._since = now
+
+    def at(self, now: float) -> float:
+        return self._mean_ms * self._faded(now)
+
+    def _faded(self, now: float) -> float:
+        """How much the mean still tells: half as much every WAIT_HALF_LIFE_S."""
+        return float(0.5 ** ((now - self._since) / WAIT_HALF_LIFE_S))
 
 
 def refusal(row: DraftRow, status: DraftStatus) -> DraftBlock:

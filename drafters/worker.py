@@ -2,7 +2,7 @@
 
     submit: reconcile each row with what the pool knows, reserve its pages, or refuse it
     step:   one ragged pass; every drafting row of any target gains a token, contexts a chunk within the budget
-    reply:  once per request, when all its rows are done
+    reply:  after each pass, with the rows of a request that it finished; refused ones at once
 
 Rows join at the next step and leave when their draft is done. The owner calls the worker from one thread and
 gives it the clock; nothing here raises because of what a target sent.
@@ -13,19 +13,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from drafters.known import Key, Span
 from drafters.nested import NestedDrafter, PassRow, Pick
 from drafters.residents import PoolLimits, Resident, Residents
-from drafters.rounds import Job, Reply, Round, refusal
+from drafters.rounds import Job, MeanWait, Reply, Round, refusal
 from protocol.draft import DraftRequest, DraftRow, DraftStatus
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule
 from protocol.stats import PassStats, PoolStats
 
 DEFAULT_LIMITS = PoolLimits()
-WAIT_DECAY = 0.9  # of the running mean, per request
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +44,7 @@ class _Counts:
     mixed_passes: int = 0
     drafted: int = 0
     busy: int = 0
-    wait_ms: float = 0.0
+    wait: MeanWait = field(default_factory=MeanWait)
 
 
 class DraftWorker:
@@ -58,29 +57,31 @@ class DraftWorker:
         self._clock = clock
         self._residents = Residents(drafter, limits)
         self._counts = _Counts()
+        self._answered: dict[Round, None] = {}  # those that may have blocks to hand over
 
     def describe(self) -> Description:
         return Description(self._drafter.exits, self._drafter.max_positions, self._drafter.vocab_size)
 
     def submit(self, request: DraftRequest, reply: Reply) -> None:
-        """`reply` is called once, from here or from a later `step`, when every row is answered."""
+        """`reply` is called with the rows that are refused, from here, then with those that later calls finish."""
         round_ = Round(request, reply, self._clock())
+        self._answered[round_] = None
         try:
             self._drafter.check_depth(request.depth)
         except ConfigError as error:
             logger.error("%s: %s", request.incarnation, error)
             for index, row in enumerate(request.rows):
                 round_.answer(index, refusal(row, DraftStatus.OK))
-            return
-        for index, row in enumerate(request.rows):
-            self._take(round_, index, (request.incarnation, row.sequence_id), row, request.depth)
-        if not request.rows:
-            round_.reply_if_complete()
+        else:
+            for index, row in enumerate(request.rows):
+                self._take(round_, index, (request.incarnation, row.sequence_id), row, request.depth)
+        self._reply()
 
     def close(self, incarnation: str, sequence_ids: Sequence[int]) -> None:
         """Forget these sequences; what is being drafted for them is answered as far as it got."""
         for sequence_id in sequence_ids:
-            self._forget((incarnation, sequence_id))
+            self._answer(self._residents.forget((incarnation, sequence_id)))
+        self._reply()
 
     def drop(self, incarnation: str) -> None:
         """A target is gone: forget its sequences without an answer."""
@@ -98,25 +99,16 @@ class DraftWorker:
         if not chosen:
             return None
         began = self._clock()
-        residents, spans = [resident for resident, _ in chosen], [span for _, span in chosen]
-        self._start_rounds(residents, began)
-        try:
-            picks = self._drafter.run([self._row(resident, span) for resident, span in chosen])
-        except Exception:
-            logger.exception("a pass of %d rows failed; their sequences are forgotten", len(chosen))
-            for resident in residents:
-                self._forget(resident.key)
-            picks = [None] * len(chosen)
-        else:
-            for resident, pick in zip(residents, picks, strict=True):
-                self._advance(resident, pick)
-        num_targets = len({resident.key[0] for resident in residents})
+        self._start_rounds(chosen, began)
+        picks = self._run(chosen)
+        self._reply()
+        num_targets = len({resident.key[0] for resident, _ in chosen})
         self._counts.passes += 1
         self._counts.mixed_passes += num_targets > 1
         return PassStats(
             num_rows=len(chosen),
             num_targets=num_targets,
-            num_prefill_tokens=sum(span.num_prefill for span in spans),
+            num_prefill_tokens=sum(span.num_prefill for _, span in chosen),
             num_exited=tuple(
                 sum(pick is not None and pick.exit == exit for pick in picks) for exit in self._drafter.exits
             ),
@@ -132,7 +124,7 @@ class DraftWorker:
             num_mixed_passes=self._counts.mixed_passes,
             num_drafted=self._counts.drafted,
             num_busy=self._counts.busy,
-            wait_ms=self._counts.wait_ms,
+            wait_ms=self._counts.wait.at(self._clock()),
         )
 
     def check(self) -> None:
@@ -140,9 +132,7 @@ class DraftWorker:
         self._residents.check()
 
     def _take(self, round_: Round, index: int, key: Key, row: DraftRow, depth: DepthRule) -> None:
-        replaced = self._residents.withdraw(key)
-        if replaced is not None:
-            replaced.answer()
+        self._answer(self._residents.withdraw(key))
         status, length = self._residents.admit(key, row, depth, self._clock())
         self._counts.busy += status is DraftStatus.BUSY
         if length:
@@ -164,11 +154,22 @@ class DraftWorker:
         tokens = resident.known.tokens[self._drafter.written(resident.id) : span.length]
         return PassRow(resident.id, tokens, span.length, span.settled, resident.depth, resident.sampling)
 
-    def _start_rounds(self, residents: Sequence[Resident], now: float) -> None:
-        for resident in residents:
+    def _start_rounds(self, chosen: Sequence[tuple[Resident, Span]], now: float) -> None:
+        for resident, _ in chosen:
             if resident.job is not None and resident.job.round.start(now):
-                waited = resident.job.round.wait_ms or 0.0
-                self._counts.wait_ms += (1 - WAIT_DECAY) * (waited - self._counts.wait_ms)
+                self._counts.wait.add(resident.job.round.wait_ms or 0.0, now)
+
+    def _run(self, chosen: Sequence[tuple[Resident, Span]]) -> list[Pick | None]:
+        try:
+            picks = self._drafter.run([self._row(resident, span) for resident, span in chosen])
+        except Exception:
+            logger.exception("a pass of %d rows failed; their sequences are forgotten", len(chosen))
+            for resident, _ in chosen:
+                self._answer(self._residents.forget(resident.key))
+            return [None] * len(chosen)
+        for (resident, _), pick in zip(chosen, picks, strict=True):
+            self._advance(resident, pick)
+        return picks
 
     def _advance(self, resident: Resident, pick: Pick | None) -> None:
         if pick is not None and resident.job is not None:
@@ -181,9 +182,12 @@ class DraftWorker:
         elif resident.job is None and self._residents.context_missing(resident) <= 0:
             self._residents.withdraw(resident.key)
 
-    def _forget(self, key: Key) -> None:
-        self._answer(self._residents.forget(key))
-
     def _answer(self, job: Job | None) -> None:
         if job is not None:
             job.answer()
+            self._answered[job.round] = None
+
+    def _reply(self) -> None:
+        rounds, self._answered = self._answered, {}
+        for round_ in rounds:
+            round_.reply()

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from model.batch import CPU
@@ -51,8 +51,7 @@ def load_decoder(
     """num_layers: load only so many of the first layers. Raises UnsupportedModel or ConfigError."""
     full = read_config(directory)
     config = full if num_layers is None else full.first_layers(num_layers)
-    checkpoint = Checkpoint(directory, dtype, device)
-    checkpoint.check(tensor_shapes(full), optional=frozenset({_HEAD} if full.tied_embeddings else ()))
+    checkpoint = _checked(directory, full, dtype, device)
     layers = []
     for layer in range(config.num_layers):
         layers.append(_read_layer(checkpoint, config, layer))
@@ -61,6 +60,17 @@ def load_decoder(
     embedding = checkpoint.read(_EMBEDDING)
     norm = _read_norm(checkpoint, config, _NORM)
     return Decoder(config, DecoderWeights(embedding, tuple(layers), norm, _read_head(checkpoint, config, embedding)))
+
+
+def check_weights(directory: Path) -> None:
+    """Reads the headers of the files only. Raises UnsupportedModel or ConfigError, as load_decoder would."""
+    _checked(directory, read_config(directory), torch.float32, CPU)
+
+
+def _checked(directory: Path, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> Checkpoint:
+    checkpoint = Checkpoint(directory, dtype, device)
+    checkpoint.check(tensor_shapes(config), optional=frozenset({_HEAD} if config.tied_embeddings else ()))
+    return checkpoint
 
 
 class Checkpoint:
@@ -72,7 +82,7 @@ class Checkpoint:
         self._device = device
         self._file_of: dict[str, Any] = {}
         for path in _weight_files(directory):
-            file: Any = safe_open(path, framework="pt")
+            file = _opened(path)
             self._file_of.update(dict.fromkeys(file.keys(), file))
 
     def check(self, shapes: dict[str, tuple[int, ...]], optional: frozenset[str]) -> None:
@@ -175,6 +185,13 @@ def _read_head(checkpoint: Checkpoint, config: DecoderConfig, embedding: Tensor)
     if _HEAD in checkpoint and not torch.equal(checkpoint.read(_HEAD), embedding):
         raise ConfigError(f"{checkpoint.directory} ties its embeddings but stores an {_HEAD} that differs from them")
     return embedding
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return safe_open(path, framework="pt")
+    except SafetensorError as error:
+        raise ConfigError(f"{path} is damaged or cut short ({error}); fetch it again") from None
 
 
 def _weight_files(directory: Path) -> list[Path]:

@@ -21,7 +21,7 @@ class DraftStatus(StrEnum):
     OK = "ok"
     NEED_CONTEXT = "need_context"
     BUSY = "busy"  # no pages or no row free: length 0, ask again later
-    TOO_LONG = "too_long"  # past the drafter's context length: length 0 for good
+    TOO_LONG = "too_long"  # past the drafter's context, or an id beyond its vocabulary: length 0 for good
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,8 @@ class DraftBlock:
 
 @dataclass(frozen=True, slots=True)
 class DraftReply:
+    """What one pass of the pool finished of a round; a round may come in several messages."""
+
     incarnation: str
     round_id: int
     blocks: tuple[DraftBlock, ...]

@@ -79,7 +79,7 @@ def test_every_cell_that_drafts_sees_tokens_accepted_and_refused(results):
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_forced_preemption_changes_no_token(subject, temperature):
-    tight = Cell(16, "cascade", 5, temperature, page_size=16, kv_positions=1024)
+    tight = Cell(16, "cascade", 5, temperature, page_size=4, kv_positions=1024)
     result = run_cell(subject, tight)
     assert result.preempted > 0
     assert result.faults == []

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
@@ -13,19 +13,29 @@ from protocol.request import GenerateRequest, TokenRun
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What the API must know of a target. created: seconds since the epoch, as clients expect it."""
+    """What the API must know of a target. longest_token: in bytes; created: seconds since the epoch, for clients."""
 
     id: str
     max_model_len: int
     vocab_size: int
     tokenizer: PreTrainedTokenizerBase
+    longest_token: int
     eos_token_ids: tuple[int, ...]
     created: int
 
 
+def longest_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """A bound on the bytes of text that one token stands for: byte-level vocabularies spell some of them in two."""
+    return max(len(token.encode()) for token in tokenizer.get_vocab())
+
+
 class Backend(Protocol):
-    def models(self) -> Sequence[ModelCard]:
-        """The targets that are known by now; none before the first is ready."""
+    @property
+    def names(self) -> Sequence[str]:
+        """Every target, whether or not it is up."""
+
+    async def card(self, model: str) -> ModelCard | None:
+        """Of one of `names`; None as long as that target has not told about itself. Answers in a second or so."""
 
     def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
         """Runs in order, without gaps, the last with a finish reason. Closing the generator cancels the request.
@@ -34,4 +44,7 @@ class Backend(Protocol):
         """
 
     async def ready(self) -> bool:
-        """Whether every target can take requests."""
+        """Whether every target can take requests, in a second or so."""
+
+    async def stats(self) -> Mapping[str, Any]:
+        """Counts of every replica, as JSON takes them."""

@@ -5,15 +5,16 @@ All that could make two front ends answer differently lives here, so that the sa
 
 from __future__ import annotations
 
-import secrets
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
 from deployments.api.backend import Backend, ModelCard
+from deployments.api.prompts import check_text
+from deployments.api.seeds import draw_seed, unsigned_seed
 from protocol.errors import InvalidRequest, NotReady, PromptTooLong, UnknownModel
 from protocol.request import (
-    SEED_BITS,
     FinishReason,
     GenerateRequest,
     SamplingParams,
@@ -28,9 +29,13 @@ MAX_STOPS = 16
 
 @dataclass(frozen=True, slots=True)
 class Wishes:
-    """What may be asked beyond model and prompt. max_tokens None: as many as the context holds."""
+    """What may be asked beyond model and prompt.
+
+    max_tokens None: `default_max_tokens`, or what the context still holds if that is less or there is no default.
+    """
 
     max_tokens: int | None = None
+    default_max_tokens: int | None = None
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
@@ -77,36 +82,21 @@ class BackendFault(Exception):
 
 
 async def find_model(backend: Backend, model: str) -> ModelCard:
-    cards = backend.models()
-    if not cards and not await backend.ready():
+    """Needs no other target than the one asked for. Raises UnknownModel or NotReady."""
+    if model not in backend.names:
+        raise UnknownModel(f"model {model[:100]!r} does not exist; this server has {', '.join(backend.names)}")
+    card = await backend.card(model)
+    if card is None:
+        raise NotReady(f"model {model} is still loading; try again later")
+    return card
+
+
+async def known_models(backend: Backend) -> list[ModelCard]:
+    """The targets that have told about themselves. Raises NotReady when none has."""
+    cards = [card for card in await asyncio.gather(*map(backend.card, backend.names)) if card is not None]
+    if not cards:
         raise NotReady("the models are still loading; try again later")
-    cards = cards or backend.models()
-    for card in cards:
-        if card.id == model:
-            return card
-    served = ", ".join(card.id for card in cards)
-    raise UnknownModel(f"model {model[:100]!r} does not exist; this server has {served}")
-
-
-def encode(card: ModelCard, prompt: str, param: str = "prompt", *, add_special_tokens: bool = True) -> tuple[int, ...]:
-    check_text(prompt, param)
-    return tuple(card.tokenizer.encode(prompt, add_special_tokens=add_special_tokens))
-
-
-def check_text(text: str, param: str) -> None:
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise InvalidRequest(f"{param} holds half of a surrogate pair, which is no text; send whole characters", param)
-
-
-def draw_seed() -> int:
-    return secrets.randbits(SEED_BITS)
-
-
-def unsigned_seed(seed: int) -> int:
-    """Signed 64-bit seeds, which OpenAI's schema allows, stand for their two's complement."""
-    if not -(1 << (SEED_BITS - 1)) <= seed < 1 << SEED_BITS:
-        raise InvalidRequest(f"seed {seed} does not fit {SEED_BITS} bits", "seed")
-    return seed % (1 << SEED_BITS)
+    return cards
 
 
 def prepare(
@@ -118,33 +108,35 @@ def prepare(
     seed = draw_seed() if wishes.seed is None else unsigned_seed(wishes.seed)
     sampling = SamplingParams(wishes.temperature, wishes.top_k, wishes.top_p, wishes.min_p, seed)
     eos = () if wishes.ignore_eos else card.eos_token_ids
-    rules = StopRules(_max_tokens(card, len(prompt_ids), wishes.max_tokens), frozenset(wishes.stop_token_ids + eos))
+    rules = StopRules(_max_tokens(card, len(prompt_ids), wishes), frozenset(wishes.stop_token_ids + eos))
     return Job(card, GenerateRequest(request_id, prompt_ids, sampling, rules), wishes.stop)
 
 
 def _check_prompt(card: ModelCard, prompt_ids: tuple[int, ...], param: str) -> None:
     if not prompt_ids:
         raise InvalidRequest(f"{param} is empty; send at least one token", param)
-    outside = next((token for token in prompt_ids if not 0 <= token < card.vocab_size), None)
-    if outside is not None:
-        raise InvalidRequest(f"{param} holds token {outside}, outside the vocabulary of {card.vocab_size}", param)
     if len(prompt_ids) >= card.max_model_len:
         raise PromptTooLong(
             f"{param} has {len(prompt_ids)} tokens and {card.id} holds {card.max_model_len}, at least one of them "
             "for the answer; shorten it",
             param,
         )
+    outside = next((token for token in prompt_ids if not 0 <= token < card.vocab_size), None)
+    if outside is not None:
+        raise InvalidRequest(f"{param} holds token {outside}, outside the vocabulary of {card.vocab_size}", param)
 
 
-def _max_tokens(card: ModelCard, num_prompt: int, asked: int | None) -> int:
-    room = card.max_model_len - num_prompt
-    if asked is not None and asked > room:
+def _max_tokens(card: ModelCard, num_prompt: int, wishes: Wishes) -> int:
+    room, asked = card.max_model_len - num_prompt, wishes.max_tokens
+    if asked is None:
+        return min(room, wishes.default_max_tokens or room)
+    if asked > room:
         raise PromptTooLong(
             f"max_tokens {asked} and a prompt of {num_prompt} tokens exceed the {card.max_model_len} tokens of "
             f"{card.id}; ask for {room} at most",
             "max_tokens",
         )
-    return room if asked is None else asked
+    return asked
 
 
 def _check_stop(stops: tuple[str, ...]) -> None:

@@ -17,11 +17,13 @@ from starlette.exceptions import HTTPException
 from deployments.api.backend import Backend, ModelCard
 from deployments.api.chat import chat_prompt
 from deployments.api.errors import RETRY_AFTER_S, printable, problem
-from deployments.api.generation import Delta, Job, draw_seed, encode, find_model, prepare, run
+from deployments.api.generation import Delta, Job, find_model, known_models, prepare, run
 from deployments.api.middleware import Around, request_id
 from deployments.api.openai import COMPLETION_MAX_TOKENS, ChatCompletionRequest, CompletionRequest, StreamOptions
+from deployments.api.prompts import encode
 from deployments.api.replies import ChatShape, Choice, Json, Reply, Shape, TextShape, usage
 from deployments.api.screen import refusal
+from deployments.api.seeds import draw_seed
 from deployments.api.streams import ClientGone, EventStream, Indexed, merged, unless_gone
 from protocol.errors import DraftPoolError, InvalidRequest, NotReady
 
@@ -45,7 +47,7 @@ def _add_generation_routes(app: FastAPI, backend: Backend) -> None:
         card = await find_model(backend, body.model)
         special = body.add_special_tokens is not False
         prompts = [
-            encode(card, prompt, add_special_tokens=special) if isinstance(prompt, str) else tuple(prompt)
+            await encode(card, prompt, add_special_tokens=special) if isinstance(prompt, str) else tuple(prompt)
             for prompt in body.prompts()
         ]
         return await _answer(_Call.of(backend, body, card, prompts, COMPLETION_MAX_TOKENS), request)
@@ -53,7 +55,7 @@ def _add_generation_routes(app: FastAPI, backend: Backend) -> None:
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
         card = await find_model(backend, body.model)
-        prompt_ids = chat_prompt(card, body.messages)
+        prompt_ids = await chat_prompt(card, body.messages)
         return await _answer(_Call.of(backend, body, card, [prompt_ids], None), request)
 
 
@@ -66,11 +68,15 @@ def _add_model_routes(app: FastAPI, backend: Backend) -> None:
 
     @app.get("/v1/models")
     async def models() -> Json:
-        return {"object": "list", "data": [_model(card) for card in backend.models()]}
+        return {"object": "list", "data": [_model(card) for card in await known_models(backend)]}
 
     @app.get("/v1/models/{model:path}")
     async def model(model: str) -> Json:
         return _model(await find_model(backend, model))
+
+    @app.get("/debug/stats")
+    async def stats() -> Response:
+        return JSONResponse(await backend.stats())
 
 
 def _model(card: ModelCard) -> Json:

@@ -57,9 +57,9 @@ class _GenerationBody(_Body):
         return screened(fields, ONLY, DROPPED)
 
     def wishes(self, default_max_tokens: int | None, seed: int) -> Wishes:
-        asked = self._asked_tokens()
         return Wishes(
-            max_tokens=default_max_tokens if asked is None else asked,
+            max_tokens=self._asked_tokens(),
+            default_max_tokens=default_max_tokens,
             temperature=1.0 if self.temperature is None else self.temperature,
             top_k=max(self.top_k or 0, 0),  # -1 is off too, as in vLLM
             top_p=1.0 if self.top_p is None else self.top_p,

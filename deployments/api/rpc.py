@@ -11,8 +11,9 @@ from grpc import StatusCode
 
 from deployments.api.backend import Backend
 from deployments.api.errors import problem
-from deployments.api.generation import Delta, Job, Wishes, encode, find_model, prepare, run
-from protocol.errors import InvalidRequest, NotReady
+from deployments.api.generation import Delta, Job, Wishes, find_model, known_models, prepare, run
+from deployments.api.prompts import encode
+from protocol.errors import InvalidRequest
 from protocol.pb import inference_pb2 as pb
 from protocol.request import FinishReason, SequenceStats
 
@@ -46,9 +47,7 @@ async def generate(
 
 async def list_models(backend: Backend, message: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
     try:
-        if not backend.models() and not await backend.ready():
-            raise NotReady("the models are still loading; try again later")
-        cards = backend.models()
+        cards = await known_models(backend)
     except Exception as error:
         raise _refused(error, f"list-{uuid4().hex}", context) from None
     return pb.ListModelsResponse(models=[pb.Model(id=card.id, max_model_len=card.max_model_len) for card in cards])
@@ -66,7 +65,7 @@ async def _job(backend: Backend, message: pb.GenerateRequest, request_id: str) -
     kind = message.WhichOneof("prompt")
     if kind is None:
         raise InvalidRequest("prompt is missing; send text or token_ids", "prompt")
-    prompt_ids = encode(card, message.text) if kind == "text" else tuple(message.token_ids.ids)
+    prompt_ids = await encode(card, message.text) if kind == "text" else tuple(message.token_ids.ids)
     return prepare(card, request_id, prompt_ids, _wishes(message))
 
 

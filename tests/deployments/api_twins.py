@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from deployments.api.backend import ModelCard
+from deployments.api.backend import ModelCard, longest_token
 from protocol.request import FinishReason, GenerateRequest, SequenceStats, TokenRun
 from router.policy import Off
 from targets.engine import Engine, EngineConfig
@@ -47,7 +48,15 @@ def tiny_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedToken
 
 def card(name: str = "tiny", max_model_len: int = 64, chat_template: str | None = CHAT_TEMPLATE) -> ModelCard:
     tokenizer = tiny_tokenizer(chat_template)
-    return ModelCard(name, max_model_len, len(tokenizer), tokenizer, (tokenizer.eos_token_id,), 1_700_000_000)
+    return ModelCard(
+        name,
+        max_model_len,
+        len(tokenizer),
+        tokenizer,
+        longest_token(tokenizer),
+        (tokenizer.eos_token_id,),
+        1_700_000_000,
+    )
 
 
 Script = Callable[[GenerateRequest], Sequence[TokenRun | Exception | asyncio.Event]]
@@ -77,16 +86,24 @@ def says(text: str, size: int = 3) -> Script:
 
 @dataclass
 class ScriptedBackend:
-    """Plays a script per request: runs are yielded, errors raised, events waited for."""
+    """Plays a script per request: runs are yielded, errors raised, events waited for. away: targets not up."""
 
     script: Script
     cards: Sequence[ModelCard] = field(default_factory=lambda: (card(),))
     is_ready: bool = True
     requests: list[GenerateRequest] = field(default_factory=list)
     num_open: int = 0
+    away: Sequence[str] = ()
 
-    def models(self) -> Sequence[ModelCard]:
-        return self.cards
+    @property
+    def names(self) -> Sequence[str]:
+        return [card.id for card in self.cards]
+
+    async def card(self, model: str) -> ModelCard | None:
+        return None if model in self.away else next(card for card in self.cards if card.id == model)
+
+    async def stats(self) -> Mapping[str, Any]:
+        return {"targets": {card.id: [{"num_running": self.num_open}] for card in self.cards}, "pool": []}
 
     async def ready(self) -> bool:
         return self.is_ready
@@ -114,8 +131,15 @@ class EngineBackend:
         self.engine = engine
         self._card = model_card
 
-    def models(self) -> Sequence[ModelCard]:
-        return (self._card,)
+    @property
+    def names(self) -> Sequence[str]:
+        return (self._card.id,)
+
+    async def card(self, model: str) -> ModelCard | None:
+        return self._card
+
+    async def stats(self) -> Mapping[str, Any]:
+        return {"targets": {self._card.id: [asdict(self.engine.stats())]}, "pool": []}
 
     async def ready(self) -> bool:
         return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,7 +46,7 @@ class LoopThread:
 
 @dataclass
 class ScriptedWorker:
-    """Drafts position numbers. delay_s: how long a step takes; wait_ms: what it reports."""
+    """Drafts position numbers. delay_s: how long a pass takes, refusals come at once; wait_ms: what it reports."""
 
     delay_s: float = 0.0
     wait_ms: float = 0.0
@@ -56,11 +56,17 @@ class ScriptedWorker:
     closed: list[int] = field(default_factory=list)
     seen: list[DraftRequest] = field(default_factory=list)
     fail: bool = False
-    _jobs: list[tuple[DraftRequest, Reply]] = field(default_factory=list)
+    _jobs: list[tuple[DraftReply, Reply]] = field(default_factory=list)
 
     def submit(self, request: DraftRequest, reply: Reply) -> None:
         self.seen.append(request)
-        self._jobs.append((request, reply))
+        blocks = [self._block(request.incarnation, row) for row in request.rows]
+        refused = tuple(block for block in blocks if block.status is not DraftStatus.OK)
+        drafted = tuple(block for block in blocks if block.status is DraftStatus.OK)
+        if refused:
+            reply(DraftReply(request.incarnation, request.round_id, refused))
+        if drafted:
+            self._jobs.append((DraftReply(request.incarnation, request.round_id, drafted, self.wait_ms), reply))
 
     def close(self, incarnation: str, sequence_ids: Sequence[int]) -> None:
         self.closed.extend(sequence_ids)
@@ -74,16 +80,21 @@ class ScriptedWorker:
     def expire(self, now: float) -> None:
         pass
 
+    @property
+    def busy(self) -> bool:
+        return bool(self._jobs)
+
     def step(self) -> PassStats | None:
         if self.fail:
             raise RuntimeError("scripted failure")
         if not self._jobs:
             return None
         time.sleep(self.delay_s)
-        request, reply = self._jobs.pop(0)
-        blocks = tuple(self._block(request.incarnation, row) for row in request.rows)
-        reply(DraftReply(request.incarnation, request.round_id, blocks, self.wait_ms))
-        return PassStats(num_rows=len(blocks))
+        for answer, reply in self._jobs:
+            reply(answer)
+        stats = PassStats(num_rows=len(self._jobs))
+        self._jobs.clear()
+        return stats
 
     def stats(self) -> PoolStats:
         return pool_stats(self.wait_ms, num_sequences=len(self.known))
@@ -137,13 +148,17 @@ class Directory:
 
 @contextmanager
 def client(
-    runner: LoopThread, directory: Directory, target: str = TARGET, **settings: Any
+    runner: LoopThread,
+    directory: Directory,
+    target: str = TARGET,
+    clock: Callable[[], float] = time.monotonic,
+    **settings: Any,
 ) -> Iterator[GrpcDraftClient]:
     defaults = {"deadline_s": 1.0, "discover_every_s": 0.05, "lost_every_s": 0.02}
     config = TransportConfig(**(defaults | settings))
 
     async def start() -> GrpcDraftClient:
-        made = GrpcDraftClient(target, directory, Need(HASH, (2,)), config)
+        made = GrpcDraftClient(target, directory, Need(HASH, (2,)), config, clock)
         await made.start()
         return made
 

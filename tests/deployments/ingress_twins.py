@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import AsyncGenerator
+from logging.handlers import MemoryHandler
+from pathlib import Path
 
-from protocol.errors import InvalidRequest, QueueFull
+from protocol.errors import DraftPoolError, InvalidRequest, QueueFull
 from protocol.request import FinishReason, GenerateRequest, SequenceStats, TokenRun
 
 COUNT, FULL, REFUSE, FAULT, DIE, SLOW = range(70, 76)
@@ -21,12 +24,24 @@ class ScriptedTarget:
         told = {"max_model_len": 64, "vocab_size": 320, "eos_token_ids": (1,), "ready": True}
         return told | {"num_open": self._num_open}
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
+    async def log(self) -> str:
+        """What Serve has logged of this replica."""
+        (handler,) = (h for h in logging.getLogger("ray.serve").handlers if isinstance(h, MemoryHandler))
+        handler.flush()
+        assert isinstance(handler.target, logging.FileHandler)
+        return Path(handler.target.baseFilename).read_text()
+
+    async def stats(self) -> dict[str, int]:
+        return {"num_running": self._num_open}
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenRun | DraftPoolError, None]:
         what = request.prompt_ids[0]
         if what == FULL:
-            raise QueueFull("9 requests are queued; try again later")
+            yield QueueFull("9 requests are queued; try again later")
+            return
         if what == REFUSE:
-            raise InvalidRequest("no such thing", "top_k")
+            yield InvalidRequest("no such thing", "top_k")
+            return
         if what == FAULT:
             raise RuntimeError("secret prompt")
         self._num_open += 1

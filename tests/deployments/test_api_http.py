@@ -6,7 +6,9 @@ import asyncio
 import json
 import logging
 import random
+import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -17,7 +19,7 @@ from deployments.api.openai import ChatCompletionRequest, CompletionRequest
 from deployments.api.screen import DROPPED, ONLY
 from protocol.errors import InvalidRequest, NotReady, QueueFull
 from protocol.request import FinishReason, GenerateRequest, SequenceStats
-from tests.deployments.api_twins import Script, ScriptedBackend, card, runs_of, says, tiny_tokenizer
+from tests.deployments.api_twins import CHAT_TEMPLATE, Script, ScriptedBackend, card, runs_of, says, tiny_tokenizer
 
 TEXT = "grüße 🙂 def add(a, b):\n    return"
 COMPLETION = {"model": "tiny", "prompt": "import"}
@@ -405,10 +407,92 @@ async def test_health_is_503_until_ready(client: Client, backend: ScriptedBacken
 
 
 async def test_before_any_model_is_known_a_request_is_a_503(client: Client, backend: ScriptedBackend) -> None:
-    backend.cards, backend.is_ready = (), False
-    response = await client.complete()
-    assert error_of(response, 503)["type"] == "service_unavailable"
-    assert response.headers["retry-after"] == "1"
+    backend.away = ("tiny",)
+    for response in (await client.complete(), await client.get("/v1/models"), await client.get("/v1/models/tiny")):
+        assert error_of(response, 503)["type"] == "service_unavailable"
+        assert response.headers["retry-after"] == "1"
+    error_of(await client.complete(model="huge"), 404)
+
+
+async def test_a_target_that_is_away_takes_no_other_one_with_it() -> None:
+    backend = ScriptedBackend(says(TEXT), (card("up"), card("down")), is_ready=False, away=("down",))
+    async with Client(backend) as client:
+        assert (await client.complete(model="up")).status_code == 200
+        error_of(await client.complete(model="down"), 503)
+        assert [model["id"] for model in (await client.get("/v1/models")).json()["data"]] == ["up"]
+
+
+async def test_operators_can_read_the_counts_of_every_replica(client: Client) -> None:
+    assert (await client.get("/debug/stats")).json() == {"targets": {"tiny": [{"num_running": 0}]}, "pool": []}
+
+
+async def test_a_default_for_max_tokens_gives_way_to_a_long_prompt_and_an_explicit_one_does_not(
+    client: Client, backend: ScriptedBackend
+) -> None:
+    assert (await client.complete(prompt=[70] * 60)).status_code == 200
+    assert backend.requests[0].stop.max_tokens == 4
+    assert "ask for 4 at most" in error_of(await client.complete(prompt=[70] * 60, max_tokens=16), 400)["message"]
+
+
+class Tokenizer:
+    """The tiny one, whose every use takes a while of its caller's thread."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self.chat_template = CHAT_TEMPLATE
+        self.num_uses = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(tiny_tokenizer(), name)
+
+    def encode(self, text: str, **options: Any) -> list[int]:
+        self.num_uses += 1
+        time.sleep(self._seconds)
+        return list(tiny_tokenizer().encode(text, **options))
+
+    def apply_chat_template(self, messages: Any, **options: Any) -> str:
+        self.num_uses += 1
+        time.sleep(self._seconds)
+        return str(tiny_tokenizer().apply_chat_template(messages, **options))
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
+async def test_while_a_prompt_is_tokenized_others_are_answered(path: str) -> None:
+    tokenizer: Any = Tokenizer(0.6)
+    async with Client(ScriptedBackend(says(TEXT), (replace(card(), tokenizer=tokenizer),))) as client:
+        began = time.monotonic()
+        asked = asyncio.create_task(client.post(path, json=CHAT if "chat" in path else COMPLETION))
+        while not tokenizer.num_uses:
+            await asyncio.sleep(0.01)
+        assert (await client.get("/health")).status_code == 200
+        assert time.monotonic() - began < 0.5
+        assert (await asked).status_code == 200
+
+
+async def test_a_prompt_whose_bytes_cannot_fit_is_refused_before_it_is_tokenized() -> None:
+    tokenizer: Any = Tokenizer(0)
+    async with Client(ScriptedBackend(says(TEXT), (replace(card(), tokenizer=tokenizer),))) as client:
+        text = "x" * (64 * card().longest_token + 1)
+        for response in (
+            await client.complete(prompt=text),
+            await client.chat(messages=[{"role": "user", "content": text}]),
+        ):
+            error = error_of(response, 400)
+            assert error["code"] == "context_length_exceeded"
+            assert f"{len(text)} bytes" in error["message"]
+        assert tokenizer.num_uses == 0
+        assert "tokens" in error_of(await client.complete(prompt=text[:-1]), 400)["message"]
+        assert tokenizer.num_uses == 1
+
+
+async def test_the_tokenizer_does_not_complain_of_long_prompts(
+    client: Client, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(card().tokenizer, "model_max_length", 4)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    assert (await client.complete(prompt="import os, sys, re")).status_code == 200
+    assert (await client.chat()).status_code == 200
+    assert "sequence length" not in caplog.text
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import threading
 import urllib.error
 import urllib.request
@@ -14,6 +16,7 @@ from typing import Any
 import grpc
 import openai
 import pytest
+import ray
 from ray import serve
 
 from protocol.pb import inference_pb2 as pb
@@ -188,6 +191,25 @@ def post(served: Served, body: bytes) -> int:
     with refused.value as error:
         assert "message" in json.loads(error.read())["error"]
         return int(error.code)
+
+
+def test_statistics_of_every_replica_are_told_over_http(served: Served) -> None:
+    with urllib.request.urlopen(f"{served.url}/debug/stats") as response:
+        told = json.load(response)
+    assert {model: len(replicas) for model, replicas in told["targets"].items()} == {"large": 1, "small": 1}
+    assert told["targets"]["large"][0] == served.target("large", "stats")
+    assert len(told["pool"]) == 2
+    assert all(counts["num_free_pages"] == counts["num_pages"] > 0 for counts in told["pool"])
+
+
+def test_a_second_serve_on_the_cluster_is_refused_and_the_first_goes_on(served: Served, family: Path) -> None:
+    address = ray.get_runtime_context().gcs_address
+    command = [sys.executable, "-m", "deployments.cli", "serve", str(family / "app.yaml"), "--address", address]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "an application draftpool is on this cluster already (RUNNING)" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert served.complete("small", **settings(GREEDY, 8)).usage.completion_tokens == 8
 
 
 def test_every_replica_is_healthy(served: Served) -> None:

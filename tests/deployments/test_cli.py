@@ -11,11 +11,13 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
 
 from deployments.cli import COMMANDS, main
+from model import load
 from tests.deployments.checkpoints import make_model
 
 MARK = "DRAFTPOOL_TEST_RUN"
@@ -55,6 +57,106 @@ def test_a_usage_error_is_one_line(
     assert message in refused(capsys, *arguments)
 
 
+GENERATE = ("generate", "--target", "none", "--prompt", "a")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--batch", "0", "argument --batch: '0' is not a whole number of 1 or more"),
+        ("--page-size", "0", "--page-size: '0' is not"),
+        ("--threads", "0", "--threads: '0' is not"),
+        ("--kv-mb", "0", "--kv-mb: '0' is not"),
+        ("--max-tokens", "0", "--max-tokens: '0' is not"),
+        ("--length", "-1", "--length: '-1' is not a whole number from 0 to 64"),
+        ("--length", "many", "--length: 'many' is not a whole number"),
+        ("--depth", "x", "--depth: 'x' is no depth; give an exit of the drafter"),
+        ("--depth", "0", "--depth: '0' is no depth"),
+        ("--seed", str(1 << 64), "--seed: seed 18446744073709551616 does not fit 64 bits"),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused_before_anything_is_loaded(
+    capsys: pytest.CaptureFixture[str], option: str, value: str, message: str
+) -> None:
+    assert message in refused(capsys, *GENERATE, option, value)
+
+
+def tiny(family: Path, *arguments: str) -> tuple[str, ...]:
+    fixed = ("--dtype=fp32", "--threads=1", "--page-size=16", "--kv-mb=8", "--max-tokens=6", "--ignore-eos")
+    return ("generate", "--target", str(family / "large"), *fixed, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"prompt": "x " * 600}, "has 1200 tokens and this model holds 512"),
+        ({"prompt": ""}, "the prompt is empty"),
+        ({"prompt": "\ud800"}, "half of a surrogate pair"),
+        ({"prompt": "b", "seed": 1 << 64}, "does not fit 64 bits"),
+        ({"prompt": "b", "seed": True}, '"seed" must be a whole number'),
+        ({"text": "b"}, 'needs an object with a "prompt" string'),
+    ],
+    ids=str,
+)
+def test_a_prompt_that_cannot_be_is_named_by_its_line(
+    capsys: pytest.CaptureFixture[str], family: Path, tmp_path: Path, line: dict[str, object], message: str
+) -> None:
+    path = tmp_path / "p.jsonl"
+    path.write_text(json.dumps({"prompt": "a"}) + "\n\n" + json.dumps(line) + "\n")
+    capsys.readouterr()
+    error = refused(capsys, *tiny(family, "--prompts", str(path)))
+    assert error.startswith(f"draftpool: {path}:3")
+    assert message in error
+
+
+def test_files_and_memory_that_are_not_there_are_said_so(
+    capsys: pytest.CaptureFixture[str], family: Path, tmp_path: Path
+) -> None:
+    capsys.readouterr()
+    missing = refused(capsys, *tiny(family, "--prompts", str(tmp_path / "none.jsonl")))
+    assert "none.jsonl: No such file or directory; name an existing file" in missing
+    (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "gr\xfc\xdfe"}')
+    assert "is not UTF-8" in refused(capsys, *tiny(family, "--prompts", str(tmp_path / "latin.jsonl")))
+    assert "no page of page_size 99999" in refused(capsys, *tiny(family, "--prompt", "a", "--page-size", "99999"))
+
+
+def completed(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, object]]:
+    assert main(arguments) == 0
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_negative_seed_is_its_twos_complement_as_over_http(
+    capsys: pytest.CaptureFixture[str], family: Path, tmp_path: Path
+) -> None:
+    sampled = tiny(family, "--json", "--temperature=1")
+    path = tmp_path / "p.jsonl"
+    path.write_text('{"prompt": "a", "seed": -1}\n{"prompt": "a\u2028", "seed": 0}')
+    in_file, _ = completed(capsys, *sampled, "--prompts", str(path))
+    (negative,) = completed(capsys, *sampled, "--prompt", "a", "--seed", "-1")
+    (unsigned,) = completed(capsys, *sampled, "--prompt", "a", "--seed", str((1 << 64) - 1))
+    assert negative["token_ids"] == unsigned["token_ids"] == in_file["token_ids"]
+
+
+def test_loading_for_long_shows_a_bar(
+    capsys: pytest.CaptureFixture[str], family: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "loading" not in generated_errors(capsys, family)
+
+    def slow(*args: Any) -> Any:
+        time.sleep(0.12)  # bars are drawn ten times a second at most
+        return read_layer(*args)
+
+    read_layer = load._read_layer
+    monkeypatch.setattr(load, "_read_layer", slow)
+    monkeypatch.setattr("deployments.generate.BAR_AFTER_S", 0)
+    assert "loading large: 100%" in generated_errors(capsys, family)
+
+
+def generated_errors(capsys: pytest.CaptureFixture[str], family: Path) -> str:
+    assert main(tiny(family, "--prompt", "a")) == 0
+    return capsys.readouterr().err
+
+
 def test_help_is_quick_and_names_every_command() -> None:
     script = "import sys, deployments.cli as c\ntry: c.main(['--help'])\nfinally: print('torch' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
@@ -85,6 +187,10 @@ def test_check_tells_what_would_be_served(capsys: pytest.CaptureFixture[str], fa
         ("page_size: 16, kv_mb: 8, spec", "max_model_len: 9999, spec", "max_model_len 9999 of target large exceeds"),
         ("path: large", "path: ./nowhere", "nowhere is not a directory"),
         ("path: drafter", "path: other", "have different vocabularies; train a drafter for it"),
+        ("path: large", "path: ./cut", "model.safetensors is damaged or cut short"),
+        ("path: drafter", "path: ./deeper", "lacks tensors that its config.json promises: model.layers.4."),
+        ("page_size: 16, kv_mb: 8, spec", "page_size: 99999, kv_mb: 8, spec", "target large: kv_mb 8 holds 16384 pos"),
+        ("drafter, dtype: fp32, page_size: 16", "drafter, dtype: fp32, page_size: 99999", "pool: kv_mb 8 holds"),
     ],
 )
 def test_check_refuses_what_does_not_fit_together(
@@ -95,9 +201,27 @@ def test_check_refuses_what_does_not_fit_together(
     tokenizer = json.loads((other / "tokenizer.json").read_text())
     tokenizer["added_tokens"][0]["content"] = "<|other|>"
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    cut = shutil.copytree(family / "large", tmp_path / "cut") / "model.safetensors"
+    os.truncate(cut, cut.stat().st_size - 8)
+    deeper = shutil.copytree(family / "drafter", tmp_path / "deeper") / "config.json"
+    deeper.write_text(deeper.read_text().replace('"num_hidden_layers": 4', '"num_hidden_layers": 5'))
     text = CONFIG.replace(old, new).replace("depth: 4", "depth: 2") if "other" in new else CONFIG.replace(old, new)
     capsys.readouterr()
     assert message in refused(capsys, "check", write(family, text, tmp_path))
+
+
+def test_check_warns_of_memory_for_less_than_a_whole_context(
+    capsys: pytest.CaptureFixture[str], family: Path, tmp_path: Path
+) -> None:
+    long = shutil.copytree(family / "large", tmp_path / "long") / "config.json"
+    long.write_text(long.read_text().replace('"max_position_embeddings": 512', '"max_position_embeddings": 20000'))
+    text = CONFIG.replace("path: large", "path: ./long")
+    assert main(["check", write(family, text, tmp_path)]) == 0
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert first.startswith("warning: kv_mb 8 of target large holds 16384 positions, fewer than the 20000 of its max_")
+    (tmp_path / "app.yaml").write_text(text.replace("path: ./long", "path: ./long, max_model_len: 16384"))
+    assert main(["check", str(tmp_path / "app.yaml")]) == 0
+    assert "warning" not in capsys.readouterr().out
 
 
 @pytest.fixture

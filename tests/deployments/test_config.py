@@ -86,6 +86,10 @@ def test_the_demo_config_loads_and_names_the_demo_models() -> None:
             "targets: [{name: a, path: x}]\npool: {path: x, ports: [9, 3]}",
             "pool.ports: [9, 3] is no range of ports; give [first, last]",
         ),
+        (
+            "targets: [{name: a, path: x}]\npool: {path: x, num_replicas: 2, cores: [1]}",
+            "pool: cores [1] would bind all of num_replicas 2 to the same CPUs",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_its_key_value_and_remedy(tmp_path: Path, text: str, message: str) -> None:

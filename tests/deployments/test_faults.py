@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import torch
 
-from deployments.backoff import MISSES
+from deployments.backoff import MISSES, PAUSES_S
+from deployments.link import Link
 from deployments.local import complete
-from protocol.draft import DraftReply, DraftStatus
+from protocol.draft import DraftReply, DraftRequest, DraftStatus
 from protocol.request import GenerateRequest, SamplingParams, StopRules
-from protocol.wire import CloseSequences
+from protocol.wire import CloseSequences, TargetMessage
 from router.policy import Fixed, Off
+from targets.drafting import Drafting
 from targets.engine import Engine, EngineConfig
 from targets.model import TargetModel, load_target
+from targets.sequence import Sequence as Decoding
 from tests.deployments.harness import (
     DEPTH,
     TARGET,
@@ -27,6 +32,7 @@ from tests.deployments.harness import (
     LoopThread,
     ScriptedPool,
     client,
+    member,
     request,
     wait_until,
 )
@@ -186,6 +192,133 @@ def test_drafting_resumes_when_the_pool_is_fast_again(runner: LoopThread) -> Non
     pool.kill()
 
 
+class Clock:
+    """Stands still unless a test moves it; deadlines are waited for in real time."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_slow_pool_that_refuses_at_once_is_not_taken_for_a_fast_one(runner: LoopThread) -> None:
+    pool, clock = ScriptedPool(runner, delay_s=0.2), Clock()
+    with client(runner, Directory(pool), clock=clock, deadline_s=0.05) as drafts:
+        wait_until(lambda: drafts.replica)
+        for round_id in range(MISSES):
+            assert drafts.draft(request(round_id, (1, 0, 4))) is None
+        clock.now += PAUSES_S[0]
+        assert drafts.draft(request(9, (2, 7, 9))) is None
+        wait_until(lambda: pool.worker.seen[-1].round_id == 9)
+        time.sleep(0.1)  # NEED_CONTEXT is here, within a deadline that the clock has not reached
+        began = time.monotonic()
+        for round_id in range(10, 100):
+            assert drafts.draft(request(round_id, (2, 0, 9))) is None
+        assert time.monotonic() - began < 0.1
+    pool.kill()
+
+
+def test_a_pool_that_forgets_and_is_slow_is_waited_for_three_times_only(runner: LoopThread) -> None:
+    """Two sequences of a target that decodes on meanwhile, 5 rounds a second for 10 s."""
+    pool, clock = ScriptedPool(runner, delay_s=0.2), Clock()
+    with client(runner, Directory(pool), clock=clock, deadline_s=0.05) as drafts:
+        wait_until(lambda: drafts.replica)
+        drafting, num_waits = Drafting(drafts, TARGET, vocab_size=4096), 0
+        sequences = [Decoding(index, generate(index), 4096) for index in range(2)]
+        for _ in range(50):
+            clock.now += 0.2
+            began = time.monotonic()
+            assert drafting.draft(sequences, [3, 3], DEPTH) == [(), ()]
+            num_waits += time.monotonic() - began > 0.045
+            pool.worker.known.clear()
+            for sequence in sequences:
+                sequence.commit([7])
+        assert num_waits == MISSES
+    pool.kill()
+
+
+def test_rows_that_are_refused_at_once_do_not_hide_that_the_others_are_late(runner: LoopThread) -> None:
+    pool = ScriptedPool(runner, delay_s=0.2)
+    with client(runner, Directory(pool), deadline_s=0.05) as drafts:
+        wait_until(lambda: drafts.replica)
+        for round_id in range(MISSES):
+            reply = drafts.draft(request(round_id, (1, 0, 4), (8, 7, 9), (9, 7, 9)))
+            assert reply is not None
+            assert [block.sequence_id for block in reply.blocks] == [8, 9]
+            wait_until(lambda: not pool.worker.busy)
+        began = time.monotonic()
+        assert drafts.draft(request(MISSES, (1, 0, 4))) is None
+        assert time.monotonic() - began < 0.04
+    pool.kill()
+
+
+def test_a_round_may_be_answered_in_several_messages_and_comes_in_the_order_of_its_rows(runner: LoopThread) -> None:
+    pool = ScriptedPool(runner)
+    submit = pool.worker.submit
+
+    def one_by_one(asked: DraftRequest, reply: Callable[[DraftReply], None]) -> None:
+        submit(asked, lambda full: [reply(replace(full, blocks=(block,))) for block in full.blocks[::-1]] and None)
+
+    pool.worker.submit = one_by_one  # type: ignore[method-assign]
+    with client(runner, Directory(pool)) as drafts:
+        wait_until(lambda: drafts.replica)
+        reply = drafts.draft(request(1, (1, 0, 4), (2, 0, 5), (3, 0, 6)))
+        assert reply is not None
+        assert [block.tokens for block in reply.blocks] == [(4, 5, 6), (5, 6, 7), (6, 7, 8)]
+    pool.kill()
+
+
+def test_a_link_that_can_no_longer_send_ends_and_the_next_one_works(
+    runner: LoopThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def fail() -> TargetMessage:
+        raise RuntimeError("cannot be sent")
+
+    pool = ScriptedPool(runner)
+    with client(runner, Directory(pool), avoid_s=0.05) as drafts:
+        wait_until(lambda: drafts.replica)
+        broken = drafts._link
+        assert broken is not None
+        broken._outbox.get = fail  # type: ignore[method-assign]
+        drafts.close([1])
+        wait_until(lambda: drafts._link not in (None, broken))
+        assert drafts.draft(request(1, (1, 0, 4)))
+    assert "writing to draft replica pool-0 failed" in caplog.text
+    pool.kill()
+
+
+def test_a_failing_link_is_left_alone_and_drafting_begins_elsewhere(
+    runner: LoopThread, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = ScriptedPool(runner, "pool-0"), ScriptedPool(runner, "pool-1", wait_ms=50.0)
+    connect = Link.connect
+
+    async def connect_or_fail(link: Link) -> bool:
+        if link.member.incarnation == "pool-0":
+            raise OSError("no more files")
+        return await connect(link)
+
+    monkeypatch.setattr(Link, "connect", connect_or_fail)
+    with client(runner, Directory(first, second)) as drafts:
+        wait_until(lambda: drafts.replica == "pool-1")
+    assert "looking for a draft replica failed" in caplog.text
+    first.kill()
+    second.kill()
+
+
+def test_a_link_that_is_given_up_while_it_connects_closes_its_channel(runner: LoopThread) -> None:
+    async def give_up() -> grpc.ChannelConnectivity:
+        link = Link(member("nobody"), lambda link, reply: None, lambda link: None)
+        connecting = asyncio.create_task(link.connect())
+        await asyncio.sleep(0.05)
+        connecting.cancel()
+        await asyncio.gather(connecting, return_exceptions=True)
+        return link._channel.get_state()
+
+    assert runner.run(give_up()) is grpc.ChannelConnectivity.SHUTDOWN
+
+
 def test_a_busy_pool_answers_at_once(runner: LoopThread) -> None:
     pool = ScriptedPool(runner, status=DraftStatus.BUSY)
     with client(runner, Directory(pool)) as drafts:
@@ -246,10 +379,7 @@ def target(family: Path) -> TargetModel:
 )
 def test_no_pool_changes_a_text(runner: LoopThread, target: TargetModel, script: dict[str, Any]) -> None:
     """The scripted pool drafts position numbers, which are nearly always wrong."""
-    requests = [
-        GenerateRequest(str(index), (5, 6, 7, index), SamplingParams(temperature=0.8, seed=index), StopRules(60))
-        for index in range(4)
-    ]
+    requests = [generate(index) for index in range(4)]
     plain = finished(Engine(target, Off()), requests)
     pool = ScriptedPool(runner, **script)
     with client(runner, Directory(pool), deadline_s=0.05) as drafts:
@@ -263,6 +393,10 @@ def test_no_pool_changes_a_text(runner: LoopThread, target: TargetModel, script:
     assert target.ledger.num_free == target.ledger.num_pages
     killer.cancel()
     pool.kill()
+
+
+def generate(index: int) -> GenerateRequest:
+    return GenerateRequest(str(index), (5, 6, 7, index), SamplingParams(temperature=0.8, seed=index), StopRules(60))
 
 
 def finished(engine: Engine, requests: Sequence[GenerateRequest]) -> list[tuple[int, ...]]:

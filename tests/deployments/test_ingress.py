@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from contextlib import aclosing
+from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +17,12 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from deployments.api.generation import BackendFault
 from deployments.api.runs import in_order
+from deployments.discovery import PoolMember
 from deployments.ingress import ServeBackend, in_our_words
-from protocol.errors import InvalidRequest, NotReady, QueueFull, UnknownModel
+from deployments.target import TargetReplica
+from protocol.errors import DraftPoolError, InvalidRequest, NotReady, QueueFull, UnknownModel
 from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules, TokenRun
+from protocol.stats import PoolStats
 from tests.deployments.api_twins import tiny_tokenizer
 
 REQUEST = GenerateRequest("r", (5,), SamplingParams(), StopRules(8))
@@ -47,8 +53,20 @@ class Response:
         self.num_cancelled += 1
 
 
+class Answers:
+    """What a broadcast gives."""
+
+    def __init__(self, answers: Sequence[Any]) -> None:
+        self._answers = answers
+
+    async def results_async(self, timeout_s: float, return_exceptions: bool) -> Sequence[Any]:
+        return self._answers
+
+
 class Handle:
-    """A Serve handle that answers `describe` with `told` and `generate` with `steps`."""
+    """A Serve handle that answers `describe` with `told` and `generate` with `steps`, and a broadcast with `stats`."""
+
+    stats: Sequence[Any] = ()
 
     def __init__(self, steps: Sequence[Any] = (), told: Any = TOLD) -> None:
         self.steps, self.told, self.responses = steps, told, list[Response]()
@@ -68,7 +86,14 @@ class Handle:
     async def _describe(self) -> Any:
         if isinstance(self.told, Exception):
             raise self.told
+        if isinstance(self.told, asyncio.Event):
+            await self.told.wait()
         return self.told
+
+    def broadcast(self, method_name: str) -> Answers:
+        if isinstance(self.told, Exception):
+            raise self.told
+        return Answers(self.stats)
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +103,8 @@ def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def backend_of(tokenizer_path: str, **handles: Any) -> ServeBackend:
-    return ServeBackend(handles, dict.fromkeys(handles, tokenizer_path))
+def backend_of(tokenizer_path: str, pool: Any = None, **handles: Any) -> ServeBackend:
+    return ServeBackend(handles, dict.fromkeys(handles, tokenizer_path), pool)
 
 
 def run(index: int, *tokens: int, last: bool = False) -> TokenRun:
@@ -134,25 +159,73 @@ async def test_cancelling_the_reader_cancels_the_call(tokenizer_path: str) -> No
     assert handle.responses[0].num_cancelled == 1
 
 
-async def test_models_are_known_once_every_target_has_told_about_itself(tokenizer_path: str) -> None:
-    ready, late = Handle(), Handle(told=TOLD | {"ready": False})
-    backend = backend_of(tokenizer_path, a=ready, b=late)
-    assert list(backend.models()) == []
+async def test_a_target_is_known_once_it_has_told_about_itself_whatever_the_others_do(tokenizer_path: str) -> None:
+    backend = backend_of(tokenizer_path, a=Handle(), b=Handle(told=ActorDiedError()))
+    card = await backend.card("a")
+    assert card is not None
+    assert (card.id, card.max_model_len, card.vocab_size, card.eos_token_ids) == ("a", 64, 320, (1,))
+    assert await backend.card("b") is None
+    assert backend.names == ("a", "b")
     assert not await backend.ready()
-    assert [card.id for card in backend.models()] == ["a", "b"]
-    card = backend.models()[0]
-    assert (card.max_model_len, card.vocab_size, card.eos_token_ids) == (64, 320, (1,))
 
 
-async def test_a_target_that_cannot_be_asked_is_not_ready(tokenizer_path: str) -> None:
-    backend = backend_of(tokenizer_path, a=Handle(told=ActorDiedError()))
+async def test_an_ingress_is_ready_when_every_target_says_so(tokenizer_path: str) -> None:
+    late = Handle(told=TOLD | {"ready": False})
+    assert await backend_of(tokenizer_path, a=Handle(), b=Handle()).ready()
+    assert not await backend_of(tokenizer_path, a=Handle(), b=late).ready()
+
+
+async def test_what_a_target_tells_anew_counts(tokenizer_path: str) -> None:
+    handle = Handle()
+    backend = backend_of(tokenizer_path, a=handle)
+    assert await backend.card("a")
+    backend._describe["a"].told = TOLD | {"max_model_len": 32}  # type: ignore[attr-defined]
+    assert await backend.ready()
+    card = await backend.card("a")
+    assert card is not None
+    assert card.max_model_len == 32
+
+
+async def test_a_target_that_does_not_answer_is_waited_for_a_second_or_so(tokenizer_path: str) -> None:
+    backend = backend_of(tokenizer_path, a=Handle(told=asyncio.Event()), b=Handle(told=asyncio.Event()))
+    began = time.monotonic()
     assert not await backend.ready()
-    assert list(backend.models()) == []
+    assert time.monotonic() - began < 2
+
+
+async def test_statistics_are_of_every_replica_that_answers(tokenizer_path: str) -> None:
+    up, down, pool = Handle(), Handle(told=ActorDiedError()), Handle()
+    up.stats = [{"num_running": 1}, ActorDiedError(), {"num_running": 0}]
+    counts = PoolStats(3, 4, 8, 9, 1, 30, 2, 0.5)
+    pool.stats = [PoolMember("127.0.0.1:1", "pool-0", (2,), "hash", 64, 1, counts)]
+    told = await backend_of(tokenizer_path, pool, a=up, b=down).stats()
+    assert told["targets"] == {"a": [{"num_running": 1}, {"num_running": 0}], "b": []}
+    assert told["pool"] == [asdict(counts)]
+    assert (await backend_of(tokenizer_path, a=up).stats())["pool"] == []
 
 
 def test_an_unknown_model_has_no_handle(tokenizer_path: str) -> None:
     with pytest.raises(UnknownModel, match="this server has a"):
         backend_of(tokenizer_path, a=Handle()).generate("b", REQUEST)
+
+
+@pytest.mark.parametrize("refusal", [QueueFull("9 requests are queued"), InvalidRequest("no", "top_k")])
+async def test_a_refusal_comes_as_a_value_and_is_raised_here(tokenizer_path: str, refusal: DraftPoolError) -> None:
+    handle = Handle([refusal])
+    with pytest.raises(type(refusal)) as caught:
+        await collect(backend_of(tokenizer_path, a=handle))
+    assert caught.value is refusal
+    assert handle.responses[0].num_cancelled == 0
+
+
+async def test_a_replica_refuses_by_a_value_which_serve_does_not_log() -> None:
+    class FullEngine:
+        def submit(self, request: GenerateRequest, on_run: Any) -> None:
+            raise QueueFull("9 requests are queued")
+
+    replica: Any = SimpleNamespace(_engine=FullEngine())
+    (refusal,) = [item async for item in TargetReplica.generate(replica, REQUEST)]
+    assert isinstance(refusal, QueueFull)
 
 
 def test_the_replicas_own_error_is_unwrapped_whichever_way_ray_wraps_it() -> None:

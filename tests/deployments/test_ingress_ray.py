@@ -104,6 +104,19 @@ def test_a_targets_error_is_told_in_our_words(
     assert not {"secret", "Traceback"} & set(error.details().replace(":", " ").split())
 
 
+def test_a_refusal_leaves_no_traceback_in_the_targets_log(client: httpx.Client) -> None:
+    for what, status in ((FULL, 429), (REFUSE, 400)):
+        assert complete(client, what, seed=77).status_code == status
+    log = serve.get_deployment_handle("target-tiny", APP_NAME).log.remote().result()
+    assert "generate" in log, "the log of this replica"
+    assert "QueueFull" not in log
+    assert "InvalidRequest" not in log
+
+
+def test_statistics_are_told_over_http(client: httpx.Client) -> None:
+    assert client.get("/debug/stats").json() == {"targets": {"tiny": [{"num_running": 0}]}, "pool": []}
+
+
 def test_the_request_id_is_on_the_response_once(client: httpx.Client) -> None:
     response = client.get("/v1/models", headers={"x-request-id": "mine"})
     assert response.headers.get_list("x-request-id") == ["mine"]

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from deployments.backoff import MISSES, PAUSES_S, Ask, Backoff
+from deployments.backoff import MISSES, PAUSES_S, RECOVERED, Ask, Backoff
 from deployments.discovery import Need, PoolMember, choose
 from deployments.pool_server import bind
 from deployments.pool_thread import MAX_INBOX, PoolThread
@@ -47,17 +47,38 @@ def test_three_missed_deadlines_end_the_waiting_and_pauses_grow_to_half_a_minute
         assert backoff.ask() is Ask.PROBE
 
 
-def test_an_answer_in_time_brings_the_waiting_back_and_starts_the_pauses_anew() -> None:
-    clock = Clock()
-    backoff = missed_three_times(clock)
-    clock.now += 1
-    assert backoff.ask() is Ask.PROBE
-    backoff.answered()
+def seconds_until_the_next_probe(backoff: Backoff, clock: Clock) -> float:
+    began = clock.now
+    while backoff.ask() is not Ask.PROBE:
+        clock.now += 0.125
+    return clock.now - began
+
+
+def slow_again(backoff: Backoff) -> None:
     for _ in range(MISSES):
         assert backoff.ask() is Ask.WAIT
         backoff.missed()
-    clock.now += 1
-    assert backoff.ask() is Ask.PROBE
+
+
+def test_a_pool_that_is_fast_now_and_then_meets_growing_pauses() -> None:
+    clock = Clock()
+    backoff = missed_three_times(clock)
+    for pause in (*PAUSES_S, PAUSES_S[-1]):
+        assert seconds_until_the_next_probe(backoff, clock) == pause
+        for _ in range(RECOVERED - 1):
+            backoff.answered()
+        slow_again(backoff)
+
+
+def test_several_answers_in_a_row_make_the_pauses_short_again() -> None:
+    clock = Clock()
+    backoff = missed_three_times(clock)
+    for _ in range(3):
+        seconds_until_the_next_probe(backoff, clock)
+    for _ in range(RECOVERED):
+        backoff.answered()
+    slow_again(backoff)
+    assert seconds_until_the_next_probe(backoff, clock) == PAUSES_S[0]
 
 
 def test_only_misses_in_a_row_count() -> None:

@@ -46,6 +46,11 @@ class Pool:
         self.worker.check()
         return stats
 
+    def blocks(self, round_id: int = 0) -> dict[int, DraftBlock]:
+        """What a round has been answered so far, by sequence."""
+        replies = (reply for reply in self.replies if reply.round_id == round_id)
+        return {block.sequence_id: block for reply in replies for block in reply.blocks}
+
     def run(self) -> list[PassStats]:
         """Steps until idle."""
         passes = []
@@ -101,13 +106,16 @@ class RandomTarget:
     def take_reply(self) -> None:
         """Not from the callback: the worker would log a failed assertion and go on."""
         request = self.waiting
-        if request is None or not self.replies:
+        blocks = [block for reply in self.replies for block in reply.blocks]
+        if request is None or len(blocks) < len(request.rows):
             return
-        self.waiting, reply = None, self.replies.pop()
-        assert (reply.incarnation, reply.round_id) == (self.incarnation, request.round_id)
-        assert [block.sequence_id for block in reply.blocks] == [one.sequence_id for one in request.rows]
-        for asked, block in zip(request.rows, reply.blocks, strict=True):
-            self.verify(asked, block, request.depth)
+        assert {(one.incarnation, one.round_id) for one in self.replies} == {(self.incarnation, request.round_id)}
+        self.waiting = None
+        self.replies.clear()
+        by_name = {block.sequence_id: block for block in blocks}
+        assert len(by_name) == len(blocks)
+        for asked in request.rows:
+            self.verify(asked, by_name[asked.sequence_id], request.depth)
         self.closed.clear()
 
     def close(self, sequence_id: int) -> None:

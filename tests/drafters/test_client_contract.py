@@ -7,13 +7,13 @@ gives a client while its context lasts. The worker is then the transport's to st
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 import pytest
 
 from drafters.client import LocalDraftClient
-from drafters.nested import NestedDrafter
+from drafters.nested import NestedDrafter, PassRow, Pick
 from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
 from model.decoder import Decoder
@@ -139,6 +139,26 @@ def test_past_its_deadline_a_draft_is_given_up_without_an_error(connect: Connect
     with connect(worker, "target", 0.0) as client:
         assert client.draft(request(row(1, TOKENS, 30))) is None
         client.close([1])
+
+
+def test_at_the_deadline_the_rows_that_are_done_come_without_those_that_are_not(
+    connect: Connect, worker: DraftWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drafter = worker._drafter
+    run = drafter.run
+
+    def slow(rows: Sequence[PassRow]) -> list[Pick | None]:
+        time.sleep(0.2)
+        return run(rows)
+
+    with connect(worker, "target", 1.0) as client:
+        monkeypatch.setattr(drafter, "run", slow)
+        blocks = draft(client, row(1, TOKENS, 40), row(2, TOKENS[:3], 1), row(3, TOKENS, 1, start=4))
+        client.close([1])
+    assert [(block.sequence_id, block.status) for block in blocks] == [
+        (2, DraftStatus.OK),
+        (3, DraftStatus.NEED_CONTEXT),
+    ]
 
 
 def test_two_clients_with_the_same_sequence_ids_do_not_meet(

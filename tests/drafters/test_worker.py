@@ -7,8 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from drafters.nested import PassRow
-from drafters.residents import PoolLimits
+from drafters.known import Known
+from drafters.nested import PassRow, Pick
+from drafters.residents import PoolLimits, Resident
+from drafters.rounds import WAIT_HALF_LIFE_S, Job, MeanWait, Round
 from model.decoder import Decoder
 from protocol.draft import DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.plan import DepthRule
@@ -90,17 +92,42 @@ def test_a_pass_says_where_its_rows_left(llama: Decoder) -> None:
     assert stats.num_exited == (2, 0, 1)
 
 
-def test_one_reply_comes_when_the_longest_row_is_done_with_blocks_in_the_order_of_the_rows(llama: Decoder) -> None:
+def test_rows_that_are_done_with_the_same_pass_are_one_reply_in_the_order_of_the_request(llama: Decoder) -> None:
     pool = Pool(llama)
-    pool.submit(row(1, text(4, 1), 3), row(2, text(5, 2), 1), row(9, text(2), 1, start=7), round_id=5)
-    pool.step()
+    pool.submit(row(3, text(4, 1), 2), row(1, text(5, 2), 2), round_id=5)
+    pool.submit(row(2, text(6, 3), 2), incarnation="small", round_id=6)
     pool.step()
     assert pool.replies == []
-    pool.step()
-    (reply,) = pool.replies
-    assert reply.round_id == 5
-    assert [(block.sequence_id, len(block.tokens)) for block in reply.blocks] == [(1, 3), (2, 1), (9, 0)]
-    assert reply.blocks[2].status is DraftStatus.NEED_CONTEXT
+    pool.run()
+    answers = [(reply.round_id, [(one.sequence_id, len(one.tokens)) for one in reply.blocks]) for reply in pool.replies]
+    assert answers == [(5, [(3, 2), (1, 2)]), (6, [(2, 2)])]
+
+
+def test_a_pass_hands_over_the_rows_that_it_finished_and_refused_ones_do_not_wait_for_any(llama: Decoder) -> None:
+    pool = Pool(llama)
+    pool.submit(row(1, text(4, 1), 3), row(2, text(5, 2), 1), row(9, text(2), 1, start=7), round_id=5)
+    assert [block.status for block in pool.blocks(5).values()] == [DraftStatus.NEED_CONTEXT]
+    pool.run()
+    assert [[(one.sequence_id, len(one.tokens)) for one in reply.blocks] for reply in pool.replies] == [
+        [(9, 0)],
+        [(2, 1)],
+        [(1, 3)],
+    ]
+    assert {reply.round_id for reply in pool.replies} == {5}
+
+
+def test_the_long_context_of_one_row_does_not_hold_up_the_others_of_its_request(llama: Decoder) -> None:
+    pool, tokens = Pool(llama, PoolLimits(prefill_tokens=16)), text(200, 1)
+    pool.clock.now += 1
+    pool.submit(row(1, tokens, 2), row(2, text(5, 2), 3))
+    pool.clock.now += 0.25
+    for _ in range(3):
+        pool.step()
+    assert [(reply.wait_ms, len(reply.blocks)) for reply in pool.replies] == [(pytest.approx(250), 1)]
+    assert pool.blocks()[2].tokens == expected(llama, text(5, 2), 3)
+    pool.run()
+    assert pool.blocks()[1].tokens == expected(llama, tokens, 2)
+    assert [reply.wait_ms for reply in pool.replies] == [pytest.approx(250)] * 2
 
 
 def test_a_request_without_rows_is_answered_at_once(llama: Decoder) -> None:
@@ -152,9 +179,17 @@ def test_a_newer_message_replaces_the_one_that_is_being_drafted(llama: Decoder) 
     pool.step()
     pool.submit(row(1, [4], 2, start=9), round_id=2)
     pool.run()
-    replies = {reply.round_id: reply for reply in pool.replies}
-    assert replies[1].blocks[0].tokens == expected(llama, tokens, 1)
-    assert replies[2].blocks[0].tokens == expected(llama, [*tokens, 4], 2)
+    assert pool.blocks(1)[1].tokens == expected(llama, tokens, 1)
+    assert len(pool.blocks(1)[2].tokens) == 2
+    assert pool.blocks(2)[1].tokens == expected(llama, [*tokens, 4], 2)
+
+
+def test_rows_replaced_by_one_message_are_one_reply(llama: Decoder) -> None:
+    pool = Pool(llama)
+    pool.submit(row(1, text(9), 8), row(2, text(4), 8), round_id=1)
+    pool.step()
+    pool.submit(row(1, [4], 2, start=9), row(2, [4], 2, start=4), round_id=2)
+    assert [(reply.round_id, len(reply.blocks)) for reply in pool.replies] == [(1, 2)]
 
 
 def test_the_sampling_of_the_last_message_counts(llama: Decoder) -> None:
@@ -171,7 +206,7 @@ def test_a_closed_sequence_frees_its_pages_and_the_rest_of_its_request_is_answer
     pool.step()
     pool.worker.close("large", [1, 77])
     pool.run()
-    assert [len(block.tokens) for block in pool.replies[0].blocks] == [1, 2]
+    assert [len(block.tokens) for block in pool.blocks().values()] == [1, 2]
     pool.worker.close("large", [2])
     stats = pool.worker.stats()
     assert (stats.num_sequences, stats.num_free_pages) == (0, stats.num_pages)
@@ -242,6 +277,17 @@ def test_a_known_sequence_drafts_fewer_tokens_when_pages_run_short_and_keeps_its
     assert pool.ask(row(1, longer, 1)).tokens == expected(llama, longer, 1)
 
 
+def test_residents_that_outgrow_the_pages_together_give_them_up_so_that_one_can_go_on(llama: Decoder) -> None:
+    pool, first, second = Pool(llama, num_pages=4, page_size=16), text(30, 1), text(30, 2)
+    assert {pool.ask(row(1, first, 2)).status, pool.ask(row(2, second, 2)).status} == {DraftStatus.OK}
+    statuses = []
+    for _ in range(20):  # asking keeps both from ever being idle
+        pool.clock.now += 0.7
+        statuses += [pool.ask(row(1, [*first, 5, 5, 5], 4)).status, pool.ask(row(2, [*second, 5, 5, 5], 4)).status]
+    assert statuses.count(DraftStatus.OK) >= 20
+    assert pool.ask(row(2, [*second, 5, 5, 5], 4)).tokens == expected(llama, [*second, 5, 5, 5], 4)
+
+
 def test_past_the_context_of_the_drafter_a_sequence_is_too_long_and_forgotten(llama: Decoder) -> None:
     pool, tokens = Pool(llama), text(256)
     assert pool.ask(row(1, tokens[:254], 5)).tokens == expected(llama, tokens[:254], 3)
@@ -271,7 +317,32 @@ def test_a_reply_tells_how_long_its_request_waited_for_its_first_pass(llama: Dec
     pool.clock.now += 5
     pool.run()
     assert pool.replies[0].wait_ms == pytest.approx(250)
-    assert 0 < pool.worker.stats().wait_ms < 250
+
+
+def test_the_mean_wait_follows_the_load_and_fades_when_it_is_gone(llama: Decoder) -> None:
+    pool = Pool(llama)
+    for sequence_id in range(20):
+        pool.submit(row(sequence_id, text(4), 1))
+    pool.clock.now += 0.3
+    pool.run()
+    busy = pool.worker.stats().wait_ms
+    assert busy == pytest.approx(300)
+    pool.clock.now += WAIT_HALF_LIFE_S
+    assert pool.worker.stats().wait_ms == pytest.approx(busy / 2)
+    pool.clock.now += 3600
+    assert pool.worker.stats().wait_ms < 1e-6
+    pool.submit(row(30, text(4), 1))
+    pool.clock.now += 0.01
+    pool.run()
+    assert pool.worker.stats().wait_ms == pytest.approx(10)
+
+
+def test_one_request_hardly_moves_the_mean_wait_of_many() -> None:
+    wait = MeanWait()
+    for _ in range(100):
+        wait.add(10.0, now=1.0)
+    wait.add(110.0, now=1.0)
+    assert wait.at(1.0) == pytest.approx(20.0)
 
 
 def test_a_failed_pass_is_answered_empty_and_forgotten_and_the_worker_goes_on(
@@ -285,7 +356,7 @@ def test_a_failed_pass_is_answered_empty_and_forgotten_and_the_worker_goes_on(
     with monkeypatch.context() as patch:
         patch.setattr(pool.drafter, "run", fail)
         assert pool.step() is not None
-    assert [block.tokens for block in pool.replies[0].blocks] == [(), ()]
+    assert [(block.status, block.tokens) for block in pool.blocks().values()] == [(DraftStatus.OK, ())] * 2
     assert pool.worker.stats().num_free_pages == pool.worker.stats().num_pages
     assert "a pass of 2 rows failed" in caplog.text
     assert pool.ask(row(1, [], 2, start=6)).status is DraftStatus.NEED_CONTEXT
@@ -311,14 +382,30 @@ def test_an_unknown_depth_is_logged_by_name_and_answered_with_nothing(
 
 
 @pytest.mark.parametrize("tokens", [[], [160], [-1, 5]])
-def test_tokens_that_make_no_sense_are_refused_and_not_logged(
+def test_tokens_that_make_no_sense_are_refused_for_good_and_not_logged(
     llama: Decoder, caplog: pytest.LogCaptureFixture, tokens: list[int]
 ) -> None:
     pool = Pool(llama)
-    assert pool.ask(row(1, tokens, 2)).tokens == ()
+    assert pool.ask(row(1, tokens, 2)).status is DraftStatus.TOO_LONG
     assert pool.worker.stats().num_sequences == 0
     assert "('large', 1)" in caplog.text
     assert "160" not in caplog.text
+
+
+def test_a_known_sequence_with_an_id_beyond_the_vocabulary_is_refused_for_good_and_forgotten(llama: Decoder) -> None:
+    pool = Pool(llama)
+    pool.ask(row(1, text(6), 2))
+    assert pool.ask(row(1, [160], 2, start=6)).status is DraftStatus.TOO_LONG
+    assert pool.worker.stats().num_free_pages == pool.worker.stats().num_pages
+
+
+def test_nothing_that_holds_tokens_shows_them() -> None:
+    tokens = [98765, 98766]
+    pick, known = Pick(98765, 2, 0.5), Known(tokens, 2)
+    job = Job(Round(DraftRequest("large", 0, DEEP, (row(1, tokens, 2),)), print, 0.0), 0, row(1, tokens, 2), 2, [pick])
+    resident = Resident(("large", 1), 1, DEEP, GREEDY, 0.0, known, job)
+    for one in (pick, known, job, resident, PassRow(1, tokens, 2, 0, DEEP, GREEDY)):
+        assert "9876" not in repr(one)
 
 
 def test_the_pool_describes_its_drafter(llama: Decoder) -> None:

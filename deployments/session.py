@@ -1,0 +1,90 @@
+"""A Ray to run on: a private local one that leaves nothing behind, or a cluster that runs already."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import math
+import os
+import shutil
+import signal
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray import serve
+
+from deployments.capacity import cpus_needed, resources_needed
+from deployments.config import AppConfig
+from protocol.errors import ConfigError
+
+OBJECT_STORE_BYTES = 150 << 20
+
+
+@contextmanager
+def local_ray(config: AppConfig) -> Iterator[Path]:
+    """A Ray of our own, in a folder of its own, which it yields. Unix sockets inside keep that path short."""
+    folder = Path(tempfile.mkdtemp(prefix="draftpool-"))
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    try:
+        init_ray(
+            address="local",
+            num_cpus=max(os.cpu_count() or 1, math.ceil(cpus_needed(config))),
+            resources=resources_needed(config),
+            include_dashboard=False,
+            object_store_memory=OBJECT_STORE_BYTES,
+            _temp_dir=str(folder),
+        )
+        yield folder
+    finally:
+        with uninterrupted():
+            stop_ray()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def init_ray(**settings: Any) -> None:
+    """Quietly, and leaving SIGTERM to whoever had it: Ray's own handler ends the process without any clean-up."""
+    handler = signal.getsignal(signal.SIGTERM)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ray.init(logging_level=logging.ERROR, log_to_driver=False, **settings)
+    signal.signal(signal.SIGTERM, handler)
+
+
+def stop_ray() -> None:
+    """Without the messages by which Ray's own parts miss each other on the way out."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        if ray.is_initialized():  # serve.shutdown would start Ray again
+            stop_serve: Callable[[], None] = serve.shutdown
+            stop_serve()
+        ray.shutdown(wait_for_processes=True)
+
+
+@contextmanager
+def attached_ray(address: str) -> Iterator[None]:
+    """Raises ConfigError when no cluster answers."""
+    try:
+        init_ray(address=address)
+    except ConnectionError as error:
+        raise ConfigError(f"no Ray cluster answers at {address}: {error}") from None
+    try:
+        yield
+    finally:
+        with uninterrupted():
+            ray.shutdown()
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """A second Ctrl-C must not leave half a cluster behind."""
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

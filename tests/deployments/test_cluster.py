@@ -1,0 +1,139 @@
+"""What becomes of the application on a cluster when something fails, with a Serve that plays along."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.serve.schema import ApplicationStatus
+
+from deployments import cluster, session
+from deployments.app import APP_NAME
+from deployments.config import AppConfig, HttpConfig
+from protocol.errors import ConfigError, NotReady
+
+CONFIG = AppConfig.model_validate({"targets": [{"name": "a", "path": "a"}]})
+
+
+class Serve:
+    """What deployments.cluster asks of ray.serve. trouble: raised by the call of that name."""
+
+    def __init__(self) -> None:
+        self.applications: dict[str, Any] = {}
+        self.starts_as = ApplicationStatus.RUNNING
+        self.trouble: dict[str, Exception] = {}
+        self.calls: list[str] = []
+
+    def start(self, **options: Any) -> None:
+        self._called("start")
+
+    def run_many(self, targets: Any, **options: Any) -> None:
+        self._called("run_many")
+        self.put(self.starts_as)
+
+    def delete(self, name: str) -> None:
+        self._called("delete")
+        del self.applications[name]
+
+    def status(self) -> Any:
+        return SimpleNamespace(applications=self.applications)
+
+    def put(self, status: ApplicationStatus) -> None:
+        part = SimpleNamespace(message="ValueError: no such thing", replica_states={"RUNNING": 2})
+        self.applications[APP_NAME] = SimpleNamespace(status=status, deployments={"target-a": part}, message="")
+
+    def _called(self, name: str) -> None:
+        self.calls.append(name)
+        if name in self.trouble:
+            raise self.trouble[name]
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
+    """A cluster to attach to, on which every /health is 200."""
+
+    @contextmanager
+    def attached(address: str) -> Iterator[None]:
+        yield
+
+    made = Serve()
+    for name in ("start", "run_many", "delete", "status"):
+        monkeypatch.setattr(f"ray.serve.{name}", getattr(made, name))
+    monkeypatch.setattr(cluster, "attached_ray", attached)
+    monkeypatch.setattr(cluster, "answers", lambda url: True)
+    return made
+
+
+def start(config: AppConfig = CONFIG) -> str:
+    with cluster.running(config, address="auto") as url:
+        return url
+
+
+def test_an_application_is_deleted_at_its_end(serve: Serve) -> None:
+    with cluster.running(CONFIG, address="auto"):
+        assert APP_NAME in serve.applications
+    assert serve.calls == ["start", "run_many", "delete"]
+
+
+def test_a_second_start_is_refused_and_leaves_the_first_alone(serve: Serve) -> None:
+    serve.put(ApplicationStatus.RUNNING)
+    with pytest.raises(ConfigError, match=r"already \(RUNNING\); stop it first"):
+        start()
+    assert serve.calls == []
+
+
+@pytest.mark.parametrize("call", ["start", "run_many"])
+def test_what_was_not_deployed_is_not_deleted(serve: Serve, call: str) -> None:
+    serve.trouble[call] = RuntimeError("the cause")
+    with pytest.raises(RuntimeError, match="the cause"):
+        start()
+    assert "delete" not in serve.calls
+
+
+def test_an_application_that_fails_is_deleted_and_its_error_named(serve: Serve) -> None:
+    serve.starts_as = ApplicationStatus.DEPLOY_FAILED
+    with pytest.raises(NotReady, match="did not start: ValueError: no such thing"):
+        start()
+    assert serve.applications == {}
+
+
+def test_trouble_with_deleting_does_not_hide_what_went_before(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+    serve.starts_as = ApplicationStatus.DEPLOY_FAILED
+    serve.trouble["delete"] = RuntimeError("no Serve instance is running")
+    with pytest.raises(NotReady, match="no such thing"):
+        start()
+    assert "may still be on the cluster: no Serve instance is running" in caplog.text
+
+
+def test_a_port_that_is_taken_matters_to_a_local_cluster_only(serve: Serve) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        config = CONFIG.model_copy(update={"http": HttpConfig(port=taken.getsockname()[1])})
+        assert start(config) == f"http://127.0.0.1:{config.http.port}"
+        with pytest.raises(ConfigError, match=r"cannot be used .*; set http.port"), cluster.running(config):
+            pass
+
+
+def test_waiting_for_health_has_an_end(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "answers", lambda url: False)
+    serve.put(ApplicationStatus.RUNNING)
+    with pytest.raises(NotReady, match="/health does not answer after 0 s"):
+        cluster.wait_until_healthy("http://127.0.0.1:1", limit_s=0)
+    serve.put(ApplicationStatus.UNHEALTHY)
+    with pytest.raises(NotReady, match="did not start: ValueError: no such thing"):
+        cluster.wait_until_healthy("http://127.0.0.1:1")
+    serve.applications.clear()
+    with pytest.raises(NotReady, match="somebody deleted it"):
+        cluster.wait_until_healthy("http://127.0.0.1:1")
+
+
+def test_a_cluster_that_is_not_there_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(**settings: Any) -> None:
+        raise ConnectionError("nothing listens")
+
+    monkeypatch.setattr(session, "init_ray", refuse)
+    with pytest.raises(ConfigError, match="no Ray cluster answers at head:6379"), session.attached_ray("head:6379"):
+        pass
