@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import logging
 import math
@@ -16,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import ray
 from ray import serve
 
@@ -24,6 +26,9 @@ from deployments.config import AppConfig
 from protocol.errors import ConfigError
 
 OBJECT_STORE_BYTES = 150 << 20
+START_ATTEMPTS = 3
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -32,19 +37,53 @@ def local_ray(config: AppConfig) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(prefix="draftpool-"))
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     try:
-        init_ray(
-            address="local",
+        start_ray(
+            folder,
             num_cpus=max(os.cpu_count() or 1, math.ceil(cpus_needed(config))),
             resources=resources_needed(config),
-            include_dashboard=False,
-            object_store_memory=OBJECT_STORE_BYTES,
-            _temp_dir=str(folder),
         )
         yield folder
     finally:
         with uninterrupted():
             stop_ray()
+            end_processes_of(folder)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def start_ray(folder: Path, **settings: Any) -> None:
+    """Ray gives its own node 30 s to come up and then raises a bare Exception, which a busy machine can reach."""
+    for attempt in range(START_ATTEMPTS):
+        try:
+            init_ray(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=OBJECT_STORE_BYTES,
+                _temp_dir=str(folder / str(attempt)),
+                **settings,
+            )
+            return
+        except Exception as error:
+            if attempt + 1 == START_ATTEMPTS:
+                raise
+            logger.warning("a local Ray did not start (%s); trying again", error)
+        end_processes_of(folder)
+
+
+def end_processes_of(folder: Path) -> None:
+    """What a Ray that did not start has left running: our children that name the folder. Ray forgets them itself."""
+    left = [child for child in psutil.Process().children() if any(str(folder) in word for word in command_of(child))]
+    for child in left:
+        child.kill()
+    psutil.wait_procs(left, timeout=10)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # of Popen objects that nobody waited for
+        gc.collect()
+
+
+def command_of(process: psutil.Process) -> list[str]:
+    with contextlib.suppress(psutil.Error):
+        return process.cmdline()
+    return []
 
 
 def init_ray(**settings: Any) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 from ray.serve.schema import ApplicationStatus
 
@@ -137,3 +141,29 @@ def test_a_cluster_that_is_not_there_is_said_so(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(session, "init_ray", refuse)
     with pytest.raises(ConfigError, match="no Ray cluster answers at head:6379"), session.attached_ray("head:6379"):
         pass
+
+
+def test_a_local_ray_that_does_not_start_is_ended_and_tried_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    left: list[subprocess.Popen[bytes]] = []
+
+    def fail_twice(*, _temp_dir: str, **settings: Any) -> None:
+        if len(left) < 2:
+            left.append(subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)", _temp_dir]))
+            raise Exception("the current node timed out during startup")
+
+    monkeypatch.setattr(session, "init_ray", fail_twice)
+    session.start_ray(tmp_path)
+    assert [psutil.pid_exists(process.pid) for process in left] == [False, False]
+    for process in left:
+        process.wait(timeout=10)
+
+
+def test_a_local_ray_that_never_starts_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fail(**settings: Any) -> None:
+        raise Exception("the current node timed out during startup")
+
+    monkeypatch.setattr(session, "init_ray", fail)
+    with pytest.raises(Exception, match="timed out during startup"):
+        session.start_ray(tmp_path)
