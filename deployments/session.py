@@ -10,6 +10,7 @@ import math
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -71,13 +72,13 @@ def start_ray(folder: Path, **settings: Any) -> None:
 
 def end_processes_of(folder: Path) -> None:
     """What a Ray that did not start has left running: our children that name the folder. Ray forgets them itself."""
-    left = [child for child in psutil.Process().children() if any(str(folder) in word for word in command_of(child))]
-    for child in left:
-        child.kill()
-    psutil.wait_procs(left, timeout=10)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)  # of Popen objects that nobody waited for
-        gc.collect()
+    left = {
+        child.pid for child in psutil.Process().children() if any(str(folder) in word for word in command_of(child))
+    }
+    for popen in gc.get_objects() if left else ():
+        if issubclass(type(popen), subprocess.Popen) and popen.pid in left:
+            popen.kill()
+            popen.wait(timeout=10)
 
 
 def command_of(process: psutil.Process) -> list[str]:
