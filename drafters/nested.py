@@ -24,10 +24,10 @@ from drafters.manifest import drafter_exits
 from model.batch import CPU, RaggedBatch, Row, build_batch
 from model.config import read_config
 from model.decoder import Decoder
-from model.kv import PagedKV, bytes_per_slot
+from model.execution import Execution
+from model.kv import bytes_per_slot
 from model.load import load_decoder
 from model.pages import PageLedger
-from model.sampling import pick_with_confidence
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
@@ -83,11 +83,9 @@ class NestedDrafter:
         self.ledger = PageLedger(num_pages, page_size)
         self._decoder = decoder
         num_slots = num_pages * page_size
-        self._kv = PagedKV(decoder.config, num_slots, decoder.dtype, decoder.device)
+        self._kv = decoder.new_kv(num_slots)
         shape = (num_slots, decoder.config.hidden_size)
-        self._boundaries = [torch.zeros(shape, dtype=decoder.dtype, device=decoder.device) for _ in exits[:-1]]
-        nothing = torch.empty(0, dtype=torch.int64, device=decoder.device)
-        self._empty = RaggedBatch((), nothing, nothing, (0,))
+        self._boundaries = [torch.zeros(shape, dtype=decoder.hidden_dtype, device=decoder.device) for _ in exits[:-1]]
         self._marks: dict[int, Watermarks] = {}
 
     def open(self, sequence: int) -> None:
@@ -166,12 +164,11 @@ class NestedDrafter:
             Row(self.ledger.slots(stretch.row.sequence)[: stretch.positions.stop], len(stretch.positions))
             for stretch in stretches
         ]
-        return build_batch(rows, self._decoder.device) if rows else self._empty
+        return build_batch(rows, self._decoder.device)
 
     def _embed(self, stretches: Sequence[_Stretch]) -> Tensor:
         """[num_tokens, hidden], the input of segment 0."""
-        ids = list(chain.from_iterable(stretch.row.tokens for stretch in stretches))
-        return self._decoder.embed(torch.tensor(ids, dtype=torch.int64, device=self._decoder.device))
+        return self._decoder.embed(list(chain.from_iterable(stretch.row.tokens for stretch in stretches)))
 
     def _advance(self, segment: int, stretches: Sequence[_Stretch]) -> None:
         for stretch in stretches:
@@ -194,12 +191,12 @@ class NestedDrafter:
                 last.append(batch.offsets[place + 1] - 1)
         if not asked:
             return
-        tokens, confidences = pick_with_confidence(
-            self._decoder.logits(hidden[last]),
+        tokens, confidences = self._decoder.pick_with_confidence(
+            self._decoder.logits(hidden, last),
             [stretch.row.sampling for stretch in asked],
             [stretch.row.length for stretch in asked],
         )
-        for stretch, token, confidence in zip(asked, tokens.tolist(), confidences.tolist(), strict=True):
+        for stretch, token, confidence in zip(asked, tokens, confidences, strict=True):
             if leaves(stretch.row.depth, depth, confidence):
                 picks[stretch.index] = Pick(token, depth, confidence)
 
@@ -211,7 +208,13 @@ def leaves(rule: DepthRule, depth: int, confidence: float) -> bool:
 
 
 def load_nested(
-    directory: Path, *, dtype: torch.dtype, num_positions: int, page_size: int, device: torch.device = CPU
+    directory: Path,
+    *,
+    dtype: torch.dtype,
+    num_positions: int,
+    page_size: int,
+    device: torch.device = CPU,
+    execution: Execution = Execution.AUTO,
 ) -> NestedDrafter:
     """The checkpoint's layers up to its deepest exit, with KV and boundary states for `num_positions`.
 
@@ -224,7 +227,7 @@ def load_nested(
         exits = drafter_exits(directory)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    decoder = load_decoder(directory, dtype=dtype, device=device, num_layers=exits[-1])
+    decoder = load_decoder(directory, dtype=dtype, device=device, num_layers=exits[-1], execution=execution)
     return NestedDrafter(decoder, exits, num_positions // page_size, page_size)
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 
 import numpy as np
 import numpy.typing as npt
@@ -96,16 +97,28 @@ class RowGroup:
 
 @dataclass(frozen=True, eq=False)
 class RaggedBatch:
-    """positions, slots: [num_tokens] int64. offsets: [num_rows + 1], row r is tokens offsets[r]:offsets[r + 1]."""
+    """offsets: [num_rows + 1], row r is tokens offsets[r]:offsets[r + 1] of the flat list."""
 
     rows: tuple[Row, ...]
-    positions: Tensor
-    slots: Tensor
     offsets: tuple[int, ...]
+    device: torch.device
 
     @property
     def num_tokens(self) -> int:
         return self.offsets[-1]
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """[num_tokens] int64."""
+        nothing = [np.empty(0, np.int64)]
+        return self._tensor(
+            np.concatenate(nothing + [np.arange(len(row.slots) - row.num_new, len(row.slots)) for row in self.rows])
+        )
+
+    @cached_property
+    def slots(self) -> Tensor:
+        """[num_tokens] int64, where each token's KV goes."""
+        return self._tensor(np.concatenate([np.empty(0, np.int64)] + [row.slots[-row.num_new :] for row in self.rows]))
 
     @cached_property
     def max_total(self) -> int:
@@ -139,7 +152,7 @@ class RaggedBatch:
         )
 
     def _tensor(self, array: npt.NDArray[np.int64]) -> Tensor:
-        return torch.from_numpy(array).to(self.positions.device)
+        return torch.from_numpy(array).to(self.device)
 
 
 def similar(rows: Sequence[int], totals: Sequence[int]) -> list[list[int]]:
@@ -163,12 +176,4 @@ def build_batch(rows: Sequence[Row], device: torch.device = CPU) -> RaggedBatch:
     for row in rows:
         if not 0 < row.num_new <= len(row.slots):
             raise ValueError(f"a row has {row.num_new} new tokens and {len(row.slots)} positions")
-    num_new = [row.num_new for row in rows]
-    positions = [np.arange(len(row.slots) - row.num_new, len(row.slots)) for row in rows]
-    slots = [row.slots[-row.num_new :] for row in rows]
-    return RaggedBatch(
-        rows=tuple(rows),
-        positions=torch.from_numpy(np.concatenate(positions)).to(device),
-        slots=torch.from_numpy(np.concatenate(slots)).to(device),
-        offsets=tuple(np.concatenate([[0], np.cumsum(num_new)]).tolist()),
-    )
+    return RaggedBatch(tuple(rows), (0, *accumulate(row.num_new for row in rows)), device)

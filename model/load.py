@@ -19,6 +19,7 @@ from torch import Tensor
 from model.batch import CPU
 from model.config import DecoderConfig, read_config
 from model.decoder import Decoder, DecoderWeights, LayerWeights, Linear
+from model.execution import Execution, build_decoder
 from protocol.errors import ConfigError, UnsupportedModel
 
 Progress = Callable[[int, int], None]  # (layers loaded, layers in all)
@@ -46,6 +47,7 @@ def load_decoder(
     dtype: torch.dtype,
     device: torch.device = CPU,
     num_layers: int | None = None,
+    execution: Execution = Execution.AUTO,
     progress: Progress | None = None,
 ) -> Decoder:
     """num_layers: load only so many of the first layers. Raises UnsupportedModel or ConfigError."""
@@ -59,7 +61,8 @@ def load_decoder(
             progress(layer + 1, config.num_layers)
     embedding = checkpoint.read(_EMBEDDING)
     norm = _read_norm(checkpoint, config, _NORM)
-    return Decoder(config, DecoderWeights(embedding, tuple(layers), norm, _read_head(checkpoint, config, embedding)))
+    head = _read_head(checkpoint, config, embedding)
+    return build_decoder(config, DecoderWeights(embedding, tuple(layers), norm, head), execution)
 
 
 def check_weights(directory: Path) -> None:

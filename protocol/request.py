@@ -51,6 +51,10 @@ class SamplingParams:
     def is_greedy(self) -> bool:
         return self.temperature < MIN_TEMPERATURE
 
+    @property
+    def has_filters(self) -> bool:
+        return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
+
 
 @dataclass(frozen=True, slots=True)
 class StopRules:

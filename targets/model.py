@@ -11,6 +11,7 @@ from torch import Tensor
 
 from model.batch import Row, build_batch
 from model.decoder import Decoder
+from model.execution import Execution
 from model.kv import PagedKV
 from model.load import Progress, load_decoder
 from model.pages import PageLedger
@@ -40,16 +41,19 @@ class TargetModel:
 
     @torch.inference_mode()
     def forward(self, rows: Sequence[ForwardRow]) -> Tensor:
-        """[sum of num_logits, vocab_size] float32, in row order. Every row's positions are reserved already."""
+        """[sum of num_logits, vocab_size] float32, in row order, valid until the next pass.
+
+        Every row's positions are reserved already.
+        """
         device = self.decoder.device
         batch = build_batch(
             [Row(self.ledger.slots(r.sequence_id)[: r.start + len(r.tokens)], len(r.tokens)) for r in rows], device
         )
-        tokens = torch.tensor([token for row in rows for token in row.tokens], device=device)
+        tokens = [token for row in rows for token in row.tokens]
         hidden = self.decoder.run(self.decoder.embed(tokens), batch, self.kv, 0, self.decoder.config.num_layers)
         ends = batch.offsets[1:]
         wanted = [i for row, end in zip(rows, ends, strict=True) for i in range(end - row.num_logits, end)]
-        return self.decoder.logits(hidden[wanted])
+        return self.decoder.logits(hidden, wanted)
 
 
 def load_target(
@@ -59,15 +63,16 @@ def load_target(
     num_positions: int,
     page_size: int,
     device: torch.device | None = None,
+    execution: Execution = Execution.AUTO,
     progress: Progress | None = None,
 ) -> TargetModel:
     """A target whose KV holds num_positions, rounded down to whole pages.
 
     Raises UnsupportedModel for a family the layer does not cover, ConfigError when that is less than a page.
     """
-    decoder = load_decoder(path, dtype=dtype, device=device or torch.device("cpu"), progress=progress)
+    device = device or torch.device("cpu")
+    decoder = load_decoder(path, dtype=dtype, device=device, execution=execution, progress=progress)
     if num_positions < page_size:
         raise ConfigError(f"KV memory for {num_positions} positions holds no page of {page_size}; raise it for {path}")
     num_pages = num_positions // page_size
-    kv = PagedKV(decoder.config, num_pages * page_size, dtype, decoder.device)
-    return TargetModel(decoder, PageLedger(num_pages, page_size), kv)
+    return TargetModel(decoder, PageLedger(num_pages, page_size), decoder.new_kv(num_pages * page_size))

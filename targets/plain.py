@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from model.sampling import pick
 from protocol.request import GenerateRequest
 from targets.model import ForwardRow, TargetModel
 from targets.sequence import Sequence
@@ -20,7 +19,7 @@ def generate(model: TargetModel, request: GenerateRequest) -> Sequence:
             logits = model.forward([ForwardRow(sequence.id, sequence.computed, new, num_logits=1)])
             sequence.computed = len(sequence.tokens)
             sequence.rounds += sequence.num_generated > 0
-            sequence.commit(pick(logits, [request.sampling], [len(sequence.tokens)]).tolist())
+            sequence.commit(model.decoder.pick(logits, [request.sampling], [len(sequence.tokens)]))
     finally:
         model.ledger.free(sequence.id)
     return sequence

@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from model.sampling import pick
 from protocol.plan import BatchView
 from protocol.request import TokenRun
 from protocol.stats import StepStats
@@ -81,7 +80,7 @@ class Stepper:
             for index in range(row.num_logits)
         ]
         logits = self.model.forward(rows)
-        picks = iter(pick(logits, [sampling for sampling, _ in wanted], [at for _, at in wanted]).tolist())
+        picks = iter(self.model.decoder.pick(logits, [sampling for sampling, _ in wanted], [at for _, at in wanted]))
         return [[next(picks) for _ in range(row.num_logits)] for row in rows]
 
     def commit(

@@ -12,6 +12,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import pytest
 import torch
 from transformers import (
     AutoModelForCausalLM,
@@ -23,6 +24,20 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
+
+from model.execution import Execution
+from model.native.compiler import CompilerError, find_compiler
+
+
+def has_compiler() -> bool:
+    try:
+        return bool(find_compiler())
+    except CompilerError:
+        return False
+
+
+needs_compiler = pytest.mark.skipif(not has_compiler(), reason="no C++ compiler, so no native kernels")
+EXECUTIONS = [Execution.EAGER, pytest.param(Execution.NATIVE, marks=needs_compiler)]
 
 VOCAB = 160
 EOS = 2

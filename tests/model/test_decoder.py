@@ -14,10 +14,12 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 
 from model.batch import Row, build_batch
 from model.config import Rope
-from model.decoder import Decoder, RopeTable, rms_norm, rotate
-from model.kv import PagedKV, bytes_per_slot
+from model.decoder import Decoder
+from model.eager import RopeTable, rms_norm, rotate
+from model.execution import Execution
+from model.kv import bytes_per_slot
 from model.load import load_decoder
-from tests.model.families import make_checkpoint
+from tests.model.families import EXECUTIONS, make_checkpoint
 
 CPU = torch.device("cpu")
 ROPE = Rope(tuple((1.0 / 10000.0 ** (torch.arange(0, 16, 2) / 16)).tolist()), scaling=1.25)
@@ -28,9 +30,10 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.fixture(scope="module")
-def decoder(tmp_path_factory: pytest.TempPathFactory) -> Decoder:
-    return load_decoder(make_checkpoint("llama", tmp_path_factory.mktemp("llama"), seed=1), dtype=torch.float32)
+@pytest.fixture(scope="module", params=EXECUTIONS)
+def decoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Decoder:
+    directory = make_checkpoint("llama", tmp_path_factory.mktemp("llama"), seed=1)
+    return load_decoder(directory, dtype=torch.float32, execution=request.param)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -72,40 +75,42 @@ def test_a_position_beyond_the_checkpoint_is_refused() -> None:
 
 @torch.inference_mode()
 def test_a_range_of_layers_writes_only_its_own_kv(decoder: Decoder) -> None:
-    kv = PagedKV(decoder.config, 8, torch.float32, CPU)
+    kv = decoder.new_kv(8)
     slots = np.array([5, 2, 7])
     decoder.run(normal(3, 48), build_batch([Row(slots, 3)]), kv, 1, 3)
     for layer in range(decoder.config.num_layers):
         for tensor in (kv.keys[layer], kv.values[layer]):
-            written = tensor.flatten(1).any(1).nonzero().flatten().tolist()
+            by_slot = tensor.flatten(1) if len(tensor) == 8 else tensor.transpose(0, 1).flatten(1)
+            written = by_slot.any(1).nonzero().flatten().tolist()
             assert written == (sorted(slots.tolist()) if layer in (1, 2) else [])
 
 
 @torch.inference_mode()
-def test_a_pass_leaves_its_input_alone(decoder: Decoder) -> None:
+def test_logits_leave_the_hidden_states_alone(decoder: Decoder) -> None:
     hidden = normal(3, 48)
     kept = hidden.clone()
-    decoder.run(hidden, build_batch([Row(np.arange(3), 3)]), PagedKV(decoder.config, 3, torch.float32, CPU), 0, 4)
-    decoder.logits(hidden)
+    decoder.logits(hidden, [2, 0])
     assert torch.equal(hidden, kept)
 
 
 @torch.inference_mode()
 def test_an_empty_range_returns_its_input(decoder: Decoder) -> None:
     hidden = normal(3, 48)
-    kv = PagedKV(decoder.config, 3, torch.float32, CPU)
+    kv = decoder.new_kv(3)
     assert torch.equal(decoder.run(hidden, build_batch([Row(np.arange(3), 3)]), kv, 2, 2), hidden)
 
 
-def test_logits_are_float32_whatever_the_dtype(tmp_path: Path) -> None:
-    decoder = load_decoder(make_checkpoint("gemma2", tmp_path, seed=0), dtype=torch.bfloat16)
-    logits = decoder.logits(normal(2, 48).bfloat16())
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@torch.inference_mode()
+def test_logits_are_float32_whatever_the_dtype(tmp_path: Path, execution: Execution) -> None:
+    decoder = load_decoder(make_checkpoint("gemma2", tmp_path, seed=0), dtype=torch.bfloat16, execution=execution)
+    logits = decoder.logits(normal(2, 48).to(decoder.hidden_dtype), [0, 1])
     assert logits.dtype == torch.float32
     assert decoder.config.final_softcap is not None
     assert logits.abs().max() <= decoder.config.final_softcap
 
 
 def test_bytes_per_slot_are_those_of_the_tensors(decoder: Decoder) -> None:
-    kv = PagedKV(decoder.config, 10, torch.bfloat16, CPU)
+    kv = decoder.new_kv(10)
     held = sum(tensor.nbytes for tensor in (*kv.keys, *kv.values))
-    assert held == 10 * bytes_per_slot(decoder.config, torch.bfloat16)
+    assert held <= 10 * bytes_per_slot(decoder.config, decoder.dtype)

@@ -9,8 +9,6 @@ import torch
 
 from model.batch import Row, build_batch
 from model.decoder import Decoder
-from model.kv import PagedKV
-from model.sampling import pick_with_confidence
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 
@@ -36,9 +34,10 @@ def next_from_scratch(decoder: Decoder, tokens: Sequence[int], depth: DepthRule,
 
 
 def _at_depth(decoder: Decoder, tokens: Sequence[int], layers: int, sampling: SamplingParams) -> tuple[int, float]:
-    kv = PagedKV(decoder.config, len(tokens), decoder.dtype, decoder.device)
+    kv = decoder.new_kv(len(tokens))
     batch = build_batch([Row(np.arange(len(tokens)), len(tokens))])
     with torch.inference_mode():
-        hidden = decoder.run(decoder.embed(torch.tensor(tokens)), batch, kv, 0, layers)
-        picks, confidences = pick_with_confidence(decoder.logits(hidden[-1:]), [sampling], [len(tokens)])
+        hidden = decoder.run(decoder.embed(tokens), batch, kv, 0, layers)
+        logits = decoder.logits(hidden, [len(tokens) - 1])
+        picks, confidences = decoder.pick_with_confidence(logits, [sampling], [len(tokens)])
     return int(picks[0]), float(confidences[0])

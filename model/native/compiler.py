@@ -1,0 +1,74 @@
+"""Compiles the kernels for this machine, once: the library is kept under a name made of everything it depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+SOURCES = Path(__file__).parent
+COMPILERS = ("g++", "clang++", "c++")
+FLAGS = ("-std=c++20", "-O3", "-march=native", "-fPIC", "-shared", "-pthread", "-w")
+
+
+class CompilerError(Exception):
+    """No library can be had on this machine; the message says why."""
+
+
+def find_compiler() -> str:
+    """CXX when it is set, else the first C++ compiler on the path. Raises CompilerError."""
+    asked = os.environ.get("CXX")
+    for name in (asked,) if asked else COMPILERS:
+        if found := shutil.which(name):
+            return found
+    tried = f"CXX={asked}" if asked else ", ".join(COMPILERS)
+    raise CompilerError(f"no C++ compiler was found (tried {tried})")
+
+
+def cache_directory() -> Path:
+    """DRAFTPOOL_CACHE, or draftpool/ in the user's cache folder."""
+    if own := os.environ.get("DRAFTPOOL_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "draftpool"
+
+
+def library_path() -> Path:
+    """The compiled library; compiles it (some seconds) unless it lies in the cache. Raises CompilerError."""
+    compiler = find_compiler()
+    path = cache_directory() / "native" / f"{_fingerprint(compiler)}.so"
+    if not path.exists():
+        _compile(compiler, path)
+    return path
+
+
+def _compile(compiler: str, path: Path) -> None:
+    """Under another name first, so that a process that comes by sees all of it or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        built = Path(folder) / path.name
+        command = [compiler, *FLAGS, str(SOURCES / "native.cpp"), "-o", str(built)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise CompilerError(f"{compiler} refused the kernels: {done.stderr.strip()[:300]}")
+        built.replace(path)
+
+
+def _fingerprint(compiler: str) -> str:
+    version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    digest = hashlib.sha256("\n".join((version, *FLAGS, platform.machine(), cpu_features())).encode())
+    for source in sorted([*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp")]):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()[:32]
+
+
+def cpu_features() -> str:
+    """What -march=native may use: the processor's flags, where the system tells them."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())

@@ -1,0 +1,297 @@
+// A range of layers over a ragged batch, in one piece of work for all threads: phases divided by barriers, and nothing
+// else between two matrix products. Hidden states are float between layers; what a matrix product reads is T.
+#pragma once
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+
+#include "attention.h"
+
+namespace dp {
+
+enum class Activation : int { silu, gelu, gelu_tanh, relu };
+
+struct Shape {
+    int vocab, hidden, inner, layers, heads, kv_heads, head_dim, dim;  // dim: head_dim padded as the KV is
+    Activation activation;
+    float norm_eps, query_scale, embedding_scale, attention_softcap, final_softcap;  // scales of 0: none
+};
+
+template <class T>
+struct Layer {
+    const float *attention_norm, *qk_norm, *attention_post_norm, *mlp_norm, *mlp_post_norm;  // null: none
+    Linear<T> qkv, out, gate_up, down;  // gate_up: strips of gate and up in turn
+    int window;           // 0: none
+};
+
+inline int padded(int n) { return (n + 31) & ~31; }
+
+template <class T>
+struct Buffer {
+    T* data = nullptr;
+    size_t stride = 0;
+    // [rows][width padded to whole vectors]; memory is kept, and columns beyond `width` are zero from the start.
+    void resize(int rows, int width) {
+        stride = padded(width);
+        if (rows * stride <= held_ && width == width_) return;
+        held_ = std::max(held_, rows * stride + rows * stride / 4);
+        width_ = width;
+        memory_.reset(data = static_cast<T*>(std::aligned_alloc(64, (held_ * sizeof(T) + 63) & ~size_t(63))));
+        std::memset(static_cast<void*>(data), 0, held_ * sizeof(T));
+    }
+    T* row(int r) const { return data + r * stride; }
+
+   private:
+    struct Free {
+        void operator()(T* p) const { std::free(p); }
+    };
+    std::unique_ptr<T, Free> memory_;
+    size_t held_ = 0;
+    int width_ = -1;
+};
+
+// What the phases of one pass read and write; rows of all buffers are the flat tokens.
+template <class T>
+struct Workspace {
+    Buffer<T> normed, query, attended, inner;
+    Buffer<float> qkv, branch, logits;
+    std::vector<std::vector<float>> scratch;  // one a thread
+};
+
+inline float inverse_rms(const float* x, int n, float eps) {
+    f32x16 squares = {};
+    int i = 0;
+    for (; i + 16 <= n; i += 16) squares += load16(x + i) * load16(x + i);
+    float total = sum(squares);
+    for (; i < n; i++) total += x[i] * x[i];
+    return 1.0f / std::sqrt(total / n + eps);
+}
+
+template <class T>
+inline void rms_norm(const float* x, const float* weight, int n, float eps, T* out) {
+    const float scale = inverse_rms(x, n, eps);
+    int i = 0;
+    for (; i + 16 <= n; i += 16) store16(out + i, load16(x + i) * scale * load16(weight + i));
+    for (; i < n; i++) narrow(out + i, x[i] * scale * weight[i]);
+}
+
+inline f32x16 activate(Activation kind, f32x16 x) {
+    switch (kind) {
+        case Activation::silu: return x / (1.0f + exp16(-x));
+        case Activation::gelu_tanh: return 0.5f * x * (1.0f + tanh16(0.797884560802865f * (x + 0.044715f * x * x * x)));
+        case Activation::relu: return select<f32x16>(x > splat(0.0f), x, splat(0.0f));
+        case Activation::gelu:
+            for (int i = 0; i < 16; i++) x[i] *= 0.5f * (1.0f + std::erf(x[i] * 0.707106781186547f));
+    }
+    return x;
+}
+
+// Rotates the halves of one head by the angles of its position.
+template <class T>
+inline void rotate(const float* x, const float* angles, int head_dim, T* out) {
+    const int half = head_dim / 2;
+    const float *cosine = angles, *sine = angles + half;
+    for (int i = 0; i < half; i++) {
+        narrow(out + i, x[i] * cosine[i] - x[i + half] * sine[i]);
+        narrow(out + i + half, x[i + half] * cosine[i] + x[i] * sine[i]);
+    }
+}
+
+template <class T>
+struct Decoder {
+    Shape shape;
+    std::vector<Layer<T>> layers;
+    const float* norm;
+    Linear<T> head;
+    const T* embedding;  // [vocab][hidden]; null: the head's strips are the embedding
+    Pool* pool;
+    Workspace<T> work;
+
+    struct Pass {
+        float* hidden;  // [tokens][shape.hidden]
+        int tokens;
+        std::vector<Row> rows;
+        std::vector<Task> tasks;
+        T *const *keys, *const *values;  // of every layer, [kv_heads][slots][dim]
+        size_t num_slots;
+        const float* const* angles;      // of every layer, [positions][2][head_dim / 2]: cosines, sines
+    };
+
+    void embed(const int64_t* ids, int count, float* out) const {
+        const float scale = shape.embedding_scale ? shape.embedding_scale : 1.0f;
+        for (int t = 0; t < count; t++) {
+            const int64_t id = ids[t];
+            float* row = out + size_t(t) * shape.hidden;
+            const T* strip = embedding ? embedding + size_t(id) * shape.hidden : head.strip(int(id / 16));
+            for (int k = 0; k < shape.hidden; k++)
+                row[k] = scale * widen(embedding ? strip[k] : strip[place(k, int(id % 16))]);
+        }
+    }
+
+    void run(Pass& pass, int start, int stop) {
+        reserve(pass.tokens);
+        pass.tasks = attention_tasks(pass.rows);
+        std::vector<std::atomic<int>> next(stop - start);
+        pool->run([&](int thread) {
+            for (int l = start; l < stop; l++) layer(pass, l, thread, next[l - start]);
+        });
+    }
+
+    // Scores of chosen rows of hidden states. index: [count]; out: [count][vocab].
+    void logits(const float* hidden, const int64_t* index, int count, float* out) {
+        work.normed.resize(count, shape.hidden);
+        pool->run([&](int thread) {
+            Share mine(count, thread, pool->size());
+            for (int r = mine.begin; r < mine.end; r++)
+                rms_norm(hidden + index[r] * shape.hidden, norm, shape.hidden, shape.norm_eps, work.normed.row(r));
+            pool->barrier();
+            multiply(work.normed.data, work.normed.stride, count, head, thread, pool->size(), [&](int row, int strip, f32x16* sums, int n) {
+                for (int s = 0; s < n; s++) put(out + size_t(row) * shape.vocab, (strip + s) * 16, shape.vocab, capped(sums[s]));
+            });
+        });
+    }
+
+    // The matrix products of one pass alone, each over the buffers it would read and write.
+    void linears(int tokens) {
+        reserve(tokens);
+        work.logits.resize(tokens, std::max(shape.vocab, 2 * padded(shape.inner)));
+        auto multiply_into = [&](const Buffer<T>& x, const Linear<T>& linear, const Buffer<float>& out, int thread) {
+            multiply(x.data, x.stride, tokens, linear, thread, pool->size(), [&](int row, int strip, f32x16* sums, int n) {
+                for (int s = 0; s < n; s++) store16(out.row(row) + (strip + s) * 16, sums[s]);
+            });
+            pool->barrier();
+        };
+        pool->run([&](int thread) {
+            for (const Layer<T>& layer : layers) {
+                multiply_into(work.normed, layer.qkv, work.qkv, thread);
+                multiply_into(work.attended, layer.out, work.branch, thread);
+                multiply_into(work.normed, layer.gate_up, work.logits, thread);
+                multiply_into(work.inner, layer.down, work.branch, thread);
+            }
+            multiply_into(work.normed, head, work.logits, thread);
+        });
+    }
+
+   private:
+    static size_t place(int k, int lane) {
+        return kStep<T> == 2 ? size_t(k / 2) * 32 + 2 * lane + k % 2 : size_t(k) * 16 + lane;
+    }
+
+    f32x16 capped(f32x16 scores) const {
+        return shape.final_softcap ? tanh16(scores / shape.final_softcap) * shape.final_softcap : scores;
+    }
+
+    static void put(float* row, int column, int width, f32x16 value) {
+        if (column + 16 <= width) return store16(row + column, value);
+        for (int i = 0; column + i < width; i++) row[column + i] = value[i];
+    }
+
+    static void add(float* row, int column, int width, f32x16 value) {
+        if (column + 16 <= width) return store16(row + column, load16(row + column) + value);
+        for (int i = 0; column + i < width; i++) row[column + i] += value[i];
+    }
+
+    void reserve(int tokens) {
+        work.normed.resize(tokens, shape.hidden);
+        work.query.resize(tokens, shape.heads * shape.dim);
+        work.attended.resize(tokens, shape.heads * shape.head_dim);
+        work.inner.resize(tokens, shape.inner);
+        work.qkv.resize(tokens, (shape.heads + 2 * shape.kv_heads) * shape.head_dim);
+        work.branch.resize(tokens, shape.hidden);
+        work.scratch.resize(pool->size());
+    }
+
+    void layer(Pass& pass, int l, int thread, std::atomic<int>& next) {
+        const Layer<T>& weights = layers[l];
+        norm_rows(pass, weights.attention_norm, thread);
+        pool->barrier();
+        multiply(work.normed.data, work.normed.stride, pass.tokens, weights.qkv, thread, pool->size(), [&](int row, int strip, f32x16* sums, int n) {
+            for (int s = 0; s < n; s++) store16(work.qkv.row(row) + (strip + s) * 16, sums[s]);
+        });
+        pool->barrier();
+        place_heads(pass, weights, l, thread);
+        pool->barrier();
+        attention(pass, weights, l, thread, next);
+        pool->barrier();
+        branch(pass, work.attended, weights.out, weights.attention_post_norm, thread);
+        norm_rows(pass, weights.mlp_norm, thread);
+        pool->barrier();
+        multiply(work.normed.data, work.normed.stride, pass.tokens, weights.gate_up, thread, pool->size(), [&](int row, int strip, f32x16* sums, int n) {
+            for (int s = 0; s < n; s += 2) store16(work.inner.row(row) + (strip + s) * 8, activate(shape.activation, sums[s]) * sums[s + 1]);
+        });
+        pool->barrier();
+        branch(pass, work.inner, weights.down, weights.mlp_post_norm, thread);
+    }
+
+    void norm_rows(const Pass& pass, const float* weight, int thread) {
+        Share mine(pass.tokens, thread, pool->size());
+        for (int t = mine.begin; t < mine.end; t++)
+            rms_norm(pass.hidden + size_t(t) * shape.hidden, weight, shape.hidden, shape.norm_eps, work.normed.row(t));
+    }
+
+    // Adds a matrix product, normed or not, to the hidden states. Barriers: all of them are added when it returns.
+    void branch(const Pass& pass, const Buffer<T>& x, const Linear<T>& linear, const float* post_norm, int thread) {
+        multiply(x.data, x.stride, pass.tokens, linear, thread, pool->size(), [&](int row, int strip, f32x16* sums, int n) {
+            for (int s = 0; s < n; s++)
+                post_norm ? store16(work.branch.row(row) + (strip + s) * 16, sums[s])
+                          : add(pass.hidden + size_t(row) * shape.hidden, (strip + s) * 16, shape.hidden, sums[s]);
+        });
+        pool->barrier();
+        if (!post_norm) return;
+        Share mine(pass.tokens, thread, pool->size());
+        for (int t = mine.begin; t < mine.end; t++) {
+            float *own = work.branch.row(t), *hidden = pass.hidden + size_t(t) * shape.hidden;
+            rms_norm(own, post_norm, shape.hidden, shape.norm_eps, own);
+            for (int i = 0; i < shape.hidden; i++) hidden[i] += own[i];
+        }
+        pool->barrier();
+    }
+
+    // Norms and rotates queries and keys; writes keys and values to their slots.
+    void place_heads(const Pass& pass, const Layer<T>& weights, int l, int thread) {
+        const int num_heads = shape.heads + 2 * shape.kv_heads;
+        std::vector<float> normed(shape.head_dim);
+        Share mine(pass.tokens * num_heads, thread, pool->size());
+        const Row* row = pass.rows.data();
+        for (int piece = mine.begin; piece < mine.end; piece++) {
+            const int token = piece / num_heads, h = piece % num_heads;
+            while (token >= row->first + row->num_new) row++;
+            const int position = row->total - row->num_new + token - row->first;
+            const float* x = work.qkv.row(token) + size_t(h) * shape.head_dim;
+            const int kv = h - shape.heads, v = kv - shape.kv_heads;
+            if (v >= 0) {
+                T* out = pass.values[l] + (v * pass.num_slots + row->slots[position]) * shape.dim;
+                for (int i = 0; i < shape.head_dim; i++) narrow(out + i, x[i]);
+                continue;
+            }
+            if (weights.qk_norm) {
+                rms_norm(x, weights.qk_norm + size_t(h) * shape.head_dim, shape.head_dim, shape.norm_eps, normed.data());
+                x = normed.data();
+            }
+            T* out = kv < 0 ? work.query.row(token) + size_t(h) * shape.dim
+                            : pass.keys[l] + (kv * pass.num_slots + row->slots[position]) * shape.dim;
+            rotate(x, pass.angles[l] + size_t(position) * shape.head_dim, shape.head_dim, out);
+        }
+    }
+
+    void attention(const Pass& pass, const Layer<T>& weights, int l, int thread, std::atomic<int>& next) {
+        AttentionView<T> view{work.query.data, pass.keys[l], pass.values[l], work.attended.data, shape.heads, shape.kv_heads,
+                              shape.dim, shape.head_dim, weights.window, pass.num_slots, work.attended.stride, shape.query_scale, shape.attention_softcap};
+        const int pieces = int(pass.tasks.size()) * shape.kv_heads;
+        for (int piece; (piece = next.fetch_add(1, std::memory_order_relaxed)) < pieces;) {
+            const Task& task = pass.tasks[piece / shape.kv_heads];
+            attend_any(view, pass.rows[task.row], task, piece % shape.kv_heads, work.scratch[thread]);
+        }
+    }
+
+    // The usual head sizes have loops of their own.
+    static void attend_any(const AttentionView<T>& view, const Row& row, const Task& task, int head, std::vector<float>& scratch) {
+        switch (view.dim) {
+            case 64: return attend<T, 64>(view, row, task, head, scratch);
+            case 128: return attend<T, 128>(view, row, task, head, scratch);
+            default: return attend<T, 0>(view, row, task, head, scratch);
+        }
+    }
+};
+
+}  // namespace dp

@@ -1,0 +1,47 @@
+"""Memory in huge pages, where the system has them: a pass walks over all weights and much of the KV, and with pages
+of 4 KiB the processor spends a good part of that looking up addresses.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import mmap
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+HUGE_PAGE = 2 << 20
+ALIGNMENT = 64
+
+
+def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros that take no memory until they are written."""
+    num_elements = math.prod(shape)
+    if not num_elements:
+        return torch.zeros(shape, dtype=dtype)
+    return torch.frombuffer(_region(num_elements * dtype.itemsize), dtype=dtype, count=num_elements).view(shape)
+
+
+@dataclass(slots=True)
+class Arena:
+    """Copies of tensors, one behind the other in regions of at least `chunk` bytes."""
+
+    chunk: int = 64 << 20
+    _free: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        size = tensor.numel() * tensor.element_size()
+        padded = -(-size // ALIGNMENT) * ALIGNMENT
+        if padded > len(self._free):
+            self._free = zeros((max(padded, self.chunk),), torch.uint8)
+        own, self._free = self._free[:size], self._free[padded:]
+        return own.view(tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
+def _region(size: int) -> mmap.mmap:
+    region = mmap.mmap(-1, -(-size // HUGE_PAGE) * HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    with contextlib.suppress(OSError, AttributeError):  # a system without them
+        region.madvise(mmap.MADV_HUGEPAGE)
+    return region

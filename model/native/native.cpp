@@ -1,0 +1,162 @@
+// The C interface that model/native/library.py calls: plain structs and pointers, no exceptions, no Python.
+#include "decoder.h"
+#include "sampling.h"
+
+using namespace dp;
+
+namespace {
+
+struct LinearSpec {
+    const void* strips;
+    const float* bias;
+    int32_t outputs, inputs;
+};
+
+struct LayerSpec {
+    const float *attention_norm, *qk_norm, *attention_post_norm, *mlp_norm, *mlp_post_norm;
+    LinearSpec qkv, out, gate_up, down;
+    int32_t window;
+};
+
+struct ModelSpec {
+    int32_t vocab, hidden, inner, layers, heads, kv_heads, head_dim, dim, activation, is_bf16;
+    float norm_eps, query_scale, embedding_scale, attention_softcap, final_softcap;
+    const LayerSpec* layer;
+    const float* norm;
+    LinearSpec head;
+    const void* embedding;
+};
+
+struct BatchSpec {
+    const int64_t* const* slots;
+    const int64_t *totals, *num_new;
+    int32_t num_rows, num_tokens;
+    int64_t num_slots;
+    void *const *keys, *const *values;
+    const float* const* angles;
+};
+
+struct Model {
+    virtual ~Model() = default;
+    virtual void embed(const int64_t* ids, int count, float* out) = 0;
+    virtual void run(float* hidden, const BatchSpec& batch, int start, int stop) = 0;
+    virtual void logits(const float* hidden, const int64_t* index, int count, float* out) = 0;
+    virtual void linears(int tokens) = 0;
+};
+
+template <class T>
+Linear<T> linear(const LinearSpec& spec) {
+    return {static_cast<const T*>(spec.strips), spec.bias, spec.outputs, spec.inputs};
+}
+
+template <class T>
+struct Typed final : Model {
+    Decoder<T> decoder;
+    typename Decoder<T>::Pass pass;
+
+    Typed(const ModelSpec& s, Pool* pool) {
+        decoder.shape = {s.vocab, s.hidden, s.inner, s.layers, s.heads, s.kv_heads, s.head_dim, s.dim, Activation(s.activation),
+                         s.norm_eps, s.query_scale, s.embedding_scale, s.attention_softcap, s.final_softcap};
+        for (int l = 0; l < s.layers; l++) {
+            const LayerSpec& from = s.layer[l];
+            decoder.layers.push_back({from.attention_norm, from.qk_norm, from.attention_post_norm, from.mlp_norm, from.mlp_post_norm,
+                                      linear<T>(from.qkv), linear<T>(from.out), linear<T>(from.gate_up), linear<T>(from.down),
+                                      from.window});
+        }
+        decoder.norm = s.norm;
+        decoder.head = linear<T>(s.head);
+        decoder.embedding = static_cast<const T*>(s.embedding);
+        decoder.pool = pool;
+    }
+
+    void embed(const int64_t* ids, int count, float* out) override { decoder.embed(ids, count, out); }
+
+    void run(float* hidden, const BatchSpec& batch, int start, int stop) override {
+        pass.hidden = hidden;
+        pass.tokens = batch.num_tokens;
+        pass.rows.clear();
+        int first = 0;
+        for (int r = 0; r < batch.num_rows; r++) {
+            pass.rows.push_back({batch.slots[r], int(batch.totals[r]), int(batch.num_new[r]), first});
+            first += int(batch.num_new[r]);
+        }
+        pass.keys = reinterpret_cast<T* const*>(batch.keys);
+        pass.values = reinterpret_cast<T* const*>(batch.values);
+        pass.num_slots = size_t(batch.num_slots);
+        pass.angles = batch.angles;
+        decoder.run(pass, start, stop);
+    }
+
+    void logits(const float* hidden, const int64_t* index, int count, float* out) override {
+        decoder.logits(hidden, index, count, out);
+    }
+
+    void linears(int tokens) override { decoder.linears(tokens); }
+};
+
+}  // namespace
+
+extern "C" {
+
+const char* dp_features() {
+#if defined(__AVX512BF16__)
+    return "avx512_bf16";
+#elif defined(__AVX512F__)
+    return "avx512";
+#elif defined(__AVX2__)
+    return "avx2";
+#else
+    return "portable vectors";
+#endif
+}
+
+Pool* dp_pool(int num_threads) { return new Pool(num_threads); }
+
+Model* dp_model(const ModelSpec* spec, Pool* pool) {
+    if (spec->is_bf16) return new Typed<bf16>(*spec, pool);
+    return new Typed<float>(*spec, pool);
+}
+
+void dp_model_free(Model* model) { delete model; }
+
+void dp_embed(Model* model, const int64_t* ids, int count, float* out) { model->embed(ids, count, out); }
+
+void dp_run(Model* model, float* hidden, const BatchSpec* batch, int start, int stop) { model->run(hidden, *batch, start, stop); }
+
+void dp_logits(Model* model, const float* hidden, const int64_t* index, int count, float* out) {
+    model->logits(hidden, index, count, out);
+}
+
+// Matrix products of all layers and the head over `tokens` rows, and nothing else: what the benchmark calls the floor.
+void dp_linears(Model* model, int tokens) { model->linears(tokens); }
+
+// Reads `size` bytes (a multiple of 64) once with all threads: what memory alone would cost.
+uint64_t dp_read(Pool* pool, const void* data, uint64_t size) {
+    std::vector<uint64_t> totals(pool->size());
+    pool->run([&](int thread) {
+        const uint64_t lines = size / 64, begin = lines * thread / pool->size(), end = lines * (thread + 1) / pool->size();
+        const char* from = static_cast<const char*>(data);
+        u64x8 sums[4] = {};
+        for (uint64_t line = begin; line < end; line++) sums[line % 4] += load<u64x8>(from + line * 64);
+        for (int i = 0; i < 32; i++) totals[thread] += sums[i / 8][i % 8];
+    });
+    uint64_t total = 0;
+    for (uint64_t part : totals) total += part;
+    return total;
+}
+
+void dp_pick(Pool* pool, const float* logits, int count, int vocab, const Picking* how, int wants_confidence, Pick* out) {
+    auto work = [&](int thread) {
+        for (int r = thread; r < count; r += pool->size()) out[r] = pick(logits + size_t(r) * vocab, vocab, how[r], wants_confidence);
+    };
+    pool->run(work);
+}
+
+void dp_gumbel(uint64_t seed, int64_t position, int vocab, double* out) {
+    for (int begin = 0; begin < vocab; begin += 32) {
+        f64x8 g[4];
+        gumbels(seed, uint64_t(position), uint64_t(begin) / 4, g);
+        for (int j = 0; j < 32 && begin + j < vocab; j++) out[begin + j] = g[j % 4][j / 4];
+    }
+}
+}

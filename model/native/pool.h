@@ -1,0 +1,103 @@
+// Threads that share one piece of work and meet at barriers inside it. A waiting thread spins for some microseconds,
+// because the next phase is near, and then sleeps, because somebody else may want the core.
+#pragma once
+#include <atomic>
+#include <functional>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace dp {
+
+inline void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#endif
+}
+
+// Waits until `word` is no longer `old`.
+inline void await_change(std::atomic<uint32_t>& word, uint32_t old, int spins) {
+    for (int i = 0; i < spins; i++) {
+        if (word.load(std::memory_order_acquire) != old) return;
+        relax();
+    }
+    while (word.load(std::memory_order_acquire) == old) word.wait(old, std::memory_order_acquire);
+}
+
+class Pool {
+   public:
+    explicit Pool(int num_threads) : size_(num_threads) {
+        for (int thread = 1; thread < num_threads; thread++) workers_.emplace_back([this, thread] { serve(thread); });
+    }
+
+    ~Pool() {
+        stopping_ = true;
+        begin();
+        for (auto& worker : workers_) worker.join();
+    }
+
+    int size() const { return size_; }
+
+    // work(thread) on every thread; returns when all have ended. One caller at a time.
+    void run(const std::function<void(int)>& work) {
+        std::lock_guard lock(turn_);
+        work_ = &work;
+        running_.store(size_, std::memory_order_relaxed);
+        if (size_ > 1) begin();
+        work(0);
+        leave();
+        for (uint32_t left; (left = running_.load(std::memory_order_acquire));) await_change(running_, left, kSpins);
+    }
+
+    void barrier() {
+        if (size_ == 1) return;
+        uint32_t phase = phase_.load(std::memory_order_acquire);
+        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+            arrived_.store(0, std::memory_order_relaxed);
+            phase_.fetch_add(1, std::memory_order_release);
+            phase_.notify_all();
+        } else {
+            await_change(phase_, phase, kSpins);
+        }
+    }
+
+   private:
+    static constexpr int kSpins = 2000;
+
+    void begin() {
+        epoch_.fetch_add(1, std::memory_order_release);
+        epoch_.notify_all();
+    }
+
+    void leave() {
+        if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) running_.notify_all();
+    }
+
+    void serve(int thread) {
+        for (uint32_t seen = 0;; seen++) {
+            await_change(epoch_, seen, kSpins);
+            if (stopping_) return;
+            (*work_)(thread);
+            leave();
+        }
+    }
+
+    const int size_;
+    const std::function<void(int)>* work_ = nullptr;
+    std::atomic<bool> stopping_{false};
+    alignas(64) std::atomic<uint32_t> epoch_{0};
+    alignas(64) std::atomic<uint32_t> running_{0};
+    alignas(64) std::atomic<int> arrived_{0};
+    alignas(64) std::atomic<uint32_t> phase_{0};
+    std::mutex turn_;
+    std::vector<std::thread> workers_;
+};
+
+// This thread's share of n equal pieces.
+struct Share {
+    int begin, end;
+    Share(int n, int thread, int num_threads)
+        : begin(int(int64_t(n) * thread / num_threads)), end(int(int64_t(n) * (thread + 1) / num_threads)) {}
+};
+
+}  // namespace dp

@@ -1,0 +1,15 @@
+"""Angles of rotary embeddings, in float32 whatever the model's dtype."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from model.config import Rope
+
+
+def rope_table(rope: Rope, length: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines of positions 0..length-1, [length, half a head] each, scaled as yarn asks."""
+    frequencies = torch.tensor(rope.inverse_frequencies, dtype=torch.float32)
+    angles = torch.arange(length, dtype=torch.float32)[:, None] * frequencies
+    return angles.cos() * rope.scaling, angles.sin() * rope.scaling

@@ -1,0 +1,191 @@
+"""The native kernels against plain torch, and against themselves at every width: bit for bit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from model.batch import Row, build_batch
+from model.decoder import Decoder
+from model.execution import Execution
+from model.load import load_decoder
+from model.noise import gumbel
+from model.pages import PageLedger
+from model.sampling import pick, pick_with_confidence
+from protocol.errors import ConfigError
+from protocol.request import SamplingParams
+from tests.model.families import EXECUTIONS, NAMES, VOCAB, make_checkpoint, needs_compiler
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def load(name: str, directory: Path, dtype: torch.dtype, execution: Execution = Execution.NATIVE) -> Decoder:
+    return load_decoder(make_checkpoint(name, directory, seed=3), dtype=dtype, execution=execution)
+
+
+def logits_of(decoder: Decoder, texts: list[list[int]], chunks: list[list[int]]) -> list[Tensor]:
+    """Logits of every token of each text. chunks: how many tokens of each text every pass takes, in turn."""
+    ledger = PageLedger(64, 4)
+    kv = decoder.new_kv(64 * 4)
+    done = [0] * len(texts)
+    found: list[list[Tensor]] = [[] for _ in texts]
+    for index, text in enumerate(texts):
+        ledger.open(index)
+        assert ledger.reserve(index, len(text))
+    for sizes in chunks:
+        members = [index for index, size in enumerate(sizes) if size]
+        rows = [Row(ledger.slots(index)[: done[index] + sizes[index]], sizes[index]) for index in members]
+        ids = [token for index in members for token in texts[index][done[index] : done[index] + sizes[index]]]
+        hidden = decoder.run(decoder.embed(ids), build_batch(rows), kv, 0, decoder.config.num_layers)
+        logits = decoder.logits(hidden, range(len(ids))).clone()
+        for index, part in zip(members, logits.split([sizes[index] for index in members]), strict=True):
+            found[index].append(part)
+            done[index] += sizes[index]
+    return [torch.cat(parts) for parts in found]
+
+
+def random_chunks(rng: np.random.Generator, lengths: list[int]) -> list[list[int]]:
+    chunks, left = [], np.array(lengths)
+    while left.any():
+        sizes = np.minimum(left, rng.integers(0, 9, len(lengths)))
+        if sizes.any():
+            chunks.append(sizes.tolist())
+            left -= sizes
+    return chunks
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", NAMES)
+@torch.inference_mode()
+def test_a_token_has_the_same_bits_in_any_batch_and_any_chunk(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    decoder = load(name, tmp_path, dtype)
+    rng = np.random.default_rng(1)
+    lengths = [33, 5, 18, 40]
+    texts = [rng.integers(3, VOCAB, length).tolist() for length in lengths]
+    alone = [logits_of(decoder, [text], [[1]] * len(text))[0] for text in texts]
+    for _ in range(4):
+        together = logits_of(decoder, texts, random_chunks(rng, lengths))
+        for one, other in zip(alone, together, strict=True):
+            assert torch.equal(one, other)
+
+
+@torch.inference_mode()
+def test_plain_torch_fails_that_test(tmp_path: Path) -> None:
+    """Negative control: torch's own matrix products take another path at another width."""
+    decoder = load("llama", tmp_path, torch.bfloat16, Execution.EAGER)
+    texts = [np.random.default_rng(1).integers(3, VOCAB, 40).tolist()]
+    assert not torch.equal(*(logits_of(decoder, texts, chunks)[0] for chunks in ([[1]] * 40, [[40]])))
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", NAMES)
+@torch.inference_mode()
+def test_bfloat16_logits_lie_near_those_of_float32(name: str, tmp_path: Path) -> None:
+    texts = [np.random.default_rng(2).integers(3, VOCAB, 30).tolist()]
+    exact = logits_of(load(name, tmp_path / "a", torch.float32), texts, [[30]])[0]
+    errors = [
+        (logits_of(load(name, tmp_path / str(execution), torch.bfloat16, execution), texts, [[30]])[0] - exact).abs()
+        for execution in (Execution.NATIVE, Execution.EAGER)
+    ]
+    assert errors[0].mean() <= 1.05 * errors[1].mean()
+
+
+@needs_compiler
+@torch.inference_mode()
+def test_a_pass_may_stop_at_a_layer_and_go_on_without_changing_a_bit(tmp_path: Path) -> None:
+    decoder = load("qwen3", tmp_path, torch.bfloat16)
+    batch = build_batch([Row(np.arange(20), 20)])
+    ids = list(range(3, 23))
+    whole = decoder.run(decoder.embed(ids), batch, decoder.new_kv(20), 0, 4)
+    kv = decoder.new_kv(20)
+    assert torch.equal(decoder.run(decoder.run(decoder.embed(ids), batch, kv, 0, 1), batch, kv, 1, 4), whole)
+
+
+@needs_compiler
+def test_a_position_beyond_the_checkpoint_is_refused_and_tables_grow_up_to_it(tmp_path: Path) -> None:
+    decoder = load("llama", tmp_path, torch.float32)
+    last = decoder.config.max_positions
+    kv = decoder.new_kv(1)
+    decoder.run(decoder.embed([5]), build_batch([Row(np.zeros(last, np.int64), 1)]), kv, 0, 1)
+    with pytest.raises(ValueError, match=f"position {last} lies beyond the {last}"):
+        decoder.run(decoder.embed([5]), build_batch([Row(np.zeros(last + 1, np.int64), 1)]), kv, 0, 1)
+
+
+SAMPLING = [
+    SamplingParams(temperature=0),
+    SamplingParams(temperature=1.0, seed=5),
+    SamplingParams(temperature=0.7, seed=(1 << 64) - 3),
+    SamplingParams(temperature=1.3, seed=9, top_k=7),
+    SamplingParams(temperature=0.9, seed=1, top_p=0.8, min_p=0.01),
+]
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("seed", range(20))
+def test_picks_are_those_of_coupled_sampling(seed: int, execution: Execution, tmp_path: Path) -> None:
+    decoder = load("llama", tmp_path, torch.float32, execution)
+    rng = np.random.default_rng(seed)
+    logits = torch.from_numpy(rng.normal(scale=3, size=(11, 4099 if seed % 2 else 37)).astype(np.float32))
+    sampling = [SAMPLING[i] for i in rng.integers(0, len(SAMPLING), 11)]
+    positions = rng.integers(0, 1 << 20, 11).tolist()
+    kept = logits.clone()
+    assert decoder.pick(logits, sampling, positions) == pick(logits, sampling, positions).tolist()
+    picks, confidences = decoder.pick_with_confidence(logits, sampling, positions)
+    expected = pick_with_confidence(logits, sampling, positions)
+    assert picks == expected[0].tolist()
+    assert confidences == pytest.approx(expected[1].tolist(), rel=1e-5, abs=1e-12)
+    assert torch.equal(logits, kept)
+
+
+@needs_compiler
+def test_noise_is_that_of_the_reference() -> None:
+    from model.native.library import native_gumbel
+
+    for seed, position in ((0, 0), (7, 3), ((1 << 64) - 1, (1 << 31) + 5), (0xDEADBEEF12345678, 77)):
+        signed = seed - (1 << 64) if seed >> 63 else seed
+        expected = gumbel(torch.tensor([signed]), torch.tensor([position]), 10_001)[0]
+        actual = torch.tensor(native_gumbel(seed, position, 10_001), dtype=torch.float64)
+        torch.testing.assert_close(actual, expected, rtol=1e-14, atol=1e-15)
+
+
+def test_without_a_compiler_steps_are_eager_and_the_log_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from model.native.library import library
+
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    library.cache_clear()
+    try:
+        assert not load("llama", tmp_path, torch.float32, Execution.AUTO).is_deterministic
+        assert "no C++ compiler was found (tried CXX=no-such-compiler)" in caplog.text
+        with pytest.raises(ConfigError, match=r"execution native: no C\+\+ compiler .*; install g\+\+"):
+            load("llama", tmp_path, torch.float32, Execution.NATIVE)
+    finally:
+        library.cache_clear()
+
+
+@needs_compiler
+def test_kernels_that_do_not_compile_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from model.native import compiler
+
+    monkeypatch.setenv("DRAFTPOOL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(compiler, "FLAGS", ("--no-such-flag",))
+    with pytest.raises(compiler.CompilerError, match="refused the kernels"):
+        compiler.library_path()
+    assert list((tmp_path / "cache" / "native").iterdir()) == []
+
+
+@needs_compiler
+def test_kernels_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from model.native import compiler
+
+    monkeypatch.setenv("DRAFTPOOL_CACHE", str(tmp_path))
+    first = compiler.library_path()
+    written = first.stat().st_mtime_ns
+    assert compiler.library_path() == first
+    assert first.stat().st_mtime_ns == written
