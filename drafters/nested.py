@@ -125,24 +125,23 @@ class NestedDrafter:
     def run(self, rows: Sequence[PassRow]) -> list[Pick | None]:
         """One pick for each drafting row, None for the others. Pages for every row's length are reserved."""
         picks: list[Pick | None] = [None] * len(rows)
-        with torch.inference_mode():
-            stretches = self._stretches(0, rows, picks)
-            batch = self._batch(stretches)
-            hidden = self._embed(stretches)
-            for segment, depth in enumerate(self.exits):
-                if stretches:
-                    start = self.exits[segment - 1] if segment else 0
-                    hidden = self._decoder.run(hidden, batch, self._kv, start, depth)
-                    self._advance(segment, stretches)
-                    self._pick(depth, hidden, batch, stretches, picks)
-                if depth == self.exits[-1]:
-                    break
-                deeper = self._stretches(segment + 1, rows, picks)
-                if deeper != stretches:
-                    boundary = self._boundaries[segment]
-                    boundary.index_copy_(0, batch.slots, hidden)
-                    stretches, batch = deeper, self._batch(deeper)
-                    hidden = boundary.index_select(0, batch.slots)
+        stretches = self._stretches(0, rows, picks)
+        batch = self._batch(stretches)
+        hidden = self._embed(stretches)
+        for segment, depth in enumerate(self.exits):
+            if stretches:
+                start = self.exits[segment - 1] if segment else 0
+                hidden = self._decoder.run(hidden, batch, self._kv, start, depth)
+                self._advance(segment, stretches)
+                self._pick(depth, hidden, batch, stretches, picks)
+            if depth == self.exits[-1]:
+                break
+            deeper = self._stretches(segment + 1, rows, picks)
+            if deeper != stretches:
+                boundary = self._boundaries[segment]
+                boundary.index_copy_(0, batch.slots, hidden)
+                stretches, batch = deeper, self._batch(deeper)
+                hidden = boundary.index_select(0, batch.slots)
         return picks
 
     def _last_segment(self, depth: DepthRule) -> int:

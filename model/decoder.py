@@ -74,7 +74,7 @@ class Decoder(Protocol):
     def new_kv(self, num_slots: int) -> PagedKV: ...
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
-        """Returns [n, hidden]."""
+        """Returns [n, hidden], valid until the next call."""
 
     def run(self, hidden: Tensor, batch: RaggedBatch, kv: PagedKV, start: int, stop: int) -> Tensor:
         """hidden: [n, hidden], the input of layer `start`, which may be overwritten. Returns the output of layer

@@ -71,7 +71,7 @@ class RopeTable:
 
 
 class EagerDecoder:
-    """A model.decoder.Decoder. Inference only; call under torch.inference_mode()."""
+    """A model.decoder.Decoder. Inference only."""
 
     is_deterministic = False
 
@@ -106,11 +106,13 @@ class EagerDecoder:
         )
         return PagedKV(keys, values)
 
+    @torch.inference_mode()
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         ids = torch.tensor(token_ids, dtype=torch.int64, device=self.device)
         hidden = F.embedding(ids, self.weights.embedding)
         return hidden if self._embedding_scale is None else hidden * self._embedding_scale
 
+    @torch.inference_mode()
     def run(self, hidden: Tensor, batch: RaggedBatch, kv: PagedKV, start: int, stop: int) -> Tensor:
         tables = {
             rope: self._tables[rope].at(batch.positions, batch.max_total) for rope in set(self.config.ropes[start:stop])
@@ -121,16 +123,19 @@ class EagerDecoder:
             hidden = self._mlp(self.weights.layers[layer], hidden)
         return hidden
 
+    @torch.inference_mode()
     def logits(self, hidden: Tensor, rows: Sequence[int]) -> Tensor:
         logits = F.linear(rms_norm(hidden[rows], self.weights.norm, self.config.norm_eps), self.weights.head)
         if self.config.final_softcap is not None:
             logits = torch.tanh(logits / self.config.final_softcap) * self.config.final_softcap
         return logits.float()
 
+    @torch.inference_mode()
     def pick(self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> list[int]:
         picks: list[int] = pick(logits, sampling, positions).tolist()
         return picks
 
+    @torch.inference_mode()
     def pick_with_confidence(
         self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]
     ) -> tuple[list[int], list[float]]:

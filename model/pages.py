@@ -80,6 +80,8 @@ class PageLedger:
         if length < table.trunk_length:
             raise ValueError(f"cannot cut branch {sequence} to {length}, inside its trunk of {table.trunk_length}")
         keep = -(-(length - table.trunk_length) // self.page_size)
+        if keep >= len(table.tail_pages):
+            return
         for page in table.tail_pages[keep:]:
             table.pages.pop()
             self._release(page)

@@ -39,7 +39,6 @@ class TargetModel:
         """Tokens that one sequence may hold: the context length, or all of the KV memory if that is less."""
         return min(self.decoder.config.max_positions, self.ledger.num_pages * self.ledger.page_size)
 
-    @torch.inference_mode()
     def forward(self, rows: Sequence[ForwardRow]) -> Tensor:
         """[sum of num_logits, vocab_size] float32, in row order, valid until the next pass.
 

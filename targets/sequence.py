@@ -26,13 +26,15 @@ class Sequence:
     drafted: int = 0
     accepted: int = 0
     finish_reason: FinishReason | None = None
+    num_prompt: int = field(init=False)
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_ids)
+        self.num_prompt = len(self.tokens)
 
     @property
     def num_generated(self) -> int:
-        return len(self.tokens) - len(self.request.prompt_ids)
+        return len(self.tokens) - self.num_prompt
 
     @property
     def prefill_end(self) -> int:
@@ -45,8 +47,8 @@ class Sequence:
 
     @property
     def remaining(self) -> int:
-        by_request = self.request.stop.max_tokens - self.num_generated
-        return min(by_request, self.max_length - len(self.tokens))
+        end = min(self.num_prompt + self.request.stop.max_tokens, self.max_length)
+        return end - len(self.tokens)
 
     @property
     def view(self) -> SequenceView:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import ctypes
 import weakref
 from collections.abc import Sequence
-from typing import cast
+from dataclasses import dataclass, field
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ from model.config import DecoderConfig, Rope
 from model.decoder import DecoderWeights
 from model.kv import PagedKV, padded_dim
 from model.native.library import BatchSpec, addresses, library, num_threads, thread_pool
-from model.native.memory import zeros
+from model.native.memory import Block, address, zeros
 from model.native.weights import pack
 from model.rope import rope_table
 from model.sampling import filter_logits
@@ -29,6 +30,19 @@ from protocol.request import SamplingParams
 
 _PICKING = np.dtype([("temperature", np.float32), ("seed", np.uint64), ("position", np.int64)], align=True)
 _PICK = np.dtype([("token", np.int64), ("confidence", np.float64)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Blocks:
+    """What the kernels are handed beside tensors, kept from call to call."""
+
+    ids: Block = field(default_factory=lambda: Block(np.int64))
+    index: Block = field(default_factory=lambda: Block(np.int64))
+    slots: Block = field(default_factory=lambda: Block(np.uint64))
+    totals: Block = field(default_factory=lambda: Block(np.int64))
+    num_new: Block = field(default_factory=lambda: Block(np.int64))
+    how: Block = field(default_factory=lambda: Block(_PICKING))
+    picks: Block = field(default_factory=lambda: Block(_PICK))
 
 
 class NativeDecoder:
@@ -47,6 +61,8 @@ class NativeDecoder:
         self._packed = pack(config, weights)
         self._model = self._library.dp_model(ctypes.byref(self._packed.spec), self._pool)
         weakref.finalize(self, self._library.dp_model_free, self._model)
+        self._blocks = _Blocks()
+        self._hidden = torch.empty(0, config.hidden_size)
         self._logits = torch.empty(0, config.vocab_size)
         self._grow_angles(min(1024, config.max_positions))
 
@@ -57,22 +73,22 @@ class NativeDecoder:
         return PagedKV(keys, values)
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
-        ids = np.array(token_ids, np.int64)
-        hidden = torch.empty(len(ids), self.config.hidden_size)
-        self._library.dp_embed(self._model, _address(ids), len(ids), hidden.data_ptr())
-        return hidden
+        count = len(token_ids)
+        if count > self._hidden.shape[0]:
+            self._hidden = torch.empty(2 * count, self.config.hidden_size)
+        self._library.dp_embed(self._model, self._blocks.ids.holding(token_ids), count, self._hidden.data_ptr())
+        return self._hidden[:count]
 
     def run(self, hidden: Tensor, batch: RaggedBatch, kv: PagedKV, start: int, stop: int) -> Tensor:
-        totals = np.array([len(row.slots) for row in batch.rows], np.int64)
-        if totals.max(initial=0) > self._num_positions:
-            self._grow_angles(int(totals.max()))
-        num_new = np.array([row.num_new for row in batch.rows], np.int64)
-        slots = np.array([_address(row.slots) for row in batch.rows], np.uint64)
+        if start == stop or not batch.rows:
+            return hidden
+        if batch.max_total > self._num_positions:
+            self._grow_angles(batch.max_total)
         keys, values = kv.arrays
         spec = BatchSpec(
-            _address(slots),
-            _address(totals),
-            _address(num_new),
+            self._blocks.slots.holding([address(row.slots) for row in batch.rows]),
+            self._blocks.totals.holding([len(row.slots) for row in batch.rows]),
+            self._blocks.num_new.holding([row.num_new for row in batch.rows]),
             len(batch.rows),
             batch.num_tokens,
             kv.keys[0].shape[1],
@@ -80,17 +96,16 @@ class NativeDecoder:
             ctypes.addressof(values),
             ctypes.addressof(self._angles),
         )
-        if start < stop and batch.rows:
-            self._library.dp_run(self._model, hidden.data_ptr(), ctypes.byref(spec), start, stop)
+        self._library.dp_run(self._model, hidden.data_ptr(), ctypes.byref(spec), start, stop)
         return hidden
 
     def logits(self, hidden: Tensor, rows: Sequence[int]) -> Tensor:
-        index = np.array(rows, np.int64)
-        if len(index) > len(self._logits):
-            self._logits = torch.empty(len(index), self.config.vocab_size)
-        logits = self._logits[: len(index)]
-        self._library.dp_logits(self._model, hidden.data_ptr(), _address(index), len(index), logits.data_ptr())
-        return logits
+        count = len(rows)
+        if count > self._logits.shape[0]:
+            self._logits = torch.empty(2 * count, self.config.vocab_size)
+        index = self._blocks.index.holding(rows)
+        self._library.dp_logits(self._model, hidden.data_ptr(), index, count, self._logits.data_ptr())
+        return self._logits[:count]
 
     def pick(self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> list[int]:
         return cast(list[int], self._picks(logits, sampling, positions, False)["token"].tolist())
@@ -107,7 +122,7 @@ class NativeDecoder:
 
     def _picks(
         self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int], confidence: bool
-    ) -> npt.NDArray[np.void]:
+    ) -> npt.NDArray[Any]:
         temperatures = [0.0 if params.is_greedy else params.temperature for params in sampling]
         filtered = [row for row, params in enumerate(sampling) if not params.is_greedy and params.has_filters]
         if filtered:
@@ -115,13 +130,18 @@ class NativeDecoder:
             logits[filtered] = filter_logits(logits[filtered], [sampling[row] for row in filtered])
             for row in filtered:
                 temperatures[row] = 1.0  # filter_logits has scaled it
-        how = np.empty(len(sampling), _PICKING)
+        count = len(sampling)
+        how, picks = self._blocks.how.take(count), self._blocks.picks.take(count)
         how["temperature"] = temperatures
         how["seed"] = [params.seed for params in sampling]
         how["position"] = positions
-        picks = np.empty(len(sampling), _PICK)
         self._library.dp_pick(
-            self._pool, logits.data_ptr(), *logits.shape, _address(how), int(confidence), _address(picks)
+            self._pool,
+            logits.data_ptr(),
+            *logits.shape,
+            self._blocks.how.address,
+            int(confidence),
+            self._blocks.picks.address,
         )
         return picks
 
@@ -136,7 +156,3 @@ class NativeDecoder:
         }
         self._tables = tables
         self._angles = addresses([tables[rope].data_ptr() for rope in self.config.ropes])
-
-
-def _address(array: npt.NDArray[np.generic]) -> int:
-    return int(array.__array_interface__["data"][0])

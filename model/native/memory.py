@@ -7,8 +7,12 @@ from __future__ import annotations
 import contextlib
 import math
 import mmap
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -22,6 +26,32 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     if not num_elements:
         return torch.zeros(shape, dtype=dtype)
     return torch.frombuffer(_region(num_elements * dtype.itemsize), dtype=dtype, count=num_elements).view(shape)
+
+
+class Block:
+    """An array that is filled anew for every call and grows when it must. Its address is looked up once."""
+
+    def __init__(self, dtype: npt.DTypeLike) -> None:
+        self._grow(np.dtype(dtype), 64)
+
+    def holding(self, values: Sequence[int]) -> int:
+        """The address of a copy of the values."""
+        self.take(len(values))[:] = values
+        return self.address
+
+    def take(self, length: int) -> npt.NDArray[Any]:
+        """The first `length` entries, as the last call left them."""
+        if length > len(self._array):
+            self._grow(self._array.dtype, 2 * length)
+        return self._array[:length]
+
+    def _grow(self, dtype: np.dtype[Any], length: int) -> None:
+        self._array = np.zeros(length, dtype)
+        self.address = address(self._array)
+
+
+def address(array: npt.NDArray[Any]) -> int:
+    return int(array.__array_interface__["data"][0])
 
 
 @dataclass(slots=True)
