@@ -28,6 +28,7 @@ from model.execution import Execution
 from model.kv import bytes_per_slot
 from model.load import load_decoder
 from model.pages import PageLedger
+from model.rollout import Rollout
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
@@ -40,6 +41,7 @@ class PassRow:
     tokens: the tokens at positions [written, length), `written` being `NestedDrafter.written(sequence)`.
     settled: positions below it go to the rule's last exit. When length exceeds it, the token at position
         `length` is drafted, and position length - 1 goes only as deep as that takes.
+    ahead: how many tokens may be drafted, if the pass can go on by itself. Their pages are reserved but for the last.
     """
 
     sequence: int
@@ -48,6 +50,7 @@ class PassRow:
     settled: int
     depth: DepthRule
     sampling: SamplingParams
+    ahead: int = 1
 
     @property
     def drafts(self) -> bool:
@@ -122,8 +125,41 @@ class NestedDrafter:
             marks.check()
             assert marks.marks[0] <= self.ledger.capacity(sequence), "KV was written beyond the reserved pages"
 
-    def run(self, rows: Sequence[PassRow]) -> list[Pick | None]:
-        """One pick for each drafting row, None for the others. Pages for every row's length are reserved."""
+    def run(self, rows: Sequence[PassRow]) -> list[list[Pick]]:
+        """What each row drafts: one token or, where the pass can go on by itself, up to `ahead`; none for a row that
+        does not draft. Pages for every row's length are reserved.
+        """
+        depth = self._shared_depth(rows)
+        if depth is not None:
+            return self._roll_out(rows, depth)
+        return [[] if pick is None else [pick] for pick in self._pass(rows)]
+
+    def _shared_depth(self, rows: Sequence[PassRow]) -> int | None:
+        """The one exit that every row drafts from, when all segments up to it lack the same positions."""
+        depths = {row.depth.exits for row in rows}
+        if len(depths) != 1 or not all(row.drafts for row in rows):
+            return None
+        exits = depths.pop()
+        last = self.exits.index(exits[-1])
+        level = all(len(set(self._marks[row.sequence].marks[: last + 1])) == 1 for row in rows)
+        return exits[0] if len(exits) == 1 and level else None
+
+    def _roll_out(self, rows: Sequence[PassRow], depth: int) -> list[list[Pick]]:
+        rollouts = [
+            Rollout(self.ledger.slots(row.sequence), self.written(row.sequence), row.tokens, row.ahead, row.sampling)
+            for row in rows
+        ]
+        segment = self.exits.index(depth)
+        boundary = self._boundaries[segment] if depth < self.exits[-1] else None
+        drafted = self._decoder.roll_out(rollouts, self._kv, depth, boundary)
+        for row in rows:
+            marks = self._marks[row.sequence]
+            for own in range(segment + 1):
+                marks = marks.advance(own, row.length + row.ahead - 1)
+            self._marks[row.sequence] = marks
+        return [[Pick(token, depth, confidence) for token, confidence in row] for row in drafted]
+
+    def _pass(self, rows: Sequence[PassRow]) -> list[Pick | None]:
         picks: list[Pick | None] = [None] * len(rows)
         stretches = self._stretches(0, rows, picks)
         batch = self._batch(stretches)

@@ -28,12 +28,14 @@ logger = logging.getLogger(__name__)
 class PoolLimits:
     """max_rows: sequences open at a time. prefill_tokens: budget of one pass. idle_s, ttl_s: since last use.
 
-    max_ride: missing positions that may ride along in a decode row; more are prefill.
+    max_ride: missing positions that may ride along in a decode row; more are prefill. ahead: tokens that a row may
+    draft in one pass; a message that comes meanwhile waits for its end.
     """
 
     max_rows: int = 64
     prefill_tokens: int = 256
     max_ride: int = 32
+    ahead: int = 8
     idle_s: float = 2.0
     ttl_s: float = 60.0
 

@@ -109,9 +109,7 @@ class DraftWorker:
             num_rows=len(chosen),
             num_targets=num_targets,
             num_prefill_tokens=sum(span.num_prefill for _, span in chosen),
-            num_exited=tuple(
-                sum(pick is not None and pick.exit == exit for pick in picks) for exit in self._drafter.exits
-            ),
+            num_exited=tuple(sum(pick.exit == exit for own in picks for pick in own) for exit in self._drafter.exits),
             pass_ms=(self._clock() - began) * 1e3,
         )
 
@@ -152,31 +150,33 @@ class DraftWorker:
 
     def _row(self, resident: Resident, span: Span) -> PassRow:
         tokens = resident.known.tokens[self._drafter.written(resident.id) : span.length]
-        return PassRow(resident.id, tokens, span.length, span.settled, resident.depth, resident.sampling)
+        left = 1 if resident.job is None else resident.job.length - len(resident.job.picks)
+        ahead = min(left, self._limits.ahead)
+        return PassRow(resident.id, tokens, span.length, span.settled, resident.depth, resident.sampling, ahead)
 
     def _start_rounds(self, chosen: Sequence[tuple[Resident, Span]], now: float) -> None:
         for resident, _ in chosen:
             if resident.job is not None and resident.job.round.start(now):
                 self._counts.wait.add(resident.job.round.wait_ms or 0.0, now)
 
-    def _run(self, chosen: Sequence[tuple[Resident, Span]]) -> list[Pick | None]:
+    def _run(self, chosen: Sequence[tuple[Resident, Span]]) -> list[list[Pick]]:
         try:
             picks = self._drafter.run([self._row(resident, span) for resident, span in chosen])
         except Exception:
             logger.exception("a pass of %d rows failed; their sequences are forgotten", len(chosen))
             for resident, _ in chosen:
                 self._answer(self._residents.forget(resident.key))
-            return [None] * len(chosen)
-        for (resident, _), pick in zip(chosen, picks, strict=True):
-            self._advance(resident, pick)
+            return [[]] * len(chosen)
+        for (resident, _), own in zip(chosen, picks, strict=True):
+            self._advance(resident, own)
         return picks
 
-    def _advance(self, resident: Resident, pick: Pick | None) -> None:
-        if pick is not None and resident.job is not None:
-            resident.known.tokens.append(pick.token)
-            resident.job.picks.append(pick)
+    def _advance(self, resident: Resident, picks: Sequence[Pick]) -> None:
+        if picks and resident.job is not None:
+            resident.known.tokens.extend(pick.token for pick in picks)
+            resident.job.picks.extend(picks)
             resident.last_used = self._clock()
-            self._counts.drafted += 1
+            self._counts.drafted += len(picks)
             if resident.job.is_done:
                 self._answer(self._residents.withdraw(resident.key))
         elif resident.job is None and self._residents.context_missing(resident) <= 0:

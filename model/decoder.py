@@ -18,6 +18,7 @@ from torch import Tensor
 from model.batch import RaggedBatch
 from model.config import DecoderConfig
 from model.kv import PagedKV
+from model.rollout import Drafted, Rollout
 from protocol.request import SamplingParams
 
 
@@ -85,6 +86,9 @@ class Decoder(Protocol):
         """hidden: [n, hidden], the output of any layer. Returns [len(rows), vocab] float32, valid until
         the next call.
         """
+
+    def roll_out(self, rows: Sequence[Rollout], kv: PagedKV, depth: int, boundary: Tensor | None) -> list[Drafted]:
+        """As model.rollout.roll_out."""
 
     def pick(self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> list[int]:
         """The picked token of each row (model/sampling.py). positions: the absolute position that each will take."""

@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "attention.h"
+#include "sampling.h"
 
 namespace dp {
 
@@ -112,6 +113,7 @@ struct Decoder {
         int tokens;
         std::vector<Row> rows;
         std::vector<Task> tasks;
+        std::vector<std::atomic<int>> next;  // of every layer: the piece of attention to be taken
         T *const *keys, *const *values;  // of every layer, [kv_heads][slots][dim]
         size_t num_slots;
         const float* const* angles;      // of every layer, [positions][2][head_dim / 2]: cosines, sines
@@ -129,25 +131,45 @@ struct Decoder {
     }
 
     void run(Pass& pass, int start, int stop) {
-        reserve(pass.tokens);
-        pass.tasks = attention_tasks(pass.rows);
-        std::vector<std::atomic<int>> next(stop - start);
+        prepare(pass);
         pool->run([&](int thread) {
-            for (int l = start; l < stop; l++) layer(pass, l, thread, next[l - start]);
+            for (int l = start; l < stop; l++) layer(pass, l, thread);
         });
     }
 
     // Scores of chosen rows of hidden states. index: [count]; out: [count][vocab].
     void logits(const float* hidden, const int64_t* index, int count, float* out) {
         work.normed.resize(count, shape.hidden);
+        pool->run([&](int thread) { score(hidden, index, count, out, thread); });
+    }
+
+    // A row that drafts: `length` tokens in all, from the layers below `depth`; each is fed back for the next.
+    struct Draft {
+        Picking how;  // position: of the first token drafted
+        int length;
+        Pick* out;  // [length]
+    };
+
+    // ids: [pass.tokens]. Rows leave when their draft is done; slots of all that will be fed are in the rows.
+    // boundary: [slots][hidden], where what leaves the last layer is kept; or null.
+    void roll(Pass& pass, const int64_t* ids, std::vector<Draft>& drafts, int depth, float* boundary) {
+        Rolling now{std::vector<int64_t>(ids, ids + pass.tokens), {}, {}};
         pool->run([&](int thread) {
-            Share mine(count, thread, pool->size());
-            for (int r = mine.begin; r < mine.end; r++)
-                rms_norm(hidden + index[r] * shape.hidden, norm, shape.hidden, shape.norm_eps, work.normed.row(r));
-            pool->barrier();
-            multiply(work.normed.data, work.normed.stride, count, head, thread, pool->size(), [&](int row, int strip, f32x16* sums, int n) {
-                for (int s = 0; s < n; s++) put(out + size_t(row) * shape.vocab, (strip + s) * 16, shape.vocab, capped(sums[s]));
-            });
+            while (!drafts.empty()) {
+                if (thread == 0) start_roll(pass, now, drafts);
+                pool->barrier();
+                for (int l = 0; l < depth; l++) layer(pass, l, thread);
+                score(pass.hidden, now.last.data(), int(drafts.size()), work.logits.data, thread);
+                pool->barrier();
+                for (int r = thread; r < int(drafts.size()); r += pool->size())
+                    *drafts[r].out = pick(work.logits.data + size_t(r) * shape.vocab, shape.vocab, drafts[r].how, true);
+                pool->barrier();
+                if (thread == 0) {
+                    if (boundary) keep(pass, boundary);
+                    end_roll(pass, now, drafts);
+                }
+                pool->barrier();
+            }
         });
     }
 
@@ -181,6 +203,62 @@ struct Decoder {
         return shape.final_softcap ? tanh16(scores / shape.final_softcap) * shape.final_softcap : scores;
     }
 
+    struct Rolling {
+        std::vector<int64_t> ids, last;
+        std::vector<float> hidden;
+    };
+
+    void start_roll(Pass& pass, Rolling& now, const std::vector<Draft>& drafts) {
+        now.hidden.resize(now.ids.size() * shape.hidden);
+        pass.hidden = now.hidden.data();
+        pass.tokens = int(now.ids.size());
+        prepare(pass);
+        work.logits.resize(int(drafts.size()), shape.vocab);
+        embed(now.ids.data(), pass.tokens, pass.hidden);
+        now.last.clear();
+        for (const Row& row : pass.rows) now.last.push_back(row.first + row.num_new - 1);
+    }
+
+    void keep(const Pass& pass, float* boundary) const {
+        for (const Row& row : pass.rows)
+            for (int i = 0; i < row.num_new; i++)
+                std::memcpy(boundary + row.slots[row.total - row.num_new + i] * shape.hidden,
+                            pass.hidden + size_t(row.first + i) * shape.hidden, shape.hidden * sizeof(float));
+    }
+
+    // Rows with more to draft go on with their own pick as the one new token.
+    static void end_roll(Pass& pass, Rolling& now, std::vector<Draft>& drafts) {
+        now.ids.clear();
+        size_t kept = 0;
+        for (size_t r = 0; r < drafts.size(); r++) {
+            if (--drafts[r].length == 0) continue;
+            const int64_t token = drafts[r].out++->token;
+            drafts[r].how.position++;
+            pass.rows[kept] = {pass.rows[r].slots, pass.rows[r].total + 1, 1, int(kept)};
+            drafts[kept++] = drafts[r];
+            now.ids.push_back(token);
+        }
+        pass.rows.resize(kept);
+        drafts.resize(kept);
+    }
+
+    void prepare(Pass& pass) {
+        reserve(pass.tokens);
+        pass.tasks = attention_tasks(pass.rows);
+        if (int(pass.next.size()) < shape.layers) pass.next = std::vector<std::atomic<int>>(shape.layers);
+        for (auto& next : pass.next) next.store(0, std::memory_order_relaxed);
+    }
+
+    void score(const float* hidden, const int64_t* index, int count, float* out, int thread) {
+        Share mine(count, thread, pool->size());
+        for (int r = mine.begin; r < mine.end; r++)
+            rms_norm(hidden + index[r] * shape.hidden, norm, shape.hidden, shape.norm_eps, work.normed.row(r));
+        pool->barrier();
+        multiply(work.normed.data, work.normed.stride, count, head, thread, pool->size(), [&](int row, int strip, f32x16* sums, int n) {
+            for (int s = 0; s < n; s++) put(out + size_t(row) * shape.vocab, (strip + s) * 16, shape.vocab, capped(sums[s]));
+        });
+    }
+
     static void put(float* row, int column, int width, f32x16 value) {
         if (column + 16 <= width) return store16(row + column, value);
         for (int i = 0; column + i < width; i++) row[column + i] = value[i];
@@ -201,7 +279,7 @@ struct Decoder {
         work.scratch.resize(pool->size());
     }
 
-    void layer(Pass& pass, int l, int thread, std::atomic<int>& next) {
+    void layer(Pass& pass, int l, int thread) {
         const Layer<T>& weights = layers[l];
         norm_rows(pass, weights.attention_norm, thread);
         pool->barrier();
@@ -211,7 +289,7 @@ struct Decoder {
         pool->barrier();
         place_heads(pass, weights, l, thread);
         pool->barrier();
-        attention(pass, weights, l, thread, next);
+        attention(pass, weights, l, thread);
         pool->barrier();
         branch(pass, work.attended, weights.out, weights.attention_post_norm, thread);
         norm_rows(pass, weights.mlp_norm, thread);
@@ -274,11 +352,11 @@ struct Decoder {
         }
     }
 
-    void attention(const Pass& pass, const Layer<T>& weights, int l, int thread, std::atomic<int>& next) {
+    void attention(Pass& pass, const Layer<T>& weights, int l, int thread) {
         AttentionView<T> view{work.query.data, pass.keys[l], pass.values[l], work.attended.data, shape.heads, shape.kv_heads,
                               shape.dim, shape.head_dim, weights.window, pass.num_slots, work.attended.stride, shape.query_scale, shape.attention_softcap};
         const int pieces = int(pass.tasks.size()) * shape.kv_heads;
-        for (int piece; (piece = next.fetch_add(1, std::memory_order_relaxed)) < pieces;) {
+        for (int piece; (piece = pass.next[l].fetch_add(1, std::memory_order_relaxed)) < pieces;) {
             const Task& task = pass.tasks[piece / shape.kv_heads];
             attend_any(view, pass.rows[task.row], task, piece % shape.kv_heads, work.scratch[thread]);
         }

@@ -10,6 +10,7 @@ import ctypes
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from typing import Any, cast
 
 import numpy as np
@@ -24,6 +25,8 @@ from model.kv import PagedKV, padded_dim
 from model.native.library import BatchSpec, addresses, library, num_threads, thread_pool
 from model.native.memory import Block, address, zeros
 from model.native.weights import pack
+from model.pages import Slots
+from model.rollout import Drafted, Rollout, roll_out
 from model.rope import rope_table
 from model.sampling import filter_logits
 from protocol.request import SamplingParams
@@ -41,6 +44,7 @@ class _Blocks:
     slots: Block = field(default_factory=lambda: Block(np.uint64))
     totals: Block = field(default_factory=lambda: Block(np.int64))
     num_new: Block = field(default_factory=lambda: Block(np.int64))
+    lengths: Block = field(default_factory=lambda: Block(np.int64))
     how: Block = field(default_factory=lambda: Block(_PICKING))
     picks: Block = field(default_factory=lambda: Block(_PICK))
 
@@ -82,22 +86,61 @@ class NativeDecoder:
     def run(self, hidden: Tensor, batch: RaggedBatch, kv: PagedKV, start: int, stop: int) -> Tensor:
         if start == stop or not batch.rows:
             return hidden
-        if batch.max_total > self._num_positions:
-            self._grow_angles(batch.max_total)
+        spec = self._batch(
+            [row.slots for row in batch.rows],
+            [len(row.slots) for row in batch.rows],
+            [row.num_new for row in batch.rows],
+            batch.max_total,
+            kv,
+        )
+        self._library.dp_run(self._model, hidden.data_ptr(), ctypes.byref(spec), start, stop)
+        return hidden
+
+    def roll_out(self, rows: Sequence[Rollout], kv: PagedKV, depth: int, boundary: Tensor | None) -> list[Drafted]:
+        """In one call, unless a row has filters, which are torch's business."""
+        if any(not row.sampling.is_greedy and row.sampling.has_filters for row in rows):
+            return roll_out(self, rows, kv, depth, boundary)
+        totals = [row.total for row in rows]
+        lengths = [row.length for row in rows]
+        furthest = max(total + length - 1 for total, length in zip(totals, lengths, strict=True))
+        spec = self._batch([row.slots for row in rows], totals, [len(row.tokens) for row in rows], furthest, kv)
+        self._how(
+            [0.0 if row.sampling.is_greedy else row.sampling.temperature for row in rows],
+            [row.sampling for row in rows],
+            totals,
+        )
+        picks = self._blocks.picks.take(sum(lengths))
+        self._library.dp_roll(
+            self._model,
+            ctypes.byref(spec),
+            self._blocks.ids.holding(list(chain.from_iterable(row.tokens for row in rows))),
+            self._blocks.how.address,
+            self._blocks.lengths.holding(lengths),
+            depth,
+            None if boundary is None else boundary.data_ptr(),
+            self._blocks.picks.address,
+        )
+        found = iter(zip(picks["token"].tolist(), picks["confidence"].tolist(), strict=True))
+        return [list(islice(found, length)) for length in lengths]
+
+    def _batch(
+        self, slots: Sequence[Slots], totals: Sequence[int], num_new: Sequence[int], furthest: int, kv: PagedKV
+    ) -> BatchSpec:
+        """furthest: positions of the longest row before the call returns."""
+        if furthest > self._num_positions:
+            self._grow_angles(furthest)
         keys, values = kv.arrays
-        spec = BatchSpec(
-            self._blocks.slots.holding([address(row.slots) for row in batch.rows]),
-            self._blocks.totals.holding([len(row.slots) for row in batch.rows]),
-            self._blocks.num_new.holding([row.num_new for row in batch.rows]),
-            len(batch.rows),
-            batch.num_tokens,
+        return BatchSpec(
+            self._blocks.slots.holding([address(own) for own in slots]),
+            self._blocks.totals.holding(totals),
+            self._blocks.num_new.holding(num_new),
+            len(totals),
+            sum(num_new),
             kv.keys[0].shape[1],
             ctypes.addressof(keys),
             ctypes.addressof(values),
             ctypes.addressof(self._angles),
         )
-        self._library.dp_run(self._model, hidden.data_ptr(), ctypes.byref(spec), start, stop)
-        return hidden
 
     def logits(self, hidden: Tensor, rows: Sequence[int]) -> Tensor:
         count = len(rows)
@@ -130,11 +173,8 @@ class NativeDecoder:
             logits[filtered] = filter_logits(logits[filtered], [sampling[row] for row in filtered])
             for row in filtered:
                 temperatures[row] = 1.0  # filter_logits has scaled it
-        count = len(sampling)
-        how, picks = self._blocks.how.take(count), self._blocks.picks.take(count)
-        how["temperature"] = temperatures
-        how["seed"] = [params.seed for params in sampling]
-        how["position"] = positions
+        self._how(temperatures, sampling, positions)
+        picks = self._blocks.picks.take(len(sampling))
         self._library.dp_pick(
             self._pool,
             logits.data_ptr(),
@@ -144,6 +184,12 @@ class NativeDecoder:
             self._blocks.picks.address,
         )
         return picks
+
+    def _how(self, temperatures: Sequence[float], sampling: Sequence[SamplingParams], positions: Sequence[int]) -> None:
+        how = self._blocks.how.take(len(sampling))
+        how["temperature"] = temperatures
+        how["seed"] = [params.seed for params in sampling]
+        how["position"] = positions
 
     def _grow_angles(self, num_positions: int) -> None:
         """Doubling, up to the longest context. Raises ValueError beyond it."""

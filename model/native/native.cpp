@@ -41,6 +41,7 @@ struct Model {
     virtual void embed(const int64_t* ids, int count, float* out) = 0;
     virtual void run(float* hidden, const BatchSpec& batch, int start, int stop) = 0;
     virtual void logits(const float* hidden, const int64_t* index, int count, float* out) = 0;
+    virtual void roll(const BatchSpec& batch, const int64_t* ids, const Picking* how, const int64_t* lengths, int depth, float* boundary, Pick* out) = 0;
     virtual void linears(int tokens) = 0;
 };
 
@@ -72,7 +73,19 @@ struct Typed final : Model {
     void embed(const int64_t* ids, int count, float* out) override { decoder.embed(ids, count, out); }
 
     void run(float* hidden, const BatchSpec& batch, int start, int stop) override {
+        take(batch);
         pass.hidden = hidden;
+        decoder.run(pass, start, stop);
+    }
+
+    void roll(const BatchSpec& batch, const int64_t* ids, const Picking* how, const int64_t* lengths, int depth, float* boundary, Pick* out) override {
+        take(batch);
+        std::vector<typename Decoder<T>::Draft> drafts;
+        for (int r = 0; r < batch.num_rows; out += lengths[r++]) drafts.push_back({how[r], int(lengths[r]), out});
+        decoder.roll(pass, ids, drafts, depth, boundary);
+    }
+
+    void take(const BatchSpec& batch) {
         pass.tokens = batch.num_tokens;
         pass.rows.clear();
         int first = 0;
@@ -84,7 +97,6 @@ struct Typed final : Model {
         pass.values = reinterpret_cast<T* const*>(batch.values);
         pass.num_slots = size_t(batch.num_slots);
         pass.angles = batch.angles;
-        decoder.run(pass, start, stop);
     }
 
     void logits(const float* hidden, const int64_t* index, int count, float* out) override {
@@ -125,6 +137,12 @@ void dp_run(Model* model, float* hidden, const BatchSpec* batch, int start, int 
 
 void dp_logits(Model* model, const float* hidden, const int64_t* index, int count, float* out) {
     model->logits(hidden, index, count, out);
+}
+
+// Drafts lengths[r] tokens for every row r, into out one row behind the other.
+void dp_roll(Model* model, const BatchSpec* batch, const int64_t* ids, const Picking* how, const int64_t* lengths, int depth,
+             float* boundary, Pick* out) {
+    model->roll(*batch, ids, how, lengths, depth, boundary, out);
 }
 
 // Matrix products of all layers and the head over `tokens` rows, and nothing else: what the benchmark calls the floor.

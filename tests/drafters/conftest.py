@@ -8,7 +8,7 @@ import torch
 
 from model.decoder import Decoder
 from model.load import load_decoder
-from tests.model.families import make_checkpoint
+from tests.model.families import EXECUTIONS, make_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -16,10 +16,10 @@ def llama_directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint("llama", tmp_path_factory.mktemp("drafter") / "llama", seed=1)
 
 
-@pytest.fixture(scope="session")
-def llama(llama_directory: Path) -> Decoder:
+@pytest.fixture(scope="session", params=EXECUTIONS)
+def llama(llama_directory: Path, request: pytest.FixtureRequest) -> Decoder:
     """Four random layers in fp32, a vocabulary of 160 and 256 positions."""
-    return load_decoder(llama_directory, dtype=torch.float32)
+    return load_decoder(llama_directory, dtype=torch.float32, execution=request.param)
 
 
 @pytest.fixture(scope="session")

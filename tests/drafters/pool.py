@@ -34,7 +34,7 @@ class Pool:
     ) -> None:
         self.clock = Clock()
         self.drafter = NestedDrafter(decoder, EXITS, num_pages, page_size)
-        self.worker = DraftWorker(self.drafter, limits or PoolLimits(), self.clock)
+        self.worker = DraftWorker(self.drafter, limits or PoolLimits(ahead=1), self.clock)
         self.replies: list[DraftReply] = []
 
     def submit(self, *rows: DraftRow, depth: DepthRule = DEEP, incarnation: str = "large", round_id: int = 0) -> None:

@@ -56,18 +56,20 @@ class Pool:
         if done < len(tokens) - 1 and self.rng.random() < 0.4:
             settled = self.rng.randint(done + 1, len(tokens) - 1)
             length = settled if settled < len(tokens) - 1 or self.rng.random() < 0.3 else len(tokens)
-        assert self.drafter.ledger.reserve(sequence, length)
+        ahead = self.rng.randint(1, 4)
+        assert self.drafter.ledger.reserve(sequence, length + ahead - 1)
         new = tokens[self.drafter.written(sequence) : length]
-        return PassRow(sequence, new, length, settled, rule, self.sampling[sequence])
+        return PassRow(sequence, new, length, settled, rule, self.sampling[sequence], ahead)
 
     def step(self) -> list[tuple[PassRow, Pick]]:
         """One pass over some of the sequences; each pick is compared with the reference and appended."""
         chosen = [sequence for sequence in range(len(self.tokens)) if self.rng.random() < 0.8]
-        rows = [self.row(sequence, self.rng.choice(RULES)) for sequence in chosen]
+        shared = self.rng.choice(RULES) if self.rng.random() < 0.5 else None
+        rows = [self.row(sequence, shared or self.rng.choice(RULES)) for sequence in chosen]
         drafted = []
-        for row, pick in zip(rows, self.drafter.run(rows), strict=True):
-            assert row.drafts is (pick is not None)
-            if pick is not None:
+        for row, picks in zip(rows, self.drafter.run(rows), strict=True):
+            assert len(picks) in ((1, row.ahead) if row.drafts else (0,))
+            for pick in picks:
                 tokens = self.tokens[row.sequence]
                 token, depth, confidence = next_from_scratch(self.decoder, tokens, row.depth, row.sampling)
                 assert (pick.token, pick.exit) == (token, depth)
@@ -127,10 +129,21 @@ def test_going_deeper_late_is_the_same_as_having_gone_deep_at_once(llama: Decode
     tokens = [3, 14, 15, 92]
     for depth in (1, 1, 1, 2, 1, 1, 4, 2, 4):
         new = tokens[drafter.written(0) :]
-        (pick,) = drafter.run([PassRow(0, new, len(tokens), 0, DepthRule((depth,)), sampling)])
-        assert pick is not None
+        ((pick,),) = drafter.run([PassRow(0, new, len(tokens), 0, DepthRule((depth,)), sampling)])
         assert pick.token == next_from_scratch(llama, tokens, DepthRule((depth,)), sampling)[0]
         tokens.append(pick.token)
+
+
+def test_rows_at_one_depth_draft_ahead_in_one_pass(llama: Decoder) -> None:
+    drafter = NestedDrafter(llama, EXITS, num_pages=8, page_size=16)
+    rows = []
+    for sequence, ahead in enumerate((3, 1, 5)):
+        drafter.open(sequence)
+        drafter.ledger.reserve(sequence, 20)
+        rows.append(PassRow(sequence, [7, 8 + sequence], 2, 0, DepthRule((2,)), GREEDY, ahead))
+    assert [len(picks) for picks in drafter.run(rows)] == [3, 1, 5]
+    assert [drafter.settled(sequence, DepthRule((2,))) for sequence in range(3)] == [4, 2, 6]
+    drafter.check()
 
 
 def test_a_row_that_leaves_early_still_settles_its_context(llama: Decoder) -> None:
@@ -138,8 +151,7 @@ def test_a_row_that_leaves_early_still_settles_its_context(llama: Decoder) -> No
     drafter.open(0)
     drafter.ledger.reserve(0, 20)
     rule = DepthRule((1, 2, 4), (-1.0, -1.0))
-    (pick,) = drafter.run([PassRow(0, list(range(20)), 20, 19, rule, GREEDY)])
-    assert pick is not None
+    ((pick,),) = drafter.run([PassRow(0, list(range(20)), 20, 19, rule, GREEDY)])
     assert pick.exit == 1
     assert drafter.written(0) == 20
     assert drafter.settled(0, rule) == 19
@@ -150,7 +162,7 @@ def test_a_context_catches_up_in_the_deeper_segments_alone(llama: Decoder) -> No
     drafter.open(0)
     drafter.ledger.reserve(0, 30)
     drafter.run([PassRow(0, list(range(30)), 30, 30, DepthRule((1,)), GREEDY)])
-    assert drafter.run([PassRow(0, [], 12, 12, DepthRule((4,)), GREEDY)]) == [None]
+    assert drafter.run([PassRow(0, [], 12, 12, DepthRule((4,)), GREEDY)]) == [[]]
     assert drafter.settled(0, DepthRule((4,))) == 12
     assert drafter.written(0) == 30
 

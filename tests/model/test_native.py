@@ -15,6 +15,7 @@ from model.execution import Execution
 from model.load import load_decoder
 from model.noise import gumbel
 from model.pages import PageLedger
+from model.rollout import Rollout, roll_out
 from model.sampling import pick, pick_with_confidence
 from protocol.errors import ConfigError
 from protocol.request import SamplingParams
@@ -114,6 +115,28 @@ def test_a_position_beyond_the_checkpoint_is_refused_and_tables_grow_up_to_it(tm
     decoder.run(decoder.embed([5]), build_batch([Row(np.zeros(last, np.int64), 1)]), kv, 0, 1)
     with pytest.raises(ValueError, match=f"position {last} lies beyond the {last}"):
         decoder.run(decoder.embed([5]), build_batch([Row(np.zeros(last + 1, np.int64), 1)]), kv, 0, 1)
+
+
+@needs_compiler
+@pytest.mark.parametrize("seed", range(20))
+def test_drafting_ahead_in_one_call_is_the_plain_loop(seed: int, tmp_path: Path) -> None:
+    decoder = load("gemma2", tmp_path, torch.bfloat16)
+    rng = np.random.default_rng(seed)
+    kvs = decoder.new_kv(256), decoder.new_kv(256)
+    ledger = PageLedger(64, 4)
+    rows = []
+    for index in range(int(rng.integers(1, 7))):
+        num_new, length = int(rng.integers(1, 20)), int(rng.integers(1, 6))
+        ledger.open(index)
+        assert ledger.reserve(index, num_new + length)
+        sampling = SAMPLING[int(rng.integers(0, 3))]
+        rows.append(Rollout(ledger.slots(index), 0, rng.integers(3, VOCAB, num_new).tolist(), length, sampling))
+    boundaries = torch.zeros(2, 256, decoder.config.hidden_size)
+    plain = roll_out(decoder, rows, kvs[1], 3, boundaries[1])
+    assert decoder.roll_out(rows, kvs[0], 3, boundaries[0]) == plain
+    assert torch.equal(*boundaries)
+    for one, other in zip(kvs[0].keys, kvs[1].keys, strict=True):
+        assert torch.equal(one, other)
 
 
 SAMPLING = [

@@ -1,0 +1,66 @@
+"""Drafting ahead: tokens of several rows, each fed back for the next, from the layers below one depth.
+
+The loop here is the plain one; a decoder may do the same in one call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from model.batch import Row, build_batch
+from model.kv import PagedKV
+from model.pages import Slots
+from protocol.request import SamplingParams
+
+if TYPE_CHECKING:
+    from model.decoder import Decoder
+
+Drafted = list[tuple[int, float]]  # tokens with their confidences
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """tokens: those at positions [start, start + len(tokens)), not yet run. length: how many to draft, at least 1.
+
+    slots: of every position up to the last that is fed, start + len(tokens) + length - 2.
+    """
+
+    slots: Slots
+    start: int
+    tokens: Sequence[int] = field(repr=False)
+    length: int
+    sampling: SamplingParams
+
+    @property
+    def total(self) -> int:
+        return self.start + len(self.tokens)
+
+
+def roll_out(
+    decoder: Decoder, rows: Sequence[Rollout], kv: PagedKV, depth: int, boundary: Tensor | None
+) -> list[Drafted]:
+    """What each row drafts, `length` tokens for it. The last one has no KV yet.
+
+    boundary: [num_slots, hidden] in the decoder's hidden_dtype, where the hidden states on leaving `depth` are kept.
+    """
+    drafted: list[Drafted] = [[] for _ in rows]
+    live = list(range(len(rows)))
+    new = [list(row.tokens) for row in rows]
+    while live:
+        totals = [rows[i].total + len(drafted[i]) for i in live]
+        batch = build_batch([Row(rows[i].slots[:total], len(new[i])) for i, total in zip(live, totals, strict=True)])
+        hidden = decoder.run(decoder.embed(list(chain.from_iterable(new[i] for i in live))), batch, kv, 0, depth)
+        if boundary is not None:
+            boundary.index_copy_(0, batch.slots, hidden)
+        logits = decoder.logits(hidden, [end - 1 for end in batch.offsets[1:]])
+        picks = decoder.pick_with_confidence(logits, [rows[i].sampling for i in live], totals)
+        for i, token, confidence in zip(live, *picks, strict=True):
+            drafted[i].append((token, confidence))
+            new[i] = [token]
+        live = [i for i in live if len(drafted[i]) < rows[i].length]
+    return drafted
