@@ -1,9 +1,10 @@
-"""Exactness: the speculative loop's tokens against the plain loop's, for every setting, in fp32.
+"""Exactness: the speculative loop's tokens against the plain loop's, for every setting, in fp32 and in bf16.
 
 A cell is one combination of batch, depth, length, temperature and memory. Every prompt of a cell is one case:
-its tokens equal the plain loop's (batch 1, one token a step), or the first difference is a float tie (the two
-best scores within 1e-4 of each other), or it is a fault. At temperature 0 the plain loop itself is compared
-with transformers' generate. Cells are appended to a file as they finish, so an interrupted run goes on.
+its tokens equal the plain loop's (batch 1, one token a step), or they are a fault. Where steps are not deterministic
+(plain torch), a first difference between two scores within 1e-4 of each other is listed as a tie. In fp32 at
+temperature 0 the plain loop itself is compared with transformers' generate. Cells are appended to a file as they
+finish, so an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import operator
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bench import machine
 from bench.prompts import Prompt, mixed
 from deployments.local import complete, draft_policy, open_engine, open_worker
+from model.execution import Execution
 from model.sampling import noisy_scores
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from targets import plain
@@ -38,6 +41,7 @@ DEPTHS: tuple[int | str, ...] = (2, 4, 6, "cascade")
 LENGTHS = tuple(range(9))
 TEMPERATURES = (0.0, 0.8)
 TIE = 1e-4
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,19 @@ class CellResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Precision:
+    dtype: torch.dtype = torch.float32
+    execution: Execution = Execution.AUTO
+
+    @property
+    def name(self) -> str:
+        return f"{'bf16' if self.dtype == torch.bfloat16 else 'fp32'}.{self.execution}"
+
+
+FP32 = Precision()
+
+
+@dataclass(frozen=True, slots=True)
 class Subject:
     """What is tested: a target, a drafter, and the plain loop's text of every request by temperature."""
 
@@ -82,6 +99,7 @@ class Subject:
     drafter: Path
     prompts: Sequence[Prompt]
     max_tokens: int
+    precision: Precision
     oracle: TargetModel
     texts: dict[float, list[list[int]]]
 
@@ -96,9 +114,15 @@ def full_matrix() -> list[Cell]:
     return every + tight
 
 
-def load(path: Path, cell_positions: int, page_size: int) -> TargetModel:
-    """An fp32 target whose KV holds the given number of positions."""
-    return load_target(path, dtype=torch.float32, num_positions=cell_positions, page_size=page_size)
+def load(path: Path, precision: Precision, cell_positions: int, page_size: int) -> TargetModel:
+    """A target whose KV holds the given number of positions."""
+    return load_target(
+        path,
+        dtype=precision.dtype,
+        num_positions=cell_positions,
+        page_size=page_size,
+        execution=precision.execution,
+    )
 
 
 def requests(prompts: Sequence[Prompt], temperature: float, max_tokens: int) -> list[GenerateRequest]:
@@ -114,10 +138,11 @@ def prepare(
     drafter: Path,
     prompts: Sequence[Prompt],
     max_tokens: int,
+    precision: Precision = FP32,
     temperatures: Iterable[float] = TEMPERATURES,
 ) -> Subject:
     """Runs the plain loop over every prompt."""
-    oracle = load(target, 1024, 16)
+    oracle = load(target, precision, 1024, 16)
     texts = {
         temperature: [
             plain.generate(oracle, request).tokens[len(request.prompt_ids) :]
@@ -125,17 +150,18 @@ def prepare(
         ]
         for temperature in temperatures
     }
-    return Subject(target, drafter, prompts, max_tokens, oracle, texts)
+    return Subject(target, drafter, prompts, max_tokens, precision, oracle, texts)
 
 
 def run_cell(subject: Subject, cell: Cell) -> CellResult:
-    model = load(subject.target, cell.kv_positions, cell.page_size)
+    model = load(subject.target, subject.precision, cell.kv_positions, cell.page_size)
     worker = open_worker(
         subject.drafter,
-        dtype=torch.float32,
+        dtype=subject.precision.dtype,
         num_positions=cell.batch * 512,
         page_size=cell.page_size,
         max_rows=cell.batch,
+        execution=subject.precision.execution,
     )
     config = EngineConfig(max_batch=cell.batch, max_queue=len(subject.prompts))
     wanted = requests(subject.prompts, cell.temperature, subject.max_tokens)
@@ -148,6 +174,7 @@ def run_cell(subject: Subject, cell: Cell) -> CellResult:
     stats = engine.stats()
     assert stats.num_free_pages == stats.num_pages, "pages leaked"
     differences = list(_differences(subject, cell.temperature, wanted, got))
+    tie = -1.0 if model.decoder.is_deterministic else TIE
     return CellResult(
         cell=cell,
         num_cases=len(wanted),
@@ -156,8 +183,8 @@ def run_cell(subject: Subject, cell: Cell) -> CellResult:
         accepted=stats.num_accepted,
         preempted=stats.num_preempted,
         seconds=round(time.perf_counter() - start, 2),
-        ties=[d for d in differences if d.gap <= TIE],
-        faults=[d for d in differences if d.gap > TIE],
+        ties=[d for d in differences if d.gap <= tie],
+        faults=[d for d in differences if d.gap > tie],
     )
 
 
@@ -206,6 +233,16 @@ def differs_from_generate(subject: Subject) -> list[Difference]:
     return list(_differences(subject, 0.0, requests(subject.prompts, 0.0, subject.max_tokens), got))
 
 
+def shares_of_identical_texts(subject: Subject) -> dict[str, float]:
+    """By temperature: how many prompts get the same text from the plain loop in plain torch."""
+    precision = Precision(subject.precision.dtype, Execution.EAGER)
+    eager = prepare(subject.target, subject.drafter, subject.prompts, subject.max_tokens, precision)
+    return {
+        str(temperature): sum(map(operator.eq, texts, eager.texts[temperature])) / len(texts)
+        for temperature, texts in subject.texts.items()
+    }
+
+
 def run_matrix(subject: Subject, cells: Sequence[Cell], path: Path) -> list[dict[str, object]]:
     """Every cell's result as stored, running those that the file lacks."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -247,19 +284,25 @@ def main() -> int:
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--prompt-tokens", type=int, default=256)
     parser.add_argument("--max-tokens", type=int, default=64)
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32")
+    parser.add_argument("--execution", choices=[*Execution], default=Execution.AUTO)
+    parser.add_argument("--skip-eager", action="store_true", help="do not compare the plain loop with plain torch")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--shard", default="0/1", help="I/N: only every N-th cell from the I-th, and no summary")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     prompts = mixed(AutoTokenizer.from_pretrained(args.target), args.prompts, args.prompt_tokens)
-    subject = prepare(args.target, args.drafter, prompts, args.max_tokens)
+    precision = Precision(DTYPES[args.dtype], Execution(args.execution))
+    subject = prepare(args.target, args.drafter, prompts, args.max_tokens, precision)
     shard, num_shards = map(int, args.shard.split("/"))
-    cells_path = args.out / f"{args.target.name}.cells.jsonl"
+    name = f"{args.target.name}.{precision.name}"
+    cells_path = args.out / f"{name}.cells.jsonl"
     if num_shards > 1:
         run_matrix(subject, full_matrix()[shard::num_shards], cells_path)
         return 0
-    against_generate = differs_from_generate(subject)
+    in_fp32 = precision.dtype == torch.float32
+    against_generate = differs_from_generate(subject) if in_fp32 else []
     summary = summarise(run_matrix(subject, full_matrix(), cells_path))
     report = {
         "machine": machine.describe(),
@@ -268,10 +311,13 @@ def main() -> int:
         "num_prompts": len(prompts),
         "prompt_tokens": args.prompt_tokens,
         "max_tokens": args.max_tokens,
-        "plain_loop_against_generate": [asdict(difference) for difference in against_generate],
+        "dtype": args.dtype,
+        "deterministic": subject.oracle.decoder.is_deterministic,
+        "plain_loop_against_generate": [asdict(difference) for difference in against_generate] if in_fp32 else None,
+        "plain_loop_as_in_eager": shares_of_identical_texts(subject) if not args.skip_eager else None,
         **summary,
     }
-    (args.out / f"{args.target.name}.json").write_text(json.dumps(report, indent=1) + "\n")
+    (args.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")
     sys.stdout.write(json.dumps({k: v for k, v in report.items() if k != "machine"}, indent=1) + "\n")
     beyond_ties = [difference for difference in against_generate if difference.gap > TIE]
     return 1 if summary["faults"] or beyond_ties else 0

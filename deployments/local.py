@@ -15,6 +15,7 @@ from drafters.manifest import vocabulary_hash
 from drafters.nested import load_nested
 from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
+from model.execution import Execution
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule
 from protocol.request import FinishReason, GenerateRequest, SequenceStats, TokenRun
@@ -76,9 +77,15 @@ def open_engine(model: TargetModel, worker: DraftWorker | None, policy: Policy, 
 
 
 def open_worker(
-    directory: Path, *, dtype: torch.dtype, num_positions: int, page_size: int, max_rows: int
+    directory: Path,
+    *,
+    dtype: torch.dtype,
+    num_positions: int,
+    page_size: int,
+    max_rows: int,
+    execution: Execution = Execution.AUTO,
 ) -> DraftWorker:
-    drafter = load_nested(directory, dtype=dtype, num_positions=num_positions, page_size=page_size)
+    drafter = load_nested(directory, dtype=dtype, num_positions=num_positions, page_size=page_size, execution=execution)
     return DraftWorker(drafter, PoolLimits(max_rows=max_rows), time.monotonic)
 
 

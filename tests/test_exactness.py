@@ -1,4 +1,4 @@
-"""A seeded sample of `make exactness`: every pair of settings meets in some cell, on the demo models, in fp32."""
+"""A seeded sample of `make exactness`: every pair of settings meets in some cell, on the demo models."""
 
 import itertools
 import random
@@ -18,12 +18,15 @@ from bench.exactness import (
     TIE,
     Cell,
     CellResult,
+    Precision,
     Subject,
     differs_from_generate,
     prepare,
     run_cell,
 )
 from bench.prompts import SPEC_BENCH, mixed
+from model.execution import Execution
+from tests.model.families import needs_compiler
 
 NUM_PROMPTS, PROMPT_TOKENS, MAX_TOKENS = 16, 96, 16
 AXES: tuple[Sequence[object], ...] = (BATCHES, DEPTHS, LENGTHS, TEMPERATURES, (16, 256))
@@ -44,10 +47,16 @@ def covering_cells(seed: int) -> list[Cell]:
     return cells
 
 
-@pytest.fixture(scope="module")
-def subject() -> Subject:
+PRECISIONS = [
+    Precision(torch.float32),
+    pytest.param(Precision(torch.bfloat16, Execution.NATIVE), marks=needs_compiler),
+]
+
+
+@pytest.fixture(scope="module", params=PRECISIONS, ids=lambda precision: precision.name)
+def subject(request: pytest.FixtureRequest) -> Subject:
     prompts = mixed(AutoTokenizer.from_pretrained(MODELS / "large"), NUM_PROMPTS, PROMPT_TOKENS)
-    return prepare(MODELS / "large", MODELS / "drafter", prompts, MAX_TOKENS)
+    return prepare(MODELS / "large", MODELS / "drafter", prompts, MAX_TOKENS, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +72,12 @@ def test_the_sample_covers_every_pair_of_settings():
         assert {(v[a], v[b]) for v in values} == set(itertools.product(AXES[a], AXES[b]))
 
 
-def test_every_token_is_the_plain_loops(results):
+def test_every_token_is_the_plain_loops(results, subject):
     num_cases = sum(r.num_cases for r in results)
     ties = [tie for r in results for tie in r.ties]
     assert [r for r in results if r.faults] == []
     assert len(ties) * 2000 <= num_cases, ties
+    assert ties == [] or not subject.oracle.decoder.is_deterministic
     assert sum(r.num_tokens for r in results) >= 8000
 
 
@@ -86,6 +96,8 @@ def test_forced_preemption_changes_no_token(subject, temperature):
 
 
 def test_the_plain_loop_at_temperature_zero_is_transformers_generate(subject):
+    if subject.precision.dtype != torch.float32:
+        pytest.skip("bf16 rounds where the matrix products of each do")
     assert [d for d in differs_from_generate(subject) if d.gap > TIE] == []
 
 
