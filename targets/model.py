@@ -63,15 +63,22 @@ def load_target(
     page_size: int,
     device: torch.device | None = None,
     execution: Execution = Execution.AUTO,
+    deterministic: bool = False,
     progress: Progress | None = None,
 ) -> TargetModel:
     """A target whose KV holds num_positions, rounded down to whole pages.
 
-    Raises UnsupportedModel for a family the layer does not cover, ConfigError when that is less than a page.
+    Raises UnsupportedModel for a family the layer does not cover, ConfigError when that is less than a page or when
+    steps that must be deterministic are not.
     """
     device = device or torch.device("cpu")
     decoder = load_decoder(path, dtype=dtype, device=device, execution=execution, progress=progress)
     if num_positions < page_size:
         raise ConfigError(f"KV memory for {num_positions} positions holds no page of {page_size}; raise it for {path}")
+    if deterministic and not decoder.is_deterministic:
+        raise ConfigError(
+            f"{path} cannot be deterministic in plain torch, whose matrix products change with the width; "
+            "install a C++ compiler (g++ or clang++) and leave execution at auto, or set deterministic: null"
+        )
     num_pages = num_positions // page_size
     return TargetModel(decoder, PageLedger(num_pages, page_size), decoder.new_kv(num_pages * page_size))

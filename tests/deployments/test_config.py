@@ -149,17 +149,17 @@ def test_a_config_survives_the_way_through_a_serve_config_file() -> None:
 
 
 PLACEMENT = {"cores", "num_gpus", "num_replicas", "resources", "threads"}
-WEIGHTS = {"dtype", "kv_mb", "page_size", "path"}
+WEIGHTS = {"dtype", "execution", "kv_mb", "page_size", "path"}
 
 
 def test_the_options_are_these_and_a_new_one_shows_up_in_review() -> None:
     speculation = {"deadline_ms", "depth", "exits", "length", "thresholds"}
-    target = {"max_batch", "max_model_len", "max_queue", "name", "prefill_chunk", "speculation"}
+    target = {"deterministic", "max_batch", "max_model_len", "max_queue", "name", "prefill_chunk", "speculation"}
     pool = {"host", "max_rows", "ports", "prefill_chunk", "sequence_ttl_s"}
     assert set(AppConfig.model_fields) == {"grpc", "http", "ingress", "pool", "targets"}
     assert set(TargetConfig.model_fields) == target | PLACEMENT | WEIGHTS
     assert set(SpeculationConfig.model_fields) == speculation
     assert set(PoolConfig.model_fields) == pool | PLACEMENT | WEIGHTS
-    assert set(IngressConfig.model_fields) == {"num_cpus", "num_replicas", "resources"}
+    assert set(IngressConfig.model_fields) == {"host", "join_ms", "num_cpus", "num_replicas", "ports", "resources"}
     assert set(HttpConfig.model_fields) == {"host", "port", "request_timeout_s"}
     assert set(GrpcConfig.model_fields) == {"port", "request_timeout_s"}

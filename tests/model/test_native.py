@@ -19,6 +19,7 @@ from model.rollout import Rollout, roll_out
 from model.sampling import pick, pick_with_confidence
 from protocol.errors import ConfigError
 from protocol.request import SamplingParams
+from targets.model import load_target
 from tests.model.families import EXECUTIONS, NAMES, VOCAB, make_checkpoint, needs_compiler
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -212,3 +213,16 @@ def test_kernels_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     written = first.stat().st_mtime_ns
     assert compiler.library_path() == first
     assert first.stat().st_mtime_ns == written
+
+
+def test_steps_that_must_be_deterministic_are_refused_in_plain_torch(tmp_path: Path) -> None:
+    directory = make_checkpoint("llama", tmp_path, seed=3)
+    with pytest.raises(ConfigError, match=r"cannot be deterministic in plain torch.*install a C\+\+ compiler"):
+        load_target(
+            directory,
+            dtype=torch.bfloat16,
+            num_positions=64,
+            page_size=16,
+            execution=Execution.EAGER,
+            deterministic=True,
+        )

@@ -1,0 +1,79 @@
+// What happens to one row between two matrix products, and the buffers it happens in.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <memory>
+
+#include "simd.h"
+
+namespace dp {
+
+enum class Activation : int { silu, gelu, gelu_tanh, relu };
+
+inline int padded(int n) { return (n + 31) & ~31; }
+
+template <class T>
+struct Buffer {
+    T* data = nullptr;
+    size_t stride = 0;
+    // [rows][width padded to whole vectors]; memory is kept, and columns beyond `width` are zero from the start.
+    void resize(int rows, int width) {
+        stride = padded(width);
+        if (rows * stride <= held_ && width == width_) return;
+        held_ = std::max(held_, rows * stride + rows * stride / 4);
+        width_ = width;
+        memory_.reset(data = static_cast<T*>(std::aligned_alloc(64, (held_ * sizeof(T) + 63) & ~size_t(63))));
+        std::memset(static_cast<void*>(data), 0, held_ * sizeof(T));
+    }
+    T* row(int r) const { return data + r * stride; }
+
+   private:
+    struct Free {
+        void operator()(T* p) const { std::free(p); }
+    };
+    std::unique_ptr<T, Free> memory_;
+    size_t held_ = 0;
+    int width_ = -1;
+};
+
+inline float inverse_rms(const float* x, int n, float eps) {
+    f32x16 squares = {};
+    int i = 0;
+    for (; i + 16 <= n; i += 16) squares += load16(x + i) * load16(x + i);
+    float total = sum(squares);
+    for (; i < n; i++) total += x[i] * x[i];
+    return 1.0f / std::sqrt(total / n + eps);
+}
+
+template <class T>
+inline void rms_norm(const float* x, const float* weight, int n, float eps, T* out) {
+    const float scale = inverse_rms(x, n, eps);
+    int i = 0;
+    for (; i + 16 <= n; i += 16) store16(out + i, load16(x + i) * scale * load16(weight + i));
+    for (; i < n; i++) narrow(out + i, x[i] * scale * weight[i]);
+}
+
+inline f32x16 activate(Activation kind, f32x16 x) {
+    switch (kind) {
+        case Activation::silu: return x / (1.0f + exp16(-x));
+        case Activation::gelu_tanh: return 0.5f * x * (1.0f + tanh16(0.797884560802865f * (x + 0.044715f * x * x * x)));
+        case Activation::relu: return select<f32x16>(x > splat(0.0f), x, splat(0.0f));
+        case Activation::gelu:
+            for (int i = 0; i < 16; i++) x[i] *= 0.5f * (1.0f + std::erf(x[i] * 0.707106781186547f));
+    }
+    return x;
+}
+
+// Rotates the halves of one head by the angles of its position.
+template <class T>
+inline void rotate(const float* x, const float* angles, int head_dim, T* out) {
+    const int half = head_dim / 2;
+    const float *cosine = angles, *sine = angles + half;
+    for (int i = 0; i < half; i++) {
+        narrow(out + i, x[i] * cosine[i] - x[i + half] * sine[i]);
+        narrow(out + i + half, x[i + half] * cosine[i] + x[i] * sine[i]);
+    }
+}
+
+}  // namespace dp

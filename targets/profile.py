@@ -1,0 +1,133 @@
+"""What a target's passes cost, measured on synthetic rows through the real forward, pick and step.
+
+Times depend on numbers of rows, tokens and positions, not on what the tokens are. So rows are given pages and a
+context length, and no prompt is run to fill them: the KV's memory is zeroed, and with that present, from the start.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from statistics import median
+
+from model.pages import PageLedger
+from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftStatus
+from protocol.errors import ConfigError
+from protocol.plan import DepthRule
+from protocol.request import GenerateRequest, SamplingParams, StopRules
+from router.costs import row_points
+from router.policy import Fixed
+from targets.drafting import Drafting
+from targets.model import ForwardRow, TargetModel
+from targets.scheduler import Scheduler, SchedulerConfig
+from targets.sequence import Sequence
+from targets.step import Clock, Stepper
+
+GREEDY = SamplingParams(temperature=0.0)
+TOKENS_PER_ROW = (1, 2, 3, 5, 9)
+CONTEXTS = (64, 256, 1024)  # the last one shrinks to what the memory holds
+NUM_STEPS, DRAFT_LENGTH = 6, 4  # of the rounds whose overhead is taken
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """num_tokens new tokens in each row, behind `context` others; logits and picks for the last num_logits."""
+
+    num_rows: int
+    num_tokens: int
+    context: int
+    num_logits: int
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyAxes:
+    num_rows: tuple[int, ...]
+    tokens_per_row: tuple[int, ...]
+    contexts: tuple[int, ...]
+
+    @property
+    def num_positions(self) -> int:
+        """Of the longest row."""
+        return self.contexts[-1] + self.tokens_per_row[-1]
+
+
+def verify_axes(max_batch: int, ledger: PageLedger, max_length: int) -> VerifyAxes:
+    """A grid whose largest pass fits the ledger's free pages and a sequence of max_length tokens."""
+    num_rows = row_points(min(max_batch, ledger.num_free))
+    room = min(max_length, ledger.num_free // num_rows[-1] * ledger.page_size)
+    tokens = tuple(number for number in TOKENS_PER_ROW if number <= room)
+    longest = min(CONTEXTS[-1], room - tokens[-1])
+    return VerifyAxes(num_rows, tokens, (*(context for context in CONTEXTS if context < longest), longest))
+
+
+@contextmanager
+def pass_timer(
+    model: TargetModel, num_rows: int, num_positions: int, clock: Clock = time.perf_counter
+) -> Iterator[Callable[[Pass], float]]:
+    """Times a pass in milliseconds, of at most so many rows and positions each. All pages are given back at the end."""
+    names = range(-num_rows, 0)
+    vocab_size = model.decoder.config.vocab_size
+
+    def measure(one: Pass) -> float:
+        tokens = [index % vocab_size for index in range(one.num_tokens)]
+        rows = [ForwardRow(name, one.context, tokens, one.num_logits) for name in names[: one.num_rows]]
+        first = one.context + one.num_tokens - one.num_logits + 1
+        positions = [*range(first, first + one.num_logits)] * one.num_rows
+        began = clock()
+        model.decoder.pick(model.forward(rows), [GREEDY] * len(positions), positions)
+        return 1e3 * (clock() - began)
+
+    for name in names:
+        model.ledger.open(name)
+    try:
+        if not all(model.ledger.reserve(name, num_positions) for name in names):
+            raise ConfigError(f"the KV memory does not hold {num_rows} rows of {num_positions} positions; raise kv_mb")
+        yield measure
+    finally:
+        for name in names:
+            model.ledger.free(name)
+
+
+def overhead_ms(model: TargetModel, num_rows: int, clock: Clock = time.perf_counter) -> float:
+    """Milliseconds of a round that are neither forward nor pick: plan, the target's side of drafting, commit.
+
+    The median of a few real steps, with drafts that cost nothing and are hardly ever right.
+    """
+    policy = Fixed(DepthRule((1,)), DRAFT_LENGTH)
+    scheduler = Scheduler(model.ledger, policy, SchedulerConfig(num_rows, prefill_chunk=num_rows))
+    drafting = Drafting(_InstantClient(), "profile", model.decoder.config.vocab_size)
+    stepper = Stepper(model, policy, scheduler, drafting, clock)
+    stop = StopRules(2 + NUM_STEPS * (DRAFT_LENGTH + 1))
+    sequences = [
+        Sequence(name, GenerateRequest(str(name), (0,), GREEDY, stop), model.max_length) for name in range(-num_rows, 0)
+    ]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    try:
+        stepper.step()  # the prompts
+        return median(_rest_of_step(stepper, clock) for _ in range(NUM_STEPS))
+    finally:
+        for sequence in sequences:
+            stepper.remove(sequence)
+
+
+def _rest_of_step(stepper: Stepper, clock: Clock) -> float:
+    began = clock()
+    turn = stepper.step()
+    return max(0.0, 1e3 * (clock() - began) - turn.stats.verify_ms)
+
+
+class _InstantClient:
+    """Drafts token 0 everywhere."""
+
+    def open(self, request: DraftRequest) -> None: ...
+
+    def draft(self, request: DraftRequest) -> DraftReply:
+        blocks = (
+            DraftBlock(row.sequence_id, row.base_length, DraftStatus.OK, (0,) * row.length) for row in request.rows
+        )
+        return DraftReply(request.incarnation, request.round_id, tuple(blocks))
+
+    def close(self, sequence_ids: object) -> None: ...
