@@ -189,7 +189,7 @@ def test_check_tells_what_would_be_served(capsys: pytest.CaptureFixture[str], fa
         ("path: drafter", "path: other", "have different vocabularies; train a drafter for it"),
         ("path: large", "path: ./cut", "model.safetensors is damaged or cut short"),
         ("path: drafter", "path: ./deeper", "lacks tensors that its config.json promises: model.layers.4."),
-        ("page_size: 16, kv_mb: 8, spec", "page_size: 99999, kv_mb: 8, spec", "target large: kv_mb 8 holds 16384 pos"),
+        ("page_size: 16, kv_mb: 8, spec", "page_size: 99999, kv_mb: 8, spec", "target large: kv_mb 8 holds 4096 pos"),
         ("drafter, dtype: fp32, page_size: 16", "drafter, dtype: fp32, page_size: 99999", "pool: kv_mb 8 holds"),
     ],
 )
@@ -218,8 +218,8 @@ def test_check_warns_of_memory_for_less_than_a_whole_context(
     text = CONFIG.replace("path: large", "path: ./long")
     assert main(["check", write(family, text, tmp_path)]) == 0
     first, *_ = capsys.readouterr().out.splitlines()
-    assert first.startswith("warning: kv_mb 8 of target large holds 16384 positions, fewer than the 20000 of its max_")
-    (tmp_path / "app.yaml").write_text(text.replace("path: ./long", "path: ./long, max_model_len: 16384"))
+    assert first.startswith("warning: kv_mb 8 of target large holds 4096 positions, fewer than the 20000 of its max_")
+    (tmp_path / "app.yaml").write_text(text.replace("path: ./long", "path: ./long, max_model_len: 4096"))
     assert main(["check", str(tmp_path / "app.yaml")]) == 0
     assert "warning" not in capsys.readouterr().out
 
