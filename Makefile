@@ -2,8 +2,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PLOTS := .venv/.bench-ready
+PEERS := .venv-openvino
+GRID := --drafter demo/models/drafter --batch 1,2,4,8,16,32
 
-.PHONY: help demo serve test check exactness measure demo-models proto k8s format clean
+.PHONY: help demo serve test check exactness bench bench-peers demo-models proto k8s format clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -35,8 +38,20 @@ test: $(READY)  ## everything but the runs of minutes
 exactness: $(READY)  ## the full matrix against the plain loop (about an hour; resumes)
 	$(BIN)/python -m bench.exactness
 
-measure: $(READY)  ## the README's table (minutes; leave the machine alone)
-	$(BIN)/python -m bench.measure
+bench: $(PLOTS)  ## every engine, batch, depth and length; the bars; the README's table (hours; leave the machine alone)
+	$(BIN)/draftpool bench --target demo/models/large $(GRID) --out bench/results/large.json
+	$(BIN)/draftpool bench --target demo/models/small $(GRID) --out bench/results/small.json
+	$(BIN)/python -m bench.report bench/results/large.json bench/results/small.json
+	$(BIN)/python -m bench.bars --out bench/results/bars.json
+
+bench-peers:  ## OpenVINO GenAI in an environment of its own, for the benchmark's peer columns
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --requirement bench/openvino-requirements.txt
+	$(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision
+
+$(PLOTS): $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	touch $@
 
 demo-models: $(READY)  ## train the demo family again (hours on two cores; resumes)
 	$(BIN)/python -m demo.make_models

@@ -22,7 +22,7 @@ def describe() -> dict[str, object]:
         "torch": torch.__version__,
         "transformers": version("transformers"),
         "commit": commit(),
-        "command": " ".join(["python -m", _module_name(), *sys.argv[1:]]),
+        "command": " ".join([_program(), *sys.argv[1:]]),
     }
 
 
@@ -48,8 +48,11 @@ def _cpuinfo() -> list[str]:
     return path.read_text().splitlines() if path.exists() else []
 
 
-def _module_name() -> str:
+def _program() -> str:
+    path = Path(sys.argv[0])
+    if path.name == "draftpool":
+        return path.name
     try:
-        return ".".join(Path(sys.argv[0]).resolve().relative_to(ROOT).with_suffix("").parts)
+        return "python -m " + ".".join(path.resolve().relative_to(ROOT).with_suffix("").parts)
     except ValueError:
-        return Path(sys.argv[0]).name
+        return path.name

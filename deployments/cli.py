@@ -18,6 +18,8 @@ COMMANDS = MappingProxyType(
         "demo": ("deployments.demo_command", "serve the demo models, stream one completion from each target, stop"),
         "generate": ("deployments.generate", "complete prompts in this process, without Ray"),
         "check": ("deployments.check", "validate a config and its checkpoints, of the weights their names and shapes"),
+        "bench": ("bench.command", "measure our loops and their peers on the same prompts and weights"),
+        "profile": ("deployments.profile_command", "measure what drafts and passes of a config cost on this machine"),
         "train-drafter": ("deployments.train_command", "train a nested drafter for a target"),
     }
 )

@@ -22,6 +22,7 @@ from deployments.process import DTYPES, check_pages, pool_positions, target_posi
 from deployments.prompts import Prompt, read_prompts
 from drafters.worker import DraftWorker
 from model.config import read_config
+from model.execution import Execution
 from model.load import Progress, resolve
 from protocol.errors import ConfigError, InvalidRequest
 from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun
@@ -74,9 +75,15 @@ def open_models(args: argparse.Namespace) -> tuple[TargetModel, DraftWorker | No
     """The target, and a worker for its drafter when one is given; each with --kv-mb of KV memory."""
     dtype, target = DTYPES[args.dtype], resolve(args.target)
     num_positions = target_positions(weights(args), target)
-    with _loading(target) as progress:
+    with loading(target) as progress:
         model = load_target(
-            target, dtype=dtype, num_positions=num_positions, page_size=args.page_size, progress=progress
+            target,
+            dtype=dtype,
+            num_positions=num_positions,
+            page_size=args.page_size,
+            execution=Execution(args.execution),
+            deterministic=args.deterministic,
+            progress=progress,
         )
     if args.drafter is None:
         return model, None
@@ -84,7 +91,12 @@ def open_models(args: argparse.Namespace) -> tuple[TargetModel, DraftWorker | No
     check_vocabulary(target, drafter)
     num_positions = pool_positions(weights(args), drafter)
     worker = open_worker(
-        drafter, dtype=dtype, num_positions=num_positions, page_size=args.page_size, max_rows=args.batch
+        drafter,
+        dtype=dtype,
+        num_positions=num_positions,
+        page_size=args.page_size,
+        max_rows=args.batch,
+        execution=Execution(args.execution),
     )
     return model, worker
 
@@ -94,7 +106,7 @@ def weights(args: argparse.Namespace) -> Weights:
 
 
 @contextmanager
-def _loading(directory: Path) -> Iterator[Progress]:
+def loading(directory: Path) -> Iterator[Progress]:
     with tqdm(unit="layer", desc=f"loading {directory.name}", delay=BAR_AFTER_S, leave=False) as bar:
 
         def show(done: int, total: int) -> None:
@@ -176,6 +188,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=whole(0), default=0, help="0 is off (default)")
     parser.add_argument("--min-p", type=float, default=0.0, help="0 is off (default)")
     parser.add_argument("--seed", type=seed, default=0, help="of every line without one (default: %(default)s)")
+    parser.add_argument(
+        "--execution", choices=[*Execution], default=Execution.AUTO, help="native kernels or plain torch: %(default)s"
+    )
+    parser.add_argument("--deterministic", action="store_true", help="refuse to run on kernels that are not")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bf16", help="default: %(default)s")
     parser.add_argument("--threads", type=whole(1), default=torch.get_num_threads(), help="default: %(default)s")
     parser.add_argument("--page-size", type=whole(1), default=256, help="KV positions per page (default: %(default)s)")

@@ -1,0 +1,221 @@
+"""The bars that the offline engine has to clear, each a ratio within one run.
+
+Settings of a speculating mode compete in a first run; the winners, ours and the peers' alike, are measured anew in a
+second one of as many repetitions, beside the plain loops. Equal prompt lengths stand beside and decide nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from bench import machine
+from bench.cells import Cell, Subject
+from bench.command import HELD_OUT, listed, say_left_out
+from bench.costs import law, step_ms
+from bench.floor import linear_pass_ms, read_ms, weight_bytes
+from bench.grid import Grid
+from bench.metrics import CellResult, rate
+from bench.run import Engines, measure, opened
+from bench.stats import SLACK, Bar, Ratio, Sense, best, paired_ratio
+from bench.workload import LONGEST, Workload, read_texts
+from deployments.arguments import depth, whole
+from protocol.errors import DraftPoolError
+
+MODELS = machine.ROOT / "demo/models"
+RESULT = machine.ROOT / "bench/results/bars.json"
+PEERS = ("generate", "assisted", "openvino", "openvino-draft")
+BATCHES = (8, 16)
+DRAFT_PROBE = Cell("fixed", 1, depth=2, length=4)
+
+
+@dataclass(slots=True)
+class Bars:
+    """pairs: repetitions of each run. results: of every run, under its name."""
+
+    engines: Engines
+    workloads: dict[str, Workload]
+    pairs: int
+    max_tokens: int
+    bars: list[Bar] = field(default_factory=list)
+    results: dict[str, list[CellResult]] = field(default_factory=dict)
+
+    def run(self, name: str, cells: Sequence[Cell], kind: str = "mixed") -> list[CellResult]:
+        sys.stderr.write(f"{name}: {len(cells)} cells, {self.pairs} repetitions\n")
+        self.results[name] = measure(
+            self.engines, cells, self.workloads[kind], repeat=self.pairs, max_tokens=self.max_tokens
+        )
+        return self.results[name]
+
+    def add(self, name: str, sense: Sense, asked: float, ratio: Ratio | None, note: str = "") -> None:
+        """Without a ratio, because an engine is left out, there is no bar."""
+        if ratio is not None:
+            self.bars.append(Bar(name, sense, asked, ratio, note))
+
+
+def ratio(ours: CellResult | None, theirs: CellResult | None) -> Ratio | None:
+    return paired_ratio(ours.tokens_per_second, theirs.tokens_per_second) if ours and theirs else None
+
+
+def of_mode(results: Sequence[CellResult], mode: str) -> CellResult | None:
+    return next((result for result in results if result.mode == mode), None)
+
+
+def winners(results: Sequence[CellResult]) -> list[Cell]:
+    """The fastest setting of each mode."""
+    modes = dict.fromkeys(result.mode for result in results)
+    rates = {mode: {r.cell: r.tokens_per_second for r in results if r.mode == mode} for mode in modes}
+    return [best(rates[mode]) for mode in modes]
+
+
+def floor_bars(bars: Bars, subject: Subject) -> None:
+    """Read, matrix products and the plain loop in turn, all in the time of one pass or step."""
+    cell, ours = Cell("plain", 1), bars.engines.ours
+    num_bytes = weight_bytes(ours.model.decoder.config, subject.dtype)
+    groups = bars.workloads["mixed"].groups(cell)
+    reads, products, steps = [], [], []
+    for _ in range(bars.pairs + 1):
+        reads.append(read_ms(num_bytes))
+        products.append(linear_pass_ms(ours.model, 1))
+        steps.append(1e3 / rate([ours.run(cell, group, bars.max_tokens) for group in groups], cell))
+    note = f"{median(steps):.2f} ms a token, {median(products):.2f} ms the products, {median(reads):.2f} ms the read"
+    bars.add("plain step over its matrix products", "at most", 1.6, paired_ratio(steps[1:], products[1:]), note)
+    bars.add("matrix products over a read of the weights", "at most", 2.4, paired_ratio(products[1:], reads[1:]))
+
+
+def batch_bars(bars: Bars, batch: int, kind: str, generate: float, openvino: float) -> None:
+    grid = Grid(("plain", "generate", "openvino"), [batch], [], [])
+    results = bars.run(f"batch {batch}, {kind} lengths", grid.cells(), kind)
+    plain = of_mode(results, "plain")
+    name = f"plain, batch {batch}, {kind} lengths"
+    bars.add(f"{name}, over generate", "at least", generate, ratio(plain, of_mode(results, "generate")))
+    bars.add(f"{name}, over OpenVINO", "at least", openvino, ratio(plain, of_mode(results, "openvino")))
+
+
+def speculation_bars(bars: Bars, grid: Grid, asked: float) -> None:
+    """At batch 1 and one temperature: the best of each mode beside the plain loops."""
+    temperature = grid.temperatures[0]
+    chosen = winners(bars.run(f"choosing at temperature {temperature}", grid.cells()))
+    plain_cells = replace(grid, modes=[mode for mode in ("plain", "openvino") if _wanted(mode, grid)]).cells()
+    probe = replace(DRAFT_PROBE, temperature=temperature)
+    cells = [*plain_cells, *chosen, *([] if probe in chosen else [probe])]
+    results = bars.run(f"measured at temperature {temperature}", cells)
+    plain, fixed = of_mode(results, "plain"), next(r for r in results if r.cell in chosen and r.mode == "fixed")
+    assert plain is not None
+    name = f"best fixed (depth {fixed.depth}, length {fixed.length}) at temperature {temperature}"
+    given = lawful(bars.engines, plain, fixed)
+    reachable = min(asked, (1 - SLACK) * given)
+    bars.add(f"{name}, over plain", "at least", reachable, ratio(fixed, plain), f"law {given:.2f}")
+    bars.add(f"{name}, over assisted", "at least", 3.0, ratio(fixed, of_mode(results, "assisted")))
+    openvino = [result for result in results if result.mode.startswith("openvino")]
+    fastest = max(openvino, key=lambda result: median(result.tokens_per_second), default=None)
+    note = f"its {fastest.mode}, length {fastest.length}" if fastest else ""
+    bars.add(f"{name}, over OpenVINO's best mode", "at least", 1.5, ratio(fixed, fastest), note)
+    drafted = next(result for result in results if result.cell == probe)
+    steps = [1e3 / tokens for tokens in plain.tokens_per_second]
+    share = paired_ratio(drafted.draft_ms_per_token, steps)
+    bars.add(f"drafted token at depth 2 over a plain step, temperature {temperature}", "at most", 0.12, share)
+
+
+def _wanted(mode: str, grid: Grid) -> bool:
+    return mode == "plain" or "openvino-draft" in grid.modes
+
+
+def lawful(engines: Engines, plain: CellResult, fixed: CellResult) -> float:
+    """The speed-up that the costs measured here and the acceptance of the run itself allow."""
+    costs = step_ms(engines.ours.model, (1, fixed.length + 1), plain.temperature)
+    drafts = median(fixed.draft_ms_per_token)
+    return law(fixed.mean_acceptance_length or 1.0, fixed.length, costs[1], costs[fixed.length + 1], drafts)
+
+
+def run(args: argparse.Namespace) -> int:
+    subject = Subject(args.target, args.drafter, torch.bfloat16, args.threads, max(BATCHES), LONGEST + args.max_tokens)
+    texts = read_texts(args.prompts, AutoTokenizer.from_pretrained(subject.target))
+    workloads = {kind: Workload(texts, kind, args.num_prompts) for kind in ("mixed", "equal")}
+    with opened(subject, ("plain", "fixed", *PEERS)) as engines:
+        bars = Bars(engines, workloads, args.pairs, args.max_tokens)
+        floor_bars(bars, subject)
+        batch_bars(bars, 1, "mixed", 3.5, 0.95)
+        for batch in BATCHES:
+            for kind in ("mixed", "equal"):
+                batch_bars(bars, batch, kind, 2.5, 0.9)
+        # Sampled by another engine's noise a text is another one, so peers are compared at temperature 0.
+        modes = ("fixed", "assisted", "openvino-draft")
+        speculation_bars(bars, Grid(modes, [1], args.depths, args.lengths), 1.5)
+        speculation_bars(bars, Grid(("fixed",), [1], args.depths, args.lengths, (0.8,)), 1.3)
+        say_left_out(engines)
+    report = as_json(bars, args)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    text = table(bars.bars, report)
+    args.out.with_suffix(".md").write_text(text, encoding="utf-8")
+    sys.stdout.write(text)
+    return 0 if all(bar.met for bar in bars.bars if decides(bar)) else 1
+
+
+def decides(bar: Bar) -> bool:
+    return "equal lengths" not in bar.name
+
+
+def as_json(bars: Bars, args: argparse.Namespace) -> dict[str, Any]:
+    settings = {name: getattr(args, name) for name in ("pairs", "num_prompts", "max_tokens", "depths", "lengths")}
+    return {
+        "machine": machine.describe() | {"engines": bars.engines.versions},
+        "settings": settings | {"target": args.target.name, "drafter": args.drafter.name, "dtype": "bf16"},
+        "left_out": bars.engines.left_out,
+        "bars": [bar.as_json() for bar in bars.bars],
+        "runs": {name: [result.as_json() for result in results] for name, results in bars.results.items()},
+    }
+
+
+def table(bars: Sequence[Bar], report: dict[str, Any]) -> str:
+    return "\n".join(_lines(bars, report)) + "\n"
+
+
+def _lines(bars: Sequence[Bar], report: dict[str, Any]) -> Iterator[str]:
+    yield "| bar | asked | measured | 90 % interval | pairs | met |"
+    yield "|---|---|---|---|---|---|"
+    for bar in bars:
+        met = ("yes" if bar.met else "**no**") if decides(bar) else "beside"
+        name = f"{bar.name} ({bar.note})" if bar.note else bar.name
+        interval = f"{bar.ratio.low:.3g}-{bar.ratio.high:.3g}"
+        asked = f"{bar.sense} {bar.asked:.3g}"
+        yield f"| {name} | {asked} | {bar.ratio.median:.3g} | {interval} | {bar.ratio.num_pairs} | {met} |"
+    place = report["machine"]
+    yield ""
+    for mode, reason in report["left_out"].items():
+        yield f"Left out: {mode} ({reason})."
+    yield f"{place['cpu']}, {place['threads']} threads, torch {place['torch']}."
+    yield f"Commit {place['commit']}; `{place['command']}`."
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", type=Path, default=MODELS / "large")
+    parser.add_argument("--drafter", type=Path, default=MODELS / "drafter")
+    parser.add_argument("--pairs", type=whole(2), default=15, help="interleaved repetitions (default: %(default)s)")
+    parser.add_argument("--depths", type=listed(depth), default=[2, 4, 6, "cascade"])
+    parser.add_argument("--lengths", type=listed(whole(1, 64)), default=[1, 2, 3, 4, 6, 8])
+    parser.add_argument("--num-prompts", type=whole(1), default=8)
+    parser.add_argument("--max-tokens", type=whole(2), default=128)
+    parser.add_argument("--threads", type=whole(1), default=torch.get_num_threads())
+    parser.add_argument("--prompts", type=Path, default=HELD_OUT)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    try:
+        return run(parser.parse_args())
+    except DraftPoolError as error:
+        sys.stderr.write(f"bench.bars: {error}\n")
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

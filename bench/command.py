@@ -1,0 +1,141 @@
+"""`draftpool bench`: our loops and their peers on the same prompts and weights, in one interleaved run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from tqdm import tqdm
+from transformers import AutoTokenizer
+
+from bench.cells import Subject
+from bench.grid import MODES, Grid
+from bench.machine import ROOT
+from bench.report import save
+from bench.run import Engines, measure, opened
+from bench.workload import EQUAL, KINDS, LONGEST, Workload, read_texts
+from deployments.arguments import depth, whole
+from deployments.process import DTYPES
+from model.load import resolve
+from protocol.errors import ConfigError
+
+HELD_OUT = ROOT / "demo/prompts/heldout.jsonl"
+Value = TypeVar("Value")
+
+
+def run(args: argparse.Namespace) -> int:
+    check(args)
+    subject = make_subject(args)
+    workload = Workload(
+        read_texts(args.prompts, AutoTokenizer.from_pretrained(subject.target)), args.workload, args.num_prompts
+    )
+    grid = Grid(
+        args.modes, args.batch, args.depths, args.lengths, args.temperature, workload.categories, args.kept_full
+    )
+    cells = grid.cells()
+    with opened(subject, args.modes, args.url, args.url_model) as engines:
+        total = (args.repeat + 1) * len(cells)
+        with tqdm(total=total, unit="cell", disable=None) as bar:
+            results = measure(
+                engines, cells, workload, repeat=args.repeat, max_tokens=args.max_tokens, tick=lambda: _advance(bar)
+            )
+        say_left_out(engines)
+    for result in results:
+        if args.json:
+            sys.stdout.write(json.dumps(result.as_json()) + "\n")
+    drafter = subject.drafter.name if subject.drafter else "none"
+    settings = {"target": subject.target.name, "drafter": drafter, "prompts": args.prompts.name}
+    settings |= {name: getattr(args, name) for name in ("workload", "num_prompts", "max_tokens", "dtype", "repeat")}
+    text = save(results, settings, engines.versions, engines.left_out, args.out)
+    if not args.json:
+        sys.stdout.write(text)
+    return 0 if results else 1
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raises ConfigError for what would otherwise fail after minutes."""
+    if args.drafter is None and any(mode in ("fixed", "assisted", "openvino-draft") for mode in args.modes):
+        raise ConfigError(
+            "modes fixed, assisted and openvino-draft need --drafter; give one, or leave them out of --modes"
+        )
+    if ("url" in args.modes) != (args.url is not None):
+        raise ConfigError("mode url and --url go together; give both or neither")
+
+
+def make_subject(args: argparse.Namespace) -> Subject:
+    longest = EQUAL if args.workload == "equal" else LONGEST
+    return Subject(
+        target=resolve(args.target),
+        drafter=resolve(args.drafter) if args.drafter else None,
+        dtype=DTYPES[args.dtype],
+        threads=args.threads,
+        max_batch=max(args.batch),
+        max_length=longest + args.max_tokens,
+    )
+
+
+def say_left_out(engines: Engines) -> None:
+    for mode, reason in engines.left_out.items():
+        sys.stderr.write(f"draftpool: mode {mode} is left out: {reason}\n")
+
+
+def listed(parse: Callable[[str], Value]) -> Callable[[str], list[Value]]:
+    """Values with commas between them, none twice."""
+
+    def parse_all(text: str) -> list[Value]:
+        return list(dict.fromkeys(parse(part.strip()) for part in text.split(",")))
+
+    return parse_all
+
+
+def mode(text: str) -> str:
+    if text not in MODES:
+        raise argparse.ArgumentTypeError(f"{text!r} is no mode; choose from {', '.join(MODES)}")
+    return text
+
+
+def temperature(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0.0 <= value <= 100.0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no temperature; give a number from 0 to 100")
+    return value
+
+
+def _advance(bar: tqdm) -> None:  # type: ignore[type-arg]
+    bar.update()
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--target", required=True, help="checkpoint directory, or hub id")
+    parser.add_argument("--drafter", help="checkpoint directory")
+    add_grid(parser, modes=MODES[:-1], lengths=(1, 2, 3, 4, 6, 8))
+    parser.add_argument("--url", help="an OpenAI-compatible server, for mode url")
+    parser.add_argument("--url-model", help="its model (default: the first that it lists)")
+    parser.add_argument("--json", action="store_true", help="one JSON line a cell, instead of a table")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="result as JSON; a table and plots go beside it")
+
+
+def add_grid(parser: argparse.ArgumentParser, modes: Sequence[str], lengths: Sequence[int]) -> None:
+    """What is measured, on which prompts."""
+    add = parser.add_argument
+    add("--batch", type=listed(whole(1)), default=[1, 8], help="batch sizes (default: 1,8)")
+    add("--modes", type=listed(mode), default=list(modes), help=f"default: {','.join(modes)}")
+    add("--depths", type=listed(depth), default=[2, 4, 6, "cascade"], help="of mode fixed (default: 2,4,6,cascade)")
+    add("--lengths", type=listed(whole(1, 64)), default=list(lengths), help=f"default: {','.join(map(str, lengths))}")
+    add("--temperature", type=listed(temperature), default=[0.0], help="one or several (default: 0, greedy)")
+    add("--kept-full", type=whole(0), default=0, metavar="N", help="also keep the batch full, N more batches queued")
+    add("--prompts", type=Path, default=HELD_OUT, help="JSON lines; Spec-Bench's are split by category")
+    add("--workload", choices=KINDS, default="mixed", help="prompts of 32 to 512 tokens, of 128, or as they are")
+    add("--num-prompts", type=whole(1), default=8, help="of each cell, at the least (default: %(default)s)")
+    add("--max-tokens", type=whole(2), default=128, help="of each prompt (default: %(default)s)")
+    add("--dtype", choices=sorted(DTYPES), default="bf16", help="default: %(default)s")
+    add("--threads", type=whole(1), default=torch.get_num_threads(), help="default: %(default)s")
+    add("--repeat", type=whole(1), default=5, help="repetitions, interleaved (default: %(default)s)")

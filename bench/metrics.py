@@ -1,0 +1,178 @@
+"""From tokens and their arrival times to figures: the one place where a rate or an acceptance is defined.
+
+rate              all tokens after each prompt's first / (last token - last first token); prefill apart
+rate, kept full   all tokens / the window from the batch's filling up to its first slot left empty; prefill inside
+total rate        all tokens / (last token - hand-over), prefill and queue inside
+prompt rate       per prompt its tokens / its time from hand-over; Spec-Bench's speed-up is a ratio of their means
+TTFT, TPOT        first token - hand-over; (last - first token) / (tokens - 1). Medians over prompts and repetitions
+acceptance length tokens of a verifying pass, its bonus included, mean over passes
+acceptance rate   accepted / drafted; by position: passes that accepted beyond it / passes
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import fmean, median
+
+from bench.cells import Cell, Outcome, Timed
+from bench.stats import Ratio, paired_ratio
+
+Repetition = Sequence[Outcome]  # one for each group of prompts
+
+
+@dataclass(frozen=True, slots=True)
+class CellResult:
+    """One value a repetition in the lists; None where an engine does not tell, or there is nothing to compare with.
+
+    draft_ms_per_token: layers, head, noise, bookkeeping, all but the drafter's prefill; empty where not known.
+    identical: share of prompts whose tokens equal our plain loop's, over all repetitions.
+    speedup: of `tokens_per_second` over our plain loop's in the same repetition; spec_bench_speedup: by its formula.
+    """
+
+    engine: str
+    mode: str
+    batch: int
+    depth: int | str | None
+    length: int
+    temperature: float
+    queue: int
+    category: str
+    tokens_per_second: list[float]
+    total_tokens_per_second: list[float]
+    prompt_tokens_per_second: list[float]
+    ttft_ms: float
+    tpot_ms: float | None
+    mean_acceptance_length: float | None
+    acceptance_rate: float | None
+    acceptance_per_position: list[float]
+    draft_ms_per_token: list[float]
+    identical: float | None
+    peak_rss_mb: float | None
+    speedup: Ratio | None = None
+    total_speedup: float | None = None
+    spec_bench_speedup: float | None = None
+
+    @property
+    def cell(self) -> Cell:
+        return Cell(self.mode, self.batch, self.depth, self.length, self.temperature, self.queue, self.category)
+
+    def as_json(self) -> dict[str, object]:
+        return asdict(self)
+
+
+def summary(engine: str, cell: Cell, repetitions: Sequence[Repetition], same: Sequence[bool] | None) -> CellResult:
+    """same: for every output whether it is our plain loop's, None where that cannot be."""
+    outcomes = [outcome for repetition in repetitions for outcome in repetition]
+    outputs = [output for outcome in outcomes for output in outcome.outputs]
+    passes = [size for output in outputs for size in output.verified]
+    drafted = _total([output.drafted for output in outputs])
+    tpots = [_span_ms(output) / (len(output.arrived) - 1) for output in outputs if len(output.arrived) > 1]
+    return CellResult(
+        engine=engine,
+        mode=cell.mode,
+        batch=cell.batch,
+        depth=cell.depth,
+        length=cell.length,
+        temperature=cell.temperature,
+        queue=cell.queue,
+        category=cell.category,
+        tokens_per_second=[round(rate(repetition, cell), 2) for repetition in repetitions],
+        total_tokens_per_second=[round(total_rate(repetition), 2) for repetition in repetitions],
+        prompt_tokens_per_second=[round(prompt_rate(repetition), 2) for repetition in repetitions],
+        ttft_ms=round(median(1e3 * (output.arrived[0] - output.started) for output in outputs), 3),
+        tpot_ms=round(median(tpots), 4) if tpots else None,
+        mean_acceptance_length=round(fmean(passes), 4) if passes else None,
+        acceptance_rate=round((sum(passes) - len(passes)) / drafted, 4) if drafted else None,
+        acceptance_per_position=by_position(passes, cell.length),
+        draft_ms_per_token=[round(ms, 4) for ms in map(draft_ms, repetitions) if ms is not None],
+        identical=sum(same) / len(same) if same else None,
+        peak_rss_mb=max((o.peak_rss_mb for o in outcomes if o.peak_rss_mb is not None), default=None),
+    )
+
+
+def rate(repetition: Repetition, cell: Cell) -> float:
+    """Tokens per second of one repetition."""
+    if cell.queue:
+        return full_rate(repetition[0].outputs, cell.batch)
+    tokens = sum(len(output.arrived) - 1 for outcome in repetition for output in outcome.outputs)
+    return _per_second(tokens, sum(map(decode_s, repetition)))
+
+
+def decode_s(outcome: Outcome) -> float:
+    """From the last first token to the last token."""
+    return max(o.arrived[-1] for o in outcome.outputs) - max(o.arrived[0] for o in outcome.outputs)
+
+
+def full_rate(outputs: Sequence[Timed], batch: int) -> float:
+    """Over the window that starts once `batch` prompts have their first token and ends when nothing refills a slot."""
+    start = sorted(output.arrived[0] for output in outputs)[batch - 1]
+    end = sorted(output.arrived[-1] for output in outputs)[len(outputs) - batch]
+    return _per_second(sum(start < now <= end for output in outputs for now in output.arrived), end - start)
+
+
+def total_rate(repetition: Repetition) -> float:
+    tokens = sum(len(output.arrived) for outcome in repetition for output in outcome.outputs)
+    return tokens / sum(
+        max(o.arrived[-1] for o in outcome.outputs) - min(o.started for o in outcome.outputs) for outcome in repetition
+    )
+
+
+def prompt_rate(repetition: Repetition) -> float:
+    """Mean over prompts of each one's tokens per second."""
+    return fmean(
+        len(output.arrived) / (output.arrived[-1] - output.started)
+        for outcome in repetition
+        for output in outcome.outputs
+    )
+
+
+def draft_ms(repetition: Repetition) -> float | None:
+    """Mean over groups of the cost of a drafted token; None where the engine did not draft, or does not tell."""
+    known = [outcome.draft_ms for outcome in repetition if outcome.draft_ms is not None]
+    return fmean(known) if known else None
+
+
+def by_position(passes: Sequence[int], length: int) -> list[float]:
+    """Share of all passes that accepted the draft token at each position."""
+    if not passes:
+        return []
+    return [round(sum(size - 1 > position for size in passes) / len(passes), 4) for position in range(length)]
+
+
+def with_speedups(results: Sequence[CellResult]) -> list[CellResult]:
+    """Each result beside our plain loop's of the same batch, temperature, queue and category."""
+    plain = {_peers(result): result for result in results if result.mode == "plain"}
+    return [_with_speedup(result, plain.get(_peers(result))) for result in results]
+
+
+def _with_speedup(result: CellResult, plain: CellResult | None) -> CellResult:
+    if plain is None:
+        return result
+    pairs = zip(result.prompt_tokens_per_second, plain.prompt_tokens_per_second, strict=True)
+    return replace(
+        result,
+        speedup=paired_ratio(result.tokens_per_second, plain.tokens_per_second),
+        total_speedup=median(
+            a / b for a, b in zip(result.total_tokens_per_second, plain.total_tokens_per_second, strict=True)
+        ),
+        spec_bench_speedup=fmean(a / b for a, b in pairs),
+    )
+
+
+def _peers(result: CellResult) -> Cell:
+    return replace(result.cell, mode="", depth=None, length=0)
+
+
+def _per_second(tokens: int, seconds: float) -> float:
+    """0 where all tokens came at once, as from a server that joins them."""
+    return tokens / seconds if seconds > 0 else 0.0
+
+
+def _span_ms(output: Timed) -> float:
+    return 1e3 * (output.arrived[-1] - output.arrived[0])
+
+
+def _total(values: Sequence[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if len(known) == len(values) else None

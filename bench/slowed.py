@@ -1,0 +1,113 @@
+"""Stand-in: devices that are slower than this one. A step does its work and then sleeps up to the time it is given.
+
+What comes out is what the real step computes; asleep, it leaves the core to others. So hardware with other costs, and
+draft and verify at the same time, can be measured where cores are few. A step that takes longer than its time is not
+shortened: `num_late` counts those, and a result with many of them is none.
+
+For measurements only: results carry the label, and nothing that is served imports this.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+
+from torch import Tensor
+
+from drafters.nested import NestedDrafter, PassRow, Pick
+from protocol.draft import DraftClient, DraftReply, DraftRequest
+from targets.model import ForwardRow, TargetModel
+
+
+@dataclass(slots=True)
+class Device:
+    """name: what it stands for, as "30 ms a verify"."""
+
+    name: str
+    clock: Callable[[], float] = time.perf_counter
+    sleep: Callable[[float], None] = time.sleep
+    num_steps: int = field(default=0, init=False)
+    num_late: int = field(default=0, init=False)
+
+    @property
+    def label(self) -> str:
+        """Stands in every result."""
+        return f"slowed device, {self.name}"
+
+    def finish(self, began: float, milliseconds: float) -> None:
+        """A step that began at that reading of the clock ends no earlier than so much later."""
+        until = began + milliseconds / 1e3
+        self.num_steps += 1
+        self.num_late += self.clock() > until
+        while (left := until - self.clock()) > 0:
+            self.sleep(left)
+
+
+@dataclass(frozen=True, slots=True)
+class SlowedTarget(TargetModel):
+    """step_ms: of a forward over these rows."""
+
+    device: Device
+    step_ms: Callable[[Sequence[ForwardRow]], float]
+
+    @property
+    def label(self) -> str:
+        return f"target on a {self.device.label}"
+
+    def forward(self, rows: Sequence[ForwardRow]) -> Tensor:
+        began = self.device.clock()
+        logits = TargetModel.forward(self, rows)
+        self.device.finish(began, self.step_ms(rows))
+        return logits
+
+
+def slowed_target(model: TargetModel, device: Device, step_ms: Callable[[Sequence[ForwardRow]], float]) -> SlowedTarget:
+    """The same target, its pages and KV included."""
+    own = {each.name: getattr(model, each.name) for each in fields(model)}
+    return SlowedTarget(**own, device=device, step_ms=step_ms)
+
+
+class SlowedDrafter(NestedDrafter):
+    """A nested drafter whose steps take their time; it shares pages, KV and watermarks with the one it slows."""
+
+    def __init__(self, drafter: NestedDrafter, device: Device, step_ms: Callable[[Sequence[PassRow]], float]) -> None:
+        """step_ms: of one token for each of these rows, however many the drafter makes in a pass."""
+        vars(self).update(vars(drafter))
+        self.device = device
+        self.step_ms = step_ms
+
+    @property
+    def label(self) -> str:
+        return f"drafter on a {self.device.label}"
+
+    def run(self, rows: Sequence[PassRow]) -> list[list[Pick]]:
+        began = self.device.clock()
+        picks = super().run(rows)
+        self.device.finish(began, self.step_ms(rows) * max([1, *map(len, picks)]))
+        return picks
+
+
+class SlowedClient:
+    """A protocol.draft.DraftClient whose rounds take their time: what the oracle drafter needs to cost something."""
+
+    def __init__(self, client: DraftClient, device: Device, round_ms: Callable[[DraftRequest], float]) -> None:
+        self.client = client
+        self.device = device
+        self.round_ms = round_ms
+
+    @property
+    def label(self) -> str:
+        return f"pool on a {self.device.label}"
+
+    def open(self, request: DraftRequest) -> None:
+        self.client.open(request)
+
+    def draft(self, request: DraftRequest) -> DraftReply | None:
+        began = self.device.clock()
+        reply = self.client.draft(request)
+        self.device.finish(began, self.round_ms(request))
+        return reply
+
+    def close(self, sequence_ids: Sequence[int]) -> None:
+        self.client.close(sequence_ids)

@@ -1,0 +1,69 @@
+"""What the stream between a target and its draft replica costs, measured over the loopback with both real ends."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+from deployments.discovery import Need, PoolMember
+from deployments.pool_server import PoolServer
+from deployments.pool_thread import PoolThread
+from deployments.transport import GrpcDraftClient, TransportConfig
+from drafters.profile import GREEDY, INCARNATION
+from drafters.worker import DraftWorker
+from protocol.draft import DraftRequest, DraftRow
+from protocol.errors import DraftUnavailable
+from protocol.plan import DepthRule
+
+CONNECT_S, DEADLINE_S, GRACE_S = 10.0, 10.0, 1.0
+
+
+@asynccontextmanager
+async def link_timer(worker: DraftWorker) -> AsyncIterator[Callable[[int], float]]:
+    """Times a round of so many rows in milliseconds, not to be called on the event loop.
+
+    Its rows name sequences that the worker does not know; it refuses them at once, so all that is timed is the way.
+    """
+    thread, told = PoolThread(worker, time.monotonic), worker.describe()
+    thread.start()
+    server = PoolServer(thread)
+    try:
+        address = await server.start("127.0.0.1", (0, 0))
+        member = PoolMember(address, "pool", told.exits, "", told.max_positions, 0, thread.stats())
+        async with connected(member) as client:
+            yield lambda num_rows: timed(client, refused(told.exits, num_rows))
+    finally:
+        await server.stop(GRACE_S)
+        thread.stop()
+
+
+@asynccontextmanager
+async def connected(member: PoolMember) -> AsyncIterator[GrpcDraftClient]:
+    async def discover() -> Sequence[PoolMember]:
+        return [member]
+
+    client = GrpcDraftClient(INCARNATION, discover, Need("", member.exits), TransportConfig(DEADLINE_S))
+    await client.start()
+    try:
+        async with asyncio.timeout(CONNECT_S):
+            while client.replica is None:
+                await asyncio.sleep(0.01)
+        yield client
+    finally:
+        await client.stop()
+
+
+def refused(exits: tuple[int, ...], num_rows: int) -> DraftRequest:
+    rows = tuple(DraftRow(name, 1, (0,), 1, GREEDY) for name in range(num_rows))
+    return DraftRequest(INCARNATION, 0, DepthRule(exits[:1]), rows)
+
+
+def timed(client: GrpcDraftClient, request: DraftRequest) -> float:
+    began = time.perf_counter()
+    reply = client.draft(request)
+    elapsed = time.perf_counter() - began
+    if reply is None:
+        raise DraftUnavailable("the link to a draft replica broke while it was measured; run it again")
+    return 1e3 * elapsed

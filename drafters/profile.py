@@ -1,0 +1,89 @@
+"""What drafting costs: whole rounds of a real worker, on synthetic rows.
+
+Every row's context is settled once, to the deepest exit. A round then names the place where that context ends and
+new tokens behind it, which part from those of the round before at the first; so the pool throws its own drafts away,
+and each round finds the same state again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from drafters.client import LocalDraftClient
+from drafters.nested import NestedDrafter
+from drafters.residents import PoolLimits
+from drafters.worker import DraftWorker
+from protocol.draft import DraftRequest, DraftRow
+from protocol.errors import ConfigError
+from protocol.plan import DepthRule
+from protocol.request import SamplingParams
+
+INCARNATION = "profile"
+GREEDY = SamplingParams(temperature=0.0)
+NUM_NEW = (1, 4, 16)
+LENGTHS = (1, 5)
+CONTEXT = 256  # or what the memory holds
+
+
+@dataclass(frozen=True, slots=True)
+class DraftRound:
+    """num_new: committed tokens that each row feeds before it drafts `length` more, at one exit."""
+
+    num_rows: int
+    depth: int
+    num_new: int
+    length: int
+
+
+def largest_batch(drafter: NestedDrafter, max_rows: int) -> int:
+    """How many rows of the longest round the free pages hold, at most max_rows."""
+    pages = -(-(1 + NUM_NEW[-1] + LENGTHS[-1]) // drafter.ledger.page_size)
+    return min(max_rows, drafter.ledger.num_free // pages)
+
+
+def draft_context(drafter: NestedDrafter, num_rows: int) -> int:
+    """Positions of context that each of so many rows can have. Raises ConfigError when the largest round fits none."""
+    ledger = drafter.ledger
+    room = min(drafter.max_positions, ledger.num_free // num_rows * ledger.page_size)
+    context = min(CONTEXT, room - NUM_NEW[-1] - LENGTHS[-1])
+    if context < 1:
+        raise ConfigError(f"the KV memory of the pool does not hold {num_rows} rows to profile with; raise its kv_mb")
+    return context
+
+
+@contextmanager
+def draft_timer(
+    drafter: NestedDrafter, num_rows: int, clock: Callable[[], float] = time.perf_counter
+) -> Iterator[Callable[[DraftRound], float]]:
+    """Times a round in milliseconds, of at most so many rows. Nothing of it stays in the drafter."""
+    context = draft_context(drafter, num_rows)
+    worker = DraftWorker(drafter, PoolLimits(max_rows=num_rows), clock)
+    client = LocalDraftClient(worker, INCARNATION, clock=clock)
+    turns = [0] * num_rows
+
+    def row(number: int, one: DraftRound) -> DraftRow:
+        turns[number] += 1
+        tokens = (turns[number] % 2 + 1, *[0] * (one.num_new - 1))
+        return DraftRow(number, context, tokens, one.length, GREEDY)
+
+    def measure(one: DraftRound) -> float:
+        rows = tuple(row(number, one) for number in range(one.num_rows))
+        request = DraftRequest(INCARNATION, 0, DepthRule((one.depth,)), rows)
+        began = clock()
+        reply = client.draft(request)
+        elapsed = clock() - began
+        assert reply is not None
+        assert all(len(block.tokens) == one.length for block in reply.blocks), "a row was not drafted for"
+        return 1e3 * elapsed
+
+    known = tuple(DraftRow(number, 0, (0,) * (context + 1), 0, GREEDY) for number in range(num_rows))
+    try:
+        client.open(DraftRequest(INCARNATION, 0, DepthRule(drafter.exits[-1:]), known))
+        while worker.step() is not None:
+            pass
+        yield measure
+    finally:
+        worker.drop(INCARNATION)

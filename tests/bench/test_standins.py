@@ -1,0 +1,326 @@
+"""The stand-ins are what they claim: exact text, exact acceptance, and steps that take the time that they are given."""
+
+from __future__ import annotations
+
+import ast
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from scipy.stats import binom
+
+from bench.machine import ROOT
+from bench.oracle import KnownText, OracleDrafter, Ranking
+from bench.slowed import Device, SlowedClient, SlowedDrafter, slowed_target
+from drafters.client import LocalDraftClient
+from drafters.nested import NestedDrafter
+from drafters.worker import DraftWorker
+from model.decoder import Decoder
+from model.load import load_decoder
+from protocol.draft import DraftClient, DraftRequest, DraftRow, DraftStatus
+from protocol.errors import ConfigError
+from protocol.plan import DepthRule
+from protocol.request import GenerateRequest, SamplingParams
+from router.policy import Fixed, Off
+from targets.engine import Engine, EngineConfig
+from targets.model import TargetModel, load_target
+from tests.drafters import test_client_contract as contract
+from tests.model.families import make_checkpoint
+from tests.reference.drafting import draft_from_scratch
+from tests.reference.engine import plain_texts, random_requests, run_all
+
+VOCAB = 160
+ALMOST_ALL = 1 - 1e-6  # of the binomial distribution
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint("llama", tmp_path_factory.mktemp("standins") / "llama", seed=0)
+
+
+@pytest.fixture(scope="module")
+def decoder(llama: Path) -> Decoder:
+    return load_decoder(llama, dtype=torch.float32)
+
+
+@pytest.fixture
+def target(llama: Path) -> TargetModel:
+    return load_target(llama, dtype=torch.float32, num_positions=4096, page_size=16)
+
+
+def known(requests: Sequence[GenerateRequest], texts: dict[str, list[int]]) -> list[KnownText]:
+    return [KnownText(one.prompt_ids, one.sampling, tuple(texts[one.request_id])) for one in requests]
+
+
+def is_binomial(successes: int, trials: int, probability: float) -> bool:
+    low, high = binom.interval(ALMOST_ALL, trials, probability)
+    return bool(low <= successes <= high)
+
+
+def rounds_and_accepted(ranking: Ranking, text: int, first: int, last: int, length: int, depth: int) -> tuple[int, int]:
+    """Replays what the target does with the drafts of positions [first, last]: the obvious loop."""
+    rounds = accepted = 0
+    position = first
+    while position <= last:
+        rounds += 1
+        for _ in range(min(length, last - position)):
+            if ranking.best_two(text, position, depth, right=5)[0] != 5:
+                break
+            accepted += 1
+            position += 1
+        position += 1
+    return rounds, accepted
+
+
+@pytest.mark.parametrize("acceptance", [0.0, 0.3, 0.8, 1.0])
+@pytest.mark.parametrize("length", [1, 4])
+def test_a_run_has_the_plain_text_and_the_acceptance_that_was_asked_for(
+    target: TargetModel, acceptance: float, length: int
+) -> None:
+    requests = random_requests(7, 10, VOCAB, max_tokens=60)
+    texts = plain_texts(target, requests)
+    ranking = Ranking({2: acceptance}, runner_up=0.5, vocab_size=VOCAB, seed=3)
+    oracle = OracleDrafter(known(requests, texts), ranking)
+    engine = Engine(target, Fixed(DepthRule((2,)), length), oracle, EngineConfig(max_batch=4))
+    done = run_all(engine, requests)
+    assert done.tokens == texts
+    for text, request in enumerate(requests):
+        first = len(request.prompt_ids) + 1  # prefill gives the token before
+        expected = rounds_and_accepted(ranking, text, first, len(request.prompt_ids) + 59, length, depth=2)
+        stats = done.stats[request.request_id]
+        assert (stats.rounds, stats.accepted) == expected
+    if length == 1:  # every drafted token is verified
+        drafted, accepted = (sum(getattr(one, name) for one in done.stats.values()) for name in ("drafted", "accepted"))
+        assert drafted > 250
+        assert is_binomial(accepted, drafted, acceptance)
+    assert (oracle.num_open, oracle.num_lost) == (0, 0)
+
+
+def test_both_choices_are_right_as_often_as_asked_for_and_never_the_same() -> None:
+    ranking = Ranking({2: 0.6, 6: 0.9}, runner_up=0.7, vocab_size=11, seed=1)
+    num_right = dict.fromkeys((2, 6), 0)
+    num_second = dict.fromkeys((2, 6), 0)
+    for position in range(20_000):
+        right = position % 11
+        pairs = {depth: ranking.best_two(0, position, depth, right) for depth in (2, 6)}
+        assert all(first != second and {first, second} < set(range(11)) for first, second in pairs.values())
+        assert pairs[6][0] == right or pairs[2][0] != right, "the shallow exit was right where the deep one errs"
+        for depth, (first, second) in pairs.items():
+            num_right[depth] += first == right
+            num_second[depth] += second == right
+    for depth, acceptance in ranking.acceptance.items():
+        assert is_binomial(num_right[depth], 20_000, acceptance)
+        assert is_binomial(num_second[depth], 20_000 - num_right[depth], 0.7)
+
+
+def test_positions_texts_and_seeds_err_independently_and_a_seed_errs_the_same_again() -> None:
+    def errors(seed: int, text: int) -> list[bool]:
+        ranking = Ranking({1: 0.5}, runner_up=0, vocab_size=9, seed=seed)
+        return [ranking.best_two(text, position, 1, 4)[0] != 4 for position in range(4000)]
+
+    base = errors(0, 0)
+    assert base == errors(0, 0)
+    for other in (errors(1, 0), errors(0, 1), base[1:]):
+        agreeing = sum(a == b for a, b in zip(base, other, strict=False))
+        assert is_binomial(agreeing, len(other), 0.5)
+
+
+def row(sequence_id: int, tokens: Sequence[int], length: int, start: int = 0) -> DraftRow:
+    return DraftRow(sequence_id, start, tuple(tokens[start:]), length, SamplingParams(temperature=0))
+
+
+def asked(*rows: DraftRow, depth: DepthRule | None = None) -> DraftRequest:
+    return DraftRequest("target", 1, depth or DepthRule((2,)), rows)
+
+
+def oracle_of(tokens: Sequence[int], acceptance: dict[int, float], runner_up: float = 1.0) -> OracleDrafter:
+    text = KnownText(tuple(tokens[:3]), SamplingParams(temperature=0), tuple(tokens[3:]))
+    return OracleDrafter([text], Ranking(acceptance, runner_up, VOCAB))
+
+
+def test_the_runner_up_of_a_wrong_proposal_is_the_right_token_where_it_was_planted() -> None:
+    tokens = list(range(10, 40))
+    planted, not_planted = oracle_of(tokens, {2: 0.0}), oracle_of(tokens, {2: 0.0}, runner_up=0.0)
+    for oracle in (planted, not_planted):
+        (block,) = oracle.draft(asked(row(1, tokens[:5], 20))).blocks
+        assert not any(a == b for a, b in zip(block.tokens, tokens[5:25], strict=True))
+    assert [planted.runner_up(1, at, 2) for at in range(5, 25)] == tokens[5:25]
+    assert not any(not_planted.runner_up(1, at, 2) == tokens[at] for at in range(5, 25))
+    assert planted.runner_up(1, 30, 2) is None
+    assert planted.runner_up(9, 5, 2) is None
+
+
+def test_a_cascade_leaves_where_the_acceptance_passes_its_threshold() -> None:
+    tokens = list(range(10, 40))
+    oracle = oracle_of(tokens, {2: 0.5, 4: 0.8, 6: 1.0})
+    for thresholds, exit_ in (((0.4, 0.4), 2), ((0.5, 0.7), 4), ((0.9, 0.9), 6)):
+        depth = DepthRule((2, 4, 6), thresholds)
+        (block,) = oracle.draft(asked(row(1, tokens[:5], 4), depth=depth)).blocks
+        assert block.exits == (exit_,) * 4
+        assert block.confidences == ({2: 0.5, 4: 0.8, 6: 1.0}[exit_],) * 4
+    assert block.tokens == tuple(tokens[5:9])
+
+
+def test_what_is_not_known_is_not_drafted_and_counted() -> None:
+    tokens = list(range(10, 40))
+    oracle = oracle_of(tokens, {2: 1.0})
+    left = [*tokens[:5], 99]
+    for request in (asked(row(1, left, 3)), asked(row(2, tokens[:5], 3), depth=DepthRule((3,)))):
+        (block,) = oracle.draft(request).blocks
+        assert (block.status, block.tokens) == (DraftStatus.OK, ())
+    assert oracle.num_lost == 2
+    (block,) = oracle.draft(asked(row(2, tokens[:28], 5))).blocks
+    assert block.tokens == tuple(tokens[28:])
+
+
+@pytest.mark.parametrize(
+    ("acceptance", "runner_up", "vocab_size"), [({}, 0.5, 9), ({2: 1.1}, 0.5, 9), ({2: 0.5}, -0.1, 9), ({2: 0.5}, 0, 2)]
+)
+def test_probabilities_that_cannot_be_are_refused(
+    acceptance: dict[int, float], runner_up: float, vocab_size: int
+) -> None:
+    with pytest.raises(ConfigError):
+        Ranking(acceptance, runner_up, vocab_size)
+
+
+class Oracles:
+    """A `Connect` of the contract: every client an oracle that knows what the contract's drafter would draft."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        prompts = [contract.TOKENS, contract.TOKENS[::-1]]
+        drafts = [self.drafted(decoder, prompt, 40) for prompt in prompts]
+        prompts += [[*contract.TOKENS, *drafts[0][:2], 5], [*contract.TOKENS, 9]]
+        drafts += [self.drafted(decoder, prompt, 40) for prompt in prompts[2:]]
+        pairs = zip(prompts, drafts, strict=True)
+        self.texts = [KnownText(tuple(prompt), contract.SAMPLED, tuple(draft)) for prompt, draft in pairs]
+        self.clients: list[OracleDrafter] = []
+
+    @staticmethod
+    def drafted(decoder: Decoder, prompt: list[int], length: int) -> list[int]:
+        steps = draft_from_scratch(decoder, prompt, length, contract.CASCADE, contract.SAMPLED)
+        return [token for token, _, _ in steps]
+
+    @contextmanager
+    def __call__(self, worker: object, incarnation: str, deadline_s: float) -> Iterator[DraftClient]:
+        ranking = Ranking(dict.fromkeys(contract.CASCADE.exits, 1.0), runner_up=0, vocab_size=VOCAB)
+        self.clients.append(OracleDrafter(self.texts, ranking, max_rows=4))
+        yield self.clients[-1]
+
+    def stats(self) -> Any:
+        return self
+
+    @property
+    def num_sequences(self) -> int:
+        return sum(client.num_open for client in self.clients)
+
+    num_pages = 0  # of which it has none to give back
+
+    @property
+    def num_free_pages(self) -> int:
+        return -self.num_sequences
+
+
+@pytest.mark.parametrize(
+    "keeps_to",
+    [
+        contract.test_the_next_round_carries_only_what_is_new,
+        contract.test_opening_hands_over_context_so_that_a_draft_needs_none,
+        contract.test_an_unknown_sequence_needs_context_and_is_drafted_for_when_it_comes,
+        contract.test_a_full_pool_says_so_row_by_row,
+        contract.test_closing_forgets_sequences_and_does_not_mind_unknown_ones,
+        contract.test_two_clients_with_the_same_sequence_ids_do_not_meet,
+    ],
+    ids=lambda test: test.__name__,
+)
+def test_the_oracle_keeps_to_the_contract_of_draft_clients(keeps_to: Callable[..., None], decoder: Decoder) -> None:
+    """All of it but what a model decides (exits, confidences) and what takes time (deadlines)."""
+    oracles = Oracles(decoder)
+    given = {"connect": oracles, "worker": oracles, "llama": decoder}
+    names = keeps_to.__code__.co_varnames[: keeps_to.__code__.co_argcount]
+    keeps_to(**{name: given[name] for name in names})
+
+
+def test_a_slowed_step_takes_at_least_its_time_and_computes_the_same(target: TargetModel) -> None:
+    device = Device("20 ms a verify and 10 a token")
+    slow = slowed_target(target, device, lambda rows: 20 + 10 * len(rows[0].tokens))
+    (request,) = random_requests(1, 1, VOCAB, max_tokens=5)
+    texts = plain_texts(target, [request])
+    began = time.perf_counter()
+    assert plain_texts(slow, [request]) == texts
+    assert time.perf_counter() - began >= 1e-3 * (5 * 20 + 10 * (len(request.prompt_ids) + 4))
+    assert device.num_steps == 5
+    assert slow.label == "target on a slowed device, 20 ms a verify and 10 a token"
+    assert slow.ledger is target.ledger
+
+
+def test_a_slowed_target_serves_as_an_engine(target: TargetModel) -> None:
+    requests = random_requests(2, 3, VOCAB, max_tokens=6)
+    texts = plain_texts(target, requests)
+    slow = slowed_target(target, Device("5 ms"), lambda rows: 5)
+    assert run_all(Engine(slow, Off(), None, EngineConfig()), requests).tokens == texts
+
+
+def test_a_slowed_drafter_takes_its_time_for_every_token_and_drafts_the_same(decoder: Decoder) -> None:
+    def drafted(drafter: NestedDrafter) -> tuple[tuple[int, ...], float]:
+        client = LocalDraftClient(DraftWorker(drafter), "target")
+        began = time.perf_counter()
+        (block,) = client.draft(asked(row(1, contract.TOKENS, 4))).blocks
+        elapsed = time.perf_counter() - began
+        client.close([1])
+        drafter.check()
+        return block.tokens, elapsed
+
+    drafter = NestedDrafter(decoder, (2, 4), num_pages=16, page_size=16)
+    device = Device("15 ms at depth 2")
+    slow = SlowedDrafter(drafter, device, lambda rows: 7.5 * max(row.depth.exits[-1] for row in rows))
+    tokens, elapsed = drafted(slow)
+    assert tokens == drafted(drafter)[0]
+    assert elapsed >= 4 * 0.015
+    assert device.num_steps >= 1
+    assert slow.label == "drafter on a slowed device, 15 ms at depth 2"
+
+
+def test_a_slowed_client_answers_no_earlier_and_hands_everything_on() -> None:
+    tokens = list(range(10, 40))
+    oracle = oracle_of(tokens, {2: 1.0})
+    client = SlowedClient(oracle, Device("10 ms a token"), lambda request: 10 * sum(row.length for row in request.rows))
+    client.open(asked(row(1, tokens[:4], 0)))
+    began = time.perf_counter()
+    reply = client.draft(asked(row(1, tokens[:5], 3, start=4)))
+    assert time.perf_counter() - began >= 0.03
+    assert reply is not None
+    assert reply.blocks[0].tokens == tuple(tokens[5:8])
+    client.close([1])
+    assert oracle.num_open == 0
+    assert client.label == "pool on a slowed device, 10 ms a token"
+    assert oracle.label == "oracle drafter, acceptance 1 at depth 2; runner-up 1; seed 0"
+
+
+def test_a_step_that_is_late_already_does_not_sleep_and_is_counted() -> None:
+    now, naps = [10.0], []
+
+    def sleep(seconds: float) -> None:
+        naps.append(seconds)
+        now[0] += seconds / 2  # woken too early
+
+    device = Device("1 s", clock=lambda: now[0], sleep=sleep)
+    device.finish(8.9, 1000)
+    assert (naps, device.num_late) == ([], 1)
+    device.finish(9.5, 1000)
+    assert now[0] >= 10.5
+    assert (device.num_steps, device.num_late) == (2, 1)
+
+
+def test_nothing_that_is_served_imports_a_stand_in() -> None:
+    for package in ("protocol", "router", "model", "targets", "drafters", "deployments"):
+        for path in (ROOT / package).rglob("*.py"):
+            nodes = list(ast.walk(ast.parse(path.read_text())))
+            names = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
+            names |= {
+                alias.name for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names
+            }
+            assert not names & {"bench.oracle", "bench.slowed", "oracle", "slowed"}, path

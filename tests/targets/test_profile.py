@@ -1,0 +1,111 @@
+"""Timers over a real tiny target: what they run is what they are asked for, and they leave nothing behind."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from model.pages import PageLedger
+from protocol.errors import ConfigError
+from targets.model import ForwardRow, TargetModel
+from targets.profile import Pass, VerifyAxes, overhead_ms, pass_timer, verify_axes
+from tests.targets.conftest import LoadTarget
+
+
+def test_the_grid_reaches_as_far_as_the_memory_does() -> None:
+    assert verify_axes(16, PageLedger(1000, 64), 4096) == VerifyAxes((1, 2, 4, 8, 16), (1, 2, 3, 5, 9), (64, 256, 1024))
+    assert verify_axes(6, PageLedger(12, 64), 4096) == VerifyAxes((1, 2, 4, 6), (1, 2, 3, 5, 9), (64, 119))
+    assert verify_axes(2, PageLedger(4, 2), 4096) == VerifyAxes((1, 2), (1, 2, 3), (1,))
+    assert verify_axes(8, PageLedger(3, 64), 20).num_rows == (1, 2, 3)
+    assert verify_axes(8, PageLedger(3, 64), 20).num_positions == 20
+    full = PageLedger(1, 16)
+    full.open(0)
+    full.reserve(0, 1)
+    with pytest.raises(ConfigError, match="raise kv_mb"):
+        verify_axes(1, full, 100)
+
+
+def test_the_largest_pass_of_any_grid_fits() -> None:
+    for num_pages, page_size, max_batch in itertools.product((1, 2, 5, 40), (2, 16, 64), (1, 4, 7)):
+        ledger = PageLedger(num_pages, page_size)
+        axes = verify_axes(max_batch, ledger, 300)
+        for name in range(axes.num_rows[-1]):
+            ledger.open(name)
+            assert ledger.reserve(name, axes.num_positions)
+
+
+class Watched:
+    """A forward that is recorded."""
+
+    def __init__(self, model: TargetModel, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.calls: list[list[ForwardRow]] = []
+        forward = TargetModel.forward
+
+        def record(one: TargetModel, rows: Sequence[ForwardRow]) -> torch.Tensor:
+            self.calls.append(list(rows))
+            return forward(one, rows)
+
+        monkeypatch.setattr(TargetModel, "forward", record)
+
+
+def test_a_timed_pass_is_the_one_asked_for_and_takes_its_time(
+    load: LoadTarget, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = load(num_positions=1024, page_size=16)
+    watched = Watched(model, monkeypatch)
+    with pass_timer(model, num_rows=3, num_positions=50) as measure:
+        assert model.ledger.num_free == 64 - 3 * 4
+        milliseconds = [measure(Pass(2, 5, 40, num_logits=5)), measure(Pass(3, 50, 0, num_logits=1))]
+    assert min(milliseconds) > 0
+    shapes = [[(row.start, len(row.tokens), row.num_logits) for row in rows] for rows in watched.calls]
+    assert shapes == [[(40, 5, 5)] * 2, [(0, 50, 1)] * 3]
+    assert len({row.sequence_id for row in watched.calls[1]}) == 3
+
+
+def test_milliseconds_are_read_from_the_clock(load: LoadTarget) -> None:
+    ticks = iter([10.0, 10.25])
+    with pass_timer(load(), num_rows=1, num_positions=20, clock=lambda: next(ticks)) as measure:
+        assert measure(Pass(1, 1, 10, num_logits=1)) == pytest.approx(250)
+
+
+def test_pages_are_as_they_were_found_among_sequences_of_others_and_after_an_error(load: LoadTarget) -> None:
+    model = load(num_positions=256, page_size=16)
+    model.ledger.open(0)
+    model.ledger.reserve(0, 40)
+    with pytest.raises(KeyboardInterrupt), pass_timer(model, num_rows=2, num_positions=50):
+        raise KeyboardInterrupt
+    with (
+        pytest.raises(ConfigError, match="does not hold 4 rows of 64 positions; raise kv_mb"),
+        pass_timer(model, 4, 64),
+    ):
+        pass
+    overhead_ms(model, num_rows=2)
+    assert model.ledger.sequences == (0,)
+    assert model.ledger.num_free == 16 - 3
+    model.ledger.check()
+
+
+def test_overhead_is_the_step_without_its_forward(load: LoadTarget, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that only the forward moves."""
+    now = [0.0]
+    model = load()
+    forward = TargetModel.forward
+
+    def slow(one: TargetModel, rows: Sequence[ForwardRow]) -> torch.Tensor:
+        now[0] += 5.0
+        return forward(one, rows)
+
+    monkeypatch.setattr(TargetModel, "forward", slow)
+    assert overhead_ms(model, 3, clock=lambda: now[0]) == 0
+    assert now[0] == 35.0  # a prefill and six rounds
+    assert overhead_ms(model, 3) > 0
+
+
+def test_rounds_of_the_overhead_carry_drafts(load: LoadTarget, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load()
+    watched = Watched(model, monkeypatch)
+    overhead_ms(model, 2)
+    assert [[len(row.tokens) for row in rows] for rows in watched.calls[1:]] == [[5, 5]] * 6
