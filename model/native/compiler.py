@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
+import logging
 import os
 import platform
 import shutil
@@ -13,6 +15,8 @@ from pathlib import Path
 SOURCES = Path(__file__).parent
 COMPILERS = ("g++", "clang++", "c++")
 FLAGS = ("-std=c++20", "-O3", "-march=native", "-fPIC", "-shared", "-pthread", "-w")
+
+logger = logging.getLogger(__name__)
 
 
 class CompilerError(Exception):
@@ -41,13 +45,17 @@ def library_path() -> Path:
     compiler = find_compiler()
     path = cache_directory() / "native" / f"{_fingerprint(compiler)}.so"
     if not path.exists():
-        _compile(compiler, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # the replicas of a node start together: one compiles, the others wait
+            if not path.exists():
+                _compile(compiler, path)
     return path
 
 
 def _compile(compiler: str, path: Path) -> None:
     """Under another name first, so that a process that comes by sees all of it or nothing."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    logger.info("compiling the native kernels with %s, once for this machine", compiler)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / path.name
         command = [compiler, *FLAGS, str(SOURCES / "native.cpp"), "-o", str(built)]
