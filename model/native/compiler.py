@@ -44,13 +44,21 @@ def library_path() -> Path:
     """The compiled library; compiles it (some seconds) unless it lies in the cache. Raises CompilerError."""
     compiler = find_compiler()
     path = cache_directory() / "native" / f"{_fingerprint(compiler)}.so"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.with_suffix(".lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # the replicas of a node start together: one compiles, the others wait
-            if not path.exists():
-                _compile(compiler, path)
+    try:
+        if not path.exists():
+            _compile_once(compiler, path)
+    except OSError as error:
+        raise CompilerError(f"the kernels cannot be kept ({error}); set DRAFTPOOL_CACHE to a writable folder") from None
     return path
+
+
+def _compile_once(compiler: str, path: Path) -> None:
+    """The replicas of a node start together: one compiles, the others wait."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            _compile(compiler, path)
 
 
 def _compile(compiler: str, path: Path) -> None:

@@ -13,6 +13,9 @@ from model.batch import Row, build_batch
 from model.decoder import Decoder
 from model.execution import Execution
 from model.load import load_decoder
+from model.native import compiler
+from model.native.compiler import CompilerError, library_path
+from model.native.library import library, native_gumbel
 from model.noise import gumbel
 from model.pages import PageLedger
 from model.rollout import Rollout, roll_out
@@ -168,8 +171,6 @@ def test_picks_are_those_of_coupled_sampling(seed: int, execution: Execution, tm
 
 @needs_compiler
 def test_noise_is_that_of_the_reference() -> None:
-    from model.native.library import native_gumbel
-
     for seed, position in ((0, 0), (7, 3), ((1 << 64) - 1, (1 << 31) + 5), (0xDEADBEEF12345678, 77)):
         signed = seed - (1 << 64) if seed >> 63 else seed
         expected = gumbel(torch.tensor([signed]), torch.tensor([position]), 10_001)[0]
@@ -180,8 +181,6 @@ def test_noise_is_that_of_the_reference() -> None:
 def test_without_a_compiler_steps_are_eager_and_the_log_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from model.native.library import library
-
     monkeypatch.setenv("CXX", "no-such-compiler")
     library.cache_clear()
     try:
@@ -195,8 +194,6 @@ def test_without_a_compiler_steps_are_eager_and_the_log_says_so(
 
 @needs_compiler
 def test_kernels_that_do_not_compile_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from model.native import compiler
-
     monkeypatch.setenv("DRAFTPOOL_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(compiler, "FLAGS", ("--no-such-flag",))
     with pytest.raises(compiler.CompilerError, match="refused the kernels"):
@@ -206,8 +203,6 @@ def test_kernels_that_do_not_compile_are_reported(tmp_path: Path, monkeypatch: p
 
 @needs_compiler
 def test_kernels_are_compiled_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from model.native import compiler
-
     monkeypatch.setenv("DRAFTPOOL_CACHE", str(tmp_path))
     first = compiler.library_path()
     written = first.stat().st_mtime_ns
@@ -226,3 +221,11 @@ def test_steps_that_must_be_deterministic_are_refused_in_plain_torch(tmp_path: P
             execution=Execution.EAGER,
             deterministic=True,
         )
+
+
+@needs_compiler
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("DRAFTPOOL_CACHE", str(tmp_path / "file"))
+    with pytest.raises(CompilerError, match="cannot be kept .*set DRAFTPOOL_CACHE to a writable folder"):
+        library_path()
