@@ -26,6 +26,7 @@ struct Workspace {
     Buffer<T> normed, query, attended, inner;
     Buffer<float> qkv, branch, logits;
     std::vector<std::vector<float>> scratch;  // one a thread
+    Stopwatch watch;                          // the caller's thread
 };
 
 template <class T>
@@ -70,6 +71,7 @@ struct Decoder {
     // Scores of chosen rows of hidden states. index: [count]; out: [count][vocab].
     void logits(const float* hidden, const int64_t* index, int count, float* out) {
         work.normed.resize(count, shape.hidden);
+        work.watch.start();
         pool->run([&](int thread) { score(hidden, index, count, out, thread); });
     }
 
@@ -90,7 +92,6 @@ struct Decoder {
                 pool->barrier();
                 for (int l = 0; l < depth; l++) layer(pass, l, thread);
                 score(pass.hidden, now.last.data(), int(drafts.size()), work.logits.data, thread);
-                pool->barrier();
                 for (int r = thread; r < int(drafts.size()); r += pool->size())
                     *drafts[r].out = pick(work.logits.data + size_t(r) * shape.vocab, shape.vocab, drafts[r].how, true);
                 pool->barrier();
@@ -177,16 +178,18 @@ struct Decoder {
         pass.tasks = attention_tasks(pass.rows);
         if (int(pass.next.size()) < shape.layers) pass.next = std::vector<std::atomic<int>>(shape.layers);
         for (auto& next : pass.next) next.store(0, std::memory_order_relaxed);
+        work.watch.start();
     }
 
     void score(const float* hidden, const int64_t* index, int count, float* out, int thread) {
         Share mine(count, thread, pool->size());
         for (int r = mine.begin; r < mine.end; r++)
             rms_norm(hidden + index[r] * shape.hidden, norm, shape.hidden, shape.norm_eps, work.normed.row(r));
-        pool->barrier();
+        meet(thread, Stopwatch::rest);
         multiply(work.normed.data, work.normed.stride, count, head, thread, pool->size(), [&](int row, int strip, f32x16* sums, int n) {
             for (int s = 0; s < n; s++) put(out + size_t(row) * shape.vocab, (strip + s) * 16, shape.vocab, capped(sums[s]));
         });
+        meet(thread, Stopwatch::products);
     }
 
     static void put(float* row, int column, int width, f32x16 value) {
@@ -209,25 +212,31 @@ struct Decoder {
         work.scratch.resize(pool->size());
     }
 
+    // All threads have ended the phase.
+    void meet(int thread, Stopwatch::Phase phase) {
+        pool->barrier();
+        if (thread == 0) work.watch.lap(phase);
+    }
+
     void layer(Pass& pass, int l, int thread) {
         const Layer<T>& weights = layers[l];
         norm_rows(pass, weights.attention_norm, thread);
-        pool->barrier();
+        meet(thread, Stopwatch::rest);
         multiply(work.normed.data, work.normed.stride, pass.tokens, weights.qkv, thread, pool->size(), [&](int row, int strip, f32x16* sums, int n) {
             for (int s = 0; s < n; s++) store16(work.qkv.row(row) + (strip + s) * 16, sums[s]);
         });
-        pool->barrier();
+        meet(thread, Stopwatch::products);
         place_heads(pass, weights, l, thread);
-        pool->barrier();
+        meet(thread, Stopwatch::rest);
         attention(pass, weights, l, thread);
-        pool->barrier();
+        meet(thread, Stopwatch::attention);
         branch(pass, work.attended, weights.out, weights.attention_post_norm, thread);
         norm_rows(pass, weights.mlp_norm, thread);
-        pool->barrier();
+        meet(thread, Stopwatch::rest);
         multiply(work.normed.data, work.normed.stride, pass.tokens, weights.gate_up, thread, pool->size(), [&](int row, int strip, f32x16* sums, int n) {
             for (int s = 0; s < n; s += 2) store16(work.inner.row(row) + (strip + s) * 8, activate(shape.activation, sums[s]) * sums[s + 1]);
         });
-        pool->barrier();
+        meet(thread, Stopwatch::products);
         branch(pass, work.inner, weights.down, weights.mlp_post_norm, thread);
     }
 
@@ -244,7 +253,7 @@ struct Decoder {
                 post_norm ? store16(work.branch.row(row) + (strip + s) * 16, sums[s])
                           : add(pass.hidden + size_t(row) * shape.hidden, (strip + s) * 16, shape.hidden, sums[s]);
         });
-        pool->barrier();
+        meet(thread, Stopwatch::products);
         if (!post_norm) return;
         Share mine(pass.tokens, thread, pool->size());
         for (int t = mine.begin; t < mine.end; t++) {
@@ -252,7 +261,7 @@ struct Decoder {
             rms_norm(own, post_norm, shape.hidden, shape.norm_eps, own);
             for (int i = 0; i < shape.hidden; i++) hidden[i] += own[i];
         }
-        pool->barrier();
+        meet(thread, Stopwatch::rest);
     }
 
     // Norms and rotates queries and keys; writes keys and values to their slots.

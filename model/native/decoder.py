@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain, islice
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -33,6 +33,14 @@ from protocol.request import SamplingParams
 
 _PICKING = np.dtype([("temperature", np.float32), ("seed", np.uint64), ("position", np.int64)], align=True)
 _PICK = np.dtype([("token", np.int64), ("confidence", np.float64)])
+
+
+class PhaseTimes(NamedTuple):
+    """Milliseconds. rest: norms, rotations, writing KV, activations apart from their products."""
+
+    products: float
+    attention: float
+    rest: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +170,12 @@ class NativeDecoder:
     def linear_pass(self, num_tokens: int) -> None:
         """The matrix products of one pass over num_tokens rows and nothing else, for the benchmark's floor."""
         self._library.dp_linears(self._model, num_tokens)
+
+    def phase_ms(self) -> PhaseTimes:
+        """Time in passes so far. Sampling and Python come on top."""
+        seconds = (ctypes.c_double * 3)()
+        self._library.dp_times(self._model, seconds)
+        return PhaseTimes(*(1e3 * own for own in seconds))
 
     def _picks(
         self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int], confidence: bool

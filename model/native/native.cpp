@@ -43,6 +43,7 @@ struct Model {
     virtual void logits(const float* hidden, const int64_t* index, int count, float* out) = 0;
     virtual void roll(const BatchSpec& batch, const int64_t* ids, const Picking* how, const int64_t* lengths, int depth, float* boundary, Pick* out) = 0;
     virtual void linears(int tokens) = 0;
+    virtual void times(double* out) = 0;
 };
 
 template <class T>
@@ -104,6 +105,8 @@ struct Typed final : Model {
     }
 
     void linears(int tokens) override { decoder.linears(tokens); }
+
+    void times(double* out) override { std::copy_n(decoder.work.watch.seconds, int(Stopwatch::num_phases), out); }
 };
 
 }  // namespace
@@ -147,6 +150,9 @@ void dp_roll(Model* model, const BatchSpec* batch, const int64_t* ids, const Pic
 
 // Matrix products of all layers and the head over `tokens` rows, and nothing else: what the benchmark calls the floor.
 void dp_linears(Model* model, int tokens) { model->linears(tokens); }
+
+// Seconds since the model was made, by phase.
+void dp_times(Model* model, double* out) { model->times(out); }
 
 // Reads `size` bytes (a multiple of 64) once with all threads: what memory alone would cost.
 uint64_t dp_read(Pool* pool, const void* data, uint64_t size) {

@@ -1,6 +1,7 @@
 // What happens to one row between two matrix products, and the buffers it happens in.
 #pragma once
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <memory>
@@ -8,6 +9,25 @@
 #include "simd.h"
 
 namespace dp {
+
+// Where one thread's time goes, waiting at barriers included with what is waited for.
+class Stopwatch {
+   public:
+    enum Phase { products, attention, rest, num_phases };
+
+    void start() { since_ = std::chrono::steady_clock::now(); }
+
+    void lap(Phase phase) {
+        const auto now = std::chrono::steady_clock::now();
+        seconds[phase] += std::chrono::duration<double>(now - since_).count();
+        since_ = now;
+    }
+
+    double seconds[num_phases] = {};
+
+   private:
+    std::chrono::steady_clock::time_point since_;
+};
 
 enum class Activation : int { silu, gelu, gelu_tanh, relu };
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -123,6 +124,16 @@ class ScriptedBackend:
         finally:
             self.num_open -= 1
 
+    async def complete(self, model: str, request: GenerateRequest) -> TokenRun:
+        return await joined(self.generate(model, request))
+
+
+async def joined(runs: AsyncGenerator[TokenRun, None]) -> TokenRun:
+    """All runs as one, with the end of the last."""
+    async with aclosing(runs):
+        parts = [run async for run in runs]
+    return replace(parts[-1], index=0, token_ids=tuple(token for part in parts for token in part.token_ids))
+
 
 class EngineBackend:
     """A real engine in this process; what a target replica and the ingress do between them, without Ray."""
@@ -156,6 +167,9 @@ class EngineBackend:
             yield run
         finally:
             self.engine.cancel(request.request_id)
+
+    async def complete(self, model: str, request: GenerateRequest) -> TokenRun:
+        return await joined(self.generate(model, request))
 
 
 def make_engine(directory: Path, max_batch: int = 4, max_queue: int = 4) -> Engine:

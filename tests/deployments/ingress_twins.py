@@ -1,24 +1,49 @@
-"""A target without a model, for the ingress under a real Ray Serve: the first prompt token says what it does."""
+"""Targets without a model, before a real ingress: what they commit, refuse or die of is played from a script."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 import os
-from collections.abc import AsyncGenerator
+from collections.abc import Sequence
 from logging.handlers import MemoryHandler
 from pathlib import Path
+from typing import Any
 
+from deployments.token_sink import SinkAddress
+from deployments.token_stream import TokenStreams
 from protocol.errors import DraftPoolError, InvalidRequest, QueueFull
 from protocol.request import FinishReason, GenerateRequest, SequenceStats, TokenRun
 
 COUNT, FULL, REFUSE, FAULT, DIE, SLOW = range(70, 76)
 NUM_TOKENS = 8
 
+Step = TokenRun | Exception | asyncio.Event | float
+
+
+async def play(
+    streams: TokenStreams, request: GenerateRequest, sink: SinkAddress | None, steps: Sequence[Step]
+) -> TokenRun | DraftPoolError:
+    """What a target does for a request: runs are committed, errors raised, refusals returned, the rest waited for."""
+    with streams.answer(request.request_id, sink) as answer:
+        for step in steps:
+            if isinstance(step, DraftPoolError):
+                return step
+            if isinstance(step, Exception):
+                raise step
+            if isinstance(step, TokenRun):
+                answer.add(step)
+            else:
+                await (step.wait() if isinstance(step, asyncio.Event) else asyncio.sleep(step))
+        return await answer.ended
+
 
 class ScriptedTarget:
+    """The first prompt token says what it does."""
+
     def __init__(self) -> None:
         self._num_open = 0
+        self._streams: TokenStreams | None = None
 
     async def describe(self) -> dict[str, object]:
         told = {"max_model_len": 64, "vocab_size": 320, "eos_token_ids": (1,), "ready": True}
@@ -34,25 +59,31 @@ class ScriptedTarget:
     async def stats(self) -> dict[str, int]:
         return {"num_running": self._num_open}
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenRun | DraftPoolError, None]:
+    async def generate(self, request: GenerateRequest, sink: SinkAddress | None = None) -> TokenRun | DraftPoolError:
         what = request.prompt_ids[0]
-        if what == FULL:
-            yield QueueFull("9 requests are queued; try again later")
-            return
-        if what == REFUSE:
-            yield InvalidRequest("no such thing", "top_k")
-            return
-        if what == FAULT:
-            raise RuntimeError("secret prompt")
+        self._streams = self._streams or TokenStreams()
+        if what == DIE:
+            asyncio.get_running_loop().call_later(0.5, os._exit, 1)
         self._num_open += 1
         try:
-            for index in range(NUM_TOKENS):
-                await asyncio.sleep(0.5 if what == SLOW and index else 0)
-                if what == DIE and index == 3:
-                    await asyncio.sleep(0.2)  # what was yielded is on its way
-                    os._exit(1)
-                last = index == NUM_TOKENS - 1
-                reason, stats = (FinishReason.LENGTH, SequenceStats(7, 4, 2)) if last else (None, None)
-                yield TokenRun(request.request_id, index, (80 + index,), reason, stats)
+            return await play(self._streams, request, sink, script(request, what))
         finally:
             self._num_open -= 1
+
+
+def script(request: GenerateRequest, what: int) -> list[Step]:
+    refusals: dict[int, Any] = {
+        FULL: QueueFull("9 requests are queued; try again later"),
+        REFUSE: InvalidRequest("no such thing", "top_k"),
+        FAULT: RuntimeError("secret prompt"),
+    }
+    if what in refusals:
+        return [refusals[what]]
+    steps: list[Step] = []
+    for index in range(NUM_TOKENS):
+        last = index == NUM_TOKENS - 1
+        reason, stats = (FinishReason.LENGTH, SequenceStats(7, 4, 2)) if last else (None, None)
+        steps.append(TokenRun(request.request_id, index, (80 + index,), reason, stats))
+        if what == SLOW or (what == DIE and index == 2):
+            steps.append(0.5 if what == SLOW else asyncio.Event())
+    return steps

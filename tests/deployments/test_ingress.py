@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -20,37 +20,31 @@ from deployments.api.runs import in_order
 from deployments.discovery import PoolMember
 from deployments.ingress import ServeBackend, in_our_words
 from deployments.target import TargetReplica
+from deployments.token_sink import SinkAddress, TokenSink
+from deployments.token_stream import TokenStreams
 from protocol.errors import DraftPoolError, InvalidRequest, NotReady, QueueFull, UnknownModel
 from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules, TokenRun
 from protocol.stats import PoolStats
 from tests.deployments.api_twins import tiny_tokenizer
+from tests.deployments.ingress_twins import Step, play
 
 REQUEST = GenerateRequest("r", (5,), SamplingParams(), StopRules(8))
 TOLD = {"max_model_len": 64, "vocab_size": 320, "eos_token_ids": (1,), "ready": True}
 
 
 class Response:
-    """A streaming response: runs, errors, events to wait for."""
+    """A unary response."""
 
-    def __init__(self, steps: Sequence[Any]) -> None:
-        self._steps = iter(steps)
+    def __init__(self, work: Coroutine[Any, Any, TokenRun | DraftPoolError]) -> None:
+        self._task = asyncio.create_task(work)
         self.num_cancelled = 0
 
-    def __aiter__(self) -> Response:
-        return self
-
-    async def __anext__(self) -> TokenRun:
-        step = next(self._steps, None)
-        if step is None:
-            raise StopAsyncIteration
-        if isinstance(step, Exception):
-            raise step
-        if isinstance(step, asyncio.Event):
-            await step.wait()
-        return step
+    def __await__(self) -> Any:
+        return asyncio.shield(self._task).__await__()
 
     def cancel(self) -> None:
         self.num_cancelled += 1
+        self._task.cancel()
 
 
 class Answers:
@@ -64,11 +58,11 @@ class Answers:
 
 
 class Handle:
-    """A Serve handle that answers `describe` with `told` and `generate` with `steps`, and a broadcast with `stats`."""
+    """A Serve handle that answers `describe` with `told`, `generate` with `steps`, and a broadcast with `stats`."""
 
     stats: Sequence[Any] = ()
 
-    def __init__(self, steps: Sequence[Any] = (), told: Any = TOLD) -> None:
+    def __init__(self, steps: Sequence[Step] = (), told: Any = TOLD) -> None:
         self.steps, self.told, self.responses = steps, told, list[Response]()
         self._method = ""
 
@@ -79,9 +73,16 @@ class Handle:
 
     def remote(self, *args: Any) -> Any:
         if self._method == "generate":
-            self.responses.append(Response(self.steps))
+            self.responses.append(Response(self._generate(*args)))
             return self.responses[-1]
         return self._describe()
+
+    async def _generate(self, request: GenerateRequest, sink: SinkAddress | None = None) -> TokenRun | DraftPoolError:
+        streams = TokenStreams()
+        try:
+            return await play(streams, request, sink, self.steps)
+        finally:
+            await streams.stop()
 
     async def _describe(self) -> Any:
         if isinstance(self.told, Exception):
@@ -103,8 +104,12 @@ def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(path)
 
 
-def backend_of(tokenizer_path: str, pool: Any = None, **handles: Any) -> ServeBackend:
-    return ServeBackend(handles, dict.fromkeys(handles, tokenizer_path), pool)
+@asynccontextmanager
+async def serving(tokenizer_path: str, pool: Any = None, **handles: Any) -> AsyncIterator[ServeBackend]:
+    sink = TokenSink()
+    address = SinkAddress(await sink.start("127.0.0.1", (0, 0)), join_ms=20.0)
+    yield ServeBackend(handles, dict.fromkeys(handles, tokenizer_path), sink, address, pool)
+    await sink.stop()
 
 
 def run(index: int, *tokens: int, last: bool = False) -> TokenRun:
@@ -115,82 +120,80 @@ async def collect(backend: ServeBackend, model: str = "a") -> list[TokenRun]:
     return [each async for each in backend.generate(model, REQUEST)]
 
 
-async def test_runs_come_through_in_order(tokenizer_path: str) -> None:
-    runs = [run(0, 5, 6), run(2, 7), run(3, 8, last=True)]
-    handle = Handle(runs)
-    assert await collect(backend_of(tokenizer_path, a=handle)) == runs
+async def test_tokens_come_while_the_call_is_under_way_and_the_last_with_its_end(tokenizer_path: str) -> None:
+    more = asyncio.Event()
+    handle = Handle([run(0, 5, 6), more, run(2, 7), run(3, 8, last=True)])
+    async with serving(tokenizer_path, a=handle) as backend, aclosing(backend.generate("a", REQUEST)) as runs:
+        assert await anext(runs) == run(0, 5, 6)
+        more.set()
+        assert [token for each in [each async for each in runs] for token in each.token_ids] == [7, 8]
     assert handle.responses[0].num_cancelled == 0
 
 
-async def test_tokens_that_come_twice_are_dropped_by_their_index(tokenizer_path: str) -> None:
-    steps = [run(0, 5, 6), run(0, 5), run(1, 6, 7), run(0, 5, 6, 7, 8), run(3, 8, last=True)]
-    got = await collect(backend_of(tokenizer_path, a=Handle(steps)))
-    assert got == [run(0, 5, 6), run(2, 7), run(3, 8), run(4, last=True)]
-
-
-async def test_a_gap_is_a_fault_and_ends_the_stream(tokenizer_path: str) -> None:
-    handle = Handle([run(0, 5), run(2, 7), run(3, 8, last=True)])
-    with pytest.raises(BackendFault, match="tokens 1 to 1 are missing"):
-        await collect(backend_of(tokenizer_path, a=handle))
-    assert handle.responses[0].num_cancelled == 1
-
-
-async def test_a_stream_that_just_ends_is_a_fault(tokenizer_path: str) -> None:
-    with pytest.raises(BackendFault, match="without a finish reason"):
-        await collect(backend_of(tokenizer_path, a=Handle([run(0, 5)])))
+async def test_a_whole_answer_is_one_run_and_nothing_of_it_is_streamed(tokenizer_path: str) -> None:
+    handle = Handle([run(0, 5, 6), run(2, 7), run(3, 8, last=True)])
+    async with serving(tokenizer_path, a=handle) as backend:
+        backend._sink.open = None  # type: ignore[method-assign, assignment]
+        assert await backend.complete("a", REQUEST) == run(0, 5, 6, 7, 8, last=True)
 
 
 async def test_closing_the_generator_cancels_the_call_once(tokenizer_path: str) -> None:
     handle = Handle([run(0, 5), asyncio.Event()])
-    async with aclosing(backend_of(tokenizer_path, a=handle).generate("a", REQUEST)) as runs:
-        assert await anext(runs) == run(0, 5)
-    assert handle.responses[0].num_cancelled == 1
-
-
-async def test_cancelling_the_reader_cancels_the_call(tokenizer_path: str) -> None:
-    handle = Handle([asyncio.Event()])
-    task = asyncio.create_task(collect(backend_of(tokenizer_path, a=handle)))
-    while not handle.responses:
+    async with serving(tokenizer_path, a=handle) as backend:
+        async with aclosing(backend.generate("a", REQUEST)) as runs:
+            assert await anext(runs) == run(0, 5)
         await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await task
-    assert handle.responses[0].num_cancelled == 1
+        assert handle.responses[0].num_cancelled == 1
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_cancelling_the_reader_cancels_the_call(tokenizer_path: str, whole: bool) -> None:
+    handle = Handle([asyncio.Event()])
+    async with serving(tokenizer_path, a=handle) as backend:
+        task: Any = asyncio.ensure_future(backend.complete("a", REQUEST) if whole else collect(backend))
+        while not handle.responses:
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.sleep(0)
+        assert handle.responses[0].num_cancelled == 1
 
 
 async def test_a_target_is_known_once_it_has_told_about_itself_whatever_the_others_do(tokenizer_path: str) -> None:
-    backend = backend_of(tokenizer_path, a=Handle(), b=Handle(told=ActorDiedError()))
-    card = await backend.card("a")
-    assert card is not None
-    assert (card.id, card.max_model_len, card.vocab_size, card.eos_token_ids) == ("a", 64, 320, (1,))
-    assert await backend.card("b") is None
-    assert backend.names == ("a", "b")
-    assert not await backend.ready()
+    async with serving(tokenizer_path, a=Handle(), b=Handle(told=ActorDiedError())) as backend:
+        card = await backend.card("a")
+        assert card is not None
+        assert (card.id, card.max_model_len, card.vocab_size, card.eos_token_ids) == ("a", 64, 320, (1,))
+        assert await backend.card("b") is None
+        assert backend.names == ("a", "b")
+        assert not await backend.ready()
 
 
 async def test_an_ingress_is_ready_when_every_target_says_so(tokenizer_path: str) -> None:
     late = Handle(told=TOLD | {"ready": False})
-    assert await backend_of(tokenizer_path, a=Handle(), b=Handle()).ready()
-    assert not await backend_of(tokenizer_path, a=Handle(), b=late).ready()
+    async with serving(tokenizer_path, a=Handle(), b=Handle()) as backend:
+        assert await backend.ready()
+    async with serving(tokenizer_path, a=Handle(), b=late) as backend:
+        assert not await backend.ready()
 
 
 async def test_what_a_target_tells_anew_counts(tokenizer_path: str) -> None:
-    handle = Handle()
-    backend = backend_of(tokenizer_path, a=handle)
-    assert await backend.card("a")
-    backend._describe["a"].told = TOLD | {"max_model_len": 32}  # type: ignore[attr-defined]
-    assert await backend.ready()
-    card = await backend.card("a")
-    assert card is not None
-    assert card.max_model_len == 32
+    async with serving(tokenizer_path, a=Handle()) as backend:
+        assert await backend.card("a")
+        backend._describe["a"].told = TOLD | {"max_model_len": 32}  # type: ignore[attr-defined]
+        assert await backend.ready()
+        card = await backend.card("a")
+        assert card is not None
+        assert card.max_model_len == 32
 
 
 async def test_a_target_that_does_not_answer_is_waited_for_a_second_or_so(tokenizer_path: str) -> None:
-    backend = backend_of(tokenizer_path, a=Handle(told=asyncio.Event()), b=Handle(told=asyncio.Event()))
-    began = time.monotonic()
-    assert not await backend.ready()
-    assert time.monotonic() - began < 2
+    silent = {name: Handle(told=asyncio.Event()) for name in "ab"}
+    async with serving(tokenizer_path, **silent) as backend:
+        began = time.monotonic()
+        assert not await backend.ready()
+        assert time.monotonic() - began < 2
 
 
 async def test_statistics_are_of_every_replica_that_answers(tokenizer_path: str) -> None:
@@ -198,24 +201,29 @@ async def test_statistics_are_of_every_replica_that_answers(tokenizer_path: str)
     up.stats = [{"num_running": 1}, ActorDiedError(), {"num_running": 0}]
     counts = PoolStats(3, 4, 8, 9, 1, 30, 2, 0.5)
     pool.stats = [PoolMember("127.0.0.1:1", "pool-0", (2,), "hash", 64, 1, counts)]
-    told = await backend_of(tokenizer_path, pool, a=up, b=down).stats()
+    async with serving(tokenizer_path, pool, a=up, b=down) as backend:
+        told = await backend.stats()
     assert told["targets"] == {"a": [{"num_running": 1}, {"num_running": 0}], "b": []}
     assert told["pool"] == [asdict(counts)]
-    assert (await backend_of(tokenizer_path, a=up).stats())["pool"] == []
+    async with serving(tokenizer_path, a=up) as backend:
+        assert (await backend.stats())["pool"] == []
 
 
-def test_an_unknown_model_has_no_handle(tokenizer_path: str) -> None:
-    with pytest.raises(UnknownModel, match="this server has a"):
-        backend_of(tokenizer_path, a=Handle()).generate("b", REQUEST)
+async def test_an_unknown_model_has_no_handle(tokenizer_path: str) -> None:
+    async with serving(tokenizer_path, a=Handle()) as backend:
+        with pytest.raises(UnknownModel, match="this server has a"):
+            backend.generate("b", REQUEST)
 
 
 @pytest.mark.parametrize("refusal", [QueueFull("9 requests are queued"), InvalidRequest("no", "top_k")])
 async def test_a_refusal_comes_as_a_value_and_is_raised_here(tokenizer_path: str, refusal: DraftPoolError) -> None:
     handle = Handle([refusal])
-    with pytest.raises(type(refusal)) as caught:
-        await collect(backend_of(tokenizer_path, a=handle))
-    assert caught.value is refusal
-    assert handle.responses[0].num_cancelled == 0
+    async with serving(tokenizer_path, a=handle) as backend:
+        for ask in (collect(backend), backend.complete("a", REQUEST)):
+            with pytest.raises(type(refusal)) as caught:
+                await ask
+            assert caught.value is refusal
+    assert [response.num_cancelled for response in handle.responses] == [0, 0]
 
 
 async def test_a_replica_refuses_by_a_value_which_serve_does_not_log() -> None:
@@ -223,9 +231,8 @@ async def test_a_replica_refuses_by_a_value_which_serve_does_not_log() -> None:
         def submit(self, request: GenerateRequest, on_run: Any) -> None:
             raise QueueFull("9 requests are queued")
 
-    replica: Any = SimpleNamespace(_engine=FullEngine())
-    (refusal,) = [item async for item in TargetReplica.generate(replica, REQUEST)]
-    assert isinstance(refusal, QueueFull)
+    replica: Any = SimpleNamespace(_engine=FullEngine(), _streams=TokenStreams())
+    assert isinstance(await TargetReplica.generate(replica, REQUEST), QueueFull)
 
 
 def test_the_replicas_own_error_is_unwrapped_whichever_way_ray_wraps_it() -> None:
@@ -248,25 +255,45 @@ def test_the_replicas_own_error_is_unwrapped_whichever_way_ray_wraps_it() -> Non
 async def test_a_lost_or_full_replica_is_told_in_our_words(
     tokenizer_path: str, error: Exception, expected: type[Exception]
 ) -> None:
-    handle = Handle([run(0, 5), error])
-    with pytest.raises(expected):
-        await collect(backend_of(tokenizer_path, a=handle))
+    async with serving(tokenizer_path, a=Handle([run(0, 5), error])) as backend:
+        with pytest.raises(expected):
+            await collect(backend)
 
 
 def test_a_deployment_that_is_gone_is_not_ready() -> None:
     assert type(in_our_words(DeploymentUnavailableError.__new__(DeploymentUnavailableError))) is NotReady
 
 
+async def source(*runs: TokenRun) -> AsyncGenerator[TokenRun, None]:
+    for each in runs:
+        yield each
+
+
+async def test_tokens_that_come_twice_are_dropped_by_their_index() -> None:
+    twice = source(run(0, 5, 6), run(0, 5), run(1, 6, 7), run(0, 5, 6, 7, 8), run(0, 5, 6, 7, 8, last=True))
+    assert [each async for each in in_order(twice)] == [run(0, 5, 6), run(2, 7), run(3, 8), run(4, last=True)]
+
+
+async def test_a_gap_is_a_fault() -> None:
+    with pytest.raises(BackendFault, match="tokens 1 to 1 are missing"):
+        [each async for each in in_order(source(run(0, 5), run(2, 7), run(3, 8, last=True)))]
+
+
+async def test_a_stream_that_just_ends_is_a_fault() -> None:
+    with pytest.raises(BackendFault, match="without a finish reason"):
+        [each async for each in in_order(source(run(0, 5)))]
+
+
 async def test_in_order_closes_what_it_reads() -> None:
     closed = []
 
-    async def source() -> Any:
+    async def two() -> Any:
         try:
             yield run(0, 5)
             yield run(1, 6)
         finally:
             closed.append(True)
 
-    async with aclosing(in_order(source())) as runs:
+    async with aclosing(in_order(two())) as runs:
         await anext(runs)
     assert closed == [True]

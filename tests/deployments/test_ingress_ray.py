@@ -14,7 +14,7 @@ from ray import serve
 
 from deployments.app import APP_NAME
 from deployments.cluster import free_port, local_ray, start_proxies
-from deployments.config import AppConfig
+from deployments.config import AppConfig, IngressConfig
 from deployments.ingress import Ingress
 from protocol.pb import inference_pb2 as pb
 from protocol.pb import inference_pb2_grpc as pb_grpc
@@ -37,7 +37,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppConfig]:
         start_proxies(config)
         options: dict[str, Any] = {"max_ongoing_requests": 50, "ray_actor_options": {"num_cpus": 0}}
         target = serve.deployment(ScriptedTarget).options(name="target-tiny", **options).bind()
-        serve.run(Ingress.options(**options).bind({"tiny": target}, {"tiny": path}), name=APP_NAME)
+        serve.run(Ingress.options(**options).bind({"tiny": target}, {"tiny": path}, IngressConfig()), name=APP_NAME)
         yield config
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from deployments.backoff import MISSES, PAUSES_S, RECOVERED, Ask, Backoff
 from deployments.discovery import Need, PoolMember, choose
-from deployments.pool_server import bind
+from deployments.listening import bind
 from deployments.pool_thread import MAX_INBOX, PoolThread
 from deployments.transport import GrpcDraftClient
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
@@ -184,9 +184,9 @@ def test_the_first_free_port_of_a_range_is_taken() -> None:
             raise RuntimeError
         return port
 
-    assert bind(add_port, "127.0.0.1", (7001, 7009)) == 7003
+    assert bind(add_port, "127.0.0.1", (7001, 7009), "pool.ports") == 7003
     with pytest.raises(ConfigError, match=r"no port of 127.0.0.1:7001-7002 is free; widen pool.ports"):
-        bind(add_port, "127.0.0.1", (7001, 7002))
+        bind(add_port, "127.0.0.1", (7001, 7002), "pool.ports")
 
 
 def test_a_round_goes_to_the_pool_and_back(runner: LoopThread) -> None:

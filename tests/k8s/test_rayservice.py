@@ -21,6 +21,7 @@ from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
 from deployments.app import build, ingress_options, pool_options, target_options
 from deployments.config import AppConfig, load_config
+from deployments.session import SERVE_SETTINGS
 from k8s import render
 
 SCHEMA = render.ROOT.parent / "shared" / "kuberay" / "rayservice_v1.schema.json"
@@ -138,7 +139,7 @@ def test_the_arguments_are_the_demo_config_but_for_places(config: AppConfig) -> 
     assert [target.name for target in config.targets] == [target.name for target in demo.targets]
     assert [target.speculation for target in config.targets] == [target.speculation for target in demo.targets]
     assert config.pool is not None
-    assert config.pool.host == "node"  # targets are in other pods
+    assert config.pool.host == config.ingress.host == "node"  # targets are in other pods
     for path in [*(target.path for target in config.targets), config.pool.path]:
         inside = Path(path).relative_to(render.IMAGE_ROOT)
         assert inside.parts[:2] == ("demo", "models")
@@ -194,6 +195,7 @@ def test_containers_ask_for_what_they_get_and_name_an_image_by_tag(manifest: dic
 
 
 def test_there_is_no_secret_in_the_manifest(manifest: dict[str, Any]) -> None:
-    assert not any("env" in container for container in containers(manifest))
+    for container in containers(manifest):
+        assert {variable["name"]: variable["value"] for variable in container["env"]} == SERVE_SETTINGS
     assert not re.search(r"password|secretKey|apiKey|hf_[A-Za-z0-9]{8}", render.MANIFEST.read_text(encoding="utf-8"))
     assert manifest["spec"]["rayClusterConfig"]["authOptions"] == {"mode": "token"}

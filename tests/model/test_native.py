@@ -227,5 +227,5 @@ def test_steps_that_must_be_deterministic_are_refused_in_plain_torch(tmp_path: P
 def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("DRAFTPOOL_CACHE", str(tmp_path / "file"))
-    with pytest.raises(CompilerError, match="cannot be kept .*set DRAFTPOOL_CACHE to a writable folder"):
+    with pytest.raises(CompilerError, match=r"cannot be kept .*set DRAFTPOOL_CACHE to a writable folder"):
         library_path()

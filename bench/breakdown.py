@@ -1,0 +1,134 @@
+"""Where a plain step's time goes: matrix products, attention, sampling, and the rest, which is our own bookkeeping.
+
+Two runs of the same prompts, one longer than the other: their difference is steps alone, without prefill and start.
+Products and attention are timed inside the kernels, sampling by picking again from logits of the same shape.
+Everything else counts as bookkeeping: norms and rotations in the kernels, all Python, threads that wait for each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import torch
+from transformers import AutoTokenizer
+
+from bench import machine
+from bench.prompts import held_out
+from deployments.local import complete, open_engine
+from model.native.decoder import NativeDecoder
+from protocol.errors import ConfigError
+from protocol.request import GenerateRequest, SamplingParams, StopRules
+from router.policy import Off
+from targets.engine import EngineConfig
+from targets.model import TargetModel, load_target
+
+RESULT = machine.ROOT / "bench/results/breakdown.json"
+SHORT, LONG, PROMPT = 16, 144, 128
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Milliseconds of one step, medians over repetitions. share: of bookkeeping."""
+
+    batch: int
+    temperature: float
+    step_ms: float
+    products_ms: float
+    attention_ms: float
+    sampling_ms: float
+    bookkeeping_ms: float
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    wall_ms: float
+    products_ms: float
+    attention_ms: float
+
+
+def measure(model: TargetModel, prompts: Sequence[tuple[int, ...]], temperature: float, repeat: int) -> Step:
+    decoder = model.decoder
+    if not isinstance(decoder, NativeDecoder):
+        raise ConfigError("the breakdown reads the native kernels' clocks; they need a CPU and a C++ compiler")
+    rows = []
+    for _ in range(repeat):
+        long, short = (run(model, decoder, prompts, temperature, length) for length in (LONG, SHORT))
+        rows.append([(a - b) / (LONG - SHORT) for a, b in zip(astuple(long), astuple(short), strict=True)])
+    step, products, attention = (median(column) for column in zip(*rows, strict=True))
+    sampling = sampling_ms(decoder, len(prompts), temperature)
+    rest = step - products - attention - sampling
+    figures = [round(value, 4) for value in (step, products, attention, sampling, rest, rest / step)]
+    return Step(len(prompts), temperature, *figures)
+
+
+def astuple(reading: Reading) -> tuple[float, float, float]:
+    return reading.wall_ms, reading.products_ms, reading.attention_ms
+
+
+def run(
+    model: TargetModel, decoder: NativeDecoder, prompts: Sequence[tuple[int, ...]], temperature: float, length: int
+) -> Reading:
+    requests = [
+        GenerateRequest(str(seed), prompt, SamplingParams(temperature, seed=seed), StopRules(length))
+        for seed, prompt in enumerate(prompts)
+    ]
+    engine = open_engine(model, None, Off(), EngineConfig(max_batch=len(prompts)))
+    before, start = decoder.phase_ms(), time.perf_counter()
+    try:
+        complete(engine, requests)
+    finally:
+        engine.stop()
+    after = decoder.phase_ms()
+    wall = 1e3 * (time.perf_counter() - start)
+    return Reading(wall, after.products - before.products, after.attention - before.attention)
+
+
+def sampling_ms(decoder: NativeDecoder, batch: int, temperature: float, passes: int = 200) -> float:
+    logits = torch.randn(batch, decoder.config.vocab_size, generator=torch.Generator().manual_seed(0))
+    sampling = [SamplingParams(temperature, seed=seed) for seed in range(batch)]
+    times = []
+    for position in range(passes):
+        start = time.perf_counter()
+        decoder.pick(logits, sampling, [position] * batch)
+        times.append(1e3 * (time.perf_counter() - start))
+    return median(times)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", type=Path, default=machine.ROOT / "demo/models/large")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
+    parser.add_argument("--temperature", type=float, nargs="+", default=[0.0, 0.8])
+    parser.add_argument("--repeat", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=RESULT)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    num_positions = max(args.batch) * 512
+    model = load_target(args.target, dtype=torch.bfloat16, num_positions=num_positions, page_size=16)
+    prompts = [
+        prompt.token_ids for prompt in held_out(AutoTokenizer.from_pretrained(args.target), max(args.batch), PROMPT)
+    ]
+    steps = [
+        measure(model, prompts[:batch], temperature, args.repeat)
+        for batch in args.batch
+        for temperature in args.temperature
+    ]
+    report = {"machine": machine.describe(), "target": args.target.name, "steps": [asdict(step) for step in steps]}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    for step in steps:
+        sys.stdout.write(json.dumps(asdict(step)) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

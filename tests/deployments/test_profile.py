@@ -1,0 +1,166 @@
+"""`draftpool profile` on a tiny family: the command as it stands, and the arithmetic of its sweeps."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from deployments.cli import main
+from deployments.config import Placement, load_config
+from deployments.plot import plot
+from deployments.profile_store import find, fingerprint, model_key, write
+from deployments.profiling import held_back, interleaved, median_error, middles, placed, sweep
+from protocol.errors import ConfigError
+from router.cost_files import cache_name, loads
+from router.costs import Curve
+
+CONFIG = """
+targets:
+  - {name: large, path: large, dtype: fp32, page_size: 16, kv_mb: 4, max_batch: 2, speculation: {depth: 4}}
+  - {name: small, path: small, dtype: fp32, page_size: 16, kv_mb: 4, max_batch: 1}
+pool: {path: drafter, dtype: fp32, page_size: 16, kv_mb: 4, max_rows: 2}
+"""
+
+
+@pytest.fixture
+def config(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("deployments.profile_store.cache_directory", lambda: tmp_path / "cache")
+    for name in ("large", "small", "drafter"):
+        (tmp_path / name).symlink_to(family / name)
+    (tmp_path / "app.yaml").write_text(CONFIG)
+    return tmp_path / "app.yaml"
+
+
+def test_a_config_is_measured_shown_and_kept(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = config.parent / "curves.json"
+    assert main(["profile", str(config), "--repeat", "1", "--out", str(out)]) == 0
+    printed = capsys.readouterr().out
+    for text in ("large: verify, ms", "small: verify, ms", "pool: draft, ms", "tokens in the batch", "● depth 2"):
+        assert text in printed
+    assert printed.count("foretold within") == 3
+    large, small = loads(out.read_text(), "out")
+    assert (large.name, small.name) == ("large", "small")
+    assert small.drafter is None
+    assert large.drafter is not None
+    assert large.target.verify.points == ((1, 2), (1, 2, 3, 5, 9), (64, 256, 503))
+    assert large.drafter.draft.points == ((1, 2), (2, 4), (1, 4, 16), (1, 5))
+    assert 0 < large.verify_ms(2, 6, 100) < 1e3
+    assert 0 < large.draft_ms(2, 4, 4) < 1e3
+    assert large.link_ms(1) > 0
+    assert large.overhead_ms(1) > 0
+    assert large.prefill_ms(512) > 0
+    loaded = load_config(config)
+    assert loaded.pool is not None
+    keys = [model_key(each, each) for each in (*loaded.targets, loaded.pool)]
+    assert find(keys[0], keys[2]) == large
+    assert find(keys[1], None) == small
+    assert find(keys[0], None) is None
+    kept = sorted(path.name for path in (config.parent / "cache" / "profiles").iterdir())
+    assert len(kept) == 2
+    assert all(name in printed for name in (*kept, str(out)))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    assert main(["profile", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+    return captured.err
+
+
+def test_what_cannot_be_measured_or_kept_is_said_before_anything_is_loaded(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "cannot read none.yaml" in refused(capsys, "none.yaml")
+    nowhere = str(config.parent / "nowhere" / "out.json")
+    assert "there is no folder" in refused(capsys, str(config), "--out", nowhere)
+    shutil.rmtree(config.parent / "cache", ignore_errors=True)
+    with pytest.raises(ConfigError, match="name a folder that exists"):
+        write(Path(nowhere), [])
+
+
+def test_a_file_from_another_version_is_refused_when_it_is_looked_up(config: Path) -> None:
+    target = load_config(config).targets[0]
+    key = model_key(target, target)
+    folder = config.parent / "cache" / "profiles"
+    folder.mkdir(parents=True)
+    (folder / cache_name(key, None)).write_text('{"schema_version": 0}')
+    with pytest.raises(ConfigError, match="schema_version 0 is not 1; run draftpool profile again"):
+        find(key, None)
+
+
+def test_the_key_follows_shape_dtype_and_threads_and_not_the_weights(config: Path) -> None:
+    folder = config.parent
+    assert fingerprint(folder / "large") == fingerprint(folder / "large")
+    assert fingerprint(folder / "large") != fingerprint(folder / "small")
+    assert fingerprint(folder / "large") != fingerprint(folder / "drafter"), "it has other exits"
+    target = load_config(config).targets[0]
+    others = [target.model_copy(update=change) for change in ({"threads": 2}, {"dtype": "bf16"}, {"kv_mb": 2})]
+    keys = [model_key(each, each) for each in (target, *others)]
+    assert keys[0] not in keys[1:3]
+    assert keys[0] == keys[3]
+    assert torch.__version__ in keys[0].versions
+
+
+def test_sweeps_run_all_cells_in_turn_back_and_forth_and_the_first_does_not_count() -> None:
+    seen: list[tuple[int, ...]] = []
+
+    def run(cell: tuple[int, ...]) -> float:
+        seen.append(cell)
+        return cell[0] + (100.0 if len(seen) <= 3 else 0.0) + (50.0 if len(seen) == 5 else 0.0)
+
+    cells = [(1,), (2,), (3,)]
+    assert interleaved(run, cells, 3, "test") == [1.0, 2.0, 3.0]
+    assert seen == [*cells[::-1], *cells] * 2
+
+
+def test_what_is_held_back_lies_between_the_points_and_its_error_is_the_curves() -> None:
+    assert middles((1, 2, 4, 8)) == (3, 6)
+    assert middles((1, 2)) == (2,)
+    assert middles((4,)) == (4,)
+    cells = held_back(((3, 6, 12), (4, 7), (160, 640)))
+    assert len(set(cells)) == 12
+    curve = Curve(("x",), ((1.0, 9.0),), (1.0, 9.0))
+    assert median_error(curve, [(3,), (5,), (7,)], [3.0, 4.0, 7.7]) == pytest.approx(1 / 11)
+
+    def bent(cell: tuple[int, ...]) -> float:
+        return 1.0 + cell[0] + (1.0 if cell[0] == 5 else 0.0)
+
+    curve, error = sweep(bent, (("x",), ((1, 9),), ((5,),)), 1, "test")
+    assert curve.ms == (2.0, 10.0)
+    assert error == pytest.approx(1 / 7)
+
+
+def test_a_process_is_bound_as_configured_only_meanwhile() -> None:
+    cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
+    one = min(cores)
+    with placed(Placement(cores=(one,), threads=threads + 1)):
+        assert os.sched_getaffinity(0) == {one}
+        assert torch.get_num_threads() == threads + 1
+    assert os.sched_getaffinity(0) == cores
+    assert torch.get_num_threads() == threads
+
+
+def test_a_plot_puts_the_extremes_into_its_corners() -> None:
+    drawn = plot("t", {"a": [(1, 2.0), (8, 16.0)], "b": [(8, 2.0), (1, 16.0)]}, "x").splitlines()
+    grid = [line.split("┤")[1] for line in drawn if "┤" in line]
+    assert (grid[0][0], grid[0][-1], grid[-1][0], grid[-1][-1]) == ("○", "●", "●", "○")
+    assert drawn[1].startswith("16 ┤")
+    assert drawn[-1] == "● a  ○ b"
+    middle = plot("t", {"a": [(1, 1.0), (math.e, math.e), (math.e**2, math.e**2)]}, "x").splitlines()
+    assert sum(line.count("●") for line in middle[:-1]) == 3
+    assert "●" in plot("flat", {"a": [(1, 1.0)]}, "x")
+
+
+def test_target_configs_need_no_pool(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = CONFIG.split("pool:")[0].replace(", speculation: {depth: 4}", "")
+    config.write_text(text)
+    out = config.parent / "o.json"
+    assert main(["profile", str(config), "--repeat", "1", "--out", str(out)]) == 0
+    assert all(one["drafter"] is None for one in json.loads(out.read_text())["curves"])
+    assert "pool" not in capsys.readouterr().out
