@@ -1,7 +1,8 @@
 """The whole Ray Serve graph on one screen.
 
     ingress --handle--> one deployment per target --broadcast, to find it--> the draft pool
-       |                                          ==gRPC stream, to draft==>      ^
+       ^                                          ==gRPC stream, to draft==>      ^
+       |<==========gRPC stream, of tokens==========                               |
        '---------------------broadcast, for its statistics------------------------'
 
 Serve fills `config` from the `args` of its own config file too (import_path deployments.app:build),
@@ -30,7 +31,7 @@ def build(config: AppConfig) -> Application:
     }
     tokenizers = {target.name: target.path for target in config.targets}
     ingress: Any = Ingress  # a deployment already, which its decorator does not tell
-    app: Application = ingress.options(**ingress_options(config)).bind(targets, tokenizers, pool)
+    app: Application = ingress.options(**ingress_options(config)).bind(targets, tokenizers, config.ingress, pool)
     return app
 
 

@@ -50,12 +50,27 @@ class Placement(Replicas):
 
 
 class Weights(Section):
-    """A checkpoint and the memory for its KV."""
+    """A checkpoint, the memory for its KV, and who runs it: native kernels, plain torch (eager), or what can be had."""
 
     path: str
     dtype: Literal["fp32", "bf16"] = "bf16"
+    execution: Literal["auto", "native", "eager"] = "auto"
     page_size: Count = 256
     kv_mb: Count = 512
+
+
+class Listener(Section):
+    """host: where replicas listen for each other, "node" for the address of their node; ports: 0 or a range."""
+
+    host: str = "127.0.0.1"
+    ports: tuple[Port, Port] = (0, 0)
+
+    @field_validator("ports")
+    @classmethod
+    def _ascending(cls, value: tuple[int, int]) -> tuple[int, int]:
+        if value[0] > value[1] or (value[0] == 0) != (value[1] == 0):
+            raise ValueError(f"{list(value)} is no range of ports; give [first, last], or [0, 0] for any free one")
+        return value
 
 
 class SpeculationConfig(Section):
@@ -86,9 +101,14 @@ class SpeculationConfig(Section):
 
 
 class TargetConfig(Placement, Weights):
-    """One target. speculation null or off: plain decoding."""
+    """One target. speculation null or off: plain decoding.
+
+    deterministic: true refuses to start unless a row's result depends on that row alone, bit for bit; null takes
+    that wherever it can be had, which is with native kernels.
+    """
 
     name: Name
+    deterministic: bool | None = None
     max_batch: Count = 16
     max_queue: Annotated[int, Field(ge=0)] = 64
     max_model_len: Annotated[int, Field(ge=2)] | None = None
@@ -101,21 +121,12 @@ class TargetConfig(Placement, Weights):
         return None if value in (False, "off") else value
 
 
-class PoolConfig(Placement, Weights):
-    """The draft pool. host: where replicas listen, "node" for the address of their node; ports: 0 or a range."""
+class PoolConfig(Listener, Placement, Weights):
+    """The draft pool. Targets stream to its replicas."""
 
     max_rows: Count = 64
     prefill_chunk: Count = 256
     sequence_ttl_s: Seconds = 120.0
-    host: str = "127.0.0.1"
-    ports: tuple[Port, Port] = (0, 0)
-
-    @field_validator("ports")
-    @classmethod
-    def _ascending(cls, value: tuple[int, int]) -> tuple[int, int]:
-        if value[0] > value[1] or (value[0] == 0) != (value[1] == 0):
-            raise ValueError(f"{list(value)} is no range of ports; give [first, last], or [0, 0] for any free one")
-        return value
 
 
 class HttpConfig(Section):
@@ -131,8 +142,11 @@ class GrpcConfig(Section):
     request_timeout_s: Seconds | None = None
 
 
-class IngressConfig(Replicas):
+class IngressConfig(Listener, Replicas):
+    """Targets stream tokens to its replicas. join_ms: how long tokens of a stream may wait for more, under load."""
+
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
+    join_ms: Annotated[float, Field(ge=0, le=1000)] = 20.0
 
 
 class AppConfig(Section):

@@ -5,13 +5,12 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import replace
-from typing import Any
 
-import ray.util
 from ray import serve
 
 from deployments.config import PoolConfig
 from deployments.discovery import PoolMember
+from deployments.listening import own_host
 from deployments.pool_server import PoolServer
 from deployments.pool_thread import PoolThread
 from deployments.process import DTYPES, claim, device_of, pool_positions
@@ -19,6 +18,7 @@ from drafters.manifest import Manifest
 from drafters.nested import load_nested
 from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
+from model.execution import Execution
 from model.load import resolve
 from protocol.errors import NotReady
 
@@ -33,11 +33,9 @@ class DraftPoolReplica:
         worker, manifest = await asyncio.to_thread(load_worker, config)
         self._thread = PoolThread(worker, time.monotonic)
         self._server = PoolServer(self._thread)
-        node_address: Any = ray.util.get_node_ip_address  # untyped
-        host = node_address() if config.host == "node" else config.host
         self._thread.start()
         self._member = PoolMember(
-            address=await self._server.start(host, config.ports),
+            address=await self._server.start(own_host(config.host), config.ports),
             incarnation=f"pool-{serve.get_replica_context().replica_id.unique_id}",
             exits=worker.describe().exits,
             vocabulary_hash=manifest.vocabulary_hash,
@@ -68,6 +66,7 @@ def load_worker(config: PoolConfig) -> tuple[DraftWorker, Manifest]:
         num_positions=pool_positions(config, directory),
         page_size=config.page_size,
         device=device_of(config),
+        execution=Execution(config.execution),
     )
     limits = PoolLimits(max_rows=config.max_rows, prefill_tokens=config.prefill_chunk, ttl_s=config.sequence_ttl_s)
     return DraftWorker(drafter, limits, time.monotonic), Manifest.load(directory)

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from typing import Any
 
 import grpc
 import grpc.aio
 
+from deployments.listening import bind
 from deployments.pool_thread import PoolThread
 from protocol.draft import DraftReply
-from protocol.errors import ConfigError
 from protocol.wire import METHOD, SERVICE, TargetMessage, decode_target, encode_reply
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ class PoolServer:
 
     async def start(self, host: str, ports: tuple[int, int]) -> str:
         """The address to be reached at. Raises ConfigError when no port of the range is free."""
-        port = bind(self._server.add_insecure_port, host, ports)
+        port = bind(self._server.add_insecure_port, host, ports, "pool.ports")
         await self._server.start()
         return f"{host}:{port}"
 
@@ -96,13 +96,3 @@ class PoolServer:
             del self._streams[incarnation]
             self._thread.drop(incarnation)
             logger.info("target %s is gone", incarnation)
-
-
-def bind(add_port: Callable[[str], int], host: str, ports: tuple[int, int]) -> int:
-    """The first free port of the range, where (0, 0) stands for any."""
-    for port in range(ports[0], ports[1] + 1):
-        try:
-            return add_port(f"{host}:{port}")
-        except RuntimeError:
-            continue
-    raise ConfigError(f"no port of {host}:{ports[0]}-{ports[1]} is free; widen pool.ports")

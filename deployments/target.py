@@ -1,9 +1,8 @@
-"""A replica of one target: its engine, and its stream to the draft pool."""
+"""A replica of one target: its engine, and its streams to the draft pool and to the ingresses."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
 from dataclasses import asdict
 from typing import Any
 
@@ -12,8 +11,11 @@ from ray import serve
 from deployments.config import SpeculationConfig, TargetConfig
 from deployments.discovery import Need, serve_discovery
 from deployments.process import DTYPES, claim, device_of, target_positions
+from deployments.token_sink import SinkAddress
+from deployments.token_stream import TokenStreams
 from deployments.transport import GrpcDraftClient, TransportConfig
 from drafters.manifest import vocabulary_hash
+from model.execution import Execution
 from model.load import resolve
 from protocol.errors import DraftPoolError, NotReady
 from protocol.plan import DepthRule
@@ -40,33 +42,24 @@ class TargetReplica:
             await self._client.start()
         self._decoder = model.decoder.config
         self._engine = Engine(model, policy(config.speculation), self._client, engine_config(config, self._incarnation))
+        self._streams = TokenStreams()
         self._engine.start()
 
-    async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenRun | DraftPoolError, None]:
-        """Runs as they are committed, or nothing but the error by which the engine refuses the request.
+    async def generate(self, request: GenerateRequest, sink: SinkAddress | None = None) -> TokenRun | DraftPoolError:
+        """All that was committed, at the end; meanwhile it goes to the sink as it comes, where there is one.
 
-        Runs wait in a queue that max_tokens bounds, each holding one token at least.
+        A refusal of the engine is returned as a value, for Serve logs what is raised with its traceback.
         """
-        loop = asyncio.get_running_loop()
-        runs: asyncio.Queue[TokenRun] = asyncio.Queue()
-
-        def arrived(run: TokenRun) -> None:
-            loop.call_soon_threadsafe(runs.put_nowait, run)
-
-        try:
-            self._engine.submit(request, arrived)
-        except DraftPoolError as refusal:
-            yield refusal  # as a value, for Serve logs what is raised with its traceback
-            return
-        finished = False
-        try:
-            while not finished:
-                run = await runs.get()
-                finished = run.finish_reason is not None
-                yield run
-        finally:
-            if not finished:
+        with self._streams.answer(request.request_id, sink) as answer:
+            try:
+                self._engine.submit(request, answer.add)
+            except DraftPoolError as refusal:
+                return refusal
+            try:
+                return await answer.ended
+            except asyncio.CancelledError:
                 self._engine.cancel(request.request_id)
+                raise
 
     async def describe(self) -> dict[str, object]:
         """What the ingress has to know, in plain values."""
@@ -91,6 +84,7 @@ class TargetReplica:
     async def __del__(self) -> None:
         """Serve's hook for a graceful end, after the requests in flight have finished."""
         await asyncio.to_thread(self._engine.stop)
+        await self._streams.stop()
         if self._client is not None:
             await self._client.stop()
 
@@ -103,6 +97,8 @@ def load_model(config: TargetConfig) -> TargetModel:
         num_positions=target_positions(config, directory),
         page_size=config.page_size,
         device=device_of(config),
+        execution=Execution(config.execution),
+        deterministic=bool(config.deterministic),
     )
 
 

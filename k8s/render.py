@@ -60,7 +60,8 @@ def on_cluster(config: AppConfig) -> AppConfig:
             "ports": DRAFT_PORTS,
         }
     )
-    return config.model_copy(update={"targets": targets, "pool": pool})
+    ingress = config.ingress.model_copy(update={"host": "node"})
+    return config.model_copy(update={"targets": targets, "pool": pool, "ingress": ingress})
 
 
 def one_of(replicas: Replicas, resource: str) -> dict[str, float]:

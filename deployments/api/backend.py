@@ -43,6 +43,9 @@ class Backend(Protocol):
         Raises QueueFull, NotReady, InvalidRequest or PromptTooLong; anything else is a fault.
         """
 
+    async def complete(self, model: str, request: GenerateRequest) -> TokenRun:
+        """All that `generate` gives, in one run and for less. Cancelling it cancels the request."""
+
     async def ready(self) -> bool:
         """Whether every target can take requests, in a second or so."""
 

@@ -170,6 +170,18 @@ async def run(backend: Backend, job: Job) -> AsyncGenerator[Delta, None]:
     raise BackendFault("the stream ended without a finish reason")
 
 
+async def complete(backend: Backend, job: Job) -> list[Delta]:
+    """The deltas of `run`, or all of them in one: only a stop string needs to be looked for while tokens come."""
+    if job.stop:
+        async with aclosing(run(backend, job)) as deltas:
+            return [delta async for delta in deltas]
+    whole = await backend.complete(job.card.id, job.request)
+    _check_finish(whole)
+    piece = TextStream(job.card.tokenizer).push(whole.token_ids, last=True)
+    usage = Usage(len(job.request.prompt_ids), len(whole.token_ids))
+    return [Delta(0, whole.token_ids, piece.text, usage, whole.finish_reason, whole.stats)]
+
+
 def _check_finish(token_run: TokenRun) -> None:
     if token_run.finish_reason is FinishReason.ABORT:
         raise NotReady("the model was stopped while it answered; send the request again")

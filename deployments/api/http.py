@@ -17,14 +17,14 @@ from starlette.exceptions import HTTPException
 from deployments.api.backend import Backend, ModelCard
 from deployments.api.chat import chat_prompt
 from deployments.api.errors import RETRY_AFTER_S, printable, problem
-from deployments.api.generation import Delta, Job, find_model, known_models, prepare, run
+from deployments.api.generation import Delta, Job, complete, find_model, known_models, prepare, run
 from deployments.api.middleware import Around, request_id
 from deployments.api.openai import COMPLETION_MAX_TOKENS, ChatCompletionRequest, CompletionRequest, StreamOptions
 from deployments.api.prompts import encode
 from deployments.api.replies import ChatShape, Choice, Json, Reply, Shape, TextShape, usage
 from deployments.api.screen import refusal
 from deployments.api.seeds import draw_seed
-from deployments.api.streams import ClientGone, EventStream, Indexed, merged, unless_gone
+from deployments.api.streams import ClientGone, EventStream, Indexed, merged, together, unless_gone
 from protocol.errors import DraftPoolError, InvalidRequest, NotReady
 
 MAX_BODY_BYTES = 4 << 20
@@ -127,9 +127,7 @@ async def _answer(call: _Call, request: Request) -> Response:
 
 
 async def _whole(call: _Call) -> Json:
-    parts: list[list[Delta]] = [[] for _ in call.jobs]
-    async for index, delta in call.deltas():
-        parts[index].append(delta)
+    parts = await together([complete(call.backend, job) for job in call.jobs])
     return call.reply.whole([Choice.joined(deltas) for deltas in parts])
 
 

@@ -60,6 +60,17 @@ async def _pump(index: int, stream: Stream, arrived: asyncio.Queue[Indexed | Bas
         arrived.put_nowait(error)
 
 
+async def together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """All results. The first error ends the others."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
     """The result of `work`; it is cancelled, and ClientGone raised, when the client leaves first."""
     task, watch = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))

@@ -1,0 +1,26 @@
+"""Where a replica listens for the streams of others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ray.util
+
+from protocol.errors import ConfigError
+
+
+def own_host(host: str) -> str:
+    """host, or the address of this node for "node"."""
+    node_address: Any = ray.util.get_node_ip_address  # untyped
+    return str(node_address()) if host == "node" else host
+
+
+def bind(add_port: Callable[[str], int], host: str, ports: tuple[int, int], key: str) -> int:
+    """The first free port of the range, where (0, 0) stands for any. Raises ConfigError naming the key if none is."""
+    for port in range(ports[0], ports[1] + 1):
+        try:
+            return add_port(f"{host}:{port}")
+        except RuntimeError:
+            continue
+    raise ConfigError(f"no port of {host}:{ports[0]}-{ports[1]} is free; widen {key}")
