@@ -173,7 +173,7 @@ void dp_pick(Pool* pool, const float* logits, int count, int vocab, const Pickin
     auto work = [&](int thread) {
         for (int r = thread; r < count; r += pool->size()) out[r] = pick(logits + size_t(r) * vocab, vocab, how[r], wants_confidence);
     };
-    pool->run(work);
+    count == 1 ? void(out[0] = pick(logits, vocab, how[0], wants_confidence)) : pool->run(work);
 }
 
 void dp_gumbel(uint64_t seed, int64_t position, int vocab, double* out) {

@@ -1,6 +1,11 @@
 // Threads that share one piece of work and meet at barriers inside it. A waiting thread spins for some microseconds,
 // because the next phase is near, and then sleeps, because somebody else may want the core.
 #pragma once
+#if defined(__linux__)
+#include <sched.h>
+#include <unistd.h>
+#endif
+
 #include <atomic>
 #include <functional>
 #include <mutex>
@@ -24,10 +29,28 @@ inline void await_change(std::atomic<uint32_t>& word, uint32_t old, int spins) {
     while (word.load(std::memory_order_acquire) == old) word.wait(old, std::memory_order_acquire);
 }
 
+// Where the process may use just as many cores as it has threads, each thread keeps to one: otherwise whatever else wakes
+// up pushes two of them onto the same core, and all wait at the next barrier for a slice of the scheduler's time.
+// The main thread is let be, since the processes that it starts would inherit its one core.
+inline void settle(int thread, int num_threads) {
+#if defined(__linux__)
+    cpu_set_t allowed, own;
+    if (gettid() == getpid() || sched_getaffinity(0, sizeof allowed, &allowed) || CPU_COUNT(&allowed) != num_threads) return;
+    int cpu = -1;
+    for (int left = thread + 1; left; left -= CPU_ISSET(cpu, &allowed) ? 1 : 0) cpu++;
+    CPU_ZERO(&own);
+    CPU_SET(cpu, &own);
+    sched_setaffinity(0, sizeof own, &own);
+#endif
+}
+
 class Pool {
    public:
     explicit Pool(int num_threads) : size_(num_threads) {
-        for (int thread = 1; thread < num_threads; thread++) workers_.emplace_back([this, thread] { serve(thread); });
+        for (int thread = 1; thread < num_threads; thread++) workers_.emplace_back([this, thread] {
+            settle(thread, size_);
+            serve(thread);
+        });
     }
 
     ~Pool() {
@@ -41,6 +64,8 @@ class Pool {
     // work(thread) on every thread; returns when all have ended. One caller at a time.
     void run(const std::function<void(int)>& work) {
         std::lock_guard lock(turn_);
+        thread_local const Pool* settled = nullptr;
+        if (settled != this) settle(0, size_), settled = this;
         work_ = &work;
         running_.store(size_, std::memory_order_relaxed);
         if (size_ > 1) begin();
@@ -62,7 +87,7 @@ class Pool {
     }
 
    private:
-    static constexpr int kSpins = 2000;
+    static constexpr int kSpins = 2000, kIdleSpins = 20000;  // some 20 and 200 us: between phases, between calls
 
     void begin() {
         epoch_.fetch_add(1, std::memory_order_release);
@@ -75,7 +100,7 @@ class Pool {
 
     void serve(int thread) {
         for (uint32_t seen = 0;; seen++) {
-            await_change(epoch_, seen, kSpins);
+            await_change(epoch_, seen, kIdleSpins);
             if (stopping_) return;
             (*work_)(thread);
             leave();
