@@ -1,8 +1,9 @@
 """Where a plain step's time goes: matrix products, attention, sampling, and the rest, which is our own bookkeeping.
 
-Two runs of the same prompts, one longer than the other: their difference is steps alone, without prefill and start.
-Products and attention are timed inside the kernels, sampling by picking again from logits of the same shape.
-Everything else counts as bookkeeping: norms and rotations in the kernels, all Python, threads that wait for each other.
+The step loop runs on this thread, after prefill. Products and attention are timed inside the kernels, sampling by
+picking again from logits of the same shape. Everything else counts as bookkeeping: norms and rotations in the kernels,
+all Python of scheduling and committing. Beside it stands a step of the whole engine, whose thread hands every run to
+another one: what it takes longer is two threads that want the interpreter, and a core, at the same time.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -28,14 +28,18 @@ from protocol.request import GenerateRequest, SamplingParams, StopRules
 from router.policy import Off
 from targets.engine import EngineConfig
 from targets.model import TargetModel, load_target
+from targets.scheduler import Scheduler, SchedulerConfig
+from targets.sequence import Sequence
+from targets.step import Stepper
 
 RESULT = machine.ROOT / "bench/results/breakdown.json"
 SHORT, LONG, PROMPT = 16, 144, 128
+LENGTH = 2 * LONG
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """Milliseconds of one step, medians over repetitions. share: of bookkeeping."""
+    """Milliseconds of one step, medians over repetitions. share: of bookkeeping. engine_ms: with its thread."""
 
     batch: int
     temperature: float
@@ -45,50 +49,63 @@ class Step:
     sampling_ms: float
     bookkeeping_ms: float
     share: float
+    engine_ms: float
 
 
-@dataclass(frozen=True, slots=True)
-class Reading:
-    wall_ms: float
-    products_ms: float
-    attention_ms: float
-
-
-def measure(model: TargetModel, prompts: Sequence[tuple[int, ...]], temperature: float, repeat: int) -> Step:
+def measure(model: TargetModel, prompts: list[tuple[int, ...]], temperature: float, repeat: int) -> Step:
     decoder = model.decoder
     if not isinstance(decoder, NativeDecoder):
         raise ConfigError("the breakdown reads the native kernels' clocks; they need a CPU and a C++ compiler")
-    rows = []
+    rows, engine = [], []
     for _ in range(repeat):
-        long, short = (run(model, decoder, prompts, temperature, length) for length in (LONG, SHORT))
-        rows.append([(a - b) / (LONG - SHORT) for a, b in zip(astuple(long), astuple(short), strict=True)])
+        rows.append(steps(model, decoder, prompts, temperature))
+        long, short = (wall_ms(model, prompts, temperature, length) for length in (LONG, SHORT))
+        engine.append((long - short) / (LONG - SHORT))
     step, products, attention = (median(column) for column in zip(*rows, strict=True))
     sampling = sampling_ms(decoder, len(prompts), temperature)
     rest = step - products - attention - sampling
-    figures = [round(value, 4) for value in (step, products, attention, sampling, rest, rest / step)]
+    figures = [round(value, 4) for value in (step, products, attention, sampling, rest, rest / step, median(engine))]
     return Step(len(prompts), temperature, *figures)
 
 
-def astuple(reading: Reading) -> tuple[float, float, float]:
-    return reading.wall_ms, reading.products_ms, reading.attention_ms
-
-
-def run(
-    model: TargetModel, decoder: NativeDecoder, prompts: Sequence[tuple[int, ...]], temperature: float, length: int
-) -> Reading:
-    requests = [
+def requests(prompts: list[tuple[int, ...]], temperature: float, length: int) -> list[GenerateRequest]:
+    return [
         GenerateRequest(str(seed), prompt, SamplingParams(temperature, seed=seed), StopRules(length))
         for seed, prompt in enumerate(prompts)
     ]
+
+
+def steps(
+    model: TargetModel, decoder: NativeDecoder, prompts: list[tuple[int, ...]], temperature: float
+) -> tuple[float, float, float]:
+    """Milliseconds of a step, of its products and of its attention: medians over LONG - SHORT steps."""
+    scheduler = Scheduler(model.ledger, Off(), SchedulerConfig(len(prompts)))
+    stepper = Stepper(model, Off(), scheduler, None)
+    sequences = [Sequence(i, one, LENGTH) for i, one in enumerate(requests(prompts, temperature, LENGTH))]
+    for sequence in sequences:
+        scheduler.add(sequence)
+    while not all(sequence.num_generated > SHORT for sequence in sequences):
+        stepper.step()
+    rows = []
+    for _ in range(LONG - SHORT):
+        before, start = decoder.phase_ms(), time.perf_counter()
+        stepper.step()
+        wall, after = 1e3 * (time.perf_counter() - start), decoder.phase_ms()
+        rows.append((wall, after.products - before.products, after.attention - before.attention))
+    for sequence in sequences:
+        stepper.remove(sequence)
+    wall, products, attention = (median(column) for column in zip(*rows, strict=True))
+    return wall, products, attention
+
+
+def wall_ms(model: TargetModel, prompts: list[tuple[int, ...]], temperature: float, length: int) -> float:
     engine = open_engine(model, None, Off(), EngineConfig(max_batch=len(prompts)))
-    before, start = decoder.phase_ms(), time.perf_counter()
+    start = time.perf_counter()
     try:
-        complete(engine, requests)
+        complete(engine, requests(prompts, temperature, length))
     finally:
         engine.stop()
-    after = decoder.phase_ms()
-    wall = 1e3 * (time.perf_counter() - start)
-    return Reading(wall, after.products - before.products, after.attention - before.attention)
+    return 1e3 * (time.perf_counter() - start)
 
 
 def sampling_ms(decoder: NativeDecoder, batch: int, temperature: float, passes: int = 200) -> float:
@@ -117,15 +134,15 @@ def main() -> int:
     prompts = [
         prompt.token_ids for prompt in held_out(AutoTokenizer.from_pretrained(args.target), max(args.batch), PROMPT)
     ]
-    steps = [
+    measured = [
         measure(model, prompts[:batch], temperature, args.repeat)
         for batch in args.batch
         for temperature in args.temperature
     ]
-    report = {"machine": machine.describe(), "target": args.target.name, "steps": [asdict(step) for step in steps]}
+    report = {"machine": machine.describe(), "target": args.target.name, "steps": [asdict(step) for step in measured]}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    for step in steps:
+    for step in measured:
         sys.stdout.write(json.dumps(asdict(step)) + "\n")
     return 0
 

@@ -42,6 +42,6 @@ def step_ms(
 
 def _pass_ms(model: TargetModel, width: int, sampling: SamplingParams) -> float:
     start = time.perf_counter()
-    logits = model.forward([ForwardRow(PROBE, CONTEXT, [1] * width, num_logits=width)])
-    model.decoder.pick(logits, [sampling] * width, range(CONTEXT + 1, CONTEXT + 1 + width))
+    row = ForwardRow(PROBE, CONTEXT, [1] * width, num_logits=width)
+    model.pick([row], [sampling] * width, range(CONTEXT + 1, CONTEXT + 1 + width))
     return 1e3 * (time.perf_counter() - start)

@@ -13,10 +13,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 
-from torch import Tensor
-
 from drafters.nested import NestedDrafter, PassRow, Pick
 from protocol.draft import DraftClient, DraftReply, DraftRequest
+from protocol.request import SamplingParams
 from targets.model import ForwardRow, TargetModel
 
 
@@ -46,7 +45,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class SlowedTarget(TargetModel):
-    """step_ms: of a forward over these rows."""
+    """step_ms: of a step over these rows."""
 
     device: Device
     step_ms: Callable[[Sequence[ForwardRow]], float]
@@ -55,11 +54,13 @@ class SlowedTarget(TargetModel):
     def label(self) -> str:
         return f"target on a {self.device.label}"
 
-    def forward(self, rows: Sequence[ForwardRow]) -> Tensor:
+    def pick(
+        self, rows: Sequence[ForwardRow], sampling: Sequence[SamplingParams], positions: Sequence[int]
+    ) -> list[int]:
         began = self.device.clock()
-        logits = TargetModel.forward(self, rows)
+        picks = TargetModel.pick(self, rows, sampling, positions)
         self.device.finish(began, self.step_ms(rows))
-        return logits
+        return picks
 
 
 def slowed_target(model: TargetModel, device: Device, step_ms: Callable[[Sequence[ForwardRow]], float]) -> SlowedTarget:

@@ -87,6 +87,17 @@ class Decoder(Protocol):
         the next call.
         """
 
+    def step(
+        self,
+        token_ids: Sequence[int],
+        batch: RaggedBatch,
+        kv: PagedKV,
+        wanted: Sequence[int],
+        sampling: Sequence[SamplingParams],
+        positions: Sequence[int],
+    ) -> list[int]:
+        """As model.rollout.step."""
+
     def roll_out(self, rows: Sequence[Rollout], kv: PagedKV, depth: int, boundary: Tensor | None) -> list[Drafted]:
         """As model.rollout.roll_out."""
 

@@ -17,7 +17,7 @@ from model.batch import RaggedBatch
 from model.config import DecoderConfig, Rope
 from model.decoder import DecoderWeights, LayerWeights
 from model.kv import PagedKV
-from model.rollout import Drafted, Rollout, roll_out
+from model.rollout import Drafted, Rollout, roll_out, step
 from model.rope import rope_table
 from model.sampling import pick, pick_with_confidence
 from protocol.request import SamplingParams
@@ -130,6 +130,17 @@ class EagerDecoder:
         if self.config.final_softcap is not None:
             logits = torch.tanh(logits / self.config.final_softcap) * self.config.final_softcap
         return logits.float()
+
+    def step(
+        self,
+        token_ids: Sequence[int],
+        batch: RaggedBatch,
+        kv: PagedKV,
+        wanted: Sequence[int],
+        sampling: Sequence[SamplingParams],
+        positions: Sequence[int],
+    ) -> list[int]:
+        return step(self, token_ids, batch, kv, wanted, sampling, positions)
 
     def roll_out(self, rows: Sequence[Rollout], kv: PagedKV, depth: int, boundary: Tensor | None) -> list[Drafted]:
         return roll_out(self, rows, kv, depth, boundary)

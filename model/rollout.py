@@ -1,6 +1,6 @@
-"""Drafting ahead: tokens of several rows, each fed back for the next, from the layers below one depth.
+"""What a target and a drafter do with a decoder: a step, and drafting ahead, where each token is fed back for the next.
 
-The loop here is the plain one; a decoder may do the same in one call.
+These are the plain ones; a decoder may do the same in one call.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from model.batch import Row, build_batch
+from model.batch import RaggedBatch, Row, build_batch
 from model.kv import PagedKV
 from model.pages import Slots
 from protocol.request import SamplingParams
@@ -39,6 +39,20 @@ class Rollout:
     @property
     def total(self) -> int:
         return self.start + len(self.tokens)
+
+
+def step(
+    decoder: Decoder,
+    token_ids: Sequence[int],
+    batch: RaggedBatch,
+    kv: PagedKV,
+    wanted: Sequence[int],
+    sampling: Sequence[SamplingParams],
+    positions: Sequence[int],
+) -> list[int]:
+    """All layers over the batch, and the picks of the wanted tokens. positions: those that the picks will take."""
+    hidden = decoder.run(decoder.embed(token_ids), batch, kv, 0, decoder.config.num_layers)
+    return decoder.pick(decoder.logits(hidden, wanted), sampling, positions)
 
 
 def roll_out(

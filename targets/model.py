@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.batch import Row, build_batch
+from model.batch import RaggedBatch, Row, build_batch
 from model.decoder import Decoder
 from model.execution import Execution
 from model.kv import PagedKV
 from model.load import Progress, load_decoder
 from model.pages import PageLedger
 from protocol.errors import ConfigError
+from protocol.request import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,15 +45,27 @@ class TargetModel:
 
         Every row's positions are reserved already.
         """
-        device = self.decoder.device
-        batch = build_batch(
-            [Row(self.ledger.slots(r.sequence_id)[: r.start + len(r.tokens)], len(r.tokens)) for r in rows], device
-        )
-        tokens = [token for row in rows for token in row.tokens]
+        tokens, batch, wanted = self._batch(rows)
         hidden = self.decoder.run(self.decoder.embed(tokens), batch, self.kv, 0, self.decoder.config.num_layers)
+        return self.decoder.logits(hidden, wanted)
+
+    def pick(
+        self, rows: Sequence[ForwardRow], sampling: Sequence[SamplingParams], positions: Sequence[int]
+    ) -> list[int]:
+        """The picks from what `forward` would return. positions: the absolute position that each will take."""
+        tokens, batch, wanted = self._batch(rows)
+        return self.decoder.step(tokens, batch, self.kv, wanted, sampling, positions)
+
+    def _batch(self, rows: Sequence[ForwardRow]) -> tuple[list[int], RaggedBatch, list[int]]:
+        """Tokens, their rows, and the flat indices of those whose logits are wanted."""
+        slots = self.ledger.slots
+        batch = build_batch(
+            [Row(slots(row.sequence_id)[: row.start + len(row.tokens)], len(row.tokens)) for row in rows],
+            self.decoder.device,
+        )
         ends = batch.offsets[1:]
         wanted = [i for row, end in zip(rows, ends, strict=True) for i in range(end - row.num_logits, end)]
-        return self.decoder.logits(hidden, wanted)
+        return [token for row in rows for token in row.tokens], batch, wanted
 
 
 def load_target(

@@ -16,10 +16,11 @@ def generate(model: TargetModel, request: GenerateRequest) -> Sequence:
             if not model.ledger.reserve(sequence.id, len(sequence.tokens)):
                 raise RuntimeError(f"{model.ledger.num_free} free pages do not hold {len(sequence.tokens)} tokens")
             new = sequence.tokens[sequence.computed :]
-            logits = model.forward([ForwardRow(sequence.id, sequence.computed, new, num_logits=1)])
+            row = ForwardRow(sequence.id, sequence.computed, new, num_logits=1)
+            picks = model.pick([row], [request.sampling], [len(sequence.tokens)])
             sequence.computed = len(sequence.tokens)
             sequence.rounds += sequence.num_generated > 0
-            sequence.commit(model.decoder.pick(logits, [request.sampling], [len(sequence.tokens)]))
+            sequence.commit(picks)
     finally:
         model.ledger.free(sequence.id)
     return sequence

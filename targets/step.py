@@ -79,8 +79,7 @@ class Stepper:
             for sequence, row in zip(sequences, rows, strict=True)
             for index in range(row.num_logits)
         ]
-        logits = self.model.forward(rows)
-        picks = iter(self.model.decoder.pick(logits, [sampling for sampling, _ in wanted], [at for _, at in wanted]))
+        picks = iter(self.model.pick(rows, [sampling for sampling, _ in wanted], [at for _, at in wanted]))
         return [[next(picks) for _ in range(row.num_logits)] for row in rows]
 
     def commit(

@@ -26,7 +26,7 @@ from model.native.library import BatchSpec, addresses, library, num_threads, thr
 from model.native.memory import Block, address, zeros
 from model.native.weights import pack
 from model.pages import Slots
-from model.rollout import Drafted, Rollout, roll_out
+from model.rollout import Drafted, Rollout, roll_out, step
 from model.rope import rope_table
 from model.sampling import filter_logits
 from protocol.request import SamplingParams
@@ -86,37 +86,26 @@ class NativeDecoder:
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         count = len(token_ids)
-        if count > self._hidden.shape[0]:
-            self._hidden = torch.empty(2 * count, self.config.hidden_size)
-        self._library.dp_embed(self._model, self._blocks.ids.holding(token_ids), count, self._hidden.data_ptr())
-        return self._hidden[:count]
+        hidden = self._hidden_for(count)
+        self._library.dp_embed(self._model, self._blocks.ids.holding(token_ids), count, hidden.data_ptr())
+        return hidden[:count]
 
     def run(self, hidden: Tensor, batch: RaggedBatch, kv: PagedKV, start: int, stop: int) -> Tensor:
         if start == stop or not batch.rows:
             return hidden
-        spec = self._batch(
-            [row.slots for row in batch.rows],
-            [len(row.slots) for row in batch.rows],
-            [row.num_new for row in batch.rows],
-            batch.max_total,
-            kv,
-        )
-        self._library.dp_run(self._model, hidden.data_ptr(), ctypes.byref(spec), start, stop)
+        self._library.dp_run(self._model, hidden.data_ptr(), ctypes.byref(self._spec(batch, kv)), start, stop)
         return hidden
 
     def roll_out(self, rows: Sequence[Rollout], kv: PagedKV, depth: int, boundary: Tensor | None) -> list[Drafted]:
         """In one call, unless a row has filters, which are torch's business."""
-        if any(not row.sampling.is_greedy and row.sampling.has_filters for row in rows):
+        sampling = [row.sampling for row in rows]
+        if _has_filters(sampling):
             return roll_out(self, rows, kv, depth, boundary)
         totals = [row.total for row in rows]
         lengths = [row.length for row in rows]
         furthest = max(total + length - 1 for total, length in zip(totals, lengths, strict=True))
         spec = self._batch([row.slots for row in rows], totals, [len(row.tokens) for row in rows], furthest, kv)
-        self._how(
-            [0.0 if row.sampling.is_greedy else row.sampling.temperature for row in rows],
-            [row.sampling for row in rows],
-            totals,
-        )
+        self._how([_temperature(params) for params in sampling], sampling, totals)
         picks = self._blocks.picks.take(sum(lengths))
         self._library.dp_roll(
             self._model,
@@ -130,6 +119,11 @@ class NativeDecoder:
         )
         found = iter(zip(picks["token"].tolist(), picks["confidence"].tolist(), strict=True))
         return [list(islice(found, length)) for length in lengths]
+
+    def _spec(self, batch: RaggedBatch, kv: PagedKV) -> BatchSpec:
+        rows = batch.rows
+        totals = [len(row.slots) for row in rows]
+        return self._batch([row.slots for row in rows], totals, [row.num_new for row in rows], max(totals), kv)
 
     def _batch(
         self, slots: Sequence[Slots], totals: Sequence[int], num_new: Sequence[int], furthest: int, kv: PagedKV
@@ -152,11 +146,21 @@ class NativeDecoder:
 
     def logits(self, hidden: Tensor, rows: Sequence[int]) -> Tensor:
         count = len(rows)
+        logits = self._logits_for(count)
+        index = self._blocks.index.holding(rows)
+        self._library.dp_logits(self._model, hidden.data_ptr(), index, count, logits.data_ptr())
+        return logits[:count]
+
+    def _hidden_for(self, count: int) -> Tensor:
+        """Kept from call to call; at least so many rows."""
+        if count > self._hidden.shape[0]:
+            self._hidden = torch.empty(2 * count, self.config.hidden_size)
+        return self._hidden
+
+    def _logits_for(self, count: int) -> Tensor:
         if count > self._logits.shape[0]:
             self._logits = torch.empty(2 * count, self.config.vocab_size)
-        index = self._blocks.index.holding(rows)
-        self._library.dp_logits(self._model, hidden.data_ptr(), index, count, self._logits.data_ptr())
-        return self._logits[:count]
+        return self._logits
 
     def pick(self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> list[int]:
         return cast(list[int], self._picks(logits, sampling, positions, False)["token"].tolist())
@@ -166,6 +170,38 @@ class NativeDecoder:
     ) -> tuple[list[int], list[float]]:
         picks = self._picks(logits, sampling, positions, True)
         return picks["token"].tolist(), picks["confidence"].tolist()
+
+    def step(
+        self,
+        token_ids: Sequence[int],
+        batch: RaggedBatch,
+        kv: PagedKV,
+        wanted: Sequence[int],
+        sampling: Sequence[SamplingParams],
+        positions: Sequence[int],
+    ) -> list[int]:
+        """In one call, unless a row has filters: what Python does after a pass finds its caches swept by the weights."""
+        if _has_filters(sampling) or not wanted:
+            return step(self, token_ids, batch, kv, wanted, sampling, positions)
+        count = len(wanted)
+        spec = self._spec(batch, kv)
+        self._how([_temperature(params) for params in sampling], sampling, positions)
+        picks = self._blocks.picks.take(count)
+        self._library.dp_step(
+            self._model,
+            self._pool,
+            ctypes.byref(spec),
+            self._blocks.ids.holding(token_ids),
+            self._hidden_for(len(token_ids)).data_ptr(),
+            self.config.num_layers,
+            self._blocks.index.holding(wanted),
+            count,
+            self._logits_for(count).data_ptr(),
+            self.config.vocab_size,
+            self._blocks.how.address,
+            self._blocks.picks.address,
+        )
+        return cast(list[int], picks["token"].tolist())
 
     def linear_pass(self, num_tokens: int) -> None:
         """The matrix products of one pass over num_tokens rows and nothing else, for the benchmark's floor."""
@@ -180,7 +216,7 @@ class NativeDecoder:
     def _picks(
         self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int], confidence: bool
     ) -> npt.NDArray[Any]:
-        temperatures = [0.0 if params.is_greedy else params.temperature for params in sampling]
+        temperatures = [_temperature(params) for params in sampling]
         filtered = [row for row, params in enumerate(sampling) if not params.is_greedy and params.has_filters]
         if filtered:
             logits = logits.clone()
@@ -216,3 +252,12 @@ class NativeDecoder:
         }
         self._tables = tables
         self._angles = addresses([tables[rope].data_ptr() for rope in self.config.ropes])
+
+
+def _temperature(params: SamplingParams) -> float:
+    """As the kernels take it: 0 for argmax."""
+    return 0.0 if params.is_greedy else params.temperature
+
+
+def _has_filters(sampling: Sequence[SamplingParams]) -> bool:
+    return any(params.has_filters and not params.is_greedy for params in sampling)

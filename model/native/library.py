@@ -68,6 +68,11 @@ _CALLS: dict[str, tuple[object, list[object]]] = {
     "dp_embed": (None, [c_void_p, c_void_p, c_int, c_void_p]),
     "dp_run": (None, [c_void_p, c_void_p, POINTER(BatchSpec), c_int, c_int]),
     "dp_logits": (None, [c_void_p, c_void_p, c_void_p, c_int, c_void_p]),
+    "dp_step": (
+        None,
+        [c_void_p, c_void_p, POINTER(BatchSpec), c_void_p, c_void_p, c_int]
+        + [c_void_p, c_int, c_void_p, c_int, c_void_p, c_void_p],
+    ),
     "dp_roll": (None, [c_void_p, POINTER(BatchSpec), c_void_p, c_void_p, c_void_p, c_int, c_void_p, c_void_p]),
     "dp_linears": (None, [c_void_p, c_int]),
     "dp_times": (None, [c_void_p, POINTER(c_double)]),

@@ -142,6 +142,22 @@ void dp_logits(Model* model, const float* hidden, const int64_t* index, int coun
     model->logits(hidden, index, count, out);
 }
 
+void dp_pick(Pool* pool, const float* logits, int count, int vocab, const Picking* how, int wants_confidence, Pick* out) {
+    auto work = [&](int thread) {
+        for (int r = thread; r < count; r += pool->size()) out[r] = pick(logits + size_t(r) * vocab, vocab, how[r], wants_confidence);
+    };
+    count == 1 ? void(out[0] = pick(logits, vocab, how[0], wants_confidence)) : pool->run(work);
+}
+
+// embed, run of all layers, logits of chosen rows and their picks, in one call.
+void dp_step(Model* model, Pool* pool, const BatchSpec* batch, const int64_t* ids, float* hidden, int num_layers, const int64_t* index,
+             int count, float* logits, int vocab, const Picking* how, Pick* out) {
+    dp_embed(model, ids, batch->num_tokens, hidden);
+    dp_run(model, hidden, batch, 0, num_layers);
+    dp_logits(model, hidden, index, count, logits);
+    dp_pick(pool, logits, count, vocab, how, false, out);
+}
+
 // Drafts lengths[r] tokens for every row r, into out one row behind the other.
 void dp_roll(Model* model, const BatchSpec* batch, const int64_t* ids, const Picking* how, const int64_t* lengths, int depth,
              float* boundary, Pick* out) {
@@ -167,13 +183,6 @@ uint64_t dp_read(Pool* pool, const void* data, uint64_t size) {
     uint64_t total = 0;
     for (uint64_t part : totals) total += part;
     return total;
-}
-
-void dp_pick(Pool* pool, const float* logits, int count, int vocab, const Picking* how, int wants_confidence, Pick* out) {
-    auto work = [&](int thread) {
-        for (int r = thread; r < count; r += pool->size()) out[r] = pick(logits + size_t(r) * vocab, vocab, how[r], wants_confidence);
-    };
-    count == 1 ? void(out[0] = pick(logits, vocab, how[0], wants_confidence)) : pool->run(work);
 }
 
 void dp_gumbel(uint64_t seed, int64_t position, int vocab, double* out) {

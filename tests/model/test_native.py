@@ -18,7 +18,7 @@ from model.native.compiler import CompilerError, library_path
 from model.native.library import library, native_gumbel
 from model.noise import gumbel
 from model.pages import PageLedger
-from model.rollout import Rollout, roll_out
+from model.rollout import Rollout, roll_out, step
 from model.sampling import pick, pick_with_confidence
 from protocol.errors import ConfigError
 from protocol.request import SamplingParams
@@ -26,6 +26,15 @@ from targets.model import load_target
 from tests.model.families import EXECUTIONS, NAMES, VOCAB, make_checkpoint, needs_compiler
 
 DTYPES = [torch.float32, torch.bfloat16]
+
+
+SAMPLING = [
+    SamplingParams(temperature=0),
+    SamplingParams(temperature=1.0, seed=5),
+    SamplingParams(temperature=0.7, seed=(1 << 64) - 3),
+    SamplingParams(temperature=1.3, seed=9, top_k=7),
+    SamplingParams(temperature=0.9, seed=1, top_p=0.8, min_p=0.01),
+]
 
 
 def load(name: str, directory: Path, dtype: torch.dtype, execution: Execution = Execution.NATIVE) -> Decoder:
@@ -122,6 +131,15 @@ def test_a_position_beyond_the_checkpoint_is_refused_and_tables_grow_up_to_it(tm
 
 
 @needs_compiler
+@pytest.mark.parametrize("sampling", SAMPLING)
+def test_a_step_in_one_call_is_the_plain_one(sampling: SamplingParams, tmp_path: Path) -> None:
+    decoder = load("qwen3", tmp_path, torch.bfloat16)
+    batch = build_batch([Row(np.arange(20), 7), Row(np.arange(20, 33), 1)])
+    asked = list(range(5, 13)), batch, decoder.new_kv(64), [3, 6, 7], [sampling] * 3, [17, 20, 13]
+    assert decoder.step(*asked) == step(decoder, *asked)
+
+
+@needs_compiler
 @pytest.mark.parametrize("seed", range(20))
 def test_drafting_ahead_in_one_call_is_the_plain_loop(seed: int, tmp_path: Path) -> None:
     decoder = load("gemma2", tmp_path, torch.bfloat16)
@@ -141,15 +159,6 @@ def test_drafting_ahead_in_one_call_is_the_plain_loop(seed: int, tmp_path: Path)
     assert torch.equal(*boundaries)
     for one, other in zip(kvs[0].keys, kvs[1].keys, strict=True):
         assert torch.equal(one, other)
-
-
-SAMPLING = [
-    SamplingParams(temperature=0),
-    SamplingParams(temperature=1.0, seed=5),
-    SamplingParams(temperature=0.7, seed=(1 << 64) - 3),
-    SamplingParams(temperature=1.3, seed=9, top_k=7),
-    SamplingParams(temperature=0.9, seed=1, top_p=0.8, min_p=0.01),
-]
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
-import torch
 
 from model.pages import PageLedger
 from protocol.errors import ConfigError
@@ -38,17 +38,17 @@ def test_the_largest_pass_of_any_grid_fits() -> None:
 
 
 class Watched:
-    """A forward that is recorded."""
+    """A pass that is recorded."""
 
     def __init__(self, model: TargetModel, monkeypatch: pytest.MonkeyPatch) -> None:
         self.calls: list[list[ForwardRow]] = []
-        forward = TargetModel.forward
+        pick = TargetModel.pick
 
-        def record(one: TargetModel, rows: Sequence[ForwardRow]) -> torch.Tensor:
+        def record(one: TargetModel, rows: Sequence[ForwardRow], *how: Any) -> list[int]:
             self.calls.append(list(rows))
-            return forward(one, rows)
+            return pick(one, rows, *how)
 
-        monkeypatch.setattr(TargetModel, "forward", record)
+        monkeypatch.setattr(TargetModel, "pick", record)
 
 
 def test_a_timed_pass_is_the_one_asked_for_and_takes_its_time(
@@ -88,17 +88,17 @@ def test_pages_are_as_they_were_found_among_sequences_of_others_and_after_an_err
     model.ledger.check()
 
 
-def test_overhead_is_the_step_without_its_forward(load: LoadTarget, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that only the forward moves."""
+def test_overhead_is_the_step_without_its_pass(load: LoadTarget, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that only the pass moves."""
     now = [0.0]
     model = load()
-    forward = TargetModel.forward
+    pick = TargetModel.pick
 
-    def slow(one: TargetModel, rows: Sequence[ForwardRow]) -> torch.Tensor:
+    def slow(one: TargetModel, rows: Sequence[ForwardRow], *how: Any) -> list[int]:
         now[0] += 5.0
-        return forward(one, rows)
+        return pick(one, rows, *how)
 
-    monkeypatch.setattr(TargetModel, "forward", slow)
+    monkeypatch.setattr(TargetModel, "pick", slow)
     assert overhead_ms(model, 3, clock=lambda: now[0]) == 0
     assert now[0] == 35.0  # a prefill and six rounds
     assert overhead_ms(model, 3) > 0
