@@ -180,7 +180,7 @@ class NativeDecoder:
         sampling: Sequence[SamplingParams],
         positions: Sequence[int],
     ) -> list[int]:
-        """In one call, unless a row has filters: what Python does after a pass finds its caches swept by the weights."""
+        """In one call, unless a row has filters: after a pass Python finds its caches swept by the weights."""
         if _has_filters(sampling) or not wanted:
             return step(self, token_ids, batch, kv, wanted, sampling, positions)
         count = len(wanted)

@@ -70,8 +70,10 @@ _CALLS: dict[str, tuple[object, list[object]]] = {
     "dp_logits": (None, [c_void_p, c_void_p, c_void_p, c_int, c_void_p]),
     "dp_step": (
         None,
-        [c_void_p, c_void_p, POINTER(BatchSpec), c_void_p, c_void_p, c_int]
-        + [c_void_p, c_int, c_void_p, c_int, c_void_p, c_void_p],
+        [
+            *(c_void_p, c_void_p, POINTER(BatchSpec), c_void_p, c_void_p, c_int),
+            *(c_void_p, c_int, c_void_p, c_int, c_void_p, c_void_p),
+        ],
     ),
     "dp_roll": (None, [c_void_p, POINTER(BatchSpec), c_void_p, c_void_p, c_void_p, c_int, c_void_p, c_void_p]),
     "dp_linears": (None, [c_void_p, c_int]),
