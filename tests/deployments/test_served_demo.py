@@ -148,15 +148,8 @@ def test_the_command_line_drafted_where_it_was_told_to(printed: dict[Case, list[
             assert len(line["token_ids"]) <= 1 + line["rounds"] + line["accepted"]
 
 
-def test_both_targets_at_once_share_a_draft_replica(demo: Served, printed: dict[Case, list[dict[str, Any]]]) -> None:
-    """Each begins on a replica of its own; when one of these is gone, both have the other."""
-    used = {model: demo.target(model, "describe")["draft_replica"] for model in TARGETS}
-    if used["large"] != used["small"]:
-        demo.kill_draft_replica(used["large"])
-        wait_until(lambda: demo.target("large", "describe")["draft_replica"] == used["small"])
-    accepted = sum(demo.target(model, "stats")["num_accepted"] for model in TARGETS)
-    sampled = [case for case in CASES if case.temperature]
-    asked = [(case, seed, prompt) for seed, prompt in enumerate(prompts()) for case in sampled]
+def check_all(demo: Served, asked: list[tuple[Case, int, str]], printed: dict[Case, list[dict[str, Any]]]) -> None:
+    """All at once; each gets the tokens that the command line printed."""
     with ThreadPoolExecutor(len(asked)) as threads:
         answers = threads.map(
             lambda one: streamed(
@@ -166,7 +159,23 @@ def test_both_targets_at_once_share_a_draft_replica(demo: Served, printed: dict[
         )
         for (case, seed, _), answer in zip(asked, answers, strict=True):
             assert answer.token_ids == printed[case][seed]["token_ids"]
-    assert sum(member.stats.num_mixed_passes for member in demo.pool()) > 0
+
+
+def test_both_targets_at_once_share_a_draft_replica(demo: Served, printed: dict[Case, list[dict[str, Any]]]) -> None:
+    """Each begins on a replica of its own; when one of these is gone, both have the other."""
+    used = {model: demo.target(model, "describe")["draft_replica"] for model in TARGETS}
+    if used["large"] != used["small"]:
+        demo.kill_draft_replica(used["large"])
+        wait_until(lambda: demo.target("large", "describe")["draft_replica"] == used["small"])
+    accepted = sum(demo.target(model, "stats")["num_accepted"] for model in TARGETS)
+    sampled = [case for case in CASES if case.temperature]
+    asked = [(case, seed, prompt) for seed, prompt in enumerate(prompts()) for case in sampled]
+    for _ in range(20):  # passes are short, and two targets meet in one by chance
+        check_all(demo, asked, printed)
+        if any(member.stats.num_mixed_passes for member in demo.pool()):
+            break
+    else:
+        pytest.fail("no pass held rows of both targets")
     assert sum(demo.target(model, "stats")["num_accepted"] for model in TARGETS) > accepted
 
 
