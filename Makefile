@@ -6,7 +6,7 @@ PLOTS := .venv/.bench-ready
 PEERS := .venv-openvino
 GRID := --drafter demo/models/drafter --batch 1,2,4,8,16,32
 
-.PHONY: help demo serve test check exactness bench bench-peers demo-models proto k8s format clean
+.PHONY: help demo serve test check exactness bench bench-peers bench-served demo-models proto k8s format clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -43,6 +43,10 @@ bench: $(PLOTS)  ## every engine, batch, depth and length; the bars; the README'
 	$(BIN)/draftpool bench --target demo/models/small $(GRID) --out bench/results/small.json
 	$(BIN)/python -m bench.report bench/results/large.json bench/results/small.json
 	$(BIN)/python -m bench.bars --out bench/results/bars.json
+
+bench-served: $(READY)  ## the served app against the offline engine, and memory over 2,000 requests (minutes)
+	$(BIN)/python -m bench.served
+	$(BIN)/python -m bench.memory
 
 bench-peers:  ## OpenVINO GenAI in an environment of its own, for the benchmark's peer columns
 	$(PYTHON) -m venv $(PEERS)
