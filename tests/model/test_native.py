@@ -88,6 +88,21 @@ def test_a_token_has_the_same_bits_in_any_batch_and_any_chunk(name: str, dtype: 
             assert torch.equal(one, other)
 
 
+@needs_compiler
+@torch.inference_mode()
+def test_the_number_of_threads_changes_no_bit(tmp_path: Path) -> None:
+    texts = [np.random.default_rng(4).integers(3, VOCAB, 40).tolist()]
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            found.append(logits_of(load("qwen3", tmp_path / str(threads), torch.bfloat16), texts, [[33], [7]])[0])
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
 @torch.inference_mode()
 def test_plain_torch_fails_that_test(tmp_path: Path) -> None:
     """Negative control: torch's own matrix products take another path at another width."""
