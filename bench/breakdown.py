@@ -79,7 +79,7 @@ def steps(
     model: TargetModel, decoder: NativeDecoder, prompts: list[tuple[int, ...]], temperature: float
 ) -> tuple[float, float, float]:
     """Milliseconds of a step, of its products and of its attention: medians over LONG - SHORT steps."""
-    scheduler = Scheduler(model.ledger, Off(), SchedulerConfig(len(prompts)))
+    scheduler = Scheduler(model.ledger, SchedulerConfig(len(prompts)))
     stepper = Stepper(model, Off(), scheduler, None)
     sequences = [Sequence(i, one, LENGTH) for i, one in enumerate(requests(prompts, temperature, LENGTH))]
     for sequence in sequences:

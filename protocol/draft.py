@@ -30,6 +30,9 @@ class DraftRow:
 
     tokens: the committed tokens at positions [start, base_length).
     length: how many tokens to draft at positions base_length, base_length + 1, ...; 0 only hands over context.
+    depth: its own, where it is not that of the request.
+    floor: the draft ends behind the token at which the product of its confidences is at most this; 0 never ends it.
+    probe: tell what every exit would have picked at the committed tokens that no probe has told of yet.
     """
 
     sequence_id: int
@@ -37,6 +40,9 @@ class DraftRow:
     tokens: tuple[int, ...] = field(repr=False)
     length: int
     sampling: SamplingParams
+    depth: DepthRule | None = None
+    floor: float = 0.0
+    probe: bool = False
 
     @property
     def base_length(self) -> int:
@@ -52,6 +58,18 @@ class DraftRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class Probe:
+    """Full information: what every exit would have picked at committed tokens, given the true ones before.
+
+    matches[e][i]: whether exit number e picks the committed token at position start + i; confidences alike.
+    """
+
+    start: int
+    matches: tuple[tuple[bool, ...], ...]
+    confidences: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class DraftBlock:
     """exits: the depth that each token left at. confidences: advice to the router, never to the text."""
 
@@ -61,6 +79,7 @@ class DraftBlock:
     tokens: tuple[int, ...] = field(default=(), repr=False)
     exits: tuple[int, ...] = ()
     confidences: tuple[float, ...] = ()
+    probe: Probe | None = None
 
 
 @dataclass(frozen=True, slots=True)

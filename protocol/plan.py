@@ -25,11 +25,31 @@ class DepthRule:
 
 
 @dataclass(frozen=True, slots=True)
+class Speculation:
+    """What a request asks for itself instead of its target's policy: a depth in layers and a length; length 0 is off."""
+
+    depth: int
+    length: int
+
+    def __post_init__(self) -> None:
+        if self.length and self.depth < 1:
+            raise ValueError(f"depth {self.depth} is no number of layers; length 0 turns speculation off")
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceView:
-    """remaining: tokens this sequence may still commit (max_tokens and context length both counted)."""
+    """remaining: tokens this sequence may still commit (max_tokens and context length both counted).
+
+    num_unseen: committed tokens that the pool has yet to be handed, the newest one included. drafts: whether the pool
+    would be asked (not while it is too busy for the sequence, nor past the drafter's context).
+    """
 
     num_tokens: int
     remaining: int
+    id: int = 0
+    num_unseen: int = 1
+    drafts: bool = True
+    asked: Speculation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +62,18 @@ class BatchView:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """lengths: how many tokens to draft for each decoding sequence; 0 is plain decoding. depth: None if all are 0."""
+    """lengths: how many tokens to draft for each decoding sequence; 0 is plain decoding. depth: None if all are 0.
+
+    own: where a row drafts at another depth than the batch; empty when none does.
+    floor: a draft ends behind the token at which the product of its confidences is no longer above this (Kangaroo).
+    probes: rows for which the pool is asked what every exit would have picked at the tokens committed lately.
+    """
 
     depth: DepthRule | None
     lengths: tuple[int, ...]
+    own: tuple[DepthRule | None, ...] = ()
+    floor: float = 0.0
+    probes: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.depth is None and any(self.lengths):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from protocol.errors import InvalidRequest
+from protocol.plan import Speculation
 
 SEED_BITS = 64
 MIN_TEMPERATURE = 1e-5
@@ -74,6 +75,7 @@ class GenerateRequest:
     prompt_ids: tuple[int, ...] = field(repr=False)
     sampling: SamplingParams
     stop: StopRules
+    speculation: Speculation | None = None  # None: as the target's policy decides
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class SequenceStats:
     rounds: int = 0
     drafted: int = 0
     accepted: int = 0
+    histogram: tuple[int, ...] = ()  # [n]: rounds in which n drafted tokens were accepted
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
+from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus, Probe
 from protocol.pb import draft_pb2 as pb
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
@@ -38,7 +38,7 @@ def encode_target(message: TargetMessage) -> bytes:
     draft = pb.DraftRequest(
         incarnation=message.incarnation,
         round_id=message.round_id,
-        depth=pb.DepthRule(exits=message.depth.exits, thresholds=message.depth.thresholds),
+        depth=_encode_rule(message.depth),
         rows=map(_encode_row, message.rows),
     )
     return pb.TargetMessage(draft=draft).SerializeToString()
@@ -80,20 +80,37 @@ def _encode_row(row: DraftRow) -> pb.DraftRow:
         seed=row.sampling.seed,
     )
     return pb.DraftRow(
-        sequence_id=row.sequence_id, start=row.start, tokens=row.tokens, length=row.length, sampling=sampling
+        sequence_id=row.sequence_id,
+        start=row.start,
+        tokens=row.tokens,
+        length=row.length,
+        sampling=sampling,
+        depth=_encode_rule(row.depth) if row.depth else None,
+        floor=row.floor,
+        probe=row.probe,
     )
 
 
+def _encode_rule(rule: DepthRule) -> pb.DepthRule:
+    return pb.DepthRule(exits=rule.exits, thresholds=rule.thresholds)
+
+
+def _decode_rule(rule: pb.DepthRule) -> DepthRule:
+    return DepthRule(tuple(rule.exits), tuple(rule.thresholds))
+
+
 def _decode_request(draft: pb.DraftRequest) -> DraftRequest:
-    depth = DepthRule(tuple(draft.depth.exits), tuple(draft.depth.thresholds))
-    return DraftRequest(draft.incarnation, draft.round_id, depth, tuple(map(_decode_row, draft.rows)))
+    return DraftRequest(
+        draft.incarnation, draft.round_id, _decode_rule(draft.depth), tuple(map(_decode_row, draft.rows))
+    )
 
 
 def _decode_row(row: pb.DraftRow) -> DraftRow:
     sampling = SamplingParams(
         row.sampling.temperature, row.sampling.top_k, row.sampling.top_p, row.sampling.min_p, row.sampling.seed
     )
-    return DraftRow(row.sequence_id, row.start, tuple(row.tokens), row.length, sampling)
+    depth = _decode_rule(row.depth) if row.HasField("depth") else None
+    return DraftRow(row.sequence_id, row.start, tuple(row.tokens), row.length, sampling, depth, row.floor, row.probe)
 
 
 def _encode_block(block: DraftBlock) -> pb.DraftBlock:
@@ -104,6 +121,7 @@ def _encode_block(block: DraftBlock) -> pb.DraftBlock:
         tokens=block.tokens,
         exits=block.exits,
         confidences=block.confidences,
+        probe=_encode_probe(block.probe) if block.probe else None,
     )
 
 
@@ -117,7 +135,21 @@ def _decode_blocks(blocks: Sequence[pb.DraftBlock]) -> tuple[DraftBlock, ...]:
             tuple(block.tokens),
             tuple(block.exits),
             tuple(block.confidences),
+            _decode_probe(block.probe) if block.HasField("probe") else None,
         )
         for block in blocks
         if block.status in _STATUS_OF
     )
+
+
+def _encode_probe(probe: Probe) -> pb.Probe:
+    exits = [
+        pb.ProbedExit(matches=matches, confidences=confidences)
+        for matches, confidences in zip(probe.matches, probe.confidences, strict=True)
+    ]
+    return pb.Probe(start=probe.start, exits=exits)
+
+
+def _decode_probe(probe: pb.Probe) -> Probe:
+    matches = tuple(tuple(exit_.matches) for exit_ in probe.exits)
+    return Probe(probe.start, matches, tuple(tuple(exit_.confidences) for exit_ in probe.exits))

@@ -9,11 +9,11 @@ not drafted, since all of them would wait for it; past the drafter's context (TO
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
 from protocol.draft import DraftBlock, DraftClient, DraftRequest, DraftRow, DraftStatus
-from protocol.plan import DepthRule
+from protocol.plan import DepthRule, Plan
 from targets.sequence import Sequence as Decoding
 
 MAX_SILENCE = 64  # rounds
@@ -25,6 +25,20 @@ class _Ask:
     sent: int = 0
     silent_until: float = 0  # round number
     silence: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Drafts:
+    """blocks: one per decoding sequence, None where no draft is to be had, cut to the target's vocabulary.
+
+    num_fed: committed tokens that each row handed over. wait_ms: queued at the pool. answered: False for a round that
+    asked in vain.
+    """
+
+    blocks: tuple[DraftBlock | None, ...]
+    num_fed: tuple[int, ...] = ()
+    wait_ms: float = 0.0
+    answered: bool = True
 
 
 @dataclass(slots=True)
@@ -42,20 +56,35 @@ class Drafting:
         if rows:
             self.client.open(DraftRequest(self.incarnation, self._round, depth, rows))
 
-    def draft(self, decoding: Sequence[Decoding], lengths: Sequence[int], depth: DepthRule) -> list[tuple[int, ...]]:
-        """A draft for each sequence, at most its length long and empty when there is none to be had."""
+    def num_unseen(self, sequence: Decoding) -> int:
+        """Committed tokens that the pool has yet to be handed."""
+        ask = self._asks.get(sequence.id)
+        return len(sequence.tokens) - (ask.sent if ask else 0)
+
+    def is_silent(self, sequence: Decoding) -> bool:
+        """Whether a draft for this sequence would not be asked for in the coming round."""
+        ask = self._asks.get(sequence.id)
+        return ask is not None and ask.silent_until > self._round + 1
+
+    def draft(self, decoding: Sequence[Decoding], plan: Plan) -> Drafts:
+        """Drafts of at most the planned lengths, and the probes; depth must be given where there is any."""
         self._round += 1
-        wanting = {s.id: (s, length) for s, length in zip(decoding, lengths, strict=True) if length}
-        asking = [number for number in wanting if self._ask(number).silent_until <= self._round]
-        if len(asking) <= MIN_SHARE * len(wanting):
-            return [()] * len(decoding)
-        rows = {number: self._row(*wanting[number]) for number in asking}
-        reply = self.client.draft(DraftRequest(self.incarnation, self._round, depth, tuple(rows.values())))
+        nothing = Drafts((None,) * len(decoding), (0,) * len(decoding))
+        wanting = [index for index, length in enumerate(plan.lengths) if length or index in plan.probes]
+        asking = [index for index in wanting if self._ask(decoding[index].id).silent_until <= self._round]
+        if plan.depth is None or len(asking) <= MIN_SHARE * len(wanting):
+            return nothing
+        rows = {decoding[index].id: self._planned_row(decoding[index], plan, index) for index in asking}
+        reply = self.client.draft(DraftRequest(self.incarnation, self._round, plan.depth, tuple(rows.values())))
         if reply is None:
             self._take_back(rows.values())
-            return [()] * len(decoding)
+            return replace(nothing, answered=False)
         blocks = {block.sequence_id: block for block in reply.blocks}
-        return [self._read(rows.get(sequence.id), blocks.get(sequence.id)) for sequence in decoding]
+        return Drafts(
+            tuple(self._read(rows.get(sequence.id), blocks.get(sequence.id)) for sequence in decoding),
+            tuple(len(rows[sequence.id].tokens) if sequence.id in rows else 0 for sequence in decoding),
+            reply.wait_ms,
+        )
 
     def close(self, sequence: Decoding) -> None:
         if self._asks.pop(sequence.id, None) is not None:
@@ -70,14 +99,26 @@ class Drafting:
     def _ask(self, sequence_id: int) -> _Ask:
         return self._asks.setdefault(sequence_id, _Ask())
 
-    def _row(self, sequence: Decoding, length: int) -> DraftRow:
+    def _planned_row(self, sequence: Decoding, plan: Plan, index: int) -> DraftRow:
+        own = plan.own[index] if plan.own else None
+        return self._row(sequence, plan.lengths[index], own, plan.floor, index in plan.probes)
+
+    def _row(
+        self,
+        sequence: Decoding,
+        length: int,
+        depth: DepthRule | None = None,
+        floor: float = 0.0,
+        probe: bool = False,
+    ) -> DraftRow:
         ask = self._ask(sequence.id)
         start, ask.sent = ask.sent, len(sequence.tokens)
-        return DraftRow(sequence.id, start, tuple(sequence.tokens[start:]), length, sequence.request.sampling)
+        tokens = tuple(sequence.tokens[start:])
+        return DraftRow(sequence.id, start, tokens, length, sequence.request.sampling, depth, floor, probe)
 
-    def _read(self, row: DraftRow | None, block: DraftBlock | None) -> tuple[int, ...]:
+    def _read(self, row: DraftRow | None, block: DraftBlock | None) -> DraftBlock | None:
         if row is None or block is None or block.base_length != row.base_length:
-            return ()
+            return None
         ask = self._ask(row.sequence_id)
         match block.status:
             case DraftStatus.OK:
@@ -90,4 +131,14 @@ class Drafting:
                 ask.silent_until = self._round + ask.silence
             case DraftStatus.TOO_LONG:
                 ask.silent_until = float("inf")
-        return tuple(takewhile(lambda token: token < self.vocab_size, block.tokens[: row.length]))
+        known = sum(1 for _ in takewhile(lambda token: token < self.vocab_size, block.tokens[: row.length]))
+        return block if known == len(block.tokens) else _cut(block, known)
+
+
+def _cut(block: DraftBlock, length: int) -> DraftBlock:
+    return replace(
+        block,
+        tokens=block.tokens[:length],
+        exits=block.exits[:length],
+        confidences=block.confidences[:length],
+    )

@@ -61,7 +61,7 @@ class Engine:
         self.config = config or EngineConfig()
         self.max_length = min(model.max_length, self.config.max_model_len or model.max_length)
         self._model = model
-        scheduler = Scheduler(model.ledger, policy, SchedulerConfig(self.config.max_batch, self.config.prefill_chunk))
+        scheduler = Scheduler(model.ledger, SchedulerConfig(self.config.max_batch, self.config.prefill_chunk))
         self._drafting = (
             Drafting(draft_client, self.config.incarnation, model.decoder.config.vocab_size) if draft_client else None
         )

@@ -96,7 +96,7 @@ def overhead_ms(model: TargetModel, num_rows: int, clock: Clock = time.perf_coun
     The median of a few real steps, with drafts that cost nothing and are hardly ever right.
     """
     policy = Fixed(DepthRule((1,)), DRAFT_LENGTH)
-    scheduler = Scheduler(model.ledger, policy, SchedulerConfig(num_rows, prefill_chunk=num_rows))
+    scheduler = Scheduler(model.ledger, SchedulerConfig(num_rows, prefill_chunk=num_rows))
     drafting = Drafting(_InstantClient(), "profile", model.decoder.config.vocab_size)
     stepper = Stepper(model, policy, scheduler, drafting, clock)
     stop = StopRules(2 + NUM_STEPS * (DRAFT_LENGTH + 1))

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model.pages import PageLedger
-from protocol.plan import BatchView, DepthRule, Plan
-from router.policy import Policy
+from protocol.plan import Plan
 from targets.sequence import Sequence
 
 
@@ -27,19 +26,17 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """One step. lengths: one per decoding sequence. chunks: (sequence, number of prompt tokens)."""
+    """One step. plan: of the decoding sequences, as far as pages reach. chunks: (sequence, number of prompt tokens)."""
 
     decoding: tuple[Sequence, ...]
-    depth: DepthRule | None
-    lengths: tuple[int, ...]
+    plan: Plan
     chunks: tuple[tuple[Sequence, int], ...]
     num_preempted: int = 0
 
 
 class Scheduler:
-    def __init__(self, ledger: PageLedger, policy: Policy, config: SchedulerConfig) -> None:
+    def __init__(self, ledger: PageLedger, config: SchedulerConfig) -> None:
         self._ledger = ledger
-        self._policy = policy
         self._config = config
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of admission, oldest first
@@ -47,6 +44,10 @@ class Scheduler:
     @property
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
+
+    @property
+    def decoding(self) -> list[Sequence]:
+        return [sequence for sequence in self.running if sequence.is_decoding]
 
     def add(self, sequence: Sequence) -> None:
         self.waiting.append(sequence)
@@ -74,17 +75,13 @@ class Scheduler:
             admitted.append(sequence)
         return admitted
 
-    def schedule(self) -> Schedule:
-        decoding = [s for s in self.running if s.is_decoding]
-        view = BatchView(tuple(s.view for s in decoding), len(self.running) - len(decoding))
-        plan = self._policy.plan(view)
+    def schedule(self, decoding: list[Sequence], plan: Plan) -> Schedule:
+        """plan: one length for each of the decoding sequences, which lose the ones that are preempted."""
         lengths = self._affordable(decoding, plan)
         num_preempted = self._reserve(decoding, lengths)
-        del lengths[len(decoding) :]
         return Schedule(
             decoding=tuple(decoding),
-            depth=plan.depth if any(lengths) else None,
-            lengths=tuple(lengths),
+            plan=_cut(plan, lengths[: len(decoding)]),
             chunks=tuple(chunks(self.running, self._config.prefill_chunk)),
             num_preempted=num_preempted,
         )
@@ -116,6 +113,16 @@ class Scheduler:
         victim.computed = 0
         self.waiting.appendleft(victim)
         return victim
+
+
+def _cut(plan: Plan, lengths: list[int]) -> Plan:
+    """What is left of the plan: its first rows, with these lengths."""
+    num_rows = len(lengths)
+    if tuple(lengths) == plan.lengths:
+        return plan
+    probes = tuple(row for row in plan.probes if row < num_rows)
+    depth = plan.depth if any(lengths) or probes else None
+    return replace(plan, depth=depth, lengths=tuple(lengths), own=plan.own[:num_rows], probes=probes)
 
 
 def chunks(running: Iterable[Sequence], budget: int) -> list[tuple[Sequence, int]]:

@@ -25,6 +25,7 @@ class Sequence:
     rounds: int = 0
     drafted: int = 0
     accepted: int = 0
+    histogram: list[int] = field(default_factory=list)  # [n]: rounds in which n drafted tokens were accepted
     finish_reason: FinishReason | None = None
     num_prompt: int = field(init=False)
 
@@ -51,12 +52,19 @@ class Sequence:
         return end - len(self.tokens)
 
     @property
-    def view(self) -> SequenceView:
-        return SequenceView(num_tokens=len(self.tokens), remaining=self.remaining)
-
-    @property
     def stats(self) -> SequenceStats:
-        return SequenceStats(self.rounds, self.drafted, self.accepted)
+        return SequenceStats(self.rounds, self.drafted, self.accepted, tuple(self.histogram))
+
+    def view(self, num_unseen: int, drafts: bool) -> SequenceView:
+        return SequenceView(len(self.tokens), self.remaining, self.id, num_unseen, drafts, self.request.speculation)
+
+    def count(self, drafted: int, accepted: int) -> None:
+        """One round."""
+        self.rounds += 1
+        self.drafted += drafted
+        self.accepted += accepted
+        self.histogram += [0] * (accepted + 1 - len(self.histogram))
+        self.histogram[accepted] += 1
 
     def commit(self, run: Run[int]) -> tuple[int, ...]:
         """Append what the stop rules leave of a run, and return it. Sets finish_reason at the end."""

@@ -6,11 +6,13 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from protocol.plan import BatchView
+from protocol.draft import DraftBlock
+from protocol.outcome import RoundOutcome, RowOutcome
+from protocol.plan import BatchView, Plan
 from protocol.request import TokenRun
 from protocol.stats import StepStats
-from router.policy import Policy
-from targets.drafting import Drafting
+from router.policy import Policy, granted
+from targets.drafting import Drafting, Drafts
 from targets.model import ForwardRow, TargetModel
 from targets.scheduler import Schedule, Scheduler
 from targets.sequence import Sequence
@@ -25,6 +27,15 @@ class Turn:
 
     runs: tuple[TokenRun, ...]
     stats: StepStats
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Of one step, in ms; rest_ms: what went by outside draft and verify since the last step, idle waiting left out."""
+
+    draft_ms: float
+    verify_ms: float
+    rest_ms: float
 
 
 class Stepper:
@@ -43,34 +54,43 @@ class Stepper:
         self.scheduler = scheduler
         self.drafting = drafting
         self.clock = clock
+        self._verified: float | None = None  # when the last step's pass ended, unless there was nothing left to do
 
     def step(self) -> Turn:
+        began = self.clock()
         schedule = self.plan()
         start = self.clock()
         drafts = self.draft(schedule)
         drafted = self.clock()
         picks = self.verify(schedule, drafts)
         verified = self.clock()
-        return self.commit(
-            schedule, drafts, picks, draft_ms=1e3 * (drafted - start), verify_ms=1e3 * (verified - drafted)
-        )
+        rest = start - (self._verified or began)
+        times = Times(1e3 * (drafted - start), 1e3 * (verified - drafted), 1e3 * rest)
+        turn = self.commit(schedule, drafts, picks, times)
+        self._verified = verified if self.scheduler.has_work else None
+        return turn
 
     def plan(self) -> Schedule:
         admitted = self.scheduler.admit()
-        if self.drafting and admitted:
-            depth = self.policy.plan(BatchView(tuple(sequence.view for sequence in admitted))).depth
-            if depth is not None:
-                self.drafting.open(admitted, depth)
-        return self.scheduler.schedule()
+        depth = self.policy.opening()
+        if self.drafting and admitted and depth is not None:
+            self.drafting.open(admitted, depth)
+        decoding = self.scheduler.decoding
+        return self.scheduler.schedule(decoding, self._planned(decoding))
 
-    def draft(self, schedule: Schedule) -> list[tuple[int, ...]]:
-        if self.drafting is None or schedule.depth is None:
-            return [()] * len(schedule.decoding)
-        return self.drafting.draft(schedule.decoding, schedule.lengths, schedule.depth)
+    def draft(self, schedule: Schedule) -> Drafts:
+        """What is worth verifying of the drafts that the pool gives."""
+        if self.drafting is None or schedule.plan.depth is None:
+            return Drafts((None,) * len(schedule.decoding))
+        return self.drafting.draft(schedule.decoding, schedule.plan)
 
-    def verify(self, schedule: Schedule, drafts: list[tuple[int, ...]]) -> list[list[int]]:
+    def verify(self, schedule: Schedule, drafts: Drafts) -> list[list[int]]:
         """The target's picks: one list per decoding sequence, then one per chunk, empty inside a prompt."""
-        rows = [*map(_verify_row, schedule.decoding, drafts), *(_chunk_row(*chunk) for chunk in schedule.chunks)]
+        lengths = self.policy.prune(schedule.plan, drafts.blocks)
+        rows = [
+            *map(_verify_row, schedule.decoding, drafts.blocks, lengths),
+            *(_chunk_row(*chunk) for chunk in schedule.chunks),
+        ]
         if not rows:
             return []
         sequences = [*schedule.decoding, *(sequence for sequence, _ in schedule.chunks)]
@@ -82,45 +102,50 @@ class Stepper:
         picks = iter(self.model.pick(rows, [sampling for sampling, _ in wanted], [at for _, at in wanted]))
         return [[next(picks) for _ in range(row.num_logits)] for row in rows]
 
-    def commit(
-        self,
-        schedule: Schedule,
-        drafts: list[tuple[int, ...]],
-        picks: list[list[int]],
-        draft_ms: float,
-        verify_ms: float,
-    ) -> Turn:
-        runs = []
+    def commit(self, schedule: Schedule, drafts: Drafts, picks: list[list[int]], times: Times) -> Turn:
+        """picks: as `verify` returns them, one more for a sequence than drafted tokens were verified."""
+        runs, rows = [], []
         num_decoding = len(schedule.decoding)
-        before = sum(sequence.accepted for sequence in schedule.decoding)
-        for sequence, draft, own in zip(schedule.decoding, drafts, picks[:num_decoding], strict=True):
-            accepted = num_accepted(own, draft)
-            sequence.rounds += 1
-            sequence.drafted += len(draft)
-            sequence.accepted += accepted
+        context = sum(len(sequence.tokens) for sequence in schedule.decoding) / max(num_decoding, 1)
+        for index, (sequence, own) in enumerate(zip(schedule.decoding, picks[:num_decoding], strict=True)):
+            rows.append(_outcome(sequence, own, drafts, index))
+            accepted = rows[-1].accepted
+            sequence.count(rows[-1].num_verified, accepted)
             sequence.computed += 1 + accepted
             runs.append(self._commit_run(sequence, own[: accepted + 1]))
         for (sequence, size), own in zip(schedule.chunks, picks[num_decoding:], strict=True):
             sequence.computed += size
             if own:
                 runs.append(self._commit_run(sequence, own))
-        stats = StepStats(
-            num_decoding=num_decoding,
+        outcome = RoundOutcome(
+            plan=schedule.plan,
+            rows=tuple(rows),
+            context=context,
+            draft_ms=times.draft_ms,
+            wait_ms=drafts.wait_ms,
+            verify_ms=times.verify_ms,
+            rest_ms=times.rest_ms,
             num_prefill_tokens=sum(size for _, size in schedule.chunks),
-            num_preempted=schedule.num_preempted,
-            drafted=sum(map(len, drafts)),
-            accepted=sum(sequence.accepted for sequence in schedule.decoding) - before,
-            committed=sum(len(run.token_ids) for run in runs),
-            draft_ms=draft_ms,
-            verify_ms=verify_ms,
+            answered=drafts.answered,
         )
-        return Turn(tuple(runs), stats)
+        self.policy.observe(outcome)
+        return Turn(tuple(runs), _stats(outcome, runs, schedule.num_preempted))
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a finished or cancelled sequence, here and at the pool."""
         self.scheduler.remove(sequence)
         if self.drafting:
             self.drafting.close(sequence)
+
+    def _planned(self, decoding: list[Sequence]) -> Plan:
+        drafting = self.drafting
+        if not decoding or drafting is None:
+            return Plan(None, (0,) * len(decoding))
+        views = tuple(
+            sequence.view(drafting.num_unseen(sequence), not drafting.is_silent(sequence)) for sequence in decoding
+        )
+        view = BatchView(views, len(self.scheduler.running) - len(decoding))
+        return granted(view, self.policy.plan(view))
 
     def _commit_run(self, sequence: Sequence, run: list[int]) -> TokenRun:
         index = sequence.num_generated
@@ -132,8 +157,32 @@ class Stepper:
         return TokenRun(sequence.request.request_id, index, kept, sequence.finish_reason, sequence.stats)
 
 
-def _verify_row(sequence: Sequence, draft: tuple[int, ...]) -> ForwardRow:
-    tokens = [sequence.tokens[-1], *draft]
+def _outcome(sequence: Sequence, own: list[int], drafts: Drafts, index: int) -> RowOutcome:
+    block = drafts.blocks[index]
+    if block is None:
+        return RowOutcome(sequence.id, 0, 0)
+    num_verified = len(own) - 1
+    accepted = num_accepted(own, block.tokens[:num_verified])
+    return RowOutcome(
+        sequence.id, accepted, num_verified, block.exits, block.confidences, drafts.num_fed[index], block.probe
+    )
+
+
+def _stats(outcome: RoundOutcome, runs: list[TokenRun], num_preempted: int) -> StepStats:
+    return StepStats(
+        num_decoding=len(outcome.rows),
+        num_prefill_tokens=outcome.num_prefill_tokens,
+        num_preempted=num_preempted,
+        drafted=sum(row.num_verified for row in outcome.rows),
+        accepted=sum(row.accepted for row in outcome.rows),
+        committed=sum(len(run.token_ids) for run in runs),
+        draft_ms=outcome.draft_ms,
+        verify_ms=outcome.verify_ms,
+    )
+
+
+def _verify_row(sequence: Sequence, block: DraftBlock | None, length: int) -> ForwardRow:
+    tokens = [sequence.tokens[-1], *(block.tokens[:length] if block else ())]
     return ForwardRow(sequence.id, sequence.computed, tokens, num_logits=len(tokens))
 
 

@@ -55,18 +55,24 @@ class DepthRule(_message.Message):
     def __init__(self, exits: _Optional[_Iterable[int]] = ..., thresholds: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class DraftRow(_message.Message):
-    __slots__ = ("sequence_id", "start", "tokens", "length", "sampling")
+    __slots__ = ("sequence_id", "start", "tokens", "length", "sampling", "depth", "floor", "probe")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    DEPTH_FIELD_NUMBER: _ClassVar[int]
+    FLOOR_FIELD_NUMBER: _ClassVar[int]
+    PROBE_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     start: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
     length: int
     sampling: SamplingParams
-    def __init__(self, sequence_id: _Optional[int] = ..., start: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., length: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ...) -> None: ...
+    depth: DepthRule
+    floor: float
+    probe: bool
+    def __init__(self, sequence_id: _Optional[int] = ..., start: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., length: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., depth: _Optional[_Union[DepthRule, _Mapping]] = ..., floor: _Optional[float] = ..., probe: _Optional[bool] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
     __slots__ = ("temperature", "top_k", "top_p", "min_p", "seed")
@@ -103,17 +109,35 @@ class DraftReply(_message.Message):
     def __init__(self, incarnation: _Optional[str] = ..., round_id: _Optional[int] = ..., blocks: _Optional[_Iterable[_Union[DraftBlock, _Mapping]]] = ..., wait_ms: _Optional[float] = ...) -> None: ...
 
 class DraftBlock(_message.Message):
-    __slots__ = ("sequence_id", "base_length", "status", "tokens", "exits", "confidences")
+    __slots__ = ("sequence_id", "base_length", "status", "tokens", "exits", "confidences", "probe")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     BASE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     EXITS_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCES_FIELD_NUMBER: _ClassVar[int]
+    PROBE_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     base_length: int
     status: Status
     tokens: _containers.RepeatedScalarFieldContainer[int]
     exits: _containers.RepeatedScalarFieldContainer[int]
     confidences: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, sequence_id: _Optional[int] = ..., base_length: _Optional[int] = ..., status: _Optional[_Union[Status, str]] = ..., tokens: _Optional[_Iterable[int]] = ..., exits: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ...) -> None: ...
+    probe: Probe
+    def __init__(self, sequence_id: _Optional[int] = ..., base_length: _Optional[int] = ..., status: _Optional[_Union[Status, str]] = ..., tokens: _Optional[_Iterable[int]] = ..., exits: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ...) -> None: ...
+
+class Probe(_message.Message):
+    __slots__ = ("start", "exits")
+    START_FIELD_NUMBER: _ClassVar[int]
+    EXITS_FIELD_NUMBER: _ClassVar[int]
+    start: int
+    exits: _containers.RepeatedCompositeFieldContainer[ProbedExit]
+    def __init__(self, start: _Optional[int] = ..., exits: _Optional[_Iterable[_Union[ProbedExit, _Mapping]]] = ...) -> None: ...
+
+class ProbedExit(_message.Message):
+    __slots__ = ("matches", "confidences")
+    MATCHES_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCES_FIELD_NUMBER: _ClassVar[int]
+    matches: _containers.RepeatedScalarFieldContainer[bool]
+    confidences: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, matches: _Optional[_Iterable[bool]] = ..., confidences: _Optional[_Iterable[float]] = ...) -> None: ...

@@ -25,7 +25,7 @@ def test_the_parts_add_up_to_the_step(tmp_path: Path, temperature: float) -> Non
     parts = step.products_ms + step.attention_ms + step.sampling_ms + step.bookkeeping_ms
     assert parts == pytest.approx(step.step_ms, abs=1e-3)
     assert min(step.products_ms, step.attention_ms, step.sampling_ms) > 0
-    assert step.share == pytest.approx(step.bookkeeping_ms / step.step_ms, abs=1e-3)
+    assert step.share == pytest.approx(step.bookkeeping_ms / step.step_ms, abs=2e-4 / step.step_ms)
 
 
 def test_plain_torch_has_no_clocks_to_read(tmp_path: Path) -> None:

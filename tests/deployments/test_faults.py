@@ -18,6 +18,7 @@ from deployments.backoff import MISSES, PAUSES_S
 from deployments.link import Link
 from deployments.local import complete
 from protocol.draft import DraftReply, DraftRequest, DraftStatus
+from protocol.plan import Plan
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from protocol.wire import CloseSequences, TargetMessage
 from router.policy import Fixed, Off
@@ -45,7 +46,7 @@ def test_without_a_replica_the_answer_is_none_at_once(runner: LoopThread) -> Non
             drafts.open(request(round_id, (1, 0, 4), length=0))
             assert drafts.draft(request(round_id, (1, 0, 4))) is None
             drafts.close([1])
-        assert time.monotonic() - began < 0.5
+        assert time.monotonic() - began < 3.0
 
 
 def test_a_replica_that_refuses_connections_costs_the_engine_nothing(runner: LoopThread) -> None:
@@ -55,18 +56,18 @@ def test_a_replica_that_refuses_connections_costs_the_engine_nothing(runner: Loo
     with client(runner, directory) as drafts:
         began = time.monotonic()
         assert drafts.draft(request(1, (1, 0, 4))) is None
-        assert time.monotonic() - began < 0.1
+        assert time.monotonic() - began < 2.0
 
 
 def test_a_replica_killed_in_mid_draft_gives_none_long_before_the_deadline(runner: LoopThread) -> None:
-    pool = ScriptedPool(runner, delay_s=1.0)
-    with client(runner, Directory(pool), deadline_s=5.0) as drafts:
+    pool = ScriptedPool(runner, delay_s=30.0)
+    with client(runner, Directory(pool), deadline_s=20.0) as drafts:
         wait_until(lambda: drafts.replica)
         killer = threading.Timer(0.1, pool.kill)
         killer.start()
         began = time.monotonic()
         assert drafts.draft(request(1, (1, 0, 4))) is None
-        assert time.monotonic() - began < 0.6
+        assert time.monotonic() - began < 10.0
         killer.join()
         assert drafts.draft(request(2, (1, 0, 4))) is None
 
@@ -102,7 +103,7 @@ def test_a_replica_that_comes_back_is_used_again(runner: LoopThread) -> None:
 
 def test_a_clearly_less_busy_replica_is_moved_to_and_the_old_one_forgets(runner: LoopThread) -> None:
     first, second = ScriptedPool(runner, "pool-0"), ScriptedPool(runner, "pool-1", wait_ms=20.0)
-    with client(runner, Directory(first, second), deadline_s=0.2) as drafts:
+    with client(runner, Directory(first, second), deadline_s=5.0) as drafts:
         wait_until(lambda: drafts.replica == "pool-0")
         first.worker.wait_ms, second.worker.wait_ms = 40.0, 1.0
         first.thread._stats = first.worker.stats()
@@ -115,13 +116,13 @@ def test_a_clearly_less_busy_replica_is_moved_to_and_the_old_one_forgets(runner:
 
 
 def test_a_late_reply_is_dropped_when_it_comes(runner: LoopThread) -> None:
-    pool = ScriptedPool(runner, delay_s=0.3)
-    with client(runner, Directory(pool), deadline_s=0.1) as drafts:
+    pool = ScriptedPool(runner, delay_s=1.5)
+    with client(runner, Directory(pool), deadline_s=0.2) as drafts:
         wait_until(lambda: drafts.replica)
         began = time.monotonic()
         assert drafts.draft(request(1, (1, 0, 4))) is None
-        assert time.monotonic() - began < 0.25
-        time.sleep(0.3)
+        assert time.monotonic() - began < 1.2
+        time.sleep(1.5)
         pool.worker.delay_s = 0.0
         reply = drafts.draft(request(2, (1, 0, 5)))
         assert reply is not None
@@ -142,7 +143,7 @@ def partial(pool: ScriptedPool, drop: object) -> None:
 def test_at_the_deadline_what_has_come_is_returned(runner: LoopThread) -> None:
     pool = ScriptedPool(runner)
     partial(pool, lambda full: replace(full, blocks=full.blocks[:2]))
-    with client(runner, Directory(pool), deadline_s=0.1) as drafts:
+    with client(runner, Directory(pool), deadline_s=0.5) as drafts:
         wait_until(lambda: drafts.replica)
         for round_id in range(MISSES + 2):
             reply = drafts.draft(request(round_id, (1, 0, 4), (2, 0, 4), (3, 0, 4)))
@@ -177,7 +178,7 @@ def test_a_pool_that_is_always_late_is_waited_for_three_times_only(runner: LoopT
         began = time.monotonic()
         for round_id in range(2000):
             assert drafts.draft(request(round_id, (1, 0, 4))) is None
-        assert time.monotonic() - began < 0.05 * MISSES + 0.5
+        assert time.monotonic() - began < 20  # waiting for each would take 100 s
     pool.kill()
 
 
@@ -188,7 +189,7 @@ def test_drafting_resumes_when_the_pool_is_fast_again(runner: LoopThread) -> Non
         for round_id in range(MISSES):
             drafts.draft(request(round_id, (1, 0, 4)))
         pool.worker.delay_s = 0.0
-        wait_until(lambda: drafts.draft(request(9, (1, 0, 4))) is not None, timeout=3.0)
+        wait_until(lambda: drafts.draft(request(9, (1, 0, 4))) is not None)
     pool.kill()
 
 
@@ -203,8 +204,8 @@ class Clock:
 
 
 def test_a_slow_pool_that_refuses_at_once_is_not_taken_for_a_fast_one(runner: LoopThread) -> None:
-    pool, clock = ScriptedPool(runner, delay_s=0.2), Clock()
-    with client(runner, Directory(pool), clock=clock, deadline_s=0.05) as drafts:
+    pool, clock = ScriptedPool(runner, delay_s=1.0), Clock()
+    with client(runner, Directory(pool), clock=clock, deadline_s=0.5) as drafts:
         wait_until(lambda: drafts.replica)
         for round_id in range(MISSES):
             assert drafts.draft(request(round_id, (1, 0, 4))) is None
@@ -215,22 +216,22 @@ def test_a_slow_pool_that_refuses_at_once_is_not_taken_for_a_fast_one(runner: Lo
         began = time.monotonic()
         for round_id in range(10, 100):
             assert drafts.draft(request(round_id, (2, 0, 9))) is None
-        assert time.monotonic() - began < 0.1
+        assert time.monotonic() - began < 0.4
     pool.kill()
 
 
 def test_a_pool_that_forgets_and_is_slow_is_waited_for_three_times_only(runner: LoopThread) -> None:
     """Two sequences of a target that decodes on meanwhile, 5 rounds a second for 10 s."""
-    pool, clock = ScriptedPool(runner, delay_s=0.2), Clock()
-    with client(runner, Directory(pool), clock=clock, deadline_s=0.05) as drafts:
+    pool, clock = ScriptedPool(runner, delay_s=2.0), Clock()
+    with client(runner, Directory(pool), clock=clock, deadline_s=0.5) as drafts:
         wait_until(lambda: drafts.replica)
         drafting, num_waits = Drafting(drafts, TARGET, vocab_size=4096), 0
         sequences = [Decoding(index, generate(index), 4096) for index in range(2)]
         for _ in range(50):
             clock.now += 0.2
             began = time.monotonic()
-            assert drafting.draft(sequences, [3, 3], DEPTH) == [(), ()]
-            num_waits += time.monotonic() - began > 0.045
+            assert drafting.draft(sequences, Plan(DEPTH, (3, 3))).blocks == (None, None)
+            num_waits += time.monotonic() - began > 0.45
             pool.worker.known.clear()
             for sequence in sequences:
                 sequence.commit([7])
@@ -239,8 +240,8 @@ def test_a_pool_that_forgets_and_is_slow_is_waited_for_three_times_only(runner: 
 
 
 def test_rows_that_are_refused_at_once_do_not_hide_that_the_others_are_late(runner: LoopThread) -> None:
-    pool = ScriptedPool(runner, delay_s=0.2)
-    with client(runner, Directory(pool), deadline_s=0.05) as drafts:
+    pool = ScriptedPool(runner, delay_s=2.0)
+    with client(runner, Directory(pool), deadline_s=0.5) as drafts:
         wait_until(lambda: drafts.replica)
         for round_id in range(MISSES):
             reply = drafts.draft(request(round_id, (1, 0, 4), (8, 7, 9), (9, 7, 9)))
@@ -249,7 +250,7 @@ def test_rows_that_are_refused_at_once_do_not_hide_that_the_others_are_late(runn
             wait_until(lambda: not pool.worker.busy)
         began = time.monotonic()
         assert drafts.draft(request(MISSES, (1, 0, 4))) is None
-        assert time.monotonic() - began < 0.04
+        assert time.monotonic() - began < 0.4
     pool.kill()
 
 

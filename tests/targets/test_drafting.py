@@ -5,7 +5,7 @@ import itertools
 import pytest
 
 from protocol.draft import DraftBlock, DraftReply, DraftStatus
-from protocol.plan import DepthRule
+from protocol.plan import DepthRule, Plan
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from targets.drafting import MAX_SILENCE, Drafting
 from targets.sequence import Sequence
@@ -45,10 +45,15 @@ def sequence(number: int = 0) -> Sequence:
     return Sequence(number, GenerateRequest(str(number), (1, 2, 3), SamplingParams(seed=9), StopRules(5000)), 9999)
 
 
+def tokens(drafting: Drafting, members: list[Sequence], lengths: list[int]) -> list[tuple[int, ...]]:
+    drafts = drafting.draft(members, Plan(RULE, tuple(lengths)))
+    return [block.tokens if block else () for block in drafts.blocks]
+
+
 def rounds(client: Recorder, count: int) -> tuple[Drafting, Sequence]:
     drafting, member = Drafting(client, "engine", VOCAB), sequence()
     for _ in range(count):
-        drafting.draft([member], [2], RULE)
+        tokens(drafting, [member], [2])
         member.commit([7])
     return drafting, member
 
@@ -59,7 +64,7 @@ def test_each_token_is_handed_over_once():
     drafting.open([member], RULE)
     for _ in range(2):
         member.commit([7])
-        drafting.draft([member], [2], RULE)
+        tokens(drafting, [member], [2])
     rows = [request.rows[0] for request in client.opened + client.requests]
     assert [(row.start, row.tokens, row.length) for row in rows] == [(0, (1, 2, 3), 0), (3, (7,), 2), (4, (7,), 2)]
     assert rows[0].sampling == member.request.sampling
@@ -68,10 +73,37 @@ def test_each_token_is_handed_over_once():
 def test_rows_of_length_zero_are_not_sent_and_a_round_of_them_asks_nothing():
     client = Recorder()
     drafting = Drafting(client, "engine", VOCAB)
-    assert drafting.draft([sequence(0), sequence(1)], [0, 3], RULE) == [(), (5, 5, 5)]
+    assert tokens(drafting, [sequence(0), sequence(1)], [0, 3]) == [(), (5, 5, 5)]
     assert [row.sequence_id for row in client.requests[0].rows] == [1]
-    drafting.draft([sequence(0)], [0], RULE)
+    tokens(drafting, [sequence(0)], [0])
     assert len(client.requests) == 1
+
+
+def test_a_row_is_asked_for_what_the_plan_says_of_it():
+    client = Recorder()
+    drafting, deep = Drafting(client, "engine", VOCAB), DepthRule((4,))
+    members = [sequence(number) for number in range(3)]
+    plan = Plan(RULE, (2, 0, 1), own=(None, None, deep), floor=0.25, probes=(1, 2))
+    drafts = drafting.draft(members, plan)
+    rows = client.requests[0].rows
+    assert [(row.sequence_id, row.length, row.depth, row.probe) for row in rows] == [
+        (0, 2, None, False),
+        (1, 0, None, True),
+        (2, 1, deep, True),
+    ]
+    assert {row.floor for row in rows} == {0.25}
+    assert drafts.num_fed == (3, 3, 3)
+    assert [drafting.num_unseen(member) for member in (*members, sequence(3))] == [0, 0, 0, 3]
+
+
+def test_a_busy_pool_makes_a_sequence_silent_for_the_rounds_that_it_will_not_ask_in():
+    drafting, member = Drafting(Recorder(DraftStatus.BUSY), "engine", VOCAB), sequence()
+    asked = []
+    for _ in range(20):
+        silent, before = drafting.is_silent(member), len(drafting.client.requests)
+        tokens(drafting, [member], [2])
+        asked.append((silent, len(drafting.client.requests) > before))
+    assert set(asked) == {(True, False), (False, True)}
 
 
 def test_a_pool_that_forgot_gets_everything_again():
@@ -110,7 +142,7 @@ def test_a_batch_does_not_wait_for_a_pool_that_serves_few_of_its_rows(batch, at_
     drafting = Drafting(client, "engine", VOCAB)
     members = [sequence(number) for number in range(batch)]
     for _ in range(300):
-        drafting.draft(members, [2] * batch, RULE)
+        tokens(drafting, members, [2] * batch)
     assert at_least <= len(client.requests) <= at_most
 
 
@@ -124,19 +156,19 @@ def test_after_a_missed_deadline_the_same_tokens_are_handed_over_again():
     client = Recorder(status=None)
     drafting, member = rounds(client, 2)
     assert drafting.num_missed == 2
-    assert drafting.draft([member], [2], RULE) == [()]
+    assert tokens(drafting, [member], [2]) == [()]
     assert [request.rows[0].start for request in client.requests] == [0, 0, 0]
 
 
 def test_a_block_for_another_base_is_dropped_and_a_long_one_is_cut():
     drafting = Drafting(Recorder(base_shift=1), "engine", VOCAB)
-    assert drafting.draft([sequence()], [2], RULE) == [()]
-    assert Drafting(Recorder(), "engine", VOCAB).draft([sequence()], [2], RULE) == [(5, 5)]
+    assert tokens(drafting, [sequence()], [2]) == [()]
+    assert tokens(Drafting(Recorder(), "engine", VOCAB), [sequence()], [2]) == [(5, 5)]
 
 
 def test_a_draft_ends_before_a_token_that_the_target_does_not_have():
-    assert Drafting(Recorder(), "engine", vocab_size=5).draft([sequence()], [2], RULE) == [()]
-    assert Drafting(Recorder(), "engine", vocab_size=6).draft([sequence()], [2], RULE) == [(5, 5)]
+    assert tokens(Drafting(Recorder(), "engine", vocab_size=5), [sequence()], [2]) == [()]
+    assert tokens(Drafting(Recorder(), "engine", vocab_size=6), [sequence()], [2]) == [(5, 5)]
 
 
 def test_only_sequences_the_pool_heard_of_are_closed():

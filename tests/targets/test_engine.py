@@ -10,7 +10,7 @@ from protocol.draft import DraftRow
 from protocol.errors import InvalidRequest, NotReady, PromptTooLong, QueueFull
 from protocol.plan import BatchView, DepthRule, Plan
 from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules, TokenRun
-from router.policy import Fixed, Off
+from router.policy import Fixed, Off, Steadfast
 from targets.engine import Engine, EngineConfig
 from targets.sequence import Sequence
 from tests.model.families import VOCAB
@@ -19,12 +19,15 @@ from tests.reference.engine import Collector, ScriptedDrafter, plain_texts, rand
 DEPTH = DepthRule((1,))
 
 
-class Randomised:
+class Randomised(Steadfast):
     """Another length for every sequence and round."""
 
     def __init__(self, seed: int, longest: int) -> None:
         self._rng = random.Random(seed)
         self._longest = longest
+
+    def opening(self) -> DepthRule:
+        return DEPTH
 
     def plan(self, view: BatchView) -> Plan:
         lengths = tuple(min(self._rng.randint(0, self._longest), s.remaining - 1) for s in view.sequences)

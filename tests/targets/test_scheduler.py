@@ -5,9 +5,9 @@ import random
 import pytest
 
 from model.pages import PageLedger
-from protocol.plan import DepthRule
+from protocol.plan import BatchView, DepthRule, Plan
 from protocol.request import GenerateRequest, SamplingParams, StopRules
-from router.policy import Fixed, Off
+from router.policy import Fixed
 from targets.scheduler import Schedule, Scheduler, SchedulerConfig
 from targets.sequence import Sequence
 
@@ -19,13 +19,19 @@ def sequence(number: int, num_prompt: int, max_tokens: int = 10, max_length: int
     return Sequence(number, request, max_length)
 
 
-def scheduler(num_pages: int, page_size: int = 4, policy: Fixed | Off | None = None, **config: int) -> Scheduler:
-    return Scheduler(PageLedger(num_pages, page_size), policy or Off(), SchedulerConfig(**config))
+def scheduler(num_pages: int, page_size: int = 4, **config: int) -> Scheduler:
+    return Scheduler(PageLedger(num_pages, page_size), SchedulerConfig(**config))
+
+
+def planned(sched: Scheduler, length: int = 0) -> Schedule:
+    decoding = sched.decoding
+    view = BatchView(tuple(member.view(num_unseen=1, drafts=True) for member in decoding))
+    return sched.schedule(decoding, Fixed(RULE, length).plan(view))
 
 
 def execute(sched: Scheduler, schedule: Schedule, rng: random.Random) -> None:
     """What the step does to the integers: prefill, accept some drafts at random, and remove what finished."""
-    for member, length in zip(schedule.decoding, schedule.lengths, strict=True):
+    for member, length in zip(schedule.decoding, schedule.plan.lengths, strict=True):
         accepted = rng.randint(0, length)
         member.computed += 1 + accepted
         member.commit([7] * (accepted + 1))
@@ -44,9 +50,7 @@ def test_everything_finishes_and_every_round_has_its_pages_whatever_the_memory(s
     page_size = rng.choice([1, 4, 16])
     num_pages = -(-rng.randint(30, 120) // page_size)
     capacity = num_pages * page_size
-    sched = scheduler(
-        num_pages, page_size, Fixed(RULE, rng.randint(0, 6)), max_batch=rng.randint(1, 6), prefill_chunk=9
-    )
+    sched, length = scheduler(num_pages, page_size, max_batch=rng.randint(1, 6), prefill_chunk=9), rng.randint(0, 6)
     ledger = sched._ledger
     sequences = [sequence(n, rng.randint(1, 20), rng.randint(1, 12), max_length=capacity) for n in range(12)]
     for member in sequences:
@@ -55,11 +59,11 @@ def test_everything_finishes_and_every_round_has_its_pages_whatever_the_memory(s
         if not sched.has_work:
             break
         sched.admit()
-        schedule = sched.schedule()
+        schedule = planned(sched, length)
         assert schedule.decoding or schedule.chunks, "a step must make progress"
         assert len(sched.running) <= sched._config.max_batch
         assert sum(size for _, size in schedule.chunks) <= 9
-        for member, length in zip(schedule.decoding, schedule.lengths, strict=True):
+        for member, length in zip(schedule.decoding, schedule.plan.lengths, strict=True):
             assert ledger.capacity(member.id) >= member.computed + length + 1
             assert length <= max(0, member.remaining - 1)
         execute(sched, schedule, rng)
@@ -71,17 +75,17 @@ def test_everything_finishes_and_every_round_has_its_pages_whatever_the_memory(s
 @pytest.mark.parametrize(("num_pages", "lengths"), [(6, (6, 6)), (5, (0, 0)), (2, (0, 0))])
 def test_lengths_fall_to_zero_before_anything_is_preempted(num_pages, lengths):
     """Two sequences of 4 tokens, one page each; base + 6 + 1 takes two pages more."""
-    sched = scheduler(num_pages, policy=Fixed(RULE, 6), max_batch=2)
+    sched = scheduler(num_pages, max_batch=2)
     for number in range(2):
         sched.add(sequence(number, 3))
     while len(sched.running) < 2:
         sched.running.append(sched.waiting.popleft())
         sched._ledger.open(sched.running[-1].id)
         sched._ledger.reserve(sched.running[-1].id, 3)
-    execute(sched, sched.schedule(), random.Random(0))
-    schedule = sched.schedule()
-    assert (schedule.lengths, schedule.num_preempted) == (lengths, 0)
-    assert schedule.depth == (RULE if any(lengths) else None)
+    execute(sched, planned(sched, 6), random.Random(0))
+    schedule = planned(sched, 6)
+    assert (schedule.plan.lengths, schedule.num_preempted) == (lengths, 0)
+    assert schedule.plan.depth == (RULE if any(lengths) else None)
 
 
 def test_the_youngest_is_preempted_and_comes_back_before_those_that_waited():
@@ -90,12 +94,12 @@ def test_the_youngest_is_preempted_and_comes_back_before_those_that_waited():
         sched.add(sequence(number, 3))
     first = sched.admit()
     assert [m.id for m in first] == [0, 1]
-    execute(sched, sched.schedule(), random.Random(0))
+    execute(sched, planned(sched), random.Random(0))
     for _ in range(4):
-        schedule = sched.schedule()
+        schedule = planned(sched)
         execute(sched, schedule, random.Random(0))
     while not schedule.num_preempted:
-        schedule = sched.schedule()
+        schedule = planned(sched)
         execute(sched, schedule, random.Random(0))
     assert [m.id for m in sched.waiting] == [1, 2]
     assert sched.waiting[0].computed == 0
@@ -107,23 +111,20 @@ def test_prefills_share_the_token_budget_oldest_first():
     for number, size in enumerate((6, 9, 5)):
         sched.add(sequence(number, size))
     sched.admit()
-    assert [(m.id, size) for m, size in sched.schedule().chunks] == [(0, 6), (1, 4)]
+    assert [(m.id, size) for m, size in planned(sched).chunks] == [(0, 6), (1, 4)]
 
 
-def test_a_policy_sees_decoding_sequences_and_prefills_apart():
-    seen = []
-
-    class Spy:
-        def plan(self, view):
-            seen.append(view)
-            return Off().plan(view)
-
-    sched = Scheduler(PageLedger(64, 4), Spy(), SchedulerConfig())
-    sched.add(sequence(0, 3))
+def test_a_plan_loses_the_rows_that_are_preempted_and_its_drafts_when_pages_are_short():
+    sched = scheduler(num_pages=4, max_batch=2)
+    for number in range(2):
+        sched.add(sequence(number, 3))
     sched.admit()
-    execute(sched, sched.schedule(), random.Random(0))
-    sched.add(sequence(1, 5))
-    sched.admit()
-    sched.schedule()
-    assert (len(seen[-1].sequences), seen[-1].num_prefilling) == (1, 1)
-    assert seen[-1].sequences[0].remaining == 9
+    execute(sched, planned(sched), random.Random(0))
+    decoding = sched.decoding
+    plan = Plan(RULE, (40, 2), own=(None, DepthRule((4,))), floor=0.5, probes=(1,))
+    assert sched.schedule(decoding, plan).plan == Plan(RULE, (0, 0), own=plan.own, floor=0.5, probes=(1,))
+    while len(sched.running) == 2:
+        decoding = sched.decoding
+        schedule = sched.schedule(decoding, Plan(RULE, (0, 0), probes=(1,)))
+        execute(sched, schedule, random.Random(0))
+    assert schedule.plan == Plan(None, (0,))
