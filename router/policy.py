@@ -26,7 +26,7 @@ class Policy(Protocol):
         """One length per sequence of the view, none longer than what the sequence can still commit."""
 
     def prune(self, plan: Plan, drafts: Sequence[DraftBlock | None]) -> Sequence[int]:
-        """How many tokens of each draft are worth verifying. drafts: one per row of the plan, None where there is none."""
+        """How many tokens of each draft are worth verifying. drafts: one per row, None where there is none."""
 
     def observe(self, outcome: RoundOutcome) -> None:
         """What came of the plan."""

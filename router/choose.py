@@ -1,0 +1,102 @@
+"""The choice: which depth rule, and how many tokens for each sequence, commit the most tokens per second.
+
+For one rule, tokens are taken in order of the probability that they and all before them are accepted, whichever
+sequence they belong to (a budget, not a length). Along that order both the expected tokens and the time of the round
+are running sums, so the best number of tokens is the best entry of a quotient of two arrays. The arm "off" takes none.
+
+    goodput(rule, m) = (rows + sum of the m largest survivals) / (draft + verify(rows + m) + other)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from router.predict import Predictor
+
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """rule: number of the depth rule, None for off. lengths: one per sequence. goodput: tokens per second expected.
+
+    token_ms: what one more verified token would cost, and step_ms what one more drafted one would.
+    """
+
+    rule: int | None
+    lengths: tuple[int, ...]
+    tokens: float
+    round_ms: float
+    token_ms: float = 0.0
+    step_ms: float = 0.0
+
+    @property
+    def goodput(self) -> float:
+        return 1e3 * self.tokens / self.round_ms
+
+
+def survivals(hazards: Floats, odds: Sequence[float], room: Sequence[int]) -> Floats:
+    """[rows, length]: probability that a sequence's token at a position is accepted; 0 where there is no room."""
+    each = np.minimum(np.asarray(odds)[:, None] * hazards[None, :], 0.995)
+    inside = np.arange(len(hazards))[None, :] < np.asarray(room)[:, None]
+    survival: Floats = np.where(inside, np.cumprod(each, axis=1), 0.0)
+    return survival
+
+
+def off(predictor: Predictor, num_rows: int, context: float) -> Arm:
+    ms = predictor.verify_ms(num_rows, num_rows, context) + predictor.other_ms(num_rows, drafts=False)
+    return Arm(None, (0,) * num_rows, float(num_rows), ms)
+
+
+def best(predictor: Predictor, rule: int, survival: Floats, context: float, catch_up_ms: float = 0.0) -> Arm:
+    """The best budget of one rule with at least one drafted token. survival: as `survivals` gives it.
+
+    catch_up_ms: what it adds to a round that the pool has to be shown what it has not seen.
+    """
+    num_rows, length = survival.shape
+    order = np.argsort(-survival, axis=None, kind="stable")
+    order = order[: max(int(np.count_nonzero(survival)), 1)]
+    columns = order % length
+    gains = survival.reshape(-1)[order]
+    steps = predictor.draft_steps(rule, num_rows)
+    ranks = _ranks(columns, length)
+    draft = np.cumsum(steps[ranks + 1, columns] - np.where(ranks > 0, steps[ranks, columns], 0.0))
+    tokens, ms = predictor.verify_line(num_rows, context, wide=True)
+    verify = np.interp(num_rows + np.arange(1, len(order) + 1), tokens, ms)
+    rounds = draft + verify + predictor.other_ms(num_rows, drafts=True) + catch_up_ms
+    expected = num_rows + np.cumsum(gains)
+    chosen = int(np.argmax(expected / rounds))
+    lengths = np.bincount(order[: chosen + 1] // length, minlength=num_rows)
+    slope = (ms[-1] - ms[0]) / (tokens[-1] - tokens[0])
+    return Arm(
+        rule,
+        tuple(lengths.tolist()),
+        float(expected[chosen]),
+        float(rounds[chosen]),
+        token_ms=float(slope),
+        step_ms=float(steps[num_rows].mean()) / num_rows,
+    )
+
+
+def evaluate(
+    predictor: Predictor, rule: int, survival: Floats, lengths: Sequence[int], context: float, catch_up_ms: float = 0.0
+) -> Arm:
+    """What given lengths under a rule would bring."""
+    num_rows = len(lengths)
+    ms = predictor.round(rule if any(lengths) else None, lengths, context).total_ms + catch_up_ms
+    tokens = num_rows + sum(float(row[:length].sum()) for row, length in zip(survival, lengths, strict=True))
+    return Arm(rule if any(lengths) else None, tuple(lengths), tokens, ms)
+
+
+def _ranks(columns: Ints, length: int) -> Ints:
+    """How many of the entries before each have the same column."""
+    ranks = np.empty(len(columns), np.int64)
+    for column in range(length):
+        where = np.flatnonzero(columns == column)
+        ranks[where] = np.arange(len(where))
+    return ranks

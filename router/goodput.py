@@ -1,0 +1,276 @@
+"""The default policy: the arm with the most expected committed tokens per second, from what was measured and learned.
+
+    digest what rounds brought -> arms (each depth rule's best budget, and off) -> choice, with hysteresis -> plan
+
+Decisions are made every few rounds and whenever the batch changes; in between a plan is kept and only cut where
+sequences end. While drafting, the pool's confidence ends a draft that no longer pays (the floor) and what is not worth
+verifying is cut off (prune). Probes, within a share of the time, keep the arms that are not played known, off included.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from protocol.draft import DraftBlock
+from protocol.outcome import RoundOutcome, RowOutcome
+from protocol.plan import BatchView, DepthRule, Plan
+from router.acceptance import Acceptance, AcceptanceConfig, Window
+from router.choose import Arm, best, off, survivals
+from router.confidence import Calibration, worth
+from router.costs import CostCurves
+from router.predict import Predictor, tables
+
+SETTLED = 8  # tokens that the pool has not seen without its being called catching up
+HORIZON = 100.0  # rounds over which catching up is paid back, at most
+
+
+@dataclass(frozen=True, slots=True)
+class GoodputConfig:
+    """rules: the depth rules to choose from. length: of the longest draft. max_rows: of the largest batch.
+
+    every: rounds between decisions, for small batches and for those of `large` rows. hysteresis: the gain that another
+    rule, or off, must promise. stretch: how much further than planned a draft may go while it is confident.
+    probe_share: of the time, for probes; 0 turns full information off. linked: drafts come over a network link.
+    """
+
+    rules: tuple[DepthRule, ...]
+    exits: tuple[int, ...]
+    length: int = 12
+    max_rows: int = 32
+    every: int = 8
+    every_large: int = 4
+    large: int = 8
+    hysteresis: float = 0.02
+    stretch: float = 1.5
+    probe_share: float = 0.01
+    probe_tokens: int = 8
+    linked: bool = False
+    acceptance: AcceptanceConfig = field(default_factory=AcceptanceConfig)
+
+
+@dataclass(frozen=True, slots=True)
+class Forecast:
+    """What was promised and what came, as running means: tokens per second of this target's rounds."""
+
+    predicted: float = 0.0
+    realised: float = 0.0
+    num_rounds: int = 0
+
+
+@dataclass(slots=True)
+class _Probing:
+    """credit_ms: time that may go into probes. cost_ms: of one, measured. told: by sequence, tokens told of so far."""
+
+    credit_ms: float
+    cost_ms: float
+    told: dict[int, int] = field(default_factory=dict)
+
+
+class Goodput:
+    """Of one target. Not thread-safe: the engine's thread owns it."""
+
+    def __init__(self, curves: CostCurves, config: GoodputConfig) -> None:
+        """Raises ConfigError for curves without a drafter."""
+        self.config = config
+        self.predictor = Predictor(tables(curves, config.rules, config.length, config.max_rows), config.linked)
+        self.acceptance = Acceptance(config.rules, config.length, config.acceptance)
+        self.calibration = Calibration()
+        self.arms: tuple[Arm, ...] = ()
+        self.arm: Arm | None = None  # the choice
+        self.forecast = Forecast()
+        self._numbers = {rule: number for number, rule in enumerate(config.rules)}
+        self._lengths: dict[int, int] = {}
+        self._rows: tuple[int, ...] = ()
+        self._age = 0
+        self._floor = 0.0
+        self._outcomes: list[RoundOutcome] = []
+        cost = 4 * float(self.predictor.tables.steps[-1][1].mean())
+        self._probing = _Probing(credit_ms=8 * cost if config.probe_share else 0.0, cost_ms=cost)
+
+    def opening(self) -> DepthRule | None:
+        if self.arm is None or self.arm.rule is not None:
+            return self.config.rules[(self.arm and self.arm.rule) or 0]
+        return self._widest if self._may_probe() else None
+
+    def plan(self, view: BatchView) -> Plan:
+        rows = tuple(sequence.id for sequence in view.sequences)
+        if not rows:
+            return Plan(None, ())
+        every = self.config.every if len(rows) < self.config.large else self.config.every_large
+        self._age += 1
+        if self._age >= every or not self._lengths:
+            self._digest()
+        if self._age >= every or rows != self._rows:
+            self._decide(view)
+        lengths = tuple(
+            min(self._lengths[sequence.id], sequence.remaining - 1) if sequence.drafts else 0
+            for sequence in view.sequences
+        )
+        probes = self._probes(view)
+        rule = self.arm.rule if self.arm else None
+        depth = self.config.rules[rule] if rule is not None else self._widest
+        return Plan(depth if any(lengths) or probes else None, lengths, floor=self._floor, probes=probes)
+
+    def prune(self, plan: Plan, drafts: Sequence[DraftBlock | None]) -> Sequence[int]:
+        arm = self.arm
+        if arm is None or arm.rule is None:
+            return [len(draft.tokens) if draft else 0 for draft in drafts]
+        least = arm.goodput / 1e3 * arm.token_ms
+        return [worth(self._survivals(draft), least) if draft else 0 for draft in drafts]
+
+    def observe(self, outcome: RoundOutcome) -> None:
+        self._outcomes.append(outcome)
+
+    @property
+    def _widest(self) -> DepthRule:
+        return DepthRule(self.config.exits[-1:])
+
+    def _survivals(self, draft: DraftBlock) -> list[float]:
+        survival, survived = 1.0, []
+        for probability in self.calibration.probabilities(draft.exits, draft.confidences):
+            survival *= probability
+            survived.append(survival)
+        return survived
+
+    def _decide(self, view: BatchView) -> None:
+        """Looks at every arm; sets the choice, a length for every sequence and the floor."""
+        sequences = view.sequences
+        context = sum(sequence.num_tokens for sequence in sequences) / len(sequences)
+        room = [min(self.config.length, sequence.remaining - 1) if sequence.drafts else 0 for sequence in sequences]
+        odds = [self.acceptance.odds(sequence.id) for sequence in sequences]
+        arms = [off(self.predictor, len(sequences), context)]
+        if any(room):
+            for rule in range(len(self.config.rules)):
+                survival = survivals(self.acceptance.hazards(rule), odds, room)
+                arms.append(best(self.predictor, rule, survival, context, self._catch_up_ms(view, rule)))
+        self.arms = tuple(arms)
+        self.arm = keep_or_switch(self.arm, self.arms, self.config.hysteresis)
+        self._rows = tuple(sequence.id for sequence in sequences)
+        self._age = 0
+        self._floor, stretch = self._stop()
+        self._lengths = {
+            sequence.id: min(int(stretch * length + 0.5), limit)
+            for sequence, length, limit in zip(sequences, self.arm.lengths, room, strict=True)
+        }
+
+    def _stop(self) -> tuple[float, float]:
+        """The floor under which drafting on does not pay, and how far drafts may go beyond the plan with it."""
+        arm = self.arm
+        if arm is None or arm.rule is None:
+            return 0.0, 1.0
+        rule = self.config.rules[arm.rule]
+        usual = float(self.acceptance.hazards(arm.rule).mean())
+        survival = arm.goodput / 1e3 * (arm.step_ms + arm.token_ms) / max(usual, 0.05)
+        return self.calibration.floor(rule.exits[-1], survival), self.config.stretch
+
+    def _catch_up_ms(self, view: BatchView, rule: int) -> float:
+        """What showing the pool what it has not seen costs, spread over the rounds that come."""
+        unseen = sum(sequence.num_unseen for sequence in view.sequences) / len(view.sequences)
+        if unseen <= SETTLED:
+            return 0.0
+        curves, own = self.predictor.tables.curves, self.config.rules[rule]
+        depth = sum(own.exits) / len(own.exits)
+        left = sum(sequence.remaining for sequence in view.sequences) / len(view.sequences)
+        rounds = min(max(left / 2, 1.0), HORIZON)
+        return curves.catch_up_ms(len(view.sequences), depth, unseen) / rounds
+
+    def _may_probe(self) -> bool:
+        return self.config.probe_share > 0 and self._probing.credit_ms >= self._probing.cost_ms
+
+    def _probes(self, view: BatchView) -> tuple[int, ...]:
+        """The row with the most untold tokens, when there is credit for it."""
+        if not self._may_probe():
+            return ()
+        told = self._probing.told
+        fresh = [
+            sequence.num_tokens - told.setdefault(sequence.id, sequence.num_tokens) if sequence.drafts else 0
+            for sequence in view.sequences
+        ]
+        row = max(range(len(fresh)), key=fresh.__getitem__)
+        if fresh[row] < self.config.probe_tokens:
+            return ()
+        told[view.sequences[row].id] = view.sequences[row].num_tokens
+        self._probing.credit_ms -= self._probing.cost_ms
+        return (row,)
+
+    def _digest(self) -> None:
+        """Learns from the rounds since the last time."""
+        outcomes, self._outcomes = self._outcomes, []
+        windows: dict[int, list[tuple[int, Window]]] = {}
+        for outcome in outcomes:
+            self._measure(outcome)
+            for index, row in enumerate(outcome.rows):
+                rule = self._rule_of(outcome, index)
+                if rule is not None and row.exits:
+                    windows.setdefault(rule, []).append((row.id, self._window(row)))
+                self._learn_confidence(row)
+        for rule, own in windows.items():
+            self.acceptance.observe(rule, own)
+        for outcome in outcomes:
+            for index, row in enumerate(outcome.rows):
+                if row.probe is not None and row.probe.matches and row.probe.matches[0]:
+                    self.acceptance.tell(row.probe, self.config.exits, self._rule_of(outcome, index))
+        if outcomes:
+            self.acceptance.keep(row.id for row in outcomes[-1].rows)
+            self._keep_told({row.id for row in outcomes[-1].rows})
+
+    def _measure(self, outcome: RoundOutcome) -> None:
+        own = bool(outcome.plan.own)
+        rule = None if own or outcome.plan.depth is None else self._numbers.get(outcome.plan.depth)
+        before = self.predictor.elapsed_ms
+        self.predictor.observe(outcome, rule)
+        passed = self.predictor.elapsed_ms - before
+        probing = self._probing
+        probing.credit_ms = min(probing.credit_ms + self.config.probe_share * passed, 64 * probing.cost_ms)
+        if any(row.probe is not None for row in outcome.rows):
+            lengths = [len(row.exits) for row in outcome.rows]
+            planned = self.predictor.draft_ms(rule, lengths) if rule is not None else 0.0
+            cost = max(outcome.draft_ms - outcome.wait_ms - planned, 0.05 * probing.cost_ms)
+            probing.cost_ms += 0.3 * (cost - probing.cost_ms)
+        if outcome.rows and self.arm is not None and not outcome.num_prefill_tokens and passed > 0:
+            tokens = len(outcome.rows) + sum(row.accepted for row in outcome.rows)
+            self.forecast = follow(self.forecast, self.arm.goodput, 1e3 * tokens / passed)
+
+    def _rule_of(self, outcome: RoundOutcome, index: int) -> int | None:
+        plan = outcome.plan
+        depth = plan.own[index] if plan.own else plan.depth
+        return None if depth is None else self._numbers.get(depth)
+
+    def _window(self, row: RowOutcome) -> Window:
+        if row.num_verified >= len(row.exits):
+            return Window(row.accepted, row.num_verified)
+        exit_, confidence = row.exits[row.num_verified], row.confidences[row.num_verified]
+        return Window(row.accepted, row.num_verified, confidence ** self.calibration.power(exit_))
+
+    def _learn_confidence(self, row: RowOutcome) -> None:
+        known = min(row.accepted + 1, row.num_verified)
+        if known:
+            right = [position < row.accepted for position in range(known)]
+            self.calibration.observe(row.exits[known - 1], row.confidences[:known], right)
+        if row.probe is not None:
+            for exit_, matches, sure in zip(self.config.exits, row.probe.matches, row.probe.confidences, strict=True):
+                self.calibration.observe(exit_, sure, matches)
+
+    def _keep_told(self, rows: set[int]) -> None:
+        told = self._probing.told
+        if len(told) > 2 * len(rows) + 8:
+            self._probing.told = {number: tokens for number, tokens in told.items() if number in rows}
+
+
+def keep_or_switch(current: Arm | None, arms: Sequence[Arm], hysteresis: float) -> Arm:
+    """The best arm, unless the one in use comes within `hysteresis` of it."""
+    top = max(arms, key=lambda arm: arm.goodput)
+    if current is None:
+        return top
+    same = next((arm for arm in arms if arm.rule == current.rule), None)
+    return same if same is not None and same.goodput * (1 + hysteresis) >= top.goodput else top
+
+
+def follow(forecast: Forecast, predicted: float, realised: float) -> Forecast:
+    share = max(0.02, 1 / (forecast.num_rounds + 1))
+    return Forecast(
+        forecast.predicted + share * (predicted - forecast.predicted),
+        forecast.realised + share * (realised - forecast.realised),
+        forecast.num_rounds + 1,
+    )
