@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 
 TokenIds = Sequence[int]
+ADAPTIVE = ("goodput",)  # modes that choose depth and length themselves
+OURS = ("plain", "fixed", *ADAPTIVE)
 
 
 class Unavailable(Exception):
@@ -38,7 +40,7 @@ class Cell:
 
     @property
     def speculates(self) -> bool:
-        return self.length > 0
+        return self.length > 0 or self.mode in ADAPTIVE
 
 
 @dataclass(frozen=True, slots=True)

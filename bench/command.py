@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from bench.cells import Subject
+from bench.cells import ADAPTIVE, Subject
 from bench.grid import MODES, Grid
 from bench.machine import ROOT
 from bench.report import save
@@ -24,6 +24,7 @@ from deployments.process import DTYPES
 from model.load import resolve
 from protocol.errors import ConfigError
 
+DRAFTING = ("fixed", *ADAPTIVE, "assisted", "openvino-draft")
 HELD_OUT = ROOT / "demo/prompts/heldout.jsonl"
 Value = TypeVar("Value")
 
@@ -59,10 +60,8 @@ def run(args: argparse.Namespace) -> int:
 
 def check(args: argparse.Namespace) -> None:
     """Raises ConfigError for what would otherwise fail after minutes."""
-    if args.drafter is None and any(mode in ("fixed", "assisted", "openvino-draft") for mode in args.modes):
-        raise ConfigError(
-            "modes fixed, assisted and openvino-draft need --drafter; give one, or leave them out of --modes"
-        )
+    if args.drafter is None and any(mode in DRAFTING for mode in args.modes):
+        raise ConfigError(f"modes {', '.join(DRAFTING)} need --drafter; give one, or leave them out of --modes")
     if ("url" in args.modes) != (args.url is not None):
         raise ConfigError("mode url and --url go together; give both or neither")
 

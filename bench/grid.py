@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.cells import Cell
+from bench.cells import OURS, Cell
 
-PLAIN_MODES = ("plain", "generate", "continuous", "openvino", "url")  # one cell a batch
 LENGTH_MODES = ("assisted", "lookup", "openvino-draft")  # one cell a batch and length
-MODES = ("plain", "fixed", "generate", "assisted", "lookup", "continuous", "openvino", "openvino-draft", "url")
+MODES = (*OURS, "generate", "assisted", "lookup", "continuous", "openvino", "openvino-draft", "url")
 SINGLE = frozenset(("assisted", "lookup"))  # transformers speculates at batch 1 only
 
 

@@ -12,18 +12,25 @@ import torch
 
 from bench.cells import PAGE, Cell, Outcome, Subject, Timed, TokenIds
 from bench.peak import PeakMemory
-from deployments.local import check_vocabulary, complete, depth_rule, open_worker
+from deployments.local import check_vocabulary, complete, depth_rule
+from deployments.profiling import Limits, drafter_costs, target_costs
 from drafters.client import LocalDraftClient
+from drafters.nested import NestedDrafter, load_nested
+from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
 from protocol.draft import DraftClient, DraftReply, DraftRequest
 from protocol.errors import ConfigError
 from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun
+from router.costs import CostCurves, ModelKey
+from router.goodput import Goodput, GoodputConfig
 from router.policy import Fixed, Off, Policy
 from targets import plain
 from targets.engine import Engine, EngineConfig
 from targets.model import TargetModel, load_target
 
 clock = time.perf_counter
+PREFILL_CHUNK = EngineConfig().prefill_chunk
+PROFILE_REPEAT = 3
 
 
 def requests(prompts: Sequence[TokenIds], temperature: float, max_tokens: int) -> list[GenerateRequest]:
@@ -41,7 +48,9 @@ class DraftPoolEngine:
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
         self._model: TargetModel | None = None
+        self._drafter: NestedDrafter | None = None
         self._worker: DraftWorker | None = None
+        self._adaptive: Goodput | None = None
         self._runs = itertools.count()
 
     @property
@@ -56,22 +65,26 @@ class DraftPoolEngine:
             raise ConfigError("there is no drafter to speculate with; give --drafter")
         return self._worker
 
+    @property
+    def adaptive(self) -> Goodput:
+        """One for all cells, as a target has one for all its batches: what it learns in one it knows in the next."""
+        if self._adaptive is None:
+            self._adaptive = Goodput(self._curves(), self._choices())
+        return self._adaptive
+
     def open(self) -> None:
         subject = self._subject
         torch.set_num_threads(subject.threads)
         self._model = load_target(subject.target, dtype=subject.dtype, num_positions=subject.positions, page_size=PAGE)
         if subject.drafter is not None:
             check_vocabulary(subject.target, subject.drafter)
-            self._worker = open_worker(
-                subject.drafter,
-                dtype=subject.dtype,
-                num_positions=subject.positions,
-                page_size=PAGE,
-                max_rows=subject.max_batch,
+            self._drafter = load_nested(
+                subject.drafter, dtype=subject.dtype, num_positions=subject.positions, page_size=PAGE
             )
+            self._worker = DraftWorker(self._drafter, PoolLimits(max_rows=subject.max_batch), time.monotonic)
 
     def close(self) -> None:
-        self._model = self._worker = None
+        self._model = self._drafter = self._worker = self._adaptive = None
 
     def oracle(self, prompt: TokenIds, temperature: float, seed: int, max_tokens: int) -> tuple[int, ...]:
         """The plain loop's text: one sequence, one token a step."""
@@ -107,9 +120,28 @@ class DraftPoolEngine:
         finally:
             engine.stop()
 
+    def _choices(self) -> GoodputConfig:
+        exits = self.worker.describe().exits
+        rules = (*(depth_rule(exits, exit_) for exit_ in exits), depth_rule(exits, "cascade"))
+        return GoodputConfig(rules, exits, max_rows=self._subject.max_batch)
+
+    def _curves(self) -> CostCurves:
+        """Of the loaded models as they stand."""
+        subject, drafter = self._subject, self._drafter
+        if drafter is None:
+            raise ConfigError("there is no drafter to speculate with; give --drafter")
+        key = ModelKey("bench", "", str(subject.dtype), subject.threads, self.version)
+        limits = Limits(subject.max_batch, subject.max_length, PREFILL_CHUNK)
+        target = target_costs(self.model, subject.target.name, key, limits, PROFILE_REPEAT)
+        draft = drafter_costs(drafter, key, subject.max_batch, PROFILE_REPEAT)
+        return CostCurves(subject.target.name, target, draft)
+
     def _policy(self, cell: Cell) -> Policy:
         if not cell.speculates:
             return Off()
+        if cell.mode == "goodput":
+            self.adaptive.restart()
+            return self.adaptive
         return Fixed(depth_rule(self.worker.describe().exits, cell.depth), cell.length)
 
 

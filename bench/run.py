@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
-from bench.cells import BenchEngine, Cell, Outcome, Subject, TokenIds, Unavailable
+from bench.cells import OURS, BenchEngine, Cell, Outcome, Subject, TokenIds, Unavailable
 from bench.metrics import CellResult, Repetition, summary, with_speedups
 from bench.ours import DraftPoolEngine
 from bench.workload import Workload
@@ -44,7 +44,7 @@ def opened(
     """Ours in any case, since its plain loop is what all texts are compared with."""
     ours = DraftPoolEngine(subject)
     ours.open()
-    engines = Engines(ours, {mode: ours for mode in modes if mode in ("plain", "fixed")}, {ours.name: ours.version})
+    engines = Engines(ours, {mode: ours for mode in modes if mode in OURS}, {ours.name: ours.version})
     with ExitStack() as stack:
         stack.callback(ours.close)
         for engine, its_modes in _peers(subject, modes, url, model):
@@ -141,7 +141,7 @@ def _result(
 ) -> CellResult:
     outputs = [output for repetition in repetitions for outcome in repetition for output in outcome.outputs]
     # Sampled text of an engine with noise of its own is another text, and a server may not tell its token ids.
-    same_noise = not cell.temperature or cell.mode in ("plain", "fixed")
+    same_noise = not cell.temperature or cell.mode in OURS
     comparable = same_noise and all(output.token_ids for output in outputs)
     expected = list(texts) * len(repetitions)
     same = [output.token_ids == text for output, text in zip(outputs, expected, strict=True)] if comparable else None

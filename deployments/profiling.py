@@ -4,6 +4,9 @@ The passes of a sweep are timed one after the other and the whole sweep is repea
 machine that slows down meets all of them alike, and widths follow each other as in a real run. The first sweep warms
 up. Some passes lie between the points of the grid; they stay out of the curve, and how well it foretells them is the
 error that is reported.
+
+A replica that starts and finds nothing kept measures itself in a second or two: on a coarse grid, every other point.
+Rounds correct what that gets wrong (router/predict.py).
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import pairwise, product
 from statistics import median
 
@@ -23,10 +27,11 @@ from deployments.config import AppConfig, Placement, PoolConfig, TargetConfig
 from deployments.generate import BAR_AFTER_S, loading
 from deployments.process import DTYPES, claim, device_of, pool_positions, target_positions
 from deployments.profile_link import link_timer
-from deployments.profile_store import model_key
-from drafters.nested import load_nested
+from deployments.profile_store import found_or_measured, model_key
+from drafters.nested import NestedDrafter, load_nested
 from drafters.profile import LENGTHS, NUM_NEW, DraftRound, draft_timer, largest_batch
 from drafters.worker import DraftWorker
+from model.execution import Execution
 from model.load import resolve
 from router.costs import (
     DRAFT_AXES,
@@ -36,14 +41,16 @@ from router.costs import (
     CostCurves,
     Curve,
     DrafterCosts,
+    ModelKey,
     TargetCosts,
     row_points,
 )
 from targets.model import TargetModel, load_target
-from targets.profile import Pass, overhead_ms, pass_timer, verify_axes
+from targets.profile import Pass, VerifyAxes, overhead_ms, pass_timer, verify_axes
 
 PREFILL_TOKENS = (16, 64, 256, 512)
-NUM_HELD_BACK = 12
+MAX_HELD_BACK = 12
+START_REPEAT = 3
 
 Cell = tuple[int, ...]
 Points = tuple[tuple[int, ...], ...]
@@ -61,32 +68,77 @@ def measure(config: AppConfig, repeat: int) -> list[CostCurves]:
 
 def measure_target(config: TargetConfig, repeat: int) -> TargetCosts:
     with placed(config):
-        model = load(config)
-        length = min(model.max_length, config.max_model_len or model.max_length)
-        axes = verify_axes(config.max_batch, model.ledger, length)
-        points = (axes.num_rows, axes.tokens_per_row, axes.contexts)
-        longest = min(config.prefill_chunk, axes.num_positions)
-        chunks = (*(size for size in PREFILL_TOKENS if size < longest), longest)
-        with pass_timer(model, axes.num_rows[-1], axes.num_positions) as time_pass:
-            verify, error = sweep(
-                lambda cell: time_pass(verify_pass(*cell)),
-                (VERIFY_AXES, points, tuple(map(middles, points))),
-                repeat,
-                f"{config.name}: verify",
-            )
-            prefill, _ = sweep(
-                lambda cell: time_pass(Pass(1, cell[0], context=0, num_logits=1)),
-                (PREFILL_AXES, (chunks,), (middles(chunks),)),
-                repeat,
-                f"{config.name}: prefill",
-            )
-        overhead, _ = sweep(
-            lambda cell: overhead_ms(model, cell[0]),
-            (ROW_AXES, points[:1], (middles(points[0]),)),
+        return target_costs(load(config), config.name, model_key(config, config), limits(config), repeat)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a target may be asked for: rows, tokens of one sequence, prompt tokens in one pass."""
+
+    max_batch: int
+    max_length: int | None
+    prefill_chunk: int
+
+
+def limits(config: TargetConfig) -> Limits:
+    return Limits(config.max_batch, config.max_model_len, config.prefill_chunk)
+
+
+def own_target_costs(model: TargetModel, config: TargetConfig) -> TargetCosts:
+    """Of a target as it starts: what is kept, if it reaches as many rows as the target may have, or a quick look."""
+    key, asked = model_key(config, config), limits(config)
+    num_rows = target_axes(model, asked).num_rows[-1]
+    return found_or_measured(
+        TargetCosts,
+        key,
+        lambda kept: kept.verify.points[0][-1] >= num_rows,
+        lambda: target_costs(model, config.name, key, asked, START_REPEAT, coarse=True),
+    )
+
+
+def own_drafter_costs(drafter: NestedDrafter, config: PoolConfig) -> DrafterCosts:
+    """Of a draft replica as it starts, likewise."""
+    key, num_rows = model_key(config, config), largest_batch(drafter, config.max_rows)
+    return found_or_measured(
+        DrafterCosts,
+        key,
+        lambda kept: kept.draft.points[0][-1] >= num_rows,
+        lambda: drafter_costs(drafter, key, config.max_rows, START_REPEAT, coarse=True),
+    )
+
+
+def target_axes(model: TargetModel, limits: Limits) -> VerifyAxes:
+    return verify_axes(limits.max_batch, model.ledger, min(model.max_length, limits.max_length or model.max_length))
+
+
+def target_costs(
+    model: TargetModel, name: str, key: ModelKey, limits: Limits, repeat: int, *, coarse: bool = False
+) -> TargetCosts:
+    """Of a target that nobody else uses meanwhile; its pages are given back."""
+    axes = target_axes(model, limits)
+    points = thinned((axes.num_rows, axes.tokens_per_row, axes.contexts), coarse)
+    longest = min(limits.prefill_chunk, axes.num_positions)
+    chunks = thinned(((*(size for size in PREFILL_TOKENS if size < longest), longest),), coarse)
+    with pass_timer(model, axes.num_rows[-1], axes.num_positions) as time_pass:
+        verify, error = sweep(
+            lambda cell: time_pass(verify_pass(*cell)),
+            (VERIFY_AXES, points, tuple(map(middles, points))),
             repeat,
-            f"{config.name}: overhead",
+            f"{name}: verify",
         )
-    return TargetCosts(model_key(config, config), verify, prefill, overhead, error)
+        prefill, _ = sweep(
+            lambda cell: time_pass(Pass(1, cell[0], context=0, num_logits=1)),
+            (PREFILL_AXES, chunks, tuple(map(middles, chunks))),
+            repeat,
+            f"{name}: prefill",
+        )
+    overhead, _ = sweep(
+        lambda cell: overhead_ms(model, cell[0]),
+        (ROW_AXES, points[:1], (middles(points[0]),)),
+        repeat,
+        f"{name}: overhead",
+    )
+    return TargetCosts(key, verify, prefill, overhead, error)
 
 
 def verify_pass(num_rows: int, num_tokens: int, context: int) -> Pass:
@@ -102,6 +154,7 @@ def load(config: TargetConfig) -> TargetModel:
             num_positions=target_positions(config, directory),
             page_size=config.page_size,
             device=device_of(config),
+            execution=Execution(config.execution),
             progress=progress,
         )
 
@@ -115,16 +168,24 @@ def measure_drafter(config: PoolConfig, repeat: int) -> DrafterCosts:
             num_positions=pool_positions(config, directory),
             page_size=config.page_size,
             device=device_of(config),
+            execution=Execution(config.execution),
         )
-        num_rows = row_points(largest_batch(drafter, config.max_rows))
-        points = (num_rows, drafter.exits, NUM_NEW, LENGTHS)
-        held_back = (middles(num_rows), drafter.exits, middles(NUM_NEW), middles(LENGTHS))
-        with draft_timer(drafter, num_rows[-1]) as time_round:
-            draft, error = sweep(
-                lambda cell: time_round(DraftRound(*cell)), (DRAFT_AXES, points, held_back), repeat, "pool: draft"
-            )
-        link = asyncio.run(measure_link(DraftWorker(drafter), num_rows, repeat))
-    return DrafterCosts(model_key(config, config), draft, link, error)
+        return drafter_costs(drafter, model_key(config, config), config.max_rows, repeat)
+
+
+def drafter_costs(
+    drafter: NestedDrafter, key: ModelKey, max_rows: int, repeat: int, *, coarse: bool = False
+) -> DrafterCosts:
+    """Of a drafter that nobody else uses meanwhile, and of the link to it over loopback."""
+    num_rows, num_new = thinned((row_points(largest_batch(drafter, max_rows)), NUM_NEW), coarse)
+    points = (num_rows, drafter.exits, num_new, LENGTHS)
+    held_back = (middles(num_rows), drafter.exits, middles(num_new), middles(LENGTHS))
+    with draft_timer(drafter, num_rows[-1]) as time_round:
+        draft, error = sweep(
+            lambda cell: time_round(DraftRound(*cell)), (DRAFT_AXES, points, held_back), repeat, "pool: draft"
+        )
+    link = asyncio.run(measure_link(DraftWorker(drafter), num_rows, repeat))
+    return DrafterCosts(key, draft, link, error)
 
 
 async def measure_link(worker: DraftWorker, num_rows: tuple[int, ...], repeat: int) -> Curve:
@@ -148,7 +209,8 @@ def placed(placement: Placement) -> Iterator[None]:
 def sweep(run: Run, grid: tuple[tuple[str, ...], Points, Points], repeat: int, label: str) -> tuple[Curve, float]:
     """grid: names of the axes, their points, and the points to hold back. The curve, and its median relative error."""
     axes, points, middle = grid
-    on, off = list(product(*points)), held_back(middle)
+    on = list(product(*points))
+    off = held_back(middle, min(max(len(on) // 6, 3), MAX_HELD_BACK))
     ms = interleaved(run, [*on, *off], repeat, label)
     curve = Curve(axes, tuple(tuple(map(float, axis)) for axis in points), tuple(ms[: len(on)]))
     return curve, median_error(curve, off, ms[len(on) :])
@@ -159,7 +221,7 @@ def interleaved(run: Run, cells: Sequence[Cell], repeat: int, label: str) -> lis
     times: list[list[float]] = [[] for _ in cells]
     order = range(len(cells))
     total = (repeat + 1) * len(cells)
-    with tqdm(total=total, desc=label, unit="pass", delay=BAR_AFTER_S, leave=False) as bar:
+    with tqdm(total=total, desc=label, unit="pass", delay=BAR_AFTER_S, leave=False, disable=None) as bar:
         for turn in range(repeat + 1):
             for index in order if turn % 2 else reversed(order):
                 ms = run(cells[index])
@@ -174,10 +236,15 @@ def middles(points: Sequence[int]) -> tuple[int, ...]:
     return tuple((a + b) // 2 for a, b in pairwise(points) if b - a > 1) or (points[-1],)
 
 
-def held_back(middle: Points) -> list[Cell]:
+def held_back(middle: Points, number: int) -> list[Cell]:
     """A fixed sample of what lies between the points of a grid."""
     cells = list(product(*middle))
-    return random.Random(0).sample(cells, min(NUM_HELD_BACK, len(cells)))
+    return random.Random(0).sample(cells, min(number, len(cells)))
+
+
+def thinned(axes: Points, coarse: bool) -> Points:
+    """Every other point of each axis, and the last; all of them unless coarse."""
+    return tuple((*points[:-1:2], points[-1]) for points in axes) if coarse else axes
 
 
 def median_error(curve: Curve, cells: Sequence[Cell], ms: Sequence[float]) -> float:

@@ -26,7 +26,7 @@ class DepthRule:
 
 @dataclass(frozen=True, slots=True)
 class Speculation:
-    """What a request asks for itself instead of its target's policy: a depth in layers and a length; length 0 is off."""
+    """What a request asks for itself, whatever its target's policy: a depth in layers and a length; length 0 is off."""
 
     depth: int
     length: int

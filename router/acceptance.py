@@ -48,15 +48,15 @@ class AcceptanceConfig:
     own_tokens: what a sequence must tell before its own acceptance counts half.
     """
 
-    half_life: float = 48.0
+    half_life: float = 40.0
     half_life_rounds: float = 8.0
     unseen_half_life: float = 400.0
-    recent_half_life: float = 8.0
+    recent_half_life: float = 16.0
     prior: float = 0.65
     per_layer: float = 0.12
     prior_tokens: float = 4.0
     lean: float = 6.0
-    alarm: float = 3.5
+    alarm: float = 3.0
     alarm_keeps: float = 0.05
     own_tokens: float = 12.0
 
@@ -134,6 +134,10 @@ class Acceptance:
         if len(self._own) > 2 * len(keep) + 8:
             self._own = {number: own for number, own in self._own.items() if number in keep}
 
+    def leave(self) -> None:
+        """Forget all sequences, not what they told of their target."""
+        self._own.clear()
+
     def _add(self, rule: int, windows: Sequence[Window]) -> None:
         if not windows:
             return
@@ -175,9 +179,11 @@ class Acceptance:
         config = self.config
         known = max(range(len(self._rules)), key=lambda number: float(self._rules[number].reached[0]))
         best = self._rules[known]
-        weight = float(best.reached[0])
-        start = _logit(config.prior) + config.per_layer * (_depth(self.rules[known]) - _depth(self.rules[0]))
-        rate = (float(best.accepted[0]) + config.prior_tokens * _sigmoid(start)) / (weight + config.prior_tokens)
+        start = _sigmoid(_logit(config.prior) + config.per_layer * (_depth(self.rules[known]) - _depth(self.rules[0])))
+        if rule == known:
+            return start
+        weight = config.prior_tokens
+        rate = (float(best.accepted[0]) + weight * start) / (float(best.reached[0]) + weight)
         return _sigmoid(_logit(rate) + config.per_layer * (_depth(self.rules[rule]) - _depth(self.rules[known])))
 
     def _estimate(self, state: _Rule, prior: float) -> Floats:

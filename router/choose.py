@@ -2,7 +2,8 @@
 
 For one rule, tokens are taken in order of the probability that they and all before them are accepted, whichever
 sequence they belong to (a budget, not a length). Along that order both the expected tokens and the time of the round
-are running sums, so the best number of tokens is the best entry of a quotient of two arrays. The arm "off" takes none.
+are running sums, so the best number of tokens is the best entry of a quotient of two arrays. A step of the drafter has
+a price of its own, whoever takes part, so the order by position is tried as well. The arm "off" takes none.
 
     goodput(rule, m) = (rows + sum of the m largest survivals) / (draft + verify(rows + m) + other)
 """
@@ -58,29 +59,16 @@ def best(predictor: Predictor, rule: int, survival: Floats, context: float, catc
 
     catch_up_ms: what it adds to a round that the pool has to be shown what it has not seen.
     """
-    num_rows, length = survival.shape
-    order = np.argsort(-survival, axis=None, kind="stable")
-    order = order[: max(int(np.count_nonzero(survival)), 1)]
-    columns = order % length
-    gains = survival.reshape(-1)[order]
+    num_rows = len(survival)
+    num_tokens = max(int(np.count_nonzero(survival)), 1)
     steps = predictor.draft_steps(rule, num_rows)
-    ranks = _ranks(columns, length)
-    draft = np.cumsum(steps[ranks + 1, columns] - np.where(ranks > 0, steps[ranks, columns], 0.0))
     tokens, ms = predictor.verify_line(num_rows, context, wide=True)
-    verify = np.interp(num_rows + np.arange(1, len(order) + 1), tokens, ms)
-    rounds = draft + verify + predictor.other_ms(num_rows, drafts=True) + catch_up_ms
-    expected = num_rows + np.cumsum(gains)
-    chosen = int(np.argmax(expected / rounds))
-    lengths = np.bincount(order[: chosen + 1] // length, minlength=num_rows)
+    verify = np.interp(num_rows + np.arange(1, num_tokens + 1), tokens, ms)
+    fixed = verify + predictor.other_ms(num_rows, drafts=True) + catch_up_ms
+    found = [_along(order[:num_tokens], survival, steps, fixed) for order in _orders(survival)]
+    expected, rounds, lengths = max(found, key=lambda one: one[0] / one[1])
     slope = (ms[-1] - ms[0]) / (tokens[-1] - tokens[0])
-    return Arm(
-        rule,
-        tuple(lengths.tolist()),
-        float(expected[chosen]),
-        float(rounds[chosen]),
-        token_ms=float(slope),
-        step_ms=float(steps[num_rows].mean()) / num_rows,
-    )
+    return Arm(rule, lengths, expected, rounds, float(slope), float(steps[num_rows].mean()) / num_rows)
 
 
 def evaluate(
@@ -91,6 +79,28 @@ def evaluate(
     ms = predictor.round(rule if any(lengths) else None, lengths, context).total_ms + catch_up_ms
     tokens = num_rows + sum(float(row[:length].sum()) for row, length in zip(survival, lengths, strict=True))
     return Arm(rule if any(lengths) else None, tuple(lengths), tokens, ms)
+
+
+def _orders(survival: Floats) -> list[Ints]:
+    """By survival, and position by position; one and the same for a single row."""
+    by_survival = np.argsort(-survival, axis=None, kind="stable")
+    if len(survival) == 1:
+        return [by_survival]
+    positions = np.broadcast_to(np.arange(survival.shape[1]), survival.shape)
+    return [by_survival, np.lexsort((-survival.reshape(-1), np.where(survival > 0, positions, np.inf).reshape(-1)))]
+
+
+def _along(order: Ints, survival: Floats, steps: Floats, fixed: Floats) -> tuple[float, float, tuple[int, ...]]:
+    """Expected tokens, ms and lengths at the best point along an order. fixed: ms beside drafting, by tokens."""
+    num_rows, length = survival.shape
+    columns = order % length
+    ranks = _ranks(columns, length)
+    draft = np.cumsum(steps[ranks + 1, columns] - np.where(ranks > 0, steps[ranks, columns], 0.0))
+    rounds = draft + fixed
+    expected = num_rows + np.cumsum(survival.reshape(-1)[order])
+    chosen = int(np.argmax(expected / rounds))
+    lengths = np.bincount(order[: chosen + 1] // length, minlength=num_rows)
+    return float(expected[chosen]), float(rounds[chosen]), tuple(lengths.tolist())
 
 
 def _ranks(columns: Ints, length: int) -> Ints:

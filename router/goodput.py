@@ -9,6 +9,7 @@ verifying is cut off (prune). Probes, within a share of the time, keep the arms 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -85,6 +86,7 @@ class Goodput:
         self._age = 0
         self._floor = 0.0
         self._outcomes: list[RoundOutcome] = []
+        self._played: Counter[str] = Counter()
         cost = 4 * float(self.predictor.tables.steps[-1][1].mean())
         self._probing = _Probing(credit_ms=8 * cost if config.probe_share else 0.0, cost_ms=cost)
 
@@ -121,6 +123,18 @@ class Goodput:
 
     def observe(self, outcome: RoundOutcome) -> None:
         self._outcomes.append(outcome)
+
+    def restart(self) -> None:
+        """Other sequences come, maybe under the names of earlier ones: forget those, keep what was learned."""
+        self._digest()
+        self.acceptance.leave()
+        self._lengths, self._rows = {}, ()
+        self._probing.told.clear()
+
+    def played(self) -> dict[str, float]:
+        """Shares of the rounds since the last time that were played so: "depth/longest length", or "off"."""
+        played, self._played = self._played, Counter()
+        return {name: count / played.total() for name, count in played.most_common()}
 
     @property
     def _widest(self) -> DepthRule:
@@ -216,6 +230,7 @@ class Goodput:
             self._keep_told({row.id for row in outcomes[-1].rows})
 
     def _measure(self, outcome: RoundOutcome) -> None:
+        self._played[_name(outcome.plan)] += 1
         own = bool(outcome.plan.own)
         rule = None if own or outcome.plan.depth is None else self._numbers.get(outcome.plan.depth)
         before = self.predictor.elapsed_ms
@@ -256,6 +271,13 @@ class Goodput:
         told = self._probing.told
         if len(told) > 2 * len(rows) + 8:
             self._probing.told = {number: tokens for number, tokens in told.items() if number in rows}
+
+
+def _name(plan: Plan) -> str:
+    if plan.depth is None or not any(plan.lengths):
+        return "off"
+    exits = plan.depth.exits
+    return f"{exits[0] if len(exits) == 1 else 'cascade'}/{max(plan.lengths)}"
 
 
 def keep_or_switch(current: Arm | None, arms: Sequence[Arm], hysteresis: float) -> Arm:

@@ -1,0 +1,203 @@
+"""The router against every fixed setting, cell by cell: one table, one run.
+
+For each target and batch all depths and lengths compete in a sweep; the winner is measured anew beside plain decoding
+and the router's own choice, in interleaved repetitions. What the sweep found for each fixed setting over all cells
+stands for what an operator could have fixed once and for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from math import exp, log
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from bench import machine
+from bench.cells import Cell, Subject
+from bench.command import HELD_OUT, listed
+from bench.grid import Grid
+from bench.metrics import CellResult
+from bench.run import Engines, measure, opened
+from bench.stats import Bar, Ratio, best, paired_ratio
+from bench.workload import LONGEST, Workload, read_texts
+from deployments.arguments import depth, whole
+from protocol.errors import DraftPoolError
+
+MODELS = machine.ROOT / "demo/models"
+RESULT = machine.ROOT / "bench/results/router.json"
+OF_BEST, OF_OFF = 0.95, 0.98  # what the router has to reach in every cell
+Fixed = tuple[int | str | None, int]  # depth, length
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """One target and batch. fixed: tokens per second of every setting in the sweep, over plain decoding there.
+
+    share_of_best, share_of_off: the router's tokens per second over theirs, measured anew. played: its rounds by
+    "depth/length", the most frequent first.
+    """
+
+    target: str
+    batch: int
+    best: Fixed
+    plain: float
+    best_fixed: float
+    goodput: float
+    share_of_best: Ratio
+    share_of_off: Ratio
+    fixed: dict[str, float]
+    identical: float
+    played: dict[str, float]
+
+
+def measure_target(target: Path, args: argparse.Namespace) -> Iterator[Measured]:
+    subject = Subject(target, args.drafter, torch.bfloat16, args.threads, max(args.batch), LONGEST + args.max_tokens)
+    texts = read_texts(args.prompts, AutoTokenizer.from_pretrained(target))
+    with opened(subject, ("plain", "fixed", "goodput")) as engines:
+        for batch in args.batch:
+            workload = Workload(texts, "mixed", max(batch, args.num_prompts))
+            yield measure_batch(engines, workload, target.name, batch, args)
+
+
+def measure_batch(engines: Engines, workload: Workload, target: str, batch: int, args: argparse.Namespace) -> Measured:
+    sys.stderr.write(f"{target}, batch {batch}\n")
+    swept = measure(
+        engines,
+        Grid(("plain", "fixed"), [batch], args.depths, args.lengths).cells(),
+        workload,
+        repeat=args.sweep,
+        max_tokens=args.max_tokens,
+    )
+    fixed = {result.cell: result.tokens_per_second for result in swept if result.mode == "fixed"}
+    chosen, plain = best(fixed), next(result for result in swept if result.mode == "plain")
+    adaptive = engines.ours.adaptive
+    cells = [Cell("plain", batch), chosen, Cell("goodput", batch)]
+    results = measure(engines, cells, workload, repeat=args.pairs, max_tokens=args.max_tokens)
+    by_mode = {result.mode: result for result in results}
+    ours = by_mode["goodput"]
+    return Measured(
+        target=target,
+        batch=batch,
+        best=(chosen.depth, chosen.length),
+        plain=median(by_mode["plain"].tokens_per_second),
+        best_fixed=median(by_mode["fixed"].tokens_per_second),
+        goodput=median(ours.tokens_per_second),
+        share_of_best=_over(ours, by_mode["fixed"]),
+        share_of_off=_over(ours, by_mode["plain"]),
+        fixed={_name(cell): paired_ratio(rates, plain.tokens_per_second).median for cell, rates in fixed.items()},
+        identical=min(result.identical or 0.0 for result in results),
+        played=adaptive.played(),
+    )
+
+
+def bars(cells: Sequence[Measured]) -> list[Bar]:
+    """Of each cell, and over all of them the router against every single fixed setting."""
+    made = []
+    for cell in cells:
+        name = f"{cell.target}, batch {cell.batch}"
+        depth_, length = cell.best
+        made.append(Bar(f"{name}: over the best fixed", "at least", OF_BEST, cell.share_of_best, f"{depth_}/{length}"))
+        made.append(Bar(f"{name}: over off", "at least", OF_OFF, cell.share_of_off))
+    return made
+
+
+def against_each(cells: Sequence[Measured]) -> dict[str, float]:
+    """The router's speed-up over plain, over that of each fixed setting: geometric means over the cells."""
+    ours = fmean(log(cell.share_of_off.median) for cell in cells)
+    names = list(cells[0].fixed)
+    return {name: exp(ours - fmean(log(cell.fixed[name]) for cell in cells)) for name in names}
+
+
+def report(cells: Sequence[Measured], args: argparse.Namespace) -> dict[str, Any]:
+    settings = ("pairs", "sweep", "num_prompts", "max_tokens", "depths", "lengths", "batch")
+    return {
+        "machine": machine.describe(),
+        "settings": {name: getattr(args, name) for name in settings},
+        "cells": [asdict(cell) for cell in cells],
+        "against_each_fixed": against_each(cells),
+        "bars": [bar.as_json() for bar in bars(cells)],
+    }
+
+
+def table(cells: Sequence[Measured], made: dict[str, Any]) -> str:
+    lines = [
+        "| target | batch | off tok/s | best fixed | tok/s | router tok/s | router / best fixed | router / off | plays |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for cell in cells:
+        depth_, length = cell.best
+        plays = ", ".join(f"{name} {share:.0%}" for name, share in list(cell.played.items())[:3])
+        lines.append(
+            f"| {cell.target} | {cell.batch} | {cell.plain:.0f} | {depth_}/{length} | {cell.best_fixed:.0f} "
+            f"| {cell.goodput:.0f} | {_ratio(cell.share_of_best)} | {_ratio(cell.share_of_off)} | {plays} |"
+        )
+    each = made["against_each_fixed"]
+    closest = min(each, key=lambda name: each[name])
+    place = made["machine"]
+    lines += [
+        "",
+        f"Over all cells the router gives {each[closest]:.3f}x the closest single setting ({closest}), geometric mean "
+        f"of speed-ups over plain; {sum(ratio > 1 for ratio in each.values())} of {len(each)} settings are beaten.",
+        f"Identical to the plain loop: {min(cell.identical for cell in cells):.0%} of outputs.",
+        f"{place['cpu']}, {place['threads']} threads, torch {place['torch']}; commit {place['commit']}; "
+        f"`{place['command']}`.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _over(ours: CellResult, theirs: CellResult) -> Ratio:
+    return paired_ratio(ours.tokens_per_second, theirs.tokens_per_second)
+
+
+def _ratio(ratio: Ratio) -> str:
+    return f"{ratio.median:.3f} ({ratio.low:.3f}-{ratio.high:.3f})"
+
+
+def _name(cell: Cell) -> str:
+    return f"{cell.depth}/{cell.length}"
+
+
+def run(args: argparse.Namespace) -> int:
+    cells: list[Measured] = []
+    for target in args.targets:
+        for cell in measure_target(target, args):
+            cells.append(cell)
+            made = report(cells, args)
+            args.out.parent.mkdir(parents=True, exist_ok=True)
+            args.out.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+            args.out.with_suffix(".md").write_text(table(cells, made), encoding="utf-8")
+    sys.stdout.write(table(cells, report(cells, args)))
+    return 0 if all(bar.met for bar in bars(cells)) and min(against_each(cells).values()) > 1 else 1
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--targets", type=listed(Path), default=[MODELS / "large", MODELS / "small"])
+    parser.add_argument("--drafter", type=Path, default=MODELS / "drafter")
+    parser.add_argument("--batch", type=listed(whole(1)), default=[1, 2, 4, 8, 16, 32])
+    parser.add_argument("--pairs", type=whole(2), default=15, help="interleaved repetitions (default: %(default)s)")
+    parser.add_argument("--sweep", type=whole(1), default=3, help="repetitions of the sweep (default: %(default)s)")
+    parser.add_argument("--depths", type=listed(depth), default=[2, 4, 6, "cascade"])
+    parser.add_argument("--lengths", type=listed(whole(1, 64)), default=[1, 2, 3, 4, 6, 8])
+    parser.add_argument("--num-prompts", type=whole(1), default=4)
+    parser.add_argument("--max-tokens", type=whole(2), default=128)
+    parser.add_argument("--threads", type=whole(1), default=torch.get_num_threads())
+    parser.add_argument("--prompts", type=Path, default=HELD_OUT)
+    parser.add_argument("--out", type=Path, default=RESULT)
+    try:
+        return run(parser.parse_args())
+    except DraftPoolError as error:
+        sys.stderr.write(f"bench.router: {error}\n")
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
