@@ -3,7 +3,8 @@
 At each position of each text one uniform number u decides, whatever the rounds that ask: the oracle proposes the right
 token iff u is below the acceptance of the depth asked for. So what a shallow exit gets right a deeper one gets right
 too, positions are independent, and the share of verified tokens that are accepted is exactly binomial. When it errs, a
-second number decides whether its second choice is the right one, which is what mirror branches live on.
+second number decides whether its second choice is the right one, which is what mirror branches live on. Its confidence
+is the acceptance itself, and a probe tells of the same numbers u.
 
 For measurements only: results carry its label, and nothing that is served imports it.
 """
@@ -14,9 +15,11 @@ import hashlib
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, repeat
+from operator import mul
 
 from drafters.nested import leaves
-from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
+from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus, Probe
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
@@ -71,8 +74,12 @@ class Ranking:
 
 @dataclass(slots=True)
 class _Open:
-    """A sequence that is open: its committed tokens, and the known text that they begin."""
+    """A sequence that is open: its committed tokens, and the known text that they begin.
 
+    probed: the position from which on no probe has told of them; at first behind the message that opened it.
+    """
+
+    probed: int
     tokens: list[int] = field(default_factory=list, repr=False)
     text: int | None = None
 
@@ -94,6 +101,11 @@ class OracleDrafter:
         return f"oracle drafter, {self._ranking.label}"
 
     @property
+    def exits(self) -> tuple[int, ...]:
+        """In order of depth, as a probe tells of them."""
+        return tuple(sorted(self._ranking.acceptance))
+
+    @property
     def num_open(self) -> int:
         return len(self._open)
 
@@ -101,7 +113,7 @@ class OracleDrafter:
         self.draft(request)
 
     def draft(self, request: DraftRequest) -> DraftReply:
-        blocks = tuple(self._block(row, request.depth) for row in request.rows)
+        blocks = tuple(self._block(row, row.depth or request.depth) for row in request.rows)
         return DraftReply(request.incarnation, request.round_id, blocks)
 
     def close(self, sequence_ids: Sequence[int]) -> None:
@@ -116,18 +128,38 @@ class OracleDrafter:
 
     def _block(self, row: DraftRow, depth: DepthRule) -> DraftBlock:
         status = self._take(row)
-        if status is not DraftStatus.OK or not row.length:
+        if status is not DraftStatus.OK:
             return DraftBlock(row.sequence_id, row.base_length, status)
-        exit_ = self._exit(depth)
-        positions = range(row.base_length, row.base_length + row.length)
         sequence = self._open[row.sequence_id]
-        ranked = [] if exit_ is None else [self._best_two(sequence, position, exit_) for position in positions]
-        tokens = tuple(pair[0] for pair in ranked if pair)
-        self.num_lost += not tokens
+        probe = self._probe(sequence) if row.probe else None
+        exit_ = self._exit(depth)
+        tokens = () if exit_ is None else self._tokens(sequence, row, exit_)
+        self.num_lost += row.length > 0 and not tokens
         if exit_ is None or not tokens:
-            return DraftBlock(row.sequence_id, row.base_length, status)
+            return DraftBlock(row.sequence_id, row.base_length, status, probe=probe)
         sure = (self._ranking.acceptance[exit_],) * len(tokens)
-        return DraftBlock(row.sequence_id, row.base_length, status, tokens, (exit_,) * len(tokens), sure)
+        return DraftBlock(row.sequence_id, row.base_length, status, tokens, (exit_,) * len(tokens), sure, probe)
+
+    def _tokens(self, sequence: _Open, row: DraftRow, exit_: int) -> tuple[int, ...]:
+        """First choices, as many as the row's length and floor allow."""
+        length = drafted_length(row.length, self._ranking.acceptance[exit_], row.floor)
+        positions = range(row.base_length, row.base_length + length)
+        ranked = (self._best_two(sequence, position, exit_) for position in positions)
+        return tuple(pair[0] for pair in ranked if pair)
+
+    def _probe(self, sequence: _Open) -> Probe | None:
+        """None where the text is not known."""
+        if sequence.text is None:
+            return None
+        length = len(sequence.tokens)
+        told = range(min(sequence.probed, length), length)
+        sequence.probed = max(sequence.probed, length)
+        matches = tuple(tuple(self._is_right(sequence, position, depth) for position in told) for depth in self.exits)
+        return Probe(told.start, matches, tuple((self._ranking.acceptance[depth],) * len(told) for depth in self.exits))
+
+    def _is_right(self, sequence: _Open, position: int, depth: int) -> bool:
+        ranked = self._best_two(sequence, position, depth)
+        return ranked is not None and ranked[0] == sequence.tokens[position]
 
     def _take(self, row: DraftRow) -> DraftStatus:
         sequence = self._open.get(row.sequence_id)
@@ -136,7 +168,7 @@ class OracleDrafter:
         if sequence is None:
             if len(self._open) >= self._max_rows:
                 return DraftStatus.BUSY
-            sequence = self._open[row.sequence_id] = _Open()
+            sequence = self._open[row.sequence_id] = _Open(row.base_length)
         sequence.tokens[row.start :] = row.tokens
         if not self._begins(sequence.text, row.start, row.tokens):
             sequence.text = self._find(row.sampling, sequence.tokens)
@@ -159,3 +191,9 @@ class OracleDrafter:
         if sequence.text is None or position >= len(self._texts[sequence.text][1]):
             return None
         return self._ranking.best_two(sequence.text, position, depth, self._texts[sequence.text][1][position])
+
+
+def drafted_length(length: int, confidence: float, floor: float) -> int:
+    """How long a draft of at most `length` tokens gets when each has this confidence; a floor of 0 never ends it."""
+    survival = accumulate(repeat(confidence, length), mul)
+    return next((count for count, product in enumerate(survival, 1) if floor > 0 and product <= floor), length)

@@ -69,7 +69,7 @@ class DraftPoolEngine:
     def adaptive(self) -> Goodput:
         """One for all cells, as a target has one for all its batches: what it learns in one it knows in the next."""
         if self._adaptive is None:
-            self._adaptive = Goodput(self._curves(), self._choices())
+            self._adaptive = Goodput(self.curves(), self.choices())
         return self._adaptive
 
     def open(self) -> None:
@@ -120,12 +120,12 @@ class DraftPoolEngine:
         finally:
             engine.stop()
 
-    def _choices(self) -> GoodputConfig:
+    def choices(self) -> GoodputConfig:
         exits = self.worker.describe().exits
         rules = (*(depth_rule(exits, exit_) for exit_ in exits), depth_rule(exits, "cascade"))
         return GoodputConfig(rules, exits, max_rows=self._subject.max_batch)
 
-    def _curves(self) -> CostCurves:
+    def curves(self) -> CostCurves:
         """Of the loaded models as they stand."""
         subject, drafter = self._subject, self._drafter
         if drafter is None:

@@ -129,7 +129,7 @@ def report(cells: Sequence[Measured], args: argparse.Namespace) -> dict[str, Any
 
 def table(cells: Sequence[Measured], made: dict[str, Any]) -> str:
     lines = [
-        "| target | batch | off tok/s | best fixed | tok/s | router tok/s | router / best fixed | router / off | plays |",
+        "| target | batch | off, tok/s | best fixed | tok/s | router, tok/s | over best fixed | over off | plays |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for cell in cells:

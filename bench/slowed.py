@@ -14,7 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 
 from drafters.nested import NestedDrafter, PassRow, Pick
-from protocol.draft import DraftClient, DraftReply, DraftRequest
+from drafters.probe import ProbeRow
+from protocol.draft import DraftClient, DraftReply, DraftRequest, Probe
+from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 from targets.model import ForwardRow, TargetModel
 
@@ -87,6 +89,15 @@ class SlowedDrafter(NestedDrafter):
         picks = super().run(rows)
         self.device.finish(began, self.step_ms(rows) * max([1, *map(len, picks)]))
         return picks
+
+    def probe(self, rows: Sequence[ProbeRow]) -> list[Probe]:
+        """As long as one token for every row at the deepest exit, whatever the number of positions."""
+        began = self.device.clock()
+        probes = super().probe(rows)
+        deepest = DepthRule(self.exits[-1:])
+        alike = [PassRow(row.sequence, (), row.stop, 0, deepest, row.sampling) for row in rows]
+        self.device.finish(began, self.step_ms(alike))
+        return probes
 
 
 class SlowedClient:

@@ -48,6 +48,11 @@ def draft_room(base_length: int, num_positions: int) -> int:
     return num_positions - base_length + 1
 
 
+def untold(probed: int, base_length: int, limit: int) -> range:
+    """The committed positions that a probe tells of: those from `probed` on, at most the last `limit`."""
+    return range(min(max(probed, base_length - limit), base_length), base_length)
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """One row's part of a pass: `length` known positions count, and those below `settled` go to the last exit.

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from drafters.depth import Watermarks
 from drafters.manifest import drafter_exits
+from drafters.probe import ProbeRow, probe_exits
 from model.batch import CPU, RaggedBatch, Row, build_batch
 from model.config import read_config
 from model.decoder import Decoder
@@ -29,6 +30,7 @@ from model.kv import bytes_per_slot
 from model.load import load_decoder
 from model.pages import PageLedger
 from model.rollout import Rollout
+from protocol.draft import Probe
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
@@ -42,6 +44,7 @@ class PassRow:
     settled: positions below it go to the rule's last exit. When length exceeds it, the token at position
         `length` is drafted, and position length - 1 goes only as deep as that takes.
     ahead: how many tokens may be drafted, if the pass can go on by itself. Their pages are reserved but for the last.
+    floor: it goes on no further than the token at which the product of their confidences is at most this.
     """
 
     sequence: int
@@ -51,6 +54,7 @@ class PassRow:
     depth: DepthRule
     sampling: SamplingParams
     ahead: int = 1
+    floor: float = 0.0
 
     @property
     def drafts(self) -> bool:
@@ -62,6 +66,7 @@ class Pick:
     token: int = field(repr=False)
     exit: int
     confidence: float
+    runner_up: int = field(default=-1, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +117,10 @@ class NestedDrafter:
         """Positions that have reached the rule's last exit."""
         return self._marks[sequence].marks[self._last_segment(depth)]
 
+    @property
+    def deepest(self) -> DepthRule:
+        return DepthRule(self.exits[-1:])
+
     def check_depth(self, depth: DepthRule) -> None:
         """Raises ConfigError for a depth that is no exit."""
         unknown = sorted(set(depth.exits) - set(self.exits))
@@ -126,13 +135,24 @@ class NestedDrafter:
             assert marks.marks[0] <= self.ledger.capacity(sequence), "KV was written beyond the reserved pages"
 
     def run(self, rows: Sequence[PassRow]) -> list[list[Pick]]:
-        """What each row drafts: one token or, where the pass can go on by itself, up to `ahead`; none for a row that
-        does not draft. Pages for every row's length are reserved.
+        """What each row drafts: one token or, where the pass can go on by itself, up to `ahead` as its floor allows;
+        none for a row that does not draft. Pages for every row's length are reserved.
         """
         depth = self._shared_depth(rows)
         if depth is not None:
             return self._roll_out(rows, depth)
         return [[] if pick is None else [pick] for pick in self._pass(rows)]
+
+    def probe(self, rows: Sequence[ProbeRow]) -> list[Probe]:
+        """What every exit would have picked at the positions that each row tells of, of which all but the last are run,
+        in all segments and again where they were run before. Positions below these have reached the last exit.
+        """
+        assert all(self._marks[row.sequence].marks[-1] >= row.first for row in rows), "context below a probe is missing"
+        slots = [self.ledger.slots(row.sequence) for row in rows]
+        probes = probe_exits(self._decoder, self._kv, self.exits, rows, slots)
+        for row in rows:
+            self._marks[row.sequence] = Watermarks((row.stop,) * len(self.exits))  # level: no boundary states are due
+        return probes
 
     def _shared_depth(self, rows: Sequence[PassRow]) -> int | None:
         """The one exit that every row drafts from, when all segments up to it lack the same positions."""
@@ -146,18 +166,25 @@ class NestedDrafter:
 
     def _roll_out(self, rows: Sequence[PassRow], depth: int) -> list[list[Pick]]:
         rollouts = [
-            Rollout(self.ledger.slots(row.sequence), self.written(row.sequence), row.tokens, row.ahead, row.sampling)
+            Rollout(
+                self.ledger.slots(row.sequence),
+                self.written(row.sequence),
+                row.tokens,
+                row.ahead,
+                row.sampling,
+                row.floor,
+            )
             for row in rows
         ]
         segment = self.exits.index(depth)
         boundary = self._boundaries[segment] if depth < self.exits[-1] else None
         drafted = self._decoder.roll_out(rollouts, self._kv, depth, boundary)
-        for row in rows:
+        for row, picks in zip(rows, drafted, strict=True):
             marks = self._marks[row.sequence]
             for own in range(segment + 1):
-                marks = marks.advance(own, row.length + row.ahead - 1)
+                marks = marks.advance(own, row.length + len(picks) - 1)
             self._marks[row.sequence] = marks
-        return [[Pick(token, depth, confidence) for token, confidence in row] for row in drafted]
+        return [[Pick(token, depth, confidence, second) for token, confidence, second in row] for row in drafted]
 
     def _pass(self, rows: Sequence[PassRow]) -> list[Pick | None]:
         picks: list[Pick | None] = [None] * len(rows)
@@ -226,14 +253,14 @@ class NestedDrafter:
                 last.append(batch.offsets[place + 1] - 1)
         if not asked:
             return
-        tokens, confidences = self._decoder.pick_with_confidence(
+        found = self._decoder.pick_with_confidence(
             self._decoder.logits(hidden, last),
             [stretch.row.sampling for stretch in asked],
             [stretch.row.length for stretch in asked],
         )
-        for stretch, token, confidence in zip(asked, tokens, confidences, strict=True):
+        for stretch, token, confidence, runner_up in zip(asked, *found, strict=True):
             if leaves(stretch.row.depth, depth, confidence):
-                picks[stretch.index] = Pick(token, depth, confidence)
+                picks[stretch.index] = Pick(token, depth, confidence, runner_up)
 
 
 def leaves(rule: DepthRule, depth: int, confidence: float) -> bool:

@@ -14,7 +14,18 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from drafters.known import Idle, Key, Known, Span, context_span, draft_room, evictions, next_span, positions_fed
+from drafters.known import (
+    Idle,
+    Key,
+    Known,
+    Span,
+    context_span,
+    draft_room,
+    evictions,
+    next_span,
+    positions_fed,
+    untold,
+)
 from drafters.nested import NestedDrafter
 from drafters.rounds import Job
 from protocol.draft import DraftRow, DraftStatus
@@ -29,26 +40,31 @@ class PoolLimits:
     """max_rows: sequences open at a time. prefill_tokens: budget of one pass. idle_s, ttl_s: since last use.
 
     max_ride: missing positions that may ride along in a decode row; more are prefill. ahead: tokens that a row may
-    draft in one pass; a message that comes meanwhile waits for its end.
+    draft in one pass; a message that comes meanwhile waits for its end. probe_tokens: that a probe tells of, the last
+    ones and no more than a pass has a budget for.
     """
 
     max_rows: int = 64
     prefill_tokens: int = 256
     max_ride: int = 32
     ahead: int = 8
+    probe_tokens: int = 64
     idle_s: float = 2.0
     ttl_s: float = 60.0
 
 
 @dataclass(slots=True)
 class Resident:
-    """id: its name in the drafter. depth and sampling: of the last message."""
+    """id: its name in the drafter. depth and sampling: of the last message. probed: the position from which on no
+    probe has told of its committed tokens; at first its base length, for a prompt is not the target's own text.
+    """
 
     key: Key
     id: int
     depth: DepthRule
     sampling: SamplingParams
     last_used: float
+    probed: int
     known: Known = field(default_factory=Known)
     job: Job | None = None
 
@@ -82,9 +98,20 @@ class Residents:
         if length is None:
             self.forget(key)  # what it holds may be just what the others lack
             return DraftStatus.BUSY, 0
-        if length or self.context_missing(resident):
+        if self.context_missing(resident):
             self.active[key] = resident
         return DraftStatus.OK, length
+
+    def untold(self, key: Key) -> range:
+        """The committed positions that a probe would tell of now. They fit the budget of one pass."""
+        resident = self._residents[key]
+        limit = min(self._limits.probe_tokens, self._limits.prefill_tokens)
+        return untold(resident.probed, resident.known.committed, limit)
+
+    def give(self, key: Key, job: Job) -> None:
+        """Work for an admitted sequence that has none."""
+        resident = self.active[key] = self._residents[key]
+        resident.job = job
 
     def withdraw(self, key: Key) -> Job | None:
         """Take the sequence out of the passes; its unfinished job, if any."""
@@ -111,12 +138,31 @@ class Residents:
         """Positions of its context that have not reached the last exit; the last token is left for the draft."""
         return len(resident.known.tokens) - 1 - self._drafter.settled(resident.id, resident.depth)
 
+    def goal(self, resident: Resident) -> DepthRule:
+        """How deep its next pass goes: before a probe, which asks every exit, all the way."""
+        return self._drafter.deepest if resident.job is not None and resident.job.probes else resident.depth
+
     def next_span(self, resident: Resident, budget: int) -> Span | None:
+        """Its part of the next pass that drafts; None when it has none in it: its probe is due, or the budget spent."""
         num_tokens = len(resident.known.tokens)
-        settled = self._drafter.settled(resident.id, resident.depth)
+        settled = self._drafter.settled(resident.id, self.goal(resident))
         if resident.job is None:
             return context_span(num_tokens, settled, budget)
+        if resident.job.probes:
+            return context_span(resident.job.told.start, settled, budget)
         return next_span(num_tokens, settled, self._limits.max_ride, budget)
+
+    def probing(self, budget: int) -> list[tuple[Resident, Job]]:
+        """Those whose probe is due, as far as the budget goes: all below the positions to tell of is settled."""
+        due = []
+        for resident in self.active.values():
+            job = resident.job
+            if job is None or not job.probes or len(job.told) > budget:
+                continue
+            if self._drafter.settled(resident.id, self._drafter.deepest) >= job.told.start - 1:
+                budget -= len(job.told)
+                due.append((resident, job))
+        return due
 
     def check(self) -> None:
         """Raises AssertionError unless residents, drafter and jobs agree."""
@@ -131,6 +177,11 @@ class Residents:
         for resident in self.active.values():
             assert resident.job is not None or self.context_missing(resident) > 0, "active with nothing to do"
             assert len(resident.known.tokens) <= self._drafter.ledger.capacity(resident.id), "active without pages"
+            if resident.job is not None:
+                assert not resident.job.is_done, "a job that is done and not answered"
+                assert not resident.job.probes or resident.job.told.stop == len(resident.known.tokens), (
+                    "draft, then probe"
+                )
 
     def _makes_sense(self, key: Key, row: DraftRow) -> bool:
         """What was committed stays, so a row that makes no sense will make none in any later round."""
@@ -146,7 +197,7 @@ class Residents:
     def _open(self, key: Key, row: DraftRow, depth: DepthRule, now: float) -> Resident:
         self._last_id += 1
         self._drafter.open(self._last_id)
-        resident = Resident(key, self._last_id, depth, row.sampling, now)
+        resident = Resident(key, self._last_id, depth, row.sampling, now, probed=row.base_length)
         self._residents[key] = resident
         return resident
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from drafters.nested import Pick
-from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
+from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus, Probe
 
 Reply = Callable[[DraftReply], None]
 
@@ -61,20 +61,35 @@ class Round:
 
 @dataclass(slots=True)
 class Job:
-    """A row that is being drafted. length: how many tokens, after the cut to context and pages."""
+    """A row that is being drafted, or probed, or first probed and then drafted.
+
+    length: how many tokens, after the cut to context and pages. told: the positions that its probe tells of.
+    """
 
     round: Round
     index: int
     row: DraftRow
     length: int
     picks: list[Pick] = field(default_factory=list, repr=False)
+    told: range = range(0)
+    probe: Probe | None = None
+
+    @property
+    def probes(self) -> bool:
+        """Whether its probe is still to be run; the draft comes after it."""
+        return self.probe is None and bool(self.told)
 
     @property
     def is_done(self) -> bool:
-        return len(self.picks) >= self.length
+        return not self.probes and (len(self.picks) >= self.length or self._has_sunk)
+
+    @property
+    def floor(self) -> float:
+        """The row's floor for the product of the confidences that are still to come; 0 never ends the draft."""
+        return self.row.floor / self._survival if self.row.floor > 0 else 0.0
 
     def answer(self) -> None:
-        """With what has been drafted, which may be less than was asked."""
+        """With what has been told and drafted, which may be less than was asked."""
         block = DraftBlock(
             self.row.sequence_id,
             self.row.base_length,
@@ -82,8 +97,17 @@ class Job:
             tuple(pick.token for pick in self.picks),
             tuple(pick.exit for pick in self.picks),
             tuple(pick.confidence for pick in self.picks),
+            self.probe,
         )
         self.round.answer(self.index, block)
+
+    @property
+    def _survival(self) -> float:
+        return math.prod(pick.confidence for pick in self.picks)
+
+    @property
+    def _has_sunk(self) -> bool:
+        return bool(self.picks) and self.row.floor > 0 and self._survival <= self.row.floor
 
 
 @dataclass(slots=True)

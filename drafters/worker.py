@@ -4,8 +4,11 @@
     step:   one ragged pass; every drafting row of any target gains a token, contexts a chunk within the budget
     reply:  after each pass, with the rows of a request that it finished; refused ones at once
 
-Rows join at the next step and leave when their draft is done. The owner calls the worker from one thread and
-gives it the clock; nothing here raises because of what a target sent.
+Rows join at the next step and leave when their draft is done, at its length or its floor. A row that asks for a probe
+first has its context settled in all layers, then tells in a pass of probes (drafters/probe.py), then drafts; such a
+pass goes first, but never twice in a row while others have something to do.
+
+The owner calls the worker from one thread and gives it the clock; nothing here raises because of what a target sent.
 """
 
 from __future__ import annotations
@@ -14,9 +17,11 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from drafters.known import Key, Span
 from drafters.nested import NestedDrafter, PassRow, Pick
+from drafters.probe import ProbeRow, nothing_new
 from drafters.residents import PoolLimits, Resident, Residents
 from drafters.rounds import Job, MeanWait, Reply, Round, refusal
 from protocol.draft import DraftRequest, DraftRow, DraftStatus
@@ -27,6 +32,8 @@ from protocol.stats import PassStats, PoolStats
 DEFAULT_LIMITS = PoolLimits()
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +65,7 @@ class DraftWorker:
         self._residents = Residents(drafter, limits)
         self._counts = _Counts()
         self._answered: dict[Round, None] = {}  # those that may have blocks to hand over
+        self._probed = False  # by the last pass
 
     def describe(self) -> Description:
         return Description(self._drafter.exits, self._drafter.max_positions, self._drafter.vocab_size)
@@ -66,15 +74,13 @@ class DraftWorker:
         """`reply` is called with the rows that are refused, from here, then with those that later calls finish."""
         round_ = Round(request, reply, self._clock())
         self._answered[round_] = None
-        try:
-            self._drafter.check_depth(request.depth)
-        except ConfigError as error:
-            logger.error("%s: %s", request.incarnation, error)
-            for index, row in enumerate(request.rows):
+        unknown = self._unknown_rules(request)
+        for index, row in enumerate(request.rows):
+            depth = row.depth or request.depth
+            if depth in unknown:
                 round_.answer(index, refusal(row, DraftStatus.OK))
-        else:
-            for index, row in enumerate(request.rows):
-                self._take(round_, index, (request.incarnation, row.sequence_id), row, request.depth)
+            else:
+                self._take(round_, index, (request.incarnation, row.sequence_id), row, depth)
         self._reply()
 
     def close(self, incarnation: str, sequence_ids: Sequence[int]) -> None:
@@ -95,23 +101,12 @@ class DraftWorker:
 
     def step(self) -> PassStats | None:
         """One ragged pass; None when there is nothing to do."""
-        chosen = self._choose()
-        if not chosen:
-            return None
-        began = self._clock()
-        self._start_rounds(chosen, began)
-        picks = self._run(chosen)
-        self._reply()
-        num_targets = len({resident.key[0] for resident, _ in chosen})
-        self._counts.passes += 1
-        self._counts.mixed_passes += num_targets > 1
-        return PassStats(
-            num_rows=len(chosen),
-            num_targets=num_targets,
-            num_prefill_tokens=sum(span.num_prefill for _, span in chosen),
-            num_exited=tuple(sum(pick.exit == exit for own in picks for pick in own) for exit in self._drafter.exits),
-            pass_ms=(self._clock() - began) * 1e3,
-        )
+        probing = self._residents.probing(self._limits.prefill_tokens)
+        chosen = [] if probing and not self._probed else self._choose()
+        self._probed = bool(probing) and not chosen
+        if chosen:
+            return self._draft(chosen)
+        return self._probe(probing) if probing else None
 
     def stats(self) -> PoolStats:
         return PoolStats(
@@ -129,14 +124,32 @@ class DraftWorker:
         """Raises AssertionError when the bookkeeping contradicts itself."""
         self._residents.check()
 
+    def _unknown_rules(self, request: DraftRequest) -> set[DepthRule]:
+        """Rules of its rows that name a depth which is no exit."""
+        unknown = set()
+        for rule in dict.fromkeys(row.depth or request.depth for row in request.rows):
+            try:
+                self._drafter.check_depth(rule)
+            except ConfigError as error:
+                logger.error("%s: %s", request.incarnation, error)
+                unknown.add(rule)
+        return unknown
+
     def _take(self, round_: Round, index: int, key: Key, row: DraftRow, depth: DepthRule) -> None:
         self._answer(self._residents.withdraw(key))
         status, length = self._residents.admit(key, row, depth, self._clock())
         self._counts.busy += status is DraftStatus.BUSY
-        if length:
-            self._residents.active[key].job = Job(round_, index, row, length)
-        else:
+        if status is not DraftStatus.OK:
             round_.answer(index, refusal(row, status))
+            return
+        job = Job(round_, index, row, length)
+        if row.probe:
+            job.told = self._residents.untold(key)
+            job.probe = None if job.told else nothing_new(row.base_length, len(self._drafter.exits))
+        if job.is_done:
+            job.answer()
+        else:
+            self._residents.give(key, job)
 
     def _choose(self) -> list[tuple[Resident, Span]]:
         budget = self._limits.prefill_tokens
@@ -150,37 +163,81 @@ class DraftWorker:
 
     def _row(self, resident: Resident, span: Span) -> PassRow:
         tokens = resident.known.tokens[self._drafter.written(resident.id) : span.length]
-        left = 1 if resident.job is None else resident.job.length - len(resident.job.picks)
-        ahead = min(left, self._limits.ahead)
-        return PassRow(resident.id, tokens, span.length, span.settled, resident.depth, resident.sampling, ahead)
+        depth, job = self._residents.goal(resident), resident.job
+        if job is None or job.probes:
+            return PassRow(resident.id, tokens, span.length, span.settled, depth, resident.sampling)
+        ahead = min(job.length - len(job.picks), self._limits.ahead)
+        return PassRow(resident.id, tokens, span.length, span.settled, depth, resident.sampling, ahead, job.floor)
 
-    def _start_rounds(self, chosen: Sequence[tuple[Resident, Span]], now: float) -> None:
-        for resident, _ in chosen:
+    def _draft(self, chosen: Sequence[tuple[Resident, Span]]) -> PassStats:
+        residents = [resident for resident, _ in chosen]
+        rows = [self._row(resident, span) for resident, span in chosen]
+        began = self._start_rounds(residents)
+        picks = self._attempt(residents, lambda: self._drafter.run(rows))
+        for resident, own in zip(residents, picks, strict=bool(picks)):
+            self._advance(resident, own)
+        return self._finish(residents, began, sum(span.num_prefill for _, span in chosen), picks)
+
+    def _probe(self, probing: Sequence[tuple[Resident, Job]]) -> PassStats:
+        residents = [resident for resident, _ in probing]
+        rows = [
+            ProbeRow(resident.id, job.told.start, resident.known.tokens[job.told.start - 1 :], resident.sampling)
+            for resident, job in probing
+        ]
+        began = self._start_rounds(residents)
+        probes = self._attempt(residents, lambda: self._drafter.probe(rows))
+        for (resident, job), probe in zip(probing, probes, strict=bool(probes)):
+            job.probe = probe
+            resident.probed = job.told.stop
+            self._go_on(resident, job)
+        return self._finish(residents, began, sum(len(job.told) for _, job in probing), ())
+
+    def _start_rounds(self, residents: Sequence[Resident]) -> float:
+        """The time now, in seconds."""
+        now = self._clock()
+        for resident in residents:
             if resident.job is not None and resident.job.round.start(now):
                 self._counts.wait.add(resident.job.round.wait_ms or 0.0, now)
+        return now
 
-    def _run(self, chosen: Sequence[tuple[Resident, Span]]) -> list[list[Pick]]:
+    def _attempt(self, residents: Sequence[Resident], run: Callable[[], list[T]]) -> list[T]:
+        """What the pass gives for each row; nothing when it fails, and the rows are forgotten."""
         try:
-            picks = self._drafter.run([self._row(resident, span) for resident, span in chosen])
+            return run()
         except Exception:
-            logger.exception("a pass of %d rows failed; their sequences are forgotten", len(chosen))
-            for resident, _ in chosen:
+            logger.exception("a pass of %d rows failed; their sequences are forgotten", len(residents))
+            for resident in residents:
                 self._answer(self._residents.forget(resident.key))
-            return [[]] * len(chosen)
-        for (resident, _), own in zip(chosen, picks, strict=True):
-            self._advance(resident, own)
-        return picks
+            return []
+
+    def _finish(
+        self, residents: Sequence[Resident], began: float, num_prefill: int, picks: Sequence[Sequence[Pick]]
+    ) -> PassStats:
+        self._reply()
+        num_targets = len({resident.key[0] for resident in residents})
+        self._counts.passes += 1
+        self._counts.mixed_passes += num_targets > 1
+        return PassStats(
+            num_rows=len(residents),
+            num_targets=num_targets,
+            num_prefill_tokens=num_prefill,
+            num_exited=tuple(sum(pick.exit == exit for own in picks for pick in own) for exit in self._drafter.exits),
+            pass_ms=(self._clock() - began) * 1e3,
+        )
 
     def _advance(self, resident: Resident, picks: Sequence[Pick]) -> None:
         if picks and resident.job is not None:
             resident.known.tokens.extend(pick.token for pick in picks)
             resident.job.picks.extend(picks)
-            resident.last_used = self._clock()
             self._counts.drafted += len(picks)
-            if resident.job.is_done:
-                self._answer(self._residents.withdraw(resident.key))
+            self._go_on(resident, resident.job)
         elif resident.job is None and self._residents.context_missing(resident) <= 0:
             self._residents.withdraw(resident.key)
+
+    def _go_on(self, resident: Resident, job: Job) -> None:
+        resident.last_used = self._clock()
+        if job.is_done:
+            self._answer(self._residents.withdraw(resident.key))
 
     def _answer(self, job: Job | None) -> None:
         if job is not None:

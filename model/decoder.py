@@ -106,5 +106,5 @@ class Decoder(Protocol):
 
     def pick_with_confidence(
         self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]
-    ) -> tuple[list[int], list[float]]:
-        """Picks, and a confidence in [0, 1] for each."""
+    ) -> tuple[list[int], list[float], list[int]]:
+        """Picks, a confidence in [0, 1] for each, and the runner-up: the best of the other tokens."""

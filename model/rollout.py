@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
+from math import prod
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -20,14 +21,16 @@ from protocol.request import SamplingParams
 if TYPE_CHECKING:
     from model.decoder import Decoder
 
-Drafted = list[tuple[int, float]]  # tokens with their confidences
+Drafted = list[tuple[int, float, int]]  # tokens with their confidences and runner-ups
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
     """tokens: those at positions [start, start + len(tokens)), not yet run. length: how many to draft, at least 1.
 
-    slots: of every position up to the last that is fed, start + len(tokens) + length - 2.
+    slots: of every position up to the last that may be fed, start + len(tokens) + length - 2.
+    floor: the first token at which the product of the confidences so far is at most this is the row's last
+        (Kangaroo's early stop, Liu et al. 2024, for the whole draft in place of one token). 0: none is.
     """
 
     slots: Slots
@@ -35,10 +38,16 @@ class Rollout:
     tokens: Sequence[int] = field(repr=False)
     length: int
     sampling: SamplingParams
+    floor: float = 0.0
 
     @property
     def total(self) -> int:
         return self.start + len(self.tokens)
+
+    def goes_on(self, drafted: Drafted) -> bool:
+        """Whether there is more to draft."""
+        certainty = prod(confidence for _, confidence, _ in drafted)
+        return len(drafted) < self.length and not (self.floor > 0 and certainty <= self.floor)
 
 
 def step(
@@ -58,7 +67,7 @@ def step(
 def roll_out(
     decoder: Decoder, rows: Sequence[Rollout], kv: PagedKV, depth: int, boundary: Tensor | None
 ) -> list[Drafted]:
-    """What each row drafts, `length` tokens for it. The last one has no KV yet.
+    """What each row drafts: `length` tokens, or fewer where it has a floor. The last one has no KV yet.
 
     boundary: [num_slots, hidden] in the decoder's hidden_dtype, where the hidden states on leaving `depth` are kept.
     """
@@ -73,8 +82,8 @@ def roll_out(
             boundary.index_copy_(0, batch.slots, hidden)
         logits = decoder.logits(hidden, [end - 1 for end in batch.offsets[1:]])
         picks = decoder.pick_with_confidence(logits, [rows[i].sampling for i in live], totals)
-        for i, token, confidence in zip(live, *picks, strict=True):
-            drafted[i].append((token, confidence))
+        for i, token, confidence, runner_up in zip(live, *picks, strict=True):
+            drafted[i].append((token, confidence, runner_up))
             new[i] = [token]
-        live = [i for i in live if len(drafted[i]) < rows[i].length]
+        live = [i for i in live if rows[i].goes_on(drafted[i])]
     return drafted

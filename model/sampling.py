@@ -35,21 +35,20 @@ def pick(logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence
 
 def pick_with_confidence(
     logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]
-) -> tuple[Tensor, Tensor]:
-    """Picks as `pick`, and a confidence in [0, 1] for each, [num_rows] float64.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Picks as `pick`, a confidence in [0, 1] for each, [num_rows] float64, and the runner-ups, [num_rows] int64.
 
-    At temperature 0 the largest probability; otherwise tanh(margin / 2) of the best two noisy scores, since the
-    maximum probability says nothing of a pick that the noise decided.
+    At temperature 0 the confidence is the largest probability; otherwise tanh(margin / 2) of the best two noisy
+    scores, since the maximum probability says nothing of a pick that the noise decided. The runner-up has the best
+    score of the other tokens, the first of equals.
     """
-    noisy = [row for row, params in enumerate(sampling) if not params.is_greedy]
-    best = logits.max(dim=-1)
-    picks = best.indices
-    confidence = (best.values - logits.logsumexp(dim=-1)).exp().double()
-    if noisy:
-        top = _scores(logits, sampling, positions, noisy).topk(2, dim=-1)
-        picks[noisy] = top.indices[:, 0]
-        confidence[noisy] = ((top.values[:, 0] - top.values[:, 1]) / 2).tanh()
-    return picks, confidence
+    scores = noisy_scores(logits, sampling, positions)
+    best, picks = scores.max(dim=-1)
+    second, runner_ups = scores.scatter_(-1, picks[:, None], _NEVER).max(dim=-1)
+    runner_ups = runner_ups.where(runner_ups != picks, 1)  # all others are at -inf, and the pick is token 0
+    greedy = torch.tensor([params.is_greedy for params in sampling], device=logits.device)
+    largest = (best.float() - logits.logsumexp(dim=-1)).exp().double()
+    return picks, largest.where(greedy, ((best - second) / 2).tanh()), runner_ups
 
 
 def noisy_scores(logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> Tensor:

@@ -48,8 +48,8 @@ class AcceptanceConfig:
     own_tokens: what a sequence must tell before its own acceptance counts half.
     """
 
-    half_life: float = 40.0
-    half_life_rounds: float = 8.0
+    half_life: float = 150.0
+    half_life_rounds: float = 20.0
     unseen_half_life: float = 400.0
     recent_half_life: float = 16.0
     prior: float = 0.65

@@ -224,7 +224,8 @@ class Goodput:
         for outcome in outcomes:
             for index, row in enumerate(outcome.rows):
                 if row.probe is not None and row.probe.matches and row.probe.matches[0]:
-                    self.acceptance.tell(row.probe, self.config.exits, self._rule_of(outcome, index))
+                    drafted = self._rule_of(outcome, index) if row.exits else None
+                    self.acceptance.tell(row.probe, self.config.exits, drafted)
         if outcomes:
             self.acceptance.keep(row.id for row in outcomes[-1].rows)
             self._keep_told({row.id for row in outcomes[-1].rows})

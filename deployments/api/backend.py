@@ -13,7 +13,10 @@ from protocol.request import GenerateRequest, TokenRun
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What the API must know of a target. longest_token: in bytes; created: seconds since the epoch, for clients."""
+    """What the API must know of a target. longest_token: in bytes; created: seconds since the epoch, for clients.
+
+    exits: the depths that its drafter has, in layers; None or empty: not known here, and not checked.
+    """
 
     id: str
     max_model_len: int
@@ -22,6 +25,7 @@ class ModelCard:
     longest_token: int
     eos_token_ids: tuple[int, ...]
     created: int
+    exits: tuple[int, ...] | None = None
 
 
 def longest_token(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -51,3 +55,6 @@ class Backend(Protocol):
 
     async def stats(self) -> Mapping[str, Any]:
         """Counts of every replica, as JSON takes them."""
+
+    async def router(self) -> Mapping[str, Any]:
+        """By target what the router of each of its replicas believes, as JSON takes it."""

@@ -13,7 +13,9 @@ from dataclasses import dataclass
 from deployments.api.backend import Backend, ModelCard
 from deployments.api.prompts import check_text
 from deployments.api.seeds import draw_seed, unsigned_seed
+from deployments.api.speculation import check_exit
 from protocol.errors import InvalidRequest, NotReady, PromptTooLong, UnknownModel
+from protocol.plan import Speculation
 from protocol.request import (
     FinishReason,
     GenerateRequest,
@@ -44,15 +46,7 @@ class Wishes:
     stop: tuple[str, ...] = ()
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One completion, checked and ready to run."""
-
-    card: ModelCard
-    request: GenerateRequest
-    stop: tuple[str, ...]
+    speculation: Speculation | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +57,20 @@ class Usage:
     @property
     def total_tokens(self) -> int:
         return self.prompt_tokens + self.completion_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One completion, checked and ready to run."""
+
+    card: ModelCard
+    request: GenerateRequest
+    stop: tuple[str, ...]
+
+    @property
+    def usage(self) -> Usage:
+        """Before the first token."""
+        return Usage(len(self.request.prompt_ids), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +113,12 @@ def prepare(
     """param: what the caller calls the prompt. Without a seed one is drawn; `job.request.sampling.seed` has it."""
     _check_prompt(card, prompt_ids, param)
     _check_stop(wishes.stop)
+    check_exit(card, wishes.speculation)
     seed = draw_seed() if wishes.seed is None else unsigned_seed(wishes.seed)
     sampling = SamplingParams(wishes.temperature, wishes.top_k, wishes.top_p, wishes.min_p, seed)
     eos = () if wishes.ignore_eos else card.eos_token_ids
     rules = StopRules(_max_tokens(card, len(prompt_ids), wishes), frozenset(wishes.stop_token_ids + eos))
-    return Job(card, GenerateRequest(request_id, prompt_ids, sampling, rules), wishes.stop)
+    return Job(card, GenerateRequest(request_id, prompt_ids, sampling, rules, wishes.speculation), wishes.stop)
 
 
 def _check_prompt(card: ModelCard, prompt_ids: tuple[int, ...], param: str) -> None:

@@ -16,8 +16,10 @@ from starlette.exceptions import HTTPException
 
 from deployments.api.backend import Backend, ModelCard
 from deployments.api.chat import chat_prompt
+from deployments.api.debug import add_debug_routes
 from deployments.api.errors import RETRY_AFTER_S, printable, problem
-from deployments.api.generation import Delta, Job, complete, find_model, known_models, prepare, run
+from deployments.api.generation import Delta, Job, Usage, complete, find_model, known_models, prepare, run
+from deployments.api.limits import MAX_BODY_BYTES
 from deployments.api.middleware import Around, request_id
 from deployments.api.openai import COMPLETION_MAX_TOKENS, ChatCompletionRequest, CompletionRequest, StreamOptions
 from deployments.api.prompts import encode
@@ -27,7 +29,6 @@ from deployments.api.seeds import draw_seed
 from deployments.api.streams import ClientGone, EventStream, Indexed, merged, together, unless_gone
 from protocol.errors import DraftPoolError, InvalidRequest, NotReady
 
-MAX_BODY_BYTES = 4 << 20
 CLIENT_GONE_STATUS = 499  # nobody reads it; nginx's number, for access logs
 DONE = "data: [DONE]\n\n"
 
@@ -38,6 +39,7 @@ def create_app(backend: Backend, *, max_body_bytes: int = MAX_BODY_BYTES, echo_r
     _add_error_handlers(app)
     _add_model_routes(app, backend)
     _add_generation_routes(app, backend)
+    add_debug_routes(app, backend)
     return app
 
 
@@ -74,10 +76,6 @@ def _add_model_routes(app: FastAPI, backend: Backend) -> None:
     async def model(model: str) -> Json:
         return _model(await find_model(backend, model))
 
-    @app.get("/debug/stats")
-    async def stats() -> Response:
-        return JSONResponse(await backend.stats())
-
 
 def _model(card: ModelCard) -> Json:
     fields = {"id": card.id, "object": "model", "created": card.created, "owned_by": "draftpool"}
@@ -110,7 +108,8 @@ class _Call:
         param = "messages" if isinstance(body, ChatCompletionRequest) else "prompt"
         reply_id = f"{shape.prefix}{uuid4().hex}"
         jobs = [prepare(card, f"{reply_id}-{i}", ids, wishes, param) for i, ids in enumerate(prompts)]
-        reply = Reply(shape, reply_id, int(time.time()), card.id, seed, bool(body.return_token_ids))
+        length = wishes.speculation.length if wishes.speculation else None
+        reply = Reply(shape, reply_id, int(time.time()), card.id, seed, bool(body.return_token_ids), length)
         return _Call(backend, jobs, reply, bool(body.stream), body.stream_options or StreamOptions())
 
     def deltas(self) -> AsyncGenerator[Indexed, None]:
@@ -137,7 +136,7 @@ async def _events(
     last: dict[int, Delta] = {}
     for index in range(len(call.jobs)):
         if opening := call.reply.opening(index):
-            yield _event(opening)
+            yield _event(opening | _usage(call, call.jobs[index].usage))
     try:
         yield _chunk(call, *first)
         last[first[0]] = first[1]
@@ -152,12 +151,14 @@ async def _events(
 
 
 def _chunk(call: _Call, index: int, delta: Delta) -> str:
-    fields = call.reply.chunk(index, delta)
+    return _event(call.reply.chunk(index, delta) | _usage(call, delta.usage))
+
+
+def _usage(call: _Call, so_far: Usage) -> Json:
+    """null where the last chunk will tell it, as OpenAI has it."""
     if call.options.continuous_usage_stats:
-        fields["usage"] = usage([delta.usage])
-    elif call.options.include_usage:
-        fields["usage"] = None
-    return _event(fields)
+        return {"usage": usage([so_far])}
+    return {"usage": None} if call.options.include_usage else {}
 
 
 def _event(fields: Json) -> str:
@@ -185,12 +186,13 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 
 def _protocol_error(request: Request, error: HTTPException) -> Response:
-    """What the framework refuses: no such path or method (404), a body that cannot be read (400)."""
+    """What the framework refuses: no such path or method (404), a body that is too large (413) or no body (400)."""
     missing = error.status_code in (404, 405)
     message: Any = error.detail
     if missing:
         allowed = (error.headers or {}).get("Allow")
         hint = f"; it takes {allowed}" if allowed else ""
         message = printable(f"{request.method} {request.url.path[:200]} does not exist{hint}")
-    fields = {"message": str(message), "type": "invalid_request_error", "param": None, "code": None}
-    return JSONResponse({"error": fields}, 404 if missing else 400, error.headers)
+    code = "request_too_large" if error.status_code == 413 else None
+    fields = {"message": str(message), "type": "invalid_request_error", "param": None, "code": code}
+    return JSONResponse({"error": fields}, 404 if missing else error.status_code, error.headers)

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from deployments.api.errors import problem
+from deployments.api.limits import too_large
 
 REQUEST_ID = "x-request-id"
 _GOOD_ID = re.compile(r"[\x21-\x7e]{1,128}")
@@ -65,7 +66,8 @@ class Around:
             message = await receive()
             num_read += len(message.get("body", b""))
             if max(num_read, num_bytes) > self._max_body_bytes:
-                raise HTTPException(400, f"the body exceeds {self._max_body_bytes} bytes; send less at once")
+                size = str(num_bytes) if num_bytes > self._max_body_bytes else f"at least {num_read}"
+                raise HTTPException(413, too_large(size, self._max_body_bytes))
             complete = not message.get("more_body", False)
             return message
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
 
 from deployments.api.generation import Wishes
 from deployments.api.screen import DROPPED, ONLY, ONLY_IN_MESSAGE, screened
+from deployments.api.speculation import INT32_MAX, Spelled, asked
 from protocol.errors import InvalidRequest
+from protocol.plan import Speculation
 
 COMPLETION_MAX_TOKENS = 16  # OpenAI's default for /v1/completions
 MAX_PROMPTS = 64
-INT32_MAX = (1 << 31) - 1
 
 Strings = Annotated[list[str], Field(fail_fast=True)]
 TokenIds = Annotated[list[int], Field(fail_fast=True)]
@@ -50,6 +51,7 @@ class _GenerationBody(_Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
+    speculation: Annotated[Speculation | None, PlainValidator(asked, json_schema_input_type=Spelled)] = None
 
     @model_validator(mode="before")
     @classmethod
@@ -68,6 +70,7 @@ class _GenerationBody(_Body):
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
             stop_token_ids=tuple(self.stop_token_ids or ()),
             ignore_eos=bool(self.ignore_eos),
+            speculation=self.speculation,
         )
 
     def _asked_tokens(self) -> int | None:

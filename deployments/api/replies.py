@@ -77,7 +77,10 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Everything about one response that is known before its first token."""
+    """Everything about one response that is known before its first token.
+
+    draft_length: what the request asked for itself.
+    """
 
     shape: Shape
     id: str
@@ -85,6 +88,7 @@ class Reply:
     model: str
     seed: int
     with_token_ids: bool = False
+    draft_length: int | None = None
 
     def whole(self, choices: Sequence[Choice]) -> Json:
         body = self._head(self.shape.whole_object)
@@ -112,7 +116,7 @@ class Reply:
         """The root fields that are known at the end only."""
         fields: Json = {"usage": usage([delta.usage for delta in last])}
         if len(last) == 1 and last[0].stats is not None and last[0].stats.drafted:
-            fields["metrics"] = {"speculative_decoding": speculation(last[0].stats)}
+            fields["metrics"] = {"speculative_decoding": speculation(last[0].stats, self.draft_length)}
         return fields
 
     def _head(self, object_name: str) -> Json:
@@ -133,12 +137,21 @@ def usage(counts: Sequence[Usage]) -> Json:
     }
 
 
-def speculation(stats: SequenceStats) -> Json:
-    """vLLM's names. A step commits what was accepted and one token of the target's own."""
-    return {
+def speculation(stats: SequenceStats, length: int | None) -> Json:
+    """vLLM's names. A step commits what was accepted and one token of the target's own; one without a draft counts too.
+
+    Entry n of the histogram counts the steps that accepted n. With a length that the request fixed it has an entry for
+    each n that can be, as in vLLM; without one it ends at the last that is not 0.
+    """
+    fields: Json = {
         "mean_acceptance_length": 1 + stats.accepted / max(stats.rounds, 1),
         "draft_acceptance_rate": stats.accepted / max(stats.drafted, 1),
         "num_spec_steps": stats.rounds,
         "num_draft_tokens": stats.drafted,
         "num_accepted_draft_tokens": stats.accepted,
+        "acceptance_histogram": list(stats.histogram),
     }
+    if length is not None:
+        fields["acceptance_histogram"] += [0] * (length + 1 - len(stats.histogram))
+        fields["num_spec_tokens"] = length
+    return fields

@@ -12,9 +12,12 @@ from grpc import StatusCode
 from deployments.api.backend import Backend
 from deployments.api.errors import problem
 from deployments.api.generation import Delta, Job, Wishes, find_model, known_models, prepare, run
+from deployments.api.limits import MAX_BODY_BYTES, too_large
 from deployments.api.prompts import encode
+from deployments.api.speculation import OFF, asked
 from protocol.errors import InvalidRequest
 from protocol.pb import inference_pb2 as pb
+from protocol.plan import Speculation
 from protocol.request import FinishReason, SequenceStats
 
 _REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
@@ -61,6 +64,8 @@ def _refused(error: Exception, request_id: str, context: Context) -> CallRefused
 
 
 async def _job(backend: Backend, message: pb.GenerateRequest, request_id: str) -> Job:
+    if (size := message.ByteSize()) > MAX_BODY_BYTES:
+        raise InvalidRequest(too_large(str(size), MAX_BODY_BYTES))
     card = await find_model(backend, message.model)
     kind = message.WhichOneof("prompt")
     if kind is None:
@@ -76,7 +81,12 @@ def _wishes(message: pb.GenerateRequest) -> Wishes:
         stop=tuple(message.stop),
         stop_token_ids=tuple(message.stop_token_ids),
         ignore_eos=message.ignore_eos,
+        speculation=_speculation(message.speculation) if message.HasField("speculation") else None,
     )
+
+
+def _speculation(message: pb.Speculation) -> Speculation | None:
+    return asked({"depth": message.depth, "length": message.length}) if message.length else OFF
 
 
 def _response(job: Job, delta: Delta) -> pb.GenerateResponse:

@@ -29,6 +29,13 @@ struct Workspace {
     Stopwatch watch;                          // the caller's thread
 };
 
+// How far a row drafts: `length` tokens, or up to the first at which the product of its confidences is at most `floor`.
+// A floor of 0 stops none. On return, length is the number that was drafted.
+struct Limit {
+    int64_t length;
+    double floor;
+};
+
 template <class T>
 struct Decoder {
     Shape shape;
@@ -75,14 +82,26 @@ struct Decoder {
         pool->run([&](int thread) { score(hidden, index, count, out, thread); });
     }
 
-    // A row that drafts: `length` tokens in all, from the layers below `depth`; each is fed back for the next.
+    // A row that drafts, from the layers below `depth`; each token is fed back for the next.
     struct Draft {
-        Picking how;  // position: of the first token drafted
-        int length;
-        Pick* out;  // [length]
+        Picking how;  // position: of the next token
+        Limit* limit;
+        Pick* out;  // [limit->length]
+        int count = 0;
+        double certainty = 1.0;
+
+        Pick& next() const { return out[count]; }
+
+        // Whether there is more to draft behind the token that was just picked.
+        bool goes_on() {
+            certainty *= next().confidence;
+            how.position++;
+            count++;
+            return count < limit->length && !(limit->floor > 0 && certainty <= limit->floor);
+        }
     };
 
-    // ids: [pass.tokens]. Rows leave when their draft is done; slots of all that will be fed are in the rows.
+    // ids: [pass.tokens]. Rows leave when their draft is done; slots of all that may be fed are in the rows.
     // boundary: [slots][hidden], where what leaves the last layer is kept; or null.
     void roll(Pass& pass, const int64_t* ids, std::vector<Draft>& drafts, int depth, float* boundary) {
         Rolling now{std::vector<int64_t>(ids, ids + pass.tokens), {}, {}};
@@ -93,7 +112,7 @@ struct Decoder {
                 for (int l = 0; l < depth; l++) layer(pass, l, thread);
                 score(pass.hidden, now.last.data(), int(drafts.size()), work.logits.data, thread);
                 for (int r = thread; r < int(drafts.size()); r += pool->size())
-                    *drafts[r].out = pick(work.logits.data + size_t(r) * shape.vocab, shape.vocab, drafts[r].how, true);
+                    drafts[r].next() = pick(work.logits.data + size_t(r) * shape.vocab, shape.vocab, drafts[r].how, true);
                 pool->barrier();
                 if (thread == 0) {
                     if (boundary) keep(pass, boundary);
@@ -162,9 +181,11 @@ struct Decoder {
         now.ids.clear();
         size_t kept = 0;
         for (size_t r = 0; r < drafts.size(); r++) {
-            if (--drafts[r].length == 0) continue;
-            const int64_t token = drafts[r].out++->token;
-            drafts[r].how.position++;
+            const int64_t token = drafts[r].next().token;
+            if (!drafts[r].goes_on()) {
+                drafts[r].limit->length = drafts[r].count;
+                continue;
+            }
             pass.rows[kept] = {pass.rows[r].slots, pass.rows[r].total + 1, 1, int(kept)};
             drafts[kept++] = drafts[r];
             now.ids.push_back(token);

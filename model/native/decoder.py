@@ -10,7 +10,7 @@ import ctypes
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain, islice
+from itertools import accumulate, chain
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -32,7 +32,8 @@ from model.sampling import filter_logits
 from protocol.request import SamplingParams
 
 _PICKING = np.dtype([("temperature", np.float32), ("seed", np.uint64), ("position", np.int64)], align=True)
-_PICK = np.dtype([("token", np.int64), ("confidence", np.float64)])
+_PICK = np.dtype([("token", np.int64), ("confidence", np.float64), ("runner_up", np.int64)])
+_LIMIT = np.dtype([("length", np.int64), ("floor", np.float64)])
 
 
 class PhaseTimes(NamedTuple):
@@ -52,8 +53,8 @@ class _Blocks:
     slots: Block = field(default_factory=lambda: Block(np.uint64))
     totals: Block = field(default_factory=lambda: Block(np.int64))
     num_new: Block = field(default_factory=lambda: Block(np.int64))
-    lengths: Block = field(default_factory=lambda: Block(np.int64))
     how: Block = field(default_factory=lambda: Block(_PICKING))
+    limits: Block = field(default_factory=lambda: Block(_LIMIT))
     picks: Block = field(default_factory=lambda: Block(_PICK))
 
 
@@ -106,19 +107,21 @@ class NativeDecoder:
         furthest = max(total + length - 1 for total, length in zip(totals, lengths, strict=True))
         spec = self._batch([row.slots for row in rows], totals, [len(row.tokens) for row in rows], furthest, kv)
         self._how([_temperature(params) for params in sampling], sampling, totals)
+        limits = self._blocks.limits.take(len(rows))
+        limits["length"], limits["floor"] = lengths, [row.floor for row in rows]
         picks = self._blocks.picks.take(sum(lengths))
         self._library.dp_roll(
             self._model,
             ctypes.byref(spec),
             self._blocks.ids.holding(list(chain.from_iterable(row.tokens for row in rows))),
             self._blocks.how.address,
-            self._blocks.lengths.holding(lengths),
+            self._blocks.limits.address,
             depth,
             None if boundary is None else boundary.data_ptr(),
             self._blocks.picks.address,
         )
-        found = iter(zip(picks["token"].tolist(), picks["confidence"].tolist(), strict=True))
-        return [list(islice(found, length)) for length in lengths]
+        drafted, starts = limits["length"].tolist(), accumulate(lengths, initial=0)
+        return [picks[start : start + count].tolist() for start, count in zip(starts, drafted, strict=False)]
 
     def _spec(self, batch: RaggedBatch, kv: PagedKV) -> BatchSpec:
         rows = batch.rows
@@ -167,9 +170,9 @@ class NativeDecoder:
 
     def pick_with_confidence(
         self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]
-    ) -> tuple[list[int], list[float]]:
+    ) -> tuple[list[int], list[float], list[int]]:
         picks = self._picks(logits, sampling, positions, True)
-        return picks["token"].tolist(), picks["confidence"].tolist()
+        return picks["token"].tolist(), picks["confidence"].tolist(), picks["runner_up"].tolist()
 
     def step(
         self,

@@ -41,7 +41,7 @@ struct Model {
     virtual void embed(const int64_t* ids, int count, float* out) = 0;
     virtual void run(float* hidden, const BatchSpec& batch, int start, int stop) = 0;
     virtual void logits(const float* hidden, const int64_t* index, int count, float* out) = 0;
-    virtual void roll(const BatchSpec& batch, const int64_t* ids, const Picking* how, const int64_t* lengths, int depth, float* boundary, Pick* out) = 0;
+    virtual void roll(const BatchSpec& batch, const int64_t* ids, const Picking* how, Limit* limits, int depth, float* boundary, Pick* out) = 0;
     virtual void linears(int tokens) = 0;
     virtual void times(double* out) = 0;
 };
@@ -79,10 +79,10 @@ struct Typed final : Model {
         decoder.run(pass, start, stop);
     }
 
-    void roll(const BatchSpec& batch, const int64_t* ids, const Picking* how, const int64_t* lengths, int depth, float* boundary, Pick* out) override {
+    void roll(const BatchSpec& batch, const int64_t* ids, const Picking* how, Limit* limits, int depth, float* boundary, Pick* out) override {
         take(batch);
         std::vector<typename Decoder<T>::Draft> drafts;
-        for (int r = 0; r < batch.num_rows; out += lengths[r++]) drafts.push_back({how[r], int(lengths[r]), out});
+        for (int r = 0; r < batch.num_rows; out += limits[r++].length) drafts.push_back({how[r], &limits[r], out});
         decoder.roll(pass, ids, drafts, depth, boundary);
     }
 
@@ -158,10 +158,10 @@ void dp_step(Model* model, Pool* pool, const BatchSpec* batch, const int64_t* id
     dp_pick(pool, logits, count, vocab, how, false, out);
 }
 
-// Drafts lengths[r] tokens for every row r, into out one row behind the other.
-void dp_roll(Model* model, const BatchSpec* batch, const int64_t* ids, const Picking* how, const int64_t* lengths, int depth,
+// Drafts up to limits[r].length tokens for every row r, into out, where each row has as many places.
+void dp_roll(Model* model, const BatchSpec* batch, const int64_t* ids, const Picking* how, Limit* limits, int depth,
              float* boundary, Pick* out) {
-    model->roll(*batch, ids, how, lengths, depth, boundary, out);
+    model->roll(*batch, ids, how, limits, depth, boundary, out);
 }
 
 // Matrix products of all layers and the head over `tokens` rows, and nothing else: what the benchmark calls the floor.
@@ -187,9 +187,9 @@ uint64_t dp_read(Pool* pool, const void* data, uint64_t size) {
 
 void dp_gumbel(uint64_t seed, int64_t position, int vocab, double* out) {
     for (int begin = 0; begin < vocab; begin += 32) {
-        f64x8 g[4];
-        gumbels(seed, uint64_t(position), uint64_t(begin) / 4, g);
-        for (int j = 0; j < 32 && begin + j < vocab; j++) out[begin + j] = g[j % 4][j / 4];
+        u32x16 words[2];
+        philox(seed, uint64_t(position), uint64_t(begin) / 4, words);
+        for (int j = 0; j < 32 && begin + j < vocab; j++) out[begin + j] = gumbel(half(words[j / 16], j / 8 % 2))[j % 8];
     }
 }
 }

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #if defined(__AVX512F__)
 #include <immintrin.h>
 #endif
@@ -15,6 +16,7 @@ typedef int32_t i32x16 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
 typedef double f64x8 __attribute__((vector_size(64)));
+typedef uint32_t u32x8 __attribute__((vector_size(32)));
 typedef uint64_t u64x8 __attribute__((vector_size(64)));
 typedef int64_t i64x8 __attribute__((vector_size(64)));
 
@@ -37,6 +39,14 @@ inline void store(void* to, V value) {
 inline f32x16 splat(float value) { return value - f32x16{}; }
 
 inline f32x16 load16(const float* from) { return load<f32x16>(from); }
+
+// The first `left` of sixteen floats, and -infinity where there are none left.
+inline f32x16 load_left(const float* from, int left) {
+    if (left >= 16) return load16(from);
+    f32x16 value = splat(-std::numeric_limits<float>::infinity());
+    for (int i = 0; i < left; i++) value[i] = from[i];
+    return value;
+}
 
 inline float widen(float value) { return value; }
 
@@ -67,6 +77,20 @@ inline void narrow(bf16* to, float value) {
 template <class V>
 inline V select(decltype(V{} < V{}) mask, V yes, V no) {
     return mask ? yes : no;
+}
+
+inline u32x8 half(u32x16 v, int which) {
+    return which ? __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15) : __builtin_shufflevector(v, v, 0, 1, 2, 3, 4, 5, 6, 7);
+}
+
+inline bool any(i32x16 mask) {
+#if defined(__AVX512F__)
+    return _mm512_test_epi32_mask((__m512i)mask, (__m512i)mask);
+#else
+    u64x8 lanes = (u64x8)mask;
+    lanes |= __builtin_shufflevector(lanes, lanes, 4, 5, 6, 7, 0, 1, 2, 3);
+    return (lanes[0] | lanes[1] | lanes[2] | lanes[3]) != 0;
+#endif
 }
 
 // Sums of sixteen vectors, one a lane, as a tree of the same shape every time.

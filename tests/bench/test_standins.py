@@ -6,6 +6,7 @@ import ast
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from drafters.nested import NestedDrafter
 from drafters.worker import DraftWorker
 from model.decoder import Decoder
 from model.load import load_decoder
-from protocol.draft import DraftClient, DraftRequest, DraftRow, DraftStatus
+from protocol.draft import DraftClient, DraftRequest, DraftRow, DraftStatus, Probe
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule
 from protocol.request import GenerateRequest, SamplingParams
@@ -163,6 +164,50 @@ def test_a_cascade_leaves_where_the_acceptance_passes_its_threshold() -> None:
         assert block.exits == (exit_,) * 4
         assert block.confidences == ({2: 0.5, 4: 0.8, 6: 1.0}[exit_],) * 4
     assert block.tokens == tuple(tokens[5:9])
+
+
+def test_a_row_is_drafted_at_its_own_depth_and_ends_at_its_floor() -> None:
+    tokens = list(range(10, 40))
+    oracle = oracle_of(tokens, {6: 1.0, 2: 0.5})
+    rows = (
+        row(1, tokens[:5], 4),
+        replace(row(2, tokens[:5], 4), depth=DepthRule((6,))),
+        replace(row(3, tokens[:5], 4), floor=0.125),
+        replace(row(4, tokens[:5], 4), floor=0.124),
+        replace(row(5, tokens[:5], 4), depth=DepthRule((6,)), floor=0.99),
+        replace(row(6, tokens[:5], 4), depth=DepthRule((3,))),
+    )
+    blocks = oracle.draft(asked(*rows)).blocks
+    assert [block.exits for block in blocks] == [(2,) * 4, (6,) * 4, (2,) * 3, (2,) * 4, (6,) * 4, ()]
+    assert oracle.num_lost == 1
+    for block in blocks[:5]:
+        assert block.tokens == (tuple(tokens[5:9]) if block.exits[0] == 6 else blocks[0].tokens)[: len(block.tokens)]
+
+
+def test_a_probe_tells_of_every_exit_what_its_drafts_of_the_same_positions_would_have_been() -> None:
+    tokens = list(range(10, 110))
+    oracle = oracle_of(tokens, {6: 0.9, 2: 0.5})
+    (opened,) = oracle.draft(asked(replace(row(1, tokens[:5], 0), probe=True))).blocks
+    assert opened.probe == Probe(5, ((), ()), ((), ()))
+    drafted = {
+        depth: oracle.draft(asked(row(depth, tokens[:5], 95), depth=DepthRule((depth,)))).blocks[0] for depth in (2, 6)
+    }
+    oracle.draft(asked(row(1, tokens[:20], 3, start=5)))
+    (first,) = oracle.draft(asked(replace(row(1, tokens[:60], 3, start=20), probe=True))).blocks
+    (second,) = oracle.draft(asked(replace(row(1, tokens, 0, start=60), probe=True))).blocks
+    assert len(first.tokens) == 3
+    for probe, told in ((first.probe, range(5, 60)), (second.probe, range(60, 100))):
+        right = tuple(tuple(drafted[depth].tokens[at - 5] == tokens[at] for at in told) for depth in (2, 6))
+        assert probe == Probe(told.start, right, ((0.5,) * len(told), (0.9,) * len(told)))
+        assert 0 < sum(right[0]) < sum(right[1])
+
+
+def test_of_a_text_that_is_not_known_nothing_is_told() -> None:
+    tokens = list(range(10, 40))
+    oracle = oracle_of(tokens, {2: 1.0})
+    oracle.draft(asked(row(1, tokens[:5], 0)))
+    (block,) = oracle.draft(asked(replace(row(1, [*tokens[:5], 99], 0, start=5), probe=True))).blocks
+    assert (block.status, block.probe, oracle.num_lost) == (DraftStatus.OK, None, 0)
 
 
 def test_what_is_not_known_is_not_drafted_and_counted() -> None:

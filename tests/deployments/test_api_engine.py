@@ -116,6 +116,22 @@ def test_a_drawn_seed_repeats_the_text(client: openai.OpenAI) -> None:
     assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == first.choices[0].message.content
 
 
+@pytest.mark.parametrize("asked", ["auto", "off", {"depth": 2, "length": 3}], ids=str)
+def test_whatever_speculation_is_asked_for_an_engine_without_a_pool_decodes_plainly(
+    engine: Engine, client: openai.OpenAI, asked: Any
+) -> None:
+    answer = client.completions.create(
+        model="tiny",
+        prompt="import os",
+        temperature=0.8,
+        seed=5,
+        max_tokens=MAX_TOKENS,
+        extra_body={"speculation": asked, "return_token_ids": True},
+    ).model_dump()
+    assert answer["choices"][0]["token_ids"] == direct(engine, "import os", 0.8, seed=5)
+    assert "metrics" not in answer
+
+
 def test_a_stop_string_cuts_the_same_text(engine: Engine, client: openai.OpenAI) -> None:
     whole = decode(tiny_tokenizer(), direct(engine, "import os", 0.8, seed=5))
     stop = whole[6:8]

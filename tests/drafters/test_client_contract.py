@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 
 import pytest
 
@@ -17,11 +18,12 @@ from drafters.nested import NestedDrafter, PassRow, Pick
 from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
 from model.decoder import Decoder
-from protocol.draft import DraftBlock, DraftClient, DraftRequest, DraftRow, DraftStatus
+from protocol.draft import DraftBlock, DraftClient, DraftRequest, DraftRow, DraftStatus, Probe
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 from tests.deployments.contract import grpc_stream
-from tests.reference.drafting import draft_from_scratch
+from tests.drafters.pool import same_probe
+from tests.reference.drafting import draft_from_scratch, probe_from_scratch
 
 Connect = Callable[[DraftWorker, str, float], AbstractContextManager[DraftClient]]
 
@@ -106,6 +108,36 @@ def test_opening_hands_over_context_so_that_a_draft_needs_none(
         (block,) = draft(client, row(1, [*TOKENS, 9], 2, start=len(TOKENS)))
     expected = draft_from_scratch(llama, [*TOKENS, 9], 2, CASCADE, SAMPLED)
     assert block.tokens == tuple(token for token, _, _ in expected)
+
+
+def test_a_row_may_have_a_depth_of_its_own_and_a_floor_to_end_at(
+    connect: Connect, worker: DraftWorker, llama: Decoder
+) -> None:
+    own = DepthRule((1, 4), (0.3,))
+    plain = draft_from_scratch(llama, TOKENS, 6, own, SAMPLED)
+    floor = 0.5 * (plain[0][2] * plain[1][2] + plain[0][2] * plain[1][2] * plain[2][2])
+    with connect(worker, "target", PATIENCE_S) as client:
+        blocks = draft(client, replace(row(1, TOKENS, 6), depth=own, floor=floor), row(2, TOKENS, 6))
+    assert blocks[0].tokens == tuple(token for token, _, _ in plain[:3])
+    assert blocks[0].exits == tuple(exit_ for _, exit_, _ in plain[:3])
+    expected = draft_from_scratch(llama, TOKENS, 6, CASCADE, SAMPLED)
+    assert blocks[1].tokens == tuple(token for token, _, _ in expected)
+
+
+def test_a_probe_tells_of_what_was_committed_since_the_last_one_drafted_or_not(
+    connect: Connect, worker: DraftWorker, llama: Decoder
+) -> None:
+    with connect(worker, "target", PATIENCE_S) as client:
+        (first,) = draft(client, replace(row(1, TOKENS, 2), probe=True))
+        committed = [*TOKENS, *first.tokens, 5, 7]
+        (off,) = draft(client, replace(row(1, committed, 0, start=8), probe=True), round_id=2)
+        (again,) = draft(client, replace(row(1, [*committed, 9], 3, start=12), probe=True), round_id=3)
+    assert first.probe == Probe(8, ((),) * 3, ((),) * 3)
+    assert off.tokens == ()
+    assert same_probe(off.probe, probe_from_scratch(llama, committed, 8, (1, 2, 4), SAMPLED))
+    assert same_probe(again.probe, probe_from_scratch(llama, [*committed, 9], 12, (1, 2, 4), SAMPLED))
+    expected = draft_from_scratch(llama, [*committed, 9], 3, CASCADE, SAMPLED)
+    assert again.tokens == tuple(token for token, _, _ in expected)
 
 
 def test_an_unknown_sequence_needs_context_and_is_drafted_for_when_it_comes(

@@ -4,7 +4,7 @@ import random
 
 import pytest
 
-from drafters.known import Idle, Known, Span, context_span, draft_room, evictions, next_span, positions_fed
+from drafters.known import Idle, Known, Span, context_span, draft_room, evictions, next_span, positions_fed, untold
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -35,6 +35,14 @@ def test_what_fits_is_drafted_and_no_more() -> None:
     assert positions_fed(10, draft_room(10, 13)) == 13
     assert draft_room(13, 13) == 1
     assert draft_room(14, 13) == 0
+
+
+def test_a_probe_tells_of_what_was_committed_since_the_last_one_and_of_the_newest_when_that_is_much() -> None:
+    assert untold(probed=10, base_length=14, limit=64) == range(10, 14)
+    assert untold(probed=10, base_length=100, limit=64) == range(36, 100)
+    assert untold(probed=14, base_length=14, limit=64) == range(14, 14)
+    assert not untold(probed=20, base_length=14, limit=64)
+    assert not untold(probed=10, base_length=14, limit=0)
 
 
 def test_a_few_missing_positions_ride_along_and_many_are_settled_in_chunks() -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import random
 import shutil
 from collections import Counter
+from itertools import accumulate
+from operator import mul
 from pathlib import Path
 
 import pytest
@@ -56,10 +58,10 @@ class Pool:
         if done < len(tokens) - 1 and self.rng.random() < 0.4:
             settled = self.rng.randint(done + 1, len(tokens) - 1)
             length = settled if settled < len(tokens) - 1 or self.rng.random() < 0.3 else len(tokens)
-        ahead = self.rng.randint(1, 4)
+        ahead, floor = self.rng.randint(1, 4), self.rng.choice([0.0, self.rng.random()])
         assert self.drafter.ledger.reserve(sequence, length + ahead - 1)
         new = tokens[self.drafter.written(sequence) : length]
-        return PassRow(sequence, new, length, settled, rule, self.sampling[sequence], ahead)
+        return PassRow(sequence, new, length, settled, rule, self.sampling[sequence], ahead, floor)
 
     def step(self) -> list[tuple[PassRow, Pick]]:
         """One pass over some of the sequences; each pick is compared with the reference and appended."""
@@ -68,7 +70,7 @@ class Pool:
         rows = [self.row(sequence, shared or self.rng.choice(RULES)) for sequence in chosen]
         drafted = []
         for row, picks in zip(rows, self.drafter.run(rows), strict=True):
-            assert len(picks) in ((1, row.ahead) if row.drafts else (0,))
+            assert may_be_all(row, picks)
             for pick in picks:
                 tokens = self.tokens[row.sequence]
                 token, depth, confidence = next_from_scratch(self.decoder, tokens, row.depth, row.sampling)
@@ -88,6 +90,14 @@ class Pool:
                 tokens += self.text(self.rng.randint(1, 3))
             elif self.drafter.written(sequence) == len(tokens):
                 self.drafter.truncate(sequence, len(tokens) - 1)
+
+
+def may_be_all(row: PassRow, picks: list[Pick]) -> bool:
+    """Whether so many picks are an answer: a single one, or those up to the floor or the length."""
+    if not row.drafts or len(picks) <= 1:
+        return len(picks) == row.drafts
+    survival = list(accumulate((pick.confidence for pick in picks), mul))
+    return survival[-2] > row.floor and (len(picks) == row.ahead or survival[-1] <= row.floor)
 
 
 @pytest.mark.parametrize("page_size", [1, 16])
@@ -143,6 +153,18 @@ def test_rows_at_one_depth_draft_ahead_in_one_pass(llama: Decoder) -> None:
         rows.append(PassRow(sequence, [7, 8 + sequence], 2, 0, DepthRule((2,)), GREEDY, ahead))
     assert [len(picks) for picks in drafter.run(rows)] == [3, 1, 5]
     assert [drafter.settled(sequence, DepthRule((2,))) for sequence in range(3)] == [4, 2, 6]
+    drafter.check()
+
+
+def test_a_row_that_reaches_its_floor_drafts_no_further_and_has_run_only_what_it_drafted(llama: Decoder) -> None:
+    drafter = NestedDrafter(llama, EXITS, num_pages=8, page_size=16)
+    rows = []
+    for sequence, floor in enumerate((0.0, 1.0, 1e-9)):
+        drafter.open(sequence)
+        drafter.ledger.reserve(sequence, 8)
+        rows.append(PassRow(sequence, [7, 8], 2, 0, DepthRule((2,)), GREEDY, 5, floor))
+    assert [len(picks) for picks in drafter.run(rows)] == [5, 1, 5]
+    assert [drafter.settled(sequence, DepthRule((2,))) for sequence in range(3)] == [6, 2, 6]
     drafter.check()
 
 

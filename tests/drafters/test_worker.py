@@ -9,30 +9,21 @@ from transformers import AutoModelForCausalLM
 
 from drafters.known import Known
 from drafters.nested import PassRow, Pick
+from drafters.probe import ProbeRow
 from drafters.residents import PoolLimits, Resident
 from drafters.rounds import WAIT_HALF_LIFE_S, Job, MeanWait, Round
 from model.decoder import Decoder
 from protocol.draft import DraftReply, DraftRequest, DraftRow, DraftStatus
-from protocol.plan import DepthRule
 from protocol.request import SamplingParams
-from tests.drafters.pool import DEEP, GREEDY, SHALLOW, Pool, RandomTarget, row
+from tests.drafters.pool import DEEP, GREEDY, RULES, SHALLOW, Pool, RandomTarget, expected, row, text
 from tests.reference.drafting import draft_from_scratch
-
-RULES = (SHALLOW, DepthRule((2,)), DEEP, DepthRule((1, 2, 4), (0.35, 0.6)), DepthRule((1, 4), (0.5,)))
-
-
-def text(length: int, seed: int = 0) -> list[int]:
-    rng = random.Random(seed)
-    return [rng.randrange(160) for _ in range(length)]
-
-
-def expected(decoder: Decoder, tokens: list[int], length: int, depth: DepthRule = DEEP) -> tuple[int, ...]:
-    return tuple(token for token, _, _ in draft_from_scratch(decoder, tokens, length, depth, GREEDY))
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_two_targets_share_the_pool_and_each_gets_what_a_fresh_drafter_would_say(llama: Decoder, seed: int) -> None:
-    """Random accepts and rejects, depths that change, chunks, closes; targets ask whenever their answer is there."""
+    """Random accepts and rejects, depths that change and differ from row to row, floors, chunks, closes; targets ask
+    whenever their answer is there.
+    """
     rng = random.Random(seed)
     limits = PoolLimits(prefill_tokens=rng.choice([3, 8, 64]), max_ride=rng.choice([2, 8]), ahead=rng.choice([1, 3, 8]))
     pool = Pool(llama, limits, num_pages=512, page_size=rng.choice([1, 2]))
@@ -50,6 +41,8 @@ def test_two_targets_share_the_pool_and_each_gets_what_a_fresh_drafter_would_say
     for target in targets:
         target.take_reply()
         assert min(target.num_accepted, target.num_rejected, target.num_full) > 10
+        assert target.num_sunk > 2
+        assert not target.num_refused[DraftStatus.BUSY]
         pool.worker.drop(target.incarnation)
     stats = pool.worker.stats()
     assert stats.num_mixed_passes > 5
@@ -372,15 +365,6 @@ def test_an_answer_that_cannot_be_handed_over_hurts_nobody_else(llama: Decoder) 
     assert len(pool.ask(row(1, text(4), 2), incarnation="small").tokens) == 2
 
 
-def test_an_unknown_depth_is_logged_by_name_and_answered_with_nothing(
-    llama: Decoder, caplog: pytest.LogCaptureFixture
-) -> None:
-    pool = Pool(llama)
-    block = pool.ask(row(1, text(4), 2), depth=DepthRule((3,)))
-    assert (block.status, block.tokens) == (DraftStatus.OK, ())
-    assert "large: depth 3 is not an exit of this drafter; it has (1, 2, 4)" in caplog.text
-
-
 @pytest.mark.parametrize("tokens", [[], [160], [-1, 5]])
 def test_tokens_that_make_no_sense_are_refused_for_good_and_not_logged(
     llama: Decoder, caplog: pytest.LogCaptureFixture, tokens: list[int]
@@ -403,8 +387,8 @@ def test_nothing_that_holds_tokens_shows_them() -> None:
     tokens = [98765, 98766]
     pick, known = Pick(98765, 2, 0.5), Known(tokens, 2)
     job = Job(Round(DraftRequest("large", 0, DEEP, (row(1, tokens, 2),)), print, 0.0), 0, row(1, tokens, 2), 2, [pick])
-    resident = Resident(("large", 1), 1, DEEP, GREEDY, 0.0, known, job)
-    for one in (pick, known, job, resident, PassRow(1, tokens, 2, 0, DEEP, GREEDY)):
+    resident = Resident(("large", 1), 1, DEEP, GREEDY, 0.0, 2, known, job)
+    for one in (pick, known, job, resident, PassRow(1, tokens, 2, 0, DEEP, GREEDY), ProbeRow(1, 1, tokens, GREEDY)):
         assert "9876" not in repr(one)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,10 @@ from model.execution import Execution
 from model.load import load_decoder
 from model.native import compiler
 from model.native.compiler import CompilerError, library_path
-from model.native.library import library, native_gumbel
+from model.native.library import features, library, native_gumbel, thread_pool
 from model.noise import gumbel
 from model.pages import PageLedger
-from model.rollout import Rollout, roll_out, step
+from model.rollout import step
 from model.sampling import pick, pick_with_confidence
 from protocol.errors import ConfigError
 from protocol.request import SamplingParams
@@ -26,13 +27,14 @@ from targets.model import load_target
 from tests.model.families import EXECUTIONS, NAMES, VOCAB, make_checkpoint, needs_compiler
 
 DTYPES = [torch.float32, torch.bfloat16]
-
+REFUSED = -float("inf")
 
 SAMPLING = [
     SamplingParams(temperature=0),
     SamplingParams(temperature=1.0, seed=5),
     SamplingParams(temperature=0.7, seed=(1 << 64) - 3),
     SamplingParams(temperature=1.3, seed=9, top_k=7),
+    SamplingParams(temperature=0.8, seed=2, top_k=1),
     SamplingParams(temperature=0.9, seed=1, top_p=0.8, min_p=0.01),
 ]
 
@@ -154,43 +156,71 @@ def test_a_step_in_one_call_is_the_plain_one(sampling: SamplingParams, tmp_path:
     assert decoder.step(*asked) == step(decoder, *asked)
 
 
-@needs_compiler
-@pytest.mark.parametrize("seed", range(20))
-def test_drafting_ahead_in_one_call_is_the_plain_loop(seed: int, tmp_path: Path) -> None:
-    decoder = load("gemma2", tmp_path, torch.bfloat16)
-    rng = np.random.default_rng(seed)
-    kvs = decoder.new_kv(256), decoder.new_kv(256)
-    ledger = PageLedger(64, 4)
-    rows = []
-    for index in range(int(rng.integers(1, 7))):
-        num_new, length = int(rng.integers(1, 20)), int(rng.integers(1, 6))
-        ledger.open(index)
-        assert ledger.reserve(index, num_new + length)
-        sampling = SAMPLING[int(rng.integers(0, 3))]
-        rows.append(Rollout(ledger.slots(index), 0, rng.integers(3, VOCAB, num_new).tolist(), length, sampling))
-    boundaries = torch.zeros(2, 256, decoder.config.hidden_size)
-    plain = roll_out(decoder, rows, kvs[1], 3, boundaries[1])
-    assert decoder.roll_out(rows, kvs[0], 3, boundaries[0]) == plain
-    assert torch.equal(*boundaries)
-    for one, other in zip(kvs[0].keys, kvs[1].keys, strict=True):
-        assert torch.equal(one, other)
-
-
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("seed", range(20))
 def test_picks_are_those_of_coupled_sampling(seed: int, execution: Execution, tmp_path: Path) -> None:
     decoder = load("llama", tmp_path, torch.float32, execution)
     rng = np.random.default_rng(seed)
     logits = torch.from_numpy(rng.normal(scale=3, size=(11, 4099 if seed % 2 else 37)).astype(np.float32))
-    sampling = [SAMPLING[i] for i in rng.integers(0, len(SAMPLING), 11)]
-    positions = rng.integers(0, 1 << 20, 11).tolist()
+    assert_picks_are_plain(decoder, logits, rng)
+
+
+@needs_compiler
+@pytest.mark.parametrize("vocab_size", [2, 5, 16, 31, 32, 33, 64, 1000, 8192])
+def test_picks_are_the_first_of_equals_whatever_the_logits_look_like(vocab_size: int, tmp_path: Path) -> None:
+    decoder = load("llama", tmp_path, torch.float32)
+    rng = np.random.default_rng(vocab_size)
+    normal = torch.from_numpy(rng.normal(scale=3, size=(9, vocab_size)).astype(np.float32))
+    for logits in (
+        normal,
+        normal.sort(-1).values,
+        normal.sort(-1, descending=True).values,
+        30 * (normal - normal.amax(-1, keepdim=True)),
+        normal.round(),
+        torch.full_like(normal, -7.5),
+        torch.linspace(-40 * vocab_size, 0, vocab_size).expand(9, -1).contiguous(),
+        normal.masked_fill(
+            torch.from_numpy(rng.random(normal.shape) < 0.9).index_fill_(1, torch.tensor(1), False), REFUSED
+        ),
+        torch.full_like(normal, REFUSED).index_fill_(1, torch.tensor(0), 3.0),
+        torch.full_like(normal, REFUSED).index_fill_(1, torch.tensor(vocab_size - 1), 3.0),
+    ):
+        assert_picks_are_plain(decoder, logits, rng)
+
+
+def assert_picks_are_plain(decoder: Decoder, logits: Tensor, rng: np.random.Generator) -> None:
+    sampling = [SAMPLING[i] for i in rng.integers(0, len(SAMPLING), len(logits))]
+    positions = rng.integers(0, 1 << 20, len(logits)).tolist()
     kept = logits.clone()
     assert decoder.pick(logits, sampling, positions) == pick(logits, sampling, positions).tolist()
-    picks, confidences = decoder.pick_with_confidence(logits, sampling, positions)
+    picks, confidences, runner_ups = decoder.pick_with_confidence(logits, sampling, positions)
     expected = pick_with_confidence(logits, sampling, positions)
     assert picks == expected[0].tolist()
     assert confidences == pytest.approx(expected[1].tolist(), rel=1e-5, abs=1e-12)
+    assert runner_ups == expected[2].tolist()
     assert torch.equal(logits, kept)
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the flag is of x86-64 compilers")
+def test_the_kernels_need_no_wide_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [np.random.default_rng(5).integers(3, VOCAB, 20).tolist()]
+    wide = logits_of(load("qwen3", tmp_path / "wide", torch.float32), texts, [[20]])[0]
+    monkeypatch.setenv("DRAFTPOOL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(compiler, "FLAGS", (*compiler.FLAGS, "-march=x86-64", "-O1"))
+    forget_library()
+    try:
+        decoder = load("qwen3", tmp_path / "narrow", torch.float32)
+        assert features() == "portable vectors"
+        torch.testing.assert_close(logits_of(decoder, texts, [[20]])[0], wide)
+        assert_picks_are_plain(decoder, 5 * torch.randn(20, 1003), np.random.default_rng(5))
+    finally:
+        forget_library()
+
+
+def forget_library() -> None:
+    library.cache_clear()
+    thread_pool.cache_clear()
 
 
 @needs_compiler

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from model.batch import Row, build_batch
 from model.decoder import Decoder
+from protocol.draft import Probe
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 
@@ -16,13 +18,30 @@ Drafted = tuple[int, int, float]  # token, exit, confidence
 
 
 def draft_from_scratch(
-    decoder: Decoder, tokens: Sequence[int], length: int, depth: DepthRule, sampling: SamplingParams
+    decoder: Decoder,
+    tokens: Sequence[int],
+    length: int,
+    depth: DepthRule,
+    sampling: SamplingParams,
+    floor: float = 0.0,
 ) -> list[Drafted]:
     drafted: list[Drafted] = []
     for _ in range(length):
         known = [*tokens, *(token for token, _, _ in drafted)]
         drafted.append(next_from_scratch(decoder, known, depth, sampling))
+        if floor > 0 and math.prod(confidence for _, _, confidence in drafted) <= floor:
+            break
     return drafted
+
+
+def probe_from_scratch(
+    decoder: Decoder, tokens: Sequence[int], start: int, exits: Sequence[int], sampling: SamplingParams
+) -> Probe:
+    """What every exit picks at positions [start, len(tokens)) when it knows the tokens before."""
+    told = range(start, len(tokens))
+    picks = [[_at_depth(decoder, tokens[:position], layers, sampling) for position in told] for layers in exits]
+    matches = tuple(tuple(token == tokens[at] for at, (token, _) in zip(told, own, strict=True)) for own in picks)
+    return Probe(start, matches, tuple(tuple(confidence for _, confidence in own) for own in picks))
 
 
 def next_from_scratch(decoder: Decoder, tokens: Sequence[int], depth: DepthRule, sampling: SamplingParams) -> Drafted:
@@ -39,5 +58,5 @@ def _at_depth(decoder: Decoder, tokens: Sequence[int], layers: int, sampling: Sa
     with torch.inference_mode():
         hidden = decoder.run(decoder.embed(tokens), batch, kv, 0, layers)
         logits = decoder.logits(hidden, [len(tokens) - 1])
-        picks, confidences = decoder.pick_with_confidence(logits, [sampling], [len(tokens)])
+        picks, confidences, _ = decoder.pick_with_confidence(logits, [sampling], [len(tokens)])
     return int(picks[0]), float(confidences[0])

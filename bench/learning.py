@@ -1,0 +1,275 @@
+"""How fast the router learns: after a switch of the text, and in its first rounds with and without full information.
+
+The truth of a workload is measured first: rounds of a fixed plan in which every row is probed tell how often each exit
+is right. From it and the profiled costs follows what any plan is worth, so plans are judged without the noise of
+clocks: by the goodput that they would have, over that of the best arm.
+
+    switch       code at temperature 0, then noise (random prompts, sampled hot), and back again
+    information  regret over the first rounds of a fresh router, in tokens, against an oracle that knows the truth
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+from statistics import fmean, median
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer
+
+from bench import machine
+from bench.cells import Subject
+from bench.command import HELD_OUT
+from bench.ours import DraftPoolEngine, requests
+from bench.workload import LONGEST, Workload, read_texts
+from deployments.arguments import whole
+from deployments.local import complete
+from drafters.client import LocalDraftClient
+from protocol.draft import DraftBlock
+from protocol.outcome import RoundOutcome
+from protocol.plan import BatchView, DepthRule, Plan
+from protocol.request import GenerateRequest
+from router.acceptance import Acceptance, AcceptanceConfig
+from router.choose import best, evaluate, off, survivals
+from router.costs import CostCurves
+from router.goodput import Goodput, GoodputConfig
+from router.policy import Policy, Steadfast, uniform
+from router.predict import Predictor, tables
+from targets.engine import Engine, EngineConfig
+
+RESULT = machine.ROOT / "bench/results/learning.json"
+WITHIN = 0.95  # of the best arm's goodput
+LASTING = 3  # rounds in a row that a plan has to stay there
+HOT = 1.2  # temperature of noise
+CONTEXT = 256.0
+
+
+class Surveyor(Steadfast):
+    """Drafts a fixed plan and probes every row; learns the truth from all of it."""
+
+    def __init__(self, rules: tuple[DepthRule, ...], exits: tuple[int, ...], length: int) -> None:
+        self.truth = Acceptance(rules, length, AcceptanceConfig(half_life=1e9, unseen_half_life=1e9, alarm=1e9))
+        self._exits = exits
+
+    def opening(self) -> DepthRule:
+        return DepthRule(self._exits[-1:])
+
+    def plan(self, view: BatchView) -> Plan:
+        plan = uniform(view, DepthRule(self._exits[:1]), 2)
+        rows = tuple(range(len(view.sequences)))
+        return Plan(DepthRule(self._exits[:1]), plan.lengths, probes=rows)
+
+    def observe(self, outcome: RoundOutcome) -> None:
+        for row in outcome.rows:
+            if row.probe is not None and row.probe.matches[0]:
+                self.truth.tell(row.probe, self._exits, known=None)
+
+
+@dataclass(slots=True)
+class Recorded:
+    """A policy whose plans and outcomes are kept."""
+
+    policy: Goodput
+    plans: list[tuple[int | None, tuple[int, ...]]] = field(default_factory=list)
+    outcomes: list[RoundOutcome] = field(default_factory=list)
+
+    def opening(self) -> DepthRule | None:
+        return self.policy.opening()
+
+    def plan(self, view: BatchView) -> Plan:
+        return self.policy.plan(view)
+
+    def prune(self, plan: Plan, drafts: Sequence[DraftBlock | None]) -> Sequence[int]:
+        return self.policy.prune(plan, drafts)
+
+    def observe(self, outcome: RoundOutcome) -> None:
+        rule = self.policy.arm.rule if self.policy.arm and any(outcome.plan.lengths) else None
+        lengths = tuple(row.num_verified for row in outcome.rows)
+        self.plans.append((rule if any(lengths) else None, lengths))
+        self.outcomes.append(outcome)
+        self.policy.observe(outcome)
+
+
+@dataclass(frozen=True, slots=True)
+class Judge:
+    """What plans are worth on one workload, by profiled costs and surveyed acceptance."""
+
+    predictor: Predictor
+    truth: Acceptance
+
+    def best(self, batch: int) -> float:
+        room = [self.predictor.tables.length] * batch
+        arms = [off(self.predictor, batch, CONTEXT)]
+        for rule in range(len(self.predictor.tables.rules)):
+            survival = survivals(self.truth.hazards(rule), [1.0] * batch, room)
+            arms.append(best(self.predictor, rule, survival, CONTEXT))
+        return max(arm.goodput for arm in arms)
+
+    def worth(self, rule: int | None, lengths: tuple[int, ...]) -> float:
+        hazards = self.truth.hazards(rule or 0)
+        survival = survivals(hazards, [1.0] * len(lengths), lengths)
+        return evaluate(self.predictor, rule or 0, survival, lengths, CONTEXT).goodput
+
+    def round_ms(self, rule: int | None, lengths: tuple[int, ...]) -> float:
+        return self.predictor.round(rule, lengths, CONTEXT).total_ms
+
+
+class Bench:
+    """One target and its drafter in this process, and their costs."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.subject = Subject(
+            args.target, args.drafter, torch.bfloat16, args.threads, max(args.batch), LONGEST + args.max_tokens
+        )
+        self.engine = DraftPoolEngine(self.subject)
+        self.engine.open()
+        self.curves: CostCurves = self.engine.curves()
+        self.choices = self.engine.choices()
+        tokenizer = AutoTokenizer.from_pretrained(args.target)
+        self.workload = Workload(read_texts(HELD_OUT, tokenizer), "equal", 64)
+        self._runs = 0
+
+    def fresh(self, probe_share: float = 0.01) -> Goodput:
+        own = self.choices
+        config = GoodputConfig(own.rules, own.exits, own.length, own.max_rows, probe_share=probe_share)
+        return Goodput(self.curves, config)
+
+    def judge(self, name: str, batch: int) -> Judge:
+        surveyor = Surveyor(self.choices.rules, self.choices.exits, self.choices.length)
+        for turn in range(self.args.survey):
+            self.run(surveyor, self.prompts(name, batch, seed=1000 + turn))
+        return Judge(
+            Predictor(tables(self.curves, self.choices.rules, self.choices.length, self.choices.max_rows)),
+            surveyor.truth,
+        )
+
+    def prompts(self, name: str, batch: int, seed: int) -> list[GenerateRequest]:
+        rng = Random(seed)
+        if name == "code":
+            texts = self.workload.prompts("", 64)
+            return requests(rng.sample(texts, batch), 0.0, self.args.max_tokens)
+        vocab = self.engine.model.decoder.config.vocab_size
+        noise = [tuple(rng.randrange(vocab) for _ in range(64)) for _ in range(batch)]
+        return requests(noise, HOT, self.args.max_tokens)
+
+    def run(self, policy: Policy, asked: Sequence[GenerateRequest]) -> None:
+        self._runs += 1
+        name = f"learning-{self._runs}"
+        client = LocalDraftClient(self.engine.worker, name)
+        engine = Engine(self.engine.model, policy, client, EngineConfig(max_batch=len(asked), incarnation=name))
+        engine.start()
+        try:
+            complete(engine, asked)
+        finally:
+            engine.stop()
+
+
+def rounds_until_good(judge: Judge, plans: Sequence[tuple[int | None, tuple[int, ...]]], batch: int) -> int:
+    """Rounds before the first of LASTING plans in a row that are within reach of the best; all of them if none is."""
+    full = [(rule, lengths) for rule, lengths in plans if len(lengths) == batch]
+    reach = WITHIN * judge.best(batch)
+    good = [judge.worth(rule, lengths) >= reach for rule, lengths in full]
+    return next((i for i in range(len(good)) if all(good[i : i + LASTING])), len(good))
+
+
+def switches(bench: Bench, batch: int) -> dict[str, Any]:
+    judges = {name: bench.judge(name, batch) for name in ("code", "noise")}
+    recorded = Recorded(bench.fresh())
+    for turn in range(4):
+        bench.run(recorded, bench.prompts("code", batch, seed=turn))
+        recorded.policy.restart()
+    rounds: dict[str, list[int]] = {"noise": [], "code": []}
+    for turn in range(bench.args.switches):
+        for name in ("noise", "code"):
+            recorded.plans.clear()
+            bench.run(recorded, bench.prompts(name, batch, seed=100 + turn))
+            recorded.policy.restart()
+            rounds[name].append(rounds_until_good(judges[name], recorded.plans, batch))
+    told: dict[str, Any] = {
+        name: {
+            "rounds_until_within_5_percent": rounds[name],
+            "median": median(rounds[name]),
+            "best_goodput": round(judges[name].best(batch), 1),
+            "off_goodput": round(off(judges[name].predictor, batch, CONTEXT).goodput, 1),
+            "acceptance": [
+                round(float(judges[name].truth.hazards(rule)[0]), 3) for rule in range(len(bench.choices.rules))
+            ],
+        }
+        for name in rounds
+    }
+    sys.stderr.write(f"batch {batch}: to noise {told['noise']['median']}, back {told['code']['median']} rounds\n")
+    return {"batch": batch, "asked": 60 if batch == 1 else 20} | told
+
+
+def regret(judge: Judge, recorded: Recorded, batch: int, rounds: int) -> float:
+    """Tokens that the oracle's goodput would have given in the profiled time of these rounds, less those committed."""
+    lost = 0.0
+    for (rule, lengths), outcome in list(zip(recorded.plans, recorded.outcomes, strict=True))[:rounds]:
+        drafted = tuple(len(row.exits) for row in outcome.rows)
+        cost = judge.predictor.round(rule, drafted, CONTEXT)
+        verify = judge.predictor.verify_ms(len(lengths), len(lengths) + sum(lengths), CONTEXT)
+        probes = max(outcome.draft_ms - cost.draft_ms, 0.0) if any(row.probe for row in outcome.rows) else 0.0
+        ms = cost.draft_ms + verify + cost.other_ms + probes
+        lost += judge.best(batch) * ms / 1e3 - sum(1 + row.accepted for row in outcome.rows)
+    return lost
+
+
+def information(bench: Bench, batch: int) -> dict[str, Any]:
+    judge = bench.judge("code", batch)
+    lost: dict[str, list[float]] = {"with": [], "without": []}
+    for seed in range(bench.args.seeds):
+        for name, share in (("with", 0.01), ("without", 0.0)):
+            recorded = Recorded(bench.fresh(share))
+            turn = 0
+            while len(recorded.outcomes) < bench.args.rounds:
+                bench.run(recorded, bench.prompts("code", batch, seed=1000 * seed + turn))
+                recorded.policy.restart()
+                turn += 1
+            lost[name].append(regret(judge, recorded, batch, bench.args.rounds))
+    better = sum(a < b for a, b in zip(lost["with"], lost["without"], strict=True))
+    sys.stderr.write(f"batch {batch}: regret {fmean(lost['with']):.1f} with, {fmean(lost['without']):.1f} without\n")
+    return {
+        "batch": batch,
+        "rounds": bench.args.rounds,
+        "regret_tokens": {name: [round(value, 1) for value in values] for name, values in lost.items()},
+        "mean": {name: round(fmean(values), 2) for name, values in lost.items()},
+        "better_seeds": better,
+        "oracle_tokens_per_second": round(judge.best(batch), 1),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    models = machine.ROOT / "demo/models"
+    parser.add_argument("--target", type=Path, default=models / "large")
+    parser.add_argument("--drafter", type=Path, default=models / "drafter")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
+    parser.add_argument("--switches", type=whole(1), default=20)
+    parser.add_argument("--seeds", type=whole(1), default=30)
+    parser.add_argument("--rounds", type=whole(1), default=200)
+    parser.add_argument("--survey", type=whole(1), default=8, help="runs that the truth is measured in")
+    parser.add_argument("--max-tokens", type=whole(2), default=256)
+    parser.add_argument("--threads", type=whole(1), default=torch.get_num_threads())
+    parser.add_argument("--out", type=Path, default=RESULT)
+    args = parser.parse_args()
+    bench = Bench(args)
+    report = {
+        "machine": machine.describe(),
+        "target": args.target.name,
+        "switches": [switches(bench, batch) for batch in args.batch],
+        "information": [information(bench, batch) for batch in args.batch],
+    }
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

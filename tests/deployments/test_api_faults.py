@@ -1,0 +1,173 @@
+"""What callers see when a target is away, full or broken, and what is left when a caller goes: nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from deployments.api.http import create_app
+from protocol.errors import InvalidRequest, NotReady, QueueFull
+from protocol.request import FinishReason, GenerateRequest
+from tests.deployments.api_client import COMPLETION, TEXT, Client, error_of, events
+from tests.deployments.api_twins import ScriptedBackend, card, runs_of, says
+
+
+@pytest.fixture
+def backend() -> ScriptedBackend:
+    return ScriptedBackend(says(TEXT))
+
+
+@pytest.fixture
+async def client(backend: ScriptedBackend) -> AsyncIterator[Client]:
+    async with Client(backend) as client:
+        yield client
+    assert backend.num_open == 0
+
+
+async def test_an_unknown_model_is_a_404(client: Client) -> None:
+    for response in (await client.complete(model="huge"), await client.chat(model="huge")):
+        error = error_of(response, 404)
+        assert (error["code"], error["param"]) == ("model_not_found", "model")
+        assert "tiny" in error["message"]
+    assert error_of(await client.get("/v1/models/huge"), 404)["code"] == "model_not_found"
+
+
+async def test_health_is_503_until_ready(client: Client, backend: ScriptedBackend) -> None:
+    backend.is_ready = False
+    error_of(await client.get("/health"), 503)
+    backend.is_ready = True
+    response = await client.get("/health")
+    assert (response.status_code, response.content) == (200, b"")
+
+
+async def test_before_any_model_is_known_a_request_is_a_503(client: Client, backend: ScriptedBackend) -> None:
+    backend.away = ("tiny",)
+    for response in (await client.complete(), await client.get("/v1/models"), await client.get("/v1/models/tiny")):
+        assert error_of(response, 503)["type"] == "service_unavailable"
+        assert response.headers["retry-after"] == "1"
+    error_of(await client.complete(model="huge"), 404)
+
+
+async def test_a_target_that_is_away_takes_no_other_one_with_it() -> None:
+    backend = ScriptedBackend(says(TEXT), (card("up"), card("down")), is_ready=False, away=("down",))
+    async with Client(backend) as client:
+        assert (await client.complete(model="up")).status_code == 200
+        error_of(await client.complete(model="down"), 503)
+        assert [model["id"] for model in (await client.get("/v1/models")).json()["data"]] == ["up"]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (QueueFull("9 requests are queued"), 429),
+        (NotReady("loading"), 503),
+        (InvalidRequest("no", "top_k"), 400),
+        (RuntimeError("secret prompt"), 500),
+    ],
+)
+async def test_an_error_before_the_first_token_is_a_status_streaming_or_not(
+    error: Exception, status: int, stream: bool
+) -> None:
+    backend = ScriptedBackend(lambda request: [error])
+    async with Client(backend) as client:
+        response = await client.complete(stream=stream)
+    error_of(response, status)
+    assert ("retry-after" in response.headers) == (status in (429, 503))
+    assert "secret" not in response.text
+    assert backend.num_open == 0
+
+
+def broken_off(request: GenerateRequest) -> list[Any]:
+    return [*runs_of(request, [70, 71], [72])[:1], RuntimeError("secret prompt")]
+
+
+async def test_an_error_in_mid_stream_is_an_error_event(caplog: pytest.LogCaptureFixture) -> None:
+    backend = ScriptedBackend(broken_off)
+    async with Client(backend) as client:
+        with caplog.at_level(logging.ERROR):
+            response = await client.chat(stream=True)
+    *_, chunk, error = events(response)
+    assert chunk["choices"][0]["delta"]["content"]
+    assert error["error"]["type"] == "server_error"
+    assert response.headers["x-request-id"] in error["error"]["message"]
+    assert response.headers["x-request-id"] in caplog.text
+    assert "secret" not in response.text + caplog.text
+    assert backend.num_open == 0
+
+
+@pytest.mark.parametrize("reason", [FinishReason.ABORT, FinishReason.ERROR])
+async def test_an_answer_that_the_engine_gave_up_is_an_error_and_no_answer(reason: FinishReason) -> None:
+    backend = ScriptedBackend(lambda request: runs_of(request, [70], [], reason=reason))
+    async with Client(backend) as client:
+        error_of(await client.complete(), 503 if reason is FinishReason.ABORT else 500)
+        assert "error" in events(await client.complete(stream=True))[-1]
+
+
+async def test_one_failing_prompt_ends_the_others() -> None:
+    hold = asyncio.Event()
+
+    def script(request: GenerateRequest) -> list[Any]:
+        return [QueueFull("full")] if request.request_id.endswith("-1") else [hold]
+
+    backend = ScriptedBackend(script)
+    async with Client(backend) as client:
+        error_of(await client.complete(prompt=["a", "b", "c"]), 429)
+    assert backend.num_open == 0
+
+
+class Connection:
+    """One HTTP exchange by hand, for a client that leaves when told to."""
+
+    def __init__(self, body: dict[str, Any]) -> None:
+        self._body = json.dumps(body).encode()
+        self.leave = asyncio.Event()
+        self.sent: list[Any] = []
+        self._read = False
+
+    async def run(self, app: Any, path: str) -> None:
+        headers = [(b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": path, "query_string": b"", "headers": headers}
+        await app(scope, self._receive, self._send)
+
+    async def _receive(self) -> dict[str, Any]:
+        if not self._read:
+            self._read = True
+            return {"type": "http.request", "body": self._body}
+        await self.leave.wait()
+        return {"type": "http.disconnect"}
+
+    async def _send(self, message: Any) -> None:
+        self.sent.append(message)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("num_runs", [0, 1])
+async def test_a_client_that_leaves_cancels_its_requests(stream: bool, num_runs: int) -> None:
+    hold = asyncio.Event()
+    backend = ScriptedBackend(lambda request: [*runs_of(request, [70], [71])[:num_runs], hold])
+    connection = Connection(COMPLETION | {"stream": stream, "prompt": ["a", "b"]})
+    task = asyncio.create_task(connection.run(create_app(backend), "/v1/completions"))
+    while backend.num_open < 2:
+        await asyncio.sleep(0)
+    await asyncio.sleep(0.01)
+    connection.leave.set()
+    await asyncio.wait_for(task, 5)
+    assert backend.num_open == 0
+
+
+async def test_cancelling_the_handler_cancels_the_request() -> None:
+    backend = ScriptedBackend(lambda request: [*runs_of(request, [70], [71])[:1], asyncio.Event()])
+    connection = Connection(COMPLETION | {"stream": True})
+    task = asyncio.create_task(connection.run(create_app(backend), "/v1/completions"))
+    while len(connection.sent) < 2:
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert backend.num_open == 0

@@ -1,0 +1,137 @@
+"""The adaptive policy in games whose best fixed arm is known."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from protocol.plan import BatchView, DepthRule, SequenceView
+from router.goodput import Goodput, GoodputConfig
+from router.policy import Fixed, Off, Policy
+from router.predict import Predictor, tables
+from tests.router.curves import curves
+from tests.router.game import Game, Hazards
+
+EXITS = (2, 4, 6)
+RULES = tuple(DepthRule((exit_,)) for exit_ in EXITS)
+COSTS = {
+    "cheap drafts": {"layer": 0.02, "row": 0.002, "token": 0.02},
+    "dear tokens": {"layer": 0.02, "row": 0.01, "token": 0.3},
+    "dear drafts": {"layer": 0.4, "row": 0.1, "token": 0.1},
+    "layers nearly free": {"layer": 0.004, "row": 0.0005, "token": 0.05},
+}
+TEXTS = {
+    "easy": {2: 0.8, 4: 0.85, 6: 0.9},
+    "hard": {2: 0.1, 4: 0.15, 6: 0.2},
+    "depth pays": {2: 0.3, 4: 0.6, 6: 0.92},
+}
+
+
+def play(
+    policy: Policy, costs: dict[str, float], hazards: Callable[[int], Hazards], batch: int, seed: int, **game: float
+) -> Game:
+    true = Predictor(tables(curves(overhead=0.05, **costs), RULES, 12, 32))
+    return Game(policy, true, hazards, batch, random.Random(seed), **game)
+
+
+def adaptive(costs: dict[str, float], **config: object) -> Goodput:
+    return Goodput(curves(overhead=0.05, **costs), GoodputConfig(RULES, EXITS, **config))
+
+
+def best_fixed(costs: dict[str, float], hazards: Hazards, batch: int, rounds: int = 200) -> float:
+    arms: list[Policy] = [Off(), *(Fixed(rule, length) for rule in RULES for length in (1, 2, 4, 8))]
+    return max(play(arm, costs, lambda turn: hazards, batch, seed=1).play(rounds) for arm in arms)
+
+
+@pytest.mark.parametrize("cost", COSTS)
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("batch", [1, 8, 32])
+def test_it_comes_close_to_the_best_fixed_arm_whatever_the_costs_and_the_text(cost: str, text: str, batch: int) -> None:
+    game = play(adaptive(COSTS[cost]), COSTS[cost], lambda turn: TEXTS[text], batch, seed=2, noise=0.1)
+    game.play(120)
+    assert game.play(250) >= 0.93 * best_fixed(COSTS[cost], TEXTS[text], batch)
+
+
+def test_confidence_is_worth_more_than_any_fixed_length() -> None:
+    costs, text = COSTS["dear tokens"], {2: 0.6, 4: 0.65, 6: 0.7}
+    ours = play(adaptive(costs), costs, lambda turn: text, 1, seed=2, spread=0.95)
+    ours.play(150)
+    fixed = max(
+        play(arm, costs, lambda turn: text, 1, seed=2, spread=0.95).play(1000)
+        for arm in [Off(), *(Fixed(rule, length) for rule in RULES for length in (1, 2, 3, 4, 6))]
+    )
+    assert ours.play(1000) > fixed
+
+
+@pytest.mark.parametrize(("batch", "rounds"), [(1, 60), (8, 20)])
+def test_it_turns_off_when_the_text_changes_and_on_again(batch: int, rounds: int) -> None:
+    costs, switch = COSTS["dear drafts"] | {"layer": 0.1}, 200
+    late = []
+    reachable = {text: best_fixed(costs, TEXTS[text], batch) for text in ("easy", "hard")}
+    for seed in range(8):
+        game = play(
+            adaptive(costs), costs, lambda turn: TEXTS["easy" if (turn // switch) % 2 == 0 else "hard"], batch, seed
+        )
+        for text in ("easy", "hard", "easy"):
+            game.play(rounds)
+            late.append(game.play(switch - rounds) < 0.93 * reachable[text])
+    assert sum(late) <= 0.4 * len(late)
+
+
+def test_probes_stay_within_their_share_of_the_time() -> None:
+    costs = COSTS["cheap drafts"]
+    game = play(adaptive(costs, probe_share=0.01), costs, lambda turn: TEXTS["easy"], 4, seed=3)
+    game.play(2000)
+    assert 0 < game.probe_ms / game.now_ms < 0.02
+
+
+def test_without_a_share_there_is_no_probe() -> None:
+    costs = COSTS["cheap drafts"]
+    game = play(adaptive(costs, probe_share=0.0), costs, lambda turn: TEXTS["easy"], 4, seed=3)
+    game.play(300)
+    assert not any(plan.probes for plan in game.plans)
+
+
+def view(*remaining: int, num_prefilling: int = 0, drafts: bool = True) -> BatchView:
+    return BatchView(
+        tuple(SequenceView(50, left, number, drafts=drafts) for number, left in enumerate(remaining)), num_prefilling
+    )
+
+
+def test_no_length_is_beyond_what_a_sequence_can_commit() -> None:
+    policy = adaptive(COSTS["cheap drafts"])
+    for left in (20, 9, 5, 3, 2, 1):
+        lengths = policy.plan(view(left, 40)).lengths
+        assert lengths[0] <= left - 1
+
+
+def test_a_prompt_that_joins_flips_no_plan() -> None:
+    policy = adaptive(COSTS["cheap drafts"])
+    assert policy.plan(view(90, 90)) == policy.plan(view(90, 90, num_prefilling=3))
+
+
+def test_sequences_that_the_pool_will_not_serve_are_not_drafted_for() -> None:
+    plan = adaptive(COSTS["cheap drafts"]).plan(view(90, 90, drafts=False))
+    assert (plan.lengths, plan.depth, plan.probes) == ((0, 0), None, ())
+
+
+def test_a_batch_of_nobody_is_planned_for() -> None:
+    assert adaptive(COSTS["cheap drafts"]).plan(view()).lengths == ()
+
+
+def test_predicted_and_realised_agree_in_a_steady_game() -> None:
+    costs = COSTS["cheap drafts"]
+    policy = adaptive(costs)
+    play(policy, costs, lambda turn: TEXTS["easy"], 4, seed=5).play(500)
+    assert policy.forecast.predicted == pytest.approx(policy.forecast.realised, rel=0.1)
+
+
+def test_a_restart_forgets_sequences_and_keeps_what_was_learned() -> None:
+    costs = COSTS["cheap drafts"]
+    policy = adaptive(costs)
+    play(policy, costs, lambda turn: TEXTS["hard"], 2, seed=5).play(300)
+    policy.restart()
+    assert policy.acceptance.odds(0) == 1.0
+    assert float(policy.acceptance.hazards(0)[0]) < 0.3
