@@ -16,8 +16,9 @@ import operator
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import torch
@@ -25,11 +26,17 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench import machine
+from bench.pressure import Devices
 from bench.prompts import Prompt, mixed
+from bench.random_policy import RandomPolicy, random_wish
 from deployments.local import complete, draft_policy, open_engine, open_worker
+from drafters.worker import DraftWorker
 from model.execution import Execution
 from model.sampling import noisy_scores
+from protocol.plan import DepthRule
 from protocol.request import GenerateRequest, SamplingParams, StopRules
+from router.goodput import Goodput, GoodputConfig
+from router.policy import Policy
 from targets import plain
 from targets.engine import EngineConfig
 from targets.model import ForwardRow, TargetModel, load_target
@@ -38,6 +45,7 @@ MODELS = machine.ROOT / "demo/models"
 RESULTS = machine.ROOT / "bench/results/exactness"
 BATCHES = (1, 4, 16)
 DEPTHS: tuple[int | str, ...] = (2, 4, 6, "cascade")
+POLICIES = ("random", "goodput")  # stand for a depth in a cell: these choose their own, up to its length
 LENGTHS = tuple(range(9))
 TEMPERATURES = (0.0, 0.8)
 TIE = 1e-4
@@ -105,13 +113,18 @@ class Subject:
 
 
 def full_matrix() -> list[Cell]:
-    """Every setting, then tight memory with page size 16, where preemption is forced."""
+    """Every setting, then tight memory with page size 16, where preemption is forced; policies that choose as well."""
     every = [Cell(*s) for s in itertools.product(BATCHES, DEPTHS, LENGTHS, TEMPERATURES)]
     tight = [
         Cell(16, depth, length, temperature, page_size=16, kv_positions=1600)
         for depth, length, temperature in itertools.product(DEPTHS, (0, 2, 5, 8), TEMPERATURES)
     ]
-    return every + tight
+    chosen = [
+        Cell(batch, policy, 8, temperature, page_size, kv_positions)
+        for batch, policy, temperature in itertools.product(BATCHES, POLICIES, TEMPERATURES)
+        for page_size, kv_positions in ((256, 16 * 512), (16, batch * 512 if batch < 16 else 1600))
+    ]
+    return every + tight + chosen
 
 
 def load(path: Path, precision: Precision, cell_positions: int, page_size: int) -> TargetModel:
@@ -165,7 +178,11 @@ def run_cell(subject: Subject, cell: Cell) -> CellResult:
     )
     config = EngineConfig(max_batch=cell.batch, max_queue=len(subject.prompts))
     wanted = requests(subject.prompts, cell.temperature, subject.max_tokens)
-    engine = open_engine(model, worker, draft_policy(worker, cell.depth, cell.length), config)
+    policy = policy_of(worker, cell)
+    if cell.depth == "random":
+        rng, exits = Random(cell.batch), worker.describe().exits
+        wanted = [replace(request, speculation=random_wish(rng, exits, cell.length)) for request in wanted]
+    engine = open_engine(model, worker, policy, config)
     start = time.perf_counter()
     try:
         got = [completion.token_ids for completion in complete(engine, wanted)]
@@ -186,6 +203,18 @@ def run_cell(subject: Subject, cell: Cell) -> CellResult:
         ties=[d for d in differences if d.gap <= tie],
         faults=[d for d in differences if d.gap > tie],
     )
+
+
+def policy_of(worker: DraftWorker, cell: Cell) -> Policy:
+    exits = worker.describe().exits
+    if cell.depth == "random":
+        return RandomPolicy(exits, cell.length, Random(cell.length))
+    if cell.depth == "goodput":
+        cascade = DepthRule(exits, (0.5,) * (len(exits) - 1))
+        rules = (*(DepthRule((exit_,)) for exit_ in exits), cascade)
+        config = GoodputConfig(rules, exits, cell.length, cell.batch, every=2, probe_share=0.1)
+        return Goodput(Devices().curves(exits), config)
+    return draft_policy(worker, cell.depth, cell.length)
 
 
 def _differences(

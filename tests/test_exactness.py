@@ -14,6 +14,7 @@ from bench.exactness import (
     DEPTHS,
     LENGTHS,
     MODELS,
+    POLICIES,
     TEMPERATURES,
     TIE,
     Cell,
@@ -93,6 +94,17 @@ def test_forced_preemption_changes_no_token(subject, temperature):
     result = run_cell(subject, tight)
     assert result.preempted > 0
     assert result.faults == []
+
+
+@pytest.mark.parametrize("page_size", [4, 256])
+@pytest.mark.parametrize("temperature", TEMPERATURES)
+@pytest.mark.parametrize("policy", POLICIES)
+def test_no_policy_and_no_switch_in_mid_sequence_changes_a_token(subject, policy, temperature, page_size):
+    for batch in BATCHES:
+        cell = Cell(batch, policy, 8, temperature, page_size, kv_positions=1024 if page_size == 4 else 16 * 256)
+        result = run_cell(subject, cell)
+        assert result.faults == []
+        assert 0 < result.accepted < result.drafted
 
 
 def test_the_plain_loop_at_temperature_zero_is_transformers_generate(subject):
