@@ -36,14 +36,15 @@ class Calibration:
         return float(min(survival, 1.0) ** (1 / self.power(exit_))) if survival > 0 else 0.0
 
     def observe(self, exit_: int, confidences: Sequence[float], right: Sequence[bool]) -> None:
+        """Tokens of one exit whose fate is known."""
         if not confidences:
             return
         power = self.power(exit_)
-        sure = np.clip(np.asarray(confidences, np.float64), UNSURE, SURE)
+        sure = np.minimum(np.maximum(np.asarray(confidences, np.float64), UNSURE), SURE)
         logs = np.log(sure)
         survived = np.exp(power * logs)
         gradient = power * logs * np.where(np.asarray(right), 1.0, -survived / (1 - survived))
-        step = self.rate * float(np.clip(gradient, -3, 3).sum())
+        step = self.rate * float(np.minimum(np.maximum(gradient, -3), 3).sum())
         low, high = self.bounds
         self._powers[exit_] = min(max(power * math.exp(max(min(step, 0.3), -0.3)), low), high)
 

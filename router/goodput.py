@@ -2,9 +2,10 @@
 
     digest what rounds brought -> arms (each depth rule's best budget, and off) -> choice, with hysteresis -> plan
 
-Decisions are made every few rounds and whenever the batch changes; in between a plan is kept and only cut where
-sequences end. While drafting, the pool's confidence ends a draft that no longer pays (the floor) and what is not worth
-verifying is cut off (prune). Probes, within a share of the time, keep the arms that are not played known, off included.
+Decisions are made every few rounds and whenever the batch outgrows the last one; in between a plan is kept, cut where
+sequences end, and those that join get the usual length. While drafting, the pool's confidence ends a draft that no
+longer pays (the floor) and what is not worth verifying is cut off (prune). Probes, within a share of the time, keep the
+arms that are not played known, off included.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import median
 
 from protocol.draft import DraftBlock
 from protocol.outcome import RoundOutcome, RowOutcome
@@ -30,7 +32,8 @@ HORIZON = 100.0  # rounds over which catching up is paid back, at most
 class GoodputConfig:
     """rules: the depth rules to choose from. length: of the longest draft. max_rows: of the largest batch.
 
-    every: rounds between decisions, for small batches and for those of `large` rows. hysteresis: the gain that another
+    every: rounds between digests, for small batches and for those of `large` rows; decisions are made every other time,
+    at once when the text or the batch changed. hysteresis: the gain that another
     rule, or off, must promise. stretch: how much further than planned a draft may go while it is confident.
     probe_share: of the time, for probes; 0 turns full information off. linked: drafts come over a network link.
     """
@@ -39,8 +42,8 @@ class GoodputConfig:
     exits: tuple[int, ...]
     length: int = 12
     max_rows: int = 32
-    every: int = 8
-    every_large: int = 4
+    every: int = 12
+    every_large: int = 5
     large: int = 8
     hysteresis: float = 0.02
     stretch: float = 1.5
@@ -82,7 +85,8 @@ class Goodput:
         self.forecast = Forecast()
         self._numbers = {rule: number for number, rule in enumerate(config.rules)}
         self._lengths: dict[int, int] = {}
-        self._rows: tuple[int, ...] = ()
+        self._usual = 0  # length for a sequence that came since the last decision
+        self._num_rows = 0  # of the last decision
         self._age = 0
         self._floor = 0.0
         self._outcomes: list[RoundOutcome] = []
@@ -96,17 +100,18 @@ class Goodput:
         return self._widest if self._may_probe() else None
 
     def plan(self, view: BatchView) -> Plan:
-        rows = tuple(sequence.id for sequence in view.sequences)
+        rows = view.sequences
         if not rows:
             return Plan(None, ())
         every = self.config.every if len(rows) < self.config.large else self.config.every_large
         self._age += 1
-        if self._age >= every or not self._lengths:
+        alarms = self.acceptance.num_alarms
+        if self._age % every == 0:
             self._digest()
-        if self._age >= every or rows != self._rows:
+        if self._age >= 2 * every or self.acceptance.num_alarms > alarms or self._outgrown(len(rows)):
             self._decide(view)
         lengths = tuple(
-            min(self._lengths[sequence.id], sequence.remaining - 1) if sequence.drafts else 0
+            min(self._lengths.get(sequence.id, self._usual), sequence.remaining - 1) if sequence.drafts else 0
             for sequence in view.sequences
         )
         probes = self._probes(view)
@@ -128,7 +133,7 @@ class Goodput:
         """Other sequences come, maybe under the names of earlier ones: forget those, keep what was learned."""
         self._digest()
         self.acceptance.leave()
-        self._lengths, self._rows = {}, ()
+        self._lengths, self._num_rows = {}, 0
         self._probing.told.clear()
 
     def played(self) -> dict[str, float]:
@@ -147,6 +152,10 @@ class Goodput:
             survived.append(survival)
         return survived
 
+    def _outgrown(self, num_rows: int) -> bool:
+        """Whether the last decision was made for another batch: none yet, or a quarter more or fewer rows."""
+        return self.arm is None or abs(num_rows - self._num_rows) > num_rows // 4
+
     def _decide(self, view: BatchView) -> None:
         """Looks at every arm; sets the choice, a length for every sequence and the floor."""
         sequences = view.sequences
@@ -160,13 +169,14 @@ class Goodput:
                 arms.append(best(self.predictor, rule, survival, context, self._catch_up_ms(view, rule)))
         self.arms = tuple(arms)
         self.arm = keep_or_switch(self.arm, self.arms, self.config.hysteresis)
-        self._rows = tuple(sequence.id for sequence in sequences)
+        self._num_rows = len(sequences)
         self._age = 0
         self._floor, stretch = self._stop()
         self._lengths = {
             sequence.id: min(int(stretch * length + 0.5), limit)
             for sequence, length, limit in zip(sequences, self.arm.lengths, room, strict=True)
         }
+        self._usual = int(median(self._lengths.values()))
 
     def _stop(self) -> tuple[float, float]:
         """The floor under which drafting on does not pay, and how far drafts may go beyond the plan with it."""
@@ -211,14 +221,17 @@ class Goodput:
     def _digest(self) -> None:
         """Learns from the rounds since the last time."""
         outcomes, self._outcomes = self._outcomes, []
+        if not outcomes:
+            return
+        self._measure(outcomes)
         windows: dict[int, list[tuple[int, Window]]] = {}
+        fates: dict[int, tuple[list[float], list[bool]]] = {exit_: ([], []) for exit_ in self.config.exits}
         for outcome in outcomes:
-            self._measure(outcome)
             for index, row in enumerate(outcome.rows):
                 rule = self._rule_of(outcome, index)
                 if rule is not None and row.exits:
                     windows.setdefault(rule, []).append((row.id, self._window(row)))
-                self._learn_confidence(row)
+                self._add_fates(fates, row)
         for rule, own in windows.items():
             self.acceptance.observe(rule, own)
         for outcome in outcomes:
@@ -226,27 +239,31 @@ class Goodput:
                 if row.probe is not None and row.probe.matches and row.probe.matches[0]:
                     drafted = self._rule_of(outcome, index) if row.exits else None
                     self.acceptance.tell(row.probe, self.config.exits, drafted)
-        if outcomes:
-            self.acceptance.keep(row.id for row in outcomes[-1].rows)
-            self._keep_told({row.id for row in outcomes[-1].rows})
+        for exit_, (sure, right) in fates.items():
+            self.calibration.observe(exit_, sure, right)
+        rows = {row.id for row in outcomes[-1].rows}
+        self.acceptance.keep(rows)
+        self._keep_told(rows)
 
-    def _measure(self, outcome: RoundOutcome) -> None:
-        self._played[_name(outcome.plan)] += 1
-        own = bool(outcome.plan.own)
-        rule = None if own or outcome.plan.depth is None else self._numbers.get(outcome.plan.depth)
+    def _measure(self, outcomes: Sequence[RoundOutcome]) -> None:
+        rules = [None if o.plan.own or o.plan.depth is None else self._numbers.get(o.plan.depth) for o in outcomes]
         before = self.predictor.elapsed_ms
-        self.predictor.observe(outcome, rule)
+        self.predictor.observe(list(zip(outcomes, rules, strict=True)))
         passed = self.predictor.elapsed_ms - before
         probing = self._probing
         probing.credit_ms = min(probing.credit_ms + self.config.probe_share * passed, 64 * probing.cost_ms)
-        if any(row.probe is not None for row in outcome.rows):
-            lengths = [len(row.exits) for row in outcome.rows]
-            planned = self.predictor.draft_ms(rule, lengths) if rule is not None else 0.0
-            cost = max(outcome.draft_ms - outcome.wait_ms - planned, 0.05 * probing.cost_ms)
-            probing.cost_ms += 0.3 * (cost - probing.cost_ms)
-        if outcome.rows and self.arm is not None and not outcome.num_prefill_tokens and passed > 0:
-            tokens = len(outcome.rows) + sum(row.accepted for row in outcome.rows)
-            self.forecast = follow(self.forecast, self.arm.goodput, 1e3 * tokens / passed)
+        for outcome, rule in zip(outcomes, rules, strict=True):
+            self._played[_name(outcome.plan)] += 1
+            if any(row.probe is not None for row in outcome.rows):
+                lengths = [len(row.exits) for row in outcome.rows]
+                planned = self.predictor.draft_ms(rule, lengths) if rule is not None else 0.0
+                cost = max(outcome.draft_ms - outcome.wait_ms - planned, 0.05 * probing.cost_ms)
+                probing.cost_ms += 0.3 * (cost - probing.cost_ms)
+        steady = [outcome for outcome in outcomes if outcome.rows and not outcome.num_prefill_tokens]
+        ms = sum(outcome.draft_ms + outcome.verify_ms + outcome.rest_ms for outcome in steady)
+        if self.arm is not None and ms > 0:
+            tokens = sum(len(outcome.rows) + sum(row.accepted for row in outcome.rows) for outcome in steady)
+            self.forecast = follow(self.forecast, self.arm.goodput, 1e3 * tokens / ms)
 
     def _rule_of(self, outcome: RoundOutcome, index: int) -> int | None:
         plan = outcome.plan
@@ -259,14 +276,16 @@ class Goodput:
         exit_, confidence = row.exits[row.num_verified], row.confidences[row.num_verified]
         return Window(row.accepted, row.num_verified, confidence ** self.calibration.power(exit_))
 
-    def _learn_confidence(self, row: RowOutcome) -> None:
-        known = min(row.accepted + 1, row.num_verified)
-        if known:
-            right = [position < row.accepted for position in range(known)]
-            self.calibration.observe(row.exits[known - 1], row.confidences[:known], right)
+    def _add_fates(self, fates: dict[int, tuple[list[float], list[bool]]], row: RowOutcome) -> None:
+        """Tokens whose fate is known: accepted ones, the first refused one, and all that a probe tells of."""
+        for position in range(min(row.accepted + 1, row.num_verified)):
+            sure, right = fates[row.exits[position]]
+            sure.append(row.confidences[position])
+            right.append(position < row.accepted)
         if row.probe is not None:
-            for exit_, matches, sure in zip(self.config.exits, row.probe.matches, row.probe.confidences, strict=True):
-                self.calibration.observe(exit_, sure, matches)
+            for exit_, matches, told in zip(self.config.exits, row.probe.matches, row.probe.confidences, strict=True):
+                fates[exit_][0].extend(told)
+                fates[exit_][1].extend(matches)
 
     def _keep_told(self, rows: set[int]) -> None:
         told = self._probing.told

@@ -8,7 +8,7 @@ and fades while nothing is asked of it, so that a target which left a busy pool 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,7 +23,6 @@ Floats = npt.NDArray[np.float64]
 FOLLOW = 0.1  # of a new ratio in a correction
 WAIT_FOLLOW = 0.2
 WAIT_HALF_LIFE_MS = 2000.0
-CONTEXT_STEP = 64  # positions: contexts are read off the curves in these steps
 OUTLIER = 4.0  # a ratio beyond this factor of the correction is a hiccup of the machine
 
 
@@ -36,20 +35,46 @@ class Tables:
     length: int
     max_rows: int
     steps: tuple[Floats, ...]  # per rule: [max_rows + 1, length] ms of the token at a position, for so many rows
-    _lines: dict[tuple[int, int], tuple[Floats, Floats]] = field(default_factory=dict, repr=False)
+    overhead: tuple[float, ...]  # [max_rows + 1] ms by rows, and link likewise
+    link: tuple[float, ...]
+    widths: Floats  # tokens per row that passes are known of, and contexts
+    contexts: Floats
+    passes: Floats  # [max_rows + 1, widths, contexts] ms
 
     def verify(self, num_rows: int, context: float) -> tuple[Floats, Floats]:
         """Numbers of tokens in a pass and its ms, to interpolate between."""
-        key = (num_rows, int(context) // CONTEXT_STEP)
-        if key not in self._lines:
-            self._lines[key] = _verify_line(self.curves, num_rows, self.length, key[1])
-        return self._lines[key]
+        contexts, known = self.contexts, self.passes[num_rows]
+        right = min(max(int(np.searchsorted(contexts, context)), 1), len(contexts) - 1)
+        if right < 1:
+            return num_rows * self.widths, known[:, 0]
+        share = max((context - contexts[right - 1]) / (contexts[right] - contexts[right - 1]), 0.0)
+        ms = known[:, right - 1] + share * (known[:, right] - known[:, right - 1])
+        return num_rows * self.widths, np.maximum(ms, known[:, right]) if share > 1 else ms
 
 
 def tables(curves: CostCurves, rules: Sequence[DepthRule], length: int, max_rows: int) -> Tables:
     """Raises ConfigError for curves without a drafter."""
     steps = tuple(_draft_steps(curves, rule, length, max_rows) for rule in rules)
-    return Tables(curves, tuple(rules), length, max_rows, steps)
+    overhead = tuple(curves.overhead_ms(max(num_rows, 1)) for num_rows in range(max_rows + 1))
+    link = tuple(curves.link_ms(max(num_rows, 1)) for num_rows in range(max_rows + 1))
+    _, each, contexts = curves.target.verify.points
+    widths = sorted({point for point in each if point < 1 + length} | {1.0, 1.0 + length})
+    passes = [
+        [[curves.verify_ms(max(n, 1), max(n, 1) * width, context) for context in contexts] for width in widths]
+        for n in range(max_rows + 1)
+    ]
+    return Tables(
+        curves,
+        tuple(rules),
+        length,
+        max_rows,
+        steps,
+        overhead,
+        link,
+        np.asarray(widths),
+        np.asarray(contexts),
+        np.asarray(passes),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,15 +114,13 @@ class Predictor:
 
     def draft_ms(self, rule: int, lengths: Sequence[int]) -> float:
         """Of a ragged round: at each position only the rows whose draft reaches it."""
-        steps = self.draft_steps(rule, len(lengths))
-        return float(sum(steps[sum(length > j for length in lengths), j] for j in range(max(lengths, default=0))))
+        return self._profiled_draft(rule, lengths) * self.ratio(f"draft {rule}", len(lengths))
 
     def other_ms(self, num_rows: int, drafts: bool) -> float:
-        curves = self.tables.curves
-        overhead = curves.overhead_ms(num_rows) * self.ratio("rest", num_rows)
+        overhead = self.tables.overhead[num_rows] * self.ratio("rest", num_rows)
         if not drafts:
             return overhead
-        return overhead + (curves.link_ms(num_rows) if self.linked else 0.0) + self.wait_ms
+        return overhead + (self.tables.link[num_rows] if self.linked else 0.0) + self.wait_ms
 
     def round(self, rule: int | None, lengths: Sequence[int], context: float) -> Cost:
         """Any round of this target. rule: None when all lengths are 0."""
@@ -107,32 +130,45 @@ class Predictor:
         return Cost(drafted, verified, self.other_ms(num_rows, rule is not None))
 
     def ratio(self, kind: str, num_rows: int) -> float:
-        size = num_rows.bit_length()
+        return self._near(kind, num_rows.bit_length())
+
+    def _near(self, kind: str, size: int) -> float:
+        """Of this size of batch, or of the next larger or smaller one; 1 when nothing was measured."""
         for near in (size, size + 1, size - 1):
             if (kind, near) in self._ratios:
                 return self._ratios[kind, near]
         return 1.0
 
-    def observe(self, outcome: RoundOutcome, rule: int | None) -> None:
-        """rule: what the round drafted by; None: nothing, or by several, and then its draft time teaches nothing."""
+    def observe(self, outcomes: Sequence[tuple[RoundOutcome, int | None]]) -> None:
+        """Each with the rule that it drafted by; None: by none or by several, and its draft time teaches nothing."""
+        sums: dict[tuple[str, int], _Sum] = {}
+        for outcome, rule in outcomes:
+            self.elapsed_ms += outcome.draft_ms + outcome.verify_ms + outcome.rest_ms
+            self._observe_wait(outcome)
+            if outcome.rows:
+                for kind, real, profiled in self._compare(outcome, rule):
+                    sums.setdefault((kind, len(outcome.rows).bit_length()), _Sum()).add(real, profiled)
+        for (kind, size), total in sums.items():
+            self._follow(kind, size, total)
+
+    def _compare(self, outcome: RoundOutcome, rule: int | None) -> Iterator[tuple[str, float, float]]:
+        """Kind, measured and profiled ms of the parts of a round that teach something."""
         num_rows = len(outcome.rows)
-        self.elapsed_ms += outcome.draft_ms + outcome.verify_ms + outcome.rest_ms
-        self._observe_wait(outcome)
-        if not num_rows:
-            return
         if not outcome.num_prefill_tokens:
             num_tokens = num_rows + sum(row.num_verified for row in outcome.rows)
             tokens, ms = self.tables.verify(num_rows, outcome.context)
             kind = "wide" if num_tokens > num_rows else "plain"
-            self._follow(kind, num_rows, outcome.verify_ms, float(np.interp(num_tokens, tokens, ms)))
+            yield kind, outcome.verify_ms, float(np.interp(num_tokens, tokens, ms))
+            yield "rest", outcome.rest_ms, self.tables.overhead[num_rows]
         lengths = [len(row.exits) for row in outcome.rows]
         if rule is not None and any(lengths) and not any(row.probe for row in outcome.rows):
-            link = self.tables.curves.link_ms(num_rows) if self.linked else 0.0
-            real = outcome.draft_ms - outcome.wait_ms - link
-            predicted = self.draft_ms(rule, lengths) / self.ratio(f"draft {rule}", num_rows)
-            self._follow(f"draft {rule}", num_rows, real, predicted)
-        if not outcome.num_prefill_tokens:
-            self._follow("rest", num_rows, outcome.rest_ms, self.tables.curves.overhead_ms(num_rows))
+            link = self.tables.link[num_rows] if self.linked else 0.0
+            yield f"draft {rule}", outcome.draft_ms - outcome.wait_ms - link, self._profiled_draft(rule, lengths)
+
+    def _profiled_draft(self, rule: int, lengths: Sequence[int]) -> float:
+        steps = self.tables.steps[rule]
+        reached = [sum(length > j for length in lengths) for j in range(max(lengths, default=0))]
+        return float(sum(steps[num_rows, j] for j, num_rows in enumerate(reached)))
 
     def _observe_wait(self, outcome: RoundOutcome) -> None:
         if outcome.draft_ms > 0:
@@ -142,20 +178,27 @@ class Predictor:
             passed = outcome.verify_ms + outcome.rest_ms
             self.wait_ms *= float(0.5 ** (passed / WAIT_HALF_LIFE_MS))
 
-    def _follow(self, kind: str, num_rows: int, real: float, profiled: float) -> None:
-        if real <= 0 or profiled <= 0:
+    def _follow(self, kind: str, size: int, total: _Sum) -> None:
+        if total.real <= 0 or total.profiled <= 0:
             return
-        key = (kind, num_rows.bit_length())
-        before = self.ratio(kind, num_rows)
-        ratio = min(max(real / profiled, before / OUTLIER), before * OUTLIER)
-        self._ratios[key] = math.exp((1 - FOLLOW) * math.log(before) + FOLLOW * math.log(ratio))
+        before = self._near(kind, size)
+        ratio = min(max(total.real / total.profiled, before / OUTLIER), before * OUTLIER)
+        share = 1 - (1 - FOLLOW) ** total.count
+        self._ratios[kind, size] = math.exp((1 - share) * math.log(before) + share * math.log(ratio))
 
 
-def _verify_line(curves: CostCurves, num_rows: int, length: int, context: int) -> tuple[Floats, Floats]:
-    each = sorted({point for point in curves.target.verify.points[1] if point < 1 + length} | {1.0, 1.0 + length})
-    middle = (context + 0.5) * CONTEXT_STEP
-    ms = [curves.verify_ms(num_rows, num_rows * tokens, middle) for tokens in each]
-    return num_rows * np.asarray(each), np.asarray(ms)
+@dataclass(slots=True)
+class _Sum:
+    """Milliseconds of a few rounds, each no more than OUTLIER times its profile."""
+
+    real: float = 0.0
+    profiled: float = 0.0
+    count: int = 0
+
+    def add(self, real: float, profiled: float) -> None:
+        self.real += min(real, OUTLIER * profiled)
+        self.profiled += profiled
+        self.count += 1
 
 
 def _draft_steps(curves: CostCurves, rule: DepthRule, length: int, max_rows: int) -> Floats:

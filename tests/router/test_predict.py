@@ -34,10 +34,8 @@ def test_held_back_rounds_are_predicted_within_a_tenth_after_the_machine_changed
         if turn >= 100:
             errors.append(abs(made.round(rule, lengths, 100.0).total_ms / (real.total_ms * slow) - 1))
         else:
-            made.observe(
-                outcome(lengths, real.draft_ms * slow * noise, real.verify_ms * slow * noise, real.other_ms * slow),
-                rule,
-            )
+            seen = outcome(lengths, real.draft_ms * slow * noise, real.verify_ms * slow * noise, real.other_ms * slow)
+            made.observe([(seen, rule)])
     assert sorted(errors)[len(errors) // 2] < 0.1
 
 
@@ -45,30 +43,30 @@ def test_one_hiccup_hardly_moves_a_prediction() -> None:
     made = Predictor(tables(curves(), RULES, 8, 8))
     real = made.round(None, [0], 100.0).total_ms
     for _ in range(20):
-        made.observe(outcome([0], 0, real), None)
-    made.observe(outcome([0], 0, 500 * real), None)
+        made.observe([(outcome([0], 0, real), None)])
+    made.observe([(outcome([0], 0, 500 * real), None)])
     assert made.round(None, [0], 100.0).total_ms < 1.2 * real
 
 
 def test_a_pass_that_carries_a_prompt_teaches_nothing_of_passes() -> None:
     made = Predictor(tables(curves(), RULES, 8, 8))
     before = made.round(None, [0], 100.0)
-    made.observe(outcome([0], 0, 50.0, num_prefill_tokens=64), None)
+    made.observe([(outcome([0], 0, 50.0, num_prefill_tokens=64), None)])
     assert made.round(None, [0], 100.0) == before
 
 
 def test_waiting_is_followed_and_fades_while_nothing_is_asked() -> None:
     made = Predictor(tables(curves(), RULES, 8, 8))
     for _ in range(40):
-        made.observe(outcome([2], 5.0, 1.0, wait_ms=4.0), 0)
+        made.observe([(outcome([2], 5.0, 1.0, wait_ms=4.0), 0)])
     assert made.wait_ms == pytest.approx(4.0, rel=0.01)
     for _ in range(20):
-        made.observe(outcome([0], 0, WAIT_HALF_LIFE_MS / 20, rest=0.0), None)
+        made.observe([(outcome([0], 0, WAIT_HALF_LIFE_MS / 20, rest=0.0), None)])
     assert made.wait_ms == pytest.approx(2.0, rel=0.01)
 
 
 def test_a_pool_that_does_not_answer_costs_the_time_that_was_spent_on_it() -> None:
     made = Predictor(tables(curves(), RULES, 8, 8))
     for _ in range(40):
-        made.observe(outcome([2], 50.0, 1.0, answered=False), None)
+        made.observe([(outcome([2], 50.0, 1.0, answered=False), None)])
     assert made.wait_ms == pytest.approx(50.0, rel=0.01)
