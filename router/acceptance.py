@@ -45,20 +45,23 @@ class AcceptanceConfig:
 
     prior: acceptance at the shallowest exit before anything is known, worth prior_tokens tokens; per_layer: what a
     layer adds in log odds. lean: tokens that the position before is worth. alarm: standard deviations.
-    own_tokens: what a sequence must tell before its own acceptance counts half.
+    bursts: variance over that of independent tokens, for text is easy or hard for a while. own_failures: expected
+    refusals that a sequence must have seen before its own count half.
     """
 
     half_life: float = 150.0
     half_life_rounds: float = 20.0
     unseen_half_life: float = 400.0
     recent_half_life: float = 16.0
+    own_half_life: float = 40.0
     prior: float = 0.65
     per_layer: float = 0.12
     prior_tokens: float = 4.0
     lean: float = 6.0
     alarm: float = 3.0
+    bursts: float = 1.5
     alarm_keeps: float = 0.05
-    own_tokens: float = 12.0
+    own_failures: float = 3.0
 
 
 @dataclass(slots=True)
@@ -75,9 +78,9 @@ class _Rule:
 
 @dataclass(slots=True)
 class _Own:
-    """One sequence's accepted tokens against what the rule's hazards expected of it."""
+    """One sequence's refused tokens against what the rule's hazards expected of it."""
 
-    accepted: float = 0.0
+    refused: float = 0.0
     expected: float = 0.0
 
 
@@ -107,12 +110,12 @@ class Acceptance:
         return float(self._rules[rule].reached.sum())
 
     def odds(self, sequence_id: int) -> float:
-        """How a sequence differs from the others: a factor on its hazards."""
+        """How a sequence differs from the others: a factor on its probability of a refusal."""
         own = self._own.get(sequence_id)
         if own is None:
             return 1.0
-        weight = self.config.own_tokens
-        return (own.accepted + weight) / (own.expected + weight)
+        weight = self.config.own_failures
+        return (own.refused + weight) / (own.expected + weight)
 
     def observe(self, rule: int, windows: Sequence[tuple[int, Window]]) -> None:
         """One round: (sequence id, its window) for every row that was drafted for under this rule."""
@@ -153,7 +156,7 @@ class Acceptance:
         state.variance = recent * state.variance + float(reached @ (hazards * (1 - hazards)))
         state.hazards = None
         self._fade_others(rule, len(windows))
-        if abs(state.recent - state.expected) > config.alarm * math.sqrt(state.variance + 1.0):
+        if abs(state.recent - state.expected) > config.alarm * math.sqrt(config.bursts * state.variance + 1.0):
             self._forget()
 
     def _fade_others(self, rule: int, num_windows: int) -> None:
@@ -196,10 +199,10 @@ class Acceptance:
         return hazards
 
     def _own_evidence(self, own: _Own, hazards: Floats, window: Window) -> None:
-        fade = _fade(1, self.config.half_life)
+        fade = _fade(1, self.config.own_half_life)
         reached = min(window.accepted + 1, window.verified)
-        own.accepted = fade * own.accepted + window.accepted
-        own.expected = fade * own.expected + float(hazards[:reached].sum())
+        own.refused = fade * own.refused + (window.verified > window.accepted)
+        own.expected = fade * own.expected + reached - float(hazards[:reached].sum())
 
 
 def counts(windows: Sequence[Window], length: int) -> tuple[Floats, Floats]:

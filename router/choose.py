@@ -42,8 +42,11 @@ class Arm:
 
 
 def survivals(hazards: Floats, odds: Sequence[float], room: Sequence[int]) -> Floats:
-    """[rows, length]: probability that a sequence's token at a position is accepted; 0 where there is no room."""
-    each = np.minimum(np.asarray(odds)[:, None] * hazards[None, :], 0.995)
+    """[rows, length]: probability that a token and all before it are accepted; 0 where there is no room.
+
+    odds: each sequence's factor on the probability of a refusal.
+    """
+    each = np.maximum(1 - np.asarray(odds)[:, None] * (1 - hazards[None, :]), 0.02)
     inside = np.arange(len(hazards))[None, :] < np.asarray(room)[:, None]
     survival: Floats = np.where(inside, np.cumprod(each, axis=1), 0.0)
     return survival

@@ -21,7 +21,7 @@ UNSURE = 1e-6
 class Calibration:
     """rate: the step in the exponent's logarithm per token; exponents stay within `bounds`."""
 
-    rate: float = 0.02
+    rate: float = 0.005
     bounds: tuple[float, float] = (0.05, 20.0)
     _powers: dict[int, float] = field(default_factory=dict)
 

@@ -45,7 +45,7 @@ class GoodputConfig:
     every: int = 12
     every_large: int = 5
     large: int = 8
-    hysteresis: float = 0.02
+    hysteresis: float = 0.03
     stretch: float = 1.5
     probe_share: float = 0.01
     probe_tokens: int = 8
@@ -68,6 +68,7 @@ class _Probing:
 
     credit_ms: float
     cost_ms: float
+    reserved_ms: float = 0.0  # of probes that are on their way
     told: dict[int, int] = field(default_factory=dict)
 
 
@@ -92,7 +93,7 @@ class Goodput:
         self._outcomes: list[RoundOutcome] = []
         self._played: Counter[str] = Counter()
         cost = 4 * float(self.predictor.tables.steps[-1][1].mean())
-        self._probing = _Probing(credit_ms=8 * cost if config.probe_share else 0.0, cost_ms=cost)
+        self._probing = _Probing(credit_ms=3 * cost if config.probe_share else 0.0, cost_ms=cost)
 
     def opening(self) -> DepthRule | None:
         if self.arm is None or self.arm.rule is not None:
@@ -203,7 +204,7 @@ class Goodput:
         return self.config.probe_share > 0 and self._probing.credit_ms >= self._probing.cost_ms
 
     def _probes(self, view: BatchView) -> tuple[int, ...]:
-        """The row with the most untold tokens, when there is credit for it."""
+        """The row with the most to tell for its length, which is what settling it may cost, when there is credit."""
         if not self._may_probe():
             return ()
         told = self._probing.told
@@ -211,11 +212,12 @@ class Goodput:
             sequence.num_tokens - told.setdefault(sequence.id, sequence.num_tokens) if sequence.drafts else 0
             for sequence in view.sequences
         ]
-        row = max(range(len(fresh)), key=fresh.__getitem__)
+        row = max(range(len(fresh)), key=lambda index: fresh[index] / view.sequences[index].num_tokens)
         if fresh[row] < self.config.probe_tokens:
             return ()
         told[view.sequences[row].id] = view.sequences[row].num_tokens
         self._probing.credit_ms -= self._probing.cost_ms
+        self._probing.reserved_ms += self._probing.cost_ms
         return (row,)
 
     def _digest(self) -> None:
@@ -258,6 +260,8 @@ class Goodput:
                 lengths = [len(row.exits) for row in outcome.rows]
                 planned = self.predictor.draft_ms(rule, lengths) if rule is not None else 0.0
                 cost = max(outcome.draft_ms - outcome.wait_ms - planned, 0.05 * probing.cost_ms)
+                probing.credit_ms += probing.reserved_ms - cost
+                probing.reserved_ms = 0.0
                 probing.cost_ms += 0.3 * (cost - probing.cost_ms)
         steady = [outcome for outcome in outcomes if outcome.rows and not outcome.num_prefill_tokens]
         ms = sum(outcome.draft_ms + outcome.verify_ms + outcome.rest_ms for outcome in steady)

@@ -110,11 +110,11 @@ class Predictor:
 
     def draft_steps(self, rule: int, num_rows: int) -> Floats:
         """[num_rows + 1, length], as `Tables.steps`."""
-        return self.tables.steps[rule][: num_rows + 1] * self.ratio(f"draft {rule}", num_rows)
+        return self.tables.steps[rule][: num_rows + 1] * self._draft_ratio(rule, num_rows)
 
     def draft_ms(self, rule: int, lengths: Sequence[int]) -> float:
         """Of a ragged round: at each position only the rows whose draft reaches it."""
-        return self._profiled_draft(rule, lengths) * self.ratio(f"draft {rule}", len(lengths))
+        return self._profiled_draft(rule, lengths) * self._draft_ratio(rule, len(lengths))
 
     def other_ms(self, num_rows: int, drafts: bool) -> float:
         overhead = self.tables.overhead[num_rows] * self.ratio("rest", num_rows)
@@ -163,7 +163,13 @@ class Predictor:
         lengths = [len(row.exits) for row in outcome.rows]
         if rule is not None and any(lengths) and not any(row.probe for row in outcome.rows):
             link = self.tables.link[num_rows] if self.linked else 0.0
-            yield f"draft {rule}", outcome.draft_ms - outcome.wait_ms - link, self._profiled_draft(rule, lengths)
+            real, profiled = outcome.draft_ms - outcome.wait_ms - link, self._profiled_draft(rule, lengths)
+            yield "draft", real, profiled
+            yield f"draft {rule}", real, profiled * self.ratio("draft", num_rows)
+
+    def _draft_ratio(self, rule: int, num_rows: int) -> float:
+        """What drafting takes over its profile, and this rule over the others: caches are cold for all of them."""
+        return self.ratio("draft", num_rows) * self.ratio(f"draft {rule}", num_rows)
 
     def _profiled_draft(self, rule: int, lengths: Sequence[int]) -> float:
         steps = self.tables.steps[rule]

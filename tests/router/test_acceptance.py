@@ -119,7 +119,7 @@ def test_when_the_text_changes_the_estimate_follows_within_rounds(batch: int) ->
             for _ in range(count):
                 learned.observe(0, [(row, window(rng, [rate] * LENGTH, 5)) for row in range(batch)])
         late += abs(float(learned.hazards(0)[0]) - 0.3) > 0.2
-    assert late <= 2
+    assert late <= 3
 
 
 def test_steady_text_raises_hardly_any_alarm() -> None:
@@ -131,12 +131,12 @@ def test_steady_text_raises_hardly_any_alarm() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_a_sequence_that_is_harder_than_the_others_gets_lower_odds(seed: int) -> None:
+def test_a_sequence_that_is_harder_than_the_others_is_expected_to_be_refused_more_often(seed: int) -> None:
     rng = random.Random(seed)
     learned = model(alarm=100.0)
     for _ in range(60):
         learned.observe(0, [(row, window(rng, [0.3 if row == 3 else 0.85] * LENGTH, 5)) for row in range(4)])
-    assert learned.odds(3) < 0.7 < learned.odds(0)
+    assert learned.odds(3) > 1.3 > learned.odds(0)
     assert learned.odds(99) == 1.0
     learned.keep([0])
     learned.leave()

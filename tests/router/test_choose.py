@@ -57,7 +57,7 @@ def test_the_budget_is_the_best_of_all_budgets(seed: int) -> None:
 
 
 def test_tokens_go_to_the_sequences_that_are_likelier_to_keep_them() -> None:
-    survival = survivals(np.asarray([0.8] * 3), [1.2, 0.3], [3, 3])
+    survival = survivals(np.asarray([0.8] * 3), [0.5, 3.0], [3, 3])
     chosen = best(predictor(), 0, survival, context=100)
     assert chosen.lengths[0] > chosen.lengths[1]
 
