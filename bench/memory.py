@@ -31,10 +31,10 @@ from deployments.arguments import whole
 from deployments.cluster import free_port, running
 from deployments.config import AppConfig, HttpConfig, load_config
 from deployments.demo_command import CONFIG
-from deployments.local import complete, open_engine, open_worker
+from deployments.local import complete, draft_policy, open_engine, open_worker
 from deployments.process import DTYPES, claim, pool_positions
 from deployments.prompts import read_prompts
-from deployments.target import load_model, policy
+from deployments.target import load_model
 from model.load import resolve
 from protocol.errors import DraftPoolError
 from protocol.request import GenerateRequest, SamplingParams, StopRules
@@ -43,6 +43,7 @@ from targets.engine import Engine, EngineConfig
 RESULT = machine.ROOT / "bench/results/memory.json"
 TIMEOUT_S = 120.0
 TEMPERATURE = 0.8
+LENGTH = 4  # of drafts, offline
 
 
 def measure_served(config: AppConfig, prompts: Sequence[str], args: argparse.Namespace) -> list[Growth]:
@@ -106,7 +107,8 @@ def offline_engine(config: AppConfig, args: argparse.Namespace) -> Iterator[Engi
             max_rows=args.concurrency,
         )
     engine_config = EngineConfig(args.concurrency, args.every, target.prefill_chunk)
-    engine = open_engine(load_model(target), worker, policy(target.speculation if worker else None), engine_config)
+    policy = draft_policy(worker if target.speculation else None, None, LENGTH)
+    engine = open_engine(load_model(target), worker, policy, engine_config)
     try:
         yield engine
     finally:

@@ -122,7 +122,7 @@ class DraftPoolEngine:
 
     def choices(self) -> GoodputConfig:
         exits = self.worker.describe().exits
-        rules = (*(depth_rule(exits, exit_) for exit_ in exits), depth_rule(exits, "cascade"))
+        rules = tuple(depth_rule(exits, exit_) for exit_ in exits)
         return GoodputConfig(rules, exits, max_rows=self._subject.max_batch)
 
     def curves(self) -> CostCurves:

@@ -14,18 +14,21 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from deployments.config import AppConfig, IngressConfig, Placement, TargetConfig
+from deployments.config import AppConfig, GoodputSpeculation, IngressConfig, Placement, TargetConfig
 from deployments.ingress import Ingress
 from deployments.pool import DraftPoolReplica
 from deployments.target import TargetReplica
 
 APP_NAME = "draftpool"
 POOL_NAME = "draft-pool"
+# Ray leaves every GPU visible to an actor that asked for none. Arenas of many threads keep what requests gave back.
+INGRESS_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "MALLOC_ARENA_MAX": "2"}
 INGRESS_MARGIN = 64  # requests that one ingress may hold beyond what its targets hold, to answer them with 429
 
 
 def build(config: AppConfig) -> Application:
-    pool = deployment(DraftPoolReplica, pool_options(config)).bind(config.pool) if config.pool else None
+    learning = any(isinstance(target.speculation, GoodputSpeculation) for target in config.targets)
+    pool = deployment(DraftPoolReplica, pool_options(config)).bind(config.pool, learning) if config.pool else None
     targets = {
         target.name: deployment(TargetReplica, target_options(target)).bind(target, pool) for target in config.targets
     }
@@ -79,8 +82,7 @@ def ingress_options(config: AppConfig) -> dict[str, Any]:
         "ray_actor_options": {
             "num_cpus": ingress.num_cpus,
             "resources": ingress.resources,
-            # Ray leaves every GPU visible to an actor that asked for none.
-            "runtime_env": {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}},
+            "runtime_env": {"env_vars": INGRESS_ENVIRONMENT},
         },
     }
 

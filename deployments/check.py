@@ -9,7 +9,16 @@ from typing import TypeVar
 
 from rich.console import Console
 
-from deployments.config import AppConfig, PoolConfig, SpeculationConfig, TargetConfig, load_config
+from deployments.config import (
+    AppConfig,
+    GoodputSpeculation,
+    PoolConfig,
+    Speculation,
+    TableSpeculation,
+    TargetConfig,
+    load_config,
+)
+from deployments.policies import depth_rules, needed_exits
 from deployments.process import check_pages, pool_positions, target_positions
 from drafters.manifest import Manifest, vocabulary_hash
 from model.config import read_config
@@ -84,13 +93,17 @@ def manifest_of(read: Callable[[Path], T], directory: Path) -> T:
         raise ConfigError(str(error)) from None
 
 
-def check_exits(name: str, speculation: SpeculationConfig, manifest: Manifest) -> None:
-    wanted = speculation.exits if speculation.depth == "cascade" else (speculation.depth,)
-    if unknown := sorted(set(wanted) - set(manifest.exits)):
+def check_exits(name: str, speculation: Speculation, manifest: Manifest) -> None:
+    if unknown := sorted(set(needed_exits(speculation)) - set(manifest.exits)):
         raise ConfigError(
             f"speculation of target {name} asks for depth {unknown[0]}; the drafter has the exits "
             f"{', '.join(map(str, manifest.exits))}"
         )
+    if isinstance(speculation, GoodputSpeculation):
+        try:
+            depth_rules(speculation, manifest.exits)
+        except ValueError as error:
+            raise ConfigError(f"speculation of target {name}: {error}") from None
 
 
 def warnings(config: AppConfig) -> Iterator[str]:
@@ -109,9 +122,19 @@ def summary(config: AppConfig) -> Iterator[str]:
     for target in config.targets:
         decoder = read_config(resolve(target.path))
         speculation = target.speculation
-        how = f"depth {speculation.depth}, length {speculation.length}" if speculation else "no speculation"
+        how = in_words(speculation) if speculation else "no speculation"
         yield f"target {target.name}: {decoder.family}, {decoder.num_layers} layers, {target.dtype}, {how}"
     if config.pool is not None:
         exits = ", ".join(map(str, Manifest.load(resolve(config.pool.path)).exits))
         yield f"pool: {config.pool.num_replicas} replicas, {config.pool.dtype}, exits {exits}"
     yield "ok"
+
+
+def in_words(speculation: Speculation) -> str:
+    if isinstance(speculation, GoodputSpeculation):
+        exits = f"exits {', '.join(map(str, speculation.exits))}" if speculation.exits else "any exit"
+        return f"goodput, {exits}{' or the cascade' if speculation.cascade else ''}, length 0 to {speculation.length}"
+    if isinstance(speculation, TableSpeculation):
+        steps = ", ".join(f"{length} from batch {batch}" for batch, length in speculation.table.items())
+        return f"depth {speculation.depth}, length {steps}"
+    return f"depth {speculation.depth}, length {speculation.length}"

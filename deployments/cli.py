@@ -20,6 +20,8 @@ COMMANDS = MappingProxyType(
         "check": ("deployments.check", "validate a config and its checkpoints, of the weights their names and shapes"),
         "bench": ("bench.command", "measure our loops and their peers on the same prompts and weights"),
         "profile": ("deployments.profile_command", "measure what drafts and passes of a config cost on this machine"),
+        "plan": ("deployments.plan_command", "show what the router would choose for a batch, and why"),
+        "simulate": ("deployments.simulate_command", "foretell tokens per second for a number of draft replicas"),
         "train-drafter": ("deployments.train_command", "train a nested drafter for a target"),
     }
 )

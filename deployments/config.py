@@ -6,11 +6,22 @@ neither a directory there nor begins with ".", "/" or "~" is a Hugging Face hub 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from deployments.config_errors import explain
 from protocol.errors import ConfigError
@@ -18,7 +29,19 @@ from protocol.errors import ConfigError
 Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
+MAX_LENGTH = 64
+Length = Annotated[int, Field(ge=1, le=MAX_LENGTH)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
+
+
+def _ascending(exits: tuple[int, ...]) -> tuple[int, ...]:
+    if list(exits) != sorted(set(exits)):
+        raise ValueError(f"exits {list(exits)} must ascend")
+    return exits
+
+
+Exits = Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(_ascending)]
+Thresholds = tuple[Annotated[float, Field(ge=0, le=1)], ...]
 
 
 class Section(BaseModel):
@@ -73,14 +96,18 @@ class Listener(Section):
         return value
 
 
-class SpeculationConfig(Section):
+class Drafted(Section):
+    """What speculation takes whatever its policy."""
+
+    deadline_ms: Annotated[float, Field(gt=0)] = 50.0
+
+
+class Ladder(Drafted):
     """depth: an exit of the drafter, or "cascade" through `exits` with one threshold before each next one."""
 
     depth: int | Literal["cascade"]
-    length: Annotated[int, Field(ge=1, le=64)] = 4
-    exits: tuple[int, ...] = (2, 4, 6)
-    thresholds: tuple[Annotated[float, Field(ge=0, le=1)], ...] = (0.5, 0.5)
-    deadline_ms: Annotated[float, Field(gt=0)] = 50.0
+    exits: Exits = (2, 4, 6)
+    thresholds: Thresholds | None = None  # null: 0.5 each
 
     @field_validator("depth", mode="before")
     @classmethod
@@ -91,13 +118,73 @@ class SpeculationConfig(Section):
 
     @model_validator(mode="after")
     def _one_threshold_between_exits(self) -> Self:
-        if self.depth == "cascade" and len(self.thresholds) != len(self.exits) - 1:
-            raise ValueError(
-                f"{len(self.exits)} exits take {len(self.exits) - 1} thresholds, {len(self.thresholds)} were given"
-            )
-        if list(self.exits) != sorted(set(self.exits)):
-            raise ValueError(f"exits {list(self.exits)} must ascend")
+        if self.depth == "cascade":
+            check_thresholds(self.exits, self.thresholds)
         return self
+
+
+class FixedSpeculation(Ladder):
+    """One depth and one length."""
+
+    policy: Literal["fixed"]
+    length: Length = 4
+
+
+class TableSpeculation(Ladder):
+    """One depth; table: batch size to length, the last entry that is no larger than the batch counting."""
+
+    policy: Literal["table"]
+    table: Annotated[dict[Count, Annotated[int, Field(ge=0, le=MAX_LENGTH)]], Field(min_length=1)]
+
+    @field_validator("table")
+    @classmethod
+    def _batches_ascend(cls, value: dict[int, int]) -> dict[int, int]:
+        if list(value) != sorted(value):
+            raise ValueError(f"batch sizes {list(value)} must ascend")
+        return value
+
+
+class GoodputSpeculation(Drafted):
+    """Depth and lengths as measured costs and learned acceptance have it, off included.
+
+    exits: the depths to choose from (null: all of the drafter). cascade: whether to choose from the cascade through
+    them too. length: of the longest draft. probe_share: of the time, to learn of depths that are not in use.
+    hysteresis: the gain that another depth, or off, must promise.
+    """
+
+    policy: Literal["goodput"] = "goodput"
+    exits: Exits | None = None
+    cascade: bool = True
+    thresholds: Thresholds | None = None  # null: 0.5 each
+    length: Length = 12
+    probe_share: Annotated[float, Field(ge=0, le=0.5)] = 0.01
+    hysteresis: Annotated[float, Field(ge=0, le=1)] = 0.02
+
+    @model_validator(mode="after")
+    def _one_threshold_between_exits(self) -> Self:
+        if self.exits is not None:
+            check_thresholds(self.exits, self.thresholds)
+        return self
+
+
+def check_thresholds(exits: tuple[int, ...], thresholds: tuple[float, ...] | None) -> None:
+    """Raises ValueError unless there is one threshold before each next exit."""
+    if thresholds is not None and len(thresholds) != len(exits) - 1:
+        raise ValueError(f"{len(exits)} exits take {len(exits) - 1} thresholds, {len(thresholds)} were given")
+
+
+def _policy_of(section: object) -> str | None:
+    if isinstance(section, Mapping):
+        return str(section.get("policy", "goodput"))
+    return getattr(section, "policy", None)
+
+
+Speculation = Annotated[
+    Annotated[GoodputSpeculation, Tag("goodput")]
+    | Annotated[FixedSpeculation, Tag("fixed")]
+    | Annotated[TableSpeculation, Tag("table")],
+    Discriminator(_policy_of),
+]
 
 
 class TargetConfig(Placement, Weights):
@@ -113,7 +200,7 @@ class TargetConfig(Placement, Weights):
     max_queue: Annotated[int, Field(ge=0)] = 64
     max_model_len: Annotated[int, Field(ge=2)] | None = None
     prefill_chunk: Count = 512
-    speculation: SpeculationConfig | None = None
+    speculation: Speculation | None = None
 
     @field_validator("speculation", mode="before")
     @classmethod

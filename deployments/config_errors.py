@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 Key = int | str
+Section = type[BaseModel]
 
 
-def explain(error: ValidationError, model: type[BaseModel]) -> str:
+@dataclass
+class _Place:
+    """Where a problem lies. keys: as in the file. section: what the last key is in; twins: its other policies."""
+
+    keys: list[Key] = field(default_factory=list)
+    section: Section | None = None
+    twins: list[Section] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in self.keys)
+        return path.lstrip(".") or "the config"
+
+
+def explain(error: ValidationError, model: Section) -> str:
     """One clause per problem. A collection that is short only because its items are wrong is not mentioned."""
     problems = error.errors()
     return "; ".join(
@@ -26,31 +41,61 @@ def _inside(problem: ErrorDetails, outer: ErrorDetails) -> bool:
     return problem is not outer and problem["loc"][: len(outer["loc"])] == outer["loc"]
 
 
-def _describe(problem: ErrorDetails, model: type[BaseModel]) -> str:
-    keys = problem["loc"]
-    where = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".") or "the config"
+def _describe(problem: ErrorDetails, model: Section) -> str:
+    where = _place(problem["loc"], model)
     match problem["type"]:
         case "extra_forbidden":
-            return f"{where}: unknown key (value {problem['input']!r}); {_remedy(keys, model)}"
+            return f"{where}: {_remedy(where, problem['input'])}"
         case "missing":
             return f"{where}: missing; add it"
         case "value_error":
             return f"{where}: {problem['ctx']['error']}"
-        case "model_type":
+        case "union_tag_invalid":
+            known, given = problem["ctx"]["expected_tags"].replace("'", ""), problem["input"]["policy"]
+            return f"{where}.policy: {given!r} is no policy; choose one of {known}, or speculation: off"
+        case "model_type" | "union_tag_not_found":
             return f"{where}: a mapping of keys is needed, got {problem['input']!r}"
     return f"{where}: {problem['msg']}, got {problem['input']!r}"
 
 
-def _remedy(keys: Sequence[Key], model: type[BaseModel]) -> str:
-    for key in keys[:-1]:
+def _place(keys: Sequence[Key], model: Section) -> _Place:
+    """A section that comes in several policies adds the policy's name to pydantic's keys; in the file it is none."""
+    place, sections = _Place(), [model]
+    for key in keys:
+        chosen = [section for section in sections if len(sections) > 1 and _policy(section) == key]
+        if chosen:
+            place.twins = [section for section in sections if section not in chosen]
+            sections = chosen
+            continue
+        if key == "[key]":  # of a mapping; the key before it is the culprit
+            continue
+        place.keys.append(key)
         if isinstance(key, str):
-            model = next(_sections(model.model_fields[key].annotation))
-    known = sorted(model.model_fields)
-    close = difflib.get_close_matches(str(keys[-1]), known, n=1)
-    return f"did you mean {close[0]}?" if close else f"choose one of {', '.join(known)}, or remove it"
+            place.section = sections[0] if sections else None
+            known = place.section.model_fields.get(key) if place.section else None
+            sections = list(_sections(known.annotation)) if known else []
+    return place
 
 
-def _sections(annotation: Any) -> Iterator[type[BaseModel]]:
+def _remedy(place: _Place, value: object) -> str:
+    key = str(place.keys[-1])
+    assert place.section is not None
+    owners = [_policy(twin) for twin in place.twins if key in twin.model_fields]
+    if owners:
+        own = _policy(place.section)
+        return f"belongs to policy {' or '.join(owners)}, this is {own}; say policy: {owners[0]}, or remove it"
+    known = sorted(place.section.model_fields)
+    close = difflib.get_close_matches(key, known, n=1)
+    remedy = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(known)}, or remove it"
+    return f"unknown key (value {value!r}); {remedy}"
+
+
+def _policy(section: Section) -> str:
+    """The name of the one policy that a section is for."""
+    return str(get_args(section.model_fields["policy"].annotation)[0])
+
+
+def _sections(annotation: Any) -> Iterator[Section]:
     """The section types inside an annotation such as `PoolConfig | None` or `tuple[TargetConfig, ...]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation

@@ -5,10 +5,11 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from protocol.stats import PoolStats
+from router.costs import DrafterCosts
 
 logger = logging.getLogger(__name__)
 
@@ -18,7 +19,10 @@ DESCRIBE_TIMEOUT_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class PoolMember:
-    """What a draft replica says of itself. incarnation: new with every start of the replica."""
+    """What a draft replica says of itself. incarnation: new with every start of the replica.
+
+    costs: of its drafter; None: not measured.
+    """
 
     address: str
     incarnation: str
@@ -27,6 +31,7 @@ class PoolMember:
     max_positions: int
     num_streams: int
     stats: PoolStats
+    costs: DrafterCosts | None = field(default=None, repr=False)
 
     @property
     def wait_ms(self) -> float:
@@ -38,7 +43,7 @@ Discover = Callable[[], Awaitable[Sequence[PoolMember]]]
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a target asks of a drafter: its own vocabulary, and the exits that its depth rule names."""
+    """What a target asks of a drafter: its own vocabulary, and the exits that its depth rules name, if any."""
 
     vocabulary_hash: str
     exits: tuple[int, ...]

@@ -14,8 +14,9 @@ from deployments.listening import own_host
 from deployments.pool_server import PoolServer
 from deployments.pool_thread import PoolThread
 from deployments.process import DTYPES, claim, device_of, pool_positions
+from deployments.profiling import own_drafter_costs
 from drafters.manifest import Manifest
-from drafters.nested import load_nested
+from drafters.nested import NestedDrafter, load_nested
 from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
 from model.execution import Execution
@@ -28,9 +29,12 @@ HEARTBEAT_LIMIT_S = 30.0
 class DraftPoolReplica:
     """Requests never come here through Serve: it places, describes and watches; drafts travel on the streams."""
 
-    async def __init__(self, config: PoolConfig) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(self, config: PoolConfig, measured: bool = False) -> None:  # type: ignore[misc]  # Serve awaits it
+        """measured: whether targets want to know what drafts cost."""
         claim(config)
-        worker, manifest = await asyncio.to_thread(load_worker, config)
+        drafter = await asyncio.to_thread(load_drafter, config)
+        costs = await asyncio.to_thread(own_drafter_costs, drafter, config) if measured else None
+        worker = DraftWorker(drafter, pool_limits(config), time.monotonic)
         self._thread = PoolThread(worker, time.monotonic)
         self._server = PoolServer(self._thread)
         self._thread.start()
@@ -38,10 +42,11 @@ class DraftPoolReplica:
             address=await self._server.start(own_host(config.host), config.ports),
             incarnation=f"pool-{serve.get_replica_context().replica_id.unique_id}",
             exits=worker.describe().exits,
-            vocabulary_hash=manifest.vocabulary_hash,
+            vocabulary_hash=Manifest.load(resolve(config.path)).vocabulary_hash,
             max_positions=worker.describe().max_positions,
             num_streams=0,
             stats=self._thread.stats(),
+            costs=costs,
         )
 
     async def describe(self) -> PoolMember:
@@ -58,9 +63,9 @@ class DraftPoolReplica:
         await asyncio.to_thread(self._thread.stop)
 
 
-def load_worker(config: PoolConfig) -> tuple[DraftWorker, Manifest]:
+def load_drafter(config: PoolConfig) -> NestedDrafter:
     directory = resolve(config.path)
-    drafter = load_nested(
+    return load_nested(
         directory,
         dtype=DTYPES[config.dtype],
         num_positions=pool_positions(config, directory),
@@ -68,5 +73,7 @@ def load_worker(config: PoolConfig) -> tuple[DraftWorker, Manifest]:
         device=device_of(config),
         execution=Execution(config.execution),
     )
-    limits = PoolLimits(max_rows=config.max_rows, prefill_tokens=config.prefill_chunk, ttl_s=config.sequence_ttl_s)
-    return DraftWorker(drafter, limits, time.monotonic), Manifest.load(directory)
+
+
+def pool_limits(config: PoolConfig) -> PoolLimits:
+    return PoolLimits(max_rows=config.max_rows, prefill_tokens=config.prefill_chunk, ttl_s=config.sequence_ttl_s)

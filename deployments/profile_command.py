@@ -17,6 +17,7 @@ from deployments.plot import plot
 from deployments.profile_store import keep, write
 from deployments.profiling import measure
 from protocol.errors import ConfigError
+from router.cost_files import dumps
 from router.costs import CostCurves, DrafterCosts
 
 
@@ -34,9 +35,9 @@ def run(args: argparse.Namespace) -> int:
     for warning in check_config(config):
         errors.print(warning, highlight=False, soft_wrap=True)
     curves = measure(config, args.repeat)
-    kept = [keep(one) for one in curves]
+    kept = dict.fromkeys(keep(costs) for one in curves for costs in (one.target, one.drafter) if costs is not None)
     if args.out:
-        write(args.out, curves)
+        write(args.out, dumps(curves))
     console = Console(highlight=False)
     for part in report(curves):
         console.print(part, soft_wrap=isinstance(part, str))

@@ -1,13 +1,19 @@
-"""Where curves are kept, and under which key: a change of machine, model, threads or version finds none."""
+"""Where costs are kept, and under which key: a change of machine, model, threads or version finds none."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -17,13 +23,17 @@ from drafters.manifest import drafter_exits
 from model.load import resolve
 from model.native.compiler import CompilerError, cache_directory, library_path
 from protocol.errors import ConfigError
-from router.cost_files import cache_name, dumps, loads
-from router.costs import CostCurves, ModelKey
+from router.cost_files import cache_name, dumps_costs, loads_costs
+from router.costs import DrafterCosts, ModelKey, TargetCosts
+
+T = TypeVar("T", TargetCosts, DrafterCosts)
+logger = logging.getLogger(__name__)
 
 
 def model_key(weights: Weights, placement: Placement) -> ModelKey:
     device = device_of(placement)
-    versions = f"draftpool {version('draftpool')}, torch {torch.__version__}, {kernels(device)}"
+    own = "eager" if weights.execution == "eager" else kernels(device)
+    versions = f"draftpool {version('draftpool')}, torch {torch.__version__}, {own}"
     return ModelKey(device_name(device), fingerprint(resolve(weights.path)), weights.dtype, placement.threads, versions)
 
 
@@ -59,31 +69,77 @@ def cache_folder() -> Path:
     return cache_directory() / "profiles"
 
 
-def keep(curves: CostCurves) -> Path:
+def keep(costs: TargetCosts | DrafterCosts) -> Path:
     """Into the cache, whole or not at all. Where it lies. Raises ConfigError when it cannot be written."""
-    path = cache_folder() / cache_name(curves.target.key, curves.drafter.key if curves.drafter else None)
+    path = cache_folder() / cache_name(type(costs), costs.key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"cannot make {path.parent}: {error.strerror}; set DRAFTPOOL_CACHE") from None
-    write(path, [curves])
+    write(path, dumps_costs(costs))
     return path
 
 
-def find(target: ModelKey, drafter: ModelKey | None) -> CostCurves | None:
-    """What is kept for these two; None: not profiled yet. Raises ConfigError for a file that is not understood."""
-    path = cache_folder() / cache_name(target, drafter)
+def find(kind: type[T], key: ModelKey) -> T | None:
+    """What is kept; None: not measured yet. Raises ConfigError for a file that is not understood."""
+    path = cache_folder() / cache_name(kind, key)
     if not path.exists():
         return None
-    (curves,) = loads(path.read_text(encoding="utf-8"), str(path))
-    return curves
+    return loads_costs(kind, path.read_text(encoding="utf-8"), str(path))
 
 
-def write(path: Path, curves: list[CostCurves]) -> None:
+def found_or_measured(kind: type[T], key: ModelKey, enough: Callable[[T], bool], measure: Callable[[], T]) -> T:
+    """What is kept, if it is enough; else it is measured, and kept for the next start.
+
+    The replicas of a node start together and would be in each other's way: one at a time measures, and its twins then
+    find what it kept. Trouble with files is logged and costs no more than the time to measure.
+    """
+    if (kept := _kept(kind, key)) is not None and enough(kept):
+        return kept
+    with _alone(cache_folder() / "measuring.lock"):
+        if (kept := _kept(kind, key)) is not None and enough(kept):
+            return kept
+        began = time.monotonic()
+        costs = measure()
+        logger.info(
+            "passes measured in %.1f s; held-back ones foretold within %.0f %% (median)",
+            time.monotonic() - began,
+            100 * costs.error,
+        )
+        try:
+            keep(costs)
+        except ConfigError as error:
+            logger.warning("what passes cost is measured at every start: %s", error)
+        return costs
+
+
+def _kept(kind: type[T], key: ModelKey) -> T | None:
+    try:
+        return find(kind, key)
+    except (OSError, ValueError) as error:
+        logger.warning("costs are measured again: %s", error)
+        return None
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Holds a lock that other processes wait for, where there can be one."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.open("w")
+    except OSError:
+        yield
+        return
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def write(path: Path, text: str) -> None:
     """Raises ConfigError when it cannot be written."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        part.write_text(dumps(curves), encoding="utf-8")
+        part.write_text(text, encoding="utf-8")
         part.replace(path)
     except OSError as error:
         raise ConfigError(f"cannot write {path}: {error.strerror}; name a folder that exists and is yours") from None

@@ -8,9 +8,11 @@ from typing import Any
 
 from ray import serve
 
-from deployments.config import SpeculationConfig, TargetConfig
+from deployments.config import GoodputSpeculation, TargetConfig
 from deployments.discovery import Need, serve_discovery
+from deployments.policies import Learning, needed_exits, policy
 from deployments.process import DTYPES, claim, device_of, target_positions
+from deployments.profiling import own_target_costs
 from deployments.token_sink import SinkAddress
 from deployments.token_stream import TokenStreams
 from deployments.transport import GrpcDraftClient, TransportConfig
@@ -18,9 +20,9 @@ from drafters.manifest import vocabulary_hash
 from model.execution import Execution
 from model.load import resolve
 from protocol.errors import DraftPoolError, NotReady
-from protocol.plan import DepthRule
 from protocol.request import GenerateRequest, TokenRun
-from router.policy import Fixed, Off, Policy
+from router.explain import describe
+from router.policy import Policy
 from targets.engine import Engine, EngineConfig
 from targets.model import TargetModel, load_target
 
@@ -34,16 +36,26 @@ class TargetReplica:
         self._config = config
         self._incarnation = f"{config.name}-{serve.get_replica_context().replica_id.unique_id}"
         model = await asyncio.to_thread(load_model, config)
-        self._client = None
-        if config.speculation and pool is not None:
-            need = Need(vocabulary_hash(resolve(config.path)), depth_rule(config.speculation).exits)
-            timing = TransportConfig(deadline_s=config.speculation.deadline_ms / 1e3)
-            self._client = GrpcDraftClient(self._incarnation, serve_discovery(pool), need, timing)
-            await self._client.start()
         self._decoder = model.decoder.config
-        self._engine = Engine(model, policy(config.speculation), self._client, engine_config(config, self._incarnation))
+        self._policy: Policy = policy(config.speculation)
+        if isinstance(config.speculation, GoodputSpeculation) and pool is not None:
+            costs = await asyncio.to_thread(own_target_costs, model, config)
+            self._policy = Learning(config.name, costs, config.speculation, config.max_batch)
+        self._client = self._draft_client(pool)
+        if self._client is not None:
+            await self._client.start()
+        self._engine = Engine(model, self._policy, self._client, engine_config(config, self._incarnation))
         self._streams = TokenStreams()
         self._engine.start()
+
+    def _draft_client(self, pool: Any) -> GrpcDraftClient | None:
+        speculation = self._config.speculation
+        if speculation is None or pool is None:
+            return None
+        need = Need(vocabulary_hash(resolve(self._config.path)), needed_exits(speculation))
+        timing = TransportConfig(deadline_s=speculation.deadline_ms / 1e3)
+        on_link = self._policy.linked if isinstance(self._policy, Learning) else None
+        return GrpcDraftClient(self._incarnation, serve_discovery(pool), need, timing, on_link=on_link)
 
     async def generate(self, request: GenerateRequest, sink: SinkAddress | None = None) -> TokenRun | DraftPoolError:
         """All that was committed, at the end; meanwhile it goes to the sink as it comes, where there is one.
@@ -63,18 +75,24 @@ class TargetReplica:
 
     async def describe(self) -> dict[str, object]:
         """What the ingress has to know, in plain values."""
+        drafter = self._client.member if self._client else None
         return {
             "name": self._config.name,
             "incarnation": self._incarnation,
             "max_model_len": self._engine.max_length,
             "vocab_size": self._decoder.vocab_size,
             "eos_token_ids": tuple(self._decoder.eos_token_ids),
-            "draft_replica": self._client.replica if self._client else None,
+            "draft_replica": drafter.incarnation if drafter else None,
+            "exits": drafter.exits if drafter else (),
             "ready": self._engine.heartbeat_age_s() <= HEARTBEAT_LIMIT_S,
         }
 
     async def stats(self) -> dict[str, int]:
         return asdict(self._engine.stats())
+
+    async def router(self) -> dict[str, Any]:
+        """What the router believes, and the arms that it chose from last, in plain values."""
+        return self._policy.describe() if isinstance(self._policy, Learning) else describe(self._policy)
 
     async def check_health(self) -> None:
         age = self._engine.heartbeat_age_s()
@@ -100,16 +118,6 @@ def load_model(config: TargetConfig) -> TargetModel:
         execution=Execution(config.execution),
         deterministic=bool(config.deterministic),
     )
-
-
-def policy(speculation: SpeculationConfig | None) -> Policy:
-    return Fixed(depth_rule(speculation), speculation.length) if speculation else Off()
-
-
-def depth_rule(speculation: SpeculationConfig) -> DepthRule:
-    if speculation.depth == "cascade":
-        return DepthRule(speculation.exits, speculation.thresholds)
-    return DepthRule((speculation.depth,))
 
 
 def engine_config(config: TargetConfig, incarnation: str) -> EngineConfig:

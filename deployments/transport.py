@@ -99,12 +99,15 @@ class GrpcDraftClient:
         need: Need,
         config: TransportConfig | None = None,
         clock: Callable[[], float] = time.monotonic,
+        on_link: Callable[[PoolMember], None] | None = None,
     ) -> None:
+        """on_link: called on the event loop when drafts will come from another replica than so far."""
         self._incarnation = incarnation
         self._discover = discover
         self._need = need
         self._config = config or TransportConfig()
         self._clock = clock
+        self._on_link = on_link
         self._backoff = Backoff(clock)
         self._link: Link | None = None
         self._round: Round | None = None
@@ -116,8 +119,14 @@ class GrpcDraftClient:
     @property
     def replica(self) -> str | None:
         """The incarnation of the draft replica in use."""
+        member = self.member
+        return member.incarnation if member else None
+
+    @property
+    def member(self) -> PoolMember | None:
+        """What the draft replica in use told of itself when it was chosen."""
         link = self._link
-        return link.member.incarnation if link else None
+        return link.member if link else None
 
     async def start(self) -> None:
         self._task = asyncio.create_task(self._keep_connected())
@@ -198,6 +207,8 @@ class GrpcDraftClient:
         old, self._link = self._link, link
         if old is not None:
             self._retire(old)
+        if self._on_link is not None:
+            self._on_link(member)
 
     def _leave_alone(self, member: PoolMember) -> None:
         self._avoid[member.incarnation] = self._clock() + self._config.avoid_s

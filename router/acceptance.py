@@ -58,7 +58,7 @@ class AcceptanceConfig:
     per_layer: float = 0.12
     prior_tokens: float = 4.0
     lean: float = 6.0
-    alarm: float = 3.0
+    alarm: float = 3.5
     bursts: float = 1.5
     alarm_keeps: float = 0.05
     own_failures: float = 3.0
@@ -104,6 +104,13 @@ class Acceptance:
         if state.hazards is None:
             state.hazards = self._estimate(state, self._prior(rule))
         return state.hazards
+
+    def hopeful(self, rule: int) -> Floats:
+        """Hazards one standard deviation above what is known: what it takes to give a rule up."""
+        state, hazards = self._rules[rule], self.hazards(rule)
+        spread = np.sqrt(self.config.bursts * hazards * (1 - hazards) / (state.reached + self.config.prior_tokens))
+        raised: Floats = np.minimum(hazards + spread, 0.995)
+        return raised
 
     def weight(self, rule: int) -> float:
         """Tokens of evidence, after fading."""

@@ -16,7 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from protocol.plan import BatchView
 from router.predict import Predictor
+
+MOST_WEIGHT = 4.0
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
@@ -57,8 +60,23 @@ def off(predictor: Predictor, num_rows: int, context: float) -> Arm:
     return Arm(None, (0,) * num_rows, float(num_rows), ms)
 
 
+def weights(view: BatchView) -> list[float]:
+    """What a token of each sequence counts, 1 on average.
+
+    While others wait for a place, all the same. Otherwise the batch ends with its last sequence, and one that has more
+    left than the others counts more: they would finish early only to leave it alone in a small batch.
+    """
+    sequences = view.sequences
+    if view.num_waiting or len(sequences) == 1:
+        return [1.0] * len(sequences)
+    mean = sum(sequence.remaining for sequence in sequences) / len(sequences)
+    return [min(max(sequence.remaining / mean, 1 / MOST_WEIGHT), MOST_WEIGHT) for sequence in sequences]
+
+
 def best(predictor: Predictor, rule: int, survival: Floats, context: float, catch_up_ms: float = 0.0) -> Arm:
-    """The best budget of one rule with at least one drafted token. survival: as `survivals` gives it.
+    """The best budget of one rule with at least one drafted token.
+
+    survival: as `survivals` gives it, times the sequences' weights.
 
     catch_up_ms: what it adds to a round that the pool has to be shown what it has not seen.
     """
@@ -70,8 +88,9 @@ def best(predictor: Predictor, rule: int, survival: Floats, context: float, catc
     fixed = verify + predictor.other_ms(num_rows, drafts=True) + catch_up_ms
     found = [_along(order[:num_tokens], survival, steps, fixed) for order in _orders(survival)]
     expected, rounds, lengths = max(found, key=lambda one: one[0] / one[1])
-    slope = (ms[-1] - ms[0]) / (tokens[-1] - tokens[0])
-    return Arm(rule, lengths, expected, rounds, float(slope), float(steps[num_rows].mean()) / num_rows)
+    fewer = np.interp([num_rows, num_rows + sum(lengths)], tokens, ms)
+    slope = float(fewer[1] - fewer[0]) / sum(lengths)
+    return Arm(rule, lengths, expected, rounds, slope, float(steps[num_rows].mean()) / num_rows)
 
 
 def evaluate(

@@ -1,15 +1,17 @@
-"""Cost curves as JSON. A file that is not understood to the last key is refused: a guess would be believed for weeks.
+"""Costs as JSON. A file that is not understood to the last key is refused: a guess would be believed for weeks.
 
-Curves belong to a device, a model, a dtype, a number of threads and the versions that ran; these keys stand in the
-file, and their hash is its name in the cache.
+Costs belong to a device, a model, a dtype, a number of threads and the versions that ran; this key stands in the
+file, and its hash is the file's name in the cache. There, targets and drafters are kept apart, for each may be used
+with many of the others; a file of curves holds them together.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from protocol.errors import ConfigError
@@ -25,23 +27,58 @@ from router.costs import (
     TargetCosts,
 )
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 T = TypeVar("T", TargetCosts, DrafterCosts)
 
+NAMES: Mapping[type, str] = MappingProxyType({TargetCosts: "target", DrafterCosts: "drafter"})
+AXES: Mapping[type, Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        TargetCosts: {"verify": VERIFY_AXES, "prefill": PREFILL_AXES, "overhead": ROW_AXES},
+        DrafterCosts: {"draft": DRAFT_AXES, "link": ROW_AXES},
+    }
+)
 
-def cache_name(target: ModelKey, drafter: ModelKey | None) -> str:
-    """The file name under which the curves of these two are kept."""
-    keys = json.dumps([asdict(target), drafter and asdict(drafter)], sort_keys=True)
-    return hashlib.sha256(keys.encode()).hexdigest()[:16] + ".json"
+
+def cache_name(kind: type[TargetCosts] | type[DrafterCosts], key: ModelKey) -> str:
+    """The file name under which the costs of this kind and key are kept."""
+    text = json.dumps(asdict(key), sort_keys=True)
+    return f"{NAMES[kind]}-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
 def dumps(curves: Sequence[CostCurves]) -> str:
-    return json.dumps({"schema_version": SCHEMA_VERSION, "curves": [asdict(one) for one in curves]}, indent=1) + "\n"
+    return _written("curves", [asdict(one) for one in curves])
+
+
+def dumps_costs(costs: TargetCosts | DrafterCosts) -> str:
+    """Of one model."""
+    return _written(NAMES[type(costs)], asdict(costs))
 
 
 def loads(text: str, where: str) -> tuple[CostCurves, ...]:
     """`where` names the file in errors. Raises ConfigError for anything that `dumps` of this version does not write."""
+    values = _read(text, "curves", where)
+    try:
+        return tuple(_curves(one) for one in values)
+    except (ConfigError, TypeError) as error:
+        raise _refused(where, error) from None
+
+
+def loads_costs(kind: type[T], text: str, where: str) -> T:
+    """Raises ConfigError for anything that `dumps_costs` of this version does not write of this kind."""
+    value = _read(text, NAMES[kind], where)
+    try:
+        return _costs(kind, value)
+    except (ConfigError, TypeError) as error:
+        raise _refused(where, error) from None
+
+
+def _written(name: str, value: Any) -> str:
+    return json.dumps({"schema_version": SCHEMA_VERSION, name: value}, indent=1) + "\n"
+
+
+def _read(text: str, name: str, where: str) -> Any:
+    """What stands under the name, which is all there is."""
     try:
         values = json.loads(text)
     except json.JSONDecodeError as error:
@@ -50,31 +87,34 @@ def loads(text: str, where: str) -> tuple[CostCurves, ...]:
     if version != SCHEMA_VERSION:
         raise ConfigError(f"{where}: schema_version {version!r} is not {SCHEMA_VERSION}; run draftpool profile again")
     try:
-        _check_names(values, {"schema_version", "curves"})
-        return tuple(_curves(one) for one in values["curves"])
-    except (ConfigError, TypeError) as error:
-        raise ConfigError(f"{where}: {error}; run draftpool profile again") from None
+        _check_names(values, {"schema_version", name})
+    except ConfigError as error:
+        raise _refused(where, error) from None
+    return values[name]
+
+
+def _refused(where: str, error: Exception) -> ConfigError:
+    return ConfigError(f"{where}: {error}; run draftpool profile again")
 
 
 def _curves(value: Any) -> CostCurves:
     _check_names(value, {"name", "target", "drafter"})
     drafter = value["drafter"]
-    target = _record(TargetCosts, value["target"], verify=VERIFY_AXES, prefill=PREFILL_AXES, overhead=ROW_AXES)
     return CostCurves(
         value["name"],
-        target,
-        None if drafter is None else _record(DrafterCosts, drafter, draft=DRAFT_AXES, link=ROW_AXES),
+        _costs(TargetCosts, value["target"]),
+        None if drafter is None else _costs(DrafterCosts, drafter),
     )
 
 
-def _record(kind: type[T], value: Any, **axes: tuple[str, ...]) -> T:
-    """A TargetCosts or DrafterCosts, whose curves are named with their axes."""
-    _check_names(value, {"key", "error", *axes})
+def _costs(kind: type[T], value: Any) -> T:
+    """Curves are named with their axes."""
+    _check_names(value, {"key", "error", *AXES[kind]})
     _check_names(value["key"], {each.name for each in fields(ModelKey)})
     return kind(
         key=ModelKey(**value["key"]),
         error=float(value["error"]),
-        **{name: _curve(value[name], wanted) for name, wanted in axes.items()},
+        **{name: _curve(value[name], axes) for name, axes in AXES[kind].items()},
     )
 
 

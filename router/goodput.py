@@ -15,16 +15,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+import numpy as np
+
 from protocol.draft import DraftBlock
 from protocol.outcome import RoundOutcome, RowOutcome
 from protocol.plan import BatchView, DepthRule, Plan
 from router.acceptance import Acceptance, AcceptanceConfig, Window
-from router.choose import Arm, best, off, survivals
+from router.choose import Arm, Floats, best, off, survivals, weights
 from router.confidence import Calibration, worth
 from router.costs import CostCurves
-from router.predict import Predictor, tables
+from router.predict import SETTLED, Predictor, tables
+from router.probing import Probing
 
-SETTLED = 8  # tokens that the pool has not seen without its being called catching up
 HORIZON = 100.0  # rounds over which catching up is paid back, at most
 
 
@@ -33,8 +35,9 @@ class GoodputConfig:
     """rules: the depth rules to choose from. length: of the longest draft. max_rows: of the largest batch.
 
     every: rounds between digests, for small batches and for those of `large` rows; decisions are made every other time,
-    at once when the text or the batch changed. hysteresis: the gain that another
-    rule, or off, must promise. stretch: how much further than planned a draft may go while it is confident.
+    at once when the text or the batch changed. hysteresis: the gain that turning on or off must promise; inertia: that
+    of another rule, for layers that lag have to catch up. stretch: how much further than planned the draft of a lone
+    sequence may go while it is confident.
     probe_share: of the time, for probes; 0 turns full information off. linked: drafts come over a network link.
     """
 
@@ -46,6 +49,7 @@ class GoodputConfig:
     every_large: int = 5
     large: int = 8
     hysteresis: float = 0.03
+    inertia: float = 0.08
     stretch: float = 1.5
     probe_share: float = 0.01
     probe_tokens: int = 8
@@ -62,16 +66,6 @@ class Forecast:
     num_rounds: int = 0
 
 
-@dataclass(slots=True)
-class _Probing:
-    """credit_ms: time that may go into probes. cost_ms: of one, measured. told: by sequence, tokens told of so far."""
-
-    credit_ms: float
-    cost_ms: float
-    reserved_ms: float = 0.0  # of probes that are on their way
-    told: dict[int, int] = field(default_factory=dict)
-
-
 class Goodput:
     """Of one target. Not thread-safe: the engine's thread owns it."""
 
@@ -86,6 +80,7 @@ class Goodput:
         self.forecast = Forecast()
         self._numbers = {rule: number for number, rule in enumerate(config.rules)}
         self._lengths: dict[int, int] = {}
+        self._weights: dict[int, float] = {}
         self._usual = 0  # length for a sequence that came since the last decision
         self._num_rows = 0  # of the last decision
         self._age = 0
@@ -93,12 +88,12 @@ class Goodput:
         self._outcomes: list[RoundOutcome] = []
         self._played: Counter[str] = Counter()
         cost = 4 * float(self.predictor.tables.steps[-1][1].mean())
-        self._probing = _Probing(credit_ms=3 * cost if config.probe_share else 0.0, cost_ms=cost)
+        self._probing = Probing(config.probe_share, config.probe_tokens, cost)
 
     def opening(self) -> DepthRule | None:
         if self.arm is None or self.arm.rule is not None:
             return self.config.rules[(self.arm and self.arm.rule) or 0]
-        return self._widest if self._may_probe() else None
+        return self._widest if self._probing.affordable else None
 
     def plan(self, view: BatchView) -> Plan:
         rows = view.sequences
@@ -115,7 +110,7 @@ class Goodput:
             min(self._lengths.get(sequence.id, self._usual), sequence.remaining - 1) if sequence.drafts else 0
             for sequence in view.sequences
         )
-        probes = self._probes(view)
+        probes = self._probing.choose(view.sequences)
         rule = self.arm.rule if self.arm else None
         depth = self.config.rules[rule] if rule is not None else self._widest
         return Plan(depth if any(lengths) or probes else None, lengths, floor=self._floor, probes=probes)
@@ -125,7 +120,10 @@ class Goodput:
         if arm is None or arm.rule is None:
             return [len(draft.tokens) if draft else 0 for draft in drafts]
         least = arm.goodput / 1e3 * arm.token_ms
-        return [worth(self._survivals(draft), least) if draft else 0 for draft in drafts]
+        return [
+            worth(self._survivals(draft), least / self._weights.get(draft.sequence_id, 1.0)) if draft else 0
+            for draft in drafts
+        ]
 
     def observe(self, outcome: RoundOutcome) -> None:
         self._outcomes.append(outcome)
@@ -135,7 +133,12 @@ class Goodput:
         self._digest()
         self.acceptance.leave()
         self._lengths, self._num_rows = {}, 0
-        self._probing.told.clear()
+        self._probing.keep(())
+
+    @property
+    def probe_credit_ms(self) -> float:
+        """Time that may go into probes now."""
+        return self._probing.credit_ms
 
     def played(self) -> dict[str, float]:
         """Shares of the rounds since the last time that were played so: "depth/longest length", or "off"."""
@@ -163,13 +166,19 @@ class Goodput:
         context = sum(sequence.num_tokens for sequence in sequences) / len(sequences)
         room = [min(self.config.length, sequence.remaining - 1) if sequence.drafts else 0 for sequence in sequences]
         odds = [self.acceptance.odds(sequence.id) for sequence in sequences]
+        counted = weights(view)
+        self._weights = {sequence.id: weight for sequence, weight in zip(sequences, counted, strict=True)}
+        column = np.asarray(counted)[:, None]
         arms = [off(self.predictor, len(sequences), context)]
         if any(room):
             for rule in range(len(self.config.rules)):
-                survival = survivals(self.acceptance.hazards(rule), odds, room)
+                survival = column * survivals(self.acceptance.hazards(rule), odds, room)
                 arms.append(best(self.predictor, rule, survival, context, self._catch_up_ms(view, rule)))
         self.arms = tuple(arms)
-        self.arm = keep_or_switch(self.arm, self.arms, self.config.hysteresis)
+        chosen = keep_or_switch(self.arm, self.arms, self.config.hysteresis, self.config.inertia)
+        if chosen.rule is None and any(room) and not (self.arm and self.arm.rule is None):
+            chosen = self._last_hope(chosen, view, column, odds, room)
+        self.arm = chosen
         self._num_rows = len(sequences)
         self._age = 0
         self._floor, stretch = self._stop()
@@ -179,6 +188,18 @@ class Goodput:
         }
         self._usual = int(median(self._lengths.values()))
 
+    def _last_hope(
+        self, chosen: Arm, view: BatchView, column: Floats, odds: Sequence[float], room: Sequence[int]
+    ) -> Arm:
+        """Off, unless a rule might beat it for all that is known: off brings no evidence, so it takes certainty."""
+        context = sum(sequence.num_tokens for sequence in view.sequences) / len(view.sequences)
+        arms = []
+        for rule in range(len(self.config.rules)):
+            survival = column * survivals(self.acceptance.hopeful(rule), odds, room)
+            arms.append(best(self.predictor, rule, survival, context, self._catch_up_ms(view, rule)))
+        hope = max(arms, key=lambda arm: arm.goodput)
+        return hope if hope.goodput > chosen.goodput else chosen
+
     def _stop(self) -> tuple[float, float]:
         """The floor under which drafting on does not pay, and how far drafts may go beyond the plan with it."""
         arm = self.arm
@@ -187,7 +208,9 @@ class Goodput:
         rule = self.config.rules[arm.rule]
         usual = float(self.acceptance.hazards(arm.rule).mean())
         survival = arm.goodput / 1e3 * (arm.step_ms + arm.token_ms) / max(usual, 0.05)
-        return self.calibration.floor(rule.exits[-1], survival), self.config.stretch
+        survival /= max(self._weights.values())
+        stretch = self.config.stretch if len(arm.lengths) == 1 else 1.0  # in a batch the others would wait for it
+        return self.calibration.floor(rule.exits[-1], survival), stretch
 
     def _catch_up_ms(self, view: BatchView, rule: int) -> float:
         """What showing the pool what it has not seen costs, spread over the rounds that come."""
@@ -199,26 +222,6 @@ class Goodput:
         left = sum(sequence.remaining for sequence in view.sequences) / len(view.sequences)
         rounds = min(max(left / 2, 1.0), HORIZON)
         return curves.catch_up_ms(len(view.sequences), depth, unseen) / rounds
-
-    def _may_probe(self) -> bool:
-        return self.config.probe_share > 0 and self._probing.credit_ms >= self._probing.cost_ms
-
-    def _probes(self, view: BatchView) -> tuple[int, ...]:
-        """The row with the most to tell for its length, which is what settling it may cost, when there is credit."""
-        if not self._may_probe():
-            return ()
-        told = self._probing.told
-        fresh = [
-            sequence.num_tokens - told.setdefault(sequence.id, sequence.num_tokens) if sequence.drafts else 0
-            for sequence in view.sequences
-        ]
-        row = max(range(len(fresh)), key=lambda index: fresh[index] / view.sequences[index].num_tokens)
-        if fresh[row] < self.config.probe_tokens:
-            return ()
-        told[view.sequences[row].id] = view.sequences[row].num_tokens
-        self._probing.credit_ms -= self._probing.cost_ms
-        self._probing.reserved_ms += self._probing.cost_ms
-        return (row,)
 
     def _digest(self) -> None:
         """Learns from the rounds since the last time."""
@@ -245,24 +248,19 @@ class Goodput:
             self.calibration.observe(exit_, sure, right)
         rows = {row.id for row in outcomes[-1].rows}
         self.acceptance.keep(rows)
-        self._keep_told(rows)
+        self._probing.keep(rows)
 
     def _measure(self, outcomes: Sequence[RoundOutcome]) -> None:
         rules = [None if o.plan.own or o.plan.depth is None else self._numbers.get(o.plan.depth) for o in outcomes]
         before = self.predictor.elapsed_ms
         self.predictor.observe(list(zip(outcomes, rules, strict=True)))
-        passed = self.predictor.elapsed_ms - before
-        probing = self._probing
-        probing.credit_ms = min(probing.credit_ms + self.config.probe_share * passed, 64 * probing.cost_ms)
+        self._probing.earn(self.predictor.elapsed_ms - before)
         for outcome, rule in zip(outcomes, rules, strict=True):
             self._played[_name(outcome.plan)] += 1
             if any(row.probe is not None for row in outcome.rows):
                 lengths = [len(row.exits) for row in outcome.rows]
                 planned = self.predictor.draft_ms(rule, lengths) if rule is not None else 0.0
-                cost = max(outcome.draft_ms - outcome.wait_ms - planned, 0.05 * probing.cost_ms)
-                probing.credit_ms += probing.reserved_ms - cost
-                probing.reserved_ms = 0.0
-                probing.cost_ms += 0.3 * (cost - probing.cost_ms)
+                self._probing.pay(outcome.draft_ms - outcome.wait_ms - planned)
         steady = [outcome for outcome in outcomes if outcome.rows and not outcome.num_prefill_tokens]
         ms = sum(outcome.draft_ms + outcome.verify_ms + outcome.rest_ms for outcome in steady)
         if self.arm is not None and ms > 0:
@@ -291,11 +289,6 @@ class Goodput:
                 fates[exit_][0].extend(told)
                 fates[exit_][1].extend(matches)
 
-    def _keep_told(self, rows: set[int]) -> None:
-        told = self._probing.told
-        if len(told) > 2 * len(rows) + 8:
-            self._probing.told = {number: tokens for number, tokens in told.items() if number in rows}
-
 
 def _name(plan: Plan) -> str:
     if plan.depth is None or not any(plan.lengths):
@@ -304,13 +297,14 @@ def _name(plan: Plan) -> str:
     return f"{exits[0] if len(exits) == 1 else 'cascade'}/{max(plan.lengths)}"
 
 
-def keep_or_switch(current: Arm | None, arms: Sequence[Arm], hysteresis: float) -> Arm:
-    """The best arm, unless the one in use comes within `hysteresis` of it."""
+def keep_or_switch(current: Arm | None, arms: Sequence[Arm], hysteresis: float, inertia: float) -> Arm:
+    """The best arm, unless the one in use comes close: within inertia of another rule, hysteresis of off or on."""
     top = max(arms, key=lambda arm: arm.goodput)
     if current is None:
         return top
     same = next((arm for arm in arms if arm.rule == current.rule), None)
-    return same if same is not None and same.goodput * (1 + hysteresis) >= top.goodput else top
+    gain = hysteresis if None in (top.rule, current.rule) else inertia
+    return same if same is not None and same.goodput * (1 + gain) >= top.goodput else top
 
 
 def follow(forecast: Forecast, predicted: float, realised: float) -> Forecast:

@@ -23,6 +23,7 @@ Floats = npt.NDArray[np.float64]
 FOLLOW = 0.1  # of a new ratio in a correction
 WAIT_FOLLOW = 0.2
 WAIT_HALF_LIFE_MS = 2000.0
+SETTLED = 16  # tokens; a draft that is handed more is catching up
 OUTLIER = 4.0  # a ratio beyond this factor of the correction is a hiccup of the machine
 
 
@@ -161,7 +162,7 @@ class Predictor:
             yield kind, outcome.verify_ms, float(np.interp(num_tokens, tokens, ms))
             yield "rest", outcome.rest_ms, self.tables.overhead[num_rows]
         lengths = [len(row.exits) for row in outcome.rows]
-        if rule is not None and any(lengths) and not any(row.probe for row in outcome.rows):
+        if rule is not None and any(lengths) and not catches_up(outcome):
             link = self.tables.link[num_rows] if self.linked else 0.0
             real, profiled = outcome.draft_ms - outcome.wait_ms - link, self._profiled_draft(rule, lengths)
             yield "draft", real, profiled
@@ -177,6 +178,8 @@ class Predictor:
         return float(sum(steps[num_rows, j] for j, num_rows in enumerate(reached)))
 
     def _observe_wait(self, outcome: RoundOutcome) -> None:
+        if catches_up(outcome):
+            return  # it waited for its own context
         if outcome.draft_ms > 0:
             wait = outcome.wait_ms if outcome.answered else outcome.draft_ms
             self.wait_ms += WAIT_FOLLOW * (wait - self.wait_ms)
@@ -205,6 +208,11 @@ class _Sum:
         self.real += min(real, OUTLIER * profiled)
         self.profiled += profiled
         self.count += 1
+
+
+def catches_up(outcome: RoundOutcome) -> bool:
+    """Whether the pool had more to do than to draft: a context that it had not seen, or a probe."""
+    return any(row.num_fed > SETTLED or row.probe is not None for row in outcome.rows)
 
 
 def _draft_steps(curves: CostCurves, rule: DepthRule, length: int, max_rows: int) -> Floats:

@@ -144,7 +144,8 @@ class Stepper:
         views = tuple(
             sequence.view(drafting.num_unseen(sequence), not drafting.is_silent(sequence)) for sequence in decoding
         )
-        view = BatchView(views, len(self.scheduler.running) - len(decoding))
+        scheduler = self.scheduler
+        view = BatchView(views, len(scheduler.running) - len(decoding), len(scheduler.waiting))
         return granted(view, self.policy.plan(view))
 
     def _commit_run(self, sequence: Sequence, run: list[int]) -> TokenRun:

@@ -16,7 +16,7 @@ from tests.deployments.checkpoints import make_family
 REPLICA = "ray::ServeReplica:draftpool:"
 CONFIG = """
 targets:
-  - {name: large, path: large, page_size: 16, kv_mb: 8, speculation: {depth: 4, length: 4, deadline_ms: 500}}
+  - {name: large, path: large, page_size: 16, kv_mb: 8, speculation: {policy: fixed, depth: 4, deadline_ms: 500}}
   - {name: small, path: small, page_size: 16, kv_mb: 8}
 pool: {path: drafter, page_size: 16, kv_mb: 8}
 """

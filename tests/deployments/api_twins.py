@@ -106,6 +106,9 @@ class ScriptedBackend:
     async def stats(self) -> Mapping[str, Any]:
         return {"targets": {card.id: [{"num_running": self.num_open}] for card in self.cards}, "pool": []}
 
+    async def router(self) -> Mapping[str, Any]:
+        return {card.id: [{"policy": "off"}] for card in self.cards}
+
     async def ready(self) -> bool:
         return self.is_ready
 
@@ -151,6 +154,9 @@ class EngineBackend:
 
     async def stats(self) -> Mapping[str, Any]:
         return {"targets": {self._card.id: [asdict(self.engine.stats())]}, "pool": []}
+
+    async def router(self) -> Mapping[str, Any]:
+        return {self._card.id: [{"policy": "off"}]}
 
     async def ready(self) -> bool:
         return True

@@ -152,13 +152,14 @@ def client(
     directory: Directory,
     target: str = TARGET,
     clock: Callable[[], float] = time.monotonic,
+    on_link: Callable[[PoolMember], None] | None = None,
     **settings: Any,
 ) -> Iterator[GrpcDraftClient]:
     defaults = {"deadline_s": 1.0, "discover_every_s": 0.05, "lost_every_s": 0.02}
     config = TransportConfig(**(defaults | settings))
 
     async def start() -> GrpcDraftClient:
-        made = GrpcDraftClient(target, directory, Need(HASH, (2,)), config, clock)
+        made = GrpcDraftClient(target, directory, Need(HASH, (2,)), config, clock, on_link)
         await made.start()
         return made
 

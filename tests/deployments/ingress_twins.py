@@ -46,7 +46,7 @@ class ScriptedTarget:
         self._streams: TokenStreams | None = None
 
     async def describe(self) -> dict[str, object]:
-        told = {"max_model_len": 64, "vocab_size": 320, "eos_token_ids": (1,), "ready": True}
+        told = {"max_model_len": 64, "vocab_size": 320, "eos_token_ids": (1,), "exits": (2,), "ready": True}
         return told | {"num_open": self._num_open}
 
     async def log(self) -> str:

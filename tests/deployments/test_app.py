@@ -102,6 +102,25 @@ def test_grpc_gives_the_tokens_of_http(served: Served, oracles: dict[str, Engine
     assert responses[-1].stats.accepted > 0
 
 
+@pytest.mark.parametrize("length", [0, 2, 7])
+def test_a_request_may_choose_its_own_speculation_and_gets_the_same_text(
+    served: Served, oracles: dict[str, Engine], length: int
+) -> None:
+    asked = {"depth": 2, "length": length} if length else "off"
+    extra = {"ignore_eos": True, "return_token_ids": True, "top_k": SAMPLED.top_k, "speculation": asked}
+    fields = {name: value for name, value in settings(SAMPLED, 64).items() if name != "top_k"}
+    answer = served.client.completions.create(model="large", prompt=PROMPT, extra_body=extra, **fields).model_dump()
+    assert tuple(answer["choices"][0]["token_ids"]) == expected(oracles["large"], 64, SAMPLED)
+    counts = answer.get("metrics", {}).get("speculative_decoding")
+    if not length:
+        assert counts is None
+        return
+    histogram = counts["acceptance_histogram"]
+    assert counts["num_spec_tokens"] == length == len(histogram) - 1
+    assert sum(histogram) == counts["num_spec_steps"]
+    assert sum(n * steps for n, steps in enumerate(histogram)) == counts["num_accepted_draft_tokens"] > 0
+
+
 def test_a_round_goes_out_as_one_chunk(served: Served) -> None:
     chunks = [
         len(choice.model_dump()["token_ids"])
@@ -184,6 +203,11 @@ def test_malformed_json_is_a_400(served: Served) -> None:
     assert post(served, b'{"model": "small", ') == 400
 
 
+@pytest.mark.parametrize(("num_chars", "status"), [((4 << 20) - 1000, 400), (5 << 20, 413)])
+def test_a_body_over_the_limit_is_a_413_and_one_below_it_is_read(served: Served, num_chars: int, status: int) -> None:
+    assert post(served, json.dumps({"model": "small", "prompt": "x" * num_chars}).encode()) == status
+
+
 def post(served: Served, body: bytes) -> int:
     request = urllib.request.Request(f"{served.url}/v1/completions", body, {"Content-Type": "application/json"})
     with pytest.raises(urllib.error.HTTPError) as refused:
@@ -200,6 +224,16 @@ def test_statistics_of_every_replica_are_told_over_http(served: Served) -> None:
     assert told["targets"]["large"][0] == served.target("large", "stats")
     assert len(told["pool"]) == 2
     assert all(counts["num_free_pages"] == counts["num_pages"] > 0 for counts in told["pool"])
+
+
+def test_what_the_router_does_is_told_over_http(served: Served) -> None:
+    with urllib.request.urlopen(f"{served.url}/debug/router") as response:
+        told = json.load(response)
+    assert told == {
+        "large": [{"policy": "fixed", "rule": "depth 4", "length": 4}],
+        "small": [{"policy": "fixed", "rule": "cascade 2-4", "length": 3}],
+    }
+    assert served.target("large", "describe")["exits"] == (2, 4)
 
 
 def test_a_second_serve_on_the_cluster_is_refused_and_the_first_goes_on(served: Served, family: Path) -> None:

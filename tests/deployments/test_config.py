@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -8,16 +9,20 @@ import yaml
 
 from deployments.config import (
     AppConfig,
+    FixedSpeculation,
+    GoodputSpeculation,
     GrpcConfig,
     HttpConfig,
     IngressConfig,
     PoolConfig,
-    SpeculationConfig,
+    TableSpeculation,
     TargetConfig,
     load_config,
 )
+from deployments.policies import depth_rule, depth_rules, goodput_config, needed_exits, policy
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule
+from router.policy import Fixed, Off, Table
 
 DEMO = Path(__file__).parents[2] / "deployments" / "configs" / "demo.yaml"
 
@@ -52,8 +57,8 @@ def test_the_demo_config_loads_and_names_the_demo_models() -> None:
         ("a: 1\ntargets: [{name: a, path: x}]", "a: unknown key (value 1); choose one of grpc, http, ingress, pool, t"),
         ("targets: [{name: a, path: x, thredas: 3}]", "targets[0].thredas: unknown key (value 3); did you mean thread"),
         (
-            "targets: [{name: a, path: x, speculation: {depth: 2, lenght: 3}}]\npool: {path: x}",
-            "targets[0].speculation.lenght: unknown key (value 3); did you mean length?",
+            "targets: [{name: a, path: x}]\npool: {path: x, resources: {gpu: many}}",
+            "pool.resources.gpu: Input should be a valid number, unable to parse string as a number, got 'many'",
         ),
         (
             "targets: [{name: a, path: x}]\npool: {path: x, num_replicas: 0}",
@@ -65,19 +70,7 @@ def test_the_demo_config_loads_and_names_the_demo_models() -> None:
         ("- 1", "the config: a mapping of keys is needed, got [1]"),
         ("", "the config: a mapping of keys is needed, got None"),
         (
-            "targets: [{name: a, path: x, speculation: {depth: many}}]",
-            "targets[0].speculation.depth: 'many' is no depth; give an exit of the drafter",
-        ),
-        (
-            "targets: [{name: a, path: x, speculation: {depth: cascade, thresholds: [0.5]}}]\npool: {path: x}",
-            "targets[0].speculation: 3 exits take 2 thresholds, 1 were given",
-        ),
-        (
-            "targets: [{name: a, path: x, speculation: {depth: cascade, exits: [4, 2], thresholds: [0.5]}}]",
-            "targets[0].speculation: exits [4, 2] must ascend",
-        ),
-        (
-            "targets: [{name: a, path: x, speculation: {depth: 2}}]",
+            "targets: [{name: a, path: x, speculation: {}}]",
             "the config: target a speculates but there is no pool; add one, or speculation: off",
         ),
         ("targets: [{name: a, path: x}, {name: a, path: y}]", "the config: two targets are called a"),
@@ -94,6 +87,51 @@ def test_the_demo_config_loads_and_names_the_demo_models() -> None:
 )
 def test_a_mistake_is_named_with_its_key_value_and_remedy(tmp_path: Path, text: str, message: str) -> None:
     assert refused(tmp_path, text).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("speculation", "message"),
+    [
+        (
+            "{depth: 2, length: 4}",
+            ".depth: belongs to policy fixed or table, this is goodput; say policy: fixed",
+        ),
+        ("{table: {1: 4}}", ".table: belongs to policy table, this is goodput; say policy: table, or remove it"),
+        (
+            "{policy: fixed, depth: 2, cascade: true}",
+            ".cascade: belongs to policy goodput, this is fixed; say policy",
+        ),
+        (
+            "{policy: table, depth: 2, table: {1: 4}, length: 3}",
+            ".length: belongs to policy goodput or fixed, this is table",
+        ),
+        (
+            "{policy: fastest}",
+            ".policy: 'fastest' is no policy; choose one of goodput, fixed, table, or specul",
+        ),
+        ("{policy: off}", ".policy: False is no policy; choose one of"),
+        ("4", ": a mapping of keys is needed, got 4"),
+        ("{policy: fixed, depth: 2, lenght: 3}", ".lenght: unknown key (value 3); did you mean length?"),
+        ("{lenght: 3}", ".lenght: unknown key (value 3); did you mean length?"),
+        ("{policy: fixed}", ".depth: missing; add it"),
+        ("{policy: fixed, depth: many}", ".depth: 'many' is no depth; give an exit of the drafter"),
+        ("{policy: table, depth: 2}", ".table: missing; add it"),
+        ("{policy: table, depth: 2, table: {}}", ".table: Dictionary should have at least 1 item"),
+        ("{policy: table, depth: 2, table: {8: 3, 1: 6}}", ".table: batch sizes [8, 1] must ascend"),
+        ("{policy: table, depth: 2, table: {1: 65}}", ".table[1]: Input should be less than or equal to 64, got 65"),
+        ("{policy: table, depth: 2, table: {0: 5}}", ".table[0]: Input should be greater than or equal to 1, got 0"),
+        ("{policy: fixed, depth: cascade, thresholds: [0.5]}", ": 3 exits take 2 thresholds, 1 were given"),
+        ("{exits: [2, 4], thresholds: [0.5, 0.5]}", ": 2 exits take 1 thresholds, 2 were given"),
+        ("{exits: [4, 2]}", ".exits: exits [4, 2] must ascend"),
+        ("{length: 65}", ".length: Input should be less than or equal to 64, got 65"),
+        ("{probe_share: 2}", ".probe_share: Input should be less than or equal to 0.5, got 2"),
+    ],
+)
+def test_a_mistake_in_speculation_is_named_with_the_policy_that_it_belongs_to(
+    tmp_path: Path, speculation: str, message: str
+) -> None:
+    text = f"targets: [{{name: a, path: x, speculation: {speculation}}}]\npool: {{path: x}}"
+    assert refused(tmp_path, text).startswith(f"targets[0].speculation{message}")
 
 
 def test_several_mistakes_are_all_named_and_nothing_else(tmp_path: Path) -> None:
@@ -127,25 +165,64 @@ def test_relative_paths_belong_to_the_folder_of_the_file_and_hub_ids_stay(tmp_pa
     ]
 
 
-def test_depths_become_rules(tmp_path: Path) -> None:
-    from deployments.target import depth_rule, policy
+def speculation(**values: Any) -> Any:
+    """As a config with these keys has it."""
+    config = {"targets": [{"name": "a", "path": "x", "speculation": values}], "pool": {"path": "x"}}
+    return AppConfig.model_validate(config).targets[0].speculation
 
-    def rule(**speculation: Any) -> DepthRule:
-        values = {"targets": [{"name": "a", "path": "x", "speculation": speculation}], "pool": {"path": "x"}}
-        made = AppConfig.model_validate(values).targets[0].speculation
-        assert made is not None
-        assert policy(made).length == 4
-        return depth_rule(made)
+
+@pytest.mark.parametrize("policy_name", ["fixed", "table"])
+def test_depths_become_rules(policy_name: str) -> None:
+    def rule(**values: Any) -> DepthRule:
+        own = {"table": {1: 4}} if policy_name == "table" else {}
+        section = speculation(policy=policy_name, **values, **own)
+        assert policy(section).opening() == depth_rule(section)
+        assert needed_exits(section) == depth_rule(section).exits
+        return depth_rule(section)
 
     assert rule(depth=4) == DepthRule((4,))
     assert rule(depth="cascade") == DepthRule((2, 4, 6), (0.5, 0.5))
     assert rule(depth="cascade", exits=[1, 3], thresholds=[0.9]) == DepthRule((1, 3), (0.9,))
 
 
-def test_a_config_survives_the_way_through_a_serve_config_file() -> None:
+def test_sections_become_policies() -> None:
+    assert policy(None) == Off()
+    assert policy(speculation(policy="fixed", depth=4)) == Fixed(DepthRule((4,)), 4)
+    assert policy(speculation(policy="table", depth=2, table={1: 6, 8: 0})) == Table(DepthRule((2,)), ((1, 6), (8, 0)))
+    assert policy(speculation()) == policy(speculation(policy="goodput")) == Off()  # until there is a drafter
+
+
+def test_goodput_chooses_from_every_exit_and_the_cascade_unless_told_otherwise() -> None:
+    each = tuple(DepthRule((exit_,)) for exit_ in (2, 4, 6))
+    assert depth_rules(speculation(), (2, 4, 6)) == (*each, DepthRule((2, 4, 6), (0.5, 0.5)))
+    assert depth_rules(speculation(cascade=False), (2, 4, 6)) == each
+    assert depth_rules(speculation(), (4,)) == (DepthRule((4,)),)
+    some = speculation(exits=[2, 6], thresholds=[0.8])
+    assert depth_rules(some, (2, 4, 6)) == (each[0], each[2], DepthRule((2, 6), (0.8,)))
+    assert (needed_exits(some), needed_exits(speculation())) == ((2, 6), ())
+    config = goodput_config(some, (2, 4, 6), max_rows=5)
+    assert (config.exits, config.max_rows, config.linked) == ((2, 4, 6), 5, True)
+    with pytest.raises(ValueError, match="3 exits need 2 thresholds"):
+        depth_rules(speculation(thresholds=[0.5]), (2, 4, 6))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"policy": "fixed", "depth": "cascade", "length": 3},
+        {"policy": "table", "depth": 2, "table": {1: 6, 32: 0}},
+        {"exits": [2, 4], "cascade": False},
+        {},
+    ],
+)
+def test_a_config_survives_the_way_through_a_serve_config_file(values: dict[str, Any]) -> None:
     """Serve hands `args` to the builder as plain values."""
     config = load_config(DEMO)
-    assert AppConfig.model_validate(config.model_dump(mode="json")) == config
+    target = config.targets[0].model_copy(update={"speculation": speculation(**values)})
+    config = config.model_copy(update={"targets": (target, *config.targets[1:])})
+    for exclude in (False, True):
+        dumped = json.loads(json.dumps(config.model_dump(mode="json", exclude_defaults=exclude)))
+        assert AppConfig.model_validate(dumped) == config
 
 
 PLACEMENT = {"cores", "num_gpus", "num_replicas", "resources", "threads"}
@@ -153,12 +230,14 @@ WEIGHTS = {"dtype", "execution", "kv_mb", "page_size", "path"}
 
 
 def test_the_options_are_these_and_a_new_one_shows_up_in_review() -> None:
-    speculation = {"deadline_ms", "depth", "exits", "length", "thresholds"}
+    drafted = {"deadline_ms", "exits", "policy", "thresholds"}
     target = {"deterministic", "max_batch", "max_model_len", "max_queue", "name", "prefill_chunk", "speculation"}
     pool = {"host", "max_rows", "ports", "prefill_chunk", "sequence_ttl_s"}
     assert set(AppConfig.model_fields) == {"grpc", "http", "ingress", "pool", "targets"}
     assert set(TargetConfig.model_fields) == target | PLACEMENT | WEIGHTS
-    assert set(SpeculationConfig.model_fields) == speculation
+    assert set(FixedSpeculation.model_fields) == drafted | {"depth", "length"}
+    assert set(TableSpeculation.model_fields) == drafted | {"depth", "table"}
+    assert set(GoodputSpeculation.model_fields) == drafted | {"cascade", "hysteresis", "length", "probe_share"}
     assert set(PoolConfig.model_fields) == pool | PLACEMENT | WEIGHTS
     assert set(IngressConfig.model_fields) == {"host", "join_ms", "num_cpus", "num_replicas", "ports", "resources"}
     assert set(HttpConfig.model_fields) == {"host", "port", "request_timeout_s"}

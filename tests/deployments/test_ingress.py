@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,9 +18,10 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from deployments.api.generation import BackendFault
+from deployments.api.prompts import encode
 from deployments.api.runs import in_order
 from deployments.discovery import PoolMember
-from deployments.ingress import ServeBackend, in_our_words
+from deployments.ingress import NUM_TOKENIZER_THREADS, ServeBackend, in_our_words
 from deployments.target import TargetReplica
 from deployments.token_sink import SinkAddress, TokenSink
 from deployments.token_stream import TokenStreams
@@ -29,7 +32,7 @@ from tests.deployments.api_twins import tiny_tokenizer
 from tests.deployments.ingress_twins import Step, play
 
 REQUEST = GenerateRequest("r", (5,), SamplingParams(), StopRules(8))
-TOLD = {"max_model_len": 64, "vocab_size": 320, "eos_token_ids": (1,), "ready": True}
+TOLD = {"max_model_len": 64, "vocab_size": 320, "eos_token_ids": (1,), "exits": (2, 4), "ready": True}
 
 
 class Response:
@@ -58,9 +61,10 @@ class Answers:
 
 
 class Handle:
-    """A Serve handle that answers `describe` with `told`, `generate` with `steps`, and a broadcast with `stats`."""
+    """A Serve handle that answers `describe` with `told`, `generate` with `steps`, broadcasts with the other lists."""
 
     stats: Sequence[Any] = ()
+    router: Sequence[Any] = ()
 
     def __init__(self, steps: Sequence[Step] = (), told: Any = TOLD) -> None:
         self.steps, self.told, self.responses = steps, told, list[Response]()
@@ -94,7 +98,7 @@ class Handle:
     def broadcast(self, method_name: str) -> Answers:
         if isinstance(self.told, Exception):
             raise self.told
-        return Answers(self.stats)
+        return Answers(self.router if method_name == "router" else self.stats)
 
 
 @pytest.fixture(scope="module")
@@ -165,6 +169,7 @@ async def test_a_target_is_known_once_it_has_told_about_itself_whatever_the_othe
         card = await backend.card("a")
         assert card is not None
         assert (card.id, card.max_model_len, card.vocab_size, card.eos_token_ids) == ("a", 64, 320, (1,))
+        assert card.exits == (2, 4)
         assert await backend.card("b") is None
         assert backend.names == ("a", "b")
         assert not await backend.ready()
@@ -196,6 +201,28 @@ async def test_a_target_that_does_not_answer_is_waited_for_a_second_or_so(tokeni
         assert time.monotonic() - began < 2
 
 
+async def test_however_many_prompts_come_at_once_few_threads_tokenize_them(
+    tokenizer_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For what a thread has tokenized it keeps: its memory is the tokenizer's cache times the threads."""
+    async with serving(tokenizer_path, a=Handle()) as backend:
+        card = await backend.card("a")
+        assert card is not None
+        card = replace(card, max_model_len=1 << 20)
+        threads, plain = Counter[str](), card.tokenizer.encode
+
+        def seen(text: str, **options: Any) -> Any:
+            threads[threading.current_thread().name] += 1
+            return plain(text, **options)
+
+        monkeypatch.setattr(card.tokenizer, "encode", seen)
+        texts = [" ".join(map(str, range(first, first + 1000))) for first in range(64)]
+        assert await asyncio.gather(*(encode(card, text) for text in texts)) == [tuple(plain(text)) for text in texts]
+        assert threads.total() == len(texts)
+        assert len(threads) <= NUM_TOKENIZER_THREADS
+        assert threading.current_thread().name not in threads
+
+
 async def test_statistics_are_of_every_replica_that_answers(tokenizer_path: str) -> None:
     up, down, pool = Handle(), Handle(told=ActorDiedError()), Handle()
     up.stats = [{"num_running": 1}, ActorDiedError(), {"num_running": 0}]
@@ -207,6 +234,13 @@ async def test_statistics_are_of_every_replica_that_answers(tokenizer_path: str)
     assert told["pool"] == [asdict(counts)]
     async with serving(tokenizer_path, a=up) as backend:
         assert (await backend.stats())["pool"] == []
+
+
+async def test_what_routers_believe_is_of_every_replica_that_answers(tokenizer_path: str) -> None:
+    up, down = Handle(), Handle(told=ActorDiedError())
+    up.router = [{"policy": "off"}, ActorDiedError()]
+    async with serving(tokenizer_path, a=up, b=down) as backend:
+        assert await backend.router() == {"a": [{"policy": "off"}], "b": []}
 
 
 async def test_an_unknown_model_has_no_handle(tokenizer_path: str) -> None:

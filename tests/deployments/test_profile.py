@@ -14,15 +14,27 @@ import torch
 from deployments.cli import main
 from deployments.config import Placement, load_config
 from deployments.plot import plot
-from deployments.profile_store import find, fingerprint, model_key, write
-from deployments.profiling import held_back, interleaved, median_error, middles, placed, sweep
+from deployments.pool import load_drafter
+from deployments.profile_store import find, fingerprint, keep, model_key, write
+from deployments.profiling import (
+    held_back,
+    interleaved,
+    median_error,
+    middles,
+    own_drafter_costs,
+    own_target_costs,
+    placed,
+    sweep,
+    thinned,
+)
+from deployments.target import load_model
 from protocol.errors import ConfigError
 from router.cost_files import cache_name, loads
-from router.costs import Curve
+from router.costs import Curve, DrafterCosts, TargetCosts
 
 CONFIG = """
 targets:
-  - {name: large, path: large, dtype: fp32, page_size: 16, kv_mb: 4, max_batch: 2, speculation: {depth: 4}}
+  - {name: large, path: large, dtype: fp32, page_size: 16, kv_mb: 4, max_batch: 2, speculation: {}}
   - {name: small, path: small, dtype: fp32, page_size: 16, kv_mb: 4, max_batch: 1}
 pool: {path: drafter, dtype: fp32, page_size: 16, kv_mb: 4, max_rows: 2}
 """
@@ -58,11 +70,10 @@ def test_a_config_is_measured_shown_and_kept(config: Path, capsys: pytest.Captur
     loaded = load_config(config)
     assert loaded.pool is not None
     keys = [model_key(each, each) for each in (*loaded.targets, loaded.pool)]
-    assert find(keys[0], keys[2]) == large
-    assert find(keys[1], None) == small
-    assert find(keys[0], None) is None
+    assert [find(TargetCosts, key) for key in keys] == [large.target, small.target, None]
+    assert [find(DrafterCosts, key) for key in keys] == [None, None, large.drafter]
     kept = sorted(path.name for path in (config.parent / "cache" / "profiles").iterdir())
-    assert len(kept) == 2
+    assert len(kept) == 3
     assert all(name in printed for name in (*kept, str(out)))
 
 
@@ -81,7 +92,7 @@ def test_what_cannot_be_measured_or_kept_is_said_before_anything_is_loaded(
     assert "there is no folder" in refused(capsys, str(config), "--out", nowhere)
     shutil.rmtree(config.parent / "cache", ignore_errors=True)
     with pytest.raises(ConfigError, match="name a folder that exists"):
-        write(Path(nowhere), [])
+        write(Path(nowhere), "")
 
 
 def test_a_file_from_another_version_is_refused_when_it_is_looked_up(config: Path) -> None:
@@ -89,9 +100,51 @@ def test_a_file_from_another_version_is_refused_when_it_is_looked_up(config: Pat
     key = model_key(target, target)
     folder = config.parent / "cache" / "profiles"
     folder.mkdir(parents=True)
-    (folder / cache_name(key, None)).write_text('{"schema_version": 0}')
-    with pytest.raises(ConfigError, match="schema_version 0 is not 1; run draftpool profile again"):
-        find(key, None)
+    (folder / cache_name(TargetCosts, key)).write_text('{"schema_version": 0}')
+    with pytest.raises(ConfigError, match="schema_version 0 is not 2; run draftpool profile again"):
+        find(TargetCosts, key)
+
+
+def test_a_replica_measures_itself_once_and_finds_it_at_the_next_start(
+    config: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "deployments.profile_store")
+    loaded = load_config(config)
+    target, pool = loaded.targets[0], loaded.pool
+    assert pool is not None
+    model, drafter = load_model(target), load_drafter(pool)
+    costs, drafts = own_target_costs(model, target), own_drafter_costs(drafter, pool)
+    assert (costs.verify.points[0], drafts.draft.points[0]) == ((1, 2), (1, 2))
+    assert model.ledger.num_free == model.ledger.num_pages
+    assert drafter.ledger.num_free == drafter.ledger.num_pages
+    assert (own_target_costs(model, target), own_drafter_costs(drafter, pool)) == (costs, drafts)
+    assert caplog.text.count("passes measured in") == 2
+
+
+def test_a_replica_measures_again_when_what_is_kept_is_damaged_or_ends_before_its_batch(
+    config: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = load_config(config).targets[0]
+    larger = target.model_copy(update={"max_batch": 3})
+    model = load_model(larger)
+    own_target_costs(model, target)
+    costs = own_target_costs(model, larger)
+    assert costs.verify.points[0][-1] == 3
+    assert own_target_costs(model, target) == costs, "more than enough"
+    keep(costs).write_text("{")
+    assert own_target_costs(model, larger).verify.points == costs.verify.points
+    assert "costs are measured again" in caplog.text
+    assert find(TargetCosts, costs.key) is not None
+
+
+def test_a_replica_that_cannot_keep_its_costs_starts_all_the_same(
+    config: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (config.parent / "file").touch()
+    monkeypatch.setattr("deployments.profile_store.cache_directory", lambda: config.parent / "file")
+    target = load_config(config).targets[1]
+    assert own_target_costs(load_model(target), target).verify.at(1, 1, 64) > 0
+    assert "measured at every start: cannot make" in caplog.text
 
 
 def test_the_key_follows_shape_dtype_and_threads_and_not_the_weights(config: Path) -> None:
@@ -100,10 +153,10 @@ def test_the_key_follows_shape_dtype_and_threads_and_not_the_weights(config: Pat
     assert fingerprint(folder / "large") != fingerprint(folder / "small")
     assert fingerprint(folder / "large") != fingerprint(folder / "drafter"), "it has other exits"
     target = load_config(config).targets[0]
-    others = [target.model_copy(update=change) for change in ({"threads": 2}, {"dtype": "bf16"}, {"kv_mb": 2})]
-    keys = [model_key(each, each) for each in (target, *others)]
-    assert keys[0] not in keys[1:3]
-    assert keys[0] == keys[3]
+    others = ({"threads": 2}, {"dtype": "bf16"}, {"execution": "eager"}, {"kv_mb": 2})
+    keys = [model_key(each, each) for each in (target, *(target.model_copy(update=change) for change in others))]
+    assert keys[0] not in keys[1:4]
+    assert keys[0] == keys[4]
     assert torch.__version__ in keys[0].versions
 
 
@@ -123,8 +176,12 @@ def test_what_is_held_back_lies_between_the_points_and_its_error_is_the_curves()
     assert middles((1, 2, 4, 8)) == (3, 6)
     assert middles((1, 2)) == (2,)
     assert middles((4,)) == (4,)
-    cells = held_back(((3, 6, 12), (4, 7), (160, 640)))
+    cells = held_back(((3, 6, 12), (4, 7), (160, 640)), 12)
     assert len(set(cells)) == 12
+    assert held_back(((3, 6, 12), (4, 7), (160, 640)), 4) == cells[:4]
+    axes = ((1, 2, 4, 8, 16), (1, 2, 3, 5, 9), (64, 256, 759), (1, 5), (7,))
+    assert thinned(axes, coarse=False) == axes
+    assert thinned(axes, coarse=True) == ((1, 4, 16), (1, 3, 9), (64, 759), (1, 5), (7,))
     curve = Curve(("x",), ((1.0, 9.0),), (1.0, 9.0))
     assert median_error(curve, [(3,), (5,), (7,)], [3.0, 4.0, 7.7]) == pytest.approx(1 / 11)
 
@@ -158,7 +215,7 @@ def test_a_plot_puts_the_extremes_into_its_corners() -> None:
 
 
 def test_target_configs_need_no_pool(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    text = CONFIG.split("pool:")[0].replace(", speculation: {depth: 4}", "")
+    text = CONFIG.split("pool:")[0].replace(", speculation: {}", "")
     config.write_text(text)
     out = config.parent / "o.json"
     assert main(["profile", str(config), "--repeat", "1", "--out", str(out)]) == 0

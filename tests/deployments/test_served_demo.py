@@ -1,10 +1,14 @@
-"""The demo family in fp32: what HTTP gives is what the command line prints, whoever drafts, and the pool is shared."""
+"""The demo family in fp32: what HTTP gives is what the command line prints, however it is drafted for.
+
+The router decides by goodput, so how much it drafts depends on the machine; where drafts are needed, requests ask.
+"""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +28,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 MODELS = CONFIG.parents[2] / "demo/models"
 DRAFTER = MODELS / "drafter"
 MAX_TOKENS = 40
+AUTO, ASKED = "auto", {"depth": 2, "length": 3}
 TARGETS = ("large", "small")
 
 
@@ -104,8 +109,8 @@ class Answer:
     finish_reason: str | None
 
 
-def whole(demo: Served, model: str, prompt: str, **settings: Any) -> Answer:
-    extra = {"return_token_ids": True}
+def whole(demo: Served, model: str, prompt: str, speculation: Any = AUTO, **settings: Any) -> Answer:
+    extra = {"return_token_ids": True, "speculation": speculation}
     answer = demo.client.completions.create(model=model, prompt=prompt, extra_body=extra, **settings)
     (choice,) = answer.choices
     token_ids = choice.model_dump()["token_ids"]
@@ -114,9 +119,9 @@ def whole(demo: Served, model: str, prompt: str, **settings: Any) -> Answer:
     return Answer(token_ids, choice.text, choice.finish_reason)
 
 
-def streamed(demo: Served, model: str, prompt: str, **settings: Any) -> Answer:
+def streamed(demo: Served, model: str, prompt: str, speculation: Any = AUTO, **settings: Any) -> Answer:
     joined = Answer([], "", None)
-    extra = {"return_token_ids": True}
+    extra = {"return_token_ids": True, "speculation": speculation}
     for chunk in demo.client.completions.create(model=model, prompt=prompt, stream=True, extra_body=extra, **settings):
         for choice in chunk.choices:
             assert joined.finish_reason is None, "nothing follows the last piece"
@@ -126,19 +131,37 @@ def streamed(demo: Served, model: str, prompt: str, **settings: Any) -> Answer:
     return joined
 
 
-@pytest.mark.parametrize("ask", [whole, streamed])
+@pytest.mark.parametrize(("ask", "speculation"), [(whole, AUTO), (streamed, AUTO), (whole, ASKED)])
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_http_gives_what_the_command_line_prints(
-    demo: Served, printed: dict[Case, list[dict[str, Any]]], case: Case, ask: Callable[..., Answer]
+    demo: Served, printed: dict[Case, list[dict[str, Any]]], case: Case, ask: Callable[..., Answer], speculation: Any
 ) -> None:
+    settings = {"max_tokens": MAX_TOKENS, "temperature": case.temperature, "speculation": speculation}
+
     def answer(seed: int, prompt: str) -> Answer:
-        return ask(demo, case.model, prompt, max_tokens=MAX_TOKENS, temperature=case.temperature, seed=seed)
+        return ask(demo, case.model, prompt, seed=seed, **settings)
 
     drafted = demo.target(case.model, "stats")["num_drafted"]
     with ThreadPoolExecutor(3) as threads:
         answers = list(threads.map(answer, range(3), prompts()))
     assert answers == [Answer(line["token_ids"], line["text"], line["finish_reason"]) for line in printed[case]]
-    assert demo.target(case.model, "stats")["num_drafted"] > drafted
+    assert speculation == AUTO or demo.target(case.model, "stats")["num_drafted"] > drafted
+
+
+def test_the_router_tells_what_it_chose_from_and_what_came_of_it(demo: Served) -> None:
+    for model in TARGETS:
+        whole(demo, model, prompts()[0], max_tokens=MAX_TOKENS, temperature=0.0)
+    with urllib.request.urlopen(f"{demo.url}/debug/router") as response:
+        told = json.load(response)
+    for model in TARGETS:
+        (router,) = told[model]
+        assert router == demo.target(model, "router")
+        assert router["policy"] == "goodput"
+        assert [rule["rule"] for rule in router["rules"]] == ["depth 2", "depth 4", "depth 6", "cascade 2-4-6"]
+        assert router["arm"]["rule"] in {arm["rule"] for arm in router["arms"]}
+        assert router["forecast"]["num_rounds"] > 0
+        assert router["forecast"]["realised"] > 0
+        assert demo.target(model, "describe")["exits"] == (2, 4, 6)
 
 
 def test_the_command_line_drafted_where_it_was_told_to(printed: dict[Case, list[dict[str, Any]]]) -> None:
@@ -153,7 +176,7 @@ def check_all(demo: Served, asked: list[tuple[Case, int, str]], printed: dict[Ca
     with ThreadPoolExecutor(len(asked)) as threads:
         answers = threads.map(
             lambda one: streamed(
-                demo, one[0].model, one[2], max_tokens=MAX_TOKENS, temperature=one[0].temperature, seed=one[1]
+                demo, one[0].model, one[2], ASKED, max_tokens=MAX_TOKENS, temperature=one[0].temperature, seed=one[1]
             ),
             asked,
         )

@@ -10,7 +10,7 @@ from itertools import product
 import pytest
 
 from protocol.errors import ConfigError
-from router.cost_files import cache_name, dumps, loads
+from router.cost_files import cache_name, dumps, dumps_costs, loads, loads_costs
 from router.costs import (
     DRAFT_AXES,
     PREFILL_AXES,
@@ -144,7 +144,7 @@ def damaged(curves: CostCurves, *path: str | int, value: object) -> str:
 @pytest.mark.parametrize(
     ("path", "value", "message"),
     [
-        (("schema_version",), 2, "schema_version 2 is not 1"),
+        (("schema_version",), 1, "schema_version 1 is not 2"),
         (("comment",), "", "'comment' is no key"),
         (("curves", 0, "speed"), 1, "'speed' is no key"),
         (("curves", 0, "target", "key", "cores"), 4, "'cores' is no key"),
@@ -167,8 +167,25 @@ def test_a_file_that_is_no_json_is_refused() -> None:
         loads("{", "f.json")
 
 
+def test_a_target_and_a_drafter_come_back_from_files_of_their_own(curves: CostCurves) -> None:
+    assert loads_costs(TargetCosts, dumps_costs(curves.target), "f.json") == curves.target
+    assert curves.drafter is not None
+    assert loads_costs(DrafterCosts, dumps_costs(curves.drafter), "f.json") == curves.drafter
+
+
+def test_one_kind_of_file_is_not_taken_for_another(curves: CostCurves) -> None:
+    assert curves.drafter is not None
+    for text in (dumps([curves]), dumps_costs(curves.drafter)):
+        with pytest.raises(ConfigError, match=r"^f\.json: .* is no key of this schema; run draftpool profile again"):
+            loads_costs(TargetCosts, text, "f.json")
+    with pytest.raises(ConfigError, match=r"^f\.json: 'curves' is missing"):
+        loads(dumps_costs(curves.target), "f.json")
+    old = dumps_costs(curves.target).replace('"schema_version": 2', '"schema_version": 1')
+    with pytest.raises(ConfigError, match="schema_version 1 is not 2"):
+        loads_costs(TargetCosts, old, "f.json")
+
+
 @pytest.mark.parametrize("name", ["device", "fingerprint", "dtype", "threads", "versions"])
-def test_every_part_of_the_key_has_its_own_file(name: str) -> None:
+def test_every_part_of_the_key_has_its_own_file_and_so_has_every_kind(name: str) -> None:
     other = replace(KEY, **{name: 3 if name == "threads" else "other"})
-    names = {cache_name(KEY, None), cache_name(KEY, KEY), cache_name(KEY, other), cache_name(other, KEY)}
-    assert len(names) == 4
+    assert len({cache_name(kind, key) for kind in (TargetCosts, DrafterCosts) for key in (KEY, other)}) == 4

@@ -1,0 +1,183 @@
+"""A served target's policy: plain before there is a drafter, then the router's for that drafter."""
+
+from __future__ import annotations
+
+import random
+import threading
+from dataclasses import replace
+
+import pytest
+
+from deployments.config import GoodputSpeculation
+from deployments.discovery import PoolMember
+from deployments.policies import Learning, goodput_config
+from protocol.plan import BatchView, DepthRule, Plan, SequenceView
+from router.costs import Curve, DrafterCosts
+from router.goodput import Goodput
+from router.predict import Predictor, tables
+from tests.deployments.harness import Directory, LoopThread, ScriptedPool, client, member, request, wait_until
+from tests.router.curves import curves
+from tests.router.game import Game, Hazards
+
+EXITS = (2, 4, 6)
+SETTINGS = GoodputSpeculation(length=8)
+TEXT: Hazards = {2: 0.7, 4: 0.75, 6: 0.8}
+
+
+def drafter(exits: tuple[int, ...] = EXITS, fingerprint: str = "0") -> DrafterCosts:
+    """Of the hand-made curves, with these exits."""
+    costs = curves(overhead=0.05).drafter
+    assert costs is not None
+    num_rows, _, new, lengths = costs.draft.points
+    points = (num_rows, tuple(map(float, exits)), new, lengths)
+    ms = [costs.draft.at(n, d, k, j) for n in num_rows for d in exits for k in new for j in lengths]
+    key = replace(costs.key, fingerprint=fingerprint)
+    return DrafterCosts(key, Curve(costs.draft.axes, points, tuple(ms)), costs.link, costs.error)
+
+
+def told(name: str, costs: DrafterCosts | None, exits: tuple[int, ...] = EXITS) -> PoolMember:
+    return replace(member(name), costs=costs, exits=exits)
+
+
+def learning(max_rows: int = 4) -> Learning:
+    return Learning("large", curves(overhead=0.05).target, SETTINGS, max_rows)
+
+
+def game(policy: Learning | Goodput, seed: int) -> Game:
+    rules = goodput_config(SETTINGS, EXITS, 4).rules
+    true = Predictor(tables(curves(overhead=0.05), rules, 8, 4), linked=True)
+    return Game(policy, true, lambda turn: TEXT, 2, random.Random(seed), spread=0.5, noise=0.1)
+
+
+def view(num_rows: int) -> BatchView:
+    return BatchView(tuple(SequenceView(100, 1000, number) for number in range(num_rows)))
+
+
+def test_before_there_is_a_drafter_decoding_is_plain() -> None:
+    policy = learning()
+    assert policy.opening() is None
+    assert policy.plan(view(3)) == Plan(None, (0, 0, 0))
+    assert policy.describe() == {"policy": "off"}
+    policy.linked(told("unmeasured", None))
+    assert policy.describe() == {"policy": "off"}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_with_a_drafter_it_is_the_router_itself(seed: int) -> None:
+    policy = learning()
+    played = game(policy, seed)
+    played.play(7)
+    assert all(plan == Plan(None, (0, 0)) for plan in played.plans)
+    policy.linked(told("pool-0", drafter()))
+    itself = Goodput(curves(overhead=0.05), goodput_config(SETTINGS, EXITS, max_rows=4))
+    played, oracle = game(policy, seed), game(itself, seed)
+    assert (played.play(150), played.plans) == (oracle.play(150), oracle.plans)
+    assert any(any(plan.lengths) for plan in played.plans)
+    assert policy.describe()["policy"] == "goodput"
+
+
+def test_another_replica_of_the_same_drafter_changes_nothing_and_another_drafter_all() -> None:
+    policy = learning()
+    policy.linked(told("pool-0", drafter()))
+    played = game(policy, 1)
+    played.play(100)
+    learned = policy.describe()
+    policy.linked(told("pool-1", drafter()))
+    assert policy.describe() == learned
+    policy.linked(told("pool-2", drafter((2, 6), "another"), (2, 6)))
+    fresh = policy.describe()
+    assert [rule["rule"] for rule in fresh["rules"]] == ["depth 2", "depth 6", "cascade 2-6"]
+    assert all(rule["evidence_tokens"] == 0 for rule in fresh["rules"])
+
+
+def test_a_round_is_finished_by_the_policy_that_planned_it() -> None:
+    policy = learning()
+    policy.linked(told("pool-0", drafter()))
+    played = game(policy, 2)
+    played.play(20)
+    plan = policy.plan(view(2))
+    policy.linked(told("pool-1", drafter((2, 6), "another"), (2, 6)))
+    assert policy.prune(plan, [None, None]) == [0, 0]
+    policy.observe(played.outcome(plan, tuple(played.row(text, None, 0) for text in played.texts), [None, None]))
+    assert policy.describe()["forecast"]["num_rounds"] == 0
+    assert policy.plan(view(2)).depth in (DepthRule((2,)), DepthRule((6,)), DepthRule((2, 6), (0.5,)), None)
+
+
+class Measured(Directory):
+    """Draft replicas that tell what they cost."""
+
+    def __init__(self, *pools: ScriptedPool) -> None:
+        super().__init__(*pools)
+        self.costs: dict[str, DrafterCosts] = {}
+
+    async def __call__(self) -> list[PoolMember]:
+        return [replace(pool.member, costs=self.costs[pool.name]) for pool in self.pools]
+
+
+def test_the_first_stream_turns_it_on_a_dead_pool_changes_nothing_and_another_drafter_starts_it_anew(
+    runner: LoopThread,
+) -> None:
+    policy, directory = learning(), Measured()
+    first, second, third = (ScriptedPool(runner, name) for name in ("pool-0", "pool-1", "pool-2"))
+    directory.costs = {"pool-0": drafter(), "pool-1": drafter(), "pool-2": drafter(fingerprint="another")}
+    with client(runner, directory, on_link=policy.linked) as drafts:
+        assert policy.describe() == {"policy": "off"}
+        directory.pools = [first]
+        wait_until(lambda: policy.describe()["policy"] == "goodput")
+        game(policy, 5).play(60)
+        learned = policy.describe()
+        directory.pools = []
+        first.kill()
+        wait_until(lambda: drafts.replica is None)
+        assert policy.describe() == learned
+        for pool, stays in ((second, True), (third, False)):
+            directory.pools = [pool]
+            wait_until(lambda name=pool.name: drafts.replica == name)
+            wait_until(lambda stays=stays: (policy.describe() == learned) == stays)
+            directory.pools = []
+            pool.kill()
+            wait_until(lambda: drafts.replica is None)
+
+
+def test_a_policy_that_takes_no_drafter_keeps_no_stream_from_being_used(
+    runner: LoopThread, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(member: PoolMember) -> None:
+        raise ValueError("3 exits need 2 thresholds")
+
+    pool = ScriptedPool(runner)
+    with client(runner, Directory(pool), on_link=refuse) as drafts:
+        wait_until(lambda: "3 exits need 2 thresholds" in caplog.text)
+        assert drafts.draft(request(1, (1, 0, 4))) is not None
+    pool.kill()
+
+
+def test_thresholds_that_are_not_the_drafters_leave_decoding_plain() -> None:
+    policy = Learning("large", curves().target, GoodputSpeculation(thresholds=(0.5,)), 4)
+    with pytest.raises(ValueError, match="3 exits need 2 thresholds"):
+        policy.linked(told("pool-0", drafter()))
+    assert policy.describe() == {"policy": "off"}
+
+
+def test_it_can_be_looked_at_and_replaced_while_it_plans() -> None:
+    policy, over = learning(), threading.Event()
+    failures: list[BaseException] = []
+
+    def look() -> None:
+        number = 0
+        try:
+            while not over.is_set():
+                policy.describe()
+                number += 1
+                policy.linked(told(f"pool-{number}", drafter(fingerprint=str(number % 3))))
+        except BaseException as error:
+            failures.append(error)
+
+    watcher = threading.Thread(target=look)
+    watcher.start()
+    try:
+        game(policy, 3).play(300)
+    finally:
+        over.set()
+        watcher.join()
+    assert failures == []
