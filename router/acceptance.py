@@ -130,6 +130,10 @@ class Acceptance:
         for sequence_id, window in windows:
             self._own_evidence(self._own.setdefault(sequence_id, _Own()), hazards, window)
         self._add(rule, [window for _, window in windows])
+        # What all sequences had in common is in the hazards now, and no longer what sets one apart.
+        moved = float((1 - self.hazards(rule)[0]) / (1 - hazards[0]))
+        for own in self._own.values():
+            own.expected *= moved
 
     def tell(self, probe: Probe, exits: Sequence[int], known: int | None) -> None:
         """A probe of one sequence. exits: the drafter's. known: the rule that drafted these tokens, which its own
