@@ -154,7 +154,7 @@ class GoodputSpeculation(Drafted):
 
     policy: Literal["goodput"] = "goodput"
     exits: Exits | None = None
-    cascade: bool = True
+    cascade: bool = False
     thresholds: Thresholds | None = None  # null: 0.5 each
     length: Length = 12
     probe_share: Annotated[float, Field(ge=0, le=0.5)] = 0.01

@@ -192,18 +192,18 @@ def test_sections_become_policies() -> None:
     assert policy(speculation()) == policy(speculation(policy="goodput")) == Off()  # until there is a drafter
 
 
-def test_goodput_chooses_from_every_exit_and_the_cascade_unless_told_otherwise() -> None:
+def test_goodput_chooses_from_every_exit_and_from_the_cascade_when_asked_to() -> None:
     each = tuple(DepthRule((exit_,)) for exit_ in (2, 4, 6))
-    assert depth_rules(speculation(), (2, 4, 6)) == (*each, DepthRule((2, 4, 6), (0.5, 0.5)))
-    assert depth_rules(speculation(cascade=False), (2, 4, 6)) == each
-    assert depth_rules(speculation(), (4,)) == (DepthRule((4,)),)
-    some = speculation(exits=[2, 6], thresholds=[0.8])
+    assert depth_rules(speculation(cascade=True), (2, 4, 6)) == (*each, DepthRule((2, 4, 6), (0.5, 0.5)))
+    assert depth_rules(speculation(), (2, 4, 6)) == each
+    assert depth_rules(speculation(cascade=True), (4,)) == (DepthRule((4,)),)
+    some = speculation(cascade=True, exits=[2, 6], thresholds=[0.8])
     assert depth_rules(some, (2, 4, 6)) == (each[0], each[2], DepthRule((2, 6), (0.8,)))
     assert (needed_exits(some), needed_exits(speculation())) == ((2, 6), ())
     config = goodput_config(some, (2, 4, 6), max_rows=5)
     assert (config.exits, config.max_rows, config.linked) == ((2, 4, 6), 5, True)
     with pytest.raises(ValueError, match="3 exits need 2 thresholds"):
-        depth_rules(speculation(thresholds=[0.5]), (2, 4, 6))
+        depth_rules(speculation(cascade=True, thresholds=[0.5]), (2, 4, 6))
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tests.router.curves import curves
 
 CONFIG = """
 targets:
-  - {name: large, path: large, dtype: fp32, speculation: {length: 4}}
+  - {name: large, path: large, dtype: fp32, speculation: {length: 4, cascade: true}}
   - {name: small, path: small, dtype: fp32}
 pool: {path: drafter, dtype: fp32}
 """

@@ -20,7 +20,7 @@ from tests.router.curves import curves
 from tests.router.game import Game, Hazards
 
 EXITS = (2, 4, 6)
-SETTINGS = GoodputSpeculation(length=8)
+SETTINGS = GoodputSpeculation(length=8, cascade=True)
 TEXT: Hazards = {2: 0.7, 4: 0.75, 6: 0.8}
 
 
@@ -153,7 +153,7 @@ def test_a_policy_that_takes_no_drafter_keeps_no_stream_from_being_used(
 
 
 def test_thresholds_that_are_not_the_drafters_leave_decoding_plain() -> None:
-    policy = Learning("large", curves().target, GoodputSpeculation(thresholds=(0.5,)), 4)
+    policy = Learning("large", curves().target, GoodputSpeculation(cascade=True, thresholds=(0.5,)), 4)
     with pytest.raises(ValueError, match="3 exits need 2 thresholds"):
         policy.linked(told("pool-0", drafter()))
     assert policy.describe() == {"policy": "off"}
