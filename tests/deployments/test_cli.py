@@ -184,8 +184,9 @@ def test_check_tells_what_would_be_served(capsys: pytest.CaptureFixture[str], fa
 @pytest.mark.parametrize(
     ("speculation", "words"),
     [
-        ("{}", "goodput, any exit or the cascade, length 0 to 12"),
-        ("{exits: [2, 4], cascade: false, length: 6}", "goodput, exits 2, 4, length 0 to 6"),
+        ("{}", "goodput, any exit, length 0 to 12"),
+        ("{cascade: true}", "goodput, any exit or the cascade, length 0 to 12"),
+        ("{exits: [2, 4], length: 6}", "goodput, exits 2, 4, length 0 to 6"),
         (
             "{policy: table, depth: cascade, exits: [2, 4], table: {1: 6, 8: 0}}",
             "depth cascade, length 6 from batch 1, 0 ",
@@ -205,7 +206,7 @@ def test_check_tells_how_each_target_speculates(
     [
         ("depth: 4", "depth: 3", "speculation of target large asks for depth 3; the drafter has the exits 2, 4"),
         (FIXED, "{exits: [2, 3]}", "speculation of target large asks for depth 3; the drafter has the exits 2, 4"),
-        (FIXED, "{thresholds: [0.5, 0.5]}", "speculation of target large: 2 exits need 1 thresholds"),
+        (FIXED, "{cascade: true, thresholds: [0.5, 0.5]}", "speculation of target large: 2 exits need 1 thresholds"),
         ("page_size: 16, kv_mb: 8, spec", "max_model_len: 9999, spec", "max_model_len 9999 of target large exceeds"),
         ("path: large", "path: ./nowhere", "nowhere is not a directory"),
         ("path: drafter", "path: other", "have different vocabularies; train a drafter for it"),

@@ -157,7 +157,7 @@ def test_the_router_tells_what_it_chose_from_and_what_came_of_it(demo: Served) -
         (router,) = told[model]
         assert router == demo.target(model, "router")
         assert router["policy"] == "goodput"
-        assert [rule["rule"] for rule in router["rules"]] == ["depth 2", "depth 4", "depth 6", "cascade 2-4-6"]
+        assert [rule["rule"] for rule in router["rules"]] == ["depth 2", "depth 4", "depth 6"]
         assert router["arm"]["rule"] in {arm["rule"] for arm in router["arms"]}
         assert router["forecast"]["num_rounds"] > 0
         assert router["forecast"]["realised"] > 0
