@@ -225,7 +225,7 @@ class Goodput:
 
     def _digest(self) -> None:
         """Learns from the rounds since the last time."""
-        outcomes, self._outcomes = self._outcomes, []
+        outcomes, self._outcomes = [outcome for outcome in self._outcomes if self._is_own(outcome)], []
         if not outcomes:
             return
         self._measure(outcomes)
@@ -249,6 +249,14 @@ class Goodput:
         rows = {row.id for row in outcomes[-1].rows}
         self.acceptance.keep(rows)
         self._probing.keep(rows)
+
+    def _is_own(self, outcome: RoundOutcome) -> bool:
+        """Whether this drafter's exits answered: a replica with others may step in between plan and draft."""
+        exits = self.config.exits
+        return all(
+            set(row.exits) <= set(exits) and (row.probe is None or len(row.probe.matches) == len(exits))
+            for row in outcome.rows
+        )
 
     def _measure(self, outcomes: Sequence[RoundOutcome]) -> None:
         rules = [None if o.plan.own or o.plan.depth is None else self._numbers.get(o.plan.depth) for o in outcomes]

@@ -271,15 +271,15 @@ def is_marked(process: Path, mark: str) -> bool:
 def test_demo_streams_from_every_target_and_leaves_nothing_running(
     family: Path, tmp_path: Path, run_marker: dict[str, str]
 ) -> None:
-    config = write(family, CONFIG + "ingress: {num_cpus: 0}", tmp_path)
+    patient = CONFIG.replace("length: 4}", "length: 4, deadline_ms: 20000}")
+    config = write(family, patient + "ingress: {num_cpus: 0}", tmp_path)
     command = [sys.executable, "-m", "deployments.cli", "demo", "--config", config, "--max-tokens", "40"]
     done = subprocess.run(command, capture_output=True, text=True, env=run_marker, check=False)
     assert done.returncode == 0, done.stderr
     (row,) = [line for line in done.stdout.splitlines() if line.startswith("│ large")]
     tokens, rounds = (int(cell) for cell in row.split("│")[2:4])
-    assert tokens == 40
-    assert 8 <= rounds < 40, "a draft that misses its deadline on a busy machine costs a round, never a token"
-    assert float(row.split("│")[4]) > 1
+    assert (tokens, rounds) == (40, 8)
+    assert float(row.split("│")[4]) > 3.5
     assert "raylet" not in done.stdout + done.stderr
 
 

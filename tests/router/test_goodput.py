@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
+from protocol.draft import Probe
+from protocol.outcome import RoundOutcome, RowOutcome
 from protocol.plan import BatchView, DepthRule, SequenceView
 from router.goodput import Goodput, GoodputConfig
 from router.policy import Fixed, Off, Policy
@@ -127,6 +129,16 @@ def test_predicted_and_realised_agree_in_a_steady_game() -> None:
     policy = adaptive(costs)
     play(policy, costs, lambda turn: TEXTS["easy"], 4, seed=5).play(500)
     assert policy.forecast.predicted == pytest.approx(policy.forecast.realised, rel=0.1)
+
+
+def test_what_a_drafter_with_other_exits_answers_teaches_nothing_and_harms_nothing() -> None:
+    policy = adaptive(COSTS["cheap drafts"])
+    plan = policy.plan(view(90))
+    told = Probe(40, ((True,),) * 5, ((0.5,),) * 5)
+    for row in (RowOutcome(0, 1, 2, (9, 9), (0.5, 0.5), 1), RowOutcome(0, 0, 0, probe=told)):
+        policy.observe(RoundOutcome(plan, (row,), 50.0, draft_ms=1.0, verify_ms=1.0))
+    policy.restart()
+    assert [policy.acceptance.weight(rule) for rule in range(3)] == [0, 0, 0]
 
 
 def test_a_restart_forgets_sequences_and_keeps_what_was_learned() -> None:
