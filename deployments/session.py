@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
 from ray import serve
 
@@ -80,20 +79,15 @@ def start_ray(folder: Path, **settings: Any) -> None:
 
 
 def end_processes_of(folder: Path) -> None:
-    """What a Ray that did not start has left running: our children that name the folder. Ray forgets them itself."""
-    left = {
-        child.pid for child in psutil.Process().children() if any(str(folder) in word for word in command_of(child))
-    }
-    for popen in gc.get_objects() if left else ():
-        if issubclass(type(popen), subprocess.Popen) and popen.pid in left:
+    """What a Ray in this folder has left running, or dead and not waited for: Ray forgets them itself."""
+    for popen in gc.get_objects():
+        if issubclass(type(popen), subprocess.Popen) and popen.returncode is None and names(popen.args, folder):
             popen.kill()
             popen.wait(timeout=10)
 
 
-def command_of(process: psutil.Process) -> list[str]:
-    with contextlib.suppress(psutil.Error):
-        return process.cmdline()
-    return []
+def names(command: Any, folder: Path) -> bool:
+    return isinstance(command, list) and any(str(folder) in str(word) for word in command)
 
 
 def init_ray(**settings: Any) -> None:

@@ -158,6 +158,15 @@ def test_a_local_ray_that_does_not_start_is_ended_and_tried_again(
     assert [process.returncode for process in left] == [-signal.SIGKILL] * 2
 
 
+def test_what_a_local_ray_left_dead_is_waited_for(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", "pass", str(tmp_path)], stdout=subprocess.PIPE)
+    assert dead.stdout is not None
+    with dead.stdout:
+        dead.stdout.read()  # it has ended, and nobody knows
+    session.end_processes_of(tmp_path)
+    assert dead.returncode is not None
+
+
 def test_a_local_ray_that_never_starts_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def fail(**settings: Any) -> None:
         raise Exception("the current node timed out during startup")
