@@ -68,7 +68,7 @@ class Surveyor(Steadfast):
     def observe(self, outcome: RoundOutcome) -> None:
         for row in outcome.rows:
             if row.probe is not None and row.probe.matches[0]:
-                self.truth.tell(row.probe, self._exits, known=None)
+                self.truth.tell(row.probe, self._exits, None, [0.0] * len(self._exits))
 
 
 @dataclass(slots=True)

@@ -1,6 +1,6 @@
 """From tokens and their arrival times to figures: the one place where a rate or an acceptance is defined.
 
-rate              all tokens after each prompt's first / (last token - last first token); prefill apart
+rate              tokens after the last first token / the time from then to the last token; prefill apart
 rate, kept full   all tokens / the window from the batch's filling up to its first slot left empty; prefill inside
 total rate        all tokens / (last token - hand-over), prefill and queue inside
 prompt rate       per prompt its tokens / its time from hand-over; Spec-Bench's speed-up is a ratio of their means
@@ -95,13 +95,15 @@ def rate(repetition: Repetition, cell: Cell) -> float:
     """Tokens per second of one repetition."""
     if cell.queue:
         return full_rate(repetition[0].outputs, cell.batch)
-    tokens = sum(len(output.arrived) - 1 for outcome in repetition for output in outcome.outputs)
-    return _per_second(tokens, sum(map(decode_s, repetition)))
+    decoded = [decode(outcome) for outcome in repetition]
+    return _per_second(sum(tokens for tokens, _ in decoded), sum(seconds for _, seconds in decoded))
 
 
-def decode_s(outcome: Outcome) -> float:
-    """From the last first token to the last token."""
-    return max(o.arrived[-1] for o in outcome.outputs) - max(o.arrived[0] for o in outcome.outputs)
+def decode(outcome: Outcome) -> tuple[int, float]:
+    """Tokens after the last prompt's first, and the seconds that they took: what came before came beside prompts."""
+    start = max(output.arrived[0] for output in outcome.outputs)
+    tokens = sum(now > start for output in outcome.outputs for now in output.arrived)
+    return tokens, max(output.arrived[-1] for output in outcome.outputs) - start
 
 
 def full_rate(outputs: Sequence[Timed], batch: int) -> float:

@@ -77,26 +77,26 @@ class SlowedDrafter(NestedDrafter):
     def __init__(self, drafter: NestedDrafter, device: Device, step_ms: Callable[[Sequence[PassRow]], float]) -> None:
         """step_ms: of one token for each of these rows, however many the drafter makes in a pass."""
         vars(self).update(vars(drafter))
-        self.device = device
+        self.slow = device
         self.step_ms = step_ms
 
     @property
     def label(self) -> str:
-        return f"drafter on a {self.device.label}"
+        return f"drafter on a {self.slow.label}"
 
     def run(self, rows: Sequence[PassRow]) -> list[list[Pick]]:
-        began = self.device.clock()
+        began = self.slow.clock()
         picks = super().run(rows)
-        self.device.finish(began, self.step_ms(rows) * max([1, *map(len, picks)]))
+        self.slow.finish(began, self.step_ms(rows) * max([1, *map(len, picks)]))
         return picks
 
     def probe(self, rows: Sequence[ProbeRow]) -> list[Probe]:
         """As long as one token for every row at the deepest exit, whatever the number of positions."""
-        began = self.device.clock()
+        began = self.slow.clock()
         probes = super().probe(rows)
         deepest = DepthRule(self.exits[-1:])
         alike = [PassRow(row.sequence, (), row.stop, 0, deepest, row.sampling) for row in rows]
-        self.device.finish(began, self.step_ms(alike))
+        self.slow.finish(began, self.step_ms(alike))
         return probes
 
 

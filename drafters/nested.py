@@ -118,6 +118,10 @@ class NestedDrafter:
         return self._marks[sequence].marks[self._last_segment(depth)]
 
     @property
+    def device(self) -> torch.device:
+        return self._decoder.device
+
+    @property
     def deepest(self) -> DepthRule:
         return DepthRule(self.exits[-1:])
 
@@ -226,7 +230,7 @@ class NestedDrafter:
             Row(self.ledger.slots(stretch.row.sequence)[: stretch.positions.stop], len(stretch.positions))
             for stretch in stretches
         ]
-        return build_batch(rows, self._decoder.device)
+        return build_batch(rows, self.device)
 
     def _embed(self, stretches: Sequence[_Stretch]) -> Tensor:
         """[num_tokens, hidden], the input of segment 0."""

@@ -16,6 +16,7 @@ from drafters.client import LocalDraftClient
 from drafters.nested import NestedDrafter
 from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
+from model.sweep import MIB, sweeper
 from protocol.draft import DraftRequest, DraftRow
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule
@@ -25,6 +26,7 @@ INCARNATION = "profile"
 GREEDY = SamplingParams(temperature=0.0)
 NUM_NEW = (1, 4, 16)
 LENGTHS = (1, 5)
+TARGET_BYTES = 64 * MIB  # read between two rounds
 CONTEXT = 256  # or what the memory holds
 
 
@@ -63,6 +65,7 @@ def draft_timer(
     worker = DraftWorker(drafter, PoolLimits(max_rows=num_rows), clock)
     client = LocalDraftClient(worker, INCARNATION, clock=clock)
     turns = [0] * num_rows
+    sweep = sweeper(TARGET_BYTES, drafter.device)
 
     def row(number: int, one: DraftRound) -> DraftRow:
         turns[number] += 1
@@ -72,6 +75,7 @@ def draft_timer(
     def measure(one: DraftRound) -> float:
         rows = tuple(row(number, one) for number in range(one.num_rows))
         request = DraftRequest(INCARNATION, 0, DepthRule((one.depth,)), rows)
+        sweep()
         began = clock()
         reply = client.draft(request)
         elapsed = clock() - began

@@ -1,12 +1,15 @@
 """How likely a drafted token is accepted: by depth rule and position in the window, learned from what comes back.
 
-The estimate is a hazard: the share accepted of the tokens at a position that were verified with everything before
-them accepted. A window tells of its position n only when n tokens were verified and the first n - 1 accepted, so what
-the window's end cut off counts neither way (censoring). A position that little is known of leans on the one before it,
-and a rule that little is known of on the best known rule, in log odds by the layers between them.
+The estimate is a hazard: of the windows whose tokens before a position were all accepted, the share whose token there
+was accepted too. A window tells of its position n only when n tokens were planned and the first n - 1 accepted, so what
+the plan's end cut off counts neither way (censoring). What a draft left out because it had lost confidence counts as
+refused: such ends are no accident, they come where tokens are doubtful, and without them what is left looks too good.
+For the same reason the share of drafts that get as far as a position is kept, which is what they cost. A position that
+little is known of leans on the one before it, and a rule that little is known of on the best known rule, in log odds by
+the layers between them.
 
 Full information: a probe tells what every exit would have picked at the tokens committed lately. Cut into windows as
-drafting would have cut them, that is an observation of every rule, without having run it.
+drafting would have cut them, stops included, that is an observation of every rule, without having run it.
 
 Old evidence fades. When lately accepted tokens contradict the estimate, by more standard deviations than chance gives,
 the text has changed and all of it fades at once.
@@ -29,14 +32,11 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """One draft's fate: of `verified` tokens the first `accepted` were right.
-
-    doubt: probability of the first token that was drafted and not verified, which counts as a fraction; None: no such.
-    """
+    """One draft's fate: `planned` tokens were wanted, so many drafted, and the first `accepted` of them right."""
 
     accepted: int
-    verified: int
-    doubt: float | None = None
+    planned: int
+    drafted: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,19 +61,30 @@ class AcceptanceConfig:
     alarm: float = 3.5
     bursts: float = 1.5
     alarm_keeps: float = 0.05
-    own_failures: float = 3.0
+    own_failures: float = 30.0
 
 
 @dataclass(slots=True)
 class _Rule:
-    """accepted, reached: by position, faded. recent, expected, variance: accepted tokens of the last few windows."""
+    """By position, faded: accepted of those reached, drafted of those planned. recent, expected, variance: accepted
+    tokens of the last few windows.
+    """
 
     accepted: Floats
     reached: Floats
-    recent: float = 0.0
-    expected: float = 0.0
-    variance: float = 0.0
-    hazards: Floats | None = None
+    drafted: Floats
+    planned: Floats
+    recent: float = field(default=0.0, init=False)
+    expected: float = field(default=0.0, init=False)
+    variance: float = field(default=0.0, init=False)
+    hazards: Floats | None = field(default=None, init=False)
+
+    def fade(self, share: float) -> None:
+        self.accepted = share * self.accepted
+        self.reached = share * self.reached
+        self.drafted = share * self.drafted
+        self.planned = share * self.planned
+        self.hazards = None
 
 
 @dataclass(slots=True)
@@ -96,19 +107,29 @@ class Acceptance:
     _own: dict[int, _Own] = field(init=False, repr=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        self._rules = [_Rule(np.zeros(self.length), np.zeros(self.length)) for _ in self.rules]
+        self._rules = [_Rule(*np.zeros((4, self.length))) for _ in self.rules]
 
     def hazards(self, rule: int) -> Floats:
         """[length]: probability that a token is accepted, given that all before it were."""
         state = self._rules[rule]
         if state.hazards is None:
-            state.hazards = self._estimate(state, self._prior(rule))
+            state.hazards = self._shares(state.accepted, state.reached, self._prior(rule))
         return state.hazards
 
-    def hopeful(self, rule: int) -> Floats:
-        """Hazards one standard deviation above what is known: what it takes to give a rule up."""
-        state, hazards = self._rules[rule], self.hazards(rule)
-        spread = np.sqrt(self.config.bursts * hazards * (1 - hazards) / (state.reached + self.config.prior_tokens))
+    def drafted(self, rule: int) -> Floats:
+        """[length]: share of the drafts that get as far as a position before they are stopped."""
+        state = self._rules[rule]
+        return self._shares(state.drafted, state.planned, 1.0)
+
+    def hopeful(self, rule: int, trust: float = 1.0) -> Floats:
+        """Hazards one standard deviation above what is known: what it takes to give a rule up.
+
+        trust: what the evidence counts, less than 1 if it is of other text.
+        """
+        state = self._rules[rule]
+        accepted, reached = trust * state.accepted, trust * state.reached
+        hazards = self._shares(accepted, reached, self._prior(rule))
+        spread = np.sqrt(self.config.bursts * hazards * (1 - hazards) / (reached + self.config.prior_tokens))
         raised: Floats = np.minimum(hazards + spread, 0.995)
         return raised
 
@@ -127,20 +148,22 @@ class Acceptance:
     def observe(self, rule: int, windows: Sequence[tuple[int, Window]]) -> None:
         """One round: (sequence id, its window) for every row that was drafted for under this rule."""
         hazards = self.hazards(rule)
+        refusals = [0.0, *np.cumsum(1 - hazards).tolist()]
         for sequence_id, window in windows:
-            self._own_evidence(self._own.setdefault(sequence_id, _Own()), hazards, window)
+            self._own_evidence(self._own.setdefault(sequence_id, _Own()), refusals, window)
         self._add(rule, [window for _, window in windows])
         # What all sequences had in common is in the hazards now, and no longer what sets one apart.
         moved = float((1 - self.hazards(rule)[0]) / (1 - hazards[0]))
         for own in self._own.values():
             own.expected *= moved
 
-    def tell(self, probe: Probe, exits: Sequence[int], known: int | None) -> None:
-        """A probe of one sequence. exits: the drafter's. known: the rule that drafted these tokens, which its own
-        windows told of already."""
+    def tell(self, probe: Probe, exits: Sequence[int], known: int | None, least: Sequence[float]) -> None:
+        """A probe of one sequence, with calibrated confidences. exits: the drafter's. known: the rule that drafted
+        these tokens, which its own windows told of already. least: by rule, the survival at which a draft is stopped.
+        """
         for number, rule in enumerate(self.rules):
             if number != known and set(rule.exits) <= set(exits):
-                self._add(number, windows_of(would_match(probe, exits, rule), self.length))
+                self._add(number, windows_of(*would_match(probe, exits, rule), self.length, least[number]))
 
     def keep(self, sequence_ids: Iterable[int]) -> None:
         """Forget the sequences that are not among these."""
@@ -159,13 +182,15 @@ class Acceptance:
         hazards = self.hazards(rule)
         fade = _fade(len(windows), max(config.half_life, config.half_life_rounds * len(windows)))
         accepted, reached = counts(windows, self.length)
-        state.accepted = fade * state.accepted + accepted
-        state.reached = fade * state.reached + reached
+        state.fade(fade)
+        state.accepted += accepted
+        state.reached += reached
+        state.drafted += longer([window.drafted for window in windows], self.length)
+        state.planned += longer([window.planned for window in windows], self.length)
         recent = _fade(len(windows), max(config.recent_half_life, 2.0 * len(windows)))
         state.recent = recent * state.recent + float(accepted.sum())
         state.expected = recent * state.expected + float(reached @ hazards)
         state.variance = recent * state.variance + float(reached @ (hazards * (1 - hazards)))
-        state.hazards = None
         self._fade_others(rule, len(windows))
         if abs(state.recent - state.expected) > config.alarm * math.sqrt(config.bursts * state.variance + 1.0):
             self._forget()
@@ -174,18 +199,13 @@ class Acceptance:
         fade = _fade(num_windows, max(self.config.unseen_half_life, 8.0 * num_windows))
         for number, other in enumerate(self._rules):
             if number != rule:
-                other.accepted = fade * other.accepted
-                other.reached = fade * other.reached
-                other.hazards = None
+                other.fade(fade)
 
     def _forget(self) -> None:
         self.num_alarms += 1
         for state in self._rules:
-            keep = min(1.0, self.config.alarm_keeps + 4.0 / max(float(state.reached[0]), 4.0))
-            state.accepted = keep * state.accepted
-            state.reached = keep * state.reached
+            state.fade(min(1.0, self.config.alarm_keeps + 4.0 / max(float(state.reached[0]), 4.0)))
             state.recent = state.expected = state.variance = 0.0
-            state.hazards = None
         self._own.clear()
 
     def _prior(self, rule: int) -> float:
@@ -200,57 +220,68 @@ class Acceptance:
         rate = (float(best.accepted[0]) + weight * start) / (float(best.reached[0]) + weight)
         return _sigmoid(_logit(rate) + config.per_layer * (_depth(self.rules[rule]) - _depth(self.rules[known])))
 
-    def _estimate(self, state: _Rule, prior: float) -> Floats:
-        hazards = np.empty(self.length)
+    def _shares(self, numbers: Floats, of: Floats, prior: float) -> Floats:
+        shares = []
         before, weight = prior, self.config.prior_tokens
-        for position in range(self.length):
-            before = (state.accepted[position] + weight * before) / (state.reached[position] + weight)
+        for number, total in zip(numbers.tolist(), of.tolist(), strict=True):
+            before = (number + weight * before) / (total + weight)
             weight = self.config.lean
-            hazards[position] = before
-        return hazards
+            shares.append(before)
+        return np.asarray(shares)
 
-    def _own_evidence(self, own: _Own, hazards: Floats, window: Window) -> None:
+    def _own_evidence(self, own: _Own, refusals: Sequence[float], window: Window) -> None:
+        """refusals: expected of a window's first 0, 1, 2 ... tokens."""
         fade = _fade(1, self.config.own_half_life)
-        reached = min(window.accepted + 1, window.verified)
-        own.refused = fade * own.refused + (window.verified > window.accepted)
-        own.expected = fade * own.expected + reached - float(hazards[:reached].sum())
+        reached = min(window.accepted + 1, window.planned)
+        own.refused = fade * own.refused + (window.planned > window.accepted)
+        own.expected = fade * own.expected + refusals[reached]
 
 
 def counts(windows: Sequence[Window], length: int) -> tuple[Floats, Floats]:
     """Accepted and reached tokens by position, [length] each."""
-    accepted, reached = np.zeros(length), np.zeros(length)
-    for window in windows:
-        accepted[: window.accepted] += 1
-        reached[: min(window.accepted + 1, window.verified)] += 1
-        if window.doubt is not None and window.accepted == window.verified < length:
-            accepted[window.verified] += window.doubt
-            reached[window.verified] += 1
-    return accepted, reached
+    accepted = longer([window.accepted for window in windows], length)
+    return accepted, longer([min(window.accepted + 1, window.planned) for window in windows], length)
 
 
-def would_match(probe: Probe, exits: Sequence[int], rule: DepthRule) -> list[bool]:
-    """Whether the rule would have picked each of the committed tokens that the probe tells of."""
+def longer(numbers: Sequence[int], length: int) -> Floats:
+    """[length]: how many of the numbers are larger than each position."""
+    found = np.bincount(numbers, minlength=length + 1)[: length + 1]
+    above: Floats = len(numbers) - np.cumsum(found)[:length].astype(np.float64)
+    return above
+
+
+def would_match(probe: Probe, exits: Sequence[int], rule: DepthRule) -> tuple[list[bool], list[float]]:
+    """Whether the rule would have picked each of the committed tokens that the probe tells of, and its confidences."""
     rungs = [list(exits).index(exit_) for exit_ in rule.exits]
-    matches = []
+    taken = []
     for position in range(len(probe.matches[0])):
         passed = (
             rung
             for rung, threshold in zip(rungs, rule.thresholds, strict=False)
             if probe.confidences[rung][position] > threshold
         )
-        matches.append(probe.matches[next(passed, rungs[-1])][position])
-    return matches
+        taken.append((next(passed, rungs[-1]), position))
+    return [probe.matches[r][p] for r, p in taken], [probe.confidences[r][p] for r, p in taken]
 
 
-def windows_of(matches: Sequence[bool], length: int) -> list[Window]:
-    """The windows that drafting `length` tokens at a time would have made of these tokens, the last one cut off."""
+def windows_of(matches: Sequence[bool], confidences: Sequence[float], length: int, least: float = 0.0) -> list[Window]:
+    """The windows that drafting `length` tokens at a time would have made of these tokens, the last one cut off.
+
+    A draft is stopped behind the token at which its product of confidences is no longer above `least`. What it would
+    have drafted behind a wrong token nobody knows; it is taken to be as sure of that as of the wrong one.
+    """
     windows, start = [], 0
     while start < len(matches):
-        run = 0
-        while run < length and start + run < len(matches) and matches[start + run]:
-            run += 1
-        ended = start + run < len(matches) and run < length
-        windows.append(Window(run, run + ended))
+        room = min(length, len(matches) - start)
+        run, drafted, product = 0, 0, 1.0
+        while drafted < length and start + run < len(matches):
+            drafted += 1
+            product *= confidences[start + run]
+            run += run == drafted - 1 and matches[start + run]
+            if product <= least:
+                break
+        ended = run < min(drafted, room) or product <= least
+        windows.append(Window(run, length if ended else room, drafted))
         start += run + 1
     return windows
 

@@ -10,13 +10,12 @@ a price of its own, whoever takes part, so the order by position is tried as wel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from protocol.plan import BatchView
 from router.predict import Predictor
 
 MOST_WEIGHT = 4.0
@@ -60,33 +59,32 @@ def off(predictor: Predictor, num_rows: int, context: float) -> Arm:
     return Arm(None, (0,) * num_rows, float(num_rows), ms)
 
 
-def weights(view: BatchView) -> list[float]:
-    """What a token of each sequence counts, 1 on average.
-
-    While others wait for a place, all the same. Otherwise the batch ends with its last sequence, and one that has more
-    left than the others counts more: they would finish early only to leave it alone in a small batch.
-    """
-    sequences = view.sequences
-    if view.num_waiting or len(sequences) == 1:
-        return [1.0] * len(sequences)
-    mean = sum(sequence.remaining for sequence in sequences) / len(sequences)
-    return [min(max(sequence.remaining / mean, 1 / MOST_WEIGHT), MOST_WEIGHT) for sequence in sequences]
-
-
-def best(predictor: Predictor, rule: int, survival: Floats, context: float, catch_up_ms: float = 0.0) -> Arm:
+def best(
+    predictor: Predictor,
+    rule: int,
+    survival: Floats,
+    context: float,
+    catch_up_ms: float = 0.0,
+    drafted: Floats | None = None,
+) -> Arm:
     """The best budget of one rule with at least one drafted token.
 
-    survival: as `survivals` gives it, times the sequences' weights.
-
-    catch_up_ms: what it adds to a round that the pool has to be shown what it has not seen.
+    survival: as `survivals` gives it. drafted: [length], share of drafts that get as far as a position before they are
+    stopped, and so cost something there; None: all. catch_up_ms: what it adds to a round that the pool has to be shown
+    what it has not seen.
     """
     num_rows = len(survival)
     num_tokens = max(int(np.count_nonzero(survival)), 1)
     steps = predictor.draft_steps(rule, num_rows)
     tokens, ms = predictor.verify_line(num_rows, context, wide=True)
-    verify = np.interp(num_rows + np.arange(1, num_tokens + 1), tokens, ms)
-    fixed = verify + predictor.other_ms(num_rows, drafts=True) + catch_up_ms
-    found = [_along(order[:num_tokens], survival, steps, fixed) for order in _orders(survival)]
+    other = predictor.other_ms(num_rows, drafts=True) + catch_up_ms
+    reach = np.ones(survival.shape[1]) if drafted is None else drafted
+
+    def fixed(number: Floats) -> Floats:
+        passes: Floats = np.interp(num_rows + number, tokens, ms)
+        return passes + other
+
+    found = [_along(order[:num_tokens], survival, steps, fixed, reach) for order in _orders(survival)]
     expected, rounds, lengths = max(found, key=lambda one: one[0] / one[1])
     fewer = np.interp([num_rows, num_rows + sum(lengths)], tokens, ms)
     slope = float(fewer[1] - fewer[0]) / sum(lengths)
@@ -112,13 +110,16 @@ def _orders(survival: Floats) -> list[Ints]:
     return [by_survival, np.lexsort((-survival.reshape(-1), np.where(survival > 0, positions, np.inf).reshape(-1)))]
 
 
-def _along(order: Ints, survival: Floats, steps: Floats, fixed: Floats) -> tuple[float, float, tuple[int, ...]]:
-    """Expected tokens, ms and lengths at the best point along an order. fixed: ms beside drafting, by tokens."""
+def _along(
+    order: Ints, survival: Floats, steps: Floats, fixed: Callable[[Floats], Floats], reach: Floats
+) -> tuple[float, float, tuple[int, ...]]:
+    """Expected tokens, ms and lengths at the best point along an order. fixed: ms but drafting, by drafted tokens."""
     num_rows, length = survival.shape
     columns = order % length
     ranks = _ranks(columns, length)
-    draft = np.cumsum(steps[ranks + 1, columns] - np.where(ranks > 0, steps[ranks, columns], 0.0))
-    rounds = draft + fixed
+    share = reach[columns]
+    draft = np.cumsum(share * (steps[ranks + 1, columns] - np.where(ranks > 0, steps[ranks, columns], 0.0)))
+    rounds = draft + fixed(np.cumsum(share))
     expected = num_rows + np.cumsum(survival.reshape(-1)[order])
     chosen = int(np.argmax(expected / rounds))
     lengths = np.bincount(order[: chosen + 1] // length, minlength=num_rows)
@@ -127,8 +128,8 @@ def _along(order: Ints, survival: Floats, steps: Floats, fixed: Floats) -> tuple
 
 def _ranks(columns: Ints, length: int) -> Ints:
     """How many of the entries before each have the same column."""
+    counts = np.bincount(columns, minlength=length)
     ranks = np.empty(len(columns), np.int64)
-    for column in range(length):
-        where = np.flatnonzero(columns == column)
-        ranks[where] = np.arange(len(where))
+    first = np.repeat(np.cumsum(counts) - counts, counts)
+    ranks[np.argsort(columns, kind="stable")] = np.arange(len(columns)) - first
     return ranks

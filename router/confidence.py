@@ -22,8 +22,10 @@ class Calibration:
     """rate: the step in the exponent's logarithm per token; exponents stay within `bounds`."""
 
     rate: float = 0.005
+    first: float = 2.0
     bounds: tuple[float, float] = (0.05, 20.0)
     _powers: dict[int, float] = field(default_factory=dict)
+    _seen: dict[int, int] = field(default_factory=dict)
 
     def power(self, exit_: int) -> float:
         return self._powers.get(exit_, 1.0)
@@ -44,7 +46,8 @@ class Calibration:
         logs = np.log(sure)
         survived = np.exp(power * logs)
         gradient = power * logs * np.where(np.asarray(right), 1.0, -survived / (1 - survived))
-        step = self.rate * float(np.minimum(np.maximum(gradient, -3), 3).sum())
+        seen = self._seen[exit_] = self._seen.get(exit_, 0) + len(confidences)
+        step = max(self.rate, self.first / seen) * float(np.minimum(np.maximum(gradient, -3), 3).sum())
         low, high = self.bounds
         self._powers[exit_] = min(max(power * math.exp(max(min(step, 0.3), -0.3)), low), high)
 

@@ -12,21 +12,23 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
-import numpy as np
-
-from protocol.draft import DraftBlock
+from protocol.draft import DraftBlock, Probe
 from protocol.outcome import RoundOutcome, RowOutcome
 from protocol.plan import BatchView, DepthRule, Plan
 from router.acceptance import Acceptance, AcceptanceConfig, Window
-from router.choose import Arm, Floats, best, off, survivals, weights
+from router.choose import Arm, Floats, best, off, survivals
 from router.confidence import Calibration, worth
 from router.costs import CostCurves
 from router.predict import SETTLED, Predictor, tables
 from router.probing import Probing
+from router.trials import Trials
 
+NEXT = 0.9  # acceptance of one more token, where all before it are
+TRIAL = 3  # tokens of a draft in a trial
+NEWS = 0.02  # what evidence about other text counts in a trial
 HORIZON = 100.0  # rounds over which catching up is paid back, at most
 
 
@@ -80,12 +82,13 @@ class Goodput:
         self.forecast = Forecast()
         self._numbers = {rule: number for number, rule in enumerate(config.rules)}
         self._lengths: dict[int, int] = {}
-        self._weights: dict[int, float] = {}
         self._usual = 0  # length for a sequence that came since the last decision
         self._num_rows = 0  # of the last decision
         self._age = 0
         self._floor = 0.0
+        self._least = [0.0] * len(config.rules)  # survival at which a draft is stopped
         self._outcomes: list[RoundOutcome] = []
+        self._trials = Trials()
         self._played: Counter[str] = Counter()
         cost = 4 * float(self.predictor.tables.steps[-1][1].mean())
         self._probing = Probing(config.probe_share, config.probe_tokens, cost)
@@ -104,7 +107,11 @@ class Goodput:
         alarms = self.acceptance.num_alarms
         if self._age % every == 0:
             self._digest()
-        if self._age >= 2 * every or self.acceptance.num_alarms > alarms or self._outgrown(len(rows)):
+        if (
+            self._age >= (every if self._trials.trying else 2 * every)
+            or self.acceptance.num_alarms > alarms
+            or self._outgrown(len(rows))
+        ):
             self._decide(view)
         lengths = tuple(
             min(self._lengths.get(sequence.id, self._usual), sequence.remaining - 1) if sequence.drafts else 0
@@ -119,19 +126,19 @@ class Goodput:
         arm = self.arm
         if arm is None or arm.rule is None:
             return [len(draft.tokens) if draft else 0 for draft in drafts]
-        least = arm.goodput / 1e3 * arm.token_ms
-        return [
-            worth(self._survivals(draft), least / self._weights.get(draft.sequence_id, 1.0)) if draft else 0
-            for draft in drafts
-        ]
+        least = self._believed / 1e3 * arm.token_ms
+        return [worth(self._survivals(draft), least) if draft else 0 for draft in drafts]
 
     def observe(self, outcome: RoundOutcome) -> None:
         self._outcomes.append(outcome)
+        if outcome.rows:
+            self._trials.pass_round([row.id for row in outcome.rows if row.exits])
 
     def restart(self) -> None:
         """Other sequences come, maybe under the names of earlier ones: forget those, keep what was learned."""
         self._digest()
         self.acceptance.leave()
+        self._trials.forget()
         self._lengths, self._num_rows = {}, 0
         self._probing.keep(())
 
@@ -144,6 +151,11 @@ class Goodput:
         """Shares of the rounds since the last time that were played so: "depth/longest length", or "off"."""
         played, self._played = self._played, Counter()
         return {name: count / played.total() for name, count in played.most_common()}
+
+    @property
+    def _believed(self) -> float:
+        """Tokens per second to be had for all that is known: what time is worth."""
+        return max(arm.goodput for arm in self.arms)
 
     @property
     def _widest(self) -> DepthRule:
@@ -166,51 +178,55 @@ class Goodput:
         context = sum(sequence.num_tokens for sequence in sequences) / len(sequences)
         room = [min(self.config.length, sequence.remaining - 1) if sequence.drafts else 0 for sequence in sequences]
         odds = [self.acceptance.odds(sequence.id) for sequence in sequences]
-        counted = weights(view)
-        self._weights = {sequence.id: weight for sequence, weight in zip(sequences, counted, strict=True)}
-        column = np.asarray(counted)[:, None]
         arms = [off(self.predictor, len(sequences), context)]
         if any(room):
             for rule in range(len(self.config.rules)):
-                survival = column * survivals(self.acceptance.hazards(rule), odds, room)
-                arms.append(best(self.predictor, rule, survival, context, self._catch_up_ms(view, rule)))
+                arms.append(self._best(view, rule, self.acceptance.hazards(rule), odds, room))
         self.arms = tuple(arms)
         chosen = keep_or_switch(self.arm, self.arms, self.config.hysteresis, self.config.inertia)
-        if chosen.rule is None and any(room) and not (self.arm and self.arm.rule is None):
-            chosen = self._last_hope(chosen, view, column, odds, room)
+        if chosen.rule is None and any(room):
+            resting = self.arm is not None and self.arm.rule is None
+            settled = view.num_prefilling <= len(sequences) // 4
+            if not resting:
+                chosen = self._hope(chosen, view, odds, room, 1.0)
+            elif settled and self._trials.due([sequence.id for sequence in sequences]):
+                chosen = self._hope(chosen, view, odds, [min(limit, TRIAL) for limit in room], NEWS)
+        self._trials.decide(chosen.rule is not None, chosen not in arms)
         self.arm = chosen
         self._num_rows = len(sequences)
         self._age = 0
-        self._floor, stretch = self._stop()
+        stretch = self._stop()
         self._lengths = {
             sequence.id: min(int(stretch * length + 0.5), limit)
             for sequence, length, limit in zip(sequences, self.arm.lengths, room, strict=True)
         }
         self._usual = int(median(self._lengths.values()))
 
-    def _last_hope(
-        self, chosen: Arm, view: BatchView, column: Floats, odds: Sequence[float], room: Sequence[int]
-    ) -> Arm:
-        """Off, unless a rule might beat it for all that is known: off brings no evidence, so it takes certainty."""
+    def _best(self, view: BatchView, rule: int, hazards: Floats, odds: Sequence[float], room: Sequence[int]) -> Arm:
         context = sum(sequence.num_tokens for sequence in view.sequences) / len(view.sequences)
-        arms = []
-        for rule in range(len(self.config.rules)):
-            survival = column * survivals(self.acceptance.hopeful(rule), odds, room)
-            arms.append(best(self.predictor, rule, survival, context, self._catch_up_ms(view, rule)))
+        survival = survivals(hazards, odds, room)
+        drafted = self.acceptance.drafted(rule)
+        return best(self.predictor, rule, survival, context, self._catch_up_ms(view, rule), drafted)
+
+    def _hope(self, chosen: Arm, view: BatchView, odds: Sequence[float], room: Sequence[int], trust: float) -> Arm:
+        """Off, unless a rule might beat it for all that is known: off brings no evidence, so it takes certainty."""
+        rules = range(len(self.config.rules))
+        arms = [self._best(view, rule, self.acceptance.hopeful(rule, trust), odds, room) for rule in rules]
         hope = max(arms, key=lambda arm: arm.goodput)
         return hope if hope.goodput > chosen.goodput else chosen
 
-    def _stop(self) -> tuple[float, float]:
-        """The floor under which drafting on does not pay, and how far drafts may go beyond the plan with it."""
-        arm = self.arm
-        if arm is None or arm.rule is None:
-            return 0.0, 1.0
-        rule = self.config.rules[arm.rule]
-        usual = float(self.acceptance.hazards(arm.rule).mean())
-        survival = arm.goodput / 1e3 * (arm.step_ms + arm.token_ms) / max(usual, 0.05)
-        survival /= max(self._weights.values())
-        stretch = self.config.stretch if len(arm.lengths) == 1 else 1.0  # in a batch the others would wait for it
-        return self.calibration.floor(rule.exits[-1], survival), stretch
+    def _stop(self) -> float:
+        """Sets the survival at which drafting on does not pay, and the floor; how far drafts may go beyond the plan."""
+        chosen = self.arm
+        for arm in self.arms:
+            if arm.rule is not None:
+                self._least[arm.rule] = self._believed / 1e3 * (arm.step_ms + arm.token_ms) / NEXT
+        if chosen is None or chosen.rule is None:
+            self._floor = 0.0
+            return 1.0
+        exit_ = self.config.rules[chosen.rule].exits[-1]
+        self._floor = self.calibration.floor(exit_, self._least[chosen.rule])
+        return self.config.stretch if len(chosen.lengths) == 1 else 1.0  # in a batch the others would wait for it
 
     def _catch_up_ms(self, view: BatchView, rule: int) -> float:
         """What showing the pool what it has not seen costs, spread over the rounds that come."""
@@ -235,7 +251,8 @@ class Goodput:
             for index, row in enumerate(outcome.rows):
                 rule = self._rule_of(outcome, index)
                 if rule is not None and row.exits:
-                    windows.setdefault(rule, []).append((row.id, self._window(row)))
+                    window = Window(row.accepted, outcome.plan.lengths[index], len(row.exits))
+                    windows.setdefault(rule, []).append((row.id, window))
                 self._add_fates(fates, row)
         for rule, own in windows.items():
             self.acceptance.observe(rule, own)
@@ -243,7 +260,7 @@ class Goodput:
             for index, row in enumerate(outcome.rows):
                 if row.probe is not None and row.probe.matches and row.probe.matches[0]:
                     drafted = self._rule_of(outcome, index) if row.exits else None
-                    self.acceptance.tell(row.probe, self.config.exits, drafted)
+                    self.acceptance.tell(self._calibrated(row.probe), self.config.exits, drafted, self._least)
         for exit_, (sure, right) in fates.items():
             self.calibration.observe(exit_, sure, right)
         rows = {row.id for row in outcomes[-1].rows}
@@ -280,11 +297,15 @@ class Goodput:
         depth = plan.own[index] if plan.own else plan.depth
         return None if depth is None else self._numbers.get(depth)
 
-    def _window(self, row: RowOutcome) -> Window:
-        if row.num_verified >= len(row.exits):
-            return Window(row.accepted, row.num_verified)
-        exit_, confidence = row.exits[row.num_verified], row.confidences[row.num_verified]
-        return Window(row.accepted, row.num_verified, confidence ** self.calibration.power(exit_))
+    def _calibrated(self, probe: Probe) -> Probe:
+        powers = [self.calibration.power(exit_) for exit_ in self.config.exits]
+        return replace(
+            probe,
+            confidences=tuple(
+                tuple([confidence**power for confidence in told])
+                for power, told in zip(powers, probe.confidences, strict=True)
+            ),
+        )
 
     def _add_fates(self, fates: dict[int, tuple[list[float], list[bool]]], row: RowOutcome) -> None:
         """Tokens whose fate is known: accepted ones, the first refused one, and all that a probe tells of."""

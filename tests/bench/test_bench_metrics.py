@@ -23,7 +23,7 @@ def result(cell: Cell, *outputs: Timed) -> CellResult:
 
 def test_a_batch_rate_leaves_prefill_out() -> None:
     slow_start = [Outcome((timed(1.0, 5.0, 6.0, 7.0), timed(5.0, 6.0, 7.0)), None)]
-    assert rate(slow_start, PLAIN) == 5 / 2  # behind each first: 3 + 2 tokens; from 5.0 to 7.0
+    assert rate(slow_start, PLAIN) == 4 / 2  # what came after 5.0, when the last prompt was done
 
 
 def test_groups_of_one_mode_add_up_before_the_division() -> None:

@@ -14,13 +14,14 @@ from router.acceptance import Acceptance, AcceptanceConfig, Window, counts, wind
 EXITS = (2, 4, 6)
 RULES = tuple(DepthRule((exit_,)) for exit_ in EXITS)
 LENGTH = 8
+NEVER = (0.0,) * 3  # stopped
 
 
 def window(rng: random.Random, hazards: list[float], length: int) -> Window:
     accepted = 0
     while accepted < length and rng.random() < hazards[accepted]:
         accepted += 1
-    return Window(accepted, length)
+    return Window(accepted, length, length)
 
 
 def model(**settings: float) -> Acceptance:
@@ -38,19 +39,35 @@ def test_hazards_come_out_as_drawn_whatever_the_lengths_of_the_windows(seed: int
 
 
 def test_what_the_end_of_a_window_cuts_off_counts_neither_way() -> None:
-    accepted, reached = counts([Window(2, 2), Window(1, 3), Window(0, 1)], 4)
+    accepted, reached = counts([Window(2, 2, 2), Window(1, 3, 3), Window(0, 1, 1)], 4)
     assert (accepted.tolist(), reached.tolist()) == ([2, 1, 0, 0], [3, 2, 0, 0])
 
 
-def test_a_pruned_token_counts_as_the_fraction_that_its_confidence_says() -> None:
-    accepted, reached = counts([Window(1, 1, doubt=0.25), Window(0, 1, doubt=0.25)], 3)
-    assert (accepted.tolist(), reached.tolist()) == ([1, 0.25, 0], [2, 1, 0])
+def test_where_a_draft_lost_confidence_the_next_token_counts_as_refused() -> None:
+    accepted, reached = counts([Window(1, 3, 1), Window(0, 1, 1)], 3)
+    assert (accepted.tolist(), reached.tolist()) == ([1, 0, 0], [2, 1, 0])
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_drafts_that_stop_where_they_are_doubtful_do_not_make_a_rule_look_better(seed: int) -> None:
+    """Half of the tokens are right for sure, the others rarely: who stops at those accepts almost all that it drafts."""
+    rng = random.Random(seed)
+    learned = model(half_life=2000.0)
+    for _ in range(2000):
+        sure = [rng.random() < 0.5 for _ in range(LENGTH)]
+        right = [rng.random() < (0.98 if one else 0.1) for one in sure]
+        drafted = next((number + 1 for number, one in enumerate(sure) if not one), LENGTH)
+        accepted = next((number for number in range(drafted) if not right[number]), drafted)
+        learned.observe(0, [(0, Window(accepted, LENGTH, drafted))])
+    assert learned.hazards(0)[0] == pytest.approx(0.54, abs=0.05)
+    assert learned.hazards(0)[1] == pytest.approx(0.5 * 0.98 * 0.54 / 0.54, abs=0.06)
+    assert learned.drafted(0)[:3] == pytest.approx([1.0, 0.5, 0.25], abs=0.05)
 
 
 def test_a_position_that_was_never_reached_leans_on_the_one_before() -> None:
     learned = model()
     for _ in range(200):
-        learned.observe(0, [(0, Window(1, 1))])
+        learned.observe(0, [(0, Window(1, 1, 1))])
     hazards = learned.hazards(0)
     assert hazards[0] > 0.9
     assert hazards[1] == pytest.approx(hazards[0])
@@ -59,7 +76,7 @@ def test_a_position_that_was_never_reached_leans_on_the_one_before() -> None:
 def test_a_rule_that_nothing_is_known_of_leans_on_the_best_known_one_by_the_layers_between() -> None:
     learned = model()
     for _ in range(200):
-        learned.observe(1, [(0, Window(1, 2))])
+        learned.observe(1, [(0, Window(1, 2, 2))])
     shallow, known, deep = (float(learned.hazards(rule)[0]) for rule in range(3))
     assert 0.9 < shallow < known < deep < 1
 
@@ -69,11 +86,11 @@ def test_the_windows_of_a_probe_are_those_that_drafting_would_have_made(seed: in
     rng = random.Random(seed)
     matches = [rng.random() < 0.7 for _ in range(rng.randint(0, 60))]
     length = rng.randint(1, LENGTH)
-    windows, start = windows_of(matches, length), 0
+    windows, start = windows_of(matches, [0.9] * len(matches), length), 0
     for one in windows:
         assert matches[start : start + one.accepted] == [True] * one.accepted
-        assert one.accepted <= one.verified <= length
-        if one.verified > one.accepted:
+        assert one.accepted <= one.drafted <= length
+        if one.planned > one.accepted:
             assert not matches[start + one.accepted]
         start += one.accepted + 1
     assert start >= len(matches)
@@ -85,8 +102,13 @@ def test_a_cascade_leaves_at_the_first_exit_that_is_sure_enough() -> None:
         ((True, False, False), (False, True, False), (False, False, True)),
         ((0.9, 0.1, 0.5), (0.9, 0.8, 0.5), (0.1,) * 3),
     )
-    assert would_match(probe, EXITS, DepthRule(EXITS, (0.5, 0.5))) == [True, True, True]
-    assert would_match(probe, EXITS, DepthRule((4,))) == [False, True, False]
+    assert would_match(probe, EXITS, DepthRule(EXITS, (0.5, 0.5))) == ([True, True, True], [0.9, 0.8, 0.1])
+    assert would_match(probe, EXITS, DepthRule((4,))) == ([False, True, False], [0.9, 0.8, 0.5])
+
+
+def test_a_probe_is_cut_where_a_draft_would_have_been_stopped() -> None:
+    assert windows_of([True] * 5, [0.9, 0.4, 0.9, 0.9, 0.9], 4, least=0.5) == [Window(2, 4, 2), Window(2, 2, 2)]
+    assert windows_of([False, True], [0.8, 0.9], 4, least=0.5) == [Window(0, 4, 4), Window(1, 1, 1)]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -97,13 +119,13 @@ def test_a_probe_tells_of_every_rule_what_playing_it_would_have_told(seed: int) 
     for _ in range(60):
         draws = [rng.random() for _ in range(50)]
         matches = tuple(tuple(draw < rate for draw in draws) for rate in rates)
-        learned.tell(Probe(0, matches, tuple((0.5,) * 50 for _ in rates)), EXITS, known=None)
+        learned.tell(Probe(0, matches, tuple((0.5,) * 50 for _ in rates)), EXITS, None, NEVER)
     assert [float(learned.hazards(rule)[0]) for rule in range(3)] == pytest.approx(rates, abs=0.06)
 
 
 def test_a_probe_does_not_count_again_for_the_rule_that_drafted_its_tokens() -> None:
     learned = model()
-    learned.tell(Probe(0, ((True,) * 9,) * 3, ((0.5,) * 9,) * 3), EXITS, known=0)
+    learned.tell(Probe(0, ((True,) * 9,) * 3, ((0.5,) * 9,) * 3), EXITS, 0, NEVER)
     assert learned.weight(0) == 0
     assert learned.weight(1) > 0
 
@@ -149,7 +171,7 @@ def test_hazards_are_probabilities_whatever_came() -> None:
     for _ in range(500):
         length = rng.randint(1, LENGTH)
         learned.observe(
-            rng.randrange(3), [(rng.randrange(5), Window(rng.randint(0, length), length)) for _ in range(3)]
+            rng.randrange(3), [(rng.randrange(5), Window(rng.randint(0, length), length, length)) for _ in range(3)]
         )
         hazards = np.stack([learned.hazards(rule) for rule in range(3)])
         assert ((hazards > 0) & (hazards <= 1)).all()
