@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 def model_key(weights: Weights, placement: Placement) -> ModelKey:
     device = device_of(placement)
     own = "eager" if weights.execution == "eager" else kernels(device)
-    versions = f"draftpool {version('draftpool')}, torch {torch.__version__}, {own}"
+    versions = f"draftpool {version('draftpool')}, torch {torch.__version__}, {own}, caches swept"
     return ModelKey(device_name(device), fingerprint(resolve(weights.path)), weights.dtype, placement.threads, versions)
 
 

@@ -54,11 +54,10 @@ class SequenceView:
 
 @dataclass(frozen=True, slots=True)
 class BatchView:
-    """The decoding sequences of one round, in row order; prefills and those that wait for a place are counted apart."""
+    """The decoding sequences of one round, in row order; prefills are counted apart."""
 
     sequences: tuple[SequenceView, ...]
     num_prefilling: int = 0
-    num_waiting: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -144,8 +144,7 @@ class Stepper:
         views = tuple(
             sequence.view(drafting.num_unseen(sequence), not drafting.is_silent(sequence)) for sequence in decoding
         )
-        scheduler = self.scheduler
-        view = BatchView(views, len(scheduler.running) - len(decoding), len(scheduler.waiting))
+        view = BatchView(views, len(self.scheduler.running) - len(decoding))
         return granted(view, self.policy.plan(view))
 
     def _commit_run(self, sequence: Sequence, run: list[int]) -> TokenRun:
