@@ -50,7 +50,7 @@ def test_where_a_draft_lost_confidence_the_next_token_counts_as_refused() -> Non
 
 @pytest.mark.parametrize("seed", range(5))
 def test_drafts_that_stop_where_they_are_doubtful_do_not_make_a_rule_look_better(seed: int) -> None:
-    """Half of the tokens are right for sure, the others rarely: who stops at those accepts almost all that it drafts."""
+    """Half of the tokens are right, the others rarely: who stops at those accepts almost all that it drafts."""
     rng = random.Random(seed)
     learned = model(half_life=2000.0)
     for _ in range(2000):
