@@ -27,6 +27,7 @@ PROMPT = '''def read_lines(path):
     """Return the lines of a text file, without their line ends."""
 '''
 REFRESH_PER_S = 10
+LINK_S = 10.0  # that a target may take to find the pool, and to draft
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
         errors.print(warning, highlight=False, soft_wrap=True)
     with stopped_by_sigterm(), started(config, errors) as url:
         names = [target.name for target in config.targets]
-        warm_up(url, names, args.prompt)
+        for target in config.targets:
+            warm_up(url, target.name, args.prompt, LINK_S if config.pool and target.speculation else 0.0)
         console.print(table(stream_all(url, names, args.prompt, args.max_tokens, console)))
     return 0
 
@@ -82,11 +84,16 @@ class Completion:
         return (self.tokens - 1) / span if span > 0 else 0.0
 
 
-def warm_up(url: str, models: Sequence[str], prompt: str) -> None:
-    """First passes pick kernels and open streams; they are not what the demo is to show."""
-    for model in models:
-        for _ in events(url, model, prompt, max_tokens=8):
-            pass
+def warm_up(url: str, model: str, prompt: str, seconds: float) -> None:
+    """First passes pick kernels and open streams, and before those are open nothing is drafted; they are not what the
+    demo is to show. Again until a draft was accepted, for so long.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        completion = Completion(model)
+        read(url, completion, prompt, max_tokens=8)
+        if completion.accepted or completion.error or time.monotonic() > until:
+            return
 
 
 def stream_all(url: str, models: Sequence[str], prompt: str, max_tokens: int, console: Console) -> list[Completion]:
