@@ -31,7 +31,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from bench import machine
-from bench.exactness import TIE, Difference, first_difference, requests, score_gap
+from bench.differences import TIE, Difference, first_difference, requests, score_gap
 from bench.prompts import held_out
 from deployments.discovery import Discover, Need, PoolMember
 from deployments.local import complete, open_worker

@@ -26,20 +26,20 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench import machine
+from bench.differences import TIE, Difference, first_difference, requests, score_gap
 from bench.pressure import Devices
 from bench.prompts import Prompt, mixed
 from bench.random_policy import RandomPolicy, random_wish
 from deployments.local import complete, draft_policy, open_engine, open_worker
 from drafters.worker import DraftWorker
 from model.execution import Execution
-from model.sampling import noisy_scores
 from protocol.plan import DepthRule
-from protocol.request import GenerateRequest, SamplingParams, StopRules
+from protocol.request import GenerateRequest
 from router.goodput import Goodput, GoodputConfig
 from router.policy import Policy
 from targets import plain
 from targets.engine import EngineConfig
-from targets.model import ForwardRow, TargetModel, load_target
+from targets.model import TargetModel, load_target
 
 MODELS = machine.ROOT / "demo/models"
 RESULTS = machine.ROOT / "bench/results/exactness"
@@ -48,7 +48,6 @@ DEPTHS: tuple[int | str, ...] = (2, 4, 6, "cascade")
 POLICIES = ("random", "goodput")  # stand for a depth in a cell: these choose their own, up to its length
 LENGTHS = tuple(range(9))
 TEMPERATURES = (0.0, 0.8)
-TIE = 1e-4
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -62,15 +61,6 @@ class Cell:
     temperature: float
     page_size: int = 256
     kv_positions: int = 16 * 512
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """The first token that differs in one case. gap: between the plain loop's two best scores there."""
-
-    prompt: str
-    index: int
-    gap: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,14 +126,6 @@ def load(path: Path, precision: Precision, cell_positions: int, page_size: int) 
         page_size=page_size,
         execution=precision.execution,
     )
-
-
-def requests(prompts: Sequence[Prompt], temperature: float, max_tokens: int) -> list[GenerateRequest]:
-    """EOS is ignored; the seed is the prompt's number."""
-    return [
-        GenerateRequest(prompt.name, prompt.token_ids, SamplingParams(temperature, seed=seed), StopRules(max_tokens))
-        for seed, prompt in enumerate(prompts)
-    ]
 
 
 def prepare(
@@ -224,24 +206,6 @@ def _differences(
         index = first_difference(text, tokens)
         if index is not None:
             yield Difference(request.request_id, index, score_gap(subject.oracle, request, text[:index]))
-
-
-def first_difference(text: Sequence[int], tokens: Sequence[int]) -> int | None:
-    for index, (expected, actual) in enumerate(itertools.zip_longest(text, tokens)):
-        if expected != actual:
-            return index
-    return None
-
-
-def score_gap(model: TargetModel, request: GenerateRequest, text: Sequence[int]) -> float:
-    """Distance of the two best scores for the token behind prompt + text."""
-    context = [*request.prompt_ids, *text]
-    model.ledger.open(0)
-    assert model.ledger.reserve(0, len(context))
-    logits = model.forward([ForwardRow(0, 0, context, num_logits=1)])
-    model.ledger.free(0)
-    best = noisy_scores(logits, [request.sampling], [len(context)]).topk(2).values[0]
-    return float(best[0] - best[1])
 
 
 def differs_from_generate(subject: Subject) -> list[Difference]:

@@ -18,8 +18,6 @@ import numpy.typing as npt
 
 from router.predict import Predictor
 
-MOST_WEIGHT = 4.0
-
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 

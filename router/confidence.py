@@ -19,7 +19,9 @@ UNSURE = 1e-6
 
 @dataclass(slots=True)
 class Calibration:
-    """rate: the step in the exponent's logarithm per token; exponents stay within `bounds`."""
+    """rate: the step in the exponent's logarithm per token, at first `first` over the number of tokens seen, if that is
+    more. Exponents stay within `bounds`.
+    """
 
     rate: float = 0.005
     first: float = 2.0

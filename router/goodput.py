@@ -85,6 +85,7 @@ class Goodput:
         self._usual = 0  # length for a sequence that came since the last decision
         self._num_rows = 0  # of the last decision
         self._age = 0
+        self._believed = 0.0  # tokens per second to be had for all that is known: what time is worth
         self._floor = 0.0
         self._least = [0.0] * len(config.rules)  # survival at which a draft is stopped
         self._outcomes: list[RoundOutcome] = []
@@ -153,11 +154,6 @@ class Goodput:
         return {name: count / played.total() for name, count in played.most_common()}
 
     @property
-    def _believed(self) -> float:
-        """Tokens per second to be had for all that is known: what time is worth."""
-        return max(arm.goodput for arm in self.arms)
-
-    @property
     def _widest(self) -> DepthRule:
         return DepthRule(self.config.exits[-1:])
 
@@ -183,6 +179,7 @@ class Goodput:
             for rule in range(len(self.config.rules)):
                 arms.append(self._best(view, rule, self.acceptance.hazards(rule), odds, room))
         self.arms = tuple(arms)
+        self._believed = max(arm.goodput for arm in arms)
         chosen = keep_or_switch(self.arm, self.arms, self.config.hysteresis, self.config.inertia)
         if chosen.rule is None and any(room):
             resting = self.arm is not None and self.arm.rule is None

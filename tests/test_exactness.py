@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
+from bench.differences import TIE
 from bench.exactness import (
     BATCHES,
     DEPTHS,
@@ -16,7 +17,6 @@ from bench.exactness import (
     MODELS,
     POLICIES,
     TEMPERATURES,
-    TIE,
     Cell,
     CellResult,
     Precision,

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.degraded import Run, _row
-from bench.exactness import Difference
+from bench.differences import Difference
 from tests.deployments.checkpoints import make_family
 
 PLAIN = Run("plain", 100.0)

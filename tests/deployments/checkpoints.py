@@ -21,6 +21,14 @@ def make_family(folder: Path) -> Path:
     return folder
 
 
+def config_beside(family: Path, folder: Path, text: str) -> Path:
+    """A config file in `folder`, with links to the family's checkpoints beside it."""
+    for name in ("large", "small", "drafter"):
+        (folder / name).symlink_to(family / name)
+    (folder / "app.yaml").write_text(text)
+    return folder / "app.yaml"
+
+
 def make_model(directory: Path, num_layers: int, seed: int) -> None:
     tokenizer = tiny_tokenizer()
     torch.manual_seed(seed)

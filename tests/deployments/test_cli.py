@@ -18,7 +18,7 @@ import pytest
 
 from deployments.cli import COMMANDS, main
 from model import load
-from tests.deployments.checkpoints import make_model
+from tests.deployments.checkpoints import config_beside, make_model
 
 MARK = "DRAFTPOOL_TEST_RUN"
 FIXED = "{policy: fixed, depth: 4, length: 4}"
@@ -166,10 +166,7 @@ def test_help_is_quick_and_names_every_command() -> None:
 
 
 def write(family: Path, text: str, tmp_path: Path) -> str:
-    for name in ("large", "small", "drafter"):
-        (tmp_path / name).symlink_to(family / name)
-    (tmp_path / "app.yaml").write_text(text)
-    return str(tmp_path / "app.yaml")
+    return str(config_beside(family, tmp_path, text))
 
 
 def test_check_tells_what_would_be_served(capsys: pytest.CaptureFixture[str], family: Path, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from deployments.cli import main
 from deployments.config import load_config
 from deployments.profile_store import keep, model_key
 from router.costs import Curve
+from tests.deployments.checkpoints import config_beside
 from tests.router.curves import curves
 
 CONFIG = """
@@ -25,10 +26,7 @@ pool: {path: drafter, dtype: fp32}
 @pytest.fixture
 def config(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("deployments.profile_store.cache_directory", lambda: tmp_path / "cache")
-    for name in ("large", "small", "drafter"):
-        (tmp_path / name).symlink_to(family / name)
-    (tmp_path / "app.yaml").write_text(CONFIG)
-    return tmp_path / "app.yaml"
+    return config_beside(family, tmp_path, CONFIG)
 
 
 def keep_curves(config: Path) -> None:

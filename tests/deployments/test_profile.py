@@ -31,6 +31,7 @@ from deployments.target import load_model
 from protocol.errors import ConfigError
 from router.cost_files import cache_name, loads
 from router.costs import Curve, DrafterCosts, TargetCosts
+from tests.deployments.checkpoints import config_beside
 
 CONFIG = """
 targets:
@@ -43,10 +44,7 @@ pool: {path: drafter, dtype: fp32, page_size: 16, kv_mb: 4, max_rows: 2}
 @pytest.fixture
 def config(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("deployments.profile_store.cache_directory", lambda: tmp_path / "cache")
-    for name in ("large", "small", "drafter"):
-        (tmp_path / name).symlink_to(family / name)
-    (tmp_path / "app.yaml").write_text(CONFIG)
-    return tmp_path / "app.yaml"
+    return config_beside(family, tmp_path, CONFIG)
 
 
 def test_a_config_is_measured_shown_and_kept(config: Path, capsys: pytest.CaptureFixture[str]) -> None:

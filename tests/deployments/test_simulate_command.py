@@ -17,6 +17,7 @@ from deployments.config import load_config
 from deployments.profile_store import keep, model_key
 from deployments.simulate_command import arrival_rates, positive
 from protocol.errors import ConfigError
+from tests.deployments.checkpoints import config_beside
 from tests.router.curves import curves
 
 CONFIG = """
@@ -35,10 +36,7 @@ LOAD = ("--rate", "20", "--seconds", "1", "--max-tokens", "10,30")
 def config(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr("deployments.profile_store.cache_directory", lambda: tmp_path / "cache")
     monkeypatch.setenv("COLUMNS", "200")
-    for name in ("large", "small", "drafter"):
-        (tmp_path / name).symlink_to(family / name)
-    (tmp_path / "app.yaml").write_text(CONFIG)
-    return tmp_path / "app.yaml"
+    return config_beside(family, tmp_path, CONFIG)
 
 
 @pytest.fixture
