@@ -1,8 +1,7 @@
 """How fast the router learns: after a switch of the text, and in its first rounds with and without full information.
 
-The truth of a workload is measured first: rounds of a fixed plan in which every row is probed tell how often each exit
-is right. From it and the profiled costs follows what any plan is worth, so plans are judged without the noise of
-clocks: by the goodput that they would have, over that of the best arm.
+The truth of a workload is measured first (bench/survey.py). From it and the profiled costs follows what any plan is
+worth, so plans are judged without the noise of clocks: by the goodput that they would have, over that of the best one.
 
     switch       code at temperature 0, then noise (random prompts, sampled hot), and back again
     information  regret over the first rounds of a fresh router, in tokens, against an oracle that knows the truth
@@ -27,6 +26,7 @@ from bench import machine
 from bench.cells import Subject
 from bench.command import HELD_OUT
 from bench.ours import DraftPoolEngine, requests
+from bench.survey import Judge, Stop, Survey, Surveyor
 from bench.workload import LONGEST, Workload, read_texts
 from deployments.arguments import whole
 from deployments.local import complete
@@ -35,11 +35,9 @@ from protocol.draft import DraftBlock
 from protocol.outcome import RoundOutcome
 from protocol.plan import BatchView, DepthRule, Plan
 from protocol.request import GenerateRequest
-from router.acceptance import Acceptance, AcceptanceConfig
-from router.choose import best, evaluate, off, survivals
 from router.costs import CostCurves
 from router.goodput import Goodput, GoodputConfig
-from router.policy import Policy, Steadfast, uniform
+from router.policy import Policy
 from router.predict import Predictor, tables
 from targets.engine import Engine, EngineConfig
 
@@ -50,25 +48,13 @@ HOT = 1.2  # temperature of noise
 CONTEXT = 256.0
 
 
-class Surveyor(Steadfast):
-    """Drafts a fixed plan and probes every row; learns the truth from all of it."""
+@dataclass(frozen=True, slots=True)
+class Played:
+    """A round's plan. rule: number of its depth rule, None for plain decoding."""
 
-    def __init__(self, rules: tuple[DepthRule, ...], exits: tuple[int, ...], length: int) -> None:
-        self.truth = Acceptance(rules, length, AcceptanceConfig(half_life=1e9, unseen_half_life=1e9, alarm=1e9))
-        self._exits = exits
-
-    def opening(self) -> DepthRule:
-        return DepthRule(self._exits[-1:])
-
-    def plan(self, view: BatchView) -> Plan:
-        plan = uniform(view, DepthRule(self._exits[:1]), 2)
-        rows = tuple(range(len(view.sequences)))
-        return Plan(DepthRule(self._exits[:1]), plan.lengths, probes=rows)
-
-    def observe(self, outcome: RoundOutcome) -> None:
-        for row in outcome.rows:
-            if row.probe is not None and row.probe.matches[0]:
-                self.truth.tell(row.probe, self._exits, None, [0.0] * len(self._exits))
+    rule: int | None
+    lengths: tuple[int, ...]
+    stop: Stop
 
 
 @dataclass(slots=True)
@@ -76,48 +62,25 @@ class Recorded:
     """A policy whose plans and outcomes are kept."""
 
     policy: Goodput
-    plans: list[tuple[int | None, tuple[int, ...]]] = field(default_factory=list)
+    plans: list[Played] = field(default_factory=list)
     outcomes: list[RoundOutcome] = field(default_factory=list)
 
     def opening(self) -> DepthRule | None:
         return self.policy.opening()
 
     def plan(self, view: BatchView) -> Plan:
-        return self.policy.plan(view)
+        plan = self.policy.plan(view)
+        rule = self.policy.arm.rule if self.policy.arm and any(plan.lengths) else None
+        self.plans.append(Played(rule, plan.lengths, Stop(plan.floor, self.policy.kept)))
+        return plan
 
     def prune(self, plan: Plan, drafts: Sequence[DraftBlock | None]) -> Sequence[int]:
         return self.policy.prune(plan, drafts)
 
     def observe(self, outcome: RoundOutcome) -> None:
-        rule = self.policy.arm.rule if self.policy.arm and any(outcome.plan.lengths) else None
-        lengths = tuple(row.num_verified for row in outcome.rows)
-        self.plans.append((rule if any(lengths) else None, lengths))
-        self.outcomes.append(outcome)
+        if outcome.rows:
+            self.outcomes.append(outcome)
         self.policy.observe(outcome)
-
-
-@dataclass(frozen=True, slots=True)
-class Judge:
-    """What plans are worth on one workload, by profiled costs and surveyed acceptance."""
-
-    predictor: Predictor
-    truth: Acceptance
-
-    def best(self, batch: int) -> float:
-        room = [self.predictor.tables.length] * batch
-        arms = [off(self.predictor, batch, CONTEXT)]
-        for rule in range(len(self.predictor.tables.rules)):
-            survival = survivals(self.truth.hazards(rule), [1.0] * batch, room)
-            arms.append(best(self.predictor, rule, survival, CONTEXT))
-        return max(arm.goodput for arm in arms)
-
-    def worth(self, rule: int | None, lengths: tuple[int, ...]) -> float:
-        hazards = self.truth.hazards(rule or 0)
-        survival = survivals(hazards, [1.0] * len(lengths), lengths)
-        return evaluate(self.predictor, rule or 0, survival, lengths, CONTEXT).goodput
-
-    def round_ms(self, rule: int | None, lengths: tuple[int, ...]) -> float:
-        return self.predictor.round(rule, lengths, CONTEXT).total_ms
 
 
 class Bench:
@@ -142,13 +105,13 @@ class Bench:
         return Goodput(self.curves, config)
 
     def judge(self, name: str, batch: int) -> Judge:
-        surveyor = Surveyor(self.choices.rules, self.choices.exits, self.choices.length)
+        own = self.choices
+        surveyor = Surveyor(own.exits)
         for turn in range(self.args.survey):
+            surveyor.next_run()
             self.run(surveyor, self.prompts(name, batch, seed=1000 + turn))
-        return Judge(
-            Predictor(tables(self.curves, self.choices.rules, self.choices.length, self.choices.max_rows)),
-            surveyor.truth,
-        )
+        predictor = Predictor(tables(self.curves, own.rules, own.length, own.max_rows))
+        return Judge(predictor, Survey(surveyor.runs(), len(own.exits), own.length))
 
     def prompts(self, name: str, batch: int, seed: int) -> list[GenerateRequest]:
         rng = Random(seed)
@@ -171,11 +134,11 @@ class Bench:
             engine.stop()
 
 
-def rounds_until_good(judge: Judge, plans: Sequence[tuple[int | None, tuple[int, ...]]], batch: int) -> int:
+def rounds_until_good(judge: Judge, plans: Sequence[Played], batch: int) -> int:
     """Rounds before the first of LASTING plans in a row that are within reach of the best; all of them if none is."""
-    full = [(rule, lengths) for rule, lengths in plans if len(lengths) == batch]
+    full = [plan for plan in plans if len(plan.lengths) == batch]
     reach = WITHIN * judge.best(batch)
-    good = [judge.worth(rule, lengths) >= reach for rule, lengths in full]
+    good = [judge.worth(plan.rule, plan.lengths, plan.stop) >= reach for plan in full]
     return next((i for i in range(len(good)) if all(good[i : i + LASTING])), len(good))
 
 
@@ -197,10 +160,8 @@ def switches(bench: Bench, batch: int) -> dict[str, Any]:
             "rounds_until_within_5_percent": rounds[name],
             "median": median(rounds[name]),
             "best_goodput": round(judges[name].best(batch), 1),
-            "off_goodput": round(off(judges[name].predictor, batch, CONTEXT).goodput, 1),
-            "acceptance": [
-                round(float(judges[name].truth.hazards(rule)[0]), 3) for rule in range(len(bench.choices.rules))
-            ],
+            "off_goodput": round(judges[name].worth(None, [0] * batch, Stop()), 1),
+            "acceptance": [round(judges[name].survey.hazard(number), 3) for number in range(len(bench.choices.exits))],
         }
         for name in rounds
     }
@@ -211,12 +172,14 @@ def switches(bench: Bench, batch: int) -> dict[str, Any]:
 def regret(judge: Judge, recorded: Recorded, batch: int, rounds: int) -> float:
     """Tokens that the oracle's goodput would have given in the profiled time of these rounds, less those committed."""
     lost = 0.0
-    for (rule, lengths), outcome in list(zip(recorded.plans, recorded.outcomes, strict=True))[:rounds]:
-        drafted = tuple(len(row.exits) for row in outcome.rows)
-        cost = judge.predictor.round(rule, drafted, CONTEXT)
-        verify = judge.predictor.verify_ms(len(lengths), len(lengths) + sum(lengths), CONTEXT)
-        probes = max(outcome.draft_ms - cost.draft_ms, 0.0) if any(row.probe for row in outcome.rows) else 0.0
-        ms = cost.draft_ms + verify + cost.other_ms + probes
+    predictor = judge.predictor
+    for plan, outcome in list(zip(recorded.plans, recorded.outcomes, strict=True))[:rounds]:
+        drafted = [len(row.exits) for row in outcome.rows]
+        draft_ms = predictor.draft_ms(plan.rule, drafted) if plan.rule is not None else 0.0
+        verified = len(drafted) + sum(row.num_verified for row in outcome.rows)
+        verify_ms = predictor.verify_ms(len(drafted), verified, CONTEXT)
+        probe_ms = max(outcome.draft_ms - draft_ms, 0.0) if any(row.probe for row in outcome.rows) else 0.0
+        ms = draft_ms + verify_ms + predictor.other_ms(len(drafted), drafts=any(drafted)) + probe_ms
         lost += judge.best(batch) * ms / 1e3 - sum(1 + row.accepted for row in outcome.rows)
     return lost
 

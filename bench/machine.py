@@ -26,6 +26,12 @@ def describe() -> dict[str, object]:
     }
 
 
+def footer(place: dict[str, object]) -> str:
+    """The last line of a table: what `describe` told."""
+    told = f"{place['cpu']}, {place['threads']} threads, torch {place['torch']}"
+    return f"{told}; commit {place['commit']}; `{place['command']}`."
+
+
 def cpu_name() -> str:
     names = {line.split(":", 1)[1].strip() for line in _cpuinfo() if line.startswith("model name")}
     count = sum(line.startswith("processor") for line in _cpuinfo())

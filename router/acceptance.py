@@ -45,7 +45,8 @@ class AcceptanceConfig:
 
     prior: acceptance at the shallowest exit before anything is known, worth prior_tokens tokens; per_layer: what a
     layer adds in log odds. lean: tokens that the position before is worth. alarm: standard deviations.
-    bursts: variance over that of independent tokens, for text is easy or hard for a while. own_failures: expected
+    bursts: variance over that of independent tokens, for text is easy or hard for a while; drift: what all rows of a
+    batch may be off together, as a share of what is expected. own_failures: expected
     refusals that a sequence must have seen before its own count half.
     """
 
@@ -58,7 +59,8 @@ class AcceptanceConfig:
     per_layer: float = 0.12
     prior_tokens: float = 4.0
     lean: float = 6.0
-    alarm: float = 3.5
+    alarm: float = 3
+    drift: float = 0.06
     bursts: float = 1.5
     alarm_keeps: float = 0.05
     own_failures: float = 30.0
@@ -117,9 +119,17 @@ class Acceptance:
         return state.hazards
 
     def drafted(self, rule: int) -> Floats:
-        """[length]: share of the drafts that get as far as a position before they are stopped."""
+        """[length]: share of the drafts that get as far as a position before they are stopped.
+
+        Where none was planned so far they go on being stopped as often as at the position before.
+        """
         state = self._rules[rule]
-        return self._shares(state.drafted, state.planned, 1.0)
+        shares, share, goes_on = [], 1.0, 1.0
+        for drafted, planned in zip(state.drafted.tolist(), state.planned.tolist(), strict=True):
+            goes_on = min((drafted + self.config.lean * goes_on) / (share * planned + self.config.lean), 1.0)
+            share *= goes_on
+            shares.append(share)
+        return np.asarray(shares)
 
     def hopeful(self, rule: int, trust: float = 1.0) -> Floats:
         """Hazards one standard deviation above what is known: what it takes to give a rule up.
@@ -192,7 +202,8 @@ class Acceptance:
         state.expected = recent * state.expected + float(reached @ hazards)
         state.variance = recent * state.variance + float(reached @ (hazards * (1 - hazards)))
         self._fade_others(rule, len(windows))
-        if abs(state.recent - state.expected) > config.alarm * math.sqrt(config.bursts * state.variance + 1.0):
+        drift = config.drift * state.expected
+        if abs(state.recent - state.expected) > config.alarm * math.sqrt(config.bursts * state.variance + drift**2 + 1):
             self._forget()
 
     def _fade_others(self, rule: int, num_windows: int) -> None:

@@ -32,9 +32,6 @@ class Calibration:
     def power(self, exit_: int) -> float:
         return self._powers.get(exit_, 1.0)
 
-    def probabilities(self, exits: Sequence[int], confidences: Sequence[float]) -> list[float]:
-        return [confidence ** self.power(exit_) for exit_, confidence in zip(exits, confidences, strict=True)]
-
     def floor(self, exit_: int, survival: float) -> float:
         """The product of confidences at which a draft survives with this probability."""
         return float(min(survival, 1.0) ** (1 / self.power(exit_))) if survival > 0 else 0.0
@@ -54,11 +51,12 @@ class Calibration:
         self._powers[exit_] = min(max(power * math.exp(max(min(step, 0.3), -0.3)), low), high)
 
 
-def worth(survivals: Iterable[float], least: float) -> int:
-    """How many leading tokens survive with at least this probability."""
-    count = 0
-    for survival in survivals:
-        if survival < least:
+def worth(confidences: Iterable[float], least: float) -> int:
+    """How many leading tokens have a product of confidences of at least this."""
+    count, product = 0, 1.0
+    for confidence in confidences:
+        product *= confidence
+        if product < least:
             break
         count += 1
     return count

@@ -39,7 +39,7 @@ class GoodputConfig:
     every: rounds between digests, for small batches and for those of `large` rows; decisions are made every other time,
     at once when the text or the batch changed. hysteresis: the gain that turning on or off must promise; inertia: that
     of another rule, for layers that lag have to catch up. stretch: how much further than planned the draft of a lone
-    sequence may go while it is confident.
+    sequence may go while it is confident. evidence: drafts that a digest learns from, for each costs time.
     probe_share: of the time, for probes; 0 turns full information off. linked: drafts come over a network link.
     """
 
@@ -51,8 +51,9 @@ class GoodputConfig:
     every_large: int = 5
     large: int = 8
     hysteresis: float = 0.03
-    inertia: float = 0.08
+    inertia: float = 0.04
     stretch: float = 1.5
+    evidence: int = 24
     probe_share: float = 0.01
     probe_tokens: int = 8
     linked: bool = False
@@ -87,6 +88,7 @@ class Goodput:
         self._age = 0
         self._believed = 0.0  # tokens per second to be had for all that is known: what time is worth
         self._floor = 0.0
+        self.kept = 0.0  # product of confidences below which a token is not worth verifying
         self._least = [0.0] * len(config.rules)  # survival at which a draft is stopped
         self._outcomes: list[RoundOutcome] = []
         self._trials = Trials()
@@ -108,6 +110,7 @@ class Goodput:
         alarms = self.acceptance.num_alarms
         if self._age % every == 0:
             self._digest()
+            self._stop()
         if (
             self._age >= (every if self._trials.trying else 2 * every)
             or self.acceptance.num_alarms > alarms
@@ -124,11 +127,11 @@ class Goodput:
         return Plan(depth if any(lengths) or probes else None, lengths, floor=self._floor, probes=probes)
 
     def prune(self, plan: Plan, drafts: Sequence[DraftBlock | None]) -> Sequence[int]:
-        arm = self.arm
-        if arm is None or arm.rule is None:
-            return [len(draft.tokens) if draft else 0 for draft in drafts]
-        least = self._believed / 1e3 * arm.token_ms
-        return [worth(self._survivals(draft), least) if draft else 0 for draft in drafts]
+        own = plan.own or (None,) * len(drafts)  # what a request asked for itself is not cut
+        return [
+            0 if draft is None else worth(draft.confidences, self.kept) if asked is None else len(draft.tokens)
+            for draft, asked in zip(drafts, own, strict=True)
+        ]
 
     def observe(self, outcome: RoundOutcome) -> None:
         self._outcomes.append(outcome)
@@ -156,13 +159,6 @@ class Goodput:
     @property
     def _widest(self) -> DepthRule:
         return DepthRule(self.config.exits[-1:])
-
-    def _survivals(self, draft: DraftBlock) -> list[float]:
-        survival, survived = 1.0, []
-        for probability in self.calibration.probabilities(draft.exits, draft.confidences):
-            survival *= probability
-            survived.append(survival)
-        return survived
 
     def _outgrown(self, num_rows: int) -> bool:
         """Whether the last decision was made for another batch: none yet, or a quarter more or fewer rows."""
@@ -219,9 +215,10 @@ class Goodput:
             if arm.rule is not None:
                 self._least[arm.rule] = self._believed / 1e3 * (arm.step_ms + arm.token_ms) / NEXT
         if chosen is None or chosen.rule is None:
-            self._floor = 0.0
+            self._floor = self.kept = 0.0
             return 1.0
         exit_ = self.config.rules[chosen.rule].exits[-1]
+        self.kept = self.calibration.floor(exit_, self._believed / 1e3 * chosen.token_ms)
         self._floor = self.calibration.floor(exit_, self._least[chosen.rule])
         return self.config.stretch if len(chosen.lengths) == 1 else 1.0  # in a batch the others would wait for it
 
@@ -242,6 +239,7 @@ class Goodput:
         if not outcomes:
             return
         self._measure(outcomes)
+        outcomes = telling(outcomes, self.config.evidence)
         windows: dict[int, list[tuple[int, Window]]] = {}
         fates: dict[int, tuple[list[float], list[bool]]] = {exit_: ([], []) for exit_ in self.config.exits}
         for outcome in outcomes:
@@ -314,6 +312,13 @@ class Goodput:
             for exit_, matches, told in zip(self.config.exits, row.probe.matches, row.probe.confidences, strict=True):
                 fates[exit_][0].extend(told)
                 fates[exit_][1].extend(matches)
+
+
+def telling(outcomes: Sequence[RoundOutcome], num_rows: int) -> list[RoundOutcome]:
+    """The latest rounds that have so many rows together, two at least, and those before them that probed."""
+    each = max(len(outcomes[-1].rows), 1)
+    first = len(outcomes) - max(num_rows // each, 2)
+    return [o for at, o in enumerate(outcomes) if at >= first or any(row.probe is not None for row in o.rows)]
 
 
 def _name(plan: Plan) -> str:

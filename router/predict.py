@@ -8,7 +8,7 @@ and fades while nothing is asked of it, so that a target which left a busy pool 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -21,9 +21,11 @@ from router.costs import CostCurves
 Floats = npt.NDArray[np.float64]
 
 FOLLOW = 0.1  # of a new ratio in a correction
+STALE = 0.95  # power, by digest of rounds in which other rules drafted
 WAIT_FOLLOW = 0.2
 WAIT_HALF_LIFE_MS = 2000.0
 SETTLED = 16  # tokens; a draft that is handed more is catching up
+OTHER = {"plain": "wide", "wide": "plain"}
 OUTLIER = 4.0  # a ratio beyond this factor of the correction is a hiccup of the machine
 
 
@@ -131,14 +133,17 @@ class Predictor:
         return Cost(drafted, verified, self.other_ms(num_rows, rule is not None))
 
     def ratio(self, kind: str, num_rows: int) -> float:
-        return self._near(kind, num_rows.bit_length())
+        """Plain passes and wide ones are the same work: what one kind is not known of is taken from the other."""
+        size = num_rows.bit_length()
+        other = OTHER.get(kind)
+        return self._near(kind, size, self._near(other, size, 1.0) if other else 1.0)
 
-    def _near(self, kind: str, size: int) -> float:
-        """Of this size of batch, or of the next larger or smaller one; 1 when nothing was measured."""
+    def _near(self, kind: str, size: int, otherwise: float) -> float:
+        """Of this size of batch, or of the next larger or smaller one."""
         for near in (size, size + 1, size - 1):
             if (kind, near) in self._ratios:
                 return self._ratios[kind, near]
-        return 1.0
+        return otherwise
 
     def observe(self, outcomes: Sequence[tuple[RoundOutcome, int | None]]) -> None:
         """Each with the rule that it drafted by; None: by none or by several, and its draft time teaches nothing."""
@@ -151,6 +156,7 @@ class Predictor:
                     sums.setdefault((kind, len(outcome.rows).bit_length()), _Sum()).add(real, profiled)
         for (kind, size), total in sums.items():
             self._follow(kind, size, total)
+        self._forget({key for key in sums if key[0].startswith("draft ")})
 
     def _compare(self, outcome: RoundOutcome, rule: int | None) -> Iterator[tuple[str, float, float]]:
         """Kind, measured and profiled ms of the parts of a round that teach something."""
@@ -187,10 +193,16 @@ class Predictor:
             passed = outcome.verify_ms + outcome.rest_ms
             self.wait_ms *= float(0.5 ** (passed / WAIT_HALF_LIFE_MS))
 
+    def _forget(self, told: Set[tuple[str, int]]) -> None:
+        """What set other rules apart when they last drafted fades: a hiccup must not keep them from drafting again."""
+        for kind, size in [key for key in self._ratios if key[0].startswith("draft ") and key not in told]:
+            if any(size == own for _, own in told):
+                self._ratios[kind, size] **= STALE
+
     def _follow(self, kind: str, size: int, total: _Sum) -> None:
         if total.real <= 0 or total.profiled <= 0:
             return
-        before = self._near(kind, size)
+        before = self._near(kind, size, 1.0)
         ratio = min(max(total.real / total.profiled, before / OUTLIER), before * OUTLIER)
         share = 1 - (1 - FOLLOW) ** total.count
         self._ratios[kind, size] = math.exp((1 - share) * math.log(before) + share * math.log(ratio))

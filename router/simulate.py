@@ -20,11 +20,11 @@ from protocol.errors import ConfigError
 from protocol.plan import DepthRule
 from router.costs import CostCurves
 from router.policy import Policy
-from router.simulate_acceptance import Profile
+from router.simulate_acceptance import Fate, Profile
 from router.simulate_costs import PoolTables, TargetTables
 from router.simulate_drafting import Drafting
 from router.simulate_pool import Device, Jitter, Loop, PoolRules, Replica
-from router.simulate_target import Request, Served, Target
+from router.simulate_target import Request, Served, Target, lucky
 
 Drafted = Mapping[tuple[DepthRule | None, int], float]
 
@@ -32,7 +32,8 @@ Drafted = Mapping[tuple[DepthRule | None, int], float]
 @dataclass(frozen=True, slots=True)
 class SimulatedTarget:
     """policy: makes one for this run. requests: in order of arrival. shares_device: drafts are made in its own process,
-    in turn with its passes and without a link. deadline_ms: for a draft.
+    in turn with its passes and without a link. deadline_ms: for a draft. fate: of a request's text, drawn from the
+    profile by its seed or known otherwise.
     """
 
     name: str
@@ -44,6 +45,7 @@ class SimulatedTarget:
     prefill_chunk: int = 512
     shares_device: bool = False
     deadline_ms: float = math.inf
+    fate: Callable[[Request], Fate] = lucky
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +65,15 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class TargetReport:
-    """tokens_per_second: all tokens over the time from the first arrival to the last token. wait_ms: at the pool, mean
-    over the rounds that asked; missed: share of them in vain. drafted: shares of a batch's rows by rule and number of
-    drafted tokens, (None, 0) without. mean_acceptance_length: tokens of a row's round, bonus included.
+    """tokens_per_second: all tokens over the time from the first arrival to the last token. num_decoded: of them those
+    after the last sequence's first. wait_ms: at the pool, mean over the rounds that asked; missed: share of them in
+    vain. drafted: shares of a batch's rows by rule and number of drafted tokens, (None, 0) without.
+    mean_acceptance_length: tokens of a row's round, bonus included.
     """
 
     name: str
     num_tokens: int
+    num_decoded: int
     tokens_per_second: float
     ttft_ms: Spread
     tpot_ms: Spread | None
@@ -127,16 +131,22 @@ def simulate(
 class SimulatedCell:
     """A batch that starts together and drafts in its own process, as `draftpool bench` measures one.
 
-    tokens_per_second: all tokens after each sequence's first / (last token - last first token); TTFT and TPOT: medians.
+    num_decoded: tokens after the last sequence's first; decode_ms: that they took. TTFT and TPOT: medians.
     """
 
-    tokens_per_second: float
+    num_decoded: int
+    decode_ms: float
     total_tokens_per_second: float
     mean_acceptance_length: float | None
     ttft_ms: float
     tpot_ms: float | None
     num_rounds: int
     drafted: Drafted
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Of decoding: what came before came beside prompts."""
+        return _per_second(self.num_decoded, self.decode_ms)
 
 
 def simulate_cell(
@@ -158,7 +168,8 @@ def simulate_cell(
     firsts, lasts = [one.first_ms for one in report.served], [one.last_ms for one in report.served]
     tpots = [one.tpot_ms for one in report.served if one.tpot_ms is not None]
     return SimulatedCell(
-        tokens_per_second=_per_second(report.num_tokens - batch, max(lasts) - max(firsts)),
+        num_decoded=report.num_decoded,
+        decode_ms=max(lasts) - max(firsts),
         total_tokens_per_second=_per_second(report.num_tokens, max(lasts)),
         mean_acceptance_length=report.mean_acceptance_length,
         ttft_ms=median(one.ttft_ms for one in report.served),
@@ -216,6 +227,7 @@ def report_of(name: str, target: Target) -> TargetReport:
     return TargetReport(
         name=name,
         num_tokens=num_tokens,
+        num_decoded=counts.decoded,
         tokens_per_second=_per_second(num_tokens, span),
         ttft_ms=spread([one.ttft_ms for one in served]) or Spread(0.0, 0.0, 0.0),
         tpot_ms=spread([one.tpot_ms for one in served if one.tpot_ms is not None]),
@@ -260,7 +272,7 @@ def _targets(
                 device, replica.eager = replica.device, False
         read = tables.setdefault(id(target.curves), TargetTables(target.curves))
         limits = (target.max_batch, target.prefill_chunk)
-        made.append(Target(loop, device, drafting, target.policy(), read, limits, jitter, keys))
+        made.append(Target(loop, device, drafting, target.policy(), read, limits, jitter, keys, target.fate))
     return made
 
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Protocol
 
 import numpy as np
 
@@ -136,8 +137,20 @@ class Draft:
         self.run = run
 
 
+class Fate(Protocol):
+    """One sequence's: what drafters would pick, and how sure they would be."""
+
+    def draft(self, table: AcceptanceTable, rule: DepthRule, start: int, length: int, floor: float) -> Draft:
+        """Of the tokens at positions start, start + 1, ... of the output; ends early where its product of confidences
+        is no longer above the floor.
+        """
+
+    def probe(self, profile: Profile, start: int, stop: int, ms: float) -> tuple[list[list[bool]], list[list[float]]]:
+        """At output positions [start, stop), by exit: matches and confidences."""
+
+
 class Text:
-    """One sequence's luck: of each position the uniform that decides, and one that draws the confidence."""
+    """A fate by luck: of each position the uniform that decides, and one that draws the confidence."""
 
     __slots__ = ("_luck", "_mood")
 
@@ -146,9 +159,6 @@ class Text:
         self._mood: list[float] = rng.random(num_tokens).tolist()
 
     def draft(self, table: AcceptanceTable, rule: DepthRule, start: int, length: int, floor: float) -> Draft:
-        """Of the tokens at positions start, start + 1, ... of the output; ends early where its product of confidences
-        is no longer above the floor.
-        """
         ladder, thresholds = table.ladder(rule), rule.thresholds
         exits, sure = [], []
         run, product = 0, 1.0
@@ -169,9 +179,7 @@ class Text:
         return Draft(exits, sure, run)
 
     def probe(self, profile: Profile, start: int, stop: int, ms: float) -> tuple[list[list[bool]], list[list[float]]]:
-        """At output positions [start, stop), by exit: matches and confidences. Each exit's position in a draft counts
-        from its last miss, as if it had drafted all along.
-        """
+        """Each exit's position in a draft counts from its last miss, as if it had drafted all along."""
         matches: list[list[bool]] = [[] for _ in profile.exits]
         sure: list[list[float]] = [[] for _ in profile.exits]
         runs = [0] * len(profile.exits)

@@ -12,7 +12,7 @@ from functools import partial
 
 from protocol.draft import DraftBlock, DraftStatus, Probe
 from protocol.plan import DepthRule, Plan, SequenceView
-from router.simulate_acceptance import Draft, Profile, Text
+from router.simulate_acceptance import Draft, Fate, Profile
 from router.simulate_pool import Job, Loop, Replica, Resident, Round
 
 MISSES = 3
@@ -25,7 +25,7 @@ class Decoding:
 
     __slots__ = ("computed", "first_ms", "generated", "key", "max_tokens", "prompt_tokens", "resident", "sent", "text")
 
-    def __init__(self, key: int, prompt_tokens: int, max_tokens: int, text: Text) -> None:
+    def __init__(self, key: int, prompt_tokens: int, max_tokens: int, text: Fate) -> None:
         """key: unique over all targets."""
         self.key = key
         self.prompt_tokens = prompt_tokens

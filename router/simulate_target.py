@@ -9,7 +9,7 @@ verifying is another order of the same parts on the same loop.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,7 +17,7 @@ import numpy as np
 from protocol.outcome import RoundOutcome, RowOutcome
 from protocol.plan import BatchView, DepthRule, Plan
 from router.policy import Policy
-from router.simulate_acceptance import Text
+from router.simulate_acceptance import Fate, Text
 from router.simulate_costs import TargetTables
 from router.simulate_drafting import Decoding, Drafting, Drafts
 from router.simulate_pool import Device, Jitter, Loop
@@ -31,6 +31,10 @@ class Request:
     prompt_tokens: int
     max_tokens: int
     seed: int = 0
+
+
+def lucky(request: Request) -> Fate:
+    return Text(request.max_tokens, np.random.default_rng(request.seed))
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +58,8 @@ class Served:
 
 @dataclass(slots=True)
 class Counts:
-    """asked, missed: rounds that asked the pool, and those in vain. wait_ms: summed over them.
+    """asked, missed: rounds that asked the pool, and those in vain. wait_ms: summed over them. decoded: tokens since
+    the pass that gave the last first one.
 
     drafted: rows by rule and number of drafted tokens, (None, 0) where none came.
     """
@@ -62,6 +67,7 @@ class Counts:
     rounds: int = 0
     rows: int = 0
     committed: int = 0
+    decoded: int = 0
     asked: int = 0
     missed: int = 0
     wait_ms: float = 0.0
@@ -95,6 +101,7 @@ class Target:
         limits: tuple[int, int],
         jitter: Jitter,
         keys: Iterator[int],
+        fate: Callable[[Request], Fate],
     ) -> None:
         """limits: rows of a batch, prompt tokens of a turn. keys: names of sequences, unique over all targets."""
         self.counts = Counts()
@@ -107,6 +114,7 @@ class Target:
         self._max_batch, self._prefill_chunk = limits
         self._jitter = jitter
         self._keys = keys
+        self._fate = fate
         self._waiting: deque[Request] = deque()
         self._running: list[Decoding] = []
         self._requests: dict[int, Request] = {}
@@ -133,8 +141,7 @@ class Target:
         admitted: list[Decoding] = []
         while self._waiting and len(self._running) + len(admitted) < self._max_batch:
             request, key = self._waiting.popleft(), next(self._keys)
-            text = Text(request.max_tokens, np.random.default_rng(request.seed))
-            admitted.append(Decoding(key, request.prompt_tokens, request.max_tokens, text))
+            admitted.append(Decoding(key, request.prompt_tokens, request.max_tokens, self._fate(request)))
             self._requests[key] = request
         self._running += admitted
         rule = self._policy.opening() if admitted and self._drafting else None
@@ -189,6 +196,7 @@ class Target:
             if sequence.computed == sequence.prompt_tokens:
                 sequence.first_ms = self._loop.now
                 self._generate(sequence, 1)
+                self.counts.decoded = 0
         now, drafts = self._loop.now, turn.drafts
         outcome = RoundOutcome(
             plan=turn.plan,
@@ -219,6 +227,7 @@ class Target:
 
     def _generate(self, sequence: Decoding, num_tokens: int) -> None:
         sequence.generated += num_tokens
+        self.counts.decoded += num_tokens
         assert sequence.generated <= sequence.max_tokens, "a plan drafted past the end of a sequence"
         if sequence.generated == sequence.max_tokens:
             self._running.remove(sequence)

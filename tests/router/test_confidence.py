@@ -26,8 +26,8 @@ def test_a_bound_on_survival_is_a_bound_on_the_product_of_confidences() -> None:
         learned.observe(2, [0.9, 0.5], [True, False])
     sure = [0.9, 0.8, 0.95]
     survival = 1.0
-    for probability in learned.probabilities([2] * 3, sure):
-        survival *= probability
+    for one in sure:
+        survival *= one ** learned.power(2)
     assert learned.floor(2, survival) == pytest.approx(0.9 * 0.8 * 0.95)
     assert learned.floor(2, 0.0) == 0.0
     assert learned.floor(2, 3.0) == 1.0
@@ -41,6 +41,7 @@ def test_confidences_of_nought_and_one_are_taken() -> None:
 
 
 def test_leading_tokens_are_worth_verifying_up_to_the_first_that_is_not() -> None:
-    assert worth([0.9, 0.5, 0.2, 0.6], 0.3) == 2
+    assert worth([0.9, 0.5, 0.2, 0.6], 0.4) == 2
+    assert worth([0.9, 0.5, 0.9], 0.4) == 3
     assert worth([0.1], 0.3) == 0
     assert worth([], 0.3) == 0

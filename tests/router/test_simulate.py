@@ -90,6 +90,17 @@ def test_plain_decoding_takes_one_pass_and_its_bookkeeping_a_token() -> None:
     assert cell.ttft_ms == pytest.approx(CURVES.prefill_ms(4 * 20) + 0.05, abs=0.5)
 
 
+def test_a_rate_counts_the_tokens_after_the_last_prompt_and_their_time() -> None:
+    policy = Watched(Fixed(RULES[1], 4))
+    cell = simulate_cell(CURVES, policy, 4, flat(0.7), [20, 600, 900, 1200], 200, seed=1)
+    with_prompts = [number for number, one in enumerate(policy.outcomes) if one.num_prefill_tokens]
+    assert any(policy.outcomes[number].rows for number in with_prompts)  # some decode beside others' prompts
+    after = policy.outcomes[with_prompts[-1] + 1 :]
+    assert cell.num_decoded == sum(len(one.rows) + sum(row.accepted for row in one.rows) for one in after)
+    assert cell.decode_ms == pytest.approx(sum(map(round_ms, after)))
+    assert cell.tokens_per_second == pytest.approx(1e3 * cell.num_decoded / cell.decode_ms)
+
+
 @pytest.mark.parametrize(("rate", "length"), [(0.6, 3), (0.8, 6), (0.3, 1)])
 def test_rounds_bring_as_many_tokens_as_the_survivals_add_up_to(rate: float, length: int) -> None:
     long = simulate_cell(CURVES, Fixed(RULES[0], length), 8, flat(rate), 20, 4000, seed=3)
