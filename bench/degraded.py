@@ -43,7 +43,7 @@ from protocol.draft import DraftReply, DraftRequest
 from protocol.plan import DepthRule
 from protocol.request import GenerateRequest
 from protocol.stats import PoolStats
-from protocol.wire import TargetMessage
+from protocol.wire import PoolMessage, TargetMessage
 from router.policy import Fixed, Off
 from targets.engine import Engine, EngineConfig
 from targets.model import TargetModel, load_target
@@ -102,7 +102,7 @@ class LatePool(PoolThread):
     delay_s = 0.0
 
     def receive(self, message: TargetMessage, reply: Reply) -> None:
-        def late(answer: DraftReply) -> None:
+        def late(answer: PoolMessage) -> None:
             time.sleep(self.delay_s)
             reply(answer)
 

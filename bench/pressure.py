@@ -36,7 +36,7 @@ from drafters.worker import DraftWorker
 from protocol.draft import DraftBlock, DraftReply, DraftRequest
 from protocol.plan import DepthRule
 from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun
-from protocol.wire import CloseSequences
+from protocol.wire import CloseSequences, PoolMessage
 from router.costs import (
     DRAFT_AXES,
     PREFILL_AXES,
@@ -62,18 +62,21 @@ OFF_SHARE, SEARCH_SHARE = 0.98, 0.9
 
 @dataclass(frozen=True, slots=True)
 class Devices:
-    """Milliseconds: a verifying pass, a token in it; a drafted token for each layer, and for each row and layer."""
+    """Milliseconds: a verifying pass, a token in it; a drafted token for each layer, for each row and layer, and apart
+    from its layers.
+    """
 
     verify: float = 40.0
     token: float = 0.5
     layer: float = 0.8
     row_layer: float = 0.1
+    step: float = 0.0
 
     @property
     def label(self) -> str:
         return (
             f"target {self.verify:g} ms + {self.token:g} ms a token, "
-            f"drafter {self.layer:g} ms a layer + {self.row_layer:g} ms a row and layer"
+            f"drafter {self.step:g} ms a token + {self.layer:g} ms a layer + {self.row_layer:g} ms a row and layer"
         )
 
     def verify_ms(self, rows: Sequence[ForwardRow]) -> float:
@@ -82,14 +85,14 @@ class Devices:
     def draft_ms(self, rows: Sequence[PassRow]) -> float:
         """One token for each of these rows."""
         depth = max(row.depth.exits[-1] for row in rows)
-        return depth * self.layer + self.row_layer * sum(row.depth.exits[-1] for row in rows)
+        return self.step + depth * self.layer + self.row_layer * sum(row.depth.exits[-1] for row in rows)
 
     def curves(self, exits: tuple[int, ...]) -> CostCurves:
         key = ModelKey(self.label, "slowed", "bf16", 1, "slowed")
         rows, depths, lengths = (1.0, 64.0), tuple(map(float, exits)), (1.0, 5.0)
         verify = [self.verify + self.token * n * t for n, t, _ in itertools.product(rows, (1, 9), (64, 1024))]
         draft = [
-            k * d * (self.layer + self.row_layer * n)
+            k * (self.step + d * (self.layer + self.row_layer * n))
             for n, d, _, k in itertools.product(rows, depths, (1, 16), lengths)
         ]
         flat = Curve(ROW_AXES, (rows,), (0.3, 1.0))
@@ -120,7 +123,8 @@ class ThreadClient:
     def draft(self, request: DraftRequest) -> DraftReply | None:
         over, blocks, waits = threading.Event(), dict[int, DraftBlock](), [0.0]
 
-        def take(reply: DraftReply) -> None:
+        def take(reply: PoolMessage) -> None:
+            assert isinstance(reply, DraftReply)
             blocks.update((block.sequence_id, block) for block in reply.blocks)
             waits.append(reply.wait_ms)
             if len(blocks) == len(request.rows):

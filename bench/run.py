@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
-from bench.cells import OURS, BenchEngine, Cell, Outcome, Subject, TokenIds, Unavailable
+from bench.cells import COUPLED, OURS, BenchEngine, Cell, Outcome, Subject, TokenIds, Unavailable
 from bench.metrics import CellResult, Repetition, summary, with_speedups
 from bench.ours import DraftPoolEngine
 from bench.workload import Workload
@@ -141,7 +141,7 @@ def _result(
 ) -> CellResult:
     outputs = [output for repetition in repetitions for outcome in repetition for output in outcome.outputs]
     # Sampled text of an engine with noise of its own is another text, and a server may not tell its token ids.
-    same_noise = not cell.temperature or cell.mode in OURS
+    same_noise = not cell.temperature or cell.mode in COUPLED
     comparable = same_noise and all(output.token_ids for output in outputs)
     expected = list(texts) * len(repetitions)
     same = [output.token_ids == text for output, text in zip(outputs, expected, strict=True)] if comparable else None

@@ -33,8 +33,13 @@ class Backoff:
         self._pause = 0
         self._resume_at = 0.0
 
+    @property
+    def resting(self) -> bool:
+        """Whether the pool is waited for no longer."""
+        return self._misses >= MISSES
+
     def ask(self) -> Ask:
-        if self._misses < MISSES:
+        if not self.resting:
             return Ask.WAIT
         if self._clock() < self._resume_at:
             return Ask.SKIP

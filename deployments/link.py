@@ -11,8 +11,7 @@ import grpc
 import grpc.aio
 
 from deployments.discovery import PoolMember
-from protocol.draft import DraftReply
-from protocol.wire import METHOD, SERVICE, TargetMessage, decode_reply, encode_target
+from protocol.wire import METHOD, SERVICE, PoolMessage, TargetMessage, decode_pool, encode_target
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +27,7 @@ CHANNEL_OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),
 )
 
-OnReply = Callable[["Link", DraftReply], None]
+OnReply = Callable[["Link", PoolMessage], None]
 OnEnd = Callable[["Link"], None]
 
 
@@ -76,7 +75,7 @@ class Link:
 
     async def _run(self) -> None:
         open_stream = self._channel.stream_stream(
-            f"/{SERVICE}/{METHOD}", request_serializer=encode_target, response_deserializer=decode_reply
+            f"/{SERVICE}/{METHOD}", request_serializer=encode_target, response_deserializer=decode_pool
         )
         call: Any = open_stream(wait_for_ready=False)
         writer = asyncio.create_task(self._write(call))

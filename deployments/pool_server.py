@@ -12,8 +12,7 @@ import grpc.aio
 
 from deployments.listening import bind
 from deployments.pool_thread import PoolThread
-from protocol.draft import DraftReply
-from protocol.wire import METHOD, SERVICE, TargetMessage, decode_target, encode_reply
+from protocol.wire import METHOD, SERVICE, PoolMessage, TargetMessage, decode_target, encode_pool
 
 logger = logging.getLogger(__name__)
 
@@ -26,21 +25,21 @@ SERVER_OPTIONS = (
 
 
 class _Stream:
-    """Replies on their way to one target. When it does not read, the oldest is dropped: it is late anyway."""
+    """Messages on their way to one target. When it does not read, the oldest is dropped: it is late anyway."""
 
     def __init__(self) -> None:
         self.incarnation: str | None = None
-        self.outbox: asyncio.Queue[DraftReply | None] = asyncio.Queue(MAX_OUTBOUND)
+        self.outbox: asyncio.Queue[PoolMessage | None] = asyncio.Queue(MAX_OUTBOUND)
         self._loop = asyncio.get_running_loop()
 
-    def reply(self, reply: DraftReply) -> None:
+    def reply(self, message: PoolMessage) -> None:
         """For any thread."""
-        self._loop.call_soon_threadsafe(self.put, reply)
+        self._loop.call_soon_threadsafe(self.put, message)
 
-    def put(self, reply: DraftReply | None) -> None:
+    def put(self, message: PoolMessage | None) -> None:
         if self.outbox.full():
             self.outbox.get_nowait()
-        self.outbox.put_nowait(reply)
+        self.outbox.put_nowait(message)
 
 
 class PoolServer:
@@ -51,7 +50,7 @@ class PoolServer:
         self._streams: dict[str, _Stream] = {}
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
         handler = grpc.stream_stream_rpc_method_handler(
-            self._draft, request_deserializer=decode_target, response_serializer=encode_reply
+            self._draft, request_deserializer=decode_target, response_serializer=encode_pool
         )
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),))
 
@@ -68,12 +67,12 @@ class PoolServer:
     async def stop(self, grace_s: float = 0.0) -> None:
         await self._server.stop(grace_s)
 
-    async def _draft(self, messages: AsyncIterator[TargetMessage], context: Any) -> AsyncIterator[DraftReply]:
+    async def _draft(self, messages: AsyncIterator[TargetMessage], context: Any) -> AsyncIterator[PoolMessage]:
         stream = _Stream()
         reader = asyncio.create_task(self._read(messages, stream))
         try:
-            while (reply := await stream.outbox.get()) is not None:
-                yield reply
+            while (message := await stream.outbox.get()) is not None:
+                yield message
         finally:
             reader.cancel()
             self._end(stream)

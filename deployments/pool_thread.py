@@ -9,23 +9,27 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from protocol.branch import AheadRequest, ExitHint
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftStatus
 from protocol.stats import PassStats, PoolStats
-from protocol.wire import CloseSequences, TargetMessage
+from protocol.wire import CloseSequences, PoolMessage, TargetMessage
 
 logger = logging.getLogger(__name__)
 
 MAX_INBOX = 256
 EXPIRE_EVERY_S = 1.0
 LOG_EVERY_S = 30.0
+MAX_PASSES = 4096  # of which a trace can tell
 
-Reply = Callable[[DraftReply], None]
+Reply = Callable[[PoolMessage], None]
 
 
 class Worker(Protocol):
     """What the thread needs of drafters.worker.DraftWorker."""
 
     def submit(self, request: DraftRequest, reply: Reply) -> None: ...
+    def ahead(self, request: AheadRequest, reply: Reply) -> None: ...
+    def hint(self, hint: ExitHint) -> None: ...
     def close(self, incarnation: str, sequence_ids: tuple[int, ...]) -> None: ...
     def drop(self, incarnation: str) -> None: ...
     def expire(self, now: float) -> None: ...
@@ -44,6 +48,7 @@ class PoolThread:
         self._beat = time.monotonic()
         self._expired = self._logged = clock()
         self._stats = worker.stats()
+        self._passes: deque[tuple[float, PassStats]] = deque(maxlen=MAX_PASSES)
         self._thread = threading.Thread(target=self._loop, name="draft-worker", daemon=True)
 
     def start(self) -> None:
@@ -64,14 +69,26 @@ class PoolThread:
         """As of the last pass."""
         return self._stats
 
+    def passes(self) -> tuple[tuple[float, PassStats], ...]:
+        """The last ones, oldest first: when each ended, and its counts."""
+        return tuple(self._passes)
+
     def receive(self, message: TargetMessage, reply: Reply) -> None:
-        """`reply` is called on the worker's thread, as rows are answered, or from here when the inbox is full."""
-        if isinstance(message, CloseSequences):
-            self._post(lambda: self._worker.close(message.incarnation, message.sequence_ids))
-        elif len(self._inbox) < MAX_INBOX:
-            self._post(lambda: self._worker.submit(message, reply))
-        else:
-            reply(busy(message))
+        """`reply` is called on the worker's thread, as rows are answered, or from here when the inbox is full: what
+        nobody waits for is dropped then.
+        """
+        has_room = len(self._inbox) < MAX_INBOX
+        match message:
+            case CloseSequences():
+                self._post(lambda: self._worker.close(message.incarnation, message.sequence_ids))
+            case DraftRequest() if has_room:
+                self._post(lambda: self._worker.submit(message, reply))
+            case DraftRequest():
+                reply(busy(message))
+            case AheadRequest() if has_room:
+                self._post(lambda: self._worker.ahead(message, reply))
+            case ExitHint() if has_room:
+                self._post(lambda: self._worker.hint(message))
 
     def drop(self, incarnation: str) -> None:
         self._post(lambda: self._worker.drop(incarnation))
@@ -86,11 +103,18 @@ class PoolThread:
             idle = True
             while self._take_inbox(wait=idle):
                 self._beat = time.monotonic()
-                idle = self._worker.step() is None
-                self._stats = self._worker.stats()
+                idle = not self._step()
                 self._expire()
         except Exception:
             logger.exception("the draft worker failed; this replica reports itself unhealthy")
+
+    def _step(self) -> bool:
+        """False when there was nothing to do."""
+        done = self._worker.step()
+        if done is not None:
+            self._passes.append((self._clock(), done))
+        self._stats = self._worker.stats()
+        return done is not None
 
     def _take_inbox(self, *, wait: bool) -> bool:
         """Does what arrived, first waiting for something when idle. False when the thread is to stop."""

@@ -1,9 +1,10 @@
 """A target's way to the pool over gRPC: one persistent stream to one draft replica at a time.
 
 Two threads meet here. The engine thread asks and waits, never beyond its deadline. The event loop keeps the
-stream: it looks for draft replicas every few seconds and whenever a stream ends, connects to the best, and
-fills in the round that the engine waits for. A move is one assignment of `_link`; a round keeps the link it
-began with, so moves fall between rounds. What a new replica does not know it answers with NEED_CONTEXT.
+stream: it looks for draft replicas every few seconds and whenever a stream ends, connects to the best, fills in
+the round that the engine waits for, and gathers branches, which nobody waits for. A move is one assignment of
+`_link`; a round keeps the link it began with, so moves fall between rounds. What a new replica does not know it
+answers with NEED_CONTEXT.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import asyncio
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -19,10 +21,13 @@ from dataclasses import dataclass
 from deployments.backoff import Ask, Backoff
 from deployments.discovery import Discover, Need, PoolMember, choose
 from deployments.link import Link
+from protocol.branch import AheadRequest, Branch, BranchReply, ExitHint
 from protocol.draft import DraftBlock, DraftReply, DraftRequest
-from protocol.wire import CloseSequences
+from protocol.wire import CloseSequences, PoolMessage
 
 logger = logging.getLogger(__name__)
+
+MAX_BRANCHES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +94,29 @@ class Round:
         return DraftReply(self._request.incarnation, self._request.round_id, blocks, wait_ms) if blocks else None
 
 
+class Inbox:
+    """Branches as they arrive: the loop puts, the engine thread takes. Only the newest are kept."""
+
+    def __init__(self) -> None:
+        self._branches: deque[Branch] = deque(maxlen=MAX_BRANCHES)
+        self._arrived = threading.Condition()
+
+    def put(self, branches: Sequence[Branch]) -> None:
+        with self._arrived:
+            self._branches.extend(branches)
+            self._arrived.notify()
+
+    def take(self, timeout_s: float) -> list[Branch]:
+        with self._arrived:
+            if timeout_s > 0:
+                self._arrived.wait_for(lambda: self._branches, timeout_s)
+            taken = list(self._branches)
+            self._branches.clear()
+        return taken
+
+
 class GrpcDraftClient:
-    """A protocol.draft.DraftClient. `start` and `stop` run on the event loop, everything else on any thread."""
+    """A protocol.branch.MirrorClient. `start` and `stop` run on the event loop, everything else on any thread."""
 
     def __init__(
         self,
@@ -111,6 +137,7 @@ class GrpcDraftClient:
         self._backoff = Backoff(clock)
         self._link: Link | None = None
         self._round: Round | None = None
+        self._branches = Inbox()
         self._avoid: dict[str, float] = {}
         self._lost = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -159,10 +186,31 @@ class GrpcDraftClient:
             self._backoff.missed()
         return current.reply()
 
+    def ahead(self, request: AheadRequest) -> None:
+        """Not to a replica that was too slow lately: whether it still is, drafts find out."""
+        link = self._link
+        if link is not None and not self._backoff.resting:
+            link.send(request)
+
+    def hint(self, hint: ExitHint) -> None:
+        link = self._link
+        if link is not None and not self._backoff.resting:
+            link.send(hint)
+
+    def branches(self, timeout_s: float = 0.0) -> Sequence[Branch]:
+        return self._branches.take(timeout_s)
+
     def close(self, sequence_ids: Sequence[int]) -> None:
         link = self._link
         if link is not None:
             link.send(CloseSequences(self._incarnation, tuple(sequence_ids)))
+
+    def _on_message(self, link: Link, message: PoolMessage) -> None:
+        match message:
+            case DraftReply():
+                self._on_reply(link, message)
+            case BranchReply() if link is self._link and message.incarnation == self._incarnation:
+                self._branches.put(message.branches)
 
     def _on_reply(self, link: Link, reply: DraftReply) -> None:
         current = self._round
@@ -198,7 +246,7 @@ class GrpcDraftClient:
         if member is None or member.incarnation == self.replica:
             return
         self._leave_alone(member)  # unless this goes well, whatever may go wrong
-        link = Link(member, self._on_reply, self._on_end)
+        link = Link(member, self._on_message, self._on_end)
         if not await link.connect():
             return
         del self._avoid[member.incarnation]

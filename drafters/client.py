@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from drafters.worker import DraftWorker
+from protocol.branch import AheadRequest, Branch, BranchReply, ExitHint
 from protocol.draft import DraftReply, DraftRequest
 
 
@@ -24,6 +25,7 @@ class LocalDraftClient:
         self._incarnation = incarnation
         self._clock = clock
         self._deadline_s = deadline_s
+        self._branches: list[Branch] = []
 
     def open(self, request: DraftRequest) -> None:
         self._worker.submit(request, _ignore)
@@ -38,8 +40,24 @@ class LocalDraftClient:
         ordered = tuple(blocks[row.sequence_id] for row in request.rows if row.sequence_id in blocks)
         return replace(replies[-1], blocks=ordered) if ordered else None
 
+    def ahead(self, request: AheadRequest) -> None:
+        self._worker.ahead(request, self._take)
+
+    def hint(self, hint: ExitHint) -> None:
+        self._worker.hint(hint)
+
+    def branches(self, timeout_s: float = 0.0) -> Sequence[Branch]:
+        """Steps until there is nothing left to do, so all branches of a round are there at once."""
+        while self._worker.step() is not None:
+            pass
+        taken, self._branches = self._branches, []
+        return taken
+
     def close(self, sequence_ids: Sequence[int]) -> None:
         self._worker.close(self._incarnation, sequence_ids)
+
+    def _take(self, reply: BranchReply) -> None:
+        self._branches.extend(reply.branches)
 
 
 def _complete(request: DraftRequest, replies: Sequence[DraftReply]) -> bool:

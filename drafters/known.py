@@ -10,26 +10,42 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
+from protocol.branch import EMPTY, prefix_hash
+
 Key = tuple[str, int]  # (incarnation of the target, its sequence id)
 
 
 @dataclass(slots=True)
 class Known:
-    """tokens: committed ones, then the pool's own drafts. committed: how many of them came from the target."""
+    """tokens: committed ones, then drafts. committed: how many of them came from the target. hashed: how many of these
+    went into `hash`.
+    """
 
     tokens: list[int] = field(default_factory=list, repr=False)
     committed: int = 0
+    hashed: int = 0
+    hash: int = EMPTY
 
-    def reconcile(self, start: int, truth: Sequence[int]) -> int:
-        """Take over the truth at positions [start, start + len(truth)); the length up to which nothing changed.
+    def reconcile(self, start: int, truth: Sequence[int], drafts: Sequence[int] = ()) -> int:
+        """Take over the truth at positions [start, start + len(truth)) and the drafts behind it; the length up to which
+        nothing changed.
 
         `start` must not exceed `committed`.
         """
         assert start <= self.committed, "the tokens before `start` are not known"
-        kept = agreed_length(self.tokens, start, truth)
-        self.tokens[kept:] = truth[kept - start :]
+        new = [*truth, *drafts]
+        kept = agreed_length(self.tokens, start, new)
+        self.tokens[kept:] = new[kept - start :]
         self.committed = start + len(truth)
+        if min(kept, self.committed) < self.hashed:
+            self.hashed, self.hash = 0, EMPTY
         return kept
+
+    def key(self) -> int:
+        """Of all committed tokens; each is hashed once."""
+        self.hash = prefix_hash(self.tokens[self.hashed : self.committed], self.hash)
+        self.hashed = self.committed
+        return self.hash
 
 
 def agreed_length(tokens: Sequence[int], start: int, truth: Sequence[int]) -> int:

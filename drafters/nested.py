@@ -100,6 +100,14 @@ class NestedDrafter:
         self.ledger.open(sequence)
         self._marks[sequence] = Watermarks.none(len(self.exits))
 
+    def fork(self, trunk: int, branch: int, length: int) -> None:
+        """Open `branch` with the trunk's first `length` positions, read in place. While it lives, what the trunk holds
+        there must not change. Positions that the trunk has yet to take deeper, a branch takes deeper in place as well,
+        to the same values.
+        """
+        self.ledger.fork(trunk, branch, length)
+        self._marks[branch] = self._marks[trunk].truncate(length)
+
     def free(self, sequence: int) -> None:
         self.ledger.free(sequence)
         del self._marks[sequence]

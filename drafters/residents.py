@@ -3,6 +3,9 @@
     unknown --admit--> resident, active (a job, or context to settle) --job done--> resident, idle
     idle --evicted for room, or expired--> unknown        any --closed, or refused for good or for pages--> unknown
 
+A sequence that is drafted ahead for has forks (drafters/ahead.py). They end with its next message, whatever it is, and
+when a draft needs their pages; they evict nobody.
+
 An active sequence is never evicted. One that is between two rounds is idle only after `idle_s`, or targets that
 overfill the pool together would evict each other in every round. A known one that outgrows the free pages is
 forgotten with its BUSY: residents that keep their pages and wait for each other's would never draft again.
@@ -11,14 +14,16 @@ forgotten with its BUSY: residents that keep their pages and wait for each other
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
 
+from drafters.ahead import BranchJob, Lead, Outcome
 from drafters.known import (
     Idle,
     Key,
-    Known,
     Span,
+    agreed_length,
     context_span,
     draft_room,
     evictions,
@@ -26,11 +31,11 @@ from drafters.known import (
     positions_fed,
     untold,
 )
-from drafters.nested import NestedDrafter
-from drafters.rounds import Job
+from drafters.nested import NestedDrafter, Pick
+from drafters.resident import Resident
+from drafters.rounds import Draft, Job
 from protocol.draft import DraftRow, DraftStatus
 from protocol.plan import DepthRule
-from protocol.request import SamplingParams
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +45,8 @@ class PoolLimits:
     """max_rows: sequences open at a time. prefill_tokens: budget of one pass. idle_s, ttl_s: since last use.
 
     max_ride: missing positions that may ride along in a decode row; more are prefill. ahead: tokens that a row may
-    draft in one pass; a message that comes meanwhile waits for its end. probe_tokens: that a probe tells of, the last
+    draft in one pass; a message that comes meanwhile waits for its end. branch_ahead: the same of branches, for which
+    nobody waits. probe_tokens: that a probe tells of, the last
     ones and no more than a pass has a budget for.
     """
 
@@ -48,25 +54,10 @@ class PoolLimits:
     prefill_tokens: int = 256
     max_ride: int = 32
     ahead: int = 8
+    branch_ahead: int = 4
     probe_tokens: int = 64
     idle_s: float = 2.0
     ttl_s: float = 60.0
-
-
-@dataclass(slots=True)
-class Resident:
-    """id: its name in the drafter. depth and sampling: of the last message. probed: the position from which on no
-    probe has told of its committed tokens; at first its base length, for a prompt is not the target's own text.
-    """
-
-    key: Key
-    id: int
-    depth: DepthRule
-    sampling: SamplingParams
-    last_used: float
-    probed: int
-    known: Known = field(default_factory=Known)
-    job: Job | None = None
 
 
 class Residents:
@@ -80,24 +71,60 @@ class Residents:
     def __len__(self) -> int:
         return len(self._residents)
 
-    def admit(self, key: Key, row: DraftRow, depth: DepthRule, now: float) -> tuple[DraftStatus, int]:
-        """Take over the row's context. Returns its status and how many tokens are to be drafted."""
+    def __getitem__(self, key: Key) -> Resident:
+        return self._residents[key]
+
+    def get(self, key: Key) -> Resident | None:
+        return self._residents.get(key)
+
+    def drafted(self, key: Key, row: DraftRow, depth: DepthRule) -> list[Pick]:
+        """What drafting ahead has drafted of what the row asks for; nothing for one that asks for a probe as well."""
+        resident = self._residents.get(key)
+        if resident is None or resident.ahead is None or row.probe or row.start > resident.known.committed:
+            return []
+        if (resident.depth, resident.sampling) != (depth, row.sampling):
+            return []
+        in_sequence = row.base_length >= resident.ahead.lead_end
+        if in_sequence and agreed_length(resident.known.tokens, row.start, row.tokens) == row.base_length:
+            return [resident.picks[at] for at in range(row.base_length, len(resident.known.tokens))]
+        return resident.ahead.behind(row.start, row.tokens)
+
+    def admit(
+        self,
+        key: Key,
+        row: DraftRow,
+        depth: DepthRule,
+        now: float,
+        drafted: Sequence[Pick] = (),
+        window: Sequence[int] | None = None,
+    ) -> tuple[DraftStatus, int]:
+        """Take over the row's context. Returns its status and how many tokens are to be drafted.
+
+        drafted: what is known of these. window: what stands there in their place, if there is room for more than it.
+        """
         room = draft_room(row.base_length, self._drafter.max_positions)
         if room <= 0 or not self._makes_sense(key, row):
             self.forget(key)
             return DraftStatus.TOO_LONG, 0
         resident = self._residents.get(key)
         if row.start > (resident.known.committed if resident else 0):
+            self.end_ahead(key)
             return DraftStatus.NEED_CONTEXT, 0
         if resident is None:
             if not self._evict_for(key, 0, len(self) + 1 - self._limits.max_rows, now):
                 return DraftStatus.BUSY, 0
             resident = self._open(key, row, depth, now)
-        self._take_over(resident, row, depth, now)
-        length = self._reserve(resident, row.base_length, min(row.length, room))
+        drafts = [pick.token for pick in drafted] if window is None else window
+        self._take_over(resident, row, depth, now, drafts, drafted)
+        length = self._affordable(resident, row.base_length, min(row.length, room))
         if length is None:
             self.forget(key)  # what it holds may be just what the others lack
             return DraftStatus.BUSY, 0
+        if window is not None and length <= len(window):
+            length = 0
+        self._cut(resident, row.base_length + length)
+        reserved = self._drafter.ledger.reserve(resident.id, positions_fed(row.base_length, length))
+        assert reserved, "counted pages are there"
         if self.context_missing(resident):
             self.active[key] = resident
         return DraftStatus.OK, length
@@ -108,12 +135,12 @@ class Residents:
         limit = min(self._limits.probe_tokens, self._limits.prefill_tokens)
         return untold(resident.probed, resident.known.committed, limit)
 
-    def give(self, key: Key, job: Job) -> None:
+    def give(self, key: Key, job: Draft) -> None:
         """Work for an admitted sequence that has none."""
         resident = self.active[key] = self._residents[key]
         resident.job = job
 
-    def withdraw(self, key: Key) -> Job | None:
+    def withdraw(self, key: Key) -> Draft | None:
         """Take the sequence out of the passes; its unfinished job, if any."""
         resident = self.active.pop(key, None)
         if resident is None:
@@ -121,12 +148,47 @@ class Residents:
         job, resident.job = resident.job, None
         return job
 
-    def forget(self, key: Key) -> Job | None:
+    def forget(self, key: Key) -> Draft | None:
         job = self.withdraw(key)
+        self.end_ahead(key)
         resident = self._residents.pop(key, None)
         if resident is not None:
             self._drafter.free(resident.id)
         return job
+
+    def fork(self, resident: Resident, job: BranchJob) -> bool:
+        """A branch of its own for the job; False when there are no pages for it."""
+        length = resident.known.committed + job.candidate.accepted
+        self._last_id += 1
+        fork = Resident(resident.key, self._last_id, resident.depth, resident.sampling, resident.last_used, 0)
+        self._drafter.fork(resident.id, fork.id, length)
+        if not self._drafter.ledger.reserve(fork.id, positions_fed(length + 1, job.length)):
+            self._drafter.free(fork.id)
+            return False
+        fork.known.tokens = [*resident.known.tokens[:length], job.candidate.token]
+        fork.job = job
+        resident.forks[job.outcome] = fork
+        return True
+
+    def end_fork(self, resident: Resident, outcome: Outcome) -> None:
+        self._drafter.free(resident.forks.pop(outcome).id)
+
+    def end_ahead(self, key: Key) -> None:
+        """No more branches for this sequence, and none of those that it has."""
+        resident = self._residents.get(key)
+        if resident is None or resident.ahead is None:
+            return
+        if isinstance(resident.job, Lead | BranchJob):
+            self.withdraw(key)
+        self._end_forks(resident)
+        resident.ahead = None
+
+    def waiting(self) -> Iterator[Resident]:
+        """All that may take part in the next pass; drafts that somebody waits for come first."""
+        yield from (one for one in self.active.values() if isinstance(one.job, Job))
+        yield from (one for one in self.active.values() if not isinstance(one.job, Job))
+        for resident in self._residents.values():
+            yield from resident.forks.values()
 
     def keys_of(self, incarnation: str) -> list[Key]:
         return [key for key in self._residents if key[0] == incarnation]
@@ -148,16 +210,19 @@ class Residents:
         settled = self._drafter.settled(resident.id, self.goal(resident))
         if resident.job is None:
             return context_span(num_tokens, settled, budget)
-        if resident.job.probes:
+        if isinstance(resident.job, Job) and resident.job.probes:
             return context_span(resident.job.told.start, settled, budget)
-        return next_span(num_tokens, settled, self._limits.max_ride, budget)
+        span = next_span(num_tokens, settled, self._limits.max_ride, budget)
+        if span is not None and isinstance(resident.job, Lead):  # or every fork would settle what it reads by itself
+            return replace(span, settled=min(span.length, num_tokens - 1))
+        return span
 
     def probing(self, budget: int) -> list[tuple[Resident, Job]]:
         """Those whose probe is due, as far as the budget goes: all below the positions to tell of is settled."""
         due = []
         for resident in self.active.values():
             job = resident.job
-            if job is None or not job.probes or len(job.told) > budget:
+            if not isinstance(job, Job) or not job.probes or len(job.told) > budget:
                 continue
             if self._drafter.settled(resident.id, self._drafter.deepest) >= job.told.start - 1:
                 budget -= len(job.told)
@@ -167,21 +232,30 @@ class Residents:
     def check(self) -> None:
         """Raises AssertionError unless residents, drafter and jobs agree."""
         self._drafter.check()
-        assert sorted(one.id for one in self._residents.values()) == sorted(self._drafter.ledger.sequences)
+        forks = [fork for resident in self._residents.values() for fork in resident.forks.values()]
+        named = sorted(one.id for one in (*self._residents.values(), *forks))
+        assert named == sorted(self._drafter.ledger.sequences)
         assert self.active.items() <= self._residents.items(), "active but not resident"
         assert len(self) <= self._limits.max_rows
         for key, resident in self._residents.items():
             assert resident.known.committed <= len(resident.known.tokens)
             assert self._drafter.written(resident.id) <= len(resident.known.tokens), "KV beyond the known tokens"
             assert resident.job is None or key in self.active, "a job that no pass will run"
+            assert resident.ahead is not None or not resident.is_rolling, "branches of no round"
+            drafts = {at: resident.known.tokens[at : at + 1] for at in resident.picks}
+            assert drafts == {at: [pick.token] for at, pick in resident.picks.items()}, "a draft that is not known"
+        for fork in forks:
+            assert isinstance(fork.job, BranchJob), "a fork that drafts nothing"
+            assert not fork.job.is_done, "a branch that is done and not handed over"
+            assert len(fork.known.tokens) <= self._drafter.ledger.capacity(fork.id), "a fork without pages"
         for resident in self.active.values():
             assert resident.job is not None or self.context_missing(resident) > 0, "active with nothing to do"
-            assert len(resident.known.tokens) <= self._drafter.ledger.capacity(resident.id), "active without pages"
+            fed = len(resident.known.tokens) - (resident.job is None)
+            assert fed <= self._drafter.ledger.capacity(resident.id), "active without pages"
             if resident.job is not None:
                 assert not resident.job.is_done, "a job that is done and not answered"
-                assert not resident.job.probes or resident.job.told.stop == len(resident.known.tokens), (
-                    "draft, then probe"
-                )
+                told = resident.job.told.stop if isinstance(resident.job, Job) and resident.job.probes else None
+                assert told in (None, len(resident.known.tokens)), "draft, then probe"
 
     def _makes_sense(self, key: Key, row: DraftRow) -> bool:
         """What was committed stays, so a row that makes no sense will make none in any later round."""
@@ -201,23 +275,48 @@ class Residents:
         self._residents[key] = resident
         return resident
 
-    def _take_over(self, resident: Resident, row: DraftRow, depth: DepthRule, now: float) -> None:
-        kept = resident.known.reconcile(row.start, row.tokens)
-        self._drafter.truncate(resident.id, min(kept, row.base_length - 1))
+    def _take_over(
+        self,
+        resident: Resident,
+        row: DraftRow,
+        depth: DepthRule,
+        now: float,
+        drafts: Sequence[int],
+        drafted: Sequence[Pick],
+    ) -> None:
+        self.end_ahead(resident.key)
+        kept = resident.known.reconcile(row.start, row.tokens, drafts)
+        self._drafter.truncate(resident.id, min(kept, len(resident.known.tokens) - 1))
+        resident.picks = {at: pick for at, pick in resident.picks.items() if row.base_length <= at < kept}
+        for at, pick, token in zip(count(row.base_length), drafted, drafts, strict=False):
+            if pick.token != token:
+                break
+            resident.picks[at] = pick
         resident.depth, resident.sampling, resident.last_used = depth, row.sampling, now
 
-    def _reserve(self, resident: Resident, base_length: int, length: int) -> int | None:
-        """Pages for the base and as much of `length` as there is room for; None: not even the base fits."""
+    def _affordable(self, resident: Resident, base_length: int, length: int) -> int | None:
+        """How much of `length` there are pages for behind the base; None: not even for the base."""
         ledger = self._drafter.ledger
-        short = ledger.missing(resident.id, positions_fed(base_length, length)) - ledger.num_free
-        self._evict_for(resident.key, short, 0, resident.last_used)
+        wanted = ledger.missing(resident.id, positions_fed(base_length, length))
+        for other in self._residents.values():
+            if ledger.num_free < wanted:
+                self._end_forks(other)
+        self._evict_for(resident.key, wanted - ledger.num_free, 0, resident.last_used)
         room = draft_room(base_length, ledger.capacity(resident.id) + ledger.num_free * ledger.page_size)
-        if room <= 0:
-            return None
-        length = min(length, room)
-        reserved = ledger.reserve(resident.id, positions_fed(base_length, length))
-        assert reserved, "counted pages are there"
-        return length
+        return min(length, room) if room > 0 else None
+
+    def _cut(self, resident: Resident, length: int) -> None:
+        """Forget drafts at positions from `length` on."""
+        if len(resident.known.tokens) > length:
+            del resident.known.tokens[length:]
+            resident.picks = {at: pick for at, pick in resident.picks.items() if at < length}
+            self._drafter.truncate(resident.id, length - 1)
+
+    def _end_forks(self, resident: Resident) -> None:
+        for outcome in list(resident.forks):
+            self.end_fork(resident, outcome)
+        if resident.ahead is not None and not resident.is_rolling:
+            resident.ahead.round.end(resident.key[1])
 
     def _evict_for(self, key: Key, pages_short: int, rows_short: int, now: float) -> bool:
         """Make room at the cost of idle sequences other than `key`; False, and none evicted, when they are too few."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from drafters.nested import Pick
@@ -59,34 +59,68 @@ class Round:
             logger.exception("a reply to %s could not be handed over", self._request.incarnation)
 
 
-@dataclass(slots=True)
-class Job:
-    """A row that is being drafted, or probed, or first probed and then drafted.
+@dataclass(slots=True, kw_only=True)
+class Draft:
+    """Tokens that are being drafted behind what is known of a sequence.
 
-    length: how many tokens, after the cut to context and pages. told: the positions that its probe tells of.
+    length: how many, after the cut to context and pages. floor: they end behind the token at which the product of their
+    confidences is at most this; 0 never ends them.
     """
 
-    round: Round
-    index: int
-    row: DraftRow
     length: int
+    floor: float = 0.0
     picks: list[Pick] = field(default_factory=list, repr=False)
-    told: range = range(0)
-    probe: Probe | None = None
 
     @property
     def probes(self) -> bool:
-        """Whether its probe is still to be run; the draft comes after it."""
-        return self.probe is None and bool(self.told)
+        """Whether something is to be run before the draft."""
+        return False
 
     @property
     def is_done(self) -> bool:
         return not self.probes and (len(self.picks) >= self.length or self._has_sunk)
 
     @property
-    def floor(self) -> float:
-        """The row's floor for the product of the confidences that are still to come; 0 never ends the draft."""
-        return self.row.floor / self._survival if self.row.floor > 0 else 0.0
+    def num_left(self) -> int:
+        return self.length - len(self.picks)
+
+    @property
+    def floor_left(self) -> float:
+        """The floor for the product of the confidences that are still to come."""
+        return self.floor / self._survival if self.floor > 0 else 0.0
+
+    def take(self, picks: Iterable[Pick]) -> None:
+        """As many of these, drafted already, as it would draft itself."""
+        for pick in picks:
+            if self.is_done:
+                return
+            self.picks.append(pick)
+
+    @property
+    def _survival(self) -> float:
+        return math.prod(pick.confidence for pick in self.picks)
+
+    @property
+    def _has_sunk(self) -> bool:
+        return bool(self.picks) and self.floor > 0 and self._survival <= self.floor
+
+
+@dataclass(slots=True, kw_only=True)
+class Job(Draft):
+    """A row that is being drafted, or probed, or first probed and then drafted.
+
+    told: the positions that its probe tells of.
+    """
+
+    round: Round
+    index: int
+    row: DraftRow
+    told: range = range(0)
+    probe: Probe | None = None
+
+    @property
+    def probes(self) -> bool:
+        return self.probe is None and bool(self.told)
 
     def answer(self) -> None:
         """With what has been told and drafted, which may be less than was asked."""
@@ -100,14 +134,6 @@ class Job:
             self.probe,
         )
         self.round.answer(self.index, block)
-
-    @property
-    def _survival(self) -> float:
-        return math.prod(pick.confidence for pick in self.picks)
-
-    @property
-    def _has_sunk(self) -> bool:
-        return bool(self.picks) and self.row.floor > 0 and self._survival <= self.row.floor
 
 
 @dataclass(slots=True)

@@ -1,12 +1,14 @@
 """The pool worker: drafts for all targets, one token step at a time.
 
     submit: reconcile each row with what the pool knows, reserve its pages, or refuse it
+    ahead:  the same for rows that are being verified, which get branches (drafters/branches.py)
     step:   one ragged pass; every drafting row of any target gains a token, contexts a chunk within the budget
-    reply:  after each pass, with the rows of a request that it finished; refused ones at once
+    reply:  after each pass, with the rows of a request and the branches that it finished; refused ones at once
 
 Rows join at the next step and leave when their draft is done, at its length or its floor. A row that asks for a probe
 first has its context settled in all layers, then tells in a pass of probes (drafters/probe.py), then drafts; such a
-pass goes first, but never twice in a row while others have something to do.
+pass goes first, but never twice in a row while others have something to do. Branches ride in the passes of drafts of
+their depth, which do not get longer by it; what was drafted in the branch that came true is not drafted again.
 
 The owner calls the worker from one thread and gives it the clock; nothing here raises because of what a target sent.
 """
@@ -15,15 +17,19 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from drafters.ahead import BranchesReply, BranchJob, Lead
+from drafters.branches import Branches
 from drafters.known import Key, Span
 from drafters.nested import NestedDrafter, PassRow, Pick
 from drafters.probe import ProbeRow, nothing_new
-from drafters.residents import PoolLimits, Resident, Residents
-from drafters.rounds import Job, MeanWait, Reply, Round, refusal
+from drafters.resident import Resident
+from drafters.residents import PoolLimits, Residents
+from drafters.rounds import Draft, Job, MeanWait, Reply, Round, refusal
+from protocol.branch import AheadRequest, ExitHint
 from protocol.draft import DraftRequest, DraftRow, DraftStatus
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule
@@ -63,6 +69,7 @@ class DraftWorker:
         self._limits = limits
         self._clock = clock
         self._residents = Residents(drafter, limits)
+        self._branches = Branches(self._residents, drafter.max_positions, drafter.vocab_size)
         self._counts = _Counts()
         self._answered: dict[Round, None] = {}  # those that may have blocks to hand over
         self._probed = False  # by the last pass
@@ -74,13 +81,32 @@ class DraftWorker:
         """`reply` is called with the rows that are refused, from here, then with those that later calls finish."""
         round_ = Round(request, reply, self._clock())
         self._answered[round_] = None
-        unknown = self._unknown_rules(request)
+        unknown = self._unknown_rules(request.incarnation, (row.depth or request.depth for row in request.rows))
         for index, row in enumerate(request.rows):
             depth = row.depth or request.depth
             if depth in unknown:
                 round_.answer(index, refusal(row, DraftStatus.OK))
             else:
                 self._take(round_, index, (request.incarnation, row.sequence_id), row, depth)
+        self._reply()
+
+    def ahead(self, request: AheadRequest, reply: BranchesReply) -> None:
+        """`reply` is called with the branches that later calls finish, and once with none when none will come."""
+        round_ = self._branches.open(request, reply)
+        rules = [row.context.depth or request.depth for row in request.rows]
+        unknown = self._unknown_rules(request.incarnation, rules)
+        for row, depth in zip(request.rows, rules, strict=True):
+            key = request.incarnation, row.context.sequence_id
+            self._answer(self._residents.withdraw(key))
+            if depth in unknown:
+                self._residents.end_ahead(key)
+            else:
+                status = self._branches.take(round_, key, row, depth, self._clock())
+                self._counts.busy += status is DraftStatus.BUSY
+        self._reply()
+
+    def hint(self, hint: ExitHint) -> None:
+        self._branches.hint(hint)
         self._reply()
 
     def close(self, incarnation: str, sequence_ids: Sequence[int]) -> None:
@@ -118,31 +144,34 @@ class DraftWorker:
             num_drafted=self._counts.drafted,
             num_busy=self._counts.busy,
             wait_ms=self._counts.wait.at(self._clock()),
+            num_branches=self._branches.num_finished,
         )
 
     def check(self) -> None:
         """Raises AssertionError when the bookkeeping contradicts itself."""
         self._residents.check()
 
-    def _unknown_rules(self, request: DraftRequest) -> set[DepthRule]:
-        """Rules of its rows that name a depth which is no exit."""
+    def _unknown_rules(self, incarnation: str, rules: Iterable[DepthRule]) -> set[DepthRule]:
+        """Those that name a depth which is no exit."""
         unknown = set()
-        for rule in dict.fromkeys(row.depth or request.depth for row in request.rows):
+        for rule in dict.fromkeys(rules):
             try:
                 self._drafter.check_depth(rule)
             except ConfigError as error:
-                logger.error("%s: %s", request.incarnation, error)
+                logger.error("%s: %s", incarnation, error)
                 unknown.add(rule)
         return unknown
 
     def _take(self, round_: Round, index: int, key: Key, row: DraftRow, depth: DepthRule) -> None:
         self._answer(self._residents.withdraw(key))
-        status, length = self._residents.admit(key, row, depth, self._clock())
+        draft = Draft(length=row.length, floor=row.floor)
+        draft.take(self._residents.drafted(key, row, depth))
+        status, length = self._residents.admit(key, row, depth, self._clock(), draft.picks)
         self._counts.busy += status is DraftStatus.BUSY
         if status is not DraftStatus.OK:
             round_.answer(index, refusal(row, status))
             return
-        job = Job(round_, index, row, length)
+        job = Job(length=length, floor=row.floor, picks=draft.picks[:length], round=round_, index=index, row=row)
         if row.probe:
             job.told = self._residents.untold(key)
             job.probe = None if job.told else nothing_new(row.base_length, len(self._drafter.exits))
@@ -154,24 +183,31 @@ class DraftWorker:
     def _choose(self) -> list[tuple[Resident, Span]]:
         budget = self._limits.prefill_tokens
         chosen = []
-        for resident in self._residents.active.values():
+        depths: set[DepthRule] = set()  # that somebody waits for
+        for resident in self._residents.waiting():
+            if depths and resident.depth not in depths and isinstance(resident.job, Lead | BranchJob):
+                continue
             span = self._residents.next_span(resident, budget)
             if span is not None:
                 budget -= span.num_prefill
                 chosen.append((resident, span))
+                if isinstance(resident.job, Job):
+                    depths.add(resident.depth)
         return chosen
 
-    def _row(self, resident: Resident, span: Span) -> PassRow:
+    def _row(self, resident: Resident, span: Span, branch_ahead: int) -> PassRow:
         tokens = resident.known.tokens[self._drafter.written(resident.id) : span.length]
         depth, job = self._residents.goal(resident), resident.job
         if job is None or job.probes:
             return PassRow(resident.id, tokens, span.length, span.settled, depth, resident.sampling)
-        ahead = min(job.length - len(job.picks), self._limits.ahead)
-        return PassRow(resident.id, tokens, span.length, span.settled, depth, resident.sampling, ahead, job.floor)
+        ahead = min(job.num_left, self._limits.ahead if isinstance(job, Job) else branch_ahead)
+        return PassRow(resident.id, tokens, span.length, span.settled, depth, resident.sampling, ahead, job.floor_left)
 
     def _draft(self, chosen: Sequence[tuple[Resident, Span]]) -> PassStats:
         residents = [resident for resident, _ in chosen]
-        rows = [self._row(resident, span) for resident, span in chosen]
+        waited_for = [resident.job.num_left for resident in residents if isinstance(resident.job, Job)]
+        branch_ahead = min(self._limits.branch_ahead, max(waited_for, default=self._limits.branch_ahead))
+        rows = [self._row(resident, span, max(branch_ahead, 1)) for resident, span in chosen]
         began = self._start_rounds(residents)
         picks = self._attempt(residents, lambda: self._drafter.run(rows))
         for resident, own in zip(residents, picks, strict=bool(picks)):
@@ -196,8 +232,9 @@ class DraftWorker:
         """The time now, in seconds."""
         now = self._clock()
         for resident in residents:
-            if resident.job is not None and resident.job.round.start(now):
-                self._counts.wait.add(resident.job.round.wait_ms or 0.0, now)
+            job = resident.job
+            if isinstance(job, Job) and job.round.start(now):
+                self._counts.wait.add(job.round.wait_ms or 0.0, now)
         return now
 
     def _attempt(self, residents: Sequence[Resident], run: Callable[[], list[T]]) -> list[T]:
@@ -227,20 +264,24 @@ class DraftWorker:
 
     def _advance(self, resident: Resident, picks: Sequence[Pick]) -> None:
         if picks and resident.job is not None:
-            resident.known.tokens.extend(pick.token for pick in picks)
+            for pick in picks:
+                resident.add(pick)
             resident.job.picks.extend(picks)
             self._counts.drafted += len(picks)
             self._go_on(resident, resident.job)
         elif resident.job is None and self._residents.context_missing(resident) <= 0:
             self._residents.withdraw(resident.key)
 
-    def _go_on(self, resident: Resident, job: Job) -> None:
+    def _go_on(self, resident: Resident, job: Draft) -> None:
         resident.last_used = self._clock()
-        if job.is_done:
+        if job.is_done and isinstance(job, Job):
             self._answer(self._residents.withdraw(resident.key))
+        elif job.is_done:
+            self._branches.done(resident.key, job)
 
-    def _answer(self, job: Job | None) -> None:
-        if job is not None:
+    def _answer(self, job: Draft | None) -> None:
+        """Nobody waits for what was drafted ahead."""
+        if isinstance(job, Job):
             job.answer()
             self._answered[job.round] = None
 
@@ -248,3 +289,4 @@ class DraftWorker:
         rounds, self._answered = self._answered, {}
         for round_ in rounds:
             round_.reply()
+        self._branches.reply()

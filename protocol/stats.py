@@ -42,6 +42,33 @@ class PoolStats:
     num_drafted: int
     num_busy: int
     wait_ms: float
+    num_branches: int = 0  # handed over whole
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorStats:
+    """Drafting ahead, totals of one target since start. hits: windows at hand when they were wanted, by what made them.
+
+    num_misses: outcomes that branches were asked for and none was behind. num_tokens: in the branches that came.
+    num_fenced: branches that came late, twice or from elsewhere. num_waits: rounds that asked for a fresh draft.
+    wait_ms: what rounds waited before they could verify.
+    """
+
+    num_rounds: int = 0
+    hits_full: int = 0
+    hits_runner_up: int = 0
+    hits_early_exit: int = 0
+    hits_rest: int = 0  # of what the target itself left unverified
+    num_misses: int = 0
+    num_branches: int = 0
+    num_tokens: int = 0
+    num_fenced: int = 0
+    num_waits: int = 0
+    wait_ms: float = 0.0
+
+    @property
+    def num_hits(self) -> int:
+        return self.hits_full + self.hits_runner_up + self.hits_early_exit + self.hits_rest
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,3 +85,4 @@ class EngineStats:
     num_accepted: int
     num_committed: int
     num_missed_drafts: int  # rounds that asked for a draft and got none
+    mirror: MirrorStats | None = None  # None where nothing is drafted ahead

@@ -1,10 +1,11 @@
-"""Draft messages as bytes: the dataclasses of protocol/draft.py to and from protocol/draft.proto."""
+"""Draft messages as bytes: the dataclasses of protocol/draft.py and branch.py to and from protocol/draft.proto."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource, ExitHint, HintRow
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus, Probe
 from protocol.pb import draft_pb2 as pb
 from protocol.plan import DepthRule
@@ -20,6 +21,12 @@ _STATUS = {
     DraftStatus.TOO_LONG: pb.STATUS_TOO_LONG,
 }
 _STATUS_OF = {number: status for status, number in _STATUS.items()}
+_SOURCE = {
+    BranchSource.FULL: pb.SOURCE_FULL,
+    BranchSource.RUNNER_UP: pb.SOURCE_RUNNER_UP,
+    BranchSource.EARLY_EXIT: pb.SOURCE_EARLY_EXIT,
+}
+_SOURCE_OF = {number: source for source, number in _SOURCE.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +35,21 @@ class CloseSequences:
     sequence_ids: tuple[int, ...]
 
 
-TargetMessage = DraftRequest | CloseSequences
+TargetMessage = DraftRequest | AheadRequest | ExitHint | CloseSequences
+PoolMessage = DraftReply | BranchReply
 
 
 def encode_target(message: TargetMessage) -> bytes:
-    if isinstance(message, CloseSequences):
-        close = pb.Close(incarnation=message.incarnation, sequence_ids=message.sequence_ids)
-        return pb.TargetMessage(close=close).SerializeToString()
-    draft = pb.DraftRequest(
-        incarnation=message.incarnation,
-        round_id=message.round_id,
-        depth=_encode_rule(message.depth),
-        rows=map(_encode_row, message.rows),
-    )
-    return pb.TargetMessage(draft=draft).SerializeToString()
+    match message:
+        case DraftRequest():
+            return pb.TargetMessage(draft=_encode_request(message)).SerializeToString()
+        case AheadRequest():
+            return pb.TargetMessage(ahead=_encode_ahead(message)).SerializeToString()
+        case ExitHint():
+            return pb.TargetMessage(hint=_encode_hint(message)).SerializeToString()
+        case CloseSequences():
+            close = pb.Close(incarnation=message.incarnation, sequence_ids=message.sequence_ids)
+            return pb.TargetMessage(close=close).SerializeToString()
 
 
 def decode_target(data: bytes) -> TargetMessage:
@@ -50,25 +58,132 @@ def decode_target(data: bytes) -> TargetMessage:
     match message.WhichOneof("message"):
         case "draft":
             return _decode_request(message.draft)
+        case "ahead":
+            return _decode_ahead(message.ahead)
+        case "hint":
+            return _decode_hint(message.hint)
         case "close":
             return CloseSequences(message.close.incarnation, tuple(message.close.sequence_ids))
         case other:
             raise ValueError(f"a target sent a message of unknown kind {other}; deploy both sides from one version")
 
 
-def encode_reply(reply: DraftReply) -> bytes:
-    message = pb.DraftReply(
+def encode_pool(message: PoolMessage) -> bytes:
+    match message:
+        case DraftReply():
+            return pb.PoolMessage(reply=_encode_reply(message)).SerializeToString()
+        case BranchReply():
+            return pb.PoolMessage(branches=_encode_branches(message)).SerializeToString()
+
+
+def decode_pool(data: bytes) -> PoolMessage:
+    """Raises ValueError when the message is of a kind that this version does not know."""
+    message = pb.PoolMessage.FromString(data)
+    match message.WhichOneof("message"):
+        case "reply":
+            reply = message.reply
+            return DraftReply(reply.incarnation, reply.round_id, _decode_blocks(reply.blocks), reply.wait_ms)
+        case "branches":
+            return _decode_branches(message.branches)
+        case other:
+            raise ValueError(f"a pool sent a message of unknown kind {other}; deploy both sides from one version")
+
+
+def _encode_request(message: DraftRequest) -> pb.DraftRequest:
+    return pb.DraftRequest(
+        incarnation=message.incarnation,
+        round_id=message.round_id,
+        depth=_encode_rule(message.depth),
+        rows=map(_encode_row, message.rows),
+    )
+
+
+def _encode_reply(reply: DraftReply) -> pb.DraftReply:
+    return pb.DraftReply(
         incarnation=reply.incarnation,
         round_id=reply.round_id,
         blocks=map(_encode_block, reply.blocks),
         wait_ms=reply.wait_ms,
     )
-    return pb.PoolMessage(reply=message).SerializeToString()
 
 
-def decode_reply(data: bytes) -> DraftReply:
-    reply = pb.PoolMessage.FromString(data).reply
-    return DraftReply(reply.incarnation, reply.round_id, _decode_blocks(reply.blocks), reply.wait_ms)
+def _encode_ahead(message: AheadRequest) -> pb.AheadRequest:
+    rows = [
+        pb.AheadRow(
+            context=_encode_row(row.context),
+            window=row.window,
+            length=row.length,
+            fan_out=row.fan_out,
+            floor=row.floor,
+            power=row.power,
+        )
+        for row in message.rows
+    ]
+    return pb.AheadRequest(
+        incarnation=message.incarnation, round_id=message.round_id, depth=_encode_rule(message.depth), rows=rows
+    )
+
+
+def _decode_ahead(message: pb.AheadRequest) -> AheadRequest:
+    rows = tuple(
+        AheadRow(_decode_row(row.context), tuple(row.window), row.length, row.fan_out, row.floor, row.power)
+        for row in message.rows
+    )
+    return AheadRequest(message.incarnation, message.round_id, _decode_rule(message.depth), rows)
+
+
+def _encode_hint(message: ExitHint) -> pb.ExitHint:
+    rows = [
+        pb.HintRow(
+            sequence_id=row.sequence_id,
+            base_length=row.base_length,
+            picks=[pb.Picks(tokens=tokens) for tokens in row.picks],
+        )
+        for row in message.rows
+    ]
+    return pb.ExitHint(incarnation=message.incarnation, round_id=message.round_id, rows=rows)
+
+
+def _decode_hint(message: pb.ExitHint) -> ExitHint:
+    rows = tuple(
+        HintRow(row.sequence_id, row.base_length, tuple(tuple(own.tokens) for own in row.picks)) for row in message.rows
+    )
+    return ExitHint(message.incarnation, message.round_id, rows)
+
+
+def _encode_branches(message: BranchReply) -> pb.BranchReply:
+    branches = [
+        pb.Branch(
+            sequence_id=branch.sequence_id,
+            base_length=branch.base_length,
+            key=branch.key,
+            source=_SOURCE[branch.source],
+            tokens=branch.tokens,
+            exits=branch.exits,
+            confidences=branch.confidences,
+        )
+        for branch in message.branches
+    ]
+    return pb.BranchReply(
+        incarnation=message.incarnation, round_id=message.round_id, branches=branches, num_left=message.num_left
+    )
+
+
+def _decode_branches(message: pb.BranchReply) -> BranchReply:
+    """A source from a newer version counts as the drafter's own."""
+    branches = tuple(
+        Branch(
+            branch.sequence_id,
+            branch.base_length,
+            branch.key,
+            _SOURCE_OF.get(branch.source, BranchSource.RUNNER_UP),
+            tuple(branch.tokens),
+            tuple(branch.exits),
+            tuple(branch.confidences),
+        )
+        for branch in message.branches
+    )
+    return BranchReply(message.incarnation, message.round_id, branches, message.num_left)
 
 
 def _encode_row(row: DraftRow) -> pb.DraftRow:

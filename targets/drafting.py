@@ -12,8 +12,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
+from protocol.branch import AheadRequest, AheadRow
 from protocol.draft import DraftBlock, DraftClient, DraftRequest, DraftRow, DraftStatus
 from protocol.plan import DepthRule, Plan
+from router.confidence import Calibration
 from targets.sequence import Sequence as Decoding
 
 MAX_SILENCE = 64  # rounds
@@ -56,6 +58,11 @@ class Drafting:
         if rows:
             self.client.open(DraftRequest(self.incarnation, self._round, depth, rows))
 
+    @property
+    def round_id(self) -> int:
+        """Of the last round that was drafted for."""
+        return self._round
+
     def num_unseen(self, sequence: Decoding) -> int:
         """Committed tokens that the pool has yet to be handed."""
         ask = self._asks.get(sequence.id)
@@ -86,6 +93,37 @@ class Drafting:
             reply.wait_ms,
         )
 
+    def ahead(
+        self,
+        decoding: Sequence[Decoding],
+        plan: Plan,
+        windows: Sequence[Sequence[int]],
+        fan_out: int,
+        calibration: Calibration,
+    ) -> AheadRequest | None:
+        """What the pool may draft while these windows are verified, and the tokens that it has not seen.
+
+        Of the round of the last `draft`, for the rows that it might have asked for; None when there is none. No branch
+        is longer than what is left after its shortest outcome.
+        """
+        rows = []
+        for index, (sequence, length) in enumerate(zip(decoding, plan.lengths, strict=True)):
+            length = min(length, sequence.remaining - 2)
+            if length > 0 and self._ask(sequence.id).silent_until <= self._round:
+                own, floor = self._own(plan, index)
+                rule = own or plan.depth
+                power = calibration.power(rule.exits[-1]) if rule else 1.0
+                context = self._row(sequence, 0, own)
+                rows.append(AheadRow(context, tuple(windows[index]), length, fan_out, floor, power))
+        if plan.depth is None or not rows:
+            return None
+        return AheadRequest(self.incarnation, self._round, plan.depth, tuple(rows))
+
+    def read(self, block: DraftBlock, length: int) -> DraftBlock:
+        """At most its first `length` tokens, and none beyond the target's vocabulary."""
+        known = sum(1 for _ in takewhile(lambda token: token < self.vocab_size, block.tokens[:length]))
+        return block if known == len(block.tokens) else _cut(block, known)
+
     def close(self, sequence: Decoding) -> None:
         if self._asks.pop(sequence.id, None) is not None:
             self.client.close([sequence.id])
@@ -100,8 +138,13 @@ class Drafting:
         return self._asks.setdefault(sequence_id, _Ask())
 
     def _planned_row(self, sequence: Decoding, plan: Plan, index: int) -> DraftRow:
+        own, floor = self._own(plan, index)
+        return self._row(sequence, plan.lengths[index], own, floor, index in plan.probes)
+
+    def _own(self, plan: Plan, index: int) -> tuple[DepthRule | None, float]:
+        """The depth of a row, and its floor: a length that was asked for is drafted."""
         own = plan.own[index] if plan.own else None
-        return self._row(sequence, plan.lengths[index], own, plan.floor, index in plan.probes)
+        return own, (plan.floor if own is None else 0.0)
 
     def _row(
         self,
@@ -131,8 +174,7 @@ class Drafting:
                 ask.silent_until = self._round + ask.silence
             case DraftStatus.TOO_LONG:
                 ask.silent_until = float("inf")
-        known = sum(1 for _ in takewhile(lambda token: token < self.vocab_size, block.tokens[: row.length]))
-        return block if known == len(block.tokens) else _cut(block, known)
+        return self.read(block, row.length)
 
 
 def _cut(block: DraftBlock, length: int) -> DraftBlock:

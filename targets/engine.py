@@ -13,16 +13,19 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from protocol.branch import MirrorClient
 from protocol.draft import DraftClient
 from protocol.errors import ConfigError, InvalidRequest, NotReady, PromptTooLong, QueueFull
 from protocol.request import FinishReason, GenerateRequest, SequenceStats, TokenRun
 from protocol.stats import EngineStats, StepStats
 from router.policy import Policy
 from targets.drafting import Drafting
+from targets.mirror import MirrorConfig, MirrorStepper
 from targets.model import TargetModel
 from targets.scheduler import Scheduler, SchedulerConfig
 from targets.sequence import Sequence
 from targets.step import Stepper
+from targets.timeline import Timeline
 
 OnRun = Callable[[TokenRun], None]
 logger = logging.getLogger(__name__)
@@ -57,7 +60,9 @@ class Engine:
         policy: Policy,
         draft_client: DraftClient | None = None,
         config: EngineConfig | None = None,
+        mirror: MirrorConfig | None = None,
     ) -> None:
+        """mirror: draft ahead, so that the pool drafts while the target verifies; needs a client that can."""
         self.config = config or EngineConfig()
         self.max_length = min(model.max_length, self.config.max_model_len or model.max_length)
         self._model = model
@@ -65,7 +70,7 @@ class Engine:
         self._drafting = (
             Drafting(draft_client, self.config.incarnation, model.decoder.config.vocab_size) if draft_client else None
         )
-        self._stepper = Stepper(model, policy, scheduler, self._drafting)
+        self._stepper = _stepper(model, policy, scheduler, self._drafting, mirror)
         self._inbox = _Inbox()
         self._wake = threading.Condition()
         self._live: dict[str, tuple[Sequence, OnRun]] = {}
@@ -127,7 +132,13 @@ class Engine:
             num_accepted=totals.accepted,
             num_committed=totals.committed,
             num_missed_drafts=self._drafting.num_missed if self._drafting else 0,
+            mirror=self._stepper.stats if isinstance(self._stepper, MirrorStepper) else None,
         )
+
+    @property
+    def timeline(self) -> Timeline | None:
+        """The last rounds; None where nothing is drafted ahead."""
+        return self._stepper.timeline if isinstance(self._stepper, MirrorStepper) else None
 
     def _loop(self) -> None:
         reason = FinishReason.ABORT
@@ -198,6 +209,17 @@ class Engine:
         del self._live[request_id]
         with self._wake:
             self._open.discard(request_id)
+
+
+def _stepper(
+    model: TargetModel, policy: Policy, scheduler: Scheduler, drafting: Drafting | None, mirror: MirrorConfig | None
+) -> Stepper:
+    """Raises ConfigError when drafts cannot come ahead."""
+    if mirror is None or drafting is None:
+        return Stepper(model, policy, scheduler, drafting)
+    if not isinstance(drafting.client, MirrorClient):
+        raise ConfigError(f"{type(drafting.client).__name__} does not draft ahead; leave mirror out")
+    return MirrorStepper(model, policy, scheduler, drafting, drafting.client, mirror)
 
 
 def _told(on_run: OnRun, run: TokenRun) -> bool:

@@ -1,4 +1,9 @@
-"""A target at work: a decoder, its KV and the page ledger over it."""
+"""A target at work: a decoder, its KV and the page ledger over it.
+
+A pass may stop on its way and say what it would pick there (Mirror-SD section 3.1, its early exit): the final norm and
+the head over the hidden states of an inner layer, under the same noise as the picks. It then goes on as if nothing
+had been; these picks are advice to the pool.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +35,16 @@ class ForwardRow:
 
 
 @dataclass(frozen=True, slots=True)
+class Halfway:
+    """A pass behind its first `layer` layers. To be finished before another begins."""
+
+    hidden: Tensor
+    batch: RaggedBatch
+    wanted: list[int]
+    layer: int
+
+
+@dataclass(frozen=True, slots=True)
 class TargetModel:
     decoder: Decoder
     ledger: PageLedger
@@ -56,6 +71,29 @@ class TargetModel:
         tokens, batch, wanted = self._batch(rows)
         return self.decoder.step(tokens, batch, self.kv, wanted, sampling, positions)
 
+    def run_to(self, rows: Sequence[ForwardRow], layer: int) -> Halfway:
+        """The first `layer` layers of what `pick` runs."""
+        tokens, batch, wanted = self._batch(rows)
+        return Halfway(self.decoder.run(self.decoder.embed(tokens), batch, self.kv, 0, layer), batch, wanted, layer)
+
+    def early_picks(
+        self,
+        half: Halfway,
+        places: Sequence[int],
+        sampling: Sequence[SamplingParams],
+        positions: Sequence[int],
+        count: int,
+    ) -> list[tuple[int, ...]]:
+        """What it would pick so far, the best `count` at each place. places: of the pass's wanted logits, which."""
+        logits = self.decoder.logits(half.hidden, [half.wanted[place] for place in places])
+        own = [sampling[place] for place in places]
+        return top_picks(self.decoder, logits, own, [positions[place] for place in places], count)
+
+    def finish(self, half: Halfway, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> list[int]:
+        """The layers that are left; returns what `pick` would have, bit for bit."""
+        hidden = self.decoder.run(half.hidden, half.batch, self.kv, half.layer, self.decoder.config.num_layers)
+        return self.decoder.pick(self.decoder.logits(hidden, half.wanted), sampling, positions)
+
     def _batch(self, rows: Sequence[ForwardRow]) -> tuple[list[int], RaggedBatch, list[int]]:
         """Tokens, their rows, and the flat indices of those whose logits are wanted."""
         slots = self.ledger.slots
@@ -66,6 +104,26 @@ class TargetModel:
         ends = batch.offsets[1:]
         wanted = [i for row, end in zip(rows, ends, strict=True) for i in range(end - row.num_logits, end)]
         return [token for row in rows for token in row.tokens], batch, wanted
+
+
+@torch.inference_mode()
+def top_picks(
+    decoder: Decoder, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int], count: int
+) -> list[tuple[int, ...]]:
+    """The tokens with the best noisy scores of each row, best first, at most `count`; logits are overwritten.
+
+    Two at a time, as a decoder picks with runner-ups. Where filters leave fewer than `count`, the rest is what they
+    leave of the others.
+    """
+    rows = range(len(sampling))
+    best: list[dict[int, None]] = [{} for _ in rows]
+    for _ in range(0, count, 2):
+        picks, _, runner_ups = decoder.pick_with_confidence(logits, sampling, positions)
+        for pair in (picks, runner_ups):
+            logits[rows, pair] = -torch.inf
+            for own, token in zip(best, pair, strict=True):
+                own[token] = None
+    return [tuple(own)[:count] for own in best]
 
 
 def load_target(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from protocol.draft import DraftBlock
 from protocol.outcome import RoundOutcome, RowOutcome
 from protocol.plan import BatchView, Plan
-from protocol.request import TokenRun
+from protocol.request import SamplingParams, TokenRun
 from protocol.stats import StepStats
 from router.policy import Policy, granted
 from targets.drafting import Drafting, Drafts
@@ -30,12 +30,27 @@ class Turn:
 
 
 @dataclass(frozen=True, slots=True)
-class Times:
-    """Of one step, in ms; rest_ms: what went by outside draft and verify since the last step, idle waiting left out."""
+class Marks:
+    """Of one step, in seconds of its clock: planning began, drafting began, it ended, the pass ended."""
 
-    draft_ms: float
-    verify_ms: float
-    rest_ms: float
+    began: float
+    planned: float
+    drafted: float
+    verified: float
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One row for each decoding sequence, then one for each chunk; per wanted logit how and where it is picked."""
+
+    rows: list[ForwardRow]
+    sampling: list[SamplingParams]
+    positions: list[int]
+
+    def split(self, picks: list[int]) -> list[list[int]]:
+        """By row; empty inside a prompt."""
+        own = iter(picks)
+        return [[next(own) for _ in range(row.num_logits)] for row in self.rows]
 
 
 class Stepper:
@@ -59,16 +74,11 @@ class Stepper:
     def step(self) -> Turn:
         began = self.clock()
         schedule = self.plan()
-        start = self.clock()
+        planned = self.clock()
         drafts = self.draft(schedule)
         drafted = self.clock()
         picks = self.verify(schedule, drafts)
-        verified = self.clock()
-        rest = start - (self._verified or began)
-        times = Times(1e3 * (drafted - start), 1e3 * (verified - drafted), 1e3 * rest)
-        turn = self.commit(schedule, drafts, picks, times)
-        self._verified = verified if self.scheduler.has_work else None
-        return turn
+        return self.commit(schedule, drafts, picks, Marks(began, planned, drafted, self.clock()))
 
     def plan(self) -> Schedule:
         admitted = self.scheduler.admit()
@@ -79,30 +89,34 @@ class Stepper:
         return self.scheduler.schedule(decoding, self._planned(decoding))
 
     def draft(self, schedule: Schedule) -> Drafts:
-        """What is worth verifying of the drafts that the pool gives."""
-        if self.drafting is None or schedule.plan.depth is None:
+        """What the pool gives. Rounds that ask for nothing count too: sequences are silent for a number of rounds."""
+        if self.drafting is None:
             return Drafts((None,) * len(schedule.decoding))
         return self.drafting.draft(schedule.decoding, schedule.plan)
 
     def verify(self, schedule: Schedule, drafts: Drafts) -> list[list[int]]:
         """The target's picks: one list per decoding sequence, then one per chunk, empty inside a prompt."""
+        return self.pick(self.gather(schedule, drafts))
+
+    def gather(self, schedule: Schedule, drafts: Drafts) -> Pass:
+        """What goes into the pass: of each draft as much as the policy finds worth verifying."""
         lengths = self.policy.prune(schedule.plan, drafts.blocks)
         rows = [
             *map(_verify_row, schedule.decoding, drafts.blocks, lengths),
             *(_chunk_row(*chunk) for chunk in schedule.chunks),
         ]
-        if not rows:
-            return []
         sequences = [*schedule.decoding, *(sequence for sequence, _ in schedule.chunks)]
         wanted = [
             (sequence.request.sampling, row.start + len(row.tokens) - row.num_logits + index + 1)
             for sequence, row in zip(sequences, rows, strict=True)
             for index in range(row.num_logits)
         ]
-        picks = iter(self.model.pick(rows, [sampling for sampling, _ in wanted], [at for _, at in wanted]))
-        return [[next(picks) for _ in range(row.num_logits)] for row in rows]
+        return Pass(rows, [sampling for sampling, _ in wanted], [at for _, at in wanted])
 
-    def commit(self, schedule: Schedule, drafts: Drafts, picks: list[list[int]], times: Times) -> Turn:
+    def pick(self, ready: Pass) -> list[list[int]]:
+        return ready.split(self.model.pick(ready.rows, ready.sampling, ready.positions)) if ready.rows else []
+
+    def commit(self, schedule: Schedule, drafts: Drafts, picks: list[list[int]], marks: Marks) -> Turn:
         """picks: as `verify` returns them, one more for a sequence than drafted tokens were verified."""
         runs, rows = [], []
         num_decoding = len(schedule.decoding)
@@ -121,14 +135,15 @@ class Stepper:
             plan=schedule.plan,
             rows=tuple(rows),
             context=context,
-            draft_ms=times.draft_ms,
+            draft_ms=1e3 * (marks.drafted - marks.planned),
             wait_ms=drafts.wait_ms,
-            verify_ms=times.verify_ms,
-            rest_ms=times.rest_ms,
+            verify_ms=1e3 * (marks.verified - marks.drafted),
+            rest_ms=1e3 * (marks.planned - (self._verified or marks.began)),
             num_prefill_tokens=sum(size for _, size in schedule.chunks),
             answered=drafts.answered,
         )
         self.policy.observe(outcome)
+        self._verified = marks.verified if self.scheduler.has_work else None
         return Turn(tuple(runs), _stats(outcome, runs, schedule.num_preempted))
 
     def remove(self, sequence: Sequence) -> None:

@@ -7,6 +7,13 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class Source(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    SOURCE_UNSPECIFIED: _ClassVar[Source]
+    SOURCE_FULL: _ClassVar[Source]
+    SOURCE_RUNNER_UP: _ClassVar[Source]
+    SOURCE_EARLY_EXIT: _ClassVar[Source]
+
 class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     STATUS_UNSPECIFIED: _ClassVar[Status]
@@ -14,6 +21,10 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STATUS_NEED_CONTEXT: _ClassVar[Status]
     STATUS_BUSY: _ClassVar[Status]
     STATUS_TOO_LONG: _ClassVar[Status]
+SOURCE_UNSPECIFIED: Source
+SOURCE_FULL: Source
+SOURCE_RUNNER_UP: Source
+SOURCE_EARLY_EXIT: Source
 STATUS_UNSPECIFIED: Status
 STATUS_OK: Status
 STATUS_NEED_CONTEXT: Status
@@ -21,18 +32,24 @@ STATUS_BUSY: Status
 STATUS_TOO_LONG: Status
 
 class TargetMessage(_message.Message):
-    __slots__ = ("draft", "close")
+    __slots__ = ("draft", "close", "ahead", "hint")
     DRAFT_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FIELD_NUMBER: _ClassVar[int]
+    AHEAD_FIELD_NUMBER: _ClassVar[int]
+    HINT_FIELD_NUMBER: _ClassVar[int]
     draft: DraftRequest
     close: Close
-    def __init__(self, draft: _Optional[_Union[DraftRequest, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ...) -> None: ...
+    ahead: AheadRequest
+    hint: ExitHint
+    def __init__(self, draft: _Optional[_Union[DraftRequest, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., ahead: _Optional[_Union[AheadRequest, _Mapping]] = ..., hint: _Optional[_Union[ExitHint, _Mapping]] = ...) -> None: ...
 
 class PoolMessage(_message.Message):
-    __slots__ = ("reply",)
+    __slots__ = ("reply", "branches")
     REPLY_FIELD_NUMBER: _ClassVar[int]
+    BRANCHES_FIELD_NUMBER: _ClassVar[int]
     reply: DraftReply
-    def __init__(self, reply: _Optional[_Union[DraftReply, _Mapping]] = ...) -> None: ...
+    branches: BranchReply
+    def __init__(self, reply: _Optional[_Union[DraftReply, _Mapping]] = ..., branches: _Optional[_Union[BranchReply, _Mapping]] = ...) -> None: ...
 
 class DraftRequest(_message.Message):
     __slots__ = ("incarnation", "round_id", "depth", "rows")
@@ -141,3 +158,87 @@ class ProbedExit(_message.Message):
     matches: _containers.RepeatedScalarFieldContainer[bool]
     confidences: _containers.RepeatedScalarFieldContainer[float]
     def __init__(self, matches: _Optional[_Iterable[bool]] = ..., confidences: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class AheadRequest(_message.Message):
+    __slots__ = ("incarnation", "round_id", "depth", "rows")
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    ROUND_ID_FIELD_NUMBER: _ClassVar[int]
+    DEPTH_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    incarnation: str
+    round_id: int
+    depth: DepthRule
+    rows: _containers.RepeatedCompositeFieldContainer[AheadRow]
+    def __init__(self, incarnation: _Optional[str] = ..., round_id: _Optional[int] = ..., depth: _Optional[_Union[DepthRule, _Mapping]] = ..., rows: _Optional[_Iterable[_Union[AheadRow, _Mapping]]] = ...) -> None: ...
+
+class AheadRow(_message.Message):
+    __slots__ = ("context", "window", "length", "fan_out", "floor", "power")
+    CONTEXT_FIELD_NUMBER: _ClassVar[int]
+    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_FIELD_NUMBER: _ClassVar[int]
+    FAN_OUT_FIELD_NUMBER: _ClassVar[int]
+    FLOOR_FIELD_NUMBER: _ClassVar[int]
+    POWER_FIELD_NUMBER: _ClassVar[int]
+    context: DraftRow
+    window: _containers.RepeatedScalarFieldContainer[int]
+    length: int
+    fan_out: int
+    floor: float
+    power: float
+    def __init__(self, context: _Optional[_Union[DraftRow, _Mapping]] = ..., window: _Optional[_Iterable[int]] = ..., length: _Optional[int] = ..., fan_out: _Optional[int] = ..., floor: _Optional[float] = ..., power: _Optional[float] = ...) -> None: ...
+
+class ExitHint(_message.Message):
+    __slots__ = ("incarnation", "round_id", "rows")
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    ROUND_ID_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    incarnation: str
+    round_id: int
+    rows: _containers.RepeatedCompositeFieldContainer[HintRow]
+    def __init__(self, incarnation: _Optional[str] = ..., round_id: _Optional[int] = ..., rows: _Optional[_Iterable[_Union[HintRow, _Mapping]]] = ...) -> None: ...
+
+class HintRow(_message.Message):
+    __slots__ = ("sequence_id", "base_length", "picks")
+    SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
+    BASE_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    PICKS_FIELD_NUMBER: _ClassVar[int]
+    sequence_id: int
+    base_length: int
+    picks: _containers.RepeatedCompositeFieldContainer[Picks]
+    def __init__(self, sequence_id: _Optional[int] = ..., base_length: _Optional[int] = ..., picks: _Optional[_Iterable[_Union[Picks, _Mapping]]] = ...) -> None: ...
+
+class Picks(_message.Message):
+    __slots__ = ("tokens",)
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, tokens: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class BranchReply(_message.Message):
+    __slots__ = ("incarnation", "round_id", "branches", "num_left")
+    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    ROUND_ID_FIELD_NUMBER: _ClassVar[int]
+    BRANCHES_FIELD_NUMBER: _ClassVar[int]
+    NUM_LEFT_FIELD_NUMBER: _ClassVar[int]
+    incarnation: str
+    round_id: int
+    branches: _containers.RepeatedCompositeFieldContainer[Branch]
+    num_left: int
+    def __init__(self, incarnation: _Optional[str] = ..., round_id: _Optional[int] = ..., branches: _Optional[_Iterable[_Union[Branch, _Mapping]]] = ..., num_left: _Optional[int] = ...) -> None: ...
+
+class Branch(_message.Message):
+    __slots__ = ("sequence_id", "base_length", "key", "source", "tokens", "exits", "confidences")
+    SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
+    BASE_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    KEY_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    EXITS_FIELD_NUMBER: _ClassVar[int]
+    CONFIDENCES_FIELD_NUMBER: _ClassVar[int]
+    sequence_id: int
+    base_length: int
+    key: int
+    source: Source
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    exits: _containers.RepeatedScalarFieldContainer[int]
+    confidences: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, sequence_id: _Optional[int] = ..., base_length: _Optional[int] = ..., key: _Optional[int] = ..., source: _Optional[_Union[Source, str]] = ..., tokens: _Optional[_Iterable[int]] = ..., exits: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ...) -> None: ...

@@ -15,6 +15,7 @@ from deployments.discovery import Need, PoolMember
 from deployments.pool_server import PoolServer
 from deployments.pool_thread import PoolThread, Reply
 from deployments.transport import GrpcDraftClient, TransportConfig
+from protocol.branch import AheadRequest, ExitHint
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
@@ -55,6 +56,7 @@ class ScriptedWorker:
     dropped: list[str] = field(default_factory=list)
     closed: list[int] = field(default_factory=list)
     seen: list[DraftRequest] = field(default_factory=list)
+    ahead_seen: list[AheadRequest] = field(default_factory=list)
     fail: bool = False
     _jobs: list[tuple[DraftReply, Reply]] = field(default_factory=list)
 
@@ -67,6 +69,12 @@ class ScriptedWorker:
             reply(DraftReply(request.incarnation, request.round_id, refused))
         if drafted:
             self._jobs.append((DraftReply(request.incarnation, request.round_id, drafted, self.wait_ms), reply))
+
+    def ahead(self, request: AheadRequest, reply: Reply) -> None:
+        self.ahead_seen.append(request)
+
+    def hint(self, hint: ExitHint) -> None:
+        pass
 
     def close(self, incarnation: str, sequence_ids: Sequence[int]) -> None:
         self.closed.extend(sequence_ids)

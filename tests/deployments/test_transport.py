@@ -15,7 +15,7 @@ from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, Draft
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule
 from protocol.request import SEED_BITS, SamplingParams
-from protocol.wire import CloseSequences, decode_reply, decode_target, encode_reply, encode_target
+from protocol.wire import CloseSequences, decode_pool, decode_target, encode_pool, encode_target
 from tests.deployments.harness import Directory, LoopThread, ScriptedPool, ScriptedWorker, client, member, request
 from tests.deployments.harness import wait_until as wait
 
@@ -149,7 +149,7 @@ def test_messages_come_out_of_the_wire_as_they_went_in(seed: int) -> None:
         for row in sent.rows
     )
     reply = DraftReply("inc", 7, blocks, rng.random())
-    assert decode_reply(encode_reply(reply)) == reply
+    assert decode_pool(encode_pool(reply)) == reply
 
 
 def test_a_message_of_unknown_kind_is_refused() -> None:

@@ -5,6 +5,7 @@ import random
 import pytest
 
 from drafters.known import Idle, Known, Span, context_span, draft_room, evictions, next_span, positions_fed, untold
+from protocol.branch import prefix_hash
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -21,9 +22,24 @@ def test_after_reconciling_the_pool_knows_the_truth_and_how_much_of_it_it_knew_b
         assert kept == agreed
         assert known.tokens == truth
         assert known.committed == len(truth)
+        if rng.random() < 0.5:
+            assert known.key() == prefix_hash(truth)
         drafts = [rng.randrange(2) for _ in range(rng.randint(0, 4))]
         known.tokens += drafts
         truth = truth + drafts[: rng.randint(0, len(drafts))] + [rng.randrange(2)]
+
+
+def test_drafts_behind_the_truth_are_kept_as_far_as_they_were_known() -> None:
+    known = Known([1, 2, 3, 4, 5], committed=2)
+    assert known.reconcile(2, [3], [4, 6]) == 4
+    assert (known.tokens, known.committed) == ([1, 2, 3, 4, 6], 3)
+
+
+def test_the_key_is_that_of_the_committed_tokens_even_if_they_are_others_than_before() -> None:
+    known = Known([1, 2, 3], committed=3)
+    assert known.key() == prefix_hash([1, 2, 3])
+    known.reconcile(0, [1, 7], [3])
+    assert known.key() == prefix_hash([1, 7])
 
 
 def test_the_last_drafted_token_is_not_fed() -> None:

@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM
 from drafters.known import Known
 from drafters.nested import PassRow, Pick
 from drafters.probe import ProbeRow
-from drafters.residents import PoolLimits, Resident
+from drafters.resident import Resident
+from drafters.residents import PoolLimits
 from drafters.rounds import WAIT_HALF_LIFE_S, Job, MeanWait, Round
 from model.decoder import Decoder
 from protocol.draft import DraftReply, DraftRequest, DraftRow, DraftStatus
@@ -386,7 +387,8 @@ def test_a_known_sequence_with_an_id_beyond_the_vocabulary_is_refused_for_good_a
 def test_nothing_that_holds_tokens_shows_them() -> None:
     tokens = [98765, 98766]
     pick, known = Pick(98765, 2, 0.5), Known(tokens, 2)
-    job = Job(Round(DraftRequest("large", 0, DEEP, (row(1, tokens, 2),)), print, 0.0), 0, row(1, tokens, 2), 2, [pick])
+    round_ = Round(DraftRequest("large", 0, DEEP, (row(1, tokens, 2),)), print, 0.0)
+    job = Job(length=2, picks=[pick], round=round_, index=0, row=row(1, tokens, 2))
     resident = Resident(("large", 1), 1, DEEP, GREEDY, 0.0, 2, known, job)
     for one in (pick, known, job, resident, PassRow(1, tokens, 2, 0, DEEP, GREEDY), ProbeRow(1, 1, tokens, GREEDY)):
         assert "9876" not in repr(one)

@@ -1,12 +1,14 @@
 """What a target tells the pool, and how it takes the answers. A recording client stands at the seam."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
 from protocol.draft import DraftBlock, DraftReply, DraftStatus
 from protocol.plan import DepthRule, Plan
 from protocol.request import GenerateRequest, SamplingParams, StopRules
+from router.confidence import Calibration
 from targets.drafting import MAX_SILENCE, Drafting
 from targets.sequence import Sequence
 
@@ -91,7 +93,7 @@ def test_a_row_is_asked_for_what_the_plan_says_of_it():
         (1, 0, None, True),
         (2, 1, deep, True),
     ]
-    assert {row.floor for row in rows} == {0.25}
+    assert [row.floor for row in rows] == [0.25, 0.25, 0.0]
     assert drafts.num_fed == (3, 3, 3)
     assert [drafting.num_unseen(member) for member in (*members, sequence(3))] == [0, 0, 0, 3]
 
@@ -178,3 +180,37 @@ def test_only_sequences_the_pool_heard_of_are_closed():
     drafting.close(member)
     drafting.close(sequence(1))
     assert client.closed == [0]
+
+
+def test_what_is_drafted_ahead_hands_tokens_over_too_and_says_what_is_verified():
+    client, deep = Recorder(), DepthRule((4,))
+    drafting, members = Drafting(client, "engine", VOCAB), [sequence(0), sequence(1), sequence(2)]
+    plan = Plan(RULE, (2, 0, 3), own=(None, None, deep), floor=0.25)
+    drafting.draft(members, replace(plan, lengths=(2, 0, 0)))
+    request = drafting.ahead(members, plan, [(5, 5), (), (6,)], fan_out=4, calibration=Calibration())
+    first, other = request.rows
+    assert (request.round_id, request.depth) == (client.requests[0].round_id, RULE)
+    assert (first.context.start, first.context.tokens, first.context.length) == (3, (), 0)
+    assert (first.window, first.length, first.fan_out, first.floor) == ((5, 5), 2, 4, 0.25)
+    assert (other.context.start, other.context.tokens, other.context.depth) == (0, (1, 2, 3), deep)
+    assert (other.window, other.length, other.floor) == ((6,), 3, 0.0)
+    assert [drafting.num_unseen(member) for member in members] == [0, 3, 0]
+
+
+def test_nothing_is_drafted_ahead_for_a_silent_sequence_or_one_that_is_nearly_done():
+    drafting, busy, short = Drafting(Recorder(DraftStatus.BUSY), "engine", VOCAB), sequence(0), sequence(1)
+    short.commit([7] * (short.remaining - 2))
+    drafting.draft([busy], Plan(RULE, (2,)))
+    assert drafting.ahead([busy, short], Plan(RULE, (2, 1)), [(), ()], fan_out=4, calibration=Calibration()) is None
+    short = sequence(1)
+    short.commit([7] * (short.remaining - 4))
+    assert [
+        row.length for row in drafting.ahead([short], Plan(RULE, (3,)), [()], fan_out=4, calibration=Calibration()).rows
+    ] == [2]
+
+
+def test_a_pool_that_forgot_is_handed_everything_as_it_drafts_ahead():
+    drafting, member = Drafting(Recorder(DraftStatus.NEED_CONTEXT), "engine", VOCAB), sequence()
+    drafting.draft([member], Plan(RULE, (2,)))
+    (row,) = drafting.ahead([member], Plan(RULE, (2,)), [()], fan_out=4, calibration=Calibration()).rows
+    assert (row.context.start, row.context.tokens) == (0, (1, 2, 3))

@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from protocol.draft import DraftRow
+from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.errors import InvalidRequest, NotReady, PromptTooLong, QueueFull
 from protocol.plan import BatchView, DepthRule, Plan
 from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules, TokenRun
@@ -68,6 +68,28 @@ def test_forced_preemption_changes_no_token(load):
     assert run_all(engine, requests).tokens == texts
     assert engine.stats().num_preempted > 0
     assert model.ledger.num_free == model.ledger.num_pages
+
+
+def test_a_lone_sequence_that_the_pool_was_too_busy_for_asks_again_some_rounds_later(load):
+    class Heedful(Fixed):
+        def plan(self, view: BatchView) -> Plan:
+            return super().plan(view) if all(sequence.drafts for sequence in view.sequences) else Plan(None, (0,))
+
+    class BusyOnce(ScriptedDrafter):
+        num_asked = 0
+
+        def draft(self, request: DraftRequest) -> DraftReply | None:
+            self.num_asked += 1
+            if self.num_asked > 1:
+                return super().draft(request)
+            self.close([row.sequence_id for row in request.rows])
+            rows = [DraftBlock(row.sequence_id, row.base_length, DraftStatus.BUSY) for row in request.rows]
+            return DraftReply(request.incarnation, request.round_id, tuple(rows))
+
+    requests = random_requests(3, 1, VOCAB)
+    drafter = BusyOnce(requests, plain_texts(load(), requests), seed=1)
+    run_all(Engine(load(), Heedful(DEPTH, 2), drafter), requests)
+    assert drafter.num_asked > 3
 
 
 def test_requests_join_and_leave_at_any_step(load):

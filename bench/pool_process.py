@@ -1,0 +1,138 @@
+"""A draft replica in a process of its own, on cores of its own, behind the real server: what overlap is measured with.
+
+python -m bench.pool_process --drafter DIR --cores 1      says where it listens, and ends with its standard input
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from bench.cells import PAGE
+from bench.slowed import Device, SlowedDrafter
+from deployments.arguments import whole
+from deployments.discovery import Need, PoolMember
+from deployments.pool_server import PoolServer
+from deployments.pool_thread import PoolThread
+from deployments.transport import GrpcDraftClient, TransportConfig
+from drafters.nested import load_nested
+from drafters.residents import PoolLimits
+from drafters.worker import DraftWorker
+from protocol.stats import PoolStats
+
+STOP_S = 10.0
+
+T = TypeVar("T")
+
+
+@contextmanager
+def pool_process(drafter: Path, cores: Sequence[int], max_rows: int, token_ms: float = 0.0) -> Iterator[PoolMember]:
+    """token_ms: what a drafted token takes at least (bench/slowed.py). Raises RuntimeError when it does not start."""
+    asked = ["--drafter", str(drafter), "--cores", *map(str, cores)]
+    asked += ["--max-rows", str(max_rows), "--token-ms", str(token_ms)]
+    command = [sys.executable, "-m", "bench.pool_process", *asked]
+    environment = os.environ | {"OMP_NUM_THREADS": str(len(cores))}
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        try:
+            line = process.stdout.readline() if process.stdout else ""
+            if not line:
+                raise RuntimeError(f"the draft replica of {drafter} did not start; its message is above")
+            told = json.loads(line)
+            stats = PoolStats(**told.pop("stats"))
+            yield PoolMember(**told | {"exits": tuple(told["exits"])}, stats=stats)
+        finally:
+            if process.stdin:
+                process.stdin.close()
+            process.wait(STOP_S)
+
+
+class LinkThread:
+    """The event loop that a target's clients live on, on a thread of its own."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="link", daemon=True)
+        self._thread.start()
+
+    @contextmanager
+    def client(self, member: PoolMember, incarnation: str, deadline_s: float = 1.0) -> Iterator[GrpcDraftClient]:
+        """A target's own; drafts are made by this draft replica."""
+        client = self._wait(_connected(member, incarnation, deadline_s))
+        try:
+            yield client
+        finally:
+            self._wait(client.stop())
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+    def _wait(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(STOP_S)
+
+
+async def _connected(member: PoolMember, incarnation: str, deadline_s: float) -> GrpcDraftClient:
+    async def discover() -> Sequence[PoolMember]:
+        return [member]
+
+    client = GrpcDraftClient(incarnation, discover, Need("", member.exits), TransportConfig(deadline_s))
+    await client.start()
+    async with asyncio.timeout(STOP_S):
+        while client.replica is None:
+            await asyncio.sleep(0.005)
+    return client
+
+
+async def serve(args: argparse.Namespace) -> None:
+    positions = args.max_rows * 2 * 1024
+    drafter = load_nested(args.drafter, dtype=torch.bfloat16, num_positions=positions, page_size=args.page_size)
+    if args.token_ms:
+        device = Device(f"{args.token_ms:g} ms a drafted token")
+        drafter = SlowedDrafter(drafter, device, lambda rows: args.token_ms)
+    worker = DraftWorker(drafter, PoolLimits(max_rows=args.max_rows), time.monotonic)
+    thread, told = PoolThread(worker, time.monotonic), worker.describe()
+    thread.start()
+    server = PoolServer(thread)
+    address = await server.start("127.0.0.1", (0, 0))
+    member = PoolMember(address, "pool", told.exits, "", told.max_positions, 0, thread.stats())
+    fields = asdict(member)
+    fields.pop("costs")
+    sys.stdout.write(json.dumps(fields) + "\n")
+    sys.stdout.flush()
+    await asyncio.to_thread(sys.stdin.read)
+    await server.stop()
+    thread.stop()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--drafter", type=Path, required=True)
+    parser.add_argument("--cores", type=int, nargs="+", required=True)
+    parser.add_argument("--max-rows", type=whole(1), default=32)
+    parser.add_argument("--page-size", type=whole(1), default=PAGE)
+    parser.add_argument("--token-ms", type=float, default=0.0)
+    args = parser.parse_args()
+    os.sched_setaffinity(0, args.cores)
+    torch.set_num_threads(len(args.cores))
+    asyncio.run(serve(args))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

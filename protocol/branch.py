@@ -1,0 +1,123 @@
+"""Drafting ahead: while a target verifies a window, the pool prepares the windows behind its likely outcomes.
+
+    ahead     what is being verified, and how much may be prepared          target -> pool, as verification begins
+    hint      the target's early picks at the window's positions            target -> pool, in the middle of its pass
+    branches  windows, each behind one outcome                              pool -> target, as they are ready
+
+An outcome is an accepted prefix of the window and the token behind it. A branch says which by the hash of all tokens
+up to there, so it is usable exactly when the committed tokens hash to its key (Mirror-SD section 3.1; SSD's speculation
+cache). It is a draft like any other: a wrong one costs time and never changes text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Protocol, runtime_checkable
+
+from protocol.draft import DraftClient, DraftRow
+from protocol.plan import DepthRule
+
+EMPTY = 0xCBF29CE484222325  # FNV-1a, over token ids in place of bytes
+_PRIME = 0x100000001B3
+_MASK = (1 << 64) - 1
+
+
+def prefix_hash(tokens: Iterable[int], before: int = EMPTY) -> int:
+    """64 bits. before: of the tokens in front of these."""
+    for token in tokens:
+        before = (before ^ token) * _PRIME & _MASK
+    return before
+
+
+class BranchSource(StrEnum):
+    """What made an outcome a candidate; FULL: the whole window accepted and the drafter's own next token behind it."""
+
+    FULL = "full"
+    RUNNER_UP = "runner_up"  # the drafter's second choice
+    EARLY_EXIT = "early_exit"  # the target's pick at its early exit
+
+
+@dataclass(frozen=True, slots=True)
+class AheadRow:
+    """context: hands over the tokens committed since the last time; length 0. window: the tokens under verification,
+    at positions context.base_length, ...; may be empty. length: tokens to draft in each branch. fan_out: branches.
+    floor: as DraftRow's. power: of a confidence is the probability that a token is right, as the target has learned.
+    """
+
+    context: DraftRow
+    window: tuple[int, ...] = field(repr=False)
+    length: int
+    fan_out: int
+    floor: float = 0.0
+    power: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class AheadRequest:
+    """depth: of all rows whose context names none."""
+
+    incarnation: str
+    round_id: int
+    depth: DepthRule
+    rows: tuple[AheadRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class HintRow:
+    """picks[i]: the early picks of the target behind the first i tokens of the window, best first, under the
+    sequence's own noise.
+    """
+
+    sequence_id: int
+    base_length: int
+    picks: tuple[tuple[int, ...], ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ExitHint:
+    """Of the round that an AheadRequest began."""
+
+    incarnation: str
+    round_id: int
+    rows: tuple[HintRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Branch:
+    """tokens: a window at positions base_length, base_length + 1, ... key: of all tokens before it."""
+
+    sequence_id: int
+    base_length: int
+    key: int
+    source: BranchSource
+    tokens: tuple[int, ...] = field(repr=False)
+    exits: tuple[int, ...] = ()
+    confidences: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BranchReply:
+    """What one pass of the pool finished; a round's branches come in several messages. num_left: rows of the round of
+    which more will come unless they are fenced off.
+    """
+
+    incarnation: str
+    round_id: int
+    branches: tuple[Branch, ...]
+    num_left: int = 0
+
+
+@runtime_checkable
+class MirrorClient(DraftClient, Protocol):
+    """A target's way to a draft replica that drafts ahead. Nothing here raises, and nothing but `branches` waits."""
+
+    def ahead(self, request: AheadRequest) -> None:
+        """Hand over what is being verified."""
+
+    def hint(self, hint: ExitHint) -> None:
+        """Of the round that was handed over last."""
+
+    def branches(self, timeout_s: float = 0.0) -> Sequence[Branch]:
+        """What came since the last call; where nothing did, the first to come within timeout_s."""

@@ -1,0 +1,231 @@
+"""The mirror turn: while a window is verified, the pool drafts the windows behind its likely outcomes.
+
+    plan      as in targets/step.py
+    resolve   the branches that came; the window behind what was committed, or a fresh draft where none is at hand
+    overlap   the pool is told what is being verified, half way what the target would pick so far; then the picks
+    commit    as in targets/step.py
+
+Mirror-SD (Apple, 2025), section 3, and the speculation cache of SSD. Every token of a window is verified, so nothing
+that the pool says or fails to say changes a text; a pool that is silent costs what it costs in the plain turn.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+from protocol.branch import AheadRequest, MirrorClient
+from protocol.draft import DraftBlock
+from protocol.errors import ConfigError
+from protocol.stats import MirrorStats
+from router import misses
+from router.confidence import Calibration
+from router.misses import Rates, worth_waiting
+from router.pipeline import Pipeline, Source, Window, fan_out
+from router.policy import Policy
+from router.predict import SETTLED
+from targets.ahead import as_block, as_played, fresh_window, hint_of, order_of, places_of
+from targets.drafting import Drafting, Drafts
+from targets.model import TargetModel
+from targets.scheduler import Schedule, Scheduler
+from targets.sequence import Sequence
+from targets.step import Clock, Marks, Pass, Stepper, Turn
+from targets.timeline import RoundRecord, Timeline
+from targets.verify import num_accepted
+
+
+@dataclass(frozen=True, slots=True)
+class MirrorConfig:
+    """fan_out: branches of a sequence at most. kappa: early picks at each place at most; 0: no early exit.
+
+    exit_layer: after how many layers the early picks are taken; None: half of them.
+    """
+
+    fan_out: int = 8
+    kappa: int = 8
+    exit_layer: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.fan_out < 1 or self.kappa < 0:
+            raise ConfigError(f"mirror: fan_out must be at least 1, kappa at least 0; got {self}")
+
+
+@dataclass(frozen=True, slots=True)
+class Hand:
+    """What a round has to verify. windows: by decoding row, those at hand and fresh ones.
+
+    looked: when windows had been looked up. num_missed: rows that none was at hand for. waited: fresh ones were asked
+    for.
+    """
+
+    windows: tuple[Window | None, ...]
+    drafts: Drafts
+    looked: float
+    num_missed: int
+    waited: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """early, hinted: when the early picks were there, and on their way; None in a pass without."""
+
+    picks: list[list[int]]
+    early: float | None = None
+    hinted: float | None = None
+
+
+class MirrorStepper(Stepper):
+    def __init__(
+        self,
+        model: TargetModel,
+        policy: Policy,
+        scheduler: Scheduler,
+        drafting: Drafting,
+        client: MirrorClient,
+        config: MirrorConfig,
+        clock: Clock = time.perf_counter,
+    ) -> None:
+        """client: that of `drafting`. Raises ConfigError for an exit that lies outside the model."""
+        super().__init__(model, policy, scheduler, drafting, clock)
+        num_layers = model.decoder.config.num_layers
+        self.exit_layer = num_layers // 2 if config.exit_layer is None else config.exit_layer
+        if not 0 <= self.exit_layer <= num_layers:
+            raise ConfigError(f"mirror: exit_layer {self.exit_layer} is not one of the model's {num_layers}")
+        self.timeline = Timeline()
+        self._pipeline = Pipeline()
+        self._pool, self._client, self._config = drafting, client, config
+        self._rates = Rates()
+        self._calibration = Calibration()
+        self._num_rounds = self._num_waits = 0
+        self._wait_ms = 0.0
+
+    def step(self) -> Turn:
+        began = self.clock()
+        schedule = self.plan()
+        planned = self.clock()
+        hand = self.resolve(schedule)
+        drafted = self.clock()
+        picked = self.overlap(schedule, hand)
+        marks = Marks(began, planned, drafted, self.clock())
+        played = replace(schedule, plan=as_played(schedule.plan, hand.windows))
+        turn = self.commit(played, hand.drafts, picked.picks, marks)
+        self._calibrate(hand.drafts.blocks, picked.picks)
+        self._account(schedule, hand, picked, marks, turn)
+        return turn
+
+    def resolve(self, schedule: Schedule) -> Hand:
+        """Windows for the rows that are planned to have one, as far as fresh ones are worth the wait."""
+        plan, decoding = schedule.plan, schedule.decoding
+        self._pipeline.take(self._client.branches())
+        found = [
+            self._pipeline.resolve(sequence.id, sequence.tokens) if length else None
+            for sequence, length in zip(decoding, plan.lengths, strict=True)
+        ]
+        looked = self.clock()
+        missing = [0 if window else length for window, length in zip(found, plan.lengths, strict=True)]
+        num_missed = sum(length > 0 for length in missing)
+        num_hits = sum(window is not None for window in found)
+        waits = num_missed > 0 and worth_waiting(self._rates, len(decoding), num_hits, num_missed)
+        asked = replace(plan, lengths=tuple(missing) if waits else (0,) * len(missing))
+        drafts = self._pool.draft(decoding, asked)
+        windows = [
+            window or fresh_window(plan, index, block)
+            for index, (window, block) in enumerate(zip(found, drafts.blocks, strict=True))
+        ]
+        blocks = [
+            self._pool.read(as_block(sequence.id, window, block), length) if window else block
+            for sequence, window, length, block in zip(decoding, found, plan.lengths, drafts.blocks, strict=True)
+        ]
+        waited = waits and (any(drafts.num_fed) or not drafts.answered)  # silent sequences are not asked for
+        return Hand(tuple(windows), replace(drafts, blocks=tuple(blocks)), looked, num_missed, waited)
+
+    def overlap(self, schedule: Schedule, hand: Hand) -> Picked:
+        """The pass, and what the pool is told of it before and half way."""
+        ready = self.gather(schedule, hand.drafts)
+        request = self._begin(schedule, hand, ready)
+        if request is None:
+            return Picked(self.pick(ready))
+        self._client.ahead(request)
+        num_picks = fan_out(len(schedule.decoding), self._config.kappa)
+        if not num_picks:
+            return Picked(self.pick(ready))
+        half = self.model.run_to(ready.rows, self.exit_layer)
+        num_logits = [row.num_logits for row in ready.rows[: len(schedule.decoding)]]
+        places = places_of(request, schedule.decoding, num_logits)
+        own = self.model.early_picks(half, places, ready.sampling, ready.positions, num_picks)
+        early = self.clock()
+        self._client.hint(hint_of(request, own))
+        hinted = self.clock()
+        return Picked(ready.split(self.model.finish(half, ready.sampling, ready.positions)), early, hinted)
+
+    def remove(self, sequence: Sequence) -> None:
+        super().remove(sequence)
+        self._pipeline.forget(sequence.id)
+
+    @property
+    def stats(self) -> MirrorStats:
+        pipeline, hits = self._pipeline, self._pipeline.hits
+        return MirrorStats(
+            num_rounds=self._num_rounds,
+            hits_full=hits[Source.FULL],
+            hits_runner_up=hits[Source.RUNNER_UP],
+            hits_early_exit=hits[Source.EARLY_EXIT],
+            hits_rest=hits[Source.REST],
+            num_misses=pipeline.num_misses,
+            num_branches=pipeline.num_branches,
+            num_tokens=pipeline.num_tokens,
+            num_fenced=pipeline.num_fenced,
+            num_waits=self._num_waits,
+            wait_ms=self._wait_ms,
+        )
+
+    def _begin(self, schedule: Schedule, hand: Hand, ready: Pass) -> AheadRequest | None:
+        """What the pool may prepare; the pipeline knows then what is in flight."""
+        plan, decoding = schedule.plan, schedule.decoding
+        windows = [row.tokens[1:] for row in ready.rows[: len(decoding)]]
+        most = fan_out(len(decoding), self._config.fan_out)
+        request = self._pool.ahead(decoding, plan, windows, most, self._calibration)
+        orders = {row.context.sequence_id: order_of(request, row) for row in request.rows} if request else {}
+        for sequence, length, window, own in zip(decoding, plan.lengths, hand.windows, windows, strict=True):
+            if length:
+                self._pipeline.begin(sequence.id, window, len(own), orders.get(sequence.id))
+        return request
+
+    def _calibrate(self, blocks: Iterable[DraftBlock | None], picks: Iterable[list[int]]) -> None:
+        """What confidences are worth, from the tokens whose fate is known: the pool ranks outcomes by it."""
+        for block, own in zip(blocks, picks, strict=False):
+            if block is None or len(own) < 2:
+                continue
+            accepted = num_accepted(own, block.tokens[: len(own) - 1])
+            known = min(accepted + 1, len(own) - 1)
+            right = [True] * accepted + [False] * (known - accepted)
+            self._calibration.observe(block.exits[known - 1], block.confidences[:known], right)
+
+    def _account(self, schedule: Schedule, hand: Hand, picked: Picked, marks: Marks, turn: Turn) -> None:
+        lengths = tuple(len(own) - 1 for own in picked.picks[: len(schedule.decoding)])
+        self._num_rounds += bool(lengths)
+        self._num_waits += hand.waited
+        self._wait_ms += 1e3 * (marks.drafted - marks.planned)
+        if hand.waited and max(hand.drafts.num_fed) <= SETTLED:  # a first draft waits for its context
+            self._rates = misses.waited(self._rates, 1e3 * (marks.drafted - hand.looked))
+        elif hand.num_missed and not hand.waited:
+            self._rates = misses.skipped(self._rates)
+        if lengths and not schedule.chunks:
+            num_windows, verify_ms = sum(map(bool, lengths)), 1e3 * (marks.verified - marks.drafted)
+            self._rates = misses.verified(self._rates, verify_ms, num_windows, turn.stats.accepted)
+        self.timeline.add(
+            RoundRecord(
+                round_id=self._pool.round_id,
+                marks=marks,
+                looked=hand.looked,
+                early=picked.early,
+                hinted=picked.hinted,
+                hits=tuple(window.source if window else None for window in hand.windows),
+                lengths=lengths,
+                num_committed=turn.stats.committed,
+                num_prefill_tokens=turn.stats.num_prefill_tokens,
+                waited=hand.waited,
+                ended=self.clock(),
+            )
+        )

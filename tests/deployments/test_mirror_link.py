@@ -1,0 +1,253 @@
+"""Drafting ahead over a real stream: what is late, foreign or dead costs no more than the deadline, and no token."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+
+from deployments.backoff import MISSES
+from deployments.discovery import Need, PoolMember
+from deployments.pool_thread import Reply
+from deployments.transport import MAX_BRANCHES, GrpcDraftClient, Inbox, TransportConfig
+from drafters.nested import NestedDrafter
+from drafters.worker import DraftWorker
+from model.decoder import Decoder
+from model.load import load_decoder
+from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource, ExitHint
+from protocol.plan import DepthRule
+from protocol.request import GenerateRequest, SamplingParams, StopRules
+from protocol.stats import PassStats
+from router.policy import Fixed
+from targets.engine import Engine, EngineConfig
+from targets.mirror import MirrorConfig
+from targets.model import TargetModel, load_target
+from tests.deployments.contract import Replica
+from tests.deployments.harness import (
+    DEPTH,
+    HASH,
+    TARGET,
+    Directory,
+    LoopThread,
+    ScriptedPool,
+    client,
+    request,
+    wait_until,
+)
+from tests.reference.engine import plain_texts, run_all
+
+DEADLINE_S = 0.3
+
+
+@pytest.fixture(scope="module")
+def target(family: Path) -> TargetModel:
+    return load_target_of(family / "small")
+
+
+def load_target_of(path: Path) -> TargetModel:
+    return load_target(path, dtype=torch.float32, num_positions=2048, page_size=16)
+
+
+@pytest.fixture
+def drafter(family: Path) -> Decoder:
+    """Of one replica: a decoder is for one thread."""
+    return load_decoder(family / "drafter", dtype=torch.float32)
+
+
+@pytest.fixture
+def another(family: Path) -> Decoder:
+    return load_decoder(family / "drafter", dtype=torch.float32)
+
+
+class Watched(DraftWorker):
+    """Tells of every hint, and takes its time for a pass."""
+
+    def __init__(
+        self,
+        drafter: Decoder,
+        pause_s: float = 0.0,
+        on_hint: Callable[[], None] = lambda: None,
+    ) -> None:
+        super().__init__(NestedDrafter(drafter, (2, 4), num_pages=64, page_size=16))
+        self.pause_s, self.on_hint = pause_s, on_hint
+        self.num_hints = self.num_aheads = 0
+        self.num_done = 0  # requests to draft ahead, all their branches included
+
+    def ahead(self, request: AheadRequest, reply: Reply) -> None:
+        super().ahead(request, reply)
+        self.num_aheads += 1
+
+    def hint(self, hint: ExitHint) -> None:
+        super().hint(hint)
+        self.num_hints += 1
+        self.on_hint()
+
+    def step(self) -> PassStats | None:
+        stats = super().step()
+        if stats is None:
+            self.num_done = self.num_aheads
+        time.sleep(self.pause_s if stats else 0.0)
+        return stats
+
+
+class Pools:
+    """Discovery over real replicas, of which the first dies when it is told to."""
+
+    def __init__(self, *workers: DraftWorker) -> None:
+        self.replicas = [Replica(worker) for worker in workers]
+        self.runner = self.replicas[0].runner
+
+    async def __call__(self) -> list[PoolMember]:
+        return [
+            PoolMember(r.member.address, f"pool-{number}", r.member.exits, HASH, 256, 0, r.member.stats)
+            for number, r in enumerate(self.replicas)
+        ]
+
+    @contextmanager
+    def client(self) -> Iterator[GrpcDraftClient]:
+        async def start() -> GrpcDraftClient:
+            made = GrpcDraftClient(TARGET, self, Need(HASH, (2, 4)), TransportConfig(DEADLINE_S, 0.05, 0.02))
+            await made.start()
+            return made
+
+        made = self.runner.run(start())
+        try:
+            wait_until(lambda: made.replica)
+            yield made
+        finally:
+            self.runner.run(made.stop())
+            for replica in self.replicas:
+                replica.close()
+
+
+def requests(count: int, max_tokens: int = 40) -> list[GenerateRequest]:
+    return [
+        GenerateRequest(str(i), (5, 6, 7, i), SamplingParams(temperature=0.8 * (i % 2), seed=i), StopRules(max_tokens))
+        for i in range(count)
+    ]
+
+
+def mirror_engine(target: TargetModel, drafts: GrpcDraftClient, mirror: MirrorConfig | None = None) -> Engine:
+    policy = Fixed(DepthRule((4,)), 4)
+    return Engine(target, policy, drafts, EngineConfig(incarnation=TARGET), mirror or MirrorConfig())
+
+
+def test_a_pool_killed_in_mid_branch_changes_no_text_and_the_next_one_drafts_ahead(
+    target: TargetModel, drafter: Decoder, another: Decoder
+) -> None:
+    dying = threading.Event()
+    second = Watched(another)
+    pools = Pools(Watched(drafter, pause_s=0.005, on_hint=dying.set), second)
+    texts = plain_texts(target, requests(4))
+
+    def kill() -> None:
+        dying.wait(30)
+        pools.runner.run(pools.replicas[0].server.stop())
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pools.client() as drafts:
+        engine = mirror_engine(target, drafts)
+        assert run_all(engine, requests(4)).tokens == texts
+        killer.join()
+        wait_until(lambda: drafts.replica == "pool-1")
+        again = mirror_engine(target, drafts)
+        assert run_all(again, requests(4)).tokens == texts
+    assert dying.is_set()
+    assert second.num_hints > 0
+    assert target.ledger.num_free == target.ledger.num_pages
+
+
+def test_a_round_waits_no_longer_than_the_deadline_however_slow_the_pool(target: TargetModel, drafter: Decoder) -> None:
+    texts = plain_texts(target, requests(2))
+    with Pools(Watched(drafter, pause_s=1.0)).client() as drafts:
+        engine = mirror_engine(target, drafts)
+        assert run_all(engine, requests(2)).tokens == texts
+    assert engine.timeline is not None
+    waits = [one.marks.drafted - one.marks.planned for one in engine.timeline.last()]
+    assert max(waits) < DEADLINE_S + 0.2
+    assert sum(wait > 0.9 * DEADLINE_S for wait in waits) <= MISSES
+
+
+def test_windows_that_come_while_the_target_verifies_are_at_hand_when_it_has(
+    family: Path, drafter: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The drafter has the target's weights, and a pass takes long enough for all branches."""
+    target, worker, num_sent = load_target_of(family / "large"), Watched(drafter), itertools.count(1)
+    with Pools(worker).client() as drafts:
+        ahead = drafts.ahead
+
+        def unhurried(asked: AheadRequest) -> None:
+            ahead(asked)
+            sent = next(num_sent)
+            wait_until(lambda: worker.num_done >= sent)
+            time.sleep(0.01)  # for the stream
+
+        monkeypatch.setattr(drafts, "ahead", unhurried)
+        engine = mirror_engine(target, drafts, MirrorConfig(kappa=0))
+        assert run_all(engine, requests(2)).tokens == plain_texts(target, requests(2))
+        stats = engine.stats().mirror
+    assert stats is not None
+    assert stats.hits_full > stats.num_misses
+
+
+def ahead(round_id: int = 1) -> AheadRequest:
+    return AheadRequest(TARGET, round_id, DEPTH, (AheadRow(request(1, (1, 0, 4), length=0).rows[0], (4, 5), 3, 4),))
+
+
+def branch(number: int = 0) -> Branch:
+    return Branch(1, 5, number, BranchSource.FULL, (1, 2, 3))
+
+
+def test_branches_of_another_incarnation_are_dropped(runner: LoopThread) -> None:
+    pool = ScriptedPool(runner)
+
+    def answer(asked: AheadRequest, reply: Reply) -> None:
+        reply(BranchReply("target-0", asked.round_id, (branch(0),)))
+        reply(BranchReply(asked.incarnation, asked.round_id, (branch(1), branch(2))))
+
+    pool.worker.ahead = answer  # type: ignore[method-assign]
+    with client(runner, Directory(pool)) as drafts:
+        wait_until(lambda: drafts.replica)
+        drafts.ahead(ahead())
+        assert list(drafts.branches(timeout_s=10.0)) == [branch(1), branch(2)]
+        assert list(drafts.branches()) == []
+    pool.kill()
+
+
+def test_without_a_replica_or_with_one_that_is_too_slow_nothing_is_sent_ahead(runner: LoopThread) -> None:
+    with client(runner, Directory()) as drafts:
+        drafts.ahead(ahead())
+        drafts.hint(ExitHint(TARGET, 1, ()))
+        assert list(drafts.branches()) == []
+    pool = ScriptedPool(runner, delay_s=0.2)
+    with client(runner, Directory(pool), deadline_s=0.05) as drafts:
+        wait_until(lambda: drafts.replica)
+        drafts.ahead(ahead())
+        wait_until(lambda: len(pool.worker.ahead_seen) == 1)
+        for round_id in range(MISSES):
+            assert drafts.draft(request(round_id, (1, 0, 4))) is None
+        drafts.ahead(ahead(round_id=2))
+        drafts.close([1])
+        wait_until(lambda: pool.worker.closed == [1])
+        assert len(pool.worker.ahead_seen) == 1
+    pool.kill()
+
+
+def test_the_newest_branches_are_kept_and_the_first_is_waited_for() -> None:
+    inbox = Inbox()
+    began = time.monotonic()
+    assert inbox.take(0.05) == []
+    assert time.monotonic() - began >= 0.05
+    inbox.put([branch(number) for number in range(MAX_BRANCHES + 5)])
+    assert [one.key for one in inbox.take(0.0)] == list(range(5, MAX_BRANCHES + 5))
+    later = threading.Timer(0.05, inbox.put, [[branch(7)]])
+    later.start()
+    assert inbox.take(10.0) == [branch(7)]
+    later.join()

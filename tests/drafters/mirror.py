@@ -1,0 +1,236 @@
+"""Targets whose windows are verified with random outcomes while the pool drafts ahead; all that comes is checked."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from drafters.residents import PoolLimits
+from model.decoder import Decoder
+from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource, ExitHint, HintRow, prefix_hash
+from protocol.draft import DraftReply, DraftRequest, DraftRow, DraftStatus
+from protocol.plan import DepthRule
+from protocol.request import SamplingParams
+from tests.drafters.pool import DEEP, GREEDY, RULES, Pool, expected, row, text
+from tests.reference.drafting import draft_from_scratch, next_from_scratch, runner_up_from_scratch
+
+VOCABULARY = 160
+
+
+@dataclass
+class Flight:
+    """A round as the pool was told of it, and what came of it. texts: at its start."""
+
+    request: AheadRequest
+    texts: dict[int, list[int]]
+    hints: dict[int, HintRow] = field(default_factory=dict)
+    branches: dict[int, dict[int, Branch]] = field(default_factory=dict)  # by sequence and key
+
+
+class MirrorTarget:
+    """Sequences with windows in flight whose outcomes are drawn at random; every branch and answer is checked."""
+
+    def __init__(self, pool: Pool, decoder: Decoder, incarnation: str, rng: random.Random) -> None:
+        self.pool, self.decoder, self.incarnation, self.rng = pool, decoder, incarnation, rng
+        self.texts = {sequence_id: self.text(rng.randint(1, 30)) for sequence_id in range(3)}
+        self.sampling = {
+            sequence_id: SamplingParams(temperature=rng.choice([0.0, 0.8]), seed=rng.getrandbits(64))
+            for sequence_id in self.texts
+        }
+        self.sent = dict.fromkeys(self.texts, 0)
+        self.windows: dict[int, tuple[int, ...]] = dict.fromkeys(self.texts, ())
+        self.rounds, self.rule = 0, RULES[0]
+        self.flights: dict[int, Flight] = {}
+        self.answerable: list[int] = []  # those of the last round for which a branch was right
+        self.flight: Flight | None = None
+        self.rolling: dict[int, int] = {}  # the round of its last message, which the pool drafts ahead for
+        self.replies: list[BranchReply] = []
+        self.answers: list[DraftReply] = []
+        self.num_from: Counter[BranchSource] = Counter()
+        self.num_hits = self.num_drafts = self.num_refused = self.num_reused = 0
+
+    def text(self, length: int) -> list[int]:
+        return [self.rng.randrange(VOCABULARY) for _ in range(length)]
+
+    def context(self, sequence_id: int, length: int = 0) -> DraftRow:
+        start, own, rng = self.sent[sequence_id], self.texts[sequence_id], self.rng
+        self.sent[sequence_id] = len(own)
+        depth = rng.choice(RULES) if rng.random() < 0.1 else None
+        return DraftRow(sequence_id, start, tuple(own[start:]), length, self.sampling[sequence_id], depth)
+
+    def verify_next(self, rule: DepthRule) -> None:
+        """The windows at hand go to the target, and what is under verification to the pool."""
+        rng = self.rng
+        self.rounds, self.rule = self.rounds + 1, rule
+        rows = tuple(
+            AheadRow(self.context(one), self.windows[one], rng.randint(1, 4), rng.randint(0, 8), rng.choice([0, 0.05]))
+            for one in self.texts
+            if rng.random() < 0.8
+        )
+        request = AheadRequest(self.incarnation, self.rounds, rule, rows)
+        self.flight = self.flights[self.rounds] = Flight(request, dict(self.texts))
+        self.rolling |= {one.context.sequence_id: self.rounds for one in rows}
+        self.pool.worker.ahead(request, self.replies.append)
+
+    def hint(self) -> None:
+        """Early picks of which some are right, some are the draft, and some are no tokens of the drafter."""
+        assert self.flight is not None
+        for own in self.flight.request.rows:
+            picks = tuple(
+                tuple(self.rng.choice([self.rng.randrange(VOCABULARY), token, 900]) for _ in range(3))
+                for token in (*own.window, 7)
+            )
+            sequence_id = own.context.sequence_id
+            self.flight.hints[sequence_id] = HintRow(sequence_id, own.context.base_length, picks)
+        self.pool.worker.hint(ExitHint(self.incarnation, self.rounds, tuple(self.flight.hints.values())))
+
+    def take(self) -> None:
+        """Not from the callback: the worker would log a failed assertion and go on."""
+        for reply in self.replies:
+            assert reply.incarnation == self.incarnation
+            flight = self.flights[reply.round_id]
+            assert reply.num_left <= len(flight.request.rows)
+            for branch in reply.branches:
+                assert self.rolling.get(branch.sequence_id) == reply.round_id, "of a round that is over"
+                self.check(flight, branch)
+        self.replies.clear()
+
+    def check(self, flight: Flight, branch: Branch) -> None:
+        (own,) = (row for row in flight.request.rows if row.context.sequence_id == branch.sequence_id)
+        committed, depth = flight.texts[branch.sequence_id], own.context.depth or flight.request.depth
+        sampling, accepted = own.context.sampling, branch.base_length - len(committed) - 1
+        before = [*committed, *own.window[:accepted]]
+        token = next(one for one in range(VOCABULARY) if prefix_hash([*before, one]) == branch.key)
+        fresh = draft_from_scratch(self.decoder, [*before, token], own.length, depth, sampling, own.floor)
+        if self.pool.is_small:
+            fresh = fresh[: max(len(branch.tokens), 1)]
+        assert list(zip(branch.tokens, branch.exits, strict=True)) == [(one, exit_) for one, exit_, _ in fresh]
+        assert branch.confidences == pytest.approx([confidence for _, _, confidence in fresh], abs=1e-4)
+        lead = next_from_scratch(self.decoder, [*committed, *own.window], depth, sampling)[0]
+        match branch.source:
+            case BranchSource.FULL:
+                assert (accepted, token) == (len(own.window), lead)
+            case BranchSource.RUNNER_UP if accepted == len(own.window):
+                assert token == runner_up_from_scratch(self.decoder, before, depth, sampling)
+            case BranchSource.EARLY_EXIT:
+                assert token in flight.hints[branch.sequence_id].picks[accepted]
+        assert token != [*own.window, lead][accepted] or branch.source is BranchSource.FULL
+        mine = flight.branches.setdefault(branch.sequence_id, {})
+        assert branch.key not in mine, "rolled out twice"
+        mine[branch.key] = branch
+        assert len(mine) <= own.fan_out * (2 if branch.sequence_id in flight.hints else 1)
+        self.num_from[branch.source] += 1
+
+    def end_verification(self) -> None:
+        """An outcome for every window, often one that a branch is there for; the next windows are at hand."""
+        assert self.flight is not None
+        self.answerable = []
+        for own in self.flight.request.rows:
+            sequence_id, rng = own.context.sequence_id, self.rng
+            accepted, token = rng.randint(0, len(own.window)), rng.randrange(VOCABULARY)
+            if accepted < len(own.window) and rng.random() < 0.3:
+                token = own.window[accepted]  # a target that verifies less than it told the pool
+            branches = self.flight.branches.get(sequence_id, {})
+            if branches and rng.random() < 0.7:
+                branch = rng.choice(list(branches.values()))
+                accepted = branch.base_length - own.context.base_length - 1
+                before = [*self.texts[sequence_id], *own.window[:accepted]]
+                token = next(one for one in range(VOCABULARY) if prefix_hash([*before, one]) == branch.key)
+            committed = self.texts[sequence_id] = [*self.texts[sequence_id], *own.window[:accepted], token]
+            hit = branches.get(prefix_hash(committed))
+            self.windows[sequence_id] = hit.tokens[: rng.randint(1, 5)] if hit else tuple(self.text(rng.randint(0, 3)))
+            self.num_hits += hit is not None
+            self.answerable += [sequence_id] * (hit is not None)
+            if len(committed) > 50:
+                self.start_over(sequence_id)
+        self.flight = None
+
+    def start_over(self, sequence_id: int) -> None:
+        self.close(sequence_id)
+        self.texts[sequence_id], self.windows[sequence_id] = self.text(9), ()
+
+    def close(self, sequence_id: int) -> None:
+        self.pool.worker.close(self.incarnation, [sequence_id])
+        self.sent[sequence_id] = 0
+        self.rolling.pop(sequence_id, None)
+
+    def draft(self, rule: DepthRule) -> None:
+        """In place of what is at hand; the answer is waited for."""
+        sequence_id, floor = self.rng.choice(self.answerable or list(self.texts)), self.rng.choice([0.0, 0.1])
+        asked = replace(self.context(sequence_id, self.rng.randint(0, 5)), floor=floor)
+        self.rolling.pop(sequence_id, None)
+        self.pool.worker.submit(DraftRequest(self.incarnation, 0, rule, (asked,)), self.answers.append)
+        self.num_reused += bool(self.answers and self.answers[0].blocks[0].tokens)
+        while not self.answers:
+            assert self.pool.step() is not None
+        (block,) = self.answers.pop().blocks
+        if block.status is not DraftStatus.OK:
+            self.num_refused += 1
+            self.sent[sequence_id] = 0
+            return
+        self.num_drafts += 1
+        depth = asked.depth or rule
+        fresh = draft_from_scratch(
+            self.decoder, self.texts[sequence_id], asked.length, depth, asked.sampling, asked.floor
+        )
+        if self.pool.is_small:
+            fresh = fresh[: len(block.tokens)]
+        assert list(zip(block.tokens, block.exits, strict=True)) == [(one, exit_) for one, exit_, _ in fresh]
+        self.windows[sequence_id] = block.tokens
+
+    def turn(self, rule: DepthRule) -> None:
+        """Whatever may come next."""
+        self.take()
+        chance = self.rng.random()
+        if self.flight is None:
+            if chance < 0.45:
+                self.draft(self.rule if self.answerable else rule)
+            else:
+                self.verify_next(rule)
+        elif chance < 0.15 and not self.flight.hints:
+            self.hint()
+        elif chance < 0.4:
+            self.end_verification()
+        elif chance < 0.42:
+            self.close(self.rng.randrange(3))
+        self.pool.worker.check()
+
+
+class Verified:
+    """A sequence of which a window is verified, greedily drafted at full depth."""
+
+    def __init__(self, llama: Decoder, limits: PoolLimits | None = None, num_pages: int = 64) -> None:
+        self.pool, self.llama, self.tokens = Pool(llama, limits or PoolLimits(ahead=8), num_pages), llama, text(20)
+        self.window = expected(llama, self.tokens, 3)
+        self.lead = expected(llama, self.tokens, 4)[3]
+        self.replies: list[BranchReply] = []
+        self.pool.ask(row(1, self.tokens, 3))
+
+    def ahead(
+        self, length: int = 2, fan_out: int = 8, window: tuple[int, ...] | None = None, round_id: int = 1
+    ) -> None:
+        own = AheadRow(row(1, [], 0, start=20), self.window if window is None else window, length, fan_out)
+        self.send(own, round_id=round_id)
+
+    def send(self, *rows: AheadRow, depth: DepthRule = DEEP, round_id: int = 1) -> None:
+        self.pool.worker.ahead(AheadRequest("large", round_id, depth, rows), self.replies.append)
+        self.pool.worker.check()
+
+    def hint(self, *picks: tuple[int, ...], round_id: int = 1) -> None:
+        self.pool.worker.hint(ExitHint("large", round_id, (HintRow(1, 20, picks),)))
+        self.pool.worker.check()
+
+    @property
+    def branches(self) -> list[Branch]:
+        return [branch for reply in self.replies for branch in reply.branches]
+
+    def second_choice(self, accepted: int) -> int:
+        return runner_up_from_scratch(self.llama, [*self.tokens, *self.window[:accepted]], DEEP, GREEDY)
+
+    def behind(self, accepted: int, token: int, length: int) -> tuple[int, tuple[int, ...]]:
+        """The key and the tokens of the branch behind an outcome."""
+        before = [*self.tokens, *self.window[:accepted], token]
+        return prefix_hash(before), expected(self.llama, before, length)

@@ -1,0 +1,343 @@
+"""Drafting ahead against the obvious: every branch drafted from scratch behind its outcome, by a fresh drafter."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from drafters.ahead import Ahead, BranchJob, BranchRound, drafted_behind
+from drafters.nested import PassRow, Pick
+from drafters.residents import PoolLimits
+from model.decoder import Decoder
+from protocol.branch import AheadRequest, AheadRow, BranchReply, BranchSource, ExitHint, HintRow
+from protocol.draft import DraftStatus
+from protocol.plan import DepthRule
+from router.branches import Candidate, Guess
+from tests.drafters.mirror import MirrorTarget, Verified
+from tests.drafters.pool import DEEP, RULES, SHALLOW, Pool, expected, row, text
+
+
+def played(llama: Decoder, seed: int, num_pages: int, page_size: int, num_turns: int) -> list[MirrorTarget]:
+    """Two targets whose rounds overlap at random; in the end everything is free again."""
+    rng = random.Random(seed)
+    limits = PoolLimits(
+        prefill_tokens=rng.choice([3, 8, 64]),
+        max_ride=rng.choice([2, 8]),
+        ahead=rng.choice([1, 3, 8]),
+        branch_ahead=rng.choice([1, 2, 4]),
+        idle_s=0.0,
+    )
+    pool = Pool(llama, limits, num_pages, page_size)
+    targets = [MirrorTarget(pool, llama, name, rng) for name in ("large", "small")]
+    rule = DEEP
+    for _ in range(num_turns):
+        rule = rng.choice(RULES) if rng.random() < 0.2 else rule
+        for target in targets:
+            target.turn(rule)
+        pool.step()
+    pool.run()
+    for target in targets:
+        target.take()
+        assert not target.replies
+        pool.worker.close(target.incarnation, list(target.texts))
+    pool.worker.check()
+    stats = pool.worker.stats()
+    assert (stats.num_sequences, stats.num_free_pages) == (0, stats.num_pages)
+    assert stats.num_branches == sum(sum(target.num_from.values()) for target in targets)
+    return targets
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_branch_is_what_a_fresh_drafter_says_behind_its_outcome_whatever_comes_in_between(
+    llama: Decoder, seed: int
+) -> None:
+    targets = played(llama, seed, num_pages=1024, page_size=random.Random(seed).choice([1, 2, 4]), num_turns=100)
+    for target in targets:
+        assert min(target.num_from[source] for source in BranchSource) > 3
+        assert target.num_hits > 3
+        assert not target.num_refused
+    assert sum(target.num_drafts for target in targets) > 5
+    assert sum(target.num_reused for target in targets) > 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_where_pages_run_short_there_are_fewer_branches_and_none_is_wrong(llama: Decoder, seed: int) -> None:
+    targets = played(llama, seed, num_pages=40, page_size=8, num_turns=50)
+    assert all(sum(target.num_from.values()) > 5 for target in targets)
+
+
+def test_the_lead_is_drafted_first_and_then_all_branches_in_one_batch(llama: Decoder) -> None:
+    one = Verified(llama)
+    one.ahead(length=3)
+    assert [stats.num_rows for stats in one.pool.run()] == [1, 5]
+    by_source = {source: [own for own in one.branches if own.source is source] for source in BranchSource}
+    assert [(own.key, own.tokens) for own in by_source[BranchSource.FULL]] == [one.behind(3, one.lead, 3)]
+    runner_ups = [one.behind(accepted, one.second_choice(accepted), 3) for accepted in range(4)]
+    assert sorted((own.key, own.tokens) for own in by_source[BranchSource.RUNNER_UP]) == sorted(runner_ups)
+    assert not by_source[BranchSource.EARLY_EXIT]
+    assert one.pool.worker.stats().num_branches == 5
+
+
+def test_only_so_many_branches_are_rolled_out_as_the_target_asked_for(llama: Decoder) -> None:
+    one = Verified(llama)
+    one.ahead(fan_out=2)
+    one.pool.run()
+    assert len(one.branches) == 2
+    assert one.replies[-1].num_left == 0
+
+
+def test_an_empty_window_has_the_outcomes_of_its_lead(llama: Decoder) -> None:
+    one = Verified(llama)
+    one.ahead(window=())
+    one.pool.run()
+    lead, second = one.window[0], one.second_choice(0)
+    assert {(own.key, own.tokens) for own in one.branches} == {one.behind(0, lead, 2), one.behind(0, second, 2)}
+
+
+def test_branches_are_handed_over_as_they_are_done_and_the_last_message_says_that_no_more_will_come(
+    llama: Decoder,
+) -> None:
+    one = Verified(llama, PoolLimits(branch_ahead=1))
+    first = AheadRow(row(1, [], 0, start=20), one.window, 1, 1)
+    second = AheadRow(row(2, text(9, 2), 0), (), 3, 1)
+    one.send(first, second)
+    one.pool.run()
+    assert [(len(reply.branches), reply.num_left) for reply in one.replies] == [(1, 1), (1, 0)]
+
+
+def test_a_hint_begins_what_the_target_is_likely_to_pick_and_ends_what_it_is_not(llama: Decoder) -> None:
+    one = Verified(llama, PoolLimits(branch_ahead=1))
+    pick = next(token for token in range(160) if token not in (one.window[0], one.second_choice(0)))
+    one.ahead(length=3, fan_out=2)
+    one.pool.step()
+    one.pool.step()
+    assert one.branches == []
+    one.hint((pick,), (5,), (5,), (5,))
+    one.pool.run()
+    early = [own for own in one.branches if own.source is BranchSource.EARLY_EXIT]
+    assert one.behind(0, pick, 3) in [(own.key, own.tokens) for own in early]
+    assert len(one.branches) == 2
+
+
+def test_a_hint_brings_more_branches_when_all_were_handed_over_before_it(llama: Decoder) -> None:
+    one = Verified(llama)
+    one.ahead(fan_out=2)
+    one.pool.run()
+    assert (len(one.branches), one.replies[-1].num_left) == (2, 0)
+    one.hint((one.window[0], 3), (one.window[1], 4), (one.window[2], 5), (6,))
+    one.pool.run()
+    assert 2 < len(one.branches) <= 4
+    assert len({own.key for own in one.branches}) == len(one.branches)
+    assert one.replies[-1].num_left == 0
+
+
+def test_a_hint_that_changes_nothing_is_no_message(llama: Decoder) -> None:
+    one = Verified(llama)
+    one.ahead()
+    one.pool.run()
+    one.replies.clear()
+    one.hint((one.window[0],), (one.window[1],))
+    one.pool.run()
+    assert one.replies == []
+
+
+def test_a_hint_may_come_before_the_lead(llama: Decoder) -> None:
+    one = Verified(llama)
+    pick = next(token for token in range(160) if token not in (one.window[0], one.second_choice(0)))
+    one.ahead(fan_out=3)
+    one.hint((pick, 900, -1))
+    one.pool.run()
+    assert one.behind(0, pick, 2) in [(own.key, own.tokens) for own in one.branches]
+    assert len(one.branches) == 3
+
+
+def test_a_hint_of_another_round_or_another_place_is_nothing(llama: Decoder) -> None:
+    one = Verified(llama)
+    one.ahead(round_id=2)
+    one.hint((5,), (5,), (5,), (5,), round_id=1)
+    one.pool.worker.hint(ExitHint("large", 2, (HintRow(1, 19, ((5,),)), HintRow(77, 20, ((5,),)))))
+    one.pool.run()
+    assert BranchSource.EARLY_EXIT not in {own.source for own in one.branches}
+
+
+@pytest.mark.parametrize("accepted", range(4))
+@pytest.mark.parametrize("is_full", [False, True])
+def test_what_was_drafted_in_the_branch_that_came_true_is_not_drafted_again(
+    llama: Decoder, accepted: int, is_full: bool
+) -> None:
+    one = Verified(llama)
+    one.ahead(length=3)
+    one.pool.run()
+    new = [*one.window, one.lead] if is_full else [*one.window[:accepted], one.second_choice(accepted)]
+    before = one.pool.worker.stats().num_drafted
+    one.pool.submit(row(1, new, 3, start=20), round_id=7)
+    assert one.pool.blocks(7)[1].tokens == expected(llama, [*one.tokens, *new], 3)
+    one.pool.run()
+    assert one.pool.worker.stats().num_drafted == before
+    assert one.pool.ask(row(1, new, 5, start=20)).tokens == expected(llama, [*one.tokens, *new], 5)
+
+
+def test_drafts_go_on_only_behind_what_they_were_drafted_behind() -> None:
+    drafted = [Pick(token, 4, 0.5) for token in (3, 4, 5, 6)]
+    assert drafted_behind((3, 4), drafted) == drafted[2:]
+    assert drafted_behind((), drafted) == drafted
+    assert not drafted_behind((3, 9), drafted)
+    assert not drafted_behind((9, 4), drafted)
+    assert not drafted_behind((3, 4, 5, 6, 7), drafted)
+
+
+def test_a_draft_goes_on_from_a_branch_that_was_not_done(llama: Decoder) -> None:
+    one = Verified(llama, PoolLimits(branch_ahead=1, ahead=1))
+    one.ahead(length=4)
+    for _ in range(3):
+        one.pool.step()
+    assert one.branches == []
+    new, before = [*one.window[:1], one.second_choice(1)], one.pool.worker.stats().num_drafted
+    assert one.pool.ask(row(1, new, 3, start=20)).tokens == expected(llama, [*one.tokens, *new], 3)
+    assert one.pool.worker.stats().num_drafted == before + 1
+
+
+def test_at_another_depth_or_with_other_sampling_it_is_drafted_again(llama: Decoder) -> None:
+    one = Verified(llama)
+    one.ahead(length=3)
+    one.pool.run()
+    new = [*one.window, one.lead]
+    assert one.pool.ask(row(1, new, 3, start=20), SHALLOW).tokens == expected(llama, [*one.tokens, *new], 3, SHALLOW)
+
+
+def test_a_shorter_window_of_the_branch_that_came_true_leaves_the_rest_known(llama: Decoder) -> None:
+    one = Verified(llama)
+    one.ahead(length=4)
+    one.pool.run()
+    new = [*one.window, one.lead]
+    following = expected(llama, [*one.tokens, *new], 4)
+    before = one.pool.worker.stats().num_drafted
+    one.replies.clear()
+    one.send(AheadRow(row(1, new, 0, start=20), following[:2], 1, 8), round_id=2)
+    one.pool.run()
+    assert [own.tokens for own in one.branches if own.source is BranchSource.FULL] == [following[3:4]]
+    assert one.pool.worker.stats().num_drafted == before + len(one.branches), "the lead in place of the full branch"
+
+
+@pytest.mark.parametrize("how", ["draft", "context", "ahead", "close", "drop", "expire"])
+def test_whatever_comes_next_ends_the_branches_and_frees_their_pages(llama: Decoder, how: str) -> None:
+    one = Verified(llama, PoolLimits(branch_ahead=1))
+    without = one.pool.worker.stats().num_free_pages
+    one.ahead(length=4)
+    one.pool.step()
+    assert one.pool.worker.stats().num_free_pages < without - 3
+    match how:
+        case "draft":
+            one.pool.submit(row(1, [5], 1, start=20))
+        case "context":
+            one.pool.submit(row(1, [5, 6], 1, start=99))
+        case "ahead":
+            one.ahead(fan_out=0, round_id=2)
+        case "close":
+            one.pool.worker.close("large", [1])
+        case "drop":
+            one.pool.worker.drop("large")
+        case "expire":
+            one.ahead(length=1, fan_out=1)
+            one.pool.run()
+            one.pool.worker.expire(one.pool.clock.now + 1000)
+    one.pool.worker.check()
+    one.replies.clear()
+    one.pool.run()
+    assert one.pool.worker.stats().num_free_pages >= without
+    assert one.branches == []
+
+
+def test_a_draft_that_needs_pages_takes_them_from_branches_and_branches_take_them_from_nobody(llama: Decoder) -> None:
+    one = Verified(llama, PoolLimits(branch_ahead=1), num_pages=8)
+    one.ahead(length=4)
+    one.pool.step()
+    assert one.pool.worker.stats().num_free_pages == 2
+    assert one.pool.ask(row(2, text(80, 3), 2)).status is DraftStatus.OK
+    assert [own.source for own in one.branches] == [BranchSource.FULL]
+    one.ahead(length=4, round_id=2)
+    one.pool.run()
+    assert one.pool.worker.stats().num_sequences == 2
+    assert one.pool.ask(row(2, [5], 2, start=80)).status is DraftStatus.OK
+
+
+def test_a_draft_is_not_held_up_by_branches_that_ride_along(llama: Decoder) -> None:
+    one = Verified(llama, PoolLimits(ahead=8, branch_ahead=8))
+    one.ahead(length=8)
+    one.pool.step()
+    one.pool.submit(row(2, [5], 2), round_id=9)
+    stats = one.pool.step()
+    assert stats is not None
+    assert stats.num_rows == 6
+    assert len(one.pool.blocks(9)[2].tokens) == 2
+    assert one.branches == []
+
+
+def test_the_context_of_a_draft_is_settled_before_that_of_what_is_drafted_ahead(llama: Decoder) -> None:
+    one = Verified(llama, PoolLimits(prefill_tokens=32))
+    one.send(AheadRow(row(3, text(90, 3), 0), (), 2, 2))
+    one.pool.submit(row(2, text(33, 2), 1), round_id=9)
+    one.pool.step()
+    assert 2 in one.pool.blocks(9)
+
+
+def test_a_draft_at_another_depth_goes_first(llama: Decoder) -> None:
+    one = Verified(llama, PoolLimits(ahead=8))
+    one.ahead()
+    one.pool.submit(row(2, [5], 4), depth=SHALLOW, round_id=9)
+    assert [stats.num_rows for stats in one.pool.run()] == [1, 1, 5]
+    assert one.pool.blocks(9)[2].tokens == expected(llama, [5], 4, SHALLOW)
+
+
+def test_what_the_pool_cannot_draft_ahead_for_is_told_of_at_once(llama: Decoder) -> None:
+    one = Verified(llama)
+    one.send(AheadRow(row(2, [5], 0, start=7), (), 2, 2))
+    one.send(AheadRow(row(1, [], 0, start=20), (900,), 2, 2), round_id=2)
+    one.send(AheadRow(row(1, [], 0, start=20), one.window, 2, 2), depth=DepthRule((3,)), round_id=3)
+    assert one.replies == [BranchReply("large", round_id, ()) for round_id in (1, 2, 3)]
+
+
+def test_near_the_end_of_its_context_the_drafter_has_branches_as_long_as_they_fit(llama: Decoder) -> None:
+    one, tokens = Verified(llama), text(251, 4)
+    window = one.pool.ask(row(3, tokens, 2)).tokens
+    one.send(AheadRow(row(3, [], 0, start=251), window, 8, 8))
+    one.pool.run()
+    assert {(own.base_length, len(own.tokens)) for own in one.branches} == {(252, 5), (253, 4), (254, 3)}
+
+
+def test_a_failed_pass_forgets_the_sequences_whose_branches_were_in_it(
+    llama: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(rows: list[PassRow]) -> None:
+        raise RuntimeError("out of memory")
+
+    one = Verified(llama)
+    one.ahead()
+    one.pool.step()
+    with monkeypatch.context() as patch:
+        patch.setattr(one.pool.drafter, "run", fail)
+        one.pool.step()
+    stats = one.pool.worker.stats()
+    assert (stats.num_sequences, stats.num_free_pages) == (0, stats.num_pages)
+
+
+def test_branches_that_cannot_be_handed_over_hurt_nobody(llama: Decoder) -> None:
+    def gone(reply: BranchReply) -> None:
+        raise ConnectionError("stream closed")
+
+    one = Verified(llama)
+    own = AheadRow(row(1, [], 0, start=20), one.window, 2, 4)
+    one.pool.worker.ahead(AheadRequest("large", 1, DEEP, (own,)), gone)
+    one.pool.run()
+    assert one.pool.worker.stats().num_branches == 4
+
+
+def test_nothing_of_a_branch_shows_its_tokens() -> None:
+    own = AheadRow(row(1, [98765], 0), (98766,), 2, 2)
+    candidate, pick = Candidate(1, 98767, BranchSource.FULL, 0.5), Pick(98768, 4, 0.5, 98769)
+    job = BranchJob(length=2, picks=[pick], candidate=candidate, path=(98766, 98767))
+    round_ = BranchRound(AheadRequest("large", 1, DEEP, (own,)), print)
+    ahead = Ahead(round_, own, 3, [Guess(98766, 0.5, 98767)], [pick], ((98770,),), {job.outcome: job})
+    for one in (own, candidate, job, ahead, ahead.branch(job, 0), Guess(98766, 0.5, 98767)):
+        assert "987" not in repr(one)

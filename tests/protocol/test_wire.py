@@ -1,0 +1,116 @@
+"""What is sent is what arrives: messages at random, through bytes."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+
+from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource, ExitHint, HintRow
+from protocol.branch import prefix_hash as key_of
+from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus, Probe
+from protocol.pb import draft_pb2 as pb
+from protocol.plan import DepthRule
+from protocol.request import SamplingParams
+from protocol.wire import (
+    CloseSequences,
+    PoolMessage,
+    TargetMessage,
+    decode_pool,
+    decode_target,
+    encode_pool,
+    encode_target,
+)
+
+
+def tokens(rng: random.Random, most: int = 6) -> tuple[int, ...]:
+    return tuple(rng.randrange(1 << 18) for _ in range(rng.randint(0, most)))
+
+
+def single(rng: random.Random) -> float:
+    """A confidence that a float holds."""
+    return rng.randrange(1 << 20) / (1 << 20)
+
+
+def rule(rng: random.Random) -> DepthRule:
+    exits = tuple(sorted(rng.sample(range(1, 30), rng.randint(1, 3))))
+    return DepthRule(exits, tuple(single(rng) for _ in exits[1:]))
+
+
+def row(rng: random.Random) -> DraftRow:
+    sampling = SamplingParams(rng.random(), rng.randrange(50), rng.uniform(0.1, 1), rng.random(), rng.getrandbits(64))
+    depth = rng.choice([None, rule(rng)])
+    return DraftRow(
+        rng.getrandbits(40), rng.randrange(9), tokens(rng), rng.randrange(9), sampling, depth, rng.random(), True
+    )
+
+
+def ahead(rng: random.Random) -> AheadRequest:
+    rows = tuple(AheadRow(row(rng), tokens(rng), rng.randrange(9), rng.randrange(9), rng.random()) for _ in range(3))
+    return AheadRequest("target", rng.getrandbits(50), rule(rng), rows)
+
+
+def hint(rng: random.Random) -> ExitHint:
+    rows = tuple(HintRow(own, rng.randrange(99), tuple(tokens(rng) for _ in range(own))) for own in range(4))
+    return ExitHint("target", rng.getrandbits(50), rows)
+
+
+def draft(rng: random.Random) -> DraftRequest:
+    return DraftRequest("target", rng.getrandbits(50), rule(rng), tuple(row(rng) for _ in range(3)))
+
+
+def close(rng: random.Random) -> CloseSequences:
+    return CloseSequences("target", tokens(rng))
+
+
+def reply(rng: random.Random) -> DraftReply:
+    probe = Probe(5, ((True, False), (False, True)), ((single(rng), single(rng)), (single(rng), 1.0)))
+    blocks = tuple(
+        DraftBlock(own, 9, status, tokens(rng), tokens(rng), (single(rng),), rng.choice([None, probe]))
+        for own, status in enumerate(DraftStatus)
+    )
+    return DraftReply("target", rng.getrandbits(50), blocks, rng.random())
+
+
+def branches(rng: random.Random) -> BranchReply:
+    own = tuple(
+        Branch(3, rng.randrange(99), key_of(tokens(rng)), source, tokens(rng), tokens(rng), (single(rng),))
+        for source in BranchSource
+    )
+    return BranchReply("target", rng.getrandbits(50), own, rng.randrange(5))
+
+
+@pytest.mark.parametrize("make", [draft, ahead, hint, close])
+@pytest.mark.parametrize("seed", range(20))
+def test_what_a_target_sends_is_what_the_pool_gets(make: Callable[[random.Random], TargetMessage], seed: int) -> None:
+    message = make(random.Random(seed))
+    assert decode_target(encode_target(message)) == message
+
+
+@pytest.mark.parametrize("make", [reply, branches])
+@pytest.mark.parametrize("seed", range(20))
+def test_what_the_pool_sends_is_what_a_target_gets(make: Callable[[random.Random], PoolMessage], seed: int) -> None:
+    message = make(random.Random(seed))
+    assert decode_pool(encode_pool(message)) == message
+
+
+def test_a_message_of_an_unknown_kind_is_refused_with_what_to_do() -> None:
+    with pytest.raises(ValueError, match="a target sent a message of unknown kind None; deploy both sides"):
+        decode_target(b"")
+    with pytest.raises(ValueError, match="a pool sent a message of unknown kind None; deploy both sides"):
+        decode_pool(b"")
+
+
+def test_a_source_from_a_newer_version_counts_as_the_drafters_own() -> None:
+    newer = pb.PoolMessage(branches=pb.BranchReply(branches=[pb.Branch(key=1, source=99)]))
+    decoded = decode_pool(newer.SerializeToString())
+    assert isinstance(decoded, BranchReply)
+    assert decoded.branches == (Branch(0, 0, 1, BranchSource.RUNNER_UP, ()),)
+
+
+def test_the_key_is_fnv_1a_over_token_ids_and_goes_on_from_what_came_before() -> None:
+    assert key_of([]) == 0xCBF29CE484222325
+    assert key_of([ord("a")]) == 0xAF63DC4C8601EC8C, "the published vector of FNV-1a 64 for 'a'"
+    assert key_of([3, 4, 5]) == key_of([5], before=key_of([3, 4]))
+    assert len({key_of(own) for own in ([1, 2], [2, 1], [1], [1, 2, 0])}) == 4

@@ -1,0 +1,231 @@
+"""The pipeline against the obvious one, which compares whole texts and keeps everything for ever."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+import router.pipeline
+from protocol.branch import Branch, BranchSource, prefix_hash
+from protocol.plan import DepthRule
+from router.pipeline import Order, Pipeline, Source, Window, fan_out
+
+ORDER = Order(DepthRule((2,)), 4)
+LETTERS = 3  # few, so that outcomes often coincide
+Tokens = tuple[int, ...]
+
+
+@dataclass
+class Obvious:
+    """One sequence's round: what was drafted behind which whole text. Of two behind one text the longer counts."""
+
+    behind: dict[Tokens, Tokens] = field(default_factory=dict)
+
+    def add(self, text: Tokens, tokens: Tokens) -> None:
+        if len(tokens) > len(self.behind.get(text, ())):
+            self.behind[text] = tokens
+
+
+def branch(sequence_id: int, text: Sequence[int], tokens: Tokens, source: BranchSource = BranchSource.FULL) -> Branch:
+    count = len(tokens)
+    return Branch(sequence_id, len(text), prefix_hash(text), source, tokens, (2,) * count, (0.5,) * count)
+
+
+def window(text: Sequence[int], tokens: Tokens) -> Window:
+    return Window(len(text), tokens, (2,) * len(tokens), (0.5,) * len(tokens), ORDER)
+
+
+class Game:
+    """Random texts, a pool that drafts behind some of their outcomes, and a link that is not to be trusted."""
+
+    def __init__(self, seed: int) -> None:
+        self.rng = random.Random(seed)
+        self.pipeline = Pipeline()
+        self.texts = {name: self.letters(self.rng.randint(1, 6)) for name in range(3)}
+        self.rounds = {name: Obvious() for name in self.texts}
+        self.late: list[Branch] = []
+        self.num_hits = self.num_misses = self.num_rests = 0
+
+    def letters(self, count: int) -> Tokens:
+        return tuple(self.rng.randrange(LETTERS) for _ in range(count))
+
+    def play(self, name: int) -> None:
+        text, rng = self.texts[name], self.rng
+        found = self.pipeline.resolve(name, text)
+        self.compare(name, found)
+        tokens = found.tokens if found else self.letters(rng.randint(0, 4))
+        num_verified = rng.randint(0, len(tokens))
+        self.rounds[name] = Obvious()
+        self.pipeline.begin(name, found or window(text, tokens), num_verified, ORDER)
+        if tokens[num_verified + 1 :]:
+            self.rounds[name].add((*text, *tokens[: num_verified + 1]), tokens[num_verified + 1 :])
+        self.deliver(name, tokens[:num_verified])
+        accepted = rng.randint(0, num_verified)
+        self.texts[name] = (*text, *tokens[:accepted], rng.randrange(LETTERS))
+
+    def deliver(self, name: int, verified: Tokens) -> None:
+        """Branches behind random outcomes of the round: some now, some twice, some too late, some of another round."""
+        rng, text = self.rng, self.texts[name]
+        for _ in range(rng.randint(0, 6)):
+            outcome = (*text, *verified[: rng.randint(0, len(verified))], rng.randrange(LETTERS))
+            made = branch(name, outcome, self.letters(rng.randint(0, 4)), rng.choice(list(BranchSource)))
+            if rng.random() < 0.3:
+                self.late.append(made)
+                continue
+            self.rounds[name].add(outcome, made.tokens)
+            self.pipeline.take([made] * rng.choice([1, 1, 2]))
+        rng.shuffle(self.late)
+        while self.late and rng.random() < 0.5:
+            self.pipeline.take([self.late.pop()])  # some have the texts of this very round: they are as good as any
+        self.pipeline.take([branch(99, text, (1, 2)), branch(name, self.letters(len(text) + 1), ())])
+
+    def compare(self, name: int, found: Window | None) -> None:
+        expected = self.rounds[name].behind.get(self.texts[name])
+        if found is None:
+            assert expected is None
+            self.num_misses += 1
+            return
+        assert found.base_length == len(self.texts[name])
+        assert len(found.tokens) >= len(expected or ())
+        assert len(found.tokens) == len(found.exits) == len(found.confidences)
+        self.num_hits += 1
+        self.num_rests += found.source is Source.REST
+
+
+def play(seed: int, num_rounds: int = 60) -> Game:
+    game = Game(seed)
+    for _ in range(num_rounds):
+        game.play(game.rng.choice(list(game.texts)))
+    return game
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_nothing_that_came_in_time_is_missed(seed: int) -> None:
+    game = play(seed)
+    assert game.num_hits > 5
+    assert game.num_misses > 5
+    assert game.num_rests > 0
+
+
+def honest(seed: int, num_rounds: int = 150) -> int:
+    """As the game, with drafts that are a function of the text before them: a window found must be that of its text."""
+    rng, pipeline = random.Random(seed), Pipeline()
+    texts = {name: tuple(rng.randrange(LETTERS) for _ in range(4)) for name in range(2)}
+    late: list[Branch] = []
+    num_hits = 0
+    for _ in range(num_rounds):
+        name = rng.choice(list(texts))
+        text = texts[name]
+        found = pipeline.resolve(name, text)
+        assert found is None or found.tokens == drafted(text, len(found.tokens))
+        num_hits += found is not None
+        whole = found or window(text, drafted(text, rng.randint(0, 5)))
+        num_verified = rng.randint(0, len(whole.tokens))
+        pipeline.begin(name, whole, num_verified, ORDER)
+        for _ in range(4):
+            outcome = (*text, *whole.tokens[: rng.randint(0, num_verified)], rng.randrange(LETTERS))
+            late.append(branch(name, outcome, drafted(outcome, rng.randint(0, 5))))
+        rng.shuffle(late)
+        for _ in range(rng.randint(0, 6)):
+            pipeline.take([rng.choice(late)])
+        texts[name] = (*text, *whole.tokens[: rng.randint(0, num_verified)], rng.randrange(LETTERS))
+    return num_hits
+
+
+def drafted(text: Tokens, count: int) -> Tokens:
+    """A stand-in for a drafter: what it says depends on the whole text."""
+    known = list(text)
+    for _ in range(count):
+        known.append(hash(tuple(known)) % LETTERS)
+    return tuple(known[len(text) :])
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_a_window_that_is_found_was_drafted_behind_the_committed_tokens(seed: int) -> None:
+    assert honest(seed) > 5
+
+
+def test_a_key_that_did_not_know_the_tokens_would_be_found_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def careless(tokens: Sequence[int], before: int = 0) -> int:
+        return 0
+
+    monkeypatch.setattr(router.pipeline, "prefix_hash", careless)
+    monkeypatch.setitem(globals(), "prefix_hash", careless)
+    with pytest.raises(AssertionError):
+        honest(0)
+
+
+def in_flight(text: Tokens = (7, 8), tokens: Tokens = (1, 2, 3), num_verified: int = 3) -> Pipeline:
+    pipeline = Pipeline()
+    pipeline.resolve(1, text)
+    pipeline.begin(1, window(text, tokens), num_verified, ORDER)
+    return pipeline
+
+
+def test_what_was_left_unverified_is_the_next_window_where_the_target_agrees_with_its_first_token() -> None:
+    pipeline = in_flight(tokens=(1, 2, 3, 4, 5), num_verified=2)
+    found = pipeline.resolve(1, (7, 8, 1, 2, 3))
+    assert found is not None
+    assert (found.tokens, found.source, found.order.length) == ((4, 5), Source.REST, 1)
+    assert pipeline.hits == {Source.REST: 1}
+
+
+def test_it_is_no_window_where_the_target_disagrees_or_refuses_a_token_before() -> None:
+    for text in ((7, 8, 1, 2, 9), (7, 8, 1, 3)):
+        assert in_flight(tokens=(1, 2, 3, 4, 5), num_verified=2).resolve(1, text) is None
+
+
+def test_the_longer_of_two_windows_behind_one_outcome_is_taken_whichever_comes_first() -> None:
+    text = (7, 8, 1, 2)
+    for drafts in [((5,), (5, 6)), ((5, 6), (5,))]:
+        pipeline = in_flight()
+        pipeline.take([branch(1, text, tokens) for tokens in drafts])
+        found = pipeline.resolve(1, text)
+        assert found is not None
+        assert found.tokens == (5, 6)
+
+
+def test_what_is_late_foreign_or_beyond_the_round_is_fenced_off() -> None:
+    pipeline = in_flight()
+    fits = branch(1, (7, 8, 1), (4,))
+    strangers = [
+        replace(fits, sequence_id=2),
+        branch(1, (7, 8), (4,)),  # behind what is known already
+        branch(1, (7, 8, 1, 2, 3, 4, 5), (4,)),  # further than the round may come
+        branch(1, (7, 8, 1), ()),
+    ]
+    pipeline.take([*strangers, fits, fits])
+    assert (pipeline.num_fenced, pipeline.num_branches, pipeline.num_tokens) == (5, 1, 1)
+    assert pipeline.num_kept == 1
+
+
+def test_losers_are_dropped_with_the_outcome_and_a_forgotten_sequence_takes_nothing() -> None:
+    pipeline = in_flight()
+    pipeline.take([branch(1, (7, 8, token), (4,)) for token in range(5)])
+    assert pipeline.num_kept == 5
+    assert pipeline.resolve(1, (7, 8, 2)) is not None
+    assert pipeline.num_kept == 0
+    pipeline.forget(1)
+    pipeline.take([branch(1, (7, 8, 2, 3), (4,))])
+    assert pipeline.num_kept == 0
+
+
+def test_an_outcome_counts_as_missed_only_where_branches_were_asked_for() -> None:
+    pipeline = Pipeline()
+    pipeline.resolve(1, (7, 8))
+    pipeline.begin(1, None, 0, None)
+    pipeline.resolve(1, (7, 8, 9))
+    assert pipeline.num_misses == 0
+    pipeline.begin(1, None, 0, ORDER)
+    pipeline.resolve(1, (7, 8, 9, 9))
+    assert pipeline.num_misses == 1
+    assert pipeline.hits.total() == 0
+
+
+def test_branches_shrink_with_the_batch() -> None:
+    assert [fan_out(rows, 8) for rows in (1, 8, 9, 16, 17, 32, 33, 99)] == [8, 8, 4, 4, 2, 2, 1, 1]
+    assert [fan_out(rows, 3) for rows in (1, 8, 9, 16, 17, 33)] == [3, 3, 3, 3, 2, 1]
+    assert fan_out(1, 0) == fan_out(40, 0) == 0

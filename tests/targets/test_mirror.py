@@ -1,0 +1,336 @@
+"""The mirror turn against the plain loop, with the real pool behind ways to it that are not to be trusted."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+
+import targets.step
+from drafters.client import LocalDraftClient
+from drafters.nested import NestedDrafter
+from drafters.residents import PoolLimits
+from drafters.worker import DraftWorker
+from model.decoder import Decoder
+from model.load import load_decoder
+from protocol.branch import AheadRequest, AheadRow, Branch, ExitHint, MirrorClient
+from protocol.draft import DraftBlock, DraftReply, DraftRequest
+from protocol.errors import ConfigError
+from protocol.plan import BatchView, DepthRule, Plan, Speculation
+from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules
+from router.policy import Fixed, Policy, Steadfast, drafted_lengths
+from targets.engine import Engine, EngineConfig
+from targets.mirror import MirrorConfig
+from tests.deployments.faulty import Faults, FaultyClient
+from tests.model.families import VOCAB
+from tests.reference.engine import Collector, plain_texts, random_requests, run_all
+from tests.targets.conftest import LoadTarget
+
+EXITS = (2, 3, 4)
+DEEP, SHALLOW = DepthRule((4,)), DepthRule((3,))
+RULES = (DEEP, SHALLOW, DepthRule((2, 4), (0.6,)), DepthRule((2, 3, 4), (0.5, 0.5)))
+
+
+@pytest.fixture(scope="session")
+def drafter(llama: Path) -> Decoder:
+    """The target's own layers: at full depth it is always right, at others sometimes."""
+    return load_decoder(llama, dtype=torch.float32)
+
+
+class Connect:
+    """Draft replicas over one decoder, a new one at each call."""
+
+    def __init__(self, decoder: Decoder, num_pages: int = 256) -> None:
+        self.decoder, self.num_pages = decoder, num_pages
+
+    def __call__(self) -> LocalDraftClient:
+        self.worker = DraftWorker(NestedDrafter(self.decoder, EXITS, self.num_pages, 8), PoolLimits(max_rows=16))
+        return LocalDraftClient(self.worker, "engine")
+
+    def is_empty(self) -> bool:
+        self.worker.check()
+        stats = self.worker.stats()
+        return (stats.num_sequences, stats.num_free_pages) == (0, stats.num_pages)
+
+
+class Whimsical(Steadfast):
+    """Another rule for every round, another length for every sequence; sometimes off, and drafts cut anywhere."""
+
+    def __init__(self, seed: int, longest: int = 6) -> None:
+        self._rng, self._longest = random.Random(seed), longest
+
+    def opening(self) -> DepthRule | None:
+        return self._rng.choice([*RULES, None])
+
+    def plan(self, view: BatchView) -> Plan:
+        rng = self._rng
+        longest = 0 if rng.random() < 0.1 else self._longest
+        lengths = tuple(max(0, min(rng.randint(0, longest), s.remaining - 1)) for s in view.sequences)
+        probes = tuple(index for index in range(len(lengths)) if rng.random() < 0.05)
+        depth = rng.choice(RULES) if any(lengths) or probes else None
+        return Plan(depth, lengths, floor=rng.choice([0.0, 0.0, 0.2]), probes=probes)
+
+    def prune(self, plan: Plan, drafts: Sequence[DraftBlock | None]) -> Sequence[int]:
+        return [
+            length if self._rng.random() < 0.7 else self._rng.randint(0, length) for length in drafted_lengths(drafts)
+        ]
+
+
+def engine_of(
+    load: LoadTarget, client: MirrorClient, policy: Policy, mirror: MirrorConfig | None = None, **config: int
+) -> Engine:
+    target = load(**{name: config.pop(name) for name in ("num_positions", "page_size") if name in config})
+    return Engine(target, policy, client, EngineConfig(**config), mirror or MirrorConfig())
+
+
+def has_given_back(engine: Engine) -> bool:
+    ledger = engine._model.ledger
+    ledger.check()
+    return ledger.num_free == ledger.num_pages
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_the_text_is_the_plain_loops_over_a_link_that_loses_delays_doubles_and_reorders(
+    load: LoadTarget, drafter: Decoder, seed: int
+) -> None:
+    rng = random.Random(seed)
+    requests = random_requests(seed, rng.randint(1, 8), VOCAB, max_tokens=28)
+    connect = Connect(drafter)
+    client = FaultyClient(connect, seed, Faults(dies=rng.choice([0.0, 0.05])))
+    mirror = MirrorConfig(rng.randint(1, 8), rng.randint(0, 8), rng.choice([None, 0, 1, 3, 4]))
+    engine = engine_of(load, client, Whimsical(seed), mirror, max_batch=rng.choice([1, 3, 8]), prefill_chunk=11)
+    assert run_all(engine, requests).tokens == plain_texts(load(), requests)
+    assert has_given_back(engine)
+    stats = engine.stats().mirror
+    assert stats is not None
+    assert min(stats.num_branches, stats.num_fenced) > 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("rule", RULES)
+def test_the_text_is_the_plain_loops_over_a_good_link_and_the_pool_is_empty_in_the_end(
+    load: LoadTarget, drafter: Decoder, rule: DepthRule, temperature: float
+) -> None:
+    requests = random_requests(7, 6, VOCAB, max_tokens=40, temperature=temperature)
+    connect = Connect(drafter)
+    engine = engine_of(load, connect(), Fixed(rule, 4), MirrorConfig(kappa=2, exit_layer=3), max_batch=4)
+    assert run_all(engine, requests).tokens == plain_texts(load(), requests)
+    assert has_given_back(engine)
+    assert connect.is_empty()
+    stats = engine.stats().mirror
+    assert stats is not None
+    assert stats.num_hits > 0
+
+
+def test_windows_of_a_drafter_that_is_always_right_are_all_at_hand(load: LoadTarget, drafter: Decoder) -> None:
+    request = GenerateRequest("0", (5, 6, 7), SamplingParams(temperature=1.0, seed=3), StopRules(61))
+    engine = engine_of(load, Connect(drafter)(), Fixed(DEEP, 4), MirrorConfig(kappa=0))
+    result = run_all(engine, [request])
+    stats = engine.stats().mirror
+    assert stats is not None
+    assert result.stats["0"].histogram == (0, 0, 0, 0, 12)
+    assert (stats.num_rounds, stats.hits_full, stats.num_misses, stats.num_waits) == (12, 11, 0, 1)
+
+
+def test_corrections_are_found_among_runner_ups_and_early_picks(load: LoadTarget, drafter: Decoder) -> None:
+    requests = random_requests(1, 4, VOCAB, max_tokens=60)
+    engine = engine_of(load, Connect(drafter)(), Fixed(SHALLOW, 3), MirrorConfig(kappa=4, exit_layer=3))
+    run_all(engine, requests)
+    stats = engine.stats().mirror
+    assert stats is not None
+    assert min(stats.hits_runner_up, stats.hits_early_exit) > 0
+
+
+def test_what_a_policy_cuts_off_is_the_next_window_without_a_message(load: LoadTarget, drafter: Decoder) -> None:
+    class Short(Fixed):
+        def prune(self, plan: Plan, drafts: Sequence[DraftBlock | None]) -> Sequence[int]:
+            return [min(2, length) for length in drafted_lengths(drafts)]
+
+    class Deaf(LocalDraftClient):
+        def branches(self, timeout_s: float = 0.0) -> Sequence[Branch]:
+            return []
+
+    connect = Connect(drafter)
+    connect()
+    engine = engine_of(load, Deaf(connect.worker, "engine"), Short(DEEP, 8))
+    requests = random_requests(1, 2, VOCAB, max_tokens=60)
+    assert run_all(engine, requests).tokens == plain_texts(load(), requests)
+    stats = engine.stats().mirror
+    assert stats is not None
+    assert stats.hits_rest == stats.num_hits > 10
+    assert stats.num_misses > 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_forced_preemption_changes_no_token(load: LoadTarget, drafter: Decoder, seed: int) -> None:
+    requests = random_requests(5 + seed, 8, VOCAB, max_tokens=30)
+    client = FaultyClient(Connect(drafter), seed)
+    engine = engine_of(load, client, Whimsical(seed), num_positions=128, page_size=4)
+    assert run_all(engine, requests).tokens == plain_texts(load(), requests)
+    assert engine.stats().num_preempted > 0
+    assert has_given_back(engine)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_stops_in_mid_window_and_a_pool_that_is_too_small_change_no_token(
+    load: LoadTarget, drafter: Decoder, seed: int
+) -> None:
+    rng = random.Random(seed)
+    stop = StopRules(40, frozenset(rng.sample(range(VOCAB), 12)))
+    requests = [
+        GenerateRequest(r.request_id, r.prompt_ids, r.sampling, stop, rng.choice([None, Speculation(3, 5)]))
+        for r in random_requests(seed, 8, VOCAB)
+    ]
+    connect = Connect(drafter, num_pages=12)
+    engine = engine_of(load, connect(), Fixed(SHALLOW, 5), max_batch=8)
+    result = run_all(engine, requests)
+    assert result.tokens == plain_texts(load(), requests)
+    assert FinishReason.STOP in result.reasons.values()
+    assert has_given_back(engine)
+    assert connect.is_empty()
+
+
+def test_a_cancelled_request_leaves_nothing_behind_here_or_at_the_pool(load: LoadTarget, drafter: Decoder) -> None:
+    long = GenerateRequest("long", (4, 5, 6), SamplingParams(seed=1), StopRules(200))
+    others = random_requests(3, 3, VOCAB, max_tokens=24)
+    connect = Connect(drafter)
+    engine = engine_of(load, connect(), Fixed(SHALLOW, 3))
+    collector, started = Collector(), threading.Event()
+
+    def on_run(run: object) -> None:
+        collector(run)  # type: ignore[arg-type]
+        started.set()
+
+    for request in (long, *others):
+        engine.submit(request, on_run)
+    engine.start()
+    assert started.wait(30)
+    engine.cancel("long")
+    collector.wait(4)
+    engine.stop()
+    texts = plain_texts(load(), [long, *others])
+    assert collector.reasons["long"] is FinishReason.ABORT
+    assert {name: texts[name][: len(tokens)] for name, tokens in collector.tokens.items()} == collector.tokens
+    assert all(collector.tokens[r.request_id] == texts[r.request_id] for r in others)
+    assert has_given_back(engine)
+    assert connect.is_empty()
+
+
+class Recorder(LocalDraftClient):
+    """Keeps what the target said, in order."""
+
+    def __init__(self, worker: DraftWorker) -> None:
+        super().__init__(worker, "engine")
+        self.said: list[DraftRequest | AheadRequest | ExitHint] = []
+
+    def open(self, request: DraftRequest) -> None:
+        self.said.append(request)
+        super().open(request)
+
+    def draft(self, request: DraftRequest) -> DraftReply | None:
+        self.said.append(request)
+        return super().draft(request)
+
+    def ahead(self, request: AheadRequest) -> None:
+        self.said.append(request)
+        super().ahead(request)
+
+    def hint(self, hint: ExitHint) -> None:
+        self.said.append(hint)
+        super().hint(hint)
+
+
+def recorded(load: LoadTarget, drafter: Decoder, requests: list[GenerateRequest], mirror: MirrorConfig) -> Recorder:
+    connect = Connect(drafter)
+    connect()
+    client = Recorder(connect.worker)
+    engine = engine_of(load, client, Fixed(SHALLOW, 3), mirror)
+    assert run_all(engine, requests).tokens == plain_texts(load(), requests)
+    return client
+
+
+def test_the_pool_is_handed_each_committed_token_once_and_then_the_window(load: LoadTarget, drafter: Decoder) -> None:
+    request = GenerateRequest("0", (5, 6, 7), SamplingParams(temperature=1.0, seed=3), StopRules(40))
+    client = recorded(load, drafter, [request], MirrorConfig(kappa=2))
+    text = [*request.prompt_ids, *plain_texts(load(), [request])["0"]]
+    known: list[int] = []
+    for message in client.said:
+        if isinstance(message, ExitHint):
+            continue
+        for row in message.rows:
+            context = row.context if isinstance(row, AheadRow) else row
+            assert context.start == len(known)
+            known += context.tokens
+    assert known == text[: len(known)]
+    assert len(known) > 20
+
+
+def test_a_hint_follows_what_is_verified_and_has_picks_for_every_place(load: LoadTarget, drafter: Decoder) -> None:
+    client = recorded(load, drafter, random_requests(2, 3, VOCAB, max_tokens=24), MirrorConfig(kappa=3))
+    num_hints = 0
+    for before, message in zip(client.said, client.said[1:], strict=False):
+        if isinstance(message, ExitHint):
+            num_hints += 1
+            assert isinstance(before, AheadRequest)
+            assert message.round_id == before.round_id
+            for row, asked in zip(message.rows, before.rows, strict=True):
+                assert (row.sequence_id, row.base_length) == (asked.context.sequence_id, asked.context.base_length)
+                assert [len(picks) for picks in row.picks] == [3] * (len(asked.window) + 1)
+    assert num_hints == sum(isinstance(message, AheadRequest) for message in client.said) > 5
+
+
+def test_without_kappa_there_is_no_hint_and_large_batches_get_fewer_branches(
+    load: LoadTarget, drafter: Decoder
+) -> None:
+    requests = random_requests(2, 12, VOCAB, max_tokens=12)
+    client = recorded(load, drafter, requests, MirrorConfig(kappa=0))
+    aheads = [message for message in client.said if isinstance(message, AheadRequest)]
+    assert not any(isinstance(message, ExitHint) for message in client.said)
+    assert {row.fan_out for message in aheads for row in message.rows} == {4, 8}
+
+
+def test_the_timeline_tells_of_the_last_rounds_in_order(load: LoadTarget, drafter: Decoder) -> None:
+    engine = engine_of(load, Connect(drafter)(), Fixed(SHALLOW, 3))
+    result = run_all(engine, random_requests(2, 3, VOCAB, max_tokens=24))
+    assert engine.timeline is not None
+    rounds, stats = engine.timeline.last(), engine.stats()
+    assert sum(one.num_committed for one in rounds) == stats.num_committed == sum(map(len, result.tokens.values()))
+    assert sum(sum(one.lengths) for one in rounds) == stats.num_drafted
+    assert stats.mirror is not None
+    assert sum(source is not None for one in rounds for source in one.hits) == stats.mirror.num_hits
+    assert engine.timeline.last(2) == rounds[-2:]
+    for one in rounds:
+        halfway = [at for at in (one.early, one.hinted) if at is not None]
+        marks = one.marks
+        moments = [marks.began, marks.planned, one.looked, marks.drafted, *halfway, marks.verified, one.ended]
+        assert moments == sorted(moments)
+    assert any(one.hinted for one in rounds)
+
+
+def test_a_window_that_was_taken_unverified_would_change_the_text(
+    load: LoadTarget, drafter: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = random_requests(1, 3, VOCAB, max_tokens=24)
+    monkeypatch.setattr(targets.step, "num_accepted", lambda picks, draft: len(draft))
+    engine = engine_of(load, FaultyClient(Connect(drafter), 0), Fixed(SHALLOW, 3))
+    assert run_all(engine, requests).tokens != plain_texts(load(), requests)
+
+
+def test_a_client_that_cannot_draft_ahead_and_an_exit_outside_the_model_are_refused(
+    load: LoadTarget, drafter: Decoder
+) -> None:
+    class Serial:
+        def open(self, request: DraftRequest) -> None: ...
+        def draft(self, request: DraftRequest) -> DraftReply | None: ...
+        def close(self, sequence_ids: Sequence[int]) -> None: ...
+
+    with pytest.raises(ConfigError, match="Serial does not draft ahead"):
+        Engine(load(), Fixed(DEEP, 3), Serial(), mirror=MirrorConfig())
+    with pytest.raises(ConfigError, match="exit_layer 5 is not one of the model's 4"):
+        engine_of(load, Connect(drafter)(), Fixed(DEEP, 3), MirrorConfig(exit_layer=5))
+    with pytest.raises(ConfigError, match="kappa at least 0"):
+        MirrorConfig(kappa=-1)
