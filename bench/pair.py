@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 
 from bench.cells import Cell, Subject
 from bench.ours import DraftPoolEngine, TimedClient
@@ -15,6 +16,7 @@ from deployments.local import depth_rule
 from protocol.branch import MirrorClient
 from protocol.outcome import RoundOutcome
 from protocol.stats import MirrorStats
+from router.modes import Mode
 from router.policy import Fixed, Off, Policy
 from targets.engine import Engine, EngineConfig
 from targets.mirror import MirrorConfig
@@ -22,7 +24,8 @@ from targets.timeline import RoundRecord
 
 
 class PairEngine(DraftPoolEngine):
-    """Modes plain, fixed (draft and verify in turn) and mirror, of fixed depth and length. By cell is kept what rounds
+    """Modes plain, fixed (draft and verify in turn), mirror, and chosen between these two by the target, of fixed depth
+    and length. By cell is kept what rounds
     took and what came of drafting ahead. mirror: may be changed between runs.
     """
 
@@ -45,7 +48,7 @@ class PairEngine(DraftPoolEngine):
     def _started(self, cell: Cell, num_prompts: int) -> Iterator[tuple[Engine, TimedClient | None]]:
         incarnation = f"pair-{next(self._numbers)}"
         config = EngineConfig(max_batch=cell.batch, max_queue=num_prompts, incarnation=incarnation)
-        mirror = self.mirror if cell.mode == "mirror" else None
+        mirror = self._mirror(cell)
         with self._client(incarnation) as client:
             engine = Engine(self.model, self._policy(cell), client if cell.speculates else None, config, mirror)
             engine.start()
@@ -57,6 +60,12 @@ class PairEngine(DraftPoolEngine):
 
     def _client(self, incarnation: str) -> AbstractContextManager[MirrorClient]:
         return self._link.client(self._member, incarnation)
+
+    def _mirror(self, cell: Cell) -> MirrorConfig | None:
+        """Mirror alone, or the choice between it and drafting in turn."""
+        if cell.mode == "mirror":
+            return replace(self.mirror, modes=(Mode.HINTED if self.mirror.kappa else Mode.MIRROR,))
+        return replace(self.mirror, modes=tuple(Mode)) if cell.mode == "chosen" else None
 
     def _keep(self, cell: Cell, engine: Engine) -> None:
         stats, timeline = engine.stats().mirror, engine.timeline

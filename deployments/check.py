@@ -12,6 +12,7 @@ from rich.console import Console
 from deployments.config import (
     AppConfig,
     GoodputSpeculation,
+    Mirror,
     PoolConfig,
     Speculation,
     TableSpeculation,
@@ -58,6 +59,7 @@ def check_drafting(targets: Sequence[TargetConfig], vocabularies: Mapping[str, s
                 "train a drafter for it, or set speculation: off"
             )
         check_exits(target.name, target.speculation, manifest)
+        check_mirror(target, target.speculation.mirror)
 
 
 def check_target(target: TargetConfig) -> str:
@@ -106,6 +108,15 @@ def check_exits(name: str, speculation: Speculation, manifest: Manifest) -> None
             raise ConfigError(f"speculation of target {name}: {error}") from None
 
 
+def check_mirror(target: TargetConfig, mirror: Mirror | None) -> None:
+    num_layers = read_config(resolve(target.path)).num_layers
+    if mirror is not None and (mirror.exit_layer or 0) > num_layers:
+        raise ConfigError(
+            f"mirror.exit_layer {mirror.exit_layer} of target {target.name} lies behind the {num_layers} layers of "
+            "its checkpoint; lower it, or leave it out for half of them"
+        )
+
+
 def warnings(config: AppConfig) -> Iterator[str]:
     for target in config.targets:
         directory = resolve(target.path)
@@ -123,6 +134,8 @@ def summary(config: AppConfig) -> Iterator[str]:
         decoder = read_config(resolve(target.path))
         speculation = target.speculation
         how = in_words(speculation) if speculation else "no speculation"
+        if speculation and speculation.mirror:
+            how += ", drafted ahead"
         yield f"target {target.name}: {decoder.family}, {decoder.num_layers} layers, {target.dtype}, {how}"
     if config.pool is not None:
         exits = ", ".join(map(str, Manifest.load(resolve(config.pool.path)).exits))

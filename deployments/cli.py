@@ -22,6 +22,7 @@ COMMANDS = MappingProxyType(
         "profile": ("deployments.profile_command", "measure what drafts and passes of a config cost on this machine"),
         "plan": ("deployments.plan_command", "show what the router would choose for a batch, and why"),
         "simulate": ("deployments.simulate_command", "foretell tokens per second for a number of draft replicas"),
+        "trace": ("deployments.trace_command", "write what the last rounds of a running server took, for Perfetto"),
         "train-drafter": ("deployments.train_command", "train a nested drafter for a target"),
     }
 )

@@ -30,6 +30,7 @@ Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 MAX_LENGTH = 64
+MAX_BRANCHES = 8
 Length = Annotated[int, Field(ge=1, le=MAX_LENGTH)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 
@@ -96,10 +97,30 @@ class Listener(Section):
         return value
 
 
+class Mirror(Section):
+    """Drafting ahead: while a window is verified, the pool drafts the windows behind its likely outcomes.
+
+    fan_out: windows of a sequence at most. kappa: the target's early picks at each place at most, 0 for none;
+    exit_layer: after how many of its layers they are taken (null: half of them).
+    """
+
+    fan_out: Annotated[int, Field(ge=1, le=MAX_BRANCHES)] = 8
+    kappa: Annotated[int, Field(ge=0, le=MAX_BRANCHES)] = 8
+    exit_layer: Annotated[int, Field(ge=0)] | None = None
+
+
 class Drafted(Section):
-    """What speculation takes whatever its policy."""
+    """What speculation takes whatever its policy. mirror null or off: draft and verify in turn."""
 
     deadline_ms: Annotated[float, Field(gt=0)] = 50.0
+    mirror: Mirror | None = None
+
+    @field_validator("mirror", mode="before")
+    @classmethod
+    def _on_or_off(cls, value: object) -> object:
+        if value in (False, "off"):
+            return None
+        return {} if value is True or value == "on" else value
 
 
 class Ladder(Drafted):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import asdict
@@ -30,6 +30,7 @@ from deployments.config import IngressConfig
 from deployments.discovery import serve_discovery
 from deployments.listening import own_host
 from deployments.token_sink import SinkAddress, TokenSink
+from deployments.trace import Track
 from protocol.errors import DraftPoolError, NotReady, QueueFull, UnknownModel
 from protocol.pb import inference_pb2 as pb
 from protocol.request import GenerateRequest, TokenRun
@@ -67,6 +68,7 @@ class ServeBackend:
         self._sink, self._sink_address = sink, sink_address
         self._describe = {model: handle.options(method_name="describe") for model, handle in handles.items()}
         self._handles = handles
+        self._pool = pool
         self._pool_members = serve_discovery(pool) if pool is not None else None
         self._tokenizers = {model: load_tokenizer(path) for model, path in tokenizers.items()}
         self._longest_tokens = {model: longest_token(tokenizer) for model, tokenizer in self._tokenizers.items()}
@@ -136,9 +138,14 @@ class ServeBackend:
     async def router(self) -> Mapping[str, Any]:
         return await self._told("router")
 
-    async def _told(self, method: str) -> dict[str, list[Mapping[str, Any]]]:
+    async def trace(self, num_rounds: int) -> tuple[Sequence[Track], Sequence[Track]]:
+        told = await self._told("trace", num_rounds)
+        pool = await told_by(self._pool, "trace") if self._pool else []
+        return [track for replicas in told.values() for track in replicas], pool
+
+    async def _told(self, method: str, *args: int) -> dict[str, list[Any]]:
         """By target."""
-        told = await asyncio.gather(*(told_by(handle, method) for handle in self._handles.values()))
+        told = await asyncio.gather(*(told_by(handle, method, *args) for handle in self._handles.values()))
         return dict(zip(self.names, told, strict=True))
 
 
@@ -163,14 +170,14 @@ async def answered(response: Any) -> TokenRun:
     return answer
 
 
-async def told_by(handle: Handle, method: str) -> list[Mapping[str, Any]]:
+async def told_by(handle: Handle, method: str, *args: int) -> list[Any]:
     """What a method of each replica gives that answers in time."""
     try:
-        response: Any = handle.broadcast(method)
+        response: Any = handle.broadcast(method, *args)
         answers = await response.results_async(timeout_s=STATS_TIMEOUT_S, return_exceptions=True)
     except Exception:  # no replica is there
         return []
-    return [answer for answer in answers if isinstance(answer, Mapping)]
+    return [answer for answer in answers if not isinstance(answer, BaseException)]
 
 
 def in_our_words(error: Exception) -> Exception:

@@ -15,6 +15,7 @@ from deployments.pool_server import PoolServer
 from deployments.pool_thread import PoolThread
 from deployments.process import DTYPES, claim, device_of, pool_positions
 from deployments.profiling import own_drafter_costs
+from deployments.trace import Track, passes
 from drafters.manifest import Manifest
 from drafters.nested import NestedDrafter, load_nested
 from drafters.residents import PoolLimits
@@ -51,6 +52,10 @@ class DraftPoolReplica:
 
     async def describe(self) -> PoolMember:
         return replace(self._member, num_streams=self._server.num_streams, stats=self._thread.stats())
+
+    async def trace(self) -> Track:
+        """The last passes."""
+        return Track(self._member.incarnation, passes(self._thread.passes()))
 
     async def check_health(self) -> None:
         age = self._thread.heartbeat_age_s()

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import asdict
 from typing import Any
 
 from ray import serve
 
-from deployments.config import GoodputSpeculation, TargetConfig
+from deployments.config import GoodputSpeculation, Speculation, TargetConfig
+from deployments.counts import told
 from deployments.discovery import Need, serve_discovery
 from deployments.policies import Learning, needed_exits, policy
 from deployments.process import DTYPES, claim, device_of, target_positions
 from deployments.profiling import own_target_costs
 from deployments.token_sink import SinkAddress
 from deployments.token_stream import TokenStreams
+from deployments.trace import Track, rounds
 from deployments.transport import GrpcDraftClient, TransportConfig
 from drafters.manifest import vocabulary_hash
 from model.execution import Execution
@@ -22,8 +23,10 @@ from model.load import resolve
 from protocol.errors import DraftPoolError, NotReady
 from protocol.request import GenerateRequest, TokenRun
 from router.explain import describe
+from router.modes import Mode
 from router.policy import Policy
 from targets.engine import Engine, EngineConfig
+from targets.mirror import MirrorConfig
 from targets.model import TargetModel, load_target
 
 HEARTBEAT_LIMIT_S = 60.0
@@ -44,7 +47,8 @@ class TargetReplica:
         self._client = self._draft_client(pool)
         if self._client is not None:
             await self._client.start()
-        self._engine = Engine(model, self._policy, self._client, engine_config(config, self._incarnation))
+        settings = engine_config(config, self._incarnation)
+        self._engine = Engine(model, self._policy, self._client, settings, mirror_config(config.speculation))
         self._streams = TokenStreams()
         self._engine.start()
 
@@ -87,8 +91,13 @@ class TargetReplica:
             "ready": self._engine.heartbeat_age_s() <= HEARTBEAT_LIMIT_S,
         }
 
-    async def stats(self) -> dict[str, int]:
-        return asdict(self._engine.stats())
+    async def stats(self) -> dict[str, Any]:
+        return told(self._engine.stats())
+
+    async def trace(self, num_rounds: int) -> Track:
+        """The last rounds; none where nothing is drafted ahead."""
+        timeline = self._engine.timeline
+        return Track(self._incarnation, rounds(timeline.last(num_rounds)) if timeline else ())
 
     async def router(self) -> dict[str, Any]:
         """What the router believes, and the arms that it chose from last, in plain values."""
@@ -128,3 +137,8 @@ def engine_config(config: TargetConfig, incarnation: str) -> EngineConfig:
         max_model_len=config.max_model_len,
         incarnation=incarnation,
     )
+
+
+def mirror_config(speculation: Speculation | None) -> MirrorConfig | None:
+    mirror = speculation.mirror if speculation else None
+    return MirrorConfig(mirror.fan_out, mirror.kappa, mirror.exit_layer, tuple(Mode)) if mirror else None

@@ -22,6 +22,7 @@ from protocol.stats import MirrorStats
 from router import misses
 from router.confidence import Calibration
 from router.misses import Rates, worth_waiting
+from router.modes import Mode, Modes
 from router.pipeline import Pipeline, Source, Window, fan_out
 from router.policy import Policy
 from router.predict import SETTLED
@@ -39,16 +40,20 @@ from targets.verify import num_accepted
 class MirrorConfig:
     """fan_out: branches of a sequence at most. kappa: early picks at each place at most; 0: no early exit.
 
-    exit_layer: after how many layers the early picks are taken; None: half of them.
+    exit_layer: after how many layers the early picks are taken; None: half of them. modes: to choose from, by what
+    their rounds turn out to be worth (router/modes.py).
     """
 
     fan_out: int = 8
     kappa: int = 8
     exit_layer: int | None = None
+    modes: tuple[Mode, ...] = (Mode.HINTED,)
 
     def __post_init__(self) -> None:
-        if self.fan_out < 1 or self.kappa < 0:
-            raise ConfigError(f"mirror: fan_out must be at least 1, kappa at least 0; got {self}")
+        if self.fan_out < 1 or self.kappa < 0 or not self.modes:
+            raise ConfigError(
+                f"mirror: fan_out must be at least 1, kappa at least 0, with a mode or more; got {self}"
+            )
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +101,7 @@ class MirrorStepper(Stepper):
         self._pipeline = Pipeline()
         self._pool, self._client, self._config = drafting, client, config
         self._rates = Rates()
+        self._modes = Modes(config.modes)
         self._calibration = Calibration()
         self._num_rounds = self._num_waits = 0
         self._wait_ms = 0.0
@@ -104,9 +110,10 @@ class MirrorStepper(Stepper):
         began = self.clock()
         schedule = self.plan()
         planned = self.clock()
+        mode = self._modes.choose(len(schedule.decoding))
         hand = self.resolve(schedule)
         drafted = self.clock()
-        picked = self.overlap(schedule, hand)
+        picked = self.overlap(schedule, hand, mode)
         marks = Marks(began, planned, drafted, self.clock())
         played = replace(schedule, plan=as_played(schedule.plan, hand.windows))
         turn = self.commit(played, hand.drafts, picked.picks, marks)
@@ -140,14 +147,14 @@ class MirrorStepper(Stepper):
         waited = waits and (any(drafts.num_fed) or not drafts.answered)  # silent sequences are not asked for
         return Hand(tuple(windows), replace(drafts, blocks=tuple(blocks)), looked, num_missed, waited)
 
-    def overlap(self, schedule: Schedule, hand: Hand) -> Picked:
-        """The pass, and what the pool is told of it before and half way."""
+    def overlap(self, schedule: Schedule, hand: Hand, mode: Mode) -> Picked:
+        """The pass, and what the pool is told of it before and half way, as far as the mode wants it told."""
         ready = self.gather(schedule, hand.drafts)
-        request = self._begin(schedule, hand, ready)
+        request = self._begin(schedule, hand, ready) if mode is not Mode.SERIAL else None
         if request is None:
             return Picked(self.pick(ready))
         self._client.ahead(request)
-        num_picks = fan_out(len(schedule.decoding), self._config.kappa)
+        num_picks = fan_out(len(schedule.decoding), self._config.kappa) if mode is Mode.HINTED else 0
         if not num_picks:
             return Picked(self.pick(ready))
         half = self.model.run_to(ready.rows, self.exit_layer)
@@ -162,6 +169,10 @@ class MirrorStepper(Stepper):
     def remove(self, sequence: Sequence) -> None:
         super().remove(sequence)
         self._pipeline.forget(sequence.id)
+
+    def mode_rates(self, num_rows: int) -> dict[Mode, float]:
+        """Tokens per second by mode, of rounds of about so many rows."""
+        return self._modes.rates(num_rows)
 
     @property
     def stats(self) -> MirrorStats:
@@ -214,6 +225,8 @@ class MirrorStepper(Stepper):
         if lengths and not schedule.chunks:
             num_windows, verify_ms = sum(map(bool, lengths)), 1e3 * (marks.verified - marks.drafted)
             self._rates = misses.verified(self._rates, verify_ms, num_windows, turn.stats.accepted)
+        if any(schedule.plan.lengths) and not schedule.chunks:
+            self._modes.observe(len(lengths), turn.stats.committed, 1e3 * (self.clock() - marks.began))
         self.timeline.add(
             RoundRecord(
                 round_id=self._pool.round_id,

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
+from deployments.trace import Track
 from protocol.request import GenerateRequest, TokenRun
 
 
@@ -58,3 +59,6 @@ class Backend(Protocol):
 
     async def router(self) -> Mapping[str, Any]:
         """By target what the router of each of its replicas believes, as JSON takes it."""
+
+    async def trace(self, num_rounds: int) -> tuple[Sequence[Track], Sequence[Track]]:
+        """The last rounds of each target replica, and the last passes of each draft replica."""

@@ -103,7 +103,7 @@ def _allowed(value: Any, allowed: tuple[Any, ...]) -> bool:
 def refusal(errors: Sequence[ErrorDetails]) -> InvalidRequest:
     """The first of pydantic's complaints in one sentence that names the parameter, without the caller's text."""
     first = errors[0]
-    place = tuple(part for part in first["loc"] if part != "body")
+    place = first["loc"][1:]  # inside the body, or the query
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InvalidRequest):
         return cause

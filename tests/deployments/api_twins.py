@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from deployments.api.backend import ModelCard, longest_token
+from deployments.trace import Slice, Track
 from protocol.request import FinishReason, GenerateRequest, SequenceStats, TokenRun
 from router.policy import Off
 from targets.engine import Engine, EngineConfig
@@ -109,6 +110,10 @@ class ScriptedBackend:
     async def router(self) -> Mapping[str, Any]:
         return {card.id: [{"policy": "off"}] for card in self.cards}
 
+    async def trace(self, num_rounds: int) -> tuple[Sequence[Track], Sequence[Track]]:
+        part = Slice("plan", 3.0, 3.5, {})
+        return [Track(card.id, (part,) * num_rounds) for card in self.cards], [Track("pool", (part,))]
+
     async def ready(self) -> bool:
         return self.is_ready
 
@@ -157,6 +162,9 @@ class EngineBackend:
 
     async def router(self) -> Mapping[str, Any]:
         return {self._card.id: [{"policy": "off"}]}
+
+    async def trace(self, num_rounds: int) -> tuple[Sequence[Track], Sequence[Track]]:
+        return (), ()
 
     async def ready(self) -> bool:
         return True

@@ -53,14 +53,20 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def served(family: Path) -> Iterator[Served]:
+def config_text() -> str:
+    """With places for two ports; a module may have its own."""
+    return CONFIG
+
+
+@pytest.fixture(scope="module")
+def served(family: Path, config_text: str) -> Iterator[Served]:
     """The application on a Ray cluster, which is gone before another module starts its own."""
     from deployments import cluster
     from deployments.config import load_config
     from tests.deployments.served import Served
 
     path = family / "app.yaml"
-    path.write_text(CONFIG % (cluster.free_port(), cluster.free_port()))
+    path.write_text(config_text % (cluster.free_port(), cluster.free_port()))
     config = load_config(path)
     app = Served(config, f"http://127.0.0.1:{config.http.port}")
 

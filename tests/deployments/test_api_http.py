@@ -130,6 +130,21 @@ async def test_operators_can_read_the_counts_of_every_replica(client: Client) ->
     assert (await client.get("/debug/router")).json() == {"tiny": [{"policy": "off"}]}
 
 
+async def test_operators_can_read_what_the_last_rounds_took(client: Client) -> None:
+    events = (await client.get("/debug/trace?rounds=2")).json()["traceEvents"]
+    assert [event["args"]["name"] for event in events if event["ph"] == "M"] == ["tiny", "pool"]
+    assert [event["pid"] for event in events if event["ph"] == "X"] == [1, 1, 2]
+    for bad in ("0", "many", "100000"):
+        refused = await client.get(f"/debug/trace?rounds={bad}")
+        assert refused.status_code == 400
+        assert refused.json()["error"]["message"].startswith("rounds: Input should be")
+
+
+@pytest.mark.parametrize("name", ["query", "body", "no_such"])
+async def test_an_unknown_parameter_is_named(client: Client, name: str) -> None:
+    assert (await client.complete(**{name: 1})).json()["error"]["message"].startswith(f"unknown parameter '{name}'")
+
+
 async def test_the_request_id_is_echoed_or_made(client: Client) -> None:
     response = await client.get("/health", headers={"x-request-id": "mine-1"})
     assert response.headers["x-request-id"] == "mine-1"

@@ -50,6 +50,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (("serve", "no.yaml"), "cannot read no.yaml: No such file or directory; name an existing YAML file"),
         (("check", "no.yaml"), "cannot read no.yaml"),
         (("check", "a", "b"), "unrecognized arguments: b"),
+        (("trace", "http://127.0.0.1:1"), "no server tells its rounds at http://127.0.0.1:1: "),
+        (("trace", "nowhere"), "no server tells its rounds at nowhere: unknown url type"),
     ],
 )
 def test_a_usage_error_is_one_line(
@@ -184,6 +186,7 @@ def test_check_tells_what_would_be_served(capsys: pytest.CaptureFixture[str], fa
         ("{}", "goodput, any exit, length 0 to 12"),
         ("{cascade: true}", "goodput, any exit or the cascade, length 0 to 12"),
         ("{exits: [2, 4], length: 6}", "goodput, exits 2, 4, length 0 to 6"),
+        ("{policy: fixed, depth: 2, mirror: {exit_layer: 4}}", "depth 2, length 4, drafted ahead\n"),
         (
             "{policy: table, depth: cascade, exits: [2, 4], table: {1: 6, 8: 0}}",
             "depth cascade, length 6 from batch 1, 0 ",
@@ -203,6 +206,7 @@ def test_check_tells_how_each_target_speculates(
     [
         ("depth: 4", "depth: 3", "speculation of target large asks for depth 3; the drafter has the exits 2, 4"),
         (FIXED, "{exits: [2, 3]}", "speculation of target large asks for depth 3; the drafter has the exits 2, 4"),
+        (FIXED, "{mirror: {exit_layer: 5}}", "mirror.exit_layer 5 of target large lies behind the 4 layers"),
         (FIXED, "{cascade: true, thresholds: [0.5, 0.5]}", "speculation of target large: 2 exits need 1 thresholds"),
         ("page_size: 16, kv_mb: 8, spec", "max_model_len: 9999, spec", "max_model_len 9999 of target large exceeds"),
         ("path: large", "path: ./nowhere", "nowhere is not a directory"),

@@ -14,6 +14,7 @@ from deployments.config import (
     GrpcConfig,
     HttpConfig,
     IngressConfig,
+    Mirror,
     PoolConfig,
     TableSpeculation,
     TargetConfig,
@@ -125,6 +126,11 @@ def test_a_mistake_is_named_with_its_key_value_and_remedy(tmp_path: Path, text: 
         ("{exits: [4, 2]}", ".exits: exits [4, 2] must ascend"),
         ("{length: 65}", ".length: Input should be less than or equal to 64, got 65"),
         ("{probe_share: 2}", ".probe_share: Input should be less than or equal to 0.5, got 2"),
+        ("{mirror: {fan_out: 0}}", ".mirror.fan_out: Input should be greater than or equal to 1, got 0"),
+        ("{mirror: {kappa: 9}}", ".mirror.kappa: Input should be less than or equal to 8, got 9"),
+        ("{mirror: {fanout: 4}}", ".mirror.fanout: unknown key (value 4); did you mean fan_out?"),
+        ("{mirror: 4}", ".mirror: a mapping of keys is needed, got 4"),
+        ("{policy: fixed, depth: 2, mirror: {exit_layer: -1}}", ".mirror.exit_layer: Input should be greater than or "),
     ],
 )
 def test_a_mistake_in_speculation_is_named_with_the_policy_that_it_belongs_to(
@@ -171,6 +177,24 @@ def speculation(**values: Any) -> Any:
     return AppConfig.model_validate(config).targets[0].speculation
 
 
+@pytest.mark.parametrize(
+    ("value", "mirror"),
+    [
+        ("off", None),
+        (False, None),
+        (None, None),
+        ("on", Mirror()),
+        (True, Mirror()),
+        ({}, Mirror(fan_out=8, kappa=8, exit_layer=None)),
+        ({"fan_out": 2, "kappa": 0, "exit_layer": 3}, Mirror(fan_out=2, kappa=0, exit_layer=3)),
+    ],
+)
+def test_drafting_ahead_is_off_unless_asked_for_whatever_the_policy(value: object, mirror: Mirror | None) -> None:
+    for own in ({}, {"policy": "fixed", "depth": 2}, {"policy": "table", "depth": 2, "table": {1: 4}}):
+        assert speculation(**own).mirror is None
+        assert speculation(**own, mirror=value).mirror == mirror
+
+
 @pytest.mark.parametrize("policy_name", ["fixed", "table"])
 def test_depths_become_rules(policy_name: str) -> None:
     def rule(**values: Any) -> DepthRule:
@@ -212,6 +236,8 @@ def test_goodput_chooses_from_every_exit_and_from_the_cascade_when_asked_to() ->
         {"policy": "fixed", "depth": "cascade", "length": 3},
         {"policy": "table", "depth": 2, "table": {1: 6, 32: 0}},
         {"exits": [2, 4], "cascade": False},
+        {"mirror": {"fan_out": 4, "exit_layer": 1}},
+        {"policy": "fixed", "depth": 2, "mirror": "on"},
         {},
     ],
 )
@@ -230,7 +256,7 @@ WEIGHTS = {"dtype", "execution", "kv_mb", "page_size", "path"}
 
 
 def test_the_options_are_these_and_a_new_one_shows_up_in_review() -> None:
-    drafted = {"deadline_ms", "exits", "policy", "thresholds"}
+    drafted = {"deadline_ms", "exits", "mirror", "policy", "thresholds"}
     target = {"deterministic", "max_batch", "max_model_len", "max_queue", "name", "prefill_chunk", "speculation"}
     pool = {"host", "max_rows", "ports", "prefill_chunk", "sequence_ttl_s"}
     assert set(AppConfig.model_fields) == {"grpc", "http", "ingress", "pool", "targets"}
@@ -238,6 +264,7 @@ def test_the_options_are_these_and_a_new_one_shows_up_in_review() -> None:
     assert set(FixedSpeculation.model_fields) == drafted | {"depth", "length"}
     assert set(TableSpeculation.model_fields) == drafted | {"depth", "table"}
     assert set(GoodputSpeculation.model_fields) == drafted | {"cascade", "hysteresis", "length", "probe_share"}
+    assert set(Mirror.model_fields) == {"exit_layer", "fan_out", "kappa"}
     assert set(PoolConfig.model_fields) == pool | PLACEMENT | WEIGHTS
     assert set(IngressConfig.model_fields) == {"host", "join_ms", "num_cpus", "num_replicas", "ports", "resources"}
     assert set(HttpConfig.model_fields) == {"host", "port", "request_timeout_s"}

@@ -22,6 +22,7 @@ from protocol.draft import DraftBlock, DraftReply, DraftRequest
 from protocol.errors import ConfigError
 from protocol.plan import BatchView, DepthRule, Plan, Speculation
 from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules
+from router.modes import Mode
 from router.policy import Fixed, Policy, Steadfast, drafted_lengths
 from targets.engine import Engine, EngineConfig
 from targets.mirror import MirrorConfig
@@ -101,7 +102,8 @@ def test_the_text_is_the_plain_loops_over_a_link_that_loses_delays_doubles_and_r
     requests = random_requests(seed, rng.randint(1, 8), VOCAB, max_tokens=28)
     connect = Connect(drafter)
     client = FaultyClient(connect, seed, Faults(dies=rng.choice([0.0, 0.05])))
-    mirror = MirrorConfig(rng.randint(1, 8), rng.randint(0, 8), rng.choice([None, 0, 1, 3, 4]))
+    modes = rng.choice([(Mode.HINTED,), (Mode.MIRROR,), tuple(Mode)])
+    mirror = MirrorConfig(rng.randint(1, 8), rng.randint(0, 8), rng.choice([None, 0, 1, 3, 4]), modes)
     engine = engine_of(load, client, Whimsical(seed), mirror, max_batch=rng.choice([1, 3, 8]), prefill_chunk=11)
     assert run_all(engine, requests).tokens == plain_texts(load(), requests)
     assert has_given_back(engine)

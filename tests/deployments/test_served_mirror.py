@@ -1,0 +1,133 @@
+"""Targets that draft ahead, on a real local Ray cluster: their text is that of the plain loop, and they tell of it."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deployments.cli import main
+from protocol.request import SamplingParams
+from targets.engine import Engine
+from tests.deployments.conftest import CONFIG
+from tests.deployments.served import Served, expected, plain_engine, wait_until
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
+
+GREEDY = SamplingParams(temperature=0.0)
+SAMPLED = SamplingParams(temperature=0.8, top_k=50, top_p=0.9, seed=1234)
+TARGETS = ("large", "small")
+PARTS = {"plan", "resolve", "prefix layers", "hint", "suffix layers", "commit"}
+
+
+@pytest.fixture(scope="module")
+def config_text() -> str:
+    assert CONFIG.count("deadline_ms: 500}") == 2
+    return CONFIG.replace("deadline_ms: 500}", "deadline_ms: 500, mirror: {fan_out: 4, exit_layer: 1}}")
+
+
+@pytest.fixture(scope="module")
+def oracles(family: Path) -> Iterator[dict[str, Engine]]:
+    with plain_engine(family / "large") as large, plain_engine(family / "small") as small:
+        yield {"large": large, "small": small}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_leaks(served: Served) -> Iterator[None]:
+    served.wait_until_drafting()
+    yield
+    served.wait_until_idle()
+
+
+def ask(served: Served, model: str, sampling: SamplingParams, max_tokens: int) -> tuple[int, ...]:
+    answer = served.complete(
+        model,
+        max_tokens=max_tokens,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        seed=sampling.seed,
+    )
+    return tuple(answer.choices[0].model_dump()["token_ids"])
+
+
+def mirror(served: Served, model: str) -> dict[str, Any]:
+    counts: dict[str, Any] = served.target(model, "stats")["mirror"]
+    return counts
+
+
+def test_before_the_first_request_there_is_nothing_to_trace(
+    served: Served, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert main(["trace", served.url, "--out", str(tmp_path / "trace.json")]) == 2
+    assert "has no rounds to tell of" in capsys.readouterr().err
+    assert not (tmp_path / "trace.json").exists()
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
+def test_what_is_drafted_ahead_changes_no_text(
+    served: Served, oracles: dict[str, Engine], sampling: SamplingParams
+) -> None:
+    oracle = {model: expected(oracles[model], 96, sampling) for model in TARGETS}
+    before = mirror(served, "large")
+    with ThreadPoolExecutor(6) as threads:
+        asked = [(model, threads.submit(ask, served, model, sampling, 96)) for model in TARGETS * 3]
+        for model, answer in asked:
+            assert answer.result(timeout=60) == oracle[model]
+    after = mirror(served, "large")
+    assert after["num_rounds"] > before["num_rounds"]
+    came = after["num_branches"] + after["num_fenced"] - before["num_branches"] - before["num_fenced"]
+    assert came > 0, "branches, in time or late: a pass of so small a target is short"
+
+
+def test_a_draft_replica_killed_while_it_drafts_ahead_changes_no_text(
+    served: Served, oracles: dict[str, Engine]
+) -> None:
+    oracle = expected(oracles["large"], 400, SAMPLED)
+    victim = served.target("large", "describe")["draft_replica"]
+    with ThreadPoolExecutor(2) as threads:
+        answers = [threads.submit(ask, served, "large", SAMPLED, 400) for _ in range(2)]
+        wait_until(lambda: served.target("large", "stats")["num_running"] == 2)
+        served.kill_draft_replica(victim)
+        assert [answer.result(timeout=60) for answer in answers] == [oracle, oracle]
+    wait_until(lambda: served.target("large", "describe")["draft_replica"] not in (None, victim))
+
+
+def test_the_last_rounds_are_told_as_a_trace(
+    served: Served, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    for model in TARGETS:
+        ask(served, model, GREEDY, 32)
+    out = tmp_path / "trace.json"
+    assert main(["trace", served.url, "--rounds=5", "--out", str(out)]) == 0
+    assert "10 rounds in" in capsys.readouterr().out
+    events = json.loads(out.read_text())["traceEvents"]
+    names = {event["pid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
+    told = {name: [e for e in events if e["ph"] == "X" and e["pid"] == pid] for pid, name in names.items()}
+    for model in TARGETS:
+        own = told[served.target(model, "describe")["incarnation"]]
+        wholes = [event for event in own if event["name"].startswith("round ")]
+        assert len(wholes) == 5
+        assert all(event["args"]["committed"] >= 1 for event in wholes)
+    pools = [told[name] for name in told if name.startswith("pool-")]
+    assert any(event["name"] == "pass" and event["args"]["rows"] for own in pools for event in own)
+    assert main(["trace", served.url, "--rounds=1024", "--out", str(out)]) == 0
+    assert {event["name"] for event in json.loads(out.read_text())["traceEvents"]} >= PARTS, "all modes were tried"
+
+
+def test_operators_see_how_drafting_ahead_goes(served: Served) -> None:
+    def hits() -> int:
+        ask(served, "large", GREEDY, 64)
+        return int(mirror(served, "large")["hits_full"])
+
+    wait_until(hits)  # whether a branch is there in time depends on the machine
+    with urllib.request.urlopen(f"{served.url}/debug/stats") as response:
+        (counts,) = json.load(response)["targets"]["large"]
+    assert counts["mirror"] == mirror(served, "large")
+    assert 0 < counts["mirror"]["hit_rate"] <= 1
+    assert counts["mirror"]["tokens_per_committed"] > 0
