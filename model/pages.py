@@ -95,7 +95,7 @@ class PageLedger:
             raise ValueError(f"cannot fork sequence {parent} at {length}: {len(trunk.slots)} positions reserved")
         self.open(child)
         slots = trunk.slots[:length].copy()
-        shared = sorted({int(slot) // self.page_size for slot in slots})
+        shared = np.unique(slots // self.page_size).tolist()
         for page in shared:
             self._references[page] += 1
         self._tables[child] = _Table(shared, slots, trunk_length=length)

@@ -35,6 +35,8 @@ from targets.step import Clock, Marks, Pass, Stepper, Turn
 from targets.timeline import RoundRecord, Timeline
 from targets.verify import num_accepted
 
+ENOUGH = 16  # tokens that confidence is calibrated by at a time
+
 
 @dataclass(frozen=True, slots=True)
 class MirrorConfig:
@@ -51,9 +53,7 @@ class MirrorConfig:
 
     def __post_init__(self) -> None:
         if self.fan_out < 1 or self.kappa < 0 or not self.modes:
-            raise ConfigError(
-                f"mirror: fan_out must be at least 1, kappa at least 0, with a mode or more; got {self}"
-            )
+            raise ConfigError(f"mirror: fan_out must be at least 1, kappa at least 0, with a mode or more; got {self}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +103,7 @@ class MirrorStepper(Stepper):
         self._rates = Rates()
         self._modes = Modes(config.modes)
         self._calibration = Calibration()
+        self._fates: dict[int, tuple[list[float], list[bool]]] = {}  # by exit, not yet learned from
         self._num_rounds = self._num_waits = 0
         self._wait_ms = 0.0
 
@@ -210,8 +211,12 @@ class MirrorStepper(Stepper):
                 continue
             accepted = num_accepted(own, block.tokens[: len(own) - 1])
             known = min(accepted + 1, len(own) - 1)
-            right = [True] * accepted + [False] * (known - accepted)
-            self._calibration.observe(block.exits[known - 1], block.confidences[:known], right)
+            sure, right = self._fates.setdefault(block.exits[known - 1], ([], []))
+            sure += block.confidences[:known]
+            right += [True] * accepted + [False] * (known - accepted)
+            if len(sure) >= ENOUGH:
+                self._calibration.observe(block.exits[known - 1], sure, right)
+                del self._fates[block.exits[known - 1]]
 
     def _account(self, schedule: Schedule, hand: Hand, picked: Picked, marks: Marks, turn: Turn) -> None:
         lengths = tuple(len(own) - 1 for own in picked.picks[: len(schedule.decoding)])
