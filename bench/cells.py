@@ -16,7 +16,7 @@ import torch
 TokenIds = Sequence[int]
 ADAPTIVE = ("goodput",)  # modes that choose depth and length themselves
 OURS = ("plain", "fixed", *ADAPTIVE)
-COUPLED = (*OURS, "mirror", "chosen")  # modes with our noise, whose sampled text is that of the plain loop
+COUPLED = (*OURS, "mirror", "ahead", "chosen")  # modes with our noise, whose sampled text is that of the plain loop
 
 
 class Unavailable(Exception):

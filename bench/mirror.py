@@ -1,7 +1,8 @@
 """Mirror on two fixed devices against drafting in turn on the same two, and against what the law allows.
 
-    sweep     every depth and length in both modes; the best of each goes on
-    pairs     plain, the best in turn, the best mirror, mirror's setting in turn; interleaved repetitions
+    sweep     every depth and length in turn, ahead, and ahead with early picks; the best of each goes on
+    pairs     plain, the best in turn, the best ahead, its setting in turn, and the same chosen between these by the
+              target itself; interleaved repetitions
     law       from what verifying and waiting took in turn, and the hit rate (bench/law.py)
 
 The target has core 0 and the pool core 1. Slowed: the drafter takes so long for a token that a window takes the given
@@ -15,7 +16,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
@@ -31,7 +32,7 @@ from bench.metrics import CellResult
 from bench.pair import PairEngine
 from bench.pool_process import pool_process
 from bench.run import Engines, measure
-from bench.stats import paired_ratio
+from bench.stats import Ratio, paired_ratio
 from bench.workload import LONGEST, Workload, read_texts
 from deployments.arguments import depth, whole
 from protocol.errors import DraftPoolError
@@ -63,30 +64,34 @@ def play(scene: Scene, workload: Workload, args: argparse.Namespace) -> dict[str
     with pool_process(args.drafter, [POOL_CORE], 2 * scene.batch, scene.token_ms) as member:
         engine = PairEngine(subject, member, config)
         engine.open()
-        modes = ("plain", "fixed", "mirror")
+        modes = ("plain", "fixed", "ahead", "mirror", "chosen")
         engines = Engines(engine, dict.fromkeys(modes, engine), {engine.name: engine.version})
         swept = measure(
             engines,
-            [*cells_of("fixed", scene, args), *cells_of("mirror", scene, args)],
+            [cell for mode in ("fixed", "ahead", "mirror") for cell in cells_of(mode, scene, args)],
             workload,
             repeat=args.sweep,
             max_tokens=args.max_tokens,
         )
-        turn, mirror = (max(_of(swept, mode), key=_rate).cell for mode in ("fixed", "mirror"))
-        same = Cell("fixed", scene.batch, mirror.depth, mirror.length, scene.temperature)
-        chosen = list(dict.fromkeys([Cell("plain", scene.batch, temperature=scene.temperature), turn, mirror, same]))
+        turn, mirror = (max(_of(swept, modes), key=_rate).cell for modes in (("fixed",), ("ahead", "mirror")))
+        same, free = (replace(mirror, mode=mode) for mode in ("fixed", "chosen"))
+        plain = Cell("plain", scene.batch, temperature=scene.temperature)
+        chosen = list(dict.fromkeys([plain, turn, mirror, same, free]))
         for kept in (engine.rounds, engine.stats, engine.records):
             kept.clear()
+        measure(engines, [free], workload, repeat=args.learn, max_tokens=args.max_tokens)
         results = measure(engines, chosen, workload, repeat=args.pairs, max_tokens=args.max_tokens)
         by_cell = {result.cell: result for result in results}
-        return told(scene, engine, by_cell, turn, mirror, same)
+        engine.close()
+        return told(scene, engine, by_cell, turn, mirror)
 
 
-def told(
-    scene: Scene, engine: PairEngine, results: dict[Cell, CellResult], turn: Cell, mirror: Cell, same: Cell
-) -> dict[str, Any]:
+def told(scene: Scene, engine: PairEngine, results: dict[Cell, CellResult], turn: Cell, mirror: Cell) -> dict[str, Any]:
     plain = next(cell for cell in results if cell.mode == "plain")
-    named = {"plain": plain, "in turn": turn, "mirror": mirror, "mirror's setting in turn": same}
+    same, free = (replace(mirror, mode=mode) for mode in ("fixed", "chosen"))
+    named = {"plain": plain, "in turn": turn, "mirror": mirror, "mirror's setting in turn": same, "chosen": free}
+    best_of_two = turn if _rate(results[turn]) >= _rate(results[plain]) else plain
+    free_over = paired_ratio(results[free].tokens_per_second, results[best_of_two].tokens_per_second)
     gain = paired_ratio(results[mirror].tokens_per_second, results[turn].tokens_per_second)
     hits = hit_rates(engine, mirror)
     best, own = (law_of(engine, cell, hits["all"]) for cell in (turn, same))
@@ -95,9 +100,10 @@ def told(
         "temperature": scene.temperature,
         "token_ms": scene.token_ms,
         "in_turn": _name(turn),
-        "mirror": _name(mirror),
+        "mirror": f"{_name(mirror)} {'with' if mirror.mode == 'mirror' else 'without'} early picks",
+        "chosen_over_better": _spread(free_over),
         "rates": {name: round(_rate(results[cell]), 1) for name, cell in named.items()},
-        "over_in_turn": {"median": gain.median, "low": gain.low, "high": gain.high},
+        "over_in_turn": _spread(gain),
         "over_same_setting": paired_ratio(results[mirror].tokens_per_second, results[same].tokens_per_second).median,
         "over_plain": paired_ratio(results[mirror].tokens_per_second, results[plain].tokens_per_second).median,
         "tokens_per_round": {name: results[cell].mean_acceptance_length for name, cell in named.items()},
@@ -161,14 +167,15 @@ def window_ms(like: Scene, args: argparse.Namespace, share: float, workload: Wor
         engine.open()
         cell = Cell("fixed", scene.batch, args.depths[0], length, scene.temperature)
         measure(Engines(engine, {"fixed": engine}), [cell], workload, repeat=2, max_tokens=args.max_tokens)
+        engine.close()
         return float(share * law_of(engine, cell, 1.0).verify_ms / length)
 
 
 def table(cells: Sequence[dict[str, Any]], place: dict[str, object]) -> str:
     lines = [
         "| batch | temperature | ms a token | in turn | mirror | plain, tok/s | in turn | mirror | over in turn "
-        "| law | hits (full, runner-up, early, rest) | hidden on hits |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "| law | chosen over the better of in turn and off | hits (full, runner-up, early, rest) | hidden on hits |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for cell in cells:
         rates, gain, hits = cell["rates"], cell["over_in_turn"], cell["hits"]
@@ -176,13 +183,22 @@ def table(cells: Sequence[dict[str, Any]], place: dict[str, object]) -> str:
         lines.append(
             f"| {cell['batch']} | {cell['temperature']:g} | {cell['token_ms']:.2f} | {cell['in_turn']} "
             f"| {cell['mirror']} | {rates['plain']:.0f} | {rates['in turn']:.0f} | {rates['mirror']:.0f} "
-            f"| {gain['median']:.3f} ({gain['low']:.3f}-{gain['high']:.3f}) "
-            f"| {cell['law_best_in_turn']['speedup']:.3f} | {hits['all']:.2f} ({by_source}) "
+            f"| {_interval(gain)} "
+            f"| {cell['law_best_in_turn']['speedup']:.3f} | {_interval(cell['chosen_over_better'])} "
+            f"| {hits['all']:.2f} ({by_source}) "
             f"| {cell['hidden_on_hits']:.2f} |"
         )
     identical = min(cell["identical"] for cell in cells)
     lines += ["", f"Identical to the plain loop: {identical:.0%} of outputs.", machine.footer(place)]
     return "\n".join(lines) + "\n"
+
+
+def _spread(ratio: Ratio) -> dict[str, float]:
+    return {"median": ratio.median, "low": ratio.low, "high": ratio.high}
+
+
+def _interval(ratio: dict[str, float]) -> str:
+    return f"{ratio['median']:.3f} ({ratio['low']:.3f}-{ratio['high']:.3f})"
 
 
 def _law(law: Law) -> dict[str, float]:
@@ -194,8 +210,8 @@ def _law(law: Law) -> dict[str, float]:
     }
 
 
-def _of(results: Sequence[CellResult], mode: str) -> list[CellResult]:
-    return [result for result in results if result.mode == mode]
+def _of(results: Sequence[CellResult], modes: Sequence[str]) -> list[CellResult]:
+    return [result for result in results if result.mode in modes]
 
 
 def _rate(result: CellResult) -> float:
@@ -234,9 +250,10 @@ def main() -> int:
     parser.add_argument("--depths", type=listed(depth), default=[2, 4])
     parser.add_argument("--lengths", type=listed(whole(1, 64)), default=[2, 3, 4, 6])
     parser.add_argument("--fan-out", type=whole(1), default=8)
-    parser.add_argument("--kappa", type=whole(0), default=8)
+    parser.add_argument("--kappa", type=whole(0), default=2)
     parser.add_argument("--exit-layer", type=whole(0), default=None)
     parser.add_argument("--sweep", type=whole(1), default=2)
+    parser.add_argument("--learn", type=whole(1), default=3, help="runs before, in which the target tries its modes")
     parser.add_argument("--pairs", type=whole(2), default=15)
     parser.add_argument("--num-prompts", type=whole(1), default=4)
     parser.add_argument("--max-tokens", type=whole(2), default=128)

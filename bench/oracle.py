@@ -23,6 +23,7 @@ from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, Draft
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
+from router.branches import Guess
 
 UNIT = 2.0**-53
 
@@ -125,6 +126,19 @@ class OracleDrafter:
         sequence = self._open.get(sequence_id)
         ranked = self._best_two(sequence, position, depth) if sequence else None
         return ranked[1] if ranked else None
+
+    def tokens(self, sequence_id: int) -> Sequence[int]:
+        """Committed tokens of an open sequence, as far as they were handed over; none of any other."""
+        sequence = self._open.get(sequence_id)
+        return sequence.tokens if sequence else ()
+
+    def guesses(self, sequence_id: int, start: int, count: int, depth: DepthRule) -> list[Guess]:
+        """What it would say of `count` absolute positions from `start` on; of those alone that its text has."""
+        sequence, exit_ = self._open.get(sequence_id), self._exit(depth)
+        if sequence is None or exit_ is None:
+            return []
+        ranked = (self._best_two(sequence, position, exit_) for position in range(start, start + count))
+        return [Guess(pair[0], self._ranking.acceptance[exit_], pair[1]) for pair in ranked if pair]
 
     def _block(self, row: DraftRow, depth: DepthRule) -> DraftBlock:
         status = self._take(row)

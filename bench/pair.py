@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 
 from bench.cells import Cell, Subject
@@ -24,9 +24,9 @@ from targets.timeline import RoundRecord
 
 
 class PairEngine(DraftPoolEngine):
-    """Modes plain, fixed (draft and verify in turn), mirror, and chosen between these two by the target, of fixed depth
-    and length. By cell is kept what rounds
-    took and what came of drafting ahead. mirror: may be changed between runs.
+    """Modes of fixed depth and length: plain; fixed (draft and verify in turn); ahead (mirror without early picks);
+    mirror (as `mirror` says, which may be changed between runs); and chosen between these by the target. By cell is
+    kept what rounds took and what came of drafting ahead.
     """
 
     def __init__(self, subject: Subject, member: PoolMember, mirror: MirrorConfig) -> None:
@@ -39,21 +39,37 @@ class PairEngine(DraftPoolEngine):
         self._member = member
         self._numbers = itertools.count()
         self._link = LinkThread()
+        self._stack = ExitStack()
+        self._lasts: dict[Cell, Engine] = {}
 
     def close(self) -> None:
+        self._stack.close()
         super().close()
         self._link.close()
 
     @contextmanager
     def _started(self, cell: Cell, num_prompts: int) -> Iterator[tuple[Engine, TimedClient | None]]:
+        if cell.mode == "chosen":  # learns which rounds pay, as a served target does
+            yield self._lasting(cell, num_prompts), None
+        else:
+            with self._open(cell, num_prompts) as engine:
+                yield engine, None
+
+    def _lasting(self, cell: Cell, num_prompts: int) -> Engine:
+        if cell not in self._lasts:
+            self._lasts[cell] = self._stack.enter_context(self._open(cell, num_prompts))
+        return self._lasts[cell]
+
+    @contextmanager
+    def _open(self, cell: Cell, num_prompts: int) -> Iterator[Engine]:
         incarnation = f"pair-{next(self._numbers)}"
         config = EngineConfig(max_batch=cell.batch, max_queue=num_prompts, incarnation=incarnation)
-        mirror = self._mirror(cell)
         with self._client(incarnation) as client:
-            engine = Engine(self.model, self._policy(cell), client if cell.speculates else None, config, mirror)
+            drafts = client if cell.speculates else None
+            engine = Engine(self.model, self._policy(cell), drafts, config, self._mirror(cell))
             engine.start()
             try:
-                yield engine, None
+                yield engine
             finally:
                 self._keep(cell, engine)
                 engine.stop()
@@ -62,10 +78,8 @@ class PairEngine(DraftPoolEngine):
         return self._link.client(self._member, incarnation)
 
     def _mirror(self, cell: Cell) -> MirrorConfig | None:
-        """Mirror alone, or the choice between it and drafting in turn."""
-        if cell.mode == "mirror":
-            return replace(self.mirror, modes=(Mode.HINTED if self.mirror.kappa else Mode.MIRROR,))
-        return replace(self.mirror, modes=tuple(Mode)) if cell.mode == "chosen" else None
+        modes = {"ahead": (Mode.MIRROR,), "mirror": (Mode.HINTED,), "chosen": tuple(Mode)}
+        return replace(self.mirror, modes=modes[cell.mode]) if cell.mode in modes else None
 
     def _keep(self, cell: Cell, engine: Engine) -> None:
         stats, timeline = engine.stats().mirror, engine.timeline

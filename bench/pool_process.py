@@ -39,10 +39,15 @@ T = TypeVar("T")
 
 
 @contextmanager
-def pool_process(drafter: Path, cores: Sequence[int], max_rows: int, token_ms: float = 0.0) -> Iterator[PoolMember]:
-    """token_ms: what a drafted token takes at least (bench/slowed.py). Raises RuntimeError when it does not start."""
+def pool_process(
+    drafter: Path, cores: Sequence[int], max_rows: int, token_ms: float = 0.0, passes: Path | None = None
+) -> Iterator[PoolMember]:
+    """token_ms: what a drafted token takes at least (bench/slowed.py). passes: where it leaves what its last passes
+    took. Raises RuntimeError when it does not start.
+    """
     asked = ["--drafter", str(drafter), "--cores", *map(str, cores)]
     asked += ["--max-rows", str(max_rows), "--token-ms", str(token_ms)]
+    asked += ["--passes", str(passes)] if passes else []
     command = [sys.executable, "-m", "bench.pool_process", *asked]
     environment = os.environ | {"OMP_NUM_THREADS": str(len(cores))}
     with subprocess.Popen(
@@ -118,6 +123,9 @@ async def serve(args: argparse.Namespace) -> None:
     await asyncio.to_thread(sys.stdin.read)
     await server.stop()
     thread.stop()
+    if args.passes:
+        left = [[ended, asdict(stats)] for ended, stats in thread.passes()]
+        args.passes.write_text(json.dumps(left), encoding="utf-8")
 
 
 def main() -> int:
@@ -127,6 +135,7 @@ def main() -> int:
     parser.add_argument("--max-rows", type=whole(1), default=32)
     parser.add_argument("--page-size", type=whole(1), default=PAGE)
     parser.add_argument("--token-ms", type=float, default=0.0)
+    parser.add_argument("--passes", type=Path, default=None)
     args = parser.parse_args()
     os.sched_setaffinity(0, args.cores)
     torch.set_num_threads(len(args.cores))

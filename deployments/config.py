@@ -105,7 +105,7 @@ class Mirror(Section):
     """
 
     fan_out: Annotated[int, Field(ge=1, le=MAX_BRANCHES)] = 8
-    kappa: Annotated[int, Field(ge=0, le=MAX_BRANCHES)] = 8
+    kappa: Annotated[int, Field(ge=0, le=MAX_BRANCHES)] = 2
     exit_layer: Annotated[int, Field(ge=0)] | None = None
 
 

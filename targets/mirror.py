@@ -47,7 +47,7 @@ class MirrorConfig:
     """
 
     fan_out: int = 8
-    kappa: int = 8
+    kappa: int = 2
     exit_layer: int | None = None
     modes: tuple[Mode, ...] = (Mode.HINTED,)
 

@@ -185,7 +185,7 @@ def speculation(**values: Any) -> Any:
         (None, None),
         ("on", Mirror()),
         (True, Mirror()),
-        ({}, Mirror(fan_out=8, kappa=8, exit_layer=None)),
+        ({}, Mirror(fan_out=8, kappa=2, exit_layer=None)),
         ({"fan_out": 2, "kappa": 0, "exit_layer": 3}, Mirror(fan_out=2, kappa=0, exit_layer=3)),
     ],
 )
