@@ -208,6 +208,29 @@ def information(bench: Bench, batch: int) -> dict[str, Any]:
     }
 
 
+def table(report: dict[str, Any]) -> str:
+    lines = [
+        "| batch | switch | rounds until within 5 %, median | asked | best, tok/s | off, tok/s | acceptance by exit |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for told in report["switches"]:
+        for name, before in (("noise", "code"), ("code", "noise")):
+            own = told[name]
+            lines.append(
+                f"| {told['batch']} | {before} to {name} | {own['median']:g} | {told['asked']} "
+                f"| {own['best_goodput']:.0f} | {own['off_goodput']:.0f} | {', '.join(map(str, own['acceptance']))} |"
+            )
+    lines += ["", "| batch | regret with probes, tokens | without | seeds that are better with |", "|---|---|---|---|"]
+    for told in report["information"]:
+        seeds = len(told["regret_tokens"]["with"])
+        mean = told["mean"]
+        lines.append(
+            f"| {told['batch']} | {mean['with']:.1f} | {mean['without']:.1f} | {told['better_seeds']} of {seeds} |"
+        )
+    lines += ["", f"{report['target']}; {machine.footer(report['machine'])}"]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     models = machine.ROOT / "demo/models"
@@ -231,6 +254,7 @@ def main() -> int:
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    args.out.with_suffix(".md").write_text(table(report), encoding="utf-8")
     return 0
 
 

@@ -295,6 +295,24 @@ def step(rig: Rig, load: int, args: argparse.Namespace) -> dict[str, Any]:
     return told
 
 
+def table(report: dict[str, Any]) -> str:
+    lines = [
+        "| sequences of each target | off, tok/s | router | worst target over its own off | best fixed | tok/s "
+        "| router over best fixed | plays | wait at the pool, ms |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for step_ in report["steps"]:
+        best, played = step_["best_fixed"], step_["played"][0]
+        plays = ", ".join(f"{name} {share:.0%}" for name, share in list(played.items())[:2])
+        lines.append(
+            f"| {step_['load']} | {sum(step_['off']):.0f} | {sum(step_['router']):.0f} "
+            f"| {step_['worst_target_over_its_off']:.3f} | {best} | {median(step_['totals'][best]):.0f} "
+            f"| {step_['router_over_best_fixed']:.3f} | {plays} | {max(step_['wait_ms']):.1f} |"
+        )
+    lines += ["", f"Slowed devices: {report['slowed']}.", machine.footer(report["machine"])]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--target", type=Path, default=MODELS / "small")
@@ -324,6 +342,7 @@ def main() -> int:
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    args.out.with_suffix(".md").write_text(table(report), encoding="utf-8")
     return 0
 
 

@@ -2,7 +2,8 @@
 
 For each target and batch all depths and lengths compete in a sweep; the winner is measured anew beside plain decoding
 and the router's own choice, in interleaved repetitions. What the sweep found for each fixed setting over all cells
-stands for what an operator could have fixed once and for all.
+stands for what an operator could have fixed once and for all. A batch that starts together runs empty unevenly where
+drafts are long, for easy texts end early; `--kept-full` refills its slots, as a server does.
 """
 
 from __future__ import annotations
@@ -69,9 +70,11 @@ def measure_target(target: Path, args: argparse.Namespace) -> Iterator[Measured]
 
 def measure_batch(engines: Engines, workload: Workload, target: str, batch: int, args: argparse.Namespace) -> Measured:
     sys.stderr.write(f"{target}, batch {batch}\n")
+    grid = Grid(("plain", "fixed"), [batch], args.depths, args.lengths, kept_full=args.kept_full)
+    queue = args.kept_full * batch
     swept = measure(
         engines,
-        Grid(("plain", "fixed"), [batch], args.depths, args.lengths).cells(),
+        [cell for cell in grid.cells() if cell.queue == queue],
         workload,
         repeat=args.sweep,
         max_tokens=args.max_tokens,
@@ -79,7 +82,7 @@ def measure_batch(engines: Engines, workload: Workload, target: str, batch: int,
     fixed = {result.cell: result.tokens_per_second for result in swept if result.mode == "fixed"}
     chosen, plain = best(fixed), next(result for result in swept if result.mode == "plain")
     adaptive = engines.ours.adaptive
-    cells = [Cell("plain", batch), chosen, Cell("goodput", batch)]
+    cells = [Cell("plain", batch, queue=queue), chosen, Cell("goodput", batch, queue=queue)]
     results = measure(engines, cells, workload, repeat=args.pairs, max_tokens=args.max_tokens)
     by_mode = {result.mode: result for result in results}
     ours = by_mode["goodput"]
@@ -117,7 +120,7 @@ def against_each(cells: Sequence[Measured]) -> dict[str, float]:
 
 
 def report(cells: Sequence[Measured], args: argparse.Namespace) -> dict[str, Any]:
-    settings = ("pairs", "sweep", "num_prompts", "max_tokens", "depths", "lengths", "batch")
+    settings = ("pairs", "sweep", "num_prompts", "max_tokens", "depths", "lengths", "batch", "kept_full")
     return {
         "machine": machine.describe(),
         "settings": {name: getattr(args, name) for name in settings},
@@ -188,6 +191,7 @@ def main() -> int:
     parser.add_argument("--depths", type=listed(depth), default=[2, 4, 6, "cascade"])
     parser.add_argument("--lengths", type=listed(whole(1, 64)), default=[1, 2, 3, 4, 6, 8])
     parser.add_argument("--num-prompts", type=whole(1), default=4)
+    parser.add_argument("--kept-full", type=whole(0), default=0, help="batches that wait, so that no slot is empty")
     parser.add_argument("--max-tokens", type=whole(2), default=128)
     parser.add_argument("--threads", type=whole(1), default=torch.get_num_threads())
     parser.add_argument("--prompts", type=Path, default=HELD_OUT)
