@@ -99,6 +99,16 @@ def evaluate(
     return Arm(rule if any(lengths) else None, tuple(lengths), tokens, ms)
 
 
+def keep_or_switch(current: Arm | None, arms: Sequence[Arm], hysteresis: float, inertia: float) -> Arm:
+    """The best arm, unless the one in use comes close: within inertia of another rule, hysteresis of off or on."""
+    top = max(arms, key=lambda arm: arm.goodput)
+    if current is None:
+        return top
+    same = next((arm for arm in arms if arm.rule == current.rule), None)
+    gain = hysteresis if None in (top.rule, current.rule) else inertia
+    return same if same is not None and same.goodput * (1 + gain) >= top.goodput else top
+
+
 def _orders(survival: Floats) -> list[Ints]:
     """By survival, and position by position; one and the same for a single row."""
     by_survival = np.argsort(-survival, axis=None, kind="stable")

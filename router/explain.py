@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from protocol.plan import DepthRule
-from router.choose import Arm, best, off, survivals
-from router.goodput import Goodput, keep_or_switch
+from router.choose import Arm, best, keep_or_switch, off, survivals
+from router.goodput import Goodput
 from router.policy import Fixed, Off, Policy, Table
 from router.predict import Cost, Predictor
 

@@ -19,7 +19,7 @@ from protocol.draft import DraftBlock, Probe
 from protocol.outcome import RoundOutcome, RowOutcome
 from protocol.plan import BatchView, DepthRule, Plan
 from router.acceptance import Acceptance, AcceptanceConfig, Window
-from router.choose import Arm, Floats, best, off, survivals
+from router.choose import Arm, Floats, best, keep_or_switch, off, survivals
 from router.confidence import Calibration, worth
 from router.costs import CostCurves
 from router.predict import SETTLED, Predictor, tables
@@ -29,6 +29,7 @@ from router.trials import Trials
 NEXT = 0.9  # acceptance of one more token, where all before it are
 TRIAL = 3  # tokens of a draft in a trial
 NEWS = 0.02  # what evidence about other text counts in a trial
+PAUSE_MS = 4.0  # between digests at least, for each row: they cost about a hundredth of that
 HORIZON = 100.0  # rounds over which catching up is paid back, at most
 
 
@@ -36,10 +37,11 @@ HORIZON = 100.0  # rounds over which catching up is paid back, at most
 class GoodputConfig:
     """rules: the depth rules to choose from. length: of the longest draft. max_rows: of the largest batch.
 
-    every: rounds between digests, for small batches and for those of `large` rows; decisions are made every other time,
-    at once when the text or the batch changed. hysteresis: the gain that turning on or off must promise; inertia: that
-    of another rule, for layers that lag have to catch up. stretch: how much further than planned the draft of a lone
-    sequence may go while it is confident. evidence: drafts that a digest learns from, for each costs time.
+    every: rounds between digests at least, for small batches and for those of `large` rows; decisions are made every
+    other time, at once when the text or the batch changed. hysteresis: the gain that turning on or off must promise;
+    inertia: that of another rule, for layers that lag have to catch up. stretch: how much further than planned the
+    draft of a lone sequence may go while it is confident. evidence: drafts that a digest learns from, for each costs
+    time.
     probe_share: of the time, for probes; 0 turns full information off. linked: drafts come over a network link.
     """
 
@@ -85,7 +87,8 @@ class Goodput:
         self._lengths: dict[int, int] = {}
         self._usual = 0  # length for a sequence that came since the last decision
         self._num_rows = 0  # of the last decision
-        self._age = 0
+        self._num_digests = 0  # since the last decision
+        self._passed_ms = 0.0  # since the last digest
         self._believed = 0.0  # tokens per second to be had for all that is known: what time is worth
         self._floor = 0.0
         self.kept = 0.0  # product of confidences below which a token is not worth verifying
@@ -105,14 +108,13 @@ class Goodput:
         rows = view.sequences
         if not rows:
             return Plan(None, ())
-        every = self.config.every if len(rows) < self.config.large else self.config.every_large
-        self._age += 1
         alarms = self.acceptance.num_alarms
-        if self._age % every == 0:
+        if self._is_due(len(rows)):
             self._digest()
             self._stop()
+            self._num_digests += 1
         if (
-            self._age >= (every if self._trials.trying else 2 * every)
+            self._num_digests >= (1 if self._trials.trying else 2)
             or self.acceptance.num_alarms > alarms
             or self._outgrown(len(rows))
         ):
@@ -135,6 +137,7 @@ class Goodput:
 
     def observe(self, outcome: RoundOutcome) -> None:
         self._outcomes.append(outcome)
+        self._passed_ms += outcome.draft_ms + outcome.verify_ms + outcome.rest_ms
         if outcome.rows:
             self._trials.pass_round([row.id for row in outcome.rows if row.exits])
 
@@ -159,6 +162,11 @@ class Goodput:
     @property
     def _widest(self) -> DepthRule:
         return DepthRule(self.config.exits[-1:])
+
+    def _is_due(self, num_rows: int) -> bool:
+        """Whether enough has happened to learn from, and enough time passed for learning to cost little of it."""
+        every = self.config.every if num_rows < self.config.large else self.config.every_large
+        return len(self._outcomes) >= every and self._passed_ms >= PAUSE_MS * num_rows
 
     def _outgrown(self, num_rows: int) -> bool:
         """Whether the last decision was made for another batch: none yet, or a quarter more or fewer rows."""
@@ -187,7 +195,7 @@ class Goodput:
         self._trials.decide(chosen.rule is not None, chosen not in arms)
         self.arm = chosen
         self._num_rows = len(sequences)
-        self._age = 0
+        self._num_digests = 0
         stretch = self._stop()
         self._lengths = {
             sequence.id: min(int(stretch * length + 0.5), limit)
@@ -236,6 +244,7 @@ class Goodput:
     def _digest(self) -> None:
         """Learns from the rounds since the last time."""
         outcomes, self._outcomes = [outcome for outcome in self._outcomes if self._is_own(outcome)], []
+        self._passed_ms = 0.0
         if not outcomes:
             return
         self._measure(outcomes)
@@ -326,16 +335,6 @@ def _name(plan: Plan) -> str:
         return "off"
     exits = plan.depth.exits
     return f"{exits[0] if len(exits) == 1 else 'cascade'}/{max(plan.lengths)}"
-
-
-def keep_or_switch(current: Arm | None, arms: Sequence[Arm], hysteresis: float, inertia: float) -> Arm:
-    """The best arm, unless the one in use comes close: within inertia of another rule, hysteresis of off or on."""
-    top = max(arms, key=lambda arm: arm.goodput)
-    if current is None:
-        return top
-    same = next((arm for arm in arms if arm.rule == current.rule), None)
-    gain = hysteresis if None in (top.rule, current.rule) else inertia
-    return same if same is not None and same.goodput * (1 + gain) >= top.goodput else top
 
 
 def follow(forecast: Forecast, predicted: float, realised: float) -> Forecast:

@@ -37,7 +37,7 @@ def test_one_run_measures_plain_every_fixed_setting_and_the_router(
     prompts.write_text("\n".join(json.dumps({"prompt": f"def add{n}(a, b): return a"}) for n in range(4)))
     scale = {"batch": [1], "depths": [2, 4], "lengths": [2], "pairs": 2, "sweep": 1, "num_prompts": 1, "max_tokens": 8}
     paths = {"targets": [family / "large"], "drafter": family / "drafter", "prompts": prompts, "out": out}
-    assert run(Namespace(threads=1, **scale, **paths)) in (0, 1)
+    assert run(Namespace(threads=1, kept_full=0, **scale, **paths)) in (0, 1)
     made = json.loads(out.read_text())
     (cell,) = made["cells"]
     assert set(cell["fixed"]) == {"2/2", "4/2"} == set(made["against_each_fixed"])
