@@ -32,6 +32,7 @@ class RoundOutcome:
     draft_ms: from asking to having the drafts, wait_ms of it queued at the pool. verify_ms: the target's pass, picks
     included. rest_ms: everything else between the end of the last round and the end of this one.
     num_prefill_tokens: prompt tokens that rode along in the pass. answered: False when a draft was asked for in vain.
+    ahead: some drafts were made while the round before was verified, so draft_ms is not what they took.
     """
 
     plan: Plan
@@ -43,3 +44,4 @@ class RoundOutcome:
     rest_ms: float = 0.0
     num_prefill_tokens: int = 0
     answered: bool = True
+    ahead: bool = False

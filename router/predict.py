@@ -168,7 +168,7 @@ class Predictor:
             yield kind, outcome.verify_ms, float(np.interp(num_tokens, tokens, ms))
             yield "rest", outcome.rest_ms, self.tables.overhead[num_rows]
         lengths = [len(row.exits) for row in outcome.rows]
-        if rule is not None and any(lengths) and not catches_up(outcome):
+        if rule is not None and any(lengths) and not outcome.ahead and not catches_up(outcome):
             link = self.tables.link[num_rows] if self.linked else 0.0
             real, profiled = outcome.draft_ms - outcome.wait_ms - link, self._profiled_draft(rule, lengths)
             yield "draft", real, profiled

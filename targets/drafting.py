@@ -34,13 +34,14 @@ class Drafts:
     """blocks: one per decoding sequence, None where no draft is to be had, cut to the target's vocabulary.
 
     num_fed: committed tokens that each row handed over. wait_ms: queued at the pool. answered: False for a round that
-    asked in vain.
+    asked in vain. ahead: some were at hand.
     """
 
     blocks: tuple[DraftBlock | None, ...]
     num_fed: tuple[int, ...] = ()
     wait_ms: float = 0.0
     answered: bool = True
+    ahead: bool = False
 
 
 @dataclass(slots=True)

@@ -146,7 +146,8 @@ class MirrorStepper(Stepper):
             for sequence, window, length, block in zip(decoding, found, plan.lengths, drafts.blocks, strict=True)
         ]
         waited = waits and (any(drafts.num_fed) or not drafts.answered)  # silent sequences are not asked for
-        return Hand(tuple(windows), replace(drafts, blocks=tuple(blocks)), looked, num_missed, waited)
+        drafts = replace(drafts, blocks=tuple(blocks), ahead=num_hits > 0)
+        return Hand(tuple(windows), drafts, looked, num_missed, waited)
 
     def overlap(self, schedule: Schedule, hand: Hand, mode: Mode) -> Picked:
         """The pass, and what the pool is told of it before and half way, as far as the mode wants it told."""

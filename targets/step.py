@@ -141,6 +141,7 @@ class Stepper:
             rest_ms=1e3 * (marks.planned - (self._verified or marks.began)),
             num_prefill_tokens=sum(size for _, size in schedule.chunks),
             answered=drafts.answered,
+            ahead=drafts.ahead,
         )
         self.policy.observe(outcome)
         self._verified = marks.verified if self.scheduler.has_work else None

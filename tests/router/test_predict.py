@@ -70,3 +70,36 @@ def test_a_pool_that_does_not_answer_costs_the_time_that_was_spent_on_it() -> No
     for _ in range(40):
         made.observe([(outcome([2], 50.0, 1.0, answered=False), None)])
     assert made.wait_ms == pytest.approx(50.0, rel=0.01)
+
+
+def test_drafts_that_were_made_ahead_teach_nothing_of_drafting() -> None:
+    made = Predictor(tables(curves(), RULES, 8, 8))
+    before = made.draft_ms(0, [4, 4])
+    for _ in range(20):
+        made.observe([(outcome([4, 4], 0.01, made.verify_ms(2, 10, 100.0), ahead=True), 0)])
+    assert made.draft_ms(0, [4, 4]) == before
+
+
+def test_what_is_known_of_wide_passes_is_believed_of_plain_ones() -> None:
+    made = Predictor(tables(curves(), RULES, 8, 8))
+    before = made.verify_ms(2, 2, 100.0)
+    for _ in range(60):
+        made.observe([(outcome([4, 4], made.draft_ms(0, [4, 4]), 2 * made.tables.curves.verify_ms(2, 10, 100.0)), 0)])
+    assert made.verify_ms(2, 2, 100.0) == pytest.approx(2 * before, rel=0.05)
+
+
+def test_a_hiccup_of_a_rule_is_forgotten_while_others_draft() -> None:
+    made = Predictor(tables(curves(), RULES, 8, 8))
+    lengths = [4, 4]
+    usual, verify = made.draft_ms(1, lengths), made.verify_ms(2, 10, 100.0)
+    deep = Plan(RULES[1], tuple(lengths))
+    rows = tuple(RowOutcome(i, 0, 4, (6,) * 4, (0.5,) * 4) for i in range(2))
+    for _ in range(10):
+        made.observe([(RoundOutcome(deep, rows, 100.0, 3 * usual, verify_ms=verify, rest_ms=0.1), 1)])
+    after = made.draft_ms(1, lengths) / made.draft_ms(0, lengths)
+    for _ in range(150):
+        made.observe([(outcome(lengths, made.draft_ms(0, lengths), verify), 0)])
+    later = made.draft_ms(1, lengths) / made.draft_ms(0, lengths)
+    profiled = made.tables.curves.draft_ms(2, 6, 4) / made.tables.curves.draft_ms(2, 2, 4)
+    assert after > 1.5 * profiled
+    assert later == pytest.approx(profiled, rel=0.05)
