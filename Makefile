@@ -6,7 +6,7 @@ PLOTS := .venv/.bench-ready
 PEERS := .venv-openvino
 GRID := --drafter demo/models/drafter --batch 1,2,4,8,16,32
 
-.PHONY: help demo serve test check exactness bench bench-peers bench-served demo-models proto k8s format clean
+.PHONY: help demo serve test check exactness bench bench-peers bench-served bench-router bench-mirror demo-models proto k8s format clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -47,6 +47,22 @@ bench: $(PLOTS)  ## every engine, batch, depth and length; the bars; the README'
 bench-served: $(READY)  ## the served app against the offline engine, and memory over 2,000 requests (minutes)
 	$(BIN)/python -m bench.served
 	$(BIN)/python -m bench.memory
+
+bench-router: $(PLOTS)  ## the router against every fixed setting, and what its tests cannot show (most of an hour; leave it alone)
+	$(BIN)/python -m bench.router --sweep 2 --max-tokens 96
+	$(BIN)/python -m bench.learning
+	$(BIN)/python -m bench.simulated
+	$(BIN)/python -m bench.pressure
+	$(BIN)/python -m bench.deeper
+	$(BIN)/python -m bench.choices
+	$(BIN)/python -m bench.replay
+
+bench-mirror: $(PLOTS)  ## drafting ahead on two cores, against the law (half an hour; leave it alone)
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.mirror
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.mirror --temperatures 0 --depths 2 --slowed 0.6 --pairs 7 --out bench/results/mirror_slowed.json
+	$(BIN)/python -m bench.oracle_mirror
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.ablation
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.rounds_picture
 
 bench-peers:  ## OpenVINO GenAI in an environment of its own, for the benchmark's peer columns
 	$(PYTHON) -m venv $(PEERS)

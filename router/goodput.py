@@ -22,14 +22,16 @@ from router.acceptance import Acceptance, AcceptanceConfig, Window
 from router.choose import Arm, Floats, best, keep_or_switch, off, survivals
 from router.confidence import Calibration, worth
 from router.costs import CostCurves
+from router.forecast import Forecast, follow
 from router.predict import SETTLED, Predictor, tables
 from router.probing import Probing
 from router.trials import Trials
 
 NEXT = 0.9  # acceptance of one more token, where all before it are
 TRIAL = 3  # tokens of a draft in a trial
+NEAR = 0.75  # of the best arm's goodput: a rule is played once, to see what it takes
 NEWS = 0.02  # what evidence about other text counts in a trial
-PAUSE_MS = 4.0  # between digests at least, for each row: they cost about a hundredth of that
+PAUSE_MS = 8.0  # between digests at least, for each row: with caches swept they cost some hundredths of that
 HORIZON = 100.0  # rounds over which catching up is paid back, at most
 
 
@@ -60,15 +62,6 @@ class GoodputConfig:
     probe_tokens: int = 8
     linked: bool = False
     acceptance: AcceptanceConfig = field(default_factory=AcceptanceConfig)
-
-
-@dataclass(frozen=True, slots=True)
-class Forecast:
-    """What was promised and what came, as running means: tokens per second of this target's rounds."""
-
-    predicted: float = 0.0
-    realised: float = 0.0
-    num_rounds: int = 0
 
 
 class Goodput:
@@ -184,7 +177,9 @@ class Goodput:
                 arms.append(self._best(view, rule, self.acceptance.hazards(rule), odds, room))
         self.arms = tuple(arms)
         self._believed = max(arm.goodput for arm in arms)
-        chosen = keep_or_switch(self.arm, self.arms, self.config.hysteresis, self.config.inertia)
+        chosen = self._untried(len(sequences)) or keep_or_switch(
+            self.arm, self.arms, self.config.hysteresis, self.config.inertia
+        )
         if chosen.rule is None and any(room):
             resting = self.arm is not None and self.arm.rule is None
             settled = view.num_prefilling <= len(sequences) // 4
@@ -208,6 +203,11 @@ class Goodput:
         survival = survivals(hazards, odds, room)
         drafted = self.acceptance.drafted(rule)
         return best(self.predictor, rule, survival, context, self._catch_up_ms(view, rule), drafted)
+
+    def _untried(self, num_rows: int) -> Arm | None:
+        """A rule that is not far from the best by a profile that no round has confirmed yet, and a hiccup may be in."""
+        arms = [arm for arm in self.arms if arm.rule is not None and arm.goodput >= NEAR * self._believed]
+        return next((arm for arm in arms if not self.predictor.is_tried(arm.rule or 0, num_rows)), None)
 
     def _hope(self, chosen: Arm, view: BatchView, odds: Sequence[float], room: Sequence[int], trust: float) -> Arm:
         """Off, unless a rule might beat it for all that is known: off brings no evidence, so it takes certainty."""
@@ -335,12 +335,3 @@ def _name(plan: Plan) -> str:
         return "off"
     exits = plan.depth.exits
     return f"{exits[0] if len(exits) == 1 else 'cascade'}/{max(plan.lengths)}"
-
-
-def follow(forecast: Forecast, predicted: float, realised: float) -> Forecast:
-    share = max(0.02, 1 / (forecast.num_rounds + 1))
-    return Forecast(
-        forecast.predicted + share * (predicted - forecast.predicted),
-        forecast.realised + share * (realised - forecast.realised),
-        forecast.num_rounds + 1,
-    )

@@ -21,7 +21,7 @@ from router.costs import CostCurves
 Floats = npt.NDArray[np.float64]
 
 FOLLOW = 0.1  # of a new ratio in a correction
-STALE = 0.95  # power, by digest of rounds in which other rules drafted
+STALE = 0.98  # power, by digest of rounds in which other rules drafted
 WAIT_FOLLOW = 0.2
 WAIT_HALF_LIFE_MS = 2000.0
 SETTLED = 16  # tokens; a draft that is handed more is catching up
@@ -137,6 +137,11 @@ class Predictor:
         size = num_rows.bit_length()
         other = OTHER.get(kind)
         return self._near(kind, size, self._near(other, size, 1.0) if other else 1.0)
+
+    def is_tried(self, rule: int, num_rows: int) -> bool:
+        """Whether what drafting by this rule takes was seen for batches of about this size, and not profiled alone."""
+        size = num_rows.bit_length()
+        return any((f"draft {rule}", near) in self._ratios for near in (size, size + 1, size - 1))
 
     def _near(self, kind: str, size: int, otherwise: float) -> float:
         """Of this size of batch, or of the next larger or smaller one."""
