@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -55,6 +56,21 @@ def test_it_comes_close_to_the_best_fixed_arm_whatever_the_costs_and_the_text(co
     game.play(120)
     rounds = 1000 if batch == 1 else 250  # a lone sequence tells little in a round
     assert game.play(rounds) >= 0.92 * best_fixed(COSTS[cost], TEXTS[text], batch, rounds)
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("seed", range(3))
+def test_a_hiccup_in_the_profile_keeps_no_rule_from_being_played(batch: int, seed: int) -> None:
+    costs, text = {"layer": 0.1, "row": 0.005, "token": 0.05}, {2: 0.75, 4: 0.77, 6: 0.78}
+    profile = curves(overhead=0.05, **costs)
+    assert profile.drafter is not None
+    draft, of_one_depth = profile.drafter.draft, 4  # axes: rows, depths, unseen tokens, lengths
+    hiccup = tuple(2.4 * ms if at // of_one_depth % len(EXITS) == 0 else ms for at, ms in enumerate(draft.ms))
+    wrong = replace(profile, drafter=replace(profile.drafter, draft=replace(draft, ms=hiccup)))
+    game = play(Goodput(wrong, GoodputConfig(RULES, EXITS)), costs, lambda turn: text, batch, seed)
+    game.play(300)
+    shallow = sum(plan.depth == RULES[0] for plan in game.plans[150:] if any(plan.lengths))
+    assert shallow >= 0.6 * sum(any(plan.lengths) for plan in game.plans[150:])
 
 
 @pytest.mark.parametrize("seed", range(2, 7))
