@@ -30,7 +30,7 @@ from targets.model import TargetModel, load_target
 
 clock = time.perf_counter
 PREFILL_CHUNK = EngineConfig().prefill_chunk
-PROFILE_REPEAT = 3
+PROFILE_REPEAT = 7
 
 
 def requests(prompts: Sequence[TokenIds], temperature: float, max_tokens: int) -> list[GenerateRequest]:
