@@ -17,13 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import torch
-from matplotlib.axes import Axes
 from transformers import AutoTokenizer
 
 from bench import machine
@@ -119,6 +113,9 @@ def told(point: Point, own: Taken, default: Taken, cell: Cell) -> dict[str, Any]
 
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Hits by source above, a bar for each temperature; tokens/s over the default's below."""
+    import matplotlib.pyplot as plt  # comes with the bench extra
+
+    plt.switch_backend("Agg")
     figure, panels = plt.subplots(2, len(AXES), figsize=(11, 6), layout="constrained", sharey="row", sharex="col")
     temperatures = list(dict.fromkeys(row["temperature"] for row in rows))
     for column, (axis, points) in enumerate(AXES.items()):
@@ -143,7 +140,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-def _bars(axes: Axes, rows: Sequence[dict[str, Any]], shift: float, width: float, *, labelled: bool) -> None:
+def _bars(axes: Any, rows: Sequence[dict[str, Any]], shift: float, width: float, *, labelled: bool) -> None:
     places = [place + shift for place in range(len(rows))]
     bottom = [0.0] * len(rows)
     for colour, (source, name) in enumerate(SOURCES.items()):
@@ -153,7 +150,7 @@ def _bars(axes: Axes, rows: Sequence[dict[str, Any]], shift: float, width: float
         bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
 
 
-def _line(axes: Axes, rows: Sequence[dict[str, Any]], label: str) -> None:
+def _line(axes: Any, rows: Sequence[dict[str, Any]], label: str) -> None:
     ratios = [row["over_default"] for row in rows]
     middle = [ratio["median"] for ratio in ratios]
     spread = [[own["median"] - own["low"] for own in ratios], [own["high"] - own["median"] for own in ratios]]

@@ -15,13 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import matplotlib
-
-matplotlib.use("Agg")
-
-import matplotlib.pyplot as plt
 import torch
-from matplotlib.axes import Axes
 from transformers import AutoTokenizer
 
 from bench import machine
@@ -80,6 +74,9 @@ def of_target(engine: DraftPoolEngine, workload: Workload, args: argparse.Namesp
 
 def draw(targets: dict[str, dict[str, Any]], path: Path) -> None:
     """Depth above, length below, a line for each target."""
+    import matplotlib.pyplot as plt  # comes with the bench extra
+
+    plt.switch_backend("Agg")
     figure, panels = plt.subplots(2, 1, figsize=(7, 5), layout="constrained", sharex=True)
     marks = zip(targets.items(), ("o", "s", "^", "v") * len(targets), strict=False)
     for (name, told), mark in marks:
@@ -98,7 +95,7 @@ def draw(targets: dict[str, dict[str, Any]], path: Path) -> None:
     plt.close(figure)
 
 
-def _label(axes: Axes, what: str) -> None:
+def _label(axes: Any, what: str) -> None:
     axes.set_ylabel(what)
     axes.set_ylim(0, None)
     axes.grid(alpha=0.3)

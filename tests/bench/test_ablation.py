@@ -104,6 +104,7 @@ def test_fewer_branches_are_made_where_fewer_are_asked_for(rows: dict[float, lis
 
 
 def test_a_table_and_a_picture_show_all_of_it(rows: dict[float, list[dict[str, Any]]], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib", reason="pictures come with the bench extra")
     points = [row for own in rows.values() for row in own]
     args = parse([])
     settings = {"depth": args.depth, "length": args.length}

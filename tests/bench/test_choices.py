@@ -40,6 +40,7 @@ def test_cheap_layers_make_for_depth() -> None:
 
 
 def test_choices_of_both_targets_are_written_and_drawn(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("matplotlib", reason="pictures come with the bench extra")
     family = make_family(tmp_path)
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text("\n".join(json.dumps({"prompt": f"def add{n}(a, b): return a"}) for n in range(4)))
