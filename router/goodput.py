@@ -32,6 +32,7 @@ TRIAL = 3  # tokens of a draft in a trial
 NEAR = 0.75  # of the best arm's goodput: a rule is played once, to see what it takes
 NEWS = 0.02  # what evidence about other text counts in a trial
 PAUSE_MS = 8.0  # between digests at least, for each row: with caches swept they cost some hundredths of that
+LONGEST_MS = 100.0  # between digests, as far as rounds allow
 HORIZON = 100.0  # rounds over which catching up is paid back, at most
 
 
@@ -81,6 +82,7 @@ class Goodput:
         self._usual = 0  # length for a sequence that came since the last decision
         self._num_rows = 0  # of the last decision
         self._num_digests = 0  # since the last decision
+        self._looks = False  # a rule is played to see what it takes
         self._passed_ms = 0.0  # since the last digest
         self._believed = 0.0  # tokens per second to be had for all that is known: what time is worth
         self._floor = 0.0
@@ -107,7 +109,7 @@ class Goodput:
             self._stop()
             self._num_digests += 1
         if (
-            self._num_digests >= (1 if self._trials.trying else 2)
+            self._num_digests >= (1 if self._trials.trying or self._looks else 2)
             or self.acceptance.num_alarms > alarms
             or self._outgrown(len(rows))
         ):
@@ -159,7 +161,7 @@ class Goodput:
     def _is_due(self, num_rows: int) -> bool:
         """Whether enough has happened to learn from, and enough time passed for learning to cost little of it."""
         every = self.config.every if num_rows < self.config.large else self.config.every_large
-        return len(self._outcomes) >= every and self._passed_ms >= PAUSE_MS * num_rows
+        return len(self._outcomes) >= every and self._passed_ms >= min(PAUSE_MS * num_rows, LONGEST_MS)
 
     def _outgrown(self, num_rows: int) -> bool:
         """Whether the last decision was made for another batch: none yet, or a quarter more or fewer rows."""
@@ -177,9 +179,9 @@ class Goodput:
                 arms.append(self._best(view, rule, self.acceptance.hazards(rule), odds, room))
         self.arms = tuple(arms)
         self._believed = max(arm.goodput for arm in arms)
-        chosen = self._untried(len(sequences)) or keep_or_switch(
-            self.arm, self.arms, self.config.hysteresis, self.config.inertia
-        )
+        untried = self._untried(len(sequences))
+        self._looks = untried is not None
+        chosen = untried or keep_or_switch(self.arm, self.arms, self.config.hysteresis, self.config.inertia)
         if chosen.rule is None and any(room):
             resting = self.arm is not None and self.arm.rule is None
             settled = view.num_prefilling <= len(sequences) // 4
