@@ -91,9 +91,11 @@ def draw(trace: dict[str, Any], out: Path) -> None:
     plt.close(figure)
 
 
-def last(records: Sequence[RoundRecord], ended: Sequence[tuple[float, PassStats]], count: int) -> dict[str, Any]:
-    """The trace of `count` rounds in the middle of a text."""
-    shown = records[len(records) // 2 :][:count]
+def shown_best(records: Sequence[RoundRecord], ended: Sequence[tuple[float, PassStats]], count: int) -> dict[str, Any]:
+    """The trace of those `count` rounds in a row that found the most windows at hand."""
+    starts = range(max(len(records) - count, 1))
+    start = max(starts, key=lambda at: sum(all(one.hits) for one in records[at : at + count]))
+    shown = records[start : start + count]
     begin, end = shown[0].marks.began, shown[-1].ended
     meanwhile = [(at, stats) for at, stats in ended if begin <= at - stats.pass_ms / 1e3 and at <= end]
     return as_json([Track("target", rounds(shown))], [Track("pool", passes(meanwhile))])
@@ -115,7 +117,7 @@ def main() -> int:
     texts = read_texts(HELD_OUT, AutoTokenizer.from_pretrained(args.target))
     (prompt,) = Workload(texts, "equal", 1).prompts("", 1)
     records, ended = traced(args, prompt)
-    trace = last([one for one in records if any(one.lengths)], ended, args.rounds)
+    trace = shown_best([one for one in records if any(one.lengths)], ended, args.rounds)
     args.out.write_text(json.dumps(trace) + "\n", encoding="utf-8")
     draw(trace, args.picture)
     sys.stdout.write(f"{len(trace['traceEvents'])} events in {args.out}, drawn in {args.picture}\n")
