@@ -83,6 +83,7 @@ class Goodput:
         self._num_rows = 0  # of the last decision
         self._num_digests = 0  # since the last decision
         self._looks = False  # a rule is played to see what it takes
+        self._tried: set[tuple[int | None, int]] = set()  # such rules, by size of batch
         self._passed_ms = 0.0  # since the last digest
         self._believed = 0.0  # tokens per second to be had for all that is known: what time is worth
         self._floor = 0.0
@@ -207,9 +208,18 @@ class Goodput:
         return best(self.predictor, rule, survival, context, self._catch_up_ms(view, rule), drafted)
 
     def _untried(self, num_rows: int) -> Arm | None:
-        """A rule that is not far from the best by a profile that no round has confirmed yet, and a hiccup may be in."""
-        arms = [arm for arm in self.arms if arm.rule is not None and arm.goodput >= NEAR * self._believed]
-        return next((arm for arm in arms if not self.predictor.is_tried(arm.rule or 0, num_rows)), None)
+        """A rule that is not far from the best by a profile that no round has confirmed yet, and a hiccup may be in.
+
+        Once for batches of a size, whatever its rounds tell: drafts that were at hand tell nothing of what they took.
+        """
+        for arm in self.arms:
+            key = (arm.rule, num_rows.bit_length())
+            if arm.rule is None or arm.goodput < NEAR * self._believed or key in self._tried:
+                continue
+            if not self.predictor.is_tried(arm.rule, num_rows):
+                self._tried.add(key)
+                return arm
+        return None
 
     def _hope(self, chosen: Arm, view: BatchView, odds: Sequence[float], room: Sequence[int], trust: float) -> Arm:
         """Off, unless a rule might beat it for all that is known: off brings no evidence, so it takes certainty."""

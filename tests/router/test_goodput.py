@@ -162,3 +162,19 @@ def test_a_restart_forgets_sequences_and_keeps_what_was_learned() -> None:
     policy.restart()
     assert policy.acceptance.odds(0) == 1.0
     assert float(policy.acceptance.hazards(0)[0]) < 0.3
+
+
+def test_a_rule_is_tried_once_though_its_rounds_tell_nothing_of_what_drafting_took() -> None:
+    policy = adaptive({"layer": 0.06, "row": 0.002, "token": 0.02})
+    view = BatchView((SequenceView(100, 10_000, 0),))
+    tried = set()
+    for _ in range(400):
+        plan = policy.plan(view)
+        assert plan.depth is not None
+        tried.add(plan.depth)
+        drafted = plan.lengths[0]
+        row = RowOutcome(0, 1, drafted, plan.depth.exits * drafted, (0.5,) * drafted)
+        policy.observe(RoundOutcome(plan, (row,), 100.0, 0.01, verify_ms=1.2, rest_ms=0.05, ahead=True))
+    assert len(tried) > 1
+    assert policy.arm is not None
+    assert policy.arm.goodput * 1.05 >= max(arm.goodput for arm in policy.arms)
