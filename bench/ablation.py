@@ -8,7 +8,6 @@ asked for, those that one was at hand for, by what had made it a candidate.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -210,9 +209,7 @@ def run(args: argparse.Namespace) -> int:
         "settings": {name: getattr(args, name) for name in names},
         "points": rows,
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-    args.out.with_suffix(".md").write_text(table(made), encoding="utf-8")
+    machine.save(args.out, made, table(made))
     draw(rows, args.picture)
     sys.stdout.write(table(made))
     return 0 if all(row["identical"] == 1 for row in rows) else 1

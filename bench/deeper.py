@@ -9,7 +9,6 @@ the best one is measured anew beside the router.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Sequence
@@ -170,9 +169,7 @@ def run(args: argparse.Namespace) -> int:
         "settings": {name: getattr(args, name) for name in ("sweep", "pairs", "max_tokens", "first")},
         "case": case,
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-    args.out.with_suffix(".md").write_text(table(made), encoding="utf-8")
+    machine.save(args.out, made, table(made))
     sys.stdout.write(table(made))
     return 0 if case["deepest_wins"] and case["over_best_fixed"]["median"] >= OF_BEST else 1
 

@@ -10,7 +10,6 @@ worth, so plans are judged without the noise of clocks: by the goodput that they
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -252,9 +251,7 @@ def main() -> int:
         "switches": [switches(bench, batch) for batch in args.batch],
         "information": [information(bench, batch) for batch in args.batch],
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    args.out.with_suffix(".md").write_text(table(report), encoding="utf-8")
+    machine.save(args.out, report, table(report))
     return 0
 
 

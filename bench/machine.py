@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -30,6 +33,13 @@ def footer(place: dict[str, object]) -> str:
     """The last line of a table: what `describe` told."""
     told = f"{place['cpu']}, {place['threads']} threads, torch {place['torch']}"
     return f"{told}; commit {place['commit']}; `{place['command']}`."
+
+
+def save(out: Path, report: Mapping[str, Any], table: str) -> None:
+    """A result as JSON, and its table beside it."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    out.with_suffix(".md").write_text(table, encoding="utf-8")
 
 
 def cpu_name() -> str:

@@ -12,7 +12,6 @@ share of a verifying pass; it sleeps, so that the core is free.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from collections.abc import Sequence
@@ -233,9 +232,7 @@ def run(args: argparse.Namespace) -> int:
             token_ms = window_ms(scene, args, share, workload) if share else 0.0
             cells.append(play(Scene(scene.batch, scene.temperature, token_ms), workload, args))
             sys.stderr.write(table(cells[-1:], place))
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps({"machine": place, "cells": cells}, indent=1) + "\n", encoding="utf-8")
-            args.out.with_suffix(".md").write_text(table(cells, place), encoding="utf-8")
+            machine.save(args.out, {"machine": place, "cells": cells}, table(cells, place))
     sys.stdout.write(table(cells, place))
     return 0
 

@@ -16,7 +16,6 @@ modes and the speed-up is one of time alone.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -261,9 +260,7 @@ def run(args: argparse.Namespace) -> int:
         for setting in settings_of(args):
             cells.append(compare(engine, setting, workload, args))
             made = report(cells, engine, args)
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-            args.out.with_suffix(".md").write_text(table(made), encoding="utf-8")
+            machine.save(args.out, made, table(made))
     finally:
         engine.close()
     sys.stdout.write(table(made))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
 import threading
 import time
@@ -340,9 +339,7 @@ def main() -> int:
         "asked": {"every target over its own off": OFF_SHARE, "total over the best fixed": SEARCH_SHARE},
         "steps": steps,
     }
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    args.out.with_suffix(".md").write_text(table(report), encoding="utf-8")
+    machine.save(args.out, report, table(report))
     return 0
 
 

@@ -8,7 +8,6 @@ the same clock. So a percent is a percent, which no run on a machine shows; what
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -216,9 +215,7 @@ def main() -> int:
         sys.stderr.write(f"bench.replay: {error}\n")
         return 2
     place = machine.describe()
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"machine": place, "cells": cells}, indent=1) + "\n", encoding="utf-8")
-    args.out.with_suffix(".md").write_text(table(cells, place), encoding="utf-8")
+    machine.save(args.out, {"machine": place, "cells": cells}, table(cells, place))
     sys.stdout.write(table(cells, place))
     return 0
 

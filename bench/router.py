@@ -9,7 +9,6 @@ drafts are long, for easy texts end early; `--kept-full` refills its slots, as a
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -174,9 +173,7 @@ def run(args: argparse.Namespace) -> int:
         for cell in measure_target(target, args):
             cells.append(cell)
             made = report(cells, args)
-            args.out.parent.mkdir(parents=True, exist_ok=True)
-            args.out.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-            args.out.with_suffix(".md").write_text(table(cells, made), encoding="utf-8")
+            machine.save(args.out, made, table(cells, made))
     sys.stdout.write(table(cells, report(cells, args)))
     return 0 if all(bar.met for bar in bars(cells)) and min(against_each(cells).values()) > 1 else 1
 

@@ -8,7 +8,6 @@ bench/metrics.py on both sides. From the same rounds: how well the profile foret
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -205,9 +204,7 @@ def run(args: argparse.Namespace) -> int:
         compared += cells
         parts += rounds
     made = report(compared, parts, args)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
-    args.out.with_suffix(".md").write_text(table(compared, parts, made), encoding="utf-8")
+    machine.save(args.out, made, table(compared, parts, made))
     sys.stdout.write(table(compared, parts, made))
     good = made["median_error_of_rates"] <= OF_RATES and made["median_error_of_rounds_corrected"] <= OF_ROUNDS
     return 0 if good else 1

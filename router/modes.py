@@ -64,7 +64,8 @@ class _Size:
 class Modes:
     """stretch: rounds that a mode is played at least, the first of which pays for the change and does not count.
     enough: rounds of each mode before one is kept to. patience: rounds between trials, doubled with each in vain, up to
-    `doublings` times. margin: by which another must be better.
+    `doublings` times. half_life: rounds after which what a mode gave counts half. margin: by which another must be
+    better.
     """
 
     modes: Sequence[Mode] = tuple(Mode)
