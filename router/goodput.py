@@ -12,17 +12,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from statistics import median
 
-from protocol.draft import DraftBlock, Probe
-from protocol.outcome import RoundOutcome, RowOutcome
+from protocol.draft import DraftBlock
+from protocol.outcome import RoundOutcome
 from protocol.plan import BatchView, DepthRule, Plan
-from router.acceptance import Acceptance, AcceptanceConfig, Window
+from router.acceptance import Acceptance, AcceptanceConfig
+from router.cadence import Cadence
 from router.choose import Arm, Floats, best, keep_or_switch, off, survivals
-from router.confidence import Calibration, worth
+from router.confidence import worth
 from router.costs import CostCurves
 from router.forecast import Forecast, follow
+from router.learner import Learner
 from router.predict import SETTLED, Predictor, tables
 from router.probing import Probing
 from router.trials import Trials
@@ -31,8 +33,6 @@ NEXT = 0.9  # acceptance of one more token, where all before it are
 TRIAL = 3  # tokens of a draft in a trial
 NEAR = 0.75  # of the best arm's goodput: a rule is played once, to see what it takes
 NEWS = 0.02  # what evidence about other text counts in a trial
-PAUSE_MS = 8.0  # between digests at least, for each row: with caches swept they cost some hundredths of that
-LONGEST_MS = 100.0  # between digests, as far as rounds allow
 HORIZON = 100.0  # rounds over which catching up is paid back, at most
 
 
@@ -73,27 +73,28 @@ class Goodput:
         self.config = config
         self.predictor = Predictor(tables(curves, config.rules, config.length, config.max_rows), config.linked)
         self.acceptance = Acceptance(config.rules, config.length, config.acceptance)
-        self.calibration = Calibration()
         self.arms: tuple[Arm, ...] = ()
         self.arm: Arm | None = None  # the choice
         self.forecast = Forecast()
-        self._numbers = {rule: number for number, rule in enumerate(config.rules)}
         self._lengths: dict[int, int] = {}
         self._usual = 0  # length for a sequence that came since the last decision
         self._num_rows = 0  # of the last decision
         self._num_digests = 0  # since the last decision
         self._looks = False  # a rule is played to see what it takes
         self._tried: set[tuple[int | None, int]] = set()  # such rules, by size of batch
-        self._passed_ms = 0.0  # since the last digest
         self._believed = 0.0  # tokens per second to be had for all that is known: what time is worth
         self._floor = 0.0
         self.kept = 0.0  # product of confidences below which a token is not worth verifying
         self._least = [0.0] * len(config.rules)  # survival at which a draft is stopped
         self._outcomes: list[RoundOutcome] = []
         self._trials = Trials()
-        self._played: Counter[str] = Counter()
+        self._cadence = Cadence(config.every, config.every_large, config.large)
         cost = 4 * float(self.predictor.tables.steps[-1][1].mean())
         self._probing = Probing(config.probe_share, config.probe_tokens, cost)
+        self._learner = Learner(
+            config.rules, config.exits, self.predictor, self.acceptance, self._probing, config.evidence
+        )
+        self.calibration = self._learner.calibration
 
     def opening(self) -> DepthRule | None:
         if self.arm is None or self.arm.rule is not None:
@@ -105,7 +106,7 @@ class Goodput:
         if not rows:
             return Plan(None, ())
         alarms = self.acceptance.num_alarms
-        if self._is_due(len(rows)):
+        if self._cadence.is_due(len(rows), self._trials.trying):
             self._digest()
             self._stop()
             self._num_digests += 1
@@ -133,7 +134,7 @@ class Goodput:
 
     def observe(self, outcome: RoundOutcome) -> None:
         self._outcomes.append(outcome)
-        self._passed_ms += outcome.draft_ms + outcome.verify_ms + outcome.rest_ms
+        self._cadence.observe(outcome)
         if outcome.rows:
             self._trials.pass_round([row.id for row in outcome.rows if row.exits])
 
@@ -152,17 +153,12 @@ class Goodput:
 
     def played(self) -> dict[str, float]:
         """Shares of the rounds since the last time that were played so: "depth/longest length", or "off"."""
-        played, self._played = self._played, Counter()
+        played, self._learner.played = self._learner.played, Counter()
         return {name: count / played.total() for name, count in played.most_common()}
 
     @property
     def _widest(self) -> DepthRule:
         return DepthRule(self.config.exits[-1:])
-
-    def _is_due(self, num_rows: int) -> bool:
-        """Whether enough has happened to learn from, and enough time passed for learning to cost little of it."""
-        every = self.config.every if num_rows < self.config.large else self.config.every_large
-        return len(self._outcomes) >= every and self._passed_ms >= min(PAUSE_MS * num_rows, LONGEST_MS)
 
     def _outgrown(self, num_rows: int) -> bool:
         """Whether the last decision was made for another batch: none yet, or a quarter more or fewer rows."""
@@ -191,6 +187,8 @@ class Goodput:
             elif settled and self._trials.due([sequence.id for sequence in sequences]):
                 chosen = self._hope(chosen, view, odds, [min(limit, TRIAL) for limit in room], NEWS)
         self._trials.decide(chosen.rule is not None, chosen not in arms)
+        if self.arm is not None and chosen.rule != self.arm.rule:
+            self._cadence.calm = 0
         self.arm = chosen
         self._num_rows = len(sequences)
         self._num_digests = 0
@@ -255,95 +253,11 @@ class Goodput:
 
     def _digest(self) -> None:
         """Learns from the rounds since the last time."""
-        outcomes, self._outcomes = [outcome for outcome in self._outcomes if self._is_own(outcome)], []
-        self._passed_ms = 0.0
-        if not outcomes:
-            return
-        self._measure(outcomes)
-        outcomes = telling(outcomes, self.config.evidence)
-        windows: dict[int, list[tuple[int, Window]]] = {}
-        fates: dict[int, tuple[list[float], list[bool]]] = {exit_: ([], []) for exit_ in self.config.exits}
-        for outcome in outcomes:
-            for index, row in enumerate(outcome.rows):
-                rule = self._rule_of(outcome, index)
-                if rule is not None and row.exits:
-                    window = Window(row.accepted, outcome.plan.lengths[index], len(row.exits))
-                    windows.setdefault(rule, []).append((row.id, window))
-                self._add_fates(fates, row)
-        for rule, own in windows.items():
-            self.acceptance.observe(rule, own)
-        for outcome in outcomes:
-            for index, row in enumerate(outcome.rows):
-                if row.probe is not None and row.probe.matches and row.probe.matches[0]:
-                    drafted = self._rule_of(outcome, index) if row.exits else None
-                    self.acceptance.tell(self._calibrated(row.probe), self.config.exits, drafted, self._least)
-        for exit_, (sure, right) in fates.items():
-            self.calibration.observe(exit_, sure, right)
-        rows = {row.id for row in outcomes[-1].rows}
-        self.acceptance.keep(rows)
-        self._probing.keep(rows)
-
-    def _is_own(self, outcome: RoundOutcome) -> bool:
-        """Whether this drafter's exits answered: a replica with others may step in between plan and draft."""
-        exits = self.config.exits
-        return all(
-            set(row.exits) <= set(exits) and (row.probe is None or len(row.probe.matches) == len(exits))
-            for row in outcome.rows
-        )
-
-    def _measure(self, outcomes: Sequence[RoundOutcome]) -> None:
-        rules = [None if o.plan.own or o.plan.depth is None else self._numbers.get(o.plan.depth) for o in outcomes]
-        before = self.predictor.elapsed_ms
-        self.predictor.observe(list(zip(outcomes, rules, strict=True)))
-        self._probing.earn(self.predictor.elapsed_ms - before)
-        for outcome, rule in zip(outcomes, rules, strict=True):
-            self._played[_name(outcome.plan)] += 1
-            if any(row.probe is not None for row in outcome.rows):
-                lengths = [len(row.exits) for row in outcome.rows]
-                planned = self.predictor.draft_ms(rule, lengths) if rule is not None else 0.0
-                self._probing.pay(outcome.draft_ms - outcome.wait_ms - planned)
-        steady = [outcome for outcome in outcomes if outcome.rows and not outcome.num_prefill_tokens]
-        ms = sum(outcome.draft_ms + outcome.verify_ms + outcome.rest_ms for outcome in steady)
-        if self.arm is not None and ms > 0:
-            tokens = sum(len(outcome.rows) + sum(row.accepted for row in outcome.rows) for outcome in steady)
-            self.forecast = follow(self.forecast, self.arm.goodput, 1e3 * tokens / ms)
-
-    def _rule_of(self, outcome: RoundOutcome, index: int) -> int | None:
-        plan = outcome.plan
-        depth = plan.own[index] if plan.own else plan.depth
-        return None if depth is None else self._numbers.get(depth)
-
-    def _calibrated(self, probe: Probe) -> Probe:
-        powers = [self.calibration.power(exit_) for exit_ in self.config.exits]
-        return replace(
-            probe,
-            confidences=tuple(
-                tuple([confidence**power for confidence in told])
-                for power, told in zip(powers, probe.confidences, strict=True)
-            ),
-        )
-
-    def _add_fates(self, fates: dict[int, tuple[list[float], list[bool]]], row: RowOutcome) -> None:
-        """Tokens whose fate is known: accepted ones, the first refused one, and all that a probe tells of."""
-        for position in range(min(row.accepted + 1, row.num_verified)):
-            sure, right = fates[row.exits[position]]
-            sure.append(row.confidences[position])
-            right.append(position < row.accepted)
-        if row.probe is not None:
-            for exit_, matches, told in zip(self.config.exits, row.probe.matches, row.probe.confidences, strict=True):
-                fates[exit_][0].extend(told)
-                fates[exit_][1].extend(matches)
-
-
-def telling(outcomes: Sequence[RoundOutcome], num_rows: int) -> list[RoundOutcome]:
-    """The latest rounds that have so many rows together, two at least, and those before them that probed."""
-    each = max(len(outcomes[-1].rows), 1)
-    first = len(outcomes) - max(num_rows // each, 2)
-    return [o for at, o in enumerate(outcomes) if at >= first or any(row.probe is not None for row in o.rows)]
-
-
-def _name(plan: Plan) -> str:
-    if plan.depth is None or not any(plan.lengths):
-        return "off"
-    exits = plan.depth.exits
-    return f"{exits[0] if len(exits) == 1 else 'cascade'}/{max(plan.lengths)}"
+        outcomes, self._outcomes = self._outcomes, []
+        alarms = self.acceptance.num_alarms
+        made = self._learner.digest(outcomes, self._least)
+        if made is not None and self.arm is not None:
+            self.forecast = follow(self.forecast, self.arm.goodput, made)
+        drafts = self.arm is not None and self.arm.rule is not None
+        calm = drafts and not self._looks and not self._trials.trying and self.acceptance.num_alarms == alarms
+        self._cadence.digested(changed=not calm)

