@@ -1,7 +1,7 @@
 """What a sequence's drafting ahead consists of: the window that its target verifies, and a branch for each outcome.
 
     lead      the drafter's own next token behind the window, drafted first: one more guess
-    branch    a draft behind an outcome (router/branches.py says which are worth one)
+    branch    a draft behind an outcome (router/branches.py says which are worth one), of use from its first token on
 
 The branch behind a window that is accepted whole goes on from the lead in the sequence itself. Every other one is a
 fork that reads the sequence in place and owns its tail alone; it lasts until its draft is done or another is worth
@@ -127,6 +127,7 @@ class Ahead:
             tuple(pick.token for pick in job.picks),
             tuple(pick.exit for pick in job.picks),
             tuple(pick.confidence for pick in job.picks),
+            goes_on=not job.is_done,
         )
 
 

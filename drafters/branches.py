@@ -4,7 +4,8 @@
     lead     is there: roll out branches for the `fan_out` best outcomes, in one batch
     hint     the target's early picks: the best outcomes are others now; what was begun for one that is not among them
              ends, those that are missing begin
-    done     a branch is handed over, and its fork ended
+    more     tokens of a branch are there: handed over, for half a window in time is worth more than a whole one late
+    done     a branch is handed over whole, and its fork ended
 
 The best `fan_out` outcomes, as they are known at a time, are rolling or were handed over. What was handed over before a
 hint stays with the target, so there may be up to `fan_out` more in all.
@@ -63,6 +64,13 @@ class Branches:
                 ahead.early = self._sensible(row)
                 if ahead.is_led:
                     self._spread(resident, ahead)
+
+    def progress(self, key: Key, job: Draft) -> None:
+        """Some of a branch has been drafted."""
+        resident = self._residents[key]
+        if isinstance(job, BranchJob) and resident.ahead is not None:
+            resident.ahead.round.add(resident.ahead.branch(job, resident.known.key()))
+            self._rounds[resident.ahead.round] = None
 
     def done(self, key: Key, job: Draft) -> None:
         """A lead or a branch has been drafted."""
@@ -127,8 +135,10 @@ class Branches:
             resident.add(pick)
         if job.is_done:
             self._hand_over(resident, ahead, job)
-        else:
-            self._residents.give(resident.key, job)
+            return
+        self._residents.give(resident.key, job)
+        if job.picks:
+            self.progress(resident.key, job)
 
     def _hand_over(self, resident: Resident, ahead: Ahead, job: BranchJob) -> None:
         if job.outcome in resident.forks:

@@ -54,7 +54,7 @@ class PoolLimits:
     prefill_tokens: int = 256
     max_ride: int = 32
     ahead: int = 8
-    branch_ahead: int = 4
+    branch_ahead: int = 2
     probe_tokens: int = 64
     idle_s: float = 2.0
     ttl_s: float = 60.0

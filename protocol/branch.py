@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
-from protocol.draft import DraftClient, DraftRow
+from protocol.draft import DraftClient, DraftReply, DraftRequest, DraftRow
 from protocol.plan import DepthRule
 
 EMPTY = 0xCBF29CE484222325  # FNV-1a, over token ids in place of bytes
@@ -86,7 +86,9 @@ class ExitHint:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """tokens: a window at positions base_length, base_length + 1, ... key: of all tokens before it."""
+    """tokens: a window at positions base_length, base_length + 1, ... key: of all tokens before it. goes_on: more of it
+    is being drafted, and will come as a longer one of the same key.
+    """
 
     sequence_id: int
     base_length: int
@@ -95,11 +97,12 @@ class Branch:
     tokens: tuple[int, ...] = field(repr=False)
     exits: tuple[int, ...] = ()
     confidences: tuple[float, ...] = ()
+    goes_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class BranchReply:
-    """What one pass of the pool finished; a round's branches come in several messages. num_left: rows of the round of
+    """What one pass of the pool drafted; a round's branches come in several messages. num_left: rows of the round of
     which more will come unless they are fenced off.
     """
 
@@ -111,7 +114,17 @@ class BranchReply:
 
 @runtime_checkable
 class MirrorClient(DraftClient, Protocol):
-    """A target's way to a draft replica that drafts ahead. Nothing here raises, and nothing but `branches` waits."""
+    """A target's way to a draft replica that works while the target does. Nothing here raises, and nothing but `answer`
+    and `branches` waits. `draft` is `ask` and then `answer`.
+    """
+
+    def ask(self, request: DraftRequest) -> None:
+        """Send what `draft` would. One request is in flight at most: one that has no answer yet is given up."""
+
+    def answer(self) -> DraftReply | None:
+        """To what was asked last, as `draft` gives it: the deadline begins with this call. None when there is nothing
+        to wait for, so also when it is called twice.
+        """
 
     def ahead(self, request: AheadRequest) -> None:
         """Hand over what is being verified."""

@@ -161,6 +161,7 @@ def _encode_branches(message: BranchReply) -> pb.BranchReply:
             tokens=branch.tokens,
             exits=branch.exits,
             confidences=branch.confidences,
+            goes_on=branch.goes_on,
         )
         for branch in message.branches
     ]
@@ -180,6 +181,7 @@ def _decode_branches(message: pb.BranchReply) -> BranchReply:
             tuple(branch.tokens),
             tuple(branch.exits),
             tuple(branch.confidences),
+            branch.goes_on,
         )
         for branch in message.branches
     )

@@ -1,7 +1,7 @@
 """Drafting ahead, as a state machine: windows in flight, branches by key, and what an outcome makes of them.
 
     begin    a window goes into verification; what was left out of it counts as a branch
-    take     branches come, in any order, late, twice, or never
+    take     branches come, in any order, in part, late, twice, or never
     resolve  the committed tokens are known: the branch behind exactly these is the next window, all others are dropped
 
 A branch is known by the hash of all tokens before it. So a wrong, late or foreign one is never found, whatever else the
@@ -116,9 +116,11 @@ class Pipeline:
             if window is None:
                 self.num_fenced += 1
             else:
-                self._flights[branch.sequence_id].windows[branch.base_length, branch.key] = window
-                self.num_branches += 1
-                self.num_tokens += len(window.tokens)
+                windows = self._flights[branch.sequence_id].windows
+                known = windows.get((branch.base_length, branch.key))
+                windows[branch.base_length, branch.key] = window
+                self.num_branches += known is None
+                self.num_tokens += len(window.tokens) - (len(known.tokens) if known else 0)
 
     def forget(self, sequence_id: int) -> None:
         self._flights.pop(sequence_id, None)
@@ -137,7 +139,8 @@ class Pipeline:
         if len(branch.tokens) <= (len(known.tokens) if known else 0):
             return None
         source = Source(branch.source.value)
-        return Window(branch.base_length, branch.tokens, branch.exits, branch.confidences, flight.ordered, source)
+        order = replace(flight.ordered, length=len(branch.tokens)) if branch.goes_on else flight.ordered
+        return Window(branch.base_length, branch.tokens, branch.exits, branch.confidences, order, source)
 
 
 def fan_out(num_rows: int, most: int) -> int:

@@ -226,7 +226,7 @@ class BranchReply(_message.Message):
     def __init__(self, incarnation: _Optional[str] = ..., round_id: _Optional[int] = ..., branches: _Optional[_Iterable[_Union[Branch, _Mapping]]] = ..., num_left: _Optional[int] = ...) -> None: ...
 
 class Branch(_message.Message):
-    __slots__ = ("sequence_id", "base_length", "key", "source", "tokens", "exits", "confidences")
+    __slots__ = ("sequence_id", "base_length", "key", "source", "tokens", "exits", "confidences", "goes_on")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     BASE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
@@ -234,6 +234,7 @@ class Branch(_message.Message):
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     EXITS_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCES_FIELD_NUMBER: _ClassVar[int]
+    GOES_ON_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     base_length: int
     key: int
@@ -241,4 +242,5 @@ class Branch(_message.Message):
     tokens: _containers.RepeatedScalarFieldContainer[int]
     exits: _containers.RepeatedScalarFieldContainer[int]
     confidences: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, sequence_id: _Optional[int] = ..., base_length: _Optional[int] = ..., key: _Optional[int] = ..., source: _Optional[_Union[Source, str]] = ..., tokens: _Optional[_Iterable[int]] = ..., exits: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ...) -> None: ...
+    goes_on: bool
+    def __init__(self, sequence_id: _Optional[int] = ..., base_length: _Optional[int] = ..., key: _Optional[int] = ..., source: _Optional[_Union[Source, str]] = ..., tokens: _Optional[_Iterable[int]] = ..., exits: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ..., goes_on: _Optional[bool] = ...) -> None: ...

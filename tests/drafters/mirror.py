@@ -28,6 +28,7 @@ class Flight:
     texts: dict[int, list[int]]
     hints: dict[int, HintRow] = field(default_factory=dict)
     branches: dict[int, dict[int, Branch]] = field(default_factory=dict)  # by sequence and key
+    fresh: dict[int, list[tuple[int, int, float]]] = field(default_factory=dict)  # what a branch should be, by key
 
 
 class MirrorTarget:
@@ -104,8 +105,11 @@ class MirrorTarget:
         sampling, accepted = own.context.sampling, branch.base_length - len(committed) - 1
         before = [*committed, *own.window[:accepted]]
         token = next(one for one in range(VOCABULARY) if prefix_hash([*before, one]) == branch.key)
-        fresh = draft_from_scratch(self.decoder, [*before, token], own.length, depth, sampling, own.floor)
-        if self.pool.is_small:
+        if branch.key not in flight.fresh:
+            drafted = draft_from_scratch(self.decoder, [*before, token], own.length, depth, sampling, own.floor)
+            flight.fresh[branch.key] = drafted
+        fresh = flight.fresh[branch.key]
+        if branch.goes_on or self.pool.is_small:
             fresh = fresh[: max(len(branch.tokens), 1)]
         assert list(zip(branch.tokens, branch.exits, strict=True)) == [(one, exit_) for one, exit_, _ in fresh]
         assert branch.confidences == pytest.approx([confidence for _, _, confidence in fresh], abs=1e-4)
@@ -119,10 +123,12 @@ class MirrorTarget:
                 assert token in flight.hints[branch.sequence_id].picks[accepted]
         assert token != [*own.window, lead][accepted] or branch.source is BranchSource.FULL
         mine = flight.branches.setdefault(branch.sequence_id, {})
-        assert branch.key not in mine, "rolled out twice"
+        known = mine.get(branch.key)
+        assert known is None or known.goes_on, "rolled out twice"
+        assert known is None or len(known.tokens) < len(branch.tokens), "nothing new"
         mine[branch.key] = branch
         assert len(mine) <= own.fan_out * (2 if branch.sequence_id in flight.hints else 1)
-        self.num_from[branch.source] += 1
+        self.num_from[branch.source] += not branch.goes_on
 
     def end_verification(self) -> None:
         """An outcome for every window, often one that a branch is there for; the next windows are at hand."""
@@ -225,6 +231,12 @@ class Verified:
 
     @property
     def branches(self) -> list[Branch]:
+        """Those that came whole."""
+        return [branch for branch in self.parts if not branch.goes_on]
+
+    @property
+    def parts(self) -> list[Branch]:
+        """All that came, parts of branches as well."""
         return [branch for reply in self.replies for branch in reply.branches]
 
     def second_choice(self, accepted: int) -> int:

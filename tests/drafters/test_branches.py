@@ -52,7 +52,7 @@ def played(llama: Decoder, seed: int, num_pages: int, page_size: int, num_turns:
 def test_every_branch_is_what_a_fresh_drafter_says_behind_its_outcome_whatever_comes_in_between(
     llama: Decoder, seed: int
 ) -> None:
-    targets = played(llama, seed, num_pages=1024, page_size=random.Random(seed).choice([1, 2, 4]), num_turns=100)
+    targets = played(llama, seed, num_pages=1024, page_size=random.Random(seed).choice([1, 2, 4]), num_turns=80)
     for target in targets:
         assert min(target.num_from[source] for source in BranchSource) > 3
         assert target.num_hits > 3
@@ -70,13 +70,26 @@ def test_where_pages_run_short_there_are_fewer_branches_and_none_is_wrong(llama:
 def test_the_lead_is_drafted_first_and_then_all_branches_in_one_batch(llama: Decoder) -> None:
     one = Verified(llama)
     one.ahead(length=3)
-    assert [stats.num_rows for stats in one.pool.run()] == [1, 5]
+    assert [stats.num_rows for stats in one.pool.run()] == [1, 5, 5]
     by_source = {source: [own for own in one.branches if own.source is source] for source in BranchSource}
     assert [(own.key, own.tokens) for own in by_source[BranchSource.FULL]] == [one.behind(3, one.lead, 3)]
     runner_ups = [one.behind(accepted, one.second_choice(accepted), 3) for accepted in range(4)]
     assert sorted((own.key, own.tokens) for own in by_source[BranchSource.RUNNER_UP]) == sorted(runner_ups)
     assert not by_source[BranchSource.EARLY_EXIT]
     assert one.pool.worker.stats().num_branches == 5
+
+
+def test_half_a_branch_is_handed_over_before_the_whole(llama: Decoder) -> None:
+    one = Verified(llama, PoolLimits(branch_ahead=2))
+    one.ahead(length=5)
+    seen = []
+    while one.pool.step() is not None:
+        seen.append({own.key: own for reply in one.replies[-1:] for own in reply.branches})
+        assert all(len(own.tokens) == min(2 * (len(seen) - 1), 5) for own in seen[-1].values())
+    assert [len(parts) for parts in seen] == [0, 5, 5, 5]
+    assert [{own.goes_on for own in parts.values()} for parts in seen] == [set(), {True}, {True}, {False}]
+    for shorter, longer in zip(seen[1:], seen[2:], strict=False):
+        assert all(longer[key].tokens[: len(own.tokens)] == own.tokens for key, own in shorter.items())
 
 
 def test_only_so_many_branches_are_rolled_out_as_the_target_asked_for(llama: Decoder) -> None:
@@ -103,7 +116,9 @@ def test_branches_are_handed_over_as_they_are_done_and_the_last_message_says_tha
     second = AheadRow(row(2, text(9, 2), 0), (), 3, 1)
     one.send(first, second)
     one.pool.run()
-    assert [(len(reply.branches), reply.num_left) for reply in one.replies] == [(1, 1), (1, 0)]
+    assert [len(own.tokens) for own in one.branches] == [1, 3]
+    told = [(len(reply.branches), reply.num_left) for reply in one.replies]
+    assert told == [(2, 1), (1, 1), (1, 0)]
 
 
 def test_a_hint_begins_what_the_target_is_likely_to_pick_and_ends_what_it_is_not(llama: Decoder) -> None:
@@ -246,7 +261,7 @@ def test_whatever_comes_next_ends_the_branches_and_frees_their_pages(llama: Deco
     one.replies.clear()
     one.pool.run()
     assert one.pool.worker.stats().num_free_pages >= without
-    assert one.branches == []
+    assert one.parts == []
 
 
 def test_a_draft_that_needs_pages_takes_them_from_branches_and_branches_take_them_from_nobody(llama: Decoder) -> None:
@@ -286,7 +301,7 @@ def test_a_draft_at_another_depth_goes_first(llama: Decoder) -> None:
     one = Verified(llama, PoolLimits(ahead=8))
     one.ahead()
     one.pool.submit(row(2, [5], 4), depth=SHALLOW, round_id=9)
-    assert [stats.num_rows for stats in one.pool.run()] == [1, 1, 5]
+    assert [stats.num_rows for stats in one.pool.run()][:3] == [1, 1, 5]
     assert one.pool.blocks(9)[2].tokens == expected(llama, [5], 4, SHALLOW)
 
 

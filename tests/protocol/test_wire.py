@@ -75,7 +75,16 @@ def reply(rng: random.Random) -> DraftReply:
 
 def branches(rng: random.Random) -> BranchReply:
     own = tuple(
-        Branch(3, rng.randrange(99), key_of(tokens(rng)), source, tokens(rng), tokens(rng), (single(rng),))
+        Branch(
+            3,
+            rng.randrange(99),
+            key_of(tokens(rng)),
+            source,
+            tokens(rng),
+            tokens(rng),
+            (single(rng),),
+            rng.random() < 0.5,
+        )
         for source in BranchSource
     )
     return BranchReply("target", rng.getrandbits(50), own, rng.randrange(5))

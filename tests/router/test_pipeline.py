@@ -202,6 +202,26 @@ def test_what_is_late_foreign_or_beyond_the_round_is_fenced_off() -> None:
     assert pipeline.num_kept == 1
 
 
+def test_half_a_branch_is_a_window_that_was_asked_for_as_short_as_it_is() -> None:
+    half = replace(branch(1, (7, 8, 1), (4, 5)), goes_on=True)
+    pipeline = in_flight()
+    pipeline.take([half])
+    found = pipeline.resolve(1, (7, 8, 1))
+    assert found is not None
+    assert (found.tokens, found.order) == ((4, 5), replace(ORDER, length=2)), "or it would count as stopped in doubt"
+
+
+def test_the_whole_of_a_branch_takes_the_place_of_half_of_it_whichever_comes_first() -> None:
+    half, whole = replace(branch(1, (7, 8, 1), (4, 5)), goes_on=True), branch(1, (7, 8, 1), (4, 5, 6))
+    for order in ([half, whole], [whole, half]):
+        pipeline = in_flight()
+        pipeline.take(order)
+        assert (pipeline.num_branches, pipeline.num_tokens) == (1, 3)
+        found = pipeline.resolve(1, (7, 8, 1))
+        assert found is not None
+        assert (found.tokens, found.order) == ((4, 5, 6), ORDER)
+
+
 def test_losers_are_dropped_with_the_outcome_and_a_forgotten_sequence_takes_nothing() -> None:
     pipeline = in_flight()
     pipeline.take([branch(1, (7, 8, token), (4,)) for token in range(5)])
