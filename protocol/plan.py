@@ -54,10 +54,15 @@ class SequenceView:
 
 @dataclass(frozen=True, slots=True)
 class BatchView:
-    """The decoding sequences of one round, in row order; prefills are counted apart."""
+    """The decoding sequences of one round, in row order; prefills are counted apart.
+
+    overlap: the way in which their drafts are made while something else is verified, so that only a part of drafting is
+    waited for; empty in turn.
+    """
 
     sequences: tuple[SequenceView, ...]
     num_prefilling: int = 0
+    overlap: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,7 @@ class Plan:
     own: where a row drafts at another depth than the batch; empty when none does.
     floor: a draft ends behind the token at which the product of its confidences is no longer above this (Kangaroo).
     probes: rows for which the pool is asked what every exit would have picked at the tokens committed lately.
+    overlap: that of the view.
     """
 
     depth: DepthRule | None
@@ -74,6 +80,7 @@ class Plan:
     own: tuple[DepthRule | None, ...] = ()
     floor: float = 0.0
     probes: tuple[int, ...] = ()
+    overlap: str = ""
 
     def __post_init__(self) -> None:
         if self.depth is None and any(self.lengths):

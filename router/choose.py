@@ -64,18 +64,19 @@ def best(
     context: float,
     catch_up_ms: float = 0.0,
     drafted: Floats | None = None,
+    exposed: float = 1.0,
 ) -> Arm:
     """The best budget of one rule with at least one drafted token.
 
     survival: as `survivals` gives it. drafted: [length], share of drafts that get as far as a position before they are
     stopped, and so cost something there; None: all. catch_up_ms: what it adds to a round that the pool has to be shown
-    what it has not seen.
+    what it has not seen. exposed: how much of drafting is waited for.
     """
     num_rows = len(survival)
     num_tokens = max(int(np.count_nonzero(survival)), 1)
-    steps = predictor.draft_steps(rule, num_rows)
+    steps = exposed * predictor.draft_steps(rule, num_rows)
     tokens, ms = predictor.verify_line(num_rows, context, wide=True)
-    other = predictor.other_ms(num_rows, drafts=True) + catch_up_ms
+    other = predictor.other_ms(num_rows, drafts=True, exposed=exposed) + catch_up_ms
     reach = np.ones(survival.shape[1]) if drafted is None else drafted
 
     def fixed(number: Floats) -> Floats:

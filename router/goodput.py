@@ -79,6 +79,7 @@ class Goodput:
         self._lengths: dict[int, int] = {}
         self._usual = 0  # length for a sequence that came since the last decision
         self._num_rows = 0  # of the last decision
+        self._overlap = ""
         self._num_digests = 0  # since the last decision
         self._looks = False  # a rule is played to see what it takes
         self._tried: set[tuple[int | None, int]] = set()  # such rules, by size of batch
@@ -113,7 +114,7 @@ class Goodput:
         if (
             self._num_digests >= (1 if self._trials.trying or self._looks else 2)
             or self.acceptance.num_alarms > alarms
-            or self._outgrown(len(rows))
+            or self._outgrown(view)
         ):
             self._decide(view)
         lengths = tuple(
@@ -123,7 +124,8 @@ class Goodput:
         probes = self._probing.choose(view.sequences)
         rule = self.arm.rule if self.arm else None
         depth = self.config.rules[rule] if rule is not None else self._widest
-        return Plan(depth if any(lengths) or probes else None, lengths, floor=self._floor, probes=probes)
+        drafting = depth if any(lengths) or probes else None
+        return Plan(drafting, lengths, floor=self._floor, probes=probes, overlap=view.overlap)
 
     def prune(self, plan: Plan, drafts: Sequence[DraftBlock | None]) -> Sequence[int]:
         own = plan.own or (None,) * len(drafts)  # what a request asked for itself is not cut
@@ -160,9 +162,11 @@ class Goodput:
     def _widest(self) -> DepthRule:
         return DepthRule(self.config.exits[-1:])
 
-    def _outgrown(self, num_rows: int) -> bool:
-        """Whether the last decision was made for another batch: none yet, or a quarter more or fewer rows."""
-        return self.arm is None or abs(num_rows - self._num_rows) > num_rows // 4
+    def _outgrown(self, view: BatchView) -> bool:
+        """Whether the last decision was made for another batch, by a quarter of its rows, or for another overlap."""
+        num_rows = len(view.sequences)
+        changed = abs(num_rows - self._num_rows) > num_rows // 4 or view.overlap != self._overlap
+        return self.arm is None or changed
 
     def _decide(self, view: BatchView) -> None:
         """Looks at every arm; sets the choice, a length for every sequence and the floor."""
@@ -190,7 +194,7 @@ class Goodput:
         if self.arm is not None and chosen.rule != self.arm.rule:
             self._cadence.calm = 0
         self.arm = chosen
-        self._num_rows = len(sequences)
+        self._num_rows, self._overlap = len(sequences), view.overlap
         self._num_digests = 0
         stretch = self._stop()
         self._lengths = {
@@ -203,7 +207,8 @@ class Goodput:
         context = sum(sequence.num_tokens for sequence in view.sequences) / len(view.sequences)
         survival = survivals(hazards, odds, room)
         drafted = self.acceptance.drafted(rule)
-        return best(self.predictor, rule, survival, context, self._catch_up_ms(view, rule), drafted)
+        exposed = self.predictor.exposed(view.overlap, len(view.sequences))
+        return best(self.predictor, rule, survival, context, self._catch_up_ms(view, rule), drafted, exposed)
 
     def _untried(self, num_rows: int) -> Arm | None:
         """A rule that is not far from the best by a profile that no round has confirmed yet, and a hiccup may be in.

@@ -119,11 +119,13 @@ class Predictor:
         """Of a ragged round: at each position only the rows whose draft reaches it."""
         return self._profiled_draft(rule, lengths) * self._draft_ratio(rule, len(lengths))
 
-    def other_ms(self, num_rows: int, drafts: bool) -> float:
+    def other_ms(self, num_rows: int, drafts: bool, exposed: float = 1.0) -> float:
         overhead = self.tables.overhead[num_rows] * self.ratio("rest", num_rows)
-        if not drafts:
-            return overhead
-        return overhead + (self.tables.link[num_rows] if self.linked else 0.0) + self.wait_ms
+        return overhead + (exposed * self._link_ms(num_rows) + self.wait_ms if drafts else 0.0)
+
+    def exposed(self, overlap: str, num_rows: int) -> float:
+        """How much of drafting and its link is waited for; all of it in turn, and before anything is known."""
+        return self.ratio(f"exposed {overlap}", num_rows) if overlap else 1.0
 
     def round(self, rule: int | None, lengths: Sequence[int], context: float) -> Cost:
         """Any round of this target. rule: None when all lengths are 0."""
@@ -173,11 +175,19 @@ class Predictor:
             yield kind, outcome.verify_ms, float(np.interp(num_tokens, tokens, ms))
             yield "rest", outcome.rest_ms, self.tables.overhead[num_rows]
         lengths = [len(row.exits) for row in outcome.rows]
-        if rule is not None and any(lengths) and not outcome.ahead and not catches_up(outcome):
-            link = self.tables.link[num_rows] if self.linked else 0.0
+        if rule is None or not any(lengths) or catches_up(outcome):
+            return
+        link = self._link_ms(num_rows)
+        if outcome.plan.overlap:
+            overlap = f"exposed {outcome.plan.overlap}"
+            yield overlap, outcome.draft_ms - outcome.wait_ms, self.draft_ms(rule, lengths) + link
+        elif not outcome.ahead:
             real, profiled = outcome.draft_ms - outcome.wait_ms - link, self._profiled_draft(rule, lengths)
             yield "draft", real, profiled
             yield f"draft {rule}", real, profiled * self.ratio("draft", num_rows)
+
+    def _link_ms(self, num_rows: int) -> float:
+        return self.tables.link[num_rows] if self.linked else 0.0
 
     def _draft_ratio(self, rule: int, num_rows: int) -> float:
         """What drafting takes over its profile, and this rule over the others: caches are cold for all of them."""

@@ -30,7 +30,10 @@ class Text:
 
 @dataclass(slots=True)
 class Game:
-    """true: what rounds take. hazards: of the text, by round. spread: of confidences around them, in [0, 1)."""
+    """true: what rounds take. hazards: of the text, by round. spread: of confidences around them, in [0, 1).
+
+    overlap: how drafts are made; exposed: how much of drafting is waited for then.
+    """
 
     policy: Policy
     true: Predictor
@@ -40,6 +43,8 @@ class Game:
     spread: float = 0.0
     remaining: int = 10_000
     noise: float = 0.0
+    overlap: str = ""
+    exposed: float = 1.0
     now_ms: float = 0.0
     tokens: int = 0
     turn: int = 0
@@ -60,7 +65,7 @@ class Game:
 
     def round(self) -> None:
         sequences = tuple(SequenceView(text.num_tokens, self.remaining, text.id) for text in self.texts)
-        plan = self.policy.plan(BatchView(sequences))
+        plan = self.policy.plan(BatchView(sequences, overlap=self.overlap))
         self.plans.append(plan)
         hazards = self.hazards(self.turn)
         drafts = [self.draft(text, plan, row, hazards) for row, text in enumerate(self.texts)]
@@ -121,7 +126,7 @@ class Game:
         lengths = [len(draft.tokens) if draft else 0 for draft in drafts]
         rule = rules.index(plan.depth) if plan.depth in rules and any(lengths) else None
         context = sum(text.num_tokens for text in self.texts) / self.batch
-        draft_ms = 0.0 if rule is None else self.true.draft_ms(rule, lengths)
+        draft_ms = 0.0 if rule is None else self.exposed * self.true.draft_ms(rule, lengths)
         probe_ms = sum(0.3 for draft in drafts if draft and draft.probe)
         verify_ms = self.true.verify_ms(self.batch, self.batch + sum(row.num_verified for row in rows), context)
         rest_ms = self.true.other_ms(self.batch, rule is not None)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import replace
-from statistics import median
+from statistics import fmean, median
+from typing import Any
 
 import pytest
 
@@ -86,6 +87,31 @@ def test_confidence_that_tells_is_worth_tokens() -> None:
         gains.append(told.play(1000) / blind.play(1000))
     assert median(gains) > 1.01
     assert min(gains) > 0.98
+
+
+@pytest.mark.parametrize("batch", [1, 8])
+def test_where_little_of_drafting_is_waited_for_drafts_are_longer_and_as_good_as_the_best_fixed(batch: int) -> None:
+    costs, text = COSTS["dear drafts"], {2: 0.7, 4: 0.72, 6: 0.74}
+    hidden: dict[str, Any] = {"overlap": "mirror", "exposed": 0.1}
+    turn = play(adaptive(costs), costs, lambda turn: text, batch, 1)
+    mirror = play(adaptive(costs), costs, lambda turn: text, batch, 1, **hidden)
+    fixed = [play(Fixed(RULES[0], length), costs, lambda turn: text, batch, 1, **hidden) for length in (1, 2, 4, 8)]
+    for game in (turn, mirror):
+        game.play(150)
+    drafted = [fmean(fmean(plan.lengths) for plan in game.plans[100:]) for game in (turn, mirror)]
+    assert drafted[1] > drafted[0] + 1
+    assert mirror.play(400) > 0.92 * max(game.play(400) for game in fixed)
+
+
+def test_what_is_waited_for_is_known_by_the_way_that_drafts_are_made() -> None:
+    costs, text = COSTS["cheap drafts"], {2: 0.7, 4: 0.72, 6: 0.74}
+    policy = adaptive(costs)
+    game = play(policy, costs, lambda turn: text, 4, 1)
+    for overlap, exposed in [("mirror", 0.1), ("", 1.0), ("lanes", 0.6), ("", 1.0)] * 3:
+        game.overlap, game.exposed = overlap, exposed
+        game.play(60)
+    found = [policy.predictor.exposed(overlap, 4) for overlap in ("mirror", "lanes", "", "never seen")]
+    assert found == pytest.approx([0.1, 0.6, 1.0, 1.0], rel=0.15)
 
 
 @pytest.mark.parametrize(("batch", "rounds"), [(1, 60), (8, 20)])
