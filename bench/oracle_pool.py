@@ -66,6 +66,7 @@ class OraclePool:
         self._stopping = False
         self._ahead: dict[int, _Ahead] = {}
         self._waiting: list[_Waiting] = []
+        self._asked: _Waiting | None = None
         self._thread = threading.Thread(target=self._loop, name="oracle", daemon=True)
 
     def __enter__(self) -> Self:
@@ -87,8 +88,18 @@ class OraclePool:
         self._tell(lambda: self._oracle.open(request))
 
     def draft(self, request: DraftRequest) -> DraftReply | None:
+        self.ask(request)
+        return self.answer()
+
+    def ask(self, request: DraftRequest) -> None:
         waiting = _Waiting(request)
+        self._asked = waiting
         self._tell(lambda: self._take_draft(waiting))
+
+    def answer(self) -> DraftReply | None:
+        waiting, self._asked = self._asked, None
+        if waiting is None:
+            return None
         while not waiting.done.wait(1.0):
             if not self._thread.is_alive():
                 raise RuntimeError("the oracle's thread has died; what it died of is above")

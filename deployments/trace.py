@@ -75,7 +75,7 @@ def _whole(record: RoundRecord) -> Slice:
         "committed": record.num_committed,
         "prefill_tokens": record.num_prefill_tokens,
     }
-    return Slice(f"round {record.round_id}", record.marks.began, record.ended, args)
+    return Slice(f"round {record.round_id} {record.mode.value}", record.marks.began, record.ended, args)
 
 
 def _parts(record: RoundRecord) -> Iterator[Slice]:

@@ -1,8 +1,8 @@
 """A target's way to the pool over gRPC: one persistent stream to one draft replica at a time.
 
-Two threads meet here. The engine thread asks and waits, never beyond its deadline. The event loop keeps the
-stream: it looks for draft replicas every few seconds and whenever a stream ends, connects to the best, fills in
-the round that the engine waits for, and gathers branches, which nobody waits for. A move is one assignment of
+Two threads meet here. The engine thread asks, at once or a pass later waits, never beyond its deadline. The event loop
+keeps the stream: it looks for draft replicas every few seconds and whenever a stream ends, connects to the best, fills
+in the round that was asked for last, and gathers branches, which nobody waits for. A move is one assignment of
 `_link`; a round keeps the link it began with, so moves fall between rounds. What a new replica does not know it
 answers with NEED_CONTEXT.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -41,7 +42,7 @@ class TransportConfig:
 
 
 class Round:
-    """Blocks of one request as they arrive: the loop adds, the engine thread waits."""
+    """Blocks of one request as they arrive: the loop adds, the engine thread waits. expires: when an answer is late."""
 
     def __init__(self, request: DraftRequest, link: Link, expires: float) -> None:
         self.link = link
@@ -137,6 +138,7 @@ class GrpcDraftClient:
         self._backoff = Backoff(clock)
         self._link: Link | None = None
         self._round: Round | None = None
+        self._asked: Round | None = None  # and not yet waited for
         self._branches = Inbox()
         self._avoid: dict[str, float] = {}
         self._lost = asyncio.Event()
@@ -173,16 +175,28 @@ class GrpcDraftClient:
             link.send(request)
 
     def draft(self, request: DraftRequest) -> DraftReply | None:
+        self.ask(request)
+        return self.answer()
+
+    def ask(self, request: DraftRequest) -> None:
+        self._asked = None
         link = self._link
         if link is None or not link.open or (ask := self._backoff.ask()) is Ask.SKIP:
-            return None
-        current = Round(request, link, self._clock() + self._config.deadline_s)
+            return
+        waits = ask is Ask.WAIT
+        current = Round(request, link, math.inf if waits else self._clock() + self._config.deadline_s)
         self._round = current
+        self._asked = current if waits else None
         link.send(request)
-        if ask is Ask.PROBE or not link.open:  # it may have ended before the round was there to be told
+
+    def answer(self) -> DraftReply | None:
+        current, self._asked = self._asked, None
+        if current is None:
             return None
-        current.wait(self._clock)
-        if link.open and current.mostly_late:
+        current.expires = self._clock() + self._config.deadline_s
+        if current.link.open:  # it may have ended before the round was there to be told
+            current.wait(self._clock)
+        if current.link.open and current.mostly_late:
             self._backoff.missed()
         return current.reply()
 

@@ -26,14 +26,25 @@ class LocalDraftClient:
         self._clock = clock
         self._deadline_s = deadline_s
         self._branches: list[Branch] = []
+        self._asked: tuple[DraftRequest, list[DraftReply]] | None = None
 
     def open(self, request: DraftRequest) -> None:
         self._worker.submit(request, _ignore)
 
     def draft(self, request: DraftRequest) -> DraftReply | None:
+        self.ask(request)
+        return self.answer()
+
+    def ask(self, request: DraftRequest) -> None:
         replies: list[DraftReply] = []
-        until = self._clock() + self._deadline_s
+        self._asked = request, replies
         self._worker.submit(request, replies.append)
+
+    def answer(self) -> DraftReply | None:
+        if self._asked is None:
+            return None
+        (request, replies), self._asked = self._asked, None
+        until = self._clock() + self._deadline_s
         while not _complete(request, replies) and self._clock() < until and self._worker.step() is not None:
             pass
         blocks = {block.sequence_id: block for reply in replies for block in reply.blocks}

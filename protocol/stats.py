@@ -51,7 +51,8 @@ class MirrorStats:
 
     num_misses: outcomes that branches were asked for and none was behind. num_tokens: in the branches that came.
     num_fenced: branches that came late, twice or from elsewhere. num_waits: rounds that asked for a fresh draft.
-    wait_ms: what rounds waited before they could verify.
+    wait_ms: what rounds waited before they could verify. num_lanes: rounds of half a batch, with drafts that were asked
+    for while the other half was verified.
     """
 
     num_rounds: int = 0
@@ -65,6 +66,7 @@ class MirrorStats:
     num_fenced: int = 0
     num_waits: int = 0
     wait_ms: float = 0.0
+    num_lanes: int = 0
 
     @property
     def num_hits(self) -> int:

@@ -50,7 +50,7 @@ class Learner:
         self._learn_windows(latest)
         self._learn_probes(latest, least)
         self._learn_fates(latest)
-        rows = {row.id for row in outcomes[-1].rows}
+        rows = {row.id for outcome in outcomes[-2:] for row in outcome.rows}  # lanes take turns
         self.acceptance.keep(rows)
         self.probing.keep(rows)
         return realised(outcomes)

@@ -3,6 +3,7 @@
     mirror   the pool drafts ahead while the target verifies
     hinted   and half way through its pass the target tells what it would pick so far, which costs a little of the pass
     serial   plan, draft, verify, one after the other
+    lanes    half of the batch is drafted for while the other half is verified; for two rows or more
 
 Rounds of one batch size are compared with each other. At first every mode is played in turn; then the best is, and the
 others are tried again for a few rounds now and then, the rarer the more often that was in vain. What a mode is worth is
@@ -22,6 +23,7 @@ class Mode(StrEnum):
     MIRROR = "mirror"
     HINTED = "hinted"
     SERIAL = "serial"
+    LANES = "lanes"
 
 
 @dataclass(slots=True)
@@ -100,8 +102,8 @@ class Modes:
     def _size(self, num_rows: int) -> _Size:
         key = num_rows.bit_length()
         if key not in self._sizes:
-            first = self.modes[0]
-            self._sizes[key] = _Size({mode: _Seen() for mode in self.modes}, first, first, self.stretch)
+            modes = playable(self.modes, num_rows)
+            self._sizes[key] = _Size({mode: _Seen() for mode in modes}, modes[0], modes[0], self.stretch)
         return self._sizes[key]
 
     def _turn(self, size: _Size) -> None:
@@ -110,19 +112,24 @@ class Modes:
         size.left = self.stretch - (size.mode is tried)
 
     def _next(self, size: _Size) -> Mode:
-        least = min(self.modes, key=lambda mode: size.seen[mode].num)
+        least = min(size.seen, key=lambda mode: size.seen[mode].num)
         if size.seen[least].num < self.enough and not size.settled:
             return least
         size.settled = True
-        top = max(self.modes, key=lambda mode: size.seen[mode].rate)
+        top = max(size.seen, key=lambda mode: size.seen[mode].rate)
         better = size.seen[top].rate > size.seen[size.best].rate * (1 + self.margin)
         if size.mode is not size.best:
             size.in_vain = 0 if better else size.in_vain + 1
         size.best = top if better else size.best
-        others = [mode for mode in self.modes if mode is not size.best]
+        others = [mode for mode in size.seen if mode is not size.best]
         if others and size.rested >= self.patience << min(size.in_vain, self.doublings):
             size.rested = 0
             tried = min(others, key=lambda mode: size.seen[mode].num)
             size.seen[tried].fade(STALE)
             return tried
         return size.best
+
+
+def playable(modes: Sequence[Mode], num_rows: int) -> list[Mode]:
+    """Those that a batch of this size can be played in, one at least: a single row has no second lane."""
+    return [mode for mode in modes if mode is not Mode.LANES or num_rows > 1] or [Mode.SERIAL]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from protocol.branch import AheadRequest, AheadRow, ExitHint, HintRow
 from protocol.draft import DraftBlock, DraftStatus
 from protocol.plan import DepthRule, Plan
 from router.pipeline import Order, Window
+from targets.scheduler import Schedule
 from targets.sequence import Sequence as Decoding
+from targets.step import Pass
 
 
 def fresh_window(plan: Plan, index: int, block: DraftBlock | None) -> Window | None:
@@ -47,6 +49,24 @@ def as_played(plan: Plan, windows: Sequence[Window | None]) -> Plan:
 
 def rule_of(plan: Plan, index: int) -> DepthRule | None:
     return (plan.own[index] if plan.own else None) or plan.depth
+
+
+def ending(schedule: Schedule, ready: Pass) -> list[Decoding]:
+    """Whose prompt ends with this pass, which gives them their first token."""
+    chunks = ready.rows[len(schedule.decoding) :]
+    return [sequence for (sequence, _), row in zip(schedule.chunks, chunks, strict=True) if row.num_logits]
+
+
+def joined(plan: Plan, more: Plan) -> Plan:
+    """Of the rows of both, one after the other; the floor is that of the first."""
+    depth = plan.depth or more.depth
+    rules = (*_rules(plan), *_rules(more))
+    own = tuple(None if rule == depth else rule for rule in rules)
+    return replace(plan, depth=depth, lengths=plan.lengths + more.lengths, own=own if any(own) else ())
+
+
+def _rules(plan: Plan) -> Iterator[DepthRule | None]:
+    return (rule_of(plan, index) for index in range(len(plan.lengths)))
 
 
 def order_of(request: AheadRequest, row: AheadRow) -> Order:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from itertools import takewhile
 
 from protocol.branch import AheadRequest, AheadRow
-from protocol.draft import DraftBlock, DraftClient, DraftRequest, DraftRow, DraftStatus
+from protocol.draft import DraftBlock, DraftClient, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.plan import DepthRule, Plan
 from router.confidence import Calibration
 from targets.sequence import Sequence as Decoding
@@ -42,6 +42,14 @@ class Drafts:
     wait_ms: float = 0.0
     answered: bool = True
     ahead: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A request as it was sent. rows: by sequence; `taken` is where its answer goes."""
+
+    request: DraftRequest
+    rows: dict[int, DraftRow]
 
 
 @dataclass(slots=True)
@@ -76,17 +84,28 @@ class Drafting:
 
     def draft(self, decoding: Sequence[Decoding], plan: Plan) -> Drafts:
         """Drafts of at most the planned lengths, and the probes; depth must be given where there is any."""
+        asked = self.ask(decoding, plan)
+        return self.taken(asked, decoding, self.client.draft(asked.request) if asked else None)
+
+    def ask(self, decoding: Sequence[Decoding], plan: Plan) -> Asked | None:
+        """What to send; None when nobody is asked for. Rounds that ask for nothing count too."""
         self._round += 1
-        nothing = Drafts((None,) * len(decoding), (0,) * len(decoding))
         wanting = [index for index, length in enumerate(plan.lengths) if length or index in plan.probes]
         asking = [index for index in wanting if self._ask(decoding[index].id).silent_until <= self._round]
         if plan.depth is None or len(asking) <= MIN_SHARE * len(wanting):
-            return nothing
+            return None
         rows = {decoding[index].id: self._planned_row(decoding[index], plan, index) for index in asking}
-        reply = self.client.draft(DraftRequest(self.incarnation, self._round, plan.depth, tuple(rows.values())))
+        return Asked(DraftRequest(self.incarnation, self._round, plan.depth, tuple(rows.values())), rows)
+
+    def taken(self, asked: Asked | None, decoding: Sequence[Decoding], reply: DraftReply | None) -> Drafts:
+        """The answer to what was asked for, for these sequences, which may be others by now."""
+        nothing = Drafts((None,) * len(decoding), (0,) * len(decoding))
+        if asked is None:
+            return nothing
         if reply is None:
-            self._take_back(rows.values())
+            self._take_back(asked)
             return replace(nothing, answered=False)
+        rows = asked.rows
         blocks = {block.sequence_id: block for block in reply.blocks}
         return Drafts(
             tuple(self._read(rows.get(sequence.id), blocks.get(sequence.id)) for sequence in decoding),
@@ -129,11 +148,12 @@ class Drafting:
         if self._asks.pop(sequence.id, None) is not None:
             self.client.close([sequence.id])
 
-    def _take_back(self, rows: Iterable[DraftRow]) -> None:
-        """Nobody may have seen these rows; handing tokens over twice is harmless, a gap is not."""
+    def _take_back(self, asked: Asked) -> None:
+        """Nobody may have seen it; handing tokens over twice is harmless, a gap is not."""
         self.num_missed += 1
-        for row in rows:
-            self._ask(row.sequence_id).sent = row.start
+        for row in asked.request.rows:
+            if row.sequence_id in self._asks:
+                self._asks[row.sequence_id].sent = row.start
 
     def _ask(self, sequence_id: int) -> _Ask:
         return self._asks.setdefault(sequence_id, _Ask())

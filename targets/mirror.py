@@ -6,7 +6,8 @@
     commit    as in targets/step.py
 
 Mirror-SD (Apple, 2025), section 3, and the speculation cache of SSD. Every token of a window is verified, so nothing
-that the pool says or fails to say changes a text; a pool that is silent costs what it costs in the plain turn.
+that the pool says or fails to say changes a text; a pool that is silent costs what it costs in the plain turn. Rounds
+of half a batch are in targets/lanes.py.
 """
 
 from __future__ import annotations
@@ -18,23 +19,26 @@ from dataclasses import dataclass, replace
 from protocol.branch import AheadRequest, MirrorClient
 from protocol.draft import DraftBlock
 from protocol.errors import ConfigError
+from protocol.plan import BatchView, Plan
 from protocol.stats import MirrorStats
 from router import misses
 from router.confidence import Calibration
 from router.misses import Rates, worth_waiting
 from router.modes import Mode, Modes
 from router.pipeline import Pipeline, Source, Window, fan_out
-from router.policy import Policy
+from router.policy import Policy, granted
 from router.predict import SETTLED
-from targets.ahead import as_block, as_played, fresh_window, hint_of, order_of, places_of
+from targets.ahead import as_block, as_played, ending, fresh_window, hint_of, joined, order_of, places_of
 from targets.drafting import Drafting, Drafts
+from targets.lanes import Lanes
 from targets.model import TargetModel
 from targets.scheduler import Schedule, Scheduler
 from targets.sequence import Sequence
 from targets.step import Clock, Marks, Pass, Stepper, Turn
-from targets.timeline import RoundRecord, Timeline
+from targets.timeline import Lap, RoundRecord, Timeline
 from targets.verify import num_accepted
 
+AHEAD = (Mode.MIRROR, Mode.HINTED)
 ENOUGH = 16  # tokens that confidence is calibrated by at a time
 
 
@@ -79,6 +83,10 @@ class Picked:
     early: float | None = None
     hinted: float | None = None
 
+    def lengths(self, num_decoding: int) -> tuple[int, ...]:
+        """Tokens that were verified, by decoding row."""
+        return tuple(len(own) - 1 for own in self.picks[:num_decoding])
+
 
 class MirrorStepper(Stepper):
     def __init__(
@@ -102,16 +110,47 @@ class MirrorStepper(Stepper):
         self._pool, self._client, self._config = drafting, client, config
         self._rates = Rates()
         self._modes = Modes(config.modes)
+        self._lanes = Lanes(self, drafting, client)
+        self._drafted = False  # drafts came in the last round of the whole batch
+        self._length = 0  # the longest planned lately
         self._calibration = Calibration()
         self._fates: dict[int, tuple[list[float], list[bool]]] = {}  # by exit, not yet learned from
-        self._num_rounds = self._num_waits = 0
+        self._num_rounds = self._num_waits = self._num_lanes = 0
         self._wait_ms = 0.0
 
     def step(self) -> Turn:
         began = self.clock()
-        schedule = self.plan()
+        self.admit()
+        num_rows = len(self.scheduler.decoding)
+        mode = self._modes.choose(num_rows)
+        lap = self._half(began) if mode is Mode.LANES and self._drafts else self._whole(began, mode)
+        record = lap.record
+        self._num_rounds += bool(record.lengths)
+        self._wait_ms += 1e3 * (record.marks.drafted - record.marks.planned)
+        if lap.planned and not record.num_prefill_tokens:
+            self._modes.observe(num_rows, record.num_committed, 1e3 * (record.ended - record.marks.began))
+        self.timeline.add(record)
+        return lap.turn
+
+    @property
+    def _drafts(self) -> bool:
+        """Whether drafts are on their way, or came lately: without any, half a batch is a waste of a pass."""
+        return self._lanes.in_flight or self._drafted
+
+    def _half(self, began: float) -> Lap:
+        if self._lanes.in_flight:
+            self._num_lanes += 1
+        else:
+            self._num_waits += 1
+            for sequence in self.scheduler.decoding:
+                self._pipeline.forget(sequence.id)
+        self._drafted = False
+        return self._lanes.step(began)
+
+    def _whole(self, began: float, mode: Mode) -> Lap:
+        self._lanes.drop()
+        schedule = self.plan(mode.value if mode in AHEAD else "")
         planned = self.clock()
-        mode = self._modes.choose(len(schedule.decoding))
         hand = self.resolve(schedule)
         drafted = self.clock()
         picked = self.overlap(schedule, hand, mode)
@@ -119,8 +158,24 @@ class MirrorStepper(Stepper):
         played = replace(schedule, plan=as_played(schedule.plan, hand.windows))
         turn = self.commit(played, hand.drafts, picked.picks, marks)
         self._calibrate(hand.drafts.blocks, picked.picks)
-        self._account(schedule, hand, picked, marks, turn)
-        return turn
+        self._rate(schedule, hand, picked, marks, turn)
+        self._drafted = any(block and block.tokens for block in hand.drafts.blocks)
+        self._length = max(schedule.plan.lengths, default=self._length)
+        record = RoundRecord(
+            round_id=self._pool.round_id,
+            mode=mode if mode in AHEAD else Mode.SERIAL,
+            marks=marks,
+            looked=hand.looked,
+            early=picked.early,
+            hinted=picked.hinted,
+            hits=tuple(window.source if window else None for window in hand.windows),
+            lengths=picked.lengths(len(schedule.decoding)),
+            num_committed=turn.stats.committed,
+            num_prefill_tokens=turn.stats.num_prefill_tokens,
+            waited=hand.waited,
+            ended=self.clock(),
+        )
+        return Lap(turn, record, planned=any(schedule.plan.lengths))
 
     def resolve(self, schedule: Schedule) -> Hand:
         """Windows for the rows that are planned to have one, as far as fresh ones are worth the wait."""
@@ -152,7 +207,7 @@ class MirrorStepper(Stepper):
     def overlap(self, schedule: Schedule, hand: Hand, mode: Mode) -> Picked:
         """The pass, and what the pool is told of it before and half way, as far as the mode wants it told."""
         ready = self.gather(schedule, hand.drafts)
-        request = self._begin(schedule, hand, ready) if mode is not Mode.SERIAL else None
+        request = self._begin(schedule, hand, ready) if mode in AHEAD else None
         if request is None:
             return Picked(self.pick(ready))
         self._client.ahead(request)
@@ -160,8 +215,8 @@ class MirrorStepper(Stepper):
         if not num_picks:
             return Picked(self.pick(ready))
         half = self.model.run_to(ready.rows, self.exit_layer)
-        num_logits = [row.num_logits for row in ready.rows[: len(schedule.decoding)]]
-        places = places_of(request, schedule.decoding, num_logits)
+        num_logits = [row.num_logits for row in ready.rows if row.num_logits]
+        places = places_of(request, [*schedule.decoding, *ending(schedule, ready)], num_logits)
         own = self.model.early_picks(half, places, ready.sampling, ready.positions, num_picks)
         early = self.clock()
         self._client.hint(hint_of(request, own))
@@ -191,19 +246,31 @@ class MirrorStepper(Stepper):
             num_fenced=pipeline.num_fenced,
             num_waits=self._num_waits,
             wait_ms=self._wait_ms,
+            num_lanes=self._num_lanes,
         )
 
     def _begin(self, schedule: Schedule, hand: Hand, ready: Pass) -> AheadRequest | None:
-        """What the pool may prepare; the pipeline knows then what is in flight."""
-        plan, decoding = schedule.plan, schedule.decoding
-        windows = [row.tokens[1:] for row in ready.rows[: len(decoding)]]
-        most = fan_out(len(decoding), self._config.fan_out)
-        request = self._pool.ahead(decoding, plan, windows, most, self._calibration)
+        """What the pool may prepare, behind prompts that end too; the pipeline knows then what is in flight."""
+        decoding, prompts = schedule.decoding, ending(schedule, ready)
+        for prompt in prompts:
+            self._pipeline.resolve(prompt.id, prompt.tokens)
+        whom, plan = [*decoding, *prompts], joined(schedule.plan, self._first_plan(prompts))
+        windows = [*(row.tokens[1:] for row in ready.rows[: len(decoding)]), *([] for _ in prompts)]
+        most = fan_out(len(whom), self._config.fan_out)
+        request = self._pool.ahead(whom, plan, windows, most, self._calibration)
         orders = {row.context.sequence_id: order_of(request, row) for row in request.rows} if request else {}
-        for sequence, length, window, own in zip(decoding, plan.lengths, hand.windows, windows, strict=True):
+        at_hand = [*hand.windows, *(None for _ in prompts)]
+        for sequence, length, window, own in zip(whom, plan.lengths, at_hand, windows, strict=True):
             if length:
                 self._pipeline.begin(sequence.id, window, len(own), orders.get(sequence.id))
         return request
+
+    def _first_plan(self, prompts: list[Sequence]) -> Plan:
+        """What is likely to be planned for these when their prompts have ended: the longest that others have lately."""
+        opening = self.policy.opening()
+        length = self._length if opening else 0
+        view = BatchView(tuple(prompt.view(self._pool.num_unseen(prompt), True) for prompt in prompts))
+        return granted(view, Plan(opening, (length,) * len(prompts)))
 
     def _calibrate(self, blocks: Iterable[DraftBlock | None], picks: Iterable[list[int]]) -> None:
         """What confidences are worth, from the tokens whose fate is known: the pool ranks outcomes by it."""
@@ -219,32 +286,14 @@ class MirrorStepper(Stepper):
                 self._calibration.observe(block.exits[known - 1], sure, right)
                 del self._fates[block.exits[known - 1]]
 
-    def _account(self, schedule: Schedule, hand: Hand, picked: Picked, marks: Marks, turn: Turn) -> None:
-        lengths = tuple(len(own) - 1 for own in picked.picks[: len(schedule.decoding)])
-        self._num_rounds += bool(lengths)
+    def _rate(self, schedule: Schedule, hand: Hand, picked: Picked, marks: Marks, turn: Turn) -> None:
+        """What waiting takes and brings."""
         self._num_waits += hand.waited
-        self._wait_ms += 1e3 * (marks.drafted - marks.planned)
         if hand.waited and max(hand.drafts.num_fed) <= SETTLED:  # a first draft waits for its context
             self._rates = misses.waited(self._rates, 1e3 * (marks.drafted - hand.looked))
         elif hand.num_missed and not hand.waited:
             self._rates = misses.skipped(self._rates)
+        lengths = picked.lengths(len(schedule.decoding))
         if lengths and not schedule.chunks:
             num_windows, verify_ms = sum(map(bool, lengths)), 1e3 * (marks.verified - marks.drafted)
             self._rates = misses.verified(self._rates, verify_ms, num_windows, turn.stats.accepted)
-        if any(schedule.plan.lengths) and not schedule.chunks:
-            self._modes.observe(len(lengths), turn.stats.committed, 1e3 * (self.clock() - marks.began))
-        self.timeline.add(
-            RoundRecord(
-                round_id=self._pool.round_id,
-                marks=marks,
-                looked=hand.looked,
-                early=picked.early,
-                hinted=picked.hinted,
-                hits=tuple(window.source if window else None for window in hand.windows),
-                lengths=lengths,
-                num_committed=turn.stats.committed,
-                num_prefill_tokens=turn.stats.num_prefill_tokens,
-                waited=hand.waited,
-                ended=self.clock(),
-            )
-        )

@@ -73,6 +73,7 @@ class Stepper:
 
     def step(self) -> Turn:
         began = self.clock()
+        self.admit()
         schedule = self.plan()
         planned = self.clock()
         drafts = self.draft(schedule)
@@ -80,13 +81,27 @@ class Stepper:
         picks = self.verify(schedule, drafts)
         return self.commit(schedule, drafts, picks, Marks(began, planned, drafted, self.clock()))
 
-    def plan(self) -> Schedule:
+    def admit(self) -> None:
+        """Those that there is room for; the pool is handed their context."""
         admitted = self.scheduler.admit()
         depth = self.policy.opening()
         if self.drafting and admitted and depth is not None:
             self.drafting.open(admitted, depth)
+
+    def plan(self, overlap: str = "") -> Schedule:
         decoding = self.scheduler.decoding
-        return self.scheduler.schedule(decoding, self._planned(decoding))
+        return self.scheduler.schedule(decoding, self.planned(decoding, overlap))
+
+    def planned(self, decoding: list[Sequence], overlap: str = "") -> Plan:
+        """What the policy makes of these. overlap: as BatchView's."""
+        drafting = self.drafting
+        if not decoding or drafting is None:
+            return Plan(None, (0,) * len(decoding))
+        views = tuple(
+            sequence.view(drafting.num_unseen(sequence), not drafting.is_silent(sequence)) for sequence in decoding
+        )
+        view = BatchView(views, len(self.scheduler.running) - len(self.scheduler.decoding), overlap)
+        return granted(view, self.policy.plan(view))
 
     def draft(self, schedule: Schedule) -> Drafts:
         """What the pool gives. Rounds that ask for nothing count too: sequences are silent for a number of rounds."""
@@ -152,16 +167,6 @@ class Stepper:
         self.scheduler.remove(sequence)
         if self.drafting:
             self.drafting.close(sequence)
-
-    def _planned(self, decoding: list[Sequence]) -> Plan:
-        drafting = self.drafting
-        if not decoding or drafting is None:
-            return Plan(None, (0,) * len(decoding))
-        views = tuple(
-            sequence.view(drafting.num_unseen(sequence), not drafting.is_silent(sequence)) for sequence in decoding
-        )
-        view = BatchView(views, len(self.scheduler.running) - len(decoding))
-        return granted(view, self.policy.plan(view))
 
     def _commit_run(self, sequence: Sequence, run: list[int]) -> TokenRun:
         index = sequence.num_generated

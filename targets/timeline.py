@@ -5,23 +5,26 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from router.modes import Mode
 from router.pipeline import Source
-from targets.step import Marks
+from targets.step import Marks, Turn
 
 MAX_ROUNDS = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class RoundRecord:
-    """Moments in seconds of the stepper's clock.
+    """Moments in seconds of the stepper's clock. mode: as it was played.
 
     looked: between marks.planned and marks.drafted, branches gathered and windows looked up; the rest of the way is
     the wait for fresh drafts. early, hinted: between marks.drafted and marks.verified, the early picks are there, and
     on their way; None in a pass without. hits: by decoding row what made its window, None where none was at hand.
-    lengths: tokens of each that were verified. waited: fresh drafts were asked for. ended: all is committed.
+    lengths: tokens of each that were verified. waited: fresh drafts were asked for, in lanes a round before.
+    ended: all is committed.
     """
 
     round_id: int
+    mode: Mode
     marks: Marks
     looked: float
     early: float | None
@@ -32,6 +35,15 @@ class RoundRecord:
     num_prefill_tokens: int
     waited: bool
     ended: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lap:
+    """One step and how it went. planned: the policy wanted drafts."""
+
+    turn: Turn
+    record: RoundRecord
+    planned: bool
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,9 +21,11 @@ from drafters.worker import DraftWorker
 from model.decoder import Decoder
 from model.load import load_decoder
 from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource, ExitHint
+from protocol.draft import DraftReply, DraftRequest
 from protocol.plan import DepthRule
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from protocol.stats import PassStats
+from router.modes import Mode
 from router.policy import Fixed
 from targets.engine import Engine, EngineConfig
 from targets.mirror import MirrorConfig
@@ -66,18 +68,24 @@ def another(family: Path) -> Decoder:
 
 
 class Watched(DraftWorker):
-    """Tells of every hint, and takes its time for a pass."""
+    """Tells of every hint and every draft, and takes its time for a pass."""
 
     def __init__(
         self,
         drafter: Decoder,
         pause_s: float = 0.0,
         on_hint: Callable[[], None] = lambda: None,
+        on_draft: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(NestedDrafter(drafter, (2, 4), num_pages=64, page_size=16))
-        self.pause_s, self.on_hint = pause_s, on_hint
+        self.pause_s, self.on_hint, self.on_draft = pause_s, on_hint, on_draft
         self.num_hints = self.num_aheads = 0
         self.num_done = 0  # requests to draft ahead, all their branches included
+
+    def submit(self, request: DraftRequest, reply: Callable[[DraftReply], None]) -> None:
+        super().submit(request, reply)
+        if any(row.length for row in request.rows):
+            self.on_draft()
 
     def ahead(self, request: AheadRequest, reply: Reply) -> None:
         super().ahead(request, reply)
@@ -164,10 +172,44 @@ def test_a_pool_killed_in_mid_branch_changes_no_text_and_the_next_one_drafts_ahe
     assert target.ledger.num_free == target.ledger.num_pages
 
 
-def test_a_round_waits_no_longer_than_the_deadline_however_slow_the_pool(target: TargetModel, drafter: Decoder) -> None:
+def test_a_pool_killed_while_a_lane_is_verified_changes_no_text_and_is_not_waited_for(
+    target: TargetModel, drafter: Decoder
+) -> None:
+    dying, num_drafts = threading.Event(), itertools.count()
+
+    def count() -> None:
+        if next(num_drafts) == 4:
+            dying.set()
+
+    pools = Pools(Watched(drafter, pause_s=0.01, on_draft=count))
+    texts = plain_texts(target, requests(4))
+
+    def kill() -> None:
+        dying.wait(30)
+        pools.runner.run(pools.replicas[0].server.stop())
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    with pools.client() as drafts:
+        engine = mirror_engine(target, drafts, MirrorConfig(modes=(Mode.LANES,)))
+        assert run_all(engine, requests(4)).tokens == texts
+        killer.join()
+        assert drafts.replica is None
+    assert dying.is_set()
+    assert engine.timeline is not None
+    modes = [one.mode for one in engine.timeline.last()]
+    assert Mode.LANES in modes
+    assert modes[-1] is Mode.SERIAL
+    assert target.ledger.num_free == target.ledger.num_pages
+
+
+@pytest.mark.parametrize("mode", [Mode.HINTED, Mode.LANES])
+def test_a_round_waits_no_longer_than_the_deadline_however_slow_the_pool(
+    target: TargetModel, drafter: Decoder, mode: Mode
+) -> None:
     texts = plain_texts(target, requests(2))
     with Pools(Watched(drafter, pause_s=1.0)).client() as drafts:
-        engine = mirror_engine(target, drafts)
+        engine = mirror_engine(target, drafts, MirrorConfig(modes=(mode,)))
         assert run_all(engine, requests(2)).tokens == texts
     assert engine.timeline is not None
     waits = [one.marks.drafted - one.marks.planned for one in engine.timeline.last()]

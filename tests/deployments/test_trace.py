@@ -9,6 +9,7 @@ import pytest
 
 from deployments.trace import Track, as_json, passes, rounds
 from protocol.stats import PassStats
+from router.modes import Mode
 from router.pipeline import Source
 from targets.step import Marks
 from targets.timeline import RoundRecord
@@ -27,6 +28,7 @@ def random_records(rng: random.Random, count: int = 10) -> list[RoundRecord]:
         made.append(
             RoundRecord(
                 round_id=index,
+                mode=rng.choice(list(Mode)),
                 marks=Marks(began, planned, drafted, verified),
                 looked=looked,
                 early=early if half else None,
@@ -87,6 +89,7 @@ def test_a_round_tells_its_parts_and_counts(seed: int) -> None:
         wait = ["wait"] if record.waited else []
         layers = ["prefix layers", "hint", "suffix layers"] if record.hinted else ["layers"]
         assert [part["name"] for part in parts] == ["plan", "resolve", *wait, *layers, "commit"]
+        assert whole["name"] == f"round {record.round_id} {record.mode.value}"
         args = whole["args"]
         assert sum(args["hits"].values()) == sum(source is not None for source in record.hits)
         assert set(args["hits"]) <= {"full", "runner_up", "early_exit", "rest"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import pytest
 
@@ -88,7 +89,7 @@ def test_half_a_branch_is_handed_over_before_the_whole(llama: Decoder) -> None:
         assert all(len(own.tokens) == min(2 * (len(seen) - 1), 5) for own in seen[-1].values())
     assert [len(parts) for parts in seen] == [0, 5, 5, 5]
     assert [{own.goes_on for own in parts.values()} for parts in seen] == [set(), {True}, {True}, {False}]
-    for shorter, longer in zip(seen[1:], seen[2:], strict=False):
+    for shorter, longer in pairwise(seen[1:]):
         assert all(longer[key].tokens[: len(own.tokens)] == own.tokens for key, own in shorter.items())
 
 

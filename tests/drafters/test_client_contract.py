@@ -174,6 +174,82 @@ def test_past_its_deadline_a_draft_is_given_up_without_an_error(connect: Connect
         client.close([1])
 
 
+def test_asking_does_not_wait_and_the_answer_is_that_of_a_draft(
+    connect: Connect, worker: DraftWorker, llama: Decoder
+) -> None:
+    with connect(worker, "target", PATIENCE_S) as client:
+        assert client.answer() is None
+        client.ask(request(row(1, TOKENS, 4), row(2, TOKENS[:3], 1), round_id=7))
+        reply = client.answer()
+        assert client.answer() is None
+    assert reply is not None
+    assert (reply.incarnation, reply.round_id) == ("target", 7)
+    expected = [draft_from_scratch(llama, tokens, n, CASCADE, SAMPLED) for tokens, n in ((TOKENS, 4), (TOKENS[:3], 1))]
+    assert [block.tokens for block in reply.blocks] == [tuple(token for token, _, _ in own) for own in expected]
+
+
+def test_what_is_asked_is_drafted_while_nobody_waits(connect: Connect, worker: DraftWorker) -> None:
+    with connect(worker, "target", PATIENCE_S) as client:
+        client.ask(request(row(1, TOKENS, 4)))
+        if not isinstance(client, LocalDraftClient):  # which has no thread but the one that waits
+            eventually(lambda: worker.stats().num_drafted == 4)
+        assert client.answer() is not None
+
+
+def test_only_what_was_asked_last_is_answered_and_a_draft_between_gives_it_up(
+    connect: Connect, worker: DraftWorker, llama: Decoder
+) -> None:
+    with connect(worker, "target", PATIENCE_S) as client:
+        client.ask(request(row(1, TOKENS, 40)))
+        client.ask(request(row(1, TOKENS, 3), row(2, TOKENS[:3], 1), round_id=2))
+        second = client.answer()
+        client.ask(request(row(2, TOKENS[:3], 30), round_id=3))
+        (third,) = draft(client, row(1, [*TOKENS, 9], 2, start=len(TOKENS)), round_id=4)
+        assert client.answer() is None
+        client.close([1, 2])
+        eventually(lambda: worker.stats().num_free_pages == worker.stats().num_pages)
+    assert second is not None
+    assert second.round_id == 2
+    assert [len(block.tokens) for block in second.blocks] == [3, 1]
+    assert third.tokens == tuple(token for token, _, _ in draft_from_scratch(llama, [*TOKENS, 9], 2, CASCADE, SAMPLED))
+
+
+def test_a_sequence_that_is_closed_in_mid_draft_leaves_nothing_and_the_others_are_answered(
+    connect: Connect, worker: DraftWorker
+) -> None:
+    with connect(worker, "target", PATIENCE_S) as client:
+        client.ask(request(row(1, TOKENS, 60), row(2, TOKENS, 2)))
+        client.close([1])
+        began = time.monotonic()
+        reply = client.answer()
+        assert time.monotonic() - began < PATIENCE_S / 2
+        client.close([2])
+        eventually(lambda: worker.stats().num_free_pages == worker.stats().num_pages)
+    assert reply is not None
+    assert (reply.blocks[-1].sequence_id, len(reply.blocks[-1].tokens)) == (2, 2)
+
+
+def test_an_answer_is_waited_for_until_a_deadline_that_begins_with_the_waiting(
+    connect: Connect, worker: DraftWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = worker._drafter.run
+
+    def slow(rows: Sequence[PassRow]) -> list[Pick | None]:
+        time.sleep(0.3)
+        return run(rows)
+
+    with connect(worker, "target", 0.5) as client:
+        monkeypatch.setattr(worker._drafter, "run", slow)
+        client.ask(request(row(1, TOKENS, 1)))
+        time.sleep(0.6)
+        assert client.answer() is not None
+        client.ask(request(row(1, [*TOKENS, 9], 60, start=len(TOKENS)), round_id=2))
+        began = time.monotonic()
+        assert client.answer() is None
+        assert time.monotonic() - began < 1.5
+        client.close([1])
+
+
 def test_at_the_deadline_the_rows_that_are_done_come_without_those_that_are_not(
     connect: Connect, worker: DraftWorker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,11 +298,11 @@ def ahead(
 
 
 def gather(client: MirrorClient, done: Callable[[list[Branch]], bool]) -> list[Branch]:
-    """What comes until it is enough."""
+    """What comes whole, until it is enough."""
     came: list[Branch] = []
     until = time.monotonic() + PATIENCE_S
     while not done(came) and time.monotonic() < until:
-        came += client.branches(0.05)
+        came += (branch for branch in client.branches(0.05) if not branch.goes_on)
     assert done(came)
     return came
 

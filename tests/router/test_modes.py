@@ -7,10 +7,12 @@ from collections import Counter
 
 import pytest
 
-from router.modes import Mode, Modes
+from router.modes import Mode, Modes, playable
+
+AHEAD = (Mode.MIRROR, Mode.HINTED, Mode.SERIAL)
 
 
-def play(modes: Modes, ms: dict[Mode, float], rounds: int, rng: random.Random, num_rows: int = 1) -> Counter[Mode]:
+def play(modes: Modes, ms: dict[Mode, float], rounds: int, rng: random.Random, num_rows: int = 4) -> Counter[Mode]:
     """Rounds of 1 to 5 tokens whose time spreads by a fifth."""
     played: Counter[Mode] = Counter()
     for _ in range(rounds):
@@ -31,7 +33,7 @@ def test_the_best_mode_is_found_and_kept_to(best: Mode, seed: int) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_a_mode_that_becomes_the_best_is_found(seed: int) -> None:
-    rng, modes = random.Random(seed), Modes()
+    rng, modes = random.Random(seed), Modes(AHEAD)
     play(modes, {Mode.SERIAL: 6.0, Mode.MIRROR: 9.0, Mode.HINTED: 9.0}, 500, rng)
     later = {Mode.SERIAL: 6.0, Mode.MIRROR: 3.0, Mode.HINTED: 9.0}
     play(modes, later, 3000, rng)
@@ -39,7 +41,7 @@ def test_a_mode_that_becomes_the_best_is_found(seed: int) -> None:
 
 
 def test_trials_in_vain_grow_rare() -> None:
-    rng, modes = random.Random(0), Modes()
+    rng, modes = random.Random(0), Modes(AHEAD)
     ms = {Mode.SERIAL: 5.0, Mode.MIRROR: 9.0, Mode.HINTED: 9.0}
     early = play(modes, ms, 2000, rng)[Mode.SERIAL]
     late = play(modes, ms, 2000, rng)[Mode.SERIAL]
@@ -48,7 +50,7 @@ def test_trials_in_vain_grow_rare() -> None:
 
 
 def test_batches_of_other_sizes_are_judged_apart() -> None:
-    rng, modes = random.Random(0), Modes()
+    rng, modes = random.Random(0), Modes(AHEAD)
     alone = {Mode.SERIAL: 9.0, Mode.MIRROR: 5.0, Mode.HINTED: 9.0}
     many = {Mode.SERIAL: 5.0, Mode.MIRROR: 9.0, Mode.HINTED: 9.0}
     for _ in range(40):
@@ -62,3 +64,14 @@ def test_batches_of_other_sizes_are_judged_apart() -> None:
 def test_a_single_mode_is_always_played() -> None:
     modes = Modes((Mode.MIRROR,))
     assert play(modes, {Mode.MIRROR: 1.0}, 1000, random.Random(0)) == Counter({Mode.MIRROR: 1000})
+
+
+def test_a_single_row_is_never_played_in_lanes_and_two_are() -> None:
+    rng, modes = random.Random(0), Modes()
+    ms = {mode: 1.0 if mode is Mode.LANES else 5.0 for mode in Mode}
+    for _ in range(20):
+        assert play(modes, ms, 12, rng, num_rows=0)[Mode.LANES] == 0
+        assert play(modes, ms, 12, rng, num_rows=1)[Mode.LANES] == 0
+        play(modes, ms, 12, rng, num_rows=2)
+    assert modes.choose(2) is Mode.LANES
+    assert playable((Mode.LANES,), 1) == [Mode.SERIAL]

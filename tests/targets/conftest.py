@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from model.decoder import Decoder
+from model.load import load_decoder
 from targets.model import TargetModel, load_target
 from tests.model.families import make_checkpoint
 
@@ -15,6 +17,12 @@ LoadTarget = Callable[..., TargetModel]
 @pytest.fixture(scope="session")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint("llama", tmp_path_factory.mktemp("target") / "llama", seed=0)
+
+
+@pytest.fixture(scope="session")
+def drafter(llama: Path) -> Decoder:
+    """The target's own layers: at full depth it is always right, at others sometimes."""
+    return load_decoder(llama, dtype=torch.float32)
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from protocol.draft import DraftBlock, DraftRow, DraftStatus, Probe
 from protocol.plan import DepthRule, Plan
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from router.pipeline import Order, Source, Window
-from targets.ahead import as_block, as_played, fresh_window, hint_of, order_of, places_of
+from targets.ahead import as_block, as_played, fresh_window, hint_of, joined, order_of, places_of
 from targets.sequence import Sequence
 
 SHALLOW, DEEP = DepthRule((2,)), DepthRule((4,))
@@ -31,6 +31,21 @@ def test_a_plan_that_was_kept_is_left_as_it_is() -> None:
     assert as_played(plan, [window(SHALLOW, 5), None]) == plan
     off = Plan(None, (0, 0))
     assert as_played(off, [None, None]) == off
+
+
+def test_plans_of_two_batches_are_joined_and_every_row_keeps_its_rule() -> None:
+    rows, more = Plan(SHALLOW, (5, 0), floor=0.1, probes=(1,)), Plan(DEEP, (3,))
+    both = joined(rows, more)
+    assert (both.depth, both.lengths, both.own, both.floor, both.probes) == (
+        SHALLOW,
+        (5, 0, 3),
+        (None, None, DEEP),
+        0.1,
+        (1,),
+    )
+    assert joined(Plan(None, (0,)), more) == Plan(DEEP, (0, 3))
+    assert joined(rows, Plan(None, ())) == rows
+    assert joined(Plan(SHALLOW, (5, 5), (DEEP, None)), Plan(SHALLOW, (2,))).own == (DEEP, None, None)
 
 
 def test_a_fresh_draft_is_a_window_with_the_order_it_was_drafted_by() -> None:

@@ -5,93 +5,29 @@ from __future__ import annotations
 import random
 import threading
 from collections.abc import Sequence
-from pathlib import Path
+from itertools import pairwise
 
 import pytest
-import torch
 
 import targets.step
+from bench.faulty import Faults, FaultyClient
 from drafters.client import LocalDraftClient
-from drafters.nested import NestedDrafter
-from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
 from model.decoder import Decoder
-from model.load import load_decoder
-from protocol.branch import AheadRequest, AheadRow, Branch, ExitHint, MirrorClient
+from protocol.branch import AheadRequest, AheadRow, Branch, ExitHint
 from protocol.draft import DraftBlock, DraftReply, DraftRequest
 from protocol.errors import ConfigError
-from protocol.plan import BatchView, DepthRule, Plan, Speculation
+from protocol.plan import DepthRule, Plan, Speculation
 from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules
 from router.modes import Mode
-from router.policy import Fixed, Policy, Steadfast, drafted_lengths
-from targets.engine import Engine, EngineConfig
+from router.pipeline import Source
+from router.policy import Fixed, drafted_lengths
+from targets.engine import Engine
 from targets.mirror import MirrorConfig
-from tests.deployments.faulty import Faults, FaultyClient
 from tests.model.families import VOCAB
 from tests.reference.engine import Collector, plain_texts, random_requests, run_all
 from tests.targets.conftest import LoadTarget
-
-EXITS = (2, 3, 4)
-DEEP, SHALLOW = DepthRule((4,)), DepthRule((3,))
-RULES = (DEEP, SHALLOW, DepthRule((2, 4), (0.6,)), DepthRule((2, 3, 4), (0.5, 0.5)))
-
-
-@pytest.fixture(scope="session")
-def drafter(llama: Path) -> Decoder:
-    """The target's own layers: at full depth it is always right, at others sometimes."""
-    return load_decoder(llama, dtype=torch.float32)
-
-
-class Connect:
-    """Draft replicas over one decoder, a new one at each call."""
-
-    def __init__(self, decoder: Decoder, num_pages: int = 256) -> None:
-        self.decoder, self.num_pages = decoder, num_pages
-
-    def __call__(self) -> LocalDraftClient:
-        self.worker = DraftWorker(NestedDrafter(self.decoder, EXITS, self.num_pages, 8), PoolLimits(max_rows=16))
-        return LocalDraftClient(self.worker, "engine")
-
-    def is_empty(self) -> bool:
-        self.worker.check()
-        stats = self.worker.stats()
-        return (stats.num_sequences, stats.num_free_pages) == (0, stats.num_pages)
-
-
-class Whimsical(Steadfast):
-    """Another rule for every round, another length for every sequence; sometimes off, and drafts cut anywhere."""
-
-    def __init__(self, seed: int, longest: int = 6) -> None:
-        self._rng, self._longest = random.Random(seed), longest
-
-    def opening(self) -> DepthRule | None:
-        return self._rng.choice([*RULES, None])
-
-    def plan(self, view: BatchView) -> Plan:
-        rng = self._rng
-        longest = 0 if rng.random() < 0.1 else self._longest
-        lengths = tuple(max(0, min(rng.randint(0, longest), s.remaining - 1)) for s in view.sequences)
-        probes = tuple(index for index in range(len(lengths)) if rng.random() < 0.05)
-        depth = rng.choice(RULES) if any(lengths) or probes else None
-        return Plan(depth, lengths, floor=rng.choice([0.0, 0.0, 0.2]), probes=probes)
-
-    def prune(self, plan: Plan, drafts: Sequence[DraftBlock | None]) -> Sequence[int]:
-        return [
-            length if self._rng.random() < 0.7 else self._rng.randint(0, length) for length in drafted_lengths(drafts)
-        ]
-
-
-def engine_of(
-    load: LoadTarget, client: MirrorClient, policy: Policy, mirror: MirrorConfig | None = None, **config: int
-) -> Engine:
-    target = load(**{name: config.pop(name) for name in ("num_positions", "page_size") if name in config})
-    return Engine(target, policy, client, EngineConfig(**config), mirror or MirrorConfig())
-
-
-def has_given_back(engine: Engine) -> bool:
-    ledger = engine._model.ledger
-    ledger.check()
-    return ledger.num_free == ledger.num_pages
+from tests.targets.mirrored import DEEP, RULES, SHALLOW, Connect, Whimsical, engine_of, has_given_back
 
 
 @pytest.mark.parametrize("seed", range(16))
@@ -136,6 +72,36 @@ def test_windows_of_a_drafter_that_is_always_right_are_all_at_hand(load: LoadTar
     assert stats is not None
     assert result.stats["0"].histogram == (0, 0, 0, 0, 12)
     assert (stats.num_rounds, stats.hits_full, stats.num_misses, stats.num_waits) == (12, 11, 0, 1)
+
+
+@pytest.mark.parametrize("kappa", [0, 2])
+def test_the_first_window_of_a_prompt_is_at_hand_once_it_is_known_how_long_windows_are(
+    load: LoadTarget, drafter: Decoder, kappa: int
+) -> None:
+    requests = [
+        GenerateRequest(str(i), (5, 6, 7 + i), SamplingParams(temperature=1.0, seed=i), StopRules(61)) for i in range(3)
+    ]
+    engine = engine_of(load, Connect(drafter)(), Fixed(DEEP, 4), MirrorConfig(kappa=kappa), max_batch=1)
+    result = run_all(engine, requests)
+    assert {one.histogram for one in result.stats.values()} == {(0, 0, 0, 0, 12)}
+    assert engine.timeline is not None
+    rounds = engine.timeline.last()
+    first = [after.hits for prompt, after in pairwise(rounds) if prompt.num_prefill_tokens]
+    assert first == [(None,), (Source.FULL,), (Source.FULL,)]
+
+
+def test_prompts_that_end_beside_rows_that_decode_are_hinted_at_too(load: LoadTarget, drafter: Decoder) -> None:
+    requests = random_requests(4, 9, VOCAB, max_tokens=24)
+    client = recorded(load, drafter, requests, MirrorConfig(kappa=2), max_batch=3, prefill_chunk=7)
+    rows = [row for message in client.said if isinstance(message, AheadRequest) for row in message.rows]
+    prompts = {i: len(request.prompt_ids) for i, request in enumerate(requests)}
+    first = [row for row in rows if row.context.base_length == prompts[row.context.sequence_id]]
+    assert len(first) > 3
+    assert {row.window for row in first} == {()}
+    hinted = [row for message in client.said if isinstance(message, ExitHint) for row in message.rows]
+    assert [(row.sequence_id, row.base_length, len(row.picks)) for row in hinted] == [
+        (row.context.sequence_id, row.context.base_length, len(row.window) + 1) for row in rows
+    ]
 
 
 def test_corrections_are_found_among_runner_ups_and_early_picks(load: LoadTarget, drafter: Decoder) -> None:
@@ -246,11 +212,13 @@ class Recorder(LocalDraftClient):
         super().hint(hint)
 
 
-def recorded(load: LoadTarget, drafter: Decoder, requests: list[GenerateRequest], mirror: MirrorConfig) -> Recorder:
+def recorded(
+    load: LoadTarget, drafter: Decoder, requests: list[GenerateRequest], mirror: MirrorConfig, **config: int
+) -> Recorder:
     connect = Connect(drafter)
     connect()
     client = Recorder(connect.worker)
-    engine = engine_of(load, client, Fixed(SHALLOW, 3), mirror)
+    engine = engine_of(load, client, Fixed(SHALLOW, 3), mirror, **config)
     assert run_all(engine, requests).tokens == plain_texts(load(), requests)
     return client
 

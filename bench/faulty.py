@@ -14,8 +14,9 @@ from protocol.draft import DraftReply, DraftRequest
 class Faults:
     """Chances. Of a branch: to come late, twice, never, under another sequence's name, or with other tokens.
 
-    lost: of a message to the pool. missed: of a draft; late_row: of each of its rows. dies: of the pool, when it has
-    begun to draft ahead; it comes back after `away` rounds and knows nothing.
+    lost: of a message to the pool. missed: of a draft; late_row: of each of its rows; stale: that the answer before
+    comes in its place, as one that was late or came twice does. dies: of the pool, when it has begun to draft or to
+    draft ahead; it comes back after `away` rounds and knows nothing.
     """
 
     late: float = 0.3
@@ -26,6 +27,7 @@ class Faults:
     lost: float = 0.05
     missed: float = 0.05
     late_row: float = 0.05
+    stale: float = 0.05
     dies: float = 0.0
     away: int = 5
 
@@ -41,25 +43,36 @@ class FaultyClient:
         self._pool: MirrorClient | None = connect()
         self._back_in = 0
         self._held: list[Branch] = []
+        self._before: DraftReply | None = None
 
     def open(self, request: DraftRequest) -> None:
         if self._pool and not self._happens(self._faults.lost):
             self._pool.open(request)
 
     def draft(self, request: DraftRequest) -> DraftReply | None:
-        if self._pool is None or self._happens(self._faults.missed):
+        self.ask(request)
+        return self.answer()
+
+    def ask(self, request: DraftRequest) -> None:
+        self._live_on()
+        if self._pool and not self._happens(self._faults.lost):
+            self._pool.ask(request)
+        self._maybe_die()
+
+    def answer(self) -> DraftReply | None:
+        reply = self._pool.answer() if self._pool else None
+        if reply is None or self._happens(self._faults.missed):
             return None
-        reply = self._pool.draft(request)
-        if reply is None:
-            return None
+        before, self._before = self._before, reply
+        if self._happens(self._faults.stale):
+            return before
         return replace(reply, blocks=tuple(b for b in reply.blocks if not self._happens(self._faults.late_row)))
 
     def ahead(self, request: AheadRequest) -> None:
         self._live_on()
         if self._pool and not self._happens(self._faults.lost):
             self._pool.ahead(request)
-        if self._pool and self._happens(self._faults.dies):
-            self.kill(self._faults.away)
+        self._maybe_die()
 
     def hint(self, hint: ExitHint) -> None:
         for _ in range(2 if self._happens(self._faults.doubled) else 1):
@@ -91,6 +104,10 @@ class FaultyClient:
         if self._happens(self._faults.wrong):
             branch = replace(branch, tokens=tuple(self._rng.randrange(1 << 10) for _ in branch.tokens))
         return [branch] * (2 if self._happens(self._faults.doubled) else 1)
+
+    def _maybe_die(self) -> None:
+        if self._pool and self._happens(self._faults.dies):
+            self.kill(self._faults.away)
 
     def _live_on(self) -> None:
         if self._pool is None:
