@@ -60,6 +60,7 @@ bench-router: $(PLOTS)  ## the router against every fixed setting, and what its 
 bench-mirror: $(PLOTS)  ## drafting ahead on two cores, against the law (half an hour; leave it alone)
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.mirror
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.mirror --temperatures 0 --depths 2 --slowed 0.6 --pairs 7 --out bench/results/mirror_slowed.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.mirror --batches 1,2,4,8,16,32 --lengths 1,2,3,4,6
 	$(BIN)/python -m bench.oracle_mirror
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.ablation
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.rounds_picture

@@ -24,8 +24,7 @@ from bench.cells import Cell, Subject
 from bench.command import HELD_OUT, listed
 from bench.metrics import rate
 from bench.mirror import POOL_CORE, TARGET_CORE, shares
-from bench.pair import PairEngine
-from bench.pool_process import pool_process
+from bench.pair import PairEngine, paired
 from bench.run import WARM_TOKENS, Oracle
 from bench.stats import paired_ratio
 from bench.workload import LONGEST, Workload, read_texts
@@ -189,15 +188,10 @@ def table(made: dict[str, Any]) -> str:
 def measured(args: argparse.Namespace) -> list[dict[str, Any]]:
     os.sched_setaffinity(0, [TARGET_CORE])
     workload = Workload(read_texts(args.prompts, AutoTokenizer.from_pretrained(args.target)), "mixed", args.num_prompts)
-    subject = Subject(args.target, None, torch.bfloat16, 1, 1, LONGEST + args.max_tokens)
+    subject = Subject(args.target, args.drafter, torch.bfloat16, 1, 1, LONGEST + args.max_tokens)
     cells = [Cell("mirror", 1, args.depth, args.length, temperature) for temperature in args.temperatures]
-    with pool_process(args.drafter, [POOL_CORE], 2) as member:
-        engine = PairEngine(subject, member, DEFAULT.config(1))
-        engine.open()
-        try:
-            return [row for cell in cells for row in play(engine, cell, workload, args)]
-        finally:
-            engine.close()
+    with paired(subject, DEFAULT.config(1), [POOL_CORE]) as engine:
+        return [row for cell in cells for row in play(engine, cell, workload, args)]
 
 
 def run(args: argparse.Namespace) -> int:

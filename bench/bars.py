@@ -11,7 +11,6 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -19,8 +18,9 @@ import torch
 from transformers import AutoTokenizer
 
 from bench import machine
+from bench.arguments import add_target, add_threads, ended, measuring
 from bench.cells import Cell, Subject
-from bench.command import HELD_OUT, listed, say_left_out
+from bench.command import say_left_out
 from bench.costs import law, step_ms
 from bench.floor import linear_pass_ms, read_ms, weight_bytes
 from bench.grid import Grid
@@ -28,10 +28,7 @@ from bench.metrics import CellResult, rate
 from bench.run import Engines, measure, opened
 from bench.stats import SLACK, Bar, Ratio, Sense, best, paired_ratio
 from bench.workload import LONGEST, Workload, read_texts
-from deployments.arguments import depth, whole
-from protocol.errors import DraftPoolError
 
-MODELS = machine.ROOT / "demo/models"
 RESULT = machine.ROOT / "bench/results/bars.json"
 PEERS = ("generate", "assisted", "openvino", "openvino-draft")
 BATCHES = (8, 16)
@@ -199,22 +196,10 @@ def _lines(bars: Sequence[Bar], report: dict[str, Any]) -> Iterator[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", type=Path, default=MODELS / "large")
-    parser.add_argument("--drafter", type=Path, default=MODELS / "drafter")
-    parser.add_argument("--pairs", type=whole(2), default=15, help="interleaved repetitions (default: %(default)s)")
-    parser.add_argument("--depths", type=listed(depth), default=[2, 4, 6, "cascade"])
-    parser.add_argument("--lengths", type=listed(whole(1, 64)), default=[1, 2, 3, 4, 6, 8])
-    parser.add_argument("--num-prompts", type=whole(1), default=8)
-    parser.add_argument("--max-tokens", type=whole(2), default=128)
-    parser.add_argument("--threads", type=whole(1), default=torch.get_num_threads())
-    parser.add_argument("--prompts", type=Path, default=HELD_OUT)
-    parser.add_argument("--out", type=Path, default=RESULT)
-    try:
-        return run(parser.parse_args())
-    except DraftPoolError as error:
-        sys.stderr.write(f"bench.bars: {error}\n")
-        return 2
+    parser = measuring(__doc__, num_prompts=8, out=RESULT)
+    add_target(parser)
+    add_threads(parser)
+    return ended("bench.bars", run, parser.parse_args())
 
 
 if __name__ == "__main__":

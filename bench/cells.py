@@ -6,17 +6,31 @@ acceptance, latencies, is computed from that in one place (`bench/metrics.py`), 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
 
+from router.modes import Mode
+
 TokenIds = Sequence[int]
-ADAPTIVE = ("goodput",)  # modes that choose depth and length themselves
-OURS = ("plain", "fixed", *ADAPTIVE)
-COUPLED = (*OURS, "mirror", "ahead", "chosen")  # modes with our noise, whose sampled text is that of the plain loop
+ADAPTIVE = ("goodput", "chosen")  # modes that choose depth and length themselves
+OURS = ("plain", "fixed", "goodput")
+NAMED = (Mode.SERIAL, Mode.MIRROR, Mode.HINTED)
+# The pool in a process of its own: the rounds that a target may play then.
+APART: Mapping[str, tuple[Mode, ...]] = MappingProxyType(
+    {
+        "serial": (Mode.SERIAL,),
+        "ahead": (Mode.MIRROR,),
+        "mirror": (Mode.HINTED,),
+        **{mode.value: (mode,) for mode in Mode if mode not in NAMED},
+        "chosen": tuple(Mode),
+    }
+)
+COUPLED = (*OURS, *APART)  # modes with our noise, whose sampled text is that of the plain loop
 
 
 class Unavailable(Exception):

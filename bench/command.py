@@ -13,8 +13,8 @@ import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from bench.cells import ADAPTIVE, Subject
-from bench.grid import MODES, Grid
+from bench.cells import APART, OURS, Subject
+from bench.grid import MODES, PEERS, Grid
 from bench.machine import ROOT
 from bench.report import save
 from bench.run import Engines, measure, opened
@@ -24,7 +24,7 @@ from deployments.process import DTYPES
 from model.load import resolve
 from protocol.errors import ConfigError
 
-DRAFTING = ("fixed", *ADAPTIVE, "assisted", "openvino-draft")
+DRAFTING = (*OURS[1:], *APART, "assisted", "openvino-draft")
 HELD_OUT = ROOT / "demo/prompts/heldout.jsonl"
 Value = TypeVar("Value")
 
@@ -115,7 +115,7 @@ def _advance(bar: tqdm) -> None:  # type: ignore[type-arg]
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", required=True, help="checkpoint directory, or hub id")
     parser.add_argument("--drafter", help="checkpoint directory")
-    add_grid(parser, modes=MODES[:-1], lengths=(1, 2, 3, 4, 6, 8))
+    add_grid(parser, modes=(*OURS, *PEERS), lengths=(1, 2, 3, 4, 6, 8))
     parser.add_argument("--url", help="an OpenAI-compatible server, for mode url")
     parser.add_argument("--url-model", help="its model (default: the first that it lists)")
     parser.add_argument("--json", action="store_true", help="one JSON line a cell, instead of a table")
@@ -127,7 +127,12 @@ def add_grid(parser: argparse.ArgumentParser, modes: Sequence[str], lengths: Seq
     add = parser.add_argument
     add("--batch", type=listed(whole(1)), default=[1, 8], help="batch sizes (default: 1,8)")
     add("--modes", type=listed(mode), default=list(modes), help=f"default: {','.join(modes)}")
-    add("--depths", type=listed(depth), default=[2, 4, 6, "cascade"], help="of mode fixed (default: 2,4,6,cascade)")
+    add(
+        "--depths",
+        type=listed(depth),
+        default=[2, 4, 6, "cascade"],
+        help="where fixed (default: 2,4,6,cascade)",
+    )
     add("--lengths", type=listed(whole(1, 64)), default=list(lengths), help=f"default: {','.join(map(str, lengths))}")
     add("--temperature", type=listed(temperature), default=[0.0], help="one or several (default: 0, greedy)")
     add("--kept-full", type=whole(0), default=0, metavar="N", help="also keep the batch full, N more batches queued")

@@ -5,12 +5,15 @@ its tokens equal the plain loop's (batch 1, one token a step), or they are a fau
 (plain torch), a first difference between two scores within 1e-4 of each other is listed as a tie. In fp32 at
 temperature 0 the plain loop itself is compared with transformers' generate. Cells are appended to a file as they
 finish, so an interrupted run goes on.
+
+    serial    draft and verify in turn
+    overlap   the pool works while the target verifies, in every way there is (router/modes.py), over a good link and
+              over one that delays, reorders, doubles, loses and forges, with a pool that dies in mid-branch
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import operator
 import sys
@@ -27,44 +30,39 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bench import machine
 from bench.differences import TIE, Difference, first_difference, requests, score_gap
+from bench.exactness_cells import IN_TURN, MATRICES, TEMPERATURES, WAYS, Cell
+from bench.faulty import Faults, FaultyClient
 from bench.pressure import Devices
 from bench.prompts import Prompt, mixed
 from bench.random_policy import RandomPolicy, random_wish
-from deployments.local import complete, draft_policy, open_engine, open_worker
+from deployments.local import complete, draft_policy, open_worker
+from drafters.client import LocalDraftClient
 from drafters.worker import DraftWorker
 from model.execution import Execution
+from protocol.branch import MirrorClient
 from protocol.plan import DepthRule
 from protocol.request import GenerateRequest
+from protocol.stats import MirrorStats
 from router.goodput import Goodput, GoodputConfig
 from router.policy import Policy
 from targets import plain
-from targets.engine import EngineConfig
+from targets.engine import Engine, EngineConfig
+from targets.mirror import MirrorConfig
 from targets.model import TargetModel, load_target
 
 MODELS = machine.ROOT / "demo/models"
 RESULTS = machine.ROOT / "bench/results/exactness"
-BATCHES = (1, 4, 16)
-DEPTHS: tuple[int | str, ...] = (2, 4, 6, "cascade")
-POLICIES = ("random", "goodput")  # stand for a depth in a cell: these choose their own, up to its length
-LENGTHS = tuple(range(9))
-TEMPERATURES = (0.0, 0.8)
+FAULTS = Faults(dies=0.05)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
-    """kv_positions: positions that the target's KV holds; few enough, and sequences are preempted."""
-
-    batch: int
-    depth: int | str
-    length: int
-    temperature: float
-    page_size: int = 256
-    kv_positions: int = 16 * 512
-
-
-@dataclass(frozen=True, slots=True)
 class CellResult:
+    """overlapped: windows that were at hand, and rounds of one half of a batch. fenced: branches that were refused.
+
+    deaths: of the pool.
+    """
+
     cell: Cell
     num_cases: int
     num_tokens: int
@@ -74,6 +72,9 @@ class CellResult:
     seconds: float
     ties: list[Difference] = field(default_factory=list)
     faults: list[Difference] = field(default_factory=list)
+    overlapped: int = 0
+    fenced: int = 0
+    deaths: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,21 +101,6 @@ class Subject:
     precision: Precision
     oracle: TargetModel
     texts: dict[float, list[list[int]]]
-
-
-def full_matrix() -> list[Cell]:
-    """Every setting, then tight memory with page size 16, where preemption is forced; policies that choose as well."""
-    every = [Cell(*s) for s in itertools.product(BATCHES, DEPTHS, LENGTHS, TEMPERATURES)]
-    tight = [
-        Cell(16, depth, length, temperature, page_size=16, kv_positions=1600)
-        for depth, length, temperature in itertools.product(DEPTHS, (0, 2, 5, 8), TEMPERATURES)
-    ]
-    chosen = [
-        Cell(batch, policy, 8, temperature, page_size, kv_positions)
-        for batch, policy, temperature in itertools.product(BATCHES, POLICIES, TEMPERATURES)
-        for page_size, kv_positions in ((256, 16 * 512), (16, batch * 512 if batch < 16 else 1600))
-    ]
-    return every + tight + chosen
 
 
 def load(path: Path, precision: Precision, cell_positions: int, page_size: int) -> TargetModel:
@@ -153,7 +139,7 @@ def run_cell(subject: Subject, cell: Cell) -> CellResult:
     worker = open_worker(
         subject.drafter,
         dtype=subject.precision.dtype,
-        num_positions=cell.batch * 512,
+        num_positions=cell.batch * (512 if cell.way == IN_TURN else 1024),
         page_size=cell.page_size,
         max_rows=cell.batch,
         execution=subject.precision.execution,
@@ -164,7 +150,10 @@ def run_cell(subject: Subject, cell: Cell) -> CellResult:
     if cell.depth == "random":
         rng, exits = Random(cell.batch), worker.describe().exits
         wanted = [replace(request, speculation=random_wish(rng, exits, cell.length)) for request in wanted]
-    engine = open_engine(model, worker, policy, config)
+    client = client_of(worker, config.incarnation, cell)
+    modes = WAYS[cell.way]
+    engine = Engine(model, policy, client, config, MirrorConfig(modes=modes) if modes else None)
+    engine.start()
     start = time.perf_counter()
     try:
         got = [completion.token_ids for completion in complete(engine, wanted)]
@@ -172,6 +161,7 @@ def run_cell(subject: Subject, cell: Cell) -> CellResult:
         engine.stop()
     stats = engine.stats()
     assert stats.num_free_pages == stats.num_pages, "pages leaked"
+    overlap = stats.mirror or MirrorStats()
     differences = list(_differences(subject, cell.temperature, wanted, got))
     tie = -1.0 if model.decoder.is_deterministic else TIE
     return CellResult(
@@ -184,7 +174,19 @@ def run_cell(subject: Subject, cell: Cell) -> CellResult:
         seconds=round(time.perf_counter() - start, 2),
         ties=[d for d in differences if d.gap <= tie],
         faults=[d for d in differences if d.gap > tie],
+        overlapped=overlap.num_hits + overlap.num_lanes,
+        fenced=overlap.num_fenced,
+        deaths=client.num_deaths if isinstance(client, FaultyClient) else 0,
     )
+
+
+def client_of(worker: DraftWorker, incarnation: str, cell: Cell) -> MirrorClient:
+    def connect() -> LocalDraftClient:
+        """To a pool that knows nothing of us."""
+        worker.drop(incarnation)
+        return LocalDraftClient(worker, incarnation)
+
+    return FaultyClient(connect, seed=cell.batch + cell.length, faults=FAULTS) if cell.faulty else connect()
 
 
 def policy_of(worker: DraftWorker, cell: Cell) -> Policy:
@@ -239,19 +241,18 @@ def shares_of_identical_texts(subject: Subject) -> dict[str, float]:
 def run_matrix(subject: Subject, cells: Sequence[Cell], path: Path) -> list[dict[str, object]]:
     """Every cell's result as stored, running those that the file lacks."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    done = {} if not path.exists() else {json.dumps(r["cell"]): r for r in map(json.loads, path.open())}
+    done = {} if not path.exists() else {Cell(**r["cell"]): r for r in map(json.loads, path.read_text().splitlines())}
     for cell in tqdm(cells, "cells"):
-        key = json.dumps(asdict(cell))
-        if key not in done:
-            done[key] = json.loads(json.dumps(asdict(run_cell(subject, cell))))
+        if cell not in done:
+            done[cell] = json.loads(json.dumps(asdict(run_cell(subject, cell))))
             with path.open("a") as file:
-                file.write(json.dumps(done[key]) + "\n")
-    return [done[json.dumps(asdict(cell))] for cell in cells]
+                file.write(json.dumps(done[cell]) + "\n")
+    return [done[cell] for cell in cells]
 
 
 def summarise(results: Sequence[dict[str, object]]) -> dict[str, object]:
     def total(name: str) -> int:
-        return sum(int(str(result[name])) for result in results)
+        return sum(int(str(result.get(name, 0))) for result in results)
 
     def found(name: str) -> list[object]:
         return [{"cell": result["cell"], name: result[name]} for result in results if result[name]]
@@ -261,9 +262,10 @@ def summarise(results: Sequence[dict[str, object]]) -> dict[str, object]:
         for result in results
         if result["drafted"] and not 0 < int(str(result["accepted"])) < int(str(result["drafted"]))
     ]
+    counted = ("num_cases", "num_tokens", "drafted", "accepted", "preempted", "overlapped", "fenced", "deaths")
     return {
         "num_cells": len(results),
-        **{name: total(name) for name in ("num_cases", "num_tokens", "drafted", "accepted", "preempted")},
+        **{name: total(name) for name in counted},
         "cells_without_accepted_and_rejected": vacuous,
         "ties": found("ties"),
         "faults": found("faults"),
@@ -274,6 +276,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--target", type=Path, default=MODELS / "large")
     parser.add_argument("--drafter", type=Path, default=MODELS / "drafter")
+    parser.add_argument("--matrix", choices=list(MATRICES), default="serial", help="default: %(default)s")
     parser.add_argument("--prompts", type=int, default=64)
     parser.add_argument("--prompt-tokens", type=int, default=256)
     parser.add_argument("--max-tokens", type=int, default=64)
@@ -289,14 +292,15 @@ def main() -> int:
     precision = Precision(DTYPES[args.dtype], Execution(args.execution))
     subject = prepare(args.target, args.drafter, prompts, args.max_tokens, precision)
     shard, num_shards = map(int, args.shard.split("/"))
-    name = f"{args.target.name}.{precision.name}"
+    cells, kind = MATRICES[args.matrix](), "" if args.matrix == "serial" else f".{args.matrix}"
+    name = f"{args.target.name}.{precision.name}{kind}"
     cells_path = args.out / f"{name}.cells.jsonl"
     if num_shards > 1:
-        run_matrix(subject, full_matrix()[shard::num_shards], cells_path)
+        run_matrix(subject, cells[shard::num_shards], cells_path)
         return 0
     in_fp32 = precision.dtype == torch.float32
     against_generate = differs_from_generate(subject) if in_fp32 else []
-    summary = summarise(run_matrix(subject, full_matrix(), cells_path))
+    summary = summarise(run_matrix(subject, cells, cells_path))
     report = {
         "machine": machine.describe(),
         "target": args.target.name,

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.cells import OURS, Cell
+from bench.cells import ADAPTIVE, APART, OURS, Cell
 
 LENGTH_MODES = ("assisted", "lookup", "openvino-draft")  # one cell a batch and length
-MODES = (*OURS, "generate", "assisted", "lookup", "continuous", "openvino", "openvino-draft", "url")
+PEERS = ("generate", "assisted", "lookup", "continuous", "openvino", "openvino-draft")
+MODES = (*OURS, *APART, *PEERS, "url")
+EVERY_SETTING = ("fixed", *(mode for mode in APART if mode not in ADAPTIVE))  # one cell a depth and length
 SINGLE = frozenset(("assisted", "lookup"))  # transformers speculates at batch 1 only
 
 
@@ -38,6 +40,6 @@ class Grid:
     def _settings(self, mode: str, batch: int) -> list[tuple[int | str | None, int]]:
         if mode in SINGLE and batch > 1:
             return []
-        if mode == "fixed":
+        if mode in EVERY_SETTING:
             return [(depth, length) for depth in self.depths for length in self.lengths]
         return [(None, length) for length in self.lengths] if mode in LENGTH_MODES else [(None, 0)]

@@ -3,7 +3,8 @@
     sweep     every depth and length in turn, ahead, and ahead with early picks; the best of each goes on
     pairs     plain, the best in turn, the best ahead, its setting in turn, and the same chosen between these by the
               target itself; interleaved repetitions
-    law       from what verifying and waiting took in turn, and the hit rate (bench/law.py)
+    law       from what verifying and waiting took in turn, and the hit rate (router/law.py)
+    batches   in their place with `--batches`: what the target chooses by itself, router and modes (bench/batches.py)
 
 The target has core 0 and the pool core 1. Slowed: the drafter takes so long for a token that a window takes the given
 share of a verifying pass; it sleeps, so that the core is free.
@@ -16,31 +17,31 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
 import torch
 from transformers import AutoTokenizer
 
-from bench import machine
+from bench import batches, machine
+from bench.arguments import add_sweep, add_target, ended, measuring
 from bench.cells import Cell, Subject
-from bench.command import HELD_OUT, listed
-from bench.law import Law
+from bench.command import listed
 from bench.metrics import CellResult
-from bench.pair import PairEngine
-from bench.pool_process import pool_process
+from bench.ours import PROFILE_REPEAT
+from bench.pair import PairEngine, paired
 from bench.run import Engines, measure
 from bench.stats import Ratio, paired_ratio
 from bench.workload import LONGEST, Workload, read_texts
-from deployments.arguments import depth, whole
-from protocol.errors import DraftPoolError
+from deployments.arguments import whole
 from protocol.stats import MirrorStats
+from router.law import Law
 from targets.mirror import MirrorConfig
 
-MODELS = machine.ROOT / "demo/models"
 RESULT = machine.ROOT / "bench/results/mirror.json"
+BATCHES_RESULT = RESULT.with_stem("mirror_batches")
 TARGET_CORE, POOL_CORE = 0, 1
+MODES = ("plain", "fixed", "ahead", "mirror", "chosen")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +53,25 @@ class Scene:
     token_ms: float = 0.0
 
 
+def subject_of(args: argparse.Namespace, max_batch: int) -> Subject:
+    return Subject(args.target, args.drafter, torch.bfloat16, 1, max_batch, LONGEST + args.max_tokens)
+
+
+def workload_of(args: argparse.Namespace) -> Workload:
+    return Workload(read_texts(args.prompts, AutoTokenizer.from_pretrained(args.target)), "mixed", args.num_prompts)
+
+
+def config_of(args: argparse.Namespace) -> MirrorConfig:
+    return MirrorConfig(args.fan_out, args.kappa, args.exit_layer)
+
+
 def cells_of(mode: str, scene: Scene, args: argparse.Namespace) -> list[Cell]:
     return [Cell(mode, scene.batch, d, k, scene.temperature) for d in args.depths for k in args.lengths]
 
 
 def play(scene: Scene, workload: Workload, args: argparse.Namespace) -> dict[str, Any]:
-    longest = LONGEST + args.max_tokens
-    subject = Subject(args.target, None, torch.bfloat16, 1, scene.batch, longest)
-    config = MirrorConfig(args.fan_out, args.kappa, args.exit_layer)
-    with pool_process(args.drafter, [POOL_CORE], 2 * scene.batch, scene.token_ms) as member:
-        engine = PairEngine(subject, member, config)
-        engine.open()
-        modes = ("plain", "fixed", "ahead", "mirror", "chosen")
-        engines = Engines(engine, dict.fromkeys(modes, engine), {engine.name: engine.version})
+    with paired(subject_of(args, scene.batch), config_of(args), [POOL_CORE], scene.token_ms) as engine:
+        engines = Engines(engine, dict.fromkeys(MODES, engine), {engine.name: engine.version})
         swept = measure(
             engines,
             [cell for mode in ("fixed", "ahead", "mirror") for cell in cells_of(mode, scene, args)],
@@ -80,9 +87,7 @@ def play(scene: Scene, workload: Workload, args: argparse.Namespace) -> dict[str
             kept.clear()
         measure(engines, [free], workload, repeat=args.learn, max_tokens=args.max_tokens)
         results = measure(engines, chosen, workload, repeat=args.pairs, max_tokens=args.max_tokens)
-        by_cell = {result.cell: result for result in results}
-        engine.close()
-        return told(scene, engine, by_cell, turn, mirror)
+    return told(scene, engine, {result.cell: result for result in results}, turn, mirror)
 
 
 def told(scene: Scene, engine: PairEngine, results: dict[Cell, CellResult], turn: Cell, mirror: Cell) -> dict[str, Any]:
@@ -158,16 +163,11 @@ def hidden(engine: PairEngine, cell: Cell, wait_ms: float) -> float:
 
 def window_ms(like: Scene, args: argparse.Namespace, share: float, workload: Workload) -> float:
     """What a drafted token has to take so that a window of the middle length takes this share of a verifying pass."""
-    scene = Scene(like.batch, like.temperature)
     length = args.lengths[len(args.lengths) // 2]
-    subject = Subject(args.target, None, torch.bfloat16, 1, scene.batch, LONGEST + args.max_tokens)
-    with pool_process(args.drafter, [POOL_CORE], 2 * scene.batch) as member:
-        engine = PairEngine(subject, member, MirrorConfig())
-        engine.open()
-        cell = Cell("fixed", scene.batch, args.depths[0], length, scene.temperature)
+    with paired(subject_of(args, like.batch), MirrorConfig(), [POOL_CORE]) as engine:
+        cell = Cell("fixed", like.batch, args.depths[0], length, like.temperature)
         measure(Engines(engine, {"fixed": engine}), [cell], workload, repeat=2, max_tokens=args.max_tokens)
-        engine.close()
-        return float(share * law_of(engine, cell, 1.0).verify_ms / length)
+    return float(share * law_of(engine, cell, 1.0).verify_ms / length)
 
 
 def table(cells: Sequence[dict[str, Any]], place: dict[str, object]) -> str:
@@ -221,9 +221,18 @@ def _name(cell: Cell) -> str:
     return f"{cell.depth}/{cell.length}"
 
 
+def run_batches(args: argparse.Namespace) -> int:
+    """bench/batches.py on the same two cores."""
+    os.sched_setaffinity(0, [TARGET_CORE])
+    subject = subject_of(args, max(args.batches))
+    with paired(subject, config_of(args), [POOL_CORE], measured=PROFILE_REPEAT) as engine:
+        return batches.run(engine, workload_of(args), args, args.out or BATCHES_RESULT)
+
+
 def run(args: argparse.Namespace) -> int:
     os.sched_setaffinity(0, [TARGET_CORE])
-    workload = Workload(read_texts(args.prompts, AutoTokenizer.from_pretrained(args.target)), "mixed", args.num_prompts)
+    out = args.out or RESULT
+    workload = workload_of(args)
     scenes = [Scene(batch, temperature) for batch in args.batch for temperature in args.temperatures]
     cells = []
     place = machine.describe()
@@ -232,35 +241,25 @@ def run(args: argparse.Namespace) -> int:
             token_ms = window_ms(scene, args, share, workload) if share else 0.0
             cells.append(play(Scene(scene.batch, scene.temperature, token_ms), workload, args))
             sys.stderr.write(table(cells[-1:], place))
-            machine.save(args.out, {"machine": place, "cells": cells}, table(cells, place))
+            machine.save(out, {"machine": place, "cells": cells}, table(cells, place))
     sys.stdout.write(table(cells, place))
     return 0
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", type=Path, default=MODELS / "large")
-    parser.add_argument("--drafter", type=Path, default=MODELS / "drafter")
+    parser = measuring(__doc__, depths=[2, 4], lengths=[2, 3, 4, 6])
     parser.add_argument("--batch", type=listed(whole(1)), default=[1])
+    parser.add_argument("--batches", type=listed(whole(1)), default=[], help="only what is chosen at each of these")
     parser.add_argument("--temperatures", type=listed(float), default=[0.0, 1.0])
     parser.add_argument("--slowed", type=listed(float), default=[], help="a window over a verifying pass")
-    parser.add_argument("--depths", type=listed(depth), default=[2, 4])
-    parser.add_argument("--lengths", type=listed(whole(1, 64)), default=[2, 3, 4, 6])
     parser.add_argument("--fan-out", type=whole(1), default=8)
     parser.add_argument("--kappa", type=whole(0), default=2)
     parser.add_argument("--exit-layer", type=whole(0), default=None)
-    parser.add_argument("--sweep", type=whole(1), default=2)
     parser.add_argument("--learn", type=whole(1), default=3, help="runs before, in which the target tries its modes")
-    parser.add_argument("--pairs", type=whole(2), default=15)
-    parser.add_argument("--num-prompts", type=whole(1), default=4)
-    parser.add_argument("--max-tokens", type=whole(2), default=128)
-    parser.add_argument("--prompts", type=Path, default=HELD_OUT)
-    parser.add_argument("--out", type=Path, default=RESULT)
-    try:
-        return run(parser.parse_args())
-    except DraftPoolError as error:
-        sys.stderr.write(f"bench.mirror: {error}\n")
-        return 2
+    add_target(parser)
+    add_sweep(parser, repeat=2)
+    args = parser.parse_args()
+    return ended("bench.mirror", run_batches if args.batches else run, args)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     drafter    the oracle (bench/oracle_pool.py): acceptance, and the cost of a token as a share of a pass
     in turn    draft, then verify, at the length that pays best in turn by the formula of Leviathan et al. (2023)
     mirror     the same length; foreseen: the share of outcomes that a branch was asked for
-    law        bench/law.py for what rounds in turn took and the share that was foreseen; in mirror branches begin
+    law        router/law.py for what rounds in turn took and the share that was foreseen; in mirror branches begin
                behind the drafter's own next token, so drafting takes the lead and the window:
                max(verify, lead + draft + link) + (1 - foreseen) (draft + link) + rest
                beside it as if there were no lead
@@ -30,7 +30,6 @@ from transformers import AutoTokenizer
 from bench import machine
 from bench.cells import Cell, Subject, TokenIds
 from bench.command import HELD_OUT, listed
-from bench.law import Law
 from bench.metrics import CellResult
 from bench.mirror import shares
 from bench.oracle import KnownText, OracleDrafter, Ranking
@@ -46,6 +45,7 @@ from deployments.discovery import PoolMember
 from protocol.branch import MirrorClient
 from protocol.errors import DraftPoolError
 from protocol.stats import PoolStats
+from router.law import Law
 from targets import plain
 from targets.mirror import MirrorConfig
 from targets.model import ForwardRow

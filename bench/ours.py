@@ -21,7 +21,7 @@ from drafters.worker import DraftWorker
 from protocol.draft import DraftClient, DraftReply, DraftRequest
 from protocol.errors import ConfigError
 from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun
-from router.costs import CostCurves, ModelKey
+from router.costs import CostCurves, DrafterCosts, ModelKey
 from router.goodput import Goodput, GoodputConfig
 from router.policy import Fixed, Off, Policy
 from targets import plain
@@ -120,21 +120,26 @@ class DraftPoolEngine:
         finally:
             engine.stop()
 
+    @property
+    def exits(self) -> tuple[int, ...]:
+        return self.worker.describe().exits
+
     def choices(self) -> GoodputConfig:
-        exits = self.worker.describe().exits
-        rules = tuple(depth_rule(exits, exit_) for exit_ in exits)
-        return GoodputConfig(rules, exits, max_rows=self._subject.max_batch)
+        rules = tuple(depth_rule(self.exits, exit_) for exit_ in self.exits)
+        return GoodputConfig(rules, self.exits, max_rows=self._subject.max_batch)
 
     def curves(self) -> CostCurves:
         """Of the loaded models as they stand."""
-        subject, drafter = self._subject, self._drafter
-        if drafter is None:
-            raise ConfigError("there is no drafter to speculate with; give --drafter")
+        subject = self._subject
         key = ModelKey("bench", "", str(subject.dtype), subject.threads, self.version)
         limits = Limits(subject.max_batch, subject.max_length, PREFILL_CHUNK)
         target = target_costs(self.model, subject.target.name, key, limits, PROFILE_REPEAT)
-        draft = drafter_costs(drafter, key, subject.max_batch, PROFILE_REPEAT)
-        return CostCurves(subject.target.name, target, draft)
+        return CostCurves(subject.target.name, target, self._drafter_costs(key))
+
+    def _drafter_costs(self, key: ModelKey) -> DrafterCosts:
+        if self._drafter is None:
+            raise ConfigError("there is no drafter to speculate with; give --drafter")
+        return drafter_costs(self._drafter, key, self._subject.max_batch, PROFILE_REPEAT)
 
     def _policy(self, cell: Cell) -> Policy:
         if not cell.speculates:
@@ -142,7 +147,7 @@ class DraftPoolEngine:
         if cell.mode == "goodput":
             self.adaptive.restart()
             return self.adaptive
-        return Fixed(depth_rule(self.worker.describe().exits, cell.depth), cell.length)
+        return Fixed(depth_rule(self.exits, cell.depth), cell.length)
 
 
 class TimedClient:

@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 
-from bench.cells import Cell, Subject
+from bench.cells import APART, Cell, Subject
 from bench.ours import DraftPoolEngine, TimedClient
 from bench.parts import Watched
-from bench.pool_process import LinkThread
+from bench.pool_process import LinkThread, pool_process
 from deployments.discovery import PoolMember
 from deployments.local import depth_rule
 from protocol.branch import MirrorClient
+from protocol.errors import ConfigError
 from protocol.outcome import RoundOutcome
 from protocol.stats import MirrorStats
+from router.costs import CostCurves, DrafterCosts, ModelKey
+from router.goodput import Goodput
 from router.modes import Mode
 from router.policy import Fixed, Off, Policy
 from targets.engine import Engine, EngineConfig
@@ -23,10 +26,31 @@ from targets.mirror import MirrorConfig
 from targets.timeline import RoundRecord
 
 
+@contextmanager
+def paired(
+    subject: Subject, mirror: MirrorConfig, cores: Sequence[int], token_ms: float = 0.0, *, measured: int = 0
+) -> Iterator[PairEngine]:
+    """An open engine, its pool on these cores with rows for twice the batch; otherwise as `pool_process`.
+
+    Raises RuntimeError when the pool does not start, ConfigError without a drafter.
+    """
+    if subject.drafter is None:
+        raise ConfigError("there is no drafter to speculate with; give --drafter")
+    num_rows, dtype = 2 * subject.max_batch, subject.dtype
+    with pool_process(subject.drafter, cores, num_rows, token_ms, dtype=dtype, measured=measured) as member:
+        engine = PairEngine(replace(subject, drafter=None), member, mirror)
+        engine.open()
+        try:
+            yield engine
+        finally:
+            engine.close()
+
+
 class PairEngine(DraftPoolEngine):
-    """Modes of fixed depth and length: plain; fixed (draft and verify in turn); ahead (mirror without early picks);
-    mirror (as `mirror` says, which may be changed between runs); and chosen between these by the target. By cell is
-    kept what rounds took and what came of drafting ahead.
+    """Modes: plain; fixed, or serial (draft and verify in turn); those that draft ahead, each playing its rounds
+    (bench/cells.py); and chosen, where the target plays what it finds best. A cell has a fixed depth and length, or
+    none, and the router chooses. `mirror` may be changed between runs. By cell is kept what rounds took and what came
+    of drafting ahead.
     """
 
     def __init__(self, subject: Subject, member: PoolMember, mirror: MirrorConfig) -> None:
@@ -41,6 +65,7 @@ class PairEngine(DraftPoolEngine):
         self._link = LinkThread()
         self._stack = ExitStack()
         self._lasts: dict[Cell, Engine] = {}
+        self._curves: CostCurves | None = None
 
     def close(self) -> None:
         self._stack.close()
@@ -78,8 +103,13 @@ class PairEngine(DraftPoolEngine):
         return self._link.client(self._member, incarnation)
 
     def _mirror(self, cell: Cell) -> MirrorConfig | None:
-        modes = {"ahead": (Mode.MIRROR,), "mirror": (Mode.HINTED,), "chosen": tuple(Mode)}
-        return replace(self.mirror, modes=modes[cell.mode]) if cell.mode in modes else None
+        modes = APART.get(cell.mode, (Mode.SERIAL,))
+        return None if modes == (Mode.SERIAL,) else replace(self.mirror, modes=modes)
+
+    def latest(self, cell: Cell) -> tuple[RoundRecord, ...]:
+        """Of a cell whose target goes on learning."""
+        timeline = self._lasts[cell].timeline
+        return timeline.last() if timeline else ()
 
     def _keep(self, cell: Cell, engine: Engine) -> None:
         stats, timeline = engine.stats().mirror, engine.timeline
@@ -88,5 +118,21 @@ class PairEngine(DraftPoolEngine):
             self.records.setdefault(cell, []).extend(timeline.last())
 
     def _policy(self, cell: Cell) -> Policy:
-        fixed = Fixed(depth_rule(self._member.exits, cell.depth), cell.length) if cell.speculates else Off()
-        return Watched(fixed, self.rounds.setdefault(cell, []))
+        return Watched(self._unwatched(cell), self.rounds.setdefault(cell, []))
+
+    def _unwatched(self, cell: Cell) -> Policy:
+        if not cell.speculates:
+            return Off()
+        if cell.length:
+            return Fixed(depth_rule(self.exits, cell.depth), cell.length)
+        self._curves = self._curves or self.curves()
+        return Goodput(self._curves, replace(self.choices(), linked=True))
+
+    @property
+    def exits(self) -> tuple[int, ...]:
+        return self._member.exits
+
+    def _drafter_costs(self, key: ModelKey) -> DrafterCosts:
+        if self._member.costs is None:
+            raise ConfigError("the draft replica has not measured itself; start it so that it does")
+        return self._member.costs

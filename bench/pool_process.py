@@ -17,6 +17,7 @@ from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
@@ -27,29 +28,43 @@ from deployments.arguments import whole
 from deployments.discovery import Need, PoolMember
 from deployments.pool_server import PoolServer
 from deployments.pool_thread import PoolThread
+from deployments.process import DTYPES
+from deployments.profiling import drafter_costs
 from deployments.transport import GrpcDraftClient, TransportConfig
-from drafters.nested import load_nested
+from drafters.nested import NestedDrafter, load_nested
 from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
 from protocol.stats import PoolStats
+from router.cost_files import dumps_costs, loads_costs
+from router.costs import DrafterCosts, ModelKey
 
 STOP_S = 10.0
+NAME_OF = MappingProxyType({dtype: name for name, dtype in DTYPES.items()})
 
 T = TypeVar("T")
 
 
 @contextmanager
 def pool_process(
-    drafter: Path, cores: Sequence[int], max_rows: int, token_ms: float = 0.0, passes: Path | None = None
+    drafter: Path,
+    cores: Sequence[int],
+    max_rows: int,
+    token_ms: float = 0.0,
+    passes: Path | None = None,
+    *,
+    dtype: torch.dtype = torch.bfloat16,
+    measured: int = 0,
 ) -> Iterator[PoolMember]:
-    """token_ms: what a drafted token takes at least (bench/slowed.py). passes: where it leaves what its last passes
-    took. Raises RuntimeError when it does not start.
+    """cores: none, and it runs wherever the system puts it. token_ms: what a drafted token takes at least
+    (bench/slowed.py). passes: where it leaves what its last passes took. measured: by how many sweeps it finds what
+    drafts cost, 0 for none. Raises RuntimeError when it does not start.
     """
-    asked = ["--drafter", str(drafter), "--cores", *map(str, cores)]
+    asked = ["--drafter", str(drafter), "--cores", *map(str, cores), "--dtype", NAME_OF[dtype]]
     asked += ["--max-rows", str(max_rows), "--token-ms", str(token_ms)]
     asked += ["--passes", str(passes)] if passes else []
+    asked += ["--measured", str(measured)]
     command = [sys.executable, "-m", "bench.pool_process", *asked]
-    environment = os.environ | {"OMP_NUM_THREADS": str(len(cores))}
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(len(cores), 1))}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
@@ -58,8 +73,9 @@ def pool_process(
             if not line:
                 raise RuntimeError(f"the draft replica of {drafter} did not start; its message is above")
             told = json.loads(line)
-            stats = PoolStats(**told.pop("stats"))
-            yield PoolMember(**told | {"exits": tuple(told["exits"])}, stats=stats)
+            stats, costs = PoolStats(**told.pop("stats")), told.pop("costs")
+            costs = costs and loads_costs(DrafterCosts, costs, "the draft replica's costs")
+            yield PoolMember(**told | {"exits": tuple(told["exits"])}, stats=stats, costs=costs)
         finally:
             if process.stdin:
                 process.stdin.close()
@@ -106,7 +122,8 @@ async def _connected(member: PoolMember, incarnation: str, deadline_s: float) ->
 
 async def serve(args: argparse.Namespace) -> None:
     positions = args.max_rows * 2 * 1024
-    drafter = load_nested(args.drafter, dtype=torch.bfloat16, num_positions=positions, page_size=args.page_size)
+    drafter = load_nested(args.drafter, dtype=DTYPES[args.dtype], num_positions=positions, page_size=args.page_size)
+    costs = await asyncio.to_thread(measure, drafter, args) if args.measured else None
     if args.token_ms:
         device = Device(f"{args.token_ms:g} ms a drafted token")
         drafter = SlowedDrafter(drafter, device, lambda rows: args.token_ms)
@@ -116,8 +133,7 @@ async def serve(args: argparse.Namespace) -> None:
     server = PoolServer(thread)
     address = await server.start("127.0.0.1", (0, 0))
     member = PoolMember(address, "pool", told.exits, "", told.max_positions, 0, thread.stats())
-    fields = asdict(member)
-    fields.pop("costs")
+    fields = asdict(member) | {"costs": costs}
     sys.stdout.write(json.dumps(fields) + "\n")
     sys.stdout.flush()
     await asyncio.to_thread(sys.stdin.read)
@@ -128,17 +144,26 @@ async def serve(args: argparse.Namespace) -> None:
         args.passes.write_text(json.dumps(left), encoding="utf-8")
 
 
+def measure(drafter: NestedDrafter, args: argparse.Namespace) -> str:
+    """What drafts cost here, as JSON."""
+    key = ModelKey("bench", "", args.dtype, max(len(args.cores), 1), "")
+    return dumps_costs(drafter_costs(drafter, key, args.max_rows, args.measured))
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--drafter", type=Path, required=True)
-    parser.add_argument("--cores", type=int, nargs="+", required=True)
+    parser.add_argument("--cores", type=int, nargs="*", default=[])
     parser.add_argument("--max-rows", type=whole(1), default=32)
     parser.add_argument("--page-size", type=whole(1), default=PAGE)
     parser.add_argument("--token-ms", type=float, default=0.0)
     parser.add_argument("--passes", type=Path, default=None)
+    parser.add_argument("--dtype", choices=sorted(DTYPES), default="bf16")
+    parser.add_argument("--measured", type=whole(0), default=0)
     args = parser.parse_args()
-    os.sched_setaffinity(0, args.cores)
-    torch.set_num_threads(len(args.cores))
+    if args.cores:
+        os.sched_setaffinity(0, args.cores)
+    torch.set_num_threads(max(len(args.cores), 1))
     asyncio.run(serve(args))
     return 0
 

@@ -23,9 +23,10 @@ import torch
 from transformers import AutoTokenizer
 
 from bench import machine
+from bench.arguments import MODELS
 from bench.cells import Cell, Subject
 from bench.command import HELD_OUT
-from bench.mirror import MODELS, POOL_CORE, TARGET_CORE
+from bench.mirror import POOL_CORE, TARGET_CORE
 from bench.pair import PairEngine
 from bench.pool_process import pool_process
 from bench.workload import LONGEST, Workload, read_texts

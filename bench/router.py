@@ -21,17 +21,16 @@ import torch
 from transformers import AutoTokenizer
 
 from bench import machine
+from bench.arguments import MODELS, add_sweep, add_threads, ended, measuring
 from bench.cells import Cell, Subject
-from bench.command import HELD_OUT, listed
+from bench.command import listed
 from bench.grid import Grid
 from bench.metrics import CellResult
 from bench.run import Engines, measure, opened
 from bench.stats import Bar, Ratio, best, paired_ratio
 from bench.workload import LONGEST, Workload, read_texts
-from deployments.arguments import depth, whole
-from protocol.errors import DraftPoolError
+from deployments.arguments import whole
 
-MODELS = machine.ROOT / "demo/models"
 RESULT = machine.ROOT / "bench/results/router.json"
 OF_BEST, OF_OFF = 0.95, 0.98  # what the router has to reach in every cell
 Fixed = tuple[int | str | None, int]  # depth, length
@@ -179,25 +178,13 @@ def run(args: argparse.Namespace) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measuring(__doc__, out=RESULT)
     parser.add_argument("--targets", type=listed(Path), default=[MODELS / "large", MODELS / "small"])
-    parser.add_argument("--drafter", type=Path, default=MODELS / "drafter")
     parser.add_argument("--batch", type=listed(whole(1)), default=[1, 2, 4, 8, 16, 32])
-    parser.add_argument("--pairs", type=whole(2), default=15, help="interleaved repetitions (default: %(default)s)")
-    parser.add_argument("--sweep", type=whole(1), default=3, help="repetitions of the sweep (default: %(default)s)")
-    parser.add_argument("--depths", type=listed(depth), default=[2, 4, 6, "cascade"])
-    parser.add_argument("--lengths", type=listed(whole(1, 64)), default=[1, 2, 3, 4, 6, 8])
-    parser.add_argument("--num-prompts", type=whole(1), default=4)
     parser.add_argument("--kept-full", type=whole(0), default=0, help="batches that wait, so that no slot is empty")
-    parser.add_argument("--max-tokens", type=whole(2), default=128)
-    parser.add_argument("--threads", type=whole(1), default=torch.get_num_threads())
-    parser.add_argument("--prompts", type=Path, default=HELD_OUT)
-    parser.add_argument("--out", type=Path, default=RESULT)
-    try:
-        return run(parser.parse_args())
-    except DraftPoolError as error:
-        sys.stderr.write(f"bench.router: {error}\n")
-        return 2
+    add_sweep(parser, repeat=3)
+    add_threads(parser)
+    return ended("bench.router", run, parser.parse_args())
 
 
 if __name__ == "__main__":

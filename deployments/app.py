@@ -5,6 +5,8 @@
        |<==========gRPC stream, of tokens==========                               |
        '---------------------broadcast, for its statistics------------------------'
 
+With placement: colocated there is no pool: every target replica has a drafter of its own.
+
 Serve fills `config` from the `args` of its own config file too (import_path deployments.app:build),
 and for that it reads the annotation itself: no postponed ones in this module.
 """
@@ -16,6 +18,7 @@ from ray.serve import Application
 
 from deployments.config import AppConfig, GoodputSpeculation, IngressConfig, Placement, TargetConfig
 from deployments.ingress import Ingress
+from deployments.placement import pool_of
 from deployments.pool import DraftPoolReplica
 from deployments.target import TargetReplica
 
@@ -28,9 +31,13 @@ INGRESS_MARGIN = 64  # requests that one ingress may hold beyond what its target
 
 def build(config: AppConfig) -> Application:
     learning = any(isinstance(target.speculation, GoodputSpeculation) for target in config.targets)
-    pool = deployment(DraftPoolReplica, pool_options(config)).bind(config.pool, learning) if config.pool else None
+    apart = config.pool if config.placement == "separate" else None
+    pool = deployment(DraftPoolReplica, pool_options(config)).bind(apart, learning) if apart else None
     targets = {
-        target.name: deployment(TargetReplica, target_options(target)).bind(target, pool) for target in config.targets
+        target.name: deployment(TargetReplica, target_options(target)).bind(
+            target, pool, None if apart else pool_of(config, target)
+        )
+        for target in config.targets
     }
     tokenizers = {target.name: target.path for target in config.targets}
     ingress: Any = Ingress  # a deployment already, which its decorator does not tell

@@ -28,4 +28,5 @@ def resources_needed(config: AppConfig) -> dict[str, float]:
 
 
 def placements(config: AppConfig) -> list[Placement]:
-    return [*config.targets, *([config.pool] if config.pool else [])]
+    """Of what runs models: a colocated drafter takes what its target has."""
+    return [*config.targets, *([config.pool] if config.pool and config.placement == "separate" else [])]

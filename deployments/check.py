@@ -139,7 +139,8 @@ def summary(config: AppConfig) -> Iterator[str]:
         yield f"target {target.name}: {decoder.family}, {decoder.num_layers} layers, {target.dtype}, {how}"
     if config.pool is not None:
         exits = ", ".join(map(str, Manifest.load(resolve(config.pool.path)).exits))
-        yield f"pool: {config.pool.num_replicas} replicas, {config.pool.dtype}, exits {exits}"
+        where = "colocated" if config.placement == "colocated" else f"{config.pool.num_replicas} replicas"
+        yield f"pool: {where}, {config.pool.dtype}, exits {exits}"
     yield "ok"
 
 

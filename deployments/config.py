@@ -31,6 +31,7 @@ Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 MAX_LENGTH = 64
 MAX_BRANCHES = 8
+POOL_PLACE = ("num_replicas", "threads", "cores", "num_gpus")  # of a pool that has a place of its own
 Length = Annotated[int, Field(ge=1, le=MAX_LENGTH)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 
@@ -230,9 +231,13 @@ class TargetConfig(Placement, Weights):
 
 
 class PoolConfig(Listener, Placement, Weights):
-    """The draft pool. Targets stream to its replicas."""
+    """The draft pool. Targets stream to its replicas.
+
+    streams: how many of the drafter's stream heads are used; auto: as many as turn out to pay.
+    """
 
     max_rows: Count = 64
+    streams: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
     prefill_chunk: Count = 256
     sequence_ttl_s: Seconds = 120.0
 
@@ -258,6 +263,11 @@ class IngressConfig(Listener, Replicas):
 
 
 class AppConfig(Section):
+    """placement: separate, where the pool has threads and devices of its own; or colocated, where every target replica
+    has the pool's drafter in its own process, and both have all of its threads in turn.
+    """
+
+    placement: Literal["separate", "colocated"] = "separate"
     targets: Annotated[tuple[TargetConfig, ...], Field(min_length=1)]
     pool: PoolConfig | None = None
     ingress: IngressConfig = IngressConfig()
@@ -272,7 +282,26 @@ class AppConfig(Section):
         speculating = [target.name for target in self.targets if target.speculation]
         if speculating and self.pool is None:
             raise ValueError(f"target {speculating[0]} speculates but there is no pool; add one, or speculation: off")
+        if self.placement == "colocated":
+            self._check_colocated()
         return self
+
+    def _check_colocated(self) -> None:
+        ahead = [target.name for target in self.targets if target.speculation and target.speculation.mirror]
+        if ahead:
+            raise ValueError(
+                f"mirror of target {ahead[0]} drafts while the target verifies, and placement: colocated lets one work "
+                "at a time; set mirror: off, or placement: separate"
+            )
+        if self.pool and (given := [key for key in POOL_PLACE if getattr(self.pool, key) != _default(key)]):
+            raise ValueError(
+                f"pool.{given[0]} says nothing with placement: colocated, where drafts take a target's threads and "
+                "device; leave it out"
+            )
+
+
+def _default(key: str) -> object:
+    return PoolConfig.model_fields[key].get_default()
 
 
 def load_config(path: Path) -> AppConfig:

@@ -1,18 +1,25 @@
-"""`draftpool plan`: what the router would choose for a batch with the costs kept here, beside all it could."""
+"""`draftpool plan`: what the router would choose for a batch with the costs kept here, beside all it could.
+
+And what target and drafter would bring if they were placed otherwise.
+"""
 
 from __future__ import annotations
 
 import argparse
 from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
 from rich.console import Console
 from rich.table import Table
 
+from deployments import placement_plan
 from deployments.arguments import whole
 from deployments.config import AppConfig, GoodputSpeculation, PoolConfig, TargetConfig, load_config
+from deployments.placement import PLACES, as_placed, pool_of, without_link
+from deployments.placement_plan import Row, rows_of
 from deployments.policies import goodput_config
 from deployments.profile_store import find, model_key
 from drafters.manifest import Manifest
@@ -20,8 +27,9 @@ from model.load import resolve
 from protocol.errors import ConfigError
 from router.acceptance import Acceptance
 from router.costs import CostCurves, DrafterCosts, TargetCosts
-from router.explain import Option, constant_hazards, options, rule_name
+from router.explain import Floats, Option, constant_hazards, options, rule_name
 from router.goodput import GoodputConfig
+from router.overlap import Overlap, overlaps
 from router.predict import Predictor, tables
 
 
@@ -52,25 +60,67 @@ def rates(text: str) -> Mapping[int, float]:
 
 def run(args: argparse.Namespace) -> int:
     config = load_config(args.config)
-    target, pool = chosen(config, args.target)
-    settings = target.speculation if isinstance(target.speculation, GoodputSpeculation) else GoodputSpeculation()
-    choices = choices_of(target, settings, pool, max_rows=args.batch)
-    curves = kept(args.config, target, pool)
-    found = plans(curves, choices, args)
+    target, _ = chosen(config, args.target)
+    found = planned(config, str(args.config), args)
+    of_batch = f"{args.batch} rows at {args.context} tokens"
     console = Console(highlight=False)
-    console.print(table(found, f"{target.name}: rounds of {args.batch} rows at {args.context} tokens, in ms"))
-    if settings is not target.speculation:
+    console.print(table(found.options, f"{target.name}: rounds of {of_batch}, in ms"))
+    if not isinstance(target.speculation, GoodputSpeculation):
         console.print(f"target {target.name} does not choose itself: its policy is not goodput", soft_wrap=True)
+    rows, notes = placements(config, args)
+    console.print(placement_plan.table(rows, f"{target.name}: {of_batch}, by placement"))
+    for note in notes:
+        console.print(note, soft_wrap=True)
     return 0
 
 
+@dataclass(frozen=True, slots=True)
+class Planned:
+    """What a target would do. overlaps: where it drafts ahead, all that it could."""
+
+    options: Sequence[Option]
+    overlaps: Sequence[Overlap]
+
+
+def planned(config: AppConfig, where: str, args: argparse.Namespace) -> Planned:
+    """where: the config, as the command that profiles names it. Raises ConfigError for what is not known."""
+    target, pool = chosen(config, args.target)
+    settings = target.speculation if isinstance(target.speculation, GoodputSpeculation) else GoodputSpeculation()
+    choices = choices_of(target, settings, pool, max_rows=args.batch)
+    curves = kept(where, target, pool)
+    if config.placement == "colocated" and curves.drafter is not None:
+        curves = replace(curves, drafter=without_link(curves.drafter))
+    predictor = Predictor(tables(curves, choices.rules, choices.length, choices.max_rows), choices.linked)
+    hazards, room = hazards_of(choices, args.acceptance), min(choices.length, args.remaining - 1)
+    return Planned(
+        options(predictor, hazards, args.batch, args.context, room),
+        overlaps(predictor, hazards, args.batch, args.context, room),
+    )
+
+
+def placements(config: AppConfig, args: argparse.Namespace) -> tuple[list[Row], list[str]]:
+    """What either placement would bring, the config's own first, and why one is left out."""
+    rows, notes = [], []
+    for place in sorted(PLACES, key=lambda place: place != config.placement):
+        where = str(args.config) if place == config.placement else f"{args.config} --placement {place}"
+        try:
+            placed = as_placed(config, place)
+            found = planned(placed, where, args)
+        except ConfigError as error:
+            notes.append(f"{place} is left out: {error}")
+            continue
+        rows += rows_of(placed, chosen(placed, args.target)[0], found.options, found.overlaps)
+    return rows, notes
+
+
 def chosen(config: AppConfig, name: str | None) -> tuple[TargetConfig, PoolConfig]:
-    """Raises ConfigError when the config has no such target, or no pool."""
-    if config.pool is None:
-        raise ConfigError("there is no pool to draft; add one")
+    """It, and the pool as it drafts for it. Raises ConfigError when the config has no such target, or no pool."""
     for target in config.targets:
+        pool = pool_of(config, target)
+        if pool is None:
+            raise ConfigError("there is no pool to draft; add one")
         if name in (None, target.name):
-            return target, config.pool
+            return target, pool
     names = ", ".join(target.name for target in config.targets)
     raise ConfigError(f"--target {name!r} is not in the config; it has {names}")
 
@@ -83,29 +133,29 @@ def choices_of(target: TargetConfig, settings: GoodputSpeculation, pool: PoolCon
         raise ConfigError(f"speculation of target {target.name}: {error}") from None
 
 
-def kept(config: Path, target: TargetConfig, pool: PoolConfig) -> CostCurves:
+def kept(config: Path | str, target: TargetConfig, pool: PoolConfig) -> CostCurves:
     """Raises ConfigError naming the command that measures what is not there."""
     costs = find(TargetCosts, model_key(target, target))
     drafter = find(DrafterCosts, model_key(pool, pool))
     if costs is None or drafter is None:
-        missing = f"target {target.name}" if costs is None else "the pool"
+        missing = f"target {target.name}" if costs is None else "the drafter"
         raise ConfigError(f"what {missing} costs here is not known yet; run draftpool profile {config}")
     return CostCurves(target.name, costs, drafter)
 
 
-def plans(curves: CostCurves, choices: GoodputConfig, args: argparse.Namespace) -> Sequence[Option]:
-    """Raises ConfigError for acceptance at depths that the drafter has not."""
+def hazards_of(choices: GoodputConfig, rates: Mapping[int, float] | None) -> tuple[Floats, ...]:
+    """Of each rule. rates: None for what the router expects before it knows.
+
+    Raises ConfigError for acceptance at depths that the drafter has not.
+    """
     rules, length = choices.rules, choices.length
-    predictor = Predictor(tables(curves, rules, length, choices.max_rows), choices.linked)
-    if args.acceptance is None:
+    if rates is None:
         acceptance = Acceptance(rules, length, choices.acceptance)
-        hazards = tuple(acceptance.hazards(number) for number in range(len(rules)))
-    else:
-        if unknown := sorted(set(args.acceptance) - set(choices.exits)):
-            exits = ", ".join(map(str, choices.exits))
-            raise ConfigError(f"--acceptance names depth {unknown[0]}; the drafter has the exits {exits}")
-        hazards = constant_hazards(rules, length, args.acceptance)
-    return options(predictor, hazards, args.batch, args.context, min(length, args.remaining - 1))
+        return tuple(acceptance.hazards(number) for number in range(len(rules)))
+    if unknown := sorted(set(rates) - set(choices.exits)):
+        exits = ", ".join(map(str, choices.exits))
+        raise ConfigError(f"--acceptance names depth {unknown[0]}; the drafter has the exits {exits}")
+    return constant_hazards(rules, length, rates)
 
 
 def table(found: Sequence[Option], title: str) -> Table:

@@ -77,6 +77,7 @@ def load_drafter(config: PoolConfig) -> NestedDrafter:
         page_size=config.page_size,
         device=device_of(config),
         execution=Execution(config.execution),
+        streams=None if config.streams == "auto" else config.streams,
     )
 
 

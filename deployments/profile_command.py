@@ -13,6 +13,7 @@ from rich.table import Table
 from deployments.arguments import whole
 from deployments.check import check_config
 from deployments.config import load_config
+from deployments.placement import PLACES, as_placed
 from deployments.plot import plot
 from deployments.profile_store import keep, write
 from deployments.profiling import measure
@@ -24,11 +25,12 @@ from router.costs import CostCurves, DrafterCosts
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the curves of all targets here too, as JSON")
+    parser.add_argument("--placement", choices=PLACES, help="as if placed so, by the same threads (default: as it is)")
     parser.add_argument("--repeat", type=whole(1), default=5, help="sweeps that count (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
-    config = load_config(args.config)
+    config = as_placed(load_config(args.config), args.placement) if args.placement else load_config(args.config)
     if args.out and not args.out.parent.is_dir():
         raise ConfigError(f"--out {args.out}: there is no folder {args.out.parent}; make it, or name another")
     errors = Console(stderr=True)

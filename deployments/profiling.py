@@ -16,7 +16,7 @@ import asyncio
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise, product
@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from deployments.config import AppConfig, Placement, PoolConfig, TargetConfig
 from deployments.generate import BAR_AFTER_S, loading
+from deployments.placement import pool_of
 from deployments.process import DTYPES, claim, device_of, pool_positions, target_positions
 from deployments.profile_link import link_timer
 from deployments.profile_store import found_or_measured, model_key
@@ -62,11 +63,22 @@ Clock = Callable[[], float]  # seconds
 
 def measure(config: AppConfig, repeat: int) -> list[CostCurves]:
     """Curves of every target, with the pool's drafter for those that speculate."""
-    drafter = measure_drafter(config.pool, repeat) if config.pool else None
+    drafters: dict[ModelKey, DrafterCosts] = {}  # a colocated one costs what its target's threads make it
+    for target in config.targets:
+        pool = pool_of(config, target)
+        if pool is not None and (key := model_key(pool, pool)) not in drafters:
+            drafters[key] = measure_drafter(pool, repeat)
     return [
-        CostCurves(target.name, measure_target(target, repeat), drafter if target.speculation else None)
+        CostCurves(target.name, measure_target(target, repeat), _drafter_of(config, target, drafters))
         for target in config.targets
     ]
+
+
+def _drafter_of(
+    config: AppConfig, target: TargetConfig, drafters: Mapping[ModelKey, DrafterCosts]
+) -> DrafterCosts | None:
+    pool = pool_of(config, target)
+    return drafters[model_key(pool, pool)] if pool is not None and target.speculation else None
 
 
 def measure_target(config: TargetConfig, repeat: int) -> TargetCosts:

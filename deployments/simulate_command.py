@@ -15,6 +15,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from deployments import overlaps
 from deployments.acceptance_file import one_rate, profile_of, read_acceptance
 from deployments.arguments import whole
 from deployments.config import AppConfig, GoodputSpeculation, PoolConfig, TargetConfig, load_config
@@ -57,6 +58,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--replicas", type=wholes(0), metavar="N,...", help="of the pool, 0 for no pool (default: as configured)"
     )
+    parser.add_argument(
+        "--mode",
+        type=overlaps.modes,
+        metavar="MODE|NAME:MODE,...",
+        help=f"how drafting and verifying overlap, of each target or of those named: {', '.join(overlaps.MODES)} "
+        "(default: as configured)",
+    )
+    parser.add_argument(
+        "--corrects",
+        type=overlaps.choices,
+        default="0.5,0.3,0.1",
+        metavar="SHARE,...",
+        help="of the drafter's mistakes, what its second choice corrects; of the others the target's first early pick, "
+        "its second, ... (default: %(default)s)",
+    )
     parser.add_argument("--noise", type=positive, default=0.0, help="of a pass's time, relative (default: none)")
     parser.add_argument("--seed", type=whole(0), default=0, help="of arrivals, texts and noise (default: %(default)s)")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="draw tokens per second and TPOT, with matplotlib")
@@ -90,6 +106,8 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config)
     if config.pool is None:
         raise ConfigError("there is no pool to size; add one")
+    if config.placement == "colocated":
+        raise ConfigError("with placement: colocated there is no pool to size; see draftpool plan")
     if args.plot and not args.plot.parent.is_dir():
         raise ConfigError(f"--plot {args.plot}: there is no folder {args.plot.parent}; make it, or name another")
     targets = targets_of(args, config, config.pool)
@@ -112,6 +130,7 @@ def targets_of(args: argparse.Namespace, config: AppConfig, pool: PoolConfig) ->
     names = [target.name for target in config.targets]
     if unknown := sorted(set(args.rate) - {ALL, *names}):
         raise ConfigError(f"--rate names {unknown[0]!r}; the targets are {', '.join(names)}")
+    overlaps.check(args.mode, names)
     profiles, exits = acceptance(args.acceptance), manifest_exits(pool)
     made: list[SimulatedTarget] = []
     for target in config.targets:
@@ -121,7 +140,8 @@ def targets_of(args: argparse.Namespace, config: AppConfig, pool: PoolConfig) ->
             name = target.name if target.num_replicas == 1 else f"{target.name} {number + 1}"
             rng = np.random.default_rng([args.seed, len(made)])
             load = poisson(rate, args.seconds, args.prompt_tokens, args.max_tokens, rng) if rate else []
-            made.append(replace(one, name=name, requests=load))
+            overlap = overlaps.overlap_of(target, args.mode, args.corrects)
+            made.append(replace(one, name=name, requests=load, overlap=overlap))
     if not any(target.requests for target in made):
         raise ConfigError(f"nothing arrives within {args.seconds} s; raise --rate or --seconds")
     return made
@@ -184,7 +204,8 @@ def replicas(count: int) -> str:
 
 
 def table(reports: Mapping[int, Report]) -> Table:
-    heads = ("target", "tokens/s", "TTFT ms p50", "p99", "TPOT ms p50", "p99", "tokens/round", "wait ms", "late")
+    times = ("TTFT ms p50", "p99", "TPOT ms p50", "p99")
+    heads = ("target", "tokens/s", *times, "tokens/round", "wait ms", "exposed ms", "late", "hits")
     made = Table("replicas", "pool busy", *heads, title="simulated")
     for count, report in reports.items():
         busy = [replica.utilisation for replica in report.replicas]
@@ -200,7 +221,8 @@ def cells(target: TargetReport) -> Iterator[str]:
     yield from (f"{ms:.2f}" for ms in (target.ttft_ms.p50, target.ttft_ms.p99))
     yield from (f"{tpot.p50:.3f}", f"{tpot.p99:.3f}") if tpot else ("", "")
     yield "" if length is None else f"{length:.2f}"
-    yield from (f"{target.wait_ms:.2f}", f"{target.missed:.1%}")
+    yield from (f"{target.wait_ms:.2f}", f"{target.exposed_ms:.2f}", f"{target.missed:.1%}")
+    yield f"{sum(target.hits.values()):.0%}" if target.hits else ""
 
 
 def shares(target: TargetReport) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 
 from ray import serve
 
-from deployments.config import GoodputSpeculation, Speculation, TargetConfig
+from deployments.colocated import OwnDrafter, open_drafter
+from deployments.config import GoodputSpeculation, PoolConfig, Speculation, TargetConfig
 from deployments.counts import told
 from deployments.discovery import Need, serve_discovery
 from deployments.policies import Learning, needed_exits, policy
@@ -33,24 +34,41 @@ HEARTBEAT_LIMIT_S = 60.0
 
 
 class TargetReplica:
-    async def __init__(self, config: TargetConfig, pool: Any = None) -> None:  # type: ignore[misc]  # Serve awaits it
-        """pool: the Serve handle of the draft pool; without it, or without speculation, decoding is plain."""
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, config: TargetConfig, pool: Any = None, drafter: PoolConfig | None = None
+    ) -> None:
+        """pool: the Serve handle of the draft pool. drafter: that this replica runs itself, in place of a pool.
+
+        Without either, or without speculation, decoding is plain.
+        """
         claim(config)
         self._config = config
         self._incarnation = f"{config.name}-{serve.get_replica_context().replica_id.unique_id}"
         model = await asyncio.to_thread(load_model, config)
         self._decoder = model.decoder.config
         self._policy: Policy = policy(config.speculation)
-        if isinstance(config.speculation, GoodputSpeculation) and pool is not None:
+        if isinstance(config.speculation, GoodputSpeculation) and (pool, drafter) != (None, None):
             costs = await asyncio.to_thread(own_target_costs, model, config)
             self._policy = Learning(config.name, costs, config.speculation, config.max_batch)
+        self._own = await asyncio.to_thread(self._own_drafter, drafter)
         self._client = self._draft_client(pool)
         if self._client is not None:
             await self._client.start()
-        settings = engine_config(config, self._incarnation)
-        self._engine = Engine(model, self._policy, self._client, settings, mirror_config(config.speculation))
+        settings, drafts = engine_config(config, self._incarnation), self._own.client if self._own else self._client
+        self._engine = Engine(model, self._policy, drafts, settings, mirror_config(config.speculation))
         self._streams = TokenStreams()
         self._engine.start()
+
+    def _own_drafter(self, pool: PoolConfig | None) -> OwnDrafter | None:
+        speculation = self._config.speculation
+        if speculation is None or pool is None:
+            return None
+        learns = self._policy if isinstance(self._policy, Learning) else None
+        deadline_s = speculation.deadline_ms / 1e3
+        own = open_drafter(self._config, pool, self._incarnation, deadline_s, measured=learns is not None)
+        if learns is not None:
+            learns.linked(own.member)
+        return own
 
     def _draft_client(self, pool: Any) -> GrpcDraftClient | None:
         speculation = self._config.speculation
@@ -79,7 +97,7 @@ class TargetReplica:
 
     async def describe(self) -> dict[str, object]:
         """What the ingress has to know, in plain values."""
-        drafter = self._client.member if self._client else None
+        drafter = self._own.member if self._own else self._client.member if self._client else None
         return {
             "name": self._config.name,
             "incarnation": self._incarnation,

@@ -7,7 +7,12 @@ from pathlib import Path
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML recipe; demo/drafter.yaml is one")
+    parser.add_argument(
+        "config",
+        type=Path,
+        metavar="CONFIG",
+        help="YAML recipe: demo/drafter.yaml makes a drafter, demo/streams.yaml adds streams to one",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -278,6 +278,8 @@ class DraftWorker:
             self._answer(self._residents.withdraw(resident.key))
         elif job.is_done:
             self._branches.done(resident.key, job)
+        else:
+            self._branches.progress(resident.key, job)
 
     def _answer(self, job: Draft | None) -> None:
         """Nobody waits for what was drafted ahead."""

@@ -9,31 +9,37 @@ end early, and a target's move from one draft replica to another.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from statistics import median
+from typing import Literal
 
 import numpy as np
 
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule
 from router.costs import CostCurves
+from router.modes import Mode
 from router.policy import Policy
 from router.simulate_acceptance import Fate, Profile
 from router.simulate_costs import PoolTables, TargetTables
 from router.simulate_drafting import Drafting
+from router.simulate_lanes import LanesTarget
+from router.simulate_mirror import MirrorDrafting, MirrorRules
 from router.simulate_pool import Device, Jitter, Loop, PoolRules, Replica
 from router.simulate_target import Request, Served, Target, lucky
 
 Drafted = Mapping[tuple[DepthRule | None, int], float]
+Overlap = MirrorRules | Literal[Mode.LANES] | None  # None: drafts and verifies in turn
 
 
 @dataclass(frozen=True, slots=True)
 class SimulatedTarget:
     """policy: makes one for this run. requests: in order of arrival. shares_device: drafts are made in its own process,
     in turn with its passes and without a link. deadline_ms: for a draft. fate: of a request's text, drawn from the
-    profile by its seed or known otherwise.
+    profile by its seed or known otherwise. overlap: of drafting and verifying. Raises ConfigError for
+    overlap on one device.
     """
 
     name: str
@@ -46,6 +52,11 @@ class SimulatedTarget:
     shares_device: bool = False
     deadline_ms: float = math.inf
     fate: Callable[[Request], Fate] = lucky
+    overlap: Overlap = None
+
+    def __post_init__(self) -> None:
+        if self.overlap is not None and self.shares_device:
+            raise ConfigError(f"target {self.name} drafts on its own device, so nothing can overlap; draft in turn")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +78,8 @@ class Spread:
 class TargetReport:
     """tokens_per_second: all tokens over the time from the first arrival to the last token. num_decoded: of them those
     after the last sequence's first. wait_ms: at the pool, mean over the rounds that asked; missed: share of them in
-    vain. drafted: shares of a batch's rows by rule and number of drafted tokens, (None, 0) without.
+    vain. exposed_ms: for drafts, mean over these rounds. hits: of the outcomes that were drafted ahead for, shares by
+    source. drafted: shares of a batch's rows by rule and number of drafted tokens, (None, 0) without.
     mean_acceptance_length: tokens of a row's round, bonus included.
     """
 
@@ -80,6 +92,8 @@ class TargetReport:
     mean_acceptance_length: float | None
     wait_ms: float
     missed: float
+    exposed_ms: float
+    hits: Mapping[str, float]
     drafted: Drafted
     num_rounds: int
     served: tuple[Served, ...]
@@ -234,6 +248,8 @@ def report_of(name: str, target: Target) -> TargetReport:
         mean_acceptance_length=counts.committed / counts.rows if counts.rows else None,
         wait_ms=counts.wait_ms / max(counts.asked, 1),
         missed=counts.missed / max(counts.asked, 1),
+        exposed_ms=counts.exposed_ms / max(counts.asked, 1),
+        hits=target.hits,
         drafted=drafted,
         num_rounds=counts.rounds,
         served=tuple(served),
@@ -262,18 +278,24 @@ def _targets(
     keys = count()
     tables: dict[int, TargetTables] = {}  # targets of one kind share what was read off their curves
     places = placed(targets, len(replicas)) if replicas else []
-    made = []
+    made: list[Target] = []
     for index, target in enumerate(targets):
         replica = replicas[places[index]] if replicas else None
-        drafting, device = None, Device(loop)
-        if replica is not None:
-            drafting = Drafting(loop, replica, target.profile, target.shares_device, target.deadline_ms)
-            if target.shares_device:
-                device, replica.eager = replica.device, False
+        drafting = _drafting(loop, target, replica, keys) if replica is not None else None
+        device = Device(loop)
+        if replica is not None and target.shares_device:
+            device, replica.eager = replica.device, False
         read = tables.setdefault(id(target.curves), TargetTables(target.curves))
         limits = (target.max_batch, target.prefill_chunk)
-        made.append(Target(loop, device, drafting, target.policy(), read, limits, jitter, keys, target.fate))
+        kind = LanesTarget if target.overlap is Mode.LANES else Target
+        made.append(kind(loop, device, drafting, target.policy(), read, limits, jitter, keys, target.fate))
     return made
+
+
+def _drafting(loop: Loop, target: SimulatedTarget, replica: Replica, keys: Iterator[int]) -> Drafting:
+    if isinstance(target.overlap, MirrorRules):
+        return MirrorDrafting(loop, replica, target.profile, target.deadline_ms, target.overlap, keys)
+    return Drafting(loop, replica, target.profile, target.shares_device, target.deadline_ms)
 
 
 def _replica_report(replica: Replica, span_ms: float) -> ReplicaReport:

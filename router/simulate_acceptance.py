@@ -40,6 +40,12 @@ class AcceptanceTable:
             if not row or any(not values or not 0 <= values[0] <= values[-1] <= 1 for values in row):
                 raise ConfigError(f"the hazards of exit {exit_} must be probabilities, one for a position at least")
 
+    def later(self, position: int) -> AcceptanceTable:
+        """Of drafts that go on from this position."""
+        if position == 0:
+            return self
+        return AcceptanceTable(self.exits, tuple(row[position:] or row[-1:] for row in self.cells))
+
     def hazard(self, exit_: int, position: int) -> float:
         values = self._row(exit_, position)
         return sum(values) / len(values)
@@ -135,6 +141,12 @@ class Draft:
         self.exits = exits
         self.confidences = confidences
         self.run = run
+
+    def first(self, length: int) -> Draft:
+        return Draft(self.exits[:length], self.confidences[:length], min(self.run, length))
+
+
+NOTHING = Draft([], [], 0)
 
 
 class Fate(Protocol):

@@ -2,8 +2,9 @@
 
 A replica imitates drafters/worker.py. It runs one ragged pass at a time, with the rows of every round that is there
 when the pass begins; a row drafts up to `ahead` tokens in it and leaves when its draft is done, contexts go along in
-chunks within a budget, and a probe has a pass of its own, never two in a row. What a draft says was decided with the
-text; here it only takes time.
+chunks within a budget, and a probe has a pass of its own, never two in a row. What nobody waits for yet (drafting
+ahead) rides in the passes of what somebody does, if it is of that depth. Messages are taken between passes. What a
+draft says was decided with the text; here it only takes time.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
 
-from router.simulate_acceptance import Draft
+from router.simulate_acceptance import NOTHING
 from router.simulate_costs import PoolTables
+from router.simulate_jobs import Call, Job, Round
 
-Call = Callable[[], None]
 Jitter = Callable[[], float]  # a factor on the time of one pass
 
 
@@ -79,94 +80,8 @@ class PoolRules:
     prefill_tokens: int = 256
     max_ride: int = 32
     ahead: int = 8
+    branch_ahead: int = 4
     probe_tokens: int = 64
-
-
-class Resident:
-    """What a replica holds of one sequence. settled: positions that have left each exit. draft: the last one, behind
-    `base` tokens. probed: the position from which on no probe has told.
-    """
-
-    __slots__ = ("base", "draft", "probed", "settled")
-
-    def __init__(self, num_exits: int, base: int) -> None:
-        self.settled = [0] * num_exits
-        self.base = base
-        self.probed = base
-        self.draft: Draft | None = None
-
-    def take_over(self, base: int, draft: Draft | None) -> None:
-        """The sequence has `base` committed tokens now, of which the last one is not settled; `draft` comes next."""
-        right = base if self.draft is None else self.base + self.draft.run
-        kept = min(right, base - 1)
-        self.settled = [min(each, kept) for each in self.settled]
-        self.base, self.draft = base, draft
-
-    def untold(self, limit: int) -> range:
-        """The committed positions that a probe tells of."""
-        return range(min(max(self.probed, self.base - limit), self.base), self.base)
-
-
-class Job:
-    """One row of a round. goal: the last exit of its rule, by number. told: the last committed positions, of which its
-    probe tells; None: no probe.
-    """
-
-    __slots__ = ("done", "draft", "goal", "is_told", "resident", "round", "told")
-
-    def __init__(self, round_: Round, resident: Resident, goal: int, draft: Draft, told: range | None) -> None:
-        self.round = round_
-        self.resident = resident
-        self.goal = goal
-        self.draft = draft
-        self.told = told
-        self.is_told = not told
-        self.done = 0
-
-    @property
-    def missing(self) -> int:
-        """Positions of its context that have not left the last exit it needs."""
-        if self.told and not self.is_told:
-            return self.told.start - 1 - self.resident.settled[-1]
-        return self.resident.base + self.done - 1 - self.resident.settled[self.goal]
-
-    @property
-    def is_done(self) -> bool:
-        if not self.draft.exits and self.told is None:
-            return self.missing <= 0  # it only hands over context
-        return self.is_told and self.done >= len(self.draft.exits)
-
-
-class Round:
-    """Times in ms; began: its first pass. answered: called once, when every row is."""
-
-    __slots__ = ("_answered", "began", "finished", "num_missing", "submitted")
-
-    def __init__(self, answered: Call | None) -> None:
-        """answered None: contexts are handed over and nobody waits."""
-        self._answered = answered
-        self.submitted = 0.0
-        self.began: float | None = None
-        self.num_missing = 0
-        self.finished: set[int] = set()
-
-    @property
-    def is_awaited(self) -> bool:
-        return self._answered is not None
-
-    @property
-    def wait_ms(self) -> float:
-        return 0.0 if self.began is None else self.began - self.submitted
-
-    def finish(self, key: int) -> None:
-        self.finished.add(key)
-        self.num_missing -= 1
-        if self._answered is not None and self.num_missing == 0:
-            self._answered()
-
-    def give_up(self) -> None:
-        """Nobody waits for the rest."""
-        self._answered = None
 
 
 Rows = list[list[int]]  # by token of the pass, then by group of layers
@@ -194,18 +109,27 @@ class Replica:
         self._in_pass: list[tuple[int, Job, int]] = []  # key, job, tokens that it drafts
         self._probing: list[tuple[int, Job]] = []
         self._probed = False
+        self._branch_ahead = rules.branch_ahead  # tokens of a row that nobody waits for, in the pass that is running
         self._running = False
+        self._inbox: list[Call] = []  # came during a pass
+
+    def tell(self, message: Call) -> None:
+        """A message is taken at once, or when the pass that is running has ended."""
+        if self._in_pass or self._probing:
+            self._inbox.append(message)
+        else:
+            message()
 
     def submit(self, round_: Round, jobs: Sequence[tuple[int, Job]]) -> None:
         """jobs: by the sequence's key, which is unique over all targets."""
-        round_.submitted = self._loop.now
+        round_.arrive(self._loop.now)
         round_.num_missing = len(jobs)
         done = []
         for key, job in jobs:
             self._jobs.pop(key, None)  # what was asked before is not awaited any more
             if job.is_done:
                 done.append(key)
-                job = Job(Round(None), job.resident, job.goal, job.draft, None)  # its context stays to be settled
+                job = Job(Round(None), job.resident, job.goal, NOTHING, None)  # its context stays to be settled
             if not job.is_done:
                 self._jobs[key] = job
         for key in done:
@@ -252,6 +176,9 @@ class Replica:
             if job.is_done:
                 self._finish(key, job)
         self._in_pass, self._probing = [], []
+        inbox, self._inbox = self._inbox, []
+        for message in inbox:
+            message()
         self._running = False
         self._wake()
 
@@ -273,7 +200,7 @@ class Replica:
         rows: Rows = []
         positions: Rows = []
         budget = self.rules.prefill_tokens
-        for key, job in self._jobs.items():
+        for key, job in self._in_order():
             missing, may_draft = job.missing, bool(job.draft.exits) and job.is_told
             rides = may_draft and missing <= self.rules.max_ride
             chunk = 0 if rides else min(missing, budget)
@@ -284,6 +211,18 @@ class Replica:
             self._in_pass.append((key, job, self._advance(job, chunk, drafts, rows, positions)))
         return rows, positions
 
+    def _in_order(self) -> list[tuple[int, Job]]:
+        """Who is waited for comes first, and only what is of their depth rides along."""
+        waiting = [(key, job) for key, job in self._jobs.items() if not job.round.is_ahead]
+        drafting = [job for _, job in waiting if job.draft.exits]
+        goals = {job.goal for job in drafting}
+        left = max((job.num_left for job in drafting), default=self.rules.branch_ahead)
+        self._branch_ahead = max(min(self.rules.branch_ahead, left), 1)
+        if len(waiting) == len(self._jobs):
+            return waiting
+        ahead = [(key, job) for key, job in self._jobs.items() if job.round.is_ahead]
+        return waiting + [(key, job) for key, job in ahead if not goals or job.goal in goals]
+
     def _advance(self, job: Job, chunk: int, drafts: bool, rows: Rows, positions: Rows) -> int:
         """Adds its part to the pass; how many tokens it drafts there."""
         settled = job.resident.settled
@@ -291,7 +230,7 @@ class Replica:
         if not drafts:
             self._run(0, goal, settled, settled[goal] + chunk, rows, positions)
             return 0
-        num = min(len(job.draft.exits) - job.done, self.rules.ahead)
+        num = min(job.num_left, self._branch_ahead if job.round.is_ahead else self.rules.ahead)
         for step in range(num):
             exit_ = job.draft.exits[job.done + step]
             self._run(step, exit_, settled, job.resident.base + job.done + step, rows, positions)

@@ -9,7 +9,7 @@ verifying is another order of the same parts on the same loop.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,7 +19,8 @@ from protocol.plan import BatchView, DepthRule, Plan
 from router.policy import Policy
 from router.simulate_acceptance import Fate, Text
 from router.simulate_costs import TargetTables
-from router.simulate_drafting import Decoding, Drafting, Drafts
+from router.simulate_drafting import Drafting, Drafts
+from router.simulate_jobs import Decoding
 from router.simulate_pool import Device, Jitter, Loop
 
 
@@ -58,8 +59,8 @@ class Served:
 
 @dataclass(slots=True)
 class Counts:
-    """asked, missed: rounds that asked the pool, and those in vain. wait_ms: summed over them. decoded: tokens since
-    the pass that gave the last first one.
+    """asked, missed: rounds that asked the pool, and those in vain. wait_ms: that they stood in line there, summed;
+    exposed_ms: that they waited for drafts. decoded: tokens since the pass that gave the last first one.
 
     drafted: rows by rule and number of drafted tokens, (None, 0) where none came.
     """
@@ -71,13 +72,14 @@ class Counts:
     asked: int = 0
     missed: int = 0
     wait_ms: float = 0.0
+    exposed_ms: float = 0.0
     drafted: Counter[tuple[DepthRule | None, int]] = field(default_factory=Counter)
 
 
 class Turn:
-    """One on its way. chunks: (sequence, prompt tokens). rest_ms, asked, drafted: as they come to pass."""
+    """One on its way. chunks: (sequence, prompt tokens). rest_ms, asked, drafted, begun: as they come to pass."""
 
-    __slots__ = ("asked", "chunks", "decoding", "drafted", "drafts", "lengths", "plan", "rest_ms")
+    __slots__ = ("asked", "begun", "chunks", "decoding", "drafted", "drafts", "lengths", "plan", "rest_ms")
 
     def __init__(self, decoding: list[Decoding], plan: Plan, chunks: list[tuple[Decoding, int]]) -> None:
         self.decoding = decoding
@@ -85,7 +87,7 @@ class Turn:
         self.chunks = chunks
         self.drafts = Drafts(len(decoding))
         self.lengths: Sequence[int] = ()
-        self.rest_ms = self.asked = self.drafted = 0.0
+        self.rest_ms = self.asked = self.drafted = self.begun = 0.0
 
 
 class Target:
@@ -121,6 +123,15 @@ class Target:
         self._ended: float | None = None  # the last turn, unless the target has been idle since
 
     @property
+    def hits(self) -> Mapping[str, float]:
+        """Shares of the outcomes that were drafted ahead for, by what had made them a candidate."""
+        if self._drafting is None:
+            return {}
+        hits = self._drafting.hits
+        num = hits.total() + self._drafting.num_missed
+        return {source.value: count / num for source, count in sorted(hits.items())}
+
+    @property
     def is_idle(self) -> bool:
         return not self._running and not self._waiting
 
@@ -132,16 +143,18 @@ class Target:
 
     def _begin(self) -> None:
         self._admit()
-        decoding = [sequence for sequence in self._running if sequence.generated]
-        turn = Turn(decoding, self._plan(decoding), self._chunks())
-        ms = self._tables.overhead_ms(len(decoding)) * self._jitter()
+        turn = self._turn([sequence for sequence in self._running if sequence.generated])
+        ms = self._tables.overhead_ms(len(turn.decoding)) * self._jitter()
         self._loop.at(self._loop.now + ms, lambda: self._draft(turn))
+
+    def _turn(self, decoding: list[Decoding]) -> Turn:
+        return Turn(decoding, self._plan(decoding), self._chunks())
 
     def _admit(self) -> None:
         admitted: list[Decoding] = []
         while self._waiting and len(self._running) + len(admitted) < self._max_batch:
             request, key = self._waiting.popleft(), next(self._keys)
-            admitted.append(Decoding(key, request.prompt_tokens, request.max_tokens, self._fate(request)))
+            admitted.append(Decoding(key, request.prompt_tokens, request.max_tokens, self._fate(request), request.seed))
             self._requests[key] = request
         self._running += admitted
         rule = self._policy.opening() if admitted and self._drafting else None
@@ -152,7 +165,7 @@ class Target:
         if not decoding or self._drafting is None:
             return Plan(None, (0,) * len(decoding))
         views = tuple([sequence.view() for sequence in decoding])
-        return self._policy.plan(BatchView(views, len(self._running) - len(decoding)))
+        return self._policy.plan(BatchView(views, sum(not sequence.generated for sequence in self._running)))
 
     def _chunks(self) -> list[tuple[Decoding, int]]:
         """Prompt tokens for this turn, oldest sequence first."""
@@ -165,16 +178,20 @@ class Target:
         return taken
 
     def _draft(self, turn: Turn) -> None:
-        turn.asked = self._loop.now
-        turn.rest_ms = turn.asked - (turn.asked if self._ended is None else self._ended)
+        self._ask_for(turn)
         if self._drafting is None or turn.plan.depth is None:
             self._verify(turn, turn.drafts)
         else:
             self._drafting.draft(turn.decoding, turn.plan, lambda drafts: self._verify(turn, drafts))
 
+    def _ask_for(self, turn: Turn) -> None:
+        turn.asked = self._loop.now
+        turn.rest_ms = turn.asked - (turn.asked if self._ended is None else self._ended)
+
     def _verify(self, turn: Turn, drafts: Drafts) -> None:
         turn.drafted = self._loop.now
         turn.drafts = drafts
+        turn.plan = drafts.plan or turn.plan
         turn.lengths = self._policy.prune(turn.plan, drafts.blocks)
         self._device.ask(lambda: self._pass_ms(turn), lambda: self._commit(turn))
 
@@ -186,7 +203,11 @@ class Target:
             decode = self._tables.verify_ms(rows, rows + sum(turn.lengths), context)
         else:
             decode = self._tables.fixed_ms
-        return (decode + chunks) * self._jitter()
+        ms = (decode + chunks) * self._jitter()
+        turn.begun = self._loop.now
+        if self._drafting is not None:
+            ms += self._drafting.verifying(turn.decoding, turn.plan, turn.lengths, ms)
+        return ms
 
     def _commit(self, turn: Turn) -> None:
         context = sum(sequence.num_tokens for sequence in turn.decoding) / max(len(turn.decoding), 1)
@@ -204,12 +225,15 @@ class Target:
             context=context,
             draft_ms=turn.drafted - turn.asked,
             wait_ms=drafts.wait_ms,
-            verify_ms=now - turn.drafted,
-            rest_ms=turn.rest_ms,
+            verify_ms=now - turn.begun,
+            rest_ms=turn.rest_ms + turn.begun - turn.drafted,
             num_prefill_tokens=sum(size for _, size in turn.chunks),
             answered=drafts.answered,
+            ahead=drafts.ahead,
         )
         self._policy.observe(outcome)
+        if self._drafting is not None:
+            self._drafting.observe(outcome)
         self._count(outcome)
         self._ended = None if self.is_idle else now
         if not self.is_idle:
@@ -246,6 +270,7 @@ class Target:
             counts.asked += 1
             counts.missed += not outcome.answered
             counts.wait_ms += outcome.wait_ms
+            counts.exposed_ms += outcome.draft_ms
         for index, row in enumerate(outcome.rows):
             rule = (plan.own[index] if plan.own else None) or plan.depth
             counts.drafted[rule if row.exits else None, len(row.exits)] += 1

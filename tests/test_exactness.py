@@ -1,6 +1,7 @@
 """A seeded sample of `make exactness`: every pair of settings meets in some cell, on the demo models."""
 
 import itertools
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,19 +12,26 @@ from transformers import AutoTokenizer
 
 from bench.differences import TIE
 from bench.exactness import (
-    BATCHES,
-    DEPTHS,
-    LENGTHS,
     MODELS,
-    POLICIES,
-    TEMPERATURES,
-    Cell,
     CellResult,
     Precision,
     Subject,
     differs_from_generate,
     prepare,
     run_cell,
+    run_matrix,
+)
+from bench.exactness_cells import (
+    ANY,
+    BATCHES,
+    DEPTHS,
+    IN_TURN,
+    LENGTHS,
+    MATRICES,
+    POLICIES,
+    TEMPERATURES,
+    WAYS,
+    Cell,
 )
 from bench.prompts import SPEC_BENCH, mixed
 from model.execution import Execution
@@ -105,6 +113,50 @@ def test_no_policy_and_no_switch_in_mid_sequence_changes_a_token(subject, policy
         result = run_cell(subject, cell)
         assert result.faults == []
         assert 0 < result.accepted < result.drafted
+
+
+OVERLAPPING = [way for way in WAYS if way not in (IN_TURN, ANY)]
+
+
+@pytest.mark.parametrize("way", OVERLAPPING)
+def test_drafting_while_verifying_changes_no_token(subject, way):
+    temperature = TEMPERATURES[OVERLAPPING.index(way) % 2]
+    result = run_cell(subject, Cell(4, 6, 2, temperature, page_size=16, kv_positions=16 * 256, way=way))
+    assert result.faults == []
+    assert 0 < result.accepted < result.drafted
+    assert result.overlapped > 0
+
+
+def test_no_bad_link_and_no_pool_that_dies_in_mid_branch_changes_a_token(subject):
+    cells = [
+        Cell(4, "cascade", 3, 0.8, page_size=256, kv_positions=16 * 256, way=ANY, faulty=True),
+        Cell(4, "random", 3, 0.0, page_size=4, kv_positions=240, way=ANY, faulty=True),
+    ]
+    results = [run_cell(subject, cell) for cell in cells]
+    assert [result for result in results if result.faults] == []
+    assert all(0 < result.accepted < result.drafted for result in results)
+    assert all(min(result.overlapped, result.fenced) > 0 for result in results)
+    assert sum(result.deaths for result in results) > 0
+    assert sum(result.preempted for result in results) > 0
+
+
+def test_every_cell_that_drafts_is_in_the_overlap_matrix_over_a_bad_link_and_every_way_over_a_good_one():
+    serial, overlap = MATRICES["serial"](), MATRICES["overlap"]()
+    bad = {replace(cell, way=IN_TURN, faulty=False) for cell in overlap if cell.faulty}
+    assert bad == {cell for cell in serial if cell.length}
+    assert {cell.way for cell in overlap if cell.faulty} == {ANY}
+    assert {cell.way for cell in overlap if not cell.faulty} == set(WAYS) - {IN_TURN}
+    assert len(set(overlap)) == len(overlap)
+
+
+def test_a_run_that_was_interrupted_goes_on_with_cells_of_older_files_too(subject, tmp_path):
+    path, cells = tmp_path / "cells.jsonl", [Cell(16, 2, 2, 0.0), Cell(16, 2, 2, 0.0, way=ANY, faulty=True)]
+    (first,) = run_matrix(subject, cells[:1], path)
+    old = {"batch": 16, "depth": 2, "length": 2, "temperature": 0.0, "page_size": 256, "kv_positions": 16 * 512}
+    path.write_text(json.dumps(first | {"cell": old, "seconds": -1.0}) + "\n")
+    both = run_matrix(subject, cells, path)
+    assert [both[0]["seconds"], both[1]["cell"]["way"]] == [-1.0, ANY]
+    assert len(path.read_text().splitlines()) == 2
 
 
 def test_the_plain_loop_at_temperature_zero_is_transformers_generate(subject):

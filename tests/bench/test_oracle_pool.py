@@ -18,7 +18,7 @@ from protocol.branch import AheadRequest, AheadRow, Branch, BranchSource, ExitHi
 from protocol.draft import DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
-from tests.bench.test_standins import Oracles, decoder, llama  # noqa: F401
+from tests.bench.standins import Oracles
 from tests.drafters import test_client_contract as contract
 
 VOCAB = 50
@@ -202,7 +202,7 @@ def test_what_is_not_known_or_not_open_brings_no_branch_and_a_hint_is_not_heeded
 
 
 class PooledOracles(Oracles):
-    """A `Connect` of the contract: the oracle of test_standins behind a device that takes no time."""
+    """A `Connect` of the contract: the oracle of tests/bench/standins.py behind a device that takes no time."""
 
     @contextmanager
     def __call__(self, worker: object, incarnation: str, deadline_s: float) -> Iterator[MirrorClient]:
@@ -227,7 +227,7 @@ class PooledOracles(Oracles):
 )
 def test_the_pool_keeps_to_the_contract_of_mirror_clients(
     keeps_to: Callable[..., None],
-    decoder: Decoder,  # noqa: F811
+    decoder: Decoder,
 ) -> None:
     """All of it but what a model decides, what takes time, and what heeds a hint."""
     oracles = PooledOracles(decoder)

@@ -18,7 +18,7 @@ from deployments.transport import GrpcDraftClient, TransportConfig
 from protocol.branch import AheadRequest, ExitHint
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.plan import DepthRule
-from protocol.request import SamplingParams
+from protocol.request import GenerateRequest, SamplingParams, StopRules
 from protocol.stats import PassStats, PoolStats
 
 T = TypeVar("T")
@@ -197,3 +197,7 @@ def request(round_id: int, *rows: tuple[int, int, int], length: int = 3, target:
     """rows: (sequence id, start, base length)."""
     made = tuple(DraftRow(name, start, tuple(range(start, base)), length, SAMPLING) for name, start, base in rows)
     return DraftRequest(target, round_id, DEPTH, made)
+
+
+def generate(index: int) -> GenerateRequest:
+    return GenerateRequest(str(index), (5, 6, 7, index), SamplingParams(temperature=0.8, seed=index), StopRules(60))

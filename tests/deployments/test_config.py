@@ -55,7 +55,10 @@ def test_the_demo_config_loads_and_names_the_demo_models() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\ntargets: [{name: a, path: x}]", "a: unknown key (value 1); choose one of grpc, http, ingress, pool, t"),
+        (
+            "a: 1\ntargets: [{name: a, path: x}]",
+            "a: unknown key (value 1); choose one of grpc, http, ingress, placement, pool, t",
+        ),
         ("targets: [{name: a, path: x, thredas: 3}]", "targets[0].thredas: unknown key (value 3); did you mean thread"),
         (
             "targets: [{name: a, path: x}]\npool: {path: x, resources: {gpu: many}}",
@@ -83,6 +86,18 @@ def test_the_demo_config_loads_and_names_the_demo_models() -> None:
         (
             "targets: [{name: a, path: x}]\npool: {path: x, num_replicas: 2, cores: [1]}",
             "pool: cores [1] would bind all of num_replicas 2 to the same CPUs",
+        ),
+        (
+            "placement: beside\ntargets: [{name: a, path: x}]",
+            "placement: Input should be 'separate' or 'colocated', got 'beside'",
+        ),
+        (
+            "placement: colocated\ntargets: [{name: a, path: x, speculation: {mirror: on}}]\npool: {path: x}",
+            "the config: mirror of target a drafts while the target verifies, and placement: colocated lets one work",
+        ),
+        (
+            "placement: colocated\ntargets: [{name: a, path: x}]\npool: {path: x, threads: 2}",
+            "the config: pool.threads says nothing with placement: colocated, where drafts take a target's threads",
         ),
     ],
 )
@@ -258,8 +273,8 @@ WEIGHTS = {"dtype", "execution", "kv_mb", "page_size", "path"}
 def test_the_options_are_these_and_a_new_one_shows_up_in_review() -> None:
     drafted = {"deadline_ms", "exits", "mirror", "policy", "thresholds"}
     target = {"deterministic", "max_batch", "max_model_len", "max_queue", "name", "prefill_chunk", "speculation"}
-    pool = {"host", "max_rows", "ports", "prefill_chunk", "sequence_ttl_s"}
-    assert set(AppConfig.model_fields) == {"grpc", "http", "ingress", "pool", "targets"}
+    pool = {"host", "max_rows", "ports", "prefill_chunk", "sequence_ttl_s", "streams"}
+    assert set(AppConfig.model_fields) == {"grpc", "http", "ingress", "placement", "pool", "targets"}
     assert set(TargetConfig.model_fields) == target | PLACEMENT | WEIGHTS
     assert set(FixedSpeculation.model_fields) == drafted | {"depth", "length"}
     assert set(TableSpeculation.model_fields) == drafted | {"depth", "table"}

@@ -54,7 +54,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def rows(output: str) -> list[list[str]]:
-    """Cells of the table's lines."""
+    """Cells of the first table's lines."""
+    output = output.split("by placement")[0]
     return [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if line.startswith("│")]
 
 

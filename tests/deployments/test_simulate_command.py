@@ -177,3 +177,43 @@ def test_rates_are_one_for_all_or_one_for_each_name() -> None:
             arrival_rates(text)
     assert positive("0.1") == pytest.approx(0.1)
     assert not math.isnan(positive("0"))
+
+
+def test_a_mode_is_that_of_all_targets_or_of_those_named_and_ahead_is_told_of(
+    profiled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = {}
+    for mode in ("serial", "mirror", "hinted", "lanes", "chosen", "small:mirror,large:lanes"):
+        assert simulated(profiled, "--acceptance", ACCEPTANCE, *LOAD, "--mode", mode) == 0
+        printed[mode] = capsys.readouterr().out
+    assert simulated(profiled, "--acceptance", ACCEPTANCE, *LOAD) == 0
+    assert capsys.readouterr().out == printed["serial"], "as configured"
+    assert len(set(printed.values())) == len(printed)
+    assert simulated(profiled, "--acceptance", ACCEPTANCE, *LOAD, "--mode", "mirror", "--corrects", "0.9") == 0
+    assert capsys.readouterr().out != printed["mirror"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--mode", "turbo"), "'turbo' is no mode"),
+        (("--mode", "small:mirror,lanes"), "neither one mode"),
+        (("--mode", "mirror", "--corrects", "1.5"), "not shares between 0 and 1"),
+    ],
+)
+def test_modes_that_cannot_be_read_are_refused(
+    profiled: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(SystemExit):
+        simulated(profiled, "--acceptance", ACCEPTANCE, *LOAD, *arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"), [("huge:mirror", "--mode names 'huge'"), ("plain:mirror", "plain does not speculate")]
+)
+def test_modes_of_targets_that_cannot_have_them_are_refused(
+    profiled: Path, capsys: pytest.CaptureFixture[str], mode: str, message: str
+) -> None:
+    assert simulated(profiled, "--acceptance", ACCEPTANCE, *LOAD, "--mode", mode) == 2
+    assert message in capsys.readouterr().err

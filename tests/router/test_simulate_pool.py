@@ -9,7 +9,8 @@ import pytest
 
 from router.simulate_acceptance import Draft
 from router.simulate_costs import PoolTables, TargetTables
-from router.simulate_pool import Device, Job, Loop, PoolRules, Replica, Resident, Round
+from router.simulate_jobs import Job, Resident, Round
+from router.simulate_pool import Device, Loop, PoolRules, Replica
 from tests.router.curves import curves, draft_cost
 
 EXITS = (2, 4, 6)

@@ -1,56 +1,27 @@
-"""The stand-ins are what they claim: exact text, exact acceptance, and steps that take the time that they are given."""
+"""The oracle is what it claims: exact text, exact acceptance, and the contract of draft clients."""
 
 from __future__ import annotations
 
-import ast
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from scipy.stats import binom
 
-from bench.machine import ROOT
 from bench.oracle import KnownText, OracleDrafter, Ranking
-from bench.slowed import Device, SlowedClient, SlowedDrafter, slowed_target
-from drafters.client import LocalDraftClient
-from drafters.nested import NestedDrafter
-from drafters.worker import DraftWorker
 from model.decoder import Decoder
-from model.load import load_decoder
-from protocol.draft import DraftClient, DraftRequest, DraftRow, DraftStatus, Probe
+from protocol.draft import DraftStatus, Probe
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule
-from protocol.request import GenerateRequest, SamplingParams
-from router.policy import Fixed, Off
+from protocol.request import GenerateRequest
+from router.policy import Fixed
 from targets.engine import Engine, EngineConfig
-from targets.model import TargetModel, load_target
+from targets.model import TargetModel
+from tests.bench.standins import VOCAB, Oracles, asked, oracle_of, row
 from tests.drafters import test_client_contract as contract
-from tests.model.families import make_checkpoint
-from tests.reference.drafting import draft_from_scratch
 from tests.reference.engine import plain_texts, random_requests, run_all
 
-VOCAB = 160
 ALMOST_ALL = 1 - 1e-6  # of the binomial distribution
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint("llama", tmp_path_factory.mktemp("standins") / "llama", seed=0)
-
-
-@pytest.fixture(scope="module")
-def decoder(llama: Path) -> Decoder:
-    return load_decoder(llama, dtype=torch.float32)
-
-
-@pytest.fixture
-def target(llama: Path) -> TargetModel:
-    return load_target(llama, dtype=torch.float32, num_positions=4096, page_size=16)
 
 
 def known(requests: Sequence[GenerateRequest], texts: dict[str, list[int]]) -> list[KnownText]:
@@ -128,19 +99,6 @@ def test_positions_texts_and_seeds_err_independently_and_a_seed_errs_the_same_ag
     for other in (errors(1, 0), errors(0, 1), base[1:]):
         agreeing = sum(a == b for a, b in zip(base, other, strict=False))
         assert is_binomial(agreeing, len(other), 0.5)
-
-
-def row(sequence_id: int, tokens: Sequence[int], length: int, start: int = 0) -> DraftRow:
-    return DraftRow(sequence_id, start, tuple(tokens[start:]), length, SamplingParams(temperature=0))
-
-
-def asked(*rows: DraftRow, depth: DepthRule | None = None) -> DraftRequest:
-    return DraftRequest("target", 1, depth or DepthRule((2,)), rows)
-
-
-def oracle_of(tokens: Sequence[int], acceptance: dict[int, float], runner_up: float = 1.0) -> OracleDrafter:
-    text = KnownText(tuple(tokens[:3]), SamplingParams(temperature=0), tuple(tokens[3:]))
-    return OracleDrafter([text], Ranking(acceptance, runner_up, VOCAB))
 
 
 def test_the_runner_up_of_a_wrong_proposal_is_the_right_token_where_it_was_planted() -> None:
@@ -232,43 +190,6 @@ def test_probabilities_that_cannot_be_are_refused(
         Ranking(acceptance, runner_up, vocab_size)
 
 
-class Oracles:
-    """A `Connect` of the contract: every client an oracle that knows what the contract's drafter would draft."""
-
-    def __init__(self, decoder: Decoder) -> None:
-        prompts = [contract.TOKENS, contract.TOKENS[::-1]]
-        drafts = [self.drafted(decoder, prompt, 40) for prompt in prompts]
-        prompts += [[*contract.TOKENS, *drafts[0][:2], 5], [*contract.TOKENS, 9]]
-        drafts += [self.drafted(decoder, prompt, 40) for prompt in prompts[2:]]
-        pairs = zip(prompts, drafts, strict=True)
-        self.texts = [KnownText(tuple(prompt), contract.SAMPLED, tuple(draft)) for prompt, draft in pairs]
-        self.clients: list[OracleDrafter] = []
-
-    @staticmethod
-    def drafted(decoder: Decoder, prompt: list[int], length: int) -> list[int]:
-        steps = draft_from_scratch(decoder, prompt, length, contract.CASCADE, contract.SAMPLED)
-        return [token for token, _, _ in steps]
-
-    @contextmanager
-    def __call__(self, worker: object, incarnation: str, deadline_s: float) -> Iterator[DraftClient]:
-        ranking = Ranking(dict.fromkeys(contract.CASCADE.exits, 1.0), runner_up=0, vocab_size=VOCAB)
-        self.clients.append(OracleDrafter(self.texts, ranking, max_rows=4))
-        yield self.clients[-1]
-
-    def stats(self) -> Any:
-        return self
-
-    @property
-    def num_sequences(self) -> int:
-        return sum(client.num_open for client in self.clients)
-
-    num_pages = 0  # of which it has none to give back
-
-    @property
-    def num_free_pages(self) -> int:
-        return -self.num_sequences
-
-
 @pytest.mark.parametrize(
     "keeps_to",
     [
@@ -287,85 +208,3 @@ def test_the_oracle_keeps_to_the_contract_of_draft_clients(keeps_to: Callable[..
     given = {"connect": oracles, "worker": oracles, "llama": decoder}
     names = keeps_to.__code__.co_varnames[: keeps_to.__code__.co_argcount]
     keeps_to(**{name: given[name] for name in names})
-
-
-def test_a_slowed_step_takes_at_least_its_time_and_computes_the_same(target: TargetModel) -> None:
-    device = Device("20 ms a verify and 10 a token")
-    slow = slowed_target(target, device, lambda rows: 20 + 10 * len(rows[0].tokens))
-    (request,) = random_requests(1, 1, VOCAB, max_tokens=5)
-    texts = plain_texts(target, [request])
-    began = time.perf_counter()
-    assert plain_texts(slow, [request]) == texts
-    assert time.perf_counter() - began >= 1e-3 * (5 * 20 + 10 * (len(request.prompt_ids) + 4))
-    assert device.num_steps == 5
-    assert slow.label == "target on a slowed device, 20 ms a verify and 10 a token"
-    assert slow.ledger is target.ledger
-
-
-def test_a_slowed_target_serves_as_an_engine(target: TargetModel) -> None:
-    requests = random_requests(2, 3, VOCAB, max_tokens=6)
-    texts = plain_texts(target, requests)
-    slow = slowed_target(target, Device("5 ms"), lambda rows: 5)
-    assert run_all(Engine(slow, Off(), None, EngineConfig()), requests).tokens == texts
-
-
-def test_a_slowed_drafter_takes_its_time_for_every_token_and_drafts_the_same(decoder: Decoder) -> None:
-    def drafted(drafter: NestedDrafter) -> tuple[tuple[int, ...], float]:
-        client = LocalDraftClient(DraftWorker(drafter), "target")
-        began = time.perf_counter()
-        (block,) = client.draft(asked(row(1, contract.TOKENS, 4))).blocks
-        elapsed = time.perf_counter() - began
-        client.close([1])
-        drafter.check()
-        return block.tokens, elapsed
-
-    drafter = NestedDrafter(decoder, (2, 4), num_pages=16, page_size=16)
-    device = Device("15 ms at depth 2")
-    slow = SlowedDrafter(drafter, device, lambda rows: 7.5 * max(row.depth.exits[-1] for row in rows))
-    tokens, elapsed = drafted(slow)
-    assert tokens == drafted(drafter)[0]
-    assert elapsed >= 4 * 0.015
-    assert device.num_steps >= 1
-    assert slow.label == "drafter on a slowed device, 15 ms at depth 2"
-
-
-def test_a_slowed_client_answers_no_earlier_and_hands_everything_on() -> None:
-    tokens = list(range(10, 40))
-    oracle = oracle_of(tokens, {2: 1.0})
-    client = SlowedClient(oracle, Device("10 ms a token"), lambda request: 10 * sum(row.length for row in request.rows))
-    client.open(asked(row(1, tokens[:4], 0)))
-    began = time.perf_counter()
-    reply = client.draft(asked(row(1, tokens[:5], 3, start=4)))
-    assert time.perf_counter() - began >= 0.03
-    assert reply is not None
-    assert reply.blocks[0].tokens == tuple(tokens[5:8])
-    client.close([1])
-    assert oracle.num_open == 0
-    assert client.label == "pool on a slowed device, 10 ms a token"
-    assert oracle.label == "oracle drafter, acceptance 1 at depth 2; runner-up 1; seed 0"
-
-
-def test_a_step_that_is_late_already_does_not_sleep_and_is_counted() -> None:
-    now, naps = [10.0], []
-
-    def sleep(seconds: float) -> None:
-        naps.append(seconds)
-        now[0] += seconds / 2  # woken too early
-
-    device = Device("1 s", clock=lambda: now[0], sleep=sleep)
-    device.finish(8.9, 1000)
-    assert (naps, device.num_late) == ([], 1)
-    device.finish(9.5, 1000)
-    assert now[0] >= 10.5
-    assert (device.num_steps, device.num_late) == (2, 1)
-
-
-def test_nothing_that_is_served_imports_a_stand_in() -> None:
-    for package in ("protocol", "router", "model", "targets", "drafters", "deployments"):
-        for path in (ROOT / package).rglob("*.py"):
-            nodes = list(ast.walk(ast.parse(path.read_text())))
-            names = {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom)}
-            names |= {
-                alias.name for node in nodes if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names
-            }
-            assert not names & {"bench.oracle", "bench.slowed", "oracle", "slowed"}, path

@@ -1,0 +1,129 @@
+"""What a simulated replica drafts ahead, pass by pass, and what is left of it."""
+
+from __future__ import annotations
+
+from itertools import count
+
+import numpy as np
+import pytest
+
+from protocol.plan import DepthRule
+from router.branches import Guess
+from router.pipeline import Source
+from router.simulate_acceptance import Draft, Text, acceptance_table
+from router.simulate_ahead import SECOND, AheadRound, Choices, Luck, early_picks, guess_of
+from router.simulate_costs import PoolTables
+from router.simulate_jobs import RIGHT, WRONG, Decoding, Flight, Outcome, Window
+from router.simulate_pool import Device, Loop, PoolRules, Replica
+from tests.router.curves import curves
+
+EXITS = (2, 4, 6)
+RULE = DepthRule((2,))
+TABLE = acceptance_table(dict.fromkeys(EXITS, (1.0,)))
+BASE, TOKEN_MS, LENGTH = 50, 0.1, 4
+
+
+class Scene:
+    """A sequence whose window of so many tokens, of which so many are right, is being verified."""
+
+    def __init__(self, num_verified: int, num_right: int, fan_out: int = 8) -> None:
+        self.loop = Loop()
+        priced = PoolTables(curves(layer=TOKEN_MS / 2, row=0.0), EXITS)
+        rules = PoolRules(ahead=1, branch_ahead=1)
+        self.pool = Replica(self.loop, Device(self.loop), priced, len(EXITS), rules, lambda: 1.0)
+        self.came: list[tuple[float, Outcome, Source | None]] = []
+        self.sequence = Decoding(0, BASE - 10, 100, Text(100, np.random.default_rng(0)), seed=0)
+        self.sequence.generated = 10
+        self.resident = self.sequence.held(len(EXITS), BASE)
+        self.resident.settled = [BASE + num_verified - 1] * len(EXITS)
+        draft = Draft([0] * num_verified, [0.6] * num_verified, num_right)
+        right = [at < num_right for at in range(num_verified)] + [num_right == num_verified]
+        self.flight = Flight(
+            self.sequence,
+            BASE,
+            10,
+            Window(draft, RULE, num_verified, 0, in_place=True),
+            num_verified,
+            LENGTH,
+            0.0,
+            fan_out,
+            TABLE,
+            [Guess(RIGHT if own else WRONG, 0.6, SECOND if own else RIGHT) for own in right],
+            lead=Draft([0], [0.6], 1),
+        )
+        self.round = AheadRound(self.pool, EXITS, [self.flight], count(1), self.arrived)
+
+    def arrived(self, flight: Flight, outcome: Outcome, window: Window) -> None:
+        self.came.append((self.loop.now, outcome, window.source))
+
+
+def test_the_lead_comes_first_and_all_branches_in_one_batch_behind_it() -> None:
+    scene = Scene(num_verified=3, num_right=3)
+    scene.round.begin()
+    scene.loop.run()
+    assert scene.pool.num_passes == 1 + LENGTH
+    assert scene.pool.num_rows == 1 + LENGTH * 5, "all accepted, or a second choice at one of four places"
+    assert [ms for ms, _, _ in scene.came] == pytest.approx([TOKEN_MS * (1 + LENGTH)] * 5)
+    assert {(outcome, source) for _, outcome, source in scene.came} == {
+        ((3, RIGHT), Source.FULL),
+        *(((at, SECOND), Source.RUNNER_UP) for at in range(4)),
+    }
+
+
+def test_the_next_message_ends_what_is_not_done_and_tells_how_far_the_outcome_s_branch_got() -> None:
+    scene = Scene(num_verified=3, num_right=1)
+    scene.round.begin()
+    known = []
+    in_the_third_pass = TOKEN_MS * 2.5
+    scene.loop.at(
+        in_the_third_pass,
+        lambda: scene.pool.tell(lambda: known.append(scene.sequence.end_ahead(scene.pool.close))),
+    )
+    scene.loop.run()
+    assert scene.pool.num_passes == 3, "the lead, and two steps of branches"
+    assert scene.came == []
+    assert known[0] is not None
+    assert (known[0].job.done, known[0].window.in_place, known[0].window.source) == (2, False, Source.RUNNER_UP)
+
+
+def test_a_full_branch_is_the_sequence_s_own_and_what_is_right_of_it_need_not_be_run_again() -> None:
+    scene = Scene(num_verified=3, num_right=3)
+    scene.round.begin()
+    scene.loop.run()
+    behind = BASE + 3 + 1 + LENGTH
+    assert scene.resident.settled[0] == behind - 1, "all but the last token"
+    scene.resident.take_over(behind - 1, None)
+    assert scene.resident.settled[0] == behind - 2
+    other = Scene(num_verified=3, num_right=1)
+    other.round.begin()
+    other.loop.run()
+    other.resident.take_over(BASE + 2, None)
+    assert other.resident.settled[0] == BASE + 1, "up to the mistake"
+
+
+def test_a_hint_ends_branches_that_are_not_among_the_best_and_begins_those_that_are_missing() -> None:
+    scene = Scene(num_verified=2, num_right=1, fan_out=3)
+    scene.flight.guesses = [Guess(RIGHT, 0.9, SECOND), Guess(WRONG, 0.9, SECOND)]
+    scene.flight.lead = Draft([0], [0.9], 0)
+    scene.flight.guesses.append(Guess(WRONG, 0.9, SECOND))
+    scene.flight.hint = ((RIGHT,), (RIGHT,), (WRONG,))
+    scene.round.begin()
+    scene.loop.at(TOKEN_MS * 2.5, lambda: scene.pool.tell(scene.round.hint))
+    scene.loop.run()
+    assert (1, RIGHT) in [outcome for _, outcome, _ in scene.came]
+    late = next(ms for ms, outcome, _ in scene.came if outcome == (1, RIGHT))
+    assert late == pytest.approx(TOKEN_MS * (3 + LENGTH)), "begun behind the pass in which the hint came"
+    assert next(source for _, outcome, source in scene.came if outcome == (1, RIGHT)) is Source.EARLY_EXIT
+    assert len(scene.came) == 3, "one of those begun before was ended"
+
+
+def test_second_choices_and_early_picks_are_right_as_often_as_they_are_told() -> None:
+    choices, luck = Choices(0.4, (0.5, 0.2), agrees=0.8), Luck(20_000, seed=3)
+    seconds = [guess_of(choices, luck, at, 0.5, is_right=False).runner_up == RIGHT for at in range(20_000)]
+    assert np.mean(seconds) == pytest.approx(0.4, abs=0.015)
+    for is_right, expected in ((False, [0.5, 0.2, 0.0]), (True, [0.8, 0.0, 0.0])):
+        picks = [early_picks(choices, luck, at, is_right, 3) for at in range(20_000)]
+        assert all(len(set(own)) == len(own) == 2 for own in picks)
+        ranks = [own.index(RIGHT) if RIGHT in own else None for own in picks]
+        assert [ranks.count(rank) / 20_000 for rank in range(3)] == pytest.approx(expected, abs=0.015)
+    assert {guess_of(choices, luck, at, 0.5, is_right=True).runner_up for at in range(50)} == {SECOND}

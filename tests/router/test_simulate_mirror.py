@@ -1,0 +1,268 @@
+"""Drafting ahead and lanes in the simulator: against the latency law, against drafting in turn, and what must hold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from protocol.draft import DraftBlock
+from protocol.errors import ConfigError
+from protocol.outcome import RoundOutcome
+from protocol.plan import BatchView, DepthRule, Plan
+from router.law import Law
+from router.modes import Mode
+from router.policy import Fixed, Policy, Steadfast
+from router.simulate import Report, SimulatedPool, SimulatedTarget, TargetReport, closed_batch, poisson, simulate
+from router.simulate_acceptance import Profile, acceptance_table, always
+from router.simulate_ahead import Choices
+from router.simulate_mirror import MirrorRules
+from router.simulate_pool import PoolRules
+from tests.router.curves import curves, verify_cost
+
+EXITS = (2, 4, 6)
+RULE = DepthRule((2,))
+RUNNER_UP = 0.6
+AHEAD = MirrorRules(choices=Choices(RUNNER_UP))
+STEPWISE = SimulatedPool(rules=PoolRules(ahead=1, branch_ahead=1))  # messages are taken between any two tokens
+REST, LINK = 0.05, 0.1
+
+
+def flat(rate: float) -> Profile:
+    return always(acceptance_table(dict.fromkeys(EXITS, (rate,))))
+
+
+def play(
+    overlap: MirrorRules | Mode | None,
+    rate: float = 0.7,
+    length: int = 3,
+    *,
+    batch: int = 1,
+    token_ms: float = 0.1,
+    link: float = LINK,
+    max_tokens: int = 1000,
+    seed: int = 0,
+    row: float = 0.0,
+) -> TargetReport:
+    """token_ms: of one more drafted token for each row; whatever the rows, unless `row` says what each adds."""
+    priced = curves(overhead=REST, link=link, layer=token_ms / 2, row=row, token=0.0)
+    requests = closed_batch(batch, 20, max_tokens, np.random.default_rng(seed))
+    target = SimulatedTarget(
+        "one", priced, lambda: Fixed(RULE, length), flat(rate), requests, max_batch=batch, overlap=overlap
+    )
+    return simulate([target], STEPWISE, seed).targets[0]
+
+
+def round_ms(report: TargetReport) -> float:
+    served = report.served
+    return (max(one.last_ms for one in served) - max(one.first_ms for one in served)) / report.num_rounds
+
+
+def foreseen(rate: float, length: int) -> float:
+    """All accepted and the lead too, or the runner-up in place of the first mistake."""
+    full = rate ** (length + 1)
+    return full + RUNNER_UP * (1 - full)
+
+
+@pytest.mark.parametrize("rate", [0.7, 0.9])  # so that waiting for a fresh draft always pays
+@pytest.mark.parametrize(("length", "token_ms"), [(2, 0.05), (3, 0.15), (6, 0.12)])
+def test_rounds_take_what_the_latency_law_allows_where_branches_are_in_time(
+    rate: float, length: int, token_ms: float
+) -> None:
+    verify, wait = verify_cost(1, 1, token=0.0), length * token_ms + LINK
+    assert token_ms + wait < verify
+    hits, took = [], []
+    for seed in range(4):
+        report = play(AHEAD, rate, length, token_ms=token_ms, seed=seed)
+        hits.append(sum(report.hits.values()))
+        took.append(round_ms(report))
+        law = Law(verify, wait, REST, hits[-1])
+        assert took[-1] == pytest.approx(law.mirror_ms, rel=0.015)
+    assert np.mean(hits) == pytest.approx(foreseen(rate, length), rel=0.07)
+    assert np.mean(took) == pytest.approx(Law(verify, wait, REST, foreseen(rate, length)).mirror_ms, rel=0.04)
+
+
+@pytest.mark.parametrize("rate", [0.8, 0.9])
+@pytest.mark.parametrize(("length", "token_ms"), [(2, 0.5), (4, 0.3), (6, 0.2)])
+def test_late_branches_make_a_round_as_long_as_drafting(rate: float, length: int, token_ms: float) -> None:
+    verify, wait = verify_cost(1, 1, token=0.0), length * token_ms + LINK
+    assert token_ms + wait > verify
+    took = [round_ms(play(AHEAD, rate, length, token_ms=token_ms, seed=seed)) for seed in range(4)]
+    law = max(verify, token_ms + wait) + (1 - foreseen(rate, length)) * wait + REST
+    assert np.mean(took) == pytest.approx(law, rel=0.1)
+
+
+def test_drafting_ahead_commits_the_same_tokens_in_the_same_rounds_as_drafting_in_turn() -> None:
+    for seed in range(4):
+        turn, ahead = (play(overlap, seed=seed) for overlap in (None, AHEAD))
+        assert (ahead.num_rounds, ahead.mean_acceptance_length) == (turn.num_rounds, turn.mean_acceptance_length)
+        assert ahead.tokens_per_second > turn.tokens_per_second
+
+
+def test_the_serial_mode_of_a_mirror_is_drafting_in_turn_to_the_microsecond() -> None:
+    for batch in (1, 3):
+        turn, mode = (play(overlap, batch=batch) for overlap in (None, MirrorRules(modes=(Mode.SERIAL,))))
+        assert [one.last_ms for one in mode.served] == [one.last_ms for one in turn.served]
+
+
+def test_behind_a_link_so_long_that_no_branch_is_in_time_only_the_drafting_of_what_was_foreseen_is_saved() -> None:
+    rate, length, token_ms, link = 0.9, 6, 0.1, 2.0
+    turn, ahead = (play(overlap, rate, length, token_ms=token_ms, link=link) for overlap in (None, AHEAD))
+    assert sum(ahead.hits.values()) == 0
+    assert round_ms(turn) == pytest.approx(verify_cost(1, 1, token=0.0) + length * token_ms + link + REST, rel=0.01)
+    saved = foreseen(rate, length) * length * token_ms
+    assert round_ms(ahead) == pytest.approx(round_ms(turn) - saved, rel=0.02)
+
+
+def test_ahead_is_not_waited_for_where_drafts_are_never_right() -> None:
+    turn, ahead = (play(overlap, 0.0, 4, max_tokens=300) for overlap in (None, MirrorRules(choices=Choices(0.0))))
+    assert sum(ahead.hits.values()) == 0
+    assert verify_cost(1, 1, token=0.0) + REST < round_ms(ahead) < round_ms(turn) - 0.6 * (4 * 0.1 + LINK)
+
+
+def test_early_picks_bring_hits_that_the_second_choice_does_not() -> None:
+    choices = Choices(RUNNER_UP, early=(0.5, 0.2), agrees=0.7)
+    for kappa, early in ((1, 0.5), (2, 0.7)):
+        hinted = MirrorRules(kappa=kappa, modes=(Mode.HINTED,), choices=choices)
+        reports = [play(hinted, token_ms=0.05, link=0.01, seed=seed) for seed in range(3)]
+        shares = [np.mean([report.hits[name] for report in reports]) for name in ("full", "runner_up", "early_exit")]
+        missed = 1 - 0.7**4
+        assert shares[0] == pytest.approx(0.7**4, rel=0.1)
+        assert sum(shares) == pytest.approx(0.7**4 + missed * (RUNNER_UP + (1 - RUNNER_UP) * early), rel=0.03)
+
+
+def test_a_smaller_fan_out_foresees_less() -> None:
+    shares = [
+        sum(play(MirrorRules(fan_out=fan_out, choices=Choices(RUNNER_UP)), 0.6, 5).hits.values())
+        for fan_out in (1, 2, 4, 8)
+    ]
+    assert shares == sorted(shares)
+    assert shares[0] == pytest.approx(0.4 * RUNNER_UP, rel=0.15), "the first guess, most probably wrong, corrected"
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5, 8])
+def test_lanes_are_at_most_twice_as_fast_as_drafting_in_turn(batch: int) -> None:
+    for seed in range(3):
+        for token_ms in (0.02, 0.4, 2.0):
+            turn, lanes = (
+                play(one, batch=batch, token_ms=token_ms, seed=seed, max_tokens=150) for one in (None, Mode.LANES)
+            )
+            assert lanes.tokens_per_second <= 2 * turn.tokens_per_second * 1.001
+            if batch == 1:
+                assert lanes.tokens_per_second == turn.tokens_per_second
+
+
+def test_lanes_hide_the_shorter_of_drafting_and_verifying() -> None:
+    """Verifying two halves takes twice as long here, so that rounds of both take twice the longer of the two."""
+    for token_ms in (0.1, 0.8):
+        lanes = play(Mode.LANES, batch=8, token_ms=token_ms, length=3, max_tokens=400)
+        verify, draft = verify_cost(4, 4, token=0.0), 3 * token_ms + LINK
+        assert round_ms(lanes) == pytest.approx(max(verify + REST, draft + 0.0), rel=0.06)
+        assert lanes.num_rounds > 1.8 * play(None, batch=8, token_ms=token_ms, max_tokens=400).num_rounds
+
+
+class Erratic(Steadfast):
+    """Depths, lengths, floors and probes without sense, pruned at random."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+
+    def opening(self) -> DepthRule | None:
+        return RULE if self._rng.random() < 0.5 else None
+
+    def plan(self, view: BatchView) -> Plan:
+        rng = self._rng
+        lengths = tuple(int(rng.integers(0, min(9, one.remaining))) for one in view.sequences)
+        probes = tuple(np.flatnonzero(rng.random(len(lengths)) < 0.2).tolist())
+        depth = DepthRule((int(rng.choice(EXITS)),)) if rng.random() < 0.7 else DepthRule(EXITS, (0.5, 0.5))
+        own = tuple(DepthRule((4,)) for _ in lengths) if rng.random() < 0.3 else ()
+        return Plan(depth, lengths, own, float(rng.choice([0.0, 0.2])), probes)
+
+    def prune(self, plan: Plan, drafts: list[DraftBlock | None]) -> list[int]:
+        return [int(self._rng.integers(0, len(block.tokens) + 1)) if block else 0 for block in drafts]
+
+
+class Counting:
+    """A policy, and what its rounds committed."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy, self.committed = policy, 0
+        self.opening, self.plan, self.prune = policy.opening, policy.plan, policy.prune
+
+    def observe(self, outcome: RoundOutcome) -> None:
+        assert all(0 <= row.accepted <= row.num_verified <= len(row.exits) for row in outcome.rows)
+        assert min(outcome.draft_ms, outcome.verify_ms, outcome.rest_ms, outcome.wait_ms) >= 0
+        self.committed += len(outcome.rows) + sum(row.accepted for row in outcome.rows)
+
+
+OVERLAPS = (None, AHEAD, MirrorRules(modes=tuple(mode for mode in (Mode.MIRROR, Mode.HINTED, Mode.SERIAL))), Mode.LANES)
+
+
+def scene(seed: int) -> tuple[Report, list[Counting], list[SimulatedTarget]]:
+    """Targets of every kind that share a small pool, some with a deadline that they often miss."""
+    rng = np.random.default_rng(seed)
+    policies = [Counting(Erratic(100 * seed + number)) for number in range(6)]
+    targets = [
+        SimulatedTarget(
+            f"{number}",
+            curves(overhead=REST, link=float(rng.choice([0.0, 0.3]))),
+            lambda policy=policy: policy,
+            flat(float(rng.uniform(0.2, 0.95))),
+            poisson(60, 0.3, (10, 300), (1, 2, 40, 90), rng),
+            max_batch=int(rng.integers(1, 6)),
+            deadline_ms=float(rng.choice([2.0, 1e3])),
+            overlap=OVERLAPS[number % len(OVERLAPS)],
+        )
+        for number, policy in enumerate(policies)
+    ]
+    return simulate(targets, SimulatedPool(2), seed, noise=0.2), policies, targets
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_every_request_gets_its_tokens_whatever_is_planned_and_however_rounds_overlap(seed: int) -> None:
+    report, policies, targets = scene(seed)
+    for own, policy, target in zip(report.targets, policies, targets, strict=True):
+        assert sorted(one.request.at_ms for one in own.served) == [one.at_ms for one in target.requests]
+        assert policy.committed + len(target.requests) == sum(one.max_tokens for one in target.requests)
+        assert sum(own.hits.values()) <= 1 + 1e-9
+    assert all(0 <= replica.utilisation <= 1 + 1e-9 for replica in report.replicas)
+
+
+def test_one_seed_gives_one_run() -> None:
+    assert scene(3)[0] == scene(3)[0]
+    assert scene(3)[0] != scene(4)[0]
+
+
+def test_a_hundred_targets_share_a_pool_and_wait_the_longer_the_smaller_it_is() -> None:
+    requests = closed_batch(1, 20, 40, np.random.default_rng(0))
+    one = SimulatedTarget("one", curves(link=LINK), lambda: Fixed(RULE, 3), flat(0.7), requests, overlap=AHEAD)
+    targets = [replace(one, name=str(number), requests=[replace(requests[0], seed=number)]) for number in range(100)]
+    exposed = []
+    for num_replicas in (2, 8, 100):
+        report = simulate(targets, SimulatedPool(num_replicas))
+        assert sum(own.num_tokens for own in report.targets) == 4000
+        exposed.append(float(np.mean([own.exposed_ms for own in report.targets])))
+    assert exposed == sorted(exposed, reverse=True)
+
+
+def test_overlap_is_refused_where_there_is_nothing_to_overlap_and_for_shares_that_are_none() -> None:
+    requests = closed_batch(1, 20, 40, np.random.default_rng(0))
+    with pytest.raises(ConfigError, match="nothing can overlap"):
+        SimulatedTarget("one", curves(), lambda: Fixed(RULE, 3), flat(0.7), requests, shares_device=True, overlap=AHEAD)
+    with pytest.raises(ConfigError, match="fan_out of"):
+        MirrorRules(fan_out=0)
+    with pytest.raises(ConfigError, match="modes of"):
+        MirrorRules(modes=(Mode.LANES,))
+    with pytest.raises(ConfigError, match="between 0 and 1"):
+        Choices(early=(0.8, 0.4))
+
+
+@pytest.mark.parametrize(("link", "hits"), [(0.3, 1.0), (0.4, 0.0)])
+def test_a_branch_is_in_time_if_both_ways_the_lead_and_the_draft_end_before_it_is_looked_for(
+    link: float, hits: float
+) -> None:
+    verify, length, token_ms = verify_cost(1, 1, token=0.0), 3, 0.2
+    assert (link + (1 + length) * token_ms < verify + REST) == bool(hits)
+    report = play(AHEAD, 1.0, length, token_ms=token_ms, link=link, max_tokens=200)
+    assert sum(report.hits.values()) == pytest.approx(hits, abs=0.05), "but for the first draft and the last"
