@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from drafters.depth import Watermarks
-from drafters.manifest import drafter_exits
+from drafters.manifest import drafter_exits, drafter_streams
 from drafters.probe import ProbeRow, probe_exits
+from drafters.streams import StreamUse, add_streams
 from model.batch import CPU, RaggedBatch, Row, build_batch
 from model.config import read_config
 from model.decoder import Decoder
@@ -81,14 +82,22 @@ class _Stretch:
 class NestedDrafter:
     """Owns the pages, KV, boundary states and watermarks of its sequences, which are named by integers."""
 
-    def __init__(self, decoder: Decoder, exits: tuple[int, ...], num_pages: int, page_size: int) -> None:
-        """exits: ascending depths in layers, none beyond the decoder."""
+    def __init__(
+        self,
+        decoder: Decoder,
+        exits: tuple[int, ...],
+        num_pages: int,
+        page_size: int,
+        streams: StreamUse | None = None,
+    ) -> None:
+        """exits: ascending depths in layers, none beyond the decoder. streams: how its heads are used; None: not."""
         if not exits or list(exits) != sorted(set(exits)) or not 0 < exits[0] <= exits[-1] <= decoder.config.num_layers:
             raise ConfigError(f"exits {exits} must ascend within the {decoder.config.num_layers} layers of the drafter")
         self.exits = exits
         self.max_positions = decoder.config.max_positions
         self.vocab_size = decoder.config.vocab_size
         self.ledger = PageLedger(num_pages, page_size)
+        self.streams = streams or StreamUse()
         self._decoder = decoder
         num_slots = num_pages * page_size
         self._kv = decoder.new_kv(num_slots)
@@ -190,7 +199,7 @@ class NestedDrafter:
         ]
         segment = self.exits.index(depth)
         boundary = self._boundaries[segment] if depth < self.exits[-1] else None
-        drafted = self._decoder.roll_out(rollouts, self._kv, depth, boundary)
+        drafted = self.streams.roll_out(self._decoder, rollouts, self._kv, depth, boundary)
         for row, picks in zip(rows, drafted, strict=True):
             marks = self._marks[row.sequence]
             for own in range(segment + 1):
@@ -289,20 +298,22 @@ def load_nested(
     page_size: int,
     device: torch.device = CPU,
     execution: Execution = Execution.AUTO,
+    streams: int | None = None,
 ) -> NestedDrafter:
     """The checkpoint's layers up to its deepest exit, with KV and boundary states for `num_positions`.
 
-    Exits are those of its manifest; a checkpoint without one has a single exit, its full depth. Raises ConfigError
-    or UnsupportedModel.
+    Exits are those of its manifest; a checkpoint without one has a single exit, its full depth. streams: how many of
+    its stream heads are used; None: as many as turn out to pay. Raises ConfigError or UnsupportedModel.
     """
     if num_positions < page_size:
         raise ConfigError(f"KV memory for {num_positions} positions holds no page of {page_size}; raise it")
     try:
-        exits = drafter_exits(directory)
+        exits, trained = drafter_exits(directory), drafter_streams(directory)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     decoder = load_decoder(directory, dtype=dtype, device=device, num_layers=exits[-1], execution=execution)
-    return NestedDrafter(decoder, exits, num_positions // page_size, page_size)
+    use = add_streams(decoder, directory, exits, trained, streams)
+    return NestedDrafter(decoder, exits, num_positions // page_size, page_size, use)
 
 
 def bytes_per_position(directory: Path, dtype: torch.dtype) -> int:

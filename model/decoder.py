@@ -19,6 +19,7 @@ from model.batch import RaggedBatch
 from model.config import DecoderConfig
 from model.kv import PagedKV
 from model.rollout import Drafted, Rollout
+from model.streams import StreamHead
 from protocol.request import SamplingParams
 
 
@@ -56,10 +57,13 @@ class DecoderWeights:
 
 
 class Decoder(Protocol):
-    """is_deterministic: a row's result depends neither on the other rows nor on how many there are, bit for bit."""
+    """is_deterministic: a row's result depends neither on the other rows nor on how many there are, bit for bit.
+    num_passes: that roll_out has made.
+    """
 
     config: DecoderConfig
     is_deterministic: bool
+    num_passes: int
 
     @property
     def dtype(self) -> torch.dtype:
@@ -98,8 +102,13 @@ class Decoder(Protocol):
     ) -> list[int]:
         """As model.rollout.step."""
 
-    def roll_out(self, rows: Sequence[Rollout], kv: PagedKV, depth: int, boundary: Tensor | None) -> list[Drafted]:
-        """As model.rollout.roll_out."""
+    def add_streams(self, depth: int, heads: Sequence[StreamHead]) -> None:
+        """Heads for what leaves `depth`, the nearest stream first, on the decoder's device."""
+
+    def roll_out(
+        self, rows: Sequence[Rollout], kv: PagedKV, depth: int, boundary: Tensor | None, num_streams: int = 0
+    ) -> list[Drafted]:
+        """As model.rollout.roll_out, with the first num_streams of `depth`."""
 
     def pick(self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> list[int]:
         """The picked token of each row (model/sampling.py). positions: the absolute position that each will take."""

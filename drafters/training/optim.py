@@ -12,7 +12,7 @@ EMBEDDING_NAMES = ("embed_tokens", "lm_head")
 
 
 def build_optimisers(model: nn.Module, *, matrix_lr: float, other_lr: float, weight_decay: float) -> list[Optimizer]:
-    """[Muon, Muon, AdamW]: two halves of the hidden matrices, which can step at once, and the rest.
+    """[Muon, Muon, AdamW]: two halves of the hidden matrices, which can step at once, and the rest; none without any.
 
     Each group keeps its base rate in `initial_lr`.
     """
@@ -26,7 +26,8 @@ def build_optimisers(model: nn.Module, *, matrix_lr: float, other_lr: float, wei
         for half in (matrices[::2], matrices[1::2])
         if half
     ]
-    optimisers.append(AdamW(others, lr=other_lr, betas=(0.9, 0.95), weight_decay=0.0))
+    if others:
+        optimisers.append(AdamW(others, lr=other_lr, betas=(0.9, 0.95), weight_decay=0.0))
     for optimiser in optimisers:
         for group in optimiser.param_groups:
             group["initial_lr"] = group["lr"]

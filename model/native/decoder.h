@@ -1,6 +1,8 @@
 // A range of layers over a ragged batch, in one piece of work for all threads: phases divided by barriers, and nothing
 // else between two matrix products. Hidden states are float between layers; what a matrix product reads is T.
 #pragma once
+#include <map>
+
 #include "attention.h"
 #include "ops.h"
 #include "sampling.h"
@@ -23,18 +25,20 @@ struct Layer {
 // What the phases of one pass read and write; rows of all buffers are the flat tokens.
 template <class T>
 struct Workspace {
-    Buffer<T> normed, query, attended, inner;
+    Buffer<T> normed, query, attended, inner, joined, guessed;
     Buffer<float> qkv, branch, logits;
     std::vector<std::vector<float>> scratch;  // one a thread
     Stopwatch watch;                          // the caller's thread
 };
 
-// How far a row drafts: `length` tokens, or up to the first at which the product of its confidences is at most `floor`.
-// A floor of 0 stops none. On return, length is the number that was drafted.
-struct Limit {
-    int64_t length;
-    double floor;
+// A head that guesses one token further on (model/streams.py).
+template <class T>
+struct Stream {
+    Linear<T> inner, outer;
 };
+
+template <class T>
+class Roller;
 
 template <class T>
 struct Decoder {
@@ -44,6 +48,7 @@ struct Decoder {
     Linear<T> head;
     const T* embedding;  // [vocab][hidden]; null: the head's strips are the embedding
     Pool* pool;
+    std::map<int, std::vector<Stream<T>>> streams;  // of what leaves so many layers
     Workspace<T> work;
 
     struct Pass {
@@ -82,47 +87,6 @@ struct Decoder {
         pool->run([&](int thread) { score(hidden, index, count, out, thread); });
     }
 
-    // A row that drafts, from the layers below `depth`; each token is fed back for the next.
-    struct Draft {
-        Picking how;  // position: of the next token
-        Limit* limit;
-        Pick* out;  // [limit->length]
-        int count = 0;
-        double certainty = 1.0;
-
-        Pick& next() const { return out[count]; }
-
-        // Whether there is more to draft behind the token that was just picked.
-        bool goes_on() {
-            certainty *= next().confidence;
-            how.position++;
-            count++;
-            return count < limit->length && !(limit->floor > 0 && certainty <= limit->floor);
-        }
-    };
-
-    // ids: [pass.tokens]. Rows leave when their draft is done; slots of all that may be fed are in the rows.
-    // boundary: [slots][hidden], where what leaves the last layer is kept; or null.
-    void roll(Pass& pass, const int64_t* ids, std::vector<Draft>& drafts, int depth, float* boundary) {
-        Rolling now{std::vector<int64_t>(ids, ids + pass.tokens), {}, {}};
-        pool->run([&](int thread) {
-            while (!drafts.empty()) {
-                if (thread == 0) start_roll(pass, now, drafts);
-                pool->barrier();
-                for (int l = 0; l < depth; l++) layer(pass, l, thread);
-                score(pass.hidden, now.last.data(), int(drafts.size()), work.logits.data, thread);
-                for (int r = thread; r < int(drafts.size()); r += pool->size())
-                    drafts[r].next() = pick(work.logits.data + size_t(r) * shape.vocab, shape.vocab, drafts[r].how, true);
-                pool->barrier();
-                if (thread == 0) {
-                    if (boundary) keep(pass, boundary);
-                    end_roll(pass, now, drafts);
-                }
-                pool->barrier();
-            }
-        });
-    }
-
     // The matrix products of one pass alone, each over the buffers it would read and write.
     void linears(int tokens) {
         reserve(tokens);
@@ -145,53 +109,14 @@ struct Decoder {
     }
 
    private:
+    friend class Roller<T>;
+
     static size_t place(int k, int lane) {
         return kStep<T> == 2 ? size_t(k / 2) * 32 + 2 * lane + k % 2 : size_t(k) * 16 + lane;
     }
 
     f32x16 capped(f32x16 scores) const {
         return shape.final_softcap ? tanh16(scores / shape.final_softcap) * shape.final_softcap : scores;
-    }
-
-    struct Rolling {
-        std::vector<int64_t> ids, last;
-        std::vector<float> hidden;
-    };
-
-    void start_roll(Pass& pass, Rolling& now, const std::vector<Draft>& drafts) {
-        now.hidden.resize(now.ids.size() * shape.hidden);
-        pass.hidden = now.hidden.data();
-        pass.tokens = int(now.ids.size());
-        prepare(pass);
-        work.logits.resize(int(drafts.size()), shape.vocab);
-        embed(now.ids.data(), pass.tokens, pass.hidden);
-        now.last.clear();
-        for (const Row& row : pass.rows) now.last.push_back(row.first + row.num_new - 1);
-    }
-
-    void keep(const Pass& pass, float* boundary) const {
-        for (const Row& row : pass.rows)
-            for (int i = 0; i < row.num_new; i++)
-                std::memcpy(boundary + row.slots[row.total - row.num_new + i] * shape.hidden,
-                            pass.hidden + size_t(row.first + i) * shape.hidden, shape.hidden * sizeof(float));
-    }
-
-    // Rows with more to draft go on with their own pick as the one new token.
-    static void end_roll(Pass& pass, Rolling& now, std::vector<Draft>& drafts) {
-        now.ids.clear();
-        size_t kept = 0;
-        for (size_t r = 0; r < drafts.size(); r++) {
-            const int64_t token = drafts[r].next().token;
-            if (!drafts[r].goes_on()) {
-                drafts[r].limit->length = drafts[r].count;
-                continue;
-            }
-            pass.rows[kept] = {pass.rows[r].slots, pass.rows[r].total + 1, 1, int(kept)};
-            drafts[kept++] = drafts[r];
-            now.ids.push_back(token);
-        }
-        pass.rows.resize(kept);
-        drafts.resize(kept);
     }
 
     void prepare(Pass& pass) {
