@@ -212,7 +212,8 @@ class GrpcDraftClient:
             link.send(hint)
 
     def branches(self, timeout_s: float = 0.0) -> Sequence[Branch]:
-        return self._branches.take(timeout_s)
+        link = self._link
+        return self._branches.take(0.0 if link is None or self._backoff.resting else timeout_s)
 
     def close(self, sequence_ids: Sequence[int]) -> None:
         link = self._link

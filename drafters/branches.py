@@ -135,10 +135,8 @@ class Branches:
             resident.add(pick)
         if job.is_done:
             self._hand_over(resident, ahead, job)
-            return
-        self._residents.give(resident.key, job)
-        if job.picks:
-            self.progress(resident.key, job)
+        else:
+            self._residents.give(resident.key, job)
 
     def _hand_over(self, resident: Resident, ahead: Ahead, job: BranchJob) -> None:
         if job.outcome in resident.forks:

@@ -1,4 +1,7 @@
-"""The miss rule: wait for a fresh draft, or verify with what is at hand?
+"""The miss rule: wait for a branch, for a fresh draft, or verify with what is at hand?
+
+A branch that is on its way is waited for as long as a fresh draft would take, since most outcomes have one and it
+comes sooner; once branches of a round have come and none is behind the outcome, there is nothing to wait for.
 
 A round that waits commits more tokens in more time. It waits when that is more tokens per second:
 
@@ -15,6 +18,7 @@ from dataclasses import dataclass, replace
 
 NEW = 0.1  # share of a new sample in a mean
 RETRY = 16
+VAIN = 3  # rounds in a row whose branches did not come, after which nobody waits for them
 ENOUGH = 8  # waits, and windows, before the rule is applied
 
 
@@ -22,7 +26,8 @@ ENOUGH = 8  # waits, and windows, before the rule is applied
 class Rates:
     """Running means; None: nothing seen yet. accepted: tokens of a window. num_waits, num_windows: seen so far.
 
-    num_skipped: rounds since the last wait that would have had to wait, and did not.
+    num_skipped: rounds since the last wait that would have had to wait, and did not. num_vain: rounds in a row whose
+    branches did not come in time to be waited for.
     """
 
     verify_ms: float | None = None
@@ -31,6 +36,20 @@ class Rates:
     num_waits: int = 0
     num_windows: int = 0
     num_skipped: int = 0
+    num_vain: int = 0
+
+
+def patience_ms(rates: Rates) -> float:
+    """How long branches that are on their way are waited for: no longer than a fresh draft, nor than a pass takes."""
+    if rates.wait_ms is None or rates.verify_ms is None:
+        return 0.0
+    gave_up = rates.num_vain >= VAIN and rates.num_vain % RETRY != 0
+    return 0.0 if gave_up else min(rates.wait_ms, rates.verify_ms)
+
+
+def awaited(rates: Rates, came: bool) -> Rates:
+    """After a round that branches had been asked for."""
+    return replace(rates, num_vain=0 if came else rates.num_vain + 1)
 
 
 def worth_waiting(rates: Rates, num_rows: int, num_hits: int, num_missed: int) -> bool:

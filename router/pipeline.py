@@ -62,13 +62,14 @@ class Window:
 class _Flight:
     """One sequence. length, hash: of its committed tokens. reach: the longest that the round may make it.
 
-    ordered: how branches were asked for; None when none were, so that none are missed.
+    ordered: how branches were asked for; None when none were, so that none are missed. came: whether some did.
     """
 
     length: int = 0
     hash: int = EMPTY
     reach: int = 0
     ordered: Order | None = None
+    came: bool = False
     windows: dict[tuple[int, int], Window] = field(default_factory=dict)  # by (base_length, key)
 
 
@@ -104,7 +105,7 @@ class Pipeline:
         """
         flight = self._flights[sequence_id]
         flight.reach = flight.length + num_verified + 1
-        flight.ordered = ordered
+        flight.ordered, flight.came = ordered, False
         if window is not None and len(window.tokens) > num_verified + 1:
             key = prefix_hash(window.tokens[: num_verified + 1], flight.hash)
             flight.windows[flight.reach, key] = window.behind(num_verified)
@@ -116,11 +117,18 @@ class Pipeline:
             if window is None:
                 self.num_fenced += 1
             else:
-                windows = self._flights[branch.sequence_id].windows
+                flight = self._flights[branch.sequence_id]
+                windows = flight.windows
                 known = windows.get((branch.base_length, branch.key))
                 windows[branch.base_length, branch.key] = window
+                flight.came = True
                 self.num_branches += known is None
                 self.num_tokens += len(window.tokens) - (len(known.tokens) if known else 0)
+
+    def awaits(self, sequence_id: int) -> bool:
+        """Whether branches were asked for and none has come: one of the coming may be behind the outcome."""
+        flight = self._flights.get(sequence_id)
+        return flight is not None and flight.ordered is not None and not flight.came
 
     def forget(self, sequence_id: int) -> None:
         self._flights.pop(sequence_id, None)

@@ -180,7 +180,7 @@ class MirrorStepper(Stepper):
     def resolve(self, schedule: Schedule) -> Hand:
         """Windows for the rows that are planned to have one, as far as fresh ones are worth the wait."""
         plan, decoding = schedule.plan, schedule.decoding
-        self._pipeline.take(self._client.branches())
+        self._collect([sequence.id for sequence, length in zip(decoding, plan.lengths, strict=True) if length])
         found = [
             self._pipeline.resolve(sequence.id, sequence.tokens) if length else None
             for sequence, length in zip(decoding, plan.lengths, strict=True)
@@ -203,6 +203,16 @@ class MirrorStepper(Stepper):
         waited = waits and (any(drafts.num_fed) or not drafts.answered)  # silent sequences are not asked for
         drafts = replace(drafts, blocks=tuple(blocks), ahead=num_hits > 0)
         return Hand(tuple(windows), drafts, looked, num_missed, waited)
+
+    def _collect(self, wanting: Iterable[int]) -> None:
+        """The branches that came, and those on their way for these sequences, as long as they are worth the wait."""
+        self._pipeline.take(self._client.branches())
+        missing = [one for one in wanting if self._pipeline.awaits(one)]
+        until = self.clock() + 1e-3 * misses.patience_ms(self._rates)
+        while missing and (left := until - self.clock()) > 0 and (came := self._client.branches(left)):
+            self._pipeline.take(came)
+            missing = [one for one in missing if self._pipeline.awaits(one)]
+        self._rates = misses.awaited(self._rates, not missing)
 
     def overlap(self, schedule: Schedule, hand: Hand, mode: Mode) -> Picked:
         """The pass, and what the pool is told of it before and half way, as far as the mode wants it told."""
