@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -25,14 +26,15 @@ def describe() -> dict[str, object]:
         "torch": torch.__version__,
         "transformers": version("transformers"),
         "commit": commit(),
-        "command": " ".join([_program(), *sys.argv[1:]]),
+        "command": " ".join([_program(), *sys.argv[1:]]).replace(f"{ROOT}/", ""),
     }
 
 
 def footer(place: dict[str, object]) -> str:
     """The last line of a table: what `describe` told."""
     told = f"{place['cpu']}, {place['threads']} threads, torch {place['torch']}"
-    return f"{told}; commit {place['commit']}; `{place['command']}`."
+    command = re.sub(r" --out \S+", "", str(place["command"]))  # where it went is where it lies
+    return f"{told}; commit {place['commit']}; `{command}`."
 
 
 def save(out: Path, report: Mapping[str, Any], table: str) -> None:

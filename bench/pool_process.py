@@ -83,11 +83,13 @@ def pool_process(
 
 
 class LinkThread:
-    """The event loop that a target's clients live on, on a thread of its own."""
+    """The event loop that a target's clients live on, on a thread of its own, and on whichever core is idle: messages
+    are no work of a device.
+    """
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="link", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="link", daemon=True)
         self._thread.start()
 
     @contextmanager
@@ -103,6 +105,10 @@ class LinkThread:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
+
+    def _run(self) -> None:
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))  # of this thread
+        self._loop.run_forever()
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(STOP_S)

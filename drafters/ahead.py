@@ -1,12 +1,13 @@
 """What a sequence's drafting ahead consists of: the window that its target verifies, and a branch for each outcome.
 
-    lead      the drafter's own next token behind the window, drafted first: one more guess
+    lead      the drafter's own next token behind the window: one more guess
     branch    a draft behind an outcome (router/branches.py says which are worth one), of use from its first token on
 
-The branch behind a window that is accepted whole goes on from the lead in the sequence itself. Every other one is a
-fork that reads the sequence in place and owns its tail alone; it lasts until its draft is done or another is worth
-more. Its tokens stay until the sequence's next message: where they turn out to be right they become the sequence's own
-drafts. Their KV is not kept: they ride along in the next pass, a few more rows in a pass that reads all weights anyway.
+The branch behind a window that is accepted whole goes on from the lead in the sequence itself, in the pass that drafts
+the lead. Every other one is a fork that reads the sequence in place and owns its tail alone; it lasts until its draft
+is done or another is worth more. Its tokens stay until the sequence's next message: where they turn out to be right
+they become the sequence's own drafts. Their KV is not kept: they ride along in the next pass, a few more rows in a pass
+that reads all weights anyway.
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ class BranchRound:
 
 @dataclass(slots=True, kw_only=True)
 class Lead(Draft):
-    """length: 1."""
+    """The lead, and behind it as much of the full branch as its first pass drafts. Without a floor: what would have
+    stopped the branch is found when its lead is known.
+    """
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,8 +86,8 @@ class Ahead:
     """One row of an AheadRequest.
 
     full_length: how many tokens there is room for behind the window and its lead. guesses: of the window, and of the
-    lead once it is drafted. drafted: in the last round, from the window's start on. begun: every branch that was ever
-    rolled out.
+    lead once it is drafted. drafted: in the last round, from the window's start on. behind_lead: with the lead. begun:
+    every branch that was ever rolled out.
     """
 
     round: BranchRound
@@ -92,6 +95,7 @@ class Ahead:
     full_length: int
     guesses: list[Guess]
     drafted: Sequence[Pick] = field(default=(), repr=False)
+    behind_lead: Sequence[Pick] = field(default=(), repr=False)
     early: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
     begun: dict[Outcome, BranchJob] = field(default_factory=dict, repr=False)
 

@@ -1,7 +1,7 @@
 """Drafting ahead for the sequences of the pool: which branches are rolled out, and when.
 
-    take     a window is being verified: draft the lead behind it
-    lead     is there: roll out branches for the `fan_out` best outcomes, in one batch
+    take     a window is being verified: draft on behind it, and in the same pass behind the best outcomes within it
+    lead     is there: roll out what is missing of the `fan_out` best outcomes, in one batch
     hint     the target's early picks: the best outcomes are others now; what was begun for one that is not among them
              ends, those that are missing begin
     more     tokens of a branch are there: handed over, for half a window in time is worth more than a whole one late
@@ -26,6 +26,8 @@ from protocol.branch import AheadRequest, AheadRow, BranchSource, ExitHint, Hint
 from protocol.draft import DraftStatus
 from protocol.plan import DepthRule
 from router.branches import Candidate, Guess, candidates
+
+UNKNOWN = -1  # no token
 
 
 class Branches:
@@ -65,25 +67,24 @@ class Branches:
                 if ahead.is_led:
                     self._spread(resident, ahead)
 
-    def progress(self, key: Key, job: Draft) -> None:
-        """Some of a branch has been drafted."""
-        resident = self._residents[key]
-        if isinstance(job, BranchJob) and resident.ahead is not None:
-            resident.ahead.round.add(resident.ahead.branch(job, resident.known.key()))
-            self._rounds[resident.ahead.round] = None
-
-    def done(self, key: Key, job: Draft) -> None:
-        """A lead or a branch has been drafted."""
+    def drafted(self, key: Key, job: Draft) -> None:
+        """Some of a branch, or of what begins with the lead."""
         resident = self._residents[key]
         ahead = resident.ahead
         assert ahead is not None, "what is drafted ahead ends with its round"
-        if resident.job is job:
+        if resident.job is job and (job.is_done or isinstance(job, Lead)):
             self._residents.withdraw(key)
-        if isinstance(job, BranchJob):
-            self._hand_over(resident, ahead, job)
-        else:
+        if isinstance(job, Lead):
             ahead.guesses.append(guess(job.picks[0], ahead.row.power))
+            ahead.behind_lead = job.picks[1:]
             self._spread(resident, ahead)
+        elif isinstance(job, BranchJob) and self._is_wanted(resident, job):
+            (self._hand_over if job.is_done else self._tell)(resident, ahead, job)
+
+    def _is_wanted(self, resident: Resident, job: BranchJob) -> bool:
+        """It is not when a lead that came in the same pass made others more likely."""
+        fork = resident.forks.get(job.outcome)
+        return job.candidate.source is BranchSource.FULL or (fork is not None and fork.job is job)
 
     def reply(self) -> None:
         rounds, self._rounds = self._rounds, {}
@@ -98,9 +99,20 @@ class Branches:
             guess(resident.picks[at], row.power) if at in resident.picks else Guess(token, 0.5)
             for at, token in enumerate(row.window, base)
         ]
-        resident.ahead = Ahead(round_, row, length - len(row.window) - 1, guesses, drafted)
-        self._residents.give(resident.key, Lead(length=1))
-        self._account(resident, resident.ahead)
+        ahead = resident.ahead = Ahead(round_, row, length - len(row.window) - 1, guesses, drafted)
+        wanted = min(row.length, ahead.full_length)
+        is_known = len(drafted_behind(row.window, drafted)) > wanted
+        self._residents.give(resident.key, Lead(length=1 if is_known else 1 + wanted))
+        if self._residents.drafts_next(resident):
+            self._ride(resident, ahead)
+        self._account(resident, ahead)
+
+    def _ride(self, resident: Resident, ahead: Ahead) -> None:
+        """Begins what is likely before the lead is known: branches within the window, one place left for the lead's."""
+        unknown = Guess(UNKNOWN, 0.5)
+        inside = [one for one in candidates([*ahead.guesses, unknown]) if one.accepted < len(ahead.row.window)]
+        for candidate in inside[: ahead.row.fan_out - 1]:
+            self._start(resident, ahead, candidate)
 
     def _spread(self, resident: Resident, ahead: Ahead) -> None:
         """Over the outcomes that are the best as things are known now."""
@@ -129,14 +141,21 @@ class Branches:
             self._go_on(resident, ahead, job)
 
     def _go_on(self, resident: Resident, ahead: Ahead, job: BranchJob) -> None:
-        """Behind the lead, in the sequence itself, from what was drafted there before."""
-        job.take(drafted_behind(job.path, ahead.drafted))
-        for pick in job.picks:
-            resident.add(pick)
+        """Behind the lead, in the sequence itself, from what was drafted there with it or before."""
+        before = drafted_behind(job.path, ahead.drafted)
+        job.take(before if len(before) > len(ahead.behind_lead) else ahead.behind_lead)
+        self._residents.follow(resident, ahead.base_length + len(job.path), job.picks)
         if job.is_done:
             self._hand_over(resident, ahead, job)
-        else:
-            self._residents.give(resident.key, job)
+            return
+        self._residents.give(resident.key, job)
+        if job.picks:
+            self._tell(resident, ahead, job)
+
+    def _tell(self, resident: Resident, ahead: Ahead, job: BranchJob) -> None:
+        """What there is of a branch that goes on."""
+        ahead.round.add(ahead.branch(job, resident.known.key()))
+        self._rounds[ahead.round] = None
 
     def _hand_over(self, resident: Resident, ahead: Ahead, job: BranchJob) -> None:
         if job.outcome in resident.forks:

@@ -44,6 +44,10 @@ class Watermarks:
         """Without the positions from `length` on: a rejection, or a fork at `length`."""
         return Watermarks(tuple(min(mark, length) for mark in self.marks))
 
+    def raised(self, segment: int, length: int) -> Watermarks:
+        """As if all segments down to this one had run the positions below `length`."""
+        return Watermarks(tuple(max(mark, length) if own <= segment else mark for own, mark in enumerate(self.marks)))
+
     def check(self) -> None:
         assert list(self.marks) == sorted(self.marks, reverse=True), f"a deeper segment is ahead: {self.marks}"
         assert min(self.marks) >= 0, f"a negative watermark: {self.marks}"

@@ -109,13 +109,15 @@ class NestedDrafter:
         self.ledger.open(sequence)
         self._marks[sequence] = Watermarks.none(len(self.exits))
 
-    def fork(self, trunk: int, branch: int, length: int) -> None:
+    def fork(self, trunk: int, branch: int, length: int, rides: DepthRule | None = None) -> None:
         """Open `branch` with the trunk's first `length` positions, read in place. While it lives, what the trunk holds
         there must not change. Positions that the trunk has yet to take deeper, a branch takes deeper in place as well,
-        to the same values.
+        to the same values; unless it rides: then the trunk runs what is missing of them, up to the rule's last exit, in
+        the branch's first pass, for in every layer a pass writes the KV of all its rows before one of them reads.
         """
         self.ledger.fork(trunk, branch, length)
-        self._marks[branch] = self._marks[trunk].truncate(length)
+        marks = self._marks[trunk].truncate(length)
+        self._marks[branch] = marks if rides is None else marks.raised(self._last_segment(rides), length)
 
     def free(self, sequence: int) -> None:
         self.ledger.free(sequence)

@@ -54,7 +54,7 @@ class PoolLimits:
     prefill_tokens: int = 256
     max_ride: int = 32
     ahead: int = 8
-    branch_ahead: int = 2
+    branch_ahead: int = 4
     probe_tokens: int = 64
     idle_s: float = 2.0
     ttl_s: float = 60.0
@@ -161,7 +161,7 @@ class Residents:
         length = resident.known.committed + job.candidate.accepted
         self._last_id += 1
         fork = Resident(resident.key, self._last_id, resident.depth, resident.sampling, resident.last_used, 0)
-        self._drafter.fork(resident.id, fork.id, length)
+        self._drafter.fork(resident.id, fork.id, length, resident.depth if isinstance(resident.job, Lead) else None)
         if not self._drafter.ledger.reserve(fork.id, positions_fed(length + 1, job.length)):
             self._drafter.free(fork.id)
             return False
@@ -169,6 +169,16 @@ class Residents:
         fork.job = job
         resident.forks[job.outcome] = fork
         return True
+
+    def follow(self, resident: Resident, start: int, picks: Sequence[Pick]) -> None:
+        """Behind the known tokens below `start` come these drafts and nothing else."""
+        for pick in picks[len(resident.known.tokens) - start :]:
+            resident.add(pick)
+        self._cut(resident, start + len(picks))
+
+    def drafts_next(self, resident: Resident) -> bool:
+        """Whether its next pass drafts, however small the budget."""
+        return self.context_missing(resident) <= self._limits.max_ride
 
     def end_fork(self, resident: Resident, outcome: Outcome) -> None:
         self._drafter.free(resident.forks.pop(outcome).id)
@@ -189,6 +199,11 @@ class Residents:
         yield from (one for one in self.active.values() if not isinstance(one.job, Job))
         for resident in self._residents.values():
             yield from resident.forks.values()
+
+    def rides(self, fork: Resident) -> bool:
+        """Whether it reads what its trunk has yet to run, so that both go into one pass."""
+        trunk = self._residents[fork.key]
+        return trunk is not fork and isinstance(trunk.job, Lead)
 
     def keys_of(self, incarnation: str) -> list[Key]:
         return [key for key in self._residents if key[0] == incarnation]

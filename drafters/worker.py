@@ -184,11 +184,15 @@ class DraftWorker:
         budget = self._limits.prefill_tokens
         chosen = []
         depths: set[DepthRule] = set()  # that somebody waits for
+        taken: set[Key] = set()
         for resident in self._residents.waiting():
             if depths and resident.depth not in depths and isinstance(resident.job, Lead | BranchJob):
                 continue
+            if self._residents.rides(resident) and resident.key not in taken:
+                continue
             span = self._residents.next_span(resident, budget)
             if span is not None:
+                taken.add(resident.key)
                 budget -= span.num_prefill
                 chosen.append((resident, span))
                 if isinstance(resident.job, Job):
@@ -200,7 +204,8 @@ class DraftWorker:
         depth, job = self._residents.goal(resident), resident.job
         if job is None or job.probes:
             return PassRow(resident.id, tokens, span.length, span.settled, depth, resident.sampling)
-        ahead = min(job.num_left, self._limits.ahead if isinstance(job, Job) else branch_ahead)
+        most = self._limits.ahead if isinstance(job, Job) else branch_ahead + isinstance(job, Lead)
+        ahead = min(job.num_left, most)
         return PassRow(resident.id, tokens, span.length, span.settled, depth, resident.sampling, ahead, job.floor_left)
 
     def _draft(self, chosen: Sequence[tuple[Resident, Span]]) -> PassStats:
@@ -276,10 +281,8 @@ class DraftWorker:
         resident.last_used = self._clock()
         if job.is_done and isinstance(job, Job):
             self._answer(self._residents.withdraw(resident.key))
-        elif job.is_done:
-            self._branches.done(resident.key, job)
-        else:
-            self._branches.progress(resident.key, job)
+        elif not isinstance(job, Job):
+            self._branches.drafted(resident.key, job)
 
     def _answer(self, job: Draft | None) -> None:
         """Nobody waits for what was drafted ahead."""

@@ -11,7 +11,7 @@ from drafters.ahead import Ahead, BranchJob, BranchRound, drafted_behind
 from drafters.nested import PassRow, Pick
 from drafters.residents import PoolLimits
 from model.decoder import Decoder
-from protocol.branch import AheadRequest, AheadRow, BranchReply, BranchSource, ExitHint, HintRow
+from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource, ExitHint, HintRow
 from protocol.draft import DraftStatus
 from protocol.plan import DepthRule
 from router.branches import Candidate, Guess
@@ -68,10 +68,10 @@ def test_where_pages_run_short_there_are_fewer_branches_and_none_is_wrong(llama:
     assert all(sum(target.num_from.values()) > 5 for target in targets)
 
 
-def test_the_lead_is_drafted_first_and_then_all_branches_in_one_batch(llama: Decoder) -> None:
-    one = Verified(llama)
+def test_branches_within_the_window_ride_with_the_lead_and_its_own_second_choice_comes_behind(llama: Decoder) -> None:
+    one = Verified(llama, PoolLimits(branch_ahead=2))
     one.ahead(length=3)
-    assert [stats.num_rows for stats in one.pool.run()] == [1, 5, 5]
+    assert [stats.num_rows for stats in one.pool.run()] == [4, 5, 1]
     by_source = {source: [own for own in one.branches if own.source is source] for source in BranchSource}
     assert [(own.key, own.tokens) for own in by_source[BranchSource.FULL]] == [one.behind(3, one.lead, 3)]
     runner_ups = [one.behind(accepted, one.second_choice(accepted), 3) for accepted in range(4)]
@@ -83,14 +83,15 @@ def test_the_lead_is_drafted_first_and_then_all_branches_in_one_batch(llama: Dec
 def test_half_a_branch_is_handed_over_before_the_whole(llama: Decoder) -> None:
     one = Verified(llama, PoolLimits(branch_ahead=2))
     one.ahead(length=5)
-    seen = []
-    while one.pool.step() is not None:
-        seen.append({own.key: own for reply in one.replies[-1:] for own in reply.branches})
-        assert all(len(own.tokens) == min(2 * (len(seen) - 1), 5) for own in seen[-1].values())
-    assert [len(parts) for parts in seen] == [0, 5, 5, 5]
-    assert [{own.goes_on for own in parts.values()} for parts in seen] == [set(), {True}, {True}, {False}]
-    for shorter, longer in pairwise(seen[1:]):
-        assert all(longer[key].tokens[: len(own.tokens)] == own.tokens for key, own in shorter.items())
+    one.pool.run()
+    parts: dict[int, list[Branch]] = {}
+    for own in one.parts:
+        parts.setdefault(own.key, []).append(own)
+    assert len(parts) == 5
+    for own in parts.values():
+        assert [(len(part.tokens), part.goes_on) for part in own] == [(2, True), (4, True), (5, False)]
+        assert all(longer.tokens[: len(part.tokens)] == part.tokens for part, longer in pairwise(own))
+    assert len(one.replies[0].branches) == 4
 
 
 def test_only_so_many_branches_are_rolled_out_as_the_target_asked_for(llama: Decoder) -> None:
@@ -206,7 +207,7 @@ def test_drafts_go_on_only_behind_what_they_were_drafted_behind() -> None:
 def test_a_draft_goes_on_from_a_branch_that_was_not_done(llama: Decoder) -> None:
     one = Verified(llama, PoolLimits(branch_ahead=1, ahead=1))
     one.ahead(length=4)
-    for _ in range(3):
+    for _ in range(2):
         one.pool.step()
     assert one.branches == []
     new, before = [*one.window[:1], one.second_choice(1)], one.pool.worker.stats().num_drafted
@@ -281,11 +282,10 @@ def test_a_draft_that_needs_pages_takes_them_from_branches_and_branches_take_the
 def test_a_draft_is_not_held_up_by_branches_that_ride_along(llama: Decoder) -> None:
     one = Verified(llama, PoolLimits(ahead=8, branch_ahead=8))
     one.ahead(length=8)
-    one.pool.step()
     one.pool.submit(row(2, [5], 2), round_id=9)
     stats = one.pool.step()
     assert stats is not None
-    assert stats.num_rows == 6
+    assert stats.num_rows == 5
     assert len(one.pool.blocks(9)[2].tokens) == 2
     assert one.branches == []
 
@@ -302,7 +302,7 @@ def test_a_draft_at_another_depth_goes_first(llama: Decoder) -> None:
     one = Verified(llama, PoolLimits(ahead=8))
     one.ahead()
     one.pool.submit(row(2, [5], 4), depth=SHALLOW, round_id=9)
-    assert [stats.num_rows for stats in one.pool.run()][:3] == [1, 1, 5]
+    assert [stats.num_rows for stats in one.pool.run()] == [1, 4, 1]
     assert one.pool.blocks(9)[2].tokens == expected(llama, [5], 4, SHALLOW)
 
 
