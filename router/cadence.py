@@ -17,6 +17,8 @@ from protocol.outcome import RoundOutcome
 FAST, SLOW = 0.15, 0.02  # of a new round in the means
 ALARM = 2.5
 ENOUGH = 16  # rounds before anything surprises
+LEAST, LEAST_SLOW = 5, 2  # rounds between digests
+SLOW_MS = 25.0  # of a round beside which a decision costs next to nothing
 PAUSE_MS = 8.0  # between digests at least, for each row: they cost some hundredths of that
 LONGEST_MS = 100.0  # and at most, at first
 CALM = 6  # digests in a row that changed nothing, after which the pause is twice as long
@@ -24,13 +26,12 @@ CALM = 6  # digests in a row that changed nothing, after which the pause is twic
 
 @dataclass(slots=True)
 class Cadence:
-    """every: rounds between digests at least, for small batches; every_large: for those of `large` rows."""
+    """every: rounds of a lone sequence between digests at least; fewer where more rows tell of each."""
 
     every: int
-    every_large: int
-    large: int
     num_rounds: int = 0  # since the last digest
     passed_ms: float = 0.0
+    is_slow: bool = False  # rounds took long, when last looked at
     calm: int = 0  # digests in a row that changed nothing
     _fast: float = 0.0
     _slow: float = 0.0
@@ -49,8 +50,8 @@ class Cadence:
 
         trial: what is played is dear if it is in vain, so it is judged as soon as there is enough to judge by.
         """
-        every = self.every if num_rows < self.large else self.every_large
-        if self.num_rounds < every:
+        least = LEAST_SLOW if self.is_slow else LEAST
+        if self.num_rounds < max(min(self.every, least), self.every / num_rows):
             return False
         pause = min(PAUSE_MS * num_rows, LONGEST_MS) * (1 + (self.calm >= CALM))
         return trial or self.passed_ms >= pause or self.is_surprised
@@ -64,6 +65,7 @@ class Cadence:
 
     def digested(self, changed: bool) -> None:
         """changed: what is played, or what is known of the text."""
+        self.is_slow = self.passed_ms > SLOW_MS * self.num_rounds
         self.num_rounds, self.passed_ms = 0, 0.0
         self.calm = 0 if changed or self.is_surprised else self.calm + 1
         if self.calm == 0:

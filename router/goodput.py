@@ -40,11 +40,11 @@ HORIZON = 100.0  # rounds over which catching up is paid back, at most
 class GoodputConfig:
     """rules: the depth rules to choose from. length: of the longest draft. max_rows: of the largest batch.
 
-    every: rounds between digests at least, for small batches and for those of `large` rows; decisions are made every
-    other time, at once when the text or the batch changed. hysteresis: the gain that turning on or off must promise;
-    inertia: that of another rule, for layers that lag have to catch up. stretch: how much further than planned the
-    draft of a lone sequence may go while it is confident. evidence: drafts that a digest learns from, for each costs
-    time.
+    every: rounds of a lone sequence between digests at least; decisions are made every other time, every time where
+    rounds are slow, at once when the text or the batch changed. hysteresis: the gain that turning on or off must
+    promise; inertia: that of another rule, for layers that lag have to catch up. stretch: how much further than planned
+    the draft of a lone sequence may go while it is confident. evidence: drafts that a digest learns from, for each
+    costs time.
     probe_share: of the time, for probes; 0 turns full information off. linked: drafts come over a network link.
     """
 
@@ -53,8 +53,6 @@ class GoodputConfig:
     length: int = 12
     max_rows: int = 32
     every: int = 12
-    every_large: int = 5
-    large: int = 8
     hysteresis: float = 0.03
     inertia: float = 0.04
     stretch: float = 1.5
@@ -89,7 +87,7 @@ class Goodput:
         self._least = [0.0] * len(config.rules)  # survival at which a draft is stopped
         self._outcomes: list[RoundOutcome] = []
         self._trials = Trials()
-        self._cadence = Cadence(config.every, config.every_large, config.large)
+        self._cadence = Cadence(config.every)
         cost = 4 * float(self.predictor.tables.steps[-1][1].mean())
         self._probing = Probing(config.probe_share, config.probe_tokens, cost)
         self._learner = Learner(
@@ -112,7 +110,7 @@ class Goodput:
             self._stop()
             self._num_digests += 1
         if (
-            self._num_digests >= (1 if self._trials.trying or self._looks else 2)
+            self._num_digests >= (1 if self._trials.trying or self._looks or self._cadence.is_slow else 2)
             or self.acceptance.num_alarms > alarms
             or self._outgrown(view)
         ):

@@ -49,11 +49,11 @@ def played(llama: Decoder, seed: int, num_pages: int, page_size: int, num_turns:
     return targets
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(4))
 def test_every_branch_is_what_a_fresh_drafter_says_behind_its_outcome_whatever_comes_in_between(
     llama: Decoder, seed: int
 ) -> None:
-    targets = played(llama, seed, num_pages=1024, page_size=random.Random(seed).choice([1, 2, 4]), num_turns=80)
+    targets = played(llama, seed, num_pages=1024, page_size=random.Random(seed).choice([1, 2, 4]), num_turns=60)
     for target in targets:
         assert min(target.num_from[source] for source in BranchSource) > 3
         assert target.num_hits > 3
