@@ -20,6 +20,7 @@ import torch
 from transformers import AutoTokenizer
 
 from bench import machine
+from bench.arguments import ended
 from bench.cells import Cell, Subject
 from bench.command import HELD_OUT, listed
 from bench.metrics import rate
@@ -29,7 +30,6 @@ from bench.run import WARM_TOKENS, Oracle
 from bench.stats import paired_ratio
 from bench.workload import LONGEST, Workload, read_texts
 from deployments.arguments import depth, whole
-from protocol.errors import DraftPoolError
 from protocol.stats import MirrorStats
 from targets.mirror import MirrorConfig
 
@@ -226,11 +226,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    try:
-        return run(parse())
-    except DraftPoolError as error:
-        sys.stderr.write(f"bench.ablation: {error}\n")
-        return 2
+    return ended("bench.ablation", run, parse())
 
 
 if __name__ == "__main__":

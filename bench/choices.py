@@ -20,12 +20,12 @@ from transformers import AutoTokenizer
 
 from bench import machine
 from bench.acceptance import Floats, acceptance_of, hazards_of, surveyed
+from bench.arguments import ended
 from bench.cells import Subject
 from bench.command import HELD_OUT, listed
 from bench.ours import DraftPoolEngine
 from bench.workload import KINDS, LONGEST, Workload, read_texts
 from deployments.arguments import whole
-from protocol.errors import DraftPoolError
 from router.explain import options
 from router.predict import Predictor, tables
 
@@ -159,11 +159,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    try:
-        return run(parse())
-    except DraftPoolError as error:
-        sys.stderr.write(f"bench.choices: {error}\n")
-        return 2
+    return ended("bench.choices", run, parse())
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import torch
 from transformers import AutoTokenizer
 
 from bench import machine
+from bench.arguments import ended
 from bench.cells import Cell, Subject, TokenIds
 from bench.command import HELD_OUT, listed
 from bench.grid import Grid
@@ -34,7 +35,6 @@ from deployments.arguments import depth, whole
 from deployments.plan_command import lengths
 from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
-from protocol.errors import DraftPoolError
 from router.costs import CostCurves
 from router.explain import Option, options, rule_name
 from targets import plain
@@ -192,11 +192,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    try:
-        return run(parse())
-    except DraftPoolError as error:
-        sys.stderr.write(f"bench.deeper: {error}\n")
-        return 2
+    return ended("bench.deeper", run, parse())
 
 
 if __name__ == "__main__":

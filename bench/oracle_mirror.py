@@ -28,6 +28,7 @@ import torch
 from transformers import AutoTokenizer
 
 from bench import machine
+from bench.arguments import ended
 from bench.cells import Cell, Subject, TokenIds
 from bench.command import HELD_OUT, listed
 from bench.metrics import CellResult
@@ -43,7 +44,6 @@ from bench.workload import EQUAL, Workload, read_texts
 from deployments.arguments import whole
 from deployments.discovery import PoolMember
 from protocol.branch import MirrorClient
-from protocol.errors import DraftPoolError
 from protocol.stats import PoolStats
 from router.law import Law
 from targets import plain
@@ -285,11 +285,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    try:
-        return run(parse())
-    except DraftPoolError as error:
-        sys.stderr.write(f"bench.oracle_mirror: {error}\n")
-        return 2
+    return ended("bench.oracle_mirror", run, parse())
 
 
 if __name__ == "__main__":

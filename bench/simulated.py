@@ -20,6 +20,7 @@ from transformers import AutoTokenizer
 
 from bench import machine
 from bench.acceptance import acceptance_of, surveyed
+from bench.arguments import ended
 from bench.cells import Cell, Subject
 from bench.command import HELD_OUT, listed
 from bench.metrics import rate
@@ -28,7 +29,6 @@ from bench.parts import Parts, WatchedEngine, parts_of, setting
 from bench.workload import KINDS, LONGEST, Text, Workload, read_texts
 from deployments.arguments import whole
 from deployments.local import depth_rule
-from protocol.errors import DraftPoolError
 from router.costs import CostCurves
 from router.goodput import Goodput, GoodputConfig
 from router.policy import Fixed, Off, Policy
@@ -235,11 +235,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    try:
-        return run(parse())
-    except DraftPoolError as error:
-        sys.stderr.write(f"bench.simulated: {error}\n")
-        return 2
+    return ended("bench.simulated", run, parse())
 
 
 if __name__ == "__main__":

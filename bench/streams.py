@@ -23,6 +23,7 @@ from torch import Tensor
 from transformers import AutoTokenizer
 
 from bench import machine
+from bench.arguments import ended
 from bench.cells import Cell, Outcome, Subject, TokenIds
 from bench.command import HELD_OUT, listed
 from bench.metrics import CellResult
@@ -41,7 +42,7 @@ from model.load import load_decoder
 from model.pages import PageLedger
 from model.rollout import Drafted, Rollout
 from model.streams import StreamHead, next_state
-from protocol.errors import ConfigError, DraftPoolError
+from protocol.errors import ConfigError
 from protocol.request import SamplingParams
 
 MODELS = machine.ROOT / "demo/models"
@@ -322,11 +323,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def main() -> int:
-    try:
-        return run(parse())
-    except DraftPoolError as error:
-        sys.stderr.write(f"bench.streams: {error}\n")
-        return 2
+    return ended("bench.streams", run, parse())
 
 
 if __name__ == "__main__":

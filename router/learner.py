@@ -1,6 +1,8 @@
 """What rounds brought, digested into what arms are judged by: acceptance, calibration, costs and credit for probes.
 
-outcomes -> times (all of them) -> windows and probes (the latest, as many as pay) -> fates of single tokens
+    outcomes -> times (all of them) -> windows and probes (the latest, as many as pay) -> fates of single tokens
+
+Each step costs Python in a target's own loop, so only times are taken of every round.
 """
 
 from __future__ import annotations

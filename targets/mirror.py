@@ -6,8 +6,8 @@
     commit    as in targets/step.py
 
 Mirror-SD (Apple, 2025), section 3, and the speculation cache of SSD. Every token of a window is verified, so nothing
-that the pool says or fails to say changes a text; a pool that is silent costs what it costs in the plain turn. Rounds
-of half a batch are in targets/lanes.py.
+that the pool says or fails to say changes a text; a pool that is silent costs what it costs in the plain turn, and in a
+few rounds the wait for branches that do not come (router/misses.py). Rounds of half a batch are in targets/lanes.py.
 """
 
 from __future__ import annotations

@@ -35,11 +35,16 @@ def _accepted(rate: float, rng: random.Random) -> int:
 
 
 def rounds_until(
-    happens: Callable[[], bool], cadence: Cadence, rate: float, num_rows: int, rng: random.Random, ms: float = 0.0
+    happens: Callable[[Cadence], bool],
+    cadence: Cadence,
+    rate: float,
+    num_rows: int,
+    rng: random.Random,
+    ms: float = 0.0,
 ) -> int:
     for turn in range(1, 200):
         cadence.observe(round_of([_accepted(rate, rng) for _ in range(num_rows)], ms=ms))
-        if happens():
+        if happens(cadence):
             return turn
     return 200
 
@@ -75,7 +80,7 @@ def test_harder_text_surprises_within_few_rounds(num_rows: int, rounds: int) -> 
     for seed in SEEDS:
         rng, cadence = random.Random(seed), Cadence(12)
         play(cadence, num_rows, 0.75, 150, rng)
-        waits.append(rounds_until(lambda cadence=cadence: cadence.is_surprised, cadence, 0.15, num_rows, rng))  # type: ignore[misc]
+        waits.append(rounds_until(lambda own: own.is_surprised, cadence, 0.15, num_rows, rng))
     assert sorted(waits)[len(waits) // 2] <= rounds
 
 
@@ -109,6 +114,6 @@ def test_plain_rounds_neither_surprise_nor_calm() -> None:
 def test_slow_rounds_are_learned_from_sooner() -> None:
     cadence = Cadence(12)
     for expected in (5, 2):
-        assert rounds_until(lambda: cadence.is_due(8), cadence, 0.7, 8, random.Random(1), ms=200.0) == expected
+        assert rounds_until(lambda own: own.is_due(8), cadence, 0.7, 8, random.Random(1), ms=200.0) == expected
         cadence.digested(changed=False)
     assert cadence.is_slow

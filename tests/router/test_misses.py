@@ -4,7 +4,18 @@ import random
 
 import pytest
 
-from router.misses import ENOUGH, RETRY, Rates, skipped, verified, waited, worth_waiting
+from router.misses import (
+    ENOUGH,
+    RETRY,
+    VAIN,
+    Rates,
+    awaited,
+    patience_ms,
+    skipped,
+    verified,
+    waited,
+    worth_waiting,
+)
 
 
 def known(verify_ms: float, wait_ms: float, accepted: float) -> Rates:
@@ -72,3 +83,19 @@ def test_the_rates_follow_what_rounds_bring() -> None:
     assert (rates.verify_ms, rates.wait_ms, rates.accepted) == pytest.approx((4.0, 7.0, 1.5))
     rates = verified(rates, 4.0, 0, 0)
     assert rates.accepted == pytest.approx(1.5)
+
+
+def test_a_branch_on_its_way_is_waited_for_no_longer_than_a_fresh_draft_or_a_pass() -> None:
+    assert patience_ms(known(verify_ms=4.0, wait_ms=2.5, accepted=1.0)) == 2.5
+    assert patience_ms(known(verify_ms=4.0, wait_ms=9.0, accepted=1.0)) == 4.0
+    assert patience_ms(Rates()) == patience_ms(Rates(verify_ms=4.0)) == patience_ms(Rates(wait_ms=2.0)) == 0.0
+
+
+def test_a_pool_whose_branches_do_not_come_is_waited_for_rarely_until_some_come() -> None:
+    rates, waits = known(4.0, 2.0, 1.0), []
+    for turn in range(4 * RETRY):
+        if patience_ms(rates):
+            waits.append(turn)
+        rates = awaited(rates, came=False)
+    assert waits == [*range(VAIN), RETRY, 2 * RETRY, 3 * RETRY]
+    assert patience_ms(awaited(rates, came=True)) == 2.0

@@ -222,6 +222,21 @@ def test_the_whole_of_a_branch_takes_the_place_of_half_of_it_whichever_comes_fir
         assert (found.tokens, found.order) == ((4, 5, 6), ORDER)
 
 
+def test_branches_are_awaited_from_when_they_are_asked_for_until_the_first_part_of_one_comes() -> None:
+    pipeline = Pipeline()
+    assert not pipeline.awaits(1)
+    pipeline = in_flight()
+    assert pipeline.awaits(1)
+    pipeline.take([branch(1, (7, 8), (4,))])  # fenced off
+    assert pipeline.awaits(1)
+    pipeline.take([replace(branch(1, (7, 8, 1), (4,)), goes_on=True)])
+    assert not pipeline.awaits(1)
+    pipeline.resolve(1, (7, 8, 1))
+    assert not pipeline.awaits(1)
+    pipeline.begin(1, None, 0, None)
+    assert not pipeline.awaits(1), "none were asked for"
+
+
 def test_losers_are_dropped_with_the_outcome_and_a_forgotten_sequence_takes_nothing() -> None:
     pipeline = in_flight()
     pipeline.take([branch(1, (7, 8, token), (4,)) for token in range(5)])

@@ -191,6 +191,13 @@ class Recorder(LocalDraftClient):
         return None if self.lost else reply
 
 
+def recorded(drafter: Decoder) -> tuple[Connect, Recorder]:
+    """A draft replica, and the client to it that keeps what was asked."""
+    connect = Connect(drafter)
+    connect()
+    return connect, Recorder(connect.worker)
+
+
 class Looking(Fixed):
     """Keeps for how many it planned, and which overlap."""
 
@@ -210,9 +217,7 @@ def even_requests(count: int, max_tokens: int = 41) -> list[GenerateRequest]:
 def test_lanes_alternate_and_each_is_asked_for_once_while_the_other_is_verified(
     load: LoadTarget, drafter: Decoder
 ) -> None:
-    connect = Connect(drafter)
-    connect()
-    client = Recorder(connect.worker)
+    _, client = recorded(drafter)
     engine = engine_of(load, client, Fixed(DEEP, 4), LANES)
     run_all(engine, even_requests(5))
     asked = [message for message in client.said if message is not None]
@@ -245,9 +250,7 @@ def test_half_of_the_batch_is_planned_at_a_time_and_every_draft_is_accepted_as_i
 
 
 def test_where_nothing_comes_the_whole_batch_is_verified_at_once(load: LoadTarget, drafter: Decoder) -> None:
-    connect = Connect(drafter)
-    connect()
-    client = Recorder(connect.worker)
+    _, client = recorded(drafter)
     engine = engine_of(load, client, Fixed(DEEP, 4), LANES)
     client.lost = True
     assert run_all(engine, even_requests(4)).tokens == plain_texts(load(), even_requests(4))
@@ -258,9 +261,7 @@ def test_where_nothing_comes_the_whole_batch_is_verified_at_once(load: LoadTarge
 def test_when_the_pool_falls_silent_lanes_end_and_who_was_cancelled_in_mid_draft_is_forgotten(
     load: LoadTarget, drafter: Decoder
 ) -> None:
-    connect = Connect(drafter)
-    connect()
-    client = Recorder(connect.worker)
+    connect, client = recorded(drafter)
     engine = engine_of(load, client, Fixed(DEEP, 4), LANES)
 
     class Ending(Collector):
@@ -294,9 +295,7 @@ def test_when_the_pool_falls_silent_lanes_end_and_who_was_cancelled_in_mid_draft
 def test_drafts_in_flight_are_dropped_where_the_mode_changes_and_not_waited_for(
     load: LoadTarget, drafter: Decoder
 ) -> None:
-    connect = Connect(drafter)
-    connect()
-    client = Recorder(connect.worker)
+    connect, client = recorded(drafter)
     engine = engine_of(load, client, Fixed(SHALLOW, 3), LANES)
     toss(engine, 3)
     requests = random_requests(2, 6, VOCAB, max_tokens=60)

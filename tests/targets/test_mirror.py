@@ -104,6 +104,31 @@ def test_prompts_that_end_beside_rows_that_decode_are_hinted_at_too(load: LoadTa
     ]
 
 
+class JustLate(LocalDraftClient):
+    """Its branches come when they are waited for, and not before. comes: whether they do."""
+
+    comes = True
+
+    def branches(self, timeout_s: float = 0.0) -> Sequence[Branch]:
+        return super().branches() if timeout_s > 0 and self.comes else []
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_branches_that_are_just_late_are_waited_for_and_are_hits(
+    load: LoadTarget, drafter: Decoder, comes: bool
+) -> None:
+    requests = random_requests(3, 4, VOCAB, max_tokens=60)
+    connect = Connect(drafter)
+    connect()
+    client = JustLate(connect.worker, "engine")
+    client.comes = comes
+    engine = engine_of(load, client, Fixed(DEEP, 4), MirrorConfig(modes=(Mode.MIRROR,)))
+    assert run_all(engine, requests).tokens == plain_texts(load(), requests)
+    stats = engine.stats().mirror
+    assert stats is not None
+    assert (stats.num_hits > 10) is comes
+
+
 def test_corrections_are_found_among_runner_ups_and_early_picks(load: LoadTarget, drafter: Decoder) -> None:
     requests = random_requests(1, 4, VOCAB, max_tokens=60)
     engine = engine_of(load, Connect(drafter)(), Fixed(SHALLOW, 3), MirrorConfig(kappa=4, exit_layer=3))
