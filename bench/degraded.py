@@ -37,7 +37,7 @@ from deployments.discovery import Discover, Need, PoolMember
 from deployments.local import complete, open_worker
 from deployments.pool_server import PoolServer
 from deployments.pool_thread import PoolThread, Reply
-from deployments.transport import GrpcDraftClient, TransportConfig
+from deployments.transport import LinkedDraftClient, TransportConfig
 from drafters.manifest import vocabulary_hash
 from protocol.draft import DraftReply, DraftRequest
 from protocol.plan import DepthRule
@@ -109,7 +109,7 @@ class LatePool(PoolThread):
         super().receive(message, late)
 
 
-class WatchedClient(GrpcDraftClient):
+class WatchedClient(LinkedDraftClient):
     """Counts the deadlines that it waits for in vain."""
 
     missed = 0
@@ -145,13 +145,13 @@ async def serve_pool(args: argparse.Namespace) -> None:
     thread.start()
     server = PoolServer(thread)
     try:
-        address = await server.start("127.0.0.1", (0, 0))
+        address = server.start("127.0.0.1", (0, 0))
         while await asyncio.to_thread(sys.stdin.readline):
             member = PoolMember(address, args.pool, told.exits, digest, told.max_positions, 0, thread.stats())
             sys.stdout.write(json.dumps(asdict(member)) + "\n")
             sys.stdout.flush()
     finally:
-        await server.stop()
+        server.stop()
         thread.stop()
 
 

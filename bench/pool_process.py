@@ -30,7 +30,7 @@ from deployments.pool_server import PoolServer
 from deployments.pool_thread import PoolThread
 from deployments.process import DTYPES
 from deployments.profiling import drafter_costs
-from deployments.transport import GrpcDraftClient, TransportConfig
+from deployments.transport import LinkedDraftClient, TransportConfig
 from drafters.nested import NestedDrafter, load_nested
 from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
@@ -93,7 +93,7 @@ class LinkThread:
         self._thread.start()
 
     @contextmanager
-    def client(self, member: PoolMember, incarnation: str, deadline_s: float = 1.0) -> Iterator[GrpcDraftClient]:
+    def client(self, member: PoolMember, incarnation: str, deadline_s: float = 1.0) -> Iterator[LinkedDraftClient]:
         """A target's own; drafts are made by this draft replica."""
         client = self._wait(_connected(member, incarnation, deadline_s))
         try:
@@ -114,11 +114,11 @@ class LinkThread:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(STOP_S)
 
 
-async def _connected(member: PoolMember, incarnation: str, deadline_s: float) -> GrpcDraftClient:
+async def _connected(member: PoolMember, incarnation: str, deadline_s: float) -> LinkedDraftClient:
     async def discover() -> Sequence[PoolMember]:
         return [member]
 
-    client = GrpcDraftClient(incarnation, discover, Need("", member.exits), TransportConfig(deadline_s))
+    client = LinkedDraftClient(incarnation, discover, Need("", member.exits), TransportConfig(deadline_s))
     await client.start()
     async with asyncio.timeout(STOP_S):
         while client.replica is None:
@@ -137,13 +137,13 @@ async def serve(args: argparse.Namespace) -> None:
     thread, told = PoolThread(worker, time.monotonic), worker.describe()
     thread.start()
     server = PoolServer(thread)
-    address = await server.start("127.0.0.1", (0, 0))
+    address = server.start("127.0.0.1", (0, 0))
     member = PoolMember(address, "pool", told.exits, "", told.max_positions, 0, thread.stats())
     fields = asdict(member) | {"costs": costs}
     sys.stdout.write(json.dumps(fields) + "\n")
     sys.stdout.flush()
     await asyncio.to_thread(sys.stdin.read)
-    await server.stop()
+    server.stop()
     thread.stop()
     if args.passes:
         left = [[ended, asdict(stats)] for ended, stats in thread.passes()]

@@ -1,105 +1,119 @@
-"""One open stream from a target replica to a draft replica. Lives on an event loop; `send` is for any thread."""
+"""One open connection from a target replica to a draft replica, read by the thread that waits for what comes.
+
+No event loop and no thread lies between the engine and the socket: each change of thread costs a tenth of a millisecond
+and more beside a pass that sweeps the caches, and a draft takes less than one.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import socket
+import threading
+import time
 from collections.abc import Callable
-from typing import Any
 
-import grpc
-import grpc.aio
-
+from deployments.connection import GREETING, Connection
 from deployments.discovery import PoolMember
-from protocol.wire import METHOD, SERVICE, PoolMessage, TargetMessage, decode_pool, encode_target
+from protocol.wire import PoolMessage, TargetMessage, decode_pool, encode_target
 
 logger = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 2.0
-MAX_OUTBOUND = 256
+CLOSE_S = 1.0
 
-# A dead machine sends no reset: pings find it, and the draft deadline covers the seconds until then.
-CHANNEL_OPTIONS = (
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 3_000),
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.max_receive_message_length", 64 << 20),
-    ("grpc.use_local_subchannel_pool", 1),
-)
-
-OnReply = Callable[["Link", PoolMessage], None]
+OnMessage = Callable[["Link", PoolMessage], None]
 OnEnd = Callable[["Link"], None]
 
 
 class Link:
-    """on_reply and on_end are called on the loop; on_end once, also after `close`."""
+    """For any thread. on_message is called by the one that reads, on_end once, by the one that finds the end."""
 
-    def __init__(self, member: PoolMember, on_reply: OnReply, on_end: OnEnd) -> None:
+    def __init__(self, member: PoolMember, connection: Connection, on_message: OnMessage, on_end: OnEnd) -> None:
         self.member = member
-        self.open = False
-        self._on_reply = on_reply
+        self.open = True
+        self._connection = connection
+        self._on_message = on_message
         self._on_end = on_end
-        self._loop = asyncio.get_running_loop()
-        self._outbox: asyncio.Queue[TargetMessage] = asyncio.Queue(MAX_OUTBOUND)
-        self._channel = grpc.aio.insecure_channel(member.address, options=CHANNEL_OPTIONS)
-        self._task: asyncio.Task[None] | None = None
-
-    async def connect(self) -> bool:
-        """False when the replica does not answer."""
-        try:
-            async with asyncio.timeout(CONNECT_TIMEOUT_S):
-                await self._channel.channel_ready()
-            self.open = True
-        except TimeoutError:
-            return False
-        finally:
-            if not self.open:
-                await self._channel.close()
-        self._task = asyncio.create_task(self._run())
-        return True
+        self._reading = threading.Lock()
+        self._ending = threading.Lock()
 
     def send(self, message: TargetMessage) -> None:
-        """What does not fit is dropped: the pool is not reading, and an old request is worth nothing."""
+        """What a pool that is not reading leaves no room for is dropped: an old request is worth nothing."""
         if self.open:
-            self._loop.call_soon_threadsafe(self._put, message)
+            self._connection.send(encode_target(message))
 
-    async def close(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        await self._channel.close()
-
-    def _put(self, message: TargetMessage) -> None:
-        if not self._outbox.full():
-            self._outbox.put_nowait(message)
-
-    async def _run(self) -> None:
-        open_stream = self._channel.stream_stream(
-            f"/{SERVICE}/{METHOD}", request_serializer=encode_target, response_deserializer=decode_pool
-        )
-        call: Any = open_stream(wait_for_ready=False)
-        writer = asyncio.create_task(self._write(call))
+    def read(self, timeout_s: float = 0.0) -> None:
+        """Hands on what has come, waiting for something so long; also when another thread reads meanwhile."""
+        until = time.monotonic() + timeout_s
+        if not self._reading.acquire(timeout=max(timeout_s, 0.0)):
+            return
         try:
-            while (reply := await call.read()) is not grpc.aio.EOF:
-                self._on_reply(self, reply)
-        except grpc.aio.AioRpcError as error:
-            logger.info("stream to draft replica %s ended: %s", self.member.incarnation, error.code().name)
+            if self.open and self._connection.wait(until - time.monotonic()):
+                for message in self._connection.receive():
+                    self._on_message(self, decode_pool(message))
+        except EOFError as error:
+            logger.info("draft replica %s: %s", self.member.incarnation, error)
+            self._end()
         except Exception:
             logger.exception("reading from draft replica %s failed", self.member.incarnation)
+            self._end()
         finally:
-            self.open = False
-            writer.cancel()
-            call.cancel()
+            if not self.open:
+                self._connection.close()
+            self._reading.release()
+
+    def check(self) -> None:
+        """Ends the link if the replica is gone, which nobody may have read yet."""
+        if self.open and self._connection.hung_up:
+            self.close()
+
+    def close(self) -> None:
+        """A thread that reads is done with it at once."""
+        self._end()
+        if self._reading.acquire(timeout=CLOSE_S):
+            self._connection.close()
+            self._reading.release()
+
+    def _end(self) -> None:
+        with self._ending:
+            was_open, self.open = self.open, False
+        if was_open:
+            self._connection.shut()
             self._on_end(self)
 
-    async def _write(self, call: Any) -> None:
-        """However it ends, the call ends with it: a link that cannot send must not look open."""
-        try:
-            while True:
-                await call.write(await self._outbox.get())
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError):
-            return  # the reading side reports the end
-        except Exception:
-            logger.exception("writing to draft replica %s failed", self.member.incarnation)
-        finally:
-            call.cancel()
+
+async def connect(address: str) -> Connection | None:
+    """None when nobody answers there, or not as a draft replica of this version does."""
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            return await _greet(address)
+    except TimeoutError:
+        logger.info("%s did not answer", address)
+    except OSError as error:
+        logger.info("%s cannot be reached: %s", address, error)
+    except ValueError as error:
+        logger.warning("%s: %s", address, error)
+    return None
+
+
+async def _greet(address: str) -> Connection:
+    """Raises OSError, and ValueError for another greeting."""
+    loop = asyncio.get_running_loop()
+    host, _, port = address.rpartition(":")
+    family, kind, _, _, place = (await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM))[0]
+    sock = socket.socket(family, kind)
+    try:
+        sock.setblocking(False)
+        await loop.sock_connect(sock, place)
+        await loop.sock_sendall(sock, GREETING)
+        answer = b""
+        while len(answer) < len(GREETING):
+            more = await loop.sock_recv(sock, len(GREETING) - len(answer))
+            answer += more
+            if not more or not GREETING.startswith(answer):
+                raise ValueError("no draft replica of this version answers; deploy both sides from one version")
+        return Connection(sock)
+    except BaseException:
+        sock.close()
+        raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -24,3 +25,18 @@ def bind(add_port: Callable[[str], int], host: str, ports: tuple[int, int], key:
         except RuntimeError:
             continue
     raise ConfigError(f"no port of {host}:{ports[0]}-{ports[1]} is free; widen {key}")
+
+
+def listen(host: str, ports: tuple[int, int], key: str) -> socket.socket:
+    """A socket that does, at the first free port of the range. Raises ConfigError as `bind`."""
+    found: list[socket.socket] = []
+
+    def add_port(address: str) -> int:
+        try:
+            found.append(socket.create_server((host, int(address.rpartition(":")[2]))))
+        except OSError as error:
+            raise RuntimeError(str(error)) from None
+        return 0
+
+    bind(add_port, host, ports, key)
+    return found[0]

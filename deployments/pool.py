@@ -40,7 +40,7 @@ class DraftPoolReplica:
         self._server = PoolServer(self._thread)
         self._thread.start()
         self._member = PoolMember(
-            address=await self._server.start(own_host(config.host), config.ports),
+            address=self._server.start(own_host(config.host), config.ports),
             incarnation=f"pool-{serve.get_replica_context().replica_id.unique_id}",
             exits=worker.describe().exits,
             vocabulary_hash=Manifest.load(resolve(config.path)).vocabulary_hash,
@@ -64,7 +64,7 @@ class DraftPoolReplica:
 
     async def __del__(self) -> None:
         """Serve's hook for a graceful end: targets see their stream end and move on at once."""
-        await self._server.stop()
+        self._server.stop()
         await asyncio.to_thread(self._thread.stop)
 
 

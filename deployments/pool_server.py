@@ -1,97 +1,115 @@
-"""The pool's end of the streams: a gRPC server between target replicas and the worker's thread."""
+"""The pool's end of the links: it listens, and hands the worker's thread the sockets of the targets that connect.
+
+Everything here runs on that thread, save `start` and `stop`, and replies that somebody else may send.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator
-from typing import Any
+import socket
+from contextlib import suppress
 
-import grpc
-import grpc.aio
-
-from deployments.listening import bind
+from deployments.connection import GREETING, Connection
+from deployments.listening import listen
 from deployments.pool_thread import PoolThread
-from protocol.wire import METHOD, SERVICE, PoolMessage, TargetMessage, decode_target, encode_pool
+from protocol.wire import PoolMessage, decode_target, encode_pool
 
 logger = logging.getLogger(__name__)
 
-MAX_OUTBOUND = 64
-SERVER_OPTIONS = (
-    ("grpc.max_receive_message_length", 64 << 20),
-    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
-    ("grpc.so_reuseport", 0),
-)
-
-
-class _Stream:
-    """Messages on their way to one target. When it does not read, the oldest is dropped: it is late anyway."""
-
-    def __init__(self) -> None:
-        self.incarnation: str | None = None
-        self.outbox: asyncio.Queue[PoolMessage | None] = asyncio.Queue(MAX_OUTBOUND)
-        self._loop = asyncio.get_running_loop()
-
-    def reply(self, message: PoolMessage) -> None:
-        """For any thread."""
-        self._loop.call_soon_threadsafe(self.put, message)
-
-    def put(self, message: PoolMessage | None) -> None:
-        if self.outbox.full():
-            self.outbox.get_nowait()
-        self.outbox.put_nowait(message)
-
 
 class PoolServer:
-    """Made, started and stopped on the event loop."""
-
     def __init__(self, thread: PoolThread) -> None:
         self._thread = thread
+        self._listener: socket.socket | None = None
         self._streams: dict[str, _Stream] = {}
-        self._server = grpc.aio.server(options=SERVER_OPTIONS)
-        handler = grpc.stream_stream_rpc_method_handler(
-            self._draft, request_deserializer=decode_target, response_serializer=encode_pool
-        )
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, {METHOD: handler}),))
+        self._all: set[_Stream] = set()
 
     @property
     def num_streams(self) -> int:
+        """Targets that draft here."""
         return len(self._streams)
 
-    async def start(self, host: str, ports: tuple[int, int]) -> str:
+    def start(self, host: str, ports: tuple[int, int]) -> str:
         """The address to be reached at. Raises ConfigError when no port of the range is free."""
-        port = bind(self._server.add_insecure_port, host, ports, "pool.ports")
-        await self._server.start()
-        return f"{host}:{port}"
+        self._listener = listen(host, ports, "pool.ports")
+        self._listener.setblocking(False)
+        self._thread.watch(self._listener, self._accept)
+        return f"{host}:{self._listener.getsockname()[1]}"
 
-    async def stop(self, grace_s: float = 0.0) -> None:
-        await self._server.stop(grace_s)
+    def stop(self) -> None:
+        """Targets see the end at once, also while the worker is busy."""
+        listener, self._listener = self._listener, None
+        if listener is not None:
+            with suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)
+            self._thread.unwatch(listener)
+        for stream in tuple(self._all):
+            stream.connection.shut()
 
-    async def _draft(self, messages: AsyncIterator[TargetMessage], context: Any) -> AsyncIterator[PoolMessage]:
-        stream = _Stream()
-        reader = asyncio.create_task(self._read(messages, stream))
+    def _accept(self) -> None:
         try:
-            while (message := await stream.outbox.get()) is not None:
-                yield message
-        finally:
-            reader.cancel()
-            self._end(stream)
+            sock = self._listener.accept()[0] if self._listener else None
+        except OSError:  # it has gone again, or there are no more files
+            return
+        if sock is not None:
+            stream = _Stream(self, self._thread, sock)
+            self._all.add(stream)
+            self._thread.watch(stream.connection, stream.on_ready)
 
-    async def _read(self, messages: AsyncIterator[TargetMessage], stream: _Stream) -> None:
-        try:
-            async for message in messages:
-                if stream.incarnation is None:
-                    stream.incarnation = message.incarnation
-                    self._streams[message.incarnation] = stream
-                    logger.info("target %s drafts here", message.incarnation)
-                self._thread.receive(message, stream.reply)
-        finally:
-            stream.put(None)
+    def began(self, stream: _Stream, incarnation: str) -> None:
+        self._streams[incarnation] = stream
+        logger.info("target %s drafts here", incarnation)
 
-    def _end(self, stream: _Stream) -> None:
+    def ended(self, stream: _Stream) -> None:
         """A target that has come back on a newer stream keeps its sequences."""
+        self._all.discard(stream)
         incarnation = stream.incarnation
         if incarnation is not None and self._streams.get(incarnation) is stream:
             del self._streams[incarnation]
             self._thread.drop(incarnation)
             logger.info("target %s is gone", incarnation)
+
+
+class _Stream:
+    """One target's. Its first message names the target."""
+
+    def __init__(self, server: PoolServer, thread: PoolThread, sock: socket.socket) -> None:
+        self.incarnation: str | None = None
+        self._server, self._thread = server, thread
+        with suppress(OSError):
+            sock.send(GREETING)
+        self.connection = Connection(sock)
+        self._greeted = self._waits = False  # waits: for room to write
+
+    def on_ready(self) -> None:
+        try:
+            if self._waits and self.connection.flush():
+                self._waits = False
+                self._thread.watch(self.connection, self.on_ready)
+            self._read()
+        except EOFError:
+            self._end()
+        except Exception as error:
+            logger.warning("a target's link is closed: %s", error)
+            self._end()
+
+    def reply(self, message: PoolMessage) -> None:
+        """For any thread."""
+        if not self.connection.send(encode_pool(message)) and not self._waits:
+            self._waits = True
+            self._thread.watch(self.connection, self.on_ready, writable=True)
+
+    def _read(self) -> None:
+        if not self._greeted:
+            self._greeted = self.connection.greeted()
+            return
+        for data in self.connection.receive():
+            message = decode_target(data)
+            if self.incarnation is None:
+                self.incarnation = message.incarnation
+                self._server.began(self, message.incarnation)
+            self._thread.receive(message, self.reply)
+
+    def _end(self) -> None:
+        self._thread.unwatch(self.connection)
+        self._server.ended(self)

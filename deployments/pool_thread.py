@@ -1,12 +1,19 @@
-"""The thread that owns a DraftWorker: a bounded inbox, and pass after pass while there is work."""
+"""The thread that owns a DraftWorker: it reads the sockets of targets, fills a bounded inbox, and does pass after pass.
+
+Between two passes it looks at the sockets, and when there is nothing to draft it sleeps until one has something to
+read, so no other thread stands between a target's message and the pass that answers it.
+"""
 
 from __future__ import annotations
 
 import logging
+import selectors
+import socket
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Protocol
 
 from protocol.branch import AheadRequest, ExitHint
@@ -22,6 +29,13 @@ LOG_EVERY_S = 30.0
 MAX_PASSES = 4096  # of which a trace can tell
 
 Reply = Callable[[PoolMessage], None]
+
+
+class Watched(Protocol):
+    """A socket, or what has one."""
+
+    def fileno(self) -> int: ...
+    def close(self) -> None: ...
 
 
 class Worker(Protocol):
@@ -43,7 +57,8 @@ class PoolThread:
         self._worker = worker
         self._clock = clock
         self._inbox: deque[Callable[[], None]] = deque()
-        self._wake = threading.Condition()
+        self._selector = selectors.DefaultSelector()
+        self._woken, self._wake = socket.socketpair()
         self._stopping = False
         self._beat = time.monotonic()
         self._expired = self._logged = clock()
@@ -52,14 +67,27 @@ class PoolThread:
         self._thread = threading.Thread(target=self._loop, name="draft-worker", daemon=True)
 
     def start(self) -> None:
+        for end in (self._woken, self._wake):
+            end.setblocking(False)
+        self._selector.register(self._woken, selectors.EVENT_READ, lambda: self._woken.recv(4096))
         self._thread.start()
 
     def stop(self) -> None:
-        with self._wake:
-            self._stopping = True
-            self._wake.notify()
+        self._stopping = True
+        self._wake_up()
         if self._thread.is_alive():
             self._thread.join()
+
+    def watch(self, watched: Watched, on_ready: Callable[[], object], *, writable: bool = False) -> None:
+        """on_ready: called on this thread whenever there is something to read, with `writable` also when there is room
+        to write. Calling again changes either. What is watched when the thread ends is closed.
+        """
+        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if writable else 0)
+        self._do(lambda: self._register(watched, events, on_ready))
+
+    def unwatch(self, watched: Watched) -> None:
+        """Closes it too."""
+        self._do(lambda: self._release(watched))
 
     def heartbeat_age_s(self) -> float:
         """Seconds since the loop last turned, an idle loop turns once a second; infinite when it has ended."""
@@ -93,10 +121,34 @@ class PoolThread:
     def drop(self, incarnation: str) -> None:
         self._post(lambda: self._worker.drop(incarnation))
 
+    def _do(self, action: Callable[[], None]) -> None:
+        """At once on this thread, else as soon as it comes to it."""
+        if threading.current_thread() is self._thread:
+            action()
+        else:
+            self._post(action)
+
     def _post(self, action: Callable[[], None]) -> None:
-        with self._wake:
-            self._inbox.append(action)
-            self._wake.notify()
+        self._inbox.append(action)
+        if threading.current_thread() is not self._thread:
+            self._wake_up()
+
+    def _wake_up(self) -> None:
+        with suppress(OSError):  # full: it will wake anyway; closed: it has ended
+            self._wake.send(b"!")
+
+    def _register(self, watched: Watched, events: int, on_ready: Callable[[], object]) -> None:
+        if watched.fileno() < 0:
+            return  # closed since
+        if watched.fileno() in self._selector.get_map():
+            self._selector.modify(watched, events, on_ready)
+        else:
+            self._selector.register(watched, events, on_ready)
+
+    def _release(self, watched: Watched) -> None:
+        with suppress(KeyError, ValueError):  # closed, or never watched
+            self._selector.unregister(watched)
+        watched.close()
 
     def _loop(self) -> None:
         try:
@@ -107,6 +159,11 @@ class PoolThread:
                 self._expire()
         except Exception:
             logger.exception("the draft worker failed; this replica reports itself unhealthy")
+        finally:
+            for key in list(self._selector.get_map().values()):
+                key.fileobj.close()  # type: ignore[union-attr]  # all of them are Watched
+            self._selector.close()
+            self._wake.close()
 
     def _step(self) -> bool:
         """False when there was nothing to do."""
@@ -118,12 +175,11 @@ class PoolThread:
 
     def _take_inbox(self, *, wait: bool) -> bool:
         """Does what arrived, first waiting for something when idle. False when the thread is to stop."""
-        with self._wake:
-            if wait and not self._inbox and not self._stopping:
-                self._wake.wait(timeout=1.0)
-            actions, self._inbox = self._inbox, deque()
-        for action in actions:
-            action()
+        idle = wait and not self._inbox and not self._stopping
+        for key, _ in self._selector.select(1.0 if idle else 0.0):
+            key.data()
+        for _ in range(len(self._inbox)):
+            self._inbox.popleft()()
         return not self._stopping
 
     def _expire(self) -> None:

@@ -10,14 +10,14 @@ from contextlib import asynccontextmanager
 from deployments.discovery import Need, PoolMember
 from deployments.pool_server import PoolServer
 from deployments.pool_thread import PoolThread
-from deployments.transport import GrpcDraftClient, TransportConfig
+from deployments.transport import LinkedDraftClient, TransportConfig
 from drafters.profile import GREEDY, INCARNATION
 from drafters.worker import DraftWorker
 from protocol.draft import DraftRequest, DraftRow
 from protocol.errors import DraftUnavailable
 from protocol.plan import DepthRule
 
-CONNECT_S, DEADLINE_S, GRACE_S = 10.0, 10.0, 1.0
+CONNECT_S, DEADLINE_S = 10.0, 10.0
 
 
 @asynccontextmanager
@@ -30,21 +30,21 @@ async def link_timer(worker: DraftWorker) -> AsyncIterator[Callable[[int], float
     thread.start()
     server = PoolServer(thread)
     try:
-        address = await server.start("127.0.0.1", (0, 0))
+        address = server.start("127.0.0.1", (0, 0))
         member = PoolMember(address, "pool", told.exits, "", told.max_positions, 0, thread.stats())
         async with connected(member) as client:
             yield lambda num_rows: timed(client, refused(told.exits, num_rows))
     finally:
-        await server.stop(GRACE_S)
+        server.stop()
         thread.stop()
 
 
 @asynccontextmanager
-async def connected(member: PoolMember) -> AsyncIterator[GrpcDraftClient]:
+async def connected(member: PoolMember) -> AsyncIterator[LinkedDraftClient]:
     async def discover() -> Sequence[PoolMember]:
         return [member]
 
-    client = GrpcDraftClient(INCARNATION, discover, Need("", member.exits), TransportConfig(DEADLINE_S))
+    client = LinkedDraftClient(INCARNATION, discover, Need("", member.exits), TransportConfig(DEADLINE_S))
     await client.start()
     try:
         async with asyncio.timeout(CONNECT_S):
@@ -60,7 +60,7 @@ def refused(exits: tuple[int, ...], num_rows: int) -> DraftRequest:
     return DraftRequest(INCARNATION, 0, DepthRule(exits[:1]), rows)
 
 
-def timed(client: GrpcDraftClient, request: DraftRequest) -> float:
+def timed(client: LinkedDraftClient, request: DraftRequest) -> float:
     began = time.perf_counter()
     reply = client.draft(request)
     elapsed = time.perf_counter() - began

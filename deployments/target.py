@@ -17,7 +17,7 @@ from deployments.profiling import own_target_costs
 from deployments.token_sink import SinkAddress
 from deployments.token_stream import TokenStreams
 from deployments.trace import Track, rounds
-from deployments.transport import GrpcDraftClient, TransportConfig
+from deployments.transport import LinkedDraftClient, TransportConfig
 from drafters.manifest import vocabulary_hash
 from model.execution import Execution
 from model.load import resolve
@@ -70,14 +70,14 @@ class TargetReplica:
             learns.linked(own.member)
         return own
 
-    def _draft_client(self, pool: Any) -> GrpcDraftClient | None:
+    def _draft_client(self, pool: Any) -> LinkedDraftClient | None:
         speculation = self._config.speculation
         if speculation is None or pool is None:
             return None
         need = Need(vocabulary_hash(resolve(self._config.path)), needed_exits(speculation))
         timing = TransportConfig(deadline_s=speculation.deadline_ms / 1e3)
         on_link = self._policy.linked if isinstance(self._policy, Learning) else None
-        return GrpcDraftClient(self._incarnation, serve_discovery(pool), need, timing, on_link=on_link)
+        return LinkedDraftClient(self._incarnation, serve_discovery(pool), need, timing, on_link=on_link)
 
     async def generate(self, request: GenerateRequest, sink: SinkAddress | None = None) -> TokenRun | DraftPoolError:
         """All that was committed, at the end; meanwhile it goes to the sink as it comes, where there is one.

@@ -17,7 +17,6 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from deployments.link import CHANNEL_OPTIONS
 from deployments.token_sink import SinkAddress
 from protocol.pb import tokens_pb2 as pb
 from protocol.pb.tokens_pb2_grpc import TokensStub
@@ -27,6 +26,15 @@ logger = logging.getLogger(__name__)
 
 CHUNK_MS = 3.0  # several times what a chunk costs on its way out, so that most of the time is left to the model
 RETRY_S = 0.5
+
+# A dead machine sends no reset: pings find it.
+CHANNEL_OPTIONS = (
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.use_local_subchannel_pool", 1),
+)
 
 
 def hold_ms(num_requests: int, join_ms: float) -> float:

@@ -1,10 +1,9 @@
-"""A target's way to the pool over gRPC: one persistent stream to one draft replica at a time.
+"""A target's way to the pool: one persistent link to one draft replica at a time.
 
-Two threads meet here. The engine thread asks, at once or a pass later waits, never beyond its deadline. The event loop
-keeps the stream: it looks for draft replicas every few seconds and whenever a stream ends, connects to the best, fills
-in the round that was asked for last, and gathers branches, which nobody waits for. A move is one assignment of
-`_link`; a round keeps the link it began with, so moves fall between rounds. What a new replica does not know it
-answers with NEED_CONTEXT.
+The engine thread asks, and reads the link itself while it waits, at once or a pass later, never beyond its deadline;
+branches it reads in passing. The event loop keeps the link: it looks for draft replicas every few seconds and whenever
+a link ends, and connects to the best. A move is one assignment of `_link`; a round keeps the link it began with, so
+moves fall between rounds. What a new replica does not know it answers with NEED_CONTEXT.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from dataclasses import dataclass
 
 from deployments.backoff import Ask, Backoff
 from deployments.discovery import Discover, Need, PoolMember, choose
-from deployments.link import Link
+from deployments.link import Link, connect
 from protocol.branch import AheadRequest, Branch, BranchReply, ExitHint
 from protocol.draft import DraftBlock, DraftReply, DraftRequest
 from protocol.wire import CloseSequences, PoolMessage
@@ -33,7 +32,9 @@ MAX_BRANCHES = 1024
 
 @dataclass(frozen=True, slots=True)
 class TransportConfig:
-    """lost_every_s: how often to look for a replica while there is none. avoid_s: how long to leave a failed one."""
+    """lost_every_s: how often to look for a replica while there is none, and whether the one in use is there still.
+    avoid_s: how long to leave a failed one.
+    """
 
     deadline_s: float = 0.05
     discover_every_s: float = 3.0
@@ -42,7 +43,7 @@ class TransportConfig:
 
 
 class Round:
-    """Blocks of one request as they arrive: the loop adds, the engine thread waits. expires: when an answer is late."""
+    """Blocks of one request as they are read from its link. expires: when an answer is late."""
 
     def __init__(self, request: DraftRequest, link: Link, expires: float) -> None:
         self.link = link
@@ -51,36 +52,33 @@ class Round:
         self._missing = {row.sequence_id: row.base_length for row in request.rows}
         self._blocks: dict[int, DraftBlock] = {}
         self._wait_ms = 0.0
-        self._over = threading.Event()
-        self._lock = threading.Lock()
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing more will come."""
+        return not self._missing or not self.link.open
 
     def add(self, reply: DraftReply) -> bool:
         """Takes what belongs to this round, the rest came late and is dropped; True when nothing is missing now."""
         if (reply.incarnation, reply.round_id) != (self._request.incarnation, self._request.round_id):
             return False
-        with self._lock:
-            for block in reply.blocks:
-                if self._missing.get(block.sequence_id) == block.base_length:
-                    del self._missing[block.sequence_id]
-                    self._blocks[block.sequence_id] = block
-            self._wait_ms = reply.wait_ms
-            if self._missing:
-                return False
-        self._over.set()
-        return True
-
-    def end(self) -> None:
-        """The stream is gone: what is missing will not come."""
-        self._over.set()
+        for block in reply.blocks:
+            if self._missing.get(block.sequence_id) == block.base_length:
+                self._blocks[block.sequence_id] = block
+                del self._missing[block.sequence_id]
+        self._wait_ms = reply.wait_ms
+        return not self._missing
 
     def wait(self, clock: Callable[[], float]) -> None:
-        self._over.wait(max(0.0, self.expires - clock()))
+        """Reads the link until it has come or is late."""
+        until = time.monotonic() + self.expires - clock()
+        while not self.is_over and (left := until - time.monotonic()) > 0:
+            self.link.read(left)
 
     @property
     def num_drafted(self) -> int:
         """Rows that came with tokens. Refusals come at once, and say nothing of how fast the pool drafts."""
-        with self._lock:
-            return sum(bool(block.tokens) for block in self._blocks.values())
+        return sum(bool(block.tokens) for block in self._blocks.values())
 
     @property
     def mostly_late(self) -> bool:
@@ -88,35 +86,14 @@ class Round:
 
     def reply(self) -> DraftReply | None:
         """What has come, in the order of the rows."""
-        with self._lock:
-            rows = self._request.rows
-            blocks = tuple(self._blocks[row.sequence_id] for row in rows if row.sequence_id in self._blocks)
-            wait_ms = self._wait_ms
-        return DraftReply(self._request.incarnation, self._request.round_id, blocks, wait_ms) if blocks else None
+        rows = self._request.rows
+        blocks = tuple(self._blocks[row.sequence_id] for row in rows if row.sequence_id in self._blocks)
+        if not blocks:
+            return None
+        return DraftReply(self._request.incarnation, self._request.round_id, blocks, self._wait_ms)
 
 
-class Inbox:
-    """Branches as they arrive: the loop puts, the engine thread takes. Only the newest are kept."""
-
-    def __init__(self) -> None:
-        self._branches: deque[Branch] = deque(maxlen=MAX_BRANCHES)
-        self._arrived = threading.Condition()
-
-    def put(self, branches: Sequence[Branch]) -> None:
-        with self._arrived:
-            self._branches.extend(branches)
-            self._arrived.notify()
-
-    def take(self, timeout_s: float) -> list[Branch]:
-        with self._arrived:
-            if timeout_s > 0:
-                self._arrived.wait_for(lambda: self._branches, timeout_s)
-            taken = list(self._branches)
-            self._branches.clear()
-        return taken
-
-
-class GrpcDraftClient:
+class LinkedDraftClient:
     """A protocol.branch.MirrorClient. `start` and `stop` run on the event loop, everything else on any thread."""
 
     def __init__(
@@ -128,7 +105,9 @@ class GrpcDraftClient:
         clock: Callable[[], float] = time.monotonic,
         on_link: Callable[[PoolMember], None] | None = None,
     ) -> None:
-        """on_link: called on the event loop when drafts will come from another replica than so far."""
+        """clock: of deadlines and pauses. on_link: called on the event loop when drafts will come from another replica
+        than so far.
+        """
         self._incarnation = incarnation
         self._discover = discover
         self._need = need
@@ -139,7 +118,9 @@ class GrpcDraftClient:
         self._link: Link | None = None
         self._round: Round | None = None
         self._asked: Round | None = None  # and not yet waited for
-        self._branches = Inbox()
+        self._branches: deque[Branch] = deque(maxlen=MAX_BRANCHES)
+        self._switching = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._avoid: dict[str, float] = {}
         self._lost = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -158,6 +139,7 @@ class GrpcDraftClient:
         return link.member if link else None
 
     async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._task = asyncio.create_task(self._keep_connected())
 
     async def stop(self) -> None:
@@ -166,12 +148,13 @@ class GrpcDraftClient:
             await asyncio.gather(self._task, return_exceptions=True)
         link, self._link = self._link, None
         if link is not None:
-            await link.close()
+            await asyncio.to_thread(link.close)
         await asyncio.gather(*self._closing, return_exceptions=True)
 
     def open(self, request: DraftRequest) -> None:
         link = self._link
         if link is not None:
+            link.read()
             link.send(request)
 
     def draft(self, request: DraftRequest) -> DraftReply | None:
@@ -181,21 +164,24 @@ class GrpcDraftClient:
     def ask(self, request: DraftRequest) -> None:
         self._asked = None
         link = self._link
-        if link is None or not link.open or (ask := self._backoff.ask()) is Ask.SKIP:
+        if link is None or (ask := self._backoff.ask()) is Ask.SKIP:
             return
+        link.read()  # what is late is out of the way then, and an end is known
         waits = ask is Ask.WAIT
         current = Round(request, link, math.inf if waits else self._clock() + self._config.deadline_s)
         self._round = current
-        self._asked = current if waits else None
         link.send(request)
+        if waits:
+            self._asked = current
+        else:  # nobody reads what the engine does not wait for
+            threading.Thread(target=current.wait, args=(self._clock,), name="draft-probe", daemon=True).start()
 
     def answer(self) -> DraftReply | None:
         current, self._asked = self._asked, None
         if current is None:
             return None
         current.expires = self._clock() + self._config.deadline_s
-        if current.link.open:  # it may have ended before the round was there to be told
-            current.wait(self._clock)
+        current.wait(self._clock)
         if current.link.open and current.mostly_late:
             self._backoff.missed()
         return current.reply()
@@ -212,8 +198,20 @@ class GrpcDraftClient:
             link.send(hint)
 
     def branches(self, timeout_s: float = 0.0) -> Sequence[Branch]:
+        """The newest, of which no more than MAX_BRANCHES are kept."""
         link = self._link
-        return self._branches.take(0.0 if link is None or self._backoff.resting else timeout_s)
+        if link is not None and not self._backoff.resting:
+            self._read_branches(link, timeout_s)
+        taken: list[Branch] = []
+        while self._branches:
+            taken.append(self._branches.popleft())
+        return taken
+
+    def _read_branches(self, link: Link, timeout_s: float) -> None:
+        until = time.monotonic() + timeout_s
+        link.read()
+        while not self._branches and link.open and (left := until - time.monotonic()) > 0:
+            link.read(left)
 
     def close(self, sequence_ids: Sequence[int]) -> None:
         link = self._link
@@ -225,7 +223,7 @@ class GrpcDraftClient:
             case DraftReply():
                 self._on_reply(link, message)
             case BranchReply() if link is self._link and message.incarnation == self._incarnation:
-                self._branches.put(message.branches)
+                self._branches.extend(message.branches)
 
     def _on_reply(self, link: Link, reply: DraftReply) -> None:
         current = self._round
@@ -236,13 +234,14 @@ class GrpcDraftClient:
             self._backoff.answered()
 
     def _on_end(self, link: Link) -> None:
-        current = self._round
-        if current is not None and current.link is link:
-            current.end()
-        if self._link is link:
-            self._link = None
-            self._leave_alone(link.member)
-            self._lost.set()
+        """On whichever thread finds it."""
+        with self._switching:
+            lost = self._link is link
+            if lost:
+                self._link = None
+                self._leave_alone(link.member)
+        if lost and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._lost.set)
 
     async def _keep_connected(self) -> None:
         while True:
@@ -251,23 +250,32 @@ class GrpcDraftClient:
                 await self._connect_best()
             except Exception:
                 logger.exception("looking for a draft replica failed; it is tried again")
-            pause = self._config.discover_every_s if self._link else self._config.lost_every_s
+            await self._rest()
+
+    async def _rest(self) -> None:
+        """Until it is time to look again. A replica that has gone may have told nobody: nobody reads while idle."""
+        until = time.monotonic() + self._config.discover_every_s
+        while (link := self._link) is not None and not self._lost.is_set() and time.monotonic() < until:
+            link.check()
             with suppress(TimeoutError):
-                async with asyncio.timeout(pause):
+                async with asyncio.timeout(self._config.lost_every_s):
                     await self._lost.wait()
+        if self._link is None and not self._lost.is_set():
+            await asyncio.sleep(self._config.lost_every_s)
 
     async def _connect_best(self) -> None:
         member = choose(await self._candidates(), self.replica, self._incarnation)
         if member is None or member.incarnation == self.replica:
             return
         self._leave_alone(member)  # unless this goes well, whatever may go wrong
-        link = Link(member, self._on_message, self._on_end)
-        if not await link.connect():
+        connection = await connect(member.address)
+        if connection is None:
             return
         del self._avoid[member.incarnation]
         logger.info("drafting on %s at %s", member.incarnation, member.address)
         self._backoff = Backoff(self._clock)
-        old, self._link = self._link, link
+        with self._switching:
+            old, self._link = self._link, Link(member, connection, self._on_message, self._on_end)
         if old is not None:
             self._retire(old)
         if self._on_link is not None:
@@ -294,7 +302,7 @@ class GrpcDraftClient:
 
         async def close_later() -> None:
             await asyncio.sleep(self._config.deadline_s)
-            await link.close()
+            await asyncio.to_thread(link.close)
 
         task = asyncio.create_task(close_later())
         self._closing.add(task)

@@ -11,9 +11,6 @@ from protocol.pb import draft_pb2 as pb
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 
-SERVICE = "draftpool.internal.v1.DraftPool"
-METHOD = "Draft"
-
 _STATUS = {
     DraftStatus.OK: pb.STATUS_OK,
     DraftStatus.NEED_CONTEXT: pb.STATUS_NEED_CONTEXT,

@@ -3,7 +3,6 @@
 import grpc
 import warnings
 
-from protocol.pb import draft_pb2 as protocol_dot_pb_dot_draft__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -23,75 +22,3 @@ if _version_not_supported:
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
     )
-
-
-class DraftPoolStub:
-    """Missing associated documentation comment in .proto file."""
-
-    def __init__(self, channel):
-        """Constructor.
-
-        Args:
-            channel: A grpc.Channel.
-        """
-        self.Draft = channel.stream_stream(
-                '/draftpool.internal.v1.DraftPool/Draft',
-                request_serializer=protocol_dot_pb_dot_draft__pb2.TargetMessage.SerializeToString,
-                response_deserializer=protocol_dot_pb_dot_draft__pb2.PoolMessage.FromString,
-                _registered_method=True)
-
-
-class DraftPoolServicer:
-    """Missing associated documentation comment in .proto file."""
-
-    def Draft(self, request_iterator, context):
-        """Missing associated documentation comment in .proto file."""
-        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
-        context.set_details('Method not implemented!')
-        raise NotImplementedError('Method not implemented!')
-
-
-def add_DraftPoolServicer_to_server(servicer, server):
-    rpc_method_handlers = {
-            'Draft': grpc.stream_stream_rpc_method_handler(
-                    servicer.Draft,
-                    request_deserializer=protocol_dot_pb_dot_draft__pb2.TargetMessage.FromString,
-                    response_serializer=protocol_dot_pb_dot_draft__pb2.PoolMessage.SerializeToString,
-            ),
-    }
-    generic_handler = grpc.method_handlers_generic_handler(
-            'draftpool.internal.v1.DraftPool', rpc_method_handlers)
-    server.add_generic_rpc_handlers((generic_handler,))
-    server.add_registered_method_handlers('draftpool.internal.v1.DraftPool', rpc_method_handlers)
-
-
- # This class is part of an EXPERIMENTAL API.
-class DraftPool:
-    """Missing associated documentation comment in .proto file."""
-
-    @staticmethod
-    def Draft(request_iterator,
-            target,
-            options=(),
-            channel_credentials=None,
-            call_credentials=None,
-            insecure=False,
-            compression=None,
-            wait_for_ready=None,
-            timeout=None,
-            metadata=None):
-        return grpc.experimental.stream_stream(
-            request_iterator,
-            target,
-            '/draftpool.internal.v1.DraftPool/Draft',
-            protocol_dot_pb_dot_draft__pb2.TargetMessage.SerializeToString,
-            protocol_dot_pb_dot_draft__pb2.PoolMessage.FromString,
-            options,
-            channel_credentials,
-            insecure,
-            call_credentials,
-            compression,
-            wait_for_ready,
-            timeout,
-            metadata,
-            _registered_method=True)

@@ -1,4 +1,4 @@
-"""The gRPC client as the contract of draft clients meets it: a real server and stream around the given worker."""
+"""The client of a link as the contract of draft clients meets it: a real server and socket around the given worker."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from deployments.discovery import Need, PoolMember
 from deployments.pool_server import PoolServer
 from deployments.pool_thread import PoolThread
-from deployments.transport import GrpcDraftClient, TransportConfig
+from deployments.transport import LinkedDraftClient, TransportConfig
 from drafters.worker import DraftWorker
 from protocol.draft import DraftClient
 from tests.deployments.harness import HASH, LoopThread, wait_until
@@ -25,19 +25,15 @@ class Replica:
         self.thread = PoolThread(worker, time.monotonic)
         self.thread.start()
         self.num_clients = 0
-        self.member = self.runner.run(self._start(worker))
-
-    async def _start(self, worker: DraftWorker) -> PoolMember:
         self.server = PoolServer(self.thread)
-        address = await self.server.start("127.0.0.1", (0, 0))
-        described = worker.describe()
-        return PoolMember(address, "pool", described.exits, HASH, described.max_positions, 0, self.thread.stats())
+        address, told = self.server.start("127.0.0.1", (0, 0)), worker.describe()
+        self.member = PoolMember(address, "pool", told.exits, HASH, told.max_positions, 0, self.thread.stats())
 
     async def discover(self) -> list[PoolMember]:
         return [self.member]
 
     def close(self) -> None:
-        self.runner.run(self.server.stop())
+        self.server.stop()
         self.thread.stop()
         self.runner.close()
 
@@ -46,13 +42,13 @@ _REPLICAS: WeakKeyDictionary[DraftWorker, Replica] = WeakKeyDictionary()
 
 
 @contextmanager
-def grpc_stream(worker: DraftWorker, incarnation: str, deadline_s: float) -> Iterator[DraftClient]:
+def linked(worker: DraftWorker, incarnation: str, deadline_s: float) -> Iterator[DraftClient]:
     replica = _REPLICAS.get(worker) or _REPLICAS.setdefault(worker, Replica(worker))
     replica.num_clients += 1
 
-    async def start() -> GrpcDraftClient:
+    async def start() -> LinkedDraftClient:
         need = Need(HASH, replica.member.exits)
-        made = GrpcDraftClient(incarnation, replica.discover, need, TransportConfig(deadline_s))
+        made = LinkedDraftClient(incarnation, replica.discover, need, TransportConfig(deadline_s))
         await made.start()
         return made
 

@@ -1,4 +1,4 @@
-"""A pool without a model, behind the real gRPC server, and an event loop on a thread of its own."""
+"""A pool without a model, behind the real server, and an event loop on a thread of its own."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from deployments.discovery import Need, PoolMember
 from deployments.pool_server import PoolServer
 from deployments.pool_thread import PoolThread, Reply
-from deployments.transport import GrpcDraftClient, TransportConfig
+from deployments.transport import LinkedDraftClient, TransportConfig
 from protocol.branch import AheadRequest, ExitHint
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.plan import DepthRule
@@ -121,24 +121,20 @@ class ScriptedWorker:
 class ScriptedPool:
     """One draft replica: worker, thread, server. `kill` is abrupt, as a dead process would be."""
 
-    def __init__(self, runner: LoopThread, name: str = "pool-0", **script: Any) -> None:
+    def __init__(self, name: str = "pool-0", **script: Any) -> None:
         self.worker = ScriptedWorker(**script)
         self.name = name
-        self._runner = runner
         self.thread = PoolThread(self.worker, time.monotonic)
         self.thread.start()
-        self.address = runner.run(self._start())
-
-    async def _start(self) -> str:
         self.server = PoolServer(self.thread)
-        return await self.server.start("127.0.0.1", (0, 0))
+        self.address = self.server.start("127.0.0.1", (0, 0))
 
     @property
     def member(self) -> PoolMember:
         return member(self.name, self.address, wait_ms=self.worker.wait_ms, num_streams=self.server.num_streams)
 
     def kill(self) -> None:
-        self._runner.run(self.server.stop())
+        self.server.stop()
         self.thread.stop()
 
 
@@ -162,12 +158,12 @@ def client(
     clock: Callable[[], float] = time.monotonic,
     on_link: Callable[[PoolMember], None] | None = None,
     **settings: Any,
-) -> Iterator[GrpcDraftClient]:
+) -> Iterator[LinkedDraftClient]:
     defaults = {"deadline_s": 1.0, "discover_every_s": 0.05, "lost_every_s": 0.02}
     config = TransportConfig(**(defaults | settings))
 
-    async def start() -> GrpcDraftClient:
-        made = GrpcDraftClient(target, directory, Need(HASH, (2,)), config, clock, on_link)
+    async def start() -> LinkedDraftClient:
+        made = LinkedDraftClient(target, directory, Need(HASH, (2,)), config, clock, on_link)
         await made.start()
         return made
 

@@ -27,7 +27,7 @@ from tests.deployments.harness import (
 
 
 def test_a_late_reply_is_dropped_when_it_comes(runner: LoopThread) -> None:
-    pool = ScriptedPool(runner, delay_s=1.5)
+    pool = ScriptedPool(delay_s=1.5)
     with client(runner, Directory(pool), deadline_s=0.2) as drafts:
         wait_until(lambda: drafts.replica)
         began = time.monotonic()
@@ -52,7 +52,7 @@ def partial(pool: ScriptedPool, drop: object) -> None:
 
 
 def test_at_the_deadline_what_has_come_is_returned(runner: LoopThread) -> None:
-    pool = ScriptedPool(runner)
+    pool = ScriptedPool()
     partial(pool, lambda full: replace(full, blocks=full.blocks[:2]))
     with client(runner, Directory(pool), deadline_s=0.5) as drafts:
         wait_until(lambda: drafts.replica)
@@ -74,7 +74,7 @@ def test_a_reply_that_belongs_elsewhere_is_never_taken(runner: LoopThread, chang
             "sequence": replace(full, blocks=(replace(block, sequence_id=99),)),
         }[change]
 
-    pool = ScriptedPool(runner)
+    pool = ScriptedPool()
     partial(pool, elsewhere)
     with client(runner, Directory(pool), deadline_s=0.05) as drafts:
         wait_until(lambda: drafts.replica)
@@ -83,7 +83,7 @@ def test_a_reply_that_belongs_elsewhere_is_never_taken(runner: LoopThread, chang
 
 
 def test_a_pool_that_is_always_late_is_waited_for_three_times_only(runner: LoopThread) -> None:
-    pool = ScriptedPool(runner, delay_s=0.2)
+    pool = ScriptedPool(delay_s=0.2)
     with client(runner, Directory(pool), deadline_s=0.05) as drafts:
         wait_until(lambda: drafts.replica)
         began = time.monotonic()
@@ -94,7 +94,7 @@ def test_a_pool_that_is_always_late_is_waited_for_three_times_only(runner: LoopT
 
 
 def test_drafting_resumes_when_the_pool_is_fast_again(runner: LoopThread) -> None:
-    pool = ScriptedPool(runner, delay_s=0.2)
+    pool = ScriptedPool(delay_s=0.2)
     with client(runner, Directory(pool), deadline_s=0.1) as drafts:
         wait_until(lambda: drafts.replica)
         for round_id in range(MISSES):
@@ -115,7 +115,7 @@ class Clock:
 
 
 def test_a_slow_pool_that_refuses_at_once_is_not_taken_for_a_fast_one(runner: LoopThread) -> None:
-    pool, clock = ScriptedPool(runner, delay_s=1.0), Clock()
+    pool, clock = ScriptedPool(delay_s=1.0), Clock()
     with client(runner, Directory(pool), clock=clock, deadline_s=0.5) as drafts:
         wait_until(lambda: drafts.replica)
         for round_id in range(MISSES):
@@ -133,7 +133,7 @@ def test_a_slow_pool_that_refuses_at_once_is_not_taken_for_a_fast_one(runner: Lo
 
 def test_a_pool_that_forgets_and_is_slow_is_waited_for_three_times_only(runner: LoopThread) -> None:
     """Two sequences of a target that decodes on meanwhile, 5 rounds a second for 10 s."""
-    pool, clock = ScriptedPool(runner, delay_s=2.0), Clock()
+    pool, clock = ScriptedPool(delay_s=2.0), Clock()
     with client(runner, Directory(pool), clock=clock, deadline_s=0.5) as drafts:
         wait_until(lambda: drafts.replica)
         drafting, num_waits = Drafting(drafts, TARGET, vocab_size=4096), 0
@@ -151,7 +151,7 @@ def test_a_pool_that_forgets_and_is_slow_is_waited_for_three_times_only(runner: 
 
 
 def test_rows_that_are_refused_at_once_do_not_hide_that_the_others_are_late(runner: LoopThread) -> None:
-    pool = ScriptedPool(runner, delay_s=2.0)
+    pool = ScriptedPool(delay_s=2.0)
     with client(runner, Directory(pool), deadline_s=0.5) as drafts:
         wait_until(lambda: drafts.replica)
         for round_id in range(MISSES):
@@ -166,7 +166,7 @@ def test_rows_that_are_refused_at_once_do_not_hide_that_the_others_are_late(runn
 
 
 def test_a_round_may_be_answered_in_several_messages_and_comes_in_the_order_of_its_rows(runner: LoopThread) -> None:
-    pool = ScriptedPool(runner)
+    pool = ScriptedPool()
     submit = pool.worker.submit
 
     def one_by_one(asked: DraftRequest, reply: Callable[[DraftReply], None]) -> None:
@@ -182,7 +182,7 @@ def test_a_round_may_be_answered_in_several_messages_and_comes_in_the_order_of_i
 
 
 def test_a_busy_pool_answers_at_once(runner: LoopThread) -> None:
-    pool = ScriptedPool(runner, status=DraftStatus.BUSY)
+    pool = ScriptedPool(status=DraftStatus.BUSY)
     with client(runner, Directory(pool)) as drafts:
         wait_until(lambda: drafts.replica)
         reply = drafts.draft(request(1, (1, 0, 4)))

@@ -15,7 +15,7 @@ import torch
 from deployments.backoff import MISSES
 from deployments.discovery import Need, PoolMember
 from deployments.pool_thread import Reply
-from deployments.transport import MAX_BRANCHES, GrpcDraftClient, Inbox, TransportConfig
+from deployments.transport import MAX_BRANCHES, LinkedDraftClient, TransportConfig
 from drafters.nested import NestedDrafter
 from drafters.worker import DraftWorker
 from model.decoder import Decoder
@@ -118,9 +118,9 @@ class Pools:
         ]
 
     @contextmanager
-    def client(self) -> Iterator[GrpcDraftClient]:
-        async def start() -> GrpcDraftClient:
-            made = GrpcDraftClient(TARGET, self, Need(HASH, (2, 4)), TransportConfig(DEADLINE_S, 0.05, 0.02))
+    def client(self) -> Iterator[LinkedDraftClient]:
+        async def start() -> LinkedDraftClient:
+            made = LinkedDraftClient(TARGET, self, Need(HASH, (2, 4)), TransportConfig(DEADLINE_S, 0.05, 0.02))
             await made.start()
             return made
 
@@ -141,7 +141,7 @@ def requests(count: int, max_tokens: int = 40) -> list[GenerateRequest]:
     ]
 
 
-def mirror_engine(target: TargetModel, drafts: GrpcDraftClient, mirror: MirrorConfig | None = None) -> Engine:
+def mirror_engine(target: TargetModel, drafts: LinkedDraftClient, mirror: MirrorConfig | None = None) -> Engine:
     policy = Fixed(DepthRule((4,)), 4)
     return Engine(target, policy, drafts, EngineConfig(incarnation=TARGET), mirror or MirrorConfig())
 
@@ -156,7 +156,7 @@ def test_a_pool_killed_in_mid_branch_changes_no_text_and_the_next_one_drafts_ahe
 
     def kill() -> None:
         dying.wait(30)
-        pools.runner.run(pools.replicas[0].server.stop())
+        pools.replicas[0].server.stop()
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -186,7 +186,7 @@ def test_a_pool_killed_while_a_lane_is_verified_changes_no_text_and_is_not_waite
 
     def kill() -> None:
         dying.wait(30)
-        pools.runner.run(pools.replicas[0].server.stop())
+        pools.replicas[0].server.stop()
 
     killer = threading.Thread(target=kill)
     killer.start()
@@ -248,7 +248,7 @@ def branch(number: int = 0) -> Branch:
 
 
 def test_branches_of_another_incarnation_are_dropped(runner: LoopThread) -> None:
-    pool = ScriptedPool(runner)
+    pool = ScriptedPool()
 
     def answer(asked: AheadRequest, reply: Reply) -> None:
         reply(BranchReply("target-0", asked.round_id, (branch(0),)))
@@ -268,7 +268,7 @@ def test_without_a_replica_or_with_one_that_is_too_slow_nothing_is_sent_ahead(ru
         drafts.ahead(ahead())
         drafts.hint(ExitHint(TARGET, 1, ()))
         assert list(drafts.branches()) == []
-    pool = ScriptedPool(runner, delay_s=0.2)
+    pool = ScriptedPool(delay_s=0.2)
     with client(runner, Directory(pool), deadline_s=0.05) as drafts:
         wait_until(lambda: drafts.replica)
         drafts.ahead(ahead())
@@ -282,14 +282,22 @@ def test_without_a_replica_or_with_one_that_is_too_slow_nothing_is_sent_ahead(ru
     pool.kill()
 
 
-def test_the_newest_branches_are_kept_and_the_first_is_waited_for() -> None:
-    inbox = Inbox()
-    began = time.monotonic()
-    assert inbox.take(0.05) == []
-    assert time.monotonic() - began >= 0.05
-    inbox.put([branch(number) for number in range(MAX_BRANCHES + 5)])
-    assert [one.key for one in inbox.take(0.0)] == list(range(5, MAX_BRANCHES + 5))
-    later = threading.Timer(0.05, inbox.put, [[branch(7)]])
-    later.start()
-    assert inbox.take(10.0) == [branch(7)]
-    later.join()
+def test_the_newest_branches_are_kept_and_the_first_is_waited_for(runner: LoopThread) -> None:
+    pool = ScriptedPool()
+
+    def answer(asked: AheadRequest, reply: Reply) -> None:
+        keys = range(MAX_BRANCHES + 5) if asked.round_id == 1 else [7]
+        time.sleep(0.05)
+        reply(BranchReply(asked.incarnation, asked.round_id, tuple(branch(number) for number in keys)))
+
+    pool.worker.ahead = answer  # type: ignore[method-assign]
+    with client(runner, Directory(pool)) as drafts:
+        wait_until(lambda: drafts.replica)
+        began = time.monotonic()
+        assert list(drafts.branches(0.05)) == []
+        assert time.monotonic() - began >= 0.05
+        drafts.ahead(ahead(1))
+        assert [one.key for one in drafts.branches(10.0)] == list(range(5, MAX_BRANCHES + 5))
+        drafts.ahead(ahead(2))
+        assert list(drafts.branches(10.0)) == [branch(7)]
+    pool.kill()

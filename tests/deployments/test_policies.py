@@ -118,7 +118,7 @@ def test_the_first_stream_turns_it_on_a_dead_pool_changes_nothing_and_another_dr
     runner: LoopThread,
 ) -> None:
     policy, directory = learning(), Measured()
-    first, second, third = (ScriptedPool(runner, name) for name in ("pool-0", "pool-1", "pool-2"))
+    first, second, third = (ScriptedPool(name) for name in ("pool-0", "pool-1", "pool-2"))
     directory.costs = {"pool-0": drafter(), "pool-1": drafter(), "pool-2": drafter(fingerprint="another")}
     with client(runner, directory, on_link=policy.linked) as drafts:
         assert policy.describe() == {"policy": "off"}
@@ -145,7 +145,7 @@ def test_a_policy_that_takes_no_drafter_keeps_no_stream_from_being_used(
     def refuse(member: PoolMember) -> None:
         raise ValueError("3 exits need 2 thresholds")
 
-    pool = ScriptedPool(runner)
+    pool = ScriptedPool()
     with client(runner, Directory(pool), on_link=refuse) as drafts:
         wait_until(lambda: "3 exits need 2 thresholds" in caplog.text)
         assert drafts.draft(request(1, (1, 0, 4))) is not None

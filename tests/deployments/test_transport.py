@@ -10,7 +10,7 @@ from deployments.backoff import MISSES, PAUSES_S, RECOVERED, Ask, Backoff
 from deployments.discovery import Need, PoolMember, choose
 from deployments.listening import bind
 from deployments.pool_thread import MAX_INBOX, PoolThread
-from deployments.transport import GrpcDraftClient
+from deployments.transport import LinkedDraftClient
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule
@@ -190,7 +190,7 @@ def test_the_first_free_port_of_a_range_is_taken() -> None:
 
 
 def test_a_round_goes_to_the_pool_and_back(runner: LoopThread) -> None:
-    pool = ScriptedPool(runner, wait_ms=1.5)
+    pool = ScriptedPool(wait_ms=1.5)
     with client(runner, Directory(pool)) as drafts:
         wait(lambda: drafts.replica == "pool-0")
         reply = drafts.draft(request(1, (1, 0, 4), (2, 0, 6)))
@@ -207,7 +207,7 @@ def test_a_round_goes_to_the_pool_and_back(runner: LoopThread) -> None:
 
 
 def test_a_pool_that_does_not_fit_is_never_asked(runner: LoopThread, caplog: pytest.LogCaptureFixture) -> None:
-    pool = ScriptedPool(runner)
+    pool = ScriptedPool()
     directory = Directory(pool)
 
     class Foreign(Directory):
@@ -225,13 +225,13 @@ def test_a_pool_that_does_not_fit_is_never_asked(runner: LoopThread, caplog: pyt
 
 
 def test_many_targets_share_one_server(runner: LoopThread) -> None:
-    pool = ScriptedPool(runner)
+    pool = ScriptedPool()
     directory = Directory(pool)
     with client(runner, directory, "a") as first, client(runner, directory, "b") as second:
         wait(lambda: first.replica and second.replica)
         results: list[tuple[str, int]] = []
 
-        def ask(drafts: GrpcDraftClient, target: str, sequence_id: int) -> None:
+        def ask(drafts: LinkedDraftClient, target: str, sequence_id: int) -> None:
             for round_id in range(50):
                 reply = drafts.draft(request(round_id, (sequence_id, 0, 4), target=target))
                 assert reply is not None

@@ -22,7 +22,7 @@ from protocol.branch import AheadRequest, AheadRow, Branch, BranchSource, ExitHi
 from protocol.draft import DraftBlock, DraftClient, DraftRequest, DraftRow, DraftStatus, Probe
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
-from tests.deployments.contract import grpc_stream
+from tests.deployments.contract import linked
 from tests.drafters.pool import same_probe
 from tests.reference.drafting import draft_from_scratch, probe_from_scratch
 
@@ -39,7 +39,7 @@ def local(worker: DraftWorker, incarnation: str, deadline_s: float) -> Iterator[
     yield LocalDraftClient(worker, incarnation, deadline_s)
 
 
-CLIENTS: tuple[Connect, ...] = (local, grpc_stream)
+CLIENTS: tuple[Connect, ...] = (local, linked)
 
 
 @pytest.fixture(params=CLIENTS, ids=lambda connect: connect.__name__)

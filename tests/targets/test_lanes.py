@@ -27,7 +27,7 @@ from targets.model import TargetModel
 from targets.sequence import Sequence as Decoding
 from targets.step import Stepper
 from targets.timeline import RoundRecord
-from tests.deployments.contract import grpc_stream
+from tests.deployments.contract import linked
 from tests.model.families import VOCAB
 from tests.reference.engine import Collector, plain_texts, random_requests, run_all
 from tests.router.curves import curves
@@ -328,7 +328,7 @@ def test_what_is_drafted_while_the_target_verifies_is_not_waited_for(
     monkeypatch.setattr(connect.worker._drafter, "run", drafting)
     monkeypatch.setattr(TargetModel, "pick", verifying)
     requests = even_requests(4, max_tokens=31)
-    with grpc_stream(connect.worker, "engine", 10.0) as client:
+    with linked(connect.worker, "engine", 10.0) as client:
         engine = engine_of(load, client, Fixed(DEEP, 4), MirrorConfig(modes=(mode,)))
         texts = run_all(engine, requests).tokens
     waits = sorted(1e3 * (r.marks.drafted - r.marks.planned) for r in records(engine, mode) if sum(r.lengths))

@@ -1,0 +1,145 @@
+"""Messages over a connected socket, without an event loop and without a thread: whoever wants one reads it.
+
+A message is its length in four bytes, and so many bytes. Nothing here blocks: what the kernel does not take is kept, up
+to MAX_BACKLOG messages, of which the oldest is dropped then; whoever does not read is late anyway. Both sides begin
+with GREETING, so that a foreign program, or another version, is known by its first bytes.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+import threading
+from collections import deque
+from contextlib import suppress
+
+GREETING = b"draftpool link 1\n"
+HEADER = struct.Struct("!I")
+MAX_MESSAGE = 64 << 20
+MAX_BACKLOG = 64
+CHUNK = 1 << 18
+BUFFER = 1 << 20  # bytes that the kernel is asked to hold each way
+
+# A dead machine sends no reset: probes find it, and the draft deadline covers the seconds until then.
+KEEPALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 13_000))
+
+
+class Connection:
+    """One thread at a time reads, any thread sends. A broken one swallows what is sent; the reader is told."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        """The greetings are exchanged already, or the first of the bytes to be read."""
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+        for name, value in KEEPALIVE:
+            if hasattr(socket, name):  # not every system has all of them
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        self._socket = sock
+        self._sending = threading.Lock()
+        self._backlog: deque[memoryview] = deque()
+        self._received = bytearray()
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, message: bytes) -> bool:
+        """False when something is left for `flush`."""
+        with self._sending:
+            if len(self._backlog) >= MAX_BACKLOG:
+                del self._backlog[1]  # the first may be half sent
+            self._backlog.append(memoryview(HEADER.pack(len(message)) + message))
+            return self._flush()
+
+    def flush(self) -> bool:
+        """Sends what was kept. False when something is left still."""
+        with self._sending:
+            return self._flush()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether there is something to receive, the end included, within so many seconds."""
+        return bool(self._poll.poll(1e3 * max(timeout_s, 0.0)))
+
+    def receive(self) -> list[bytes]:
+        """The messages that are complete now. Raises EOFError at the end of the connection, however it came to that,
+        and ValueError for a message that is too long to be one.
+        """
+        try:
+            chunk = self._socket.recv(CHUNK)
+        except BlockingIOError:
+            return []
+        except OSError as error:
+            raise EOFError(f"the connection broke: {error}") from None
+        if not chunk:
+            raise EOFError("the other side has closed the connection")
+        self._received += chunk
+        return self._messages()
+
+    def greeted(self) -> bool:
+        """Whether the other side's greeting has come whole, which is taken off. Raises as `receive`, and ValueError for
+        anything else.
+        """
+        try:
+            chunk = self._socket.recv(len(GREETING) - len(self._received))
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise EOFError(f"the connection broke: {error}") from None
+        self._received += chunk
+        if not chunk or not GREETING.startswith(self._received):
+            raise ValueError("what it sends is no greeting of this version; deploy both sides from one version")
+        if len(self._received) < len(GREETING):
+            return False
+        self._received.clear()
+        return True
+
+    @property
+    def hung_up(self) -> bool:
+        """Whether the other side is known to be gone, without reading anything."""
+        try:
+            return self._socket.recv(1, socket.MSG_PEEK) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def shut(self) -> None:
+        """From any thread: both sides see the end at once. The reader closes then."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """By the reader, or when nobody reads any more."""
+        with self._sending:
+            self._socket.close()
+
+    def _flush(self) -> bool:
+        try:
+            while self._backlog:
+                sent = self._socket.send(self._backlog[0])
+                if sent < len(self._backlog[0]):
+                    self._backlog[0] = self._backlog[0][sent:]
+                else:
+                    self._backlog.popleft()
+        except BlockingIOError:
+            return False
+        except OSError:
+            self._backlog.clear()
+        return True
+
+    def _messages(self) -> list[bytes]:
+        messages, at = [], 0
+        while len(self._received) - at >= HEADER.size:
+            (length,) = HEADER.unpack_from(self._received, at)
+            if length > MAX_MESSAGE:
+                raise ValueError(f"a message of {length} bytes was announced, {MAX_MESSAGE} are allowed")
+            if len(self._received) - at - HEADER.size < length:
+                break
+            at += HEADER.size + length
+            messages.append(bytes(self._received[at - length : at]))
+        del self._received[:at]
+        return messages
