@@ -16,6 +16,8 @@ from protocol.wire import PoolMessage, decode_target, encode_pool
 
 logger = logging.getLogger(__name__)
 
+MAX_STREAMS = 1024
+
 
 class PoolServer:
     def __init__(self, thread: PoolThread) -> None:
@@ -51,7 +53,10 @@ class PoolServer:
             sock = self._listener.accept()[0] if self._listener else None
         except OSError:  # it has gone again, or there are no more files
             return
-        if sock is not None:
+        if sock is not None and len(self._all) >= MAX_STREAMS:
+            logger.warning("a connection is refused: there are %d already", MAX_STREAMS)
+            sock.close()
+        elif sock is not None:
             stream = _Stream(self, self._thread, sock)
             self._all.add(stream)
             self._thread.watch(stream.connection, stream.on_ready)

@@ -179,6 +179,28 @@ def test_whoever_connects_to_a_pool_and_is_no_target_is_hung_up_on(caplog: pytes
     pool.kill()
 
 
+def test_connections_are_bounded_and_one_that_ends_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deployments.pool_server.MAX_STREAMS", 3)
+    pool = ScriptedPool()
+    host, _, port = pool.address.rpartition(":")
+
+    def greeting() -> tuple[socket.socket, bytes]:
+        sock = socket.create_connection((host, int(port)), 10.0)
+        with suppress(ConnectionResetError):
+            return sock, sock.recv(len(GREETING), socket.MSG_WAITALL)
+        return sock, b""
+
+    first = [greeting() for _ in range(4)]
+    assert [greeted for _, greeted in first] == [GREETING] * 3 + [b""]
+    first[0][0].close()
+    wait_until(lambda: len(pool.server._all) == 2)
+    again = greeting()
+    assert again[1] == GREETING
+    for sock, _ in (*first, again):
+        sock.close()
+    pool.kill()
+
+
 def test_a_link_that_is_given_up_while_it_connects_closes_its_socket(runner: LoopThread) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
 
