@@ -33,6 +33,7 @@ Path = tuple[int, ...]  # tokens from a window's start up to a branch
 class _Ahead:
     """One row. num_left: steps to go, the lead's included."""
 
+    round_id: int
     row: AheadRow
     depth: DepthRule
     outcomes: dict[Path, Candidate] = field(repr=False)
@@ -192,7 +193,7 @@ class OraclePool:
             depth = row.context.depth or request.depth
             outcomes = self._outcomes(row, depth) if block.status is DraftStatus.OK else {}
             if outcomes:
-                self._ahead[row.context.sequence_id] = _Ahead(row, depth, outcomes, row.length + 1)
+                self._ahead[row.context.sequence_id] = _Ahead(request.round_id, row, depth, outcomes, row.length + 1)
 
     def _outcomes(self, row: AheadRow, depth: DepthRule) -> dict[Path, Candidate]:
         """Those that get a branch. None where the text ends within the window or is not known."""
@@ -231,6 +232,7 @@ class OraclePool:
                     tuple(pick.token for pick in picks),
                     ahead.depth.exits[-1:] * len(picks),
                     tuple(pick.confidence for pick in picks),
+                    round_id=ahead.round_id,
                 )
             )
         return made

@@ -1,10 +1,10 @@
-"""The simulator against the machine where drafting and verifying overlap: what it foretells of rounds in turn, ahead,
-and ahead with early picks, and of the oracle's table.
+"""The simulator against the machine where drafting and verifying overlap: what it foretells of the tables of
+bench/mirror, bench/batches and bench/oracle_mirror.
 
 It is fed what passes cost, taken while the other core works and while it rests (bench/contended.py), and what texts of
-other prompts say of drafts, second choices and early picks (bench/corrections.py). Nothing is fitted to what is
-compared. What is compared: cells measured here, those of a result of bench/mirror, or the speed-ups of one of
-bench/oracle_mirror, whose costs and shares are what that was told.
+other prompts say of drafts, second choices and early picks (bench/corrections.py); of the oracle what that was told.
+Nothing is fitted to what is compared. Compared are tokens per second, the gain over drafting in turn, the share of hits
+and what of the wait they hide.
 """
 
 from __future__ import annotations
@@ -13,49 +13,43 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import numpy as np
 import torch
 from transformers import AutoTokenizer
 
 from bench import machine
-from bench.acceptance import acceptance_of
 from bench.arguments import add_target, ended, measuring
 from bench.cells import PAGE, Cell, Subject
-from bench.command import listed
-from bench.contended import Curves, measured
-from bench.corrections import Followed, choices_of, follow
-from bench.mirror import POOL_CORE, TARGET_CORE
+from bench.contended import measured
+from bench.corrections import choices_of, follow
+from bench.mirror import BATCHES_RESULT, POOL_CORE, TARGET_CORE
+from bench.mirror import RESULT as MIRROR_RESULT
 from bench.ours import DraftPoolEngine
-from bench.pair import paired
 from bench.pool_process import LinkThread
-from bench.run import Engines, measure
-from bench.simulated_oracle import Speedup, speedups
+from bench.simulated_cells import Foretold, Known, foretold
+from bench.simulated_oracle import speedups
 from bench.workload import LONGEST, Workload, read_texts
 from deployments.arguments import whole
-from deployments.local import depth_rule
 from drafters.nested import load_nested
 from protocol.errors import ConfigError
-from router.costs import CostCurves, Curve
-from router.modes import Mode
-from router.policy import Fixed, Off, Policy
-from router.simulate import Overlap, SimulatedPool, SimulatedTarget, closed_batch, simulate
-from router.simulate_acceptance import Profile, always
-from router.simulate_mirror import MirrorRules
-from targets.mirror import MirrorConfig
+from router.pipeline import fan_out
 
 RESULT = machine.ROOT / "bench/results/simulated_mirror.json"
 ASKED = 0.15  # median error
+TABLES = (MIRROR_RESULT, MIRROR_RESULT.with_stem("mirror_slowed"), BATCHES_RESULT)
+
+Foretell = Callable[[Cell, float], Foretold]  # of a cell and milliseconds that a drafted token takes at least
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """table: what it is part of, tokens per second or speed-ups."""
+    """table: what it is part of."""
 
     table: str
     cell: str
@@ -64,41 +58,19 @@ class Compared:
 
     @property
     def ratio(self) -> float:
-        return self.simulated / self.measured
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """All that the simulator is told. texts: by temperature."""
-
-    curves: Curves
-    exits: tuple[int, ...]
-    texts: dict[float, list[Followed]]
-    kappa: int
-    fan_out: int
-
-    def profile(self, temperature: float, length: int) -> Profile:
-        stretches = [text.told() for text in self.texts[temperature]]
-        return always(acceptance_of(stretches, self.exits, max(length, 1)))
-
-    def overlap(self, cell: Cell) -> Overlap:
-        modes = {"ahead": (Mode.MIRROR,), "mirror": (Mode.HINTED,)}.get(cell.mode)
-        if modes is None:
-            return None
-        number = self.exits.index(depth_rule(self.exits, cell.depth).exits[-1])
-        choices = choices_of(self.texts[cell.temperature], number, self.kappa)
-        return MirrorRules(self.fan_out, self.kappa, modes, choices)
+        return self.simulated / self.measured if self.measured else 1.0 + self.simulated
 
 
 def know(
     subject: Subject, link: LinkThread, workload: Workload, temperatures: Iterable[float], args: argparse.Namespace
 ) -> Known:
-    """Before anything is measured that is compared, and from other prompts."""
+    """From other prompts than those of the tables."""
     assert subject.drafter is not None, "there is a pool"
+    num_rows = max(rows * (1 + fan_out(rows, args.fan_out)) for rows in range(1, subject.max_batch + 1))
     engine = DraftPoolEngine(replace(subject, drafter=None))
     engine.open()
     try:
-        curves = measured(engine.model, subject, link, [POOL_CORE], args.fan_out * subject.max_batch, args.profile)
+        curves = measured(engine.model, subject, link, [POOL_CORE], num_rows, args.profile)
         drafter = load_nested(subject.drafter, dtype=subject.dtype, num_positions=subject.positions, page_size=PAGE)
         layers = engine.model.decoder.config.num_layers // 2
         prompts = workload.prompts("", args.survey)
@@ -111,85 +83,51 @@ def know(
         engine.close()
 
 
-def foretold(known: Known, cell: Cell, token_ms: float, workload: Workload, args: argparse.Namespace) -> float:
-    """Tokens per second over `seeds` repetitions of the workload, as bench/metrics.py counts them."""
-    overlap, rule = known.overlap(cell), depth_rule(known.exits, cell.depth) if cell.length else None
-    curves = slowed(known.curves.contended if overlap else known.curves.alone, token_ms)
-    profile = known.profile(cell.temperature, cell.length)
-
-    def policy() -> Policy:
-        return Fixed(rule, cell.length) if rule else Off()
-
-    tokens, ms = 0, 0.0
-    for seed in range(args.seeds):
-        for number, group in enumerate(workload.groups(cell)):
-            rng = np.random.default_rng([seed, number])
-            requests = closed_batch(len(group), list(map(len, group)), args.max_tokens, rng)
-            target = SimulatedTarget("", curves, policy, profile, requests, cell.batch, overlap=overlap)
-            made = simulate([target], SimulatedPool() if rule else None, seed).targets[0]
-            tokens += made.num_decoded
-            ms += max(one.last_ms for one in made.served) - max(one.first_ms for one in made.served)
-    return 1e3 * tokens / ms
+def setting(text: str) -> tuple[int, int]:
+    """As 2/6 without early picks."""
+    depth, _, length = text.split()[0].partition("/")
+    return int(depth), int(length)
 
 
-def slowed(curves: CostCurves, token_ms: float) -> CostCurves:
-    """A drafted token takes at least so long (bench/slowed.py)."""
-    drafter = curves.drafter
-    if not token_ms or drafter is None:
-        return curves
-    lengths, draft = drafter.draft.points[3], drafter.draft
-    floors = np.tile(np.asarray(lengths) * token_ms, len(draft.ms) // len(lengths))
-    ms = tuple(np.maximum(draft.ms, floors).tolist())
-    return replace(curves, drafter=replace(drafter, draft=Curve(draft.axes, draft.points, ms)))
-
-
-def fresh(subject: Subject, cells: Sequence[Cell], workload: Workload, args: argparse.Namespace) -> dict[Cell, float]:
-    """Tokens per second, medians over interleaved repetitions."""
-    config = MirrorConfig(args.fan_out, args.kappa)
-    with paired(subject, config, [POOL_CORE]) as engine:
-        engines = Engines(engine, dict.fromkeys({cell.mode for cell in cells}, engine))
-        results = measure(engines, cells, workload, repeat=args.repeat, max_tokens=args.max_tokens)
-    return {result.cell: median(result.tokens_per_second) for result in results}
-
-
-def cells_of(args: argparse.Namespace) -> list[Cell]:
-    return [
-        cell
-        for temperature in args.temperatures
-        for cell in (
-            Cell("plain", 1, temperature=temperature),
-            *(Cell(mode, 1, d, k, temperature) for mode in args.modes for d in args.depths for k in args.lengths),
-        )
-    ]
-
-
-def named(cell: Cell, token_ms: float) -> str:
-    order = f" {cell.depth}/{cell.length}" if cell.length else ""
+def of_mirror(own: dict[str, Any], foretell: Foretell) -> Iterator[Compared]:
+    """A cell of bench/mirror."""
+    batch, temperature, token_ms = own["batch"], own["temperature"], own["token_ms"]
+    mode = "mirror" if own["mirror"].endswith("with early picks") else "ahead"
+    cells = {
+        "plain": Cell("plain", batch, temperature=temperature),
+        "in turn": Cell("fixed", batch, *setting(own["in_turn"]), temperature),
+        "mirror": Cell(mode, batch, *setting(own["mirror"]), temperature),
+        "mirror's setting in turn": Cell("fixed", batch, *setting(own["mirror"]), temperature),
+        "chosen": Cell("chosen", batch, *setting(own["mirror"]), temperature),
+    }
+    told = {name: foretell(cell, token_ms) for name, cell in cells.items()}
+    rates = {name: one.tokens_per_second for name, one in told.items()}
     slow = f", {token_ms:.2f} ms a token" if token_ms else ""
-    return f"{cell.mode}{order}, temperature {cell.temperature:g}{slow}"
+    where = f"{own['in_turn']} and {own['mirror']}, batch {batch}, temperature {temperature:g}{slow}"
+    for name, cell in cells.items():
+        at = f"{name} {cell.depth}/{cell.length}" if cell.length else name
+        yield Compared("tok/s", f"{at}, temperature {temperature:g}{slow}", own["rates"][name], rates[name])
+    yield Compared("over in turn", where, own["over_in_turn"]["median"], rates["mirror"] / rates["in turn"])
+    yield Compared("hits", where, own["hits"]["all"], told["mirror"].hits)
+    wait_ms = told["mirror's setting in turn"].wait_ms
+    yield Compared("hidden on hits", where, own["hidden_on_hits"], 1 - told["mirror"].hit_ms / wait_ms)
 
 
-def setting(own: Speedup) -> str:
-    return f"acceptance {own.acceptance:g}, a token {own.cost:.0%} of a pass, length {own.length}"
-
-
-def recorded(made: dict[str, Any]) -> list[tuple[Cell, float, float]]:
-    """Of a result of bench/mirror: cells, ms a token, tokens per second; what a target chose by itself is left out."""
-    found = []
-    for own in made["cells"]:
-        batch, temperature = own["batch"], own["temperature"]
-        ahead = "mirror" if own["mirror"].endswith("with early picks") else "ahead"
-        kinds = {
-            "plain": ("plain", ""),
-            "in turn": ("fixed", own["in_turn"]),
-            "mirror": (ahead, own["mirror"].split()[0]),
-            "mirror's setting in turn": ("fixed", own["mirror"].split()[0]),
-        }
-        for name, (mode, setting) in kinds.items():
-            depth, _, length = setting.partition("/")
-            cell = Cell(mode, batch, int(depth) if depth else None, int(length or 0), temperature)
-            found.append((cell, own["token_ms"], own["rates"][name]))
-    return list(dict.fromkeys(found))
+def of_batches(own: dict[str, Any], foretell: Foretell) -> Iterator[Compared]:
+    """A cell of bench/batches."""
+    batch, temperature = own["batch"], own["temperature"]
+    cells = {
+        "off": Cell("plain", batch, temperature=temperature),
+        "best_in_turn": Cell("fixed", batch, *setting(own["in_turn"]), temperature),
+        "chosen": Cell("chosen", batch, temperature=temperature),
+    }
+    rates = {name: foretell(cell, 0.0).tokens_per_second for name, cell in cells.items()}
+    for name in cells:
+        where = f"{name.replace('_', ' ')}, batch {batch}, temperature {temperature:g}"
+        yield Compared("tok/s by batch", where, own[name], rates[name])
+    better = rates["chosen"] / max(rates["off"], rates["best_in_turn"])
+    where = f"batch {batch}, temperature {temperature:g}"
+    yield Compared("chosen over the better", where, own["over_better"]["median"], better)
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -200,26 +138,29 @@ def read(path: Path) -> dict[str, Any]:
     return made
 
 
-def compare(args: argparse.Namespace) -> tuple[list[Compared], dict[str, Any]]:
+def compare(paths: Sequence[Path], args: argparse.Namespace) -> tuple[list[Compared], dict[str, Any]]:
     """And what the simulator was told."""
     os.sched_setaffinity(0, [TARGET_CORE])
+    rows = [own for path in paths for own in read(path)["cells"]]
     texts = read_texts(args.prompts, AutoTokenizer.from_pretrained(args.target))
     half = len(texts) // 2
     shown, others = (Workload(own, "mixed", args.num_prompts) for own in (texts[:half], texts[half:]))
-    known_cells = recorded(read(args.mirror)) if args.mirror else [(cell, 0.0, 0.0) for cell in cells_of(args)]
-    batch = max(cell.batch for cell, _, _ in known_cells)
+    batch = max(own["batch"] for own in rows)
     subject = Subject(args.target, args.drafter, torch.bfloat16, 1, batch, LONGEST + args.max_tokens)
     link = LinkThread()
     try:
-        known = know(subject, link, others, {cell.temperature for cell, _, _ in known_cells}, args)
-        rates = {} if args.mirror else fresh(subject, [cell for cell, _, _ in known_cells], shown, args)
+        known = know(subject, link, others, {own["temperature"] for own in rows}, args)
     finally:
         link.close()
-    compared = [
-        Compared("tok/s", named(cell, token_ms), rates.get(cell, rate), foretold(known, cell, token_ms, shown, args))
-        for cell, token_ms, rate in known_cells
-    ]
-    return compared, told(known)
+
+    @cache
+    def foretell(cell: Cell, token_ms: float) -> Foretold:
+        enough = replace(shown, num_prompts=max(cell.batch, shown.num_prompts))
+        groups = [list(map(len, group)) for group in enough.groups(cell)]
+        return foretold(known, cell, token_ms, groups, args.max_tokens, range(args.seeds), args.learn)
+
+    kinds = (of_mirror if "mirror" in own else of_batches for own in rows)
+    return [one for kind, own in zip(kinds, rows, strict=True) for one in kind(own, foretell)], told(known)
 
 
 def told(known: Known) -> dict[str, Any]:
@@ -240,7 +181,7 @@ def told(known: Known) -> dict[str, Any]:
 
 
 def report(compared: Sequence[Compared], told: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:
-    settings = ("target", "drafter", "mirror", "oracle", "num_prompts", "max_tokens", "survey", "seeds", "repeat")
+    settings = ("target", "drafter", "mirror", "oracle", "num_prompts", "max_tokens", "survey", "seeds", "learn")
     tables = {}
     for name in dict.fromkeys(one.table for one in compared):
         own = [one for one in compared if one.table == name]
@@ -271,7 +212,8 @@ def table(made: dict[str, Any]) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    compared, known = ([], {}) if args.only_oracle else compare(args)
+    paths = [] if args.only_oracle else args.mirror or [path for path in TABLES if path.exists()]
+    compared, known = compare(paths, args) if paths else ([], {})
     if args.oracle:
         compared += [
             Compared(
@@ -286,16 +228,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = measuring(__doc__, depths=[2, 4], lengths=[3, 6], max_tokens=96, out=RESULT)
+    parser = measuring(__doc__, max_tokens=96, out=RESULT)
     add_target(parser)
-    parser.add_argument("--temperatures", type=listed(float), default=[0.0, 1.0])
-    parser.add_argument("--modes", type=listed(str), default=["fixed", "ahead", "mirror"])
-    parser.add_argument("--mirror", type=Path, help="a result of bench.mirror, in place of cells measured now")
+    parser.add_argument("--mirror", type=Path, nargs="+", help="results of bench.mirror (default: those kept)")
     parser.add_argument("--oracle", type=Path, help="a result of bench.oracle_mirror, besides")
     parser.add_argument("--only-oracle", action="store_true", help="nothing else")
     parser.add_argument("--fan-out", type=whole(1), default=8)
     parser.add_argument("--kappa", type=whole(0), default=2)
-    parser.add_argument("--repeat", type=whole(1), default=2, help="of the cells (default: %(default)s)")
+    parser.add_argument("--learn", type=whole(0), default=3, help="runs before, of a target that chooses")
     parser.add_argument("--profile", type=whole(1), default=7, help="sweeps of what passes cost (default: %(default)s)")
     parser.add_argument("--seeds", type=whole(1), default=8, help="of simulated texts (default: %(default)s)")
     parser.add_argument("--survey", type=whole(1), default=24, help="other prompts (default: %(default)s)")

@@ -26,13 +26,32 @@ from router.modes import Mode
 from router.policy import Fixed
 from router.simulate import Overlap, SimulatedPool, SimulatedTarget, closed_batch, simulate
 from router.simulate_acceptance import acceptance_table, always
-from router.simulate_ahead import Choices
+from router.simulate_ahead import AheadRound, Choices
+from router.simulate_jobs import Flight, Job, Lead, Outcome, Resident
 from router.simulate_mirror import MirrorRules
 from router.simulate_pool import PoolRules
 
 DEPTH = 1  # the oracle's only exit
 PROMPT = 128  # tokens
 STEPWISE = PoolRules(ahead=1, branch_ahead=1)  # messages are taken between two steps of the stand-in
+
+
+class OracleRound(AheadRound):
+    """As bench/oracle_pool.py drafts ahead: the lead in a step of its own, then all branches in one batch, which come
+    whole.
+    """
+
+    __slots__ = ()
+
+    def _lead(self, flight: Flight, resident: Resident) -> Lead:
+        return Lead(self, resident, 0, flight.lead, None)
+
+    def _riding(self, flight: Flight, goal: int) -> list[tuple[int, Job]]:
+        return []
+
+    def _tell(self, flight: Flight, outcome: Outcome) -> None:
+        if flight.begun[outcome].job.is_done:
+            super()._tell(flight, outcome)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +71,7 @@ def speedups(made: Mapping[str, Any], seeds: int) -> list[Speedup]:
 
 
 def _speedup(own: Mapping[str, Any], settings: Mapping[str, Any], seeds: int) -> Speedup:
-    ahead = MirrorRules(modes=(Mode.MIRROR,), choices=Choices(settings["runner_up"], ()))
+    ahead = MirrorRules(modes=(Mode.MIRROR,), choices=Choices(settings["runner_up"], ()), ahead=OracleRound)
     turn, mirror = (total_ms(own, settings, overlap, range(seeds)) for overlap in (None, ahead))
     return Speedup(own["acceptance"], own["cost"], own["length"], own["speedup"]["median"], turn / mirror)
 

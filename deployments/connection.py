@@ -41,8 +41,8 @@ class Connection:
         self._sending = threading.Lock()
         self._backlog: deque[memoryview] = deque()
         self._received = bytearray()
-        self._poll = select.poll()
-        self._poll.register(sock, select.POLLIN)
+        self._poll, self._end = select.poll(), select.poll()
+        self._end.register(sock, getattr(select, "POLLRDHUP", 0))
 
     def fileno(self) -> int:
         return self._socket.fileno()
@@ -61,8 +61,15 @@ class Connection:
             return self._flush()
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether there is something to receive, the end included, within so many seconds."""
-        return bool(self._poll.poll(1e3 * max(timeout_s, 0.0)))
+        """Whether there is something to receive, the end included, or room for what is kept, within so many seconds.
+
+        For the reader. What is kept is sent on.
+        """
+        self._poll.register(self._socket, select.POLLIN | (select.POLLOUT if self._backlog else 0))
+        ready = bool(self._poll.poll(1e3 * max(timeout_s, 0.0)))
+        if self._backlog:
+            self.flush()
+        return ready
 
     def receive(self) -> list[bytes]:
         """The messages that are complete now. Raises EOFError at the end of the connection, however it came to that,
@@ -89,8 +96,10 @@ class Connection:
             return False
         except OSError as error:
             raise EOFError(f"the connection broke: {error}") from None
+        if not chunk:
+            raise EOFError("it hung up before any greeting")
         self._received += chunk
-        if not chunk or not GREETING.startswith(self._received):
+        if not GREETING.startswith(self._received):
             raise ValueError("what it sends is no greeting of this version; deploy both sides from one version")
         if len(self._received) < len(GREETING):
             return False
@@ -99,13 +108,8 @@ class Connection:
 
     @property
     def hung_up(self) -> bool:
-        """Whether the other side is known to be gone, without reading anything."""
-        try:
-            return self._socket.recv(1, socket.MSG_PEEK) == b""
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+        """Whether the other side is known to be gone, whatever there is to read before the end."""
+        return bool(self._end.poll(0))
 
     def shut(self) -> None:
         """From any thread: both sides see the end at once. The reader closes then."""

@@ -40,8 +40,13 @@ class Link:
 
     def send(self, message: TargetMessage) -> None:
         """What a pool that is not reading leaves no room for is dropped: an old request is worth nothing."""
-        if self.open:
+        if not self.open:
+            return
+        try:
             self._connection.send(encode_target(message))
+        except Exception:
+            logger.exception("writing to draft replica %s failed", self.member.incarnation)
+            self._end()
 
     def read(self, timeout_s: float = 0.0) -> None:
         """Hands on what has come, waiting for something so long; also when another thread reads meanwhile."""
@@ -64,7 +69,9 @@ class Link:
             self._reading.release()
 
     def check(self) -> None:
-        """Ends the link if the replica is gone, which nobody may have read yet."""
+        """For while nobody reads: sends on what was kept, and ends the link if the replica is gone."""
+        if self.open:
+            self._connection.flush()
         if self.open and self._connection.hung_up:
             self.close()
 
@@ -110,8 +117,10 @@ async def _greet(address: str) -> Connection:
         answer = b""
         while len(answer) < len(GREETING):
             more = await loop.sock_recv(sock, len(GREETING) - len(answer))
+            if not more:
+                raise ConnectionResetError("it hung up before any greeting")
             answer += more
-            if not more or not GREETING.startswith(answer):
+            if not GREETING.startswith(answer):
                 raise ValueError("no draft replica of this version answers; deploy both sides from one version")
         return Connection(sock)
     except BaseException:

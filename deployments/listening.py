@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 from collections.abc import Callable
 from typing import Any
@@ -35,6 +36,8 @@ def listen(host: str, ports: tuple[int, int], key: str) -> socket.socket:
         try:
             found.append(socket.create_server((host, int(address.rpartition(":")[2]))))
         except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise ConfigError(f"cannot listen at {address}: {error.strerror}; change {key} or the host") from None
             raise RuntimeError(str(error)) from None
         return 0
 

@@ -10,10 +10,10 @@ from protocol.errors import ConfigError
 from router.modes import Mode
 from router.simulate import Overlap
 from router.simulate_ahead import Choices
-from router.simulate_mirror import PLAYED, MirrorRules
+from router.simulate_mirror import MirrorRules
 
 ALL = "all"
-CHOSEN = "chosen"  # between drafting ahead, with early picks or without, and in turn
+CHOSEN = "chosen"  # between all of them
 MODES = (*(mode.value for mode in Mode), CHOSEN)
 
 
@@ -53,8 +53,6 @@ def overlap_of(target: TargetConfig, asked: Mapping[str, str] | None, choices: C
         if target.name in (asked or {}):
             raise ConfigError(f"--mode: target {target.name} does not speculate, so it overlaps nothing; leave it out")
         return None
-    if mode == Mode.LANES:
-        return Mode.LANES
-    played = PLAYED if mode == CHOSEN else (Mode(mode),)
+    played = tuple(Mode) if mode == CHOSEN else (Mode(mode),)
     fan_out, kappa = (mirror.fan_out, mirror.kappa) if mirror else (MirrorRules().fan_out, MirrorRules().kappa)
     return MirrorRules(fan_out, kappa, played, choices)

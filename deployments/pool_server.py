@@ -16,7 +16,7 @@ from protocol.wire import PoolMessage, decode_target, encode_pool
 
 logger = logging.getLogger(__name__)
 
-MAX_STREAMS = 1024
+MAX_STREAMS = 256
 
 
 class PoolServer:
@@ -24,7 +24,8 @@ class PoolServer:
         self._thread = thread
         self._listener: socket.socket | None = None
         self._streams: dict[str, _Stream] = {}
-        self._all: set[_Stream] = set()
+        self._all: dict[_Stream, None] = {}  # in the order in which they came
+        self._spare = socket.socket()
 
     @property
     def num_streams(self) -> int:
@@ -47,19 +48,45 @@ class PoolServer:
             self._thread.unwatch(listener)
         for stream in tuple(self._all):
             stream.connection.shut()
+        self._spare.close()
 
     def _accept(self) -> None:
-        try:
-            sock = self._listener.accept()[0] if self._listener else None
-        except OSError:  # it has gone again, or there are no more files
-            return
-        if sock is not None and len(self._all) >= MAX_STREAMS:
-            logger.warning("a connection is refused: there are %d already", MAX_STREAMS)
+        """All who wait: the thread looks once a pass."""
+        while self._listener is not None:
+            try:
+                sock, _ = self._listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                self._turn_away(error)
+                return
+            self._open(sock)
+
+    def _open(self, sock: socket.socket) -> None:
+        nameless = next((stream for stream in self._all if stream.incarnation is None), None)
+        if len(self._all) >= MAX_STREAMS and nameless is not None:
+            nameless.end()  # it had all the time since
+        if len(self._all) >= MAX_STREAMS:
+            logger.warning("a connection is refused: %d targets draft here", MAX_STREAMS)
             sock.close()
-        elif sock is not None:
+            return
+        try:
             stream = _Stream(self, self._thread, sock)
-            self._all.add(stream)
-            self._thread.watch(stream.connection, stream.on_ready)
+        except OSError:  # it has gone again
+            sock.close()
+            return
+        self._all[stream] = None
+        self._thread.watch(stream.connection, stream.on_ready)
+
+    def _turn_away(self, error: OSError) -> None:
+        """Without a file to accept with, whoever waits would be told of again and again: the spare one is for that."""
+        logger.warning("a connection cannot be accepted: %s", error.strerror)
+        self._spare.close()
+        with suppress(OSError):
+            if self._listener is not None:
+                self._listener.accept()[0].close()
+        with suppress(OSError):
+            self._spare = socket.socket()
 
     def began(self, stream: _Stream, incarnation: str) -> None:
         self._streams[incarnation] = stream
@@ -67,7 +94,7 @@ class PoolServer:
 
     def ended(self, stream: _Stream) -> None:
         """A target that has come back on a newer stream keeps its sequences."""
-        self._all.discard(stream)
+        self._all.pop(stream, None)
         incarnation = stream.incarnation
         if incarnation is not None and self._streams.get(incarnation) is stream:
             del self._streams[incarnation]
@@ -93,10 +120,10 @@ class _Stream:
                 self._thread.watch(self.connection, self.on_ready)
             self._read()
         except EOFError:
-            self._end()
+            self.end()
         except Exception as error:
             logger.warning("a target's link is closed: %s", error)
-            self._end()
+            self.end()
 
     def reply(self, message: PoolMessage) -> None:
         """For any thread."""
@@ -115,6 +142,6 @@ class _Stream:
                 self._server.began(self, message.incarnation)
             self._thread.receive(message, self.reply)
 
-    def _end(self) -> None:
+    def end(self) -> None:
         self._thread.unwatch(self.connection)
         self._server.ended(self)

@@ -59,6 +59,7 @@ class PoolThread:
         self._inbox: deque[Callable[[], None]] = deque()
         self._selector = selectors.DefaultSelector()
         self._woken, self._wake = socket.socketpair()
+        self._wake.setblocking(False)
         self._stopping = False
         self._beat = time.monotonic()
         self._expired = self._logged = clock()
@@ -67,8 +68,6 @@ class PoolThread:
         self._thread = threading.Thread(target=self._loop, name="draft-worker", daemon=True)
 
     def start(self) -> None:
-        for end in (self._woken, self._wake):
-            end.setblocking(False)
         self._selector.register(self._woken, selectors.EVENT_READ, lambda: self._woken.recv(4096))
         self._thread.start()
 

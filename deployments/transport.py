@@ -240,8 +240,9 @@ class LinkedDraftClient:
             if lost:
                 self._link = None
                 self._leave_alone(link.member)
-        if lost and self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._lost.set)
+        if lost and self._loop is not None:
+            with suppress(RuntimeError):  # the loop has closed
+                self._loop.call_soon_threadsafe(self._lost.set)
 
     async def _keep_connected(self) -> None:
         while True:
@@ -291,7 +292,8 @@ class LinkedDraftClient:
             logger.exception("discovery of draft replicas failed")
             return []
         now = self._clock()
-        self._avoid = {incarnation: until for incarnation, until in self._avoid.items() if until > now}
+        with self._switching:  # against one that is lost now
+            self._avoid = {incarnation: until for incarnation, until in self._avoid.items() if until > now}
         fitting = [member for member in members if self._need.met_by(member)]
         if members and not fitting:
             logger.warning("none of %d draft replicas has the vocabulary and the exits of this target", len(members))

@@ -132,6 +132,7 @@ class Ahead:
             tuple(pick.exit for pick in job.picks),
             tuple(pick.confidence for pick in job.picks),
             goes_on=not job.is_done,
+            round_id=self.round.round_id,
         )
 
 

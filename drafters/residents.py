@@ -46,7 +46,8 @@ class PoolLimits:
 
     max_ride: missing positions that may ride along in a decode row; more are prefill. ahead: tokens that a row may
     draft in one pass; a message that comes meanwhile waits for its end. branch_ahead: the same of branches, for which
-    nobody waits. probe_tokens: that a probe tells of, the last
+    nobody waits; branch_ms: how long about a pass may take that has nothing but branches whose lead is there, which are
+    the least likely ones. probe_tokens: that a probe tells of, the last
     ones and no more than a pass has a budget for.
     """
 
@@ -55,6 +56,7 @@ class PoolLimits:
     max_ride: int = 32
     ahead: int = 8
     branch_ahead: int = 4
+    branch_ms: float = 0.5
     probe_tokens: int = 64
     idle_s: float = 2.0
     ttl_s: float = 60.0

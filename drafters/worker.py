@@ -36,6 +36,7 @@ from protocol.plan import DepthRule
 from protocol.stats import PassStats, PoolStats
 
 DEFAULT_LIMITS = PoolLimits()
+PACE = 0.2  # of a new pass in the mean time of a token
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +58,7 @@ class _Counts:
     mixed_passes: int = 0
     drafted: int = 0
     busy: int = 0
+    token_ms: float = 0.0  # of a pass, for each token that it makes of a row: a running mean
     wait: MeanWait = field(default_factory=MeanWait)
 
 
@@ -211,13 +213,23 @@ class DraftWorker:
     def _draft(self, chosen: Sequence[tuple[Resident, Span]]) -> PassStats:
         residents = [resident for resident, _ in chosen]
         waited_for = [resident.job.num_left for resident in residents if isinstance(resident.job, Job)]
-        branch_ahead = min(self._limits.branch_ahead, max(waited_for, default=self._limits.branch_ahead))
+        rest = not waited_for and not any(isinstance(resident.job, Lead) for resident in residents)
+        branch_ahead = min(
+            self._limits.branch_ahead, max(waited_for, default=self._rest_ahead if rest else self._limits.branch_ahead)
+        )
         rows = [self._row(resident, span, max(branch_ahead, 1)) for resident, span in chosen]
         began = self._start_rounds(residents)
         picks = self._attempt(residents, lambda: self._drafter.run(rows))
         for resident, own in zip(residents, picks, strict=bool(picks)):
             self._advance(resident, own)
         return self._finish(residents, began, sum(span.num_prefill for _, span in chosen), picks)
+
+    @property
+    def _rest_ahead(self) -> int:
+        """Tokens of branches in a pass that has nothing better to do, and may soon have."""
+        return (
+            int(self._limits.branch_ms / self._counts.token_ms) if self._counts.token_ms else self._limits.branch_ahead
+        )
 
     def _probe(self, probing: Sequence[tuple[Resident, Job]]) -> PassStats:
         residents = [resident for resident, _ in probing]
@@ -259,12 +271,15 @@ class DraftWorker:
         num_targets = len({resident.key[0] for resident in residents})
         self._counts.passes += 1
         self._counts.mixed_passes += num_targets > 1
+        pass_ms = (self._clock() - began) * 1e3
+        if not num_prefill and (num_tokens := max(map(len, picks), default=0)):
+            self._counts.token_ms += PACE * (pass_ms / num_tokens - self._counts.token_ms)
         return PassStats(
             num_rows=len(residents),
             num_targets=num_targets,
             num_prefill_tokens=num_prefill,
             num_exited=tuple(sum(pick.exit == exit for own in picks for pick in own) for exit in self._drafter.exits),
-            pass_ms=(self._clock() - began) * 1e3,
+            pass_ms=pass_ms,
         )
 
     def _advance(self, resident: Resident, picks: Sequence[Pick]) -> None:

@@ -87,7 +87,7 @@ class ExitHint:
 @dataclass(frozen=True, slots=True)
 class Branch:
     """tokens: a window at positions base_length, base_length + 1, ... key: of all tokens before it. goes_on: more of it
-    is being drafted, and will come as a longer one of the same key.
+    is being drafted, and will come as a longer one of the same key. round_id: of the request that it is due to.
     """
 
     sequence_id: int
@@ -98,6 +98,7 @@ class Branch:
     exits: tuple[int, ...] = ()
     confidences: tuple[float, ...] = ()
     goes_on: bool = False
+    round_id: int = 0
 
 
 @dataclass(frozen=True, slots=True)

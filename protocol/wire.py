@@ -179,6 +179,7 @@ def _decode_branches(message: pb.BranchReply) -> BranchReply:
             tuple(branch.exits),
             tuple(branch.confidences),
             branch.goes_on,
+            message.round_id,
         )
         for branch in message.branches
     )

@@ -11,8 +11,10 @@ the layers between them.
 Full information: a probe tells what every exit would have picked at the tokens committed lately. Cut into windows as
 drafting would have cut them, stops included, that is an observation of every rule, without having run it.
 
-Old evidence fades. When lately accepted tokens contradict the estimate, by more standard deviations than chance gives,
-the text has changed and all of it fades at once.
+Old evidence fades. What other rules were told of while text was easier or harder counts less once the rule in use
+shows that it is otherwise now: a rule that was played for the hard beginning of a text is not given up for that. When
+lately accepted tokens contradict the estimate, by more standard deviations than chance gives, the text has changed
+and all of it fades at once.
 """
 
 from __future__ import annotations
@@ -47,11 +49,13 @@ class AcceptanceConfig:
     layer adds in log odds. lean: tokens that the position before is worth. alarm: standard deviations.
     bursts: variance over that of independent tokens, for text is easy or hard for a while; drift: what all rows of a
     batch may be off together, as a share of what is expected. own_failures: expected
-    refusals that a sequence must have seen before its own count half.
+    refusals that a sequence must have seen before its own count half. kin_tokens: that the best known rule is worth as
+    evidence of another. doubt: power of the change of a rule's refusals, beyond a factor of exp(steady), by which the
+    evidence of all others fades.
     """
 
     half_life: float = 150.0
-    half_life_rounds: float = 20.0
+    half_life_rounds: float = 30.0
     unseen_half_life: float = 400.0
     recent_half_life: float = 16.0
     own_half_life: float = 40.0
@@ -64,6 +68,9 @@ class AcceptanceConfig:
     bursts: float = 1.5
     alarm_keeps: float = 0.05
     own_failures: float = 30.0
+    kin_tokens: float = 16.0
+    doubt: float = 2.0
+    steady: float = 0.1
 
 
 @dataclass(slots=True)
@@ -115,18 +122,23 @@ class Acceptance:
         """[length]: probability that a token is accepted, given that all before it were."""
         state = self._rules[rule]
         if state.hazards is None:
-            state.hazards = self._shares(state.accepted, state.reached, self._prior(rule))
+            state.hazards = self._shares(state.accepted, state.reached, *self._prior(rule))
         return state.hazards
 
     def drafted(self, rule: int) -> Floats:
         """[length]: share of the drafts that get as far as a position before they are stopped.
 
-        Where none was planned so far they go on being stopped as often as at the position before.
+        Where little was planned so far they go on being stopped as often as those of the best known rule, and its own
+        as often as at the position before.
         """
-        state = self._rules[rule]
+        known = max(range(len(self._rules)), key=lambda number: float(self._rules[number].reached[0]))
+        usual = [1.0, *self.drafted(known).tolist()] if rule != known else None
+        state, lean = self._rules[rule], self.config.lean
         shares, share, goes_on = [], 1.0, 1.0
-        for drafted, planned in zip(state.drafted.tolist(), state.planned.tolist(), strict=True):
-            goes_on = min((drafted + self.config.lean * goes_on) / (share * planned + self.config.lean), 1.0)
+        for position, (drafted, planned) in enumerate(zip(state.drafted.tolist(), state.planned.tolist(), strict=True)):
+            if usual is not None:
+                goes_on = usual[position + 1] / usual[position]
+            goes_on = min((drafted + lean * goes_on) / (share * planned + lean), 1.0)
             share *= goes_on
             shares.append(share)
         return np.asarray(shares)
@@ -138,7 +150,7 @@ class Acceptance:
         """
         state = self._rules[rule]
         accepted, reached = trust * state.accepted, trust * state.reached
-        hazards = self._shares(accepted, reached, self._prior(rule))
+        hazards = self._shares(accepted, reached, *self._prior(rule))
         spread = np.sqrt(self.config.bursts * hazards * (1 - hazards) / (reached + self.config.prior_tokens))
         raised: Floats = np.minimum(hazards + spread, 0.995)
         return raised
@@ -156,16 +168,17 @@ class Acceptance:
         return (own.refused + weight) / (own.expected + weight)
 
     def observe(self, rule: int, windows: Sequence[tuple[int, Window]]) -> None:
-        """One round: (sequence id, its window) for every row that was drafted for under this rule."""
-        hazards = self.hazards(rule)
+        """A few rounds: (sequence id, its window) for every row that was drafted for under this rule."""
+        hazards, known = self.hazards(rule), float(self._rules[rule].reached[0])
         refusals = [0.0, *np.cumsum(1 - hazards).tolist()]
         for sequence_id, window in windows:
             self._own_evidence(self._own.setdefault(sequence_id, _Own()), refusals, window)
-        self._add(rule, [window for _, window in windows])
+        self._add(rule, [window for _, window in windows], num_rows=len({sequence_id for sequence_id, _ in windows}))
         # What all sequences had in common is in the hazards now, and no longer what sets one apart.
         moved = float((1 - self.hazards(rule)[0]) / (1 - hazards[0]))
         for own in self._own.values():
             own.expected *= moved
+        self._doubt_others(rule, known, moved)
 
     def tell(self, probe: Probe, exits: Sequence[int], known: int | None, least: Sequence[float]) -> None:
         """A probe of one sequence, with calibrated confidences. exits: the drafter's. known: the rule that drafted
@@ -173,7 +186,8 @@ class Acceptance:
         """
         for number, rule in enumerate(self.rules):
             if number != known and set(rule.exits) <= set(exits):
-                self._add(number, windows_of(*would_match(probe, exits, rule), self.length, least[number]))
+                windows = windows_of(*would_match(probe, exits, rule), self.length, least[number])
+                self._add(number, windows, num_rows=len(windows))
 
     def keep(self, sequence_ids: Iterable[int]) -> None:
         """Forget the sequences that are not among these."""
@@ -185,12 +199,13 @@ class Acceptance:
         """Forget all sequences, not what they told of their target."""
         self._own.clear()
 
-    def _add(self, rule: int, windows: Sequence[Window]) -> None:
+    def _add(self, rule: int, windows: Sequence[Window], num_rows: int) -> None:
+        """num_rows: that these windows came from side by side."""
         if not windows:
             return
         state, config = self._rules[rule], self.config
         hazards = self.hazards(rule)
-        fade = _fade(len(windows), max(config.half_life, config.half_life_rounds * len(windows)))
+        fade = _fade(len(windows), max(config.half_life, config.half_life_rounds * num_rows))
         accepted, reached = counts(windows, self.length)
         state.fade(fade)
         state.accepted += accepted
@@ -201,16 +216,21 @@ class Acceptance:
         state.recent = recent * state.recent + float(accepted.sum())
         state.expected = recent * state.expected + float(reached @ hazards)
         state.variance = recent * state.variance + float(reached @ (hazards * (1 - hazards)))
-        self._fade_others(rule, len(windows))
+        self._fade_others(rule, _fade(len(windows), max(config.unseen_half_life, 8.0 * len(windows))))
         drift = config.drift * state.expected
         if abs(state.recent - state.expected) > config.alarm * math.sqrt(config.bursts * state.variance + drift**2 + 1):
             self._forget()
 
-    def _fade_others(self, rule: int, num_windows: int) -> None:
-        fade = _fade(num_windows, max(self.config.unseen_half_life, 8.0 * num_windows))
+    def _doubt_others(self, rule: int, known: float, moved: float) -> None:
+        """What surprises of a rule that was known, by so many tokens, says that the text is another than others met."""
+        config = self.config
+        doubt = config.doubt * known / (known + config.kin_tokens)
+        self._fade_others(rule, math.exp(-doubt * max(abs(math.log(moved)) - config.steady, 0.0)))
+
+    def _fade_others(self, rule: int, share: float) -> None:
         for number, other in enumerate(self._rules):
             if number != rule:
-                other.fade(fade)
+                other.fade(share)
 
     def _forget(self) -> None:
         self.num_alarms += 1
@@ -219,21 +239,21 @@ class Acceptance:
             state.recent = state.expected = state.variance = 0.0
         self._own.clear()
 
-    def _prior(self, rule: int) -> float:
-        """Of the first position: from the rule that most is known of, moved by the layers between."""
+    def _prior(self, rule: int) -> tuple[float, float]:
+        """Of the first position, from the rule that most is known of, moved by the layers between; and its weight."""
         config = self.config
         known = max(range(len(self._rules)), key=lambda number: float(self._rules[number].reached[0]))
         best = self._rules[known]
         start = _sigmoid(_logit(config.prior) + config.per_layer * (_depth(self.rules[known]) - _depth(self.rules[0])))
         if rule == known:
-            return start
+            return start, config.prior_tokens
         weight = config.prior_tokens
         rate = (float(best.accepted[0]) + weight * start) / (float(best.reached[0]) + weight)
-        return _sigmoid(_logit(rate) + config.per_layer * (_depth(self.rules[rule]) - _depth(self.rules[known])))
+        offset = config.per_layer * (_depth(self.rules[rule]) - _depth(self.rules[known]))
+        return _sigmoid(_logit(rate) + offset), config.kin_tokens
 
-    def _shares(self, numbers: Floats, of: Floats, prior: float) -> Floats:
-        shares = []
-        before, weight = prior, self.config.prior_tokens
+    def _shares(self, numbers: Floats, of: Floats, prior: float, weight: float) -> Floats:
+        shares, before = [], prior
         for number, total in zip(numbers.tolist(), of.tolist(), strict=True):
             before = (number + weight * before) / (total + weight)
             weight = self.config.lean

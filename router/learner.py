@@ -73,7 +73,8 @@ class Learner:
             self.played[_name(outcome.plan)] += 1
             if any(row.probe is not None for row in outcome.rows):
                 lengths = [len(row.exits) for row in outcome.rows]
-                planned = self.predictor.draft_ms(rule, lengths) if rule is not None else 0.0
+                exposed = self.predictor.exposed(outcome.plan.overlap, len(lengths))
+                planned = exposed * self.predictor.draft_ms(rule, lengths) if rule is not None else 0.0
                 self.probing.pay(outcome.draft_ms - outcome.wait_ms - planned)
 
     def _learn_windows(self, outcomes: Sequence[RoundOutcome]) -> None:

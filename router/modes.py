@@ -1,22 +1,22 @@
-"""In turn, or ahead: which kind of round commits more tokens per second, found by playing them.
+"""The kinds of round, and what each brings by the latency law: tokens of a round over the time that it takes.
 
     mirror   the pool drafts ahead while the target verifies
-    hinted   and half way through its pass the target tells what it would pick so far, which costs a little of the pass
+    hinted   and half way through its pass the target tells what it would pick so far, which costs a part of the pass
     serial   plan, draft, verify, one after the other
     lanes    half of the batch is drafted for while the other half is verified; for two rows or more
 
-Rounds of one batch size are compared with each other. At first every mode is played in turn; then the best is, and the
-others are tried again for a few rounds now and then, the rarer the more often that was in vain. What a mode is worth is
-tokens over time of its latest rounds, so whatever overlap costs on a machine, a shared core or a slow link, is in it.
+A round that misses a window waits for a fresh draft or goes without (router/misses.py), whichever brings more; of many
+rows one nearly always misses. What a round takes beyond the law is learned (router/mode_beliefs.py), and which mode is
+played follows from both (router/mode_choice.py).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 
-STALE = 0.3  # what evidence of earlier counts in a trial
+from router.law import Law
 
 
 class Mode(StrEnum):
@@ -26,110 +26,76 @@ class Mode(StrEnum):
     LANES = "lanes"
 
 
-@dataclass(slots=True)
-class _Seen:
-    """Faded sums; num: rounds."""
-
-    tokens: float = 0.0
-    ms: float = 0.0
-    num: float = 0.0
-
-    def fade(self, share: float) -> None:
-        self.tokens *= share
-        self.ms *= share
-        self.num *= share
-
-    def add(self, tokens: int, ms: float) -> None:
-        self.tokens += tokens
-        self.ms += ms
-        self.num += 1
-
-    @property
-    def rate(self) -> float:
-        return self.tokens / self.ms if self.ms else 0.0
+AHEAD = (Mode.MIRROR, Mode.HINTED)
 
 
-@dataclass(slots=True)
-class _Size:
-    """One size of batch. best: the mode kept to. left: of the stretch of `mode`. rested: rounds since a trial began."""
+@dataclass(frozen=True, slots=True)
+class Round:
+    """As it was played. lengths, accepted: by row, of what was verified. rest_ms: neither waited nor verified.
 
-    seen: dict[Mode, _Seen]
-    best: Mode
-    mode: Mode
-    left: int
-    rested: int = 0
-    in_vain: int = 0
-    settled: bool = False
-
-
-@dataclass(slots=True)
-class Modes:
-    """stretch: rounds that a mode is played at least, the first of which pays for the change and does not count.
-    enough: rounds of each mode before one is kept to. patience: rounds between trials, doubled with each in vain, up to
-    `doublings` times. half_life: rounds after which what a mode gave counts half. margin: by which another must be
-    better.
+    ms: all of it. draft_ms: that fresh drafts were waited for; None: none were. num_planned: rows that were to have a
+    window; num_hits: those that one was at hand for.
     """
 
-    modes: Sequence[Mode] = tuple(Mode)
-    stretch: int = 12
-    enough: int = 30
-    patience: int = 192
-    doublings: int = 4
-    half_life: float = 200.0
-    margin: float = 0.02
-    _sizes: dict[int, _Size] = field(default_factory=dict)
+    mode: Mode
+    lengths: tuple[int, ...]
+    accepted: tuple[int, ...]
+    ms: float
+    verify_ms: float
+    rest_ms: float
+    draft_ms: float | None
+    num_planned: int
+    num_hits: int
 
-    def choose(self, num_rows: int) -> Mode:
-        """For the coming round of so many rows."""
-        size = self._size(num_rows)
-        if size.left <= 0:
-            self._turn(size)
-        return size.mode
 
-    def observe(self, num_rows: int, tokens: int, ms: float) -> None:
-        """A round of the mode chosen last for this size of batch."""
-        size = self._size(num_rows)
-        if size.left < self.stretch:
-            size.seen[size.mode].fade(0.5 ** (1 / self.half_life))
-            size.seen[size.mode].add(tokens, ms)
-        size.left -= 1
-        size.rested += 1
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What rounds are believed to be like. draft_ms: until a fresh draft is there. accepted: of a window."""
 
-    def rates(self, num_rows: int) -> dict[Mode, float]:
-        """Tokens per second, of the modes that were played at this size."""
-        return {mode: 1e3 * seen.rate for mode, seen in self._size(num_rows).seen.items() if seen.num}
+    num_rows: int
+    verify_ms: float
+    draft_ms: float
+    rest_ms: float
+    accepted: float
 
-    def _size(self, num_rows: int) -> _Size:
-        key = num_rows.bit_length()
-        if key not in self._sizes:
-            modes = playable(self.modes, num_rows)
-            self._sizes[key] = _Size({mode: _Seen() for mode in modes}, modes[0], modes[0], self.stretch)
-        return self._sizes[key]
 
-    def _turn(self, size: _Size) -> None:
-        """A stretch is over: what is played next, and for how long."""
-        tried, size.mode = size.mode, self._next(size)
-        size.left = self.stretch - (size.mode is tried)
+@dataclass(frozen=True, slots=True)
+class Misses:
+    """What becomes of windows that are not at hand. waits: share of rounds that wait for fresh ones.
 
-    def _next(self, size: _Size) -> Mode:
-        least = min(size.seen, key=lambda mode: size.seen[mode].num)
-        if size.seen[least].num < self.enough and not size.settled:
-            return least
-        size.settled = True
-        top = max(size.seen, key=lambda mode: size.seen[mode].rate)
-        better = size.seen[top].rate > size.seen[size.best].rate * (1 + self.margin)
-        if size.mode is not size.best:
-            size.in_vain = 0 if better else size.in_vain + 1
-        size.best = top if better else size.best
-        others = [mode for mode in size.seen if mode is not size.best]
-        if others and size.rested >= self.patience << min(size.in_vain, self.doublings):
-            size.rested = 0
-            tried = min(others, key=lambda mode: size.seen[mode].num)
-            size.seen[tried].fade(STALE)
-            return tried
-        return size.best
+    windows: share of rows that have a window in the end.
+    """
+
+    waits: float
+    windows: float
 
 
 def playable(modes: Sequence[Mode], num_rows: int) -> list[Mode]:
     """Those that a batch of this size can be played in, one at least: a single row has no second lane."""
     return [mode for mode in modes if mode is not Mode.LANES or num_rows > 1] or [Mode.SERIAL]
+
+
+def goodput(mode: Mode, outlook: Outlook, misses: Misses) -> float:
+    """Tokens per ms by the law."""
+    num_rows = outlook.num_rows / 2 if mode is Mode.LANES else outlook.num_rows
+    return num_rows * (1 + misses.windows * outlook.accepted) / law_ms(mode, outlook, misses.waits)
+
+
+def foreseen(mode: Mode, outlook: Outlook, hits: float) -> Misses:
+    """By the share of windows that are at hand: fresh ones are waited for, or done without, whichever brings more."""
+    if mode is Mode.LANES:
+        return Misses(0.0, 1.0)
+    waits, goes = Misses(1 - hits**outlook.num_rows, 1.0), Misses(0.0, hits)
+    return max(waits, goes, key=lambda misses: goodput(mode, outlook, misses))
+
+
+def law_ms(mode: Mode, outlook: Outlook, waits: float) -> float:
+    """Of a round, or of rounds of which this share waits for fresh drafts; in lanes of one lane."""
+    half = half_share(outlook.num_rows) if mode is Mode.LANES else 1.0
+    law = Law(half * outlook.verify_ms, half * outlook.draft_ms, outlook.rest_ms, hits=1 - waits)
+    return law.verify_ms + waits * law.wait_ms + law.rest_ms if mode is Mode.SERIAL else law.mirror_ms
+
+
+def half_share(num_rows: int) -> float:
+    """What half a batch is taken to cost of a whole one: nearly all where weights are read for a few rows."""
+    return max(0.6, 1 - 0.04 * num_rows)

@@ -32,10 +32,11 @@ class Source(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What a window was asked for as: it may have ended before `length`."""
+    """What a window was asked for as: it may have ended before `length`. round_id: of the request for it."""
 
     rule: DepthRule
     length: int
+    round_id: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,8 @@ class Window:
 class _Flight:
     """One sequence. length, hash: of its committed tokens. reach: the longest that the round may make it.
 
-    ordered: how branches were asked for; None when none were, so that none are missed. came: whether some did.
+    ordered: how branches were asked for; None when none were, so that none are missed. came: whether some did, and not
+    late ones of a round before.
     """
 
     length: int = 0
@@ -121,7 +123,7 @@ class Pipeline:
                 windows = flight.windows
                 known = windows.get((branch.base_length, branch.key))
                 windows[branch.base_length, branch.key] = window
-                flight.came = True
+                flight.came |= flight.ordered is not None and branch.round_id == flight.ordered.round_id
                 self.num_branches += known is None
                 self.num_tokens += len(window.tokens) - (len(known.tokens) if known else 0)
 

@@ -13,25 +13,23 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 from statistics import median
-from typing import Literal
 
 import numpy as np
 
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule
 from router.costs import CostCurves
-from router.modes import Mode
 from router.policy import Policy
 from router.simulate_acceptance import Fate, Profile
 from router.simulate_costs import PoolTables, TargetTables
 from router.simulate_drafting import Drafting
-from router.simulate_lanes import LanesTarget
+from router.simulate_lanes import MirrorTarget
 from router.simulate_mirror import MirrorDrafting, MirrorRules
 from router.simulate_pool import Device, Jitter, Loop, PoolRules, Replica
 from router.simulate_target import Request, Served, Target, lucky
 
 Drafted = Mapping[tuple[DepthRule | None, int], float]
-Overlap = MirrorRules | Literal[Mode.LANES] | None  # None: drafts and verifies in turn
+Overlap = MirrorRules | None  # None: drafts and verifies in turn
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,13 +285,13 @@ def _targets(
             device, replica.eager = replica.device, False
         read = tables.setdefault(id(target.curves), TargetTables(target.curves))
         limits = (target.max_batch, target.prefill_chunk)
-        kind = LanesTarget if target.overlap is Mode.LANES else Target
-        made.append(kind(loop, device, drafting, target.policy(), read, limits, jitter, keys, target.fate))
+        told = (loop, device, drafting, target.policy(), read, limits, jitter, keys, target.fate)
+        made.append(Target(*told) if target.overlap is None else MirrorTarget(*told, modes=target.overlap.modes))
     return made
 
 
 def _drafting(loop: Loop, target: SimulatedTarget, replica: Replica, keys: Iterator[int]) -> Drafting:
-    if isinstance(target.overlap, MirrorRules):
+    if target.overlap is not None:
         return MirrorDrafting(loop, replica, target.profile, target.deadline_ms, target.overlap, keys)
     return Drafting(loop, replica, target.profile, target.shares_device, target.deadline_ms)
 

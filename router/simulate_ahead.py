@@ -1,8 +1,9 @@
 """Drafting ahead in a simulated replica: what drafters/branches.py does, in time.
 
-A window is being verified; the lead behind it is drafted first, then branches behind the `fan_out` outcomes that
-router/branches.py ranks best, in the passes of the replica. A hint ranks them anew half way. Every branch is told of as
-it is done; the next message of its sequence ends those that are not.
+A window is being verified. One pass drafts the lead behind it, what goes on from there, and branches behind the best
+outcomes within the window; then come those of the `fan_out` outcomes that router/branches.py ranks best which are
+missing. A hint ranks them anew half way. Every branch is told of pass by pass, in part where it is not done; the next
+message of its sequence ends it.
 
 Tokens are RIGHT or WRONG here, which is all that ranking and resolving need: a candidate is the outcome if it names
 where the window ends, and the right token behind.
@@ -20,9 +21,10 @@ from protocol.errors import ConfigError
 from router.branches import Candidate, Guess, candidates
 from router.pipeline import Source
 from router.simulate_acceptance import Draft
-from router.simulate_jobs import RIGHT, WRONG, Branch, Flight, Job, Outcome, Resident, Round, Window
+from router.simulate_jobs import RIGHT, WRONG, Branch, Flight, Job, Lead, Outcome, Resident, Round, Window
 from router.simulate_pool import Replica
 
+UNKNOWN = -1  # no token
 SECOND = 2  # a second choice that is not right; early picks that are not right go on from there
 SALT = 1  # of a request's seed, so that these draws are none of its text's
 
@@ -96,14 +98,11 @@ class AheadRound(Round):
         self._rows: dict[int, tuple[Flight, Outcome | None]] = {}
 
     def begin(self) -> None:
-        """The message is taken: leads first."""
+        """The message is taken: leads, and what rides with them."""
         jobs = []
         for flight in self._flights:
-            sequence = flight.sequence
-            if sequence.remaining:
-                sequence.end_ahead(self._replica.close)
-                sequence.ahead = flight
-                jobs.append(self._lead(flight, sequence.held(len(self._exits), flight.base)))
+            if flight.sequence.remaining:
+                jobs += self._begin(flight)
         self._replica.submit(self, jobs)
 
     def hint(self) -> None:
@@ -111,27 +110,50 @@ class AheadRound(Round):
         for flight in self._flights:
             if flight.sequence.ahead is flight:
                 flight.early = flight.hint
-                if flight.is_led:
+                if flight.num_behind is not None:
                     self._spread(flight)
 
-    def finish(self, key: int) -> None:
-        flight, outcome = self._rows.pop(key)
-        if outcome is None:
-            flight.is_led = True
-            self._spread(flight)
-        else:
-            self._arrived(flight, outcome, flight.begun[outcome].window)
+    def advance(self, key: int, job: Job) -> None:
+        flight, outcome = self._rows[key]
+        if outcome is not None:
+            self._tell(flight, outcome)
+            return
+        self._replica.close(key)
+        flight.num_behind = job.done - 1
+        self._spread(flight)
 
-    def _lead(self, flight: Flight, resident: Resident) -> tuple[int, Job]:
-        window = flight.window
+    def _begin(self, flight: Flight) -> list[tuple[int, Job]]:
+        sequence, window = flight.sequence, flight.window
+        known = sequence.end_ahead(self._replica.close)
+        flight.held = known.job.done if known is not None and known.window.rule == window.rule else 0
+        sequence.ahead = flight
+        resident = sequence.held(len(self._exits), flight.base)
         resident.take_over(flight.base, None, flight.num_verified if window.in_place else 0)
         resident.base = flight.base + flight.num_verified
         resident.right = flight.base + flight.num_right
-        if flight.num_right == flight.num_verified:
-            resident.right += flight.lead.run
-        job = Job(self, resident, self._exits.index(window.rule.exits[-1]), flight.lead, None)
-        self._rows[flight.sequence.key] = flight, None
-        return flight.sequence.key, job
+        if flight.num_right == flight.num_verified and flight.lead.run:
+            resident.right += 1 + flight.behind.run
+        lead = self._lead(flight, resident)
+        self._rows[sequence.key] = flight, None
+        rides = lead.missing <= self._replica.rules.max_ride
+        return [(sequence.key, lead), *(self._riding(flight, lead.goal) if rides else ())]
+
+    def _lead(self, flight: Flight, resident: Resident) -> Lead:
+        """Alone where more is known of what goes on from it than is asked for."""
+        is_known = flight.num_before >= len(flight.behind.exits)
+        behind = flight.behind.first(0 if is_known else len(flight.behind.exits))
+        exits = [*flight.lead.exits, *behind.exits]
+        draft = Draft(exits, [*flight.lead.confidences, *behind.confidences], 0)
+        return Lead(self, resident, self._exits.index(flight.window.rule.exits[-1]), draft, None)
+
+    def _riding(self, flight: Flight, goal: int) -> list[tuple[int, Job]]:
+        """What is likely before the lead is known: branches within the window, one place left for the lead's."""
+        guesses = [*flight.guesses[: flight.num_verified], Guess(UNKNOWN, 0.5)]
+        inside = [one for one in candidates(guesses) if one.accepted < flight.num_verified]
+        jobs = [job for one in inside[: flight.fan_out - 1] if (job := self._start(flight, one)) is not None]
+        for _, fork in jobs:  # the lead's row runs what is missing before them
+            fork.resident.settled[: goal + 1] = [fork.resident.base - 1] * (goal + 1)
+        return jobs
 
     def _spread(self, flight: Flight) -> None:
         """Over the outcomes that are the best as things are known now."""
@@ -142,7 +164,7 @@ class AheadRound(Round):
                 self._replica.close(branch.key)
         fresh = [one for outcome, one in wanted.items() if outcome not in flight.begun]
         jobs = [job for one in fresh if (job := self._start(flight, one)) is not None]
-        self._replica.submit(self, jobs)
+        self._replica.submit(self, [(key, job) for key, job in jobs if not job.is_done])
 
     def _start(self, flight: Flight, candidate: Candidate) -> tuple[int, Job] | None:
         """None where the text ends before it."""
@@ -156,19 +178,26 @@ class AheadRound(Round):
         draft = sequence.text.draft(flight.table.later(offset), rule, start, length, flight.floor)
         window = Window(draft, rule, flight.length, offset, is_full, Source(candidate.source.value))
         key = sequence.key if is_full else next(self._keys)
-        resident = self._trunk(flight, draft) if is_full else self._fork(flight, candidate.accepted)
+        resident = self._trunk(flight) if is_full else self._fork(flight, candidate.accepted)
         job = Job(self, resident, self._exits.index(rule.exits[-1]), draft, None)
         outcome = candidate.accepted, candidate.token
         flight.begun[outcome] = Branch(key, window, job)
         self._rows[key] = flight, outcome
+        if is_full:
+            job.done = min(max(flight.num_before, flight.num_behind or 0), len(draft.exits))
+            if job.done:
+                self._tell(flight, outcome)
         return key, job
 
-    def _trunk(self, flight: Flight, draft: Draft) -> Resident:
+    def _tell(self, flight: Flight, outcome: Outcome) -> None:
+        """What there is of a branch."""
+        branch = flight.begun[outcome]
+        self._arrived(flight, outcome, branch.window.part(branch.job.done))
+
+    def _trunk(self, flight: Flight) -> Resident:
         """It goes on behind its lead."""
         resident = flight.sequence.held(len(self._exits), flight.base)
         resident.base += 1
-        if flight.num_right == flight.num_verified and flight.lead.run:
-            resident.right += draft.run
         return resident
 
     def _fork(self, flight: Flight, accepted: int) -> Resident:

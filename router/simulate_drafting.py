@@ -107,9 +107,15 @@ class Drafting:
             self._loop.at(self._loop.now + self._deadline_ms, partial(self._late, asked))
         return None
 
-    def verifying(self, decoding: Sequence[Decoding], plan: Plan, lengths: Sequence[int], ms: float) -> float:
+    def verifying(
+        self,
+        decoding: Sequence[Decoding],
+        lengths: Sequence[int],
+        ms: float,
+        ending: Sequence[Decoding],
+    ) -> float:
         """A pass of so many ms begins, over so many tokens of each draft; what it takes longer for what is done
-        meanwhile.
+        meanwhile. ending: whose prompts end with it.
         """
         return 0.0
 

@@ -80,6 +80,12 @@ class Job:
         return self.is_told and self.done >= len(self.draft.exits)
 
 
+class Lead(Job):
+    """The token behind a window in verification, and as much of what goes on from there as one pass drafts."""
+
+    __slots__ = ()
+
+
 class Decoding:
     """One admitted sequence. sent: committed tokens that the pool was handed. resident: what the pool holds of it.
     ahead: what the pool drafts ahead for it.
@@ -167,6 +173,11 @@ class Round:
         if self.submitted is None:
             self.submitted = now
 
+    def advance(self, key: int, job: Job) -> None:
+        """A pass has done some of the row's job."""
+        if job.is_done:
+            self.finish(key)
+
     def finish(self, key: int) -> None:
         self.finished.add(key)
         self.num_missing -= 1
@@ -194,6 +205,11 @@ class Window:
     def first(self, length: int) -> Window:
         return replace(self, draft=self.draft.first(length))
 
+    def part(self, length: int) -> Window:
+        """What there is of it; unless that is all it counts as asked for at this length, for nothing stopped there."""
+        whole = length >= len(self.draft.exits)
+        return self if whole else replace(self.first(length), length=length)
+
     def behind(self, length: int) -> Window:
         """What is left when the first `length` tokens are verified and the target's next is the one behind them."""
         cut = length + 1
@@ -214,8 +230,11 @@ class Branch:
 class Flight:
     """A sequence's window in verification. base: committed tokens; start: of them those of the output.
 
-    length, floor, fan_out: of branches. guesses, hint: as they will be known to the pool, early: as they are. came:
-    windows that the target has, by the outcome that they are behind.
+    length, floor, fan_out: of branches. lead, behind: the drafter's next token, and what it drafts behind it without a
+    floor. guesses, hint: as they will be known to the pool, early: as they are. held: tokens of the branch that the
+    window came from, as far as the pool drafted it. num_behind: that were drafted with the lead; None: it is not there.
+
+    came: windows that the target has, by the outcome that they are behind; has_come: the pool has sent one.
     """
 
     sequence: Decoding
@@ -228,14 +247,28 @@ class Flight:
     fan_out: int
     table: AcceptanceTable
     guesses: list[Guess] = field(default_factory=list)
+    lead: Draft = NOTHING
+    behind: Draft = NOTHING
     hint: tuple[tuple[int, ...], ...] = ()
     early: tuple[tuple[int, ...], ...] = ()
-    lead: Draft = NOTHING
-    is_led: bool = False
+    held: int = 0
+    num_behind: int | None = None
     begun: dict[Outcome, Branch] = field(default_factory=dict)
     came: dict[Outcome, Window] = field(default_factory=dict)
+    has_come: bool = False
 
     @property
     def num_right(self) -> int:
         """Of the window's verified tokens; nobody knows before they are verified."""
         return min(self.window.draft.run, self.num_verified)
+
+    @property
+    def num_before(self) -> int:
+        """Tokens behind the lead that were drafted in an earlier round."""
+        return max(self.held - self.num_verified - 1, 0)
+
+    def take(self, outcome: Outcome, window: Window) -> None:
+        """Of two behind one outcome it keeps the longer."""
+        known = self.came.get(outcome)
+        if known is None or len(window.draft.exits) > len(known.draft.exits):
+            self.came[outcome] = window

@@ -16,9 +16,11 @@ from heapq import heappop, heappush
 
 from router.simulate_acceptance import NOTHING
 from router.simulate_costs import PoolTables
-from router.simulate_jobs import Call, Job, Round
+from router.simulate_jobs import Call, Job, Lead, Round
 
 Jitter = Callable[[], float]  # a factor on the time of one pass
+
+PACE = 0.2  # of a new pass in the mean time of a token
 
 
 class Loop:
@@ -81,6 +83,7 @@ class PoolRules:
     max_ride: int = 32
     ahead: int = 8
     branch_ahead: int = 4
+    branch_ms: float = 0.5
     probe_tokens: int = 64
 
 
@@ -110,6 +113,9 @@ class Replica:
         self._probing: list[tuple[int, Job]] = []
         self._probed = False
         self._branch_ahead = rules.branch_ahead  # tokens of a row that nobody waits for, in the pass that is running
+        self._token_ms = 0.0  # of a pass, for each token that it makes of a row: a running mean
+        self._pass_ms = 0.0
+        self._num_prefill = 0  # positions of the pass that is running, from its budget
         self._running = False
         self._inbox: list[Call] = []  # came during a pass
 
@@ -158,6 +164,7 @@ class Replica:
         else:
             return 0.0  # all that was asked for was withdrawn while the device was busy
         ms *= self._jitter()
+        self._pass_ms = ms
         self.busy_ms += ms
         self.num_passes += 1
         self.num_rows += len(self._in_pass) or len(self._probing)
@@ -167,14 +174,15 @@ class Replica:
         return ms
 
     def _end(self) -> None:
+        num_tokens = max((num_drafted for _, _, num_drafted in self._in_pass), default=0)
+        if num_tokens and not self._num_prefill:
+            self._token_ms += PACE * (self._pass_ms / num_tokens - self._token_ms)
         for key, job, num_drafted in self._in_pass:
             job.done += num_drafted
-            if job.is_done:
-                self._finish(key, job)
+            self._advanced(key, job, num_drafted)
         for key, job in self._probing:
             job.is_told = True
-            if job.is_done:
-                self._finish(key, job)
+            self._advanced(key, job, 0)
         self._in_pass, self._probing = [], []
         inbox, self._inbox = self._inbox, []
         for message in inbox:
@@ -182,10 +190,14 @@ class Replica:
         self._running = False
         self._wake()
 
-    def _finish(self, key: int, job: Job) -> None:
-        if self._jobs.get(key) is job:
+    def _advanced(self, key: int, job: Job, num_drafted: int) -> None:
+        """Unless it was withdrawn with another row of the pass."""
+        if self._jobs.get(key) is not job:
+            return
+        if job.is_done:
             del self._jobs[key]
-            job.round.finish(key)
+        if num_drafted or job.is_done:
+            job.round.advance(key, job)
 
     def _due(self) -> list[tuple[int, Job]]:
         budget, due = self.rules.prefill_tokens, []
@@ -200,6 +212,7 @@ class Replica:
         rows: Rows = []
         positions: Rows = []
         budget = self.rules.prefill_tokens
+        self._num_prefill = 0
         for key, job in self._in_order():
             missing, may_draft = job.missing, bool(job.draft.exits) and job.is_told
             rides = may_draft and missing <= self.rules.max_ride
@@ -207,6 +220,7 @@ class Replica:
             if not rides and chunk <= 0:
                 continue  # its probe is due, or the budget spent
             budget -= chunk
+            self._num_prefill += chunk
             drafts = rides or (may_draft and chunk == missing)
             self._in_pass.append((key, job, self._advance(job, chunk, drafts, rows, positions)))
         return rows, positions
@@ -216,12 +230,18 @@ class Replica:
         waiting = [(key, job) for key, job in self._jobs.items() if not job.round.is_ahead]
         drafting = [job for _, job in waiting if job.draft.exits]
         goals = {job.goal for job in drafting}
-        left = max((job.num_left for job in drafting), default=self.rules.branch_ahead)
+        left = max((job.num_left for job in drafting), default=self._unasked())
         self._branch_ahead = max(min(self.rules.branch_ahead, left), 1)
         if len(waiting) == len(self._jobs):
             return waiting
         ahead = [(key, job) for key, job in self._jobs.items() if job.round.is_ahead]
         return waiting + [(key, job) for key, job in ahead if not goals or job.goal in goals]
+
+    def _unasked(self) -> int:
+        """Tokens of branches where nobody waits: few where their leads are there, for better may soon be asked for."""
+        if not self._token_ms or any(isinstance(job, Lead) for job in self._jobs.values()):
+            return self.rules.branch_ahead
+        return int(self.rules.branch_ms / self._token_ms)
 
     def _advance(self, job: Job, chunk: int, drafts: bool, rows: Rows, positions: Rows) -> int:
         """Adds its part to the pass; how many tokens it drafts there."""
@@ -230,11 +250,12 @@ class Replica:
         if not drafts:
             self._run(0, goal, settled, settled[goal] + chunk, rows, positions)
             return 0
-        num = min(job.num_left, self._branch_ahead if job.round.is_ahead else self.rules.ahead)
+        most = self._branch_ahead + isinstance(job, Lead) if job.round.is_ahead else self.rules.ahead
+        num = min(job.num_left, most)
         for step in range(num):
             exit_ = job.draft.exits[job.done + step]
             self._run(step, exit_, settled, job.resident.base + job.done + step, rows, positions)
-        if chunk:  # the context goes to the last exit, wherever the first token left
+        if chunk or isinstance(job, Lead):  # what others read goes to the last exit, wherever the first token left
             self._run(0, goal, settled, job.resident.base + job.done - 1, rows, positions)
         return num
 

@@ -161,11 +161,12 @@ class Target:
         if rule is not None and self._drafting:
             self._drafting.open(admitted, rule)
 
-    def _plan(self, decoding: Sequence[Decoding]) -> Plan:
+    def _plan(self, decoding: Sequence[Decoding], overlap: str = "") -> Plan:
         if not decoding or self._drafting is None:
             return Plan(None, (0,) * len(decoding))
         views = tuple([sequence.view() for sequence in decoding])
-        return self._policy.plan(BatchView(views, sum(not sequence.generated for sequence in self._running)))
+        num_prefilling = sum(not sequence.generated for sequence in self._running)
+        return self._policy.plan(BatchView(views, num_prefilling, overlap))
 
     def _chunks(self) -> list[tuple[Decoding, int]]:
         """Prompt tokens for this turn, oldest sequence first."""
@@ -206,7 +207,8 @@ class Target:
         ms = (decode + chunks) * self._jitter()
         turn.begun = self._loop.now
         if self._drafting is not None:
-            ms += self._drafting.verifying(turn.decoding, turn.plan, turn.lengths, ms)
+            ending = [one for one, size in turn.chunks if one.computed + size == one.prompt_tokens]
+            ms += self._drafting.verifying(turn.decoding, turn.lengths, ms, ending)
         return ms
 
     def _commit(self, turn: Turn) -> None:
@@ -231,13 +233,16 @@ class Target:
             answered=drafts.answered,
             ahead=drafts.ahead,
         )
-        self._policy.observe(outcome)
-        if self._drafting is not None:
-            self._drafting.observe(outcome)
+        self._observe(outcome)
         self._count(outcome)
         self._ended = None if self.is_idle else now
         if not self.is_idle:
             self._begin()
+
+    def _observe(self, outcome: RoundOutcome) -> None:
+        self._policy.observe(outcome)
+        if self._drafting is not None:
+            self._drafting.observe(outcome)
 
     def _commit_row(self, turn: Turn, index: int) -> RowOutcome:
         sequence, block = turn.decoding[index], turn.drafts.blocks[index]

@@ -71,7 +71,7 @@ def _rules(plan: Plan) -> Iterator[DepthRule | None]:
 
 def order_of(request: AheadRequest, row: AheadRow) -> Order:
     """As what the row's branches come."""
-    return Order(row.context.depth or request.depth, row.length)
+    return Order(row.context.depth or request.depth, row.length, request.round_id)
 
 
 def places_of(request: AheadRequest, decoding: Sequence[Decoding], num_logits: Sequence[int]) -> list[int]:

@@ -79,7 +79,7 @@ class Lanes:
             waited=True,
             ended=clock(),
         )
-        return Lap(turn, record, planned=any(schedule.plan.lengths))
+        return Lap(turn, record, sum(map(bool, schedule.plan.lengths)), max(drafts.num_fed, default=0))
 
     def _take(self, schedule: Schedule) -> Drafts:
         """What came for the lane, as far as its rows are still there and pages reach; waits for it."""

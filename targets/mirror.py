@@ -24,7 +24,8 @@ from protocol.stats import MirrorStats
 from router import misses
 from router.confidence import Calibration
 from router.misses import Rates, worth_waiting
-from router.modes import Mode, Modes
+from router.mode_choice import Modes
+from router.modes import AHEAD, Mode
 from router.pipeline import Pipeline, Source, Window, fan_out
 from router.policy import Policy, granted
 from router.predict import SETTLED
@@ -38,7 +39,6 @@ from targets.step import Clock, Marks, Pass, Stepper, Turn
 from targets.timeline import Lap, RoundRecord, Timeline
 from targets.verify import num_accepted
 
-AHEAD = (Mode.MIRROR, Mode.HINTED)
 ENOUGH = 16  # tokens that confidence is calibrated by at a time
 
 
@@ -47,7 +47,7 @@ class MirrorConfig:
     """fan_out: branches of a sequence at most. kappa: early picks at each place at most; 0: no early exit.
 
     exit_layer: after how many layers the early picks are taken; None: half of them. modes: to choose from, by what
-    their rounds turn out to be worth (router/modes.py).
+    they promise (router/mode_choice.py).
     """
 
     fan_out: int = 8
@@ -127,8 +127,8 @@ class MirrorStepper(Stepper):
         record = lap.record
         self._num_rounds += bool(record.lengths)
         self._wait_ms += 1e3 * (record.marks.drafted - record.marks.planned)
-        if lap.planned and not record.num_prefill_tokens:
-            self._modes.observe(num_rows, record.num_committed, 1e3 * (record.ended - record.marks.began))
+        if played := lap.played:
+            self._modes.observe(num_rows, played)
         self.timeline.add(record)
         return lap.turn
 
@@ -175,7 +175,7 @@ class MirrorStepper(Stepper):
             waited=hand.waited,
             ended=self.clock(),
         )
-        return Lap(turn, record, planned=any(schedule.plan.lengths))
+        return Lap(turn, record, sum(map(bool, schedule.plan.lengths)), max(hand.drafts.num_fed, default=0))
 
     def resolve(self, schedule: Schedule) -> Hand:
         """Windows for the rows that are planned to have one, as far as fresh ones are worth the wait."""
@@ -238,7 +238,7 @@ class MirrorStepper(Stepper):
         self._pipeline.forget(sequence.id)
 
     def mode_rates(self, num_rows: int) -> dict[Mode, float]:
-        """Tokens per second by mode, of rounds of about so many rows."""
+        """Tokens per second that each mode is believed to commit, in rounds of about so many rows."""
         return self._modes.rates(num_rows)
 
     @property

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from router.modes import Mode
+from router.modes import Mode, Round
 from router.pipeline import Source
+from router.predict import SETTLED
 from targets.step import Marks, Turn
 
 MAX_ROUNDS = 1024
@@ -39,11 +40,34 @@ class RoundRecord:
 
 @dataclass(frozen=True, slots=True)
 class Lap:
-    """One step and how it went. planned: the policy wanted drafts."""
+    """One step and how it went. num_planned: rows that the policy wanted drafts for. num_fed: tokens of a context that
+    the pool was handed, at most.
+    """
 
     turn: Turn
     record: RoundRecord
-    planned: bool
+    num_planned: int
+    num_fed: int
+
+    @property
+    def played(self) -> Round | None:
+        """What it tells of its mode; None where nothing was wanted, a prompt rode along, or the pool caught up."""
+        record, marks = self.record, self.record.marks
+        if not self.num_planned or record.num_prefill_tokens or self.num_fed > SETTLED:
+            return None
+        waited = record.waited and record.mode is not Mode.LANES
+        runs = self.turn.runs[: len(record.lengths)]
+        return Round(
+            mode=record.mode,
+            lengths=record.lengths,
+            accepted=tuple(min(max(len(run.token_ids) - 1, 0), k) for run, k in zip(runs, record.lengths, strict=True)),
+            ms=1e3 * (record.ended - marks.began),
+            verify_ms=1e3 * (marks.verified - marks.drafted),
+            rest_ms=1e3 * (marks.planned - marks.began + record.ended - marks.verified),
+            draft_ms=1e3 * (marks.drafted - record.looked) if waited else None,
+            num_planned=self.num_planned,
+            num_hits=sum(source is not None for source in record.hits),
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import machine
-from bench.cells import PAGE, Cell
+from bench.cells import PAGE
 from bench.contended import draft
 from bench.corrections import Followed, choices_of, follow
 from bench.oracle_mirror import best_length
-from bench.simulated_mirror import main, recorded, slowed
+from bench.simulated_mirror import main
 from bench.simulated_oracle import speedups
 from drafters.client import LocalDraftClient
 from drafters.nested import NestedDrafter, Pick, load_nested
@@ -29,7 +28,6 @@ from router.law import Law
 from router.simulate_ahead import Choices
 from targets.model import TargetModel, load_target
 from tests.deployments.checkpoints import make_family
-from tests.router.curves import curves
 
 RUNNER_UP = 0.6
 SETTINGS = {"verify_ms": 20.0, "runner_up": RUNNER_UP, "max_tokens": 64}
@@ -86,26 +84,6 @@ def test_a_result_of_the_oracle_is_compared_cell_by_cell_and_saved(
     assert main(asked) == 1, "beyond what is asked"
     assert main(["--only-oracle", "--oracle", str(tmp_path / "none.json")]) == 2
     assert "is no result that can be read" in capsys.readouterr().err
-
-
-def test_a_result_of_mirror_is_read_setting_by_setting() -> None:
-    made = json.loads((machine.ROOT / "bench/results/mirror_slowed.json").read_text())
-    cells = recorded(made)
-    own = made["cells"][1]
-    depth, length = map(int, own["in_turn"].split("/"))
-    slow = own["token_ms"]
-    assert (Cell("fixed", 1, depth, length, own["temperature"]), slow, own["rates"]["in turn"]) in cells
-    assert (Cell("plain", 1, None, 0, own["temperature"]), slow, own["rates"]["plain"]) in cells
-    assert any(cell.mode in ("ahead", "mirror") and rate == own["rates"]["mirror"] for cell, _, rate in cells)
-
-
-def test_a_slowed_drafter_costs_at_least_what_it_sleeps() -> None:
-    told = curves()
-    slow = slowed(told, 0.2)
-    for rows, depth, length in ((1, 2, 1), (1, 2, 5), (8, 6, 3), (32, 2, 4)):
-        cost = max(told.draft_ms(rows, depth, length), 0.2 * length)
-        assert slow.draft_ms(rows, depth, length) == pytest.approx(cost)
-    assert slowed(told, 0.0) is told
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])

@@ -167,38 +167,29 @@ def foreign_server(greeting: bytes) -> Iterator[str]:
         thread.join()
 
 
-def test_whoever_connects_to_a_pool_and_is_no_target_is_hung_up_on(caplog: pytest.LogCaptureFixture) -> None:
-    pool = ScriptedPool()
-    host, _, port = pool.address.rpartition(":")
-    with socket.create_connection((host, int(port)), 10.0) as sock:
-        assert sock.recv(len(GREETING), socket.MSG_WAITALL) == GREETING
-        sock.sendall(b"GET / HTTP/1.1\r\n\r\n")
-        with suppress(ConnectionResetError):
-            assert sock.recv(100) == b""
-    assert "no greeting of this version" in caplog.text
+def test_a_request_that_does_not_fit_into_the_kernels_buffer_gets_there_while_its_answer_is_waited_for(
+    runner: LoopThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deployments.connection.BUFFER", 4096)
+    pool = ScriptedPool(delay_s=0.3)
+    rows = [(number, 0, 20_000) for number in range(100)]  # some 5 MB
+    with client(runner, Directory(pool), deadline_s=20.0) as drafts, client(runner, Directory(pool), "b") as other:
+        wait_until(lambda: drafts.replica and other.replica)
+        other.ask(request(1, (1, 0, 4), target="b"))
+        reply = drafts.draft(request(1, *rows))
+        assert reply is not None
+        assert len(reply.blocks) == 100
     pool.kill()
 
 
-def test_connections_are_bounded_and_one_that_ends_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("deployments.pool_server.MAX_STREAMS", 3)
-    pool = ScriptedPool()
-    host, _, port = pool.address.rpartition(":")
-
-    def greeting() -> tuple[socket.socket, bytes]:
-        sock = socket.create_connection((host, int(port)), 10.0)
-        with suppress(ConnectionResetError):
-            return sock, sock.recv(len(GREETING), socket.MSG_WAITALL)
-        return sock, b""
-
-    first = [greeting() for _ in range(4)]
-    assert [greeted for _, greeted in first] == [GREETING] * 3 + [b""]
-    first[0][0].close()
-    wait_until(lambda: len(pool.server._all) == 2)
-    again = greeting()
-    assert again[1] == GREETING
-    for sock, _ in (*first, again):
-        sock.close()
-    pool.kill()
+def test_an_idle_target_finds_a_dead_replica_behind_what_it_has_not_read(runner: LoopThread) -> None:
+    pool = ScriptedPool(delay_s=0.2)
+    with client(runner, Directory(pool), deadline_s=0.05) as drafts:
+        wait_until(lambda: drafts.replica)
+        assert drafts.draft(request(1, (1, 0, 4))) is None
+        wait_until(lambda: not pool.worker.busy)
+        pool.kill()
+        wait_until(lambda: drafts.replica is None, timeout=5.0)
 
 
 def test_a_link_that_is_given_up_while_it_connects_closes_its_socket(runner: LoopThread) -> None:

@@ -243,8 +243,8 @@ def ahead(round_id: int = 1) -> AheadRequest:
     return AheadRequest(TARGET, round_id, DEPTH, (AheadRow(request(1, (1, 0, 4), length=0).rows[0], (4, 5), 3, 4),))
 
 
-def branch(number: int = 0) -> Branch:
-    return Branch(1, 5, number, BranchSource.FULL, (1, 2, 3))
+def branch(number: int = 0, round_id: int = 1) -> Branch:
+    return Branch(1, 5, number, BranchSource.FULL, (1, 2, 3), round_id=round_id)
 
 
 def test_branches_of_another_incarnation_are_dropped(runner: LoopThread) -> None:
@@ -299,5 +299,5 @@ def test_the_newest_branches_are_kept_and_the_first_is_waited_for(runner: LoopTh
         drafts.ahead(ahead(1))
         assert [one.key for one in drafts.branches(10.0)] == list(range(5, MAX_BRANCHES + 5))
         drafts.ahead(ahead(2))
-        assert list(drafts.branches(10.0)) == [branch(7)]
+        assert list(drafts.branches(10.0)) == [branch(7, round_id=2)]
     pool.kill()

@@ -74,6 +74,7 @@ def reply(rng: random.Random) -> DraftReply:
 
 
 def branches(rng: random.Random) -> BranchReply:
+    round_id = rng.getrandbits(50)
     own = tuple(
         Branch(
             3,
@@ -84,10 +85,11 @@ def branches(rng: random.Random) -> BranchReply:
             tokens(rng),
             (single(rng),),
             rng.random() < 0.5,
+            round_id,
         )
         for source in BranchSource
     )
-    return BranchReply("target", rng.getrandbits(50), own, rng.randrange(5))
+    return BranchReply("target", round_id, own, rng.randrange(5))
 
 
 @pytest.mark.parametrize("make", [draft, ahead, hint, close])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from statistics import median
 
 import numpy as np
 import pytest
@@ -128,6 +129,45 @@ def test_a_probe_does_not_count_again_for_the_rule_that_drafted_its_tokens() -> 
     learned.tell(Probe(0, ((True,) * 9,) * 3, ((0.5,) * 9,) * 3), EXITS, 0, NEVER)
     assert learned.weight(0) == 0
     assert learned.weight(1) > 0
+
+
+def rounds_of(rng: random.Random, rate: float, batch: int) -> list[tuple[int, Window]]:
+    return [(row, window(rng, [rate] * LENGTH, 4)) for row in range(batch)]
+
+
+def believed(learned: Acceptance, seed: int, *played: tuple[int, float, int]) -> float:
+    """Of rule 0, after rounds of four rows. played: rule, rate and rounds."""
+    rng = random.Random(seed)
+    for rule, rate, count in played:
+        for _ in range(count):
+            learned.observe(rule, rounds_of(rng, rate, 4))
+    return float(learned.hazards(0)[0])
+
+
+def test_a_rule_that_was_played_for_a_hard_beginning_is_not_given_up_for_it() -> None:
+    """All exits are right in 0.5 of all cases at first, then in 0.88; the shallow one is played before that only."""
+    rounds = ((0, 0.5, 4), (1, 0.5, 2), (1, 0.88, 20))
+    doubting = [believed(model(), seed, *rounds) for seed in range(20)]
+    stubborn = [believed(model(doubt=0.0, kin_tokens=4.0), seed, *rounds) for seed in range(20)]
+    assert median(doubting) > max(0.68, median(stubborn) + 0.08)
+
+
+def test_a_rule_that_is_worse_in_the_same_text_stays_known_for_it() -> None:
+    rounds = ((1, 0.88, 20), (0, 0.3, 10), (1, 0.88, 20))
+    assert median(believed(model(), seed, *rounds) for seed in range(20)) < 0.62
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_evidence_fades_by_rounds_however_many_are_told_of_at_once(seed: int) -> None:
+    rng = random.Random(seed)
+    each, three = model(alarm=100.0), model(alarm=100.0)
+    for rate, count in ((0.85, 40), (0.4, 8)):
+        for _ in range(count):
+            rounds = [rounds_of(rng, rate, 8) for _ in range(3)]
+            for one in rounds:
+                each.observe(0, one)
+            three.observe(0, [row for one in rounds for row in one])
+    assert float(three.hazards(0)[0]) == pytest.approx(float(each.hazards(0)[0]), abs=0.03)
 
 
 @pytest.mark.parametrize("batch", [1, 8])

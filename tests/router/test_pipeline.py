@@ -229,7 +229,9 @@ def test_branches_are_awaited_from_when_they_are_asked_for_until_the_first_part_
     assert pipeline.awaits(1)
     pipeline.take([branch(1, (7, 8), (4,))])  # fenced off
     assert pipeline.awaits(1)
-    pipeline.take([replace(branch(1, (7, 8, 1), (4,)), goes_on=True)])
+    pipeline.take([replace(branch(1, (7, 8, 1), (4,)), round_id=ORDER.round_id - 1)])
+    assert pipeline.awaits(1), "that one was late"
+    pipeline.take([replace(branch(1, (7, 8, 2), (4,)), goes_on=True)])
     assert not pipeline.awaits(1)
     pipeline.resolve(1, (7, 8, 1))
     assert not pipeline.awaits(1)

@@ -19,7 +19,8 @@ from protocol.draft import DraftReply, DraftRequest
 from protocol.plan import BatchView, Plan
 from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules, TokenRun
 from router.goodput import Goodput, GoodputConfig
-from router.modes import Mode, Modes
+from router.mode_choice import Modes
+from router.modes import Mode, Round
 from router.policy import Fixed
 from targets.engine import Engine
 from targets.mirror import MirrorConfig, MirrorStepper
@@ -43,11 +44,15 @@ class Tossed(Modes):
     def __init__(self, seed: int) -> None:
         super().__init__()
         self.rng, self.mode = random.Random(seed), Mode.LANES
+        self.told: list[Round] = []
 
     def choose(self, num_rows: int) -> Mode:
         if self.rng.random() < 0.3:
             self.mode = self.rng.choice(list(Mode))
         return self.mode if num_rows > 1 else Mode.SERIAL
+
+    def observe(self, num_rows: int, played: Round) -> None:
+        self.told.append(played)
 
 
 class Fickle(Collector):
@@ -84,14 +89,16 @@ def agree(collector: Collector, texts: dict[str, list[int]]) -> bool:
     )
 
 
-def toss(engine: Engine, seed: int) -> None:
+def toss(engine: Engine, seed: int) -> Tossed:
     assert isinstance(engine._stepper, MirrorStepper)
-    engine._stepper._modes = Tossed(seed)
+    engine._stepper._modes = tossed = Tossed(seed)
+    return tossed
 
 
-def records(engine: Engine, mode: Mode = Mode.LANES) -> list[RoundRecord]:
+def records(engine: Engine, mode: Mode | None = Mode.LANES) -> list[RoundRecord]:
+    """mode: None: of all."""
     assert engine.timeline is not None
-    return [record for record in engine.timeline.last() if record.mode is mode]
+    return [record for record in engine.timeline.last() if mode is None or record.mode is mode]
 
 
 @pytest.mark.parametrize("seed", range(16))
@@ -235,6 +242,27 @@ def test_lanes_alternate_and_each_is_asked_for_once_while_the_other_is_verified(
     assert stats.num_lanes >= len(rounds) - 2
     in_turn = [record for record in records(engine, Mode.SERIAL) if record.lengths]
     assert len(records(engine)) == stats.num_rounds - len(in_turn) > stats.num_lanes
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_modes_are_told_what_rounds_took_and_brought(load: LoadTarget, drafter: Decoder, seed: int) -> None:
+    engine = engine_of(load, Connect(drafter)(), Fixed(SHALLOW, 3), LANES)
+    told = toss(engine, seed).told
+    run_all(engine, even_requests(4))
+    whole = [record for record in records(engine, None) if sum(record.lengths) and not record.num_prefill_tokens]
+    by_lengths = {(one.mode, one.lengths, one.ms): one for one in told}
+    for record in whole:
+        marks = record.marks
+        one = by_lengths.get((record.mode, record.lengths, 1e3 * (record.ended - marks.began)))
+        if one is None:  # the pool was catching up
+            continue
+        assert len(record.lengths) + sum(one.accepted) >= record.num_committed
+        assert one.verify_ms + one.rest_ms + 1e3 * (marks.drafted - marks.planned) == pytest.approx(one.ms)
+        assert one.num_hits == sum(source is not None for source in record.hits) <= one.num_planned
+        assert (one.draft_ms is not None) is (record.waited and record.mode is not Mode.LANES)
+    assert {one.mode for one in told} == set(Mode)
+    assert any(one.num_hits for one in told)
+    assert len(told) > len(whole) / 2
 
 
 def test_half_of_the_batch_is_planned_at_a_time_and_every_draft_is_accepted_as_it_was_made(

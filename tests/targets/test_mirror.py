@@ -45,7 +45,7 @@ def test_the_text_is_the_plain_loops_over_a_link_that_loses_delays_doubles_and_r
     assert has_given_back(engine)
     stats = engine.stats().mirror
     assert stats is not None
-    assert min(stats.num_branches, stats.num_fenced) > 0
+    assert min(stats.num_branches, stats.num_fenced) > 0 or Mode.SERIAL in modes
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
