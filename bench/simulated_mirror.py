@@ -236,8 +236,8 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fan-out", type=whole(1), default=8)
     parser.add_argument("--kappa", type=whole(0), default=2)
     parser.add_argument("--learn", type=whole(0), default=3, help="runs before, of a target that chooses")
-    parser.add_argument("--profile", type=whole(1), default=7, help="sweeps of what passes cost (default: %(default)s)")
-    parser.add_argument("--seeds", type=whole(1), default=8, help="of simulated texts (default: %(default)s)")
+    parser.add_argument("--profile", type=whole(1), default=5, help="sweeps of what passes cost (default: %(default)s)")
+    parser.add_argument("--seeds", type=whole(1), default=4, help="of simulated texts (default: %(default)s)")
     parser.add_argument("--survey", type=whole(1), default=24, help="other prompts (default: %(default)s)")
     args = parser.parse_args(arguments)
     if args.only_oracle and not args.oracle:

@@ -60,7 +60,7 @@ class AcceptanceConfig:
     recent_half_life: float = 16.0
     own_half_life: float = 40.0
     prior: float = 0.65
-    per_layer: float = 0.12
+    per_layer: float = 0.06
     prior_tokens: float = 4.0
     lean: float = 6.0
     alarm: float = 3
@@ -128,17 +128,12 @@ class Acceptance:
     def drafted(self, rule: int) -> Floats:
         """[length]: share of the drafts that get as far as a position before they are stopped.
 
-        Where little was planned so far they go on being stopped as often as those of the best known rule, and its own
-        as often as at the position before.
+        Where none was planned so far they go on being stopped as often as at the position before.
         """
-        known = max(range(len(self._rules)), key=lambda number: float(self._rules[number].reached[0]))
-        usual = [1.0, *self.drafted(known).tolist()] if rule != known else None
-        state, lean = self._rules[rule], self.config.lean
+        state = self._rules[rule]
         shares, share, goes_on = [], 1.0, 1.0
-        for position, (drafted, planned) in enumerate(zip(state.drafted.tolist(), state.planned.tolist(), strict=True)):
-            if usual is not None:
-                goes_on = usual[position + 1] / usual[position]
-            goes_on = min((drafted + lean * goes_on) / (share * planned + lean), 1.0)
+        for drafted, planned in zip(state.drafted.tolist(), state.planned.tolist(), strict=True):
+            goes_on = min((drafted + self.config.lean * goes_on) / (share * planned + self.config.lean), 1.0)
             share *= goes_on
             shares.append(share)
         return np.asarray(shares)

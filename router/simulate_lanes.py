@@ -16,10 +16,11 @@ from typing import Any
 from protocol.outcome import RoundOutcome
 from protocol.plan import Plan
 from router.mode_choice import Modes
-from router.modes import Mode, Round
+from router.modes import AHEAD, Mode, Round
+from router.predict import SETTLED
 from router.simulate_drafting import Drafts
 from router.simulate_jobs import Decoding
-from router.simulate_mirror import AHEAD, MirrorDrafting
+from router.simulate_mirror import MirrorDrafting
 from router.simulate_target import Target, Turn
 
 
@@ -103,7 +104,8 @@ class MirrorTarget(Target):
 
     def _observe(self, outcome: RoundOutcome) -> None:
         super()._observe(outcome)
-        if any(outcome.plan.lengths) and not outcome.num_prefill_tokens:
+        catches_up = any(row.num_fed > SETTLED for row in outcome.rows)
+        if any(outcome.plan.lengths) and not outcome.num_prefill_tokens and not catches_up:
             self._modes.observe(self._num_rows, self._played(outcome))
 
     def _played(self, outcome: RoundOutcome) -> Round:

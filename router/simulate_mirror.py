@@ -21,7 +21,7 @@ from protocol.outcome import RoundOutcome, RowOutcome
 from protocol.plan import DepthRule, Plan
 from router import misses
 from router.misses import Rates, worth_waiting
-from router.modes import Mode
+from router.modes import AHEAD, Mode
 from router.pipeline import fan_out
 from router.predict import SETTLED
 from router.simulate_acceptance import NOTHING, Draft, Profile
@@ -29,8 +29,6 @@ from router.simulate_ahead import AheadRound, Choices, Luck, early_picks, guess_
 from router.simulate_drafting import Drafting, Drafts, Take, rule_of
 from router.simulate_jobs import RIGHT, Decoding, Flight, Outcome, Window
 from router.simulate_pool import Loop, Replica
-
-AHEAD = (Mode.MIRROR, Mode.HINTED)
 
 
 @dataclass(frozen=True, slots=True)

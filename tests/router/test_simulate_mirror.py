@@ -296,3 +296,19 @@ def test_the_first_window_behind_a_prompt_is_at_hand_once_windows_have_a_known_l
     target = SimulatedTarget("one", priced, lambda: Fixed(RULE, 3), flat(1.0), requests, overlap=LONE)
     first, *later = (one.last_ms - one.first_ms for one in simulate([target], WHOLE).targets[0].served)
     assert later == pytest.approx([first - 3 * 0.1 - LINK] * 3)
+
+
+@pytest.mark.parametrize(
+    ("batch", "rate", "length", "token_ms", "runner_up"),
+    [(1, 0.8, 4, 0.25, RUNNER_UP), (2, 0.3, 3, 0.4, 0.0), (8, 0.3, 3, 0.4, 0.0), (8, 0.8, 3, 0.05, RUNNER_UP)],
+)
+def test_a_target_that_chooses_its_mode_comes_close_to_the_best_one(
+    batch: int, rate: float, length: int, token_ms: float, runner_up: float
+) -> None:
+    def tokens_per_second(*modes: Mode) -> float:
+        rules = MirrorRules(modes=modes, choices=Choices(runner_up, ()))
+        return play(rules, rate, length, batch=batch, token_ms=token_ms, max_tokens=400).tokens_per_second
+
+    alone = {mode: tokens_per_second(mode) for mode in Mode}
+    assert tokens_per_second(*Mode) > 0.93 * max(alone.values())
+    assert min(alone.values()) < 0.9 * max(alone.values()), "there is something to choose"
