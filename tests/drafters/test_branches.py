@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from itertools import pairwise
 
 import pytest
@@ -92,6 +93,30 @@ def test_half_a_branch_is_handed_over_before_the_whole(llama: Decoder) -> None:
         assert [(len(part.tokens), part.goes_on) for part in own] == [(2, True), (4, True), (5, False)]
         assert all(longer.tokens[: len(part.tokens)] == part.tokens for part, longer in pairwise(own))
     assert len(one.replies[0].branches) == 4
+
+
+@pytest.mark.parametrize(("token_ms", "num_tokens"), [(0.01, [5, 4]), (0.2, [5, 2, 2]), (2.0, [5, 1, 1, 1, 1])])
+def test_what_is_left_behind_the_lead_is_drafted_in_passes_that_hold_up_nobody_for_long(
+    llama: Decoder, monkeypatch: pytest.MonkeyPatch, token_ms: float, num_tokens: list[int]
+) -> None:
+    one, taken = Verified(llama, PoolLimits(branch_ahead=4, branch_ms=0.5)), list[int]()
+    run = one.pool.drafter.run
+
+    def timed(rows: Sequence[PassRow]) -> list[list[Pick]]:
+        picks = run(rows)
+        taken.append(max(map(len, picks)))
+        one.pool.clock.now += 1e-3 * token_ms * taken[-1]
+        return picks
+
+    monkeypatch.setattr(one.pool.drafter, "run", timed)
+    one.pool.ask(row(2, text(9), 4))
+    for _ in range(20):  # until it knows how slow it is
+        one.pool.ask(row(2, [], 4, start=9))
+    taken.clear()
+    one.ahead(length=4)
+    one.pool.run()
+    assert taken == num_tokens
+    assert len(one.branches) == 5
 
 
 def test_only_so_many_branches_are_rolled_out_as_the_target_asked_for(llama: Decoder) -> None:
