@@ -217,7 +217,7 @@ class Acceptance:
             self._forget()
 
     def _doubt_others(self, rule: int, known: float, moved: float) -> None:
-        """What surprises of a rule that was known, by so many tokens, says that the text is another than others met."""
+        """A rule that was known, by so many tokens, and now does better or worse: the text is not what others met."""
         config = self.config
         doubt = config.doubt * known / (known + config.kin_tokens)
         self._fade_others(rule, math.exp(-doubt * max(abs(math.log(moved)) - config.steady, 0.0)))
