@@ -50,6 +50,22 @@ class Curves:
     alone: CostCurves
     contended: CostCurves
 
+    @property
+    def target_beside(self) -> float:
+        """How many times longer the target's passes take while the pool works."""
+        return longer(self.contended.target.verify, self.alone.target.verify)
+
+    @property
+    def pool_beside(self) -> float:
+        assert self.contended.drafter is not None, "there is a pool"
+        assert self.alone.drafter is not None, "there is a pool"
+        return longer(self.contended.drafter.draft, self.alone.drafter.draft)
+
+
+def longer(contended: Curve, alone: Curve) -> float:
+    """The median, for single points are noisy; never less than 1."""
+    return max(median(ms / own for ms, own in zip(contended.ms, alone.ms, strict=True)), 1.0)
+
 
 def measured(
     model: TargetModel, subject: Subject, link: LinkThread, cores: Sequence[int], num_rows: int, repeat: int

@@ -103,12 +103,18 @@ def foretold(
 def _played(
     known: Known, cell: Cell, token_ms: float, policy: Policy, requests: Sequence[Request], seed: int
 ) -> TargetReport:
-    overlap = known.overlap(cell)
-    curves = slowed(known.curves.contended if overlap else known.curves.alone, token_ms)
     target = SimulatedTarget(
-        cell.mode, curves, lambda: policy, known.profile(cell), requests, cell.batch, overlap=overlap
+        cell.mode,
+        slowed(known.curves.alone, token_ms),
+        lambda: policy,
+        known.profile(cell),
+        requests,
+        cell.batch,
+        overlap=known.overlap(cell),
+        beside=known.curves.target_beside,
     )
-    return simulate([target], SimulatedPool() if cell.speculates else None, seed).targets[0]
+    pool = SimulatedPool(beside=known.curves.pool_beside)
+    return simulate([target], pool if cell.speculates else None, seed).targets[0]
 
 
 def arrivals(groups: Groups, max_tokens: int, seed: int) -> list[Request]:

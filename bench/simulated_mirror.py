@@ -164,8 +164,8 @@ def compare(paths: Sequence[Path], args: argparse.Namespace) -> tuple[list[Compa
 
 
 def told(known: Known) -> dict[str, Any]:
-    """In ms: a pass over one token and over five, a drafted token of one row and of fan_out, the link; and the shares
-    of texts, of the first exit.
+    """In ms: a pass over one token and over five, a drafted token of one row and of fan_out, the link; how many times
+    longer passes take beside a busy neighbour; and the shares of texts, of the first exit.
     """
     depth, curves = known.exits[0], {"alone": known.curves.alone, "contended": known.curves.contended}
     costs = {
@@ -177,7 +177,9 @@ def told(known: Known) -> dict[str, Any]:
         }
         for name, own in curves.items()
     }
-    return costs | {f"temperature {t:g}": asdict(choices_of(own, 0, known.kappa)) for t, own in known.texts.items()}
+    beside = {"target": known.curves.target_beside, "pool": known.curves.pool_beside}
+    shares = {f"temperature {own:g}": asdict(choices_of(texts, 0, known.kappa)) for own, texts in known.texts.items()}
+    return costs | {"beside": beside} | shares
 
 
 def report(compared: Sequence[Compared], told: dict[str, Any], args: argparse.Namespace) -> dict[str, Any]:

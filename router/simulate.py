@@ -36,8 +36,8 @@ Overlap = MirrorRules | None  # None: drafts and verifies in turn
 class SimulatedTarget:
     """policy: makes one for this run. requests: in order of arrival. shares_device: drafts are made in its own process,
     in turn with its passes and without a link. deadline_ms: for a draft. fate: of a request's text, drawn from the
-    profile by its seed or known otherwise. overlap: of drafting and verifying. Raises ConfigError for
-    overlap on one device.
+    profile by its seed or known otherwise. overlap: of drafting and verifying. beside: how many times longer its passes
+    take while its draft replica is busy. Raises ConfigError for overlap on one device.
     """
 
     name: str
@@ -51,6 +51,7 @@ class SimulatedTarget:
     deadline_ms: float = math.inf
     fate: Callable[[Request], Fate] = lucky
     overlap: Overlap = None
+    beside: float = 1.0
 
     def __post_init__(self) -> None:
         if self.overlap is not None and self.shares_device:
@@ -59,8 +60,11 @@ class SimulatedTarget:
 
 @dataclass(frozen=True, slots=True)
 class SimulatedPool:
+    """beside: how many times longer passes take while a target of the replica is busy."""
+
     num_replicas: int = 1
     rules: PoolRules = field(default_factory=PoolRules)
+    beside: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +271,8 @@ def _replicas(loop: Loop, targets: Sequence[SimulatedTarget], pool: SimulatedPoo
         raise ConfigError("the targets' acceptance names different exits, but one pool drafts for them all")
     curves = next((one.curves for one in targets if one.curves.drafter), targets[0].curves)
     tables = PoolTables(curves, exits)
-    return [Replica(loop, Device(loop), tables, len(exits), pool.rules, jitter) for _ in range(pool.num_replicas)]
+    devices = [Device(loop, pool.beside) for _ in range(pool.num_replicas)]
+    return [Replica(loop, device, tables, len(exits), pool.rules, jitter) for device in devices]
 
 
 def _targets(
@@ -280,9 +285,12 @@ def _targets(
     for index, target in enumerate(targets):
         replica = replicas[places[index]] if replicas else None
         drafting = _drafting(loop, target, replica, keys) if replica is not None else None
-        device = Device(loop)
+        device = Device(loop, target.beside)
         if replica is not None and target.shares_device:
             device, replica.eager = replica.device, False
+        elif replica is not None:
+            device.neighbours.append(replica.device)
+            replica.device.neighbours.append(device)
         read = tables.setdefault(id(target.curves), TargetTables(target.curves))
         limits = (target.max_batch, target.prefill_chunk)
         told = (loop, device, drafting, target.policy(), read, limits, jitter, keys, target.fate)

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from heapq import heappop, heappush
 
 from router.simulate_acceptance import NOTHING
@@ -46,15 +47,38 @@ class Loop:
 
 
 class Device:
-    """Does one thing at a time, in the order of asking. `begin` says how long it takes, when its turn comes."""
+    """Does one thing at a time, in the order of asking. `begin` says how long it takes, when its turn comes; it takes
+    `beside` times as long while one of the neighbours is busy: cores share caches and memory.
+    """
 
-    __slots__ = ("_busy", "_loop", "_queue", "busy_ms")
+    __slots__ = (
+        "_began",
+        "_beside",
+        "_busy",
+        "_done",
+        "_left",
+        "_loop",
+        "_number",
+        "_pace",
+        "_queue",
+        "_since",
+        "busy_ms",
+        "neighbours",
+    )
 
-    def __init__(self, loop: Loop) -> None:
+    def __init__(self, loop: Loop, beside: float = 1.0) -> None:
+        self.neighbours: list[Device] = []
+        self.busy_ms = 0.0
+        self._beside = beside
         self._loop = loop
         self._queue: deque[tuple[Callable[[], float], Call]] = deque()
         self._busy = False
-        self.busy_ms = 0.0
+        self._began = 0.0
+        self._done: Call = lambda: None
+        self._left = 0.0  # of what is running, in ms by itself
+        self._since = 0.0  # it runs at this pace, and so much was left
+        self._pace = 1.0
+        self._number = 0  # of the latest forecast of its end
 
     def ask(self, begin: Callable[[], float], done: Call) -> None:
         self._queue.append((begin, done))
@@ -62,17 +86,38 @@ class Device:
             self._next()
 
     def _next(self) -> None:
-        self._busy = True
-        begin, done = self._queue.popleft()
-        ms = begin()
-        self.busy_ms += ms
-        self._loop.at(self._loop.now + ms, lambda: self._end(done))
+        begin, self._done = self._queue.popleft()
+        self._busy, self._began, self._left, self._pace = True, self._loop.now, begin(), self._own_pace
+        self._run_on()
+        self._tell()
 
-    def _end(self, done: Call) -> None:
-        done()
+    @property
+    def _own_pace(self) -> float:
+        return self._beside if any(one._busy for one in self.neighbours) else 1.0
+
+    def _run_on(self) -> None:
+        """As fast as the neighbours let it, from now on."""
+        self._since = self._loop.now
+        self._number += 1
+        self._loop.at(self._since + self._left * self._pace, partial(self._end, self._number))
+
+    def _tell(self) -> None:
+        for one in self.neighbours:
+            if one._busy and one._pace != one._own_pace:
+                one._left -= (self._loop.now - one._since) / one._pace
+                one._pace = one._own_pace
+                one._run_on()
+
+    def _end(self, number: int) -> None:
+        if number != self._number:
+            return
+        self.busy_ms += self._loop.now - self._began
+        self._done()
         self._busy = False
         if self._queue:
             self._next()
+        else:
+            self._tell()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +159,7 @@ class Replica:
         self._probed = False
         self._branch_ahead = rules.branch_ahead  # tokens of a row that nobody waits for, in the pass that is running
         self._token_ms = 0.0  # of a pass, for each token that it makes of a row: a running mean
-        self._pass_ms = 0.0
+        self._began = 0.0  # the pass that is running
         self._num_prefill = 0  # positions of the pass that is running, from its budget
         self._running = False
         self._inbox: list[Call] = []  # came during a pass
@@ -163,20 +208,20 @@ class Replica:
             ms = self._probe(probing)
         else:
             return 0.0  # all that was asked for was withdrawn while the device was busy
-        ms *= self._jitter()
-        self._pass_ms = ms
-        self.busy_ms += ms
+        self._began = self._loop.now
         self.num_passes += 1
         self.num_rows += len(self._in_pass) or len(self._probing)
         for job in (*(job for _, job, _ in self._in_pass), *(job for _, job in self._probing)):
             if job.round.began is None:
                 job.round.began = self._loop.now
-        return ms
+        return ms * self._jitter()
 
     def _end(self) -> None:
+        pass_ms = self._loop.now - self._began
+        self.busy_ms += pass_ms
         num_tokens = max((num_drafted for _, _, num_drafted in self._in_pass), default=0)
         if num_tokens and not self._num_prefill:
-            self._token_ms += PACE * (self._pass_ms / num_tokens - self._token_ms)
+            self._token_ms += PACE * (pass_ms / num_tokens - self._token_ms)
         for key, job, num_drafted in self._in_pass:
             job.done += num_drafted
             self._advanced(key, job, num_drafted)

@@ -160,7 +160,7 @@ class MirrorStepper(Stepper):
         self._calibrate(hand.drafts.blocks, picked.picks)
         self._rate(schedule, hand, picked, marks, turn)
         self._drafted = any(block and block.tokens for block in hand.drafts.blocks)
-        self._length = max(schedule.plan.lengths, default=self._length)
+        self._length = max(self._length - 1, *schedule.plan.lengths, 0)
         record = RoundRecord(
             round_id=self._pool.round_id,
             mode=mode if mode in AHEAD else Mode.SERIAL,

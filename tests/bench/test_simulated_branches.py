@@ -41,7 +41,8 @@ MANY = 32  # branches: all there are
 @dataclass(frozen=True, slots=True)
 class Course:
     """A window of so many tokens, branches of such a length; `num_passes` later the next message, whose window is what
-    came behind the outcome by then.
+    came behind the outcome by then, or the first `taken` tokens of it; `again`: how long
+    branches are wanted then.
     """
 
     window: int
@@ -49,6 +50,8 @@ class Course:
     branch_ahead: int
     num_passes: int
     accepted: int
+    taken: int
+    again: int
 
     @property
     def is_full(self) -> bool:
@@ -60,6 +63,7 @@ class Pass:
     """told: where the window is left, whether for the drafter's own token, and how many tokens there are behind."""
 
     num_rows: int
+    num_drafted: int
     told: list[tuple[int, bool, int]] = field(default_factory=list)
 
 
@@ -90,7 +94,7 @@ class RealPool:
         while len(passes) < num_passes and (stats := self.worker.step()) is not None:
             branches = [branch for reply in self.replies for branch in reply.branches]
             self.replies.clear()
-            passes.append(Pass(stats.num_rows, sorted(map(self._told, branches))))
+            passes.append(Pass(stats.num_rows, sum(stats.num_exited), sorted(map(self._told, branches))))
         return passes
 
     def second_choice(self, tokens: Sequence[int]) -> int:
@@ -116,7 +120,7 @@ def real(family: Path, course: Course) -> tuple[list[Pass], list[Pass]]:
     before = pool.run(course.num_passes)
     second = pool.second_choice([*TEXT, *guesses[:right]])
     pool.text += [*guesses[:right], guesses[right] if course.is_full else second]
-    pool.ahead(pool.latest[right, course.is_full], course.length)
+    pool.ahead(pool.latest[right, course.is_full][: course.taken], course.again)
     return before, pool.run(100)
 
 
@@ -134,7 +138,7 @@ class Watched(Replica):
 
     def _begin(self) -> float:
         ms = super()._begin()
-        self.passes.append(Pass(len(self._in_pass)))
+        self.passes.append(Pass(len(self._in_pass), sum(number for _, _, number in self._in_pass)))
         if len(self.passes) == self.num_before:
             self.tell(self.message)
         return ms
@@ -148,7 +152,7 @@ def simulated(course: Course) -> tuple[list[Pass], list[Pass]]:
     sequence.generated = 1
     resident = sequence.held(len(EXITS), base)
     resident.settled = [base + course.window] * len(EXITS)
-    first = _flight(sequence, course, course.window, course.accepted)
+    first = _flight(sequence, course.length, course.window, course.accepted)
 
     def arrived(flight: Flight, outcome: Outcome, window: Window) -> None:
         is_full = window.source is Source.FULL
@@ -156,30 +160,30 @@ def simulated(course: Course) -> tuple[list[Pass], list[Pass]]:
         flight.take(outcome, window)
 
     def next_message() -> None:
-        came = first.came[course.accepted, RIGHT]
+        came = first.came[course.accepted, RIGHT].first(course.taken)
         sequence.generated += course.accepted + 1
-        second = _flight(sequence, course, len(came.draft.exits), len(came.draft.exits), came)
+        second = _flight(sequence, course.again, len(came.draft.exits), len(came.draft.exits), came)
         AheadRound(pool, EXITS, [second], keys, arrived).begin()
 
     pool.message = next_message
     AheadRound(pool, EXITS, [first], keys, arrived).begin()
     loop.run()
-    made = [Pass(one.num_rows, sorted(one.told)) for one in pool.passes]
+    made = [Pass(one.num_rows, one.num_drafted, sorted(one.told)) for one in pool.passes]
     return made[: course.num_passes], made[course.num_passes :]
 
 
-def _flight(sequence: Decoding, course: Course, window: int, num_right: int, came: Window | None = None) -> Flight:
+def _flight(sequence: Decoding, length: int, window: int, num_right: int, came: Window | None = None) -> Flight:
     right = [at < num_right for at in range(window)] + [num_right == window]
     guesses = [Guess(RIGHT if own else WRONG, 0.6, SECOND if own else RIGHT) for own in right]
     fresh = Window(Draft([0] * window, [0.6] * window, num_right), RULE, window, 0, in_place=True)
-    behind = Draft([0] * course.length, [1.0] * course.length, course.length)
+    behind = Draft([0] * length, [1.0] * length, length)
     return Flight(
         sequence,
         sequence.num_tokens,
         sequence.generated,
         came or fresh,
         window,
-        course.length,
+        length,
         0.0,
         MANY,
         TABLE,
@@ -195,7 +199,7 @@ def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 COURSES = [
-    Course(window, length, branch_ahead, num_passes, accepted)
+    Course(window, length, branch_ahead, num_passes, accepted, taken, min(again, length))
     for window, length, branch_ahead, num_passes, accepted in (
         (3, 5, 2, 1, 3),
         (3, 5, 2, 2, 3),
@@ -207,6 +211,7 @@ COURSES = [
         (4, 6, 4, 1, 2),
         (1, 6, 4, 2, 1),
     )
+    for taken, again in ((1, 1), (1, 8), (8, 8))
 ]
 
 

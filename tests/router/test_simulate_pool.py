@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from functools import partial
 
 import pytest
 
@@ -194,3 +195,51 @@ def test_prices_are_read_off_the_curves() -> None:
     sizes = [rng.randint(1, 300) for _ in range(5)]
     chunks = [tables.chunk_ms(sum(sizes[:i]), sum(sizes[: i + 1])) for i in range(5)]
     assert tables.fixed_ms + sum(chunks) == pytest.approx(one.prefill_ms(sum(sizes)))
+
+
+def test_a_device_is_slower_for_as_long_as_its_neighbour_is_busy() -> None:
+    """10 ms of work, 4 ms of which pass beside the other's, at half the pace; that takes 3 ms by itself."""
+    loop, ended = Loop(), {}
+    one, other = Device(loop, beside=2.0), Device(loop, beside=4 / 3)
+    one.neighbours.append(other)
+    other.neighbours.append(one)
+    one.ask(lambda: 10.0, lambda: ended.update(one=loop.now))
+    loop.at(5.0, lambda: other.ask(lambda: 3.0, lambda: ended.update(other=loop.now)))
+    loop.run()
+    assert ended == {"other": pytest.approx(9.0), "one": pytest.approx(12.0)}
+    assert (one.busy_ms, other.busy_ms) == pytest.approx((12.0, 4.0))
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_two_neighbours_take_what_small_steps_of_time_say(seed: int) -> None:
+    rng, beside = random.Random(seed), (1.5, 2.5)
+    work = [[(4.0 * at + rng.uniform(0, 2), rng.uniform(0.5, 4)) for at in range(8)] for _ in beside]
+    loop = Loop()
+    ends: tuple[list[float], list[float]] = ([], [])
+    devices = [Device(loop, own) for own in beside]
+    for number, (device, own) in enumerate(zip(devices, work, strict=True)):
+        device.neighbours.append(devices[1 - number])
+        for at, ms in own:
+            loop.at(at, partial(device.ask, partial(float, ms), partial(_note, ends[number], loop)))
+    loop.run()
+    for found, expected in zip(ends, in_steps(work, beside, step=1e-3), strict=True):
+        assert found == pytest.approx(expected, abs=0.05)
+
+
+def _note(ends: list[float], loop: Loop) -> None:
+    ends.append(loop.now)
+
+
+def in_steps(work: list[list[tuple[float, float]]], beside: tuple[float, float], step: float) -> list[list[float]]:
+    """When each piece of work of two neighbours ends, its own time and its milliseconds given."""
+    left, ends, now = [list(own) for own in work], [[], []], 0.0
+    while any(left):
+        busy = [bool(own) and own[0][0] <= now for own in left]
+        now += step
+        for number, own in enumerate(left):
+            if busy[number]:
+                at, ms = own[0]
+                ms -= step / (beside[number] if busy[1 - number] else 1.0)
+                own[:1] = [(at, ms)] if ms > 0 else []
+                ends[number] += [] if ms > 0 else [now]
+    return ends
