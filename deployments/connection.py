@@ -13,6 +13,7 @@ import struct
 import threading
 from collections import deque
 from contextlib import suppress
+from dataclasses import dataclass
 
 GREETING = b"draftpool link 1\n"
 HEADER = struct.Struct("!I")
@@ -23,6 +24,15 @@ BUFFER = 1 << 20  # bytes that the kernel is asked to hold each way
 
 # A dead machine sends no reset: probes find it, and the draft deadline covers the seconds until then.
 KEEPALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 13_000))
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(self.sent_bytes + other.sent_bytes, self.received_bytes + other.received_bytes)
 
 
 class Connection:
@@ -41,6 +51,7 @@ class Connection:
         self._sending = threading.Lock()
         self._backlog: deque[memoryview] = deque()
         self._received = bytearray()
+        self._num_sent = self._num_received = 0
         self._poll, self._end = select.poll(), select.poll()
         self._end.register(sock, getattr(select, "POLLRDHUP", 0))
 
@@ -84,7 +95,13 @@ class Connection:
         if not chunk:
             raise EOFError("the other side has closed the connection")
         self._received += chunk
+        self._num_received += len(chunk)
         return self._messages()
+
+    @property
+    def traffic(self) -> Traffic:
+        """So far, greetings left out."""
+        return Traffic(self._num_sent, self._num_received)
 
     def greeted(self) -> bool:
         """Whether the other side's greeting has come whole, which is taken off. Raises as `receive`, and ValueError for
@@ -125,6 +142,7 @@ class Connection:
         try:
             while self._backlog:
                 sent = self._socket.send(self._backlog[0])
+                self._num_sent += sent
                 if sent < len(self._backlog[0]):
                     self._backlog[0] = self._backlog[0][sent:]
                 else:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from deployments.connection import GREETING, Connection
+from deployments.connection import GREETING, Connection, Traffic
 from deployments.discovery import PoolMember
 from protocol.wire import PoolMessage, TargetMessage, decode_pool, encode_target
 
@@ -67,6 +67,10 @@ class Link:
             if not self.open:
                 self._connection.close()
             self._reading.release()
+
+    @property
+    def traffic(self) -> Traffic:
+        return self._connection.traffic
 
     def check(self) -> None:
         """For while nobody reads: sends on what was kept, and ends the link if the replica is gone."""

@@ -110,7 +110,7 @@ class TargetReplica:
         }
 
     async def stats(self) -> dict[str, Any]:
-        return told(self._engine.stats())
+        return told(self._engine.stats(), self._client.traffic if self._client else None)
 
     async def trace(self, num_rounds: int) -> Track:
         """The last rounds; none where nothing is drafted ahead."""

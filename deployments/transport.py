@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from deployments.backoff import Ask, Backoff
+from deployments.connection import Traffic
 from deployments.discovery import Discover, Need, PoolMember, choose
 from deployments.link import Link, connect
 from protocol.branch import AheadRequest, Branch, BranchReply, ExitHint
@@ -120,6 +121,7 @@ class LinkedDraftClient:
         self._asked: Round | None = None  # and not yet waited for
         self._branches: deque[Branch] = deque(maxlen=MAX_BRANCHES)
         self._switching = threading.Lock()
+        self._past = Traffic()  # of links that have ended
         self._loop: asyncio.AbstractEventLoop | None = None
         self._avoid: dict[str, float] = {}
         self._lost = asyncio.Event()
@@ -137,6 +139,13 @@ class LinkedDraftClient:
         """What the draft replica in use told of itself when it was chosen."""
         link = self._link
         return link.member if link else None
+
+    @property
+    def traffic(self) -> Traffic:
+        """With all draft replicas so far."""
+        with self._switching:
+            link = self._link
+            return self._past + link.traffic if link else self._past
 
     async def start(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -237,6 +246,7 @@ class LinkedDraftClient:
         """On whichever thread finds it."""
         with self._switching:
             lost = self._link is link
+            self._past += link.traffic
             if lost:
                 self._link = None
                 self._leave_alone(link.member)

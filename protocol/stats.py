@@ -52,7 +52,8 @@ class MirrorStats:
     num_misses: outcomes that branches were asked for and none was behind. num_tokens: in the branches that came.
     num_fenced: branches that came late, twice or from elsewhere. num_waits: rounds that asked for a fresh draft.
     wait_ms: what rounds waited before they could verify. num_lanes: rounds of half a batch, with drafts that were asked
-    for while the other half was verified.
+    for while the other half was verified. hit_wait_ms, fresh_wait_ms: what rounds waited that had windows at hand and
+    asked for no fresh draft, and those that did.
     """
 
     num_rounds: int = 0
@@ -67,6 +68,10 @@ class MirrorStats:
     num_waits: int = 0
     wait_ms: float = 0.0
     num_lanes: int = 0
+    num_hit_rounds: int = 0
+    hit_wait_ms: float = 0.0
+    num_fresh_rounds: int = 0
+    fresh_wait_ms: float = 0.0
 
     @property
     def num_hits(self) -> int:

@@ -75,6 +75,18 @@ class Hand:
     waited: bool
 
 
+@dataclass(slots=True)
+class Waits:
+    """Of one kind of round."""
+
+    num: int = 0
+    ms: float = 0.0
+
+    def add(self, ms: float) -> None:
+        self.num += 1
+        self.ms += ms
+
+
 @dataclass(frozen=True, slots=True)
 class Picked:
     """early, hinted: when the early picks were there, and on their way; None in a pass without."""
@@ -117,6 +129,7 @@ class MirrorStepper(Stepper):
         self._fates: dict[int, tuple[list[float], list[bool]]] = {}  # by exit, not yet learned from
         self._num_rounds = self._num_waits = self._num_lanes = 0
         self._wait_ms = 0.0
+        self._hit_waits, self._fresh_waits = Waits(), Waits()
 
     def step(self) -> Turn:
         began = self.clock()
@@ -126,11 +139,18 @@ class MirrorStepper(Stepper):
         lap = self._half(began) if mode is Mode.LANES and self._drafts else self._whole(began, mode)
         record = lap.record
         self._num_rounds += bool(record.lengths)
-        self._wait_ms += 1e3 * (record.marks.drafted - record.marks.planned)
+        self._count_wait(record, 1e3 * (record.marks.drafted - record.marks.planned))
         if played := lap.played:
             self._modes.observe(num_rows, played)
         self.timeline.add(record)
         return lap.turn
+
+    def _count_wait(self, record: RoundRecord, wait_ms: float) -> None:
+        self._wait_ms += wait_ms
+        if record.waited:
+            self._fresh_waits.add(wait_ms)
+        elif any(record.hits):
+            self._hit_waits.add(wait_ms)
 
     @property
     def _drafts(self) -> bool:
@@ -257,6 +277,10 @@ class MirrorStepper(Stepper):
             num_waits=self._num_waits,
             wait_ms=self._wait_ms,
             num_lanes=self._num_lanes,
+            num_hit_rounds=self._hit_waits.num,
+            hit_wait_ms=self._hit_waits.ms,
+            num_fresh_rounds=self._fresh_waits.num,
+            fresh_wait_ms=self._fresh_waits.ms,
         )
 
     def _begin(self, schedule: Schedule, hand: Hand, ready: Pass) -> AheadRequest | None:
