@@ -27,7 +27,7 @@ from router.forecast import Forecast, follow
 from router.learner import Learner
 from router.predict import SETTLED, Predictor, tables
 from router.probing import Probing
-from router.trials import Trials
+from router.trials import Retries, Trials
 
 NEXT = 0.9  # acceptance of one more token, where all before it are
 TRIAL = 3  # tokens of a draft in a trial
@@ -87,6 +87,7 @@ class Goodput:
         self._least = [0.0] * len(config.rules)  # survival at which a draft is stopped
         self._outcomes: list[RoundOutcome] = []
         self._trials = Trials()
+        self._retries = Retries()
         self._cadence = Cadence(config.every)
         cost = 4 * float(self.predictor.tables.steps[-1][1].mean())
         self._probing = Probing(config.probe_share, config.probe_tokens, cost)
@@ -179,8 +180,10 @@ class Goodput:
         self.arms = tuple(arms)
         self._believed = max(arm.goodput for arm in arms)
         untried = self._untried(len(sequences))
-        self._looks = untried is not None
         chosen = untried or keep_or_switch(self.arm, self.arms, self.config.hysteresis, self.config.inertia)
+        if untried is None and chosen.rule is not None:
+            chosen = self._retry(chosen, view, odds, room)
+        self._looks = chosen is untried or chosen not in arms
         if chosen.rule is None and any(room):
             resting = self.arm is not None and self.arm.rule is None
             settled = view.num_prefilling <= len(sequences) // 4
@@ -221,6 +224,21 @@ class Goodput:
                 self._tried.add(key)
                 return arm
         return None
+
+    def _retry(self, chosen: Arm, view: BatchView, odds: Sequence[float], room: Sequence[int]) -> Arm:
+        """The choice, or now and then a rule that might beat it for all that is known: what is not played is soon
+        believed to be worse than it is.
+        """
+        if not self._retries.due(chosen.rule):
+            return chosen
+        room = [min(limit, 2 * TRIAL) for limit in room]
+        others = [rule for rule in range(len(self.config.rules)) if rule != chosen.rule]
+        arms = [self._best(view, rule, self.acceptance.hopeful(rule), odds, room) for rule in others]
+        hope = max(arms, key=lambda arm: arm.goodput, default=chosen)
+        if hope is chosen or hope.goodput <= chosen.goodput * (1 + self.config.inertia):
+            return chosen
+        self._retries.begin(hope.rule)
+        return hope
 
     def _hope(self, chosen: Arm, view: BatchView, odds: Sequence[float], room: Sequence[int], trust: float) -> Arm:
         """Off, unless a rule might beat it for all that is known: off brings no evidence, so it takes certainty."""

@@ -43,3 +43,28 @@ class Trials:
     def forget(self) -> None:
         """Other sequences come, maybe under the names of earlier ones."""
         self._known = frozenset()
+
+
+@dataclass(slots=True)
+class Retries:
+    """When to play a rule again that looks worse than the choice: rarer with every time that was in vain.
+
+    patience: decisions before a first one.
+    """
+
+    patience: int = 4
+    doublings: int = 5
+    _rested: int = 0
+    _failed: int = 0
+    _tried: int | None = None  # the rule of the last one, until the next decision has judged it
+
+    def due(self, chosen: int | None) -> bool:
+        """Told of the rule that a decision found best."""
+        if self._tried is not None:
+            self._failed = 0 if chosen == self._tried else self._failed + 1
+            self._tried = None
+        self._rested += 1
+        return self._rested > self.patience << min(self._failed, self.doublings)
+
+    def begin(self, rule: int | None) -> None:
+        self._rested, self._tried = 0, rule

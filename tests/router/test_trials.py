@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from router.trials import Trials
+from router.trials import Retries, Trials
 
 
 def rest(trials: Trials, num_rounds: int) -> None:
@@ -55,3 +55,13 @@ def test_drafting_on_the_evidence_gives_the_patience_back() -> None:
     trials.decide(drafts=True, hopes=False)
     assert not trials.trying
     assert rounds_until_due(trials, [0]) == 10
+
+
+def test_a_rule_is_retried_rarer_with_every_time_in_vain_and_soon_after_one_that_was_not() -> None:
+    retries, gaps = Retries(patience=4, doublings=3), []
+    for _ in range(5):
+        gaps.append(next(number for number in range(1, 100) if retries.due(0)))
+        retries.begin(1)
+    assert gaps == [5, 9, 17, 33, 33]
+    assert not retries.due(1)
+    assert next(number for number in range(2, 100) if retries.due(1)) == 5
