@@ -127,9 +127,7 @@ def _along(
     columns = order % length
     ranks = _ranks(columns, length)
     share = reach[columns]
-    alone = (1 - share) ** ranks  # chance that no row before this one gets there, so that it pays for the step itself
-    joins = steps[ranks + 1, columns] - steps[ranks, columns]
-    draft = np.cumsum(share * (alone * steps[1, columns] + (1 - alone) * joins))
+    draft = np.cumsum(share * (steps[ranks + 1, columns] - np.where(ranks > 0, steps[ranks, columns], 0.0)))
     rounds = draft + fixed(np.cumsum(share))
     expected = num_rows + np.cumsum(survival.reshape(-1)[order])
     chosen = int(np.argmax(expected / rounds))

@@ -56,21 +56,6 @@ def test_the_budget_is_the_best_of_all_budgets(seed: int) -> None:
     assert evaluate(made, rule, survival, chosen.lengths, 100).goodput == pytest.approx(chosen.goodput, rel=1e-3)
 
 
-@pytest.mark.parametrize("seed", range(10))
-def test_a_step_is_paid_for_whoever_of_a_batch_gets_there(seed: int) -> None:
-    """Drafts that are stopped early: what the budget says of drafting against the mean over drawn batches."""
-    rng = np.random.default_rng(seed)
-    rows, length, rule = int(rng.integers(1, 9)), 4, int(rng.integers(3))
-    made = predictor(length=length, layer=float(rng.uniform(0.02, 0.2)), row=float(rng.uniform(0, 0.02)), token=0.01)
-    reach = np.cumprod(np.concatenate([[1.0], rng.uniform(0.3, 0.95, length - 1)]))
-    chosen = best(made, rule, survivals(np.full(length, 0.97), [1.0] * rows, [length] * rows), 100, drafted=reach)
-    ends = 1 + (rng.random((4000, rows))[:, :, None] < reach[None, None, 1:]).sum(axis=2)
-    drafting = np.mean([made.draft_ms(rule, np.minimum(own, chosen.lengths).tolist()) for own in ends])
-    tokens = rows + sum(float(reach[:number].sum()) for number in chosen.lengths)
-    rest = verify_cost(rows, tokens, token=0.01)
-    assert chosen.round_ms - rest == pytest.approx(drafting, rel=0.03)
-
-
 def test_tokens_go_to_the_sequences_that_are_likelier_to_keep_them() -> None:
     survival = survivals(np.asarray([0.8] * 3), [0.5, 3.0], [3, 3])
     chosen = best(predictor(), 0, survival, context=100)
