@@ -42,7 +42,7 @@ from router.pipeline import fan_out
 
 RESULT = machine.ROOT / "bench/results/simulated_mirror.json"
 ASKED = 0.15  # median error
-TABLES = (MIRROR_RESULT, MIRROR_RESULT.with_stem("mirror_slowed"), BATCHES_RESULT)
+TABLES = (MIRROR_RESULT, BATCHES_RESULT)
 
 Foretell = Callable[[Cell, float], Foretold]  # of a cell and milliseconds that a drafted token takes at least
 

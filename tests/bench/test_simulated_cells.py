@@ -105,7 +105,7 @@ def test_a_target_that_chooses_comes_close_to_the_better_of_ahead_and_in_turn_on
 
 
 def test_a_cell_of_mirror_is_set_beside_what_is_foretold_number_by_number() -> None:
-    made = json.loads((machine.ROOT / "bench/results/mirror_slowed.json").read_text())
+    made = json.loads((machine.ROOT / "bench/results/mirror.json").read_text())
     cell, own = made["cells"][1] | {"temperature": 0.0}, known(0.8, 0.8)
     compared = list(of_mirror(cell, lambda at, token_ms: told(own, at.mode, at.length, token_ms, num_seeds=1)))
     by_table: dict[str, list[Compared]] = {}
