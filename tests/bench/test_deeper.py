@@ -51,7 +51,7 @@ def test_the_deepest_exit_is_found_where_it_wins(family: Path, workload: Workloa
     made = case(family, workload, CHEAP, 96)
     assert made["deepest_wins"]
     assert made["identical"] == 1.0
-    assert made["share_at_deepest"] > 0.8
+    assert made["share_at_deepest"] > 0.65  # others are tried now and then
     assert made["over_best_fixed"]["median"] > 0.4  # it has hardly begun to know what confidence is worth
     (chosen,) = [row for row in made["plan"] if row["chosen"]]
     assert chosen["arm"] == "depth 4"

@@ -71,4 +71,4 @@ def test_a_hint_has_the_picks_of_the_rows_that_were_asked_for() -> None:
     hint = hint_of(request, [(1,), (2,), (3,), (4,)])
     assert (hint.incarnation, hint.round_id) == ("engine", 5)
     assert hint.rows == (HintRow(0, 7, ((1,), (2,), (3,))), HintRow(2, 7, ((4,),)))
-    assert [order_of(request, own) for own in request.rows] == [Order(SHALLOW, 3), Order(DEEP, 3)]
+    assert [order_of(request, own) for own in request.rows] == [Order(SHALLOW, 3, 5), Order(DEEP, 3, 5)]
