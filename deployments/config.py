@@ -25,6 +25,7 @@ from pydantic import (
 
 from deployments.config_errors import explain
 from protocol.errors import ConfigError
+from router.modes import Mode
 
 Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -102,12 +103,21 @@ class Mirror(Section):
     """Drafting ahead: while a window is verified, the pool drafts the windows behind its likely outcomes.
 
     fan_out: windows of a sequence at most. kappa: the target's early picks at each place at most, 0 for none;
-    exit_layer: after how many of its layers they are taken (null: half of them).
+    exit_layer: after how many of its layers they are taken (null: half of them). modes: how a round may be played;
+    without "hinted", or with a kappa of 0, no early picks are taken.
     """
 
     fan_out: Annotated[int, Field(ge=1, le=MAX_BRANCHES)] = 8
     kappa: Annotated[int, Field(ge=0, le=MAX_BRANCHES)] = 2
     exit_layer: Annotated[int, Field(ge=0)] | None = None
+    modes: Annotated[tuple[Mode, ...], Field(min_length=1)] = tuple(Mode)
+
+    @field_validator("modes")
+    @classmethod
+    def _once_each(cls, value: tuple[Mode, ...]) -> tuple[Mode, ...]:
+        if twice := next((mode for mode in value if value.count(mode) > 1), None):
+            raise ValueError(f"{twice} is named twice; name each mode once")
+        return value
 
 
 class Drafted(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import ArgumentTypeError
 from collections.abc import Mapping
 
-from deployments.config import TargetConfig
+from deployments.config import Mirror, TargetConfig
 from protocol.errors import ConfigError
 from router.modes import Mode
 from router.simulate import Overlap
@@ -13,7 +13,7 @@ from router.simulate_ahead import Choices
 from router.simulate_mirror import MirrorRules
 
 ALL = "all"
-CHOSEN = "chosen"  # between all of them
+CHOSEN = "chosen"  # between those that the target may play
 MODES = (*(mode.value for mode in Mode), CHOSEN)
 
 
@@ -53,6 +53,6 @@ def overlap_of(target: TargetConfig, asked: Mapping[str, str] | None, choices: C
         if target.name in (asked or {}):
             raise ConfigError(f"--mode: target {target.name} does not speculate, so it overlaps nothing; leave it out")
         return None
-    played = tuple(Mode) if mode == CHOSEN else (Mode(mode),)
+    played = (mirror or Mirror()).modes if mode == CHOSEN else (Mode(mode),)
     fan_out, kappa = (mirror.fan_out, mirror.kappa) if mirror else (MirrorRules().fan_out, MirrorRules().kappa)
     return MirrorRules(fan_out, kappa, played, choices)

@@ -24,7 +24,6 @@ from model.load import resolve
 from protocol.errors import DraftPoolError, NotReady
 from protocol.request import GenerateRequest, TokenRun
 from router.explain import describe
-from router.modes import Mode
 from router.policy import Policy
 from targets.engine import Engine, EngineConfig
 from targets.mirror import MirrorConfig
@@ -159,4 +158,4 @@ def engine_config(config: TargetConfig, incarnation: str) -> EngineConfig:
 
 def mirror_config(speculation: Speculation | None) -> MirrorConfig | None:
     mirror = speculation.mirror if speculation else None
-    return MirrorConfig(mirror.fan_out, mirror.kappa, mirror.exit_layer, tuple(Mode)) if mirror else None
+    return MirrorConfig(mirror.fan_out, mirror.kappa, mirror.exit_layer, mirror.modes) if mirror else None
