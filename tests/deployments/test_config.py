@@ -146,7 +146,10 @@ def test_a_mistake_is_named_with_its_key_value_and_remedy(tmp_path: Path, text: 
         ("{mirror: {kappa: 9}}", ".mirror.kappa: Input should be less than or equal to 8, got 9"),
         ("{mirror: {fanout: 4}}", ".mirror.fanout: unknown key (value 4); did you mean fan_out?"),
         ("{mirror: {modes: []}}", ".mirror.modes: Tuple should have at least 1 item after validation, not 0"),
-        ("{mirror: {modes: [lane]}}", ".mirror.modes[0]: Input should be 'mirror', 'hinted', 'serial' or 'lanes', got lane"),
+        (
+            "{mirror: {modes: [lane]}}",
+            ".mirror.modes[0]: Input should be 'mirror', 'hinted', 'serial' or 'lanes', got 'lane'",
+        ),
         ("{mirror: {modes: [lanes, lanes]}}", ".mirror.modes: lanes is named twice; name each mode once"),
         ("{mirror: 4}", ".mirror: a mapping of keys is needed, got 4"),
         ("{policy: fixed, depth: 2, mirror: {exit_layer: -1}}", ".mirror.exit_layer: Input should be greater than or "),

@@ -28,7 +28,9 @@ PARTS = {"plan", "resolve", "prefix layers", "hint", "suffix layers", "commit"}
 @pytest.fixture(scope="module")
 def config_text() -> str:
     assert CONFIG.count("deadline_ms: 500}") == 2
-    return CONFIG.replace("deadline_ms: 500}", "deadline_ms: 500, mirror: {fan_out: 4, exit_layer: 1, modes: [hinted]}}")
+    return CONFIG.replace(
+        "deadline_ms: 500}", "deadline_ms: 500, mirror: {fan_out: 4, exit_layer: 1, modes: [hinted]}}"
+    )
 
 
 @pytest.fixture(scope="module")
