@@ -20,7 +20,7 @@ HEADER = struct.Struct("!I")
 MAX_MESSAGE = 64 << 20
 MAX_BACKLOG = 64
 CHUNK = 1 << 18
-BUFFER = 1 << 20  # bytes that the kernel is asked to hold each way
+BUFFER = 1 << 20  # bytes that the kernel is asked to hold on their way out
 
 # A dead machine sends no reset: probes find it, and the draft deadline covers the seconds until then.
 KEEPALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 13_000))

@@ -24,10 +24,8 @@ def ratios(mirror: MirrorStats, num_committed: int) -> dict[str, float | None]:
     ahead for each token of text. hidden_on_hits: of the wait for a fresh draft, what is gone where windows are at hand.
     None before there is anything to divide by.
     """
-    fresh_ms, hit_ms = (
-        _ratio(mirror.fresh_wait_ms, mirror.num_fresh_rounds),
-        _ratio(mirror.hit_wait_ms, mirror.num_hit_rounds),
-    )
+    fresh_ms = _ratio(mirror.fresh_wait_ms, mirror.num_fresh_rounds)
+    hit_ms = _ratio(mirror.hit_wait_ms, mirror.num_hit_rounds)
     return {
         "hit_rate": _ratio(mirror.num_hits, mirror.num_hits + mirror.num_misses),
         "tokens_per_committed": _ratio(mirror.num_tokens, num_committed),

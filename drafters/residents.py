@@ -47,8 +47,7 @@ class PoolLimits:
     max_ride: missing positions that may ride along in a decode row; more are prefill. ahead: tokens that a row may
     draft in one pass; a message that comes meanwhile waits for its end. branch_ahead: the same of branches, for which
     nobody waits; branch_ms: how long about a pass may take that has nothing but branches whose lead is there, which are
-    the least likely ones. probe_tokens: that a probe tells of, the last
-    ones and no more than a pass has a budget for.
+    the least likely ones. probe_tokens: that a probe tells of, the last ones and no more than a pass has a budget for.
     """
 
     max_rows: int = 64

@@ -212,24 +212,23 @@ class DraftWorker:
 
     def _draft(self, chosen: Sequence[tuple[Resident, Span]]) -> PassStats:
         residents = [resident for resident, _ in chosen]
-        waited_for = [resident.job.num_left for resident in residents if isinstance(resident.job, Job)]
-        rest = not waited_for and not any(isinstance(resident.job, Lead) for resident in residents)
-        branch_ahead = min(
-            self._limits.branch_ahead, max(waited_for, default=self._rest_ahead if rest else self._limits.branch_ahead)
-        )
-        rows = [self._row(resident, span, max(branch_ahead, 1)) for resident, span in chosen]
+        branch_ahead = self._branch_ahead(residents)
+        rows = [self._row(resident, span, branch_ahead) for resident, span in chosen]
         began = self._start_rounds(residents)
         picks = self._attempt(residents, lambda: self._drafter.run(rows))
         for resident, own in zip(residents, picks, strict=bool(picks)):
             self._advance(resident, own)
         return self._finish(residents, began, sum(span.num_prefill for _, span in chosen), picks)
 
-    @property
-    def _rest_ahead(self) -> int:
-        """Tokens of branches in a pass that has nothing better to do, and may soon have."""
-        return (
-            int(self._limits.branch_ms / self._counts.token_ms) if self._counts.token_ms else self._limits.branch_ahead
-        )
+    def _branch_ahead(self, residents: Sequence[Resident]) -> int:
+        """Tokens of a branch in this pass: no more than who waits drafts in it, and few where better may soon come."""
+        most = self._limits.branch_ahead
+        waited_for = [resident.job.num_left for resident in residents if isinstance(resident.job, Job)]
+        if waited_for:
+            most = min(most, max(waited_for))
+        elif self._counts.token_ms and not any(isinstance(resident.job, Lead) for resident in residents):
+            most = min(most, int(self._limits.branch_ms / self._counts.token_ms))
+        return max(most, 1)
 
     def _probe(self, probing: Sequence[tuple[Resident, Job]]) -> PassStats:
         residents = [resident for resident, _ in probing]

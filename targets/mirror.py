@@ -257,10 +257,6 @@ class MirrorStepper(Stepper):
         super().remove(sequence)
         self._pipeline.forget(sequence.id)
 
-    def mode_rates(self, num_rows: int) -> dict[Mode, float]:
-        """Tokens per second that each mode is believed to commit, in rounds of about so many rows."""
-        return self._modes.rates(num_rows)
-
     @property
     def stats(self) -> MirrorStats:
         pipeline, hits = self._pipeline, self._pipeline.hits

@@ -11,7 +11,7 @@ from model.decoder import Decoder
 from protocol.draft import DraftClient, DraftRequest, DraftRow
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
-from tests.drafters import test_client_contract as contract
+from tests.drafters.clients import CASCADE, SAMPLED, TOKENS
 from tests.reference.drafting import draft_from_scratch
 
 VOCAB = 160
@@ -34,22 +34,22 @@ class Oracles:
     """A `Connect` of the contract: every client an oracle that knows what the contract's drafter would draft."""
 
     def __init__(self, decoder: Decoder) -> None:
-        prompts = [contract.TOKENS, contract.TOKENS[::-1]]
+        prompts = [TOKENS, TOKENS[::-1]]
         drafts = [self.drafted(decoder, prompt, 40) for prompt in prompts]
-        prompts += [[*contract.TOKENS, *drafts[0][:2], 5], [*contract.TOKENS, 9]]
+        prompts += [[*TOKENS, *drafts[0][:2], 5], [*TOKENS, 9]]
         drafts += [self.drafted(decoder, prompt, 40) for prompt in prompts[2:]]
         pairs = zip(prompts, drafts, strict=True)
-        self.texts = [KnownText(tuple(prompt), contract.SAMPLED, tuple(draft)) for prompt, draft in pairs]
+        self.texts = [KnownText(tuple(prompt), SAMPLED, tuple(draft)) for prompt, draft in pairs]
         self.clients: list[OracleDrafter] = []
 
     @staticmethod
     def drafted(decoder: Decoder, prompt: list[int], length: int) -> list[int]:
-        steps = draft_from_scratch(decoder, prompt, length, contract.CASCADE, contract.SAMPLED)
+        steps = draft_from_scratch(decoder, prompt, length, CASCADE, SAMPLED)
         return [token for token, _, _ in steps]
 
     @contextmanager
     def __call__(self, worker: object, incarnation: str, deadline_s: float) -> Iterator[DraftClient]:
-        ranking = Ranking(dict.fromkeys(contract.CASCADE.exits, 1.0), runner_up=0, vocab_size=VOCAB)
+        ranking = Ranking(dict.fromkeys(CASCADE.exits, 1.0), runner_up=0, vocab_size=VOCAB)
         self.clients.append(OracleDrafter(self.texts, ranking, max_rows=4))
         yield self.clients[-1]
 

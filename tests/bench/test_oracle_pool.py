@@ -20,6 +20,7 @@ from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 from tests.bench.standins import Oracles
 from tests.drafters import test_client_contract as contract
+from tests.drafters import test_mirror_contract as mirror_contract
 
 VOCAB = 50
 GREEDY = SamplingParams(temperature=0)
@@ -219,9 +220,9 @@ class PooledOracles(Oracles):
         contract.test_a_full_pool_says_so_row_by_row,
         contract.test_closing_forgets_sequences_and_does_not_mind_unknown_ones,
         contract.test_two_clients_with_the_same_sequence_ids_do_not_meet,
-        contract.test_after_a_branch_has_won_a_draft_goes_on_from_it,
-        contract.test_drafting_ahead_for_an_unknown_sequence_brings_nothing_and_no_error,
-        contract.test_closing_ends_what_is_drafted_ahead,
+        mirror_contract.test_after_a_branch_has_won_a_draft_goes_on_from_it,
+        mirror_contract.test_drafting_ahead_for_an_unknown_sequence_brings_nothing_and_no_error,
+        mirror_contract.test_closing_ends_what_is_drafted_ahead,
     ],
     ids=lambda test: test.__name__,
 )

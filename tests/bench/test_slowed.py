@@ -15,7 +15,7 @@ from router.policy import Off
 from targets.engine import Engine, EngineConfig
 from targets.model import TargetModel
 from tests.bench.standins import VOCAB, asked, oracle_of, row
-from tests.drafters import test_client_contract as contract
+from tests.drafters.clients import TOKENS
 from tests.reference.engine import plain_texts, random_requests, run_all
 
 
@@ -43,7 +43,7 @@ def test_a_slowed_drafter_takes_its_time_for_every_token_and_drafts_the_same(dec
     def drafted(drafter: NestedDrafter) -> tuple[tuple[int, ...], float]:
         client = LocalDraftClient(DraftWorker(drafter), "target")
         began = time.perf_counter()
-        (block,) = client.draft(asked(row(1, contract.TOKENS, 4))).blocks
+        (block,) = client.draft(asked(row(1, TOKENS, 4))).blocks
         elapsed = time.perf_counter() - began
         client.close([1])
         drafter.check()

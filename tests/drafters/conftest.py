@@ -6,8 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from drafters.nested import NestedDrafter
+from drafters.residents import PoolLimits
+from drafters.worker import DraftWorker
 from model.decoder import Decoder
 from model.load import load_decoder
+from tests.drafters.clients import CLIENTS, Connect
 from tests.model.families import EXECUTIONS, make_checkpoint
 
 
@@ -36,3 +40,14 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(params=CLIENTS, ids=lambda connect: connect.__name__)
+def connect(request: pytest.FixtureRequest) -> Connect:
+    chosen: Connect = request.param
+    return chosen
+
+
+@pytest.fixture
+def worker(llama: Decoder) -> DraftWorker:
+    return DraftWorker(NestedDrafter(llama, (1, 2, 4), num_pages=32, page_size=8), PoolLimits(max_rows=4))

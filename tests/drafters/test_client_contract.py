@@ -1,80 +1,22 @@
-"""What every draft client keeps to, whatever carries the messages.
-
-A transport joins by adding its `Connect` to CLIENTS: given a worker, an incarnation and a deadline in seconds, it
-gives a client while its context lasts. The worker is then the transport's to step.
-"""
+"""What every draft client keeps to, whatever carries the messages (the clients: tests/drafters/clients.py)."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
 from drafters.client import LocalDraftClient
-from drafters.nested import NestedDrafter, PassRow, Pick
-from drafters.residents import PoolLimits
+from drafters.nested import PassRow, Pick
 from drafters.worker import DraftWorker
 from model.decoder import Decoder
-from protocol.branch import AheadRequest, AheadRow, Branch, BranchSource, ExitHint, HintRow, MirrorClient, prefix_hash
-from protocol.draft import DraftBlock, DraftClient, DraftRequest, DraftRow, DraftStatus, Probe
+from protocol.draft import DraftRequest, DraftStatus, Probe
 from protocol.plan import DepthRule
-from protocol.request import SamplingParams
-from tests.deployments.contract import linked
+from tests.drafters.clients import CASCADE, PATIENCE_S, SAMPLED, TOKENS, Connect, draft, eventually, request, row
 from tests.drafters.pool import same_probe
 from tests.reference.drafting import draft_from_scratch, probe_from_scratch
-
-Connect = Callable[[DraftWorker, str, float], AbstractContextManager[MirrorClient]]
-
-PATIENCE_S = 30.0
-TOKENS = [3, 14, 15, 92, 65, 35, 89, 79]
-SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, seed=2**63 + 11)
-CASCADE = DepthRule((1, 2, 4), (0.4, 0.25))
-
-
-@contextmanager
-def local(worker: DraftWorker, incarnation: str, deadline_s: float) -> Iterator[MirrorClient]:
-    yield LocalDraftClient(worker, incarnation, deadline_s)
-
-
-CLIENTS: tuple[Connect, ...] = (local, linked)
-
-
-@pytest.fixture(params=CLIENTS, ids=lambda connect: connect.__name__)
-def connect(request: pytest.FixtureRequest) -> Connect:
-    chosen: Connect = request.param
-    return chosen
-
-
-@pytest.fixture
-def worker(llama: Decoder) -> DraftWorker:
-    return DraftWorker(NestedDrafter(llama, (1, 2, 4), num_pages=32, page_size=8), PoolLimits(max_rows=4))
-
-
-def row(sequence_id: int, tokens: list[int], length: int, start: int = 0) -> DraftRow:
-    return DraftRow(sequence_id, start, tuple(tokens[start:]), length, SAMPLED)
-
-
-def request(*rows: DraftRow, round_id: int = 1) -> DraftRequest:
-    return DraftRequest("target", round_id, CASCADE, rows)
-
-
-def draft(client: DraftClient, *rows: DraftRow, round_id: int = 1) -> tuple[DraftBlock, ...]:
-    reply = client.draft(request(*rows, round_id=round_id))
-    assert reply is not None
-    assert (reply.incarnation, reply.round_id) == ("target", round_id)
-    assert reply.wait_ms >= 0
-    return reply.blocks
-
-
-def eventually(condition: Callable[[], bool]) -> None:
-    """Closing and opening do not wait, so neither is done when it returns."""
-    until = time.monotonic() + PATIENCE_S
-    while not condition() and time.monotonic() < until:
-        time.sleep(0.005)
-    assert condition()
 
 
 def test_every_row_is_answered_with_the_drafters_own_tokens_exits_and_confidences(
@@ -283,107 +225,3 @@ def test_two_clients_with_the_same_sequence_ids_do_not_meet(
     expected = [draft_from_scratch(llama, tokens, 2, CASCADE, SAMPLED) for tokens in (TOKENS[::-1], TOKENS)]
     assert reply.blocks[0].tokens == tuple(token for token, _, _ in expected[0])
     assert again.tokens == tuple(token for token, _, _ in expected[1])
-
-
-def ahead(
-    client: MirrorClient,
-    tokens: list[int],
-    window: tuple[int, ...],
-    fan_out: int = 4,
-    start: int = 0,
-    round_id: int = 2,
-) -> None:
-    asked = AheadRow(row(1, tokens, 0, start), window, length=3, fan_out=fan_out)
-    client.ahead(AheadRequest("target", round_id, CASCADE, (asked,)))
-
-
-def gather(client: MirrorClient, done: Callable[[list[Branch]], bool]) -> list[Branch]:
-    """What comes whole, until it is enough."""
-    came: list[Branch] = []
-    until = time.monotonic() + PATIENCE_S
-    while not done(came) and time.monotonic() < until:
-        came += (branch for branch in client.branches(0.05) if not branch.goes_on)
-    assert done(came)
-    return came
-
-
-def next_tokens(llama: Decoder, tokens: list[int], count: int) -> tuple[int, ...]:
-    """Not while the worker may be at work: a decoder is for one thread."""
-    return tuple(token for token, _, _ in draft_from_scratch(llama, tokens, count, CASCADE, SAMPLED))
-
-
-def test_branches_come_each_behind_an_outcome_and_drafted_as_from_scratch(
-    connect: Connect, worker: DraftWorker, llama: Decoder
-) -> None:
-    with connect(worker, "target", PATIENCE_S) as client:
-        assert list(client.branches()) == []
-        (block,) = draft(client, row(1, TOKENS, 2))
-        ahead(client, TOKENS, block.tokens, start=len(TOKENS))
-        came = gather(client, lambda came: len(came) == 4)
-    whole = [*TOKENS, *next_tokens(llama, TOKENS, 3)]
-    texts = {
-        prefix_hash([*whole[:accepted], token]): [*whole[:accepted], token]
-        for accepted in range(len(TOKENS), len(whole))
-        for token in range(llama.config.vocab_size)
-    }
-    assert {branch.sequence_id for branch in came} == {1}
-    assert len({branch.key for branch in came}) == 4
-    for branch in came:
-        text = texts[branch.key]
-        assert branch.base_length == len(text)
-        assert branch.tokens == next_tokens(llama, text, 3)
-        assert len(branch.exits) == len(branch.confidences) == 3
-        assert (branch.source is BranchSource.FULL) is (text == whole)
-
-
-def test_an_early_pick_that_differs_brings_a_branch_behind_it(
-    connect: Connect, worker: DraftWorker, llama: Decoder
-) -> None:
-    with connect(worker, "target", PATIENCE_S) as client:
-        (block,) = draft(client, row(1, TOKENS, 2))
-        ahead(client, TOKENS, block.tokens, start=len(TOKENS), fan_out=8)
-        picks = tuple((token,) for token in (*block.tokens, 77))
-        client.hint(ExitHint("target", 2, (HintRow(1, len(TOKENS), picks),)))
-        key = prefix_hash([*TOKENS, *block.tokens, 77])
-        came = gather(client, lambda came: any(branch.key == key for branch in came))
-    (found,) = (branch for branch in came if branch.key == key)
-    assert found.source is BranchSource.EARLY_EXIT
-    assert found.tokens == next_tokens(llama, [*TOKENS, *block.tokens, 77], 3)
-
-
-def test_after_a_branch_has_won_a_draft_goes_on_from_it(connect: Connect, worker: DraftWorker, llama: Decoder) -> None:
-    committed = [*TOKENS, *next_tokens(llama, TOKENS, 3)]
-    with connect(worker, "target", PATIENCE_S) as client:
-        (block,) = draft(client, row(1, TOKENS, 2))
-        ahead(client, TOKENS, block.tokens, start=len(TOKENS))
-        gather(client, lambda came: any(branch.key == prefix_hash(committed) for branch in came))
-        (again,) = draft(client, row(1, committed, 3, start=len(TOKENS)), round_id=3)
-    assert again.tokens == next_tokens(llama, committed, 3)
-
-
-def test_drafting_ahead_for_an_unknown_sequence_brings_nothing_and_no_error(
-    connect: Connect, worker: DraftWorker
-) -> None:
-    with connect(worker, "target", PATIENCE_S) as client:
-        ahead(client, TOKENS, (1, 2), start=5)
-        client.hint(ExitHint("target", 2, (HintRow(1, 8, ((1,), (2,), (3,))),)))
-        client.hint(ExitHint("nobody", 9, (HintRow(99, 8, ((1,),)),)))
-        (refused,) = draft(client, row(1, TOKENS, 2, start=5), round_id=3)
-        assert refused.status is DraftStatus.NEED_CONTEXT
-        assert list(client.branches()) == []
-
-
-def test_closing_ends_what_is_drafted_ahead(connect: Connect, worker: DraftWorker) -> None:
-    with connect(worker, "target", PATIENCE_S) as client:
-        (block,) = draft(client, row(1, TOKENS, 2))
-        ahead(client, TOKENS, block.tokens, start=len(TOKENS))
-        client.close([1])
-        eventually(lambda: worker.stats().num_free_pages == worker.stats().num_pages)
-
-
-def test_branches_go_to_the_target_that_asked(connect: Connect, worker: DraftWorker) -> None:
-    with connect(worker, "target", PATIENCE_S) as client, connect(worker, "other", PATIENCE_S) as other:
-        (block,) = draft(client, row(1, TOKENS, 2))
-        ahead(client, TOKENS, block.tokens, start=len(TOKENS))
-        gather(client, lambda came: len(came) == 4)
-        assert list(other.branches()) == []
