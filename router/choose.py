@@ -6,11 +6,14 @@ are running sums, so the best number of tokens is the best entry of a quotient o
 a price of its own, whoever takes part, so the order by position is tried as well. The arm "off" takes none.
 
     goodput(rule, m) = (rows + sum of the m largest survivals) / (draft + verify(rows + m) + other)
+
+A draft may be stopped before its end. The step at a position is then paid for those rows that get there, and only if
+any does. All rules and both orders are worked out at once: what such small arrays take is the number of calls.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +22,6 @@ import numpy.typing as npt
 from router.predict import Predictor
 
 Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,13 +44,13 @@ class Arm:
 
 
 def survivals(hazards: Floats, odds: Sequence[float], room: Sequence[int]) -> Floats:
-    """[rows, length]: probability that a token and all before it are accepted; 0 where there is no room.
+    """[..., rows, length]: probability that a token and all before it are accepted; 0 where there is no room.
 
-    odds: each sequence's factor on the probability of a refusal.
+    hazards: [..., length]. odds: each sequence's factor on the probability of a refusal.
     """
-    each = np.maximum(1 - np.asarray(odds)[:, None] * (1 - hazards[None, :]), 0.02)
-    inside = np.arange(len(hazards))[None, :] < np.asarray(room)[:, None]
-    survival: Floats = np.where(inside, np.cumprod(each, axis=1), 0.0)
+    each = np.maximum(1 - np.asarray(odds)[:, None] * (1 - hazards[..., None, :]), 0.02)
+    inside = np.arange(hazards.shape[-1])[None, :] < np.asarray(room)[:, None]
+    survival: Floats = np.where(inside, np.cumprod(each, axis=-1), 0.0)
     return survival
 
 
@@ -59,35 +61,52 @@ def off(predictor: Predictor, num_rows: int, context: float) -> Arm:
 
 def best(
     predictor: Predictor,
-    rule: int,
     survival: Floats,
     context: float,
-    catch_up_ms: float = 0.0,
+    catch_up_ms: Sequence[float] | None = None,
     drafted: Floats | None = None,
     exposed: float = 1.0,
-) -> Arm:
-    """The best budget of one rule with at least one drafted token.
+) -> list[Arm]:
+    """The best budget of each rule with at least one drafted token.
 
-    survival: as `survivals` gives it. drafted: [length], share of drafts that get as far as a position before they are
-    stopped, and so cost something there; None: all. catch_up_ms: what it adds to a round that the pool has to be shown
-    what it has not seen. exposed: how much of drafting is waited for.
+    survival: [rules, rows, length], as `survivals` gives it. drafted: [rules, length], share of drafts that get as far
+    as a position before they are stopped, and so cost something there; None: all. catch_up_ms: by rule, what it adds to
+    a round that the pool has to be shown what it has not seen. exposed: how much of drafting is waited for.
     """
-    num_rows = len(survival)
-    num_tokens = max(int(np.count_nonzero(survival)), 1)
-    steps = exposed * predictor.draft_steps(rule, num_rows)
+    num_rules, num_rows, length = survival.shape
+    reach = np.ones((num_rules, length)) if drafted is None else drafted
+    steps = np.stack([exposed * predictor.draft_steps(rule, num_rows) for rule in range(num_rules)])
+    order = np.argsort(_keys(survival), axis=-1, kind="stable")  # [orders, rules, tokens]
+
+    def along(values: Floats) -> Floats:
+        """[rules, rows, length] as running sums."""
+        flat = np.broadcast_to(values, survival.shape).reshape(1, num_rules, -1)
+        return np.cumsum(np.take_along_axis(flat, order, axis=-1), axis=-1)
+
     tokens, ms = predictor.verify_line(num_rows, context, wide=True)
-    other = predictor.other_ms(num_rows, drafts=True, exposed=exposed) + catch_up_ms
-    reach = np.ones(survival.shape[1]) if drafted is None else drafted
-
-    def fixed(number: Floats) -> Floats:
-        passes: Floats = np.interp(num_rows + number, tokens, ms)
-        return passes + other
-
-    found = [_along(order[:num_tokens], survival, steps, fixed, reach) for order in _orders(survival)]
-    expected, rounds, lengths = max(found, key=lambda one: one[0] / one[1])
-    fewer = np.interp([num_rows, num_rows + sum(lengths)], tokens, ms)
-    slope = float(fewer[1] - fewer[0]) / sum(lengths)
-    return Arm(rule, lengths, expected, rounds, slope, float(steps[num_rows].mean()) / num_rows)
+    other = predictor.other_ms(num_rows, drafts=True, exposed=exposed) + np.asarray(catch_up_ms or [0.0] * num_rules)
+    verify = np.interp(num_rows + along(reach[:, None, :]), tokens, ms)
+    rounds = along(_shares(survival, _prices(steps, reach))) + verify + other[:, None]
+    expected = num_rows + along(survival)
+    rates = np.where(np.diff(expected, prepend=num_rows) > 0, expected / rounds, 0.0)
+    found = np.argmax(rates, axis=-1)
+    arms = []
+    for number in range(num_rules):
+        by = int(np.argmax(rates[range(len(order)), number, found[:, number]]))
+        last = int(found[by, number])
+        lengths = np.bincount(order[by, number, : last + 1] // length, minlength=num_rows)
+        fewer = np.interp([num_rows, num_rows + last + 1], tokens, ms)
+        arms.append(
+            Arm(
+                number,
+                tuple(lengths.tolist()),
+                float(expected[by, number, last]),
+                float(rounds[by, number, last]),
+                token_ms=float(fewer[1] - fewer[0]) / (last + 1),
+                step_ms=float(steps[number][num_rows].mean()) / num_rows,
+            )
+        )
+    return arms
 
 
 def evaluate(
@@ -110,35 +129,30 @@ def keep_or_switch(current: Arm | None, arms: Sequence[Arm], hysteresis: float, 
     return same if same is not None and same.goodput * (1 + gain) >= top.goodput else top
 
 
-def _orders(survival: Floats) -> list[Ints]:
-    """By survival, and position by position; one and the same for a single row."""
-    by_survival = np.argsort(-survival, axis=None, kind="stable")
-    if len(survival) == 1:
-        return [by_survival]
-    positions = np.broadcast_to(np.arange(survival.shape[1]), survival.shape)
-    return [by_survival, np.lexsort((-survival.reshape(-1), np.where(survival > 0, positions, np.inf).reshape(-1)))]
+def _keys(survival: Floats) -> Floats:
+    """[orders, rules, tokens], to be sorted by: survival, and position by position; one and the same for a lone row."""
+    by_survival = -survival.reshape(len(survival), -1)
+    if survival.shape[1] == 1:
+        return by_survival[None]
+    position = np.tile(np.arange(survival.shape[2]), survival.shape[1])
+    return np.stack([by_survival, np.where(by_survival < 0, position + by_survival, np.inf)])
 
 
-def _along(
-    order: Ints, survival: Floats, steps: Floats, fixed: Callable[[Floats], Floats], reach: Floats
-) -> tuple[float, float, tuple[int, ...]]:
-    """Expected tokens, ms and lengths at the best point along an order. fixed: ms but drafting, by drafted tokens."""
-    num_rows, length = survival.shape
-    columns = order % length
-    ranks = _ranks(columns, length)
-    share = reach[columns]
-    draft = np.cumsum(share * (steps[ranks + 1, columns] - np.where(ranks > 0, steps[ranks, columns], 0.0)))
-    rounds = draft + fixed(np.cumsum(share))
-    expected = num_rows + np.cumsum(survival.reshape(-1)[order])
-    chosen = int(np.argmax(expected / rounds))
-    lengths = np.bincount(order[: chosen + 1] // length, minlength=num_rows)
-    return float(expected[chosen]), float(rounds[chosen]), tuple(lengths.tolist())
+def _shares(survival: Floats, prices: Floats) -> Floats:
+    """[rules, rows, length] ms: what a token adds to its step, behind those of its position that are likelier."""
+    ranks = np.argsort(np.argsort(-survival, axis=1, kind="stable"), axis=1)
+    shares: Floats = np.take_along_axis(np.diff(prices, axis=1), ranks, axis=1)
+    return shares
 
 
-def _ranks(columns: Ints, length: int) -> Ints:
-    """How many of the entries before each have the same column."""
-    counts = np.bincount(columns, minlength=length)
-    ranks = np.empty(len(columns), np.int64)
-    first = np.repeat(np.cumsum(counts) - counts, counts)
-    ranks[np.argsort(columns, kind="stable")] = np.arange(len(columns)) - first
-    return ranks
+def _prices(steps: Floats, reach: Floats) -> Floats:
+    """[rules, rows + 1, length] ms: of the step at a position, when so many rows mean to draft as far as that.
+
+    steps: likewise, where all of them do. reach: [rules, length], how likely each does.
+    """
+    rows = np.arange(steps.shape[1])[None, :, None]
+    share = np.maximum(reach, 1e-9)[:, None, :]
+    anyone = 1 - (1 - share) ** rows
+    there = np.rint(rows * share / np.maximum(anyone, 1e-9)).astype(np.int64)
+    prices: Floats = anyone * np.take_along_axis(steps, there, axis=1)
+    return prices

@@ -53,14 +53,14 @@ def options(
     """
     rules, length = predictor.tables.rules, min(room, predictor.tables.length)
     arms: list[tuple[Arm, bool]] = [(off(predictor, num_rows, context), True)]
-    for rule in range(len(rules) if length > 0 else 0):
-        survival = survivals(hazards[rule], [1.0] * num_rows, [length] * num_rows)
-        tokens = num_rows * (1 + np.cumsum(survival[0]))
+    survival = survivals(np.stack(hazards), [1.0] * num_rows, [length] * num_rows)
+    for rule, budget in enumerate(best(predictor, survival, context) if length > 0 else []):
+        tokens = num_rows * (1 + np.cumsum(survival[rule, 0]))
         for number in range(1, length + 1):
             lengths = (number,) * num_rows
             ms = predictor.round(rule, lengths, context).total_ms
             arms.append((Arm(rule, lengths, float(tokens[number - 1]), ms), False))
-        arms.append((best(predictor, rule, survival, context), True))
+        arms.append((budget, True))
     choice = keep_or_switch(None, [arm for arm, budget in arms if budget], hysteresis=0.0, inertia=0.0)
     return tuple(
         Option(

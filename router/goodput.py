@@ -15,17 +15,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+import numpy as np
+
 from protocol.draft import DraftBlock
 from protocol.outcome import RoundOutcome
-from protocol.plan import BatchView, DepthRule, Plan
+from protocol.plan import BatchView, DepthRule, Plan, SequenceView
 from router.acceptance import Acceptance, AcceptanceConfig
 from router.cadence import Cadence
 from router.choose import Arm, Floats, best, keep_or_switch, off, survivals
 from router.confidence import worth
 from router.costs import CostCurves
 from router.forecast import Forecast, follow
+from router.lags import Lags
 from router.learner import Learner
-from router.predict import SETTLED, Predictor, tables
+from router.predict import Predictor, tables
 from router.probing import Probing
 from router.trials import Retries, Trials
 
@@ -34,6 +37,8 @@ TRIAL = 3  # tokens of a draft in a trial
 NEAR = 0.75  # of the best arm's goodput: a rule is played once, to see what it takes
 NEWS = 0.02  # what evidence about other text counts in a trial
 HORIZON = 100.0  # rounds over which catching up is paid back, at most
+YOUNG = 3  # rounds for which a decision stands, though the batch outgrows it: it takes as long as a short round
+LOOK = 8.0  # rounds that a rule is played for to see what it is worth
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,7 @@ class Goodput:
         self._num_rows = 0  # of the last decision
         self._overlap = ""
         self._num_digests = 0  # since the last decision
+        self._age = 0  # rounds of the last decision
         self._looks = False  # a rule is played to see what it takes
         self._tried: set[tuple[int | None, int]] = set()  # such rules, by size of batch
         self._believed = 0.0  # tokens per second to be had for all that is known: what time is worth
@@ -86,6 +92,9 @@ class Goodput:
         self.kept = 0.0  # product of confidences below which a token is not worth verifying
         self._least = [0.0] * len(config.rules)  # survival at which a draft is stopped
         self._outcomes: list[RoundOutcome] = []
+        self._lags = Lags(curves, config.exits)
+        self._ends = [config.exits.index(rule.exits[-1]) for rule in config.rules]
+        self._behind: Sequence[float] = ()  # by exit: ms for the batch to catch up, at the last decision
         self._trials = Trials()
         self._retries = Retries()
         self._cadence = Cadence(config.every)
@@ -106,6 +115,7 @@ class Goodput:
         if not rows:
             return Plan(None, ())
         alarms = self.acceptance.num_alarms
+        self._age += 1
         if self._cadence.is_due(len(rows), self._trials.trying):
             self._digest()
             self._stop()
@@ -121,6 +131,7 @@ class Goodput:
             for sequence in view.sequences
         )
         probes = self._probing.choose(view.sequences)
+        self._lags.drafted([view.sequences[row] for row in probes], self.config.exits[-1])
         rule = self.arm.rule if self.arm else None
         depth = self.config.rules[rule] if rule is not None else self._widest
         drafting = depth if any(lengths) or probes else None
@@ -144,7 +155,8 @@ class Goodput:
         self._digest()
         self.acceptance.leave()
         self._trials.forget()
-        self._lengths, self._num_rows = {}, 0
+        self._lags.leave()
+        self._lengths, self._num_rows, self._age = {}, 0, YOUNG
         self._probing.keep(())
 
     @property
@@ -158,6 +170,10 @@ class Goodput:
         return {name: count / played.total() for name, count in played.most_common()}
 
     @property
+    def _rules(self) -> range:
+        return range(len(self.config.rules))
+
+    @property
     def _widest(self) -> DepthRule:
         return DepthRule(self.config.exits[-1:])
 
@@ -165,21 +181,21 @@ class Goodput:
         """Whether the last decision was made for another batch, by a quarter of its rows, or for another overlap."""
         num_rows = len(view.sequences)
         changed = abs(num_rows - self._num_rows) > num_rows // 4 or view.overlap != self._overlap
-        return self.arm is None or changed
+        return self.arm is None or (changed and self._age >= YOUNG)
 
     def _decide(self, view: BatchView) -> None:
         """Looks at every arm; sets the choice, a length for every sequence and the floor."""
         sequences = view.sequences
+        self._note_lags(sequences)
         context = sum(sequence.num_tokens for sequence in sequences) / len(sequences)
         room = [min(self.config.length, sequence.remaining - 1) if sequence.drafts else 0 for sequence in sequences]
         odds = [self.acceptance.odds(sequence.id) for sequence in sequences]
         arms = [off(self.predictor, len(sequences), context)]
         if any(room):
-            for rule in range(len(self.config.rules)):
-                arms.append(self._best(view, rule, self.acceptance.hazards(rule), odds, room))
+            arms += self._best(view, [self.acceptance.hazards(rule) for rule in self._rules], odds, room)
         self.arms = tuple(arms)
         self._believed = max(arm.goodput for arm in arms)
-        untried = self._untried(len(sequences))
+        untried = self._untried(view)
         chosen = untried or keep_or_switch(self.arm, self.arms, self.config.hysteresis, self.config.inertia)
         if untried is None and chosen.rule is not None:
             chosen = self._retry(chosen, view, odds, room)
@@ -196,7 +212,7 @@ class Goodput:
             self._cadence.calm = 0
         self.arm = chosen
         self._num_rows, self._overlap = len(sequences), view.overlap
-        self._num_digests = 0
+        self._num_digests = self._age = 0
         stretch = self._stop()
         self._lengths = {
             sequence.id: min(int(stretch * length + 0.5), limit)
@@ -204,23 +220,33 @@ class Goodput:
         }
         self._usual = int(median(self._lengths.values()))
 
-    def _best(self, view: BatchView, rule: int, hazards: Floats, odds: Sequence[float], room: Sequence[int]) -> Arm:
+    def _best(
+        self,
+        view: BatchView,
+        hazards: Sequence[Floats],
+        odds: Sequence[float],
+        room: Sequence[int],
+        horizon: float = HORIZON,
+    ) -> list[Arm]:
+        """Of each rule. horizon: rounds for which it would be played, at most."""
         context = sum(sequence.num_tokens for sequence in view.sequences) / len(view.sequences)
-        survival = survivals(hazards, odds, room)
-        drafted = self.acceptance.drafted(rule)
+        survival = survivals(np.stack(hazards), odds, room)
+        drafted = np.stack([self.acceptance.drafted(rule) for rule in self._rules])
         exposed = self.predictor.exposed(view.overlap, len(view.sequences))
-        return best(self.predictor, rule, survival, context, self._catch_up_ms(view, rule), drafted, exposed)
+        return best(self.predictor, survival, context, self._catch_up_ms(view, horizon), drafted, exposed)
 
-    def _untried(self, num_rows: int) -> Arm | None:
+    def _untried(self, view: BatchView) -> Arm | None:
         """A rule that is not far from the best by a profile that no round has confirmed yet, and a hiccup may be in.
 
         Once for batches of a size, whatever its rounds tell: drafts that were at hand tell nothing of what they took.
         """
+        num_rows, now, later = len(view.sequences), self._catch_up_ms(view, LOOK), self._catch_up_ms(view, HORIZON)
         for arm in self.arms:
             key = (arm.rule, num_rows.bit_length())
-            if arm.rule is None or arm.goodput < NEAR * self._believed or key in self._tried:
+            if arm.rule is None or key in self._tried or self.predictor.is_tried(arm.rule, num_rows):
                 continue
-            if not self.predictor.is_tried(arm.rule, num_rows):
+            look_ms = arm.round_ms + now[arm.rule] - later[arm.rule]
+            if 1e3 * arm.tokens / look_ms >= NEAR * self._believed:
                 self._tried.add(key)
                 return arm
         return None
@@ -232,20 +258,21 @@ class Goodput:
         if not self._retries.due(chosen.rule):
             return chosen
         room = [min(limit, 2 * TRIAL) for limit in room]
-        others = [rule for rule in range(len(self.config.rules)) if rule != chosen.rule]
-        arms = [self._best(view, rule, self.acceptance.hopeful(rule), odds, room) for rule in others]
-        hope = max(arms, key=lambda arm: arm.goodput, default=chosen)
+        arms = self._best(view, [self.acceptance.hopeful(rule) for rule in self._rules], odds, room, LOOK)
+        hope = max((arm for arm in arms if arm.rule != chosen.rule), key=lambda arm: arm.goodput, default=chosen)
         if hope is chosen or hope.goodput <= chosen.goodput * (1 + self.config.inertia):
             return chosen
         self._retries.begin(hope.rule)
         return hope
 
     def _hope(self, chosen: Arm, view: BatchView, odds: Sequence[float], room: Sequence[int], trust: float) -> Arm:
-        """Off, unless a rule might beat it for all that is known: off brings no evidence, so it takes certainty."""
-        rules = range(len(self.config.rules))
-        arms = [self._best(view, rule, self.acceptance.hopeful(rule, trust), odds, room) for rule in rules]
-        hope = max(arms, key=lambda arm: arm.goodput)
-        return hope if hope.goodput > chosen.goodput else chosen
+        """Off, unless a rule might beat it for all that is known: off brings no evidence, so it takes certainty. The
+        rule in use is not left for another one that has but more to hope for.
+        """
+        arms = self._best(view, [self.acceptance.hopeful(rule, trust) for rule in self._rules], odds, room)
+        hopes = [arm for arm in arms if arm.goodput > chosen.goodput]
+        same = [arm for arm in hopes if self.arm is not None and arm.rule == self.arm.rule]
+        return max(same or hopes, key=lambda arm: arm.goodput, default=chosen)
 
     def _stop(self) -> float:
         """Sets the survival at which drafting on does not pay, and the floor; how far drafts may go beyond the plan."""
@@ -261,16 +288,21 @@ class Goodput:
         self._floor = self.calibration.floor(exit_, self._least[chosen.rule])
         return self.config.stretch if len(chosen.lengths) == 1 else 1.0  # in a batch the others would wait for it
 
-    def _catch_up_ms(self, view: BatchView, rule: int) -> float:
-        """What showing the pool what it has not seen costs, spread over the rounds that come."""
-        unseen = sum(sequence.num_unseen for sequence in view.sequences) / len(view.sequences)
-        if unseen <= SETTLED:
-            return 0.0
-        curves, own = self.predictor.tables.curves, self.config.rules[rule]
-        depth = sum(own.exits) / len(own.exits)
+    def _note_lags(self, sequences: Sequence[SequenceView]) -> None:
+        """What the rule in use has drafted for, which it has since the last decision, and what each lacks."""
+        self._lags.keep(sequences)
+        if self.arm is not None and self.arm.rule is not None:
+            exit_ = self.config.rules[self.arm.rule].exits[-1]
+            self._lags.drafted([one for one in sequences if self._lengths.get(one.id, self._usual)], exit_)
+        self._behind = self._lags.catch_up_ms(sequences)
+
+    def _catch_up_ms(self, view: BatchView, most: float) -> list[float]:
+        """By rule: what showing the pool's layers what they have not seen costs, spread over the rounds that come, at
+        most so many.
+        """
         left = sum(sequence.remaining for sequence in view.sequences) / len(view.sequences)
-        rounds = min(max(left / 2, 1.0), HORIZON)
-        return curves.catch_up_ms(len(view.sequences), depth, unseen) / rounds
+        rounds = min(max(left / 2, 1.0), most)
+        return [self._behind[exit_] / rounds for exit_ in self._ends]
 
     def _digest(self) -> None:
         """Learns from the rounds since the last time."""

@@ -25,6 +25,9 @@ STALE = 0.98  # power, by digest of rounds in which other rules drafted
 WAIT_FOLLOW = 0.2
 WAIT_HALF_LIFE_MS = 2000.0
 SETTLED = 16  # tokens; a draft that is handed more is catching up
+MEASURED = 6  # rounds of a digest that are held against the profile, the latest: each takes time, too
+NEARBY = 16  # tokens of context by which a pass does not differ
+KEPT = 256  # lines
 OTHER = {"plain": "wide", "wide": "plain"}
 OUTLIER = 4.0  # a ratio beyond this factor of the correction is a hiccup of the machine
 
@@ -102,9 +105,10 @@ class Predictor:
     wait_ms: float = 0.0  # what a draft of this target waits at the pool
     elapsed_ms: float = 0.0
     _ratios: dict[tuple[str, int], float] = field(default_factory=dict)
+    _lines: dict[tuple[int, int], tuple[Floats, Floats]] = field(default_factory=dict)  # by rows and context
 
     def verify_line(self, num_rows: int, context: float, wide: bool) -> tuple[Floats, Floats]:
-        tokens, ms = self.tables.verify(num_rows, context)
+        tokens, ms = self._line(num_rows, context)
         return tokens, ms * self.ratio("wide" if wide else "plain", num_rows)
 
     def verify_ms(self, num_rows: int, num_tokens: int, context: float) -> float:
@@ -155,9 +159,10 @@ class Predictor:
     def observe(self, outcomes: Sequence[tuple[RoundOutcome, int | None]]) -> None:
         """Each with the rule that it drafted by; None: by none or by several, and its draft time teaches nothing."""
         sums: dict[tuple[str, int], _Sum] = {}
-        for outcome, rule in outcomes:
+        for outcome, _ in outcomes:
             self.elapsed_ms += outcome.draft_ms + outcome.verify_ms + outcome.rest_ms
             self._observe_wait(outcome)
+        for outcome, rule in outcomes[-MEASURED:]:
             if outcome.rows:
                 for kind, real, profiled in self._compare(outcome, rule):
                     sums.setdefault((kind, len(outcome.rows).bit_length()), _Sum()).add(real, profiled)
@@ -170,7 +175,7 @@ class Predictor:
         num_rows = len(outcome.rows)
         if not outcome.num_prefill_tokens:
             num_tokens = num_rows + sum(row.num_verified for row in outcome.rows)
-            tokens, ms = self.tables.verify(num_rows, outcome.context)
+            tokens, ms = self._line(num_rows, outcome.context)
             kind = "wide" if num_tokens > num_rows else "plain"
             yield kind, outcome.verify_ms, float(np.interp(num_tokens, tokens, ms))
             yield "rest", outcome.rest_ms, self.tables.overhead[num_rows]
@@ -186,6 +191,15 @@ class Predictor:
             yield "draft", real, profiled
             yield f"draft {rule}", real, profiled * self.ratio("draft", num_rows)
 
+    def _line(self, num_rows: int, context: float) -> tuple[Floats, Floats]:
+        """As `Tables.verify`, which takes long beside a short round; rounds that follow each other ask for the same."""
+        key = (num_rows, int(context) // NEARBY)
+        if key not in self._lines:
+            if len(self._lines) >= KEPT:
+                self._lines.clear()
+            self._lines[key] = self.tables.verify(num_rows, (key[1] + 0.5) * NEARBY)
+        return self._lines[key]
+
     def _link_ms(self, num_rows: int) -> float:
         return self.tables.link[num_rows] if self.linked else 0.0
 
@@ -195,8 +209,8 @@ class Predictor:
 
     def _profiled_draft(self, rule: int, lengths: Sequence[int]) -> float:
         steps = self.tables.steps[rule]
-        reached = [sum(length > j for length in lengths) for j in range(max(lengths, default=0))]
-        return float(sum(steps[num_rows, j] for j, num_rows in enumerate(reached)))
+        reached = len(lengths) - np.cumsum(np.bincount(lengths))[:-1]  # rows whose draft goes beyond a position
+        return float(steps[reached, np.arange(len(reached))].sum())
 
     def _observe_wait(self, outcome: RoundOutcome) -> None:
         if catches_up(outcome):

@@ -17,7 +17,7 @@ class Trials:
     Doubles with every trial in vain, up to `doublings` times.
     """
 
-    patience: int = 128
+    patience: int = 32
     sooner: int = 8
     doublings: int = 4
     _rested: int = 0  # rounds since the last that drafted
@@ -52,7 +52,7 @@ class Retries:
     patience: decisions before a first one.
     """
 
-    patience: int = 4
+    patience: int = 16
     doublings: int = 5
     _rested: int = 0
     _failed: int = 0

@@ -46,7 +46,7 @@ def test_the_budget_is_the_best_of_all_budgets(seed: int) -> None:
     )
     if not survival.any():
         survival[0, 0] = 0.5
-    chosen = best(made, rule, survival, context=100)
+    chosen = best(made, np.stack([survival] * 3), context=100)[rule]
     arms = [
         evaluate(made, rule, survival, lengths, context=100)
         for lengths in product(range(4), repeat=rows)
@@ -58,13 +58,13 @@ def test_the_budget_is_the_best_of_all_budgets(seed: int) -> None:
 
 def test_tokens_go_to_the_sequences_that_are_likelier_to_keep_them() -> None:
     survival = survivals(np.asarray([0.8] * 3), [0.5, 3.0], [3, 3])
-    chosen = best(predictor(), 0, survival, context=100)
+    chosen = best(predictor(), survival[None], context=100)[0]
     assert chosen.lengths[0] > chosen.lengths[1]
 
 
 def test_no_sequence_is_given_more_than_it_has_room_for() -> None:
     survival = survivals(np.asarray([0.99] * 3), [1.0] * 4, [0, 1, 2, 3])
-    assert all(a <= b for a, b in zip(best(predictor(), 0, survival, 100).lengths, (0, 1, 2, 3), strict=True))
+    assert all(a <= b for a, b in zip(best(predictor(), survival[None], 100)[0].lengths, (0, 1, 2, 3), strict=True))
 
 
 def test_off_costs_a_plain_step() -> None:
