@@ -153,6 +153,8 @@ def _prices(steps: Floats, reach: Floats) -> Floats:
     rows = np.arange(steps.shape[1])[None, :, None]
     share = np.maximum(reach, 1e-9)[:, None, :]
     anyone = 1 - (1 - share) ** rows
-    there = np.rint(rows * share / np.maximum(anyone, 1e-9)).astype(np.int64)
-    prices: Floats = anyone * np.take_along_axis(steps, there, axis=1)
+    there = rows * share / np.maximum(anyone, 1e-9)  # on average, when anyone is
+    below = np.minimum(there.astype(np.int64), max(steps.shape[1] - 2, 0))
+    fewer, more = (np.take_along_axis(steps, number, axis=1) for number in (below, below + 1))
+    prices: Floats = anyone * (fewer + (there - below) * (more - fewer))
     return prices

@@ -72,10 +72,16 @@ class Learner:
         for outcome, rule in zip(outcomes, rules, strict=True):
             self.played[_name(outcome.plan)] += 1
             if any(row.probe is not None for row in outcome.rows):
-                lengths = [len(row.exits) for row in outcome.rows]
-                exposed = self.predictor.exposed(outcome.plan.overlap, len(lengths))
-                planned = exposed * self.predictor.draft_ms(rule, lengths) if rule is not None else 0.0
-                self.probing.pay(outcome.draft_ms - outcome.wait_ms - planned)
+                self.probing.pay(self._probe_ms(outcome, rule))
+
+    def _probe_ms(self, outcome: RoundOutcome, rule: int | None) -> float:
+        """What a probe took, beyond the draft; as before while nobody knows how much of drafting is waited for."""
+        lengths, overlap = [len(row.exits) for row in outcome.rows], outcome.plan.overlap
+        if not self.predictor.is_exposed_known(overlap, len(lengths)):
+            return self.probing.cost_ms
+        exposed = self.predictor.exposed(overlap, len(lengths))
+        planned = exposed * self.predictor.draft_ms(rule, lengths) if rule is not None else 0.0
+        return outcome.draft_ms - outcome.wait_ms - planned
 
     def _learn_windows(self, outcomes: Sequence[RoundOutcome]) -> None:
         windows: dict[int, list[tuple[int, Window]]] = {}

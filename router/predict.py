@@ -28,6 +28,7 @@ SETTLED = 16  # tokens; a draft that is handed more is catching up
 MEASURED = 6  # rounds of a digest that are held against the profile, the latest: each takes time, too
 NEARBY = 16  # tokens of context by which a pass does not differ
 KEPT = 256  # lines
+EXPOSED = "exposed "  # kinds of overlap
 OTHER = {"plain": "wide", "wide": "plain"}
 OUTLIER = 4.0  # a ratio beyond this factor of the correction is a hiccup of the machine
 
@@ -129,7 +130,7 @@ class Predictor:
 
     def exposed(self, overlap: str, num_rows: int) -> float:
         """How much of drafting and its link is waited for; all of it in turn, and before anything is known."""
-        return self.ratio(f"exposed {overlap}", num_rows) if overlap else 1.0
+        return self.ratio(f"{EXPOSED}{overlap}", num_rows) if overlap else 1.0
 
     def round(self, rule: int | None, lengths: Sequence[int], context: float) -> Cost:
         """Any round of this target. rule: None when all lengths are 0."""
@@ -146,15 +147,19 @@ class Predictor:
 
     def is_tried(self, rule: int, num_rows: int) -> bool:
         """Whether what drafting by this rule takes was seen for batches of about this size, and not profiled alone."""
-        size = num_rows.bit_length()
-        return any((f"draft {rule}", near) in self._ratios for near in (size, size + 1, size - 1))
+        return self._find(f"draft {rule}", num_rows.bit_length()) is not None
+
+    def is_exposed_known(self, overlap: str, num_rows: int) -> bool:
+        return not overlap or self._find(f"{EXPOSED}{overlap}", num_rows.bit_length()) is not None
 
     def _near(self, kind: str, size: int, otherwise: float) -> float:
+        ratio = self._find(kind, size)
+        return otherwise if ratio is None else ratio
+
+    def _find(self, kind: str, size: int) -> float | None:
         """Of this size of batch, or of the next larger or smaller one."""
-        for near in (size, size + 1, size - 1):
-            if (kind, near) in self._ratios:
-                return self._ratios[kind, near]
-        return otherwise
+        sizes = (size, size + 1, size - 1)
+        return next((self._ratios[kind, near] for near in sizes if (kind, near) in self._ratios), None)
 
     def observe(self, outcomes: Sequence[tuple[RoundOutcome, int | None]]) -> None:
         """Each with the rule that it drafted by; None: by none or by several, and its draft time teaches nothing."""
@@ -184,7 +189,7 @@ class Predictor:
             return
         link = self._link_ms(num_rows)
         if outcome.plan.overlap:
-            overlap = f"exposed {outcome.plan.overlap}"
+            overlap = f"{EXPOSED}{outcome.plan.overlap}"
             yield overlap, outcome.draft_ms - outcome.wait_ms, self.draft_ms(rule, lengths) + link
         elif not outcome.ahead:
             real, profiled = outcome.draft_ms - outcome.wait_ms - link, self._profiled_draft(rule, lengths)
@@ -230,6 +235,9 @@ class Predictor:
 
     def _follow(self, kind: str, size: int, total: _Sum) -> None:
         if total.real <= 0 or total.profiled <= 0:
+            return
+        if kind.startswith(EXPOSED) and self._find(kind, size) is None:  # there is no profile to start from
+            self._ratios[kind, size] = total.real / total.profiled
             return
         before = self._near(kind, size, 1.0)
         ratio = min(max(total.real / total.profiled, before / OUTLIER), before * OUTLIER)

@@ -79,3 +79,20 @@ def test_a_busy_pool_makes_a_round_longer_and_off_does_not_pay_for_it() -> None:
     made.wait_ms = 3.0
     assert made.round(0, [2], 100).total_ms == pytest.approx(before[0] + 3)
     assert off(made, 1, 100).round_ms == pytest.approx(before[1])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_step_is_paid_when_any_draft_gets_there_for_those_that_do(seed: int) -> None:
+    """Against rounds that are drawn, drafts stopped at random."""
+    rng, made = np.random.default_rng(seed), predictor(length=4, row=0.05, layer=0.2)
+    reach = np.cumprod(rng.uniform(0.5, 1.0, (3, 4)), axis=1)
+    survival = np.minimum(survivals(reach, rng.uniform(0.6, 1.2, 6).tolist(), [4] * 6), reach[:, None, :])
+    for rule, arm in enumerate(best(made, survival, 100, drafted=reach)):
+        drawn = []
+        for _ in range(2000):
+            goes_on = rng.random((6, 4)) < reach[rule] / np.concatenate([[1.0], reach[rule, :-1]])
+            stops = np.cumprod(goes_on, axis=1).sum(axis=1)
+            drawn.append(made.draft_ms(rule, np.minimum(stops, arm.lengths).tolist()))
+        verified = 6 + sum(reach[rule, :length].sum() for length in arm.lengths)
+        by_hand = np.mean(drawn) + np.interp(verified, *made.verify_line(6, 100, wide=True))
+        assert arm.round_ms == pytest.approx(by_hand, rel=0.02)

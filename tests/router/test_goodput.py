@@ -75,7 +75,7 @@ def test_a_hiccup_in_the_profile_keeps_no_rule_from_being_played(batch: int) -> 
         game.play(300)
         drafting = [plan for plan in game.plans[150:] if any(plan.lengths)]
         shares.append(sum(plan.depth == RULES[0] for plan in drafting) / len(drafting))
-    assert median(shares) >= 0.7
+    assert median(shares) >= 0.8
 
 
 @pytest.mark.parametrize(("known", "is_tried"), [(10.0, True), (4000.0, False)])
@@ -90,7 +90,7 @@ def test_a_rule_that_had_bad_luck_is_tried_again_while_little_is_known_of_it(kno
         rule.accepted = share * rule.reached
     rows = view(10_000)
     played = set()
-    for _ in range(12):
+    for _ in range(40):
         policy._decide(rows)
         assert policy.arm is not None
         played.add(policy.arm.rule)
@@ -119,7 +119,7 @@ def test_where_little_of_drafting_is_waited_for_drafts_are_longer_and_as_good_as
     for game in (turn, mirror):
         game.play(150)
     drafted = [fmean(fmean(plan.lengths) for plan in game.plans[100:]) for game in (turn, mirror)]
-    assert drafted[1] >= drafted[0] + 1
+    assert drafted[1] > drafted[0] + 1
     assert mirror.play(400) > 0.92 * max(game.play(400) for game in fixed)
 
 
