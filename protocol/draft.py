@@ -95,7 +95,8 @@ class DraftReply:
 class DraftClient(Protocol):
     """A target's way to its draft replica. Safe to call from the engine thread; never raises.
 
-    Transport twins (in process, over gRPC) pass the same contract tests, tests/drafters/test_client_contract.py.
+    Transport twins (in process, over a link) pass the same contract tests, tests/drafters/test_client_contract.py and
+    test_mirror_contract.py.
     """
 
     def open(self, request: DraftRequest) -> None:

@@ -21,7 +21,7 @@ LEAST, LEAST_SLOW = 5, 2  # rounds between digests
 SLOW_MS = 25.0  # of a round beside which a decision costs next to nothing
 PAUSE_MS = 8.0  # between digests at least, for each row: they cost some hundredths of that
 LONGEST_MS = 100.0  # and at most, at first
-CALM = 6  # digests in a row that changed nothing, after which the pause is twice as long
+CALM, DOUBLINGS = 3, 2  # digests in a row that changed nothing, after which the pause is twice as long; so many times
 
 
 @dataclass(slots=True)
@@ -51,10 +51,13 @@ class Cadence:
         trial: what is played is dear if it is in vain, so it is judged as soon as there is enough to judge by.
         """
         least = LEAST_SLOW if self.is_slow else LEAST
-        if self.num_rounds < max(min(self.every, least), self.every / num_rows):
+        rounds = max(min(self.every, least), self.every / num_rows)
+        if self.num_rounds < rounds:
             return False
-        pause = min(PAUSE_MS * num_rows, LONGEST_MS) * (1 + (self.calm >= CALM))
-        return trial or self.passed_ms >= pause or self.is_surprised
+        if trial or self.is_surprised:
+            return True
+        calm = 1 if self.is_slow else 1 << min(self.calm // CALM, DOUBLINGS)
+        return self.num_rounds >= calm * rounds and self.passed_ms >= calm * min(PAUSE_MS * num_rows, LONGEST_MS)
 
     @property
     def is_surprised(self) -> bool:

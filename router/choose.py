@@ -70,8 +70,9 @@ def best(
     """The best budget of each rule with at least one drafted token.
 
     survival: [rules, rows, length], as `survivals` gives it. drafted: [rules, length], share of drafts that get as far
-    as a position before they are stopped, and so cost something there; None: all. catch_up_ms: by rule, what it adds to
-    a round that the pool has to be shown what it has not seen. exposed: how much of drafting is waited for.
+    as a position before they are stopped, and so cost something there; None: all. A row that is likelier to have its
+    tokens accepted than that gets there as likely. catch_up_ms: by rule, what it adds to a round that the pool has to
+    be shown what it has not seen. exposed: how much of drafting is waited for.
     """
     num_rules, num_rows, length = survival.shape
     reach = np.ones((num_rules, length)) if drafted is None else drafted
@@ -80,32 +81,26 @@ def best(
 
     def along(values: Floats) -> Floats:
         """[rules, rows, length] as running sums."""
-        flat = np.broadcast_to(values, survival.shape).reshape(1, num_rules, -1)
+        flat = values.reshape(1, num_rules, -1)
         return np.cumsum(np.take_along_axis(flat, order, axis=-1), axis=-1)
 
     tokens, ms = predictor.verify_line(num_rows, context, wide=True)
     other = predictor.other_ms(num_rows, drafts=True, exposed=exposed) + np.asarray(catch_up_ms or [0.0] * num_rules)
-    verify = np.interp(num_rows + along(reach[:, None, :]), tokens, ms)
-    rounds = along(_shares(survival, _prices(steps, reach))) + verify + other[:, None]
+    there = np.maximum(reach[:, None, :], survival)
+    verify = np.interp(num_rows + along(there), tokens, ms)
+    rounds = along(_shares(survival, there, steps)) + verify + other[:, None]
     expected = num_rows + along(survival)
     rates = np.where(np.diff(expected, prepend=num_rows) > 0, expected / rounds, 0.0)
     found = np.argmax(rates, axis=-1)
+    by = np.argmax(np.take_along_axis(rates, found[..., None], axis=-1)[..., 0], axis=0)  # [rules]
     arms = []
-    for number in range(num_rules):
-        by = int(np.argmax(rates[range(len(order)), number, found[:, number]]))
-        last = int(found[by, number])
-        lengths = np.bincount(order[by, number, : last + 1] // length, minlength=num_rows)
+    for rule, way in enumerate(by.tolist()):
+        last = int(found[way, rule])
+        lengths = np.bincount(order[way, rule, : last + 1] // length, minlength=num_rows)
         fewer = np.interp([num_rows, num_rows + last + 1], tokens, ms)
-        arms.append(
-            Arm(
-                number,
-                tuple(lengths.tolist()),
-                float(expected[by, number, last]),
-                float(rounds[by, number, last]),
-                token_ms=float(fewer[1] - fewer[0]) / (last + 1),
-                step_ms=float(steps[number][num_rows].mean()) / num_rows,
-            )
-        )
+        made = float(expected[way, rule, last]), float(rounds[way, rule, last])
+        token_ms, step_ms = float(fewer[1] - fewer[0]) / (last + 1), float(steps[rule, num_rows].mean()) / num_rows
+        arms.append(Arm(rule, tuple(lengths.tolist()), *made, token_ms, step_ms))
     return arms
 
 
@@ -138,23 +133,18 @@ def _keys(survival: Floats) -> Floats:
     return np.stack([by_survival, np.where(by_survival < 0, position + by_survival, np.inf)])
 
 
-def _shares(survival: Floats, prices: Floats) -> Floats:
-    """[rules, rows, length] ms: what a token adds to its step, behind those of its position that are likelier."""
-    ranks = np.argsort(np.argsort(-survival, axis=1, kind="stable"), axis=1)
-    shares: Floats = np.take_along_axis(np.diff(prices, axis=1), ranks, axis=1)
-    return shares
+def _shares(survival: Floats, reach: Floats, steps: Floats) -> Floats:
+    """[rules, rows, length] ms: what a token adds to its step, behind those of its position that are likelier.
 
-
-def _prices(steps: Floats, reach: Floats) -> Floats:
-    """[rules, rows + 1, length] ms: of the step at a position, when so many rows mean to draft as far as that.
-
-    steps: likewise, where all of them do. reach: [rules, length], how likely each does.
+    reach: likewise, how likely the draft gets there. steps: [rules, rows + 1, length] ms where so many do.
     """
-    rows = np.arange(steps.shape[1])[None, :, None]
-    share = np.maximum(reach, 1e-9)[:, None, :]
-    anyone = 1 - (1 - share) ** rows
-    there = rows * share / np.maximum(anyone, 1e-9)  # on average, when anyone is
-    below = np.minimum(there.astype(np.int64), max(steps.shape[1] - 2, 0))
+    order = np.argsort(-survival, axis=1, kind="stable")
+    likeliest = np.take_along_axis(reach, order, axis=1)
+    anyone = 1 - np.cumprod(1 - likeliest, axis=1)
+    rows = np.cumsum(likeliest, axis=1) / np.maximum(anyone, 1e-9)  # on average, when anyone gets there
+    below = np.minimum(rows.astype(np.int64), steps.shape[1] - 2)
     fewer, more = (np.take_along_axis(steps, number, axis=1) for number in (below, below + 1))
-    prices: Floats = anyone * (fewer + (there - below) * (more - fewer))
-    return prices
+    prices = anyone * (fewer + (rows - below) * (more - fewer))
+    ranks = np.argsort(order, axis=1)
+    shares: Floats = np.take_along_axis(np.diff(prices, axis=1, prepend=0.0), ranks, axis=1)
+    return shares

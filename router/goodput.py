@@ -156,7 +156,7 @@ class Goodput:
         self.acceptance.leave()
         self._trials.forget()
         self._lags.leave()
-        self._lengths, self._num_rows, self._age = {}, 0, YOUNG
+        self._lengths = {}
         self._probing.keep(())
 
     @property
@@ -178,9 +178,10 @@ class Goodput:
         return DepthRule(self.config.exits[-1:])
 
     def _outgrown(self, view: BatchView) -> bool:
-        """Whether the last decision was made for another batch, by a quarter of its rows, or for another overlap."""
+        """Whether the last decision was made for another overlap, or for far fewer rows, or more than twice as many."""
         num_rows = len(view.sequences)
-        changed = abs(num_rows - self._num_rows) > num_rows // 4 or view.overlap != self._overlap
+        resized = num_rows - self._num_rows > num_rows // 4 or 2 * num_rows <= self._num_rows
+        changed = resized or view.overlap != self._overlap
         return self.arm is None or (changed and self._age >= YOUNG)
 
     def _decide(self, view: BatchView) -> None:

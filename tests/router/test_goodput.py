@@ -84,16 +84,17 @@ def test_a_rule_that_had_bad_luck_is_tried_again_while_little_is_known_of_it(kno
     game = play(policy, {"layer": 0.1, "row": 0.005, "token": 0.05}, lambda turn: {2: 0.84, 4: 0.85, 6: 0.86}, 1, 0)
     game.play(60)
     for rule, (weight, share) in zip(
-        policy.acceptance._rules, ((known, 0.7), (4000.0, 0.7), (4000.0, 0.72)), strict=True
+        policy.acceptance._rules, ((known, 0.55), (4000.0, 0.6), (4000.0, 0.8)), strict=True
     ):
         rule.reached, rule.hazards = weight * share ** np.arange(12), None
         rule.accepted = share * rule.reached
     rows = view(10_000)
     played = set()
-    for _ in range(40):
+    for number in range(40):
         policy._decide(rows)
         assert policy.arm is not None
-        played.add(policy.arm.rule)
+        if number:  # the first one may keep what was played so far
+            played.add(policy.arm.rule)
     assert (0 in played) == is_tried
 
 
