@@ -60,6 +60,11 @@ class Cadence:
         return self.num_rounds >= calm * rounds and self.passed_ms >= calm * min(PAUSE_MS * num_rows, LONGEST_MS)
 
     @property
+    def is_rare(self) -> bool:
+        """Whether digests are so far apart that a decision after each costs next to nothing."""
+        return self.is_slow or self.calm >= CALM
+
+    @property
     def is_surprised(self) -> bool:
         """Whether text has become easier or harder. A mean that moves by FAST has FAST / (2 - FAST) of the variance."""
         if self._seen < ENOUGH:

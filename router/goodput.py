@@ -46,7 +46,7 @@ class GoodputConfig:
     """rules: the depth rules to choose from. length: of the longest draft. max_rows: of the largest batch.
 
     every: rounds of a lone sequence between digests at least; decisions are made every other time, every time where
-    rounds are slow, at once when the text or the batch changed. hysteresis: the gain that turning on or off must
+    digests are rare, at once when the text or the batch changed. hysteresis: the gain that turning on or off must
     promise; inertia: that of another rule, for layers that lag have to catch up. stretch: how much further than planned
     the draft of a lone sequence may go while it is confident. evidence: drafts that a digest learns from, for each
     costs time.
@@ -121,7 +121,7 @@ class Goodput:
             self._stop()
             self._num_digests += 1
         if (
-            self._num_digests >= (1 if self._trials.trying or self._looks or self._cadence.is_slow else 2)
+            self._num_digests >= (1 if self._trials.trying or self._looks or self._cadence.is_rare else 2)
             or self.acceptance.num_alarms > alarms
             or self._outgrown(view)
         ):

@@ -52,7 +52,7 @@ class Retries:
     patience: decisions before a first one.
     """
 
-    patience: int = 16
+    patience: int = 6
     doublings: int = 5
     _rested: int = 0
     _failed: int = 0
