@@ -178,10 +178,13 @@ class Goodput:
         return DepthRule(self.config.exits[-1:])
 
     def _outgrown(self, view: BatchView) -> bool:
-        """Whether the last decision was made for another overlap, or for far fewer rows, or more than twice as many."""
+        """Whether the last decision was made for another overlap, for far fewer rows or more than twice as many, or for
+        others altogether: beginnings are when another rule costs least.
+        """
         num_rows = len(view.sequences)
         resized = num_rows - self._num_rows > num_rows // 4 or 2 * num_rows <= self._num_rows
-        changed = resized or view.overlap != self._overlap
+        strange = not any(sequence.id in self._lengths for sequence in view.sequences)
+        changed = resized or strange or view.overlap != self._overlap
         return self.arm is None or (changed and self._age >= YOUNG)
 
     def _decide(self, view: BatchView) -> None:
