@@ -178,8 +178,8 @@ class Goodput:
         return DepthRule(self.config.exits[-1:])
 
     def _outgrown(self, view: BatchView) -> bool:
-        """Whether the last decision was made for another overlap, for far fewer rows or more than twice as many, or for
-        others altogether: beginnings are when another rule costs least.
+        """Whether it grew by a quarter or halved since the last decision, is made of others altogether (beginnings are
+        when another rule costs least), or overlaps in another way.
         """
         num_rows = len(view.sequences)
         resized = num_rows - self._num_rows > num_rows // 4 or 2 * num_rows <= self._num_rows
@@ -214,15 +214,17 @@ class Goodput:
         self._trials.decide(chosen.rule is not None, chosen not in arms)
         if self.arm is not None and chosen.rule != self.arm.rule:
             self._cadence.calm = 0
+        known = self._lengths if self.arm is not None and chosen.rule == self.arm.rule else {}
         self.arm = chosen
         self._num_rows, self._overlap = len(sequences), view.overlap
         self._num_digests = self._age = 0
         stretch = self._stop()
-        self._lengths = {
+        lengths = {
             sequence.id: min(int(stretch * length + 0.5), limit)
             for sequence, length, limit in zip(sequences, self.arm.lengths, room, strict=True)
         }
-        self._usual = int(median(self._lengths.values()))
+        self._usual = int(median(lengths.values()))
+        self._lengths = (known if len(known) <= 2 * len(lengths) + 8 else {}) | lengths  # lanes take turns
 
     def _best(
         self,

@@ -232,3 +232,26 @@ def test_a_rule_is_tried_once_though_its_rounds_tell_nothing_of_what_drafting_to
     assert len(tried) > 1
     assert policy.arm is not None
     assert policy.arm.goodput * 1.05 >= max(arm.goodput for arm in policy.arms)
+
+
+def test_two_halves_that_take_turns_are_each_decided_on_once_and_others_anew() -> None:
+    policy = Goodput(curves(overhead=0.05, layer=0.1, row=0.005, token=0.05), GoodputConfig(RULES, EXITS))
+    play(policy, {"layer": 0.1, "row": 0.005, "token": 0.05}, lambda turn: TEXTS["easy"], 2, 0).play(100)
+    policy.restart()
+    decided: list[tuple[int, ...]] = []
+    decide = policy._decide
+
+    def noted(batch: BatchView) -> None:
+        decided.append(tuple(sequence.id for sequence in batch.sequences))
+        decide(batch)
+
+    policy._decide = noted  # type: ignore[method-assign]
+    halves = [
+        BatchView(tuple(SequenceView(100, 100, id=id_) for id_ in ids), overlap="lanes") for ids in ((0, 1), (2, 3))
+    ]
+    for turn in range(20):
+        policy.plan(halves[turn % 2])
+    others = BatchView(tuple(SequenceView(100, 100, id=id_) for id_ in (4, 5)), overlap="lanes")
+    for _ in range(10):
+        policy.plan(others)
+    assert decided == [(0, 1), (2, 3), (4, 5)]
