@@ -130,7 +130,7 @@ def test_drafting_while_verifying_changes_no_token(subject, way):
 def test_no_bad_link_and_no_pool_that_dies_in_mid_branch_changes_a_token(subject):
     cells = [
         Cell(4, "cascade", 3, 0.8, page_size=256, kv_positions=16 * 256, way=ANY, faulty=True),
-        Cell(4, "random", 3, 0.0, page_size=4, kv_positions=240, way=ANY, faulty=True),
+        Cell(4, "random", 3, 0.0, page_size=4, kv_positions=208, way=ANY, faulty=True),
     ]
     results = [run_cell(subject, cell) for cell in cells]
     assert [result for result in results if result.faults] == []
