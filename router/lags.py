@@ -1,8 +1,8 @@
 """How far each part of the drafter lags behind a sequence, and what it costs to have a rule draft for it none the less.
 
 A token that was drafted at a shallow exit has no KV in the layers below it. When a deeper rule drafts, these layers
-first run all that they missed (S2D section 3): for a batch in mid-text that takes as long as ten rounds, at the
-beginning of texts nearly nothing. A rule is therefore looked at where that is cheap.
+first run all that they missed (S2D section 3): for a batch in mid-text that takes as long as several rounds, at the
+beginning of texts it has to be done for any rule. A rule is therefore looked at where that is cheap.
 """
 
 from __future__ import annotations
