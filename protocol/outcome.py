@@ -13,7 +13,7 @@ class RowOutcome:
     """One decoding sequence's part. num_verified: drafted tokens that were verified, after pruning.
 
     exits, confidences: of the drafted tokens, those that were pruned included. num_fed: committed tokens that the
-    pool was handed for it, in this round.
+    pool had to run before it could draft, at most.
     """
 
     id: int

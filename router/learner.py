@@ -75,9 +75,11 @@ class Learner:
                 self.probing.pay(self._probe_ms(outcome, rule))
 
     def _probe_ms(self, outcome: RoundOutcome, rule: int | None) -> float:
-        """What a probe took, beyond the draft; as before while nobody knows how much of drafting is waited for."""
+        """What a probe took, beyond the draft; as before where prompts rode along, and while nobody knows how much of
+        drafting is waited for.
+        """
         lengths, overlap = [len(row.exits) for row in outcome.rows], outcome.plan.overlap
-        if not self.predictor.is_exposed_known(overlap, len(lengths)):
+        if outcome.num_prefill_tokens or not self.predictor.is_exposed_known(overlap, len(lengths)):
             return self.probing.cost_ms
         exposed = self.predictor.exposed(overlap, len(lengths))
         planned = exposed * self.predictor.draft_ms(rule, lengths) if rule is not None else 0.0

@@ -21,7 +21,8 @@ from router.costs import CostCurves
 Floats = npt.NDArray[np.float64]
 
 FOLLOW = 0.1  # of a new ratio in a correction
-STALE = 0.98  # power, by digest of rounds in which other rules drafted
+STALE, RESTING = 0.98, 0.9  # powers, by digest of rounds in which other rules drafted, or none did
+RESTING = 0.9  # likewise, of rounds in which none did
 WAIT_FOLLOW = 0.2
 WAIT_HALF_LIFE_MS = 2000.0
 SETTLED = 16  # tokens; a draft that is handed more is catching up
@@ -105,6 +106,7 @@ class Predictor:
     linked: bool = False
     wait_ms: float = 0.0  # what a draft of this target waits at the pool
     elapsed_ms: float = 0.0
+    _rule: int | None = None  # of the last draft
     _ratios: dict[tuple[str, int], float] = field(default_factory=dict)
     _lines: dict[tuple[int, int], tuple[Floats, Floats]] = field(default_factory=dict)  # by rows and context
 
@@ -167,23 +169,35 @@ class Predictor:
         for outcome, _ in outcomes:
             self.elapsed_ms += outcome.draft_ms + outcome.verify_ms + outcome.rest_ms
             self._observe_wait(outcome)
-        for outcome, rule in outcomes[-MEASURED:]:
-            if outcome.rows:
+        for outcome, rule in self._settled(outcomes)[-MEASURED:]:
+            if outcome.rows and not outcome.num_prefill_tokens:
                 for kind, real, profiled in self._compare(outcome, rule):
                     sums.setdefault((kind, len(outcome.rows).bit_length()), _Sum()).add(real, profiled)
         for (kind, size), total in sums.items():
             self._follow(kind, size, total)
-        self._forget({key for key in sums if key[0].startswith("draft ")})
+        if any(any(outcome.plan.lengths) for outcome, _ in outcomes):
+            self._forget({key for key in sums if key[0].startswith("draft ")})
+        elif any(outcome.rows for outcome, _ in outcomes):
+            self._rest()
+
+    def _settled(self, outcomes: Sequence[tuple[RoundOutcome, int | None]]) -> list[tuple[RoundOutcome, int | None]]:
+        """Without the rule where it is another one than before: layers that lag caught up first."""
+        settled = []
+        for outcome, rule in outcomes:
+            settled.append((outcome, rule if rule == self._rule else None))
+            self._rule = self._rule if rule is None else rule
+        return settled
 
     def _compare(self, outcome: RoundOutcome, rule: int | None) -> Iterator[tuple[str, float, float]]:
-        """Kind, measured and profiled ms of the parts of a round that teach something."""
+        """Kind, measured and profiled ms of the parts of a round that teach something. Not of one that prompts rode
+        along in: the pool runs them as well.
+        """
         num_rows = len(outcome.rows)
-        if not outcome.num_prefill_tokens:
-            num_tokens = num_rows + sum(row.num_verified for row in outcome.rows)
-            tokens, ms = self._line(num_rows, outcome.context)
-            kind = "wide" if num_tokens > num_rows else "plain"
-            yield kind, outcome.verify_ms, float(np.interp(num_tokens, tokens, ms))
-            yield "rest", outcome.rest_ms, self.tables.overhead[num_rows]
+        num_tokens = num_rows + sum(row.num_verified for row in outcome.rows)
+        tokens, ms = self._line(num_rows, outcome.context)
+        kind = "wide" if num_tokens > num_rows else "plain"
+        yield kind, outcome.verify_ms, float(np.interp(num_tokens, tokens, ms))
+        yield "rest", outcome.rest_ms, self.tables.overhead[num_rows]
         lengths = [len(row.exits) for row in outcome.rows]
         if rule is None or not any(lengths) or catches_up(outcome):
             return
@@ -232,6 +246,11 @@ class Predictor:
         for kind, size in [key for key in self._ratios if key[0].startswith("draft ") and key not in told]:
             if any(size == own for _, own in told):
                 self._ratios[kind, size] **= STALE
+
+    def _rest(self) -> None:
+        """Nor must it keep this target from drafting at all."""
+        for key in [key for key in self._ratios if key[0].startswith("draft")]:
+            self._ratios[key] **= RESTING
 
     def _follow(self, kind: str, size: int, total: _Sum) -> None:
         if total.real <= 0 or total.profiled <= 0:

@@ -99,7 +99,8 @@ class Drafting:
         makes = []
         for row in wanting:
             rule = rule_of(plan, row)
-            asked.fed[row] = decoding[row].num_tokens - decoding[row].sent
+            one = decoding[row]
+            asked.fed[row] = one.num_tokens - (one.sent if one.known else 0)
             draft = self._text(decoding[row], rule, plan.lengths[row], plan.floor)
             makes.append((row, self._job_maker(asked.round, decoding[row], rule, draft, row in plan.probes)))
         self._send(asked.round, len(wanting), partial(self._submit, asked, makes))
@@ -195,6 +196,7 @@ class Drafting:
         drafts.wait_ms = asked.round.wait_ms
         drafts.fed = asked.fed
         for row, job in came:
+            asked.decoding[row].known = True
             drafts.blocks[row] = self._block(asked.decoding[row], job)
             drafts.runs[row] = job.draft.run
         self._count(asked.num_rows - len(came), len(came))

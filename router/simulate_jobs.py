@@ -97,6 +97,7 @@ class Decoding:
         "first_ms",
         "generated",
         "key",
+        "known",
         "max_tokens",
         "prompt_tokens",
         "resident",
@@ -115,6 +116,7 @@ class Decoding:
         self.computed = 0
         self.generated = 0
         self.sent = 0
+        self.known = False
         self.first_ms = 0.0
         self.resident: Resident | None = None
         self.ahead: Flight | None = None

@@ -25,6 +25,7 @@ MIN_SHARE = 0.25  # of the rows that want a draft
 @dataclass(slots=True)
 class _Ask:
     sent: int = 0
+    known: bool = False  # a draft came that had to wait for all of it
     silent_until: float = 0  # round number
     silence: int = 1
 
@@ -33,8 +34,9 @@ class _Ask:
 class Drafts:
     """blocks: one per decoding sequence, None where no draft is to be had, cut to the target's vocabulary.
 
-    num_fed: committed tokens that each row handed over. wait_ms: queued at the pool. answered: False for a round that
-    asked in vain. ahead: some were at hand.
+    num_fed: committed tokens that the pool had to run for each row before it could draft, at most: what was handed over,
+    and before a first draft the whole context. wait_ms: queued at the pool. answered: False for a round that asked in
+    vain. ahead: some were at hand.
     """
 
     blocks: tuple[DraftBlock | None, ...]
@@ -107,11 +109,9 @@ class Drafting:
             return replace(nothing, answered=False)
         rows = asked.rows
         blocks = {block.sequence_id: block for block in reply.blocks}
-        return Drafts(
-            tuple(self._read(rows.get(sequence.id), blocks.get(sequence.id)) for sequence in decoding),
-            tuple(len(rows[sequence.id].tokens) if sequence.id in rows else 0 for sequence in decoding),
-            reply.wait_ms,
-        )
+        num_fed = tuple(self._num_fed(rows[sequence.id]) if sequence.id in rows else 0 for sequence in decoding)
+        read = tuple(self._read(rows.get(sequence.id), blocks.get(sequence.id)) for sequence in decoding)
+        return Drafts(read, num_fed, reply.wait_ms)
 
     def ahead(
         self,
@@ -158,6 +158,9 @@ class Drafting:
     def _ask(self, sequence_id: int) -> _Ask:
         return self._asks.setdefault(sequence_id, _Ask())
 
+    def _num_fed(self, row: DraftRow) -> int:
+        return len(row.tokens) if self._ask(row.sequence_id).known else row.base_length
+
     def _planned_row(self, sequence: Decoding, plan: Plan, index: int) -> DraftRow:
         own, floor = self._own(plan, index)
         return self._row(sequence, plan.lengths[index], own, floor, index in plan.probes)
@@ -187,10 +190,11 @@ class Drafting:
         match block.status:
             case DraftStatus.OK:
                 ask.silence = 1
+                ask.known = True
             case DraftStatus.NEED_CONTEXT:
-                ask.sent = 0
+                ask.sent, ask.known = 0, False
             case DraftStatus.BUSY:
-                ask.sent = 0
+                ask.sent, ask.known = 0, False
                 ask.silence = min(2 * ask.silence, MAX_SILENCE)
                 ask.silent_until = self._round + ask.silence
             case DraftStatus.TOO_LONG:

@@ -55,6 +55,36 @@ def test_a_pass_that_carries_a_prompt_teaches_nothing_of_passes() -> None:
     assert made.round(None, [0], 100.0) == before
 
 
+def test_a_draft_beside_a_prompt_teaches_nothing_of_drafting() -> None:
+    """The pool runs that prompt too."""
+    made = Predictor(tables(curves(), RULES, 8, 8))
+    before = made.draft_ms(0, [4, 4])
+    for _ in range(20):
+        made.observe([(outcome([4, 4], 9 * before, 1.0, num_prefill_tokens=64), 0)])
+    assert made.draft_ms(0, [4, 4]) == before
+
+
+def test_the_first_round_of_another_rule_teaches_nothing_of_drafting() -> None:
+    """Its layers catch up."""
+    made = Predictor(tables(curves(), RULES, 8, 8))
+    usual, verify = [made.draft_ms(rule, [4, 4]) for rule in (0, 1)], made.verify_ms(2, 10, 100.0)
+    for rule in (0, 1) * 20:
+        made.observe([(outcome([4, 4], 5 * usual[rule], verify), rule)])
+    assert [made.draft_ms(rule, [4, 4]) for rule in (0, 1)] == usual
+
+
+def test_a_hiccup_of_drafting_is_forgotten_while_nothing_is_drafted() -> None:
+    made = Predictor(tables(curves(), RULES, 8, 8))
+    usual, verify = made.draft_ms(0, [4, 4]), made.verify_ms(2, 10, 100.0)
+    for _ in range(4):
+        made.observe([(outcome([4, 4], 4 * usual, verify), 0)])
+    after = made.draft_ms(0, [4, 4])
+    for _ in range(40):
+        made.observe([(outcome([0, 0], 0.0, made.verify_ms(2, 2, 100.0)), None)])
+    assert after > 1.5 * usual
+    assert made.draft_ms(0, [4, 4]) == pytest.approx(usual, rel=0.05)
+
+
 def test_waiting_is_followed_and_fades_while_nothing_is_asked() -> None:
     made = Predictor(tables(curves(), RULES, 8, 8))
     for _ in range(40):

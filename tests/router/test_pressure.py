@@ -65,10 +65,10 @@ def rates(policy: Callable[[], Policy], load: int, seed: int) -> list[float]:
 
 def share_of_best(load: int, acceptance: AcceptanceConfig) -> float:
     fixed = [fmean(rates(lambda k=k: Fixed(RULES[0], k), load, seed=0)) for k in (2, 4, 6)]  # type: ignore[misc]
-    return fmean(fmean(rates(lambda: router(acceptance), load, seed)) for seed in range(2)) / max(fixed)
+    return fmean(fmean(rates(lambda: router(acceptance), load, seed)) for seed in range(4)) / max(fixed)
 
 
-@pytest.mark.parametrize(("load", "share"), [(4, 0.82), (8, 0.92), (16, 0.91)])
+@pytest.mark.parametrize(("load", "share"), [(4, 0.87), (8, 0.92), (16, 0.93)])
 def test_under_pressure_targets_come_close_to_the_best_fixed_setting(load: int, share: float) -> None:
     """What is learned in the run's own first seconds included."""
     assert share_of_best(load, AcceptanceConfig()) >= share

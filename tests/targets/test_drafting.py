@@ -98,6 +98,18 @@ def test_a_row_is_asked_for_what_the_plan_says_of_it():
     assert [drafting.num_unseen(member) for member in (*members, sequence(3))] == [0, 0, 0, 3]
 
 
+def test_a_first_draft_waits_for_the_whole_context_though_it_was_handed_over_before():
+    client, member = Recorder(), sequence()
+    drafting = Drafting(client, "engine", VOCAB)
+    drafting.open([member], RULE)
+    fed = []
+    for status in (DraftStatus.OK, DraftStatus.OK, DraftStatus.NEED_CONTEXT, DraftStatus.OK, DraftStatus.OK):
+        client.status = status
+        member.commit([7])
+        fed += drafting.draft([member], Plan(RULE, (2,))).num_fed
+    assert fed == [4, 1, 1, 7, 1]
+
+
 def test_a_busy_pool_makes_a_sequence_silent_for_the_rounds_that_it_will_not_ask_in():
     drafting, member = Drafting(Recorder(DraftStatus.BUSY), "engine", VOCAB), sequence()
     asked = []
