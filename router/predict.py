@@ -106,7 +106,7 @@ class Predictor:
     linked: bool = False
     wait_ms: float = 0.0  # what a draft of this target waits at the pool
     elapsed_ms: float = 0.0
-    _rule: int | None = None  # of the last draft
+    _last: tuple[int | None, str] = (None, "")  # rule and overlap of the last draft
     _ratios: dict[tuple[str, int], float] = field(default_factory=dict)
     _lines: dict[tuple[int, int], tuple[Floats, Floats]] = field(default_factory=dict)  # by rows and context
 
@@ -181,11 +181,14 @@ class Predictor:
             self._rest()
 
     def _settled(self, outcomes: Sequence[tuple[RoundOutcome, int | None]]) -> list[tuple[RoundOutcome, int | None]]:
-        """Without the rule where it is another one than before: layers that lag caught up first."""
+        """Without the rule where it is another one than before, for layers that lag caught up first, or where rounds
+        overlapped in another way, for the pool had more to do.
+        """
         settled = []
         for outcome, rule in outcomes:
-            settled.append((outcome, rule if rule == self._rule else None))
-            self._rule = self._rule if rule is None else rule
+            drafted = rule, outcome.plan.overlap
+            settled.append((outcome, rule if drafted == self._last else None))
+            self._last = self._last if rule is None else drafted
         return settled
 
     def _compare(self, outcome: RoundOutcome, rule: int | None) -> Iterator[tuple[str, float, float]]:

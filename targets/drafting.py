@@ -34,9 +34,9 @@ class _Ask:
 class Drafts:
     """blocks: one per decoding sequence, None where no draft is to be had, cut to the target's vocabulary.
 
-    num_fed: committed tokens that the pool had to run for each row before it could draft, at most: what was handed over,
-    and before a first draft the whole context. wait_ms: queued at the pool. answered: False for a round that asked in
-    vain. ahead: some were at hand.
+    num_fed: committed tokens that the pool had to run for each row before it could draft, at most: what was handed
+    over, and before a first draft the whole context. wait_ms: queued at the pool. answered: False for a round that
+    asked in vain. ahead: some were at hand.
     """
 
     blocks: tuple[DraftBlock | None, ...]
