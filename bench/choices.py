@@ -27,7 +27,8 @@ from bench.ours import DraftPoolEngine
 from bench.workload import KINDS, LONGEST, Workload, read_texts
 from deployments.arguments import whole
 from router.explain import options
-from router.predict import Predictor, tables
+from router.predict import Predictor
+from router.tables import tables
 
 MODELS = machine.ROOT / "demo/models"
 RESULT = machine.ROOT / "bench/results/choices.json"

@@ -37,7 +37,8 @@ from protocol.request import GenerateRequest
 from router.costs import CostCurves
 from router.goodput import Goodput, GoodputConfig
 from router.policy import Policy
-from router.predict import Predictor, tables
+from router.predict import Predictor
+from router.tables import tables
 from targets.engine import Engine, EngineConfig
 
 RESULT = machine.ROOT / "bench/results/learning.json"

@@ -19,7 +19,8 @@ from protocol.plan import BatchView, DepthRule, Plan
 from router.costs import CostCurves
 from router.goodput import GoodputConfig
 from router.policy import Policy
-from router.predict import Cost, Predictor, catches_up, tables
+from router.predict import Cost, Predictor, catches_up
+from router.tables import tables
 
 AT_A_TIME = 12  # rounds
 

@@ -30,7 +30,8 @@ from router.costs import CostCurves, DrafterCosts, TargetCosts
 from router.explain import Floats, Option, constant_hazards, options, rule_name
 from router.goodput import GoodputConfig
 from router.overlap import Overlap, overlaps
-from router.predict import Predictor, tables
+from router.predict import Predictor
+from router.tables import tables
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -28,8 +28,9 @@ from router.costs import CostCurves
 from router.forecast import Forecast, follow
 from router.lags import Lags
 from router.learner import Learner
-from router.predict import Predictor, tables
+from router.predict import Predictor
 from router.probing import Probing
+from router.tables import tables
 from router.trials import Retries, Trials
 
 NEXT = 0.9  # acceptance of one more token, where all before it are

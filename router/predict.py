@@ -1,8 +1,9 @@
-"""What a round will take: profiled curves, corrected by what rounds really took.
+"""What a round will take: profiled curves (router/tables.py), corrected by what rounds really took.
 
-Curves are read off once into tables, since a plan looks at hundreds of cells. A correction is a factor per kind of
-pass and size of batch, which follows the ratio of measured to profiled time; waiting at the pool is followed by itself
-and fades while nothing is asked of it, so that a target which left a busy pool comes back to look.
+A correction is a factor per kind of pass and size of batch, which follows the ratio of measured to profiled time.
+Waiting at the pool is followed by itself and fades while nothing is asked of it, so that a target which left a busy
+pool comes back to look. A draft that a pool has more to do for than to draft teaches nothing: contexts, probes, layers
+that lag.
 """
 
 from __future__ import annotations
@@ -12,17 +13,12 @@ from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from protocol.outcome import RoundOutcome
-from protocol.plan import DepthRule
-from router.costs import CostCurves
-
-Floats = npt.NDArray[np.float64]
+from router.tables import Floats, Tables
 
 FOLLOW = 0.1  # of a new ratio in a correction
 STALE, RESTING = 0.98, 0.9  # powers, by digest of rounds in which other rules drafted, or none did
-RESTING = 0.9  # likewise, of rounds in which none did
 WAIT_FOLLOW = 0.2
 WAIT_HALF_LIFE_MS = 2000.0
 SETTLED = 16  # tokens; a draft that is handed more is catching up
@@ -32,57 +28,6 @@ KEPT = 256  # lines
 EXPOSED = "exposed "  # kinds of overlap
 OTHER = {"plain": "wide", "wide": "plain"}
 OUTLIER = 4.0  # a ratio beyond this factor of the correction is a hiccup of the machine
-
-
-@dataclass(frozen=True, slots=True)
-class Tables:
-    """The curves of one target, as arrays. length: of the longest draft; max_rows: of the largest batch."""
-
-    curves: CostCurves
-    rules: tuple[DepthRule, ...]
-    length: int
-    max_rows: int
-    steps: tuple[Floats, ...]  # per rule: [max_rows + 1, length] ms of the token at a position, for so many rows
-    overhead: tuple[float, ...]  # [max_rows + 1] ms by rows, and link likewise
-    link: tuple[float, ...]
-    widths: Floats  # tokens per row that passes are known of, and contexts
-    contexts: Floats
-    passes: Floats  # [max_rows + 1, widths, contexts] ms
-
-    def verify(self, num_rows: int, context: float) -> tuple[Floats, Floats]:
-        """Numbers of tokens in a pass and its ms, to interpolate between."""
-        contexts, known = self.contexts, self.passes[num_rows]
-        right = min(max(int(np.searchsorted(contexts, context)), 1), len(contexts) - 1)
-        if right < 1:
-            return num_rows * self.widths, known[:, 0]
-        share = max((context - contexts[right - 1]) / (contexts[right] - contexts[right - 1]), 0.0)
-        ms = known[:, right - 1] + share * (known[:, right] - known[:, right - 1])
-        return num_rows * self.widths, np.maximum(ms, known[:, right]) if share > 1 else ms
-
-
-def tables(curves: CostCurves, rules: Sequence[DepthRule], length: int, max_rows: int) -> Tables:
-    """Raises ConfigError for curves without a drafter."""
-    steps = tuple(_draft_steps(curves, rule, length, max_rows) for rule in rules)
-    overhead = tuple(curves.overhead_ms(max(num_rows, 1)) for num_rows in range(max_rows + 1))
-    link = tuple(curves.link_ms(max(num_rows, 1)) for num_rows in range(max_rows + 1))
-    _, each, contexts = curves.target.verify.points
-    widths = sorted({point for point in each if point < 1 + length} | {1.0, 1.0 + length})
-    passes = [
-        [[curves.verify_ms(max(n, 1), max(n, 1) * width, context) for context in contexts] for width in widths]
-        for n in range(max_rows + 1)
-    ]
-    return Tables(
-        curves,
-        tuple(rules),
-        length,
-        max_rows,
-        steps,
-        overhead,
-        link,
-        np.asarray(widths),
-        np.asarray(contexts),
-        np.asarray(passes),
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,11 +229,3 @@ class _Sum:
 def catches_up(outcome: RoundOutcome) -> bool:
     """Whether the pool had more to do than to draft: a context that it had not seen, or a probe."""
     return any(row.num_fed > SETTLED or row.probe is not None for row in outcome.rows)
-
-
-def _draft_steps(curves: CostCurves, rule: DepthRule, length: int, max_rows: int) -> Floats:
-    depth = sum(rule.exits) / len(rule.exits)
-    table = np.zeros((max_rows + 1, length + 1))
-    for num_rows in range(1, max_rows + 1):
-        table[num_rows, 1:] = [curves.draft_ms(num_rows, depth, number) for number in range(1, length + 1)]
-    return np.maximum(np.diff(table, axis=1), 0.0)

@@ -10,7 +10,8 @@ import pytest
 
 from bench.choices import choices, parse, run
 from protocol.plan import DepthRule
-from router.predict import Predictor, tables
+from router.predict import Predictor
+from router.tables import tables
 from tests.deployments.checkpoints import make_family
 from tests.router.curves import curves
 

@@ -9,7 +9,8 @@ import pytest
 from bench.learning import LASTING, Played, rounds_until_good
 from bench.survey import Judge, Stop, Survey, Told
 from protocol.plan import DepthRule
-from router.predict import Predictor, tables
+from router.predict import Predictor
+from router.tables import tables
 from tests.router.curves import curves
 
 EXITS, LENGTH, BATCH = (2, 4), 6, 4

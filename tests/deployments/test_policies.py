@@ -14,7 +14,8 @@ from deployments.policies import Learning, goodput_config
 from protocol.plan import BatchView, DepthRule, Plan, SequenceView
 from router.costs import Curve, DrafterCosts
 from router.goodput import Goodput
-from router.predict import Predictor, tables
+from router.predict import Predictor
+from router.tables import tables
 from tests.deployments.harness import Directory, LoopThread, ScriptedPool, client, member, request, wait_until
 from tests.router.curves import curves
 from tests.router.game import Game, Hazards

@@ -10,7 +10,8 @@ import pytest
 
 from protocol.plan import DepthRule
 from router.choose import best, evaluate, off, survivals
-from router.predict import Predictor, tables
+from router.predict import Predictor
+from router.tables import tables
 from tests.router.curves import curves, draft_cost, verify_cost
 
 RULES = tuple(DepthRule((exit_,)) for exit_ in (2, 4, 6))

@@ -12,7 +12,8 @@ from router.choose import evaluate, survivals
 from router.explain import Option, constant_hazards, describe, options, rule_name
 from router.goodput import Goodput, GoodputConfig
 from router.policy import Fixed, Off, Table
-from router.predict import Predictor, tables
+from router.predict import Predictor
+from router.tables import tables
 from tests.router.curves import curves, draft_cost, verify_cost
 from tests.router.game import Game
 

@@ -16,7 +16,8 @@ from protocol.outcome import RoundOutcome, RowOutcome
 from protocol.plan import BatchView, DepthRule, SequenceView
 from router.goodput import Goodput, GoodputConfig
 from router.policy import Fixed, Off, Policy
-from router.predict import Predictor, tables
+from router.predict import Predictor
+from router.tables import tables
 from tests.router.curves import curves
 from tests.router.game import Game, Hazards
 

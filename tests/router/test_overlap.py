@@ -10,7 +10,8 @@ import pytest
 from protocol.plan import DepthRule
 from router.law import Law
 from router.overlap import overlaps
-from router.predict import Predictor, tables
+from router.predict import Predictor
+from router.tables import tables
 from tests.router.curves import curves, draft_cost, verify_cost
 
 RULES = (DepthRule((2,)), DepthRule((6,)), DepthRule((2, 6), (0.5,)))

@@ -8,7 +8,8 @@ import pytest
 
 from protocol.outcome import RoundOutcome, RowOutcome
 from protocol.plan import DepthRule, Plan
-from router.predict import WAIT_HALF_LIFE_MS, Predictor, tables
+from router.predict import WAIT_HALF_LIFE_MS, Predictor
+from router.tables import tables
 from tests.router.curves import curves
 
 RULES = (DepthRule((2,)), DepthRule((6,)))
