@@ -223,6 +223,10 @@ class Counter:
         if 0 <= since < self.measure_s:
             self.count += num_tokens
 
+    @property
+    def is_over(self) -> bool:
+        return time.monotonic() - self.began > self.warm_s + self.measure_s
+
 
 @dataclass(slots=True)
 class Feed:
@@ -247,7 +251,8 @@ class Feed:
 
     def take(self, run: TokenRun) -> None:
         self.counter.add(len(run.token_ids))
-        if run.finish_reason is not None and run.finish_reason.value in ("stop", "length"):
+        ended = run.finish_reason is not None and run.finish_reason.value in ("stop", "length")
+        if ended and not self.counter.is_over:
             self.next()
 
 
