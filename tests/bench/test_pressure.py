@@ -30,3 +30,4 @@ def test_tokens_count_within_the_measured_time_alone() -> None:
     for counter in (early, now, late):
         counter.add(3)
     assert (early.count, now.count, late.count) == (0, 3, 0)
+    assert (early.is_over, now.is_over, late.is_over) == (False, False, True)
