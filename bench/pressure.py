@@ -25,6 +25,7 @@ from transformers import AutoTokenizer
 
 from bench import machine
 from bench.command import HELD_OUT
+from bench.feed import Counter, Feed
 from bench.slowed import Device, SlowedDrafter, slowed_target
 from bench.workload import Workload, read_texts
 from deployments.arguments import whole
@@ -34,7 +35,6 @@ from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
 from protocol.draft import DraftBlock, DraftReply, DraftRequest
 from protocol.plan import DepthRule
-from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun
 from protocol.wire import CloseSequences, PoolMessage
 from router.costs import (
     DRAFT_AXES,
@@ -207,53 +207,6 @@ class Rig:
     def router(self) -> Goodput:
         rules = tuple(DepthRule((exit_,)) for exit_ in self.exits)
         return Goodput(self.devices.curves(self.exits), GoodputConfig(rules, self.exits, linked=True))
-
-
-@dataclass(slots=True)
-class Counter:
-    """Committed tokens that came within the measured time."""
-
-    warm_s: float
-    measure_s: float
-    began: float = field(default_factory=time.monotonic)
-    count: int = 0
-
-    def add(self, num_tokens: int) -> None:
-        since = time.monotonic() - self.began - self.warm_s
-        if 0 <= since < self.measure_s:
-            self.count += num_tokens
-
-    @property
-    def is_over(self) -> bool:
-        return time.monotonic() - self.began > self.warm_s + self.measure_s
-
-
-@dataclass(slots=True)
-class Feed:
-    """Keeps an engine full: whatever ends is followed by the next prompt."""
-
-    engine: Engine
-    counter: Counter
-    prompts: Sequence[tuple[int, ...]]
-    load: int
-    max_tokens: int
-    _number: Iterator[int] = field(default_factory=itertools.count)
-
-    def start(self) -> None:
-        for _ in range(self.load):
-            self.next()
-
-    def next(self) -> None:
-        number = next(self._number)
-        prompt = self.prompts[(7 * number) % len(self.prompts)]
-        request = GenerateRequest(str(number), prompt, SamplingParams(0.0, seed=number), StopRules(self.max_tokens))
-        self.engine.submit(request, self.take)
-
-    def take(self, run: TokenRun) -> None:
-        self.counter.add(len(run.token_ids))
-        ended = run.finish_reason is not None and run.finish_reason.value in ("stop", "length")
-        if ended and not self.counter.is_over:
-            self.next()
 
 
 def settings(rig: Rig, args: argparse.Namespace) -> dict[str, list[Policy]]:

@@ -109,6 +109,7 @@ class Drafting:
             return replace(nothing, answered=False)
         rows = asked.rows
         blocks = {block.sequence_id: block for block in reply.blocks}
+        # Before an answer is read, which makes a context known.
         num_fed = tuple(self._num_fed(rows[sequence.id]) if sequence.id in rows else 0 for sequence in decoding)
         read = tuple(self._read(rows.get(sequence.id), blocks.get(sequence.id)) for sequence in decoding)
         return Drafts(read, num_fed, reply.wait_ms)

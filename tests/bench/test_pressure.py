@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.pressure import Counter, Devices
+from bench.feed import Counter
+from bench.pressure import Devices
 from drafters.nested import PassRow
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams

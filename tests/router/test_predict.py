@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 
@@ -72,6 +73,17 @@ def test_the_first_round_of_another_rule_teaches_nothing_of_drafting() -> None:
     for rule in (0, 1) * 20:
         made.observe([(outcome([4, 4], 5 * usual[rule], verify), rule)])
     assert [made.draft_ms(rule, [4, 4]) for rule in (0, 1)] == usual
+
+
+def test_the_first_round_in_turn_after_others_ahead_teaches_nothing_of_drafting() -> None:
+    """The pool had branches to draft."""
+    made = Predictor(tables(curves(), RULES, 8, 8))
+    usual, verify = made.draft_ms(0, [4, 4]), made.verify_ms(2, 10, 100.0)
+    made.observe([(outcome([4, 4], usual, verify), 0)])
+    for overlap in ("mirror", "") * 20:
+        seen = outcome([4, 4], 5 * usual, verify)
+        made.observe([(replace(seen, plan=replace(seen.plan, overlap=overlap)), 0)])
+    assert made.draft_ms(0, [4, 4]) == usual
 
 
 def test_a_hiccup_of_drafting_is_forgotten_while_nothing_is_drafted() -> None:
