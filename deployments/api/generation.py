@@ -24,7 +24,7 @@ from protocol.request import (
     StopRules,
     TokenRun,
 )
-from targets.text import TextStream
+from targets.text import TextStream, continuation
 
 MAX_STOPS = 16
 
@@ -159,7 +159,7 @@ def _check_stop(stops: tuple[str, ...]) -> None:
 
 async def run(backend: Backend, job: Job) -> AsyncGenerator[Delta, None]:
     """One delta per round, the last with a finish reason. Closing it, or a stop string, cancels the request."""
-    text = TextStream(job.card.tokenizer, job.stop)
+    text = TextStream(job.card.tokenizer, job.stop, job.request.prompt_ids)
     num_prompt, count = len(job.request.prompt_ids), 0
     async with aclosing(backend.generate(job.card.id, job.request)) as runs:
         async for token_run in runs:
@@ -186,9 +186,9 @@ async def complete(backend: Backend, job: Job) -> list[Delta]:
             return [delta async for delta in deltas]
     whole = await backend.complete(job.card.id, job.request)
     _check_finish(whole)
-    piece = TextStream(job.card.tokenizer).push(whole.token_ids, last=True)
+    text = continuation(job.card.tokenizer, job.request.prompt_ids, whole.token_ids)
     usage = Usage(len(job.request.prompt_ids), len(whole.token_ids))
-    return [Delta(0, whole.token_ids, piece.text, usage, whole.finish_reason, whole.stats)]
+    return [Delta(0, whole.token_ids, text, usage, whole.finish_reason, whole.stats)]
 
 
 def _check_finish(token_run: TokenRun) -> None:
