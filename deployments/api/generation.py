@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from deployments.api.backend import Backend, ModelCard
 from deployments.api.prompts import check_text
 from deployments.api.seeds import draw_seed, unsigned_seed
-from deployments.api.speculation import check_exit
+from deployments.api.speculation import check_speculation
 from protocol.errors import InvalidRequest, NotReady, PromptTooLong, UnknownModel
 from protocol.plan import Speculation
 from protocol.request import (
@@ -89,10 +89,15 @@ class BackendFault(Exception):
     """The backend broke its promise, or lost the request on its way."""
 
 
-async def find_model(backend: Backend, model: str) -> ModelCard:
-    """Needs no other target than the one asked for. Raises UnknownModel or NotReady."""
+def check_model(backend: Backend, model: str) -> None:
+    """Raises UnknownModel."""
     if model not in backend.names:
         raise UnknownModel(f"model {model[:100]!r} does not exist; this server has {', '.join(backend.names)}")
+
+
+async def find_model(backend: Backend, model: str) -> ModelCard:
+    """Needs no other target than the one asked for. Raises UnknownModel or NotReady."""
+    check_model(backend, model)
     card = await backend.card(model)
     if card is None:
         raise NotReady(f"model {model} is still loading; try again later")
@@ -113,11 +118,13 @@ def prepare(
     """param: what the caller calls the prompt. Without a seed one is drawn; `job.request.sampling.seed` has it."""
     _check_prompt(card, prompt_ids, param)
     _check_stop(wishes.stop)
-    check_exit(card, wishes.speculation)
+    check_speculation(card, wishes.speculation)
     seed = draw_seed() if wishes.seed is None else unsigned_seed(wishes.seed)
     sampling = SamplingParams(wishes.temperature, wishes.top_k, wishes.top_p, wishes.min_p, seed)
     eos = () if wishes.ignore_eos else card.eos_token_ids
-    rules = StopRules(_max_tokens(card, len(prompt_ids), wishes), frozenset(wishes.stop_token_ids + eos))
+    special = tuple(card.control.special[stop] for stop in wishes.stop if stop in card.control.special)
+    stop_ids = frozenset(wishes.stop_token_ids + special + eos)  # a special token has no text to be found in
+    rules = StopRules(_max_tokens(card, len(prompt_ids), wishes), stop_ids)
     return Job(card, GenerateRequest(request_id, prompt_ids, sampling, rules, wishes.speculation), wishes.stop)
 
 
