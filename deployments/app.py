@@ -41,7 +41,9 @@ def build(config: AppConfig) -> Application:
     }
     tokenizers = {target.name: target.path for target in config.targets}
     ingress: Any = Ingress  # a deployment already, which its decorator does not tell
-    app: Application = ingress.options(**ingress_options(config)).bind(targets, tokenizers, config.ingress, pool)
+    app: Application = ingress.options(**ingress_options(config)).bind(
+        targets, tokenizers, config.ingress, pool, config.http
+    )
     return app
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from deployments.api.chat import render
 from deployments.config import (
     AppConfig,
     GoodputSpeculation,
@@ -24,7 +26,7 @@ from deployments.process import check_pages, pool_positions, target_positions
 from drafters.manifest import Manifest, vocabulary_hash
 from model.config import read_config
 from model.load import check_weights, resolve
-from protocol.errors import ConfigError
+from protocol.errors import ConfigError, InvalidRequest
 
 T = TypeVar("T")
 
@@ -73,7 +75,17 @@ def check_target(target: TargetConfig) -> str:
         )
     check_weights(directory)
     check_pages(f"target {target.name}", target, target_positions(target, directory))
-    return manifest_of(vocabulary_hash, directory)
+    vocabulary = manifest_of(vocabulary_hash, directory)
+    check_template(target.name, AutoTokenizer.from_pretrained(directory))
+    return vocabulary
+
+
+def check_template(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    try:
+        if tokenizer.chat_template:
+            render(tokenizer, [{"role": "user", "content": "hello"}])
+    except InvalidRequest as error:
+        raise ConfigError(f"the chat template of target {name} does not work: {error}; mend it, or remove it") from None
 
 
 def check_pool(pool: PoolConfig) -> Manifest:

@@ -34,6 +34,7 @@ MAX_LENGTH = 64
 MAX_BRANCHES = 8
 POOL_PLACE = ("num_replicas", "threads", "cores", "num_gpus")  # of a pool that has a place of its own
 Length = Annotated[int, Field(ge=1, le=MAX_LENGTH)]
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 
 
@@ -121,9 +122,13 @@ class Mirror(Section):
 
 
 class Drafted(Section):
-    """What speculation takes whatever its policy. mirror null or off: draft and verify in turn."""
+    """What speculation takes whatever its policy. mirror null or off: draft and verify in turn.
+
+    request_length: the longest draft that a request may ask for itself; null: the policy's own longest.
+    """
 
     deadline_ms: Annotated[float, Field(gt=0)] = 50.0
+    request_length: Length | None = None
     mirror: Mirror | None = None
 
     @field_validator("mirror", mode="before")
@@ -253,9 +258,14 @@ class PoolConfig(Listener, Placement, Weights):
 
 
 class HttpConfig(Section):
+    """request_timeout_s: what a completion may take, null for any time. cors_origins: the sites whose pages may call,
+    such as https://chat.example.org, or "*" for all.
+    """
+
     host: str = "127.0.0.1"
     port: Port = 8000
     request_timeout_s: Seconds | None = None
+    cors_origins: tuple[Origin, ...] = ()
 
 
 class GrpcConfig(Section):

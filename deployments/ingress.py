@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from ray import serve
@@ -24,9 +24,10 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from deployments.api import rpc
 from deployments.api.backend import ModelCard, longest_token
+from deployments.api.control import ControlTokens
 from deployments.api.http import create_app
 from deployments.api.runs import in_order
-from deployments.config import IngressConfig
+from deployments.config import HttpConfig, IngressConfig
 from deployments.discovery import serve_discovery
 from deployments.listening import own_host
 from deployments.token_sink import SinkAddress, TokenSink
@@ -71,6 +72,7 @@ class ServeBackend:
         self._pool = pool
         self._pool_members = serve_discovery(pool) if pool is not None else None
         self._tokenizers = {model: load_tokenizer(path) for model, path in tokenizers.items()}
+        self._control = {model: ControlTokens(tokenizer) for model, tokenizer in self._tokenizers.items()}
         self._longest_tokens = {model: longest_token(tokenizer) for model, tokenizer in self._tokenizers.items()}
         self._created = int(time.time())
         self._cards: dict[str, ModelCard] = {}
@@ -78,13 +80,10 @@ class ServeBackend:
 
     async def card(self, model: str) -> ModelCard | None:
         if model not in self._cards:
-            await self._is_ready(model)
+            await self.ready(model)
         return self._cards.get(model)
 
-    async def ready(self) -> bool:
-        return all(await asyncio.gather(*map(self._is_ready, self.names)))
-
-    async def _is_ready(self, model: str) -> bool:
+    async def ready(self, model: str) -> bool:
         try:
             told = await asyncio.wait_for(self._ask(model), DESCRIBE_TIMEOUT_S)
         except Exception:  # not there, or not there in time: Serve is starting it, or starting it again
@@ -102,10 +101,13 @@ class ServeBackend:
             max_model_len=told["max_model_len"],
             vocab_size=told["vocab_size"],
             tokenizer=self._tokenizers[model],
+            control=self._control[model],
             longest_token=self._longest_tokens[model],
             eos_token_ids=tuple(told["eos_token_ids"]),
             created=self._created,
+            max_batch=told["max_batch"],
             exits=tuple(told["exits"]),
+            longest_draft=told["longest_draft"],
         )
 
     def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
@@ -141,12 +143,17 @@ class ServeBackend:
     async def trace(self, num_rounds: int) -> tuple[Sequence[Track], Sequence[Track]]:
         told = await self._told("trace", num_rounds)
         pool = await told_by(self._pool, "trace") if self._pool else []
-        return [track for replicas in told.values() for track in replicas], pool
+        targets = [track for model, tracks in told.items() for track in _numbered(model, tracks)]
+        return targets, _numbered("pool", pool)
 
     async def _told(self, method: str, *args: int) -> dict[str, list[Any]]:
         """By target."""
         told = await asyncio.gather(*(told_by(handle, method, *args) for handle in self._handles.values()))
         return dict(zip(self.names, told, strict=True))
+
+
+def _numbered(name: str, tracks: Sequence[Track]) -> list[Track]:
+    return [replace(track, name=f"{name} {index}") for index, track in enumerate(tracks)]
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
@@ -203,7 +210,9 @@ class Ingress:
         tokenizers: Mapping[str, str],
         config: IngressConfig,
         pool: Handle | None = None,
+        http: HttpConfig | None = None,
     ) -> None:
+        self._http = http or HttpConfig()
         self._sink = TokenSink()
         address = await self._sink.start(own_host(config.host), config.ports)
         self._backend = ServeBackend(handles, tokenizers, self._sink, SinkAddress(address, config.join_ms), pool)
@@ -212,7 +221,12 @@ class Ingress:
         await self._sink.stop()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return create_app(self._backend, echo_request_id=False)  # Serve's proxy echoes it
+        return create_app(
+            self._backend,
+            echo_request_id=False,  # Serve's proxy echoes it
+            request_timeout_s=self._http.request_timeout_s,
+            cors_origins=self._http.cors_origins,
+        )
 
     async def Generate(
         self, request: pb.GenerateRequest, grpc_context: RayServegRPCContext

@@ -11,7 +11,7 @@ from deployments.colocated import OwnDrafter, open_drafter
 from deployments.config import GoodputSpeculation, PoolConfig, Speculation, TargetConfig
 from deployments.counts import told
 from deployments.discovery import Need, serve_discovery
-from deployments.policies import Learning, needed_exits, policy
+from deployments.policies import Learning, longest_draft, needed_exits, policy
 from deployments.process import DTYPES, claim, device_of, target_positions
 from deployments.profiling import own_target_costs
 from deployments.token_sink import SinkAddress
@@ -101,6 +101,8 @@ class TargetReplica:
             "name": self._config.name,
             "incarnation": self._incarnation,
             "max_model_len": self._engine.max_length,
+            "max_batch": self._config.max_batch,
+            "longest_draft": longest_draft(self._config.speculation),
             "vocab_size": self._decoder.vocab_size,
             "eos_token_ids": tuple(self._decoder.eos_token_ids),
             "draft_replica": drafter.incarnation if drafter else None,

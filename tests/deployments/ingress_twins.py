@@ -46,8 +46,8 @@ class ScriptedTarget:
         self._streams: TokenStreams | None = None
 
     async def describe(self) -> dict[str, object]:
-        told = {"max_model_len": 64, "vocab_size": 320, "eos_token_ids": (1,), "exits": (2,), "ready": True}
-        return told | {"num_open": self._num_open}
+        told = {"max_model_len": 64, "max_batch": 4, "vocab_size": 320, "eos_token_ids": (1,), "exits": (2,)}
+        return told | {"longest_draft": None, "ready": True, "num_open": self._num_open}
 
     async def log(self) -> str:
         """What Serve has logged of this replica."""

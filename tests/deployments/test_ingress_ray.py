@@ -44,7 +44,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppConfig]:
 @pytest.fixture
 def client(config: AppConfig) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=f"http://127.0.0.1:{config.http.port}", timeout=30) as client:
-        while client.get("/health").status_code != 200:
+        while client.get("/ready").status_code != 200:
             time.sleep(0.1)
         yield client
 
@@ -111,6 +111,18 @@ def test_a_refusal_leaves_no_traceback_in_the_targets_log(client: httpx.Client) 
     assert "generate" in log, "the log of this replica"
     assert "QueueFull" not in log
     assert "InvalidRequest" not in log
+
+
+def test_a_request_whose_time_is_over_ends_in_our_words(client: httpx.Client) -> None:
+    fields = {"model": "tiny", "prompt": [SLOW]}
+    headers = {"x-request-timeout-seconds": "0.3"}
+    response = client.post("/v1/completions", json=fields, headers=headers)
+    assert response.status_code == 408
+    assert response.json()["error"]["code"] == "request_timeout"
+    response = client.post("/v1/completions", json=fields | {"stream": True}, headers=headers)
+    *_, error, done, _ = response.text.split("\n\n")
+    assert done == "data: [DONE]"
+    assert json.loads(error.removeprefix("data: "))["error"]["code"] == "request_timeout"
 
 
 def test_statistics_are_told_over_http(client: httpx.Client) -> None:
