@@ -24,19 +24,20 @@ from protocol.errors import ConfigError, UnsupportedModel
 
 Progress = Callable[[int, int], None]  # (layers loaded, layers in all)
 
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+TEXT_FILES = ("*.json", "*.jinja")  # tokenizers and configs
+_HUB_FILES = (*TEXT_FILES, "*.safetensors")
 _EMBEDDING, _NORM, _HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
 
-def resolve(path_or_id: str) -> Path:
-    """An existing directory as it is; else a Hugging Face hub id, downloaded to the hub's cache."""
+def resolve(path_or_id: str, files: Sequence[str] = _HUB_FILES) -> Path:
+    """An existing directory as it is; else a Hugging Face hub id, whose files are downloaded to the hub's cache."""
     path = Path(path_or_id)
     if path.is_dir():
         return path
     if path_or_id.startswith((".", "/", "~")) or path_or_id.count("/") > 1:
         raise ConfigError(f"{path_or_id} is not a directory")
     try:
-        return Path(snapshot_download(path_or_id, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(path_or_id, allow_patterns=list(files)))
     except Exception as error:
         raise ConfigError(f"{path_or_id} is neither a directory nor to be had from the hub: {error}") from error
 
