@@ -308,10 +308,13 @@ def test_check_has_nothing_against_another_tokenizer_class(
 
 @pytest.fixture
 def run_marker() -> Iterator[dict[str, str]]:
-    """An environment by which every process of a run is known; none may be left, nor any file of theirs."""
+    """An environment by which every process of a run is known; none may be left, nor any file of theirs. It names
+    proxies that lead nowhere: nothing of ours goes through one.
+    """
     folder = tempfile.mkdtemp(prefix="t-")
     mark = uuid4().hex
-    yield os.environ | {MARK: mark, "TMPDIR": folder}
+    proxies = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    yield os.environ | proxies | {MARK: mark, "TMPDIR": folder, "no_proxy": "localhost,127.0.0.1"}
     left = [pid for pid in Path("/proc").iterdir() if pid.name.isdigit() and is_marked(pid, mark)]
     assert left == []
     assert os.listdir(folder) == []
