@@ -30,7 +30,7 @@ class UrlEngine:
 
     def open(self) -> None:
         try:
-            reply = httpx.get(f"{self._url}/v1/models", timeout=10.0)
+            reply = httpx.get(f"{self._url}/v1/models", timeout=10.0, trust_env=False)
             names = [card["id"] for card in reply.raise_for_status().json()["data"]]
         except (httpx.HTTPError, KeyError, ValueError) as error:
             raise Unavailable(f"{self._url}/v1/models does not answer as OpenAI's does: {error}") from None
@@ -50,7 +50,7 @@ class UrlEngine:
     async def _run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> list[Timed]:
         free = asyncio.Semaphore(cell.batch)
         limits = httpx.Limits(max_connections=cell.batch)
-        async with httpx.AsyncClient(timeout=TIMEOUT_S, limits=limits) as client:
+        async with httpx.AsyncClient(timeout=TIMEOUT_S, limits=limits, trust_env=False) as client:
 
             async def one(seed: int, prompt: TokenIds, start: float) -> Timed:
                 async with free:

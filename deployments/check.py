@@ -11,6 +11,7 @@ from rich.console import Console
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from deployments.api.chat import render
+from deployments.check_text import check_text
 from deployments.config import (
     AppConfig,
     GoodputSpeculation,
@@ -132,6 +133,7 @@ def check_mirror(target: TargetConfig, mirror: Mirror | None) -> None:
 def warnings(config: AppConfig) -> Iterator[str]:
     for target in config.targets:
         directory = resolve(target.path)
+        yield from (f"warning: target {target.name}: {warning}" for warning in check_text(directory))
         held = target_positions(target, directory) // target.page_size * target.page_size
         wanted = target.max_model_len or read_config(directory).max_positions
         if held < wanted:

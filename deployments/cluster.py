@@ -6,7 +6,6 @@ import http.client
 import logging
 import socket
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -17,6 +16,7 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 from deployments.app import APP_NAME, build
 from deployments.capacity import num_replicas
 from deployments.config import AppConfig, GrpcConfig, HttpConfig
+from deployments.direct import opened
 from deployments.session import attached_ray, local_ray, uninterrupted
 from protocol.errors import ConfigError, NotReady
 
@@ -146,7 +146,7 @@ def wait_until_healthy(url: str, limit_s: float = HEALTHY_LIMIT_S) -> None:
 
 def answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(f"{url}/ready", timeout=10):
+        with opened(f"{url}/ready", timeout_s=10):
             return True
     except (OSError, http.client.HTTPException):  # URLError and timeouts are OSErrors
         return False

@@ -20,6 +20,7 @@ from rich.text import Text
 
 from deployments.arguments import whole
 from deployments.config import HttpConfig, load_config
+from deployments.direct import opened
 from deployments.serve_command import started, stopped_by_sigterm
 
 CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
@@ -133,7 +134,7 @@ def events(url: str, model: str, prompt: str, max_tokens: int) -> Iterator[dict[
     request = urllib.request.Request(
         f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )
-    with urllib.request.urlopen(request, timeout=120) as response:
+    with opened(request, timeout_s=120) as response:
         for line in response:
             if line.startswith(b"data: {"):
                 yield json.loads(line.removeprefix(b"data: "))

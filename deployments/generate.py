@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 
 import torch
 from tqdm import tqdm
-from transformers import AutoTokenizer
 
 from deployments.api.prompts import check_text
 from deployments.arguments import depth, seed, whole
@@ -24,6 +23,7 @@ from drafters.worker import DraftWorker
 from model.config import read_config
 from model.execution import Execution
 from model.load import Progress, resolve
+from model.tokenizer import end_tokens, load_tokenizer
 from protocol.errors import ConfigError, InvalidRequest
 from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun
 from targets.engine import EngineConfig, check_prompt
@@ -36,7 +36,7 @@ BAR_AFTER_S = 2.0
 def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
     prompts = read_prompts(args.prompts, args.seed) if args.prompts else [Prompt(args.prompt, args.seed, "--prompt")]
-    tokenizer = AutoTokenizer.from_pretrained(resolve(args.target))
+    tokenizer = load_tokenizer(resolve(args.target))
     requests = make_requests(args, prompts, tokenizer)
     model, worker = open_models(args)
     config = EngineConfig(max_batch=args.batch, max_queue=len(prompts))
@@ -61,7 +61,8 @@ def make_requests(args: argparse.Namespace, prompts: Sequence[Prompt], tokenizer
     num_positions = target_positions(weights(args), resolve(args.target))
     check_pages(args.target, weights(args), num_positions)
     room = min(config.max_positions, num_positions // args.page_size * args.page_size)
-    stop = StopRules(args.max_tokens, frozenset(() if args.ignore_eos else config.eos_token_ids))
+    ends = () if args.ignore_eos else end_tokens(config.eos_token_ids, tokenizer)
+    stop = StopRules(args.max_tokens, frozenset(ends))
     requests = []
     for index, prompt in enumerate(prompts):
         sampling = SamplingParams(args.temperature, args.top_k, args.top_p, args.min_p, prompt.seed)

@@ -7,6 +7,7 @@ of each, what replicas tell of themselves, and Ray's errors in our own words.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.grpc_util import RayServegRPCContext
 from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerFast
 
 from deployments.api import rpc
 from deployments.api.backend import ModelCard, longest_token
@@ -32,6 +33,8 @@ from deployments.discovery import serve_discovery
 from deployments.listening import own_host
 from deployments.token_sink import SinkAddress, TokenSink
 from deployments.trace import Track
+from model.load import TEXT_FILES, resolve
+from model.tokenizer import end_token_warning, end_tokens, load_tokenizer
 from protocol.errors import DraftPoolError, NotReady, QueueFull, UnknownModel
 from protocol.pb import inference_pb2 as pb
 from protocol.request import GenerateRequest, TokenRun
@@ -42,6 +45,8 @@ STATS_TIMEOUT_S = 2.0
 # Every thread that encodes keeps 10,000 words of its own for each tokenizer: 5 MiB of short ones, 36 of Chinese. Alone
 # asyncio would start four threads more than there are cores. Two, so that a long prompt does not hold up the others.
 NUM_TOKENIZER_THREADS = 2
+
+logger = logging.getLogger(__name__)
 
 Handle = DeploymentHandle[Any]
 
@@ -71,7 +76,7 @@ class ServeBackend:
         self._handles = handles
         self._pool = pool
         self._pool_members = serve_discovery(pool) if pool is not None else None
-        self._tokenizers = {model: load_tokenizer(path) for model, path in tokenizers.items()}
+        self._tokenizers = {model: load_text(path) for model, path in tokenizers.items()}
         self._control = {model: ControlTokens(tokenizer) for model, tokenizer in self._tokenizers.items()}
         self._longest_tokens = {model: longest_token(tokenizer) for model, tokenizer in self._tokenizers.items()}
         self._created = int(time.time())
@@ -103,7 +108,7 @@ class ServeBackend:
             tokenizer=self._tokenizers[model],
             control=self._control[model],
             longest_token=self._longest_tokens[model],
-            eos_token_ids=tuple(told["eos_token_ids"]),
+            eos_token_ids=end_tokens(tuple(told["eos_token_ids"]), self._tokenizers[model]),
             created=self._created,
             max_batch=told["max_batch"],
             exits=tuple(told["exits"]),
@@ -156,10 +161,11 @@ def _numbered(name: str, tracks: Sequence[Track]) -> list[Track]:
     return [replace(track, name=f"{name} {index}") for index, track in enumerate(tracks)]
 
 
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """Used once, which settles its options: later uses only read, and several threads may do that at a time."""
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path)
-    tokenizer.encode("")
+def load_text(path: str) -> PreTrainedTokenizerFast:
+    directory = resolve(path, TEXT_FILES)
+    tokenizer = load_tokenizer(directory)
+    if warning := end_token_warning(directory, tokenizer):
+        logger.warning(warning)
     return tokenizer
 
 

@@ -35,16 +35,20 @@ SERVE_SETTINGS = {
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 << 20),  # so that we say what is too large, and not Serve
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.proxy.middlewares",
+    "grpc_proxy": "",  # Serve's gRPC would go through http_proxy, whose no_proxy does not name the node; hubs still may
 }
 START_ATTEMPTS = 3
+# Of the path of a Unix socket, 107 bytes: without draftpool-12345678/0/session_2026-11-29_02-54-50_123456_1234567
+# and sockets/plasma_store in it.
+LONGEST_BASE = 22
 
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def local_ray(config: AppConfig) -> Iterator[Path]:
-    """A Ray of our own, in a folder of its own, which it yields. Unix sockets inside keep that path short."""
-    folder = Path(tempfile.mkdtemp(prefix="draftpool-"))
+    """A Ray of our own, in a folder of its own, which it yields."""
+    folder = new_folder()
     os.environ.update(SERVE_SETTINGS, RAY_USAGE_STATS_ENABLED="0")
     try:
         start_ray(
@@ -58,6 +62,19 @@ def local_ray(config: AppConfig) -> Iterator[Path]:
             stop_ray()
             end_processes_of(folder)
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def new_folder(elsewhere: str = "/tmp") -> Path:
+    """Where the paths of Ray's Unix sockets are short enough: in TMPDIR, or else elsewhere. Raises ConfigError."""
+    asked = tempfile.gettempdir()
+    base = asked if len(os.fsencode(asked)) <= LONGEST_BASE else elsewhere
+    try:
+        return Path(tempfile.mkdtemp(prefix="draftpool-", dir=base))
+    except OSError as error:
+        raise ConfigError(
+            f"no folder for Ray's sockets can be made in {base} ({error.strerror}); set TMPDIR to a folder that can be "
+            f"written and whose path has {LONGEST_BASE} bytes at most"
+        ) from None
 
 
 def start_ray(folder: Path, **settings: Any) -> None:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 import http.client
 import json
-import urllib.error
-import urllib.request
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
 from deployments.arguments import whole
+from deployments.direct import opened
 from protocol.errors import ConfigError
 
 TIMEOUT_S = 30.0
@@ -40,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 def asked(url: str, num_rounds: int) -> dict[str, Any]:
     """Raises ConfigError when no DraftPool server answers there."""
     try:
-        with urllib.request.urlopen(f"{url.rstrip('/')}/debug/trace?rounds={num_rounds}", timeout=TIMEOUT_S) as reply:
+        with opened(f"{url.rstrip('/')}/debug/trace?rounds={num_rounds}", TIMEOUT_S) as reply:
             found: dict[str, Any] = json.load(reply)
             return found
     except (OSError, ValueError, http.client.HTTPException) as error:

@@ -99,8 +99,8 @@ def read_config(directory: Path) -> DecoderConfig:
         num_heads=hf.num_attention_heads,
         num_kv_heads=hf.num_key_value_heads,
         head_dim=head_dim,
-        max_positions=hf.max_position_embeddings,
-        eos_token_ids=_eos_token_ids(directory, hf.eos_token_id),
+        max_positions=_max_positions(hf),
+        eos_token_ids=configured_eos(directory),
         bos_token_id=hf.bos_token_id,
         pad_token_id=hf.pad_token_id,
         activation=_activation(hf),
@@ -176,6 +176,15 @@ def _windows(hf: Any) -> tuple[int | None, ...]:
     return tuple(hf.sliding_window if _WINDOWS[name] else None for name in hf.layer_types)
 
 
+def _max_positions(hf: Any) -> int:
+    """The context that a scaled rope reaches. llama3 and Gemma-3 count theirs in max_position_embeddings already."""
+    positions, parameters = int(hf.max_position_embeddings), hf.rope_parameters or {}
+    if hf.model_type == "gemma3_text" or parameters.get("rope_type") not in ("linear", "yarn"):
+        return positions
+    original = parameters.get("original_max_position_embeddings") or positions
+    return max(positions, int(original * (parameters.get("factor") or 1.0)))
+
+
 def _ropes(hf: Any, head_dim: int) -> tuple[Rope, ...]:
     """One per layer; equal layers share one value."""
     if hf.model_type != "gemma3_text":
@@ -197,11 +206,21 @@ def _rope(hf: Any, head_dim: int, parameters: dict[str, Any] | None, layer_type:
     return Rope(tuple(frequencies.tolist()), float(scaling))
 
 
-def _eos_token_ids(directory: Path, configured: int | list[int] | None) -> tuple[int, ...]:
-    """generation_config.json wins when it names any, as in transformers' generate."""
-    path = directory / "generation_config.json"
-    generation = _read_json(path).get("eos_token_id") if path.exists() else None
-    ids = configured if generation is None else generation
+def stops_of_generate(directory: Path) -> tuple[int, ...]:
+    """The ids that end an answer of transformers' generate: generation_config.json wins when it names any."""
+    return _named_eos(directory / "generation_config.json") or _named_eos(directory / "config.json")
+
+
+def configured_eos(directory: Path) -> tuple[int, ...]:
+    """Of both files: where one of them is wrong, an answer that ends is worth more than one that never does. What a
+    config class takes where its file names none is not among them.
+    """
+    files = (directory / "generation_config.json", directory / "config.json")
+    return tuple(dict.fromkeys(index for file in files for index in _named_eos(file)))
+
+
+def _named_eos(path: Path) -> tuple[int, ...]:
+    ids = _read_json(path).get("eos_token_id") if path.exists() else None
     if ids is None:
         return ()
     return (ids,) if isinstance(ids, int) else tuple(ids)

@@ -7,7 +7,7 @@ stop at any layer, look, and go on. Who does the arithmetic is behind one Protoc
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
@@ -46,6 +46,26 @@ class LayerWeights:
     mlp_post_norm: Tensor | None
 
 
+class StoredWeights(Protocol):
+    """Weights of a checkpoint, each read when it is asked for, so that who keeps them in another form never holds all
+    of them twice.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+
+    def embedding(self) -> Tensor:
+        """[vocab, hidden]."""
+
+    def head(self) -> Tensor | None:
+        """[vocab, hidden]; None: the embedding itself."""
+
+    def norm(self) -> Tensor: ...
+
+    def layers(self) -> Iterator[LayerWeights]:
+        """First to last, each read when the one before it is done with."""
+
+
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:
     """head: [vocab, hidden], the embedding itself when they are tied."""
@@ -54,6 +74,11 @@ class DecoderWeights:
     layers: tuple[LayerWeights, ...]
     norm: Tensor
     head: Tensor
+
+    @classmethod
+    def read(cls, stored: StoredWeights) -> DecoderWeights:
+        embedding, head = stored.embedding(), stored.head()
+        return cls(embedding, tuple(stored.layers()), stored.norm(), embedding if head is None else head)
 
 
 class Decoder(Protocol):

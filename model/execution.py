@@ -3,49 +3,74 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from enum import StrEnum
+from functools import cache
 
 import torch
 
 from model.config import DecoderConfig
-from model.decoder import Decoder, DecoderWeights
+from model.decoder import Decoder, DecoderWeights, StoredWeights
 from model.eager import EagerDecoder
 from model.native.compiler import CompilerError
 from model.native.decoder import NativeDecoder
-from model.native.library import features, num_threads
+from model.native.library import features, library, num_threads
 from protocol.errors import ConfigError
+
+NATIVE_DTYPES = (torch.bfloat16, torch.float32)
+SLOWER = "steps run in plain torch, several times slower"
 
 logger = logging.getLogger(__name__)
 
 
 class Execution(StrEnum):
-    """AUTO: NATIVE where it can be had, else EAGER, and the log says why."""
+    """AUTO: NATIVE where it can be had, else EAGER; why_not_native says why."""
 
     AUTO = "auto"
     NATIVE = "native"
     EAGER = "eager"
 
 
-def build_decoder(config: DecoderConfig, weights: DecoderWeights, execution: Execution = Execution.AUTO) -> Decoder:
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """by: whose code takes the steps. slower_because: what keeps native kernels from where they could be had."""
+
+    by: str
+    slower_because: str | None = None
+
+
+def build_decoder(config: DecoderConfig, weights: StoredWeights, execution: Execution = Execution.AUTO) -> Decoder:
     """Raises ConfigError when NATIVE is asked for and cannot be had."""
-    if execution is Execution.EAGER:
-        return EagerDecoder(config, weights)
+    if execution is not Execution.EAGER and (why := _unfit(weights) or why_not_native()) is None:
+        logger.info("native kernels (%s), %d threads, deterministic", features(), num_threads())
+        return NativeDecoder(config, weights)
+    if execution is Execution.NATIVE:
+        raise ConfigError(f"execution native: {why}; or set execution: auto")
+    return EagerDecoder(config, DecoderWeights.read(weights))
+
+
+def runs(decoder: Decoder, execution: Execution) -> Runs:
+    """Who runs a decoder that was built so."""
+    if isinstance(decoder, NativeDecoder):
+        return Runs(f"native kernels, {features()}")
+    missing = execution is Execution.AUTO and decoder.device.type == "cpu" and decoder.dtype in NATIVE_DTYPES
+    return Runs(f"torch, {decoder.device.type}", why_not_native() if missing else None)
+
+
+@cache
+def why_not_native() -> str | None:
+    """What keeps the native kernels from this machine. Tried, and logged, once a process."""
     try:
-        decoder = native_decoder(config, weights)
+        library()
     except CompilerError as error:
-        if execution is Execution.NATIVE:
-            raise ConfigError(f"execution native: {error}; install g++ or clang++, or set execution: auto") from None
-        logger.warning("%s; steps run in plain torch, several times slower", error)
-        return EagerDecoder(config, weights)
-    logger.info("native kernels (%s), %d threads, deterministic", features(), num_threads())
-    return decoder
+        logger.warning("%s; %s", error, SLOWER)
+        return str(error)
+    return None
 
 
-def native_decoder(config: DecoderConfig, weights: DecoderWeights) -> NativeDecoder:
-    """Raises CompilerError."""
-    dtype, device = weights.embedding.dtype, weights.embedding.device
-    if device.type != "cpu":
-        raise CompilerError(f"the native kernels run on a CPU, not on {device}")
-    if dtype not in (torch.bfloat16, torch.float32):
-        raise CompilerError(f"the native kernels take bf16 and fp32, not {dtype}")
-    return NativeDecoder(config, weights)
+def _unfit(weights: StoredWeights) -> str | None:
+    if weights.device.type != "cpu":
+        return f"the native kernels run on a CPU, not on {weights.device}; give this model no GPU"
+    if weights.dtype not in NATIVE_DTYPES:
+        return f"the native kernels take bf16 and fp32, not {weights.dtype}"
+    return None

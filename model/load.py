@@ -7,7 +7,7 @@ is read, so that a checkpoint which is not what it says is refused whole; projec
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,25 +18,26 @@ from torch import Tensor
 
 from model.batch import CPU
 from model.config import DecoderConfig, read_config
-from model.decoder import Decoder, DecoderWeights, LayerWeights, Linear
+from model.decoder import Decoder, LayerWeights, Linear
 from model.execution import Execution, build_decoder
 from protocol.errors import ConfigError, UnsupportedModel
 
 Progress = Callable[[int, int], None]  # (layers loaded, layers in all)
 
-_HUB_FILES = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model"]
+TEXT_FILES = ("*.json", "*.jinja")  # tokenizers and configs
+_HUB_FILES = (*TEXT_FILES, "*.safetensors")
 _EMBEDDING, _NORM, _HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
 
-def resolve(path_or_id: str) -> Path:
-    """An existing directory as it is; else a Hugging Face hub id, downloaded to the hub's cache."""
+def resolve(path_or_id: str, files: Sequence[str] = _HUB_FILES) -> Path:
+    """An existing directory as it is; else a Hugging Face hub id, whose files are downloaded to the hub's cache."""
     path = Path(path_or_id)
     if path.is_dir():
         return path
     if path_or_id.startswith((".", "/", "~")) or path_or_id.count("/") > 1:
         raise ConfigError(f"{path_or_id} is not a directory")
     try:
-        return Path(snapshot_download(path_or_id, allow_patterns=_HUB_FILES))
+        return Path(snapshot_download(path_or_id, allow_patterns=list(files)))
     except Exception as error:
         raise ConfigError(f"{path_or_id} is neither a directory nor to be had from the hub: {error}") from error
 
@@ -53,16 +54,7 @@ def load_decoder(
     """num_layers: load only so many of the first layers. Raises UnsupportedModel or ConfigError."""
     full = read_config(directory)
     config = full if num_layers is None else full.first_layers(num_layers)
-    checkpoint = _checked(directory, full, dtype, device)
-    layers = []
-    for layer in range(config.num_layers):
-        layers.append(_read_layer(checkpoint, config, layer))
-        if progress is not None:
-            progress(layer + 1, config.num_layers)
-    embedding = checkpoint.read(_EMBEDDING)
-    norm = _read_norm(checkpoint, config, _NORM)
-    head = _read_head(checkpoint, config, embedding)
-    return build_decoder(config, DecoderWeights(embedding, tuple(layers), norm, head), execution)
+    return build_decoder(config, Stored(_checked(directory, full, dtype, device), config, progress), execution)
 
 
 def check_weights(directory: Path) -> None:
@@ -77,20 +69,25 @@ def _checked(directory: Path, config: DecoderConfig, dtype: torch.dtype, device:
 
 
 class Checkpoint:
-    """The tensors of one or several safetensors files, by name."""
+    """The tensors of one or several safetensors files, by name. Files are open while they are read, and no longer:
+    what was read of a mapped file stays in memory for as long as it is open.
+    """
 
     def __init__(self, directory: Path, dtype: torch.dtype, device: torch.device) -> None:
         self.directory = directory
-        self._dtype = dtype
-        self._device = device
-        self._file_of: dict[str, Any] = {}
+        self.dtype = dtype
+        self.device = device
+        self._path_of: dict[str, Path] = {}
+        self._shapes: dict[str, tuple[int, ...]] = {}
         for path in _weight_files(directory):
-            file = _opened(path)
-            self._file_of.update(dict.fromkeys(file.keys(), file))
+            with _opened(path) as file:
+                names = file.keys()
+                self._path_of.update(dict.fromkeys(names, path))
+                self._shapes.update((name, tuple(file.get_slice(name).get_shape())) for name in names)
 
     def check(self, shapes: dict[str, tuple[int, ...]], optional: frozenset[str]) -> None:
         """Raises unless the files hold exactly these tensors; stored rotary frequencies are ignored."""
-        names = {name for name in self._file_of if not name.endswith("rotary_emb.inv_freq")}
+        names = {name for name in self._path_of if not name.endswith("rotary_emb.inv_freq")}
         if missing := sorted(shapes.keys() - names):
             raise ConfigError(f"{self.directory} lacks tensors that its config.json promises: {_some(missing)}")
         if unexpected := sorted(names - shapes.keys() - optional):
@@ -98,17 +95,54 @@ class Checkpoint:
                 f"{self.directory} holds tensors that its config.json does not explain: {_some(unexpected)}"
             )
         for name, shape in shapes.items():
-            found = tuple(self._file_of[name].get_slice(name).get_shape())
+            found = self._shapes[name]
             if found != shape:
                 raise ConfigError(f"{name} of {self.directory} has shape {found}; its config.json says {shape}")
 
     def __contains__(self, name: str) -> bool:
-        return name in self._file_of
+        return name in self._path_of
 
     def read(self, *names: str) -> Tensor:
         """The named tensors one after another along the first dimension, in the model's dtype and memory of its own."""
-        parts = (self._file_of[name].get_tensor(name) for name in names)
-        return torch.cat([part.to(self._device, self._dtype) for part in parts])
+        rows = sum(self._shapes[name][0] for name in names)
+        whole = torch.empty((rows, *self._shapes[names[0]][1:]), dtype=self.dtype, device=self.device)
+        for name, part in zip(names, torch.split(whole, [self._shapes[name][0] for name in names]), strict=True):
+            with _opened(self._path_of[name]) as file:
+                part.copy_(file.get_tensor(name))
+        return whole
+
+
+class Stored:
+    """A model.decoder.StoredWeights."""
+
+    def __init__(self, checkpoint: Checkpoint, config: DecoderConfig, progress: Progress | None) -> None:
+        self.dtype = checkpoint.dtype
+        self.device = checkpoint.device
+        self._checkpoint = checkpoint
+        self._config = config
+        self._progress = progress
+
+    def embedding(self) -> Tensor:
+        return self._checkpoint.read(_EMBEDDING)
+
+    def head(self) -> Tensor | None:
+        """Raises ConfigError for a head that is said to be the embedding and is not."""
+        if not self._config.tied_embeddings:
+            return self._checkpoint.read(_HEAD)
+        if _HEAD in self._checkpoint and not torch.equal(self._checkpoint.read(_HEAD), self.embedding()):
+            raise ConfigError(
+                f"{self._checkpoint.directory} ties its embeddings but stores an {_HEAD} that differs from them"
+            )
+        return None
+
+    def norm(self) -> Tensor:
+        return _read_norm(self._checkpoint, self._config, _NORM)
+
+    def layers(self) -> Iterator[LayerWeights]:
+        for layer in range(self._config.num_layers):
+            yield _read_layer(self._checkpoint, self._config, layer)
+            if self._progress is not None:
+                self._progress(layer + 1, self._config.num_layers)
 
 
 def tensor_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
@@ -180,14 +214,6 @@ def _read_norm(checkpoint: Checkpoint, config: DecoderConfig, name: str) -> Tens
     """Gemma's 1 + weight is taken and kept in float32, as its modules do."""
     weight = checkpoint.read(name)
     return config.norm_offset + weight.float() if config.norm_offset else weight
-
-
-def _read_head(checkpoint: Checkpoint, config: DecoderConfig, embedding: Tensor) -> Tensor:
-    if not config.tied_embeddings:
-        return checkpoint.read(_HEAD)
-    if _HEAD in checkpoint and not torch.equal(checkpoint.read(_HEAD), embedding):
-        raise ConfigError(f"{checkpoint.directory} ties its embeddings but stores an {_HEAD} that differs from them")
-    return embedding
 
 
 def _opened(path: Path) -> Any:

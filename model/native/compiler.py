@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import fcntl
 import hashlib
 import logging
@@ -58,14 +60,20 @@ def find_compiler() -> str:
         if found := shutil.which(name):
             return found
     tried = f"CXX={asked}" if asked else ", ".join(COMPILERS)
-    raise CompilerError(f"no C++ compiler was found (tried {tried})")
+    raise CompilerError(f"no C++ compiler was found (tried {tried}); install g++ or clang++")
 
 
 def cache_directory() -> Path:
-    """DRAFTPOOL_CACHE, or draftpool/ in the user's cache folder."""
+    """DRAFTPOOL_CACHE, or draftpool/ in the user's cache folder; one of the user's own among temporary files where
+    there is no home.
+    """
     if own := os.environ.get("DRAFTPOOL_CACHE"):
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "draftpool"
+    if cache := os.environ.get("XDG_CACHE_HOME"):
+        return Path(cache) / "draftpool"
+    with contextlib.suppress(RuntimeError):
+        return Path.home() / ".cache" / "draftpool"
+    return Path(tempfile.gettempdir()) / f"draftpool-{os.getuid()}"
 
 
 def available() -> tuple[InstructionSet, ...]:
@@ -87,32 +95,53 @@ def wanted() -> tuple[InstructionSet, ...]:
 
 
 def library_path() -> Path:
-    """The compiled library; compiles it (some seconds) unless it lies in the cache. Raises CompilerError.
+    """The compiled library, which can be loaded; compiles it (some seconds) unless it lies in the cache. Raises
+    CompilerError.
 
     A compiler that is too old for the widest instruction set is asked for the next.
     """
     compiler, refused = find_compiler(), None
     for isa in wanted():
-        path = cache_directory() / "native" / f"{isa.name}-{_fingerprint(compiler, isa)}.so"
         try:
-            if not path.exists():
-                _compile_once(compiler, isa, path)
+            return _loadable(compiler, isa)
         except OSError as error:
             raise CompilerError(
-                f"the kernels cannot be kept ({error}); set DRAFTPOOL_CACHE to a writable folder"
+                f"the kernels cannot be kept and loaded ({error}); set DRAFTPOOL_CACHE to a folder that can be written "
+                "and programs run from"
             ) from None
         except CompilerError as error:
             logger.warning("no kernels for %s: %s", isa.name, error)
             refused = error
-            continue
-        return path
     assert refused is not None, "every processor has the portable set"
     raise refused
 
 
+def _loadable(compiler: str, isa: InstructionSet) -> Path:
+    path = cache_directory() / "native" / f"{isa.name}-{_fingerprint(compiler, isa)}.so"
+    if not path.exists():
+        _compile_once(compiler, isa, path)
+    _check_own(path.parent)
+    ctypes.CDLL(str(path))  # refused where nothing may be executed, and for what is no library
+    return path
+
+
+def _check_own(folder: Path) -> None:
+    """Raises PermissionError where somebody else may have put what is about to be loaded."""
+    for place in (folder, folder.parent):
+        if place.stat().st_uid not in trusted():
+            raise PermissionError(f"{place} belongs to another user")
+    if folder.stat().st_mode & 0o002:
+        raise PermissionError(f"everybody may write {folder}")
+
+
+def trusted() -> tuple[int, ...]:
+    """Users whose files are as good as our own."""
+    return 0, os.getuid()
+
+
 def _compile_once(compiler: str, isa: InstructionSet, path: Path) -> None:
     """The replicas of a node start together: one compiles, the others wait."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(0o755, parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
@@ -127,8 +156,16 @@ def _compile(compiler: str, isa: InstructionSet, path: Path) -> None:
         command = [compiler, *_flags(isa), str(SOURCES / "native.cpp"), "-o", str(built)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
-            raise CompilerError(f"{compiler} refused the kernels: {done.stderr.strip()[:300]}")
+            raise CompilerError(
+                f"{compiler} refused the kernels ({_first_error(done.stderr)}); install a newer g++ or clang++, or "
+                "name one in CXX"
+            )
         built.replace(path)
+
+
+def _first_error(told: str) -> str:
+    lines = told.strip().splitlines() or ["it said nothing"]
+    return next((line for line in lines if "error" in line), lines[0])[:300]
 
 
 def _flags(isa: InstructionSet) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from model.batch import CPU, RaggedBatch
 from model.config import DecoderConfig, Rope
-from model.decoder import DecoderWeights, Linear
+from model.decoder import Linear, StoredWeights
 from model.kv import PagedKV, padded_dim
 from model.native.library import BatchSpec, addresses, library, num_threads, thread_pool
 from model.native.memory import Block, address, zeros
@@ -67,11 +67,11 @@ class NativeDecoder:
     hidden_dtype = torch.float32
     device = CPU
 
-    def __init__(self, config: DecoderConfig, weights: DecoderWeights) -> None:
+    def __init__(self, config: DecoderConfig, weights: StoredWeights) -> None:
         """Raises model.native.compiler.CompilerError where the kernels cannot be compiled."""
         self.config = config
         self.num_passes = 0
-        self.dtype = weights.embedding.dtype
+        self.dtype = weights.dtype
         self._library = library()
         self._pool = thread_pool(num_threads())
         self._packed = pack(config, weights)

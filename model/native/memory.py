@@ -56,18 +56,22 @@ def address(array: npt.NDArray[Any]) -> int:
 
 @dataclass(slots=True)
 class Arena:
-    """Copies of tensors, one behind the other in regions of at least `chunk` bytes."""
+    """Tensors, one behind the other in regions of at least `chunk` bytes."""
 
     chunk: int = 64 << 20
     _free: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
 
-    def copy(self, tensor: Tensor) -> Tensor:
-        size = tensor.numel() * tensor.element_size()
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        """Zeros."""
+        size = math.prod(shape) * dtype.itemsize
         padded = -(-size // ALIGNMENT) * ALIGNMENT
         if padded > len(self._free):
             self._free = zeros((max(padded, self.chunk),), torch.uint8)
         own, self._free = self._free[:size], self._free[padded:]
-        return own.view(tensor.dtype).view(tensor.shape).copy_(tensor)
+        return own.view(dtype).view(shape)
+
+    def copy(self, tensor: Tensor) -> Tensor:
+        return self.take(tuple(tensor.shape), tensor.dtype).copy_(tensor)
 
 
 def _region(size: int) -> mmap.mmap:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import DecoderConfig
-from model.decoder import DecoderWeights, LayerWeights, Linear
+from model.decoder import LayerWeights, Linear, StoredWeights
 from model.kv import padded_dim
 from model.native.library import LayerSpec, LinearSpec, ModelSpec
 from model.native.memory import Arena
 
+ROWS = 1024  # of a matrix that are rearranged at a time
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_pytorch_tanh": 2, "relu": 3}
 STRIP = 16
 
@@ -27,8 +31,27 @@ class Packed:
 
     def linear(self, linear: Linear) -> LinearSpec:
         outputs, inputs = linear.weight.shape
-        bias = None if linear.bias is None else self.floats(_pad(linear.bias, STRIP))
-        return LinearSpec(self.keep(strips(linear.weight)), bias, outputs, inputs + inputs % 2)
+        return self._linear(torch.split(linear.weight, ROWS), outputs, inputs, linear.bias, linear.weight.dtype)
+
+    def gated(self, gate_up: Linear) -> LinearSpec:
+        """A strip of the gate, then one of what it gates, so that both are at hand when they are multiplied."""
+        gate, up = gate_up.weight.chunk(2)
+        parts = (_mix(*rows) for rows in zip(torch.split(gate, ROWS), up.split(ROWS), strict=True))
+        bias = None if gate_up.bias is None else _mix(*gate_up.bias.chunk(2))
+        return self._linear(parts, 2 * _up_to(len(gate), STRIP), gate.shape[1], bias, gate.dtype)
+
+    def _linear(
+        self, parts: Iterable[Tensor], outputs: int, inputs: int, bias: Tensor | None, dtype: torch.dtype
+    ) -> LinearSpec:
+        """parts: [outputs, inputs], some rows at a time, all but the last of whole strips."""
+        step, done = _step(dtype), 0
+        kept = self.arena.take((_up_to(outputs, STRIP) // STRIP, _up_to(inputs, 2) // step, STRIP, step), dtype)
+        self.tensors.append(kept)
+        for part in map(strips, parts):
+            kept[done : done + len(part)] = part
+            done += len(part)
+        padded = None if bias is None else self.floats(_pad(bias, STRIP))
+        return LinearSpec(kept.data_ptr(), padded, outputs, _up_to(inputs, 2))
 
     def floats(self, tensor: Tensor | None) -> int | None:
         return None if tensor is None else self.keep(tensor.float())
@@ -38,10 +61,12 @@ class Packed:
         return self.tensors[-1].data_ptr()
 
 
-def pack(config: DecoderConfig, weights: DecoderWeights) -> Packed:
+def pack(config: DecoderConfig, weights: StoredWeights) -> Packed:
+    """A part is read, packed and dropped before the next is read. The largest first: little else is there then."""
     packed = Packed()
-    layers = [_layer(packed, layer, window or 0) for layer, window in zip(weights.layers, config.windows, strict=True)]
-    tied = weights.head.data_ptr() == weights.embedding.data_ptr()
+    embedding, head = _ends(packed, weights)
+    windows = (window or 0 for window in config.windows)
+    layers = list(map(partial(_layer, packed), weights.layers(), windows))  # a loop's variable would keep the last one
     packed.spec = ModelSpec(
         vocab=config.vocab_size,
         hidden=config.hidden_size,
@@ -52,26 +77,42 @@ def pack(config: DecoderConfig, weights: DecoderWeights) -> Packed:
         head_dim=config.head_dim,
         dim=padded_dim(config.head_dim),
         activation=ACTIVATIONS[config.activation],
-        is_bf16=weights.embedding.dtype == torch.bfloat16,
+        is_bf16=weights.dtype == torch.bfloat16,
         norm_eps=config.norm_eps,
         query_scale=config.query_scale,
         # Rounded to the model's dtype before it multiplies, as Gemma was trained.
-        embedding_scale=torch.tensor(config.embedding_scale or 0.0).to(weights.embedding.dtype).item(),
+        embedding_scale=torch.tensor(config.embedding_scale or 0.0).to(weights.dtype).item(),
         attention_softcap=config.attention_softcap or 0.0,
         final_softcap=config.final_softcap or 0.0,
         layer=(LayerSpec * len(layers))(*layers),
-        norm=packed.floats(weights.norm),
-        head=packed.linear(Linear(weights.head, None)),
-        embedding=None if tied else packed.keep(weights.embedding),
+        norm=packed.floats(weights.norm()),
+        head=head,
+        embedding=embedding,
     )
     return packed
 
 
+def _ends(packed: Packed, weights: StoredWeights) -> tuple[int | None, LinearSpec]:
+    """The embedding, where it is not the head, and the head."""
+    head = weights.head()
+    if head is None:
+        return None, packed.linear(Linear(weights.embedding(), None))
+    spec = packed.linear(Linear(head, None))
+    del head
+    return packed.keep(weights.embedding()), spec
+
+
 def strips(weight: Tensor) -> Tensor:
     """[outputs, inputs] to [strips, inputs, 16], in bf16 to [strips, inputs / 2, 16, 2]; padded with zeros."""
-    padded = _pad(_pad(weight.T, 2).T, STRIP)
-    step = 2 if weight.dtype == torch.bfloat16 else 1
-    return padded.view(-1, STRIP, padded.shape[1] // step, step).permute(0, 2, 1, 3).contiguous()
+    outputs, inputs = weight.shape
+    step = _step(weight.dtype)
+    padded = F.pad(weight, (0, inputs % 2, 0, -outputs % STRIP))
+    return padded.view(-1, STRIP, padded.shape[1] // step, step).permute(0, 2, 1, 3)
+
+
+def _step(dtype: torch.dtype) -> int:
+    """Inputs of an output that lie side by side."""
+    return 2 if dtype == torch.bfloat16 else 1
 
 
 def _layer(packed: Packed, weights: LayerWeights, window: int) -> LayerSpec:
@@ -83,21 +124,19 @@ def _layer(packed: Packed, weights: LayerWeights, window: int) -> LayerSpec:
         packed.floats(weights.mlp_post_norm),
         packed.linear(weights.qkv),
         packed.linear(weights.out),
-        packed.linear(_in_turn(weights.gate_up)),
+        packed.gated(weights.gate_up),
         packed.linear(weights.down),
         window,
     )
 
 
-def _in_turn(gate_up: Linear) -> Linear:
-    """A strip of the gate, then one of what it gates, so that both are at hand when they are multiplied."""
-    weight = _mix(gate_up.weight)
-    return Linear(weight, None if gate_up.bias is None else _mix(gate_up.bias))
+def _mix(gate: Tensor, up: Tensor) -> Tensor:
+    parts = [_pad(half, STRIP).reshape(-1, STRIP, *half.shape[1:]) for half in (gate, up)]
+    return torch.stack(parts, 1).flatten(0, 2)
 
 
-def _mix(both: Tensor) -> Tensor:
-    gate, up = (_pad(half, STRIP) for half in both.chunk(2))
-    return torch.stack([part.reshape(-1, STRIP, *part.shape[1:]) for part in (gate, up)], 1).flatten(0, 2)
+def _up_to(length: int, multiple: int) -> int:
+    return length + -length % multiple
 
 
 def _pad(tensor: Tensor, multiple: int) -> Tensor:

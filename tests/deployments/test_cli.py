@@ -248,12 +248,73 @@ def test_check_warns_of_memory_for_less_than_a_whole_context(
     assert "warning" not in capsys.readouterr().out
 
 
+def changed(family: Path, folder: Path, name: str, **changes: object) -> Path:
+    """A copy of large with other entries in one of its files; None takes one out."""
+    copy = shutil.copytree(family / "large", folder / "copy")
+    values = json.loads((copy / name).read_text()) | changes
+    kept = {key: value for key, value in values.items() if value is not None}
+    (copy / name).write_text(json.dumps(kept))
+    return copy
+
+
+def checked(capsys: pytest.CaptureFixture[str], family: Path, tmp_path: Path) -> str:
+    """The first line that check says of the copy."""
+    assert main(["check", write(family, CONFIG.replace("path: large", "path: ./copy"), tmp_path)]) == 0
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert isinstance(first, str)
+    return first
+
+
+def test_check_warns_where_the_files_name_different_ends(
+    capsys: pytest.CaptureFixture[str], family: Path, tmp_path: Path
+) -> None:
+    changed(family, tmp_path, "generation_config.json", eos_token_id=7)
+    first = checked(capsys, family, tmp_path)
+    assert first.startswith("warning: target large: ")
+    assert first.endswith(
+        "differs in which token ends an answer: 7 by its configs, 1 by its tokenizer; here each of 7, 1 does"
+    )
+
+
+def test_check_warns_of_tokens_without_an_embedding(
+    capsys: pytest.CaptureFixture[str], family: Path, tmp_path: Path
+) -> None:
+    copy = changed(family, tmp_path, "tokenizer_config.json", extra_special_tokens=["<|im_start|>", "<|im_end|>"])
+    assert "has 2 tokens beyond the 320 of the embedding (<|im_start|>, <|im_end|>)" in checked(
+        capsys, family, tmp_path
+    )
+    (copy / "chat_template.jinja").write_text("<|im_start|>{{ messages[0].content }}")
+    assert main(["check", str(tmp_path / "app.yaml")]) == 0
+    assert "writes <|im_start|>, so every chat request is refused" in capsys.readouterr().out.splitlines()[1]
+
+
+def test_check_renders_the_chat_template_once(capsys: pytest.CaptureFixture[str], family: Path, tmp_path: Path) -> None:
+    copy = changed(family, tmp_path, "tokenizer_config.json")
+    (copy / "chat_template.jinja").write_text("{{ messages[0].content + 1 }}")
+    assert "refuses a message of a user, so chats fail: " in checked(capsys, family, tmp_path)
+    (copy / "chat_template.jinja").write_text("hello\n{% for message in messages %}{{ message.content }}")
+    error = refused(capsys, "check", str(tmp_path / "app.yaml"))
+    assert "the chat template of " in error
+    assert "has a syntax error in line 2: " in error
+
+
+@pytest.mark.parametrize("name", ["GPT2Tokenizer", "GemmaTokenizer"])
+def test_check_has_nothing_against_another_tokenizer_class(
+    capsys: pytest.CaptureFixture[str], family: Path, tmp_path: Path, name: str
+) -> None:
+    changed(family, tmp_path, "tokenizer_config.json", tokenizer_class=name)
+    assert "warning" not in checked(capsys, family, tmp_path)
+
+
 @pytest.fixture
 def run_marker() -> Iterator[dict[str, str]]:
-    """An environment by which every process of a run is known; none may be left, nor any file of theirs."""
+    """An environment by which every process of a run is known; none may be left, nor any file of theirs. It names
+    proxies that lead nowhere: nothing of ours goes through one.
+    """
     folder = tempfile.mkdtemp(prefix="t-")
     mark = uuid4().hex
-    yield os.environ | {MARK: mark, "TMPDIR": folder}
+    proxies = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    yield os.environ | proxies | {MARK: mark, "TMPDIR": folder, "no_proxy": "localhost,127.0.0.1"}
     left = [pid for pid in Path("/proc").iterdir() if pid.name.isdigit() and is_marked(pid, mark)]
     assert left == []
     assert os.listdir(folder) == []

@@ -6,12 +6,18 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import grpc
+import grpc.aio
 import pytest
 from ray.serve.schema import ApplicationStatus
 
@@ -141,6 +147,77 @@ def test_a_cluster_that_is_not_there_is_said_so(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(session, "init_ray", refuse)
     with pytest.raises(ConfigError, match="no Ray cluster answers at head:6379"), session.attached_ray("head:6379"):
         pass
+
+
+@pytest.fixture
+def dead_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever goes through it gets nowhere."""
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY", "grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+
+
+class Healthy(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.send_response(200 if self.path == "/health" else 404)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+@pytest.mark.usefixtures("dead_proxy")
+def test_our_own_server_is_asked_without_a_proxy() -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Healthy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}"
+        assert cluster.answers(url)
+        with pytest.raises(OSError, match="refused"):
+            urllib.request.urlopen(f"{url}/health")  # which the proxy would be asked for
+        server.shutdown()
+
+
+@pytest.mark.usefixtures("dead_proxy")
+@pytest.mark.parametrize("settings", [{}, session.SERVE_SETTINGS])
+async def test_a_channel_as_serve_makes_it_is_without_a_proxy_under_our_settings(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, str]
+) -> None:
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    server = grpc.aio.server()
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        state = channel.get_state(try_to_connect=True)
+        while state in (grpc.ChannelConnectivity.IDLE, grpc.ChannelConnectivity.CONNECTING):
+            await channel.wait_for_state_change(state)
+            state = channel.get_state(try_to_connect=True)
+    await server.stop(0)
+    assert (state is grpc.ChannelConnectivity.READY) == bool(settings)
+
+
+@pytest.mark.parametrize("length", [session.LONGEST_BASE, session.LONGEST_BASE + 1])
+def test_rays_folder_is_made_where_its_sockets_have_short_paths(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, length: int
+) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as short:
+        asked = Path(short) / ("d" * (length - len(short) - 1))
+        asked.mkdir()
+        monkeypatch.setattr(tempfile, "tempdir", str(asked))
+        made = session.new_folder(str(tmp_path))
+        assert made.parent == (asked if length == session.LONGEST_BASE else tmp_path)
+        ray_folder = made / "0" / "session_2026-11-29_02-54-50_123456_1234567" / "sockets" / "plasma_store"
+        assert len(str(ray_folder)) <= 107 or made.parent == tmp_path
+        made.rmdir()
+
+
+def test_no_place_for_rays_folder_is_one_line_that_names_tmpdir(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("d" * 60)))
+    with pytest.raises(ConfigError, match=r"No such file or directory\); set TMPDIR to a folder"):
+        session.new_folder(str(tmp_path / "nothing"))
 
 
 def test_a_local_ray_that_does_not_start_is_ended_and_tried_again(

@@ -85,6 +85,17 @@ async def test_what_a_step_commits_for_all_requests_is_one_message() -> None:
         assert sink.sizes == [8, 8, 8]
 
 
+async def test_tokens_never_go_through_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("grpc_proxy", "https_proxy", "http_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    async with pair() as (sink, address, streams):
+        with sink.open("r") as inbox, streams.answer("r", address) as answer:
+            answer.add(run("r", 0, 7))
+            assert await soon(inbox) == run("r", 0, 7)
+
+
 async def test_under_load_the_steps_within_join_ms_are_one_message() -> None:
     async with pair(join_ms=60.0) as (sink, address, streams):
         with ExitStack() as stack:

@@ -173,16 +173,74 @@ def test_the_first_layers_alone_can_be_loaded(checkpoint: Path, decoder: Decoder
     assert seen == [(1, 2), (2, 2)]
 
 
-def test_eos_comes_from_generation_config_when_it_names_one(tmp_path: Path) -> None:
+def test_eos_is_what_either_config_names(tmp_path: Path) -> None:
     make_checkpoint("llama", tmp_path, seed=0)
     generation = tmp_path / "generation_config.json"
     assert read_config(tmp_path).eos_token_ids == (EOS,)
     generation.write_text(json.dumps({"eos_token_id": [5, 9]}))
-    assert read_config(tmp_path).eos_token_ids == (5, 9)
+    assert read_config(tmp_path).eos_token_ids == (5, 9, EOS)
     generation.write_text("{}")
     assert read_config(tmp_path).eos_token_ids == (EOS,)
     generation.unlink()
     assert read_config(tmp_path).eos_token_ids == (EOS,)
+    change_config(tmp_path, {"eos_token_id": None})
+    assert read_config(tmp_path).eos_token_ids == ()
+
+
+def test_what_a_config_class_takes_for_eos_ends_nothing(tmp_path: Path) -> None:
+    """LlamaConfig takes 2, which another vocabulary has an ordinary token at."""
+    path = make_checkpoint("llama", tmp_path, seed=0) / "config.json"
+    values = json.loads(path.read_text())
+    del values["eos_token_id"]
+    path.write_text(json.dumps(values))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": 5}))
+    assert read_config(tmp_path).eos_token_ids == (5,)
+
+
+@pytest.mark.parametrize(
+    ("rope", "positions"),
+    [
+        ({"rope_type": "yarn", "factor": 4.0}, 1024),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}, 512),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64}, 256),
+        ({"rope_type": "linear", "factor": 2.5}, 640),
+        ({"rope_type": "default"}, 256),
+        (
+            {
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+                "original_max_position_embeddings": 64,
+            },
+            256,
+        ),
+    ],
+)
+def test_a_scaled_rope_reaches_the_scaled_context(tmp_path: Path, rope: dict[str, Any], positions: int) -> None:
+    """As vLLM has it: max_position_embeddings, 256 here, counts what llama3 adds and neither yarn's nor linear's."""
+    make_checkpoint("llama", tmp_path, seed=0)
+    change_config(tmp_path, {"rope_parameters": {"rope_theta": 1e4} | rope})
+    assert read_config(tmp_path).max_positions == positions
+
+
+def test_the_old_name_of_rope_scaling_counts_too(tmp_path: Path) -> None:
+    path = make_checkpoint("llama", tmp_path, seed=0) / "config.json"
+    values = json.loads(path.read_text())
+    del values["rope_parameters"]
+    values |= {"rope_theta": 1e4, "rope_scaling": {"type": "yarn", "factor": 4.0}}
+    path.write_text(json.dumps(values))
+    assert read_config(tmp_path).max_positions == 1024
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_logits_beyond_the_unscaled_context_are_those_of_transformers(tmp_path: Path, execution: Execution) -> None:
+    make_checkpoint("llama", tmp_path, seed=7)
+    change_config(tmp_path, {"rope_parameters": {"rope_theta": 1e4, "rope_type": "yarn", "factor": 4.0}})
+    tokens = random_tokens(8, 400)
+    decoder = load_decoder(tmp_path, dtype=torch.float32, execution=execution)
+    expected = oracle_logits(AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32), tokens)
+    assert_same(Sequences(decoder).forward({0: tokens})[0][256:], expected[256:])
 
 
 @pytest.mark.parametrize("family", ["gpt2", "phi3", "mixtral", "deepseek_v3", "gemma3", "qwen3_moe", None])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,7 @@ from torch import Tensor
 
 from model.batch import Row, build_batch
 from model.decoder import Decoder
-from model.execution import Execution
+from model.execution import SLOWER, Execution, Runs, runs, why_not_native
 from model.load import load_decoder
 from model.native import compiler
 from model.native.compiler import CompilerError, library_path
@@ -245,6 +248,7 @@ def test_every_narrower_instruction_set_computes_the_same_to_rounding_and_is_as_
 def forget_library() -> None:
     library.cache_clear()
     thread_pool.cache_clear()
+    why_not_native.cache_clear()
 
 
 @needs_compiler
@@ -256,18 +260,131 @@ def test_noise_is_that_of_the_reference() -> None:
         torch.testing.assert_close(actual, expected, rtol=1e-14, atol=1e-15)
 
 
-def test_without_a_compiler_steps_are_eager_and_the_log_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+@pytest.fixture
+def fresh_process() -> Iterator[None]:
+    """As in a process that has not looked for kernels."""
+    forget_library()
+    yield
+    forget_library()
+
+
+def no_compiler(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setenv("CXX", "no-such-compiler")
-    library.cache_clear()
-    try:
-        assert not load("llama", tmp_path, torch.float32, Execution.AUTO).is_deterministic
-        assert "no C++ compiler was found (tried CXX=no-such-compiler)" in caplog.text
-        with pytest.raises(ConfigError, match=r"execution native: no C\+\+ compiler .*; install g\+\+"):
-            load("llama", tmp_path, torch.float32, Execution.NATIVE)
-    finally:
-        library.cache_clear()
+
+
+def old_compiler(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    script = folder / "g++-4"
+    script.write_text(
+        "#!/bin/sh\n[ $1 = --version ] || { echo 'In file included'; echo 'simd.h:1: error: no'; exit 1; } >&2\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    monkeypatch.setenv("DRAFTPOOL_CACHE", str(folder / "cache"))
+
+
+def compiler_that_does_not_run(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    script = folder / "c++"
+    script.write_bytes(b"\x7fELF not really")
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+
+
+def cache_that_is_a_file(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    (folder / "file").touch()
+    monkeypatch.setenv("DRAFTPOOL_CACHE", str(folder / "file"))
+
+
+def cache_that_nothing_runs_from(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """What the loader says of a noexec mount, it says of a file that is no library."""
+    monkeypatch.setenv("DRAFTPOOL_CACHE", str(folder))
+    monkeypatch.setattr(compiler, "_compile_once", lambda found, path: None)
+    monkeypatch.setattr(compiler, "_fingerprint", lambda found: "kernels")
+    (folder / "native").mkdir()
+    (folder / "native" / "kernels.so").write_text("no library")
+
+
+def cache_that_everybody_writes(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    cache_that_nothing_runs_from(monkeypatch, folder)
+    (folder / "native").chmod(0o777)
+
+
+MISSING = [
+    (no_compiler, r"no C\+\+ compiler was found \(tried CXX=no-such-compiler\); install g\+\+ or clang\+\+"),
+    (old_compiler, r"refused the kernels \(simd\.h:1: error: no\); install a newer g\+\+"),
+    (compiler_that_does_not_run, r"cannot be kept and loaded \(.*Exec format error"),
+    (cache_that_is_a_file, r"cannot be kept and loaded \(.*; set DRAFTPOOL_CACHE to a folder"),
+    (cache_that_nothing_runs_from, r"cannot be kept and loaded \(.*; set DRAFTPOOL_CACHE to a folder"),
+    (cache_that_everybody_writes, r"everybody may write .*native\); set DRAFTPOOL_CACHE to a folder"),
+]
+
+
+@needs_compiler
+@pytest.mark.usefixtures("fresh_process")
+@pytest.mark.parametrize(("spoil", "message"), MISSING)
+def test_where_kernels_cannot_be_had_steps_are_eager_and_the_log_says_so_once(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    spoil: Callable[[pytest.MonkeyPatch, Path], None],
+    message: str,
+) -> None:
+    (tmp_path / "spoilt").mkdir()
+    spoil(monkeypatch, tmp_path / "spoilt")
+    for name in ("target", "drafter"):
+        decoder = load("llama", tmp_path / name, torch.float32, Execution.AUTO)
+        assert not decoder.is_deterministic
+    (told,) = [record.getMessage() for record in caplog.records if SLOWER in record.getMessage()]
+    assert re.search(message, told)
+    assert runs(decoder, Execution.AUTO) == Runs("torch, cpu", told.removesuffix(f"; {SLOWER}"))
+    with pytest.raises(ConfigError, match=rf"execution native: .*{message}.*; or set execution: auto"):
+        load("llama", tmp_path / "drafter", torch.float32, Execution.NATIVE)
+
+
+@needs_compiler
+@pytest.mark.usefixtures("fresh_process")
+def test_a_cache_of_somebody_else_is_not_loaded_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cache_that_nothing_runs_from(monkeypatch, tmp_path)
+    monkeypatch.setattr(compiler, "trusted", lambda: (tmp_path.stat().st_uid + 1,))
+    with pytest.raises(CompilerError, match="belongs to another user"):
+        library_path()
+
+
+@needs_compiler
+def test_without_a_home_kernels_are_kept_among_temporary_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("DRAFTPOOL_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert library_path().parents[2] == tmp_path
+
+
+def test_who_runs_a_decoder_is_told_without_a_reason_where_it_was_asked_for(tmp_path: Path) -> None:
+    assert runs(load("llama", tmp_path, torch.float32, Execution.EAGER), Execution.EAGER) == Runs("torch, cpu")
+
+
+@needs_compiler
+def test_who_runs_a_native_decoder_is_told_with_its_instructions(tmp_path: Path) -> None:
+    assert runs(load("llama", tmp_path, torch.float32), Execution.AUTO) == Runs(f"native kernels, {features()}")
+
+
+@pytest.mark.parametrize("execution", [Execution.AUTO, Execution.NATIVE])
+def test_on_a_gpu_nobody_is_told_to_install_a_compiler(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, execution: Execution
+) -> None:
+    """The device of tensors that have no memory stands in for one."""
+    directory, device = make_checkpoint("llama", tmp_path, seed=3), torch.device("meta")
+    if execution is Execution.NATIVE:
+        with pytest.raises(
+            ConfigError, match="run on a CPU, not on meta; give this model no GPU; or set execution: auto"
+        ):
+            load_decoder(directory, dtype=torch.float32, device=device, execution=execution)
+        return
+    decoder = load_decoder(directory, dtype=torch.float32, device=device, execution=execution)
+    assert runs(decoder, execution) == Runs("torch, meta")
+    assert caplog.text == ""
 
 
 @needs_compiler
@@ -299,11 +416,3 @@ def test_steps_that_must_be_deterministic_are_refused_in_plain_torch(tmp_path: P
             execution=Execution.EAGER,
             deterministic=True,
         )
-
-
-@needs_compiler
-def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("DRAFTPOOL_CACHE", str(tmp_path / "file"))
-    with pytest.raises(CompilerError, match=r"cannot be kept .*set DRAFTPOOL_CACHE to a writable folder"):
-        library_path()
