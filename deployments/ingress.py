@@ -7,6 +7,7 @@ of each, what replicas tell of themselves, and Ray's errors in our own words.
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from deployments.api.runs import in_order
 from deployments.config import IngressConfig
 from deployments.discovery import serve_discovery
 from deployments.listening import own_host
+from deployments.secret import Secret
 from deployments.token_sink import SinkAddress, TokenSink
 from deployments.trace import Track
 from protocol.errors import DraftPoolError, NotReady, QueueFull, UnknownModel
@@ -204,9 +206,11 @@ class Ingress:
         config: IngressConfig,
         pool: Handle | None = None,
     ) -> None:
-        self._sink = TokenSink()
+        secret = Secret.of(os.environ)
+        self._sink = TokenSink(secret)
         address = await self._sink.start(own_host(config.host), config.ports)
-        self._backend = ServeBackend(handles, tokenizers, self._sink, SinkAddress(address, config.join_ms), pool)
+        sink_address = SinkAddress(address, config.join_ms, secret)
+        self._backend = ServeBackend(handles, tokenizers, self._sink, sink_address, pool)
 
     async def __del__(self) -> None:
         await self._sink.stop()

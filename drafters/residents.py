@@ -13,7 +13,6 @@ forgotten with its BUSY: residents that keep their pages and wait for each other
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -36,8 +35,7 @@ from drafters.resident import Resident
 from drafters.rounds import Draft, Job
 from protocol.draft import DraftRow, DraftStatus
 from protocol.plan import DepthRule
-
-logger = logging.getLogger(__name__)
+from protocol.sparing import SparingLog
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,10 +60,12 @@ class PoolLimits:
 
 
 class Residents:
-    def __init__(self, drafter: NestedDrafter, limits: PoolLimits) -> None:
+    def __init__(self, drafter: NestedDrafter, limits: PoolLimits, log: SparingLog) -> None:
+        """log: of what targets ask in vain."""
         self.active: dict[Key, Resident] = {}  # longest waiting first
         self._drafter = drafter
         self._limits = limits
+        self._log = log
         self._residents: dict[Key, Resident] = {}
         self._last_id = 0
 
@@ -124,8 +124,9 @@ class Residents:
         if window is not None and length <= len(window):
             length = 0
         self._cut(resident, row.base_length + length)
-        reserved = self._drafter.ledger.reserve(resident.id, positions_fed(row.base_length, length))
-        assert reserved, "counted pages are there"
+        if not self._drafter.ledger.reserve(resident.id, positions_fed(row.base_length, length)):
+            self.forget(key)
+            return DraftStatus.BUSY, 0
         if self.context_missing(resident):
             self.active[key] = resident
         return DraftStatus.OK, length
@@ -278,7 +279,7 @@ class Residents:
         in_vocabulary = min(row.tokens, default=0) >= 0 and max(row.tokens, default=0) < self._drafter.vocab_size
         sensible = row.start >= 0 and row.base_length > 0 and in_vocabulary
         if not sensible:
-            logger.warning("%s: no drafts for a row without tokens, or with ids beyond the drafter's vocabulary", key)
+            self._log.warning(f"{key}: no drafts for a row without tokens, or with ids beyond the drafter's vocabulary")
         return sensible
 
     def _idle(self) -> Iterable[Resident]:
