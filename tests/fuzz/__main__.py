@@ -48,6 +48,7 @@ def in_thread(num_messages: int, seed: int) -> None:
                 f"{bench.victim.num_right} of the victim's drafts right, RSS {rss_mb():.1f} MB "
                 f"({rss_mb() - warm:+.1f} since the first tenth), {time.monotonic() - began:.0f} s"
             )
+    say(f"{bench.worker.stats()}")
     assert rss_mb() - warm < MOST_GROWTH_MB, "memory grows"
 
 

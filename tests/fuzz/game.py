@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 from deployments.link_round import Round, check_exits
+from drafters.resident import Resident
 from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
 from protocol.branch import BranchReply
@@ -19,6 +21,7 @@ from protocol.wire import CloseSequences
 from router.pipeline import Order, Pipeline
 from tests.fuzz.integers import EXITS, IntegerDrafter, drafted_behind
 
+T = TypeVar("T")
 RULE = DepthRule(EXITS, (0.3, 0.6))
 NUM_ROWS = 32
 
@@ -67,12 +70,22 @@ class Clock:
         return self.now
 
 
+class Unguarded(DraftWorker):
+    """What goes wrong in a pass is to be seen."""
+
+    def _attempt(self, residents: Sequence[Resident], run: Callable[[], list[T]]) -> list[T]:
+        return run()
+
+    def _try(self, resident: Resident, action: Callable[[], None]) -> None:
+        action()
+
+
 class Bench:
     """Decoders and a worker in this thread: the fastest way to most states."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, num_pages: int = 64) -> None:
         self.clock = Clock()
-        self.worker = DraftWorker(IntegerDrafter(), PoolLimits(max_rows=NUM_ROWS), self.clock)
+        self.worker = Unguarded(IntegerDrafter(num_pages), PoolLimits(max_rows=NUM_ROWS), self.clock)
         self.victim = Victim(seed)
         self.num_taken = self.num_refused = 0
         self._limits = limits()

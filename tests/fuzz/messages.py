@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from google.protobuf.descriptor import FieldDescriptor
@@ -130,13 +130,7 @@ class Messages:
 
     def _extreme(self, message: Message) -> Message:
         """With one of its values, somewhere, at an extreme."""
-        inner = message
-        while children := [value for field, value in inner.ListFields() if field.message_type is not None]:
-            chosen = self._rng.choice(children)
-            own = chosen if isinstance(chosen, Message) else self._rng.choice(chosen)
-            inner = own
-            if self._rng.random() < 0.3:
-                break
+        inner = self._rng.choice(list(_within(message)))
         fields = [field for field in inner.DESCRIPTOR.fields if field.message_type is None]
         if fields:
             self._set(inner, self._rng.choice(fields))
@@ -173,3 +167,12 @@ class Messages:
         if field.type == FieldDescriptor.TYPE_ENUM:
             return rng.randint(0, 6)
         return rng.choice(WHOLES + LARGE + (LARGER if field.type in WHOLE_TYPES else ()))
+
+
+def _within(message: Message) -> Iterator[Message]:
+    """The message, and all those in it."""
+    yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for own in value if field.is_repeated else (value,):
+                yield from _within(own)
