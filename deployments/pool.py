@@ -85,4 +85,9 @@ def load_drafter(config: PoolConfig) -> NestedDrafter:
 
 
 def pool_limits(config: PoolConfig) -> PoolLimits:
-    return PoolLimits(max_rows=config.max_rows, prefill_tokens=config.prefill_chunk, ttl_s=config.sequence_ttl_s)
+    return PoolLimits(
+        max_rows=config.max_rows,
+        rows_of_one=config.rows_per_target,
+        prefill_tokens=config.prefill_chunk,
+        ttl_s=config.sequence_ttl_s,
+    )
