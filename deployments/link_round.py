@@ -7,22 +7,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from deployments.link import Link
+from drafters.rounds import refusal
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 
 
 class Round:
-    """Blocks of one request as they are read from its link. expires: when an answer is late."""
+    """Blocks of one request as they are read from its link. asked: what of it is sent. expires: when that is late."""
 
     def __init__(self, request: DraftRequest, link: Link, expires: float) -> None:
         self.link = link
         self.expires = expires
         self._request = request
-        self._missing = {row.sequence_id: row for row in request.rows}
+        self.asked = fitting(request, link.member.max_positions)
+        self._missing = {row.sequence_id: row for row in self.asked.rows}
         self._blocks: dict[int, DraftBlock] = {}
-        for row in request.rows:
-            if row.base_length > link.member.max_positions:  # which needs no asking, or sending
-                self._blocks[row.sequence_id] = DraftBlock(row.sequence_id, row.base_length, DraftStatus.TOO_LONG)
-                del self._missing[row.sequence_id]
+        if self.asked is not request:
+            too_long = [row for row in request.rows if row.sequence_id not in self._missing]
+            self._blocks = {row.sequence_id: refusal(row, DraftStatus.TOO_LONG) for row in too_long}
         self._wait_ms = 0.0
 
     @property
@@ -84,11 +85,14 @@ def check_block(block: DraftBlock, row: DraftRow, exits: Sequence[int]) -> None:
 
 
 def check_exits(found: Sequence[int], exits: Sequence[int]) -> None:
-    if unknown := sorted(set(found) - set(exits)):
-        raise ValueError(f"a draft left at {unknown[0]}, which is no exit of the drafter; it has {list(exits)}")
+    for exit_ in found:
+        if exit_ not in exits:
+            raise ValueError(f"a draft left at {exit_}, which is no exit of the drafter; it has {list(exits)}")
 
 
 def fitting(request: DraftRequest, max_positions: int) -> DraftRequest:
     """Without the rows that are too long for the drafter."""
+    if all(len(row.tokens) + row.start <= max_positions for row in request.rows):
+        return request
     rows = tuple(row for row in request.rows if row.base_length <= max_positions)
-    return request if len(rows) == len(request.rows) else replace(request, rows=rows)
+    return replace(request, rows=rows)

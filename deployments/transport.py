@@ -129,7 +129,7 @@ class LinkedDraftClient:
         waits = ask is Ask.WAIT
         current = Round(request, link, math.inf if waits else self._clock() + self._config.deadline_s)
         self._round = current
-        link.send(fitting(request, link.member.max_positions))
+        link.send(current.asked)
         if waits:
             self._asked = current
         else:  # nobody reads what the engine does not wait for

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from math import isfinite
 from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
-from protocol.limits import MAX_DEPTH, MAX_EXITS, MAX_POSITION, MAX_TOKEN
+from protocol.limits import MAX_DEPTH, MAX_EXITS, MAX_LENGTH, MAX_POSITION, MAX_TOKEN
+from protocol.pb import draft_pb2 as pb
 from protocol.plan import DepthRule
 
 REMEDY = "deploy both sides from one version"
@@ -40,9 +42,9 @@ def at_most(name: str, number: int, most: int) -> int:
 def shares(name: str, values: Iterable[float]) -> tuple[float, ...]:
     """Each in [0, 1], but for the last bit of a sum of float32."""
     found = tuple(values)
-    if not all(0.0 <= value <= 1.0 for value in found):
-        return tuple(min(within(name, value, 0.0, 1.00001), 1.0) for value in found)
-    return found
+    if not found or (isfinite(sum(found)) and min(found) >= 0.0 and max(found) <= 1.0):
+        return found
+    return tuple(min(within(name, value, 0.0, 1.00001), 1.0) for value in found)
 
 
 def tokens(values: Iterable[int]) -> tuple[int, ...]:
@@ -52,13 +54,19 @@ def tokens(values: Iterable[int]) -> tuple[int, ...]:
     return found
 
 
-def exits(values: Collection[int], num_tokens: int) -> tuple[int, ...]:
-    """One for each token."""
-    same_length("exits", values, num_tokens)
-    found = tuple(values)
-    if found and not 0 < min(found) <= max(found) <= MAX_DEPTH:
-        raise ValueError(f"exits {found} are not in [1, {MAX_DEPTH}]; {REMEDY}")
-    return found
+def draft(message: pb.DraftBlock | pb.Branch) -> tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]:
+    """Tokens, and for each its exit and its confidence."""
+    ids, exits, confidences = tuple(message.tokens), tuple(message.exits), tuple(message.confidences)
+    same_length("exits", exits, len(ids))
+    same_length("confidences", confidences, len(ids))
+    if not ids:
+        return (), (), ()
+    at_most("tokens of a draft", len(ids), MAX_LENGTH)
+    if max(ids) > MAX_TOKEN:
+        raise ValueError(f"token id {max(ids)} is beyond {MAX_TOKEN}; {REMEDY}")
+    if not 0 < min(exits) <= max(exits) <= MAX_DEPTH:
+        raise ValueError(f"exits {exits} are not in [1, {MAX_DEPTH}]; {REMEDY}")
+    return ids, exits, shares("a confidence", confidences)
 
 
 def same_length(name: str, values: Collection[Any], num_tokens: int) -> None:
@@ -76,7 +84,8 @@ def rule(exits: Sequence[int], thresholds: Iterable[float]) -> DepthRule:
 
 
 def positions(start: int, num_tokens: int) -> None:
-    within("a position", start + num_tokens, 0, MAX_POSITION)
+    if start + num_tokens > MAX_POSITION:
+        raise ValueError(f"a position {start + num_tokens} is not in [0, {MAX_POSITION}]; {REMEDY}")
 
 
 def unique(ids: Sequence[int]) -> None:

@@ -107,17 +107,13 @@ def _decode_branches(message: pb.BranchReply, incarnation: str) -> BranchReply:
 
 def _decode_branch(branch: pb.Branch, round_id: int) -> Branch:
     """A source from a newer version counts as the drafter's own."""
-    num_tokens = checks.at_most("tokens of a branch", len(branch.tokens), MAX_LENGTH)
-    checks.positions(branch.base_length, num_tokens)
-    checks.same_length("confidences", branch.confidences, num_tokens)
+    checks.positions(branch.base_length, len(branch.tokens))
     return Branch(
         branch.sequence_id,
         branch.base_length,
         branch.key,
         _SOURCE_OF.get(branch.source, BranchSource.RUNNER_UP),
-        checks.tokens(branch.tokens),
-        checks.exits(branch.exits, num_tokens),
-        checks.shares("a confidence", branch.confidences),
+        *checks.draft(branch),
         branch.goes_on,
         round_id,
     )
@@ -166,17 +162,14 @@ def _decode_reply(reply: pb.DraftReply, incarnation: str) -> DraftReply:
 
 
 def _decode_block(block: pb.DraftBlock, status: DraftStatus) -> DraftBlock:
-    most = MAX_LENGTH if status is DraftStatus.OK else 0
-    num_tokens = checks.at_most(f"tokens of a block that is {status}", len(block.tokens), most)
-    checks.positions(block.base_length, num_tokens)
-    checks.same_length("confidences", block.confidences, num_tokens)
+    if block.tokens and status is not DraftStatus.OK:
+        raise ValueError(f"{len(block.tokens)} tokens of a block that is {status}; {checks.REMEDY}")
+    checks.positions(block.base_length, len(block.tokens))
     return DraftBlock(
         block.sequence_id,
         block.base_length,
         status,
-        checks.tokens(block.tokens),
-        checks.exits(block.exits, num_tokens),
-        checks.shares("a confidence", block.confidences),
+        *checks.draft(block),
         _decode_probe(block.probe) if block.HasField("probe") else None,
     )
 

@@ -52,6 +52,9 @@ def limits_of(max_rows: int, max_positions: int) -> MessageLimits:
 def parts(message: Asking, limits: MessageLimits) -> Iterator[Asking]:
     """The message in as many as it takes, with a part of the rows each. No row alone is beyond the limits."""
     whole: Any = message
+    if len(whole.rows) <= limits.rows and sum(map(num_tokens, whole.rows)) <= limits.tokens:
+        yield message
+        return
     began = tokens = 0
     for index, row in enumerate(whole.rows):
         own = num_tokens(row)
@@ -59,14 +62,12 @@ def parts(message: Asking, limits: MessageLimits) -> Iterator[Asking]:
             yield replace(whole, rows=message.rows[began:index])
             began, tokens = index, 0
         tokens += own
-    yield replace(whole, rows=message.rows[began:]) if began else message
+    yield replace(whole, rows=message.rows[began:])
 
 
 def num_tokens(row: DraftRow | AheadRow | HintRow) -> int:
-    match row:
-        case DraftRow():
-            return len(row.tokens)
-        case AheadRow():
-            return len(row.context.tokens) + len(row.window)
-        case HintRow():
-            return sum(map(len, row.picks)) + len(row.picks)
+    if isinstance(row, DraftRow):
+        return len(row.tokens)
+    if isinstance(row, AheadRow):
+        return len(row.context.tokens) + len(row.window)
+    return sum(map(len, row.picks)) + len(row.picks)
