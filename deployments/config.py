@@ -25,13 +25,12 @@ from pydantic import (
 
 from deployments.config_errors import explain
 from protocol.errors import ConfigError
+from protocol.limits import MAX_FAN_OUT, MAX_LENGTH
 from router.modes import Mode
 
 Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
-MAX_LENGTH = 64
-MAX_BRANCHES = 8
 POOL_PLACE = ("num_replicas", "threads", "cores", "num_gpus")  # of a pool that has a place of its own
 Length = Annotated[int, Field(ge=1, le=MAX_LENGTH)]
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
@@ -108,8 +107,8 @@ class Mirror(Section):
     without "hinted", or with a kappa of 0, no early picks are taken.
     """
 
-    fan_out: Annotated[int, Field(ge=1, le=MAX_BRANCHES)] = 8
-    kappa: Annotated[int, Field(ge=0, le=MAX_BRANCHES)] = 2
+    fan_out: Annotated[int, Field(ge=1, le=MAX_FAN_OUT)] = 8
+    kappa: Annotated[int, Field(ge=0, le=MAX_FAN_OUT)] = 2
     exit_layer: Annotated[int, Field(ge=0)] | None = None
     modes: Annotated[tuple[Mode, ...], Field(min_length=1)] = tuple(Mode)
 
@@ -248,10 +247,14 @@ class TargetConfig(Placement, Weights):
 class PoolConfig(Listener, Placement, Weights):
     """The draft pool. Targets stream to its replicas.
 
-    streams: how many of the drafter's stream heads are used; auto: as many as turn out to pay.
+    page_size: positions; a branch takes a page of its own for a few tokens. rows_per_target: sequences that one target
+    replica may have there, at most; null: as many as there are rows. streams: how many of the drafter's stream heads
+    are used; auto: as many as turn out to pay.
     """
 
+    page_size: Count = 16
     max_rows: Count = 64
+    rows_per_target: Count | None = None
     streams: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
     prefill_chunk: Count = 256
     sequence_ttl_s: Seconds = 120.0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -31,6 +32,7 @@ from deployments.api.runs import in_order
 from deployments.config import HttpConfig, IngressConfig
 from deployments.discovery import serve_discovery
 from deployments.listening import own_host
+from deployments.secret import Secret
 from deployments.token_sink import SinkAddress, TokenSink
 from deployments.trace import Track
 from model.load import TEXT_FILES, resolve
@@ -219,9 +221,11 @@ class Ingress:
         http: HttpConfig | None = None,
     ) -> None:
         self._http = http or HttpConfig()
-        self._sink = TokenSink()
+        secret = Secret.of(os.environ)
+        self._sink = TokenSink(secret)
         address = await self._sink.start(own_host(config.host), config.ports)
-        self._backend = ServeBackend(handles, tokenizers, self._sink, SinkAddress(address, config.join_ms), pool)
+        sink_address = SinkAddress(address, config.join_ms, secret)
+        self._backend = ServeBackend(handles, tokenizers, self._sink, sink_address, pool)
 
     async def __del__(self) -> None:
         await self._sink.stop()

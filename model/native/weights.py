@@ -36,7 +36,7 @@ class Packed:
     def gated(self, gate_up: Linear) -> LinearSpec:
         """A strip of the gate, then one of what it gates, so that both are at hand when they are multiplied."""
         gate, up = gate_up.weight.chunk(2)
-        parts = (_mix(*rows) for rows in zip(torch.split(gate, ROWS), up.split(ROWS), strict=True))
+        parts = (_mix(*rows) for rows in zip(torch.split(gate, ROWS), torch.split(up, ROWS), strict=True))
         bias = None if gate_up.bias is None else _mix(*gate_up.bias.chunk(2))
         return self._linear(parts, 2 * _up_to(len(gate), STRIP), gate.shape[1], bias, gate.dtype)
 

@@ -8,15 +8,17 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from deployments.discovery import Need, PoolMember
 from deployments.pool_server import PoolServer
 from deployments.pool_thread import PoolThread, Reply
+from deployments.secret import Secret
 from deployments.transport import LinkedDraftClient, TransportConfig
 from protocol.branch import AheadRequest, ExitHint
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
+from protocol.limits import limits_of
 from protocol.plan import DepthRule
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from protocol.stats import PassStats, PoolStats
@@ -121,17 +123,19 @@ class ScriptedWorker:
 class ScriptedPool:
     """One draft replica: worker, thread, server. `kill` is abrupt, as a dead process would be."""
 
-    def __init__(self, name: str = "pool-0", **script: Any) -> None:
+    def __init__(self, name: str = "pool-0", clock: Callable[[], float] = time.monotonic, **script: Any) -> None:
         self.worker = ScriptedWorker(**script)
         self.name = name
-        self.thread = PoolThread(self.worker, time.monotonic)
+        self.thread = PoolThread(self.worker, clock)
         self.thread.start()
-        self.server = PoolServer(self.thread)
+        self.secret = Secret.fresh()
+        self.server = PoolServer(self.thread, self.secret, limits_of(64, 2048))
         self.address = self.server.start("127.0.0.1", (0, 0))
 
     @property
     def member(self) -> PoolMember:
-        return member(self.name, self.address, wait_ms=self.worker.wait_ms, num_streams=self.server.num_streams)
+        told = member(self.name, self.address, wait_ms=self.worker.wait_ms, num_streams=self.server.num_streams)
+        return replace(told, limits=self.server.limits, secret=self.secret)
 
     def kill(self) -> None:
         self.server.stop()

@@ -22,6 +22,7 @@ from deployments.api.prompts import encode
 from deployments.api.runs import in_order
 from deployments.discovery import PoolMember
 from deployments.ingress import NUM_TOKENIZER_THREADS, ServeBackend, in_our_words
+from deployments.secret import Secret
 from deployments.target import TargetReplica
 from deployments.token_sink import SinkAddress, TokenSink
 from deployments.token_stream import TokenStreams
@@ -113,8 +114,9 @@ def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @asynccontextmanager
 async def serving(tokenizer_path: str, pool: Any = None, **handles: Any) -> AsyncIterator[ServeBackend]:
-    sink = TokenSink()
-    address = SinkAddress(await sink.start("127.0.0.1", (0, 0)), join_ms=20.0)
+    secret = Secret.fresh()
+    sink = TokenSink(secret)
+    address = SinkAddress(await sink.start("127.0.0.1", (0, 0)), 20.0, secret)
     yield ServeBackend(handles, dict.fromkeys(handles, tokenizer_path), sink, address, pool)
     await sink.stop()
 

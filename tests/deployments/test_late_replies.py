@@ -42,7 +42,7 @@ def test_a_late_reply_is_dropped_when_it_comes(runner: LoopThread) -> None:
 
 
 def partial(pool: ScriptedPool, drop: object) -> None:
-    """Make the pool answer only a part of every request, or with another round's, base's or target's blocks."""
+    """Make the pool answer only a part of every request, or with another round's or base's blocks."""
     submit = pool.worker.submit
 
     def submit_changed(asked: object, reply: object) -> None:
@@ -63,13 +63,12 @@ def test_at_the_deadline_what_has_come_is_returned(runner: LoopThread) -> None:
     pool.kill()
 
 
-@pytest.mark.parametrize("change", ["round", "incarnation", "base_length", "sequence"])
+@pytest.mark.parametrize("change", ["round", "base_length", "sequence"])
 def test_a_reply_that_belongs_elsewhere_is_never_taken(runner: LoopThread, change: str) -> None:
     def elsewhere(full: DraftReply) -> DraftReply:
         block = full.blocks[0]
         return {
             "round": replace(full, round_id=full.round_id - 1),
-            "incarnation": replace(full, incarnation="target-0"),
             "base_length": replace(full, blocks=(replace(block, base_length=block.base_length - 1),)),
             "sequence": replace(full, blocks=(replace(block, sequence_id=99),)),
         }[change]
