@@ -35,6 +35,7 @@ SERVE_SETTINGS = {
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 << 20),  # so that we say what is too large, and not Serve
 }
+PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30"}  # on a busy machine a proxy does not start in Serve's 5 s
 START_ATTEMPTS = 3
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ logger = logging.getLogger(__name__)
 def local_ray(config: AppConfig) -> Iterator[Path]:
     """A Ray of our own, in a folder of its own, which it yields. Unix sockets inside keep that path short."""
     folder = Path(tempfile.mkdtemp(prefix="draftpool-"))
-    os.environ.update(SERVE_SETTINGS, RAY_USAGE_STATS_ENABLED="0")
+    os.environ.update(SERVE_SETTINGS, **PATIENCE, RAY_USAGE_STATS_ENABLED="0")
     try:
         start_ray(
             folder,
