@@ -49,9 +49,12 @@ class LoopThread:
 
 @dataclass
 class ScriptedWorker:
-    """Drafts position numbers. delay_s: how long a pass takes, refusals come at once; wait_ms: what it reports."""
+    """Drafts position numbers. delay_s: how long a pass takes; holds: no pass is done while it is set. Refusals come at
+    once. wait_ms: what it reports.
+    """
 
     delay_s: float = 0.0
+    holds: bool = False
     wait_ms: float = 0.0
     status: DraftStatus = DraftStatus.OK
     known: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -92,12 +95,13 @@ class ScriptedWorker:
 
     @property
     def busy(self) -> bool:
-        return bool(self._jobs)
+        """Whether there is something to do that it does not hold back."""
+        return bool(self._jobs) and not self.holds
 
     def step(self) -> PassStats | None:
         if self.fail:
             raise RuntimeError("scripted failure")
-        if not self._jobs:
+        if not self.busy:
             return None
         time.sleep(self.delay_s)
         for answer, reply in self._jobs:
@@ -137,9 +141,24 @@ class ScriptedPool:
         told = member(self.name, self.address, wait_ms=self.worker.wait_ms, num_streams=self.server.num_streams)
         return replace(told, limits=self.server.limits, secret=self.secret)
 
+    def release(self) -> None:
+        """What is held is answered now."""
+        self.worker.holds = False
+        self.thread._wake_up()
+
     def kill(self) -> None:
         self.server.stop()
         self.thread.stop()
+
+
+class Clock:
+    """Stands still unless a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 class Directory:
