@@ -112,7 +112,7 @@ def test_a_refusal_leaves_no_traceback_in_the_targets_log(client: httpx.Client) 
 
 
 def test_a_request_whose_time_is_over_ends_in_our_words(client: httpx.Client) -> None:
-    fields = {"model": "tiny", "prompt": [SLOW]}
+    fields = {"model": "tiny", "prompt": [HANG]}
     headers = {"x-request-timeout-seconds": "0.3"}
     response = client.post("/v1/completions", json=fields, headers=headers)
     assert response.status_code == 408
