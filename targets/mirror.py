@@ -265,7 +265,7 @@ class MirrorStepper(Stepper):
         early = self.clock()
         self._client.hint(hint_of(request, own))
         hinted = self.clock()
-        return Picked(ready.split(self.model.finish(half, ready.sampling, ready.positions)), early, hinted)
+        return Picked(self.sound(ready, self.model.finish(half, ready.sampling, ready.positions)), early, hinted)
 
     def remove(self, sequence: Sequence) -> None:
         super().remove(sequence)
