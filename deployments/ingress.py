@@ -12,6 +12,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from ray import serve
@@ -29,6 +30,7 @@ from deployments.api.runs import in_order
 from deployments.config import IngressConfig
 from deployments.discovery import serve_discovery
 from deployments.listening import own_host
+from deployments.liveness import Census, Liveness, census_of
 from deployments.token_sink import SinkAddress, TokenSink
 from deployments.trace import Track
 from protocol.errors import DraftPoolError, NotReady, QueueFull, UnknownModel
@@ -58,6 +60,7 @@ class ServeBackend:
         sink: TokenSink,
         sink_address: SinkAddress,
         pool: Handle | None = None,
+        silence_s: float = 20.0,
     ) -> None:
         threads = ThreadPoolExecutor(NUM_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
         asyncio.get_running_loop().set_default_executor(threads)
@@ -66,6 +69,9 @@ class ServeBackend:
             model: handle.options(method_name="generate", _by_reference=False) for model, handle in handles.items()
         }
         self._sink, self._sink_address = sink, sink_address
+        self._liveness = {
+            model: Liveness(partial(open_requests, handle), silence_s) for model, handle in handles.items()
+        }
         self._describe = {model: handle.options(method_name="describe") for model, handle in handles.items()}
         self._handles = handles
         self._pool = pool
@@ -109,20 +115,25 @@ class ServeBackend:
         )
 
     def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
-        return in_order(self._runs(self._call(model), request))
+        return in_order(self._runs(model, self._call(model), request))
 
     async def complete(self, model: str, request: GenerateRequest) -> TokenRun:
-        return await answered(self._call(model).remote(request))
+        return await self._answer(model, self._call(model), request)
+
+    async def _answer(self, model: str, call: Handle, request: GenerateRequest, *sink: SinkAddress) -> TokenRun:
+        """The end of the call. Raises NotReady when the replica that has it does not answer any more."""
+        async with self._liveness[model].of(request.request_id):
+            return await answered(call.remote(request, *sink))
 
     def _call(self, model: str) -> Handle:
         if model not in self.names:
             raise UnknownModel(f"model {model!r} does not exist; this server has {', '.join(self.names)}")
         return self._calls[model]
 
-    async def _runs(self, call: Handle, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
+    async def _runs(self, model: str, call: Handle, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
         """What comes to the sink, and at last all of it again with the end of the call."""
         with self._sink.open(request.request_id) as inbox:
-            end = asyncio.create_task(answered(call.remote(request, self._sink_address)))
+            end = asyncio.create_task(self._answer(model, call, request, self._sink_address))
             end.add_done_callback(inbox.put_nowait)
             try:
                 while (run := await inbox.get()) is not end:
@@ -180,6 +191,13 @@ async def told_by(handle: Handle, method: str, *args: int) -> list[Any]:
     return [answer for answer in answers if not isinstance(answer, BaseException)]
 
 
+async def open_requests(handle: Handle, timeout_s: float) -> Census:
+    """Raises where no replica is there. Serve's own `results_async` gives nothing unless all replicas answer."""
+    response: Any = handle.broadcast("open_requests")
+    results = await response._fetch_replica_results_async()
+    return await census_of([result.get_async() for result in results], timeout_s)
+
+
 def in_our_words(error: Exception) -> Exception:
     """The replica's own error, or what a lost or full replica means to a caller; anything else is a fault."""
     if isinstance(error, RayTaskError):
@@ -206,7 +224,9 @@ class Ingress:
     ) -> None:
         self._sink = TokenSink()
         address = await self._sink.start(own_host(config.host), config.ports)
-        self._backend = ServeBackend(handles, tokenizers, self._sink, SinkAddress(address, config.join_ms), pool)
+        self._backend = ServeBackend(
+            handles, tokenizers, self._sink, SinkAddress(address, config.join_ms), pool, config.silence_s
+        )
 
     async def __del__(self) -> None:
         await self._sink.stop()

@@ -141,6 +141,12 @@ class Engine:
         """Seconds since the loop last turned, an idle loop turns once a second; infinite when it has ended."""
         return time.monotonic() - self._beat if self._thread.is_alive() else float("inf")
 
+    @property
+    def open_requests(self) -> tuple[str, ...]:
+        """Ids of those that were submitted and have not finished."""
+        with self._wake:
+            return tuple(self._open)
+
     def stats(self) -> EngineStats:
         scheduler, ledger, totals = self._stepper.scheduler, self._model.ledger, self._totals
         return EngineStats(
