@@ -279,10 +279,13 @@ class GrpcConfig(Section):
 
 
 class IngressConfig(Listener, Replicas):
-    """Targets stream tokens to its replicas. join_ms: how long tokens of a stream may wait for more, under load."""
+    """Targets stream tokens to its replicas. join_ms: how long tokens of a stream may wait for more, under load.
+    silence_s: after which a request is given up whose replica does not say that it has it.
+    """
 
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
     join_ms: Annotated[float, Field(ge=0, le=1000)] = 20.0
+    silence_s: Seconds = 20.0
 
 
 class AppConfig(Section):

@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 from ray import serve
@@ -32,6 +33,7 @@ from deployments.api.runs import in_order
 from deployments.config import HttpConfig, IngressConfig
 from deployments.discovery import serve_discovery
 from deployments.listening import own_host
+from deployments.liveness import Census, Liveness, census_of
 from deployments.secret import Secret
 from deployments.token_sink import SinkAddress, TokenSink
 from deployments.trace import Track
@@ -66,6 +68,7 @@ class ServeBackend:
         sink: TokenSink,
         sink_address: SinkAddress,
         pool: Handle | None = None,
+        silence_s: float = 20.0,
     ) -> None:
         threads = ThreadPoolExecutor(NUM_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
         asyncio.get_running_loop().set_default_executor(threads)
@@ -74,6 +77,9 @@ class ServeBackend:
             model: handle.options(method_name="generate", _by_reference=False) for model, handle in handles.items()
         }
         self._sink, self._sink_address = sink, sink_address
+        self._liveness = {
+            model: Liveness(partial(open_requests, handle), silence_s) for model, handle in handles.items()
+        }
         self._describe = {model: handle.options(method_name="describe") for model, handle in handles.items()}
         self._handles = handles
         self._pool = pool
@@ -118,20 +124,25 @@ class ServeBackend:
         )
 
     def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
-        return in_order(self._runs(self._call(model), request))
+        return in_order(self._runs(model, self._call(model), request))
 
     async def complete(self, model: str, request: GenerateRequest) -> TokenRun:
-        return await answered(self._call(model).remote(request))
+        return await self._answer(model, self._call(model), request)
+
+    async def _answer(self, model: str, call: Handle, request: GenerateRequest, *sink: SinkAddress) -> TokenRun:
+        """The end of the call. Raises NotReady when the replica that has it does not answer any more."""
+        async with self._liveness[model].of(request.request_id):
+            return await answered(call.remote(request, *sink))
 
     def _call(self, model: str) -> Handle:
         if model not in self.names:
             raise UnknownModel(f"model {model!r} does not exist; this server has {', '.join(self.names)}")
         return self._calls[model]
 
-    async def _runs(self, call: Handle, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
+    async def _runs(self, model: str, call: Handle, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
         """What comes to the sink, and at last all of it again with the end of the call."""
         with self._sink.open(request.request_id) as inbox:
-            end = asyncio.create_task(answered(call.remote(request, self._sink_address)))
+            end = asyncio.create_task(self._answer(model, call, request, self._sink_address))
             end.add_done_callback(inbox.put_nowait)
             try:
                 while (run := await inbox.get()) is not end:
@@ -195,6 +206,13 @@ async def told_by(handle: Handle, method: str, *args: int) -> list[Any]:
     return [answer for answer in answers if not isinstance(answer, BaseException)]
 
 
+async def open_requests(handle: Handle, timeout_s: float) -> Census:
+    """Raises where no replica is there. Serve's own `results_async` gives nothing unless all replicas answer."""
+    response: Any = handle.broadcast("open_requests")
+    results = await response._fetch_replica_results_async()
+    return await census_of([result.get_async() for result in results], timeout_s)
+
+
 def in_our_words(error: Exception) -> Exception:
     """The replica's own error, or what a lost or full replica means to a caller; anything else is a fault."""
     if isinstance(error, RayTaskError):
@@ -225,7 +243,7 @@ class Ingress:
         self._sink = TokenSink(secret)
         address = await self._sink.start(own_host(config.host), config.ports)
         sink_address = SinkAddress(address, config.join_ms, secret)
-        self._backend = ServeBackend(handles, tokenizers, self._sink, sink_address, pool)
+        self._backend = ServeBackend(handles, tokenizers, self._sink, sink_address, pool, config.silence_s)
 
     async def __del__(self) -> None:
         await self._sink.stop()

@@ -94,6 +94,10 @@ class TargetReplica:
                 self._engine.cancel(request.request_id)
                 raise
 
+    async def open_requests(self) -> tuple[str, ...]:
+        """Ids of the requests that are running or queued here: who tells them lives."""
+        return self._engine.open_requests
+
     async def describe(self) -> dict[str, object]:
         """What the ingress has to know, in plain values."""
         drafter = self._own.member if self._own else self._client.member if self._client else None

@@ -136,9 +136,11 @@ class Decoder(Protocol):
         """As model.rollout.roll_out, with the first num_streams of `depth`."""
 
     def pick(self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> list[int]:
-        """The picked token of each row (model/sampling.py). positions: the absolute position that each will take."""
+        """The picked token of each row or NO_PICK (model/sampling.py). positions: the absolute position that each will
+        take.
+        """
 
     def pick_with_confidence(
         self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]
     ) -> tuple[list[int], list[float], list[int]]:
-        """Picks, a confidence in [0, 1] for each, and the runner-up: the best of the other tokens."""
+        """Picks, a confidence in [0, 1] for each, and the runner-up: the best of the other tokens, -1 if unknown."""

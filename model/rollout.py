@@ -154,4 +154,4 @@ def _guess(decoder: Decoder, states: Tensor, live: Sequence[_Rolling], streams: 
         logits = decoder.logits(states, range(len(live)))
         picks = decoder.pick(logits, [one.rollout.sampling for one in live], [one.total for one in live])
         for one, token in zip(live, picks, strict=True):
-            one.guess(token)
+            one.guess(max(token, 0))  # for NO_PICK any token does

@@ -18,19 +18,25 @@ from torch import Tensor
 from model.noise import gumbel
 from protocol.request import SamplingParams
 
+NO_PICK = -1  # where a score is no number, or the best one infinite: the model is broken
+
 _NEVER = -float("inf")
 
 
 def pick(logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> Tensor:
-    """The picked token of each row, [num_rows] int64.
+    """The picked token of each row or NO_PICK, [num_rows] int64.
 
     logits: [num_rows, vocab_size] float32. positions: the absolute position that each picked token will take.
     """
     noisy = [row for row, params in enumerate(sampling) if not params.is_greedy]
-    picks = logits.argmax(dim=-1)
+    picks = _defined(*logits.max(dim=-1))
     if noisy:
-        picks[noisy] = _scores(logits, sampling, positions, noisy).argmax(dim=-1)
+        picks[noisy] = _defined(*_scores(logits, sampling, positions, noisy).max(dim=-1))
     return picks
+
+
+def _defined(best: Tensor, picks: Tensor) -> Tensor:
+    return picks.where(best.isfinite(), NO_PICK)
 
 
 def pick_with_confidence(
@@ -40,15 +46,18 @@ def pick_with_confidence(
 
     At temperature 0 the confidence is the largest probability; otherwise tanh(margin / 2) of the best two noisy
     scores, since the maximum probability says nothing of a pick that the noise decided. The runner-up has the best
-    score of the other tokens, the first of equals.
+    score of the other tokens, the first of equals. In place of NO_PICK stands token 0, at confidence 0 and with
+    runner-up -1: who drafts must go on with something.
     """
     scores = noisy_scores(logits, sampling, positions)
     best, picks = scores.max(dim=-1)
+    defined = best.isfinite()
     second, runner_ups = scores.scatter_(-1, picks[:, None], _NEVER).max(dim=-1)
     runner_ups = runner_ups.where(runner_ups != picks, 1)  # all others are at -inf, and the pick is token 0
     greedy = torch.tensor([params.is_greedy for params in sampling], device=logits.device)
     largest = (best.float() - logits.logsumexp(dim=-1)).exp().double()
-    return picks, largest.where(greedy, ((best - second) / 2).tanh()), runner_ups
+    confidences = largest.where(greedy, ((best - second) / 2).tanh())
+    return picks.where(defined, 0), confidences.where(defined, 0.0), runner_ups.where(defined, -1)
 
 
 def noisy_scores(logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> Tensor:

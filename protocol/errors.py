@@ -10,6 +10,7 @@
     |-- QueueFull                   429  try again later
     |-- NotReady                    503  models are still loading, or shutting down
     |-- TimedOut                    408  the request's time is over
+    |-- ModelFault                  500  the model gives no token: its scores are not numbers
     `-- DraftUnavailable            never reaches a caller: the target decodes without a draft
 
 `deployments/api/errors.py` maps each class once to an HTTP status, an OpenAI error type and a gRPC code.
@@ -61,6 +62,10 @@ class NotReady(DraftPoolError):
 
 
 class TimedOut(DraftPoolError):
+    pass
+
+
+class ModelFault(DraftPoolError):
     pass
 
 

@@ -20,6 +20,7 @@ class FinishReason(StrEnum):
     LENGTH = "length"
     ABORT = "abort"  # cancelled by the caller
     ERROR = "error"  # the engine failed; the log says why
+    UNDEFINED = "undefined"  # the model's scores are no numbers: there is no next token
 
 
 @dataclass(frozen=True, slots=True)

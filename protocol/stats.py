@@ -92,4 +92,5 @@ class EngineStats:
     num_accepted: int
     num_committed: int
     num_missed_drafts: int  # rounds that asked for a draft and got none
+    num_failures: int = 0  # of policy, way to the pool and record of rounds; requests went on without them
     mirror: MirrorStats | None = None  # None where nothing is drafted ahead

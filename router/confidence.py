@@ -45,8 +45,11 @@ class Calibration:
         logs = np.log(sure)
         survived = np.exp(power * logs)
         gradient = power * logs * np.where(np.asarray(right), 1.0, -survived / (1 - survived))
+        slope = float(np.minimum(np.maximum(gradient, -3), 3).sum())
+        if not math.isfinite(slope):  # a confidence that is not a number would be one for ever
+            return
         seen = self._seen[exit_] = self._seen.get(exit_, 0) + len(confidences)
-        step = max(self.rate, self.first / seen) * float(np.minimum(np.maximum(gradient, -3), 3).sum())
+        step = max(self.rate, self.first / seen) * slope
         low, high = self.bounds
         self._powers[exit_] = min(max(power * math.exp(max(min(step, 0.3), -0.3)), low), high)
 

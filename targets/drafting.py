@@ -142,7 +142,7 @@ class Drafting:
 
     def read(self, block: DraftBlock, length: int) -> DraftBlock:
         """At most its first `length` tokens, and none beyond the target's vocabulary."""
-        known = sum(1 for _ in takewhile(lambda token: token < self.vocab_size, block.tokens[:length]))
+        known = sum(1 for _ in takewhile(lambda token: 0 <= token < self.vocab_size, block.tokens[:length]))
         return block if known == len(block.tokens) else _cut(block, known)
 
     def close(self, sequence: Decoding) -> None:

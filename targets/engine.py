@@ -20,6 +20,9 @@ from protocol.request import FinishReason, GenerateRequest, SequenceStats, Token
 from protocol.stats import EngineStats, StepStats
 from router.policy import Policy
 from targets.drafting import Drafting
+from targets.fence import Fences
+from targets.guarded_client import GuardedDraftClient, GuardedMirrorClient
+from targets.guarded_policy import GuardedPolicy
 from targets.mirror import MirrorConfig, MirrorStepper
 from targets.model import TargetModel
 from targets.scheduler import Scheduler, SchedulerConfig
@@ -66,11 +69,12 @@ class Engine:
         self.config = config or EngineConfig()
         self.max_length = min(model.max_length, self.config.max_model_len or model.max_length)
         self._model = model
+        self._num_steps = 0
+        self._fences = Fences(lambda: self._num_steps)
         scheduler = Scheduler(model.ledger, SchedulerConfig(self.config.max_batch, self.config.prefill_chunk))
-        self._drafting = (
-            Drafting(draft_client, self.config.incarnation, model.decoder.config.vocab_size) if draft_client else None
-        )
-        self._stepper = _stepper(model, policy, scheduler, self._drafting, mirror)
+        self._drafting = self._open_drafting(draft_client, mirror) if draft_client else None
+        guarded = GuardedPolicy(policy, self._fences.around("policy"))
+        self._stepper = self._make_stepper(guarded, scheduler, mirror)
         self._inbox = _Inbox()
         self._wake = threading.Condition()
         self._live: dict[str, tuple[Sequence, OnRun]] = {}
@@ -78,8 +82,26 @@ class Engine:
         self._open: set[str] = set()  # submitted and not finished, guarded by _wake
         self._beat = time.monotonic()
         self._totals = StepStats()
-        self._num_steps = 0
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+
+    def _open_drafting(self, client: DraftClient, mirror: MirrorConfig | None) -> Drafting:
+        """Raises ConfigError when drafts cannot come ahead."""
+        if mirror is not None and not isinstance(client, MirrorClient):
+            raise ConfigError(f"{type(client).__name__} does not draft ahead; leave mirror out")
+        fence = self._fences.around("way to the draft pool")
+        guarded = (
+            GuardedMirrorClient(client, fence)
+            if isinstance(client, MirrorClient)
+            else GuardedDraftClient(client, fence)
+        )
+        return Drafting(guarded, self.config.incarnation, self._model.decoder.config.vocab_size)
+
+    def _make_stepper(self, policy: Policy, scheduler: Scheduler, mirror: MirrorConfig | None) -> Stepper:
+        drafting = self._drafting
+        if mirror is None or drafting is None or not isinstance(drafting.client, MirrorClient):
+            return Stepper(self._model, policy, scheduler, drafting)
+        fence = self._fences.around("record of rounds")
+        return MirrorStepper(self._model, policy, scheduler, drafting, drafting.client, mirror, fence)
 
     def start(self) -> None:
         self._thread.start()
@@ -119,6 +141,12 @@ class Engine:
         """Seconds since the loop last turned, an idle loop turns once a second; infinite when it has ended."""
         return time.monotonic() - self._beat if self._thread.is_alive() else float("inf")
 
+    @property
+    def open_requests(self) -> tuple[str, ...]:
+        """Ids of those that were submitted and have not finished."""
+        with self._wake:
+            return tuple(self._open)
+
     def stats(self) -> EngineStats:
         scheduler, ledger, totals = self._stepper.scheduler, self._model.ledger, self._totals
         return EngineStats(
@@ -132,6 +160,7 @@ class Engine:
             num_accepted=totals.accepted,
             num_committed=totals.committed,
             num_missed_drafts=self._drafting.num_missed if self._drafting else 0,
+            num_failures=self._fences.num_failures,
             mirror=self._stepper.stats if isinstance(self._stepper, MirrorStepper) else None,
         )
 
@@ -157,9 +186,12 @@ class Engine:
         with self._wake:
             self._inbox.stopping = True
             late, self._inbox.submitted = self._inbox.submitted, deque()
-        self._end_all(reason)
         for request, on_run in late:
             _told(on_run, TokenRun(request.request_id, 0, (), reason, SequenceStats()))
+        try:
+            self._end_all(reason)
+        except Exception:
+            logger.exception("the engine's sequences could not be removed")
 
     def _turn(self) -> None:
         try:
@@ -176,7 +208,8 @@ class Engine:
     def _take_inbox(self) -> bool:
         """Empties the inbox, waiting for something to do when idle. False when the engine is to stop."""
         with self._wake:
-            if not (self._stepper.scheduler.has_work or self._inbox.submitted or self._inbox.cancelled):
+            inbox = self._inbox
+            if not (self._stepper.scheduler.has_work or inbox.submitted or inbox.cancelled or inbox.stopping):
                 self._wake.wait(timeout=1.0)
             taken, self._inbox = self._inbox, _Inbox(stopping=self._inbox.stopping)
         for request, on_run in taken.submitted:
@@ -196,30 +229,23 @@ class Engine:
 
     def _end(self, request_id: str, reason: FinishReason) -> None:
         if request_id in self._live:
-            sequence, on_run = self._live[request_id]
-            self._stepper.remove(sequence)
-            self._forget(request_id)
-            _told(on_run, TokenRun(request_id, sequence.num_generated, (), reason, sequence.stats))
+            self._stepper.remove(self._tell_end(request_id, reason))
 
     def _end_all(self, reason: FinishReason) -> None:
-        for request_id in list(self._live):
-            self._end(request_id, reason)
+        """All are told before the first is removed: a removal that fails leaves nobody waiting."""
+        for sequence in [self._tell_end(request_id, reason) for request_id in list(self._live)]:
+            self._stepper.remove(sequence)
+
+    def _tell_end(self, request_id: str, reason: FinishReason) -> Sequence:
+        sequence, on_run = self._live[request_id]
+        self._forget(request_id)
+        _told(on_run, TokenRun(request_id, sequence.num_generated, (), reason, sequence.stats))
+        return sequence
 
     def _forget(self, request_id: str) -> None:
         del self._live[request_id]
         with self._wake:
             self._open.discard(request_id)
-
-
-def _stepper(
-    model: TargetModel, policy: Policy, scheduler: Scheduler, drafting: Drafting | None, mirror: MirrorConfig | None
-) -> Stepper:
-    """Raises ConfigError when drafts cannot come ahead."""
-    if mirror is None or drafting is None:
-        return Stepper(model, policy, scheduler, drafting)
-    if not isinstance(drafting.client, MirrorClient):
-        raise ConfigError(f"{type(drafting.client).__name__} does not draft ahead; leave mirror out")
-    return MirrorStepper(model, policy, scheduler, drafting, drafting.client, mirror)
 
 
 def _told(on_run: OnRun, run: TokenRun) -> bool:

@@ -17,12 +17,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from protocol.branch import AheadRequest, MirrorClient
-from protocol.draft import DraftBlock
 from protocol.errors import ConfigError
 from protocol.plan import BatchView, Plan
 from protocol.stats import MirrorStats
 from router import misses
-from router.confidence import Calibration
 from router.misses import Rates, worth_waiting
 from router.mode_choice import Modes
 from router.modes import AHEAD, Mode
@@ -31,15 +29,14 @@ from router.policy import Policy, granted
 from router.predict import SETTLED
 from targets.ahead import as_block, as_played, ending, fresh_window, hint_of, joined, order_of, places_of
 from targets.drafting import Drafting, Drafts
+from targets.fates import Fates
+from targets.fence import Fence
 from targets.lanes import Lanes
 from targets.model import TargetModel
 from targets.scheduler import Schedule, Scheduler
 from targets.sequence import Sequence
 from targets.step import Clock, Marks, Pass, Stepper, Turn
 from targets.timeline import Lap, RoundRecord, Timeline
-from targets.verify import num_accepted
-
-ENOUGH = 16  # tokens that confidence is calibrated by at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +106,13 @@ class MirrorStepper(Stepper):
         drafting: Drafting,
         client: MirrorClient,
         config: MirrorConfig,
+        fence: Fence,
         clock: Clock = time.perf_counter,
     ) -> None:
-        """client: that of `drafting`. Raises ConfigError for an exit that lies outside the model."""
+        """client: that of `drafting`. fence: around what is learned of rounds and recorded of them.
+
+        Raises ConfigError for an exit that lies outside the model.
+        """
         super().__init__(model, policy, scheduler, drafting, clock)
         num_layers = model.decoder.config.num_layers
         self.exit_layer = num_layers // 2 if config.exit_layer is None else config.exit_layer
@@ -119,14 +120,13 @@ class MirrorStepper(Stepper):
             raise ConfigError(f"mirror: exit_layer {self.exit_layer} is not one of the model's {num_layers}")
         self.timeline = Timeline()
         self._pipeline = Pipeline()
-        self._pool, self._client, self._config = drafting, client, config
+        self._pool, self._client, self._config, self._fence = drafting, client, config, fence
         self._rates = Rates()
         self._modes = Modes(config.modes)
         self._lanes = Lanes(self, drafting, client)
         self._drafted = False  # drafts came in the last round of the whole batch
         self._length = 0  # the longest planned lately
-        self._calibration = Calibration()
-        self._fates: dict[int, tuple[list[float], list[bool]]] = {}  # by exit, not yet learned from
+        self._fates = Fates()
         self._num_rounds = self._num_waits = self._num_lanes = 0
         self._wait_ms = 0.0
         self._hit_waits, self._fresh_waits = Waits(), Waits()
@@ -135,15 +135,27 @@ class MirrorStepper(Stepper):
         began = self.clock()
         self.admit()
         num_rows = len(self.scheduler.decoding)
-        mode = self._modes.choose(num_rows)
+        mode = self._mode(num_rows)
         lap = self._half(began) if mode is Mode.LANES and self._drafts else self._whole(began, mode)
+        if self._fence.open:
+            with self._fence:
+                self._note(num_rows, lap)
+        return lap.turn
+
+    def _mode(self, num_rows: int) -> Mode:
+        mode = Mode.SERIAL
+        if self._fence.open:
+            with self._fence:
+                mode = self._modes.choose(num_rows)
+        return mode
+
+    def _note(self, num_rows: int, lap: Lap) -> None:
         record = lap.record
         self._num_rounds += bool(record.lengths)
         self._count_wait(record, 1e3 * (record.marks.drafted - record.marks.planned))
         if played := lap.played:
             self._modes.observe(num_rows, played)
         self.timeline.add(record)
-        return lap.turn
 
     def _count_wait(self, record: RoundRecord, wait_ms: float) -> None:
         self._wait_ms += wait_ms
@@ -177,8 +189,10 @@ class MirrorStepper(Stepper):
         marks = Marks(began, planned, drafted, self.clock())
         played = replace(schedule, plan=as_played(schedule.plan, hand.windows))
         turn = self.commit(played, hand.drafts, picked.picks, marks)
-        self._calibrate(hand.drafts.blocks, picked.picks)
-        self._rate(schedule, hand, picked, marks, turn)
+        if self._fence.open:
+            with self._fence:
+                self._fates.add(played.plan, hand.drafts.blocks, picked.picks)
+                self._rate(schedule, hand, picked, marks, turn)
         self._drafted = any(block and block.tokens for block in hand.drafts.blocks)
         self._length = max(self._length - 1, *schedule.plan.lengths, 0)
         record = RoundRecord(
@@ -251,7 +265,7 @@ class MirrorStepper(Stepper):
         early = self.clock()
         self._client.hint(hint_of(request, own))
         hinted = self.clock()
-        return Picked(ready.split(self.model.finish(half, ready.sampling, ready.positions)), early, hinted)
+        return Picked(self.sound(ready, self.model.finish(half, ready.sampling, ready.positions)), early, hinted)
 
     def remove(self, sequence: Sequence) -> None:
         super().remove(sequence)
@@ -287,7 +301,7 @@ class MirrorStepper(Stepper):
         whom, plan = [*decoding, *prompts], joined(schedule.plan, self._first_plan(prompts))
         windows = [*(row.tokens[1:] for row in ready.rows[: len(decoding)]), *([] for _ in prompts)]
         most = fan_out(len(whom), self._config.fan_out)
-        request = self._pool.ahead(whom, plan, windows, most, self._calibration)
+        request = self._pool.ahead(whom, plan, windows, most, self._fates.calibration)
         orders = {row.context.sequence_id: order_of(request, row) for row in request.rows} if request else {}
         at_hand = [*hand.windows, *(None for _ in prompts)]
         for sequence, length, window, own in zip(whom, plan.lengths, at_hand, windows, strict=True):
@@ -301,20 +315,6 @@ class MirrorStepper(Stepper):
         length = self._length if opening else 0
         view = BatchView(tuple(prompt.view(self._pool.num_unseen(prompt), True) for prompt in prompts))
         return granted(view, Plan(opening, (length,) * len(prompts)))
-
-    def _calibrate(self, blocks: Iterable[DraftBlock | None], picks: Iterable[list[int]]) -> None:
-        """What confidences are worth, from the tokens whose fate is known: the pool ranks outcomes by it."""
-        for block, own in zip(blocks, picks, strict=False):
-            if block is None or len(own) < 2:
-                continue
-            accepted = num_accepted(own, block.tokens[: len(own) - 1])
-            known = min(accepted + 1, len(own) - 1)
-            sure, right = self._fates.setdefault(block.exits[known - 1], ([], []))
-            sure += block.confidences[:known]
-            right += [True] * accepted + [False] * (known - accepted)
-            if len(sure) >= ENOUGH:
-                self._calibration.observe(block.exits[known - 1], sure, right)
-                del self._fates[block.exits[known - 1]]
 
     def _rate(self, schedule: Schedule, hand: Hand, picked: Picked, marks: Marks, turn: Turn) -> None:
         """What waiting takes and brings."""

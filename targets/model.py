@@ -122,7 +122,7 @@ def top_picks(
         for pair in (picks, runner_ups):
             logits[rows, pair] = -torch.inf
             for own, token in zip(best, pair, strict=True):
-                own[token] = None
+                own |= {token: None} if token >= 0 else {}
     return [tuple(own)[:count] for own in best]
 
 

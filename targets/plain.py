@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from model.sampling import NO_PICK
+from protocol.errors import ModelFault
 from protocol.request import GenerateRequest
 from targets.model import ForwardRow, TargetModel
 from targets.sequence import Sequence
 
 
 def generate(model: TargetModel, request: GenerateRequest) -> Sequence:
-    """The finished sequence. Raises RuntimeError when its pages are not to be had."""
+    """The finished sequence. Raises RuntimeError when its pages are not to be had, ModelFault when it has no pick."""
     sequence = Sequence(0, request, model.max_length)
     model.ledger.open(sequence.id)
     try:
@@ -18,6 +20,8 @@ def generate(model: TargetModel, request: GenerateRequest) -> Sequence:
             new = sequence.tokens[sequence.computed :]
             row = ForwardRow(sequence.id, sequence.computed, new, num_logits=1)
             picks = model.pick([row], [request.sampling], [len(sequence.tokens)])
+            if picks == [NO_PICK]:
+                raise ModelFault(f"no token {len(sequence.tokens)}: the model's scores are not numbers")
             sequence.computed = len(sequence.tokens)
             sequence.rounds += sequence.num_generated > 0
             sequence.commit(picks)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate
 
+from model.sampling import NO_PICK
 from protocol.draft import DraftBlock
 from protocol.outcome import RoundOutcome, RowOutcome
 from protocol.plan import BatchView, Plan
-from protocol.request import SamplingParams, TokenRun
+from protocol.request import FinishReason, SamplingParams, TokenRun
 from protocol.stats import StepStats
 from router.policy import Policy, granted
 from targets.drafting import Drafting, Drafts
@@ -19,6 +22,9 @@ from targets.sequence import Sequence
 from targets.verify import num_accepted
 
 Clock = Callable[[], float]  # seconds
+
+logger = logging.getLogger(__name__)
+_UNDEFINED = "request %s ends with an error behind %d tokens: the scores of its model are not numbers"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +135,21 @@ class Stepper:
         return Pass(rows, [sampling for sampling, _ in wanted], [at for _, at in wanted])
 
     def pick(self, ready: Pass) -> list[list[int]]:
-        return ready.split(self.model.pick(ready.rows, ready.sampling, ready.positions)) if ready.rows else []
+        return self.sound(ready, self.model.pick(ready.rows, ready.sampling, ready.positions)) if ready.rows else []
+
+    def sound(self, ready: Pass, picks: list[int]) -> list[list[int]]:
+        """The picks by row. A row that has none at some place is run again without its draft: where that breaks the
+        model, attention in plain torch spoils the places before it too.
+        """
+        rows = ready.split(picks)
+        if NO_PICK not in picks:
+            return rows
+        first = accumulate((row.num_logits for row in ready.rows), initial=0)
+        for index, (row, at) in enumerate(zip(ready.rows, first, strict=False)):
+            if row.num_logits > 1 and NO_PICK in rows[index]:
+                alone = replace(row, tokens=row.tokens[:1], num_logits=1)
+                rows[index] = self.model.pick([alone], [ready.sampling[at]], [ready.positions[at]])
+        return rows
 
     def commit(self, schedule: Schedule, drafts: Drafts, picks: list[list[int]], marks: Marks) -> Turn:
         """picks: as `verify` returns them, one more for a sequence than drafted tokens were verified."""
@@ -169,8 +189,12 @@ class Stepper:
             self.drafting.close(sequence)
 
     def _commit_run(self, sequence: Sequence, run: list[int]) -> TokenRun:
-        index = sequence.num_generated
-        kept = sequence.commit(run)
+        """run: of which the last may be NO_PICK."""
+        index, sound = sequence.num_generated, run if run[-1] != NO_PICK else run[:-1]
+        kept = sequence.commit(sound) if sound else ()
+        if len(sound) < len(run) and sequence.finish_reason is None:
+            logger.error(_UNDEFINED, sequence.request.request_id, len(sequence.tokens))
+            sequence.finish_reason = FinishReason.UNDEFINED
         if sequence.finish_reason is None:
             self.model.ledger.truncate(sequence.id, len(sequence.tokens))
             return TokenRun(sequence.request.request_id, index, kept)

@@ -13,7 +13,7 @@ from typing import Any
 
 from grpc import StatusCode
 
-from protocol.errors import InvalidRequest, NotReady, PromptTooLong, QueueFull, TimedOut, UnknownModel
+from protocol.errors import InvalidRequest, ModelFault, NotReady, PromptTooLong, QueueFull, TimedOut, UnknownModel
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ TABLE = MappingProxyType[type[BaseException], ErrorRow](
         QueueFull: ErrorRow(429, "rate_limit_error", "rate_limit_exceeded", StatusCode.RESOURCE_EXHAUSTED, retry=True),
         NotReady: ErrorRow(503, "service_unavailable", "not_ready", StatusCode.UNAVAILABLE, retry=True),
         TimedOut: ErrorRow(408, "timeout_error", "request_timeout", StatusCode.DEADLINE_EXCEEDED),
+        ModelFault: ErrorRow(500, "server_error", "model_fault", StatusCode.INTERNAL),
     }
 )
 

@@ -14,7 +14,7 @@ from deployments.api.backend import Backend, ModelCard
 from deployments.api.prompts import check_text
 from deployments.api.seeds import draw_seed, unsigned_seed
 from deployments.api.speculation import check_speculation
-from protocol.errors import InvalidRequest, NotReady, PromptTooLong, UnknownModel
+from protocol.errors import InvalidRequest, ModelFault, NotReady, PromptTooLong, UnknownModel
 from protocol.plan import Speculation
 from protocol.request import (
     FinishReason,
@@ -203,3 +203,7 @@ def _check_finish(token_run: TokenRun) -> None:
         raise NotReady("the model was stopped while it answered; send the request again")
     if token_run.finish_reason is FinishReason.ERROR:
         raise BackendFault("the engine failed")
+    if token_run.finish_reason is FinishReason.UNDEFINED:
+        raise ModelFault(
+            "the model gives no next token, for its scores are not numbers; serve it in float32, or check its weights"
+        )

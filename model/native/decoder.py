@@ -28,7 +28,7 @@ from model.native.weights import pack
 from model.pages import Slots
 from model.rollout import Drafted, Rollout, roll_out, step
 from model.rope import rope_table
-from model.sampling import filter_logits
+from model.sampling import NO_PICK, filter_logits
 from model.streams import StreamHead
 from protocol.request import SamplingParams
 
@@ -183,7 +183,7 @@ class NativeDecoder:
         return self._logits
 
     def pick(self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> list[int]:
-        return cast(list[int], self._picks(logits, sampling, positions, False)["token"].tolist())
+        return _tokens(self._picks(logits, sampling, positions, False))
 
     def pick_with_confidence(
         self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]
@@ -221,7 +221,7 @@ class NativeDecoder:
             self._blocks.how.address,
             self._blocks.picks.address,
         )
-        return cast(list[int], picks["token"].tolist())
+        return _tokens(picks)
 
     def linear_pass(self, num_tokens: int) -> None:
         """The matrix products of one pass over num_tokens rows and nothing else, for the benchmark's floor."""
@@ -277,6 +277,11 @@ class NativeDecoder:
 def _temperature(params: SamplingParams) -> float:
     """As the kernels take it: 0 for argmax."""
     return 0.0 if params.is_greedy else params.temperature
+
+
+def _tokens(picks: npt.NDArray[Any]) -> list[int]:
+    """NO_PICK where there is none, which kernels mark by the runner-up."""
+    return cast(list[int], np.where(picks["runner_up"] < 0, NO_PICK, picks["token"]).tolist())
 
 
 def _has_filters(sampling: Sequence[SamplingParams]) -> bool:

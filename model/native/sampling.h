@@ -70,13 +70,18 @@ struct TopTwo {
     static constexpr double none = -std::numeric_limits<double>::infinity();
     double best = none, second = none;
     int64_t token = 0, runner_up = 0;
+    bool undefined = false;  // a score was no number
     vf bar = splat(-std::numeric_limits<float>::max());
 
-    // Rounding keeps order, so a score above `second` is not below the bar when both are rounded to float.
-    bool may_take(vf bounds) const { return any(bounds >= bar); }
+    // Rounding keeps order, so a score above `second` is not below the bar when both are rounded to float. A bound that
+    // is no number is not below it either.
+    bool may_take(vf bounds) const { return any(~(bounds < bar)); }
 
     void offer(int64_t id, double score) {
-        if (!(score > second)) return;
+        if (!(score > second)) {
+            undefined |= score != score;
+            return;
+        }
         const bool leads = score > best;
         second = leads ? best : score;
         runner_up = leads ? token : id;
@@ -84,8 +89,12 @@ struct TopTwo {
         if (second > none) bar = splat(float(second));
     }
 
-    // Where all the others are at -infinity the first of them is the runner-up.
-    Pick pick(double confidence) const { return {token, confidence, second > none ? runner_up : token == 0}; }
+    // Where all the others are at -infinity the first of them is the runner-up. Where a score is no number, or the best
+    // is infinite, there is no pick: token 0, for who must go on, at confidence 0 and with runner-up -1.
+    Pick pick(double confidence) const {
+        if (undefined || !std::isfinite(best)) return {0, 0.0, -1};
+        return {token, confidence, second > none ? runner_up : token == 0};
+    }
 };
 
 // Largest noisy score of scaled logits; confidence tanh(margin / 2) of the best two.
@@ -99,6 +108,7 @@ inline Pick noisy_pick(const float* logits, int vocab, float temperature, uint64
         if (!top.may_take(scaled + gumbel_bound(drawn))) continue;
         const vd noise[2] = {gumbel(half(drawn, 0)), gumbel(half(drawn, 1))};
         for (int i = 0; i < kLanes; i++) top.offer(at + i, double(scaled[i]) + noise[i / (kLanes / 2)][i % (kLanes / 2)]);
+        if (top.undefined) break;
     }
     return top.pick(std::tanh((top.best - top.second) / 2));
 }
@@ -110,6 +120,7 @@ inline Pick greedy_pick(const float* logits, int vocab, bool wants_confidence) {
         const vf own = load_left(logits + at, vocab - at);
         if (!top.may_take(own)) continue;
         for (int i = 0; i < kLanes; i++) top.offer(at + i, own[i]);
+        if (top.undefined) break;
     }
     if (!wants_confidence) return top.pick(0);
     const vf highest = splat(float(top.best));

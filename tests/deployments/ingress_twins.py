@@ -42,12 +42,12 @@ class ScriptedTarget:
     """The first prompt token says what it does."""
 
     def __init__(self) -> None:
-        self._num_open = 0
+        self._open: list[str] = []
         self._streams: TokenStreams | None = None
 
     async def describe(self) -> dict[str, object]:
         told = {"max_model_len": 64, "max_batch": 4, "vocab_size": 320, "eos_token_ids": (1,), "exits": (2,)}
-        return told | {"longest_draft": None, "ready": True, "num_open": self._num_open}
+        return told | {"longest_draft": None, "ready": True, "num_open": len(self._open), "pid": os.getpid()}
 
     async def log(self) -> str:
         """What Serve has logged of this replica."""
@@ -56,19 +56,22 @@ class ScriptedTarget:
         assert isinstance(handler.target, logging.FileHandler)
         return Path(handler.target.baseFilename).read_text()
 
+    async def open_requests(self) -> tuple[str, ...]:
+        return tuple(self._open)
+
     async def stats(self) -> dict[str, int]:
-        return {"num_running": self._num_open}
+        return {"num_running": len(self._open)}
 
     async def generate(self, request: GenerateRequest, sink: SinkAddress | None = None) -> TokenRun | DraftPoolError:
         what = request.prompt_ids[0]
         self._streams = self._streams or TokenStreams()
         if what == DIE:
             asyncio.get_running_loop().call_later(0.5, os._exit, 1)
-        self._num_open += 1
+        self._open.append(request.request_id)
         try:
             return await play(self._streams, request, sink, script(request, what))
         finally:
-            self._num_open -= 1
+            self._open.remove(request.request_id)
 
 
 def script(request: GenerateRequest, what: int) -> list[Step]:

@@ -109,12 +109,22 @@ async def test_an_error_in_mid_stream_is_an_error_event(caplog: pytest.LogCaptur
     assert backend.num_open == 0
 
 
-@pytest.mark.parametrize("reason", [FinishReason.ABORT, FinishReason.ERROR])
+@pytest.mark.parametrize("reason", [FinishReason.ABORT, FinishReason.ERROR, FinishReason.UNDEFINED])
 async def test_an_answer_that_the_engine_gave_up_is_an_error_and_no_answer(reason: FinishReason) -> None:
     backend = ScriptedBackend(lambda request: runs_of(request, [70], [], reason=reason))
     async with Client(backend) as client:
         error_of(await client.complete(), 503 if reason is FinishReason.ABORT else 500)
         assert "error" in events(await client.complete(stream=True))[-1]
+
+
+async def test_a_model_without_a_next_token_is_named_and_the_text_so_far_is_kept() -> None:
+    backend = ScriptedBackend(lambda request: runs_of(request, [70], [], reason=FinishReason.UNDEFINED))
+    async with Client(backend) as client:
+        whole, (*_, chunk, event) = await client.complete(), events(await client.complete(stream=True))
+    for error in (error_of(whole, 500), event["error"]):
+        assert error["code"] == "model_fault"
+        assert "no next token" in error["message"]
+    assert chunk["choices"][0]["text"]
 
 
 async def test_one_failing_prompt_ends_the_others() -> None:

@@ -22,7 +22,7 @@ from model.native.library import features, library, native_gumbel, thread_pool
 from model.noise import gumbel
 from model.pages import PageLedger
 from model.rollout import step
-from model.sampling import pick, pick_with_confidence
+from model.sampling import NO_PICK, pick, pick_with_confidence
 from protocol.errors import ConfigError
 from protocol.request import SamplingParams
 from targets.model import load_target
@@ -205,6 +205,32 @@ def test_picks_are_the_first_of_equals_whatever_the_logits_look_like(vocab_size:
         torch.full_like(normal, REFUSED).index_fill_(1, torch.tensor(vocab_size - 1), 3.0),
     ):
         assert_picks_are_plain(decoder, logits, rng)
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("vocab_size", [5, 33, 1000])
+def test_without_a_number_or_a_finite_best_there_is_no_pick_and_other_rows_have_theirs(
+    vocab_size: int, execution: Execution, tmp_path: Path
+) -> None:
+    decoder = load("llama", tmp_path, torch.float32, execution)
+    rng = np.random.default_rng(vocab_size)
+    normal = torch.from_numpy(rng.normal(scale=3, size=(2 * 6, vocab_size)).astype(np.float32))
+    logits, broken = normal.clone(), range(0, 12, 2)
+    logits[0] = torch.nan
+    logits[2, 0] = torch.nan
+    logits[4, vocab_size - 1] = torch.nan
+    logits[6, vocab_size // 2] = torch.nan
+    logits[8] = REFUSED
+    logits[10, 3] = torch.inf
+    for sampling in SAMPLING:
+        asked = [sampling] * 12, list(range(12))
+        expected = decoder.pick(normal, *asked)
+        assert decoder.pick(logits, *asked) == [NO_PICK if row in broken else own for row, own in enumerate(expected)]
+        assert pick(logits, *asked).tolist() == decoder.pick(logits, *asked)
+        found = list(zip(*decoder.pick_with_confidence(logits, *asked), strict=True))
+        assert [found[row] for row in broken] == [(0, 0.0, -1)] * 6
+        sound = list(zip(*decoder.pick_with_confidence(normal, *asked), strict=True))
+        assert [found[row] for row in range(1, 12, 2)] == [sound[row] for row in range(1, 12, 2)]
 
 
 def assert_picks_are_plain(decoder: Decoder, logits: Tensor, rng: np.random.Generator) -> None:

@@ -45,3 +45,14 @@ def test_leading_tokens_are_worth_verifying_up_to_the_first_that_is_not() -> Non
     assert worth([0.9, 0.5, 0.9], 0.4) == 3
     assert worth([0.1], 0.3) == 0
     assert worth([], 0.3) == 0
+
+
+@pytest.mark.parametrize("strange", [float("nan"), float("inf"), -1.0])
+def test_a_confidence_that_is_no_number_teaches_nothing_for_long(strange: float) -> None:
+    learned, other = Calibration(), Calibration()
+    for calibration, odd in ((learned, strange), (other, 0.5)):
+        calibration.observe(2, [0.9, odd], [True, False])
+        for _ in range(200):
+            calibration.observe(2, [0.9, 0.5], [True, False])
+    assert learned.power(2) == pytest.approx(other.power(2), rel=0.1)
+    assert 0 < learned.floor(2, 0.5) < 1

@@ -238,6 +238,42 @@ def test_a_dead_engine_lets_nobody_wait_and_nobody_in(load, monkeypatch):
         engine.submit(requests[1], collector)
 
 
+def test_a_removal_that_fails_leaves_nobody_waiting_and_nobody_in(load, monkeypatch):
+    """The first one's step and removal fail; two more run, and the others wait for their turn."""
+    requests = random_requests(9, 5, VOCAB)
+    engine, collector = Engine(load(), Off(), config=EngineConfig(max_batch=3)), Collector()
+
+    def broken(*_):
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(engine._stepper, "commit", broken)
+    monkeypatch.setattr(engine._stepper, "remove", broken)
+    for request in requests:
+        engine.submit(request, collector)
+    engine.start()
+    collector.wait(5)
+    engine._thread.join(10)
+    assert set(collector.reasons.values()) == {FinishReason.ERROR}
+    assert engine.heartbeat_age_s() == float("inf")
+    with pytest.raises(NotReady):
+        engine.submit(requests[1], collector)
+
+
+def test_a_stop_during_the_last_step_is_not_waited_for(load, monkeypatch):
+    engine, waits = Engine(load(), Off()), []
+    monkeypatch.setattr(engine._wake, "wait", lambda timeout: waits.append(engine._inbox.stopping), raising=False)
+
+    def on_run(run):
+        if run.finish_reason is not None:
+            engine._inbox.stopping = True
+
+    engine.submit(random_requests(9, 1, VOCAB)[0], on_run)
+    engine.start()
+    engine._thread.join(30)
+    assert waits == []
+    assert not engine._thread.is_alive()
+
+
 def test_no_repr_carries_a_prompt_or_a_text():
     request = prompt((31337, 31338))
     sequence = Sequence(0, request, 64)
