@@ -36,7 +36,6 @@ from tests.deployments.harness import (
     wait_until,
 )
 
-
 FOREVER_S = 1e5  # who waits at all does not come back while a test lasts
 
 

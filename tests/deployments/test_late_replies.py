@@ -26,7 +26,6 @@ from tests.deployments.harness import (
     wait_until,
 )
 
-
 LATE_S = 0.05  # what is held back is late, however long that is
 
 

@@ -1,8 +1,8 @@
 """The draft clients that keep to one contract, and what its tests ask of them.
 
 A transport joins by adding its `Connect` to CLIENTS: given a worker, an incarnation, a deadline in seconds and a clock
-if not the real one, it gives a client while its context lasts. The worker is then the transport's to step. The tests are in
-test_client_contract.py and, of drafting ahead, in test_mirror_contract.py.
+if not the real one, it gives a client while its context lasts. The worker is then the transport's to step. The tests
+are in test_client_contract.py and, of drafting ahead, in test_mirror_contract.py.
 """
 
 from __future__ import annotations
