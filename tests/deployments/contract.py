@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
@@ -61,13 +61,15 @@ _REPLICAS: WeakKeyDictionary[DraftWorker, Replica] = WeakKeyDictionary()
 
 
 @contextmanager
-def linked(worker: DraftWorker, incarnation: str, deadline_s: float) -> Iterator[DraftClient]:
+def linked(
+    worker: DraftWorker, incarnation: str, deadline_s: float, clock: Callable[[], float] = time.monotonic
+) -> Iterator[DraftClient]:
     replica = _REPLICAS.get(worker) or _REPLICAS.setdefault(worker, Replica(worker))
     replica.num_clients += 1
 
     async def start() -> LinkedDraftClient:
         need = Need(HASH, replica.member.exits)
-        made = LinkedDraftClient(incarnation, replica.discover, need, TransportConfig(deadline_s))
+        made = LinkedDraftClient(incarnation, replica.discover, need, TransportConfig(deadline_s), clock)
         await made.start()
         return made
 

@@ -7,17 +7,16 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 import pytest
+from tqdm import tqdm
 
 from deployments.cli import COMMANDS, main
-from model import load
 from tests.deployments.checkpoints import config_beside, make_model
 
 MARK = "DRAFTPOOL_TEST_RUN"
@@ -145,13 +144,8 @@ def test_loading_for_long_shows_a_bar(
 ) -> None:
     assert "loading" not in generated_errors(capsys, family)
 
-    def slow(*args: Any) -> Any:
-        time.sleep(0.12)  # bars are drawn ten times a second at most
-        return read_layer(*args)
-
-    read_layer = load._read_layer
-    monkeypatch.setattr(load, "_read_layer", slow)
     monkeypatch.setattr("deployments.generate.BAR_AFTER_S", 0)
+    monkeypatch.setattr("deployments.generate.tqdm", partial(tqdm, mininterval=0))  # each step is drawn
     assert "loading large: 100%" in generated_errors(capsys, family)
 
 
@@ -361,9 +355,7 @@ def test_serve_stops_clean_on_sigterm(family: Path, tmp_path: Path, run_marker: 
     assert any(line.startswith(f"curl http://127.0.0.1:{port}/v1/completions") for line in greeting)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as response:
         assert response.status == 200
-    began = time.monotonic()
     server.send_signal(signal.SIGTERM)
     output, errors = server.communicate(timeout=60)
     assert server.returncode == 0
-    assert time.monotonic() - began < 30
     assert "Traceback" not in output + errors

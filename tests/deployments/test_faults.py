@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -39,36 +38,38 @@ from tests.deployments.harness import (
     wait_until,
 )
 
+FOREVER_S = 1e5  # who waits at all does not come back while a test lasts
+
 
 def test_without_a_replica_the_answer_is_none_at_once(runner: LoopThread) -> None:
-    with client(runner, Directory()) as drafts:
-        began = time.monotonic()
+    with client(runner, Directory(), deadline_s=FOREVER_S) as drafts:
         for round_id in range(100):
             drafts.open(request(round_id, (1, 0, 4), length=0))
             assert drafts.draft(request(round_id, (1, 0, 4))) is None
             drafts.close([1])
-        assert time.monotonic() - began < 3.0
 
 
 def test_a_replica_that_refuses_connections_costs_the_engine_nothing(runner: LoopThread) -> None:
     pool = ScriptedPool()
     directory = Directory(pool)
     pool.kill()
-    with client(runner, directory) as drafts:
-        began = time.monotonic()
+    with client(runner, directory, deadline_s=FOREVER_S) as drafts:
+        wait_until(lambda: drafts._avoid)
         assert drafts.draft(request(1, (1, 0, 4))) is None
-        assert time.monotonic() - began < 2.0
 
 
 def test_a_replica_killed_in_mid_draft_gives_none_long_before_the_deadline(runner: LoopThread) -> None:
-    pool = ScriptedPool(delay_s=5.0)
-    with client(runner, Directory(pool), deadline_s=20.0) as drafts:
+    pool = ScriptedPool(holds=True)
+
+    def kill() -> None:
+        wait_until(lambda: pool.worker.seen)
+        pool.kill()
+
+    with client(runner, Directory(pool), deadline_s=FOREVER_S) as drafts:
         wait_until(lambda: drafts.replica)
-        killer = threading.Timer(0.1, pool.kill)
+        killer = threading.Thread(target=kill)
         killer.start()
-        began = time.monotonic()
         assert drafts.draft(request(1, (1, 0, 4))) is None
-        assert time.monotonic() - began < 4.0
         killer.join()
         assert drafts.draft(request(2, (1, 0, 4))) is None
 
@@ -80,7 +81,7 @@ def test_after_a_death_the_client_goes_to_the_next_replica_which_asks_for_the_co
         wait_until(lambda: drafts.replica == "pool-0")
         assert drafts.draft(request(1, (1, 0, 4)))
         first.kill()  # and discovery still lists it, as Serve does for a while
-        wait_until(lambda: drafts.replica == "pool-1", timeout=2.0)
+        wait_until(lambda: drafts.replica == "pool-1")
         reply = drafts.draft(request(2, (1, 4, 6)))
         assert reply is not None
         assert reply.blocks[0].status is DraftStatus.NEED_CONTEXT
@@ -185,13 +186,15 @@ def test_a_request_that_does_not_fit_into_the_kernels_buffer_gets_there_while_it
 
 
 def test_an_idle_target_finds_a_dead_replica_behind_what_it_has_not_read(runner: LoopThread) -> None:
-    pool = ScriptedPool(delay_s=0.2)
+    pool = ScriptedPool(holds=True)
     with client(runner, Directory(pool), deadline_s=0.05) as drafts:
         wait_until(lambda: drafts.replica)
         assert drafts.draft(request(1, (1, 0, 4))) is None
-        wait_until(lambda: not pool.worker.busy)
+        wait_until(lambda: pool.worker.seen)
+        pool.release()
+        wait_until(lambda: not pool.worker._jobs)
         pool.kill()
-        wait_until(lambda: drafts.replica is None, timeout=5.0)
+        wait_until(lambda: drafts.replica is None)
 
 
 def test_a_link_that_is_given_up_while_it_connects_closes_its_socket(runner: LoopThread) -> None:

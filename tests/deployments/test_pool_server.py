@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import resource
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, suppress
 
@@ -199,12 +198,10 @@ def test_targets_that_come_together_are_all_taken_between_two_passes(runner: Loo
     with client(runner, Directory(pool), deadline_s=5.0) as drafts:
         wait_until(lambda: drafts.replica)
         drafts.ask(request(1, (1, 0, 4)))
-        began = time.monotonic()
         socks = [connected(pool.address) for _ in range(20)]
         for sock in socks:
             assert sock.recv(len(MAGIC), socket.MSG_WAITALL) == MAGIC
             sock.close()
-        assert time.monotonic() - began < 3.0
         assert drafts.answer()
     pool.kill()
 

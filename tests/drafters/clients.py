@@ -1,8 +1,8 @@
 """The draft clients that keep to one contract, and what its tests ask of them.
 
-A transport joins by adding its `Connect` to CLIENTS: given a worker, an incarnation and a deadline in seconds, it
-gives a client while its context lasts. The worker is then the transport's to step. The tests are in
-test_client_contract.py and, of drafting ahead, in test_mirror_contract.py.
+A transport joins by adding its `Connect` to CLIENTS: given a worker, an incarnation, a deadline in seconds and a clock
+if not the real one, it gives a client while its context lasts. The worker is then the transport's to step. The tests
+are in test_client_contract.py and, of drafting ahead, in test_mirror_contract.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 from tests.deployments.contract import linked
 
-Connect = Callable[[DraftWorker, str, float], AbstractContextManager[MirrorClient]]
+Connect = Callable[..., AbstractContextManager[MirrorClient]]
 
 PATIENCE_S = 30.0
 TOKENS = [3, 14, 15, 92, 65, 35, 89, 79]
@@ -28,8 +28,10 @@ CASCADE = DepthRule((1, 2, 4), (0.4, 0.25))
 
 
 @contextmanager
-def local(worker: DraftWorker, incarnation: str, deadline_s: float) -> Iterator[MirrorClient]:
-    yield LocalDraftClient(worker, incarnation, deadline_s)
+def local(
+    worker: DraftWorker, incarnation: str, deadline_s: float, clock: Callable[[], float] = time.monotonic
+) -> Iterator[MirrorClient]:
+    yield LocalDraftClient(worker, incarnation, deadline_s, clock)
 
 
 CLIENTS: tuple[Connect, ...] = (local, linked)
