@@ -20,6 +20,7 @@ from model.batch import CPU
 from model.config import DecoderConfig, read_config
 from model.decoder import Decoder, LayerWeights, Linear
 from model.execution import Execution, build_decoder
+from model.native.memory import give_back
 from protocol.errors import ConfigError, UnsupportedModel
 
 Progress = Callable[[int, int], None]  # (layers loaded, layers in all)
@@ -104,11 +105,13 @@ class Checkpoint:
 
     def read(self, *names: str) -> Tensor:
         """The named tensors one after another along the first dimension, in the model's dtype and memory of its own."""
-        rows = sum(self._shapes[name][0] for name in names)
-        whole = torch.empty((rows, *self._shapes[names[0]][1:]), dtype=self.dtype, device=self.device)
-        for name, part in zip(names, whole.split([self._shapes[name][0] for name in names]), strict=True):
+        num_rows = sum(self._shapes[name][0] for name in names)
+        whole = torch.empty((num_rows, *self._shapes[names[0]][1:]), dtype=self.dtype, device=self.device)
+        start = 0
+        for name in names:
             with _opened(self._path_of[name]) as file:
-                part.copy_(file.get_tensor(name))
+                whole[start : start + self._shapes[name][0]] = file.get_tensor(name)
+            start += self._shapes[name][0]
         return whole
 
 
@@ -141,6 +144,7 @@ class Stored:
     def layers(self) -> Iterator[LayerWeights]:
         for layer in range(self._config.num_layers):
             yield _read_layer(self._checkpoint, self._config, layer)
+            give_back()
             if self._progress is not None:
                 self._progress(layer + 1, self._config.num_layers)
 
