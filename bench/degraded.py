@@ -17,6 +17,8 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
+import secrets
 import subprocess
 import sys
 import time
@@ -36,10 +38,12 @@ from bench.prompts import held_out
 from deployments.discovery import Discover, Need, PoolMember
 from deployments.local import complete, open_worker
 from deployments.pool_server import PoolServer
-from deployments.pool_thread import PoolThread, Reply
+from deployments.pool_thread import Fail, PoolThread, Reply
+from deployments.secret import VARIABLE, Secret
 from deployments.transport import LinkedDraftClient, TransportConfig
 from drafters.manifest import vocabulary_hash
 from protocol.draft import DraftReply, DraftRequest
+from protocol.limits import MessageLimits, limits_of
 from protocol.plan import DepthRule
 from protocol.request import GenerateRequest
 from protocol.stats import PoolStats
@@ -101,12 +105,12 @@ class Subject:
 class LatePool(PoolThread):
     delay_s = 0.0
 
-    def receive(self, message: TargetMessage, reply: Reply) -> None:
+    def receive(self, message: TargetMessage, reply: Reply, fail: Fail | None = None) -> None:
         def late(answer: PoolMessage) -> None:
             time.sleep(self.delay_s)
             reply(answer)
 
-        super().receive(message, late)
+        super().receive(message, late, fail)
 
 
 class WatchedClient(LinkedDraftClient):
@@ -143,11 +147,13 @@ async def serve_pool(args: argparse.Namespace) -> None:
     thread = LatePool(worker, time.monotonic)
     thread.delay_s = 2e-3 * args.deadline_ms if args.pool == "late" else 0.0
     thread.start()
-    server = PoolServer(thread)
+    limits = limits_of(rows, told.max_positions)
+    server = PoolServer(thread, Secret.of(os.environ), limits)
     try:
         address = server.start("127.0.0.1", (0, 0))
         while await asyncio.to_thread(sys.stdin.readline):
-            member = PoolMember(address, args.pool, told.exits, digest, told.max_positions, 0, thread.stats())
+            stats = thread.stats()
+            member = PoolMember(address, args.pool, told.exits, digest, told.max_positions, 0, stats, limits=limits)
             sys.stdout.write(json.dumps(asdict(member)) + "\n")
             sys.stdout.flush()
     finally:
@@ -160,12 +166,19 @@ def pool_process(case: str, args: argparse.Namespace) -> Iterator[Describe]:
     """A pool whose stdin is a pipe from here, so that it never outlives this process."""
     command = [sys.executable, "-m", "bench.degraded", "--pool", case, "--drafter", str(args.drafter.resolve())]
     command += ["--max-tokens", str(args.max_tokens), "--deadline-ms", str(args.deadline_ms)]
-    pipe = subprocess.PIPE
+    pipe, key = subprocess.PIPE, secrets.token_hex()
+    environment = os.environ | {VARIABLE: key}
     with subprocess.Popen(
-        command, cwd=machine.ROOT, stdin=pipe, stdout=pipe, text=True, start_new_session=True
+        command,
+        cwd=machine.ROOT,
+        stdin=pipe,
+        stdout=pipe,
+        text=True,
+        start_new_session=True,
+        env=environment,
     ) as process:
         try:
-            yield lambda: describe(process)
+            yield lambda: describe(process, Secret(key.encode()))
         finally:
             assert process.stdin is not None
             process.stdin.close()
@@ -175,7 +188,7 @@ def pool_process(case: str, args: argparse.Namespace) -> Iterator[Describe]:
                 process.kill()
 
 
-def describe(process: subprocess.Popen[str]) -> PoolMember:
+def describe(process: subprocess.Popen[str], secret: Secret) -> PoolMember:
     assert process.stdin is not None
     assert process.stdout is not None
     process.stdin.write("\n")
@@ -184,7 +197,8 @@ def describe(process: subprocess.Popen[str]) -> PoolMember:
     if not line:
         raise RuntimeError("the pool's process has ended; its error stands above")
     told = json.loads(line)
-    return PoolMember(**told | {"exits": tuple(told["exits"]), "stats": PoolStats(**told["stats"])})
+    stats, limits = PoolStats(**told["stats"]), MessageLimits(**told["limits"])
+    return PoolMember(**told | {"exits": tuple(told["exits"]), "stats": stats, "limits": limits, "secret": secret})
 
 
 def timed(engine: Engine, wanted: Sequence[GenerateRequest]) -> tuple[float, Texts]:

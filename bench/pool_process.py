@@ -9,6 +9,7 @@ import argparse
 import asyncio
 import json
 import os
+import secrets
 import subprocess
 import sys
 import threading
@@ -30,10 +31,12 @@ from deployments.pool_server import PoolServer
 from deployments.pool_thread import PoolThread
 from deployments.process import DTYPES
 from deployments.profiling import drafter_costs
+from deployments.secret import VARIABLE, Secret
 from deployments.transport import LinkedDraftClient, TransportConfig
 from drafters.nested import NestedDrafter, load_nested
 from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
+from protocol.limits import MessageLimits, limits_of
 from protocol.stats import PoolStats
 from router.cost_files import dumps_costs, loads_costs
 from router.costs import DrafterCosts, ModelKey
@@ -64,7 +67,8 @@ def pool_process(
     asked += ["--passes", str(passes)] if passes else []
     asked += ["--measured", str(measured)]
     command = [sys.executable, "-m", "bench.pool_process", *asked]
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(len(cores), 1))}
+    key = secrets.token_hex()
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(len(cores), 1)), VARIABLE: key}
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
     ) as process:
@@ -74,6 +78,7 @@ def pool_process(
                 raise RuntimeError(f"the draft replica of {drafter} did not start; its message is above")
             told = json.loads(line)
             stats, costs = PoolStats(**told.pop("stats")), told.pop("costs")
+            told |= {"limits": MessageLimits(**told["limits"]), "secret": Secret(key.encode())}
             costs = costs and loads_costs(DrafterCosts, costs, "the draft replica's costs")
             yield PoolMember(**told | {"exits": tuple(told["exits"])}, stats=stats, costs=costs)
         finally:
@@ -136,9 +141,10 @@ async def serve(args: argparse.Namespace) -> None:
     worker = DraftWorker(drafter, PoolLimits(max_rows=args.max_rows), time.monotonic)
     thread, told = PoolThread(worker, time.monotonic), worker.describe()
     thread.start()
-    server = PoolServer(thread)
+    limits = limits_of(args.max_rows, told.max_positions)
+    server = PoolServer(thread, Secret.of(os.environ), limits)
     address = server.start("127.0.0.1", (0, 0))
-    member = PoolMember(address, "pool", told.exits, "", told.max_positions, 0, thread.stats())
+    member = PoolMember(address, "pool", told.exits, "", told.max_positions, 0, thread.stats(), limits=limits)
     fields = asdict(member) | {"costs": costs}
     sys.stdout.write(json.dumps(fields) + "\n")
     sys.stdout.flush()

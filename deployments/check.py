@@ -121,7 +121,7 @@ def check_mirror(target: TargetConfig, mirror: Mirror | None) -> None:
 def warnings(config: AppConfig) -> Iterator[str]:
     for target in config.targets:
         directory = resolve(target.path)
-        yield from (f"warning: target {target.name}: {warning}" for warning in check_text(directory))
+        yield from (f"warning: {warning}" for warning in check_text(target.name, directory))
         held = target_positions(target, directory) // target.page_size * target.page_size
         wanted = target.max_model_len or read_config(directory).max_positions
         if held < wanted:

@@ -57,7 +57,7 @@ def start_proxies(config: AppConfig) -> None:
     options = config.http
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(
-        http_options=HTTPOptions(host=options.host, port=options.port, request_timeout_s=options.request_timeout_s),
+        http_options=HTTPOptions(host=options.host, port=options.port),  # the ingress keeps the time limit
         grpc_options=grpc_options(config.grpc) if config.grpc else None,
     )
 
@@ -138,7 +138,7 @@ def wait_until_healthy(url: str, limit_s: float = HEALTHY_LIMIT_S) -> None:
         application()
         if time.monotonic() > end:
             raise NotReady(
-                f"every replica runs, but {url}/health does not answer after {limit_s:.0f} s; a Serve that ran before "
+                f"every replica runs, but {url}/ready does not answer after {limit_s:.0f} s; a Serve that ran before "
                 "keeps its own host and port, so set http.host and http.port to them"
             )
         time.sleep(POLL_S)
@@ -146,7 +146,7 @@ def wait_until_healthy(url: str, limit_s: float = HEALTHY_LIMIT_S) -> None:
 
 def answers(url: str) -> bool:
     try:
-        with opened(f"{url}/health", timeout_s=10):
+        with opened(f"{url}/ready", timeout_s=10):
             return True
     except (OSError, http.client.HTTPException):  # URLError and timeouts are OSErrors
         return False

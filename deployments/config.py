@@ -25,15 +25,15 @@ from pydantic import (
 
 from deployments.config_errors import explain
 from protocol.errors import ConfigError
+from protocol.limits import MAX_FAN_OUT, MAX_LENGTH
 from router.modes import Mode
 
 Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
-MAX_LENGTH = 64
-MAX_BRANCHES = 8
 POOL_PLACE = ("num_replicas", "threads", "cores", "num_gpus")  # of a pool that has a place of its own
 Length = Annotated[int, Field(ge=1, le=MAX_LENGTH)]
+Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 
 
@@ -64,6 +64,13 @@ class Placement(Replicas):
     threads: Count = 1
     cores: tuple[int, ...] | None = None
     num_gpus: Annotated[float, Field(ge=0)] = 0
+
+    @field_validator("num_gpus")
+    @classmethod
+    def _one_gpu(cls, value: float) -> float:
+        if value > 1:
+            raise ValueError(f"a replica runs on one GPU, and {value:g} would take more; set 1, and raise num_replicas")
+        return value
 
     @model_validator(mode="after")
     def _cores_of_one_replica(self) -> Self:
@@ -107,8 +114,8 @@ class Mirror(Section):
     without "hinted", or with a kappa of 0, no early picks are taken.
     """
 
-    fan_out: Annotated[int, Field(ge=1, le=MAX_BRANCHES)] = 8
-    kappa: Annotated[int, Field(ge=0, le=MAX_BRANCHES)] = 2
+    fan_out: Annotated[int, Field(ge=1, le=MAX_FAN_OUT)] = 8
+    kappa: Annotated[int, Field(ge=0, le=MAX_FAN_OUT)] = 2
     exit_layer: Annotated[int, Field(ge=0)] | None = None
     modes: Annotated[tuple[Mode, ...], Field(min_length=1)] = tuple(Mode)
 
@@ -121,9 +128,13 @@ class Mirror(Section):
 
 
 class Drafted(Section):
-    """What speculation takes whatever its policy. mirror null or off: draft and verify in turn."""
+    """What speculation takes whatever its policy. mirror null or off: draft and verify in turn.
+
+    request_length: the longest draft that a request may ask for itself; null: the policy's own longest.
+    """
 
     deadline_ms: Annotated[float, Field(gt=0)] = 50.0
+    request_length: Length | None = None
     mirror: Mirror | None = None
 
     @field_validator("mirror", mode="before")
@@ -243,19 +254,28 @@ class TargetConfig(Placement, Weights):
 class PoolConfig(Listener, Placement, Weights):
     """The draft pool. Targets stream to its replicas.
 
-    streams: how many of the drafter's stream heads are used; auto: as many as turn out to pay.
+    page_size: positions; a branch takes a page of its own for a few tokens. rows_per_target: sequences that one target
+    replica may have there, at most; null: as many as there are rows. streams: how many of the drafter's stream heads
+    are used; auto: as many as turn out to pay.
     """
 
+    page_size: Count = 16
     max_rows: Count = 64
+    rows_per_target: Count | None = None
     streams: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
     prefill_chunk: Count = 256
     sequence_ttl_s: Seconds = 120.0
 
 
 class HttpConfig(Section):
+    """request_timeout_s: what a completion may take, null for any time. cors_origins: the sites whose pages may call,
+    such as https://chat.example.org, or "*" for all.
+    """
+
     host: str = "127.0.0.1"
     port: Port = 8000
     request_timeout_s: Seconds | None = None
+    cors_origins: tuple[Origin, ...] = ()
 
 
 class GrpcConfig(Section):

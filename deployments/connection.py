@@ -1,8 +1,8 @@
 """Messages over a connected socket, without an event loop and without a thread: whoever wants one reads it.
 
 A message is its length in four bytes, and so many bytes. Nothing here blocks: what the kernel does not take is kept, up
-to MAX_BACKLOG messages, of which the oldest is dropped then; whoever does not read is late anyway. Both sides begin
-with GREETING, so that a foreign program, or another version, is known by its first bytes.
+to MAX_BACKLOG messages, of which the oldest is dropped then; whoever does not read is late anyway. Before the first
+message both sides prove who they are (deployments/handshake.py), and until then no more is read than that takes.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
 
-GREETING = b"draftpool link 1\n"
+from deployments.handshake import Handshake
+
 HEADER = struct.Struct("!I")
-MAX_MESSAGE = 64 << 20
 MAX_BACKLOG = 64
 CHUNK = 1 << 18
 BUFFER = 1 << 20  # bytes that the kernel is asked to hold on their way out
@@ -38,8 +38,8 @@ class Traffic:
 class Connection:
     """One thread at a time reads, any thread sends. A broken one swallows what is sent; the reader is told."""
 
-    def __init__(self, sock: socket.socket) -> None:
-        """The greetings are exchanged already, or the first of the bytes to be read."""
+    def __init__(self, sock: socket.socket, max_message: int) -> None:
+        """max_message: bytes that the other side may send at a time."""
         sock.setblocking(False)
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -48,6 +48,7 @@ class Connection:
             if hasattr(socket, name):  # not every system has all of them
                 sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
         self._socket = sock
+        self._max_message = max_message
         self._sending = threading.Lock()
         self._backlog: deque[memoryview] = deque()
         self._received = bytearray()
@@ -86,42 +87,33 @@ class Connection:
         """The messages that are complete now. Raises EOFError at the end of the connection, however it came to that,
         and ValueError for a message that is too long to be one.
         """
-        try:
-            chunk = self._socket.recv(CHUNK)
-        except BlockingIOError:
-            return []
-        except OSError as error:
-            raise EOFError(f"the connection broke: {error}") from None
-        if not chunk:
-            raise EOFError("the other side has closed the connection")
+        chunk = self._read(CHUNK)
         self._received += chunk
         self._num_received += len(chunk)
-        return self._messages()
+        return self._messages() if chunk else []
+
+    def shake(self, handshake: Handshake) -> bool:
+        """Goes on with it as far as the other side has come; whether it is done. Raises as `receive`, and ValueError
+        for a stranger.
+        """
+        while True:
+            self._send(handshake.due())
+            if handshake.done:
+                return True
+            chunk = self._read(handshake.missing)
+            if not chunk:
+                return False
+            handshake.feed(chunk)
+
+    @property
+    def half_received(self) -> bool:
+        """Whether a message has begun to come and is not whole."""
+        return bool(self._received)
 
     @property
     def traffic(self) -> Traffic:
-        """So far, greetings left out."""
+        """So far, handshakes left out."""
         return Traffic(self._num_sent, self._num_received)
-
-    def greeted(self) -> bool:
-        """Whether the other side's greeting has come whole, which is taken off. Raises as `receive`, and ValueError for
-        anything else.
-        """
-        try:
-            chunk = self._socket.recv(len(GREETING) - len(self._received))
-        except BlockingIOError:
-            return False
-        except OSError as error:
-            raise EOFError(f"the connection broke: {error}") from None
-        if not chunk:
-            raise EOFError("it hung up before any greeting")
-        self._received += chunk
-        if not GREETING.startswith(self._received):
-            raise ValueError("what it sends is no greeting of this version; deploy both sides from one version")
-        if len(self._received) < len(GREETING):
-            return False
-        self._received.clear()
-        return True
 
     @property
     def hung_up(self) -> bool:
@@ -137,6 +129,26 @@ class Connection:
         """By the reader, or when nobody reads any more."""
         with self._sending:
             self._socket.close()
+
+    def _read(self, most: int) -> bytes:
+        """What is there, at most so much, of which nothing may be. Raises EOFError."""
+        try:
+            chunk = self._socket.recv(most)
+        except BlockingIOError:
+            return b""
+        except OSError as error:
+            raise EOFError(f"the connection broke: {error}") from None
+        if not chunk:
+            raise EOFError("the other side has closed the connection")
+        return chunk
+
+    def _send(self, data: bytes) -> None:
+        """As it is, on a connection so young that there is room for it."""
+        try:
+            if data and self._socket.send(data) < len(data):
+                raise EOFError("the other side does not read")
+        except OSError as error:
+            raise EOFError(f"the connection broke: {error}") from None
 
     def _flush(self) -> bool:
         try:
@@ -157,8 +169,8 @@ class Connection:
         messages, at = [], 0
         while len(self._received) - at >= HEADER.size:
             (length,) = HEADER.unpack_from(self._received, at)
-            if length > MAX_MESSAGE:
-                raise ValueError(f"a message of {length} bytes was announced, {MAX_MESSAGE} are allowed")
+            if length > self._max_message:
+                raise ValueError(f"a message of {length} bytes was announced, {self._max_message} are allowed")
             if len(self._received) - at - HEADER.size < length:
                 break
             at += HEADER.size + length

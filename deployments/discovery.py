@@ -8,6 +8,9 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from deployments.secret import Secret
+from model.execution import Runs
+from protocol.limits import MessageLimits
 from protocol.stats import PoolStats
 from router.costs import DrafterCosts
 
@@ -21,7 +24,8 @@ DESCRIBE_TIMEOUT_S = 2.0
 class PoolMember:
     """What a draft replica says of itself. incarnation: new with every start of the replica.
 
-    costs: of its drafter; None: not measured.
+    costs: of its drafter; None: not measured. limits: of a message to it. secret: what a link to it begins with; None
+    where there is none. steps: who takes those of its drafter.
     """
 
     address: str
@@ -32,6 +36,9 @@ class PoolMember:
     num_streams: int
     stats: PoolStats
     costs: DrafterCosts | None = field(default=None, repr=False)
+    limits: MessageLimits = field(default_factory=MessageLimits)
+    secret: Secret | None = field(default=None, repr=False, compare=False)
+    steps: Runs | None = None
 
     @property
     def wait_ms(self) -> float:

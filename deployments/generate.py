@@ -28,7 +28,7 @@ from protocol.errors import ConfigError, InvalidRequest
 from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun
 from targets.engine import EngineConfig, check_prompt
 from targets.model import TargetModel, load_target
-from targets.text import Detokenizer, decode
+from targets.text import Detokenizer, continuation
 
 BAR_AFTER_S = 2.0
 
@@ -42,12 +42,16 @@ def run(args: argparse.Namespace) -> int:
     config = EngineConfig(max_batch=args.batch, max_queue=len(prompts))
     engine = open_engine(model, worker, draft_policy(worker, args.depth, args.length), config)
     try:
-        stream = _Streamer(tokenizer) if len(requests) == 1 and not args.json else None
+        stream = _Streamer(tokenizer, requests[0].prompt_ids) if len(requests) == 1 and not args.json else None
         with tqdm(total=len(requests), unit="prompt", delay=BAR_AFTER_S, disable=stream is not None) as bar:
             completions = complete(engine, requests, stream.write if stream else _advance(bar))
     finally:
         engine.stop()
-    report(prompts, completions, tokenizer, as_json=args.json, streamed=stream is not None)
+    texts = [
+        continuation(tokenizer, request.prompt_ids, made.token_ids)
+        for request, made in zip(requests, completions, strict=True)
+    ]
+    report(prompts, completions, texts, as_json=args.json, streamed=stream is not None)
     return 0
 
 
@@ -127,8 +131,8 @@ def _advance(bar: tqdm[NoReturn]) -> Callable[[TokenRun], None]:
 class _Streamer:
     """Writes one completion's text as it comes."""
 
-    def __init__(self, tokenizer: Any) -> None:
-        self._detokenizer = Detokenizer(tokenizer)
+    def __init__(self, tokenizer: Any, prompt_ids: Sequence[int]) -> None:
+        self._detokenizer = Detokenizer(tokenizer, prompt_ids)
 
     def write(self, run: TokenRun) -> None:
         text = self._detokenizer.push(run.token_ids)
@@ -139,10 +143,9 @@ class _Streamer:
 
 
 def report(
-    prompts: Sequence[Prompt], completions: Sequence[Completion], tokenizer: Any, *, as_json: bool, streamed: bool
+    prompts: Sequence[Prompt], completions: Sequence[Completion], texts: Sequence[str], *, as_json: bool, streamed: bool
 ) -> None:
-    for prompt, completion in zip(prompts, completions, strict=True):
-        text = decode(tokenizer, completion.token_ids)
+    for prompt, completion, text in zip(prompts, completions, texts, strict=True):
         if as_json:
             sys.stdout.write(json.dumps(json_line(completion, text)) + "\n")
         elif not streamed:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from ray import serve
@@ -25,11 +26,13 @@ from transformers import PreTrainedTokenizerFast
 
 from deployments.api import rpc
 from deployments.api.backend import ModelCard, longest_token
+from deployments.api.control import ControlTokens
 from deployments.api.http import create_app
 from deployments.api.runs import in_order
-from deployments.config import IngressConfig
+from deployments.config import HttpConfig, IngressConfig
 from deployments.discovery import serve_discovery
 from deployments.listening import own_host
+from deployments.secret import Secret
 from deployments.token_sink import SinkAddress, TokenSink
 from deployments.trace import Track
 from model.load import TEXT_FILES, resolve
@@ -76,6 +79,7 @@ class ServeBackend:
         self._pool = pool
         self._pool_members = serve_discovery(pool) if pool is not None else None
         self._tokenizers = {model: load_text(path) for model, path in tokenizers.items()}
+        self._control = {model: ControlTokens(tokenizer) for model, tokenizer in self._tokenizers.items()}
         self._longest_tokens = {model: longest_token(tokenizer) for model, tokenizer in self._tokenizers.items()}
         self._created = int(time.time())
         self._cards: dict[str, ModelCard] = {}
@@ -83,13 +87,10 @@ class ServeBackend:
 
     async def card(self, model: str) -> ModelCard | None:
         if model not in self._cards:
-            await self._is_ready(model)
+            await self.ready(model)
         return self._cards.get(model)
 
-    async def ready(self) -> bool:
-        return all(await asyncio.gather(*map(self._is_ready, self.names)))
-
-    async def _is_ready(self, model: str) -> bool:
+    async def ready(self, model: str) -> bool:
         try:
             told = await asyncio.wait_for(self._ask(model), DESCRIBE_TIMEOUT_S)
         except Exception:  # not there, or not there in time: Serve is starting it, or starting it again
@@ -107,10 +108,13 @@ class ServeBackend:
             max_model_len=told["max_model_len"],
             vocab_size=told["vocab_size"],
             tokenizer=self._tokenizers[model],
+            control=self._control[model],
             longest_token=self._longest_tokens[model],
             eos_token_ids=end_tokens(tuple(told["eos_token_ids"]), self._tokenizers[model]),
             created=self._created,
+            max_batch=told["max_batch"],
             exits=tuple(told["exits"]),
+            longest_draft=told["longest_draft"],
         )
 
     def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
@@ -138,7 +142,8 @@ class ServeBackend:
 
     async def stats(self) -> Mapping[str, Any]:
         members = await self._pool_members() if self._pool_members else ()
-        return {"targets": await self._told("stats"), "pool": [asdict(member.stats) for member in members]}
+        pool = [asdict(member.stats) | {"steps_run": member.steps and asdict(member.steps)} for member in members]
+        return {"targets": await self._told("stats"), "pool": pool}
 
     async def router(self) -> Mapping[str, Any]:
         return await self._told("router")
@@ -146,12 +151,17 @@ class ServeBackend:
     async def trace(self, num_rounds: int) -> tuple[Sequence[Track], Sequence[Track]]:
         told = await self._told("trace", num_rounds)
         pool = await told_by(self._pool, "trace") if self._pool else []
-        return [track for replicas in told.values() for track in replicas], pool
+        targets = [track for model, tracks in told.items() for track in _numbered(model, tracks)]
+        return targets, _numbered("pool", pool)
 
     async def _told(self, method: str, *args: int) -> dict[str, list[Any]]:
         """By target."""
         told = await asyncio.gather(*(told_by(handle, method, *args) for handle in self._handles.values()))
         return dict(zip(self.names, told, strict=True))
+
+
+def _numbered(name: str, tracks: Sequence[Track]) -> list[Track]:
+    return [replace(track, name=f"{name} {index}") for index, track in enumerate(tracks)]
 
 
 def load_text(path: str) -> PreTrainedTokenizerFast:
@@ -209,16 +219,25 @@ class Ingress:
         tokenizers: Mapping[str, str],
         config: IngressConfig,
         pool: Handle | None = None,
+        http: HttpConfig | None = None,
     ) -> None:
-        self._sink = TokenSink()
+        self._http = http or HttpConfig()
+        secret = Secret.of(os.environ)
+        self._sink = TokenSink(secret)
         address = await self._sink.start(own_host(config.host), config.ports)
-        self._backend = ServeBackend(handles, tokenizers, self._sink, SinkAddress(address, config.join_ms), pool)
+        sink_address = SinkAddress(address, config.join_ms, secret)
+        self._backend = ServeBackend(handles, tokenizers, self._sink, sink_address, pool)
 
     async def __del__(self) -> None:
         await self._sink.stop()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
-        return create_app(self._backend, echo_request_id=False)  # Serve's proxy echoes it
+        return create_app(
+            self._backend,
+            echo_request_id=False,  # Serve's proxy echoes it
+            request_timeout_s=self._http.request_timeout_s,
+            cors_origins=self._http.cors_origins,
+        )
 
     async def Generate(
         self, request: pb.GenerateRequest, grpc_context: RayServegRPCContext

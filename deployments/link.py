@@ -1,5 +1,7 @@
 """One open connection from a target replica to a draft replica, read by the thread that waits for what comes.
 
+A draft replica that sends what none would is left: the link ends, and the target decodes plainly until the next one.
+
 No event loop and no thread lies between the engine and the socket: each change of thread costs a tenth of a millisecond
 and more beside a pass that sweeps the caches, and a draft takes less than one.
 """
@@ -13,9 +15,12 @@ import threading
 import time
 from collections.abc import Callable
 
-from deployments.connection import GREETING, Connection, Traffic
+from deployments.connection import Connection, Traffic
 from deployments.discovery import PoolMember
-from protocol.wire import PoolMessage, TargetMessage, decode_pool, encode_target
+from deployments.handshake import Handshake
+from protocol.decode import decode_pool
+from protocol.limits import REPLY_BYTES, parts
+from protocol.wire import CloseSequences, PoolMessage, TargetMessage, encode_target
 
 logger = logging.getLogger(__name__)
 
@@ -27,10 +32,16 @@ OnEnd = Callable[["Link"], None]
 
 
 class Link:
-    """For any thread. on_message is called by the one that reads, on_end once, by the one that finds the end."""
+    """For any thread. on_message is called by the one that reads, and raises ValueError for what makes no sense; on_end
+    once, by the one that finds the end.
+    """
 
-    def __init__(self, member: PoolMember, connection: Connection, on_message: OnMessage, on_end: OnEnd) -> None:
+    def __init__(
+        self, member: PoolMember, name: str, connection: Connection, on_message: OnMessage, on_end: OnEnd
+    ) -> None:
+        """name: of the target, which proved it."""
         self.member = member
+        self._name = name
         self.open = True
         self._connection = connection
         self._on_message = on_message
@@ -43,7 +54,11 @@ class Link:
         if not self.open:
             return
         try:
-            self._connection.send(encode_target(message))
+            if isinstance(message, CloseSequences):
+                self._connection.send(encode_target(message))
+                return
+            for part in parts(message, self.member.limits):
+                self._connection.send(encode_target(part))
         except Exception:
             logger.exception("writing to draft replica %s failed", self.member.incarnation)
             self._end()
@@ -56,9 +71,12 @@ class Link:
         try:
             if self.open and self._connection.wait(until - time.monotonic()):
                 for message in self._connection.receive():
-                    self._on_message(self, decode_pool(message))
+                    self._on_message(self, decode_pool(message, self._name))
         except EOFError as error:
             logger.info("draft replica %s: %s", self.member.incarnation, error)
+            self._end()
+        except ValueError as error:
+            logger.warning("draft replica %s is left: %s", self.member.incarnation, str(error)[:300])
             self._end()
         except Exception:
             logger.exception("reading from draft replica %s failed", self.member.incarnation)
@@ -94,39 +112,43 @@ class Link:
             self._on_end(self)
 
 
-async def connect(address: str) -> Connection | None:
-    """None when nobody answers there, or not as a draft replica of this version does."""
+async def connect(member: PoolMember, name: str) -> Connection | None:
+    """None when nobody answers there, or nobody who holds the replica's secret. name: of this target."""
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            return await _greet(address)
+            return await _connect(member, name)
     except TimeoutError:
-        logger.info("%s did not answer", address)
+        logger.info("%s did not answer", member.address)
     except OSError as error:
-        logger.info("%s cannot be reached: %s", address, error)
+        logger.info("%s cannot be reached: %s", member.address, error)
     except ValueError as error:
-        logger.warning("%s: %s", address, error)
+        logger.warning("%s: %s", member.address, error)
     return None
 
 
-async def _greet(address: str) -> Connection:
-    """Raises OSError, and ValueError for another greeting."""
+async def _connect(member: PoolMember, name: str) -> Connection:
+    """Raises OSError, and ValueError for somebody else."""
+    if member.secret is None:
+        raise ValueError("nobody told the secret of this draft replica")
     loop = asyncio.get_running_loop()
-    host, _, port = address.rpartition(":")
+    host, _, port = member.address.rpartition(":")
     family, kind, _, _, place = (await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM))[0]
     sock = socket.socket(family, kind)
     try:
         sock.setblocking(False)
         await loop.sock_connect(sock, place)
-        await loop.sock_sendall(sock, GREETING)
-        answer = b""
-        while len(answer) < len(GREETING):
-            more = await loop.sock_recv(sock, len(GREETING) - len(answer))
-            if not more:
-                raise ConnectionResetError("it hung up before any greeting")
-            answer += more
-            if not GREETING.startswith(answer):
-                raise ValueError("no draft replica of this version answers; deploy both sides from one version")
-        return Connection(sock)
+        await _shake(sock, Handshake(member.secret, name))
+        return Connection(sock, REPLY_BYTES)
     except BaseException:
         sock.close()
         raise
+
+
+async def _shake(sock: socket.socket, handshake: Handshake) -> None:
+    loop = asyncio.get_running_loop()
+    while not handshake.done:
+        await loop.sock_sendall(sock, handshake.due())
+        chunk = await loop.sock_recv(sock, handshake.missing)
+        if not chunk:
+            raise ConnectionResetError("it hung up before it was proved who it is")
+        handshake.feed(chunk)

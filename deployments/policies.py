@@ -35,6 +35,15 @@ def policy(speculation: Speculation | None) -> Policy:
     return Off()
 
 
+def longest_draft(speculation: Speculation | None) -> int | None:
+    """That a request may ask for; None: without speculation it makes no difference."""
+    if speculation is None:
+        return None
+    if speculation.request_length is not None:
+        return speculation.request_length
+    return max(speculation.table.values()) if isinstance(speculation, TableSpeculation) else speculation.length
+
+
 def depth_rule(ladder: Ladder) -> DepthRule:
     if ladder.depth == "cascade":
         return cascade(ladder.exits, ladder.thresholds)

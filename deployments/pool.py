@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
 from dataclasses import replace
 
@@ -15,16 +16,16 @@ from deployments.pool_server import PoolServer
 from deployments.pool_thread import PoolThread
 from deployments.process import DTYPES, claim, device_of, pool_positions
 from deployments.profiling import own_drafter_costs
+from deployments.secret import Secret
 from deployments.trace import Track, passes
 from drafters.manifest import Manifest
 from drafters.nested import NestedDrafter, load_nested
 from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
-from model.execution import Execution
+from model.execution import Execution, runs
 from model.load import resolve
 from protocol.errors import NotReady
-
-HEARTBEAT_LIMIT_S = 30.0
+from protocol.limits import limits_of
 
 
 class DraftPoolReplica:
@@ -37,7 +38,8 @@ class DraftPoolReplica:
         costs = await asyncio.to_thread(own_drafter_costs, drafter, config) if measured else None
         worker = DraftWorker(drafter, pool_limits(config), time.monotonic)
         self._thread = PoolThread(worker, time.monotonic)
-        self._server = PoolServer(self._thread)
+        secret, limits = Secret.of(os.environ), limits_of(config.max_rows, worker.describe().max_positions)
+        self._server = PoolServer(self._thread, secret, limits)
         self._thread.start()
         self._member = PoolMember(
             address=self._server.start(own_host(config.host), config.ports),
@@ -48,6 +50,9 @@ class DraftPoolReplica:
             num_streams=0,
             stats=self._thread.stats(),
             costs=costs,
+            limits=limits,
+            secret=secret,
+            steps=runs(drafter.decoder, Execution(config.execution)),
         )
 
     async def describe(self) -> PoolMember:
@@ -58,9 +63,8 @@ class DraftPoolReplica:
         return Track(self._member.incarnation, passes(self._thread.passes()))
 
     async def check_health(self) -> None:
-        age = self._thread.heartbeat_age_s()
-        if age > HEARTBEAT_LIMIT_S:
-            raise NotReady(f"the draft worker has not turned for {age:.0f} s")
+        if stuck_s := self._thread.stuck_for_s():
+            raise NotReady(f"the draft worker has not turned for {stuck_s:.0f} s")
 
     async def __del__(self) -> None:
         """Serve's hook for a graceful end: targets see their stream end and move on at once."""
@@ -82,4 +86,9 @@ def load_drafter(config: PoolConfig) -> NestedDrafter:
 
 
 def pool_limits(config: PoolConfig) -> PoolLimits:
-    return PoolLimits(max_rows=config.max_rows, prefill_tokens=config.prefill_chunk, ttl_s=config.sequence_ttl_s)
+    return PoolLimits(
+        max_rows=config.max_rows,
+        rows_of_one=config.rows_per_target,
+        prefill_tokens=config.prefill_chunk,
+        ttl_s=config.sequence_ttl_s,
+    )

@@ -1,36 +1,55 @@
 """The pool's end of the links: it listens, and hands the worker's thread the sockets of the targets that connect.
 
-Everything here runs on that thread, save `start` and `stop`, and replies that somebody else may send.
+A target proves that it holds this replica's secret (deployments/handshake.py), and from then on the link is its name:
+what comes over it is about its own sequences, whatever the message says. A link that brings what no target sends ends,
+alone. Everything here runs on the worker's thread, save `start` and `stop`, and replies that somebody else may send.
 """
 
 from __future__ import annotations
 
+import itertools
 import logging
 import socket
 from contextlib import suppress
 
-from deployments.connection import GREETING, Connection
+from deployments.connection import Connection
+from deployments.handshake import Handshake
 from deployments.listening import listen
 from deployments.pool_thread import PoolThread
-from protocol.wire import PoolMessage, decode_target, encode_pool
+from deployments.secret import Secret
+from protocol.decode import decode_target
+from protocol.limits import MessageLimits
+from protocol.sparing import SparingLog
+from protocol.wire import PoolMessage, encode_pool
 
 logger = logging.getLogger(__name__)
 
 MAX_STREAMS = 256
+MAX_STRANGERS = 64  # connections that have not proved themselves
+HANDSHAKE_S = 5.0
+HALF_SENT_S = 10.0  # without a byte in mid-message
 
 
 class PoolServer:
-    def __init__(self, thread: PoolThread) -> None:
+    def __init__(self, thread: PoolThread, secret: Secret, limits: MessageLimits) -> None:
+        self.secret, self.limits = secret, limits
         self._thread = thread
         self._listener: socket.socket | None = None
-        self._streams: dict[str, _Stream] = {}
-        self._all: dict[_Stream, None] = {}  # in the order in which they came
+        self._targets: set[_Stream] = set()
+        self._strangers: dict[_Stream, None] = {}  # in the order in which they came
+        self._numbers = itertools.count(1)
+        self.log = SparingLog(logger, thread.now)  # of what strangers do
         self._spare = socket.socket()
+        thread.sweep(self._sweep)
 
     @property
     def num_streams(self) -> int:
         """Targets that draft here."""
-        return len(self._streams)
+        return len(self._targets)
+
+    @property
+    def num_strangers(self) -> int:
+        return len(self._strangers)
 
     def start(self, host: str, ports: tuple[int, int]) -> str:
         """The address to be reached at. Raises ConfigError when no port of the range is free."""
@@ -46,9 +65,30 @@ class PoolServer:
             with suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)
             self._thread.unwatch(listener)
-        for stream in tuple(self._all):
+        for stream in (*self._targets, *self._strangers):
             stream.connection.shut()
         self._spare.close()
+
+    def began(self, stream: _Stream) -> bool:
+        """A stranger has proved to be a target; False when there are too many."""
+        del self._strangers[stream]
+        if len(self._targets) >= MAX_STREAMS:
+            self.log.warning(f"{MAX_STREAMS} targets draft here, no more are taken")
+            return False
+        self._targets.add(stream)
+        logger.info("target %s drafts here", stream.owner)
+        return True
+
+    def name(self, target: str) -> str:
+        """Of a link, and of no other: two that say the same name share nothing."""
+        return f"{target}#{next(self._numbers)}"
+
+    def ended(self, stream: _Stream) -> None:
+        self._strangers.pop(stream, None)
+        if stream in self._targets:
+            self._targets.remove(stream)
+            self._thread.drop(stream.owner)
+            logger.info("target %s is gone", stream.owner)
 
     def _accept(self) -> None:
         """All who wait: the thread looks once a pass."""
@@ -63,24 +103,22 @@ class PoolServer:
             self._open(sock)
 
     def _open(self, sock: socket.socket) -> None:
-        nameless = next((stream for stream in self._all if stream.incarnation is None), None)
-        if len(self._all) >= MAX_STREAMS and nameless is not None:
-            nameless.end()  # it had all the time since
-        if len(self._all) >= MAX_STREAMS:
-            logger.warning("a connection is refused: %d targets draft here", MAX_STREAMS)
-            sock.close()
-            return
+        """The oldest stranger makes room: it had all the time since."""
+        if len(self._strangers) >= MAX_STRANGERS:
+            self.log.warning(f"{MAX_STRANGERS} connections have proved nothing, the oldest is closed")
+            next(iter(self._strangers)).end()
         try:
             stream = _Stream(self, self._thread, sock)
         except OSError:  # it has gone again
             sock.close()
             return
-        self._all[stream] = None
+        self._strangers[stream] = None
         self._thread.watch(stream.connection, stream.on_ready)
+        stream.on_ready()
 
     def _turn_away(self, error: OSError) -> None:
         """Without a file to accept with, whoever waits would be told of again and again: the spare one is for that."""
-        logger.warning("a connection cannot be accepted: %s", error.strerror)
+        self.log.warning(f"a connection cannot be accepted: {error.strerror}")
         self._spare.close()
         with suppress(OSError):
             if self._listener is not None:
@@ -88,41 +126,38 @@ class PoolServer:
         with suppress(OSError):
             self._spare = socket.socket()
 
-    def began(self, stream: _Stream, incarnation: str) -> None:
-        self._streams[incarnation] = stream
-        logger.info("target %s drafts here", incarnation)
-
-    def ended(self, stream: _Stream) -> None:
-        """A target that has come back on a newer stream keeps its sequences."""
-        self._all.pop(stream, None)
-        incarnation = stream.incarnation
-        if incarnation is not None and self._streams.get(incarnation) is stream:
-            del self._streams[incarnation]
-            self._thread.drop(incarnation)
-            logger.info("target %s is gone", incarnation)
+    def _sweep(self, now: float) -> None:
+        for stream in (*self._strangers, *self._targets):
+            if why := stream.overdue(now):
+                self.log.warning(f"a link is closed: {why}")
+                stream.end()
 
 
 class _Stream:
-    """One target's. Its first message names the target."""
+    """One connection: a stranger's, then a target's. owner: its name in the pool, once it is a target."""
 
     def __init__(self, server: PoolServer, thread: PoolThread, sock: socket.socket) -> None:
-        self.incarnation: str | None = None
+        self.owner = ""
+        self.connection = Connection(sock, server.limits.num_bytes)
         self._server, self._thread = server, thread
-        with suppress(OSError):
-            sock.send(GREETING)
-        self.connection = Connection(sock)
-        self._greeted = self._waits = False  # waits: for room to write
+        self._handshake: Handshake | None = Handshake(server.secret)
+        self._began = self._moved = thread.now()
+        self._num_received = 0
+        self._waits = False  # for room to write
 
     def on_ready(self) -> None:
         try:
             if self._waits and self.connection.flush():
                 self._waits = False
                 self._thread.watch(self.connection, self.on_ready)
-            self._read()
+            if self._handshake is None:
+                self._read()
+            elif self.connection.shake(self._handshake):
+                self._begin(self._handshake)
         except EOFError:
             self.end()
         except Exception as error:
-            logger.warning("a target's link is closed: %s", error)
+            self._server.log.warning(f"a link is closed: {error}")
             self.end()
 
     def reply(self, message: PoolMessage) -> None:
@@ -131,17 +166,30 @@ class _Stream:
             self._waits = True
             self._thread.watch(self.connection, self.on_ready, writable=True)
 
-    def _read(self) -> None:
-        if not self._greeted:
-            self._greeted = self.connection.greeted()
-            return
-        for data in self.connection.receive():
-            message = decode_target(data)
-            if self.incarnation is None:
-                self.incarnation = message.incarnation
-                self._server.began(self, message.incarnation)
-            self._thread.receive(message, self.reply)
+    def overdue(self, now: float) -> str:
+        """Why it has been waited for long enough, if it has."""
+        if self._handshake is not None:
+            late = now - self._began > HANDSHAKE_S
+            return f"it has not proved itself within {HANDSHAKE_S:g} s" if late else ""
+        num_received = self.connection.traffic.received_bytes
+        if not self.connection.half_received or num_received != self._num_received:
+            self._num_received, self._moved = num_received, now
+        late = now - self._moved > HALF_SENT_S
+        return f"half of a message came, and nothing more in {HALF_SENT_S:g} s" if late else ""
 
     def end(self) -> None:
         self._thread.unwatch(self.connection)
         self._server.ended(self)
+
+    def _begin(self, handshake: Handshake) -> None:
+        self._handshake = None
+        self.owner = self._server.name(handshake.name)
+        if not self._server.began(self):
+            self.end()
+
+    def _read(self) -> None:
+        for data in self.connection.receive():
+            self._thread.receive(decode_target(data, self.owner, self._server.limits), self.reply, self._fail)
+
+    def _fail(self, error: Exception) -> None:
+        self.end()

@@ -1,7 +1,8 @@
 """The thread that owns a DraftWorker: it reads the sockets of targets, fills a bounded inbox, and does pass after pass.
 
 Between two passes it looks at the sockets, and when there is nothing to draft it sleeps until one has something to
-read, so no other thread stands between a target's message and the pass that answers it.
+read, so no other thread stands between a target's message and the pass that answers it. What a message brings about
+may go wrong; then whoever sent it is told, and everything else goes on.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ logger = logging.getLogger(__name__)
 
 MAX_INBOX = 256
 EXPIRE_EVERY_S = 1.0
+TURN_LIMIT_S = 30.0  # that the loop may take beside its passes before it counts as stuck
+PASS_LIMIT_S = 600.0  # the same of a pass: a long context through a large drafter, in plain torch on few cores
 LOG_EVERY_S = 30.0
 MAX_PASSES = 4096  # of which a trace can tell
 
 Reply = Callable[[PoolMessage], None]
+Fail = Callable[[Exception], None]
 
 
 class Watched(Protocol):
@@ -62,7 +66,9 @@ class PoolThread:
         self._wake.setblocking(False)
         self._stopping = False
         self._beat = time.monotonic()
-        self._expired = self._logged = clock()
+        self._in_pass = False
+        self._sweeps: list[Callable[[float], None]] = []
+        self._expired = self._swept = self._logged = clock()
         self._stats = worker.stats()
         self._passes: deque[tuple[float, PassStats]] = deque(maxlen=MAX_PASSES)
         self._thread = threading.Thread(target=self._loop, name="draft-worker", daemon=True)
@@ -88,6 +94,19 @@ class PoolThread:
         """Closes it too."""
         self._do(lambda: self._release(watched))
 
+    def sweep(self, action: Callable[[float], None]) -> None:
+        """To be called on this thread every second or rarer, after everything that came was read, with the clock."""
+        self._sweeps.append(action)
+
+    def now(self) -> float:
+        return self._clock()
+
+    def stuck_for_s(self) -> float:
+        """Seconds since the loop should have turned, 0 when it may well be at work; infinite when it has ended."""
+        limit = PASS_LIMIT_S if self._in_pass else TURN_LIMIT_S
+        age = self.heartbeat_age_s()
+        return age if age > limit else 0.0
+
     def heartbeat_age_s(self) -> float:
         """Seconds since the loop last turned, an idle loop turns once a second; infinite when it has ended."""
         return time.monotonic() - self._beat if self._thread.is_alive() else float("inf")
@@ -100,22 +119,22 @@ class PoolThread:
         """The last ones, oldest first: when each ended, and its counts."""
         return tuple(self._passes)
 
-    def receive(self, message: TargetMessage, reply: Reply) -> None:
+    def receive(self, message: TargetMessage, reply: Reply, fail: Fail | None = None) -> None:
         """`reply` is called on the worker's thread, as rows are answered, or from here when the inbox is full: what
-        nobody waits for is dropped then.
+        nobody waits for is dropped then. fail: called there when the worker cannot do what the message asks.
         """
         has_room = len(self._inbox) < MAX_INBOX
         match message:
             case CloseSequences():
-                self._post(lambda: self._worker.close(message.incarnation, message.sequence_ids))
+                self._post(guarded(lambda: self._worker.close(message.incarnation, message.sequence_ids), fail))
             case DraftRequest() if has_room:
-                self._post(lambda: self._worker.submit(message, reply))
+                self._post(guarded(lambda: self._worker.submit(message, reply), fail))
             case DraftRequest():
                 reply(busy(message))
             case AheadRequest() if has_room:
-                self._post(lambda: self._worker.ahead(message, reply))
+                self._post(guarded(lambda: self._worker.ahead(message, reply), fail))
             case ExitHint() if has_room:
-                self._post(lambda: self._worker.hint(message))
+                self._post(guarded(lambda: self._worker.hint(message), fail))
 
     def drop(self, incarnation: str) -> None:
         self._post(lambda: self._worker.drop(incarnation))
@@ -166,7 +185,9 @@ class PoolThread:
 
     def _step(self) -> bool:
         """False when there was nothing to do."""
+        self._in_pass = True
         done = self._worker.step()
+        self._in_pass = False
         if done is not None:
             self._passes.append((self._clock(), done))
         self._stats = self._worker.stats()
@@ -177,9 +198,17 @@ class PoolThread:
         idle = wait and not self._inbox and not self._stopping
         for key, _ in self._selector.select(1.0 if idle else 0.0):
             key.data()
+        self._sweep()
         for _ in range(len(self._inbox)):
             self._inbox.popleft()()
         return not self._stopping
+
+    def _sweep(self) -> None:
+        now = self._clock()
+        if now - self._swept >= EXPIRE_EVERY_S:
+            self._swept = now
+            for action in self._sweeps:
+                action(now)
 
     def _expire(self) -> None:
         now = self._clock()
@@ -189,6 +218,18 @@ class PoolThread:
         if now - self._logged >= LOG_EVERY_S:
             self._logged = now
             logger.info("%s", self._stats)
+
+
+def guarded(action: Callable[[], None], fail: Fail | None) -> Callable[[], None]:
+    def act() -> None:
+        try:
+            action()
+        except Exception as error:
+            logger.exception("a message could not be acted on")
+            if fail is not None:
+                fail(error)
+
+    return act
 
 
 def busy(request: DraftRequest) -> DraftReply:

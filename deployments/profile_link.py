@@ -10,14 +10,17 @@ from contextlib import asynccontextmanager
 from deployments.discovery import Need, PoolMember
 from deployments.pool_server import PoolServer
 from deployments.pool_thread import PoolThread
+from deployments.secret import Secret
 from deployments.transport import LinkedDraftClient, TransportConfig
 from drafters.profile import GREEDY, INCARNATION
 from drafters.worker import DraftWorker
 from protocol.draft import DraftRequest, DraftRow
 from protocol.errors import DraftUnavailable
+from protocol.limits import limits_of
 from protocol.plan import DepthRule
 
 CONNECT_S, DEADLINE_S = 10.0, 10.0
+MAX_ROWS = 64  # of a message; more go in several
 
 
 @asynccontextmanager
@@ -28,10 +31,13 @@ async def link_timer(worker: DraftWorker) -> AsyncIterator[Callable[[int], float
     """
     thread, told = PoolThread(worker, time.monotonic), worker.describe()
     thread.start()
-    server = PoolServer(thread)
+    secret, limits = Secret.fresh(), limits_of(MAX_ROWS, told.max_positions)
+    server = PoolServer(thread, secret, limits)
     try:
         address = server.start("127.0.0.1", (0, 0))
-        member = PoolMember(address, "pool", told.exits, "", told.max_positions, 0, thread.stats())
+        member = PoolMember(
+            address, "pool", told.exits, "", told.max_positions, 0, thread.stats(), limits=limits, secret=secret
+        )
         async with connected(member) as client:
             yield lambda num_rows: timed(client, refused(told.exits, num_rows))
     finally:

@@ -34,8 +34,10 @@ SERVE_SETTINGS = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 << 20),  # so that we say what is too large, and not Serve
+    "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.proxy.middlewares",
     "grpc_proxy": "",  # Serve's gRPC would go through http_proxy, whose no_proxy does not name the node; hubs still may
 }
+PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30"}  # on a busy machine a proxy does not start in Serve's 5 s
 START_ATTEMPTS = 3
 # Of the path of a Unix socket, 107 bytes: without draftpool-12345678/0/session_2026-11-29_02-54-50_123456_1234567
 # and sockets/plasma_store in it.
@@ -48,7 +50,7 @@ logger = logging.getLogger(__name__)
 def local_ray(config: AppConfig) -> Iterator[Path]:
     """A Ray of our own, in a folder of its own, which it yields."""
     folder = new_folder()
-    os.environ.update(SERVE_SETTINGS, RAY_USAGE_STATS_ENABLED="0")
+    os.environ.update(SERVE_SETTINGS, **PATIENCE, RAY_USAGE_STATS_ENABLED="0")
     try:
         start_ray(
             folder,

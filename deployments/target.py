@@ -11,7 +11,7 @@ from deployments.colocated import OwnDrafter, open_drafter
 from deployments.config import GoodputSpeculation, PoolConfig, Speculation, TargetConfig
 from deployments.counts import told
 from deployments.discovery import Need, serve_discovery
-from deployments.policies import Learning, needed_exits, policy
+from deployments.policies import Learning, longest_draft, needed_exits, policy
 from deployments.process import DTYPES, claim, device_of, target_positions
 from deployments.profiling import own_target_costs
 from deployments.token_sink import SinkAddress
@@ -19,7 +19,7 @@ from deployments.token_stream import TokenStreams
 from deployments.trace import Track, rounds
 from deployments.transport import LinkedDraftClient, TransportConfig
 from drafters.manifest import vocabulary_hash
-from model.execution import Execution
+from model.execution import Execution, runs
 from model.load import resolve
 from protocol.errors import DraftPoolError, NotReady
 from protocol.request import GenerateRequest, TokenRun
@@ -45,6 +45,7 @@ class TargetReplica:
         self._incarnation = f"{config.name}-{serve.get_replica_context().replica_id.unique_id}"
         model = await asyncio.to_thread(load_model, config)
         self._decoder = model.decoder.config
+        self._steps = runs(model.decoder, Execution(config.execution))
         self._policy: Policy = policy(config.speculation)
         if isinstance(config.speculation, GoodputSpeculation) and (pool, drafter) != (None, None):
             costs = await asyncio.to_thread(own_target_costs, model, config)
@@ -101,6 +102,8 @@ class TargetReplica:
             "name": self._config.name,
             "incarnation": self._incarnation,
             "max_model_len": self._engine.max_length,
+            "max_batch": self._config.max_batch,
+            "longest_draft": longest_draft(self._config.speculation),
             "vocab_size": self._decoder.vocab_size,
             "eos_token_ids": tuple(self._decoder.eos_token_ids),
             "draft_replica": drafter.incarnation if drafter else None,
@@ -109,7 +112,7 @@ class TargetReplica:
         }
 
     async def stats(self) -> dict[str, Any]:
-        return told(self._engine.stats(), self._client.traffic if self._client else None)
+        return told(self._engine.stats(), self._steps, self._client.traffic if self._client else None)
 
     async def trace(self, num_rounds: int) -> Track:
         """The last rounds; none where nothing is drafted ahead."""

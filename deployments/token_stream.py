@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -17,13 +18,15 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from deployments.token_sink import SinkAddress
+from deployments.secret import NUM_BYTES
+from deployments.token_sink import HANDSHAKE_S, MAX_RUNS, NONCE, PROOF, SinkAddress
 from protocol.pb import tokens_pb2 as pb
 from protocol.pb.tokens_pb2_grpc import TokensStub
 from protocol.request import TokenRun
 
 logger = logging.getLogger(__name__)
 
+MAX_TOKENS = 1 << 18  # of a message
 CHUNK_MS = 3.0  # several times what a chunk costs on its way out, so that most of the time is left to the model
 RETRY_S = 0.5
 
@@ -65,9 +68,9 @@ class Answer:
         if self._on_tokens is not None:
             self._on_tokens(run.index == 0)
 
-    def take(self) -> pb.Run | None:
-        """The tokens that were not taken yet."""
-        fresh = self._token_ids[self._num_taken :]
+    def take(self, most: int) -> pb.Run | None:
+        """The tokens that were not taken yet, so many of them."""
+        fresh = self._token_ids[self._num_taken : self._num_taken + most]
         if not fresh:
             return None
         run = pb.Run(request_id=self._request_id, index=self._num_taken, token_ids=fresh)
@@ -87,7 +90,7 @@ class TokenStreams:
     """Made and used on one event loop."""
 
     def __init__(self) -> None:
-        self._streams: dict[str, _Stream] = {}
+        self._streams: dict[SinkAddress, _Stream] = {}
 
     @contextmanager
     def answer(self, request_id: str, sink: SinkAddress | None) -> Iterator[Answer]:
@@ -95,9 +98,9 @@ class TokenStreams:
         if sink is None:
             yield Answer(request_id)
             return
-        stream = self._streams.get(sink.address)
+        stream = self._streams.get(sink)
         if stream is None:
-            stream = self._streams[sink.address] = _Stream(sink, self._drop)
+            stream = self._streams[sink] = _Stream(sink, self._drop)
         answer = Answer(request_id, stream.on_tokens)
         stream.answers.add(answer)
         try:
@@ -112,7 +115,7 @@ class TokenStreams:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _drop(self, stream: _Stream) -> None:
-        del self._streams[stream.sink.address]
+        del self._streams[stream.sink]
 
 
 class _Stream:
@@ -147,14 +150,24 @@ class _Stream:
             self._timer.cancel()
         self._sent_s = self._loop.time()
         self._woken = False  # before the tokens are read: those that come meanwhile wake again
-        return pb.TokenBatch(runs=[run for answer in self.answers if (run := answer.take())])
+        runs: list[pb.Run] = []
+        room = MAX_TOKENS
+        for answer in self.answers:
+            if room and len(runs) < MAX_RUNS and (run := answer.take(room)):
+                runs.append(run)
+                room -= len(run.token_ids)
+        if not room or len(runs) == MAX_RUNS:
+            self._due.set()  # the next message has the rest
+        return pb.TokenBatch(runs=runs)
 
     async def _run(self) -> None:
         while True:
             try:
                 await self._send()
-            except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError) as error:
                 logger.info("the token stream to the ingress at %s ended: %s", self.sink.address, type(error).__name__)
+            except Unproved as error:
+                logger.warning("%s", error)
             except Exception:
                 logger.exception("sending tokens to the ingress at %s failed", self.sink.address)
             if not self.answers:
@@ -169,11 +182,28 @@ class _Stream:
             answer.take_again()
         self._due.set()
         async with grpc.aio.insecure_channel(self.sink.address, options=CHANNEL_OPTIONS) as channel:
-            stub: Any = TokensStub(channel)  # type: ignore[no-untyped-call]
-            call = stub.Send()
+            call = await opened(channel, self.sink)
             call.add_done_callback(lambda _: self._due.set())
             while not call.done():
                 await self._due.wait()
                 batch = self._take()
                 if batch.runs:
                     await call.write(batch)
+
+
+class Unproved(Exception):
+    """Whoever listens there is not the ingress that the call came from."""
+
+
+async def opened(channel: grpc.aio.Channel, sink: SinkAddress) -> Any:
+    """A stream whose both ends have proved to hold the secret of the sink."""
+    stub: Any = TokensStub(channel)  # type: ignore[no-untyped-call]
+    nonce = secrets.token_bytes(NUM_BYTES)
+    call = stub.Send(metadata=((NONCE, nonce),))
+    async with asyncio.timeout(HANDSHAKE_S):
+        told = dict(await call.initial_metadata())
+    if not call.done() and not sink.secret.proves(told.get(PROOF, b""), b"sink", nonce, told.get(NONCE, b"")):
+        call.cancel()
+        raise Unproved(f"who listens at {sink.address} does not hold the secret of the ingress")
+    await call.write(pb.TokenBatch(proof=sink.secret.proof(b"target", nonce, told.get(NONCE, b""))))
+    return call

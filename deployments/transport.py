@@ -16,14 +16,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deployments.backoff import Ask, Backoff
 from deployments.connection import Traffic
 from deployments.discovery import Discover, Need, PoolMember, choose
 from deployments.link import Link, connect
+from deployments.link_round import Round, check_exits, fitting
 from protocol.branch import AheadRequest, Branch, BranchReply, ExitHint
-from protocol.draft import DraftBlock, DraftReply, DraftRequest
+from protocol.draft import DraftReply, DraftRequest
 from protocol.wire import CloseSequences, PoolMessage
 
 logger = logging.getLogger(__name__)
@@ -41,57 +42,6 @@ class TransportConfig:
     discover_every_s: float = 3.0
     lost_every_s: float = 0.25
     avoid_s: float = 5.0
-
-
-class Round:
-    """Blocks of one request as they are read from its link. expires: when an answer is late."""
-
-    def __init__(self, request: DraftRequest, link: Link, expires: float) -> None:
-        self.link = link
-        self.expires = expires
-        self._request = request
-        self._missing = {row.sequence_id: row.base_length for row in request.rows}
-        self._blocks: dict[int, DraftBlock] = {}
-        self._wait_ms = 0.0
-
-    @property
-    def is_over(self) -> bool:
-        """Nothing more will come."""
-        return not self._missing or not self.link.open
-
-    def add(self, reply: DraftReply) -> bool:
-        """Takes what belongs to this round, the rest came late and is dropped; True when nothing is missing now."""
-        if (reply.incarnation, reply.round_id) != (self._request.incarnation, self._request.round_id):
-            return False
-        for block in reply.blocks:
-            if self._missing.get(block.sequence_id) == block.base_length:
-                self._blocks[block.sequence_id] = block
-                del self._missing[block.sequence_id]
-        self._wait_ms = reply.wait_ms
-        return not self._missing
-
-    def wait(self, clock: Callable[[], float]) -> None:
-        """Reads the link until it has come or is late."""
-        until = time.monotonic() + self.expires - clock()
-        while not self.is_over and (left := until - time.monotonic()) > 0:
-            self.link.read(left)
-
-    @property
-    def num_drafted(self) -> int:
-        """Rows that came with tokens. Refusals come at once, and say nothing of how fast the pool drafts."""
-        return sum(bool(block.tokens) for block in self._blocks.values())
-
-    @property
-    def mostly_late(self) -> bool:
-        return len(self._missing) > self.num_drafted
-
-    def reply(self) -> DraftReply | None:
-        """What has come, in the order of the rows."""
-        rows = self._request.rows
-        blocks = tuple(self._blocks[row.sequence_id] for row in rows if row.sequence_id in self._blocks)
-        if not blocks:
-            return None
-        return DraftReply(self._request.incarnation, self._request.round_id, blocks, self._wait_ms)
 
 
 class LinkedDraftClient:
@@ -164,7 +114,7 @@ class LinkedDraftClient:
         link = self._link
         if link is not None:
             link.read()
-            link.send(request)
+            link.send(fitting(request, link.member.max_positions))
 
     def draft(self, request: DraftRequest) -> DraftReply | None:
         self.ask(request)
@@ -179,7 +129,7 @@ class LinkedDraftClient:
         waits = ask is Ask.WAIT
         current = Round(request, link, math.inf if waits else self._clock() + self._config.deadline_s)
         self._round = current
-        link.send(request)
+        link.send(current.asked)
         if waits:
             self._asked = current
         else:  # nobody reads what the engine does not wait for
@@ -199,7 +149,8 @@ class LinkedDraftClient:
         """Not to a replica that was too slow lately: whether it still is, drafts find out."""
         link = self._link
         if link is not None and not self._backoff.resting:
-            link.send(request)
+            room = link.member.max_positions
+            link.send(replace(request, rows=tuple(row for row in request.rows if row.context.base_length <= room)))
 
     def hint(self, hint: ExitHint) -> None:
         link = self._link
@@ -231,7 +182,9 @@ class LinkedDraftClient:
         match message:
             case DraftReply():
                 self._on_reply(link, message)
-            case BranchReply() if link is self._link and message.incarnation == self._incarnation:
+            case BranchReply() if link is self._link:
+                for branch in message.branches:
+                    check_exits(branch.exits, link.member.exits)
                 self._branches.extend(message.branches)
 
     def _on_reply(self, link: Link, reply: DraftReply) -> None:
@@ -259,9 +212,10 @@ class LinkedDraftClient:
             self._lost.clear()
             try:
                 await self._connect_best()
+                await self._rest()
             except Exception:
                 logger.exception("looking for a draft replica failed; it is tried again")
-            await self._rest()
+                await asyncio.sleep(self._config.lost_every_s)
 
     async def _rest(self) -> None:
         """Until it is time to look again. A replica that has gone may have told nobody: nobody reads while idle."""
@@ -279,14 +233,14 @@ class LinkedDraftClient:
         if member is None or member.incarnation == self.replica:
             return
         self._leave_alone(member)  # unless this goes well, whatever may go wrong
-        connection = await connect(member.address)
+        connection = await connect(member, self._incarnation)
         if connection is None:
             return
         del self._avoid[member.incarnation]
         logger.info("drafting on %s at %s", member.incarnation, member.address)
         self._backoff = Backoff(self._clock)
         with self._switching:
-            old, self._link = self._link, Link(member, connection, self._on_message, self._on_end)
+            old, self._link = self._link, Link(member, self._incarnation, connection, self._on_message, self._on_end)
         if old is not None:
             self._retire(old)
         if self._on_link is not None:

@@ -71,7 +71,8 @@ class Branches:
         """Some of a branch, or of what begins with the lead."""
         resident = self._residents[key]
         ahead = resident.ahead
-        assert ahead is not None, "what is drafted ahead ends with its round"
+        if ahead is None:  # its round is over
+            return
         if resident.job is job and (job.is_done or isinstance(job, Lead)):
             self._residents.withdraw(key)
         if isinstance(job, Lead):

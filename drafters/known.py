@@ -30,9 +30,10 @@ class Known:
         """Take over the truth at positions [start, start + len(truth)) and the drafts behind it; the length up to which
         nothing changed.
 
-        `start` must not exceed `committed`.
+        Raises ValueError when the tokens before `start` are not known.
         """
-        assert start <= self.committed, "the tokens before `start` are not known"
+        if not 0 <= start <= self.committed:
+            raise ValueError(f"tokens from {start} on came, {self.committed} are known")
         new = [*truth, *drafts]
         kept = agreed_length(self.tokens, start, new)
         self.tokens[kept:] = new[kept - start :]

@@ -13,7 +13,7 @@ forgotten with its BUSY: residents that keep their pages and wait for each other
 
 from __future__ import annotations
 
-import logging
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -36,13 +36,13 @@ from drafters.resident import Resident
 from drafters.rounds import Draft, Job
 from protocol.draft import DraftRow, DraftStatus
 from protocol.plan import DepthRule
-
-logger = logging.getLogger(__name__)
+from protocol.sparing import SparingLog
 
 
 @dataclass(frozen=True, slots=True)
 class PoolLimits:
-    """max_rows: sequences open at a time. prefill_tokens: budget of one pass. idle_s, ttl_s: since last use.
+    """max_rows: sequences open at a time; rows_of_one: of them one target's, at most, None for all. prefill_tokens:
+    budget of one pass. idle_s, ttl_s: since last use.
 
     max_ride: missing positions that may ride along in a decode row; more are prefill. ahead: tokens that a row may
     draft in one pass; a message that comes meanwhile waits for its end. branch_ahead: the same of branches, for which
@@ -51,6 +51,7 @@ class PoolLimits:
     """
 
     max_rows: int = 64
+    rows_of_one: int | None = None
     prefill_tokens: int = 256
     max_ride: int = 32
     ahead: int = 8
@@ -62,11 +63,14 @@ class PoolLimits:
 
 
 class Residents:
-    def __init__(self, drafter: NestedDrafter, limits: PoolLimits) -> None:
+    def __init__(self, drafter: NestedDrafter, limits: PoolLimits, log: SparingLog) -> None:
+        """log: of what targets ask in vain."""
         self.active: dict[Key, Resident] = {}  # longest waiting first
         self._drafter = drafter
         self._limits = limits
+        self._log = log
         self._residents: dict[Key, Resident] = {}
+        self._owned: Counter[str] = Counter()  # sequences by target; none is 0
         self._last_id = 0
 
     def __len__(self) -> int:
@@ -112,6 +116,8 @@ class Residents:
             self.end_ahead(key)
             return DraftStatus.NEED_CONTEXT, 0
         if resident is None:
+            if self._owned[key[0]] == self._limits.rows_of_one:
+                return DraftStatus.BUSY, 0
             if not self._evict_for(key, 0, len(self) + 1 - self._limits.max_rows, now):
                 return DraftStatus.BUSY, 0
             resident = self._open(key, row, depth, now)
@@ -124,8 +130,9 @@ class Residents:
         if window is not None and length <= len(window):
             length = 0
         self._cut(resident, row.base_length + length)
-        reserved = self._drafter.ledger.reserve(resident.id, positions_fed(row.base_length, length))
-        assert reserved, "counted pages are there"
+        if not self._drafter.ledger.reserve(resident.id, positions_fed(row.base_length, length)):
+            self.forget(key)
+            return DraftStatus.BUSY, 0
         if self.context_missing(resident):
             self.active[key] = resident
         return DraftStatus.OK, length
@@ -155,6 +162,9 @@ class Residents:
         resident = self._residents.pop(key, None)
         if resident is not None:
             self._drafter.free(resident.id)
+            self._owned[key[0]] -= 1
+            if not self._owned[key[0]]:
+                del self._owned[key[0]]
         return job
 
     def fork(self, resident: Resident, job: BranchJob) -> bool:
@@ -253,6 +263,7 @@ class Residents:
         assert named == sorted(self._drafter.ledger.sequences)
         assert self.active.items() <= self._residents.items(), "active but not resident"
         assert len(self) <= self._limits.max_rows
+        assert self._owned == Counter(key[0] for key in self._residents), "somebody's sequences are miscounted"
         for key, resident in self._residents.items():
             assert resident.known.committed <= len(resident.known.tokens)
             assert self._drafter.written(resident.id) <= len(resident.known.tokens), "KV beyond the known tokens"
@@ -278,7 +289,7 @@ class Residents:
         in_vocabulary = min(row.tokens, default=0) >= 0 and max(row.tokens, default=0) < self._drafter.vocab_size
         sensible = row.start >= 0 and row.base_length > 0 and in_vocabulary
         if not sensible:
-            logger.warning("%s: no drafts for a row without tokens, or with ids beyond the drafter's vocabulary", key)
+            self._log.warning(f"{key}: no drafts for a row without tokens, or with ids beyond the drafter's vocabulary")
         return sensible
 
     def _idle(self) -> Iterable[Resident]:
@@ -289,6 +300,7 @@ class Residents:
         self._drafter.open(self._last_id)
         resident = Resident(key, self._last_id, depth, row.sampling, now, probed=row.base_length)
         self._residents[key] = resident
+        self._owned[key[0]] += 1
         return resident
 
     def _take_over(

@@ -41,10 +41,10 @@ class Round:
         return True
 
     def answer(self, index: int, block: DraftBlock) -> None:
-        """index: the row's place in the request."""
-        assert index in self._missing, "a row is answered once"
-        self._missing.remove(index)
-        self._fresh[index] = block
+        """index: the row's place in the request. A row is answered once."""
+        if index in self._missing:
+            self._missing.remove(index)
+            self._fresh[index] = block
 
     def reply(self) -> None:
         """Hand over the blocks that came since the last reply, in the order of the rows; nothing when none did."""

@@ -19,6 +19,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TypeVar
 
 from drafters.ahead import BranchesReply, BranchJob, Lead
@@ -33,6 +34,7 @@ from protocol.branch import AheadRequest, ExitHint
 from protocol.draft import DraftRequest, DraftRow, DraftStatus
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule
+from protocol.sparing import SparingLog
 from protocol.stats import PassStats, PoolStats
 
 DEFAULT_LIMITS = PoolLimits()
@@ -70,7 +72,8 @@ class DraftWorker:
         self._drafter = drafter
         self._limits = limits
         self._clock = clock
-        self._residents = Residents(drafter, limits)
+        self._log = SparingLog(logger, clock)  # of what targets ask in vain
+        self._residents = Residents(drafter, limits, self._log)
         self._branches = Branches(self._residents, drafter.max_positions, drafter.vocab_size)
         self._counts = _Counts()
         self._answered: dict[Round, None] = {}  # those that may have blocks to hand over
@@ -160,7 +163,7 @@ class DraftWorker:
             try:
                 self._drafter.check_depth(rule)
             except ConfigError as error:
-                logger.error("%s: %s", incarnation, error)
+                self._log.warning(f"{incarnation}: {error}")
                 unknown.add(rule)
         return unknown
 
@@ -217,7 +220,7 @@ class DraftWorker:
         began = self._start_rounds(residents)
         picks = self._attempt(residents, lambda: self._drafter.run(rows))
         for resident, own in zip(residents, picks, strict=bool(picks)):
-            self._advance(resident, own)
+            self._try(resident, partial(self._advance, resident, own))
         return self._finish(residents, began, sum(span.num_prefill for _, span in chosen), picks)
 
     def _branch_ahead(self, residents: Sequence[Resident]) -> int:
@@ -241,7 +244,7 @@ class DraftWorker:
         for (resident, job), probe in zip(probing, probes, strict=bool(probes)):
             job.probe = probe
             resident.probed = job.told.stop
-            self._go_on(resident, job)
+            self._try(resident, partial(self._go_on, resident, job))
         return self._finish(residents, began, sum(len(job.told) for _, job in probing), ())
 
     def _start_rounds(self, residents: Sequence[Resident]) -> float:
@@ -262,6 +265,14 @@ class DraftWorker:
             for resident in residents:
                 self._answer(self._residents.forget(resident.key))
             return []
+
+    def _try(self, resident: Resident, action: Callable[[], None]) -> None:
+        """What a pass brings about for one row; when that fails, its sequence alone is forgotten."""
+        try:
+            action()
+        except Exception:
+            logger.exception("a row could not go on; its sequence is forgotten")
+            self._answer(self._residents.forget(resident.key))
 
     def _finish(
         self, residents: Sequence[Resident], began: float, num_prefill: int, picks: Sequence[Sequence[Pick]]

@@ -43,8 +43,9 @@ def serve_config(config: AppConfig) -> dict[str, Any]:
 
 
 def arguments(config: AppConfig) -> dict[str, Any]:
-    """The application's part. Its proxies' options are Serve's, and a section left out is the default."""
-    return config.model_dump(mode="json", exclude={"http", "grpc"}, exclude_defaults=True)
+    """The application's part. Where its proxies listen is Serve's, and a section left out is the default."""
+    listening: dict[str, set[str] | bool] = {"http": {"host", "port"}, "grpc": True}
+    return config.model_dump(mode="json", exclude=listening, exclude_defaults=True)
 
 
 def on_cluster(config: AppConfig) -> AppConfig:

@@ -31,16 +31,25 @@ _EMBEDDING, _NORM, _HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm
 
 
 def resolve(path_or_id: str, files: Sequence[str] = _HUB_FILES) -> Path:
-    """An existing directory as it is; else a Hugging Face hub id, whose files are downloaded to the hub's cache."""
+    """An existing directory as it is; else a Hugging Face hub id, or id@revision, whose files are downloaded to the
+    hub's cache.
+    """
     path = Path(path_or_id)
     if path.is_dir():
         return path
     if path_or_id.startswith((".", "/", "~")) or path_or_id.count("/") > 1:
         raise ConfigError(f"{path_or_id} is not a directory")
+    name, _, revision = path_or_id.partition("@")
     try:
-        return Path(snapshot_download(path_or_id, allow_patterns=list(files)))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(files)))
     except Exception as error:
         raise ConfigError(f"{path_or_id} is neither a directory nor to be had from the hub: {error}") from error
+
+
+def pinned(path_or_id: str) -> str:
+    """A hub id with the commit that it stands for now, so that all who resolve it later have the same weights."""
+    directory = resolve(path_or_id, TEXT_FILES)
+    return path_or_id if str(directory) == path_or_id else f"{path_or_id.partition('@')[0]}@{directory.name}"
 
 
 def load_decoder(
@@ -105,13 +114,11 @@ class Checkpoint:
 
     def read(self, *names: str) -> Tensor:
         """The named tensors one after another along the first dimension, in the model's dtype and memory of its own."""
-        num_rows = sum(self._shapes[name][0] for name in names)
-        whole = torch.empty((num_rows, *self._shapes[names[0]][1:]), dtype=self.dtype, device=self.device)
-        start = 0
-        for name in names:
+        rows = sum(self._shapes[name][0] for name in names)
+        whole = torch.empty((rows, *self._shapes[names[0]][1:]), dtype=self.dtype, device=self.device)
+        for name, part in zip(names, torch.split(whole, [self._shapes[name][0] for name in names]), strict=True):
             with _opened(self._path_of[name]) as file:
-                whole[start : start + self._shapes[name][0]] = file.get_tensor(name)
-            start += self._shapes[name][0]
+                part.copy_(file.get_tensor(name))
         return whole
 
 

@@ -2,8 +2,8 @@
 
 A row carries the committed tokens [start, base_length) that the pool has not seen; committed tokens never
 change, so the pool only has to find where its own drafts part from them. A pool that does not know
-tokens [0, start) answers NEED_CONTEXT and gets start = 0 next. Everything carries the target's incarnation,
-and replies carry base_length too: what comes late is recognised and dropped.
+tokens [0, start) answers NEED_CONTEXT and gets start = 0 next. Replies carry round and base_length: what comes
+late is recognised and dropped. incarnation: whose it is; over a link that is the link's, and not in the message.
 """
 
 from __future__ import annotations

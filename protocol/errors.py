@@ -9,6 +9,7 @@
     |   `-- UnsupportedModel        refused at start-up
     |-- QueueFull                   429  try again later
     |-- NotReady                    503  models are still loading, or shutting down
+    |-- TimedOut                    408  the request's time is over
     `-- DraftUnavailable            never reaches a caller: the target decodes without a draft
 
 `deployments/api/errors.py` maps each class once to an HTTP status, an OpenAI error type and a gRPC code.
@@ -56,6 +57,10 @@ class QueueFull(DraftPoolError):
 
 
 class NotReady(DraftPoolError):
+    pass
+
+
+class TimedOut(DraftPoolError):
     pass
 
 

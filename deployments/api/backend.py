@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
+from deployments.api.control import ControlTokens
 from deployments.trace import Track
 from protocol.request import GenerateRequest, TokenRun
 
@@ -16,17 +17,21 @@ from protocol.request import GenerateRequest, TokenRun
 class ModelCard:
     """What the API must know of a target. longest_token: in bytes; created: seconds since the epoch, for clients.
 
-    exits: the depths that its drafter has, in layers; None or empty: not known here, and not checked.
+    max_batch: sequences that a replica decodes at once. exits: the depths that its drafter has, in layers; None or
+    empty: not known here, and not checked. longest_draft: that a request may ask for; None: any.
     """
 
     id: str
     max_model_len: int
     vocab_size: int
     tokenizer: PreTrainedTokenizerBase
+    control: ControlTokens
     longest_token: int
     eos_token_ids: tuple[int, ...]
     created: int
+    max_batch: int
     exits: tuple[int, ...] | None = None
+    longest_draft: int | None = None
 
 
 def longest_token(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -51,8 +56,8 @@ class Backend(Protocol):
     async def complete(self, model: str, request: GenerateRequest) -> TokenRun:
         """All that `generate` gives, in one run and for less. Cancelling it cancels the request."""
 
-    async def ready(self) -> bool:
-        """Whether every target can take requests, in a second or so."""
+    async def ready(self, model: str) -> bool:
+        """Whether one of `names` can take requests, in a second or so."""
 
     async def stats(self) -> Mapping[str, Any]:
         """Counts of every replica, as JSON takes them."""
@@ -61,4 +66,7 @@ class Backend(Protocol):
         """By target what the router of each of its replicas believes, as JSON takes it."""
 
     async def trace(self, num_rounds: int) -> tuple[Sequence[Track], Sequence[Track]]:
-        """The last rounds of each target replica, and the last passes of each draft replica."""
+        """The last rounds of each target replica, and the last passes of each draft replica.
+
+        Tracks have names that mean nothing to them: whoever knows an incarnation can speak for its replica.
+        """

@@ -13,7 +13,7 @@ from typing import Any
 
 from grpc import StatusCode
 
-from protocol.errors import InvalidRequest, NotReady, PromptTooLong, QueueFull, UnknownModel
+from protocol.errors import InvalidRequest, NotReady, PromptTooLong, QueueFull, TimedOut, UnknownModel
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +38,7 @@ TABLE = MappingProxyType[type[BaseException], ErrorRow](
         UnknownModel: ErrorRow(404, "invalid_request_error", "model_not_found", StatusCode.NOT_FOUND),
         QueueFull: ErrorRow(429, "rate_limit_error", "rate_limit_exceeded", StatusCode.RESOURCE_EXHAUSTED, retry=True),
         NotReady: ErrorRow(503, "service_unavailable", "not_ready", StatusCode.UNAVAILABLE, retry=True),
+        TimedOut: ErrorRow(408, "timeout_error", "request_timeout", StatusCode.DEADLINE_EXCEEDED),
     }
 )
 

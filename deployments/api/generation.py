@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from deployments.api.backend import Backend, ModelCard
 from deployments.api.prompts import check_text
 from deployments.api.seeds import draw_seed, unsigned_seed
-from deployments.api.speculation import check_exit
+from deployments.api.speculation import check_speculation
 from protocol.errors import InvalidRequest, NotReady, PromptTooLong, UnknownModel
 from protocol.plan import Speculation
 from protocol.request import (
@@ -24,7 +24,7 @@ from protocol.request import (
     StopRules,
     TokenRun,
 )
-from targets.text import TextStream
+from targets.text import TextStream, continuation
 
 MAX_STOPS = 16
 
@@ -89,10 +89,15 @@ class BackendFault(Exception):
     """The backend broke its promise, or lost the request on its way."""
 
 
-async def find_model(backend: Backend, model: str) -> ModelCard:
-    """Needs no other target than the one asked for. Raises UnknownModel or NotReady."""
+def check_model(backend: Backend, model: str) -> None:
+    """Raises UnknownModel."""
     if model not in backend.names:
         raise UnknownModel(f"model {model[:100]!r} does not exist; this server has {', '.join(backend.names)}")
+
+
+async def find_model(backend: Backend, model: str) -> ModelCard:
+    """Needs no other target than the one asked for. Raises UnknownModel or NotReady."""
+    check_model(backend, model)
     card = await backend.card(model)
     if card is None:
         raise NotReady(f"model {model} is still loading; try again later")
@@ -113,11 +118,13 @@ def prepare(
     """param: what the caller calls the prompt. Without a seed one is drawn; `job.request.sampling.seed` has it."""
     _check_prompt(card, prompt_ids, param)
     _check_stop(wishes.stop)
-    check_exit(card, wishes.speculation)
+    check_speculation(card, wishes.speculation)
     seed = draw_seed() if wishes.seed is None else unsigned_seed(wishes.seed)
     sampling = SamplingParams(wishes.temperature, wishes.top_k, wishes.top_p, wishes.min_p, seed)
     eos = () if wishes.ignore_eos else card.eos_token_ids
-    rules = StopRules(_max_tokens(card, len(prompt_ids), wishes), frozenset(wishes.stop_token_ids + eos))
+    special = tuple(card.control.special[stop] for stop in wishes.stop if stop in card.control.special)
+    stop_ids = frozenset(wishes.stop_token_ids + special + eos)  # a special token has no text to be found in
+    rules = StopRules(_max_tokens(card, len(prompt_ids), wishes), stop_ids)
     return Job(card, GenerateRequest(request_id, prompt_ids, sampling, rules, wishes.speculation), wishes.stop)
 
 
@@ -159,7 +166,7 @@ def _check_stop(stops: tuple[str, ...]) -> None:
 
 async def run(backend: Backend, job: Job) -> AsyncGenerator[Delta, None]:
     """One delta per round, the last with a finish reason. Closing it, or a stop string, cancels the request."""
-    text = TextStream(job.card.tokenizer, job.stop)
+    text = TextStream(job.card.tokenizer, job.stop, job.request.prompt_ids)
     num_prompt, count = len(job.request.prompt_ids), 0
     async with aclosing(backend.generate(job.card.id, job.request)) as runs:
         async for token_run in runs:
@@ -186,9 +193,9 @@ async def complete(backend: Backend, job: Job) -> list[Delta]:
             return [delta async for delta in deltas]
     whole = await backend.complete(job.card.id, job.request)
     _check_finish(whole)
-    piece = TextStream(job.card.tokenizer).push(whole.token_ids, last=True)
+    text = continuation(job.card.tokenizer, job.request.prompt_ids, whole.token_ids)
     usage = Usage(len(job.request.prompt_ids), len(whole.token_ids))
-    return [Delta(0, whole.token_ids, piece.text, usage, whole.finish_reason, whole.stats)]
+    return [Delta(0, whole.token_ids, text, usage, whole.finish_reason, whole.stats)]
 
 
 def _check_finish(token_run: TokenRun) -> None:

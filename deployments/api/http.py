@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
@@ -13,59 +14,91 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 
 from deployments.api.backend import Backend, ModelCard
 from deployments.api.chat import chat_prompt
 from deployments.api.debug import add_debug_routes
 from deployments.api.errors import RETRY_AFTER_S, printable, problem
-from deployments.api.generation import Delta, Job, Usage, complete, find_model, known_models, prepare, run
+from deployments.api.generation import Delta, Job, Usage, check_model, complete, find_model, known_models, prepare, run
 from deployments.api.limits import MAX_BODY_BYTES
 from deployments.api.middleware import Around, request_id
 from deployments.api.openai import COMPLETION_MAX_TOKENS, ChatCompletionRequest, CompletionRequest, StreamOptions
 from deployments.api.prompts import encode
 from deployments.api.replies import ChatShape, Choice, Json, Reply, Shape, TextShape, usage
 from deployments.api.screen import refusal
-from deployments.api.seeds import draw_seed
-from deployments.api.streams import ClientGone, EventStream, Indexed, merged, together, unless_gone
+from deployments.api.seeds import choice_seed, draw_seed
+from deployments.api.streams import ClientGone, EventStream, Indexed, in_turn, merged, together, unless_gone
+from deployments.api.time_limit import TimeLimit
 from protocol.errors import DraftPoolError, InvalidRequest, NotReady
 
 CLIENT_GONE_STATUS = 499  # nobody reads it; nginx's number, for access logs
 DONE = "data: [DONE]\n\n"
 
 
-def create_app(backend: Backend, *, max_body_bytes: int = MAX_BODY_BYTES, echo_request_id: bool = True) -> FastAPI:
+def create_app(
+    backend: Backend,
+    *,
+    max_body_bytes: int = MAX_BODY_BYTES,
+    echo_request_id: bool = True,
+    request_timeout_s: float | None = None,
+    cors_origins: Sequence[str] = (),
+) -> FastAPI:
+    """request_timeout_s: what a completion may take at most. cors_origins: whose pages may call; none without any."""
     app = FastAPI(title="DraftPool", docs_url=None, redoc_url=None)
     app.add_middleware(Around, max_body_bytes=max_body_bytes, echo_id=echo_request_id)
+    if cors_origins:  # around all else, so that pages can read errors too
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
     _add_error_handlers(app)
     _add_model_routes(app, backend)
-    _add_generation_routes(app, backend)
+    _add_generation_routes(app, backend, request_timeout_s)
     add_debug_routes(app, backend)
     return app
 
 
-def _add_generation_routes(app: FastAPI, backend: Backend) -> None:
+def _add_generation_routes(app: FastAPI, backend: Backend, most_s: float | None) -> None:
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        card = await find_model(backend, body.model)
-        special = body.add_special_tokens is not False
-        prompts = [
-            await encode(card, prompt, add_special_tokens=special) if isinstance(prompt, str) else tuple(prompt)
-            for prompt in body.prompts()
-        ]
-        return await _answer(_Call.of(backend, body, card, prompts, COMPLETION_MAX_TOKENS), request)
+        limit = TimeLimit.of(request, most_s)
+        async with limit.kept():
+            card = await find_model(backend, body.model)
+            special = body.add_special_tokens is not False
+            prompts = [
+                await encode(card, prompt, add_special_tokens=special) if isinstance(prompt, str) else tuple(prompt)
+                for prompt in body.prompts()
+            ]
+            return await _answer(_Call.of(backend, body, card, prompts, COMPLETION_MAX_TOKENS), request, limit)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
-        card = await find_model(backend, body.model)
-        prompt_ids = await chat_prompt(card, body.messages)
-        return await _answer(_Call.of(backend, body, card, [prompt_ids], None), request)
+        limit = TimeLimit.of(request, most_s)
+        async with limit.kept():
+            card = await find_model(backend, body.model)
+            prompt_ids = await chat_prompt(card, body.messages)
+            return await _answer(_Call.of(backend, body, card, [prompt_ids], None), request, limit)
 
 
 def _add_model_routes(app: FastAPI, backend: Backend) -> None:
     @app.get("/health")
     async def health() -> Response:
-        if not await backend.ready():
-            raise NotReady("the models are still loading; try again later")
+        """Of this process: it answers."""
+        return Response()
+
+    @app.get("/ready")
+    async def ready(model: str | None = None) -> Response:
+        """Of one model, or of all."""
+        if model is not None:
+            check_model(backend, model)
+        names = list(backend.names) if model is None else [model]
+        answers = await asyncio.gather(*map(backend.ready, names))
+        if missing := [name for name, answer in zip(names, answers, strict=True) if not answer]:
+            raise NotReady(f"not ready: {', '.join(missing)}; try again later")
         return Response()
 
     @app.get("/v1/models")
@@ -104,30 +137,43 @@ class _Call:
         if body.stream_options is not None and not body.stream:
             raise InvalidRequest("stream_options need stream: true", "stream_options")
         seed = draw_seed() if body.seed is None else body.seed
+        seeds = [choice_seed(seed, i) for i in range(len(prompts))]
         wishes = body.wishes(default_max_tokens, seed)
         param = "messages" if isinstance(body, ChatCompletionRequest) else "prompt"
         reply_id = f"{shape.prefix}{uuid4().hex}"
-        jobs = [prepare(card, f"{reply_id}-{i}", ids, wishes, param) for i, ids in enumerate(prompts)]
+        jobs = [
+            prepare(card, f"{reply_id}-{i}", ids, replace(wishes, seed=seeds[i]), param)
+            for i, ids in enumerate(prompts)
+        ]
         length = wishes.speculation.length if wishes.speculation else None
-        reply = Reply(shape, reply_id, int(time.time()), card.id, seed, bool(body.return_token_ids), length)
+        reply = Reply(shape, reply_id, int(time.time()), card.id, seeds, bool(body.return_token_ids), length)
         return _Call(backend, jobs, reply, bool(body.stream), body.stream_options or StreamOptions())
 
     def deltas(self) -> AsyncGenerator[Indexed, None]:
-        return merged([run(self.backend, job) for job in self.jobs])
+        turns = self._turns()
+        return merged([in_turn(turns, run(self.backend, job)) for job in self.jobs])
+
+    async def whole(self) -> Json:
+        turns = self._turns()
+
+        async def one(job: Job) -> Choice:
+            async with turns:
+                return Choice.joined(await complete(self.backend, job))
+
+        return self.reply.whole(await together([one(job) for job in self.jobs]))
+
+    def _turns(self) -> asyncio.Semaphore:
+        """No more at once than a replica decodes: a call alone never fills its queue, however many prompts it has."""
+        return asyncio.Semaphore(self.jobs[0].card.max_batch)
 
 
-async def _answer(call: _Call, request: Request) -> Response:
+async def _answer(call: _Call, request: Request, limit: TimeLimit) -> Response:
     if not call.stream:
-        return JSONResponse(await unless_gone(request, _whole(call)))
-    deltas = call.deltas()
+        return JSONResponse(await unless_gone(request, call.whole()))
+    deltas = limit.each(call.deltas())
     # The first delta is awaited before the status goes out, so that a full queue is still a 429.
     first = await unless_gone(request, anext(deltas))
     return EventStream(_events(call, first, deltas, request_id(request)), deltas)
-
-
-async def _whole(call: _Call) -> Json:
-    parts = await together([complete(call.backend, job) for job in call.jobs])
-    return call.reply.whole([Choice.joined(deltas) for deltas in parts])
 
 
 async def _events(

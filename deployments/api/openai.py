@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
 from deployments.api.generation import Wishes
-from deployments.api.screen import DROPPED, ONLY, ONLY_IN_MESSAGE, screened
+from deployments.api.screen import DROPPED, DROPPED_IN_MESSAGE, ONLY, ONLY_IN_MESSAGE, screened, with_whole_numbers
 from deployments.api.speculation import INT32_MAX, Spelled, asked
 from protocol.errors import InvalidRequest
 from protocol.plan import Speculation
@@ -56,7 +56,7 @@ class _GenerationBody(_Body):
     @model_validator(mode="before")
     @classmethod
     def _screen(cls, fields: Any) -> Any:
-        return screened(fields, ONLY, DROPPED)
+        return screened(with_whole_numbers(fields), ONLY, DROPPED)
 
     def wishes(self, default_max_tokens: int | None, seed: int) -> Wishes:
         return Wishes(
@@ -97,22 +97,30 @@ class TextPart(_Body):
     type: Literal["text"]
     text: str
 
+    @model_validator(mode="before")
+    @classmethod
+    def _screen(cls, fields: Any) -> Any:
+        return screened(fields, {}, DROPPED_IN_MESSAGE)
+
+
+def _parts(content: Any) -> Any:
+    """Text alone is one part, so that complaints of parts name their place."""
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
 
 class Message(_Body):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | Annotated[list[TextPart], Field(fail_fast=True)] | None = None
+    content: Annotated[Annotated[list[TextPart], Field(fail_fast=True)] | None, BeforeValidator(_parts)] = None
     name: str | None = None
 
     @model_validator(mode="before")
     @classmethod
     def _screen(cls, fields: Any) -> Any:
-        return screened(fields, ONLY_IN_MESSAGE)
+        return screened(fields, ONLY_IN_MESSAGE, DROPPED_IN_MESSAGE)
 
     @property
     def text(self) -> str:
-        if isinstance(self.content, list):
-            return "".join(part.text for part in self.content)
-        return self.content or ""
+        return "".join(part.text for part in self.content or ())
 
 
 class ChatCompletionRequest(_GenerationBody):

@@ -79,14 +79,14 @@ class Choice:
 class Reply:
     """Everything about one response that is known before its first token.
 
-    draft_length: what the request asked for itself.
+    seeds: of each choice, the first being that of the request. draft_length: what the request asked for itself.
     """
 
     shape: Shape
     id: str
     created: int
     model: str
-    seed: int
+    seeds: Sequence[int]
     with_token_ids: bool = False
     draft_length: int | None = None
 
@@ -102,7 +102,7 @@ class Reply:
         fields = self.shape.opening()
         if fields is None:
             return None
-        choice = {"index": index, **fields, "logprobs": None, "finish_reason": None}
+        choice = {"index": index, **fields, "logprobs": None, "finish_reason": None, "seed": self.seeds[index]}
         return self._head(self.shape.chunk_object) | {"choices": [choice]}
 
     def chunk(self, index: int, delta: Delta) -> Json:
@@ -121,11 +121,11 @@ class Reply:
 
     def _head(self, object_name: str) -> Json:
         head = {"id": self.id, "object": object_name, "created": self.created, "model": self.model}
-        return head | {"seed": self.seed}
+        return head | {"seed": self.seeds[0]}
 
     def _choice(self, index: int, fields: Json, delta: Delta, token_ids: Sequence[int]) -> Json:
         reason = delta.finish_reason and delta.finish_reason.value
-        choice = {"index": index, **fields, "logprobs": None, "finish_reason": reason}
+        choice = {"index": index, **fields, "logprobs": None, "finish_reason": reason, "seed": self.seeds[index]}
         return choice | {"token_ids": list(token_ids)} if self.with_token_ids else choice
 
 

@@ -27,8 +27,12 @@ DROPPED = frozenset(
         "prompt_cache_retention",
         "priority",
         "request_id",
+        "cache_control",
+        "cache_salt",
     }
 )
+DROPPED_IN_MESSAGE = frozenset({"cache_control", "provider_specific_fields"})  # and in its parts
+UNIONS = frozenset({"prompt", "stop"})  # pydantic complains of these once per member, by its own names for them
 
 ONLY = MappingProxyType[str, tuple[Any, ...]](
     {
@@ -95,32 +99,53 @@ def screened(fields: Any, only: Mapping[str, tuple[Any, ...]], dropped: frozense
     return {name: value for name, value in fields.items() if name not in only and name not in dropped}
 
 
+def with_whole_numbers(value: Any, depth: int = 3) -> Any:
+    """JSON knows one kind of number: 64.0 is 64. depth: levels of lists and objects that are looked into."""
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else value
+    if depth and isinstance(value, dict):
+        return {name: with_whole_numbers(item, depth - 1) for name, item in value.items()}
+    if depth and isinstance(value, list):
+        return [with_whole_numbers(item, depth - 1) if type(item) in (float, list, dict) else item for item in value]
+    return value
+
+
 def _allowed(value: Any, allowed: tuple[Any, ...]) -> bool:
     """Equality as JSON has it: true is not 1."""
     return any(value == good and isinstance(value, bool) == isinstance(good, bool) for good in allowed)
 
 
 def refusal(errors: Sequence[ErrorDetails]) -> InvalidRequest:
-    """The first of pydantic's complaints in one sentence that names the parameter, without the caller's text."""
+    """The first of pydantic's complaints in one sentence that names the place, without the caller's text."""
     first = errors[0]
     place = first["loc"][1:]  # inside the body, or the query
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InvalidRequest):
-        return cause
+        return InvalidRequest(f"{_path(place)}: {cause}", str(place[0])) if len(place) > 1 else cause
     if first["type"] == "json_invalid":
         return InvalidRequest(f"the body is not JSON: {cause} at character {place[0] if place else 0}")
     if not place:
         return InvalidRequest("the body must be a JSON object, with content-type application/json")
     name = str(place[0])
     if first["type"] == "extra_forbidden":
-        path = ".".join(map(str, place))
-        return InvalidRequest(f"unknown parameter {path[:100]!r}; leave it out", name[:100])
+        return InvalidRequest(f"unknown parameter {_path(place)[:100]!r}; leave it out", name[:100])
     if first["type"] == "missing":
-        return InvalidRequest(f"{'.'.join(map(str, place))} is missing", name)
-    return InvalidRequest(f"{name}: {_complaints(errors, name)}", name)
+        return InvalidRequest(f"{_path(place)} is missing", name)
+    if name in UNIONS:
+        return InvalidRequest(f"{name}: {_complaints(errors, name)}", name)
+    return InvalidRequest(f"{_path(place)}: {_complaint(first)}", name)
+
+
+def _path(place: Sequence[int | str]) -> str:
+    """As one would write it in code: messages[0].content[1].text."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place).removeprefix(".")
+
+
+def _complaint(error: ErrorDetails) -> str:
+    return error["msg"].removeprefix("Value error, ")
 
 
 def _complaints(errors: Sequence[ErrorDetails], name: str) -> str:
     """A union complains once per member; together they say what would do."""
     about = [error for error in errors if name in error["loc"][:2]]
-    return " or ".join(dict.fromkeys(error["msg"].removeprefix("Value error, ") for error in about[:8]))
+    return " or ".join(dict.fromkeys(map(_complaint, about[:8])))

@@ -51,9 +51,18 @@ def _complaint(error: ValidationError) -> str:
     return f" ({', '.join(complaints)})" if complaints else ""
 
 
-def check_exit(card: ModelCard, speculation: Speculation | None) -> None:
-    """Raises InvalidRequest for a depth that the drafter has not, where its exits are known."""
-    if speculation is None or not speculation.length or not card.exits or speculation.depth in card.exits:
+def check_speculation(card: ModelCard, speculation: Speculation | None) -> None:
+    """Raises InvalidRequest for a length beyond the target's limit, since all rows of a round wait for the longest
+    draft, and for a depth that the drafter has not, where its exits are known.
+    """
+    if speculation is None or not speculation.length:
+        return
+    if card.longest_draft is not None and speculation.length > card.longest_draft:
+        raise InvalidRequest(
+            f"speculation length {speculation.length} exceeds the {card.longest_draft} that {card.id} takes; send less",
+            "speculation",
+        )
+    if not card.exits or speculation.depth in card.exits:
         return
     raise InvalidRequest(
         f"speculation depth {speculation.depth} is no exit of the drafter of {card.id}; "

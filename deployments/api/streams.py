@@ -25,6 +25,13 @@ class ClientGone(Exception):
     """The client closed the connection before there was anything to answer."""
 
 
+async def in_turn(turns: asyncio.Semaphore, stream: Stream) -> Stream:
+    """The stream, begun when its turn has come."""
+    async with turns, aclosing(stream):
+        async for delta in stream:
+            yield delta
+
+
 async def merged(streams: Sequence[Stream]) -> AsyncGenerator[Indexed, None]:
     """Deltas of all streams as they come. The first error ends them all."""
     if len(streams) == 1:

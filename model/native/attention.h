@@ -1,6 +1,7 @@
-// Ragged attention: each (query, head) reads its own keys through the slots of its row, in blocks of sixteen that start
-// at multiples of sixteen of the absolute position. What a query adds up, and in which order, does not depend on the
-// other queries, so no width and no chunking changes a bit of it.
+// Ragged attention: each (query, head) reads its own keys through the slots of its row, in blocks that start at
+// multiples of their size in absolute positions, and in segments of blocks whose softmaxes are merged in ascending
+// order. What a query adds up, and in which order, does not depend on the other queries, nor on which thread took
+// which segment, so no width, no chunking and no number of threads changes a bit of it.
 #pragma once
 #include <atomic>
 #include <limits>
@@ -17,21 +18,24 @@ struct Row {
 
 template <class T>
 struct AttentionView {
-    const T* query;  // [tokens][heads][dim]
-    const T* keys;   // [kv_heads][slots][dim]
+    const Input<T>* query;  // [tokens][heads][dim], dimensions in the order of `query_place`
+    const T* keys;          // [kv_heads][slots][dim]
     const T* values;
-    T* output;  // [tokens][out_stride], heads of head_dim, unpadded
+    Input<T>* output;  // [tokens][out_stride], heads of head_dim, unpadded
     int heads, kv_heads, dim, head_dim, window;
     size_t num_slots, out_stride;
     float scale, softcap;  // 0: none
 };
 
+// Some queries of one row.
 struct Task {
     int row, query, num_queries;
 };
 
 constexpr int kQueries = 16;
-constexpr int kAhead = 64;  // keys between the block at hand and the one that is fetched from memory
+constexpr int kBlock = kLanes;   // keys whose scores fill a register
+constexpr int kSegment = 256;    // positions under one softmax
+constexpr int kAhead = 64;       // keys between the block at hand and the one that is fetched from memory
 
 inline std::vector<Task> attention_tasks(const std::vector<Row>& rows) {
     std::vector<Task> tasks;
@@ -41,143 +45,231 @@ inline std::vector<Task> attention_tasks(const std::vector<Row>& rows) {
     return tasks;
 }
 
-// Partial dot products of one query and one key; sixteen lanes that still have to be added.
+inline int num_segments(const Row& row) { return (row.total + kSegment - 1) / kSegment; }
+
+// A register of bf16 holds twice as many as one of floats. Unpacked, the first of each pair stand before the second.
+inline int lane(const float*, int d) { return d; }
+inline int lane(const bf16*, int d) { return (d & ~(2 * kLanes - 1)) + (d & 1) * kLanes + (d & (2 * kLanes - 1)) / 2; }
+
+// Where a query keeps dimension d, so that it meets a key's.
+template <class T>
+inline int query_place(int d) {
+    return std::is_same_v<Input<T>, T> ? d : lane(static_cast<const T*>(nullptr), d);
+}
+
+// Partial dot products of one query and one key; lanes that still have to be added.
 template <int DIM>
-inline f32x16 partial_dot(const float* q, const float* k, int dim) {
-    f32x16 sum = {};
-    for (int d = 0; d < (DIM ? DIM : dim); d += 16) sum += load16(q + d) * load16(k + d);
+inline vf partial_dot(const float* q, const float* k, int dim) {
+    vf sum = {};
+    for (int d = 0; d < (DIM ? DIM : dim); d += kLanes) sum = fma(load_floats(q + d), load_floats(k + d), sum);
     return sum;
 }
 
 template <int DIM>
-inline f32x16 partial_dot(const bf16* q, const bf16* k, int dim) {
-    f32x16 sum = {};
-#pragma GCC unroll 8
-    for (int d = 0; d < (DIM ? DIM : dim); d += 32) {
-#if defined(__AVX512BF16__)
-        sum = (f32x16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)load<u32x16>(q + d), (__m512bh)load<u32x16>(k + d));
-#else
-        u32x16 a = load<u32x16>(q + d), b = load<u32x16>(k + d);
-        sum += (f32x16)(a << 16) * (f32x16)(b << 16);
-        sum += (f32x16)(a & 0xffff0000u) * (f32x16)(b & 0xffff0000u);
-#endif
+inline vf partial_dot(const float* q, const bf16* k, int dim) {
+    vf sum = {};
+    for (int d = 0; d < (DIM ? DIM : dim); d += 2 * kLanes) {
+        const vu pairs = load<vu>(k + d);
+        sum = fma(load_floats(q + d), first_of(pairs), sum);
+        sum = fma(load_floats(q + d + kLanes), second_of(pairs), sum);
     }
     return sum;
 }
 
-// Scores of sixteen keys from `begin` on; -infinity outside [low, high).
-template <class T, int DIM>
-inline f32x16 score_block(const AttentionView<T>& view, const T* query, const T* const (&keys)[16], int begin, int low, int high) {
-    f32x16 parts[16];
-#pragma GCC unroll 16
-    for (int j = 0; j < 16; j++) parts[j] = partial_dot<DIM>(query, keys[j], view.dim);
-    f32x16 scores = sums(parts) * view.scale;
-    if (view.softcap) scores = tanh16(scores / view.softcap) * view.softcap;
-    if (begin >= low && begin + 16 <= high) return scores;
-    const i32x16 at = i32x16{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + begin;
-    return select<f32x16>((at >= low) & (at < high), scores, splat(-std::numeric_limits<float>::infinity()));
+template <int DIM>
+inline vf partial_dot(const bf16* q, const bf16* k, int dim) {
+    vf sum = {};
+    for (int d = 0; d < (DIM ? DIM : dim); d += 2 * kLanes) sum = add_pairs(sum, load<vu>(q + d), load<vu>(k + d));
+    return sum;
 }
 
-// In place: e^(score - max), and their sum.
-inline float soften(float* scores, int begin, int end) {
-    f32x16 best = load16(scores + begin), total = {};
-    for (int j = begin; j < end; j += 16) best = select<f32x16>(load16(scores + j) > best, load16(scores + j), best);
-    const float top = largest(best);
-    for (int j = begin; j < end; j += 16) {
-        f32x16 weight = exp16(load16(scores + j) - top);
-        store16(scores + j, weight);
+// Scores of a block of keys from `begin` on; -infinity outside [low, high).
+template <class T, int DIM>
+inline vf score_block(const AttentionView<T>& view, const Input<T>* query, const T* const (&keys)[kBlock], int begin, int low, int high) {
+    vf parts[kBlock];
+#pragma GCC unroll 16
+    for (int j = 0; j < kBlock; j++) parts[j] = partial_dot<DIM>(query, keys[j], view.dim);
+    vf scores = sums(parts) * view.scale;
+    if (view.softcap) scores = tangent(scores / view.softcap) * view.softcap;
+    if (begin >= low && begin + kBlock <= high) return scores;
+    vi at = vi{} + begin;
+    for (int j = 0; j < kBlock; j++) at[j] += j;
+    return select<vf>((at >= low) & (at < high), scores, splat(-std::numeric_limits<float>::infinity()));
+}
+
+// In place: e^(score - max), and their sum; `top` is the max.
+inline float soften(float* scores, int count, float& top) {
+    vf best = load_floats(scores), total = {};
+    for (int j = 0; j < count; j += kLanes) best = select<vf>(load_floats(scores + j) > best, load_floats(scores + j), best);
+    top = largest(best);
+    for (int j = 0; j < count; j += kLanes) {
+        vf weight = exponential(load_floats(scores + j) - top);
+        store_floats(scores + j, weight);
         total += weight;
     }
     return sum(total);
 }
 
-// Adds 32 values times a weight. bf16 leaves the even ones in the first vector and the odd ones in the second, which
-// is where a shift and a mask put them; `lane` finds them again.
-inline void add_weighted(f32x16 (&sum)[2], float weight, const float* values) {
-    sum[0] += weight * load16(values);
-    sum[1] += weight * load16(values + 16);
+// Adds two registers of values times a weight, bf16 unpacked as `lane` says.
+inline void add_weighted(vf (&sum)[2], float weight, const float* values) {
+    sum[0] = fma(splat(weight), load_floats(values), sum[0]);
+    sum[1] = fma(splat(weight), load_floats(values + kLanes), sum[1]);
 }
 
-inline void add_weighted(f32x16 (&sum)[2], float weight, const bf16* values) {
-    u32x16 both = load<u32x16>(values);
-    sum[0] += weight * (f32x16)(both << 16);
-    sum[1] += weight * (f32x16)(both & 0xffff0000u);
+inline void add_weighted(vf (&sum)[2], float weight, const bf16* values) {
+    const vu pairs = load<vu>(values);
+    sum[0] = fma(splat(weight), first_of(pairs), sum[0]);
+    sum[1] = fma(splat(weight), second_of(pairs), sum[1]);
 }
 
-inline int lane(const float*, int d) { return d; }
-
-inline int lane(const bf16*, int d) { return (d & ~31) + (d & 1) * 16 + (d & 31) / 2; }
-
-// PAIRS times 32 values of each key of a block.
+// PAIRS times two registers of values of each key of a block.
 template <class T, int PAIRS>
-inline void add_values(float* out, const float* weights, const T* const (&values)[16], int first, int count) {
-    f32x16 sum[PAIRS][2];
+inline void add_values(float* out, const float* weights, const T* const (&values)[kBlock], int first, int count) {
+    vf sum[PAIRS][2];
     for (int p = 0; p < PAIRS; p++)
-        for (int i = 0; i < 2; i++) sum[p][i] = load16(out + 32 * p + 16 * i);
+        for (int i = 0; i < 2; i++) sum[p][i] = load_floats(out + (2 * p + i) * kLanes);
     for (int j = 0; j < count; j++)
 #pragma GCC unroll 4
-        for (int p = 0; p < PAIRS; p++) add_weighted(sum[p], weights[j], values[j] + first + 32 * p);
+        for (int p = 0; p < PAIRS; p++) add_weighted(sum[p], weights[j], values[j] + first + 2 * p * kLanes);
     for (int p = 0; p < PAIRS; p++)
-        for (int i = 0; i < 2; i++) store16(out + 32 * p + 16 * i, sum[p][i]);
+        for (int i = 0; i < 2; i++) store_floats(out + (2 * p + i) * kLanes, sum[p][i]);
 }
 
 template <class T>
-inline void add_values(float* out, const float* weights, const T* const (&values)[16], int count, int dim) {
+inline void add_values(float* out, const float* weights, const T* const (&values)[kBlock], int count, int dim) {
+    constexpr int wide = 8 * kLanes, narrow = 2 * kLanes;
     int d = 0;
-    for (; dim - d >= 64; d += 64) add_values<T, 2>(out + d, weights, values, d, count);
+    if constexpr (kLanes == 8)
+        for (; dim - d >= wide; d += wide) add_values<T, 4>(out + d, weights, values, d, count);
+    for (; dim - d >= 2 * narrow; d += 2 * narrow) add_values<T, 2>(out + d, weights, values, d, count);
     if (d < dim) add_values<T, 1>(out + d, weights, values, d, count);
 }
 
 template <class T>
 struct BlockPointers {
-    const T* at[16];
+    const T* at[kBlock];
     // Beyond the row's last position the last key stands in; its score is masked.
     BlockPointers(const T* base, const AttentionView<T>& view, int head, const Row& row, int begin) {
         base += size_t(head) * view.num_slots * view.dim;
-        for (int j = 0; j < 16; j++) at[j] = base + row.slots[std::min(begin + j, row.total - 1)] * view.dim;
+        for (int j = 0; j < kBlock; j++) at[j] = base + row.slots[std::min(begin + j, row.total - 1)] * view.dim;
     }
 
     void fetch(int dim) const {
-        for (int j = 0; j < 16; j++)
+        for (int j = 0; j < kBlock; j++)
             for (int d = 0; d < dim; d += 64 / int(sizeof(T))) __builtin_prefetch(at[j] + d);
     }
 };
 
-// One kv head of one task. scratch grows to the task's needs and is the thread's own.
-template <class T, int DIM>
-void attend(const AttentionView<T>& view, const Row& row, const Task& task, int head, std::vector<float>& scratch) {
-    const int group = view.heads / view.kv_heads, count = task.num_queries * group;
+// What one query found in some segments: its softmax's largest score and sum, and the weighted values. Empty: a sum of 0.
+struct Partial {
+    float *values, *top, *total;
+
+    static size_t size(int dim) { return size_t(dim) + kLanes; }
+    Partial(float* memory, int dim) : values(memory), top(memory + dim), total(memory + dim + 1) {}
+
+    void clear(int dim) { std::fill(values, values + dim, 0.0f), *top = *total = 0; }
+
+    void merge(const Partial& next, int dim) {
+        if (*next.total == 0) return;
+        if (*total == 0) {
+            std::copy_n(next.values, size(dim), values);
+            return;
+        }
+        const float highest = std::max(*top, *next.top);
+        const vf old = exponential(splat(*top - highest)), added = exponential(splat(*next.top - highest));
+        for (int d = 0; d < dim; d += kLanes)
+            store_floats(values + d, fma(load_floats(next.values + d), added, load_floats(values + d) * old));
+        *total = *total * old[0] + *next.total * added[0];
+        *top = highest;
+    }
+};
+
+// One kv head of one task.
+template <class T>
+struct HeadTask {
+    const AttentionView<T>& view;
+    const Row& row;
+    const Task& task;
+    const int head, group = view.heads / view.kv_heads, count = task.num_queries * group;
     const int first = row.total - row.num_new + task.query, stop = first + task.num_queries;
-    const int low = view.window ? std::max(0, first - view.window + 1) & ~15 : 0, width = (stop - low + 15) & ~15;
-    scratch.resize(size_t(count) * (width + view.dim + 1));
-    float* sums_of_values = scratch.data() + size_t(count) * width;
-    auto scores = [&](int i) { return scratch.data() + size_t(i) * width - low; };
-    auto own_low = [&](int i) { return view.window ? std::max(0, first + i / group - view.window + 1) : 0; };
-    auto own_high = [&](int i) { return first + i / group + 1; };
-    for (int begin = low; begin < std::min(low + kAhead, stop); begin += 16) BlockPointers<T>(view.keys, view, head, row, begin).fetch(view.dim);
-    for (int begin = low; begin < stop; begin += 16) {
-        BlockPointers<T>(view.values, view, head, row, begin).fetch(view.dim);
-        if (begin + kAhead < stop) BlockPointers<T>(view.keys, view, head, row, begin + kAhead).fetch(view.dim);
-        BlockPointers<T> keys(view.keys, view, head, row, begin);
+
+    int low(int i) const { return view.window ? std::max(0, first + i / group - view.window + 1) : 0; }
+    int high(int i) const { return first + i / group + 1; }
+    int token(int i) const { return row.first + task.query + i / group; }
+    const Input<T>* query(int i) const { return view.query + (size_t(token(i)) * view.heads + head * group + i % group) * view.dim; }
+    Partial partial(float* memory, int i) const { return {memory + i * Partial::size(view.dim), view.dim}; }
+    size_t partials() const { return count * Partial::size(view.dim); }
+
+    // Every query's part of one segment. scratch: [count][kSegment].
+    template <int DIM>
+    void segment(int index, float* scratch, float* partials) const {
+        const int from = std::max(index * kSegment, low(0) & ~(kBlock - 1)), to = std::min((index + 1) * kSegment, stop);
+        auto is_of = [&](int i, int begin) { return begin < high(i) && begin + kBlock > low(i); };
+        auto scores = [&](int i) { return scratch + size_t(i) * kSegment - index * kSegment; };
+        for (int begin = from; begin < std::min(from + kAhead, to); begin += kBlock) BlockPointers<T>(view.keys, view, head, row, begin).fetch(view.dim);
+        for (int begin = from; begin < to; begin += kBlock) {
+            BlockPointers<T>(view.values, view, head, row, begin).fetch(view.dim);
+            if (begin + kAhead < to) BlockPointers<T>(view.keys, view, head, row, begin + kAhead).fetch(view.dim);
+            BlockPointers<T> keys(view.keys, view, head, row, begin);
+            for (int i = 0; i < count; i++)
+                if (is_of(i, begin)) store_floats(scores(i) + begin, score_block<T, DIM>(view, query(i), keys.at, begin, low(i), high(i)));
+        }
         for (int i = 0; i < count; i++) {
-            const T* query = view.query + (size_t(row.first + task.query + i / group) * view.heads + head * group + i % group) * view.dim;
-            if (begin < own_high(i) && begin + 16 > own_low(i))
-                store16(scores(i) + begin, score_block<T, DIM>(view, query, keys.at, begin, own_low(i), own_high(i)));
+            Partial part = partial(partials, i);
+            part.clear(view.dim);
+            const int begin = std::max(from, low(i) & ~(kBlock - 1)), end = std::min(to, high(i));
+            if (begin < end) *part.total = soften(scores(i) + begin, end - begin, *part.top);
+        }
+        for (int begin = from; begin < to; begin += kBlock) {
+            BlockPointers<T> values(view.values, view, head, row, begin);
+            for (int i = 0; i < count; i++)
+                if (is_of(i, begin)) add_values(partial(partials, i).values, scores(i) + begin, values.at, std::min(kBlock, std::min(high(i), to) - begin), view.dim);
         }
     }
-    float* totals = sums_of_values + size_t(count) * view.dim;
-    for (int i = 0; i < count; i++) totals[i] = soften(scores(i), own_low(i) & ~15, own_high(i));
-    std::fill(sums_of_values, sums_of_values + size_t(count) * view.dim, 0.0f);
-    for (int begin = low; begin < stop; begin += 16) {
-        BlockPointers<T> values(view.values, view, head, row, begin);
-        for (int i = 0; i < count; i++)
-            if (begin < own_high(i) && begin + 16 > own_low(i))
-                add_values(sums_of_values + size_t(i) * view.dim, scores(i) + begin, values.at, std::min(16, own_high(i) - begin), view.dim);
+
+    void output(float* partials) const {
+        for (int i = 0; i < count; i++) {
+            const Partial all = partial(partials, i);
+            Input<T>* out = view.output + size_t(token(i)) * view.out_stride + (head * group + i % group) * view.head_dim;
+            for (int d = 0; d < view.head_dim; d++) narrow(out + d, all.values[lane(view.keys, d)] / *all.total);
+        }
     }
-    for (int i = 0; i < count; i++) {
-        T* out = view.output + size_t(row.first + task.query + i / group) * view.out_stride + (head * group + i % group) * view.head_dim;
-        for (int d = 0; d < view.head_dim; d++) narrow(out + d, sums_of_values[size_t(i) * view.dim + lane(view.query, d)] / totals[i]);
+
+    // The usual head sizes have loops of their own.
+    void segment_of(int index, float* scratch, float* partials) const {
+        switch (view.dim) {
+            case 64: return segment<64>(index, scratch, partials);
+            case 128: return segment<128>(index, scratch, partials);
+            default: return segment<0>(index, scratch, partials);
+        }
     }
-}
+
+    // All segments, one after the other.
+    void attend(std::vector<float>& scratch) const {
+        const size_t scores = size_t(count) * kSegment;
+        scratch.resize(scores + 2 * partials());
+        float *all = scratch.data() + scores, *own = all + partials();
+        const int begin = low(0) / kSegment, end = (stop - 1) / kSegment + 1;
+        segment_of(begin, scratch.data(), all);
+        for (int s = begin + 1; s < end; s++) segment_of(s, scratch.data(), own), merge(all, own);
+        output(all);
+    }
+
+    // One of all segments; the last to come merges them. memory: [num_segments][partials()], left: of this head task.
+    void attend(int index, int segments, std::vector<float>& scratch, float* memory, std::atomic<int>& left) const {
+        scratch.resize(size_t(count) * kSegment);
+        const int begin = low(0) / kSegment, end = (stop - 1) / kSegment + 1;
+        if (begin <= index && index < end) segment_of(index, scratch.data(), memory + index * partials());
+        if (left.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
+        left.store(segments, std::memory_order_relaxed);
+        float* all = memory + begin * partials();
+        for (int s = begin + 1; s < end; s++) merge(all, memory + s * partials());
+        output(all);
+    }
+
+    void merge(float* all, float* next) const {
+        for (int i = 0; i < count; i++) partial(all, i).merge(partial(next, i), view.dim);
+    }
+};
 
 }  // namespace dp

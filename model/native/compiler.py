@@ -12,11 +12,39 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 SOURCES = Path(__file__).parent
 COMPILERS = ("g++", "clang++", "c++")
-FLAGS = ("-std=c++20", "-O3", "-march=native", "-fPIC", "-shared", "-pthread", "-w")
+FLAGS = ("-std=c++20", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-pthread", "-w")
+ISA_VARIABLE = "DRAFTPOOL_ISA"
+
+
+@dataclass(frozen=True, slots=True)
+class InstructionSet:
+    """flags: the compiler's. needs: what /proc/cpuinfo lists of a processor that has it."""
+
+    name: str
+    flags: tuple[str, ...]
+    needs: frozenset[str]
+
+
+def _extend(base: InstructionSet, name: str, flags: str, needs: str) -> InstructionSet:
+    return InstructionSet(name, (*base.flags, *flags.split()), base.needs | frozenset(needs.split()))
+
+
+_AVX2 = InstructionSet("avx2", ("-mavx2", "-mfma", "-mbmi2", "-mf16c"), frozenset(("avx2", "fma", "bmi2", "f16c")))
+_AVX512 = _extend(
+    _AVX2,
+    "avx512",
+    "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512",
+    "avx512f avx512bw avx512dq avx512vl",
+)
+_BF16 = _extend(_AVX512, "avx512_bf16", "-mavx512bf16", "avx512_bf16")
+_AMX = _extend(_BF16, "amx", "-mamx-tile -mamx-bf16", "amx_tile amx_bf16")
+_PORTABLE = InstructionSet("portable", (), frozenset())
+INSTRUCTION_SETS = (_AMX, _BF16, _AVX512, _AVX2, _PORTABLE)
 
 logger = logging.getLogger(__name__)
 
@@ -48,22 +76,55 @@ def cache_directory() -> Path:
     return Path(tempfile.gettempdir()) / f"draftpool-{os.getuid()}"
 
 
+def available() -> tuple[InstructionSet, ...]:
+    """What this processor has, the widest first."""
+    has = frozenset(cpu_features().split())
+    return tuple(isa for isa in INSTRUCTION_SETS if isa.needs <= has)
+
+
+def wanted() -> tuple[InstructionSet, ...]:
+    """What to try in turn: all that there is, or the one that DRAFTPOOL_ISA names. Raises CompilerError."""
+    name = os.environ.get(ISA_VARIABLE)
+    if not name:
+        return available()
+    chosen = tuple(isa for isa in available() if isa.name == name)
+    if not chosen:
+        names = ", ".join(isa.name for isa in available())
+        raise CompilerError(f"{ISA_VARIABLE}={name} is none of what this processor has: {names}")
+    return chosen
+
+
 def library_path() -> Path:
     """The compiled library, which can be loaded; compiles it (some seconds) unless it lies in the cache. Raises
     CompilerError.
+
+    A compiler that is too old for the widest instruction set is asked for the next.
     """
-    compiler = find_compiler()
-    try:
-        path = cache_directory() / "native" / f"{_fingerprint(compiler)}.so"
-        if not path.exists():
-            _compile_once(compiler, path)
-        _check_own(path.parent)
-        ctypes.CDLL(str(path))  # refused where nothing may be executed, and for what is no library
-    except OSError as error:
-        raise CompilerError(
-            f"the kernels cannot be kept and loaded ({error}); set DRAFTPOOL_CACHE to a folder that can be written and "
-            "programs run from"
-        ) from None
+    compiler, refused = find_compiler(), None
+    for isa in wanted():
+        try:
+            path = _loadable(compiler, isa)
+        except OSError as error:
+            raise CompilerError(
+                f"the kernels cannot be kept and loaded ({error}); set DRAFTPOOL_CACHE to a folder that can be written "
+                "and programs run from"
+            ) from None
+        except CompilerError as error:
+            refused = refused or error
+            continue
+        if refused:
+            logger.warning("kernels for %s only: %s", isa.name, refused)
+        return path
+    assert refused is not None, "every processor has the portable set"
+    raise refused
+
+
+def _loadable(compiler: str, isa: InstructionSet) -> Path:
+    path = cache_directory() / "native" / f"{isa.name}-{_fingerprint(compiler, isa)}.so"
+    if not path.exists():
+        _compile_once(compiler, isa, path)
+    _check_own(path.parent)
+    ctypes.CDLL(str(path))  # refused where nothing may be executed, and for what is no library
     return path
 
 
@@ -81,21 +142,21 @@ def trusted() -> tuple[int, ...]:
     return 0, os.getuid()
 
 
-def _compile_once(compiler: str, path: Path) -> None:
+def _compile_once(compiler: str, isa: InstructionSet, path: Path) -> None:
     """The replicas of a node start together: one compiles, the others wait."""
     path.parent.mkdir(0o755, parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
-            _compile(compiler, path)
+            _compile(compiler, isa, path)
 
 
-def _compile(compiler: str, path: Path) -> None:
+def _compile(compiler: str, isa: InstructionSet, path: Path) -> None:
     """Under another name first, so that a process that comes by sees all of it or nothing."""
-    logger.info("compiling the native kernels with %s, once for this machine", compiler)
+    logger.info("compiling the native kernels for %s with %s, once for this machine", isa.name, compiler)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / path.name
-        command = [compiler, *FLAGS, str(SOURCES / "native.cpp"), "-o", str(built)]
+        command = [compiler, *_flags(isa), str(SOURCES / "native.cpp"), "-o", str(built)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise CompilerError(
@@ -110,16 +171,20 @@ def _first_error(told: str) -> str:
     return next((line for line in lines if "error" in line), lines[0])[:300]
 
 
-def _fingerprint(compiler: str) -> str:
+def _flags(isa: InstructionSet) -> tuple[str, ...]:
+    return (*FLAGS, *isa.flags, f'-DDRAFTPOOL_ISA="{isa.name}"')
+
+
+def _fingerprint(compiler: str, isa: InstructionSet) -> str:
     version = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
-    digest = hashlib.sha256("\n".join((version, *FLAGS, platform.machine(), cpu_features())).encode())
+    digest = hashlib.sha256("\n".join((version, *_flags(isa), platform.machine(), cpu_features())).encode())
     for source in sorted([*SOURCES.glob("*.h"), *SOURCES.glob("*.cpp")]):
         digest.update(source.read_bytes())
     return digest.hexdigest()[:32]
 
 
 def cpu_features() -> str:
-    """What -march=native may use: the processor's flags, where the system tells them."""
+    """The processor's flags, where the system tells them."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:

@@ -25,9 +25,11 @@ struct Layer {
 // What the phases of one pass read and write; rows of all buffers are the flat tokens.
 template <class T>
 struct Workspace {
-    Buffer<T> normed, query, attended, inner, joined, guessed;
+    Buffer<Input<T>> normed, query, attended, inner, joined, guessed;
     Buffer<float> qkv, branch, logits;
     std::vector<std::vector<float>> scratch;  // one a thread
+    std::vector<float> partials;              // of segments of attention that several threads share
+    std::vector<std::atomic<int>> left;       // segments to come, of each head of each task
     Stopwatch watch;                          // the caller's thread
 };
 
@@ -39,6 +41,8 @@ struct Stream {
 
 template <class T>
 class Roller;
+
+constexpr int kShared = 4;  // heads of tasks per thread from which on no head is shared
 
 template <class T>
 struct Decoder {
@@ -56,7 +60,7 @@ struct Decoder {
         int tokens;
         std::vector<Row> rows;
         std::vector<Task> tasks;
-        std::vector<std::atomic<int>> next;  // of every layer: the piece of attention to be taken
+        int num_segments;  // into which a head of a task is cut for several threads; 1: it is not
         T *const *keys, *const *values;  // of every layer, [kv_heads][slots][dim]
         size_t num_slots;
         const float* const* angles;      // of every layer, [positions][2][head_dim / 2]: cosines, sines
@@ -67,9 +71,9 @@ struct Decoder {
         for (int t = 0; t < count; t++) {
             const int64_t id = ids[t];
             float* row = out + size_t(t) * shape.hidden;
-            const T* strip = embedding ? embedding + size_t(id) * shape.hidden : head.strip(int(id / 16));
+            const T* strip = embedding ? embedding + size_t(id) * shape.hidden : head.strip(int(id / kStrip));
             for (int k = 0; k < shape.hidden; k++)
-                row[k] = scale * widen(embedding ? strip[k] : strip[place(k, int(id % 16))]);
+                row[k] = scale * widen(embedding ? strip[k] : strip[place(k, int(id % kStrip))]);
         }
     }
 
@@ -91,9 +95,9 @@ struct Decoder {
     void linears(int tokens) {
         reserve(tokens);
         work.logits.resize(tokens, std::max(shape.vocab, 2 * padded(shape.inner)));
-        auto multiply_into = [&](const Buffer<T>& x, const Linear<T>& linear, const Buffer<float>& out, int thread) {
-            multiply(x.data, x.stride, tokens, linear, thread, pool->size(), [&](int row, int strip, f32x16* sums, int n) {
-                for (int s = 0; s < n; s++) store16(out.row(row) + (strip + s) * 16, sums[s]);
+        auto multiply_into = [&](const Buffer<Input<T>>& x, const Linear<T>& linear, const Buffer<float>& out, int thread) {
+            multiply(x.data, x.stride, tokens, linear, thread, *pool, [&](int row, int strip, vf* sums, int n) {
+                store_strips(out.row(row), strip, sums, n);
             });
             pool->barrier();
         };
@@ -112,39 +116,56 @@ struct Decoder {
     friend class Roller<T>;
 
     static size_t place(int k, int lane) {
-        return kStep<T> == 2 ? size_t(k / 2) * 32 + 2 * lane + k % 2 : size_t(k) * 16 + lane;
+        return kPairs<T> ? size_t(k / 2) * 2 * kStrip + 2 * lane + k % 2 : size_t(k) * kStrip + lane;
     }
 
-    f32x16 capped(f32x16 scores) const {
-        return shape.final_softcap ? tanh16(scores / shape.final_softcap) * shape.final_softcap : scores;
+    static void store_strips(float* row, int strip, const vf* sums, int n) {
+        for (int v = 0; v < n * kVecs; v++) store_floats(row + strip * kStrip + v * kLanes, sums[v]);
+    }
+
+    vf capped(vf scores) const {
+        return shape.final_softcap ? tangent(scores / shape.final_softcap) * shape.final_softcap : scores;
     }
 
     void prepare(Pass& pass) {
         reserve(pass.tokens);
         pass.tasks = attention_tasks(pass.rows);
-        if (int(pass.next.size()) < shape.layers) pass.next = std::vector<std::atomic<int>>(shape.layers);
-        for (auto& next : pass.next) next.store(0, std::memory_order_relaxed);
+        pass.num_segments = 1;
+        if (pool->size() > 1 && int(pass.tasks.size()) * shape.kv_heads < kShared * pool->size()) share_segments(pass);
         work.watch.start();
     }
 
+    // Where there are fewer heads of tasks than keep all threads busy.
+    void share_segments(Pass& pass) {
+        int most = 0;
+        for (const Task& task : pass.tasks) {
+            pass.num_segments = std::max(pass.num_segments, num_segments(pass.rows[task.row]));
+            most = std::max(most, task.num_queries);
+        }
+        const size_t heads = pass.tasks.size() * shape.kv_heads, group = shape.heads / shape.kv_heads;
+        work.partials.resize(heads * pass.num_segments * most * group * Partial::size(shape.dim));
+        if (work.left.size() < heads) work.left = std::vector<std::atomic<int>>(heads);
+        for (auto& left : work.left) left.store(pass.num_segments, std::memory_order_relaxed);
+    }
+
     void score(const float* hidden, const int64_t* index, int count, float* out, int thread) {
-        Share mine(count, thread, pool->size());
+        const Range mine = share(count, thread, pool->size());
         for (int r = mine.begin; r < mine.end; r++)
             rms_norm(hidden + index[r] * shape.hidden, norm, shape.hidden, shape.norm_eps, work.normed.row(r));
         meet(thread, Stopwatch::rest);
-        multiply(work.normed.data, work.normed.stride, count, head, thread, pool->size(), [&](int row, int strip, f32x16* sums, int n) {
-            for (int s = 0; s < n; s++) put(out + size_t(row) * shape.vocab, (strip + s) * 16, shape.vocab, capped(sums[s]));
+        multiply(work.normed.data, work.normed.stride, count, head, thread, *pool, [&](int row, int strip, vf* sums, int n) {
+            for (int v = 0; v < n * kVecs; v++) put(out + size_t(row) * shape.vocab, strip * kStrip + v * kLanes, shape.vocab, capped(sums[v]));
         });
         meet(thread, Stopwatch::products);
     }
 
-    static void put(float* row, int column, int width, f32x16 value) {
-        if (column + 16 <= width) return store16(row + column, value);
+    static void put(float* row, int column, int width, vf value) {
+        if (column + kLanes <= width) return store_floats(row + column, value);
         for (int i = 0; column + i < width; i++) row[column + i] = value[i];
     }
 
-    static void add(float* row, int column, int width, f32x16 value) {
-        if (column + 16 <= width) return store16(row + column, load16(row + column) + value);
+    static void add(float* row, int column, int width, vf value) {
+        if (column + kLanes <= width) return store_floats(row + column, load_floats(row + column) + value);
         for (int i = 0; column + i < width; i++) row[column + i] += value[i];
     }
 
@@ -168,8 +189,8 @@ struct Decoder {
         const Layer<T>& weights = layers[l];
         norm_rows(pass, weights.attention_norm, thread);
         meet(thread, Stopwatch::rest);
-        multiply(work.normed.data, work.normed.stride, pass.tokens, weights.qkv, thread, pool->size(), [&](int row, int strip, f32x16* sums, int n) {
-            for (int s = 0; s < n; s++) store16(work.qkv.row(row) + (strip + s) * 16, sums[s]);
+        multiply(work.normed.data, work.normed.stride, pass.tokens, weights.qkv, thread, *pool, [&](int row, int strip, vf* sums, int n) {
+            store_strips(work.qkv.row(row), strip, sums, n);
         });
         meet(thread, Stopwatch::products);
         place_heads(pass, weights, l, thread);
@@ -179,29 +200,31 @@ struct Decoder {
         branch(pass, work.attended, weights.out, weights.attention_post_norm, thread);
         norm_rows(pass, weights.mlp_norm, thread);
         meet(thread, Stopwatch::rest);
-        multiply(work.normed.data, work.normed.stride, pass.tokens, weights.gate_up, thread, pool->size(), [&](int row, int strip, f32x16* sums, int n) {
-            for (int s = 0; s < n; s += 2) store16(work.inner.row(row) + (strip + s) * 8, activate(shape.activation, sums[s]) * sums[s + 1]);
+        multiply(work.normed.data, work.normed.stride, pass.tokens, weights.gate_up, thread, *pool, [&](int row, int strip, vf* sums, int n) {
+            for (int s = 0; s < n; s += 2, sums += 2 * kVecs)
+                for (int v = 0; v < kVecs; v++)
+                    store_floats(work.inner.row(row) + (strip + s) / 2 * kStrip + v * kLanes, activate(shape.activation, sums[v]) * sums[kVecs + v]);
         });
         meet(thread, Stopwatch::products);
         branch(pass, work.inner, weights.down, weights.mlp_post_norm, thread);
     }
 
     void norm_rows(const Pass& pass, const float* weight, int thread) {
-        Share mine(pass.tokens, thread, pool->size());
+        const Range mine = share(pass.tokens, thread, pool->size());
         for (int t = mine.begin; t < mine.end; t++)
             rms_norm(pass.hidden + size_t(t) * shape.hidden, weight, shape.hidden, shape.norm_eps, work.normed.row(t));
     }
 
     // Adds a matrix product, normed or not, to the hidden states. Barriers: all of them are added when it returns.
-    void branch(const Pass& pass, const Buffer<T>& x, const Linear<T>& linear, const float* post_norm, int thread) {
-        multiply(x.data, x.stride, pass.tokens, linear, thread, pool->size(), [&](int row, int strip, f32x16* sums, int n) {
-            for (int s = 0; s < n; s++)
-                post_norm ? store16(work.branch.row(row) + (strip + s) * 16, sums[s])
-                          : add(pass.hidden + size_t(row) * shape.hidden, (strip + s) * 16, shape.hidden, sums[s]);
+    void branch(const Pass& pass, const Buffer<Input<T>>& x, const Linear<T>& linear, const float* post_norm, int thread) {
+        multiply(x.data, x.stride, pass.tokens, linear, thread, *pool, [&](int row, int strip, vf* sums, int n) {
+            if (post_norm) return store_strips(work.branch.row(row), strip, sums, n);
+            for (int v = 0; v < n * kVecs; v++)
+                add(pass.hidden + size_t(row) * shape.hidden, strip * kStrip + v * kLanes, shape.hidden, sums[v]);
         });
         meet(thread, Stopwatch::products);
         if (!post_norm) return;
-        Share mine(pass.tokens, thread, pool->size());
+        const Range mine = share(pass.tokens, thread, pool->size());
         for (int t = mine.begin; t < mine.end; t++) {
             float *own = work.branch.row(t), *hidden = pass.hidden + size_t(t) * shape.hidden;
             rms_norm(own, post_norm, shape.hidden, shape.norm_eps, own);
@@ -213,8 +236,9 @@ struct Decoder {
     // Norms and rotates queries and keys; writes keys and values to their slots.
     void place_heads(const Pass& pass, const Layer<T>& weights, int l, int thread) {
         const int num_heads = shape.heads + 2 * shape.kv_heads;
-        std::vector<float> normed(shape.head_dim);
-        Share mine(pass.tokens * num_heads, thread, pool->size());
+        std::vector<float>& normed = work.scratch[thread];
+        normed.resize(std::max(normed.size(), size_t(shape.head_dim)));
+        const Range mine = share(pass.tokens * num_heads, thread, pool->size());
         const Row* row = pass.rows.data();
         for (int piece = mine.begin; piece < mine.end; piece++) {
             const int token = piece / num_heads, h = piece % num_heads;
@@ -231,28 +255,26 @@ struct Decoder {
                 rms_norm(x, weights.qk_norm + size_t(h) * shape.head_dim, shape.head_dim, shape.norm_eps, normed.data());
                 x = normed.data();
             }
-            T* out = kv < 0 ? work.query.row(token) + size_t(h) * shape.dim
-                            : pass.keys[l] + (kv * pass.num_slots + row->slots[position]) * shape.dim;
-            rotate(x, pass.angles[l] + size_t(position) * shape.head_dim, shape.head_dim, out);
+            const float* angles = pass.angles[l] + size_t(position) * shape.head_dim;
+            if (kv < 0)
+                rotate(x, angles, shape.head_dim, work.query.row(token) + size_t(h) * shape.dim, query_place<T>);
+            else
+                rotate(x, angles, shape.head_dim, pass.keys[l] + (kv * pass.num_slots + row->slots[position]) * shape.dim, [](int d) { return d; });
         }
     }
 
     void attention(Pass& pass, const Layer<T>& weights, int l, int thread) {
         AttentionView<T> view{work.query.data, pass.keys[l], pass.values[l], work.attended.data, shape.heads, shape.kv_heads,
                               shape.dim, shape.head_dim, weights.window, pass.num_slots, work.attended.stride, shape.query_scale, shape.attention_softcap};
-        const int pieces = int(pass.tasks.size()) * shape.kv_heads;
-        for (int piece; (piece = pass.next[l].fetch_add(1, std::memory_order_relaxed)) < pieces;) {
-            const Task& task = pass.tasks[piece / shape.kv_heads];
-            attend_any(view, pass.rows[task.row], task, piece % shape.kv_heads, work.scratch[thread]);
-        }
-    }
-
-    // The usual head sizes have loops of their own.
-    static void attend_any(const AttentionView<T>& view, const Row& row, const Task& task, int head, std::vector<float>& scratch) {
-        switch (view.dim) {
-            case 64: return attend<T, 64>(view, row, task, head, scratch);
-            case 128: return attend<T, 128>(view, row, task, head, scratch);
-            default: return attend<T, 0>(view, row, task, head, scratch);
+        const int heads = int(pass.tasks.size()) * shape.kv_heads, segments = pass.num_segments;
+        for (Range piece; pool->take(thread, heads * segments, 1, piece);) {
+            const int at = piece.begin / segments;
+            const Task& task = pass.tasks[at / shape.kv_heads];
+            const HeadTask<T> own{view, pass.rows[task.row], task, at % shape.kv_heads};
+            if (segments == 1)
+                own.attend(work.scratch[thread]);
+            else
+                own.attend(piece.begin % segments, segments, work.scratch[thread], work.partials.data() + size_t(at) * segments * own.partials(), work.left[at]);
         }
     }
 };

@@ -4,10 +4,27 @@
 // One lane of one accumulator adds up one output over the inputs in ascending order. How many rows and strips are
 // computed side by side changes neither that order nor the instructions, so a row's result depends on that row alone.
 #pragma once
+#include <algorithm>
+#include <type_traits>
+
 #include "pool.h"
 #include "simd.h"
 
 namespace dp {
+
+constexpr int kStrip = 16, kVecs = kStrip / kLanes;  // outputs and vectors of a strip
+
+template <class T>
+constexpr bool kPairs = sizeof(T) == 2;
+
+// What a matrix product reads of weights T: bf16 where the machine multiplies it, else the same in floats.
+#if defined(__AVX512BF16__) || defined(DRAFTPOOL_AMX)
+template <class T>
+using Input = T;
+#else
+template <class T>
+using Input = float;
+#endif
 
 template <class T>
 struct Linear {
@@ -15,71 +32,123 @@ struct Linear {
     const float* bias;  // [num_strips * 16] or null
     int outputs, inputs;  // outputs as stored, inputs padded to even
 
-    int num_strips() const { return (outputs + 15) / 16; }
-    const T* strip(int index) const { return strips + size_t(index) * inputs * 16; }
+    int num_strips() const { return (outputs + kStrip - 1) / kStrip; }
+    const T* strip(int index) const { return strips + size_t(index) * inputs * kStrip; }
 };
 
-// One vector of weights against one row: 2 inputs in bf16, 1 in float.
-inline void accumulate(f32x16& sum, const bf16* x, const bf16* w) {
-    uint32_t pair = load<uint32_t>(x);
+// Bytes between the weights at hand and those that are fetched from memory.
+constexpr size_t kFetch = 1024;
+
+// sum plus the products of pairs of bf16, lane by lane.
+inline vf add_pairs(vf sum, vu a, vu b) {
 #if defined(__AVX512BF16__)
-    sum = (f32x16)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(int(pair)), (__m512bh)load<u32x16>(w));
+    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
 #else
-    u32x16 both = load<u32x16>(w);
-    sum += widen(bf16{uint16_t(pair)}) * (f32x16)(both << 16);
-    sum += widen(bf16{uint16_t(pair >> 16)}) * (f32x16)(both & 0xffff0000u);
+    return fma(second_of(a), second_of(b), fma(first_of(a), first_of(b), sum));
 #endif
 }
 
-inline void accumulate(f32x16& sum, const float* x, const float* w) { sum += *x * load16(w); }
-
-template <class T>
-constexpr int kStep = sizeof(T) == 2 ? 2 : 1;
-
-template <class T, int ROWS, int STRIPS>
-inline void tile(const T* x, size_t stride, const T* w, int inputs, f32x16 (&sum)[ROWS][STRIPS]) {
-    const size_t strip = size_t(inputs) * 16;
-    for (int k = 0; k < inputs; k += kStep<T>)
+// Adds one row's input, or two of bf16, times their weights.
+template <int VECS>
+inline void add(const bf16* x, const vu (&w)[VECS], vf (&sum)[VECS]) {
+    const vu pair = vu{} + load<uint32_t>(x);
 #pragma GCC unroll 8
-        for (int s = 0; s < STRIPS; s++)
-#pragma GCC unroll 8
-            for (int r = 0; r < ROWS; r++) accumulate(sum[r][s], x + r * stride + k, w + s * strip + size_t(k) * 16);
+    for (int v = 0; v < VECS; v++) sum[v] = add_pairs(sum[v], pair, w[v]);
 }
+
+template <int VECS>
+inline void add(float x, const vf (&w)[VECS], vf (&sum)[VECS]) {
+#pragma GCC unroll 8
+    for (int v = 0; v < VECS; v++) sum[v] = fma(splat(x), w[v], sum[v]);
+}
+
+// ROWS rows times VECS vectors of weights: a tile that the registers hold. A function of its own, so that whatever is done
+// with the sums takes no register from it. sums: [ROWS][out_stride].
+template <class T, int ROWS, int VECS>
+__attribute__((noinline)) void tile(const Input<T>* x, size_t stride, const T* weights, int inputs, vf* sums, int out_stride) {
+    vf sum[ROWS][VECS] = {};
+    constexpr int step = kPairs<T> ? 2 : 1;
+    const size_t strip = size_t(inputs) * kStrip;
+    auto at = [&](int v, int k) { return weights + v / kVecs * strip + size_t(k) * kStrip + v % kVecs * kLanes * step; };
+    for (int k = 0; k < inputs; k += step) {
+        for (int v = 0; v < VECS; v += kVecs) __builtin_prefetch(reinterpret_cast<const char*>(at(v, k)) + kFetch);
+        if constexpr (!kPairs<T>) {
+            vf w[VECS];
+#pragma GCC unroll 8
+            for (int v = 0; v < VECS; v++) w[v] = load_floats(at(v, k));
+#pragma GCC unroll 8
+            for (int r = 0; r < ROWS; r++) add(x[r * stride + k], w, sum[r]);
+        } else if constexpr (std::is_same_v<Input<T>, bf16>) {
+            vu w[VECS];
+#pragma GCC unroll 8
+            for (int v = 0; v < VECS; v++) w[v] = load<vu>(at(v, k));
+#pragma GCC unroll 8
+            for (int r = 0; r < ROWS; r++) add(x + r * stride + k, w, sum[r]);
+        } else {
+            vf w[VECS];
+#pragma GCC unroll 8
+            for (int v = 0; v < VECS; v++) w[v] = first_of(load<vu>(at(v, k)));
+#pragma GCC unroll 8
+            for (int r = 0; r < ROWS; r++) add(x[r * stride + k], w, sum[r]);
+#pragma GCC unroll 8
+            for (int v = 0; v < VECS; v++) w[v] = second_of(load<vu>(at(v, k)));
+#pragma GCC unroll 8
+            for (int r = 0; r < ROWS; r++) add(x[r * stride + k + 1], w, sum[r]);
+        }
+    }
+    for (int r = 0; r < ROWS; r++)
+        for (int v = 0; v < VECS; v++) sums[r * out_stride + v] = sum[r][v];
+}
+
+// Strips of a tile of so many rows: what fits into the registers, and enough sums to hide the latency of one.
+constexpr int tile_strips(int rows) {
+    if (kLanes == 16) return 4;
+    return rows == 1 ? 4 : rows == 2 ? 2 : 1;
+}
+
+constexpr int kRows = kLanes == 16 ? 6 : 5;  // of a tile at most
 
 // emit(row, strip, sums of that strip, STRIPS of them)
 template <class T, int ROWS, int STRIPS, class Emit>
-inline void tile_rows(const T* x, size_t stride, const Linear<T>& linear, int row, int strip, const Emit& emit) {
-    f32x16 sum[ROWS][STRIPS] = {};
-    tile<T, ROWS, STRIPS>(x + row * stride, stride, linear.strip(strip), linear.inputs, sum);
+inline void tile_rows(const Input<T>* x, size_t stride, const Linear<T>& linear, int row, int strip, const Emit& emit) {
+    constexpr int side = std::min(STRIPS, tile_strips(ROWS));
+    vf sums[ROWS][STRIPS * kVecs];
+    for (int s = 0; s < STRIPS; s += side)
+        tile<T, ROWS, side * kVecs>(x + row * stride, stride, linear.strip(strip + s), linear.inputs, sums[0] + s * kVecs, STRIPS * kVecs);
     for (int r = 0; r < ROWS; r++) {
         if (linear.bias)
-            for (int s = 0; s < STRIPS; s++) sum[r][s] += load16(linear.bias + (strip + s) * 16);
-        emit(row + r, strip, sum[r], STRIPS);
+            for (int v = 0; v < STRIPS * kVecs; v++) sums[r][v] += load_floats(linear.bias + strip * kStrip + v * kLanes);
+        emit(row + r, strip, sums[r], STRIPS);
     }
 }
 
+// All rows in as few tiles as can be, of nearly equal sizes.
 template <class T, int STRIPS, class Emit>
-inline void all_rows(const T* x, size_t stride, int rows, const Linear<T>& linear, int strip, const Emit& emit) {
-    int row = 0;
-    for (; rows - row >= 6; row += 6) tile_rows<T, 6, STRIPS>(x, stride, linear, row, strip, emit);
-    switch (rows - row) {
-        case 5: return tile_rows<T, 5, STRIPS>(x, stride, linear, row, strip, emit);
-        case 4: return tile_rows<T, 4, STRIPS>(x, stride, linear, row, strip, emit);
-        case 3: return tile_rows<T, 3, STRIPS>(x, stride, linear, row, strip, emit);
-        case 2: return tile_rows<T, 2, STRIPS>(x, stride, linear, row, strip, emit);
-        case 1: return tile_rows<T, 1, STRIPS>(x, stride, linear, row, strip, emit);
+inline void all_rows(const Input<T>* x, size_t stride, int rows, const Linear<T>& linear, int strip, const Emit& emit) {
+    const int num_tiles = (rows + kRows - 1) / kRows;
+    for (int t = 0; t < num_tiles; t++) {
+        const Range own = share(rows, t, num_tiles);
+        switch (own.end - own.begin) {
+            case 6: tile_rows<T, 6, STRIPS>(x, stride, linear, own.begin, strip, emit); break;
+            case 5: tile_rows<T, 5, STRIPS>(x, stride, linear, own.begin, strip, emit); break;
+            case 4: tile_rows<T, 4, STRIPS>(x, stride, linear, own.begin, strip, emit); break;
+            case 3: tile_rows<T, 3, STRIPS>(x, stride, linear, own.begin, strip, emit); break;
+            case 2: tile_rows<T, 2, STRIPS>(x, stride, linear, own.begin, strip, emit); break;
+            case 1: tile_rows<T, 1, STRIPS>(x, stride, linear, own.begin, strip, emit); break;
+        }
     }
 }
 
-// This thread's share of the strips, in pairs, for all rows. x: [rows][stride].
+// This thread's part of the strips, in pairs, for all rows. x: [rows][stride].
 template <class T, class Emit>
-void multiply(const T* x, size_t stride, int rows, const Linear<T>& linear, int thread, int num_threads, const Emit& emit) {
+void multiply(const Input<T>* x, size_t stride, int rows, const Linear<T>& linear, int thread, Pool& pool, const Emit& emit) {
     const int num_strips = linear.num_strips();
-    Share pairs((num_strips + 1) / 2, thread, num_threads);
-    int strip = 2 * pairs.begin, end = std::min(2 * pairs.end, num_strips);
-    for (; end - strip >= 4; strip += 4) all_rows<T, 4>(x, stride, rows, linear, strip, emit);
-    for (; end - strip >= 2; strip += 2) all_rows<T, 2>(x, stride, rows, linear, strip, emit);
-    if (strip < end) all_rows<T, 1>(x, stride, rows, linear, strip, emit);
+    for (Range pairs; pool.take(thread, (num_strips + 1) / 2, 2, pairs);) {
+        const int strip = 2 * pairs.begin, count = std::min(2 * pairs.end, num_strips) - strip;
+        if (count == 4) all_rows<T, 4>(x, stride, rows, linear, strip, emit);
+        if (count == 2 || count == 3) all_rows<T, 2>(x, stride, rows, linear, strip, emit);
+        if (count & 1) all_rows<T, 1>(x, stride, rows, linear, strip + count - 1, emit);
+    }
 }
 
 }  // namespace dp

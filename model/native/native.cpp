@@ -119,17 +119,8 @@ struct Typed final : Model {
 
 extern "C" {
 
-const char* dp_features() {
-#if defined(__AVX512BF16__)
-    return "avx512_bf16";
-#elif defined(__AVX512F__)
-    return "avx512";
-#elif defined(__AVX2__)
-    return "avx2";
-#else
-    return "portable vectors";
-#endif
-}
+// The instruction set that was compiled for.
+const char* dp_features() { return DRAFTPOOL_ISA; }
 
 Pool* dp_pool(int num_threads) { return new Pool(num_threads); }
 
@@ -187,9 +178,9 @@ uint64_t dp_read(Pool* pool, const void* data, uint64_t size) {
     pool->run([&](int thread) {
         const uint64_t lines = size / 64, begin = lines * thread / pool->size(), end = lines * (thread + 1) / pool->size();
         const char* from = static_cast<const char*>(data);
-        u64x8 sums[4] = {};
-        for (uint64_t line = begin; line < end; line++) sums[line % 4] += load<u64x8>(from + line * 64);
-        for (int i = 0; i < 32; i++) totals[thread] += sums[i / 8][i % 8];
+        vul sums[4] = {};
+        for (const char* at = from + begin * 64; at < from + end * 64; at += sizeof(vul)) sums[(at - from) / sizeof(vul) % 4] += load<vul>(at);
+        for (int i = 0; i < kLanes / 2; i++) totals[thread] += sums[0][i] + sums[1][i] + sums[2][i] + sums[3][i];
     });
     uint64_t total = 0;
     for (uint64_t part : totals) total += part;
@@ -197,10 +188,11 @@ uint64_t dp_read(Pool* pool, const void* data, uint64_t size) {
 }
 
 void dp_gumbel(uint64_t seed, int64_t position, int vocab, double* out) {
-    for (int begin = 0; begin < vocab; begin += 32) {
-        u32x16 words[2];
+    constexpr int halves = kLanes / 2;
+    for (int begin = 0; begin < vocab; begin += kWords) {
+        vu words[2];
         philox(seed, uint64_t(position), uint64_t(begin) / 4, words);
-        for (int j = 0; j < 32 && begin + j < vocab; j++) out[begin + j] = gumbel(half(words[j / 16], j / 8 % 2))[j % 8];
+        for (int j = 0; j < kWords && begin + j < vocab; j++) out[begin + j] = gumbel(half(words[j / kLanes], j / halves % 2))[j % halves];
     }
 }
 }

@@ -58,9 +58,9 @@ struct Buffer {
 };
 
 inline float inverse_rms(const float* x, int n, float eps) {
-    f32x16 squares = {};
+    vf squares = {};
     int i = 0;
-    for (; i + 16 <= n; i += 16) squares += load16(x + i) * load16(x + i);
+    for (; i + kLanes <= n; i += kLanes) squares = fma(load_floats(x + i), load_floats(x + i), squares);
     float total = sum(squares);
     for (; i < n; i++) total += x[i] * x[i];
     return 1.0f / std::sqrt(total / n + eps);
@@ -70,29 +70,29 @@ template <class T>
 inline void rms_norm(const float* x, const float* weight, int n, float eps, T* out) {
     const float scale = inverse_rms(x, n, eps);
     int i = 0;
-    for (; i + 16 <= n; i += 16) store16(out + i, load16(x + i) * scale * load16(weight + i));
+    for (; i + kLanes <= n; i += kLanes) store_floats(out + i, load_floats(x + i) * scale * load_floats(weight + i));
     for (; i < n; i++) narrow(out + i, x[i] * scale * weight[i]);
 }
 
-inline f32x16 activate(Activation kind, f32x16 x) {
+inline vf activate(Activation kind, vf x) {
     switch (kind) {
-        case Activation::silu: return x / (1.0f + exp16(-x));
-        case Activation::gelu_tanh: return 0.5f * x * (1.0f + tanh16(0.797884560802865f * (x + 0.044715f * x * x * x)));
-        case Activation::relu: return select<f32x16>(x > splat(0.0f), x, splat(0.0f));
+        case Activation::silu: return x / (1.0f + exponential(-x));
+        case Activation::gelu_tanh: return 0.5f * x * (1.0f + tangent(0.797884560802865f * (x + 0.044715f * x * x * x)));
+        case Activation::relu: return select<vf>(x > splat(0.0f), x, splat(0.0f));
         case Activation::gelu:
-            for (int i = 0; i < 16; i++) x[i] *= 0.5f * (1.0f + std::erf(x[i] * 0.707106781186547f));
+            for (int i = 0; i < kLanes; i++) x[i] *= 0.5f * (1.0f + std::erf(x[i] * 0.707106781186547f));
     }
     return x;
 }
 
-// Rotates the halves of one head by the angles of its position.
-template <class T>
-inline void rotate(const float* x, const float* angles, int head_dim, T* out) {
+// Rotates the halves of one head by the angles of its position; place(d) is where dimension d goes.
+template <class T, class Place>
+inline void rotate(const float* x, const float* angles, int head_dim, T* out, const Place& place) {
     const int half = head_dim / 2;
     const float *cosine = angles, *sine = angles + half;
     for (int i = 0; i < half; i++) {
-        narrow(out + i, x[i] * cosine[i] - x[i + half] * sine[i]);
-        narrow(out + i + half, x[i + half] * cosine[i] + x[i] * sine[i]);
+        narrow(out + place(i), x[i] * cosine[i] - x[i + half] * sine[i]);
+        narrow(out + place(i + half), x[i + half] * cosine[i] + x[i] * sine[i]);
     }
 }
 

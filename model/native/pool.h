@@ -1,12 +1,19 @@
 // Threads that share one piece of work and meet at barriers inside it. A waiting thread spins for some microseconds,
-// because the next phase is near, and then sleeps, because somebody else may want the core.
+// because the next phase is near, and then sleeps, because somebody else may want the core. Work between two barriers
+// is taken in pieces, so that a thread which lost its core holds up one piece and no more.
 #pragma once
 #if defined(__linux__)
+#include <linux/futex.h>
 #include <sched.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 #endif
 
+#include <algorithm>
 #include <atomic>
+#include <chrono>
+#include <climits>
+#include <cstdint>
 #include <functional>
 #include <mutex>
 #include <thread>
@@ -20,42 +27,77 @@ inline void relax() {
 #endif
 }
 
-// Waits until `word` is no longer `old`.
-inline void await_change(std::atomic<uint32_t>& word, uint32_t old, int spins) {
-    for (int i = 0; i < spins; i++) {
-        if (word.load(std::memory_order_acquire) != old) return;
-        relax();
+// A number that counts up, and threads that wait until it has.
+class Gate {
+   public:
+    uint32_t now() const { return word_.load(std::memory_order_acquire); }
+
+    void open() {
+        word_.fetch_add(1);
+#if defined(__linux__)
+        if (sleepers_.load()) syscall(SYS_futex, &word_, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0);
+#endif
     }
-    while (word.load(std::memory_order_acquire) == old) word.wait(old, std::memory_order_acquire);
+
+    // Returns when the number is no longer `old`: spins for so long, then sleeps.
+    void wait(uint32_t old, std::chrono::nanoseconds spin) {
+        const auto start = std::chrono::steady_clock::now();
+        do {
+            for (int i = 0; i < 16; i++, relax())
+                if (now() != old) return;
+        } while (std::chrono::steady_clock::now() - start < spin);
+#if defined(__linux__)
+        sleepers_.fetch_add(1);
+        while (word_.load() == old) syscall(SYS_futex, &word_, FUTEX_WAIT_PRIVATE, old, nullptr, nullptr, 0);
+        sleepers_.fetch_sub(1);
+#else
+        while (now() == old) std::this_thread::yield();
+#endif
+    }
+
+   private:
+    alignas(64) std::atomic<uint32_t> word_{0};
+    std::atomic<int> sleepers_{0};
+};
+
+// Asks the scheduler for short slices: a share of a core as large as before, in smaller pieces, and so sooner after a
+// wake-up. Threads that wait for each other lose little then when others want their cores. Since Linux 6.12; else nothing.
+inline void ask_short_slices() {
+#if defined(__linux__)
+    struct {
+        uint32_t size, policy;
+        uint64_t flags;
+        int32_t nice;
+        uint32_t priority;
+        uint64_t runtime, deadline, period;
+    } own{};
+    if (syscall(SYS_sched_getattr, 0, &own, sizeof own, 0) || own.policy != SCHED_OTHER) return;
+    own.runtime = 100'000;  // nanoseconds; the shortest there is
+    syscall(SYS_sched_setattr, 0, &own, 0);
+#endif
 }
 
-// Where the process may use just as many cores as it has threads, each thread keeps to one: otherwise whatever else wakes
-// up pushes two of them onto the same core, and all wait at the next barrier for a slice of the scheduler's time.
-// The main thread is let be, since the processes that it starts would inherit its one core.
-inline void settle(int thread, int num_threads) {
-#if defined(__linux__)
-    cpu_set_t allowed, own;
-    if (gettid() == getpid() || sched_getaffinity(0, sizeof allowed, &allowed) || CPU_COUNT(&allowed) != num_threads) return;
-    int cpu = -1;
-    for (int left = thread + 1; left; left -= CPU_ISSET(cpu, &allowed) ? 1 : 0) cpu++;
-    CPU_ZERO(&own);
-    CPU_SET(cpu, &own);
-    sched_setaffinity(0, sizeof own, &own);
-#endif
+struct Range {
+    int begin, end;
+};
+
+// A thread's share of n equal pieces.
+inline Range share(int n, int thread, int num_threads) {
+    return {int(int64_t(n) * thread / num_threads), int(int64_t(n) * (thread + 1) / num_threads)};
 }
 
 class Pool {
    public:
-    explicit Pool(int num_threads) : size_(num_threads) {
+    explicit Pool(int num_threads) : size_(num_threads), taken_{std::vector<Taken>(num_threads), std::vector<Taken>(num_threads)} {
         for (int thread = 1; thread < num_threads; thread++) workers_.emplace_back([this, thread] {
-            settle(thread, size_);
+            ask_short_slices();
             serve(thread);
         });
     }
 
     ~Pool() {
         stopping_ = true;
-        begin();
+        calls_.open();
         for (auto& worker : workers_) worker.join();
     }
 
@@ -64,43 +106,64 @@ class Pool {
     // work(thread) on every thread; returns when all have ended. One caller at a time.
     void run(const std::function<void(int)>& work) {
         std::lock_guard lock(turn_);
-        thread_local const Pool* settled = nullptr;
-        if (settled != this) settle(0, size_), settled = this;
+        thread_local bool asked = false;
+        if (!asked) ask_short_slices(), asked = true;
+        for (auto& taken : taken_) forget(taken);
         work_ = &work;
-        running_.store(size_, std::memory_order_relaxed);
-        if (size_ > 1) begin();
+        running_.store(size_);
+        const uint32_t done = done_.now();
+        if (size_ > 1) calls_.open();
         work(0);
-        leave();
-        for (uint32_t left; (left = running_.load(std::memory_order_acquire));) await_change(running_, left, kSpins);
+        if (!leave()) done_.wait(done, kSpin);
     }
 
+    // All threads have come here.
     void barrier() {
-        if (size_ == 1) return;
-        uint32_t phase = phase_.load(std::memory_order_acquire);
-        if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-            arrived_.store(0, std::memory_order_relaxed);
-            phase_.fetch_add(1, std::memory_order_release);
-            phase_.notify_all();
-        } else {
-            await_change(phase_, phase, kSpins);
+        const uint32_t phase = phase_.now();
+        if (arrived_.fetch_add(1) + 1 < size_) return phase_.wait(phase, kSpin);
+        arrived_.store(0);
+        forget(taken_[phase & 1]);
+        phase_.open();
+    }
+
+    // The next of this phase's `count` pieces, `most` at a time: first of the thread's own share, then of what others have
+    // left of theirs. False when all are taken. One set of pieces between two barriers.
+    bool take(int thread, int count, int most, Range& pieces) {
+        std::vector<Taken>& taken = taken_[phase_.now() & 1];
+        for (int i = 0; i < size_; i++) {
+            const int owner = thread + i < size_ ? thread + i : thread + i - size_;
+            const Range own = share(count, owner, size_);
+            std::atomic<int>& next = taken[owner].pieces;
+            if (own.begin + next.load(std::memory_order_relaxed) >= own.end) continue;
+            const int at = own.begin + next.fetch_add(most, std::memory_order_relaxed);
+            if (at >= own.end) continue;
+            pieces = {at, std::min(at + most, own.end)};
+            return true;
         }
+        return false;
     }
 
    private:
-    static constexpr int kSpins = 2000, kIdleSpins = 20000;  // some 20 and 200 us: between phases, between calls
+    static constexpr std::chrono::microseconds kSpin{30}, kIdleSpin{150};  // between phases, between calls
 
-    void begin() {
-        epoch_.fetch_add(1, std::memory_order_release);
-        epoch_.notify_all();
+    struct alignas(64) Taken {
+        std::atomic<int> pieces{0};
+    };
+
+    static void forget(std::vector<Taken>& taken) {
+        for (Taken& one : taken) one.pieces.store(0, std::memory_order_relaxed);
     }
 
-    void leave() {
-        if (running_.fetch_sub(1, std::memory_order_acq_rel) == 1) running_.notify_all();
+    // Whether this was the last thread to leave.
+    bool leave() {
+        if (running_.fetch_sub(1) > 1) return false;
+        done_.open();
+        return true;
     }
 
     void serve(int thread) {
         for (uint32_t seen = 0;; seen++) {
-            await_change(epoch_, seen, kIdleSpins);
+            calls_.wait(seen, kIdleSpin);
             if (stopping_) return;
             (*work_)(thread);
             leave();
@@ -110,19 +173,12 @@ class Pool {
     const int size_;
     const std::function<void(int)>* work_ = nullptr;
     std::atomic<bool> stopping_{false};
-    alignas(64) std::atomic<uint32_t> epoch_{0};
-    alignas(64) std::atomic<uint32_t> running_{0};
+    Gate calls_, done_, phase_;
+    alignas(64) std::atomic<int> running_{0};
     alignas(64) std::atomic<int> arrived_{0};
-    alignas(64) std::atomic<uint32_t> phase_{0};
+    std::vector<Taken> taken_[2];  // of the phase at hand and of the next, by its number's last bit
     std::mutex turn_;
     std::vector<std::thread> workers_;
-};
-
-// This thread's share of n equal pieces.
-struct Share {
-    int begin, end;
-    Share(int n, int thread, int num_threads)
-        : begin(int(int64_t(n) * thread / num_threads)), end(int(int64_t(n) * (thread + 1) / num_threads)) {}
 };
 
 }  // namespace dp

@@ -152,12 +152,12 @@ class Roller {
         pool.barrier();
         const int count = int(guessing_.size());
         if (!count) return false;
-        multiply(work.joined.data, work.joined.stride, count, stream.inner, thread, pool.size(), [&](int row, int strip, f32x16* sums, int n) {
-            for (int s = 0; s < n; s++) store16(work.guessed.row(row) + (strip + s) * 16, activate(Activation::silu, sums[s]));
+        multiply(work.joined.data, work.joined.stride, count, stream.inner, thread, pool, [&](int row, int strip, vf* sums, int n) {
+            for (int v = 0; v < n * kVecs; v++) store_floats(work.guessed.row(row) + strip * kStrip + v * kLanes, activate(Activation::silu, sums[v]));
         });
         pool.barrier();
-        multiply(work.guessed.data, work.guessed.stride, count, stream.outer, thread, pool.size(), [&](int row, int strip, f32x16* sums, int n) {
-            for (int s = 0; s < n; s++) decoder_.add(&states_[size_t(row) * width_], (strip + s) * 16, width_, sums[s]);
+        multiply(work.guessed.data, work.guessed.stride, count, stream.outer, thread, pool, [&](int row, int strip, vf* sums, int n) {
+            for (int v = 0; v < n * kVecs; v++) decoder_.add(&states_[size_t(row) * width_], strip * kStrip + v * kLanes, width_, sums[v]);
         });
         pool.barrier();
         pick_from(states_.data(), false, thread);
@@ -184,7 +184,7 @@ class Roller {
         decoder_.work.guessed.resize(int(count), stream.inner.outputs);
         for (size_t g = 0; g < count; g++) {
             const Draft& draft = drafts_[guessing_[g]];
-            T* joined = decoder_.work.joined.row(int(g));
+            Input<T>* joined = decoder_.work.joined.row(int(g));
             decoder_.embed(&draft.fed[draft.num_guesses], 1, embedded_.data());
             unit(&states_[g * width_], width_, joined);
             unit(embedded_.data(), width_, joined + width_);
@@ -204,7 +204,7 @@ class Roller {
         }
     }
 
-    static void unit(float* x, int n, T* out) {
+    static void unit(float* x, int n, Input<T>* out) {
         const float scale = inverse_rms(x, n, 1e-6f);
         for (int i = 0; i < n; i++) narrow(out + i, x[i] *= scale);
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -31,12 +31,12 @@ class Packed:
 
     def linear(self, linear: Linear) -> LinearSpec:
         outputs, inputs = linear.weight.shape
-        return self._linear(_rows(linear.weight), outputs, inputs, linear.bias, linear.weight.dtype)
+        return self._linear(torch.split(linear.weight, ROWS), outputs, inputs, linear.bias, linear.weight.dtype)
 
     def gated(self, gate_up: Linear) -> LinearSpec:
         """A strip of the gate, then one of what it gates, so that both are at hand when they are multiplied."""
         gate, up = gate_up.weight.chunk(2)
-        parts = (_mix(*rows) for rows in zip(_rows(gate), _rows(up), strict=True))
+        parts = (_mix(*rows) for rows in zip(torch.split(gate, ROWS), torch.split(up, ROWS), strict=True))
         bias = None if gate_up.bias is None else _mix(*gate_up.bias.chunk(2))
         return self._linear(parts, 2 * _up_to(len(gate), STRIP), gate.shape[1], bias, gate.dtype)
 
@@ -128,10 +128,6 @@ def _layer(packed: Packed, weights: LayerWeights, window: int) -> LayerSpec:
         packed.linear(weights.down),
         window,
     )
-
-
-def _rows(weight: Tensor) -> Iterator[Tensor]:
-    return (weight[start : start + ROWS] for start in range(0, len(weight), ROWS))
 
 
 def _mix(gate: Tensor, up: Tensor) -> Tensor:

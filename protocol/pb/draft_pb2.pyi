@@ -52,16 +52,14 @@ class PoolMessage(_message.Message):
     def __init__(self, reply: _Optional[_Union[DraftReply, _Mapping]] = ..., branches: _Optional[_Union[BranchReply, _Mapping]] = ...) -> None: ...
 
 class DraftRequest(_message.Message):
-    __slots__ = ("incarnation", "round_id", "depth", "rows")
-    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("round_id", "depth", "rows")
     ROUND_ID_FIELD_NUMBER: _ClassVar[int]
     DEPTH_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
-    incarnation: str
     round_id: int
     depth: DepthRule
     rows: _containers.RepeatedCompositeFieldContainer[DraftRow]
-    def __init__(self, incarnation: _Optional[str] = ..., round_id: _Optional[int] = ..., depth: _Optional[_Union[DepthRule, _Mapping]] = ..., rows: _Optional[_Iterable[_Union[DraftRow, _Mapping]]] = ...) -> None: ...
+    def __init__(self, round_id: _Optional[int] = ..., depth: _Optional[_Union[DepthRule, _Mapping]] = ..., rows: _Optional[_Iterable[_Union[DraftRow, _Mapping]]] = ...) -> None: ...
 
 class DepthRule(_message.Message):
     __slots__ = ("exits", "thresholds")
@@ -106,24 +104,20 @@ class SamplingParams(_message.Message):
     def __init__(self, temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
 
 class Close(_message.Message):
-    __slots__ = ("incarnation", "sequence_ids")
-    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("sequence_ids",)
     SEQUENCE_IDS_FIELD_NUMBER: _ClassVar[int]
-    incarnation: str
     sequence_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, incarnation: _Optional[str] = ..., sequence_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    def __init__(self, sequence_ids: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class DraftReply(_message.Message):
-    __slots__ = ("incarnation", "round_id", "blocks", "wait_ms")
-    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("round_id", "blocks", "wait_ms")
     ROUND_ID_FIELD_NUMBER: _ClassVar[int]
     BLOCKS_FIELD_NUMBER: _ClassVar[int]
     WAIT_MS_FIELD_NUMBER: _ClassVar[int]
-    incarnation: str
     round_id: int
     blocks: _containers.RepeatedCompositeFieldContainer[DraftBlock]
     wait_ms: float
-    def __init__(self, incarnation: _Optional[str] = ..., round_id: _Optional[int] = ..., blocks: _Optional[_Iterable[_Union[DraftBlock, _Mapping]]] = ..., wait_ms: _Optional[float] = ...) -> None: ...
+    def __init__(self, round_id: _Optional[int] = ..., blocks: _Optional[_Iterable[_Union[DraftBlock, _Mapping]]] = ..., wait_ms: _Optional[float] = ...) -> None: ...
 
 class DraftBlock(_message.Message):
     __slots__ = ("sequence_id", "base_length", "status", "tokens", "exits", "confidences", "probe")
@@ -160,16 +154,14 @@ class ProbedExit(_message.Message):
     def __init__(self, matches: _Optional[_Iterable[bool]] = ..., confidences: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class AheadRequest(_message.Message):
-    __slots__ = ("incarnation", "round_id", "depth", "rows")
-    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("round_id", "depth", "rows")
     ROUND_ID_FIELD_NUMBER: _ClassVar[int]
     DEPTH_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
-    incarnation: str
     round_id: int
     depth: DepthRule
     rows: _containers.RepeatedCompositeFieldContainer[AheadRow]
-    def __init__(self, incarnation: _Optional[str] = ..., round_id: _Optional[int] = ..., depth: _Optional[_Union[DepthRule, _Mapping]] = ..., rows: _Optional[_Iterable[_Union[AheadRow, _Mapping]]] = ...) -> None: ...
+    def __init__(self, round_id: _Optional[int] = ..., depth: _Optional[_Union[DepthRule, _Mapping]] = ..., rows: _Optional[_Iterable[_Union[AheadRow, _Mapping]]] = ...) -> None: ...
 
 class AheadRow(_message.Message):
     __slots__ = ("context", "window", "length", "fan_out", "floor", "power")
@@ -188,14 +180,12 @@ class AheadRow(_message.Message):
     def __init__(self, context: _Optional[_Union[DraftRow, _Mapping]] = ..., window: _Optional[_Iterable[int]] = ..., length: _Optional[int] = ..., fan_out: _Optional[int] = ..., floor: _Optional[float] = ..., power: _Optional[float] = ...) -> None: ...
 
 class ExitHint(_message.Message):
-    __slots__ = ("incarnation", "round_id", "rows")
-    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("round_id", "rows")
     ROUND_ID_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
-    incarnation: str
     round_id: int
     rows: _containers.RepeatedCompositeFieldContainer[HintRow]
-    def __init__(self, incarnation: _Optional[str] = ..., round_id: _Optional[int] = ..., rows: _Optional[_Iterable[_Union[HintRow, _Mapping]]] = ...) -> None: ...
+    def __init__(self, round_id: _Optional[int] = ..., rows: _Optional[_Iterable[_Union[HintRow, _Mapping]]] = ...) -> None: ...
 
 class HintRow(_message.Message):
     __slots__ = ("sequence_id", "base_length", "picks")
@@ -214,16 +204,14 @@ class Picks(_message.Message):
     def __init__(self, tokens: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class BranchReply(_message.Message):
-    __slots__ = ("incarnation", "round_id", "branches", "num_left")
-    INCARNATION_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("round_id", "branches", "num_left")
     ROUND_ID_FIELD_NUMBER: _ClassVar[int]
     BRANCHES_FIELD_NUMBER: _ClassVar[int]
     NUM_LEFT_FIELD_NUMBER: _ClassVar[int]
-    incarnation: str
     round_id: int
     branches: _containers.RepeatedCompositeFieldContainer[Branch]
     num_left: int
-    def __init__(self, incarnation: _Optional[str] = ..., round_id: _Optional[int] = ..., branches: _Optional[_Iterable[_Union[Branch, _Mapping]]] = ..., num_left: _Optional[int] = ...) -> None: ...
+    def __init__(self, round_id: _Optional[int] = ..., branches: _Optional[_Iterable[_Union[Branch, _Mapping]]] = ..., num_left: _Optional[int] = ...) -> None: ...
 
 class Branch(_message.Message):
     __slots__ = ("sequence_id", "base_length", "key", "source", "tokens", "exits", "confidences", "goes_on")

@@ -7,10 +7,12 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class TokenBatch(_message.Message):
-    __slots__ = ("runs",)
+    __slots__ = ("runs", "proof")
     RUNS_FIELD_NUMBER: _ClassVar[int]
+    PROOF_FIELD_NUMBER: _ClassVar[int]
     runs: _containers.RepeatedCompositeFieldContainer[Run]
-    def __init__(self, runs: _Optional[_Iterable[_Union[Run, _Mapping]]] = ...) -> None: ...
+    proof: bytes
+    def __init__(self, runs: _Optional[_Iterable[_Union[Run, _Mapping]]] = ..., proof: _Optional[bytes] = ...) -> None: ...
 
 class Run(_message.Message):
     __slots__ = ("request_id", "index", "token_ids")

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from deployments.api.backend import ModelCard, longest_token
+from deployments.api.control import ControlTokens
 from deployments.trace import Slice, Track
 from protocol.request import FinishReason, GenerateRequest, SequenceStats, TokenRun
 from router.policy import Off
@@ -55,9 +56,11 @@ def card(name: str = "tiny", max_model_len: int = 64, chat_template: str | None 
         max_model_len,
         len(tokenizer),
         tokenizer,
+        ControlTokens(tokenizer),
         longest_token(tokenizer),
         (tokenizer.eos_token_id,),
         1_700_000_000,
+        max_batch=4,
     )
 
 
@@ -92,7 +95,6 @@ class ScriptedBackend:
 
     script: Script
     cards: Sequence[ModelCard] = field(default_factory=lambda: (card(),))
-    is_ready: bool = True
     requests: list[GenerateRequest] = field(default_factory=list)
     num_open: int = 0
     away: Sequence[str] = ()
@@ -114,8 +116,8 @@ class ScriptedBackend:
         part = Slice("plan", 3.0, 3.5, {})
         return [Track(card.id, (part,) * num_rounds) for card in self.cards], [Track("pool", (part,))]
 
-    async def ready(self) -> bool:
-        return self.is_ready
+    async def ready(self, model: str) -> bool:
+        return model not in self.away
 
     async def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
         self.requests.append(request)
@@ -166,7 +168,7 @@ class EngineBackend:
     async def trace(self, num_rounds: int) -> tuple[Sequence[Track], Sequence[Track]]:
         return (), ()
 
-    async def ready(self) -> bool:
+    async def ready(self, model: str) -> bool:
         return True
 
     async def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:

@@ -11,6 +11,7 @@ import uvloop
 from tests.deployments.harness import LoopThread
 
 if TYPE_CHECKING:
+    from tests.deployments.head import Head
     from tests.deployments.served import Served
 
 CONFIG = """
@@ -58,22 +59,31 @@ def config_text() -> str:
     return CONFIG
 
 
+@pytest.fixture(scope="package")
+def ray_head() -> Iterator[Head]:
+    """One cluster for all: a module deploys its application there and deletes it. It stops with the package's tests."""
+    from tests.deployments.head import head
+
+    with head() as made:
+        yield made
+
+
 @pytest.fixture(scope="module")
-def served(family: Path, config_text: str) -> Iterator[Served]:
-    """The application on a Ray cluster, which is gone before another module starts its own."""
+def served(family: Path, config_text: str, ray_head: Head) -> Iterator[Served]:
+    """The application on the cluster, which is deleted before another module deploys its own."""
     from deployments import cluster
     from deployments.config import load_config
     from tests.deployments.served import Served
 
     path = family / "app.yaml"
-    path.write_text(config_text % (cluster.free_port(), cluster.free_port()))
+    path.write_text(config_text % (ray_head.http_port, ray_head.grpc_port))
     config = load_config(path)
-    app = Served(config, f"http://127.0.0.1:{config.http.port}")
+    app = Served(config, ray_head.url)
 
     def watch(running: int, total: int) -> None:
         if running < total:
             app.statuses_at_start.append(app.health(timeout=1))
 
-    with cluster.running(config, progress=watch):
+    with cluster.running(config, address=ray_head.address, progress=watch):
         yield app
         app.client.close()

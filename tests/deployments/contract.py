@@ -11,9 +11,11 @@ from weakref import WeakKeyDictionary
 from deployments.discovery import Need, PoolMember
 from deployments.pool_server import PoolServer
 from deployments.pool_thread import PoolThread
+from deployments.secret import Secret
 from deployments.transport import LinkedDraftClient, TransportConfig
 from drafters.worker import DraftWorker
 from protocol.draft import DraftClient
+from protocol.limits import limits_of
 from tests.deployments.harness import HASH, LoopThread, wait_until
 
 
@@ -25,9 +27,21 @@ class Replica:
         self.thread = PoolThread(worker, time.monotonic)
         self.thread.start()
         self.num_clients = 0
-        self.server = PoolServer(self.thread)
-        address, told = self.server.start("127.0.0.1", (0, 0)), worker.describe()
-        self.member = PoolMember(address, "pool", told.exits, HASH, told.max_positions, 0, self.thread.stats())
+        told = worker.describe()
+        self.secret, limits = Secret.fresh(), limits_of(64, told.max_positions)
+        self.server = PoolServer(self.thread, self.secret, limits)
+        address = self.server.start("127.0.0.1", (0, 0))
+        self.member = PoolMember(
+            address,
+            "pool",
+            told.exits,
+            HASH,
+            told.max_positions,
+            0,
+            self.thread.stats(),
+            limits=limits,
+            secret=self.secret,
+        )
 
     async def discover(self) -> list[PoolMember]:
         return [self.member]
@@ -36,6 +50,11 @@ class Replica:
         self.server.stop()
         self.thread.stop()
         self.runner.close()
+
+
+def replica_of(worker: DraftWorker) -> Replica:
+    """While a client of it is linked."""
+    return _REPLICAS[worker]
 
 
 _REPLICAS: WeakKeyDictionary[DraftWorker, Replica] = WeakKeyDictionary()

@@ -8,15 +8,17 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from deployments.discovery import Need, PoolMember
 from deployments.pool_server import PoolServer
 from deployments.pool_thread import PoolThread, Reply
+from deployments.secret import Secret
 from deployments.transport import LinkedDraftClient, TransportConfig
 from protocol.branch import AheadRequest, ExitHint
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
+from protocol.limits import limits_of
 from protocol.plan import DepthRule
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from protocol.stats import PassStats, PoolStats
@@ -47,9 +49,12 @@ class LoopThread:
 
 @dataclass
 class ScriptedWorker:
-    """Drafts position numbers. delay_s: how long a pass takes, refusals come at once; wait_ms: what it reports."""
+    """Drafts position numbers. delay_s: how long a pass takes; holds: no pass is done while it is set. Refusals come at
+    once. wait_ms: what it reports.
+    """
 
     delay_s: float = 0.0
+    holds: bool = False
     wait_ms: float = 0.0
     status: DraftStatus = DraftStatus.OK
     known: dict[tuple[str, int], int] = field(default_factory=dict)
@@ -90,12 +95,13 @@ class ScriptedWorker:
 
     @property
     def busy(self) -> bool:
-        return bool(self._jobs)
+        """Whether there is something to do that it does not hold back."""
+        return bool(self._jobs) and not self.holds
 
     def step(self) -> PassStats | None:
         if self.fail:
             raise RuntimeError("scripted failure")
-        if not self._jobs:
+        if not self.busy:
             return None
         time.sleep(self.delay_s)
         for answer, reply in self._jobs:
@@ -121,21 +127,38 @@ class ScriptedWorker:
 class ScriptedPool:
     """One draft replica: worker, thread, server. `kill` is abrupt, as a dead process would be."""
 
-    def __init__(self, name: str = "pool-0", **script: Any) -> None:
+    def __init__(self, name: str = "pool-0", clock: Callable[[], float] = time.monotonic, **script: Any) -> None:
         self.worker = ScriptedWorker(**script)
         self.name = name
-        self.thread = PoolThread(self.worker, time.monotonic)
+        self.thread = PoolThread(self.worker, clock)
         self.thread.start()
-        self.server = PoolServer(self.thread)
+        self.secret = Secret.fresh()
+        self.server = PoolServer(self.thread, self.secret, limits_of(64, 2048))
         self.address = self.server.start("127.0.0.1", (0, 0))
 
     @property
     def member(self) -> PoolMember:
-        return member(self.name, self.address, wait_ms=self.worker.wait_ms, num_streams=self.server.num_streams)
+        told = member(self.name, self.address, wait_ms=self.worker.wait_ms, num_streams=self.server.num_streams)
+        return replace(told, limits=self.server.limits, secret=self.secret)
+
+    def release(self) -> None:
+        """What is held is answered now."""
+        self.worker.holds = False
+        self.thread._wake_up()
 
     def kill(self) -> None:
         self.server.stop()
         self.thread.stop()
+
+
+class Clock:
+    """Stands still unless a test moves it."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 class Directory:

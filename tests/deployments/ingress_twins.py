@@ -15,7 +15,7 @@ from deployments.token_stream import TokenStreams
 from protocol.errors import DraftPoolError, InvalidRequest, QueueFull
 from protocol.request import FinishReason, GenerateRequest, SequenceStats, TokenRun
 
-COUNT, FULL, REFUSE, FAULT, DIE, SLOW = range(70, 76)
+COUNT, FULL, REFUSE, FAULT, DIE, HANG = range(70, 76)
 NUM_TOKENS = 8
 
 Step = TokenRun | Exception | asyncio.Event | float
@@ -46,8 +46,8 @@ class ScriptedTarget:
         self._streams: TokenStreams | None = None
 
     async def describe(self) -> dict[str, object]:
-        told = {"max_model_len": 64, "vocab_size": 320, "eos_token_ids": (1,), "exits": (2,), "ready": True}
-        return told | {"num_open": self._num_open}
+        told = {"max_model_len": 64, "max_batch": 4, "vocab_size": 320, "eos_token_ids": (1,), "exits": (2,)}
+        return told | {"longest_draft": None, "ready": True, "num_open": self._num_open}
 
     async def log(self) -> str:
         """What Serve has logged of this replica."""
@@ -84,6 +84,6 @@ def script(request: GenerateRequest, what: int) -> list[Step]:
         last = index == NUM_TOKENS - 1
         reason, stats = (FinishReason.LENGTH, SequenceStats(7, 4, 2)) if last else (None, None)
         steps.append(TokenRun(request.request_id, index, (80 + index,), reason, stats))
-        if what == SLOW or (what == DIE and index == 2):
-            steps.append(0.5 if what == SLOW else asyncio.Event())
+        if what in (HANG, DIE) and index == 2:
+            steps.append(asyncio.Event())
     return steps

@@ -61,9 +61,9 @@ class Served:
         self.kill(target_deployment(model), self.target(model, "describe")["incarnation"])
 
     def health(self, timeout: float = 10) -> int:
-        """The status, or 0 when there is no answer yet: Serve holds requests until an ingress replica runs."""
+        """What /ready answers, or 0 while there is no answer: Serve holds requests until an ingress replica runs."""
         try:
-            with urllib.request.urlopen(f"{self.url}/health", timeout=timeout) as response:
+            with urllib.request.urlopen(f"{self.url}/ready", timeout=timeout) as response:
                 return int(response.status)
         except urllib.error.HTTPError as error:
             error.close()

@@ -60,6 +60,39 @@ async def test_bad_messages_are_a_400(client: Client, messages: Any, words: str)
     assert words in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("message", "message_says"),
+    [
+        (
+            {"content": [{"type": "text", "text": "x"}, {"type": "text", "text": "x", "colour": 1}]},
+            "unknown parameter 'messages[1].content[1].colour'; leave it out",
+        ),
+        ({"content": [{"type": "text"}]}, "messages[1].content[0].text is missing"),
+        ({"content": [{"type": "text", "text": 5}]}, "messages[1].content[0].text: Input should be a valid string"),
+        ({"content": 5}, "messages[1].content: Input should be a valid list"),
+        (
+            {"content": "x", "tool_calls": [{}]},
+            "messages[1]: tool_calls [{}] is not supported; leave it out or send []",
+        ),
+        ({"content": "x", "name": 5}, "messages[1].name: Input should be a valid string"),
+    ],
+    ids=str,
+)
+async def test_a_refusal_names_the_place(client: Client, message: Any, message_says: str) -> None:
+    messages = [{"role": "user", "content": "fine"}, {"role": "user"} | message]
+    error = error_of(await client.chat(messages=messages), 400)
+    assert (error["message"], error["param"]) == (message_says, "messages")
+
+
+async def test_what_changes_no_answer_is_dropped_wherever_it_stands(client: Client, backend: ScriptedBackend) -> None:
+    cached = {"cache_control": {"type": "ephemeral"}}
+    part = {"type": "text", "text": "x"}
+    messages = [{"role": "user", "content": [part | cached]} | cached, {"role": "user", "content": [part]}]
+    assert (await client.chat(messages=messages, **cached)).status_code == 200
+    await client.chat(messages=[{"role": "user", "content": "x"}] * 2)
+    assert backend.requests[0].prompt_ids == backend.requests[1].prompt_ids
+
+
 async def test_text_parts_and_echoed_assistant_messages_are_taken(client: Client, backend: ScriptedBackend) -> None:
     messages = [
         {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},

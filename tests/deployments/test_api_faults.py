@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -37,12 +38,19 @@ async def test_an_unknown_model_is_a_404(client: Client) -> None:
     assert error_of(await client.get("/v1/models/huge"), 404)["code"] == "model_not_found"
 
 
-async def test_health_is_503_until_ready(client: Client, backend: ScriptedBackend) -> None:
-    backend.is_ready = False
-    error_of(await client.get("/health"), 503)
-    backend.is_ready = True
-    response = await client.get("/health")
-    assert (response.status_code, response.content) == (200, b"")
+async def test_health_is_of_this_process_and_readiness_of_each_model() -> None:
+    backend = ScriptedBackend(says(TEXT), (card("up"), card("down")), away=("down",))
+    async with Client(backend) as client:
+        for path in ("/health", "/ready?model=up"):
+            response = await client.get(path)
+            assert (response.status_code, response.content) == (200, b"")
+        for path in ("/ready", "/ready?model=down"):
+            response = await client.get(path)
+            assert error_of(response, 503)["message"] == "not ready: down; try again later"
+            assert response.headers["retry-after"] == "1"
+        assert error_of(await client.get("/ready?model=huge"), 404)["code"] == "model_not_found"
+        backend.away = ()
+        assert (await client.get("/ready")).status_code == 200
 
 
 async def test_before_any_model_is_known_a_request_is_a_503(client: Client, backend: ScriptedBackend) -> None:
@@ -54,7 +62,7 @@ async def test_before_any_model_is_known_a_request_is_a_503(client: Client, back
 
 
 async def test_a_target_that_is_away_takes_no_other_one_with_it() -> None:
-    backend = ScriptedBackend(says(TEXT), (card("up"), card("down")), is_ready=False, away=("down",))
+    backend = ScriptedBackend(says(TEXT), (card("up"), card("down")), away=("down",))
     async with Client(backend) as client:
         assert (await client.complete(model="up")).status_code == 200
         error_of(await client.complete(model="down"), 503)
@@ -119,6 +127,40 @@ async def test_one_failing_prompt_ends_the_others() -> None:
     async with Client(backend) as client:
         error_of(await client.complete(prompt=["a", "b", "c"]), 429)
     assert backend.num_open == 0
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_call_with_many_prompts_asks_for_no_more_at_once_than_a_replica_decodes(stream: bool) -> None:
+    backend = ScriptedBackend(lambda request: [*says(TEXT)(request)])
+    backend.cards = (replace(card(), max_batch=2),)
+    most = 0
+
+    def script(request: GenerateRequest) -> Any:
+        nonlocal most
+        most = max(most, backend.num_open)
+        return says(TEXT)(request)
+
+    backend.script = script
+    async with Client(backend) as client:
+        response = await client.complete(prompt=["a"] * 8, stream=stream)
+    assert response.status_code == 200
+    assert (len(backend.requests), most) == (8, 2)
+
+
+async def test_pages_of_the_sites_that_the_config_names_may_call() -> None:
+    site, asked = "https://chat.example.org", {"access-control-request-method": "POST"}
+    async with Client(ScriptedBackend(says(TEXT)), cors_origins=(site,)) as client:
+        allowed = await client.options("/v1/chat/completions", headers=asked | {"origin": site})
+        assert allowed.status_code == 200
+        assert allowed.headers["access-control-allow-origin"] == site
+        refused = await client.options("/v1/completions", headers=asked | {"origin": "https://other.example.org"})
+        assert "access-control-allow-origin" not in refused.headers
+        failed = await client.post("/v1/completions", json={}, headers={"origin": site})
+        assert failed.headers["access-control-allow-origin"] == site
+        error_of(failed, 400)
+    async with Client(ScriptedBackend(says(TEXT))) as client:
+        response = await client.options("/v1/completions", headers=asked | {"origin": site})
+        assert "access-control-allow-origin" not in response.headers
 
 
 class Connection:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator
 
 import pytest
 
+from deployments.api.seeds import choice_seed
 from tests.deployments.api_client import TEXT, Client, events
 from tests.deployments.api_twins import ScriptedBackend, runs_of, says, tiny_tokenizer
 
@@ -33,7 +35,7 @@ async def test_a_completion_has_openais_shape(client: Client, backend: ScriptedB
         "object": "text_completion",
         "model": "tiny",
         "seed": 7,
-        "choices": [{"index": 0, "text": TEXT, "logprobs": None, "finish_reason": "stop"}],
+        "choices": [{"index": 0, "text": TEXT, "logprobs": None, "finish_reason": "stop", "seed": 7}],
         "usage": {"prompt_tokens": 2, "completion_tokens": count, "total_tokens": count + 2},
     }
     assert metrics["num_draft_tokens"] == 8
@@ -115,6 +117,33 @@ async def test_a_seed_that_was_not_given_is_drawn_and_told(client: Client, backe
     assert [body["seed"] for body in bodies] == seeds
     assert seeds[0] != seeds[1]
     assert events(await client.complete(stream=True))[0]["seed"] == backend.requests[-1].sampling.seed
+
+
+async def test_each_choice_has_a_seed_of_its_own_and_the_first_has_the_requests(
+    client: Client, backend: ScriptedBackend
+) -> None:
+    body = (await client.complete(prompt=["a"] * 4, seed=-1)).json()
+    seeds = [choice["seed"] for choice in body["choices"]]
+    assert body["seed"] == seeds[0] == -1
+    assert [request.sampling.seed for request in backend.requests] == [(1 << 64) - 1, *seeds[1:]]
+    assert len(set(seeds)) == 4
+    assert all(0 <= seed < 1 << 53 for seed in seeds[1:])
+    assert seeds == [choice["seed"] for choice in (await client.complete(prompt=["a"] * 4, seed=-1)).json()["choices"]]
+    chunks = events(await client.complete(prompt=["a"] * 4, seed=-1, stream=True))
+    assert {(choice["index"], choice["seed"]) for chunk in chunks for choice in chunk["choices"]} == set(
+        enumerate(seeds)
+    )
+
+
+def test_the_seed_of_a_choice_is_what_the_docs_say() -> None:
+    assert choice_seed(7, 0) == 7
+    assert choice_seed(7, 1) == int(hashlib.sha256(b"7:1").hexdigest()[:16], 16) // 2**11
+    assert choice_seed(-1, 3) == choice_seed((1 << 64) - 1, 3)
+
+
+async def test_a_drawn_seed_goes_through_any_json(client: Client) -> None:
+    seeds = [(await client.complete()).json()["seed"] for _ in range(40)]
+    assert all(int(float(seed)) == seed < 1 << 53 for seed in seeds)
 
 
 async def test_models_are_listed_and_found(client: Client) -> None:

@@ -39,6 +39,27 @@ async def test_parameters_reach_the_request(client: Client, backend: ScriptedBac
     assert request.stop.stop_token_ids == {8, tiny_tokenizer().eos_token_id}
 
 
+async def test_a_whole_number_is_one_however_it_is_written(client: Client, backend: ScriptedBackend) -> None:
+    whole = {"max_tokens": 9.0, "top_k": 5.0, "seed": 7.0, "stop_token_ids": [8.0], "prompt": [70.0, 71]}
+    body = json.dumps(COMPLETION | whole)
+    assert ".0" in body
+    response = await client.post("/v1/completions", content=body, headers={"content-type": "application/json"})
+    assert response.status_code == 200
+    request = backend.requests[0]
+    assert (request.stop.max_tokens, request.sampling.top_k, request.sampling.seed) == (9, 5, 7)
+    assert 8 in request.stop.stop_token_ids
+    assert request.prompt_ids == (70, 71)
+    assert (await client.complete(prompt=[[70.0], [71.0]], max_tokens=64.0 - 8)).status_code == 200
+
+
+async def test_a_stop_string_that_is_a_special_token_stops_at_it(client: Client, backend: ScriptedBackend) -> None:
+    special = tiny_tokenizer().convert_tokens_to_ids(["<|pad|>", "<|eos|>"])
+    await client.complete(stop=["<|pad|>", "x"], ignore_eos=True)
+    await client.complete(stop="<|eos|>", ignore_eos=True)
+    await client.complete(stop="<|eos|> ", ignore_eos=True)
+    assert [request.stop.stop_token_ids for request in backend.requests] == [{special[0]}, {special[1]}, set()]
+
+
 async def test_the_defaults_are_openais(client: Client, backend: ScriptedBackend) -> None:
     await client.complete(ignore_eos=True, top_k=-1)
     await client.chat()
@@ -103,6 +124,9 @@ async def test_harmless_fields_are_accepted(client: Client) -> None:
         ({"top_k": -2}, "top_k"),
         ({"top_k": 1 << 40}, "top_k"),
         ({"top_k": 1.5}, "top_k"),
+        ({"max_tokens": 1e300}, "max_tokens"),
+        ({"stop_token_ids": [8.5]}, "stop_token_ids"),
+        ({"prompt": [70.5]}, "prompt"),
         ({"min_p": 2}, "min_p"),
         ({"seed": 1 << 64}, "seed"),
         ({"seed": -(1 << 63) - 1}, "seed"),

@@ -41,6 +41,7 @@ async def client(backend: ScriptedBackend) -> AsyncIterator[Client]:
         (False, OFF),
         ({"depth": 4, "length": 3}, Speculation(4, 3)),
         ({"length": 64, "depth": 1}, Speculation(1, 64)),
+        ({"depth": 4.0, "length": 3.0}, Speculation(4, 3)),
     ],
     ids=str,
 )
@@ -73,7 +74,7 @@ async def test_without_the_field_the_policy_decides(client: Client, backend: Scr
         ({"length": 3}, "depth"),
         ({"depth": 0, "length": 3}, "depth"),
         ({"depth": 1 << 31, "length": 3}, "depth"),
-        ({"depth": 4.0, "length": 3}, "depth"),
+        ({"depth": 4.5, "length": 3}, "depth"),
         ({"depth": "4", "length": 3}, "depth"),
         ({"depth": True, "length": 3}, "depth"),
         ({"depth": None, "length": 3}, "depth"),
@@ -113,6 +114,18 @@ async def test_a_depth_that_the_drafter_has_not_is_a_400_that_names_those_it_has
     assert backend.requests == []
     for taken in ({"depth": 4, "length": 5}, "off", "auto"):
         assert (await client.complete(speculation=taken)).status_code == 200
+
+
+async def test_a_length_beyond_the_targets_limit_is_a_400_for_all_would_wait_for_it(backend: ScriptedBackend) -> None:
+    backend.cards = (replace(card(), longest_draft=6),)
+    async with Client(backend) as client:
+        error = error_of(await client.complete(speculation={"depth": 4, "length": 7}), 400)
+        assert error["message"] == "speculation length 7 exceeds the 6 that tiny takes; send less"
+        assert error["param"] == "speculation"
+        for taken in ({"depth": 4, "length": 6}, "off", "auto"):
+            assert (await client.complete(speculation=taken)).status_code == 200
+    refused = await asked_by_grpc(backend, pb.Speculation(depth=4, length=7))
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
 @pytest.mark.parametrize("exits", [None, ()])

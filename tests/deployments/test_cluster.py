@@ -64,7 +64,7 @@ class Serve:
 
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Serve:
-    """A cluster to attach to, on which every /health is 200."""
+    """A cluster to attach to, on which every /ready is 200."""
 
     @contextmanager
     def attached(address: str) -> Iterator[None]:
@@ -130,7 +130,7 @@ def test_a_port_that_is_taken_matters_to_a_local_cluster_only(serve: Serve) -> N
 def test_waiting_for_health_has_an_end(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "answers", lambda url: False)
     serve.put(ApplicationStatus.RUNNING)
-    with pytest.raises(NotReady, match="/health does not answer after 0 s"):
+    with pytest.raises(NotReady, match="/ready does not answer after 0 s"):
         cluster.wait_until_healthy("http://127.0.0.1:1", limit_s=0)
     serve.put(ApplicationStatus.UNHEALTHY)
     with pytest.raises(NotReady, match="did not start: ValueError: no such thing"):

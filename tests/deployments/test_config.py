@@ -89,6 +89,14 @@ def test_the_demo_config_loads_and_names_the_demo_models() -> None:
             "pool: cores [1] would bind all of num_replicas 2 to the same CPUs",
         ),
         (
+            "targets: [{name: a, path: x, num_gpus: 4}]",
+            "targets[0].num_gpus: a replica runs on one GPU, and 4 would take more; set 1, and raise num_replicas",
+        ),
+        (
+            "targets: [{name: a, path: x}]\npool: {path: x, num_gpus: 1.5}",
+            "pool.num_gpus: a replica runs on one GPU, and 1.5 would take more",
+        ),
+        (
             "placement: beside\ntargets: [{name: a, path: x}]",
             "placement: Input should be 'separate' or 'colocated', got 'beside'",
         ),
@@ -279,9 +287,9 @@ WEIGHTS = {"dtype", "execution", "kv_mb", "page_size", "path"}
 
 
 def test_the_options_are_these_and_a_new_one_shows_up_in_review() -> None:
-    drafted = {"deadline_ms", "exits", "mirror", "policy", "thresholds"}
+    drafted = {"deadline_ms", "exits", "mirror", "policy", "request_length", "thresholds"}
     target = {"deterministic", "max_batch", "max_model_len", "max_queue", "name", "prefill_chunk", "speculation"}
-    pool = {"host", "max_rows", "ports", "prefill_chunk", "sequence_ttl_s", "streams"}
+    pool = {"host", "max_rows", "ports", "prefill_chunk", "rows_per_target", "sequence_ttl_s", "streams"}
     assert set(AppConfig.model_fields) == {"grpc", "http", "ingress", "placement", "pool", "targets"}
     assert set(TargetConfig.model_fields) == target | PLACEMENT | WEIGHTS
     assert set(FixedSpeculation.model_fields) == drafted | {"depth", "length"}
@@ -290,5 +298,5 @@ def test_the_options_are_these_and_a_new_one_shows_up_in_review() -> None:
     assert set(Mirror.model_fields) == {"exit_layer", "fan_out", "kappa", "modes"}
     assert set(PoolConfig.model_fields) == pool | PLACEMENT | WEIGHTS
     assert set(IngressConfig.model_fields) == {"host", "join_ms", "num_cpus", "num_replicas", "ports", "resources"}
-    assert set(HttpConfig.model_fields) == {"host", "port", "request_timeout_s"}
+    assert set(HttpConfig.model_fields) == {"host", "port", "request_timeout_s", "cors_origins"}
     assert set(GrpcConfig.model_fields) == {"port", "request_timeout_s"}

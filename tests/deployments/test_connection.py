@@ -11,9 +11,11 @@ from contextlib import closing
 
 import pytest
 
-from deployments.connection import GREETING, HEADER, MAX_BACKLOG, MAX_MESSAGE, Connection
+from deployments.connection import HEADER, MAX_BACKLOG, Connection
 from deployments.listening import listen
 from protocol.errors import ConfigError
+
+MAX_MESSAGE = 1_000_000
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def test_messages_come_whole_and_in_order_however_the_bytes_are_cut(
     sockets: tuple[socket.socket, socket.socket], seed: int
 ) -> None:
     rng = random.Random(seed)
-    raw, connection = sockets[0], Connection(sockets[1])
+    raw, connection = sockets[0], Connection(sockets[1], MAX_MESSAGE)
     sent = [rng.randbytes(rng.choice([0, 1, 3, 100, 5000])) for _ in range(rng.randrange(1, 20))]
     stream = b"".join(HEADER.pack(len(message)) + message for message in sent)
 
@@ -59,7 +61,7 @@ def test_messages_come_whole_and_in_order_however_the_bytes_are_cut(
 
 
 def test_messages_of_several_threads_are_not_mixed_up(sockets: tuple[socket.socket, socket.socket]) -> None:
-    sender, receiver = Connection(sockets[0]), Connection(sockets[1])
+    sender, receiver = Connection(sockets[0], MAX_MESSAGE), Connection(sockets[1], MAX_MESSAGE)
 
     def send(letter: bytes) -> None:
         for _ in range(20):
@@ -77,7 +79,7 @@ def test_messages_of_several_threads_are_not_mixed_up(sockets: tuple[socket.sock
 def test_who_does_not_read_blocks_nobody_and_gets_the_newest_when_it_does(
     sockets: tuple[socket.socket, socket.socket],
 ) -> None:
-    sender, receiver = Connection(sockets[0]), Connection(sockets[1])
+    sender, receiver = Connection(sockets[0], MAX_MESSAGE), Connection(sockets[1], MAX_MESSAGE)
     began = time.monotonic()
     for number in range(1000):
         all_sent = sender.send(number.to_bytes(4, "big") * 25_000)
@@ -99,7 +101,7 @@ def test_who_does_not_read_blocks_nobody_and_gets_the_newest_when_it_does(
 def test_the_end_is_told_behind_what_came_before_it_and_sending_is_harmless_then(
     sockets: tuple[socket.socket, socket.socket],
 ) -> None:
-    sender, receiver = Connection(sockets[0]), Connection(sockets[1])
+    sender, receiver = Connection(sockets[0], MAX_MESSAGE), Connection(sockets[1], MAX_MESSAGE)
     assert not receiver.hung_up
     sender.send(b"last")
     sender.shut()
@@ -115,31 +117,11 @@ def test_the_end_is_told_behind_what_came_before_it_and_sending_is_harmless_then
 
 
 def test_a_length_that_no_message_has_is_refused(sockets: tuple[socket.socket, socket.socket]) -> None:
-    connection = Connection(sockets[1])
+    connection = Connection(sockets[1], MAX_MESSAGE)
     sockets[0].sendall(HEADER.pack(MAX_MESSAGE + 1))
     assert connection.wait(10.0)
-    with pytest.raises(ValueError, match="67108865 bytes"):
+    with pytest.raises(ValueError, match="1000001 bytes was announced, 1000000 are allowed"):
         connection.receive()
-
-
-def test_a_greeting_may_come_in_pieces_and_what_follows_is_kept(sockets: tuple[socket.socket, socket.socket]) -> None:
-    connection = Connection(sockets[1])
-    assert not connection.greeted()
-    sockets[0].sendall(GREETING[:5])
-    connection.wait(10.0)
-    assert not connection.greeted()
-    sockets[0].sendall(GREETING[5:] + HEADER.pack(2) + b"hi")
-    connection.wait(10.0)
-    assert connection.greeted()
-    assert received(connection, 1) == [b"hi"]
-
-
-def test_another_greeting_is_refused(sockets: tuple[socket.socket, socket.socket]) -> None:
-    connection = Connection(sockets[1])
-    sockets[0].sendall(b"draftpool link 9\n")
-    connection.wait(10.0)
-    with pytest.raises(ValueError, match="deploy both sides from one version"):
-        connection.greeted()
 
 
 def test_a_range_without_a_free_port_is_refused_by_the_name_of_its_setting() -> None:

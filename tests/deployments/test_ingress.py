@@ -22,9 +22,11 @@ from deployments.api.prompts import encode
 from deployments.api.runs import in_order
 from deployments.discovery import PoolMember
 from deployments.ingress import NUM_TOKENIZER_THREADS, ServeBackend, in_our_words
+from deployments.secret import Secret
 from deployments.target import TargetReplica
 from deployments.token_sink import SinkAddress, TokenSink
 from deployments.token_stream import TokenStreams
+from deployments.trace import Track
 from protocol.errors import DraftPoolError, InvalidRequest, NotReady, QueueFull, UnknownModel
 from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules, TokenRun
 from protocol.stats import PoolStats
@@ -32,7 +34,8 @@ from tests.deployments.api_twins import tiny_tokenizer
 from tests.deployments.ingress_twins import Step, play
 
 REQUEST = GenerateRequest("r", (5,), SamplingParams(), StopRules(8))
-TOLD = {"max_model_len": 64, "vocab_size": 320, "eos_token_ids": (1,), "exits": (2, 4), "ready": True}
+TOLD = {"max_model_len": 64, "max_batch": 4, "vocab_size": 320, "eos_token_ids": (1,), "exits": (2, 4), "ready": True}
+TOLD |= {"longest_draft": 6}
 
 
 class Response:
@@ -65,6 +68,7 @@ class Handle:
 
     stats: Sequence[Any] = ()
     router: Sequence[Any] = ()
+    trace: Sequence[Any] = ()
 
     def __init__(self, steps: Sequence[Step] = (), told: Any = TOLD) -> None:
         self.steps, self.told, self.responses = steps, told, list[Response]()
@@ -95,10 +99,10 @@ class Handle:
             await self.told.wait()
         return self.told
 
-    def broadcast(self, method_name: str) -> Answers:
+    def broadcast(self, method_name: str, *args: int) -> Answers:
         if isinstance(self.told, Exception):
             raise self.told
-        return Answers(self.router if method_name == "router" else self.stats)
+        return Answers({"router": self.router, "trace": self.trace}.get(method_name, self.stats))
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +114,9 @@ def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @asynccontextmanager
 async def serving(tokenizer_path: str, pool: Any = None, **handles: Any) -> AsyncIterator[ServeBackend]:
-    sink = TokenSink()
-    address = SinkAddress(await sink.start("127.0.0.1", (0, 0)), join_ms=20.0)
+    secret = Secret.fresh()
+    sink = TokenSink(secret)
+    address = SinkAddress(await sink.start("127.0.0.1", (0, 0)), 20.0, secret)
     yield ServeBackend(handles, dict.fromkeys(handles, tokenizer_path), sink, address, pool)
     await sink.stop()
 
@@ -172,22 +177,22 @@ async def test_a_target_is_known_once_it_has_told_about_itself_whatever_the_othe
         assert card.exits == (2, 4)
         assert await backend.card("b") is None
         assert backend.names == ("a", "b")
-        assert not await backend.ready()
+        assert card.max_batch == 4
+        assert card.longest_draft == 6
+        assert [await backend.ready(name) for name in "ab"] == [True, False]
 
 
-async def test_an_ingress_is_ready_when_every_target_says_so(tokenizer_path: str) -> None:
+async def test_a_target_is_ready_when_it_says_so(tokenizer_path: str) -> None:
     late = Handle(told=TOLD | {"ready": False})
-    async with serving(tokenizer_path, a=Handle(), b=Handle()) as backend:
-        assert await backend.ready()
     async with serving(tokenizer_path, a=Handle(), b=late) as backend:
-        assert not await backend.ready()
+        assert [await backend.ready(name) for name in "ab"] == [True, False]
 
 
 async def test_what_a_target_tells_anew_counts(tokenizer_path: str) -> None:
     async with serving(tokenizer_path, a=Handle()) as backend:
         assert await backend.card("a")
         backend._describe["a"].told = TOLD | {"max_model_len": 32}  # type: ignore[attr-defined]
-        assert await backend.ready()
+        assert await backend.ready("a")
         card = await backend.card("a")
         assert card is not None
         assert card.max_model_len == 32
@@ -197,7 +202,7 @@ async def test_a_target_that_does_not_answer_is_waited_for_a_second_or_so(tokeni
     silent = {name: Handle(told=asyncio.Event()) for name in "ab"}
     async with serving(tokenizer_path, **silent) as backend:
         began = time.monotonic()
-        assert not await backend.ready()
+        assert not any(await asyncio.gather(*map(backend.ready, "ab")))
         assert time.monotonic() - began < 2
 
 
@@ -241,6 +246,15 @@ async def test_what_routers_believe_is_of_every_replica_that_answers(tokenizer_p
     up.router = [{"policy": "off"}, ActorDiedError()]
     async with serving(tokenizer_path, a=up, b=down) as backend:
         assert await backend.router() == {"a": [{"policy": "off"}], "b": []}
+
+
+async def test_a_trace_names_no_incarnation_to_whoever_asks(tokenizer_path: str) -> None:
+    up, pool = Handle(), Handle()
+    up.trace = [Track("a-incarnation1", ()), Track("a-incarnation2", ())]
+    pool.trace = [Track("pool-incarnation", ())]
+    async with serving(tokenizer_path, pool, a=up) as backend:
+        targets, drafters = await backend.trace(3)
+    assert [track.name for track in (*targets, *drafters)] == ["a 0", "a 1", "pool 0"]
 
 
 async def test_an_unknown_model_has_no_handle(tokenizer_path: str) -> None:
@@ -311,6 +325,35 @@ async def test_tokens_that_come_twice_are_dropped_by_their_index() -> None:
 async def test_a_gap_is_a_fault() -> None:
     with pytest.raises(BackendFault, match="tokens 1 to 1 are missing"):
         [each async for each in in_order(source(run(0, 5), run(2, 7), run(3, 8, last=True)))]
+
+
+@pytest.mark.parametrize(
+    "runs",
+    [
+        [run(0, 5, 99), run(0, 5, 6, 7, last=True)],
+        [run(0, 5, 99), run(1, 6), run(0, 5, 99, 7, last=True)],
+        [run(0, 5), run(1, 99), run(2, 99), run(0, 5, 99, last=True)],
+        [run(0, 99), run(0, last=True)],
+    ],
+    ids=["another token", "two that differ", "more than the end has", "none at the end"],
+)
+async def test_what_was_streamed_is_the_beginning_of_what_the_call_ends_with(runs: list[TokenRun]) -> None:
+    with pytest.raises(BackendFault):
+        [each async for each in in_order(source(*runs))]
+
+
+async def test_tokens_that_a_stranger_sends_to_the_sink_end_the_answer(tokenizer_path: str) -> None:
+    more = asyncio.Event()
+    handle = Handle([more, run(0, 5, 6), run(2, 7, last=True)])
+    async with serving(tokenizer_path, a=handle) as backend, aclosing(backend.generate("a", REQUEST)) as runs:
+        first = asyncio.ensure_future(anext(runs))
+        while "r" not in backend._sink._inboxes:
+            await asyncio.sleep(0)
+        backend._sink._inboxes["r"].put_nowait(run(0, 99))
+        assert await first == run(0, 99)
+        more.set()
+        with pytest.raises(BackendFault):
+            [each async for each in runs]
 
 
 async def test_a_stream_that_just_ends_is_a_fault() -> None:

@@ -13,13 +13,15 @@ import pytest
 from ray import serve
 
 from deployments.app import APP_NAME
-from deployments.cluster import free_port, local_ray, start_proxies
-from deployments.config import AppConfig, IngressConfig
+from deployments.config import IngressConfig
 from deployments.ingress import Ingress
+from deployments.session import attached_ray
 from protocol.pb import inference_pb2 as pb
 from protocol.pb import inference_pb2_grpc as pb_grpc
 from tests.deployments.api_twins import tiny_tokenizer
-from tests.deployments.ingress_twins import COUNT, DIE, FAULT, FULL, NUM_TOKENS, REFUSE, SLOW, ScriptedTarget
+from tests.deployments.head import Head
+from tests.deployments.ingress_twins import COUNT, DIE, FAULT, FULL, HANG, NUM_TOKENS, REFUSE, ScriptedTarget
+from tests.deployments.served import wait_until
 
 pytestmark = pytest.mark.ray
 TOKENS = [80 + index for index in range(NUM_TOKENS)]
@@ -27,32 +29,28 @@ METADATA = (("application", APP_NAME),)
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Iterator[AppConfig]:
+def head(tmp_path_factory: pytest.TempPathFactory, ray_head: Head) -> Iterator[Head]:
     """The application is up as long as the fixture is."""
     path = str(tmp_path_factory.mktemp("tokenizer"))
     tiny_tokenizer().save_pretrained(path)
-    values = {"targets": [{"name": "tiny", "path": path}]}
-    config = AppConfig.model_validate(values | {"http": {"port": free_port()}, "grpc": {"port": free_port()}})
-    with local_ray(config):
-        start_proxies(config)
-        options: dict[str, Any] = {"max_ongoing_requests": 50, "ray_actor_options": {"num_cpus": 0}}
+    options: dict[str, Any] = {"max_ongoing_requests": 50, "ray_actor_options": {"num_cpus": 0}}
+    with attached_ray(ray_head.address):
         target = serve.deployment(ScriptedTarget).options(name="target-tiny", **options).bind()
         serve.run(Ingress.options(**options).bind({"tiny": target}, {"tiny": path}, IngressConfig()), name=APP_NAME)
-        yield config
+        yield ray_head
+        serve.delete(APP_NAME)
 
 
 @pytest.fixture
-def client(config: AppConfig) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=f"http://127.0.0.1:{config.http.port}", timeout=30) as client:
-        while client.get("/health").status_code != 200:
-            time.sleep(0.1)
+def client(head: Head) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=head.url, timeout=30) as client:
+        wait_until(lambda: client.get("/ready").status_code == 200)
         yield client
 
 
 @pytest.fixture
-def stub(config: AppConfig, client: httpx.Client) -> Iterator[Any]:
-    assert config.grpc is not None
-    with grpc.insecure_channel(f"127.0.0.1:{config.grpc.port}") as channel:
+def stub(head: Head, client: httpx.Client) -> Iterator[Any]:
+    with grpc.insecure_channel(f"127.0.0.1:{head.grpc_port}") as channel:
         yield pb_grpc.InferenceStub(channel)
 
 
@@ -113,6 +111,18 @@ def test_a_refusal_leaves_no_traceback_in_the_targets_log(client: httpx.Client) 
     assert "InvalidRequest" not in log
 
 
+def test_a_request_whose_time_is_over_ends_in_our_words(client: httpx.Client) -> None:
+    fields = {"model": "tiny", "prompt": [HANG]}
+    headers = {"x-request-timeout-seconds": "0.3"}
+    response = client.post("/v1/completions", json=fields, headers=headers)
+    assert response.status_code == 408
+    assert response.json()["error"]["code"] == "request_timeout"
+    response = client.post("/v1/completions", json=fields | {"stream": True}, headers=headers)
+    *_, error, done, _ = response.text.split("\n\n")
+    assert done == "data: [DONE]"
+    assert json.loads(error.removeprefix("data: "))["error"]["code"] == "request_timeout"
+
+
 def test_statistics_are_told_over_http(client: httpx.Client) -> None:
     assert client.get("/debug/stats").json() == {"targets": {"tiny": [{"num_running": 0}]}, "pool": []}
 
@@ -123,17 +133,14 @@ def test_the_request_id_is_on_the_response_once(client: httpx.Client) -> None:
 
 
 def test_a_client_that_leaves_ends_the_targets_work(client: httpx.Client, stub: Any) -> None:
-    fields = {"model": "tiny", "prompt": [SLOW], "stream": True}
+    fields = {"model": "tiny", "prompt": [HANG], "stream": True}
     with client.stream("POST", "/v1/completions", json=fields) as response:
         next(response.iter_lines())
-    running = call(stub, SLOW)
+    running = call(stub, HANG)
     next(running)
     time.sleep(0.1)  # Serve's proxy can miss a cancel that comes while it writes
     running.cancel()
-    deadline = time.monotonic() + 1.5  # the target would take 3.5 s to its end
-    while num_open():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    wait_until(lambda: not num_open())  # of itself the target would never end
 
 
 def test_a_target_that_dies_is_an_error_event_and_the_next_request_is_served(client: httpx.Client, stub: Any) -> None:

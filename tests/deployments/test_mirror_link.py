@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -112,10 +113,7 @@ class Pools:
         self.runner = self.replicas[0].runner
 
     async def __call__(self) -> list[PoolMember]:
-        return [
-            PoolMember(r.member.address, f"pool-{number}", r.member.exits, HASH, 256, 0, r.member.stats)
-            for number, r in enumerate(self.replicas)
-        ]
+        return [replace(one.member, incarnation=f"pool-{number}") for number, one in enumerate(self.replicas)]
 
     @contextmanager
     def client(self) -> Iterator[LinkedDraftClient]:
@@ -244,14 +242,13 @@ def ahead(round_id: int = 1) -> AheadRequest:
 
 
 def branch(number: int = 0, round_id: int = 1) -> Branch:
-    return Branch(1, 5, number, BranchSource.FULL, (1, 2, 3), round_id=round_id)
+    return Branch(1, 5, number, BranchSource.FULL, (1, 2, 3), (2,) * 3, (0.5,) * 3, round_id=round_id)
 
 
-def test_branches_of_another_incarnation_are_dropped(runner: LoopThread) -> None:
+def test_branches_come_over_the_link(runner: LoopThread) -> None:
     pool = ScriptedPool()
 
     def answer(asked: AheadRequest, reply: Reply) -> None:
-        reply(BranchReply("target-0", asked.round_id, (branch(0),)))
         reply(BranchReply(asked.incarnation, asked.round_id, (branch(1), branch(2))))
 
     pool.worker.ahead = answer  # type: ignore[method-assign]

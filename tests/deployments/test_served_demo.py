@@ -21,6 +21,7 @@ from bench.prompts import HELD_OUT
 from deployments import cluster
 from deployments.config import AppConfig, HttpConfig, load_config
 from deployments.demo_command import CONFIG
+from tests.deployments.head import Head
 from tests.deployments.served import Served, wait_until
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
@@ -76,7 +77,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, list[dict[st
         return dict(zip(CASES, threads.map(lambda case: generate(case, lines), CASES), strict=True))
 
 
-def fp32(config: AppConfig) -> AppConfig:
+def fp32(config: AppConfig, http_port: int) -> AppConfig:
     """Deadlines that a busy machine keeps."""
     targets = []
     for target in config.targets:
@@ -85,15 +86,15 @@ def fp32(config: AppConfig) -> AppConfig:
         targets.append(target.model_copy(update={"dtype": "fp32", "speculation": patient}))
     assert config.pool is not None
     pool = config.pool.model_copy(update={"dtype": "fp32", "path": str(DRAFTER)})
-    http = HttpConfig(port=cluster.free_port())
+    http = HttpConfig(port=http_port)
     return config.model_copy(update={"targets": tuple(targets), "pool": pool, "http": http, "grpc": None})
 
 
 @pytest.fixture(scope="module")
-def demo(printed: dict[Case, list[dict[str, Any]]]) -> Iterator[Served]:
-    config = fp32(load_config(CONFIG))
-    app = Served(config, f"http://127.0.0.1:{config.http.port}")
-    with cluster.running(config):
+def demo(printed: dict[Case, list[dict[str, Any]]], ray_head: Head) -> Iterator[Served]:
+    config = fp32(load_config(CONFIG), ray_head.http_port)
+    app = Served(config, ray_head.url)
+    with cluster.running(config, address=ray_head.address):
         app.wait_until_drafting()
         yield app
         app.wait_until_idle()

@@ -11,13 +11,17 @@ from deployments.discovery import Need, PoolMember, choose
 from deployments.listening import bind
 from deployments.pool_thread import MAX_INBOX, PoolThread
 from deployments.transport import LinkedDraftClient
+from protocol.decode import decode_pool, decode_target
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.errors import ConfigError
+from protocol.limits import MessageLimits
 from protocol.plan import DepthRule
 from protocol.request import SEED_BITS, SamplingParams
-from protocol.wire import CloseSequences, decode_pool, decode_target, encode_pool, encode_target
+from protocol.wire import CloseSequences, encode_pool, encode_target
 from tests.deployments.harness import Directory, LoopThread, ScriptedPool, ScriptedWorker, client, member, request
 from tests.deployments.harness import wait_until as wait
+
+LIMITS = MessageLimits()
 
 
 class Clock:
@@ -137,24 +141,28 @@ def random_request(rng: random.Random) -> DraftRequest:
     return DraftRequest(f"inc-{rng.random()}", rng.randrange(1 << 40), depth, rows)
 
 
+def random_block(rng: random.Random, row: DraftRow) -> DraftBlock:
+    status = rng.choice(list(DraftStatus))
+    num_tokens = rng.randrange(9) if status is DraftStatus.OK else 0
+    tokens = tuple(rng.randrange(1 << 18) for _ in range(num_tokens))
+    return DraftBlock(row.sequence_id, row.base_length, status, tokens, (2,) * num_tokens, (0.25,) * num_tokens)
+
+
 @pytest.mark.parametrize("seed", range(50))
 def test_messages_come_out_of_the_wire_as_they_went_in(seed: int) -> None:
     rng = random.Random(seed)
     sent = random_request(rng)
-    assert decode_target(encode_target(sent)) == sent
+    assert decode_target(encode_target(sent), sent.incarnation, LIMITS) == sent
     close = CloseSequences("inc", tuple(rng.randrange(1 << 63) for _ in range(4)))
-    assert decode_target(encode_target(close)) == close
-    blocks = tuple(
-        DraftBlock(row.sequence_id, row.base_length, rng.choice(list(DraftStatus)), row.tokens, (2,) * 3, (0.25, 0.5))
-        for row in sent.rows
-    )
+    assert decode_target(encode_target(close), "inc", LIMITS) == close
+    blocks = tuple(random_block(rng, row) for row in sent.rows)
     reply = DraftReply("inc", 7, blocks, rng.random())
-    assert decode_pool(encode_pool(reply)) == reply
+    assert decode_pool(encode_pool(reply), "inc") == reply
 
 
 def test_a_message_of_unknown_kind_is_refused() -> None:
     with pytest.raises(ValueError, match="deploy both sides from one version"):
-        decode_target(b"")
+        decode_target(b"", "inc", LIMITS)
 
 
 def test_a_full_inbox_answers_busy_and_keeps_closes() -> None:
@@ -202,7 +210,7 @@ def test_a_round_goes_to_the_pool_and_back(runner: LoopThread) -> None:
         reply = drafts.draft(request(2, (1, 4, 6), (3, 9, 10)))
         assert reply is not None
         assert [block.status for block in reply.blocks] == [DraftStatus.NEED_CONTEXT, DraftStatus.OK]
-    wait(lambda: pool.worker.dropped == ["target-1"])
+    wait(lambda: pool.worker.dropped == ["target-1#1"])
     pool.kill()
 
 

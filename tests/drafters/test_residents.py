@@ -49,6 +49,15 @@ def test_a_new_sequence_beyond_the_rows_is_told_that_the_pool_is_busy(llama: Dec
     assert pool.ask(row(1, text(4), 3), incarnation="small").status is DraftStatus.BUSY
 
 
+def test_one_target_may_be_kept_from_taking_all_rows(llama: Decoder) -> None:
+    pool = Pool(llama, PoolLimits(max_rows=4, rows_of_one=2))
+    statuses = [pool.ask(row(number, text(4), 1)).status for number in range(3)]
+    assert statuses == [DraftStatus.OK, DraftStatus.OK, DraftStatus.BUSY]
+    assert pool.ask(row(1, text(4), 1), incarnation="small").status is DraftStatus.OK
+    pool.worker.close("large", [0])
+    assert pool.ask(row(2, text(4), 1)).status is DraftStatus.OK
+
+
 def test_a_sequence_between_two_rounds_is_not_evicted_and_one_that_went_idle_is(llama: Decoder) -> None:
     pool = Pool(llama, PoolLimits(max_rows=2, idle_s=2.0))
     pool.ask(row(1, text(4, 1), 1))

@@ -199,3 +199,20 @@ def test_there_is_no_secret_in_the_manifest(manifest: dict[str, Any]) -> None:
         assert {variable["name"]: variable["value"] for variable in container["env"]} == SERVE_SETTINGS
     assert not re.search(r"password|secretKey|apiKey|hf_[A-Za-z0-9]{8}", render.MANIFEST.read_text(encoding="utf-8"))
     assert manifest["spec"]["rayClusterConfig"]["authOptions"] == {"mode": "token"}
+
+
+def test_nobody_reaches_rays_ports_and_the_links_but_the_pods_and_the_operator(
+    manifest: dict[str, Any], config: AppConfig
+) -> None:
+    policy = yaml.safe_load((render.ROOT / "k8s" / "networkpolicy.yaml").read_text(encoding="utf-8"))
+    spec, cluster = policy["spec"], manifest["spec"]["rayClusterConfig"]
+    assert spec["policyTypes"] == ["Ingress"]
+    for pod in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        assert spec["podSelector"]["matchLabels"].items() <= pod["template"]["metadata"]["labels"].items()
+    among, callers, operator = spec["ingress"]
+    assert among == {"from": [{"podSelector": spec["podSelector"]}]}
+    assert [port["port"] for port in callers["ports"]] == [render.HTTP_PORT, render.GRPC_PORT]
+    assert "from" in operator
+    open_ports = {port["port"] for rule in (callers, operator) for port in rule["ports"]}
+    assert config.pool is not None
+    assert not open_ports & {6379, 10001, *range(config.pool.ports[0], config.pool.ports[1] + 1)}

@@ -111,9 +111,12 @@ _CONFIGS: Mapping[str, Callable[[], PreTrainedConfig]] = MappingProxyType(
 NAMES = tuple(_CONFIGS)
 
 
-def make_checkpoint(family: str, directory: Path, seed: int, dtype: torch.dtype = torch.float32) -> Path:
+def make_checkpoint(
+    family: str, directory: Path, seed: int, dtype: torch.dtype = torch.float32, max_positions: int = 256
+) -> Path:
     """family: one of NAMES. Returns `directory`, which then holds config.json and model.safetensors."""
     config = _CONFIGS[family]()
+    config.max_position_embeddings = max_positions
     auto: Any = AutoModelForCausalLM
     model = auto.from_config(config, dtype=torch.float32)
     _randomize(model, seed, config)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ from torch import Tensor
 
 from model.batch import Row, build_batch
 from model.decoder import Decoder
-from model.execution import SLOWER, Execution, Runs, runs, why_not_native
+from model.execution import SLOWER, Execution, Runs, runs, warn_once, why_not_native
 from model.load import load_decoder
 from model.native import compiler
 from model.native.compiler import CompilerError, library_path
@@ -48,8 +47,8 @@ def load(name: str, directory: Path, dtype: torch.dtype, execution: Execution = 
 
 def logits_of(decoder: Decoder, texts: list[list[int]], chunks: list[list[int]]) -> list[Tensor]:
     """Logits of every token of each text. chunks: how many tokens of each text every pass takes, in turn."""
-    ledger = PageLedger(64, 4)
-    kv = decoder.new_kv(64 * 4)
+    ledger = PageLedger(256, 4)
+    kv = decoder.new_kv(256 * 4)
     done = [0] * len(texts)
     found: list[list[Tensor]] = [[] for _ in texts]
     for index, text in enumerate(texts):
@@ -94,18 +93,35 @@ def test_a_token_has_the_same_bits_in_any_batch_and_any_chunk(name: str, dtype: 
 
 
 @needs_compiler
+@pytest.mark.parametrize("name", ["qwen3", "gemma2"])
 @torch.inference_mode()
-def test_the_number_of_threads_changes_no_bit(tmp_path: Path) -> None:
-    texts = [np.random.default_rng(4).integers(3, VOCAB, 40).tolist()]
+def test_neither_threads_nor_chunks_change_a_bit_of_a_row_that_threads_share(name: str, tmp_path: Path) -> None:
+    """Its attention is cut into segments where there are more threads than heads, and gemma2 has windows."""
+    checkpoint = make_checkpoint(name, tmp_path, seed=3, max_positions=1024)
+    texts = [np.random.default_rng(4).integers(3, VOCAB, 600).tolist()]
+    chunks = {1: [[600]], 2: [[500], [16], [84]], 3: [*[[1]] * 20, [490], *[[3]] * 30], 8: [[599], [1]]}
     before, found = torch.get_num_threads(), []
     try:
-        for threads in (1, 2, 3):
+        for threads, sizes in chunks.items():
             torch.set_num_threads(threads)
-            found.append(logits_of(load("qwen3", tmp_path / str(threads), torch.bfloat16), texts, [[33], [7]])[0])
+            decoder = load_decoder(checkpoint, dtype=torch.bfloat16, execution=Execution.NATIVE)
+            found.append(logits_of(decoder, texts, sizes)[0])
     finally:
         torch.set_num_threads(before)
-    assert torch.equal(found[0], found[1])
-    assert torch.equal(found[0], found[2])
+    assert all(torch.equal(one, found[0]) for one in found)
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", NAMES)
+@torch.inference_mode()
+def test_segments_of_attention_add_up_to_what_torch_computes(name: str, tmp_path: Path) -> None:
+    checkpoint = make_checkpoint(name, tmp_path, seed=3, max_positions=1024)
+    texts = [np.random.default_rng(4).integers(3, VOCAB, 600).tolist()]
+    native, eager = (
+        logits_of(load_decoder(checkpoint, dtype=torch.float32, execution=execution), texts, [[600]])[0]
+        for execution in (Execution.NATIVE, Execution.EAGER)
+    )
+    torch.testing.assert_close(native, eager, rtol=2e-4, atol=2e-4)
 
 
 @torch.inference_mode()
@@ -205,17 +221,25 @@ def assert_picks_are_plain(decoder: Decoder, logits: Tensor, rng: np.random.Gene
 
 
 @needs_compiler
-@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the flag is of x86-64 compilers")
-def test_the_kernels_need_no_wide_vectors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = [np.random.default_rng(5).integers(3, VOCAB, 20).tolist()]
-    wide = logits_of(load("qwen3", tmp_path / "wide", torch.float32), texts, [[20]])[0]
-    monkeypatch.setenv("DRAFTPOOL_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(compiler, "FLAGS", (*compiler.FLAGS, "-march=x86-64", "-O1"))
+@pytest.mark.parametrize("isa", [isa.name for isa in compiler.available()[1:]])
+@pytest.mark.parametrize("dtype", DTYPES)
+@torch.inference_mode()
+def test_every_narrower_instruction_set_computes_the_same_to_rounding_and_is_as_indifferent_to_widths(
+    isa: str, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = np.random.default_rng(5).integers(3, VOCAB, 300).tolist()
+    checkpoint = make_checkpoint("qwen3", tmp_path / "checkpoint", seed=3, max_positions=512)
+    widest = logits_of(load_decoder(checkpoint, dtype=dtype, execution=Execution.NATIVE), [text], [[300]])[0]
+    monkeypatch.setenv(compiler.ISA_VARIABLE, isa)
     forget_library()
     try:
-        decoder = load("qwen3", tmp_path / "narrow", torch.float32)
-        assert features() == "portable vectors"
-        torch.testing.assert_close(logits_of(decoder, texts, [[20]])[0], wide)
+        decoder = load_decoder(checkpoint, dtype=dtype, execution=Execution.NATIVE)
+        assert features() == isa
+        whole = logits_of(decoder, [text], [[300]])[0]
+        chunks = [[1]] * 7 + [[size] for size in (2, 3, 4, 5, 6, 7, 9, 11, 16, 17, 33)] + [[1]] * 5 + [[175]]
+        assert torch.equal(logits_of(decoder, [text], chunks)[0], whole)
+        near = 1e-4 if dtype == torch.float32 else 0.1
+        torch.testing.assert_close(whole, widest, rtol=near, atol=near)
         assert_picks_are_plain(decoder, 5 * torch.randn(20, 1003), np.random.default_rng(5))
     finally:
         forget_library()
@@ -225,6 +249,7 @@ def forget_library() -> None:
     library.cache_clear()
     thread_pool.cache_clear()
     why_not_native.cache_clear()
+    warn_once.cache_clear()
 
 
 @needs_compiler
@@ -273,10 +298,8 @@ def cache_that_is_a_file(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
 def cache_that_nothing_runs_from(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     """What the loader says of a noexec mount, it says of a file that is no library."""
     monkeypatch.setenv("DRAFTPOOL_CACHE", str(folder))
-    monkeypatch.setattr(compiler, "_compile_once", lambda found, path: None)
-    monkeypatch.setattr(compiler, "_fingerprint", lambda found: "kernels")
     (folder / "native").mkdir()
-    (folder / "native" / "kernels.so").write_text("no library")
+    monkeypatch.setattr(compiler, "_compile_once", lambda found, isa, path: path.write_text("no library"))
 
 
 def cache_that_everybody_writes(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
@@ -309,7 +332,8 @@ def test_where_kernels_cannot_be_had_steps_are_eager_and_the_log_says_so_once(
     for name in ("target", "drafter"):
         decoder = load("llama", tmp_path / name, torch.float32, Execution.AUTO)
         assert not decoder.is_deterministic
-    (told,) = [record.getMessage() for record in caplog.records if SLOWER in record.getMessage()]
+    (told,) = [record.getMessage() for record in caplog.records]
+    assert told.endswith(SLOWER)
     assert re.search(message, told)
     assert runs(decoder, Execution.AUTO) == Runs("torch, cpu", told.removesuffix(f"; {SLOWER}"))
     with pytest.raises(ConfigError, match=rf"execution native: .*{message}.*; or set execution: auto"):
@@ -369,7 +393,7 @@ def test_kernels_that_do_not_compile_are_reported(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(compiler, "FLAGS", ("--no-such-flag",))
     with pytest.raises(compiler.CompilerError, match="refused the kernels"):
         compiler.library_path()
-    assert [one.suffix for one in (tmp_path / "cache" / "native").iterdir()] == [".lock"]
+    assert {one.suffix for one in (tmp_path / "cache" / "native").iterdir()} == {".lock"}
 
 
 @needs_compiler

@@ -85,11 +85,105 @@ def test_special_tokens_have_no_text(tokenizer: PreTrainedTokenizerFast) -> None
     assert "".join(stream(tokenizer, [[token] for token in ids])) == "éz"
 
 
-def test_the_window_stays_short(tokenizer: PreTrainedTokenizerFast) -> None:
+class Counting:
+    """How many tokens were decoded, and how many at once at most."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
+        self.total = self.longest = 0
+
+    def decode(self, token_ids: list[int], skip_special_tokens: bool, **options: bool) -> str | list[str]:
+        self.total, self.longest = self.total + len(token_ids), max(self.longest, len(token_ids))
+        return self._tokenizer.decode(token_ids, skip_special_tokens, **options)
+
+
+BYTES = {"lone continuation": [0x80], "endless beginnings": [0xE2, 0x82], "one short": [0xF0, 0x9F, 0x99]}
+
+
+def byte_ids(tokenizer: PreTrainedTokenizerFast, values: Sequence[int]) -> list[int]:
+    spelled = {chr(256 + rank): value for rank, value in enumerate([*range(33), *range(127, 161), 173])}
+    letters = {value: letter for letter, value in spelled.items()}
+    return [tokenizer.convert_tokens_to_ids(letters.get(value, chr(value))) for value in values]
+
+
+@pytest.mark.parametrize("size", [1, 5, 1000])
+@pytest.mark.parametrize("what", ["words", "special", "outside", "replacement", *BYTES])
+def test_a_token_costs_the_same_however_many_go_before_it(
+    tokenizer: PreTrainedTokenizerFast, what: str, size: int
+) -> None:
+    repeated = {
+        "words": tokenizer.encode("plain words only, "),
+        "special": [tokenizer.eos_token_id],
+        "outside": [len(tokenizer) + 7],
+        "replacement": tokenizer.encode("\ufffd"),
+        **{name: byte_ids(tokenizer, values) for name, values in BYTES.items()},
+    }[what]
+    ids = [*tokenizer.encode("x = "), *repeated * (1000 // len(repeated)), *tokenizer.encode("é!")]
+    counting = Counting(tokenizer)
+    detokenizer = Detokenizer(counting)
+    pieces = [detokenizer.push(ids[at : at + size]) for at in range(0, len(ids), size)]
+    assert counting.longest <= 80
+    assert counting.total <= 50 * len(ids)
+    assert "".join([*pieces, detokenizer.finish()]) == decode(tokenizer, ids)
+
+
+def test_broken_bytes_come_out_before_the_end(tokenizer: PreTrainedTokenizerFast) -> None:
     detokenizer = Detokenizer(tokenizer)
-    for token in tokenizer.encode("plain words only, " * 50):
-        detokenizer.push([token])
-        assert len(detokenizer._window) <= 2
+    pieces = [detokenizer.push([token]) for token in byte_ids(tokenizer, [0x80]) * 40]
+    assert 30 <= len("".join(pieces)) < 40
+
+
+@pytest.fixture(scope="module", params=["Strip", "Metaspace"])
+def stripping(request: pytest.FixtureRequest) -> PreTrainedTokenizerFast:
+    """Like Llama-2's: a space is part of the word behind it, bytes stand for what is in no word, and the decoder drops
+    the first space."""
+    words = [
+        "<unk>",
+        "</s>",
+        *(f"<0x{value:02X}>" for value in range(256)),
+        "\u2581France",
+        "\u2581is",
+        "\u2581Paris",
+        ".",
+    ]
+    bare = Tokenizer(models.BPE({word: index for index, word in enumerate(words)}, [], byte_fallback=True))
+    space = decoders.Metaspace() if request.param == "Metaspace" else decoders.Replace("\u2581", " ")
+    strip = [] if request.param == "Metaspace" else [decoders.Strip(" ", 1, 0)]
+    bare.decoder = decoders.Sequence([space, decoders.ByteFallback(), decoders.Fuse(), *strip])
+    return PreTrainedTokenizerFast(tokenizer_object=bare, eos_token="</s>", unk_token="<unk>")
+
+
+@pytest.mark.parametrize("num_before", [0, 1, 40])
+@pytest.mark.parametrize("size", [1, 2, 9])
+def test_prompt_and_text_join_to_the_text_of_both(
+    stripping: PreTrainedTokenizerFast, num_before: int, size: int
+) -> None:
+    euro = [f"<0x{value:02X}>" for value in "€".encode()]
+    words = ["\u2581France"] * num_before + ["\u2581is", *euro, "</s>", "\u2581Paris", "\u2581is", *euro * 3, "."]
+    ids = stripping.convert_tokens_to_ids(words)
+    for cut_at in range(num_before + 1, len(ids)):
+        prompt, rest = ids[:cut_at], ids[cut_at:]
+        detokenizer = Detokenizer(stripping, prompt)
+        text = "".join(detokenizer.push(rest[at : at + size]) for at in range(0, len(rest), size))
+        shown = decode(stripping, prompt).rstrip("\ufffd")
+        assert shown + text + detokenizer.finish() == decode(stripping, ids), cut_at
+
+
+def test_a_prompt_that_ends_inside_a_character_is_made_whole(tokenizer: PreTrainedTokenizerFast) -> None:
+    ids = tokenizer.encode("so far: 𝄞b")
+    for num_open in (1, 2, 3):
+        at = len(ids) - 5 + num_open
+        detokenizer = Detokenizer(tokenizer, ids[:at])
+        assert [detokenizer.push([token]) for token in ids[at:]] == [""] * (3 - num_open) + ["𝄞", "b"]
+    alone = Detokenizer(tokenizer, ids[-5:-4])
+    assert alone.push(ids[-4:]) == "𝄞b"
+
+
+def test_what_a_prompt_left_broken_is_not_told_again(tokenizer: PreTrainedTokenizerFast) -> None:
+    for prompt in (tokenizer.encode("a\ufffd"), tokenizer.encode("a𝄞")[:-1]):
+        detokenizer = Detokenizer(tokenizer, prompt)
+        assert detokenizer.push(tokenizer.encode("b")) + detokenizer.finish() == "b"
+        assert Detokenizer(tokenizer, prompt).finish() == ""
 
 
 def first_stop(text: str, stops: Sequence[str]) -> str | None:

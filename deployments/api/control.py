@@ -1,0 +1,128 @@
+"""Control tokens: what only a chat template may write. The same characters in a message stay characters.
+
+Messages are marked before the template sees them, with noncharacters that no message may hold: START and END around a
+control token, and one of them where a message could be half of one. The template may then trim, split and join as it
+likes. In the text that it renders, tokens between marks are the caller's; all others are its own, and only those
+become control tokens: they get a spelling of noncharacters, which a copy of the tokenizer reads in place of theirs.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from functools import cached_property
+
+from tokenizers import AddedToken, Tokenizer
+from transformers import PreTrainedTokenizerBase
+
+from protocol.errors import InvalidRequest
+
+START, END = "\ufdd0", "\ufdd1"
+_SPELLING = "\ufdd2{}\ufdd3"
+_NONCHARACTERS = re.compile("[\ufdd0-\ufdef]")
+_LOOKS_LIKE_CONTROL = re.compile(r"<\|.*\|>")
+
+
+class ControlTokens:
+    """special: tokens without text, by their spelling. What else is a control token depends on a template."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        self._tokenizer = tokenizer
+        self._added: Mapping[int, AddedToken] = tokenizer.added_tokens_decoder
+        self.special = {token.content: number for number, token in self._added.items() if token.special}
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        """Beside the special ones those that look like it, or that the template spells: others are words of a text."""
+        template = _source(self._tokenizer)
+        ordinary = [token.content for token in self._added.values() if not token.special]
+        control = (name for name in ordinary if _LOOKS_LIKE_CONTROL.fullmatch(name) or name in template)
+        return frozenset(self.special) | {name for name in control if not name.isspace()}
+
+    @cached_property
+    def _written_by_models(self) -> re.Pattern[str]:
+        return _any_of(self.special)
+
+    @cached_property
+    def _all(self) -> re.Pattern[str]:
+        return _any_of(self._names)
+
+    @cached_property
+    def _parts(self) -> tuple[frozenset[str], frozenset[str]]:
+        """The proper beginnings and ends of control tokens."""
+        sizes = [(name, size) for name in self._names for size in range(1, len(name))]
+        return frozenset(name[:size] for name, size in sizes), frozenset(name[size:] for name, size in sizes)
+
+    def mark(self, text: str, *, of_model: bool = False) -> str:
+        """of_model: the text is an answer of the model, which writes control tokens that are not special by itself."""
+        pattern = self._written_by_models if of_model else self._all
+        text = pattern.sub(f"{START}\\g<0>{END}", _NONCHARACTERS.sub("\ufffd", text))
+        beginnings, ends = self._parts
+        bare = text.strip()
+        longest = max(map(len, self._names), default=0)
+        sizes = range(1, min(longest, len(bare) + 1))
+        if any(bare[-size:] in beginnings for size in sizes):
+            text = f"{text.rstrip()}{END}{text[len(text.rstrip()) :]}"
+        if any(bare[:size] in ends for size in sizes):
+            text = f"{text[: -len(text.lstrip())]}{START}{text.lstrip()}"
+        return text
+
+    def encode(self, rendered: str) -> tuple[int, ...]:
+        """Of a text that was rendered from marked messages. Raises InvalidRequest where no spelling is plain text."""
+        marks = re.compile(f"{START}({self._all.pattern}){END}|[{START}{END}]")
+        pieces = marks.split(rendered)  # the template's and the callers' text, a marked token or None, text, ...
+        count = 0
+        for place in range(0, len(pieces), 2):
+            pieces[place], found = self._all.subn(lambda match: self._spellings[match[0]], pieces[place])
+            count += found
+        copied = self._copy.encode("".join(piece or "" for piece in pieces), add_special_tokens=False).ids
+        ids = tuple(self._numbers.get(token, token) for token in copied)
+        if sum(token in self._control_numbers for token in ids) != count:
+            raise InvalidRequest(
+                "messages hold a control token that this tokenizer cannot write as plain text; leave it out", "messages"
+            )
+        return ids
+
+    @cached_property
+    def _spellings(self) -> Mapping[str, str]:
+        return {name: _SPELLING.format(index) for index, name in enumerate(sorted(self._names))}
+
+    @cached_property
+    def _control_numbers(self) -> frozenset[int]:
+        return frozenset(number for number, token in self._added.items() if token.content in self._names)
+
+    @cached_property
+    def _copy(self) -> Tokenizer:
+        """The tokenizer, but for the spelling of its control tokens. Made when first needed: it takes a second."""
+        fields = json.loads(self._tokenizer.backend_tokenizer.to_str())
+        fields["added_tokens"] = [each for each in fields["added_tokens"] if each["content"] not in self._names]
+        copy = Tokenizer.from_str(json.dumps(fields | dict.fromkeys(("post_processor", "truncation", "padding"))))
+        control = [token for token in self._added.values() if token.content in self._names]
+        copy.add_special_tokens([self._respelled(token) for token in control])
+        return copy
+
+    def _respelled(self, token: AddedToken) -> AddedToken:
+        return AddedToken(
+            self._spellings[token.content],
+            single_word=token.single_word,
+            lstrip=token.lstrip,
+            rstrip=token.rstrip,
+            normalized=False,
+        )
+
+    @cached_property
+    def _numbers(self) -> Mapping[int, int]:
+        """From the copy's added tokens to the tokenizer's own."""
+        copied = self._copy.get_added_tokens_decoder()
+        own = {self._spellings.get(token.content, token.content): number for number, token in self._added.items()}
+        return {number: own[token.content] for number, token in copied.items()}
+
+
+def _source(tokenizer: PreTrainedTokenizerBase) -> str:
+    return tokenizer.get_chat_template() if tokenizer.chat_template else ""
+
+
+def _any_of(names: Mapping[str, int] | frozenset[str]) -> re.Pattern[str]:
+    """The longest first, since one may begin with another."""
+    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")

@@ -1,0 +1,73 @@
+"""What one message between target and pool may hold. Whoever sends more is no replica of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from protocol.branch import AheadRequest, AheadRow, ExitHint, HintRow
+from protocol.draft import DraftRequest, DraftRow
+
+MAX_TOKEN = (1 << 31) - 1
+MAX_TOP_K = (1 << 31) - 1
+MAX_POSITION = 1 << 24
+MAX_LENGTH = 64  # tokens drafted for a row, or in a branch
+MAX_FAN_OUT = 8  # branches of a row
+MAX_WINDOW = 256  # tokens under verification
+MAX_PICKS = 64  # early picks at one place
+MAX_EXITS = 32
+MAX_DEPTH = 1 << 12  # layers
+MIN_POWER, MAX_POWER = 0.05, 20.0  # of a confidence, as router/confidence.py bounds it
+MAX_CLOSED = 4096  # sequences
+MAX_BLOCKS = 4096  # of a reply, and branches likewise
+MAX_PROBED = 1024  # tokens that a probe tells of
+MAX_WAIT_MS = 1e9
+REPLY_BYTES = 8 << 20
+TOKENS = 1 << 18
+ROW_TOKENS = 1024  # windows and picks of a row
+ROW_BYTES, TOKEN_BYTES = 512, 5  # what a row takes beside its tokens, and a token, at most
+
+Asking = DraftRequest | AheadRequest | ExitHint
+
+
+@dataclass(frozen=True, slots=True)
+class MessageLimits:
+    """Of one message of a target. tokens: of its rows together, windows and picks counted."""
+
+    rows: int = 64
+    tokens: int = TOKENS
+
+    @property
+    def num_bytes(self) -> int:
+        return (MAX_EXITS + self.rows) * ROW_BYTES + self.tokens * TOKEN_BYTES + MAX_CLOSED * 10
+
+
+def limits_of(max_rows: int, max_positions: int) -> MessageLimits:
+    """What a pool of so many rows needs: the contexts of all of them, or in parts where these are long."""
+    contexts = min(max_rows * max_positions, max(max_positions, TOKENS))
+    return MessageLimits(max_rows, contexts + max_rows * ROW_TOKENS)
+
+
+def parts(message: Asking, limits: MessageLimits) -> Iterator[Asking]:
+    """The message in as many as it takes, with a part of the rows each. No row alone is beyond the limits."""
+    whole: Any = message
+    if len(whole.rows) <= limits.rows and sum(map(num_tokens, whole.rows)) <= limits.tokens:
+        yield message
+        return
+    began = tokens = 0
+    for index, row in enumerate(whole.rows):
+        own = num_tokens(row)
+        if index > began and (index - began == limits.rows or tokens + own > limits.tokens):
+            yield replace(whole, rows=message.rows[began:index])
+            began, tokens = index, 0
+        tokens += own
+    yield replace(whole, rows=message.rows[began:])
+
+
+def num_tokens(row: DraftRow | AheadRow | HintRow) -> int:
+    if isinstance(row, DraftRow):
+        return len(row.tokens)
+    if isinstance(row, AheadRow):
+        return len(row.context.tokens) + len(row.window)
+    return sum(map(len, row.picks)) + len(row.picks)
