@@ -21,6 +21,7 @@ from deployments.ingress import Ingress
 from deployments.placement import pool_of
 from deployments.pool import DraftPoolReplica
 from deployments.target import TargetReplica
+from model.load import pinned
 
 APP_NAME = "draftpool"
 POOL_NAME = "draft-pool"
@@ -30,6 +31,7 @@ INGRESS_MARGIN = 64  # requests that one ingress may hold beyond what its target
 
 
 def build(config: AppConfig) -> Application:
+    config = pinned_config(config)
     learning = any(isinstance(target.speculation, GoodputSpeculation) for target in config.targets)
     apart = config.pool if config.placement == "separate" else None
     pool = deployment(DraftPoolReplica, pool_options(config)).bind(apart, learning) if apart else None
@@ -45,6 +47,13 @@ def build(config: AppConfig) -> Application:
         targets, tokenizers, config.ingress, pool, config.http
     )
     return app
+
+
+def pinned_config(config: AppConfig) -> AppConfig:
+    """Hub ids stand for one commit in all replicas, and whenever one is replaced."""
+    targets = tuple(target.model_copy(update={"path": pinned(target.path)}) for target in config.targets)
+    pool = config.pool and config.pool.model_copy(update={"path": pinned(config.pool.path)})
+    return config.model_copy(update={"targets": targets, "pool": pool})
 
 
 def deployment(replica: type, options: dict[str, Any]) -> Any:

@@ -8,9 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from rich.console import Console
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from deployments.api.chat import render
 from deployments.check_text import check_text
 from deployments.config import (
     AppConfig,
@@ -27,7 +25,7 @@ from deployments.process import check_pages, pool_positions, target_positions
 from drafters.manifest import Manifest, vocabulary_hash
 from model.config import read_config
 from model.load import check_weights, resolve
-from protocol.errors import ConfigError, InvalidRequest
+from protocol.errors import ConfigError
 
 T = TypeVar("T")
 
@@ -76,17 +74,7 @@ def check_target(target: TargetConfig) -> str:
         )
     check_weights(directory)
     check_pages(f"target {target.name}", target, target_positions(target, directory))
-    vocabulary = manifest_of(vocabulary_hash, directory)
-    check_template(target.name, AutoTokenizer.from_pretrained(directory))
-    return vocabulary
-
-
-def check_template(name: str, tokenizer: PreTrainedTokenizerBase) -> None:
-    try:
-        if tokenizer.chat_template:
-            render(tokenizer, [{"role": "user", "content": "hello"}])
-    except InvalidRequest as error:
-        raise ConfigError(f"the chat template of target {name} does not work: {error}; mend it, or remove it") from None
+    return manifest_of(vocabulary_hash, directory)
 
 
 def check_pool(pool: PoolConfig) -> Manifest:
@@ -133,7 +121,7 @@ def check_mirror(target: TargetConfig, mirror: Mirror | None) -> None:
 def warnings(config: AppConfig) -> Iterator[str]:
     for target in config.targets:
         directory = resolve(target.path)
-        yield from (f"warning: target {target.name}: {warning}" for warning in check_text(directory))
+        yield from (f"warning: {warning}" for warning in check_text(target.name, directory))
         held = target_positions(target, directory) // target.page_size * target.page_size
         wanted = target.max_model_len or read_config(directory).max_positions
         if held < wanted:

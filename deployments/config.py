@@ -65,6 +65,13 @@ class Placement(Replicas):
     cores: tuple[int, ...] | None = None
     num_gpus: Annotated[float, Field(ge=0)] = 0
 
+    @field_validator("num_gpus")
+    @classmethod
+    def _one_gpu(cls, value: float) -> float:
+        if value > 1:
+            raise ValueError(f"a replica runs on one GPU, and {value:g} would take more; set 1, and raise num_replicas")
+        return value
+
     @model_validator(mode="after")
     def _cores_of_one_replica(self) -> Self:
         if self.cores is not None and self.num_replicas > 1:

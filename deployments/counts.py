@@ -6,13 +6,18 @@ from dataclasses import asdict
 from typing import Any
 
 from deployments.connection import Traffic
+from model.execution import Runs
 from protocol.stats import EngineStats, MirrorStats
 
 
-def told(stats: EngineStats, traffic: Traffic | None = None) -> dict[str, Any]:
-    """traffic: with draft replicas; None where there is no link to any."""
+def told(stats: EngineStats, steps: Runs, traffic: Traffic | None = None) -> dict[str, Any]:
+    """steps: who takes them. traffic: with draft replicas; None where there is no link to any."""
     mirror = stats.mirror and asdict(stats.mirror) | ratios(stats.mirror, stats.num_committed)
-    return asdict(stats) | {"mirror": mirror, "link": traffic and link(traffic, stats.num_steps)}
+    return asdict(stats) | {
+        "steps_run": asdict(steps),
+        "mirror": mirror,
+        "link": traffic and link(traffic, stats.num_steps),
+    }
 
 
 def link(traffic: Traffic, num_rounds: int) -> dict[str, float | None]:

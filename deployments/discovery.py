@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deployments.secret import Secret
+from model.execution import Runs
 from protocol.limits import MessageLimits
 from protocol.stats import PoolStats
 from router.costs import DrafterCosts
@@ -24,7 +25,7 @@ class PoolMember:
     """What a draft replica says of itself. incarnation: new with every start of the replica.
 
     costs: of its drafter; None: not measured. limits: of a message to it. secret: what a link to it begins with; None
-    where there is none.
+    where there is none. steps: who takes those of its drafter.
     """
 
     address: str
@@ -37,6 +38,7 @@ class PoolMember:
     costs: DrafterCosts | None = field(default=None, repr=False)
     limits: MessageLimits = field(default_factory=MessageLimits)
     secret: Secret | None = field(default=None, repr=False, compare=False)
+    steps: Runs | None = None
 
     @property
     def wait_ms(self) -> float:

@@ -153,7 +153,8 @@ class ServeBackend:
 
     async def stats(self) -> Mapping[str, Any]:
         members = await self._pool_members() if self._pool_members else ()
-        return {"targets": await self._told("stats"), "pool": [asdict(member.stats) for member in members]}
+        pool = [asdict(member.stats) | {"steps_run": member.steps and asdict(member.steps)} for member in members]
+        return {"targets": await self._told("stats"), "pool": pool}
 
     async def router(self) -> Mapping[str, Any]:
         return await self._told("router")

@@ -22,7 +22,7 @@ from drafters.manifest import Manifest
 from drafters.nested import NestedDrafter, load_nested
 from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
-from model.execution import Execution
+from model.execution import Execution, runs
 from model.load import resolve
 from protocol.errors import NotReady
 from protocol.limits import limits_of
@@ -52,6 +52,7 @@ class DraftPoolReplica:
             costs=costs,
             limits=limits,
             secret=secret,
+            steps=runs(drafter.decoder, Execution(config.execution)),
         )
 
     async def describe(self) -> PoolMember:

@@ -8,9 +8,10 @@ from types import MappingProxyType
 
 import torch
 
-from deployments.config import Placement, Weights
+from deployments.config import AppConfig, Placement, Weights
 from drafters.nested import bytes_per_position
 from model.config import read_config
+from model.execution import SLOWER, why_not_native
 from model.kv import bytes_per_slot
 from protocol.errors import ConfigError
 
@@ -31,6 +32,17 @@ def claim(placement: Placement) -> None:
 
 def device_of(placement: Placement) -> torch.device:
     return torch.device("cuda" if placement.num_gpus else "cpu")
+
+
+def slower_steps(config: AppConfig) -> str | None:
+    """What keeps models from native kernels on this machine that could have them; None where nothing does. Compiles
+    the kernels, which the replicas of this machine then find.
+    """
+    models = (*config.targets, *((config.pool,) if config.pool else ()))
+    if not any(model.execution == "auto" and not model.num_gpus for model in models):
+        return None
+    why = why_not_native()
+    return why and f"{why}; {SLOWER}"
 
 
 def target_positions(weights: Weights, directory: Path) -> int:

@@ -20,8 +20,9 @@ import torch
 from deployments.config import Placement, Weights
 from deployments.process import device_of
 from drafters.manifest import drafter_exits
+from model.execution import why_not_native
 from model.load import resolve
-from model.native.compiler import CompilerError, cache_directory, library_path
+from model.native.compiler import cache_directory, library_path
 from protocol.errors import ConfigError
 from router.cost_files import cache_name, dumps_costs, loads_costs
 from router.costs import DrafterCosts, ModelKey, TargetCosts
@@ -39,12 +40,9 @@ def model_key(weights: Weights, placement: Placement) -> ModelKey:
 
 def kernels(device: torch.device) -> str:
     """Our own, by their build, or torch's."""
-    if device.type != "cpu":
+    if device.type != "cpu" or why_not_native():
         return "eager"
-    try:
-        return f"native {library_path().stem[:12]}"
-    except CompilerError:
-        return "eager"
+    return f"native {library_path().stem[:12]}"
 
 
 def fingerprint(directory: Path) -> str:

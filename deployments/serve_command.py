@@ -47,7 +47,10 @@ def run(args: argparse.Namespace) -> int:
 def started(config: AppConfig, console: Console, address: str | None = None) -> Iterator[str]:
     """The running application, with a bar while its replicas start."""
     from deployments.cluster import running
+    from deployments.process import slower_steps
 
+    if address is None and (slower := slower_steps(config)):
+        console.print(f"warning: {slower}", highlight=False, soft_wrap=True, markup=False)
     bar = Progress(
         SpinnerColumn(),
         TextColumn("starting"),

@@ -19,7 +19,7 @@ from deployments.token_stream import TokenStreams
 from deployments.trace import Track, rounds
 from deployments.transport import LinkedDraftClient, TransportConfig
 from drafters.manifest import vocabulary_hash
-from model.execution import Execution
+from model.execution import Execution, runs
 from model.load import resolve
 from protocol.errors import DraftPoolError, NotReady
 from protocol.request import GenerateRequest, TokenRun
@@ -45,6 +45,7 @@ class TargetReplica:
         self._incarnation = f"{config.name}-{serve.get_replica_context().replica_id.unique_id}"
         model = await asyncio.to_thread(load_model, config)
         self._decoder = model.decoder.config
+        self._steps = runs(model.decoder, Execution(config.execution))
         self._policy: Policy = policy(config.speculation)
         if isinstance(config.speculation, GoodputSpeculation) and (pool, drafter) != (None, None):
             costs = await asyncio.to_thread(own_target_costs, model, config)
@@ -115,7 +116,7 @@ class TargetReplica:
         }
 
     async def stats(self) -> dict[str, Any]:
-        return told(self._engine.stats(), self._client.traffic if self._client else None)
+        return told(self._engine.stats(), self._steps, self._client.traffic if self._client else None)
 
     async def trace(self, num_rounds: int) -> Track:
         """The last rounds; none where nothing is drafted ahead."""

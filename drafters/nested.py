@@ -29,6 +29,7 @@ from model.decoder import Decoder
 from model.execution import Execution
 from model.kv import bytes_per_slot
 from model.load import load_decoder
+from model.native.decoder import NativeDecoder
 from model.pages import PageLedger
 from model.rollout import Rollout
 from protocol.draft import Probe
@@ -98,7 +99,7 @@ class NestedDrafter:
         self.vocab_size = decoder.config.vocab_size
         self.ledger = PageLedger(num_pages, page_size)
         self.streams = streams or StreamUse()
-        self._decoder = decoder
+        self.decoder = decoder
         num_slots = num_pages * page_size
         self._kv = decoder.new_kv(num_slots)
         shape = (num_slots, decoder.config.hidden_size)
@@ -138,7 +139,7 @@ class NestedDrafter:
 
     @property
     def device(self) -> torch.device:
-        return self._decoder.device
+        return self.decoder.device
 
     @property
     def deepest(self) -> DepthRule:
@@ -172,7 +173,7 @@ class NestedDrafter:
         """
         assert all(self._marks[row.sequence].marks[-1] >= row.first for row in rows), "context below a probe is missing"
         slots = [self.ledger.slots(row.sequence) for row in rows]
-        probes = probe_exits(self._decoder, self._kv, self.exits, rows, slots)
+        probes = probe_exits(self.decoder, self._kv, self.exits, rows, slots)
         for row in rows:
             self._marks[row.sequence] = Watermarks((row.stop,) * len(self.exits))  # level: no boundary states are due
         return probes
@@ -201,7 +202,7 @@ class NestedDrafter:
         ]
         segment = self.exits.index(depth)
         boundary = self._boundaries[segment] if depth < self.exits[-1] else None
-        drafted = self.streams.roll_out(self._decoder, rollouts, self._kv, depth, boundary)
+        drafted = self.streams.roll_out(self.decoder, rollouts, self._kv, depth, boundary)
         for row, picks in zip(rows, drafted, strict=True):
             marks = self._marks[row.sequence]
             for own in range(segment + 1):
@@ -217,7 +218,7 @@ class NestedDrafter:
         for segment, depth in enumerate(self.exits):
             if stretches:
                 start = self.exits[segment - 1] if segment else 0
-                hidden = self._decoder.run(hidden, batch, self._kv, start, depth)
+                hidden = self.decoder.run(hidden, batch, self._kv, start, depth)
                 self._advance(segment, stretches)
                 self._pick(depth, hidden, batch, stretches, picks)
             if depth == self.exits[-1]:
@@ -253,7 +254,7 @@ class NestedDrafter:
 
     def _embed(self, stretches: Sequence[_Stretch]) -> Tensor:
         """[num_tokens, hidden], the input of segment 0."""
-        return self._decoder.embed(list(chain.from_iterable(stretch.row.tokens for stretch in stretches)))
+        return self.decoder.embed(list(chain.from_iterable(stretch.row.tokens for stretch in stretches)))
 
     def _advance(self, segment: int, stretches: Sequence[_Stretch]) -> None:
         for stretch in stretches:
@@ -276,8 +277,8 @@ class NestedDrafter:
                 last.append(batch.offsets[place + 1] - 1)
         if not asked:
             return
-        found = self._decoder.pick_with_confidence(
-            self._decoder.logits(hidden, last),
+        found = self.decoder.pick_with_confidence(
+            self.decoder.logits(hidden, last),
             [stretch.row.sampling for stretch in asked],
             [stretch.row.length for stretch in asked],
         )
@@ -319,7 +320,9 @@ def load_nested(
 
 
 def bytes_per_position(directory: Path, dtype: torch.dtype) -> int:
-    """What a position costs in the pool: KV of the layers up to the deepest exit, and a hidden state per inner exit."""
+    """What a position costs in the pool at most: KV of the layers up to the deepest exit, and a hidden state per inner
+    exit, which native kernels keep in float32.
+    """
     exits = drafter_exits(directory)
     config = read_config(directory).first_layers(exits[-1])
-    return bytes_per_slot(config, dtype) + (len(exits) - 1) * config.hidden_size * dtype.itemsize
+    return bytes_per_slot(config, dtype) + (len(exits) - 1) * config.hidden_size * NativeDecoder.hidden_dtype.itemsize

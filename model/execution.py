@@ -41,11 +41,17 @@ class Runs:
 
 def build_decoder(config: DecoderConfig, weights: StoredWeights, execution: Execution = Execution.AUTO) -> Decoder:
     """Raises ConfigError when NATIVE is asked for and cannot be had."""
-    if execution is not Execution.EAGER and (why := _unfit(weights) or why_not_native()) is None:
+    if execution is Execution.EAGER:
+        return EagerDecoder(config, DecoderWeights.read(weights))
+    unfit = _unfit(weights)
+    why = unfit or why_not_native()
+    if why is None:
         logger.info("native kernels (%s), %d threads, deterministic", features(), num_threads())
         return NativeDecoder(config, weights)
     if execution is Execution.NATIVE:
         raise ConfigError(f"execution native: {why}; or set execution: auto")
+    if unfit is None:
+        warn_once(f"{why}; {SLOWER}")
     return EagerDecoder(config, DecoderWeights.read(weights))
 
 
@@ -59,13 +65,18 @@ def runs(decoder: Decoder, execution: Execution) -> Runs:
 
 @cache
 def why_not_native() -> str | None:
-    """What keeps the native kernels from this machine. Tried, and logged, once a process."""
+    """What keeps the native kernels from this machine. Tried once a process."""
     try:
         library()
     except CompilerError as error:
-        logger.warning("%s; %s", error, SLOWER)
         return str(error)
     return None
+
+
+@cache
+def warn_once(message: str) -> None:
+    """Once a process."""
+    logger.warning(message)
 
 
 def _unfit(weights: StoredWeights) -> str | None:

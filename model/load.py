@@ -20,6 +20,7 @@ from model.batch import CPU
 from model.config import DecoderConfig, read_config
 from model.decoder import Decoder, LayerWeights, Linear
 from model.execution import Execution, build_decoder
+from model.native.memory import give_back
 from protocol.errors import ConfigError, UnsupportedModel
 
 Progress = Callable[[int, int], None]  # (layers loaded, layers in all)
@@ -30,16 +31,25 @@ _EMBEDDING, _NORM, _HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm
 
 
 def resolve(path_or_id: str, files: Sequence[str] = _HUB_FILES) -> Path:
-    """An existing directory as it is; else a Hugging Face hub id, whose files are downloaded to the hub's cache."""
+    """An existing directory as it is; else a Hugging Face hub id, or id@revision, whose files are downloaded to the
+    hub's cache.
+    """
     path = Path(path_or_id)
     if path.is_dir():
         return path
     if path_or_id.startswith((".", "/", "~")) or path_or_id.count("/") > 1:
         raise ConfigError(f"{path_or_id} is not a directory")
+    name, _, revision = path_or_id.partition("@")
     try:
-        return Path(snapshot_download(path_or_id, allow_patterns=list(files)))
+        return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(files)))
     except Exception as error:
         raise ConfigError(f"{path_or_id} is neither a directory nor to be had from the hub: {error}") from error
+
+
+def pinned(path_or_id: str) -> str:
+    """A hub id with the commit that it stands for now, so that all who resolve it later have the same weights."""
+    directory = resolve(path_or_id, TEXT_FILES)
+    return path_or_id if str(directory) == path_or_id else f"{path_or_id.partition('@')[0]}@{directory.name}"
 
 
 def load_decoder(
@@ -141,6 +151,7 @@ class Stored:
     def layers(self) -> Iterator[LayerWeights]:
         for layer in range(self._config.num_layers):
             yield _read_layer(self._checkpoint, self._config, layer)
+            give_back()
             if self._progress is not None:
                 self._progress(layer + 1, self._config.num_layers)
 

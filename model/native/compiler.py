@@ -103,15 +103,18 @@ def library_path() -> Path:
     compiler, refused = find_compiler(), None
     for isa in wanted():
         try:
-            return _loadable(compiler, isa)
+            path = _loadable(compiler, isa)
         except OSError as error:
             raise CompilerError(
                 f"the kernels cannot be kept and loaded ({error}); set DRAFTPOOL_CACHE to a folder that can be written "
                 "and programs run from"
             ) from None
         except CompilerError as error:
-            logger.warning("no kernels for %s: %s", isa.name, error)
-            refused = error
+            refused = refused or error
+            continue
+        if refused:
+            logger.warning("kernels for %s only: %s", isa.name, refused)
+        return path
     assert refused is not None, "every processor has the portable set"
     raise refused
 

@@ -224,6 +224,8 @@ def test_statistics_of_every_replica_are_told_over_http(served: Served) -> None:
         told = json.load(response)
     assert {model: len(replicas) for model, replicas in told["targets"].items()} == {"large": 1, "small": 1}
     assert told["targets"]["large"][0] == served.target("large", "stats")
+    steps = [counts["steps_run"] for counts in (told["targets"]["large"][0], *told["pool"])]
+    assert all(one == steps[0] and one["by"] for one in steps)
     assert len(told["pool"]) == 2
     assert all(counts["num_free_pages"] == counts["num_pages"] > 0 for counts in told["pool"])
 

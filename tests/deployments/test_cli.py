@@ -9,14 +9,20 @@ import sys
 import tempfile
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from io import StringIO
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
+from rich.console import Console
 from tqdm import tqdm
 
 from deployments.cli import COMMANDS, main
+from deployments.config import AppConfig, load_config
+from deployments.serve_command import started
 from tests.deployments.checkpoints import config_beside, make_model
 
 MARK = "DRAFTPOOL_TEST_RUN"
@@ -154,6 +160,46 @@ def generated_errors(capsys: pytest.CaptureFixture[str], family: Path) -> str:
     return capsys.readouterr().err
 
 
+def test_generate_says_once_that_steps_are_slow_and_why(family: Path) -> None:
+    command = [sys.executable, "-m", "deployments.cli", *tiny(family, "--prompt", "a", "--max-tokens", "2")]
+    command += ["--drafter", str(family / "drafter")]
+    environment = os.environ | {"CXX": "no-such-compiler"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=True)
+    assert done.stderr.count("no C++ compiler was found (tried CXX=no-such-compiler)") == 1
+    assert done.stderr.count("steps run in plain torch, several times slower") == 1
+
+
+def test_serve_says_before_it_starts_that_steps_will_be_slow(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def running(config: AppConfig, **options: Any) -> Iterator[str]:
+        yield "http://here"
+
+    monkeypatch.setattr("deployments.cluster.running", running)
+    monkeypatch.setattr("deployments.process.why_not_native", lambda: "no [C++] compiler")
+    config = load_config(config_beside(family, tmp_path, CONFIG))
+    told = {}
+    for name, changed, address in [
+        ("auto", config, None),
+        ("elsewhere", config, "head:6379"),
+        ("eager", in_torch(config), None),
+    ]:
+        console = Console(file=StringIO())
+        with started(changed, console, address):
+            told[name] = console.file.getvalue().count(  # type: ignore[attr-defined]
+                "warning: no [C++] compiler; steps run in plain torch, several times slower"
+            )
+    assert told == {"auto": 1, "elsewhere": 0, "eager": 0}
+
+
+def in_torch(config: AppConfig) -> AppConfig:
+    targets = tuple(target.model_copy(update={"execution": "eager"}) for target in config.targets)
+    assert config.pool is not None
+    pool = config.pool.model_copy(update={"execution": "eager"})
+    return config.model_copy(update={"targets": targets, "pool": pool})
+
+
 def test_help_is_quick_and_names_every_command() -> None:
     script = "import sys, deployments.cli as c\ntry: c.main(['--help'])\nfinally: print('torch' in sys.modules)"
     output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
@@ -284,12 +330,17 @@ def test_check_warns_of_tokens_without_an_embedding(
 
 def test_check_renders_the_chat_template_once(capsys: pytest.CaptureFixture[str], family: Path, tmp_path: Path) -> None:
     copy = changed(family, tmp_path, "tokenizer_config.json")
-    (copy / "chat_template.jinja").write_text("{{ messages[0].content + 1 }}")
-    assert "refuses a message of a user, so chats fail: " in checked(capsys, family, tmp_path)
-    (copy / "chat_template.jinja").write_text("hello\n{% for message in messages %}{{ message.content }}")
-    error = refused(capsys, "check", str(tmp_path / "app.yaml"))
-    assert "the chat template of " in error
-    assert "has a syntax error in line 2: " in error
+    path = write(family, CONFIG.replace("path: large", "path: ./copy"), tmp_path)
+    for template, complaint in [
+        ("{{ messages[0].content + 1 }}", "can only concatenate str"),
+        ("{% for message in messages %}{{ message.content }}", "Unexpected end of template"),
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+    ]:
+        (copy / "chat_template.jinja").write_text(template)
+        capsys.readouterr()
+        error = refused(capsys, "check", path)
+        assert error.startswith("draftpool: the chat template of target large does not work: ")
+        assert complaint in error
 
 
 @pytest.mark.parametrize("name", ["GPT2Tokenizer", "GemmaTokenizer"])

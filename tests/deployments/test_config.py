@@ -89,6 +89,14 @@ def test_the_demo_config_loads_and_names_the_demo_models() -> None:
             "pool: cores [1] would bind all of num_replicas 2 to the same CPUs",
         ),
         (
+            "targets: [{name: a, path: x, num_gpus: 4}]",
+            "targets[0].num_gpus: a replica runs on one GPU, and 4 would take more; set 1, and raise num_replicas",
+        ),
+        (
+            "targets: [{name: a, path: x}]\npool: {path: x, num_gpus: 1.5}",
+            "pool.num_gpus: a replica runs on one GPU, and 1.5 would take more",
+        ),
+        (
             "placement: beside\ntargets: [{name: a, path: x}]",
             "placement: Input should be 'separate' or 'colocated', got 'beside'",
         ),

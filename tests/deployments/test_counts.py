@@ -5,15 +5,18 @@ from dataclasses import replace
 
 from deployments.connection import Traffic
 from deployments.counts import told
+from model.execution import Runs
 from protocol.stats import EngineStats, MirrorStats
 
 STATS = EngineStats(1, 0, 6, 8, 20, 0, 60, 40, 50, 1)
+EAGER = Runs("torch, cpu", "no C++ compiler was found")
 MIRROR = MirrorStats(20, 6, 3, 2, 1, 4, 90, 200, 5, 3, 30.0, 0, 12, 6.0, 3, 15.0)
 
 
 def test_every_count_is_told_and_what_one_would_work_out_from_them() -> None:
-    counts = json.loads(json.dumps(told(replace(STATS, mirror=MIRROR), Traffic(300, 700))))
+    counts = json.loads(json.dumps(told(replace(STATS, mirror=MIRROR), EAGER, Traffic(300, 700))))
     assert counts["num_committed"] == 50
+    assert counts["steps_run"] == {"by": "torch, cpu", "slower_because": "no C++ compiler was found"}
     assert counts["mirror"]["hits_runner_up"] == 3
     assert counts["mirror"]["num_fenced"] == 5
     assert counts["mirror"]["hit_rate"] == 12 / 16
@@ -24,8 +27,8 @@ def test_every_count_is_told_and_what_one_would_work_out_from_them() -> None:
 
 
 def test_before_the_first_round_there_are_no_ratios_and_without_mirror_nothing_of_it() -> None:
-    fresh = told(replace(STATS, num_committed=0, mirror=MirrorStats()))["mirror"]
+    fresh = told(replace(STATS, num_committed=0, mirror=MirrorStats()), EAGER)["mirror"]
     ratios = ("hit_rate", "tokens_per_committed", "wait_ms_per_round", "hidden_on_hits")
     assert {fresh[name] for name in ratios} == {None}
-    assert told(STATS)["mirror"] is None
-    assert told(STATS)["link"] is None
+    assert told(STATS, EAGER)["mirror"] is None
+    assert told(STATS, EAGER)["link"] is None

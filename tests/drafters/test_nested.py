@@ -13,11 +13,13 @@ import pytest
 import torch
 
 from drafters.manifest import Manifest
-from drafters.nested import NestedDrafter, PassRow, Pick, leaves, load_nested
+from drafters.nested import NestedDrafter, PassRow, Pick, bytes_per_position, leaves, load_nested
 from model.decoder import Decoder
+from model.execution import Execution
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
+from tests.model.families import EXECUTIONS
 from tests.reference.drafting import next_from_scratch
 
 EXITS = (1, 2, 4)
@@ -223,3 +225,19 @@ def test_a_drafter_that_cannot_be_loaded_is_refused_with_the_reason(llama_direct
     Manifest((2, 6), "hash").save(folder)
     with pytest.raises(ConfigError, match="exit 6 is deeper than the model's 4 layers"):
         load_nested(folder, dtype=torch.float32, num_positions=16, page_size=16)
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_position_takes_no_more_memory_than_is_counted(
+    llama_directory: Path, tmp_path: Path, dtype: torch.dtype, execution: Execution
+) -> None:
+    """Native kernels keep boundary states in float32, whatever the weights are in."""
+    folder = shutil.copytree(llama_directory, tmp_path / "drafter")
+    Manifest((1, 2, 3), "hash").save(folder)
+    drafter = load_nested(folder, dtype=dtype, num_positions=64, page_size=16, execution=execution)
+    held = [*drafter._kv.keys, *drafter._kv.values, *drafter._boundaries]
+    taken = sum(tensor.numel() * tensor.element_size() for tensor in held)
+    assert taken <= 64 * bytes_per_position(folder, dtype)
+    if execution is Execution.NATIVE:
+        assert taken == 64 * bytes_per_position(folder, dtype)

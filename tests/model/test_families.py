@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from model import load
 from model.batch import Row, build_batch
 from model.config import FAMILIES, read_config
 from model.decoder import Decoder
@@ -363,6 +364,24 @@ class TestWeightFiles:
         change_config(directory, {"num_attention_heads": "seven"})
         with pytest.raises(ConfigError, match="not a valid llama config"):
             read_config(directory)
+
+    def test_a_hub_id_may_name_a_revision_and_is_pinned_to_its_commit(
+        self, directory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        commits = {None: "c0ffee", "v2": "beef", "c0ffee": "c0ffee"}
+        asked: list[tuple[str, str | None]] = []
+
+        def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
+            asked.append((name, revision))
+            return str(tmp_path / "snapshots" / commits[revision])
+
+        monkeypatch.setattr(load, "snapshot_download", download)
+        assert load.pinned("org/model") == "org/model@c0ffee"
+        assert load.pinned("org/model@v2") == "org/model@beef"
+        assert load.pinned("org/model@c0ffee") == "org/model@c0ffee"
+        assert resolve("org/model@c0ffee").name == "c0ffee"
+        assert asked == [("org/model", None), ("org/model", "v2"), ("org/model", "c0ffee"), ("org/model", "c0ffee")]
+        assert load.pinned(str(directory)) == str(directory)
 
     def test_a_path_that_is_no_directory_never_reaches_the_hub(self, directory: Path) -> None:
         assert resolve(str(directory)) == directory
