@@ -15,7 +15,7 @@ from deployments.api.backend import ModelCard
 from deployments.api.chat import chat_prompt
 from deployments.api.control import ControlTokens
 from deployments.api.openai import Message
-from deployments.check import check_template
+from deployments.check_text import rendered_once
 from protocol.errors import ConfigError, InvalidRequest
 from tests.deployments.api_client import TEXT, Client, error_of
 from tests.deployments.api_twins import CORPUS, ScriptedBackend, card, says, tiny_tokenizer
@@ -171,6 +171,6 @@ async def test_a_template_that_throws_is_a_400_with_its_complaint(template: str)
 @pytest.mark.parametrize("template", BROKEN)
 def test_check_refuses_a_template_that_does_not_work(template: str) -> None:
     with pytest.raises(ConfigError, match=r"the chat template of target a .*; mend it, or remove it"):
-        check_template("a", tiny_tokenizer(template))
-    check_template("a", tiny_tokenizer())
-    check_template("a", tiny_tokenizer(None))
+        rendered_once("a", tiny_tokenizer(template))
+    rendered_once("a", tiny_tokenizer())
+    rendered_once("a", tiny_tokenizer(None))
