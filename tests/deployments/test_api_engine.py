@@ -154,8 +154,27 @@ def test_the_official_client_sees_our_errors_as_its_own(client: openai.OpenAI) -
 
 
 def test_a_full_queue_is_a_429(engine: Engine, client: openai.OpenAI) -> None:
-    with pytest.raises(openai.RateLimitError):  # more prompts than batch and queue hold together
-        client.completions.create(model="tiny", prompt=[[5]] * 20, max_tokens=64)
+    stands, goes_on = threading.Event(), threading.Event()
+
+    def on_run(run: TokenRun) -> None:
+        stands.set()
+        assert goes_on.wait(30)
+
+    room = engine.config.max_batch + engine.config.max_queue
+    try:
+        for index in range(room):
+            request = GenerateRequest(f"held {index}", (5,), SamplingParams(), StopRules(2, frozenset()))
+            engine.submit(request, on_run if index == 0 else lambda run: None)
+            assert stands.wait(30), "the engine stands still before the next one comes"
+        with pytest.raises(openai.RateLimitError):
+            client.completions.create(model="tiny", prompt=[5], max_tokens=1)
+    finally:
+        goes_on.set()
+
+
+def test_a_call_with_more_prompts_than_the_engine_holds_waits_for_its_own(client: openai.OpenAI) -> None:
+    body = client.completions.create(model="tiny", prompt=[[5]] * 20, max_tokens=2)
+    assert [choice.index for choice in body.choices] == list(range(20))
 
 
 def test_a_client_that_goes_in_mid_stream_leaves_nothing_behind(engine: Engine, client: openai.OpenAI) -> None:

@@ -26,7 +26,7 @@ from deployments.app import APP_NAME
 from deployments.config import AppConfig, HttpConfig
 from protocol.errors import ConfigError, NotReady
 
-CONFIG = AppConfig.model_validate({"targets": [{"name": "a", "path": "a"}]})
+CONFIG = AppConfig.model_validate({"targets": [{"name": "a", "path": "."}]})
 
 
 class Serve:
@@ -160,7 +160,7 @@ def dead_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class Healthy(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
-        self.send_response(200 if self.path == "/health" else 404)
+        self.send_response(200 if self.path == "/ready" else 404)
         self.end_headers()
 
     def log_message(self, format: str, *args: object) -> None:
@@ -174,7 +174,7 @@ def test_our_own_server_is_asked_without_a_proxy() -> None:
         url = f"http://127.0.0.1:{server.server_port}"
         assert cluster.answers(url)
         with pytest.raises(OSError, match="refused"):
-            urllib.request.urlopen(f"{url}/health")  # which the proxy would be asked for
+            urllib.request.urlopen(f"{url}/ready")  # which the proxy would be asked for
         server.shutdown()
 
 

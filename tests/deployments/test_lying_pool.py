@@ -79,7 +79,7 @@ def test_a_lie_ends_the_link_and_the_round_goes_without(
 def test_what_is_no_answer_ends_the_link_or_is_nothing(runner: LoopThread, data: bytes) -> None:
     pool = ScriptedPool()
     with client(runner, Directory(pool), avoid_s=0.05) as drafts:
-        wait_until(lambda: drafts.replica)
+        wait_until(lambda: drafts.replica and pool.server._targets)
         next(iter(pool.server._targets)).connection.send(data)
         drafts.branches(0.1)
         wait_until(lambda: drafts.draft(request(2, (1, 0, 4))) is not None)
