@@ -108,47 +108,55 @@ constexpr int tile_strips(int rows) {
 
 constexpr int kRows = kLanes == 16 ? 6 : 5;  // of a tile at most
 
-// emit(row, strip, sums of that strip, STRIPS of them)
-template <class T, int ROWS, int STRIPS, class Emit>
-inline void tile_rows(const Input<T>* x, size_t stride, const Linear<T>& linear, int row, int strip, const Emit& emit) {
+// Sums of ROWS rows and STRIPS strips, [ROWS][STRIPS * kVecs].
+template <class T, int ROWS, int STRIPS>
+inline void tiles(const Input<T>* x, size_t stride, const Linear<T>& linear, int strip, vf* sums) {
     constexpr int side = std::min(STRIPS, tile_strips(ROWS));
-    vf sums[ROWS][STRIPS * kVecs];
     for (int s = 0; s < STRIPS; s += side)
-        tile<T, ROWS, side * kVecs>(x + row * stride, stride, linear.strip(strip + s), linear.inputs, sums[0] + s * kVecs, STRIPS * kVecs);
-    for (int r = 0; r < ROWS; r++) {
-        if (linear.bias)
-            for (int v = 0; v < STRIPS * kVecs; v++) sums[r][v] += load_floats(linear.bias + strip * kStrip + v * kLanes);
-        emit(row + r, strip, sums[r], STRIPS);
+        tile<T, ROWS, side * kVecs>(x, stride, linear.strip(strip + s), linear.inputs, sums + s * kVecs, STRIPS * kVecs);
+}
+
+template <class T, int STRIPS>
+void tiles(const Input<T>* x, size_t stride, int rows, const Linear<T>& linear, int strip, vf* sums) {
+    switch (rows) {
+        case 6: return tiles<T, 6, STRIPS>(x, stride, linear, strip, sums);
+        case 5: return tiles<T, 5, STRIPS>(x, stride, linear, strip, sums);
+        case 4: return tiles<T, 4, STRIPS>(x, stride, linear, strip, sums);
+        case 3: return tiles<T, 3, STRIPS>(x, stride, linear, strip, sums);
+        case 2: return tiles<T, 2, STRIPS>(x, stride, linear, strip, sums);
+        case 1: return tiles<T, 1, STRIPS>(x, stride, linear, strip, sums);
     }
 }
 
-// All rows in as few tiles as can be, of nearly equal sizes.
-template <class T, int STRIPS, class Emit>
-inline void all_rows(const Input<T>* x, size_t stride, int rows, const Linear<T>& linear, int strip, const Emit& emit) {
-    const int num_tiles = (rows + kRows - 1) / kRows;
-    for (int t = 0; t < num_tiles; t++) {
-        const Range own = share(rows, t, num_tiles);
-        switch (own.end - own.begin) {
-            case 6: tile_rows<T, 6, STRIPS>(x, stride, linear, own.begin, strip, emit); break;
-            case 5: tile_rows<T, 5, STRIPS>(x, stride, linear, own.begin, strip, emit); break;
-            case 4: tile_rows<T, 4, STRIPS>(x, stride, linear, own.begin, strip, emit); break;
-            case 3: tile_rows<T, 3, STRIPS>(x, stride, linear, own.begin, strip, emit); break;
-            case 2: tile_rows<T, 2, STRIPS>(x, stride, linear, own.begin, strip, emit); break;
-            case 1: tile_rows<T, 1, STRIPS>(x, stride, linear, own.begin, strip, emit); break;
-        }
+// Sums of up to kRows rows and of 1, 2 or 4 strips, with the bias. A function apart from what is done with them, so that it
+// is compiled once.
+template <class T>
+__attribute__((noinline)) void tiles(const Input<T>* x, size_t stride, int rows, const Linear<T>& linear, int strip, int strips, vf* sums) {
+    switch (strips) {
+        case 4: tiles<T, 4>(x, stride, rows, linear, strip, sums); break;
+        case 2: tiles<T, 2>(x, stride, rows, linear, strip, sums); break;
+        case 1: tiles<T, 1>(x, stride, rows, linear, strip, sums); break;
     }
+    if (!linear.bias) return;
+    for (int r = 0; r < rows; r++)
+        for (int v = 0; v < strips * kVecs; v++, sums++) *sums += load_floats(linear.bias + strip * kStrip + v * kLanes);
 }
 
-// This thread's part of the strips, in pairs, for all rows. x: [rows][stride].
+// This thread's part of the strips, in pairs, for all rows, in as few tiles as can be, of nearly equal sizes.
+// x: [rows][stride]. emit(row, strip, sums of that row, strips of them): 1, 2 or 4 strips, a pair never parted.
 template <class T, class Emit>
 void multiply(const Input<T>* x, size_t stride, int rows, const Linear<T>& linear, int thread, Pool& pool, const Emit& emit) {
-    const int num_strips = linear.num_strips();
-    for (Range pairs; pool.take(thread, (num_strips + 1) / 2, 2, pairs);) {
-        const int strip = 2 * pairs.begin, count = std::min(2 * pairs.end, num_strips) - strip;
-        if (count == 4) all_rows<T, 4>(x, stride, rows, linear, strip, emit);
-        if (count == 2 || count == 3) all_rows<T, 2>(x, stride, rows, linear, strip, emit);
-        if (count & 1) all_rows<T, 1>(x, stride, rows, linear, strip + count - 1, emit);
-    }
+    const int num_strips = linear.num_strips(), num_tiles = (rows + kRows - 1) / kRows;
+    vf sums[kRows * 4 * kVecs];
+    for (Range pairs; pool.take(thread, (num_strips + 1) / 2, 2, pairs);)
+        for (int strip = 2 * pairs.begin, end = std::min(2 * pairs.end, num_strips), strips; strip < end; strip += strips) {
+            strips = end - strip == 3 ? 2 : end - strip;
+            for (int t = 0; t < num_tiles; t++) {
+                const Range own = share(rows, t, num_tiles);
+                tiles(x + own.begin * stride, stride, own.end - own.begin, linear, strip, strips, sums);
+                for (int r = own.begin; r < own.end; r++) emit(r, strip, sums + (r - own.begin) * strips * kVecs, strips);
+            }
+        }
 }
 
 }  // namespace dp
