@@ -37,7 +37,7 @@ def resolve(path_or_id: str, files: Sequence[str] = _HUB_FILES) -> Path:
     path = Path(path_or_id)
     if path.is_dir():
         return path
-    if path_or_id.startswith((".", "/", "~")) or path_or_id.count("/") > 1:
+    if _is_path(path_or_id):
         raise ConfigError(f"{path_or_id} is not a directory")
     name, _, revision = path_or_id.partition("@")
     try:
@@ -46,10 +46,17 @@ def resolve(path_or_id: str, files: Sequence[str] = _HUB_FILES) -> Path:
         raise ConfigError(f"{path_or_id} is neither a directory nor to be had from the hub: {error}") from error
 
 
+def _is_path(path_or_id: str) -> bool:
+    return path_or_id.startswith((".", "/", "~")) or path_or_id.count("/") > 1
+
+
 def pinned(path_or_id: str) -> str:
-    """A hub id with the commit that it stands for now, so that all who resolve it later have the same weights."""
-    directory = resolve(path_or_id, TEXT_FILES)
-    return path_or_id if str(directory) == path_or_id else f"{path_or_id.partition('@')[0]}@{directory.name}"
+    """A hub id with the commit that it stands for now, so that all who resolve it later have the same weights. A path
+    as it is, for it may be one of another machine.
+    """
+    if _is_path(path_or_id) or Path(path_or_id).is_dir():
+        return path_or_id
+    return f"{path_or_id.partition('@')[0]}@{resolve(path_or_id, TEXT_FILES).name}"
 
 
 def load_decoder(
