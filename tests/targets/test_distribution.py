@@ -31,7 +31,17 @@ class ConstantDrafter:
         pass
 
     def draft(self, request):
-        blocks = [DraftBlock(r.sequence_id, r.base_length, DraftStatus.OK, (3, 5)[: r.length]) for r in request.rows]
+        blocks = [
+            DraftBlock(
+                r.sequence_id,
+                r.base_length,
+                DraftStatus.OK,
+                (3, 5)[: r.length],
+                (1, 1)[: r.length],
+                (0.5, 0.5)[: r.length],
+            )
+            for r in request.rows
+        ]
         return DraftReply(request.incarnation, request.round_id, tuple(blocks))
 
     def close(self, sequence_ids):
