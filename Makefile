@@ -4,9 +4,10 @@ BIN := .venv/bin
 READY := .venv/.ready
 PLOTS := .venv/.bench-ready
 PEERS := .venv-openvino
+TWO := --numprocesses 2 --dist loadgroup
 GRID := --drafter demo/models/drafter --batch 1,2,4,8,16,32
 
-.PHONY: help demo serve test check exactness bench bench-peers bench-served bench-router bench-mirror demo-models proto k8s format clean
+.PHONY: help demo serve test test-all check exactness bench bench-peers bench-served bench-router bench-mirror demo-models proto k8s format clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -32,8 +33,11 @@ check: $(READY)  ## lint, format, types, import contracts, generated files
 	$(BIN)/python -m protocol.build --check
 	$(BIN)/python -m k8s.render --check
 
-test: $(READY)  ## everything but the runs of minutes
-	$(BIN)/python -m pytest -m 'not slow and not gpu'
+test: $(READY)  ## what a change is tested by, in two processes
+	$(BIN)/python -m pytest -m 'not slow and not gpu' $(TWO)
+
+test-all: $(READY)  ## all that needs no GPU
+	$(BIN)/python -m pytest -m 'not gpu' $(TWO)
 
 exactness: $(READY)  ## the full matrix against the plain loop (about an hour; resumes)
 	$(BIN)/python -m bench.exactness

@@ -7,7 +7,7 @@
 #include <limits>
 #include <vector>
 
-#include "linear.h"
+#include "amx.h"
 
 namespace dp {
 

@@ -42,7 +42,7 @@ _AVX512 = _extend(
     "avx512f avx512bw avx512dq avx512vl",
 )
 _BF16 = _extend(_AVX512, "avx512_bf16", "-mavx512bf16", "avx512_bf16")
-_AMX = _extend(_BF16, "amx", "-mamx-tile -mamx-bf16", "amx_tile amx_bf16")
+_AMX = _extend(_BF16, "amx", "-mamx-tile -mamx-bf16 -DDRAFTPOOL_AMX", "amx_tile amx_bf16")
 _PORTABLE = InstructionSet("portable", (), frozenset())
 INSTRUCTION_SETS = (_AMX, _BF16, _AVX512, _AVX2, _PORTABLE)
 

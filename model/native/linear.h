@@ -106,7 +106,12 @@ constexpr int tile_strips(int rows) {
     return rows == 1 ? 4 : rows == 2 ? 2 : 1;
 }
 
-constexpr int kRows = kLanes == 16 ? 6 : 5;  // of a tile at most
+// Rows of a tile at most. Inputs have as many rows to spare.
+#if defined(DRAFTPOOL_AMX)
+constexpr int kRows = 16;
+#else
+constexpr int kRows = kLanes == 16 ? 6 : 5;
+#endif
 
 // Sums of ROWS rows and STRIPS strips, [ROWS][STRIPS * kVecs].
 template <class T, int ROWS, int STRIPS>
@@ -128,15 +133,20 @@ void tiles(const Input<T>* x, size_t stride, int rows, const Linear<T>& linear, 
     }
 }
 
-// Sums of up to kRows rows and of 1, 2 or 4 strips, with the bias. A function apart from what is done with them, so that it
-// is compiled once.
+// Of up to kRows rows and 1, 2 or 4 strips.
 template <class T>
-__attribute__((noinline)) void tiles(const Input<T>* x, size_t stride, int rows, const Linear<T>& linear, int strip, int strips, vf* sums) {
+void sums_of_strips(const Input<T>* x, size_t stride, int rows, const Linear<T>& linear, int strip, int strips, vf* sums) {
     switch (strips) {
-        case 4: tiles<T, 4>(x, stride, rows, linear, strip, sums); break;
-        case 2: tiles<T, 2>(x, stride, rows, linear, strip, sums); break;
-        case 1: tiles<T, 1>(x, stride, rows, linear, strip, sums); break;
+        case 4: return tiles<T, 4>(x, stride, rows, linear, strip, sums);
+        case 2: return tiles<T, 2>(x, stride, rows, linear, strip, sums);
+        case 1: return tiles<T, 1>(x, stride, rows, linear, strip, sums);
     }
+}
+
+// The same with the bias. A function apart from what is done with the sums, so that it is compiled once.
+template <class T>
+__attribute__((noinline)) void biased_sums(const Input<T>* x, size_t stride, int rows, const Linear<T>& linear, int strip, int strips, vf* sums) {
+    sums_of_strips<T>(x, stride, rows, linear, strip, strips, sums);
     if (!linear.bias) return;
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < strips * kVecs; v++, sums++) *sums += load_floats(linear.bias + strip * kStrip + v * kLanes);
@@ -153,7 +163,7 @@ void multiply(const Input<T>* x, size_t stride, int rows, const Linear<T>& linea
             strips = end - strip == 3 ? 2 : end - strip;
             for (int t = 0; t < num_tiles; t++) {
                 const Range own = share(rows, t, num_tiles);
-                tiles(x + own.begin * stride, stride, own.end - own.begin, linear, strip, strips, sums);
+                biased_sums(x + own.begin * stride, stride, own.end - own.begin, linear, strip, strips, sums);
                 for (int r = own.begin; r < own.end; r++) emit(r, strip, sums + (r - own.begin) * strips * kVecs, strips);
             }
         }

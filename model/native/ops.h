@@ -6,7 +6,7 @@
 #include <cstdlib>
 #include <memory>
 
-#include "simd.h"
+#include "linear.h"
 
 namespace dp {
 
@@ -37,9 +37,11 @@ template <class T>
 struct Buffer {
     T* data = nullptr;
     size_t stride = 0;
-    // [rows][width padded to whole vectors]; memory is kept, and columns beyond `width` are zero from the start.
+    // [rows][width padded to whole vectors]; memory is kept, and columns beyond `width` are zero from the start, as are the
+    // rows that a tile may read behind the last.
     void resize(int rows, int width) {
         stride = padded(width);
+        rows += kRows - 1;
         if (rows * stride <= held_ && width == width_) return;
         held_ = std::max(held_, rows * stride + rows * stride / 4);
         width_ = width;

@@ -22,7 +22,7 @@ inline vul product(vul word, uint32_t multiplier) {
 #elif defined(__AVX2__)
     return (vul)_mm256_mul_epu32((__m256i)word, _mm256_set1_epi64x(multiplier));
 #else
-    return (word & 0xffffffffULL) * uint64_t(multiplier);
+    return (word & uint64_t(0xffffffff)) * uint64_t(multiplier);
 #endif
 }
 
@@ -30,9 +30,9 @@ inline vul product(vul word, uint32_t multiplier) {
 constexpr int kWords = 2 * kLanes;
 
 inline void philox(uint64_t seed, uint64_t position, uint64_t begin, vu (&words)[2]) {
-    const vul low = vul{} + 0xffffffffULL;
-    uint64_t key0 = seed & 0xffffffffULL, key1 = seed >> 32;
-    vul c[4] = {vul{} + begin, vul{} + (position & 0xffffffffULL)};
+    const vul low = vul{} + uint64_t(0xffffffff);
+    uint64_t key0 = seed & uint64_t(0xffffffff), key1 = seed >> 32;
+    vul c[4] = {vul{} + begin, vul{} + (position & uint64_t(0xffffffff))};
     for (int lane = 0; lane < kLanes / 2; lane++) c[0][lane] += uint64_t(lane);
     for (int round = 0; round < 10; round++) {  // the upper halves of c hold rubbish that no product reads
         vul first = product(c[0], 0xD2511F53u), second = product(c[2], 0xCD9E8D57u);
@@ -40,8 +40,8 @@ inline void philox(uint64_t seed, uint64_t position, uint64_t begin, vu (&words)
         c[1] = second;
         c[2] = (first >> 32) ^ c[3] ^ key1;
         c[3] = first;
-        key0 = (key0 + 0x9E3779B9u) & 0xffffffffULL;
-        key1 = (key1 + 0xBB67AE85u) & 0xffffffffULL;
+        key0 = (key0 + 0x9E3779B9u) & uint64_t(0xffffffff);
+        key1 = (key1 + 0xBB67AE85u) & uint64_t(0xffffffff);
     }
     const vul even = (c[0] & low) | c[1] << 32, odd = (c[2] & low) | c[3] << 32;
 #if defined(__AVX512F__)

@@ -190,7 +190,7 @@ inline vf tangent(vf x) { return 1.0f - 2.0f / (exponential(2.0f * x) + 1.0f); }
 // Natural logarithm of positive normal doubles, to about one unit in the last place.
 inline vd logarithm(vd x) {
     vul bits = (vul)x;
-    vul shifted = bits - 0x3fe6a09e667f3bcdULL;  // sqrt(1/2): the fraction will lie in [sqrt(1/2), sqrt(2))
+    vul shifted = bits - uint64_t(0x3fe6a09e667f3bcd);  // sqrt(1/2): the fraction will lie in [sqrt(1/2), sqrt(2))
     vl exponent = (vl)shifted >> 52;
     vd fraction = (vd)(bits - ((vul)exponent << 52));
     vd s = (fraction - 1.0) / (fraction + 1.0), s2 = s * s;

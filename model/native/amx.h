@@ -1,0 +1,74 @@
+// Matrix products of bf16 by AMX: sixteen rows times sixteen outputs, thirty-two inputs an instruction. It adds up pairs
+// in an order of its own, so where it is used at all it is used for every number of rows.
+#pragma once
+#include "linear.h"
+
+namespace dp {
+
+#if defined(DRAFTPOOL_AMX)
+
+// Tile registers, which the instructions below want as literal numbers: sums of two strips; inputs and weights of whole steps;
+// the same of the last inputs, where they are fewer.
+enum Tile { kSums0, kSums1, kInputs, kWeights0, kWeights1, kLastInputs, kLastWeights0, kLastWeights1 };
+
+struct alignas(64) TileConfig {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {};
+    uint8_t rows[16] = {};
+
+    // pairs: of inputs that are left behind the whole steps.
+    explicit TileConfig(int pairs) {
+        for (int tile : {kSums0, kSums1, kInputs, kWeights0, kWeights1}) row_bytes[tile] = 64, rows[tile] = 16;
+        if (!pairs) return;
+        row_bytes[kLastInputs] = uint16_t(4 * pairs), rows[kLastInputs] = 16;
+        for (int tile : {kLastWeights0, kLastWeights1}) row_bytes[tile] = 64, rows[tile] = uint8_t(pairs);
+    }
+};
+static_assert(sizeof(TileConfig) == 64);
+
+// One or two strips. sums: [kRows][row_bytes]; x has kRows rows, whatever stands in the last.
+template <int STRIPS>
+inline void strips_by_amx(const bf16* x, size_t stride, const Linear<bf16>& linear, int strip, void* sums, size_t row_bytes) {
+    constexpr int step = 32;
+    const int whole = linear.inputs / step * step;
+    const bf16 *w0 = linear.strip(strip), *w1 = STRIPS == 2 ? linear.strip(strip + 1) : nullptr;
+    _tile_zero(0);
+    if constexpr (STRIPS == 2) _tile_zero(1);
+    for (int k = 0; k < whole; k += step) {
+        _tile_loadd(2, x + k, 2 * stride);
+        _tile_loadd(3, w0 + size_t(k) * kStrip, 64);
+        _tile_dpbf16ps(0, 2, 3);
+        if constexpr (STRIPS == 2) {
+            _tile_loadd(4, w1 + size_t(k) * kStrip, 64);
+            _tile_dpbf16ps(1, 2, 4);
+        }
+    }
+    if (whole < linear.inputs) {
+        _tile_loadd(5, x + whole, 2 * stride);
+        _tile_loadd(6, w0 + size_t(whole) * kStrip, 64);
+        _tile_dpbf16ps(0, 5, 6);
+        if constexpr (STRIPS == 2) {
+            _tile_loadd(7, w1 + size_t(whole) * kStrip, 64);
+            _tile_dpbf16ps(1, 5, 7);
+        }
+    }
+    _tile_stored(0, sums, row_bytes);
+    if constexpr (STRIPS == 2) _tile_stored(1, static_cast<char*>(sums) + 64, row_bytes);
+}
+
+// As the general one: up to kRows rows and 1, 2 or 4 strips.
+template <>
+inline void sums_of_strips(const bf16* x, size_t stride, int, const Linear<bf16>& linear, int strip, int strips, vf* sums) {
+    const TileConfig config(linear.inputs % 32 / 2);
+    asm volatile("" ::"r"(&config), "r"(x) : "memory");  // the instructions below do not say all that they read
+    _tile_loadconfig(&config);
+    const size_t row_bytes = size_t(strips) * kStrip * sizeof(float);
+    char* to = reinterpret_cast<char*>(sums);
+    if (strips == 1) strips_by_amx<1>(x, stride, linear, strip, to, row_bytes);
+    for (int s = 0; s + 2 <= strips; s += 2) strips_by_amx<2>(x, stride, linear, strip + s, to + s * 64, row_bytes);
+    _tile_release();
+}
+
+#endif
+
+}  // namespace dp
