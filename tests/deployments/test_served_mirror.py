@@ -112,11 +112,11 @@ def test_the_last_rounds_are_told_as_a_trace(
     names = {event["pid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
     told = {name: [e for e in events if e["ph"] == "X" and e["pid"] == pid] for pid, name in names.items()}
     for model in TARGETS:
-        own = told[served.target(model, "describe")["incarnation"]]
+        own = told[f"{model} 0"]
         wholes = [event for event in own if event["name"].startswith("round ")]
         assert len(wholes) == 5
         assert all(event["args"]["committed"] >= 1 for event in wholes)
-    pools = [told[name] for name in told if name.startswith("pool-")]
+    pools = [told[name] for name in told if name.startswith("pool ")]
     assert any(event["name"] == "pass" and event["args"]["rows"] for own in pools for event in own)
     assert main(["trace", served.url, "--rounds=1024", "--out", str(out)]) == 0
     assert {event["name"] for event in json.loads(out.read_text())["traceEvents"]} >= PARTS, "all modes were tried"
