@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType
 
@@ -23,7 +24,8 @@ def claim(placement: Placement) -> None:
     if placement.cores is not None:
         try:
             for task in Path("/proc/self/task").iterdir():
-                os.sched_setaffinity(int(task.name), placement.cores)
+                with suppress(ProcessLookupError):  # a thread that has just ended
+                    os.sched_setaffinity(int(task.name), placement.cores)
         except OSError:
             allowed = sorted(os.sched_getaffinity(0))
             raise ConfigError(f"cores {list(placement.cores)} are not to be had; this machine has {allowed}") from None

@@ -172,9 +172,23 @@ def test_a_full_queue_is_a_429(engine: Engine, client: openai.OpenAI) -> None:
         goes_on.set()
 
 
-def test_a_call_with_more_prompts_than_the_engine_holds_waits_for_its_own(client: openai.OpenAI) -> None:
-    body = client.completions.create(model="tiny", prompt=[[5]] * 20, max_tokens=2)
-    assert [choice.index for choice in body.choices] == list(range(20))
+@pytest.mark.parametrize("stop", [None, "a"])
+def test_one_call_with_more_prompts_than_an_idle_engine_holds_is_answered(
+    engine: Engine, client: openai.OpenAI, stop: str | None
+) -> None:
+    made = client.completions.create(model="tiny", prompt=[[5 + i] for i in range(20)], max_tokens=16, stop=stop)
+    assert [choice.index for choice in made.choices] == list(range(20))
+
+
+def test_one_prompt_many_times_has_as_many_answers_and_each_can_be_had_again(
+    engine: Engine, client: openai.OpenAI
+) -> None:
+    asked: Any = {"model": "tiny", "max_tokens": 24, "temperature": 1.0, "extra_body": {"ignore_eos": True}}
+    made = client.completions.create(prompt=["import"] * 6, **asked)
+    assert len({choice.text for choice in made.choices}) == 6
+    for choice in made.choices:
+        seed: Any = choice.model_extra["seed"]  # type: ignore[index]
+        assert client.completions.create(prompt="import", seed=seed, **asked).choices[0].text == choice.text
 
 
 def test_a_client_that_goes_in_mid_stream_leaves_nothing_behind(engine: Engine, client: openai.OpenAI) -> None:

@@ -252,6 +252,7 @@ def test_check_tells_how_each_target_speculates(
         ("path: large", "path: ./nowhere", "nowhere is not a directory"),
         ("path: drafter", "path: other", "have different vocabularies; train a drafter for it"),
         ("path: large", "path: ./cut", "model.safetensors is damaged or cut short"),
+        ("path: large", "path: ./mute", "the chat template of target large does not work: TemplateSyntaxError: "),
         ("path: drafter", "path: ./deeper", "lacks tensors that its config.json promises: model.layers.4."),
         ("page_size: 16, kv_mb: 8, spec", "page_size: 99999, kv_mb: 8, spec", "target large: kv_mb 8 holds 4096 pos"),
         ("drafter, dtype: fp32, page_size: 16", "drafter, dtype: fp32, page_size: 99999", "pool: kv_mb 8 holds"),
@@ -267,6 +268,8 @@ def test_check_refuses_what_does_not_fit_together(
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     cut = shutil.copytree(family / "large", tmp_path / "cut") / "model.safetensors"
     os.truncate(cut, cut.stat().st_size - 8)
+    mute = shutil.copytree(family / "large", tmp_path / "mute") / "chat_template.jinja"
+    mute.write_text("{% for message in messages %}")
     deeper = shutil.copytree(family / "drafter", tmp_path / "deeper") / "config.json"
     deeper.write_text(deeper.read_text().replace('"num_hidden_layers": 4', '"num_hidden_layers": 5'))
     text = CONFIG.replace(old, new).replace("depth: 4", "depth: 2") if "other" in new else CONFIG.replace(old, new)

@@ -174,7 +174,7 @@ def test_our_own_server_is_asked_without_a_proxy() -> None:
         url = f"http://127.0.0.1:{server.server_port}"
         assert cluster.answers(url)
         with pytest.raises(OSError, match="refused"):
-            urllib.request.urlopen(f"{url}/ready")  # which the proxy would be asked for
+            urllib.request.build_opener().open(f"{url}/ready")  # which the proxy would be asked for
         server.shutdown()
 
 

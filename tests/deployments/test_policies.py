@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from deployments.config import GoodputSpeculation
+from deployments.config import FixedSpeculation, GoodputSpeculation, Speculation, TableSpeculation
 from deployments.discovery import PoolMember
-from deployments.policies import Learning, goodput_config
+from deployments.policies import Learning, goodput_config, longest_draft
 from protocol.plan import BatchView, DepthRule, Plan, SequenceView
 from router.costs import Curve, DrafterCosts
 from router.goodput import Goodput
@@ -52,6 +52,23 @@ def game(policy: Learning | Goodput, seed: int) -> Game:
 
 def view(num_rows: int) -> BatchView:
     return BatchView(tuple(SequenceView(100, 1000, number) for number in range(num_rows)))
+
+
+@pytest.mark.parametrize(
+    ("speculation", "longest"),
+    [
+        (None, None),
+        (FixedSpeculation(policy="fixed", depth=2, length=5), 5),
+        (TableSpeculation(policy="table", depth=2, table={1: 6, 4: 3}), 6),
+        (GoodputSpeculation(length=9), 9),
+        (GoodputSpeculation(length=9, request_length=2), 2),
+        (FixedSpeculation(policy="fixed", depth=2, length=5, request_length=64), 64),
+    ],
+)
+def test_a_request_may_draft_as_far_as_the_policy_does_or_the_config_says(
+    speculation: Speculation | None, longest: int | None
+) -> None:
+    assert longest_draft(speculation) == longest
 
 
 def test_before_there_is_a_drafter_decoding_is_plain() -> None:
