@@ -35,8 +35,10 @@ from bench.faulty import Faults, FaultyClient
 from bench.pressure import Devices
 from bench.prompts import Prompt, mixed
 from bench.random_policy import RandomPolicy, random_wish
-from deployments.local import complete, draft_policy, open_worker
+from deployments.local import complete, draft_policy
 from drafters.client import LocalDraftClient
+from drafters.nested import NestedDrafter, load_nested
+from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
 from model.execution import Execution
 from protocol.branch import MirrorClient
@@ -95,23 +97,12 @@ class Subject:
     """What is tested: a target, a drafter, and the plain loop's text of every request by temperature."""
 
     target: Path
-    drafter: Path
+    drafter: NestedDrafter
     prompts: Sequence[Prompt]
     max_tokens: int
     precision: Precision
     oracle: TargetModel
     texts: dict[float, list[list[int]]]
-
-
-def load(path: Path, precision: Precision, cell_positions: int, page_size: int) -> TargetModel:
-    """A target whose KV holds the given number of positions."""
-    return load_target(
-        path,
-        dtype=precision.dtype,
-        num_positions=cell_positions,
-        page_size=page_size,
-        execution=precision.execution,
-    )
 
 
 def prepare(
@@ -123,7 +114,9 @@ def prepare(
     temperatures: Iterable[float] = TEMPERATURES,
 ) -> Subject:
     """Runs the plain loop over every prompt."""
-    oracle = load(target, precision, 1024, 16)
+    dtype, execution = precision.dtype, precision.execution
+    oracle = load_target(target, dtype=dtype, num_positions=1024, page_size=16, execution=execution)
+    nested = load_nested(drafter, dtype=dtype, num_positions=16, page_size=16, execution=execution)
     texts = {
         temperature: [
             plain.generate(oracle, request).tokens[len(request.prompt_ids) :]
@@ -131,19 +124,13 @@ def prepare(
         ]
         for temperature in temperatures
     }
-    return Subject(target, drafter, prompts, max_tokens, precision, oracle, texts)
+    return Subject(target, nested, prompts, max_tokens, precision, oracle, texts)
 
 
 def run_cell(subject: Subject, cell: Cell) -> CellResult:
-    model = load(subject.target, subject.precision, cell.kv_positions, cell.page_size)
-    worker = open_worker(
-        subject.drafter,
-        dtype=subject.precision.dtype,
-        num_positions=cell.batch * (512 if cell.way == IN_TURN else 1024),
-        page_size=cell.page_size,
-        max_rows=cell.batch,
-        execution=subject.precision.execution,
-    )
+    model = subject.oracle.with_kv(cell.kv_positions // cell.page_size, cell.page_size)
+    drafter = subject.drafter.with_kv(pool_pages(subject, cell), cell.page_size)
+    worker = DraftWorker(drafter, PoolLimits(max_rows=cell.batch), time.monotonic)
     config = EngineConfig(max_batch=cell.batch, max_queue=len(subject.prompts))
     wanted = requests(subject.prompts, cell.temperature, subject.max_tokens)
     policy = policy_of(worker, cell)
@@ -178,6 +165,13 @@ def run_cell(subject: Subject, cell: Cell) -> CellResult:
         fenced=overlap.num_fenced,
         deaths=client.num_deaths if isinstance(client, FaultyClient) else 0,
     )
+
+
+def pool_pages(subject: Subject, cell: Cell) -> int:
+    """For every sequence of the batch to its end, and three times as much again where branches are drafted ahead."""
+    longest = max(len(prompt.token_ids) for prompt in subject.prompts) + subject.max_tokens + cell.length
+    pages = cell.batch * -(-longest // cell.page_size)
+    return pages if cell.way == IN_TURN else 4 * pages
 
 
 def client_of(worker: DraftWorker, incarnation: str, cell: Cell) -> MirrorClient:
@@ -228,10 +222,10 @@ def differs_from_generate(subject: Subject) -> list[Difference]:
     return list(_differences(subject, 0.0, requests(subject.prompts, 0.0, subject.max_tokens), got))
 
 
-def shares_of_identical_texts(subject: Subject) -> dict[str, float]:
+def shares_of_identical_texts(subject: Subject, drafter: Path) -> dict[str, float]:
     """By temperature: how many prompts get the same text from the plain loop in plain torch."""
     precision = Precision(subject.precision.dtype, Execution.EAGER)
-    eager = prepare(subject.target, subject.drafter, subject.prompts, subject.max_tokens, precision)
+    eager = prepare(subject.target, drafter, subject.prompts, subject.max_tokens, precision)
     return {
         str(temperature): sum(map(operator.eq, texts, eager.texts[temperature])) / len(texts)
         for temperature, texts in subject.texts.items()
@@ -311,7 +305,7 @@ def main() -> int:
         "dtype": args.dtype,
         "deterministic": subject.oracle.decoder.is_deterministic,
         "plain_loop_against_generate": [asdict(difference) for difference in against_generate] if in_fp32 else None,
-        "plain_loop_as_in_eager": shares_of_identical_texts(subject) if not args.skip_eager else None,
+        "plain_loop_as_in_eager": shares_of_identical_texts(subject, args.drafter) if not args.skip_eager else None,
         **summary,
     }
     (args.out / f"{name}.json").write_text(json.dumps(report, indent=1) + "\n")

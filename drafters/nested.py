@@ -106,6 +106,10 @@ class NestedDrafter:
         self._boundaries = [torch.zeros(shape, dtype=decoder.hidden_dtype, device=decoder.device) for _ in exits[:-1]]
         self._marks: dict[int, Watermarks] = {}
 
+    def with_kv(self, num_pages: int, page_size: int) -> NestedDrafter:
+        """The same weights with an empty KV of its own. Passes of both must not run at once."""
+        return NestedDrafter(self.decoder, self.exits, num_pages, page_size, self.streams)
+
     def open(self, sequence: int) -> None:
         self.ledger.open(sequence)
         self._marks[sequence] = Watermarks.none(len(self.exits))

@@ -55,6 +55,10 @@ class TargetModel:
         """Tokens that one sequence may hold: the context length, or all of the KV memory if that is less."""
         return min(self.decoder.config.max_positions, self.ledger.num_pages * self.ledger.page_size)
 
+    def with_kv(self, num_pages: int, page_size: int) -> TargetModel:
+        """The same weights with an empty KV of its own. Steps of both must not run at once."""
+        return TargetModel(self.decoder, PageLedger(num_pages, page_size), self.decoder.new_kv(num_pages * page_size))
+
     def forward(self, rows: Sequence[ForwardRow]) -> Tensor:
         """[sum of num_logits, vocab_size] float32, in row order, valid until the next pass.
 
