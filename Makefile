@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 PLOTS := .venv/.bench-ready
 PEERS := .venv-openvino
 TWO := --numprocesses 2 --dist loadgroup
@@ -14,12 +15,15 @@ help:  ## this list
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; set PYTHON=") if sys.version_info < (3, 11) else None'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	touch $@
+	@echo 'setting up .venv: 1 of 3, an empty one'
+	@$(PYTHON) -m venv .venv
+	@echo 'setting up .venv: 2 of 3, torch'
+	@$(PIP) torch==2.13.0
+	@echo 'setting up .venv: 3 of 3, everything else (a minute or two)'
+	@$(PIP) --editable '.[dev]'
+	@touch $@
 
-demo: $(READY)  ## two targets and a pool of two drafters on this machine, one completion from each, then stop
+demo: $(READY)  ## two targets and a pool of two drafters on this machine, a completion from each and what the pool brings, then stop
 	$(BIN)/draftpool demo
 
 serve: $(READY)  ## stay up on 127.0.0.1:8000 until Ctrl-C
@@ -75,7 +79,7 @@ bench-peers:  ## OpenVINO GenAI in an environment of its own, for the benchmark'
 	$(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision
 
 $(PLOTS): $(READY)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,bench]'
+	$(PIP) --editable '.[dev,bench]'
 	touch $@
 
 demo-models: $(READY)  ## train the demo family again (hours on two cores; resumes)

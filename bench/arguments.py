@@ -7,11 +7,10 @@ from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from bench import machine
 from bench.command import HELD_OUT, listed
 from deployments.arguments import depth, whole
+from model.native.library import default_threads
 from protocol.errors import DraftPoolError
 
 MODELS = machine.ROOT / "demo/models"
@@ -38,7 +37,7 @@ def add_target(parser: ArgumentParser) -> None:
 
 
 def add_threads(parser: ArgumentParser) -> None:
-    parser.add_argument("--threads", type=whole(1), default=torch.get_num_threads())
+    parser.add_argument("--threads", type=whole(1), default=default_threads())
 
 
 def add_sweep(parser: ArgumentParser, repeat: int) -> None:

@@ -23,6 +23,7 @@ from bench import machine
 from bench.prompts import held_out
 from deployments.local import complete, open_engine
 from model.native.decoder import NativeDecoder
+from model.native.library import default_threads
 from protocol.errors import ConfigError
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from router.policy import Off
@@ -125,7 +126,7 @@ def main() -> int:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--temperature", type=float, nargs="+", default=[0.0, 0.8])
     parser.add_argument("--repeat", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)

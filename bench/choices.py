@@ -26,6 +26,7 @@ from bench.command import HELD_OUT, listed
 from bench.ours import DraftPoolEngine
 from bench.workload import KINDS, LONGEST, Workload, read_texts
 from deployments.arguments import whole
+from model.native.library import default_threads
 from router.explain import options
 from router.predict import Predictor
 from router.tables import tables
@@ -151,7 +152,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--survey", type=whole(1), default=64, help="prompts that tell of the acceptance")
     parser.add_argument("--survey-batch", type=whole(1), default=16)
     parser.add_argument("--max-tokens", type=whole(2), default=128)
-    parser.add_argument("--threads", type=whole(1), default=torch.get_num_threads())
+    parser.add_argument("--threads", type=whole(1), default=default_threads())
     parser.add_argument("--workload", choices=KINDS, default="mixed")
     parser.add_argument("--prompts", type=Path, default=HELD_OUT)
     parser.add_argument("--out", type=Path, default=RESULT)

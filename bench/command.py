@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-import torch
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
@@ -21,7 +20,8 @@ from bench.run import Engines, measure, opened
 from bench.workload import EQUAL, KINDS, LONGEST, Workload, read_texts
 from deployments.arguments import depth, whole
 from deployments.process import DTYPES
-from model.load import resolve
+from model.files import resolve
+from model.native.library import default_threads
 from protocol.errors import ConfigError
 
 DRAFTING = (*OURS[1:], *APART, "assisted", "openvino-draft")
@@ -141,5 +141,5 @@ def add_grid(parser: argparse.ArgumentParser, modes: Sequence[str], lengths: Seq
     add("--num-prompts", type=whole(1), default=8, help="of each cell, at the least (default: %(default)s)")
     add("--max-tokens", type=whole(2), default=128, help="of each prompt (default: %(default)s)")
     add("--dtype", choices=sorted(DTYPES), default="bf16", help="default: %(default)s")
-    add("--threads", type=whole(1), default=torch.get_num_threads(), help="default: %(default)s")
+    add("--threads", type=whole(1), default=default_threads(), help="default: %(default)s")
     add("--repeat", type=whole(1), default=5, help="repetitions, interleaved (default: %(default)s)")

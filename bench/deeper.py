@@ -35,6 +35,7 @@ from deployments.arguments import depth, whole
 from deployments.plan_command import lengths
 from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
+from model.native.library import default_threads
 from router.costs import CostCurves
 from router.explain import Option, options, rule_name
 from targets import plain
@@ -185,7 +186,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--sweep", type=whole(1), default=1, help="repetitions of the sweep (default: %(default)s)")
     parser.add_argument("--pairs", type=whole(2), default=4, help="interleaved repetitions (default: %(default)s)")
     parser.add_argument("--max-tokens", type=whole(2), default=96)
-    parser.add_argument("--threads", type=whole(1), default=torch.get_num_threads())
+    parser.add_argument("--threads", type=whole(1), default=default_threads())
     parser.add_argument("--prompts", type=Path, default=HELD_OUT)
     parser.add_argument("--out", type=Path, default=RESULT)
     return parser.parse_args(arguments)

@@ -41,6 +41,7 @@ from drafters.nested import NestedDrafter, load_nested
 from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
 from model.execution import Execution
+from model.native.library import default_threads
 from protocol.branch import MirrorClient
 from protocol.plan import DepthRule
 from protocol.request import GenerateRequest
@@ -277,7 +278,7 @@ def main() -> int:
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="fp32")
     parser.add_argument("--execution", choices=[*Execution], default=Execution.AUTO)
     parser.add_argument("--skip-eager", action="store_true", help="do not compare the plain loop with plain torch")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--threads", type=int, default=default_threads())
     parser.add_argument("--shard", default="0/1", help="I/N: only every N-th cell from the I-th, and no summary")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()

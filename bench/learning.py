@@ -30,6 +30,7 @@ from bench.workload import LONGEST, Workload, read_texts
 from deployments.arguments import whole
 from deployments.local import complete
 from drafters.client import LocalDraftClient
+from model.native.library import default_threads
 from protocol.draft import DraftBlock
 from protocol.outcome import RoundOutcome
 from protocol.plan import BatchView, DepthRule, Plan
@@ -242,7 +243,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=whole(1), default=200)
     parser.add_argument("--survey", type=whole(1), default=8, help="runs that the truth is measured in")
     parser.add_argument("--max-tokens", type=whole(2), default=256)
-    parser.add_argument("--threads", type=whole(1), default=torch.get_num_threads())
+    parser.add_argument("--threads", type=whole(1), default=default_threads())
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
     bench = Bench(args)

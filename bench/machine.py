@@ -14,6 +14,9 @@ from typing import Any
 
 import torch
 
+from model.execution import why_not_native
+from model.native.library import features
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -21,6 +24,7 @@ def describe() -> dict[str, object]:
     return {
         "cpu": cpu_name(),
         "capability": torch.backends.cpu.get_cpu_capability(),
+        "kernels": why_not_native() or features(),
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -30,11 +34,16 @@ def describe() -> dict[str, object]:
     }
 
 
-def footer(place: dict[str, object]) -> str:
+def hardware(place: Mapping[str, Any]) -> str:
+    """On what and with what, of what `describe` told; older results name no kernels."""
+    kernels = f", kernels {place['kernels']}" if "kernels" in place else ""
+    return f"{place['cpu']}{kernels}, {place['threads']} threads, torch {place['torch']}"
+
+
+def footer(place: Mapping[str, Any]) -> str:
     """The last line of a table: what `describe` told."""
-    told = f"{place['cpu']}, {place['threads']} threads, torch {place['torch']}"
     command = re.sub(r" --out \S+", "", str(place["command"]))  # where it went is where it lies
-    return f"{told}; commit {place['commit']}; `{command}`."
+    return f"{hardware(place)}; commit {place['commit']}; `{command}`."
 
 
 def save(out: Path, report: Mapping[str, Any], table: str) -> None:

@@ -21,7 +21,7 @@ from deployments.config import TargetConfig
 from deployments.local import complete
 from deployments.process import claim
 from deployments.target import load_model
-from model.load import resolve
+from model.files import resolve
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from router.policy import Off
 from targets.engine import Engine, EngineConfig

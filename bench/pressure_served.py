@@ -33,7 +33,7 @@ from bench.arrivals import Arrival
 from bench.load_client import Ask, Client
 from bench.prompts import HELD_OUT
 from deployments.arguments import whole
-from deployments.cluster import free_port, running
+from deployments.cluster import running
 from deployments.config import (
     AppConfig,
     FixedSpeculation,
@@ -43,6 +43,7 @@ from deployments.config import (
     Speculation,
     TargetConfig,
 )
+from deployments.listening import free_port
 from deployments.prompts import read_prompts
 from deployments.serve_command import stopped_by_sigterm
 

@@ -27,6 +27,7 @@ from bench.survey import Surveyor, Told
 from bench.workload import LONGEST, Workload, read_texts
 from deployments.arguments import depth, whole
 from deployments.local import complete, open_engine
+from model.native.library import default_threads
 from protocol.errors import DraftPoolError
 from protocol.plan import DepthRule
 from router.costs import CostCurves
@@ -201,7 +202,7 @@ def main() -> int:
     parser.add_argument("--lengths", type=listed(whole(1, 64)), default=[1, 2, 3, 4, 5, 6, 8])
     parser.add_argument("--num-prompts", type=whole(1), default=8)
     parser.add_argument("--max-tokens", type=whole(2), default=128)
-    parser.add_argument("--threads", type=whole(1), default=torch.get_num_threads())
+    parser.add_argument("--threads", type=whole(1), default=default_threads())
     parser.add_argument("--prompts", type=Path, default=HELD_OUT)
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()

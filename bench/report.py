@@ -74,8 +74,7 @@ def facts(report: dict[str, Any]) -> list[str]:
     told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
     return [
         f"Medians of interleaved repetitions, with the 90 % interval of the paired ratio; {told}.",
-        f"{place['cpu']}, {place['threads']} threads, torch {place['torch']}, {versions}; commit {place['commit']}; "
-        f"`{place['command']}`.",
+        f"{machine.hardware(place)}, {versions}; commit {place['commit']}; `{place['command']}`.",
     ]
 
 

@@ -148,8 +148,7 @@ def table(cells: Sequence[Measured], made: dict[str, Any]) -> str:
         f"Over all cells the router gives {each[closest]:.3f}x the closest single setting ({closest}), geometric mean "
         f"of speed-ups over plain; {sum(ratio > 1 for ratio in each.values())} of {len(each)} settings are beaten.",
         f"Identical to the plain loop: {min(cell.identical for cell in cells):.0%} of outputs.",
-        f"{place['cpu']}, {place['threads']} threads, torch {place['torch']}; commit {place['commit']}; "
-        f"`{place['command']}`.",
+        f"{machine.hardware(place)}; commit {place['commit']}; `{place['command']}`.",
     ]
     return "\n".join(lines) + "\n"
 

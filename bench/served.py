@@ -30,9 +30,10 @@ from bench.offline import OfflineEngine, Timing
 from bench.prompts import HELD_OUT
 from bench.stats import Bar, paired_ratio
 from deployments.arguments import whole
-from deployments.cluster import free_port, running
+from deployments.cluster import running
 from deployments.config import AppConfig, HttpConfig, TargetConfig, load_config
 from deployments.demo_command import CONFIG
+from deployments.listening import free_port
 from deployments.prompts import read_prompts
 from protocol.errors import ConfigError, DraftPoolError
 

@@ -29,6 +29,7 @@ from bench.parts import Parts, WatchedEngine, parts_of, setting
 from bench.workload import KINDS, LONGEST, Text, Workload, read_texts
 from deployments.arguments import whole
 from deployments.local import depth_rule
+from model.native.library import default_threads
 from router.costs import CostCurves
 from router.goodput import Goodput, GoodputConfig
 from router.policy import Fixed, Off, Policy
@@ -227,7 +228,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num-prompts", type=whole(1), default=8, help="of a cell, at the least")
     parser.add_argument("--survey", type=whole(1), default=64, help="other prompts, for the acceptance")
     parser.add_argument("--max-tokens", type=whole(2), default=96)
-    parser.add_argument("--threads", type=whole(1), default=torch.get_num_threads())
+    parser.add_argument("--threads", type=whole(1), default=default_threads())
     parser.add_argument("--workload", choices=KINDS, default="mixed")
     parser.add_argument("--prompts", type=Path, default=HELD_OUT)
     parser.add_argument("--out", type=Path, default=RESULT)

@@ -39,6 +39,7 @@ from model.batch import Row, build_batch
 from model.decoder import Decoder
 from model.kv import PagedKV
 from model.load import load_decoder
+from model.native.library import default_threads
 from model.pages import PageLedger
 from model.rollout import Drafted, Rollout
 from model.streams import StreamHead, next_state
@@ -316,7 +317,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--repeat", type=whole(1), default=7, help="interleaved repetitions (default: %(default)s)")
     parser.add_argument("--max-tokens", type=whole(2), default=96)
     parser.add_argument("--pass-ms", type=float, default=0.0, help="of a slowed drafter (default: not slowed)")
-    parser.add_argument("--threads", type=whole(1), default=torch.get_num_threads())
+    parser.add_argument("--threads", type=whole(1), default=default_threads())
     parser.add_argument("--prompts", type=Path, default=HELD_OUT)
     parser.add_argument("--out", type=Path, default=RESULT)
     return parser.parse_args(arguments)

@@ -21,7 +21,7 @@ from deployments.ingress import Ingress
 from deployments.placement import pool_of
 from deployments.pool import DraftPoolReplica
 from deployments.target import TargetReplica
-from model.load import pinned
+from model.files import pinned
 
 APP_NAME = "draftpool"
 POOL_NAME = "draft-pool"

@@ -24,7 +24,8 @@ from deployments.policies import depth_rules, needed_exits
 from deployments.process import check_pages, pool_positions, target_positions
 from drafters.manifest import Manifest, vocabulary_hash
 from model.config import read_config
-from model.load import check_weights, resolve
+from model.files import resolve
+from model.load import check_weights
 from protocol.errors import ConfigError
 
 T = TypeVar("T")

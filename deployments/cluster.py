@@ -45,12 +45,19 @@ def running(config: AppConfig, *, address: str | None = None, progress: Progress
         check_port(config.http)  # on a cluster it is Serve itself that may hold it
     with local_ray(config) if address is None else attached_ray(address):
         check_absent()
-        start_proxies(config)
-        with deployed(config, delete=address is not None):
-            wait_until_running(config, progress)
-            url = f"http://{config.http.host}:{config.http.port}"
-            wait_until_healthy(url)
+        with answering(config, progress, delete=address is not None) as url:
             yield url
+
+
+@contextmanager
+def answering(config: AppConfig, progress: Progress = silent, *, delete: bool) -> Iterator[str]:
+    """The same on the Ray that this process is part of. delete: the application at the end, where Ray goes on."""
+    start_proxies(config)
+    with deployed(config, delete=delete):
+        wait_until_running(config, progress)
+        url = f"http://{config.http.host}:{config.http.port}"
+        wait_until_healthy(url)
+        yield url
 
 
 def start_proxies(config: AppConfig) -> None:
@@ -161,10 +168,3 @@ def check_port(options: HttpConfig) -> None:
             raise ConfigError(
                 f"{options.host}:{options.port} cannot be used ({error.strerror}); set http.port"
             ) from None
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -17,7 +17,7 @@ from deployments.profiling import own_drafter_costs
 from drafters.client import LocalDraftClient
 from drafters.manifest import vocabulary_hash
 from drafters.worker import DraftWorker
-from model.load import resolve
+from model.files import resolve
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from deployments.connection import Traffic
-from model.execution import Runs
-from protocol.stats import EngineStats, MirrorStats
+from protocol.stats import EngineStats, MirrorStats, Runs
 
 
 def told(stats: EngineStats, steps: Runs, traffic: Traffic | None = None) -> dict[str, Any]:

@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deployments.secret import Secret
-from model.execution import Runs
 from protocol.limits import MessageLimits
-from protocol.stats import PoolStats
+from protocol.stats import PoolStats, Runs
 from router.costs import DrafterCosts
 
 logger = logging.getLogger(__name__)

@@ -22,7 +22,9 @@ from deployments.prompts import Prompt, read_prompts
 from drafters.worker import DraftWorker
 from model.config import read_config
 from model.execution import Execution
-from model.load import Progress, resolve
+from model.files import resolve
+from model.load import Progress
+from model.native.library import default_threads
 from model.tokenizer import end_tokens, load_tokenizer
 from protocol.errors import ConfigError, InvalidRequest
 from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun
@@ -197,7 +199,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--deterministic", action="store_true", help="refuse to run on kernels that are not")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bf16", help="default: %(default)s")
-    parser.add_argument("--threads", type=whole(1), default=torch.get_num_threads(), help="default: %(default)s")
+    parser.add_argument("--threads", type=whole(1), default=default_threads(), help="default: %(default)s")
     parser.add_argument("--page-size", type=whole(1), default=256, help="KV positions per page (default: %(default)s)")
     parser.add_argument("--kv-mb", type=whole(1), default=1024, help="KV memory per model (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="one JSON line per prompt, in order")

@@ -37,7 +37,7 @@ from deployments.liveness import Census, Liveness, census_of
 from deployments.secret import Secret
 from deployments.token_sink import SinkAddress, TokenSink
 from deployments.trace import Track
-from model.load import TEXT_FILES, resolve
+from model.files import TEXT_FILES, resolve
 from model.tokenizer import end_token_warning, end_tokens, load_tokenizer
 from protocol.errors import DraftPoolError, NotReady, QueueFull, UnknownModel
 from protocol.pb import inference_pb2 as pb

@@ -43,3 +43,10 @@ def listen(host: str, ports: tuple[int, int], key: str) -> socket.socket:
 
     bind(add_port, host, ports, key)
     return found[0]
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    with socket.socket() as probe:
+        probe.bind((host, 0))
+        port: int = probe.getsockname()[1]
+        return port

@@ -23,7 +23,7 @@ from deployments.placement_plan import Row, rows_of
 from deployments.policies import goodput_config
 from deployments.profile_store import find, model_key
 from drafters.manifest import Manifest
-from model.load import resolve
+from model.files import resolve
 from protocol.errors import ConfigError
 from router.acceptance import Acceptance
 from router.costs import CostCurves, DrafterCosts, TargetCosts

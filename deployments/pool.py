@@ -23,7 +23,7 @@ from drafters.nested import NestedDrafter, load_nested
 from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
 from model.execution import Execution, runs
-from model.load import resolve
+from model.files import resolve
 from protocol.errors import NotReady
 from protocol.limits import limits_of
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import suppress
 from pathlib import Path
@@ -12,15 +13,20 @@ import torch
 from deployments.config import AppConfig, Placement, Weights
 from drafters.nested import bytes_per_position
 from model.config import read_config
+from model.cores import usable_cores
 from model.execution import SLOWER, why_not_native
 from model.kv import bytes_per_slot
 from protocol.errors import ConfigError
+
+logger = logging.getLogger(__name__)
 
 DTYPES = MappingProxyType({"fp32": torch.float32, "bf16": torch.bfloat16})
 
 
 def claim(placement: Placement) -> None:
-    """Binds every thread that already runs to the configured cores, and sizes torch's thread pool."""
+    """Binds every thread that already runs to the configured cores, and sizes torch's thread pool: as configured, where
+    this process may use so many cores.
+    """
     if placement.cores is not None:
         try:
             for task in Path("/proc/self/task").iterdir():
@@ -29,7 +35,10 @@ def claim(placement: Placement) -> None:
         except OSError:
             allowed = sorted(os.sched_getaffinity(0))
             raise ConfigError(f"cores {list(placement.cores)} are not to be had; this machine has {allowed}") from None
-    torch.set_num_threads(placement.threads)
+    threads = min(placement.threads, usable_cores())
+    if threads < placement.threads:
+        logger.warning("%d threads in place of %d: affinity and cgroups allow no more", threads, placement.threads)
+    torch.set_num_threads(threads)
 
 
 def device_of(placement: Placement) -> torch.device:

@@ -21,7 +21,7 @@ from deployments.config import Placement, Weights
 from deployments.process import device_of
 from drafters.manifest import drafter_exits
 from model.execution import why_not_native
-from model.load import resolve
+from model.files import resolve
 from model.native.compiler import cache_directory, library_path
 from protocol.errors import ConfigError
 from router.cost_files import cache_name, dumps_costs, loads_costs

@@ -35,7 +35,7 @@ from drafters.nested import NestedDrafter, load_nested
 from drafters.profile import LENGTHS, NUM_NEW, DraftRound, draft_timer, largest_batch
 from drafters.worker import DraftWorker
 from model.execution import Execution
-from model.load import resolve
+from model.files import resolve
 from router.costs import (
     DRAFT_AXES,
     PREFILL_AXES,

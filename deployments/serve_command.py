@@ -6,7 +6,7 @@ import argparse
 import json
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -51,7 +51,14 @@ def started(config: AppConfig, console: Console, address: str | None = None) -> 
 
     if address is None and (slower := slower_steps(config)):
         console.print(f"warning: {slower}", highlight=False, soft_wrap=True, markup=False)
-    bar = Progress(
+    with starting(console) as bar, running(config, address=address, progress=progress_of(bar)) as url:
+        bar.stop()
+        yield url
+
+
+def starting(console: Console) -> Progress:
+    """A bar of replicas that run."""
+    return Progress(
         SpinnerColumn(),
         TextColumn("starting"),
         BarColumn(),
@@ -60,13 +67,11 @@ def started(config: AppConfig, console: Console, address: str | None = None) -> 
         console=console,
         transient=True,
     )
-    with bar:
-        task = bar.add_task("start", total=None)
-        with running(
-            config, address=address, progress=lambda done, total: bar.update(task, completed=done, total=total)
-        ) as url:
-            bar.stop()
-            yield url
+
+
+def progress_of(bar: Progress) -> Callable[[int, int], None]:
+    task = bar.add_task("start", total=None)
+    return lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def greeting(config: AppConfig, url: str) -> str:

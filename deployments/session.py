@@ -23,6 +23,7 @@ from ray import serve
 
 from deployments.capacity import cpus_needed, resources_needed
 from deployments.config import AppConfig
+from model.cores import usable_cores
 from protocol.errors import ConfigError
 
 OBJECT_STORE_BYTES = 150 << 20
@@ -54,7 +55,7 @@ def local_ray(config: AppConfig) -> Iterator[Path]:
     try:
         start_ray(
             folder,
-            num_cpus=max(os.cpu_count() or 1, math.ceil(cpus_needed(config))),
+            num_cpus=max(usable_cores(), math.ceil(cpus_needed(config))),
             resources=resources_needed(config),
         )
         yield folder

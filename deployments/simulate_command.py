@@ -23,7 +23,7 @@ from deployments.plan_command import choices_of, kept, rates
 from deployments.plot import MARKS, plot
 from deployments.policies import policy
 from drafters.manifest import Manifest
-from model.load import resolve
+from model.files import resolve
 from protocol.errors import ConfigError
 from router.costs import CostCurves
 from router.explain import rule_name

@@ -20,7 +20,7 @@ from deployments.trace import Track, rounds
 from deployments.transport import LinkedDraftClient, TransportConfig
 from drafters.manifest import vocabulary_hash
 from model.execution import Execution, runs
-from model.load import resolve
+from model.files import resolve
 from protocol.errors import DraftPoolError, NotReady
 from protocol.request import GenerateRequest, TokenRun
 from router.explain import describe

@@ -14,10 +14,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from protocol.stats import PassStats
-from targets.timeline import RoundRecord
+
+if TYPE_CHECKING:  # the ingress draws, and runs no model
+    from targets.timeline import RoundRecord
 
 Event = dict[str, Any]
 

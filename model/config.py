@@ -6,7 +6,6 @@ a layer that is almost right gives text that is quietly wrong. The same holds fo
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from model.ends import configured_eos, read_json
 from protocol.errors import ConfigError, UnsupportedModel
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
@@ -78,7 +78,7 @@ class DecoderConfig:
 
 def read_config(directory: Path) -> DecoderConfig:
     """Raises UnsupportedModel, naming the family or option, or ConfigError when the directory is no HF checkpoint."""
-    raw = _read_json(directory / "config.json")
+    raw = read_json(directory / "config.json")
     _refuse_family(raw.get("model_type"))
     _refuse_foreign(raw)
     try:
@@ -119,18 +119,6 @@ def read_config(directory: Path) -> DecoderConfig:
         attention_softcap=hf.attn_logit_softcapping if gemma else None,
         final_softcap=hf.final_logit_softcapping if gemma else None,
     )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist; give a directory that save_pretrained wrote") from None
-    except ValueError as error:
-        raise ConfigError(f"{path} is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path} holds a {type(value).__name__}, not an object")
-    return value
 
 
 def _refuse_family(family: object) -> None:
@@ -204,23 +192,3 @@ def _rope(hf: Any, head_dim: int, parameters: dict[str, Any] | None, layer_type:
         return Rope(tuple((1.0 / parameters["rope_theta"] ** exponents).tolist()))
     frequencies, scaling = ROPE_INIT_FUNCTIONS[rope_type](hf, torch.device("cpu"), layer_type=layer_type)
     return Rope(tuple(frequencies.tolist()), float(scaling))
-
-
-def stops_of_generate(directory: Path) -> tuple[int, ...]:
-    """The ids that end an answer of transformers' generate: generation_config.json wins when it names any."""
-    return _named_eos(directory / "generation_config.json") or _named_eos(directory / "config.json")
-
-
-def configured_eos(directory: Path) -> tuple[int, ...]:
-    """Of both files: where one of them is wrong, an answer that ends is worth more than one that never does. What a
-    config class takes where its file names none is not among them.
-    """
-    files = (directory / "generation_config.json", directory / "config.json")
-    return tuple(dict.fromkeys(index for file in files for index in _named_eos(file)))
-
-
-def _named_eos(path: Path) -> tuple[int, ...]:
-    ids = _read_json(path).get("eos_token_id") if path.exists() else None
-    if ids is None:
-        return ()
-    return (ids,) if isinstance(ids, int) else tuple(ids)

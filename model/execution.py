@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
 from enum import StrEnum
 from functools import cache
 
@@ -16,6 +15,7 @@ from model.native.compiler import CompilerError
 from model.native.decoder import NativeDecoder
 from model.native.library import features, library, num_threads
 from protocol.errors import ConfigError
+from protocol.stats import Runs
 
 NATIVE_DTYPES = (torch.bfloat16, torch.float32)
 SLOWER = "steps run in plain torch, several times slower"
@@ -29,14 +29,6 @@ class Execution(StrEnum):
     AUTO = "auto"
     NATIVE = "native"
     EAGER = "eager"
-
-
-@dataclass(frozen=True, slots=True)
-class Runs:
-    """by: whose code takes the steps. slower_because: what keeps native kernels from where they could be had."""
-
-    by: str
-    slower_because: str | None = None
 
 
 def build_decoder(config: DecoderConfig, weights: StoredWeights, execution: Execution = Execution.AUTO) -> Decoder:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
 
-from model.config import configured_eos, stops_of_generate
+from model.ends import configured_eos, stops_of_generate
 from protocol.errors import ConfigError
 
 

@@ -13,6 +13,7 @@ MAX_TOKEN = (1 << 31) - 1
 MAX_TOP_K = (1 << 31) - 1
 MAX_POSITION = 1 << 24
 MAX_LENGTH = 64  # tokens drafted for a row, or in a branch
+MAX_ROUNDS = 1024  # that a trace holds
 MAX_FAN_OUT = 8  # branches of a row
 MAX_WINDOW = 256  # tokens under verification
 MAX_PICKS = 64  # early picks at one place

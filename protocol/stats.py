@@ -94,3 +94,11 @@ class EngineStats:
     num_missed_drafts: int  # rounds that asked for a draft and got none
     num_failures: int = 0  # of policy, way to the pool and record of rounds; requests went on without them
     mirror: MirrorStats | None = None  # None where nothing is drafted ahead
+
+
+@dataclass(frozen=True, slots=True)
+class Runs:
+    """by: whose code takes the steps. slower_because: what keeps native kernels from where they could be had."""
+
+    by: str
+    slower_because: str | None = None

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from protocol.limits import MAX_ROUNDS
 from router.modes import Mode, Round
 from router.pipeline import Source
 from router.predict import SETTLED
 from targets.step import Marks, Turn
-
-MAX_ROUNDS = 1024
 
 
 @dataclass(frozen=True, slots=True)

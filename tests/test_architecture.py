@@ -38,6 +38,10 @@ def test_the_engine_and_the_api_import_no_ray():
     )
 
 
+def test_the_ingress_imports_no_torch():
+    assert imported(["deployments.ingress"], ["torch"]) == ""
+
+
 @pytest.mark.parametrize("document", ["README.md", "docs/architecture.md"])
 def test_every_path_in_the_prose_exists(document):
     text = (ROOT / document).read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 
 from deployments.api.backend import Backend
 from deployments.trace import as_json
-from targets.timeline import MAX_ROUNDS
+from protocol.limits import MAX_ROUNDS
 
 DEFAULT_ROUNDS = 64
 

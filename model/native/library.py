@@ -9,6 +9,7 @@ from functools import cache
 
 import torch
 
+from model.cores import usable_cores
 from model.native.compiler import library_path
 
 
@@ -106,6 +107,11 @@ def thread_pool(num_threads: int) -> int:
 
 def num_threads() -> int:
     return torch.get_num_threads()
+
+
+def default_threads() -> int:
+    """As many as torch would take, one for each physical core, where the cores that may be used are not fewer."""
+    return min(torch.get_num_threads(), usable_cores())
 
 
 def features() -> str:

@@ -11,7 +11,7 @@ import uvicorn
 
 from deployments.api.backend import Backend
 from deployments.api.http import create_app
-from deployments.cluster import free_port
+from deployments.listening import free_port
 
 
 @contextmanager

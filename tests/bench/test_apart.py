@@ -52,6 +52,7 @@ def subject_of(family: Path) -> Subject:
     return Subject(family / "large", family / "drafter", torch.float32, 1, max_batch=3, max_length=256)
 
 
+@pytest.mark.slow
 def test_every_mode_with_the_pool_apart_writes_the_plain_loops_text(
     family: Path, workload: Workload, few_sweeps: None
 ) -> None:
@@ -110,6 +111,7 @@ def test_modes_are_those_that_the_router_knows_and_others_are_refused(
     assert "mirror" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_one_table_tells_what_is_chosen_at_every_batch(
     family: Path, tmp_path: Path, workload: Workload, capsys: pytest.CaptureFixture[str], few_sweeps: None
 ) -> None:
@@ -136,6 +138,7 @@ def test_a_batch_below_the_better_of_in_turn_and_off_misses_its_bar() -> None:
     assert [bar(ratio).met for ratio in (1.2, 0.98, 0.97)] == [True, True, False]
 
 
+@pytest.mark.slow
 def test_the_command_measures_modes_with_and_without_a_pool_apart_in_one_run(
     family: Path, tmp_path: Path, workload: Workload, capsys: pytest.CaptureFixture[str]
 ) -> None:

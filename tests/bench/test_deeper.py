@@ -47,6 +47,7 @@ def case(family: Path, workload: Workload, devices: Devices, max_tokens: int) ->
         engine.close()
 
 
+@pytest.mark.slow
 def test_the_deepest_exit_is_found_where_it_wins(family: Path, workload: Workload) -> None:
     made = case(family, workload, CHEAP, 96)
     assert made["deepest_wins"]
@@ -60,6 +61,7 @@ def test_the_deepest_exit_is_found_where_it_wins(family: Path, workload: Workloa
     assert f"| → | depth 4 | {chosen['length']} |" in shown
 
 
+@pytest.mark.slow
 def test_where_layers_are_dear_it_is_not(family: Path, workload: Workload) -> None:
     made = case(family, workload, replace(CHEAP, verify=3.0, layer=3.0), 24)
     assert made["share_at_deepest"] < 0.5

@@ -19,6 +19,7 @@ SMALL = Run("small", 96.0, busy=20, drafted=12, accepted=5)
 
 
 @pytest.mark.timeout(120)
+@pytest.mark.slow
 def test_late_and_small_pools_are_real_and_change_no_text(tmp_path: Path) -> None:
     family, out = make_family(tmp_path), tmp_path / "degraded.json"
     command = [sys.executable, "-m", "bench.degraded", "--target", str(family / "large"), "--drafter"]

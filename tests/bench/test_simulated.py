@@ -75,6 +75,7 @@ def against_slowed(family: Path, prompts: Path, profile: Devices) -> tuple[list[
 
 
 @on_time
+@pytest.mark.slow
 def test_a_machine_that_sleeps_as_its_profile_says_is_foretold(family: Path, prompts: Path) -> None:
     compared, errors = against_slowed(family, prompts, DEVICES)
     assert [one.cell for one in compared] == ["plain", "4/3", "goodput"]
@@ -84,6 +85,7 @@ def test_a_machine_that_sleeps_as_its_profile_says_is_foretold(family: Path, pro
 
 @on_time
 @pytest.mark.parametrize(("verify", "seen"), [(3.0, lambda ratio: ratio > 2.2), (36.0, lambda ratio: ratio < 0.75)])
+@pytest.mark.slow
 def test_a_profile_that_is_wrong_is_seen(
     family: Path, prompts: Path, verify: float, seen: Callable[[float], bool]
 ) -> None:

@@ -73,6 +73,7 @@ def test_the_gain_is_the_law_s_for_the_hits_foretold_with_passes_longer_while_th
     assert (turn.hits, turn.hit_ms, ahead.hit_ms) == (0.0, 0.0, 0.0)
 
 
+@pytest.mark.slow
 def test_texts_whose_drafts_are_right_in_stretches_are_accepted_ahead_as_in_turn_and_as_they_are() -> None:
     """Where drafting takes no time rounds of both take the same, so rates tell what a round commits."""
     free = curves(overhead=REST, link=0.0, layer=1e-4, row=0.0, token=0.0)
@@ -97,6 +98,7 @@ def rounds(right: list[bool], length: int) -> list[list[bool]]:
     return made
 
 
+@pytest.mark.slow
 def test_a_target_that_chooses_comes_close_to_the_better_of_ahead_and_in_turn_once_it_has_learned() -> None:
     for token_ms in (0.02, 0.25):
         own = known(0.8, 0.8, token_ms)

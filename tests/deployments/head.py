@@ -14,8 +14,9 @@ from typing import Any
 
 import ray
 
-from deployments.cluster import free_port, start_proxies
+from deployments.cluster import start_proxies
 from deployments.config import AppConfig
+from deployments.listening import free_port
 from deployments.session import local_ray
 
 NUM_CPUS = 16  # as Ray counts: more than any application of a test asks for

@@ -26,7 +26,7 @@ from protocol.request import SamplingParams
 from targets.engine import Engine
 from tests.deployments.served import PROMPT, Served, expected, plain_engine, text_of, wait_until
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
+pytestmark = pytest.mark.ray
 
 GREEDY = SamplingParams(temperature=0.0)
 SAMPLED = SamplingParams(temperature=0.8, top_k=50, top_p=0.9, seed=1234)

@@ -5,8 +5,7 @@ from dataclasses import replace
 
 from deployments.connection import Traffic
 from deployments.counts import told
-from model.execution import Runs
-from protocol.stats import EngineStats, MirrorStats
+from protocol.stats import EngineStats, MirrorStats, Runs
 
 STATS = EngineStats(1, 0, 6, 8, 20, 0, 60, 40, 50, 1)
 EAGER = Runs("torch, cpu", "no C++ compiler was found")

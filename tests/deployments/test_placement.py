@@ -15,7 +15,7 @@ from deployments.colocated import open_drafter
 from deployments.config import AppConfig, load_config
 from deployments.placement import PLACES, as_placed, pool_of, without_link
 from deployments.profile_store import keep, model_key
-from model.load import resolve
+from model.files import resolve
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule
 from router.costs import Curve

@@ -12,7 +12,7 @@ import pytest
 from protocol.request import SamplingParams
 from tests.deployments.served import Served, expected, plain_engine, wait_until
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 SAMPLED = SamplingParams(temperature=0.8, seed=1234)
 

@@ -24,7 +24,7 @@ from deployments.demo_command import CONFIG
 from tests.deployments.head import Head
 from tests.deployments.served import Served, wait_until
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 MODELS = CONFIG.parents[2] / "demo/models"
 DRAFTER = MODELS / "drafter"

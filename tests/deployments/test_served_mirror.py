@@ -17,7 +17,7 @@ from targets.engine import Engine
 from tests.deployments.conftest import CONFIG
 from tests.deployments.served import Served, expected, plain_engine, wait_until
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 GREEDY = SamplingParams(temperature=0.0)
 SAMPLED = SamplingParams(temperature=0.8, top_k=50, top_p=0.9, seed=1234)

@@ -18,6 +18,7 @@ from protocol.plan import DepthRule
 from router.branches import Candidate, Guess
 from tests.drafters.mirror import MirrorTarget, Verified
 from tests.drafters.pool import DEEP, RULES, SHALLOW, Pool, expected, row, text
+from tests.sizes import quick
 
 
 def played(llama: Decoder, seed: int, num_pages: int, page_size: int, num_turns: int) -> list[MirrorTarget]:
@@ -50,7 +51,7 @@ def played(llama: Decoder, seed: int, num_pages: int, page_size: int, num_turns:
     return targets
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", quick(range(4), 1))
 def test_every_branch_is_what_a_fresh_drafter_says_behind_its_outcome_whatever_comes_in_between(
     llama: Decoder, seed: int
 ) -> None:
@@ -63,7 +64,7 @@ def test_every_branch_is_what_a_fresh_drafter_says_behind_its_outcome_whatever_c
     assert sum(target.num_reused for target in targets) > 0
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", quick(range(4), 1))
 def test_where_pages_run_short_there_are_fewer_branches_and_none_is_wrong(llama: Decoder, seed: int) -> None:
     targets = played(llama, seed, num_pages=40, page_size=8, num_turns=50)
     assert all(sum(target.num_from.values()) > 5 for target in targets)

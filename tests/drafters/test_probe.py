@@ -16,6 +16,7 @@ from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 from tests.drafters.pool import DEEP, EXITS, GREEDY, RULES, SHALLOW, Pool, RandomTarget, expected, row, same_probe, text
 from tests.reference.drafting import probe_from_scratch
+from tests.sizes import quick
 
 SAMPLED = SamplingParams(temperature=0.8, top_p=0.95, seed=2**64 - 1)
 
@@ -24,7 +25,7 @@ def nothing(base_length: int) -> Probe:
     return Probe(base_length, ((),) * 3, ((),) * 3)
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", quick(range(12), 3))
 def test_probes_say_what_every_exit_says_from_scratch_and_drafts_stay_as_they_are_without_them(
     llama: Decoder, seed: int
 ) -> None:
@@ -50,7 +51,7 @@ def test_probes_say_what_every_exit_says_from_scratch_and_drafts_stay_as_they_ar
         assert not target.num_refused[DraftStatus.BUSY]
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", quick(range(6), 2))
 def test_what_was_committed_before_an_eviction_is_not_told_again(llama: Decoder, seed: int) -> None:
     """Room for about half of the six sequences, each of which may be evicted as soon as it is idle."""
     rng = random.Random(seed)

@@ -12,6 +12,7 @@ from protocol.draft import DraftStatus
 from protocol.plan import DepthRule
 from tests.drafters.pool import DEEP, GREEDY, RULES, SHALLOW, Pool, expected, row, text
 from tests.reference.drafting import draft_from_scratch
+from tests.sizes import quick
 
 
 @pytest.mark.parametrize("ahead", [1, 3, 8])
@@ -63,7 +64,7 @@ def test_only_the_rows_of_an_unknown_depth_are_answered_with_nothing(
 
 
 @pytest.mark.parametrize("ahead", [1, 3, 16])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", quick(range(6), 2))
 def test_a_draft_ends_behind_the_token_at_which_the_product_of_its_confidences_reaches_the_floor(
     llama: Decoder, seed: int, ahead: int
 ) -> None:

@@ -18,9 +18,10 @@ from protocol.draft import DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.request import SamplingParams
 from tests.drafters.pool import DEEP, GREEDY, RULES, SHALLOW, Pool, RandomTarget, expected, row, text
 from tests.reference.drafting import draft_from_scratch
+from tests.sizes import quick
 
 
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", quick(range(12), 3))
 def test_two_targets_share_the_pool_and_each_gets_what_a_fresh_drafter_would_say(llama: Decoder, seed: int) -> None:
     """Random accepts and rejects, depths that change and differ from row to row, floors, chunks, closes; targets ask
     whenever their answer is there.

@@ -19,7 +19,8 @@ from model.batch import Row, build_batch
 from model.config import FAMILIES, read_config
 from model.decoder import Decoder
 from model.execution import Execution
-from model.load import load_decoder, resolve
+from model.files import resolve
+from model.load import load_decoder
 from model.pages import PageLedger
 from protocol.errors import ConfigError, UnsupportedModel
 from tests.model.families import EOS, EXECUTIONS, NAMES, VOCAB, WINDOW, make_checkpoint

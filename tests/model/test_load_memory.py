@@ -11,6 +11,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from tests.model.families import EXECUTIONS
+from tests.sizes import quick
 
 MEASURE = """
 import sys
@@ -54,7 +55,7 @@ def make(directory: Path, vocab_size: int, hidden: int, num_layers: int, tied: b
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process is read from Linux")
-@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied", quick([False, True], 1))
 @pytest.mark.parametrize("execution", EXECUTIONS)
 def test_loading_takes_little_more_than_the_weights(tmp_path: Path, execution: str, tied: bool) -> None:
     """A layer of 24 is a twentieth; twice the weights, as long as both forms were held, would be 2."""

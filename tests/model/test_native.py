@@ -14,7 +14,7 @@ from torch import Tensor
 
 from model.batch import Row, build_batch
 from model.decoder import Decoder
-from model.execution import SLOWER, Execution, Runs, runs, warn_once, why_not_native
+from model.execution import SLOWER, Execution, runs, warn_once, why_not_native
 from model.load import load_decoder
 from model.native import compiler
 from model.native.compiler import CompilerError, library_path
@@ -25,6 +25,7 @@ from model.rollout import step
 from model.sampling import NO_PICK, pick, pick_with_confidence
 from protocol.errors import ConfigError
 from protocol.request import SamplingParams
+from protocol.stats import Runs
 from targets.model import load_target
 from tests.model.families import EXECUTIONS, NAMES, VOCAB, make_checkpoint, needs_compiler
 

@@ -20,6 +20,7 @@ from router.predict import Predictor
 from router.tables import tables
 from tests.router.curves import curves
 from tests.router.game import Game, Hazards
+from tests.sizes import quick
 
 EXITS = (2, 4, 6)
 RULES = tuple(DepthRule((exit_,)) for exit_ in EXITS)
@@ -54,7 +55,7 @@ def best_fixed(costs: dict[str, float], hazards: Hazards, batch: int, rounds: in
 
 @pytest.mark.parametrize("cost", COSTS)
 @pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize("batch", [1, 8, 32])
+@pytest.mark.parametrize("batch", quick([8, 1, 32], 1))
 def test_it_comes_close_to_the_best_fixed_arm_whatever_the_costs_and_the_text(cost: str, text: str, batch: int) -> None:
     game = play(adaptive(COSTS[cost]), COSTS[cost], lambda turn: TEXTS[text], batch, seed=2, noise=0.1)
     game.play(120)
@@ -99,6 +100,7 @@ def test_a_rule_that_had_bad_luck_is_tried_again_while_little_is_known_of_it(kno
     assert (0 in played) == is_tried
 
 
+@pytest.mark.slow
 def test_confidence_that_tells_is_worth_tokens() -> None:
     costs, text = COSTS["dear tokens"], {2: 0.6, 4: 0.65, 6: 0.7}
     gains = []
@@ -136,6 +138,7 @@ def test_what_is_waited_for_is_known_by_the_way_that_drafts_are_made() -> None:
     assert found == pytest.approx([0.1, 0.6, 1.0, 1.0], rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch", "rounds"), [(1, 60), (8, 20)])
 def test_it_turns_off_when_the_text_changes_and_on_again(batch: int, rounds: int) -> None:
     costs, switch = COSTS["dear drafts"] | {"layer": 0.1}, 200

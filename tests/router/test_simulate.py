@@ -28,6 +28,7 @@ from router.simulate import (
 from router.simulate_acceptance import Profile, Stage, acceptance_table, always
 from router.simulate_target import Request
 from tests.router.curves import curves, draft_cost, verify_cost
+from tests.sizes import quick
 
 EXITS = (2, 4, 6)
 RULES = tuple(DepthRule((exit_,)) for exit_ in EXITS)
@@ -302,7 +303,7 @@ def test_probes_tell_all_exits_and_take_time() -> None:
     assert np.all(np.diff(np.concatenate(told, axis=1).astype(int), axis=0) >= 0), "nested"
 
 
-@pytest.mark.parametrize("batch", [1, 8, 32])
+@pytest.mark.parametrize("batch", quick([8, 1, 32], 1))
 def test_goodput_comes_close_to_the_best_fixed_arm(batch: int) -> None:
     profile = always(acceptance_table(HAZARDS, 5.0))
     arms = [Off(), *(Fixed(rule, length) for rule in RULES for length in (1, 2, 3, 4, 6, 8))]

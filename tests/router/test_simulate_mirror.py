@@ -21,6 +21,7 @@ from router.simulate_ahead import Choices
 from router.simulate_mirror import MirrorRules
 from router.simulate_pool import PoolRules
 from tests.router.curves import curves, verify_cost
+from tests.sizes import quick
 
 EXITS = (2, 4, 6)
 RULE = DepthRule((2,))
@@ -70,7 +71,7 @@ def foreseen(rate: float, length: int) -> float:
     return full + RUNNER_UP * (1 - full)
 
 
-@pytest.mark.parametrize("rate", [0.7, 0.9])  # so that waiting for a fresh draft always pays
+@pytest.mark.parametrize("rate", quick([0.7, 0.9], 1))  # so that waiting for a fresh draft always pays
 @pytest.mark.parametrize(("length", "token_ms"), [(2, 0.05), (3, 0.15), (6, 0.12)])
 def test_rounds_take_what_the_latency_law_allows_where_branches_are_in_time(
     rate: float, length: int, token_ms: float
@@ -89,7 +90,7 @@ def test_rounds_take_what_the_latency_law_allows_where_branches_are_in_time(
 
 
 @pytest.mark.parametrize(("length", "token_ms"), [(4, 0.3), (6, 0.2)])
-@pytest.mark.parametrize("rate", [0.5, 0.7, 0.9])
+@pytest.mark.parametrize("rate", quick([0.5, 0.7, 0.9], 1))
 def test_half_a_branch_in_time_is_worth_more_than_a_whole_one_late(length: int, token_ms: float, rate: float) -> None:
     parts, whole = (
         play(AHEAD, rate, length, token_ms=token_ms, max_tokens=400, pool=pool) for pool in (STEPWISE, WHOLE)
@@ -139,6 +140,7 @@ def test_ahead_is_not_waited_for_where_drafts_are_never_right() -> None:
     assert verify_cost(1, 1, token=0.0) + REST < round_ms(ahead) < round_ms(turn) - 0.6 * (4 * 0.1 + LINK)
 
 
+@pytest.mark.slow
 def test_early_picks_bring_hits_that_the_second_choice_does_not() -> None:
     choices = Choices(RUNNER_UP, early=(0.5, 0.2), agrees=0.7)
     for kappa, early in ((1, 0.5), (2, 0.7)):
@@ -150,6 +152,7 @@ def test_early_picks_bring_hits_that_the_second_choice_does_not() -> None:
         assert sum(shares) == pytest.approx(0.7**4 + missed * (RUNNER_UP + (1 - RUNNER_UP) * early), rel=0.03)
 
 
+@pytest.mark.slow
 def test_a_smaller_fan_out_foresees_less() -> None:
     shares = [
         sum(play(MirrorRules(fan_out=fan_out, choices=Choices(RUNNER_UP)), 0.6, 5).hits.values())
@@ -238,7 +241,7 @@ def scene(seed: int) -> tuple[Report, list[Counting], list[SimulatedTarget]]:
     return simulate(targets, SimulatedPool(2), seed, noise=0.2), policies, targets
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", quick(range(5), 1))
 def test_every_request_gets_its_tokens_whatever_is_planned_and_however_rounds_overlap(seed: int) -> None:
     report, policies, targets = scene(seed)
     for own, policy, target in zip(report.targets, policies, targets, strict=True):
@@ -253,6 +256,7 @@ def test_one_seed_gives_one_run() -> None:
     assert scene(3)[0] != scene(4)[0]
 
 
+@pytest.mark.slow
 def test_a_hundred_targets_share_a_pool_and_wait_the_longer_the_smaller_it_is() -> None:
     requests = closed_batch(1, 20, 40, np.random.default_rng(0))
     one = SimulatedTarget("one", curves(link=LINK), lambda: Fixed(RULE, 3), flat(0.7), requests, overlap=AHEAD)
@@ -298,6 +302,7 @@ def test_the_first_window_behind_a_prompt_is_at_hand_once_windows_have_a_known_l
     assert later == pytest.approx([first - 3 * 0.1 - LINK] * 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("batch", "rate", "length", "token_ms", "runner_up"),
     [(1, 0.8, 4, 0.25, RUNNER_UP), (2, 0.3, 3, 0.4, 0.0), (8, 0.3, 3, 0.4, 0.0), (8, 0.8, 3, 0.05, RUNNER_UP)],

@@ -1,0 +1,106 @@
+"""Plain decoding beside processes that keep every core busy, against the same decoding alone, one after the other."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from bench import machine
+from bench.arguments import add_target, add_threads
+from bench.stats import Ratio, paired_ratio
+from deployments.arguments import whole
+from model.cores import usable_cores
+from protocol.request import SamplingParams
+from targets.model import ForwardRow, TargetModel, load_target
+
+BUSY = "while True: pass"
+SETTLE_S = 0.3  # in which the neighbours begin or end
+CONTEXT = 64
+SEQUENCE = -1
+
+
+@contextmanager
+def neighbours(count: int) -> Iterator[Sequence[subprocess.Popen[bytes]]]:
+    """Busy processes, which stand still until they are told to go on."""
+    busy = [subprocess.Popen([sys.executable, "-c", BUSY]) for _ in range(count)]
+    try:
+        send(busy, signal.SIGSTOP)
+        yield busy
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+def send(processes: Sequence[subprocess.Popen[bytes]], what: signal.Signals) -> None:
+    for process in processes:
+        os.kill(process.pid, what)
+    time.sleep(SETTLE_S)
+
+
+def rate(model: TargetModel, seconds: float) -> float:
+    """Tokens per second of plain steps over one sequence."""
+    steps, start = 0, time.perf_counter()
+    while (now := time.perf_counter() - start) < seconds:
+        model.pick([ForwardRow(SEQUENCE, CONTEXT, [1], num_logits=1)], [SamplingParams(temperature=0.0)], [CONTEXT + 1])
+        steps += 1
+    return steps / now
+
+
+def measure(model: TargetModel, count: int, pairs: int, seconds: float) -> tuple[list[float], list[float]]:
+    """Rates alone and beside neighbours, of every repetition."""
+    alone, beside = [], []
+    model.ledger.open(SEQUENCE)
+    assert model.ledger.reserve(SEQUENCE, CONTEXT + 1)
+    rate(model, seconds)
+    with neighbours(count) as busy:
+        for _ in range(pairs):
+            alone.append(rate(model, seconds))
+            send(busy, signal.SIGCONT)
+            beside.append(rate(model, seconds))
+            send(busy, signal.SIGSTOP)
+    return alone, beside
+
+
+def table(alone: Sequence[float], beside: Sequence[float], ratio: Ratio, count: int, place: Mapping[str, Any]) -> str:
+    lines = [
+        "| busy neighbours | tokens/s | of alone | 90 % interval |",
+        "|---|---|---|---|",
+        f"| 0 | {median(alone):.0f} | 1 | |",
+        f"| {count} | {median(beside):.0f} | {ratio.median:.2f} | {ratio.low:.2f}-{ratio.high:.2f} |",
+    ]
+    return "\n".join([*lines, "", machine.footer(place)]) + "\n"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_target(parser)
+    add_threads(parser)
+    parser.add_argument("--neighbours", type=whole(1), default=usable_cores(), help="default: one a core")
+    parser.add_argument("--pairs", type=whole(2), default=15, help="default: %(default)s")
+    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement (default: %(default)s)")
+    parser.add_argument("--out", type=Path, default=machine.ROOT / "bench/results/neighbours.json")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    model = load_target(args.target, dtype=torch.bfloat16, num_positions=2 * CONTEXT, page_size=16)
+    alone, beside = measure(model, args.neighbours, args.pairs, args.seconds)
+    place, ratio = machine.describe(), paired_ratio(beside, alone)
+    text = table(alone, beside, ratio, args.neighbours, place)
+    machine.save(args.out, {"machine": place, "alone": alone, "beside": beside, "ratio": ratio.median}, text)
+    sys.stdout.write(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

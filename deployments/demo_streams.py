@@ -1,0 +1,97 @@
+"""Completions of several targets as they stream in over HTTP, all at the same time."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.request import Request
+
+from deployments.direct import opened
+
+POLL_S = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What every target is asked for. speculation: as a request may spell it."""
+
+    prompt: str
+    max_tokens: int
+    speculation: str = "auto"
+
+
+@dataclass
+class Completion:
+    """One stream as it comes in; the thread that reads it writes, the display reads."""
+
+    model: str
+    text: str = ""
+    num_tokens: int = 0
+    num_rounds: int = 0
+    num_accepted: int = 0
+    first_s: float = 0.0
+    last_s: float = 0.0
+    error: str | None = None
+
+    def take(self, event: dict[str, Any], now: float) -> None:
+        for choice in event.get("choices", ()):
+            self.first_s = self.first_s or now
+            self.last_s = now
+            self.text += choice["text"]
+        if event.get("usage"):
+            self.num_tokens = event["usage"]["completion_tokens"]
+        counts = event.get("metrics", {}).get("speculative_decoding", {})
+        self.num_rounds = counts.get("num_spec_steps", self.num_tokens - 1)
+        self.num_accepted = counts.get("num_accepted_draft_tokens", 0)
+
+    @property
+    def tokens_per_second(self) -> float:
+        """From the first token to the last."""
+        span = self.last_s - self.first_s
+        return (self.num_tokens - 1) / span if span > 0 else 0.0
+
+
+def stream_all(
+    url: str, models: Sequence[str], ask: Ask, watch: Callable[[Sequence[Completion]], None] = lambda completions: None
+) -> list[Completion]:
+    """watch sees them every tenth of a second, and once when all are complete."""
+    completions = [Completion(model) for model in models]
+    readers = [threading.Thread(target=read, args=(url, each, ask), daemon=True) for each in completions]
+    for reader in readers:
+        reader.start()
+    for reader in readers:
+        while reader.is_alive():
+            watch(completions)
+            reader.join(POLL_S)
+    watch(completions)
+    return completions
+
+
+def read(url: str, completion: Completion, ask: Ask) -> None:
+    try:
+        for event in events(url, completion.model, ask):
+            completion.take(event, time.perf_counter())
+    except OSError as error:
+        completion.error = str(error)
+
+
+def events(url: str, model: str, ask: Ask) -> Iterator[dict[str, Any]]:
+    body = {
+        "model": model,
+        "prompt": ask.prompt,
+        "max_tokens": ask.max_tokens,
+        "speculation": ask.speculation,
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+    }
+    request = Request(f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
+    with opened(request, timeout_s=120) as response:
+        for line in response:
+            if line.startswith(b"data: {"):
+                yield json.loads(line.removeprefix(b"data: "))

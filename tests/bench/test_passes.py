@@ -1,0 +1,37 @@
+"""Costs of passes and of neighbours are measured on what really runs. Ratios mean nothing at this size."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from statistics import median
+
+import pytest
+import torch
+
+from bench.neighbours import measure as beside
+from bench.passes import READ, measure, ratios, table
+from targets.model import load_target
+from tests.model.families import make_checkpoint
+
+
+@pytest.fixture(scope="module")
+def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint("llama", tmp_path_factory.mktemp("passes"), seed=0, max_positions=512)
+
+
+def test_every_width_and_the_read_are_measured_as_often_and_compared_by_pairs(target: Path) -> None:
+    model = load_target(target, dtype=torch.bfloat16, num_positions=512, page_size=16)
+    times = measure(model, [1, 5], pairs=3)
+    assert {name: len(taken) for name, taken in times.items()} == {READ: 3, "1": 3, "5": 3}
+    found = ratios(times)
+    assert found["5 over 1"].median == median(wide / one for wide, one in zip(times["5"], times["1"], strict=True))
+    text = table(times, found, {"cpu": "a CPU", "threads": 1, "torch": "2", "commit": "none", "command": "here"})
+    assert [line.split(" | ")[0] for line in text.splitlines()[2:5]] == ["| one read of the weights", "| 1", "| 5"]
+    assert model.ledger.num_free == model.ledger.num_pages
+
+
+def test_neighbours_are_there_half_of_the_time_and_gone_at_the_end(target: Path) -> None:
+    model = load_target(target, dtype=torch.bfloat16, num_positions=128, page_size=16)
+    alone, crowded = beside(model, count=1, pairs=2, seconds=0.05)
+    assert len(alone) == len(crowded) == 2
+    assert min(alone + crowded) > 0
