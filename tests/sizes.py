@@ -9,5 +9,6 @@ import pytest
 
 
 def quick(values: Iterable[Any], num_quick: int) -> list[Any]:
-    """The values for parametrize, those behind the first few marked as slow."""
-    return [value if i < num_quick else pytest.param(value, marks=pytest.mark.slow) for i, value in enumerate(values)]
+    """The values for parametrize, or tuples of them, those behind the first few marked as slow."""
+    sets = [value if isinstance(value, tuple) else (value,) for value in values]
+    return [pytest.param(*each, marks=() if i < num_quick else pytest.mark.slow) for i, each in enumerate(sets)]

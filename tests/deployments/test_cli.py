@@ -396,12 +396,12 @@ def test_demo_streams_from_every_target_and_leaves_nothing_running(
     ]
     done = subprocess.run(command, capture_output=True, text=True, env=run_marker, check=False)
     assert done.returncode == 0, done.stderr
-    rows = [line.split("│")[1:-1] for line in done.stdout.splitlines() if line.startswith(("│ large", "│ small"))]
-    assert [(name.strip(), text.strip()) for name, *_, text in rows] == [("large", "the same"), ("small", "the same")]
+    rows = [line.split("│")[1:-1] for line in done.stdout.splitlines() if line.startswith("│ large")]
+    assert [(name.strip(), text.strip()) for name, *_, text in rows] == [("large", "the same")]
     without, with_pool, gain, accepted = (float(cell.strip(" x")) for cell in rows[0][1:5])
     assert min(without, with_pool, gain) > 0
     assert accepted > 3.5
-    assert "replicas: large 1 x 1 thread, small 1 x 1 thread, drafter 1 x 1 thread; steps by " in done.stdout
+    assert "replicas: large 1 x 1 thread, drafter 1 x 1 thread; steps by " in done.stdout
     assert "raylet" not in done.stdout + done.stderr
 
 

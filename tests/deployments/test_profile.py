@@ -28,6 +28,7 @@ from deployments.profiling import (
     thinned,
 )
 from deployments.target import load_model
+from model.cores import usable_cores
 from protocol.errors import ConfigError
 from router.cost_files import cache_name, loads
 from router.costs import Curve, DrafterCosts, TargetCosts
@@ -194,9 +195,11 @@ def test_what_is_held_back_lies_between_the_points_and_its_error_is_the_curves()
 def test_a_process_is_bound_as_configured_only_meanwhile() -> None:
     cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
     one = min(cores)
-    with placed(Placement(cores=(one,), threads=threads + 1)):
+    with placed(Placement(cores=(one,), threads=len(cores) + 1)):
         assert os.sched_getaffinity(0) == {one}
-        assert torch.get_num_threads() == threads + 1
+        assert torch.get_num_threads() == 1, "no more than there are cores for"
+    with placed(Placement(threads=len(cores) + 1)):
+        assert torch.get_num_threads() == usable_cores()
     assert os.sched_getaffinity(0) == cores
     assert torch.get_num_threads() == threads
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from model import load
+from model import files
 from model.batch import Row, build_batch
 from model.config import FAMILIES, read_config
 from model.decoder import Decoder
@@ -376,13 +376,13 @@ class TestWeightFiles:
             asked.append((name, revision))
             return str(tmp_path / "snapshots" / commits[revision])
 
-        monkeypatch.setattr(load, "snapshot_download", download)
-        assert load.pinned("org/model") == "org/model@c0ffee"
-        assert load.pinned("org/model@v2") == "org/model@beef"
-        assert load.pinned("org/model@c0ffee") == "org/model@c0ffee"
+        monkeypatch.setattr(files, "snapshot_download", download)
+        assert files.pinned("org/model") == "org/model@c0ffee"
+        assert files.pinned("org/model@v2") == "org/model@beef"
+        assert files.pinned("org/model@c0ffee") == "org/model@c0ffee"
         assert resolve("org/model@c0ffee").name == "c0ffee"
         assert asked == [("org/model", None), ("org/model", "v2"), ("org/model", "c0ffee"), ("org/model", "c0ffee")]
-        assert load.pinned(str(directory)) == str(directory)
+        assert files.pinned(str(directory)) == str(directory)
 
     def test_a_path_that_is_no_directory_never_reaches_the_hub(self, directory: Path) -> None:
         assert resolve(str(directory)) == directory
