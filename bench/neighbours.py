@@ -89,7 +89,7 @@ def main() -> int:
     add_threads(parser)
     parser.add_argument("--neighbours", type=whole(1), default=usable_cores(), help="default: one a core")
     parser.add_argument("--pairs", type=whole(2), default=15, help="default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=2.0, help="of each measurement (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement (default: %(default)s)")
     parser.add_argument("--out", type=Path, default=machine.ROOT / "bench/results/neighbours.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
