@@ -20,10 +20,10 @@ from transformers import AutoTokenizer
 from bench import machine
 from bench.arguments import add_target, add_threads, ended, measuring
 from bench.cells import Cell, Subject
-from bench.command import say_left_out
+from bench.command import listed, say_left_out
 from bench.costs import law, step_ms
 from bench.floor import linear_pass_ms, read_ms, weight_bytes
-from bench.grid import Grid
+from bench.grid import LENGTH_MODES, Grid
 from bench.metrics import CellResult, rate
 from bench.run import Engines, measure, opened
 from bench.stats import SLACK, Bar, Ratio, Sense, best, paired_ratio
@@ -146,13 +146,13 @@ def run(args: argparse.Namespace) -> int:
     subject = Subject(args.target, args.drafter, torch.bfloat16, args.threads, CROWD, LONGEST + args.max_tokens)
     texts = read_texts(args.prompts, AutoTokenizer.from_pretrained(subject.target))
     workloads = {kind: Workload(texts, kind, args.num_prompts) for kind in ("mixed", "equal")}
-    with opened(subject, ("plain", "fixed", *PEERS)) as engines:
+    with opened(subject, ("plain", "fixed", *args.peers)) as engines:
         bars = Bars(engines, workloads, args.pairs, args.max_tokens)
         floor_bars(bars, subject)
         for batch, kind in ((1, "mixed"), (CROWD, "mixed"), (CROWD, "equal")):
             batch_bars(bars, batch, kind, 3.0, 1.0)
         # Sampled by another engine's noise a text is another one, so peers are compared at temperature 0.
-        modes = ("fixed", "assisted", "openvino-draft")
+        modes = ["fixed", *(peer for peer in args.peers if peer in LENGTH_MODES)]
         speculation_bars(bars, Grid(modes, [1], args.depths, args.lengths), 1.4)
         crowd_bar(bars, Grid(("fixed",), [CROWD], args.depths, args.lengths), 1.0)
         say_left_out(engines)
@@ -204,6 +204,7 @@ def main() -> int:
     parser = measuring(__doc__, num_prompts=8, out=RESULT)
     add_target(parser)
     add_threads(parser)
+    parser.add_argument("--peers", type=listed(str), default=PEERS, help=f"some of {','.join(PEERS)} (default: all)")
     return ended("bench.bars", run, parser.parse_args())
 
 
