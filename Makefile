@@ -23,7 +23,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) --editable '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## two targets and a pool of two drafters on this machine, a completion from each and what the pool brings, then stop
+demo: $(READY)  ## both demo targets and their draft pool on this machine, a completion from each and what the pool brings, then stop
 	$(BIN)/draftpool demo
 
 serve: $(READY)  ## stay up on 127.0.0.1:8000 until Ctrl-C

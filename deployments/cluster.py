@@ -51,7 +51,10 @@ def running(config: AppConfig, *, address: str | None = None, progress: Progress
 
 @contextmanager
 def answering(config: AppConfig, progress: Progress = silent, *, delete: bool) -> Iterator[str]:
-    """The same on the Ray that this process is part of. delete: the application at the end, where Ray goes on."""
+    """Deploys on the Ray that this process is part of, and yields the URL once every model answers.
+
+    delete: the application at the end, where Ray goes on.
+    """
     start_proxies(config)
     with deployed(config, delete=delete):
         wait_until_running(config, progress)

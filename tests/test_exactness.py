@@ -108,7 +108,7 @@ def test_forced_preemption_changes_no_token(subject, temperature):
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 @pytest.mark.parametrize("policy", POLICIES)
 def test_no_policy_and_no_switch_in_mid_sequence_changes_a_token(subject, policy, temperature):
-    for batch, page_size, kv_positions in ((4, 64, 16 * 64), (16, 4, 512)):
+    for batch, page_size, kv_positions in ((1, 64, 16 * 64), (4, 64, 16 * 64), (16, 4, 512)):
         result = run_cell(subject, Cell(batch, policy, 8, temperature, page_size, kv_positions))
         assert result.faults == []
         assert 0 < result.accepted < result.drafted
