@@ -37,7 +37,7 @@ struct Linear {
 };
 
 // Bytes between the weights at hand and those that are fetched from memory.
-constexpr size_t kFetch = 1024;
+constexpr size_t kFetch = 4096;
 
 // sum plus the products of pairs of bf16, lane by lane.
 inline vf add_pairs(vf sum, vu a, vu b) {
