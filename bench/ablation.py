@@ -29,7 +29,7 @@ from bench.pair import PairEngine, paired
 from bench.run import WARM_TOKENS, Oracle
 from bench.stats import paired_ratio
 from bench.workload import LONGEST, Workload, read_texts
-from deployments.arguments import depth, whole
+from cli.arguments import depth, whole
 from protocol.stats import MirrorStats
 from targets.mirror import MirrorConfig
 

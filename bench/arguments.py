@@ -9,7 +9,7 @@ from pathlib import Path
 
 from bench import machine
 from bench.command import HELD_OUT, listed
-from deployments.arguments import depth, whole
+from cli.arguments import depth, whole
 from model.native.library import default_threads
 from protocol.errors import DraftPoolError
 

@@ -25,7 +25,7 @@ from bench.cells import Subject
 from bench.command import HELD_OUT, listed
 from bench.ours import DraftPoolEngine
 from bench.workload import KINDS, LONGEST, Workload, read_texts
-from deployments.arguments import whole
+from cli.arguments import whole
 from model.native.library import default_threads
 from router.explain import options
 from router.predict import Predictor

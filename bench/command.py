@@ -18,7 +18,7 @@ from bench.machine import ROOT
 from bench.report import save
 from bench.run import Engines, measure, opened
 from bench.workload import EQUAL, KINDS, LONGEST, Workload, read_texts
-from deployments.arguments import depth, whole
+from cli.arguments import depth, whole
 from deployments.process import DTYPES
 from model.files import resolve
 from model.native.library import default_threads

@@ -29,13 +29,13 @@ import torch
 from bench.cells import PAGE, Subject
 from bench.ours import PREFILL_CHUNK
 from bench.pool_process import NAME_OF, STOP_S, LinkThread, pool_process
-from deployments.arguments import whole
-from deployments.discovery import PoolMember
+from cli.arguments import whole
 from deployments.process import DTYPES
 from deployments.profile_link import refused, timed
 from deployments.profiling import Limits, drafter_costs, target_costs
 from drafters.nested import load_nested
 from drafters.profile import INCARNATION, LENGTHS, DraftRound, draft_timer
+from link.discovery import PoolMember
 from router.cost_files import dumps_costs, loads_costs
 from router.costs import ROW_AXES, CostCurves, Curve, DrafterCosts, ModelKey, TargetCosts, row_points
 from targets.model import TargetModel

@@ -31,8 +31,8 @@ from bench.run import Engines, measure
 from bench.slowed import Device, SlowedDrafter, slowed_target
 from bench.stats import best, paired_ratio
 from bench.workload import EQUAL, LONGEST, Workload, read_texts
-from deployments.arguments import depth, whole
-from deployments.plan_command import lengths
+from cli.arguments import depth, whole
+from cli.plan_command import lengths
 from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
 from model.native.library import default_threads

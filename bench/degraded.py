@@ -35,13 +35,13 @@ from transformers import AutoTokenizer
 from bench import machine
 from bench.differences import TIE, Difference, first_difference, requests, score_gap
 from bench.prompts import held_out
-from deployments.discovery import Discover, Need, PoolMember
 from deployments.local import complete, open_worker
-from deployments.pool_server import PoolServer
-from deployments.pool_thread import Fail, PoolThread, Reply
-from deployments.secret import VARIABLE, Secret
-from deployments.transport import LinkedDraftClient, TransportConfig
 from drafters.manifest import vocabulary_hash
+from link.discovery import Discover, Need, PoolMember
+from link.pool_server import PoolServer
+from link.pool_thread import Fail, PoolThread, Reply
+from link.secret import VARIABLE, Secret
+from link.transport import LinkedDraftClient, TransportConfig
 from protocol.draft import DraftReply, DraftRequest
 from protocol.limits import MessageLimits, limits_of
 from protocol.plan import DepthRule

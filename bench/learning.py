@@ -27,7 +27,7 @@ from bench.command import HELD_OUT
 from bench.ours import DraftPoolEngine, requests
 from bench.survey import Judge, Stop, Survey, Surveyor
 from bench.workload import LONGEST, Workload, read_texts
-from deployments.arguments import whole
+from cli.arguments import whole
 from deployments.local import complete
 from drafters.client import LocalDraftClient
 from model.native.library import default_threads

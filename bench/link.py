@@ -23,7 +23,7 @@ import torch
 from bench import machine
 from bench.arguments import ended, measuring
 from bench.pool_process import LinkThread, pool_process
-from deployments.transport import LinkedDraftClient
+from link.transport import LinkedDraftClient
 from protocol.draft import DraftRequest, DraftRow
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams

@@ -25,8 +25,8 @@ from bench.arrivals import Arrival, closed_loop, parse_targets, poisson
 from bench.load_client import Ask, Client, Outcome, drive
 from bench.load_report import Limits, Summary, summarize, table
 from bench.prompts import HELD_OUT
-from deployments.arguments import seed, whole
-from deployments.prompts import read_prompts
+from cli.arguments import seed, whole
+from cli.prompts import read_prompts
 from protocol.errors import ConfigError
 
 WARM_UP = 2  # uncounted requests to each target: first passes pick kernels and open streams

@@ -27,15 +27,15 @@ from bench.arrivals import closed_loop
 from bench.load_client import Ask, Client, Outcome, drive
 from bench.prompts import HELD_OUT
 from bench.resident import Growth, Recorder, table
-from deployments.arguments import whole
+from cli.arguments import whole
+from cli.demo_command import CONFIG
+from cli.prompts import read_prompts
 from deployments.cluster import running
 from deployments.config import AppConfig, HttpConfig, load_config
-from deployments.demo_command import CONFIG
-from deployments.listening import free_port
 from deployments.local import complete, draft_policy, open_engine, open_worker
 from deployments.process import DTYPES, claim, pool_positions
-from deployments.prompts import read_prompts
 from deployments.target import load_model
+from link.listening import free_port
 from model.files import resolve
 from protocol.errors import DraftPoolError
 from protocol.request import GenerateRequest, SamplingParams, StopRules

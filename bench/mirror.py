@@ -33,7 +33,7 @@ from bench.pair import PairEngine, paired
 from bench.run import Engines, measure
 from bench.stats import Ratio, paired_ratio
 from bench.workload import LONGEST, Workload, read_texts
-from deployments.arguments import whole
+from cli.arguments import whole
 from protocol.stats import MirrorStats
 from router.law import Law
 from targets.mirror import MirrorConfig

@@ -19,7 +19,7 @@ import torch
 from bench import machine
 from bench.arguments import add_target, add_threads
 from bench.stats import Ratio, paired_ratio
-from deployments.arguments import whole
+from cli.arguments import whole
 from model.cores import usable_cores
 from protocol.request import SamplingParams
 from targets.model import ForwardRow, TargetModel, load_target

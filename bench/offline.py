@@ -16,6 +16,7 @@ from typing import Any, Self
 
 from transformers import AutoTokenizer
 
+from api.text import decode
 from bench import machine
 from deployments.config import TargetConfig
 from deployments.local import complete
@@ -25,7 +26,6 @@ from model.files import resolve
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from router.policy import Off
 from targets.engine import Engine, EngineConfig
-from targets.text import decode
 
 STOP_S = 20.0
 

@@ -41,8 +41,8 @@ from bench.run import Engines, measure
 from bench.slowed import Device, slowed_target
 from bench.stats import paired_ratio
 from bench.workload import EQUAL, Workload, read_texts
-from deployments.arguments import whole
-from deployments.discovery import PoolMember
+from cli.arguments import whole
+from link.discovery import PoolMember
 from protocol.branch import MirrorClient
 from protocol.stats import PoolStats
 from router.law import Law

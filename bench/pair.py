@@ -11,8 +11,8 @@ from bench.cells import APART, Cell, Subject
 from bench.ours import DraftPoolEngine, TimedClient
 from bench.parts import Watched
 from bench.pool_process import LinkThread, pool_process
-from deployments.discovery import PoolMember
 from deployments.local import depth_rule
+from link.discovery import PoolMember
 from protocol.branch import MirrorClient
 from protocol.errors import ConfigError
 from protocol.outcome import RoundOutcome

@@ -22,7 +22,7 @@ from bench.command import listed
 from bench.costs import CONTEXT, step_ms
 from bench.floor import read_ms, weight_bytes
 from bench.stats import Ratio, paired_ratio
-from deployments.arguments import whole
+from cli.arguments import whole
 from targets.model import TargetModel, load_target
 
 READ = "read"

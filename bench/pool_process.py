@@ -25,17 +25,17 @@ import torch
 
 from bench.cells import PAGE
 from bench.slowed import Device, SlowedDrafter
-from deployments.arguments import whole
-from deployments.discovery import Need, PoolMember
-from deployments.pool_server import PoolServer
-from deployments.pool_thread import PoolThread
+from cli.arguments import whole
 from deployments.process import DTYPES
 from deployments.profiling import drafter_costs
-from deployments.secret import VARIABLE, Secret
-from deployments.transport import LinkedDraftClient, TransportConfig
 from drafters.nested import NestedDrafter, load_nested
 from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
+from link.discovery import Need, PoolMember
+from link.pool_server import PoolServer
+from link.pool_thread import PoolThread
+from link.secret import VARIABLE, Secret
+from link.transport import LinkedDraftClient, TransportConfig
 from protocol.limits import MessageLimits, limits_of
 from protocol.stats import PoolStats
 from router.cost_files import dumps_costs, loads_costs

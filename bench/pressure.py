@@ -28,11 +28,11 @@ from bench.command import HELD_OUT
 from bench.feed import Counter, Feed
 from bench.slowed import Device, SlowedDrafter, slowed_target
 from bench.workload import Workload, read_texts
-from deployments.arguments import whole
-from deployments.pool_thread import PoolThread
+from cli.arguments import whole
 from drafters.nested import PassRow, load_nested
 from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
+from link.pool_thread import PoolThread
 from protocol.draft import DraftBlock, DraftReply, DraftRequest
 from protocol.plan import DepthRule
 from protocol.wire import CloseSequences, PoolMessage

@@ -32,7 +32,9 @@ from bench.arguments import ended
 from bench.arrivals import Arrival
 from bench.load_client import Ask, Client
 from bench.prompts import HELD_OUT
-from deployments.arguments import whole
+from cli.arguments import whole
+from cli.prompts import read_prompts
+from cli.serve_command import stopped_by_sigterm
 from deployments.cluster import running
 from deployments.config import (
     AppConfig,
@@ -43,9 +45,7 @@ from deployments.config import (
     Speculation,
     TargetConfig,
 )
-from deployments.listening import free_port
-from deployments.prompts import read_prompts
-from deployments.serve_command import stopped_by_sigterm
+from link.listening import free_port
 
 RESULT = machine.ROOT / "bench/results/pressure_served.json"
 MODELS = machine.ROOT / "demo/models"

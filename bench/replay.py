@@ -25,7 +25,7 @@ from bench.command import HELD_OUT, listed
 from bench.ours import DraftPoolEngine, requests
 from bench.survey import Surveyor, Told
 from bench.workload import LONGEST, Workload, read_texts
-from deployments.arguments import depth, whole
+from cli.arguments import depth, whole
 from deployments.local import complete, open_engine
 from model.native.library import default_threads
 from protocol.errors import DraftPoolError

@@ -22,6 +22,7 @@ import matplotlib.pyplot as plt
 import torch
 from transformers import AutoTokenizer
 
+from api.trace import Track, as_json, passes, rounds
 from bench import machine
 from bench.arguments import MODELS
 from bench.cells import Cell, Subject
@@ -30,8 +31,7 @@ from bench.mirror import POOL_CORE, TARGET_CORE
 from bench.pair import PairEngine
 from bench.pool_process import pool_process
 from bench.workload import LONGEST, Workload, read_texts
-from deployments.arguments import whole
-from deployments.trace import Track, as_json, passes, rounds
+from cli.arguments import whole
 from protocol.stats import PassStats
 from targets.mirror import MirrorConfig
 from targets.timeline import RoundRecord

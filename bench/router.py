@@ -29,7 +29,7 @@ from bench.metrics import CellResult
 from bench.run import Engines, measure, opened
 from bench.stats import Bar, Ratio, best, paired_ratio
 from bench.workload import LONGEST, Workload, read_texts
-from deployments.arguments import whole
+from cli.arguments import whole
 
 RESULT = machine.ROOT / "bench/results/router.json"
 OF_BEST, OF_OFF = 0.95, 0.98  # what the router has to reach in every cell

@@ -29,12 +29,12 @@ from bench.load_client import Ask, Client, drive
 from bench.offline import OfflineEngine, Timing
 from bench.prompts import HELD_OUT
 from bench.stats import Bar, paired_ratio
-from deployments.arguments import whole
+from cli.arguments import whole
+from cli.demo_command import CONFIG
+from cli.prompts import read_prompts
 from deployments.cluster import running
 from deployments.config import AppConfig, HttpConfig, TargetConfig, load_config
-from deployments.demo_command import CONFIG
-from deployments.listening import free_port
-from deployments.prompts import read_prompts
+from link.listening import free_port
 from protocol.errors import ConfigError, DraftPoolError
 
 RESULT = machine.ROOT / "bench/results/served.json"

@@ -27,7 +27,7 @@ from bench.metrics import rate
 from bench.ours import DraftPoolEngine
 from bench.parts import Parts, WatchedEngine, parts_of, setting
 from bench.workload import KINDS, LONGEST, Text, Workload, read_texts
-from deployments.arguments import whole
+from cli.arguments import whole
 from deployments.local import depth_rule
 from model.native.library import default_threads
 from router.costs import CostCurves

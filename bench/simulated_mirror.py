@@ -35,7 +35,7 @@ from bench.pool_process import LinkThread
 from bench.simulated_cells import Foretold, Known, foretold
 from bench.simulated_oracle import speedups
 from bench.workload import LONGEST, Workload, read_texts
-from deployments.arguments import whole
+from cli.arguments import whole
 from drafters.nested import load_nested
 from protocol.errors import ConfigError
 from router.pipeline import fan_out

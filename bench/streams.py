@@ -32,7 +32,7 @@ from bench.run import Engines, measure
 from bench.slowed import Device
 from bench.stats import best, paired_ratio
 from bench.workload import EQUAL, LONGEST, Workload, read_texts
-from deployments.arguments import depth, whole
+from cli.arguments import depth, whole
 from drafters.manifest import Manifest
 from drafters.streams import Pace, StreamUse, load_streams
 from model.batch import Row, build_batch

@@ -9,7 +9,6 @@ import time
 from dataclasses import dataclass
 
 from deployments.config import PoolConfig, TargetConfig
-from deployments.discovery import PoolMember
 from deployments.local import check_vocabulary
 from deployments.placement import without_link
 from deployments.pool import load_drafter, pool_limits
@@ -17,6 +16,7 @@ from deployments.profiling import own_drafter_costs
 from drafters.client import LocalDraftClient
 from drafters.manifest import vocabulary_hash
 from drafters.worker import DraftWorker
+from link.discovery import PoolMember
 from model.files import resolve
 
 

@@ -1,6 +1,6 @@
 """The door: OpenAI over HTTP and gRPC on one Serve deployment, in front of one handle per target.
 
-All that a request means is in deployments/api, which knows no Ray. Here are only the handles: a stream of runs out
+All that a request means is in api/, which knows no Ray. Here are only the handles: a stream of runs out
 of each, what replicas tell of themselves, and Ray's errors in our own words.
 """
 
@@ -25,18 +25,18 @@ from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
 from transformers import PreTrainedTokenizerFast
 
-from deployments.api import rpc
-from deployments.api.backend import ModelCard, longest_token
-from deployments.api.control import ControlTokens
-from deployments.api.http import create_app
-from deployments.api.runs import in_order
+from api import rpc
+from api.backend import ModelCard, longest_token
+from api.control import ControlTokens
+from api.http import create_app
+from api.runs import in_order
+from api.trace import Track
 from deployments.config import HttpConfig, IngressConfig
-from deployments.discovery import serve_discovery
-from deployments.listening import own_host
+from deployments.host import own_host
 from deployments.liveness import Census, Liveness, census_of
-from deployments.secret import Secret
-from deployments.token_sink import SinkAddress, TokenSink
-from deployments.trace import Track
+from link.discovery import serve_discovery
+from link.secret import Secret
+from link.token_sink import SinkAddress, TokenSink
 from model.files import TEXT_FILES, resolve
 from model.tokenizer import end_token_warning, end_tokens, load_tokenizer
 from protocol.errors import DraftPoolError, NotReady, QueueFull, UnknownModel

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from deployments.config import FixedSpeculation, GoodputSpeculation, Ladder, Speculation, TableSpeculation
-from deployments.discovery import PoolMember
+from link.discovery import PoolMember
 from protocol.draft import DraftBlock
 from protocol.outcome import RoundOutcome
 from protocol.plan import BatchView, DepthRule, Plan

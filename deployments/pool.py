@@ -9,19 +9,19 @@ from dataclasses import replace
 
 from ray import serve
 
+from api.trace import Track, passes
 from deployments.config import PoolConfig
-from deployments.discovery import PoolMember
-from deployments.listening import own_host
-from deployments.pool_server import PoolServer
-from deployments.pool_thread import PoolThread
+from deployments.host import own_host
 from deployments.process import DTYPES, claim, device_of, pool_positions
 from deployments.profiling import own_drafter_costs
-from deployments.secret import Secret
-from deployments.trace import Track, passes
 from drafters.manifest import Manifest
 from drafters.nested import NestedDrafter, load_nested
 from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
+from link.discovery import PoolMember
+from link.pool_server import PoolServer
+from link.pool_thread import PoolThread
+from link.secret import Secret
 from model.execution import Execution, runs
 from model.files import resolve
 from protocol.errors import NotReady

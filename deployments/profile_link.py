@@ -7,13 +7,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 
-from deployments.discovery import Need, PoolMember
-from deployments.pool_server import PoolServer
-from deployments.pool_thread import PoolThread
-from deployments.secret import Secret
-from deployments.transport import LinkedDraftClient, TransportConfig
 from drafters.profile import GREEDY, INCARNATION
 from drafters.worker import DraftWorker
+from link.discovery import Need, PoolMember
+from link.pool_server import PoolServer
+from link.pool_thread import PoolThread
+from link.secret import Secret
+from link.transport import LinkedDraftClient, TransportConfig
 from protocol.draft import DraftRequest, DraftRow
 from protocol.errors import DraftUnavailable
 from protocol.limits import limits_of

@@ -26,11 +26,11 @@ import torch
 from tqdm import tqdm
 
 from deployments.config import AppConfig, Placement, PoolConfig, TargetConfig
-from deployments.generate import BAR_AFTER_S, loading
 from deployments.placement import pool_of
 from deployments.process import DTYPES, claim, device_of, pool_positions, target_positions
 from deployments.profile_link import link_timer
 from deployments.profile_store import found_or_measured, model_key
+from deployments.progress import BAR_AFTER_S, loading
 from drafters.nested import NestedDrafter, load_nested
 from drafters.profile import LENGTHS, NUM_NEW, DraftRound, draft_timer, largest_batch
 from drafters.worker import DraftWorker

@@ -9,7 +9,7 @@ from __future__ import annotations
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from deployments.api.time_limit import HEADER, PASSED_ON
+from api.time_limit import HEADER, PASSED_ON
 
 
 class OwnTimeLimit:

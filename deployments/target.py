@@ -7,18 +7,18 @@ from typing import Any
 
 from ray import serve
 
+from api.trace import Track, rounds
 from deployments.colocated import OwnDrafter, open_drafter
 from deployments.config import GoodputSpeculation, PoolConfig, Speculation, TargetConfig
-from deployments.counts import told
-from deployments.discovery import Need, serve_discovery
 from deployments.policies import Learning, longest_draft, needed_exits, policy
 from deployments.process import DTYPES, claim, device_of, target_positions
 from deployments.profiling import own_target_costs
-from deployments.token_sink import SinkAddress
-from deployments.token_stream import TokenStreams
-from deployments.trace import Track, rounds
-from deployments.transport import LinkedDraftClient, TransportConfig
 from drafters.manifest import vocabulary_hash
+from link.counts import told
+from link.discovery import Need, serve_discovery
+from link.token_sink import SinkAddress
+from link.token_stream import TokenStreams
+from link.transport import LinkedDraftClient, TransportConfig
 from model.execution import Execution, runs
 from model.files import resolve
 from protocol.errors import DraftPoolError, NotReady

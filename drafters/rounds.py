@@ -153,7 +153,3 @@ class MeanWait:
     def _faded(self, now: float) -> float:
         """How much the mean still tells: half as much every WAIT_HALF_LIFE_S."""
         return float(0.5 ** ((now - self._since) / WAIT_HALF_LIFE_S))
-
-
-def refusal(row: DraftRow, status: DraftStatus) -> DraftBlock:
-    return DraftBlock(row.sequence_id, row.base_length, status)

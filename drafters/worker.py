@@ -29,9 +29,9 @@ from drafters.nested import NestedDrafter, PassRow, Pick
 from drafters.probe import ProbeRow, nothing_new
 from drafters.resident import Resident
 from drafters.residents import PoolLimits, Residents
-from drafters.rounds import Draft, Job, MeanWait, Reply, Round, refusal
+from drafters.rounds import Draft, Job, MeanWait, Reply, Round
 from protocol.branch import AheadRequest, ExitHint
-from protocol.draft import DraftRequest, DraftRow, DraftStatus
+from protocol.draft import DraftRequest, DraftRow, DraftStatus, refusal
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule
 from protocol.sparing import SparingLog

@@ -82,6 +82,11 @@ class DraftBlock:
     probe: Probe | None = None
 
 
+def refusal(row: DraftRow, status: DraftStatus) -> DraftBlock:
+    """The answer to a row that is not drafted for."""
+    return DraftBlock(row.sequence_id, row.base_length, status)
+
+
 @dataclass(frozen=True, slots=True)
 class DraftReply:
     """What one pass of the pool finished of a round; a round may come in several messages."""

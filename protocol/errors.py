@@ -13,7 +13,7 @@
     |-- ModelFault                  500  the model gives no token: its scores are not numbers
     `-- DraftUnavailable            never reaches a caller: the target decodes without a draft
 
-`deployments/api/errors.py` maps each class once to an HTTP status, an OpenAI error type and a gRPC code.
+`api/errors.py` maps each class once to an HTTP status, an OpenAI error type and a gRPC code.
 """
 
 from __future__ import annotations

@@ -8,6 +8,15 @@ depth is a ladder of one rung, so the pool knows a single mechanism.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Mode(StrEnum):
+    """How a round gets its proposals."""
+
+    SERIAL = "serial"  # plan, draft, verify, one after the other
+    AHEAD = "ahead"  # the pool drafts on while the target verifies
+    AHEAD_EARLY_EXIT = "ahead_early_exit"  # and half way the target tells it what it would pick so far
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +81,7 @@ class Plan:
     own: where a row drafts at another depth than the batch; empty when none does.
     floor: a draft ends behind the token at which the product of its confidences is no longer above this (Kangaroo).
     probes: rows for which the pool is asked what every exit would have picked at the tokens committed lately.
-    overlap: that of the view.
+    overlap: that of the view. mode: how the round gets its drafts.
     """
 
     depth: DepthRule | None
@@ -81,6 +90,7 @@ class Plan:
     floor: float = 0.0
     probes: tuple[int, ...] = ()
     overlap: str = ""
+    mode: Mode = Mode.SERIAL
 
     def __post_init__(self) -> None:
         if self.depth is None and any(self.lengths):

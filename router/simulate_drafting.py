@@ -1,4 +1,4 @@
-"""A simulated target's way to its draft replica: what targets/drafting.py and deployments/transport.py do, in time.
+"""A simulated target's way to its draft replica: what targets/drafting.py and link/transport.py do, in time.
 
 Half of the link lies before the pool and half behind it. Nobody waits beyond the deadline; after three misses in a row
 the pool is left alone for a pause that grows.

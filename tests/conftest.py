@@ -9,6 +9,8 @@ import os
 
 import pytest
 
+pytest_plugins = ["tests.fixtures"]
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("RAY_AUTH_MODE", "token")

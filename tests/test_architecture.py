@@ -33,9 +33,7 @@ def test_decisions_and_bookkeeping_import_nothing_heavy():
 
 
 def test_the_engine_and_the_api_import_no_ray():
-    assert (
-        imported(["targets.engine", "drafters.worker", "deployments.api.http", "deployments.generate"], ["ray"]) == ""
-    )
+    assert imported(["targets.engine", "drafters.worker", "api.http", "cli.generate"], ["ray"]) == ""
 
 
 def test_the_ingress_imports_no_torch():

@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 import uvicorn
 
-from deployments.api.backend import Backend
-from deployments.api.http import create_app
-from deployments.listening import free_port
+from api.backend import Backend
+from api.http import create_app
+from link.listening import free_port
 
 
 @contextmanager

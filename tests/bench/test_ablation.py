@@ -18,15 +18,15 @@ from bench.ablation import AXES, DEFAULT, draw, parse, play, star, table
 from bench.cells import PAGE, Cell, Subject
 from bench.pair import PairEngine
 from bench.workload import EQUAL, Workload, read_texts
-from deployments.discovery import PoolMember
 from drafters.client import LocalDraftClient
 from drafters.nested import load_nested
 from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
+from link.discovery import PoolMember
 from protocol.branch import MirrorClient
 from protocol.stats import PoolStats
 from targets.mirror import MirrorConfig
-from tests.deployments.api_twins import tiny_tokenizer
+from tests.api.api_twins import tiny_tokenizer
 from tests.deployments.checkpoints import make_family
 
 NUM_TOKENS = 24

@@ -20,10 +20,10 @@ from bench.pair import paired
 from bench.run import measure, opened
 from bench.stats import Bar, paired_ratio
 from bench.workload import Workload, read_texts
-from deployments.cli import main
+from cli.main import main
 from router.modes import Mode
 from targets.mirror import MirrorConfig
-from tests.deployments.api_twins import tiny_tokenizer
+from tests.api.api_twins import tiny_tokenizer
 from tests.deployments.checkpoints import make_family
 
 MAX_TOKENS = 24

@@ -12,6 +12,7 @@ import pytest
 import torch
 import uvicorn
 
+from api.http import create_app
 from bench.cells import Cell, Outcome, Subject, TokenIds, Unavailable
 from bench.costs import law, step_ms
 from bench.floor import linear_pass_ms, read_ms, weight_bytes
@@ -21,11 +22,10 @@ from bench.report import bests, readme_table
 from bench.run import measure, opened
 from bench.url_engine import UrlEngine
 from bench.workload import Workload, read_texts
-from deployments.api.http import create_app
-from deployments.cli import main
+from cli.main import main
 from model.execution import Execution
 from targets.model import load_target
-from tests.deployments.api_twins import EngineBackend, card, make_engine, tiny_tokenizer
+from tests.api.api_twins import EngineBackend, card, make_engine, tiny_tokenizer
 from tests.deployments.checkpoints import make_family
 
 MAX_TOKENS = 12

@@ -11,7 +11,7 @@ from bench.cells import Cell
 from bench.grid import Grid
 from bench.workload import Text, Workload, mixed_lengths, read_texts
 from protocol.errors import ConfigError
-from tests.deployments.api_twins import tiny_tokenizer
+from tests.api.api_twins import tiny_tokenizer
 
 TEXTS = tuple(Text(tuple(range(start, start + 60))) for start in range(0, 600, 100))
 

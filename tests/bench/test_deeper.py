@@ -16,7 +16,7 @@ from bench.cells import Subject
 from bench.deeper import SlowedEngine, parse, run_case, table
 from bench.pressure import Devices
 from bench.workload import EQUAL, Workload, read_texts
-from tests.deployments.api_twins import tiny_tokenizer
+from tests.api.api_twins import tiny_tokenizer
 from tests.deployments.checkpoints import make_family
 
 CHEAP = Devices(verify=15.0, token=0.02, step=1.0, layer=0.02, row_layer=0.0)

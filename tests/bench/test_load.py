@@ -22,8 +22,8 @@ from bench.load_report import Limits, Percentiles, meets, summarize
 from protocol.errors import ConfigError, QueueFull
 from protocol.request import GenerateRequest
 from targets.engine import Engine
+from tests.api.api_twins import EngineBackend, ScriptedBackend, card, make_engine, runs_of, says
 from tests.bench.http_server import http_server
-from tests.deployments.api_twins import EngineBackend, ScriptedBackend, card, make_engine, runs_of, says
 
 BOTH = {"large": 3.0, "small": 1.0}
 LIMITS = Limits(ttft_ms=500, tpot_ms=50)

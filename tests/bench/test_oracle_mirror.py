@@ -15,7 +15,7 @@ from bench.cells import Subject
 from bench.oracle_mirror import BEYOND, OracleEngine, Setting, best_length, compare, parse, report, table, with_lead
 from bench.workload import EQUAL, Workload, read_texts
 from router.law import Law
-from tests.deployments.api_twins import tiny_tokenizer
+from tests.api.api_twins import tiny_tokenizer
 from tests.deployments.checkpoints import make_family
 
 ALMOST_ALL = 1 - 1e-6

@@ -11,14 +11,14 @@ from pathlib import Path
 import psutil
 import pytest
 
+from api.text import decode
 from bench.offline import OfflineEngine, Timing
 from bench.served import in_turn, plain_config, row
+from cli.demo_command import CONFIG
 from deployments.config import AppConfig, TargetConfig, load_config
-from deployments.demo_command import CONFIG
 from protocol.errors import ConfigError
 from protocol.request import SamplingParams
-from targets.text import decode
-from tests.deployments.api_twins import tiny_tokenizer
+from tests.api.api_twins import tiny_tokenizer
 from tests.deployments.checkpoints import make_family
 from tests.deployments.served import expected, plain_engine
 

@@ -23,7 +23,7 @@ from protocol.outcome import RoundOutcome, RowOutcome
 from protocol.plan import DepthRule, Plan
 from router.costs import CostCurves
 from router.goodput import GoodputConfig
-from tests.deployments.api_twins import tiny_tokenizer
+from tests.api.api_twins import tiny_tokenizer
 from tests.deployments.checkpoints import make_family
 from tests.router.curves import curves, draft_cost, verify_cost
 

@@ -11,11 +11,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
-from deployments.discovery import Need, PoolMember
-from deployments.pool_server import PoolServer
-from deployments.pool_thread import PoolThread, Reply
-from deployments.secret import Secret
-from deployments.transport import LinkedDraftClient, TransportConfig
+from link.discovery import Need, PoolMember
+from link.pool_server import PoolServer
+from link.pool_thread import PoolThread, Reply
+from link.secret import Secret
+from link.transport import LinkedDraftClient, TransportConfig
 from protocol.branch import AheadRequest, ExitHint
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.limits import limits_of

@@ -16,8 +16,8 @@ import ray
 
 from deployments.cluster import start_proxies
 from deployments.config import AppConfig
-from deployments.listening import free_port
 from deployments.session import local_ray
+from link.listening import free_port
 
 NUM_CPUS = 16  # as Ray counts: more than any application of a test asks for
 

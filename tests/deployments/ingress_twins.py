@@ -10,8 +10,8 @@ from logging.handlers import MemoryHandler
 from pathlib import Path
 from typing import Any
 
-from deployments.token_sink import SinkAddress
-from deployments.token_stream import TokenStreams
+from link.token_sink import SinkAddress
+from link.token_stream import TokenStreams
 from protocol.errors import DraftPoolError, InvalidRequest, QueueFull
 from protocol.request import FinishReason, GenerateRequest, SequenceStats, TokenRun
 

@@ -18,13 +18,13 @@ from ray import serve
 
 from deployments.app import APP_NAME, POOL_NAME, target_deployment
 from deployments.config import AppConfig
-from deployments.discovery import PoolMember
 from deployments.local import complete
+from link.discovery import PoolMember
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from router.policy import Off
 from targets.engine import Engine, EngineConfig
 from targets.model import load_target
-from tests.deployments.api_twins import tiny_tokenizer
+from tests.api.api_twins import tiny_tokenizer
 
 PROMPT = "def add(a, b):\n    return"
 

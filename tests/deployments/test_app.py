@@ -242,7 +242,7 @@ def test_what_the_router_does_is_told_over_http(served: Served) -> None:
 
 def test_a_second_serve_on_the_cluster_is_refused_and_the_first_goes_on(served: Served, family: Path) -> None:
     address = ray.get_runtime_context().gcs_address
-    command = [sys.executable, "-m", "deployments.cli", "serve", str(family / "app.yaml"), "--address", address]
+    command = [sys.executable, "-m", "cli.main", "serve", str(family / "app.yaml"), "--address", address]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2, done.stderr
     assert "an application draftpool is on this cluster already (RUNNING)" in done.stderr

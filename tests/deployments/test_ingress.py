@@ -17,20 +17,20 @@ import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
-from deployments.api.generation import BackendFault
-from deployments.api.prompts import encode
-from deployments.api.runs import in_order
-from deployments.discovery import PoolMember
+from api.generation import BackendFault
+from api.prompts import encode
+from api.runs import in_order
+from api.trace import Track
 from deployments.ingress import NUM_TOKENIZER_THREADS, ServeBackend, in_our_words
-from deployments.secret import Secret
 from deployments.target import TargetReplica
-from deployments.token_sink import SinkAddress, TokenSink
-from deployments.token_stream import TokenStreams
-from deployments.trace import Track
+from link.discovery import PoolMember
+from link.secret import Secret
+from link.token_sink import SinkAddress, TokenSink
+from link.token_stream import TokenStreams
 from protocol.errors import DraftPoolError, InvalidRequest, NotReady, QueueFull, UnknownModel
 from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules, TokenRun
 from protocol.stats import PoolStats
-from tests.deployments.api_twins import tiny_tokenizer
+from tests.api.api_twins import tiny_tokenizer
 from tests.deployments.ingress_twins import Step, play
 
 REQUEST = GenerateRequest("r", (5,), SamplingParams(), StopRules(8))

@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 
-from deployments.api.http import create_app
+from api.http import create_app
 from protocol.request import FinishReason, GenerateRequest, TokenRun
-from tests.deployments.api_twins import ScriptedBackend, card, runs_of, tiny_tokenizer
-from tests.deployments.test_api_http import events
+from tests.api.api_twins import ScriptedBackend, card, runs_of, tiny_tokenizer
+from tests.api.test_http import events
 
 USAGE, BOTH_USAGES = {"include_usage": True}, {"include_usage": True, "continuous_usage_stats": True}
 TEXT = [{"role": "user", "content": "That he so slightly valued"}]

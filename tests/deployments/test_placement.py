@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from cli.main import main
 from deployments.app import build
 from deployments.capacity import cpus_needed
-from deployments.cli import main
 from deployments.colocated import open_drafter
 from deployments.config import AppConfig, load_config
 from deployments.placement import PLACES, as_placed, pool_of, without_link

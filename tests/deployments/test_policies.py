@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 
 from deployments.config import FixedSpeculation, GoodputSpeculation, Speculation, TableSpeculation
-from deployments.discovery import PoolMember
 from deployments.policies import Learning, goodput_config, longest_draft
+from link.discovery import PoolMember
 from protocol.plan import BatchView, DepthRule, Plan, SequenceView
 from router.costs import Curve, DrafterCosts
 from router.goodput import Goodput

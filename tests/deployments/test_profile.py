@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from deployments.cli import main
+from cli.main import main
+from cli.plot import plot
 from deployments.config import Placement, load_config
-from deployments.plot import plot
 from deployments.pool import load_drafter
 from deployments.profile_store import find, fingerprint, keep, model_key, write
 from deployments.profiling import (

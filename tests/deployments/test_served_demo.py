@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from bench.prompts import HELD_OUT
+from cli.demo_command import CONFIG
 from deployments import cluster
 from deployments.config import AppConfig, HttpConfig, load_config
-from deployments.demo_command import CONFIG
 from tests.deployments.head import Head
 from tests.deployments.served import Served, wait_until
 
@@ -55,7 +55,7 @@ def prompts() -> list[str]:
 
 
 def generate(case: Case, lines: Path) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "deployments.cli", "generate", "--json", "--dtype=fp32", "--threads=1"]
+    command = [sys.executable, "-m", "cli.main", "generate", "--json", "--dtype=fp32", "--threads=1"]
     command += ["--target", str(MODELS / case.model), "--prompts", str(lines), f"--max-tokens={MAX_TOKENS}"]
     command += [f"--temperature={case.temperature}"]
     if case.depth is not None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from deployments.cli import main
+from cli.main import main
 from protocol.request import SamplingParams
 from targets.engine import Engine
 from tests.deployments.conftest import CONFIG

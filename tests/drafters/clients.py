@@ -17,7 +17,7 @@ from protocol.branch import MirrorClient
 from protocol.draft import DraftBlock, DraftClient, DraftRequest, DraftRow
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
-from tests.deployments.contract import linked
+from tests.link.contract import linked
 
 Connect = Callable[..., AbstractContextManager[MirrorClient]]
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from deployments.link_round import Round, check_exits
 from drafters.resident import Resident
 from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
+from link.link_round import Round, check_exits
 from protocol.branch import BranchReply
 from protocol.decode import decode_pool, decode_target
 from protocol.draft import DraftReply, DraftRequest, DraftRow, DraftStatus

@@ -8,18 +8,18 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 
-from deployments.discovery import Need, PoolMember
-from deployments.pool_server import PoolServer
-from deployments.pool_thread import PoolThread
-from deployments.secret import Secret
-from deployments.transport import LinkedDraftClient, TransportConfig
 from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
+from link.discovery import Need, PoolMember
+from link.pool_server import PoolServer
+from link.pool_thread import PoolThread
+from link.secret import Secret
+from link.transport import LinkedDraftClient, TransportConfig
 from tests.deployments.harness import HASH, LoopThread, wait_until
-from tests.deployments.strangers import connected, proved, send
 from tests.fuzz.game import NUM_ROWS, Victim, limits
 from tests.fuzz.integers import IntegerDrafter
 from tests.fuzz.messages import Messages
+from tests.link.strangers import connected, proved, send
 
 BURST = 8  # messages of a link, at most
 ROUND_EVERY = 20  # links

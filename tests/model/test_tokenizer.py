@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from model.config import read_config
 from model.tokenizer import end_token_warning, end_tokens, load_tokenizer, tokens_beyond
 from protocol.errors import ConfigError
-from tests.deployments.api_twins import CHAT_TEMPLATE
+from tests.api.api_twins import CHAT_TEMPLATE
 from tests.deployments.checkpoints import make_model
 
 SMALL = Path(__file__).parents[2] / "demo" / "models" / "small"

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from deployments.transport import LinkedDraftClient
 from drafters.client import LocalDraftClient
 from drafters.worker import DraftWorker
+from link.transport import LinkedDraftClient
 from model.decoder import Decoder
 from protocol.draft import DraftReply, DraftRequest
 from protocol.plan import BatchView, Plan
@@ -20,8 +20,8 @@ from targets.engine import Engine
 from targets.mirror import MirrorConfig
 from targets.model import TargetModel
 from targets.timeline import RoundRecord
-from tests.deployments.contract import linked
 from tests.drafters.clients import eventually
+from tests.link.contract import linked
 from tests.model.families import VOCAB
 from tests.reference.engine import Collector, plain_texts, random_requests, run_all
 from tests.targets.conftest import LoadTarget

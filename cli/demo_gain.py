@@ -1,0 +1,90 @@
+"""What a shared pool brings on this machine: every target with it and without, measured in turn."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
+
+from rich.table import Table
+
+from cli.demo_streams import Ask, Completion
+from deployments.config import AppConfig
+
+MOST_THREADS = 4  # of one target: the demo's are small
+WITH, WITHOUT = "auto", "off"  # the pool, as a request spells it
+
+Pair = tuple[Completion, Completion]  # of one target: with the pool, and without
+
+
+def arranged(config: AppConfig, num_cores: int) -> AppConfig:
+    """The config with as many draft replicas, and threads of each target, as there are cores for, and one at least.
+
+    A target waits while it is drafted for, so one draft replica and two targets of one thread do not crowd two cores.
+    """
+    num_targets = sum(target.num_replicas for target in config.targets)
+    pool, left = config.pool, num_cores
+    if pool is not None:
+        num_replicas = min(pool.num_replicas, max(1, num_cores - num_targets))
+        pool = pool.model_copy(update={"num_replicas": num_replicas, "threads": 1})
+        left -= num_replicas
+    threads = max(1, min(MOST_THREADS, left // num_targets))
+    targets = tuple(target.model_copy(update={"threads": threads}) for target in config.targets)
+    return config.model_copy(update={"targets": targets, "pool": pool})
+
+
+def said_of(config: AppConfig, num_cores: int, steps: Collection[str]) -> str:
+    """On what it ran. steps: who took the steps of the models."""
+    parts = [(target.name, target.num_replicas, target.threads) for target in config.targets]
+    if config.pool is not None:
+        parts.append(("drafter", config.pool.num_replicas, config.pool.threads))
+    listed = ", ".join(f"{name} {count} x {plural(threads, 'thread')}" for name, count, threads in parts)
+    return f"{plural(num_cores, 'core')}; replicas: {listed}; steps by {' and '.join(sorted(steps))}"
+
+
+def plural(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
+def measure(ask_all: Callable[[Ask], Sequence[Completion]], ask: Ask, index: int) -> list[Pair]:
+    """A pair for each target: one way after the other, and which comes first takes turns by index.
+
+    ask_all: asks every target at the same time.
+    """
+    made = {way: ask_all(replace(ask, speculation=way)) for way in (WITH, WITHOUT)[:: 1 if index % 2 else -1]}
+    return list(zip(made[WITH], made[WITHOUT], strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """Of one target. Rates in tokens per second and gain are medians, gain of what each pair made."""
+
+    model: str
+    with_pool: float
+    without: float
+    gain: float
+    accepted_per_round: float
+    same_text: bool
+
+    @classmethod
+    def of(cls, pairs: Sequence[Pair]) -> Gain:
+        return cls(
+            model=pairs[0][0].model,
+            with_pool=statistics.median(on.tokens_per_second for on, _ in pairs),
+            without=statistics.median(off.tokens_per_second for _, off in pairs),
+            gain=statistics.median(on.tokens_per_second / (off.tokens_per_second or 1.0) for on, off in pairs),
+            accepted_per_round=sum(on.num_accepted for on, _ in pairs) / max(1, sum(on.num_rounds for on, _ in pairs)),
+            same_text=all(on.text == off.text for on, off in pairs),
+        )
+
+
+def table(gains: Sequence[Gain], num_pairs: int) -> Table:
+    made = Table(title=f"tokens per second, medians of {plural(num_pairs, 'pair')}", title_justify="left")
+    made.add_column("target")
+    for head in ("without pool", "with pool", "gain", "accepted a round"):
+        made.add_column(head, justify="right")
+    made.add_column("text")
+    for each in gains:
+        rates = (f"{each.without:.0f}", f"{each.with_pool:.0f}", f"{each.gain:.2f}x", f"{each.accepted_per_round:.2f}")
+        made.add_row(each.model, *rates, "the same" if each.same_text else "differs")
+    return made

@@ -1,0 +1,98 @@
+"""`draftpool serve`: the application, on this machine or on a Ray cluster, until Ctrl-C or SIGTERM."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from cli.arguments import whole
+from deployments.config import AppConfig, load_config
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
+    parser.add_argument("--address", help="Ray cluster to run on (default: start one on this machine)")
+    parser.add_argument("--port", type=whole(1, 65535), help="HTTP port instead of the config's")
+
+
+def run(args: argparse.Namespace) -> int:
+    from cli.check import check_config
+
+    console = Console(stderr=True)
+    config = load_config(args.config)
+    if args.port is not None:
+        config = config.model_copy(update={"http": config.http.model_copy(update={"port": args.port})})
+    for warning in check_config(config):
+        console.print(warning, highlight=False, soft_wrap=True)
+    with stopped_by_sigterm():
+        try:
+            with started(config, console, args.address) as url:
+                Console().print(greeting(config, url), highlight=False, soft_wrap=True)
+                threading.Event().wait()
+        except KeyboardInterrupt:
+            console.print("stopped")
+    return 0
+
+
+@contextmanager
+def started(config: AppConfig, console: Console, address: str | None = None) -> Iterator[str]:
+    """The running application, with a bar while its replicas start."""
+    from deployments.cluster import running
+    from deployments.process import slower_steps
+
+    if address is None and (slower := slower_steps(config)):
+        console.print(f"warning: {slower}", highlight=False, soft_wrap=True, markup=False)
+    with starting(console) as bar, running(config, address=address, progress=progress_of(bar)) as url:
+        bar.stop()
+        yield url
+
+
+def starting(console: Console) -> Progress:
+    """A bar of replicas that run."""
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("starting"),
+        BarColumn(),
+        TextColumn("{task.completed} of {task.total} replicas"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def progress_of(bar: Progress) -> Callable[[int, int], None]:
+    task = bar.add_task("start", total=None)
+    return lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def greeting(config: AppConfig, url: str) -> str:
+    body = json.dumps({"model": config.targets[0].name, "prompt": "def fibonacci(n):", "max_tokens": 64})
+    grpc = f"gRPC on port {config.grpc.port}\n" if config.grpc else ""
+    names = ", ".join(target.name for target in config.targets)
+    return (
+        f"{names} at {url}/v1\n{grpc}\n"
+        f"curl {url}/v1/completions -H 'Content-Type: application/json' -d '{body}'\n\nCtrl-C stops it."
+    )
+
+
+@contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the program the way Ctrl-C does, whatever Ray installs for it."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

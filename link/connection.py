@@ -1,0 +1,179 @@
+"""Messages over a connected socket, without an event loop and without a thread: whoever wants one reads it.
+
+A message is its length in four bytes, and so many bytes. Nothing here blocks: what the kernel does not take is kept, up
+to MAX_BACKLOG messages, of which the oldest is dropped then; whoever does not read is late anyway. Before the first
+message both sides prove who they are (link/handshake.py), and until then no more is read than that takes.
+"""
+
+from __future__ import annotations
+
+import select
+import socket
+import struct
+import threading
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass
+
+from link.handshake import Handshake
+
+HEADER = struct.Struct("!I")
+MAX_BACKLOG = 64
+CHUNK = 1 << 18
+BUFFER = 1 << 20  # bytes that the kernel is asked to hold on their way out
+
+# A dead machine sends no reset: probes find it, and the draft deadline covers the seconds until then.
+KEEPALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 13_000))
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    sent_bytes: int = 0
+    received_bytes: int = 0
+
+    def __add__(self, other: Traffic) -> Traffic:
+        return Traffic(self.sent_bytes + other.sent_bytes, self.received_bytes + other.received_bytes)
+
+
+class Connection:
+    """One thread at a time reads, any thread sends. A broken one swallows what is sent; the reader is told."""
+
+    def __init__(self, sock: socket.socket, max_message: int) -> None:
+        """max_message: bytes that the other side may send at a time."""
+        sock.setblocking(False)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER)
+        for name, value in KEEPALIVE:
+            if hasattr(socket, name):  # not every system has all of them
+                sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+        self._socket = sock
+        self._max_message = max_message
+        self._sending = threading.Lock()
+        self._backlog: deque[memoryview] = deque()
+        self._received = bytearray()
+        self._num_sent = self._num_received = 0
+        self._poll, self._end = select.poll(), select.poll()
+        self._end.register(sock, getattr(select, "POLLRDHUP", 0))
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def send(self, message: bytes) -> bool:
+        """False when something is left for `flush`."""
+        with self._sending:
+            if len(self._backlog) >= MAX_BACKLOG:
+                del self._backlog[1]  # the first may be half sent
+            self._backlog.append(memoryview(HEADER.pack(len(message)) + message))
+            return self._flush()
+
+    def flush(self) -> bool:
+        """Sends what was kept. False when something is left still."""
+        with self._sending:
+            return self._flush()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether there is something to receive, the end included, or room for what is kept, within so many seconds.
+
+        For the reader. What is kept is sent on.
+        """
+        self._poll.register(self._socket, select.POLLIN | (select.POLLOUT if self._backlog else 0))
+        ready = bool(self._poll.poll(1e3 * max(timeout_s, 0.0)))
+        if self._backlog:
+            self.flush()
+        return ready
+
+    def receive(self) -> list[bytes]:
+        """The messages that are complete now. Raises EOFError at the end of the connection, however it came to that,
+        and ValueError for a message that is too long to be one.
+        """
+        chunk = self._read(CHUNK)
+        self._received += chunk
+        self._num_received += len(chunk)
+        return self._messages() if chunk else []
+
+    def shake(self, handshake: Handshake) -> bool:
+        """Goes on with it as far as the other side has come; whether it is done. Raises as `receive`, and ValueError
+        for a stranger.
+        """
+        while True:
+            self._send(handshake.due())
+            if handshake.done:
+                return True
+            chunk = self._read(handshake.missing)
+            if not chunk:
+                return False
+            handshake.feed(chunk)
+
+    @property
+    def half_received(self) -> bool:
+        """Whether a message has begun to come and is not whole."""
+        return bool(self._received)
+
+    @property
+    def traffic(self) -> Traffic:
+        """So far, handshakes left out."""
+        return Traffic(self._num_sent, self._num_received)
+
+    @property
+    def hung_up(self) -> bool:
+        """Whether the other side is known to be gone, whatever there is to read before the end."""
+        return bool(self._end.poll(0))
+
+    def shut(self) -> None:
+        """From any thread: both sides see the end at once. The reader closes then."""
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """By the reader, or when nobody reads any more."""
+        with self._sending:
+            self._socket.close()
+
+    def _read(self, most: int) -> bytes:
+        """What is there, at most so much, of which nothing may be. Raises EOFError."""
+        try:
+            chunk = self._socket.recv(most)
+        except BlockingIOError:
+            return b""
+        except OSError as error:
+            raise EOFError(f"the connection broke: {error}") from None
+        if not chunk:
+            raise EOFError("the other side has closed the connection")
+        return chunk
+
+    def _send(self, data: bytes) -> None:
+        """As it is, on a connection so young that there is room for it."""
+        try:
+            if data and self._socket.send(data) < len(data):
+                raise EOFError("the other side does not read")
+        except OSError as error:
+            raise EOFError(f"the connection broke: {error}") from None
+
+    def _flush(self) -> bool:
+        try:
+            while self._backlog:
+                sent = self._socket.send(self._backlog[0])
+                self._num_sent += sent
+                if sent < len(self._backlog[0]):
+                    self._backlog[0] = self._backlog[0][sent:]
+                else:
+                    self._backlog.popleft()
+        except BlockingIOError:
+            return False
+        except OSError:
+            self._backlog.clear()
+        return True
+
+    def _messages(self) -> list[bytes]:
+        messages, at = [], 0
+        while len(self._received) - at >= HEADER.size:
+            (length,) = HEADER.unpack_from(self._received, at)
+            if length > self._max_message:
+                raise ValueError(f"a message of {length} bytes was announced, {self._max_message} are allowed")
+            if len(self._received) - at - HEADER.size < length:
+                break
+            at += HEADER.size + length
+            messages.append(bytes(self._received[at - length : at]))
+        del self._received[:at]
+        return messages

@@ -1,0 +1,92 @@
+"""Which draft replicas there are, and which of them a target should use."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from link.secret import Secret
+from protocol.limits import MessageLimits
+from protocol.stats import PoolStats, Runs
+from router.costs import DrafterCosts
+
+logger = logging.getLogger(__name__)
+
+MIN_GAIN_MS = 2.0
+DESCRIBE_TIMEOUT_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class PoolMember:
+    """What a draft replica says of itself. incarnation: new with every start of the replica.
+
+    costs: of its drafter; None: not measured. limits: of a message to it. secret: what a link to it begins with; None
+    where there is none. steps: who takes those of its drafter.
+    """
+
+    address: str
+    incarnation: str
+    exits: tuple[int, ...]
+    vocabulary_hash: str
+    max_positions: int
+    num_streams: int
+    stats: PoolStats
+    costs: DrafterCosts | None = field(default=None, repr=False)
+    limits: MessageLimits = field(default_factory=MessageLimits)
+    secret: Secret | None = field(default=None, repr=False, compare=False)
+    steps: Runs | None = None
+
+    @property
+    def wait_ms(self) -> float:
+        return self.stats.wait_ms
+
+
+Discover = Callable[[], Awaitable[Sequence[PoolMember]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What a target asks of a drafter: its own vocabulary, and the exits that its depth rules name, if any."""
+
+    vocabulary_hash: str
+    exits: tuple[int, ...]
+
+    def met_by(self, member: PoolMember) -> bool:
+        return member.vocabulary_hash == self.vocabulary_hash and set(self.exits) <= set(member.exits)
+
+
+def choose(members: Iterable[PoolMember], current: str | None, target: str) -> PoolMember | None:
+    """The member with clearly the least wait, else the one in use; on a first choice the one with fewest streams.
+
+    Targets that start together see the same numbers, so what is left of a tie falls by a hash of both names.
+    """
+    ranked = sorted(members, key=lambda m: (m.wait_ms // MIN_GAIN_MS, m.num_streams, _tie(target, m.incarnation)))
+    if not ranked:
+        return None
+    best = min(ranked, key=lambda m: m.wait_ms)
+    used = next((member for member in ranked if member.incarnation == current), None)
+    if used is None:
+        return ranked[0]
+    return best if used.wait_ms > 2 * best.wait_ms + MIN_GAIN_MS else used
+
+
+def _tie(target: str, member: str) -> bytes:
+    return hashlib.blake2b(f"{target} {member}".encode(), digest_size=8).digest()
+
+
+def serve_discovery(pool: Any) -> Discover:
+    """Asks every replica of a Serve deployment, by its handle; those that do not answer in time are left out."""
+
+    async def discover() -> Sequence[PoolMember]:
+        try:
+            response = pool.broadcast("describe")
+            answers = await response.results_async(timeout_s=DESCRIBE_TIMEOUT_S, return_exceptions=True)
+        except Exception as error:
+            logger.debug("no draft replica to be found: %s", type(error).__name__)
+            return ()
+        return [answer for answer in answers if isinstance(answer, PoolMember)]
+
+    return discover

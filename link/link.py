@@ -1,0 +1,154 @@
+"""One open connection from a target replica to a draft replica, read by the thread that waits for what comes.
+
+A draft replica that sends what none would is left: the link ends, and the target decodes plainly until the next one.
+
+No event loop and no thread lies between the engine and the socket: each change of thread costs a tenth of a millisecond
+and more beside a pass that sweeps the caches, and a draft takes less than one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+from link.connection import Connection, Traffic
+from link.discovery import PoolMember
+from link.handshake import Handshake
+from protocol.decode import decode_pool
+from protocol.limits import REPLY_BYTES, parts
+from protocol.wire import CloseSequences, PoolMessage, TargetMessage, encode_target
+
+logger = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 2.0
+CLOSE_S = 1.0
+
+OnMessage = Callable[["Link", PoolMessage], None]
+OnEnd = Callable[["Link"], None]
+
+
+class Link:
+    """For any thread. on_message is called by the one that reads, and raises ValueError for what makes no sense; on_end
+    once, by the one that finds the end.
+    """
+
+    def __init__(
+        self, member: PoolMember, name: str, connection: Connection, on_message: OnMessage, on_end: OnEnd
+    ) -> None:
+        """name: of the target, which proved it."""
+        self.member = member
+        self._name = name
+        self.open = True
+        self._connection = connection
+        self._on_message = on_message
+        self._on_end = on_end
+        self._reading = threading.Lock()
+        self._ending = threading.Lock()
+
+    def send(self, message: TargetMessage) -> None:
+        """What a pool that is not reading leaves no room for is dropped: an old request is worth nothing."""
+        if not self.open:
+            return
+        try:
+            if isinstance(message, CloseSequences):
+                self._connection.send(encode_target(message))
+                return
+            for part in parts(message, self.member.limits):
+                self._connection.send(encode_target(part))
+        except Exception:
+            logger.exception("writing to draft replica %s failed", self.member.incarnation)
+            self._end()
+
+    def read(self, timeout_s: float = 0.0) -> None:
+        """Hands on what has come, waiting for something so long; also when another thread reads meanwhile."""
+        until = time.monotonic() + timeout_s
+        if not self._reading.acquire(timeout=max(timeout_s, 0.0)):
+            return
+        try:
+            if self.open and self._connection.wait(until - time.monotonic()):
+                for message in self._connection.receive():
+                    self._on_message(self, decode_pool(message, self._name))
+        except EOFError as error:
+            logger.info("draft replica %s: %s", self.member.incarnation, error)
+            self._end()
+        except ValueError as error:
+            logger.warning("draft replica %s is left: %s", self.member.incarnation, str(error)[:300])
+            self._end()
+        except Exception:
+            logger.exception("reading from draft replica %s failed", self.member.incarnation)
+            self._end()
+        finally:
+            if not self.open:
+                self._connection.close()
+            self._reading.release()
+
+    @property
+    def traffic(self) -> Traffic:
+        return self._connection.traffic
+
+    def check(self) -> None:
+        """For while nobody reads: sends on what was kept, and ends the link if the replica is gone."""
+        if self.open:
+            self._connection.flush()
+        if self.open and self._connection.hung_up:
+            self.close()
+
+    def close(self) -> None:
+        """A thread that reads is done with it at once."""
+        self._end()
+        if self._reading.acquire(timeout=CLOSE_S):
+            self._connection.close()
+            self._reading.release()
+
+    def _end(self) -> None:
+        with self._ending:
+            was_open, self.open = self.open, False
+        if was_open:
+            self._connection.shut()
+            self._on_end(self)
+
+
+async def connect(member: PoolMember, name: str) -> Connection | None:
+    """None when nobody answers there, or nobody who holds the replica's secret. name: of this target."""
+    try:
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            return await _connect(member, name)
+    except TimeoutError:
+        logger.info("%s did not answer", member.address)
+    except OSError as error:
+        logger.info("%s cannot be reached: %s", member.address, error)
+    except ValueError as error:
+        logger.warning("%s: %s", member.address, error)
+    return None
+
+
+async def _connect(member: PoolMember, name: str) -> Connection:
+    """Raises OSError, and ValueError for somebody else."""
+    if member.secret is None:
+        raise ValueError("nobody told the secret of this draft replica")
+    loop = asyncio.get_running_loop()
+    host, _, port = member.address.rpartition(":")
+    family, kind, _, _, place = (await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM))[0]
+    sock = socket.socket(family, kind)
+    try:
+        sock.setblocking(False)
+        await loop.sock_connect(sock, place)
+        await _shake(sock, Handshake(member.secret, name))
+        return Connection(sock, REPLY_BYTES)
+    except BaseException:
+        sock.close()
+        raise
+
+
+async def _shake(sock: socket.socket, handshake: Handshake) -> None:
+    loop = asyncio.get_running_loop()
+    while not handshake.done:
+        await loop.sock_sendall(sock, handshake.due())
+        chunk = await loop.sock_recv(sock, handshake.missing)
+        if not chunk:
+            raise ConnectionResetError("it hung up before it was proved who it is")
+        handshake.feed(chunk)

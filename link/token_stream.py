@@ -1,0 +1,209 @@
+"""A target replica's end of the token streams: one to each ingress replica that has requests here.
+
+The engine's thread only appends to a list and, at most once a message, wakes the event loop. A message carries what
+every request of that ingress has gained since the last one, so it costs the same for one request or for fifty.
+Under load messages are held (`hold_ms`): each one becomes a chunk per request that ingress and proxy must carry.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from link.secret import NUM_BYTES
+from link.token_sink import HANDSHAKE_S, MAX_RUNS, NONCE, PROOF, SinkAddress
+from protocol.pb import tokens_pb2 as pb
+from protocol.pb.tokens_pb2_grpc import TokensStub
+from protocol.request import TokenRun
+
+logger = logging.getLogger(__name__)
+
+MAX_TOKENS = 1 << 18  # of a message
+CHUNK_MS = 3.0  # several times what a chunk costs on its way out, so that most of the time is left to the model
+RETRY_S = 0.5
+
+# A dead machine sends no reset: pings find it.
+CHANNEL_OPTIONS = (
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.use_local_subchannel_pool", 1),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+def hold_ms(num_requests: int, join_ms: float) -> float:
+    """How long after a message the next one may wait. A lone request never waits; join_ms bounds it for many."""
+    return min(join_ms, CHUNK_MS * (num_requests - 1))
+
+
+class Answer:
+    """What the engine has committed of one request. `add` is for the engine's thread, the rest for the loop's.
+
+    The last run is not among what `take` gives: it comes with the end, which so never comes alone.
+    """
+
+    def __init__(self, request_id: str, on_tokens: Callable[[bool], None] | None = None) -> None:
+        """on_tokens: called on the engine's thread when tokens came, with whether they are the first."""
+        self.ended: asyncio.Future[TokenRun] = asyncio.get_running_loop().create_future()
+        self._request_id = request_id
+        self._token_ids: list[int] = []
+        self._num_taken = 0
+        self._on_tokens = on_tokens
+
+    def add(self, run: TokenRun) -> None:
+        if run.finish_reason is not None:
+            self.ended.get_loop().call_soon_threadsafe(self._end, run)
+            return
+        self._token_ids += run.token_ids
+        if self._on_tokens is not None:
+            self._on_tokens(run.index == 0)
+
+    def take(self, most: int) -> pb.Run | None:
+        """The tokens that were not taken yet, so many of them."""
+        fresh = self._token_ids[self._num_taken : self._num_taken + most]
+        if not fresh:
+            return None
+        run = pb.Run(request_id=self._request_id, index=self._num_taken, token_ids=fresh)
+        self._num_taken += len(fresh)
+        return run
+
+    def take_again(self) -> None:
+        """The next `take` gives everything from the first token on."""
+        self._num_taken = 0
+
+    def _end(self, run: TokenRun) -> None:
+        if not self.ended.done():
+            self.ended.set_result(replace(run, index=0, token_ids=(*self._token_ids, *run.token_ids)))
+
+
+class TokenStreams:
+    """Made and used on one event loop."""
+
+    def __init__(self) -> None:
+        self._streams: dict[SinkAddress, _Stream] = {}
+
+    @contextmanager
+    def answer(self, request_id: str, sink: SinkAddress | None) -> Iterator[Answer]:
+        """Tokens that are added to the answer go to the sink, where there is one, until the block ends."""
+        if sink is None:
+            yield Answer(request_id)
+            return
+        stream = self._streams.get(sink)
+        if stream is None:
+            stream = self._streams[sink] = _Stream(sink, self._drop)
+        answer = Answer(request_id, stream.on_tokens)
+        stream.answers.add(answer)
+        try:
+            yield answer
+        finally:
+            stream.answers.remove(answer)
+
+    async def stop(self) -> None:
+        tasks = [stream.task for stream in self._streams.values()]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _drop(self, stream: _Stream) -> None:
+        del self._streams[stream.sink]
+
+
+class _Stream:
+    """To one ingress replica, opened again as long as requests of it are under way."""
+
+    def __init__(self, sink: SinkAddress, on_end: Callable[[_Stream], None]) -> None:
+        self.sink = sink
+        self.answers: set[Answer] = set()
+        self._on_end = on_end
+        self._loop = asyncio.get_running_loop()
+        self._due = asyncio.Event()
+        self._timer: asyncio.TimerHandle | None = None
+        self._woken = False
+        self._sent_s = 0.0
+        self.task = asyncio.create_task(self._run())
+
+    def on_tokens(self, first: bool) -> None:
+        """On the engine's thread. What the loop has been woken for already rides along."""
+        if first or not self._woken:
+            self._woken = True
+            self._loop.call_soon_threadsafe(self._wake, first)
+
+    def _wake(self, first: bool) -> None:
+        hold_s = 0.0 if first else hold_ms(len(self.answers), self.sink.join_ms) / 1e3
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(self._sent_s + hold_s, self._due.set)
+
+    def _take(self) -> pb.TokenBatch:
+        self._due.clear()
+        if self._timer is not None:
+            self._timer.cancel()
+        self._sent_s = self._loop.time()
+        self._woken = False  # before the tokens are read: those that come meanwhile wake again
+        runs: list[pb.Run] = []
+        room = MAX_TOKENS
+        for answer in self.answers:
+            if room and len(runs) < MAX_RUNS and (run := answer.take(room)):
+                runs.append(run)
+                room -= len(run.token_ids)
+        if not room or len(runs) == MAX_RUNS:
+            self._due.set()  # the next message has the rest
+        return pb.TokenBatch(runs=runs)
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                await self._send()
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError, TimeoutError) as error:
+                logger.info("the token stream to the ingress at %s ended: %s", self.sink.address, type(error).__name__)
+            except Unproved as error:
+                logger.warning("%s", error)
+            except Exception:
+                logger.exception("sending tokens to the ingress at %s failed", self.sink.address)
+            if not self.answers:
+                self._on_end(self)
+                return
+            logger.warning("tokens do not reach the ingress at %s; its answers come whole", self.sink.address)
+            await asyncio.sleep(RETRY_S)
+
+    async def _send(self) -> None:
+        """Until the stream ends. What was on its way then is lost, so a new one begins with all of every answer."""
+        for answer in self.answers:
+            answer.take_again()
+        self._due.set()
+        async with grpc.aio.insecure_channel(self.sink.address, options=CHANNEL_OPTIONS) as channel:
+            call = await opened(channel, self.sink)
+            call.add_done_callback(lambda _: self._due.set())
+            while not call.done():
+                await self._due.wait()
+                batch = self._take()
+                if batch.runs:
+                    await call.write(batch)
+
+
+class Unproved(Exception):
+    """Whoever listens there is not the ingress that the call came from."""
+
+
+async def opened(channel: grpc.aio.Channel, sink: SinkAddress) -> Any:
+    """A stream whose both ends have proved to hold the secret of the sink."""
+    stub: Any = TokensStub(channel)  # type: ignore[no-untyped-call]
+    nonce = secrets.token_bytes(NUM_BYTES)
+    call = stub.Send(metadata=((NONCE, nonce),))
+    async with asyncio.timeout(HANDSHAKE_S):
+        told = dict(await call.initial_metadata())
+    if not call.done() and not sink.secret.proves(told.get(PROOF, b""), b"sink", nonce, told.get(NONCE, b"")):
+        call.cancel()
+        raise Unproved(f"who listens at {sink.address} does not hold the secret of the ingress")
+    await call.write(pb.TokenBatch(proof=sink.secret.proof(b"target", nonce, told.get(NONCE, b""))))
+    return call

@@ -1,0 +1,96 @@
+"""The record of one round: made when it commits, and read by all that learns, counts or draws (frozen plain values).
+
+    plan -> proposals -> verify -> commit -> RoundRecord -> router, calibration, counters, metrics, trace
+
+Counts, times and confidences only: no token is in it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from protocol.plan import DepthRule, Plan
+
+
+class Origin(StrEnum):
+    """Where a proposal came from. All but FRESH were at hand: drafted while the round before was verified."""
+
+    FRESH = "fresh"  # asked for in this round, and waited for
+    FULL = "full"  # the branch behind a proposal that was accepted whole
+    RUNNER_UP = "runner_up"  # the branch behind the drafter's second choice
+    EARLY_EXIT = "early_exit"  # the branch behind the target's pick at its early exit
+    REST = "rest"  # what the target itself left unverified of its last proposal
+
+
+@dataclass(frozen=True, slots=True)
+class RowRecord:
+    """One decoding sequence's part of a round.
+
+    num_proposed: tokens that were verified. num_accepted: of these. origin: None when nothing was proposed.
+    rule, length: what the proposal was drafted as, which for one at hand is an earlier plan's; None and 0 without one.
+    exits, confidences: of the proposed tokens, as long as the proposal.
+    num_fed: committed tokens that the pool had to run before it could draft, at most.
+    """
+
+    sequence_id: int
+    num_proposed: int = 0
+    num_accepted: int = 0
+    origin: Origin | None = None
+    rule: DepthRule | None = None
+    length: int = 0
+    exits: tuple[int, ...] = ()
+    confidences: tuple[float, ...] = ()
+    num_fed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RoundRecord:
+    """plan: as scheduled; its mode is the one that was played. rows: in the order of the plan's view.
+
+    context: mean number of tokens of the decoding sequences before the round. num_committed: tokens, after the cut at a
+    stop, those that ended prompts gave included. num_prefill_tokens: prompt tokens that rode along in the pass.
+    answered: False when a draft was asked for in vain. wait_ms: that the request queued at the pool.
+    Moments are seconds of the engine's clock: began_s, the round, which is when the last pass ended while there was work;
+    planned_s, drafts are being asked for; drafted_s, proposals are there; verified_s, the pass has ended; ended_s, all is
+    committed. early_s: the early picks were on their way to the pool; None in a pass without.
+    """
+
+    round_id: int
+    plan: Plan
+    rows: tuple[RowRecord, ...]
+    context: float
+    num_committed: int
+    num_prefill_tokens: int = 0
+    num_preempted: int = 0
+    answered: bool = True
+    wait_ms: float = 0.0
+    began_s: float = 0.0
+    planned_s: float = 0.0
+    drafted_s: float = 0.0
+    verified_s: float = 0.0
+    ended_s: float = 0.0
+    early_s: float | None = None
+
+    @property
+    def draft_ms(self) -> float:
+        """From asking to having the proposals."""
+        return 1e3 * (self.drafted_s - self.planned_s)
+
+    @property
+    def verify_ms(self) -> float:
+        """The target's pass, picks included."""
+        return 1e3 * (self.verified_s - self.drafted_s)
+
+    @property
+    def rest_ms(self) -> float:
+        """Everything else between the end of the last pass and the end of this one."""
+        return 1e3 * (self.planned_s - self.began_s)
+
+    @property
+    def num_proposed(self) -> int:
+        return sum(row.num_proposed for row in self.rows)
+
+    @property
+    def num_accepted(self) -> int:
+        return sum(row.num_accepted for row in self.rows)

@@ -1,0 +1,211 @@
+"""What the API tests run against: a tiny tokenizer, and two backends, one scripted and one with a real engine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from api.backend import ModelCard, longest_token
+from api.control import ControlTokens
+from api.trace import Slice, Track
+from protocol.request import FinishReason, GenerateRequest, SequenceStats, TokenRun
+from router.policy import Off
+from targets.engine import Engine, EngineConfig
+from targets.model import load_target
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|bos|>{{ message['role'] }}: {{ message['content'] }}<|eos|>{% endfor %}"
+    "{% if add_generation_prompt %}<|bos|>assistant: {% endif %}"
+)
+CORPUS = ["def add(a, b):\n    return a + b\n", "grüße aus köln, naïve café 日本語 テスト 🙂🙃", "import os, sys"]
+
+
+@cache
+def tiny_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
+    """Byte-level BPE of 320 entries, so that characters beyond ASCII often take several tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|bos|>", "<|eos|>", "<|pad|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|bos|>", eos_token="<|eos|>", pad_token="<|pad|>"
+    )
+    wrapped.chat_template = chat_template
+    return wrapped
+
+
+def card(name: str = "tiny", max_model_len: int = 64, chat_template: str | None = CHAT_TEMPLATE) -> ModelCard:
+    tokenizer = tiny_tokenizer(chat_template)
+    return ModelCard(
+        name,
+        max_model_len,
+        len(tokenizer),
+        tokenizer,
+        ControlTokens(tokenizer),
+        longest_token(tokenizer),
+        (tokenizer.eos_token_id,),
+        1_700_000_000,
+        max_batch=4,
+    )
+
+
+Script = Callable[[GenerateRequest], Sequence[TokenRun | Exception | asyncio.Event]]
+
+
+def runs_of(
+    request: GenerateRequest,
+    *runs: Sequence[int],
+    reason: FinishReason = FinishReason.STOP,
+    stats: SequenceStats | None = None,
+) -> list[TokenRun]:
+    """One TokenRun for each list of tokens, the last with the reason."""
+    made, index = [], 0
+    for number, tokens in enumerate(runs):
+        last = number == len(runs) - 1
+        stats_here = (stats or SequenceStats(len(runs) - 1, 8, 3)) if last else None
+        made.append(TokenRun(request.request_id, index, tuple(tokens), reason if last else None, stats_here))
+        index += len(tokens)
+    return made
+
+
+def says(text: str, size: int = 3) -> Script:
+    """A script that answers every request with this text, a few tokens a round."""
+    ids = tiny_tokenizer().encode(text, add_special_tokens=False)
+    return lambda request: runs_of(request, *(ids[at : at + size] for at in range(0, len(ids), size)))
+
+
+@dataclass
+class ScriptedBackend:
+    """Plays a script per request: runs are yielded, errors raised, events waited for. away: targets not up."""
+
+    script: Script
+    cards: Sequence[ModelCard] = field(default_factory=lambda: (card(),))
+    requests: list[GenerateRequest] = field(default_factory=list)
+    num_open: int = 0
+    away: Sequence[str] = ()
+
+    @property
+    def names(self) -> Sequence[str]:
+        return [card.id for card in self.cards]
+
+    async def card(self, model: str) -> ModelCard | None:
+        return None if model in self.away else next(card for card in self.cards if card.id == model)
+
+    async def stats(self) -> Mapping[str, Any]:
+        return {"targets": {card.id: [{"num_running": self.num_open}] for card in self.cards}, "pool": []}
+
+    async def router(self) -> Mapping[str, Any]:
+        return {card.id: [{"policy": "off"}] for card in self.cards}
+
+    async def trace(self, num_rounds: int) -> tuple[Sequence[Track], Sequence[Track]]:
+        part = Slice("plan", 3.0, 3.5, {})
+        return [Track(card.id, (part,) * num_rounds) for card in self.cards], [Track("pool", (part,))]
+
+    async def ready(self, model: str) -> bool:
+        return model not in self.away
+
+    async def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
+        self.requests.append(request)
+        self.num_open += 1
+        try:
+            for step in self.script(request):
+                await asyncio.sleep(0)
+                if isinstance(step, Exception):
+                    raise step
+                if isinstance(step, asyncio.Event):
+                    await step.wait()
+                else:
+                    yield step
+        finally:
+            self.num_open -= 1
+
+    async def complete(self, model: str, request: GenerateRequest) -> TokenRun:
+        return await joined(self.generate(model, request))
+
+
+async def joined(runs: AsyncGenerator[TokenRun, None]) -> TokenRun:
+    """All runs as one, with the end of the last."""
+    async with aclosing(runs):
+        parts = [run async for run in runs]
+    return replace(parts[-1], index=0, token_ids=tuple(token for part in parts for token in part.token_ids))
+
+
+class EngineBackend:
+    """A real engine in this process; what a target replica and the ingress do between them, without Ray."""
+
+    def __init__(self, engine: Engine, model_card: ModelCard) -> None:
+        self.engine = engine
+        self._card = model_card
+
+    @property
+    def names(self) -> Sequence[str]:
+        return (self._card.id,)
+
+    async def card(self, model: str) -> ModelCard | None:
+        return self._card
+
+    async def stats(self) -> Mapping[str, Any]:
+        return {"targets": {self._card.id: [asdict(self.engine.stats())]}, "pool": []}
+
+    async def router(self) -> Mapping[str, Any]:
+        return {self._card.id: [{"policy": "off"}]}
+
+    async def trace(self, num_rounds: int) -> tuple[Sequence[Track], Sequence[Track]]:
+        return (), ()
+
+    async def ready(self, model: str) -> bool:
+        return True
+
+    async def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Queue[TokenRun] = asyncio.Queue()
+        self.engine.submit(request, lambda run: loop.call_soon_threadsafe(arrived.put_nowait, run))
+        try:
+            run = await arrived.get()
+            while run.finish_reason is None:
+                yield run
+                run = await arrived.get()
+            yield run
+        finally:
+            self.engine.cancel(request.request_id)
+
+    async def complete(self, model: str, request: GenerateRequest) -> TokenRun:
+        return await joined(self.generate(model, request))
+
+
+def make_engine(directory: Path, max_batch: int = 4, max_queue: int = 4) -> Engine:
+    """A started plain engine over a random two-layer Llama with the tiny tokenizer's vocabulary."""
+    tokenizer = tiny_tokenizer()
+    torch.manual_seed(11)
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.4,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    model = load_target(directory, dtype=torch.float32, num_positions=4096, page_size=16)
+    engine = Engine(model, Off(), None, EngineConfig(max_batch=max_batch, max_queue=max_queue))
+    engine.start()
+    return engine

@@ -1,0 +1,117 @@
+"""Chat over a scripted backend: messages, the template that writes them as a prompt, and the shape of the answer."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from tests.api.api_client import TEXT, Client, error_of, events
+from tests.api.api_twins import ScriptedBackend, card, says, tiny_tokenizer
+
+
+@pytest.fixture
+def backend() -> ScriptedBackend:
+    return ScriptedBackend(says(TEXT))
+
+
+@pytest.fixture
+async def client(backend: ScriptedBackend) -> AsyncIterator[Client]:
+    async with Client(backend) as client:
+        yield client
+    assert backend.num_open == 0
+
+
+async def test_a_chat_completion_has_openais_shape(client: Client, backend: ScriptedBackend) -> None:
+    body = (await client.chat()).json()
+    assert body["id"].startswith("chatcmpl-")
+    assert body["object"] == "chat.completion"
+    assert body["choices"][0]["message"] == {"role": "assistant", "content": TEXT, "refusal": None}
+    assert body["choices"][0]["finish_reason"] == "stop"
+    prompt = tiny_tokenizer().decode(backend.requests[0].prompt_ids)
+    assert prompt == "<|bos|>user: grüße<|eos|><|bos|>assistant: "
+
+
+async def test_a_chat_stream_opens_with_the_role(client: Client) -> None:
+    first, *rest = events(await client.chat(stream=True))
+    assert first["object"] == "chat.completion.chunk"
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in rest) == TEXT
+    assert rest[-1]["choices"][0]["finish_reason"] == "stop"
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [
+        ([], "at least 1 item"),
+        (None, "list"),
+        ([{"role": "tool", "content": "x"}], "'assistant'"),
+        ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "'text'"),
+        ([{"role": "user", "content": "x", "colour": 1}], "colour"),
+        ([{"role": "user", "content": "x", "tool_calls": [{}]}], "tool_calls"),
+        ([{"content": "x"}], "role"),
+        (["hello"], "messages"),
+    ],
+    ids=str,
+)
+async def test_bad_messages_are_a_400(client: Client, messages: Any, words: str) -> None:
+    error = error_of(await client.chat(messages=messages), 400)
+    assert words in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("message", "message_says"),
+    [
+        (
+            {"content": [{"type": "text", "text": "x"}, {"type": "text", "text": "x", "colour": 1}]},
+            "unknown parameter 'messages[1].content[1].colour'; leave it out",
+        ),
+        ({"content": [{"type": "text"}]}, "messages[1].content[0].text is missing"),
+        ({"content": [{"type": "text", "text": 5}]}, "messages[1].content[0].text: Input should be a valid string"),
+        ({"content": 5}, "messages[1].content: Input should be a valid list"),
+        (
+            {"content": "x", "tool_calls": [{}]},
+            "messages[1]: tool_calls [{}] is not supported; leave it out or send []",
+        ),
+        ({"content": "x", "name": 5}, "messages[1].name: Input should be a valid string"),
+    ],
+    ids=str,
+)
+async def test_a_refusal_names_the_place(client: Client, message: Any, message_says: str) -> None:
+    messages = [{"role": "user", "content": "fine"}, {"role": "user"} | message]
+    error = error_of(await client.chat(messages=messages), 400)
+    assert (error["message"], error["param"]) == (message_says, "messages")
+
+
+async def test_what_changes_no_answer_is_dropped_wherever_it_stands(client: Client, backend: ScriptedBackend) -> None:
+    cached = {"cache_control": {"type": "ephemeral"}}
+    part = {"type": "text", "text": "x"}
+    messages = [{"role": "user", "content": [part | cached]} | cached, {"role": "user", "content": [part]}]
+    assert (await client.chat(messages=messages, **cached)).status_code == 200
+    await client.chat(messages=[{"role": "user", "content": "x"}] * 2)
+    assert backend.requests[0].prompt_ids == backend.requests[1].prompt_ids
+
+
+async def test_text_parts_and_echoed_assistant_messages_are_taken(client: Client, backend: ScriptedBackend) -> None:
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
+        {"role": "assistant", "content": "c", "refusal": None, "tool_calls": None, "audio": None, "annotations": []},
+        {"role": "user", "content": "d", "name": "me"},
+    ]
+    assert (await client.chat(messages=messages)).status_code == 200
+    prompt = tiny_tokenizer().decode(backend.requests[0].prompt_ids)
+    assert "user: ab<|eos|><|bos|>assistant: c<|eos|><|bos|>user: d" in prompt
+
+
+async def test_chat_without_a_template_is_a_400_that_says_what_to_do() -> None:
+    async with Client(ScriptedBackend(says(TEXT), (card(chat_template=None),))) as client:
+        error = error_of(await client.chat(), 400)
+    assert "no chat template" in error["message"]
+    assert "/v1/completions" in error["message"]
+
+
+async def test_a_template_may_refuse_messages() -> None:
+    template = "{{ raise_exception('roles must alternate') }}"
+    async with Client(ScriptedBackend(says(TEXT), (card(chat_template=template),))) as client:
+        assert "roles must alternate" in error_of(await client.chat(), 400)["message"]

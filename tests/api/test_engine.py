@@ -1,0 +1,291 @@
+"""The API over a real engine, through the official client and gRPC: what comes out is what the engine makes."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing
+from typing import Any
+
+import grpc
+import httpx
+import openai
+import pytest
+import uvicorn
+
+from api import rpc
+from api.http import create_app
+from api.text import decode
+from protocol import build
+from protocol.pb import inference_pb2 as pb
+from protocol.pb import inference_pb2_grpc as pb_grpc
+from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun
+from targets.engine import Engine
+from tests.api.api_twins import EngineBackend, card, make_engine, tiny_tokenizer
+
+PROMPTS = ["import os", "def add(a, b):", "grüße aus", "日本"]
+MAX_TOKENS = 24
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    engine = make_engine(tmp_path_factory.mktemp("tiny"))
+    yield engine
+    engine.stop()
+
+
+@pytest.fixture(scope="module")
+def backend(engine: Engine) -> EngineBackend:
+    return EngineBackend(engine, card(max_model_len=engine.max_length))
+
+
+@pytest.fixture(scope="module")
+def url(backend: EngineBackend) -> Iterator[str]:
+    """The app under uvicorn on a free loopback port."""
+    config = uvicorn.Config(create_app(backend), host="127.0.0.1", port=0, log_level="error", ws="none")
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        yield client
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks(engine: Engine) -> Iterator[None]:
+    yield
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline and engine.stats().num_running + engine.stats().num_waiting:
+        time.sleep(0.01)
+    stats = engine.stats()
+    assert (stats.num_running, stats.num_waiting) == (0, 0)
+    assert stats.num_free_pages == stats.num_pages
+
+
+def direct(engine: Engine, prompt: str, temperature: float, seed: int, max_tokens: int = MAX_TOKENS) -> list[int]:
+    """The engine's own answer, without any API."""
+    done = threading.Event()
+    tokens: list[int] = []
+
+    def on_run(run: TokenRun) -> None:
+        tokens.extend(run.token_ids)
+        if run.finish_reason is not None:
+            done.set()
+
+    ids = tuple(tiny_tokenizer().encode(prompt))
+    rules = StopRules(max_tokens, frozenset({tiny_tokenizer().eos_token_id}))
+    engine.submit(GenerateRequest("direct", ids, SamplingParams(temperature, seed=seed), rules), on_run)
+    assert done.wait(30)
+    return tokens
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_the_official_client_gets_the_engines_own_tokens(
+    engine: Engine, client: openai.OpenAI, prompt: str, temperature: float
+) -> None:
+    expected = direct(engine, prompt, temperature, seed=5)
+    asked: Any = {"model": "tiny", "prompt": prompt, "temperature": temperature, "seed": 5, "max_tokens": MAX_TOKENS}
+    whole = client.completions.create(**asked, extra_body={"return_token_ids": True})
+    assert whole.choices[0].model_dump()["token_ids"] == expected
+    assert whole.choices[0].text == decode(tiny_tokenizer(), expected)
+    assert whole.usage is not None
+    assert whole.usage.completion_tokens == len(expected)
+    chunks = list(client.completions.create(**asked, stream=True, stream_options={"include_usage": True}))
+    assert "".join(chunk.choices[0].text for chunk in chunks[:-1]) == whole.choices[0].text
+    assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
+    assert chunks[-1].usage == whole.usage
+
+
+def test_a_drawn_seed_repeats_the_text(client: openai.OpenAI) -> None:
+    asked: Any = {"model": "tiny", "messages": [{"role": "user", "content": "grüße"}], "max_completion_tokens": 12}
+    first = client.chat.completions.create(**asked)
+    again = client.chat.completions.create(**asked, seed=first.model_dump()["seed"])
+    assert first.choices[0].message.content == again.choices[0].message.content
+    stream = client.chat.completions.create(**asked, seed=first.model_dump()["seed"], stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == first.choices[0].message.content
+
+
+@pytest.mark.parametrize("asked", ["auto", "off", {"depth": 2, "length": 3}], ids=str)
+def test_whatever_speculation_is_asked_for_an_engine_without_a_pool_decodes_plainly(
+    engine: Engine, client: openai.OpenAI, asked: Any
+) -> None:
+    answer = client.completions.create(
+        model="tiny",
+        prompt="import os",
+        temperature=0.8,
+        seed=5,
+        max_tokens=MAX_TOKENS,
+        extra_body={"speculation": asked, "return_token_ids": True},
+    ).model_dump()
+    assert answer["choices"][0]["token_ids"] == direct(engine, "import os", 0.8, seed=5)
+    assert "metrics" not in answer
+
+
+def test_a_stop_string_cuts_the_same_text(engine: Engine, client: openai.OpenAI) -> None:
+    whole = decode(tiny_tokenizer(), direct(engine, "import os", 0.8, seed=5))
+    stop = whole[6:8]
+    answer = client.completions.create(
+        model="tiny", prompt="import os", temperature=0.8, seed=5, max_tokens=MAX_TOKENS, stop=stop
+    )
+    assert answer.choices[0].text == whole[: whole.index(stop)]
+    assert answer.choices[0].finish_reason == "stop"
+
+
+def test_the_official_client_sees_our_errors_as_its_own(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError, match="does not exist"):
+        client.completions.create(model="huge", prompt="a")
+    with pytest.raises(openai.BadRequestError, match="shorten"):
+        client.completions.create(model="tiny", prompt="word " * 300)
+    with pytest.raises(openai.BadRequestError, match="logprobs"):
+        client.completions.create(model="tiny", prompt="a", logprobs=2)
+    assert [model.id for model in client.models.list()] == ["tiny"]
+    assert client.models.retrieve("tiny").owned_by == "draftpool"
+
+
+def test_a_full_queue_is_a_429(engine: Engine, client: openai.OpenAI) -> None:
+    stands, goes_on = threading.Event(), threading.Event()
+
+    def on_run(run: TokenRun) -> None:
+        stands.set()
+        assert goes_on.wait(30)
+
+    room = engine.config.max_batch + engine.config.max_queue
+    try:
+        for index in range(room):
+            request = GenerateRequest(f"held {index}", (5,), SamplingParams(), StopRules(2, frozenset()))
+            engine.submit(request, on_run if index == 0 else lambda run: None)
+            assert stands.wait(30), "the engine stands still before the next one comes"
+        with pytest.raises(openai.RateLimitError):
+            client.completions.create(model="tiny", prompt=[5], max_tokens=1)
+    finally:
+        goes_on.set()
+
+
+@pytest.mark.parametrize("stop", [None, "a"])
+def test_one_call_with_more_prompts_than_an_idle_engine_holds_is_answered(
+    engine: Engine, client: openai.OpenAI, stop: str | None
+) -> None:
+    made = client.completions.create(model="tiny", prompt=[[5 + i] for i in range(20)], max_tokens=16, stop=stop)
+    assert [choice.index for choice in made.choices] == list(range(20))
+
+
+def test_one_prompt_many_times_has_as_many_answers_and_each_can_be_had_again(
+    engine: Engine, client: openai.OpenAI
+) -> None:
+    asked: Any = {"model": "tiny", "max_tokens": 24, "temperature": 1.0, "extra_body": {"ignore_eos": True}}
+    made = client.completions.create(prompt=["import"] * 6, **asked)
+    assert len({choice.text for choice in made.choices}) == 6
+    for choice in made.choices:
+        seed: Any = choice.model_extra["seed"]  # type: ignore[index]
+        assert client.completions.create(prompt="import", seed=seed, **asked).choices[0].text == choice.text
+
+
+def test_a_client_that_goes_in_mid_stream_leaves_nothing_behind(engine: Engine, client: openai.OpenAI) -> None:
+    for _ in range(3):
+        stream = client.completions.create(
+            model="tiny", prompt="import", stream=True, max_tokens=240, extra_body={"ignore_eos": True}
+        )
+        next(iter(stream))
+        stream.close()
+
+
+async def test_many_requests_at_once_get_the_texts_that_they_get_alone(engine: Engine, url: str) -> None:
+    expected = [decode(tiny_tokenizer(), direct(engine, prompt, 0.8, seed=9)) for prompt in PROMPTS]
+    fields = {"model": "tiny", "temperature": 0.8, "seed": 9, "max_tokens": MAX_TOKENS}
+    async with httpx.AsyncClient() as client:
+        asked = [client.post(f"{url}/completions", json=fields | {"prompt": prompt}) for prompt in PROMPTS]
+        bodies = [response.json() for response in await asyncio.gather(*asked)]
+    assert [body["choices"][0]["text"] for body in bodies] == expected
+
+
+class Servicer:
+    """What Ray Serve's proxy does with the ingress's methods, on a plain grpc.aio server."""
+
+    def __init__(self, backend: EngineBackend) -> None:
+        self._backend = backend
+
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateResponse]:
+        async with aclosing(rpc.generate(self._backend, request, context)) as responses:
+            async for response in responses:
+                yield response
+
+    async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
+        return await rpc.list_models(self._backend, request, context)
+
+
+@pytest.fixture
+async def stub(backend: EngineBackend) -> AsyncIterator[Any]:
+    server = grpc.aio.server()
+    pb_grpc.add_InferenceServicer_to_server(Servicer(backend), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+        yield pb_grpc.InferenceStub(channel)
+    await server.stop(None)
+
+
+@pytest.mark.parametrize("prompt", PROMPTS)
+async def test_grpc_gives_the_same_tokens(engine: Engine, stub: Any, prompt: str) -> None:
+    expected = direct(engine, prompt, 0.8, seed=5)
+    ids = pb.TokenIds(ids=tiny_tokenizer().encode(prompt))
+    for how in ({"text": prompt}, {"token_ids": ids}):
+        request = pb.GenerateRequest(model="tiny", temperature=0.8, seed=5, max_tokens=MAX_TOKENS, **how)
+        parts = [part async for part in stub.Generate(request)]
+        assert [token for part in parts for token in part.token_ids] == expected
+        assert "".join(part.text for part in parts) == decode(tiny_tokenizer(), expected)
+        assert [part.index for part in parts] == [sum(len(p.token_ids) for p in parts[:n]) for n in range(len(parts))]
+        last = parts[-1]
+        assert last.finish_reason in (pb.FINISH_REASON_STOP, pb.FINISH_REASON_LENGTH)
+        assert (last.seed, last.usage.completion_tokens) == (5, len(expected))
+        assert last.usage.prompt_tokens == len(ids.ids)
+        assert last.stats.rounds == len(expected) - 1
+        assert not parts[0].HasField("seed")
+
+
+async def test_grpc_lists_models(stub: Any) -> None:
+    models = (await stub.ListModels(pb.ListModelsRequest())).models
+    assert [(model.id, model.max_model_len) for model in models] == [("tiny", 256)]
+
+
+@pytest.mark.parametrize(
+    ("request_", "code"),
+    [
+        (pb.GenerateRequest(model="huge", text="a"), grpc.StatusCode.NOT_FOUND),
+        (pb.GenerateRequest(model="tiny"), grpc.StatusCode.INVALID_ARGUMENT),
+        (pb.GenerateRequest(model="tiny", text=""), grpc.StatusCode.INVALID_ARGUMENT),
+        (pb.GenerateRequest(model="tiny", text="a", max_tokens=0), grpc.StatusCode.INVALID_ARGUMENT),
+        (pb.GenerateRequest(model="tiny", text="a", top_p=0.0), grpc.StatusCode.INVALID_ARGUMENT),
+        (pb.GenerateRequest(model="tiny", text="word " * 300), grpc.StatusCode.INVALID_ARGUMENT),
+        (pb.GenerateRequest(model="tiny", token_ids=pb.TokenIds(ids=[999])), grpc.StatusCode.INVALID_ARGUMENT),
+    ],
+    ids=lambda value: value.name if isinstance(value, grpc.StatusCode) else str(value)[:40].replace("\n", " "),
+)
+async def test_grpc_errors_have_the_right_code(stub: Any, request_: Any, code: grpc.StatusCode) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        _ = [part async for part in stub.Generate(request_)]
+    assert caught.value.code() is code
+    assert "Traceback" not in (caught.value.details() or "")
+
+
+async def test_cancelling_a_call_cancels_the_request(engine: Engine, stub: Any) -> None:
+    call = stub.Generate(pb.GenerateRequest(model="tiny", text="import", ignore_eos=True))
+    await call.read()
+    call.cancel()
+    async with asyncio.timeout(5):
+        while engine.stats().num_running:
+            await asyncio.sleep(0.01)
+
+
+def test_the_generated_protocol_code_is_current() -> None:
+    assert build.stale() == []

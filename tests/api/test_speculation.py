@@ -1,0 +1,203 @@
+"""Speculation as a request asks for it, and as its answer tells of it: the field, and vLLM's counts."""
+
+from __future__ import annotations
+
+import random
+import reprlib
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import grpc
+import pytest
+
+from protocol.pb import inference_pb2 as pb
+from protocol.plan import Speculation
+from protocol.request import SequenceStats
+from tests.api.api_client import TEXT, Client, Context, call, error_of, events
+from tests.api.api_twins import Script, ScriptedBackend, card, runs_of, says
+
+OFF = Speculation(0, 0)
+
+
+@pytest.fixture
+def backend() -> ScriptedBackend:
+    return ScriptedBackend(says(TEXT))
+
+
+@pytest.fixture
+async def client(backend: ScriptedBackend) -> AsyncIterator[Client]:
+    async with Client(backend) as client:
+        yield client
+    assert backend.num_open == 0
+
+
+@pytest.mark.parametrize(
+    ("spelled", "meant"),
+    [
+        ("auto", None),
+        (None, None),
+        ("off", OFF),
+        (False, OFF),
+        ({"depth": 4, "length": 3}, Speculation(4, 3)),
+        ({"length": 64, "depth": 1}, Speculation(1, 64)),
+        ({"depth": 4.0, "length": 3.0}, Speculation(4, 3)),
+    ],
+    ids=str,
+)
+async def test_what_is_asked_for_reaches_the_request(
+    client: Client, backend: ScriptedBackend, spelled: Any, meant: Speculation | None
+) -> None:
+    await client.complete(speculation=spelled)
+    await client.chat(speculation=spelled)
+    await client.complete(prompt=["a", "b"], speculation=spelled)
+    assert [request.speculation for request in backend.requests] == [meant] * 4
+
+
+async def test_without_the_field_the_policy_decides(client: Client, backend: ScriptedBackend) -> None:
+    await client.complete()
+    await client.chat()
+    assert [request.speculation for request in backend.requests] == [None] * 2
+
+
+@pytest.mark.parametrize(
+    ("spelled", "complaint"),
+    [
+        ("on", ""),
+        ("", ""),
+        (True, ""),
+        (0, ""),
+        ([], ""),
+        ([4, 3], ""),
+        ({}, "depth"),
+        ({"depth": 4}, "length"),
+        ({"length": 3}, "depth"),
+        ({"depth": 0, "length": 3}, "depth"),
+        ({"depth": 1 << 31, "length": 3}, "depth"),
+        ({"depth": 4.5, "length": 3}, "depth"),
+        ({"depth": "4", "length": 3}, "depth"),
+        ({"depth": True, "length": 3}, "depth"),
+        ({"depth": None, "length": 3}, "depth"),
+        ({"depth": 4, "length": 0}, "length"),
+        ({"depth": 4, "length": -1}, "length"),
+        ({"depth": 4, "length": 65}, "length"),
+        ({"depth": 4, "length": 1 << 70}, "length"),
+        ({"depth": 4, "length": 3, "thresholds": [0.5]}, "thresholds"),
+        ({"depth": 4, "lenght": 3}, "length: Field required, lenght"),
+    ],
+    ids=str,
+)
+async def test_anything_else_is_a_400_that_names_value_and_remedy(
+    client: Client, backend: ScriptedBackend, spelled: Any, complaint: str
+) -> None:
+    for response in (await client.complete(speculation=spelled), await client.chat(speculation=spelled)):
+        error = error_of(response, 400)
+        assert (error["type"], error["param"]) == ("invalid_request_error", "speculation")
+        assert error["message"].startswith(f"speculation {reprlib.repr(spelled)} is not supported")
+        assert error["message"].endswith('send "auto", "off", or a depth of 1 or more with a length of 1 to 64')
+        assert f"({complaint}: " in error["message"] if complaint else "(" not in error["message"]
+    assert backend.requests == []
+
+
+async def test_a_depth_that_the_drafter_has_not_is_a_400_that_names_those_it_has(
+    client: Client, backend: ScriptedBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend.cards = (replace(card(), exits=(2, 4, 6)),)
+    for response in (
+        await client.complete(prompt="geheim", speculation={"depth": 3, "length": 5}),
+        await client.chat(messages=[{"role": "user", "content": "geheim"}], speculation={"depth": 3, "length": 5}),
+    ):
+        error = error_of(response, 400)
+        assert error["param"] == "speculation"
+        assert error["message"] == "speculation depth 3 is no exit of the drafter of tiny; send one of 2, 4, 6"
+        assert "geheim" not in response.text + caplog.text
+    assert backend.requests == []
+    for taken in ({"depth": 4, "length": 5}, "off", "auto"):
+        assert (await client.complete(speculation=taken)).status_code == 200
+
+
+async def test_a_length_beyond_the_targets_limit_is_a_400_for_all_would_wait_for_it(backend: ScriptedBackend) -> None:
+    backend.cards = (replace(card(), longest_draft=6),)
+    async with Client(backend) as client:
+        error = error_of(await client.complete(speculation={"depth": 4, "length": 7}), 400)
+        assert error["message"] == "speculation length 7 exceeds the 6 that tiny takes; send less"
+        assert error["param"] == "speculation"
+        for taken in ({"depth": 4, "length": 6}, "off", "auto"):
+            assert (await client.complete(speculation=taken)).status_code == 200
+    refused = await asked_by_grpc(backend, pb.Speculation(depth=4, length=7))
+    assert refused.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("exits", [None, ()])
+async def test_where_the_exits_are_not_known_no_depth_is_refused(
+    client: Client, backend: ScriptedBackend, exits: tuple[int, ...] | None
+) -> None:
+    backend.cards = (replace(card(), exits=exits),)
+    assert (await client.complete(speculation={"depth": 99, "length": 5})).status_code == 200
+    assert backend.requests[0].speculation == Speculation(99, 5)
+
+
+async def asked_by_grpc(backend: ScriptedBackend, speculation: pb.Speculation | None) -> Context:
+    return await call(backend, pb.GenerateRequest(model="tiny", text="geheim", speculation=speculation))
+
+
+async def test_grpc_asks_for_the_same(backend: ScriptedBackend) -> None:
+    meant = {(4, 3): Speculation(4, 3), (0, 0): OFF, (4, 0): OFF}
+    for depth, length in meant:
+        assert (await asked_by_grpc(backend, pb.Speculation(depth=depth, length=length))).code is grpc.StatusCode.OK
+    assert (await asked_by_grpc(backend, None)).code is grpc.StatusCode.OK
+    assert [request.speculation for request in backend.requests] == [*meant.values(), None]
+
+
+@pytest.mark.parametrize(("depth", "length"), [(0, 3), (4, 65), (4, (1 << 32) - 1), ((1 << 32) - 1, 3), (3, 2)])
+async def test_grpc_refuses_the_same(
+    backend: ScriptedBackend, caplog: pytest.LogCaptureFixture, depth: int, length: int
+) -> None:
+    backend.cards = (replace(card(), exits=(2, 4)),)
+    context = await asked_by_grpc(backend, pb.Speculation(depth=depth, length=length))
+    assert context.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert context.details.startswith("speculation ")
+    assert "; send " in context.details
+    assert "geheim" not in context.details + caplog.text
+    assert backend.requests == []
+
+
+def counted(rng: random.Random, length: int) -> SequenceStats:
+    """What some rounds of up to `length` drafted tokens come to, at least one of them drafted."""
+    rounds = [(length, rng.randint(0, length))]
+    rounds += [(drafted, rng.randint(0, drafted)) for drafted in rng.choices(range(length + 1), k=rng.randint(0, 9))]
+    most = max(accepted for _, accepted in rounds)
+    histogram = tuple(sum(accepted == n for _, accepted in rounds) for n in range(most + 1))
+    return SequenceStats(len(rounds), sum(d for d, _ in rounds), sum(a for _, a in rounds), histogram)
+
+
+def told(stats: SequenceStats) -> Script:
+    return lambda request: runs_of(request, [70], [71], stats=stats)
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_the_counts_of_an_answer_add_up_as_aiperf_checks_them(seed: int) -> None:
+    rng = random.Random(seed)
+    length = rng.randint(1, 8)
+    stats = counted(rng, length)
+    fixed = {"depth": 4, "length": length}
+    async with Client(ScriptedBackend(told(stats))) as client:
+        bodies = [(await client.complete()).json(), (await client.chat(speculation=fixed)).json()]
+        bodies.append(events(await client.chat(stream=True, stream_options={"include_usage": True}))[-1])
+    for body, is_fixed in zip(bodies, (False, True, False), strict=True):
+        counts = body["metrics"]["speculative_decoding"]
+        histogram = counts["acceptance_histogram"]
+        assert sum(histogram) == counts["num_spec_steps"] == stats.rounds
+        assert sum(n * steps for n, steps in enumerate(histogram)) == counts["num_accepted_draft_tokens"]
+        assert counts["num_accepted_draft_tokens"] <= counts["num_draft_tokens"]
+        assert counts["mean_acceptance_length"] == 1 + stats.accepted / stats.rounds
+        if is_fixed:
+            assert counts["num_spec_tokens"] == length == len(histogram) - 1
+        else:
+            assert "num_spec_tokens" not in counts
+
+
+async def test_a_plain_run_without_drafts_has_no_speculation_metrics() -> None:
+    async with Client(ScriptedBackend(told(SequenceStats(1, 0, 0, (1,))))) as client:
+        assert "metrics" not in (await client.complete()).json()
+        assert "metrics" not in (await client.complete(speculation="off")).json()

@@ -1,0 +1,63 @@
+"""The demo's arrangement by cores, and the arithmetic of what it shows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from cli.demo_command import CONFIG
+from cli.demo_gain import Gain, arranged, measure, said_of
+from cli.demo_streams import Ask, Completion
+from deployments.capacity import placements
+from deployments.config import load_config
+
+ASK = Ask("import os", 8)
+
+
+@pytest.mark.parametrize(
+    ("num_cores", "draft_replicas", "threads"),
+    [(1, 1, 1), (2, 1, 1), (3, 1, 1), (4, 2, 1), (6, 2, 2), (8, 2, 3), (64, 2, 4)],
+)
+def test_there_are_as_many_threads_as_there_are_cores_for(num_cores: int, draft_replicas: int, threads: int) -> None:
+    made = arranged(load_config(CONFIG), num_cores)
+    assert made.pool is not None
+    assert (made.pool.num_replicas, made.pool.threads) == (draft_replicas, 1)
+    assert [target.threads for target in made.targets] == [threads, threads]
+    total = sum(each.threads * each.num_replicas for each in placements(made))
+    assert total <= max(num_cores, 3), "each model has a thread at least"
+
+
+def test_the_demo_says_on_what_it_ran() -> None:
+    told = said_of(arranged(load_config(CONFIG), 2), 2, {"native kernels, avx2"})
+    listed = "replicas: large 1 x 1 thread, small 1 x 1 thread, drafter 1 x 1 thread"
+    assert told == f"2 cores; {listed}; steps by native kernels, avx2"
+
+
+def completion(rate: float, text: str = "a", accepted: int = 0) -> Completion:
+    return Completion("large", text, num_tokens=101, num_rounds=50, num_accepted=accepted, last_s=100 / rate, first_s=0)
+
+
+def test_a_gain_is_the_median_of_what_pairs_made() -> None:
+    pairs = [(completion(on, accepted=75), completion(off)) for on, off in ((20, 10), (30, 10), (90, 100))]
+    found = Gain.of(pairs)
+    assert (found.with_pool, found.without, found.gain) == (30, 10, 2.0)
+    assert found.accepted_per_round == 1.5
+    assert found.same_text
+
+
+def test_a_text_that_differs_once_is_told() -> None:
+    pairs = [(completion(2), completion(1)), (completion(2, "b"), completion(1, "a"))]
+    assert not Gain.of(pairs).same_text
+
+
+def test_the_two_ways_take_turns_in_coming_first() -> None:
+    asked: list[str] = []
+
+    def ask_all(ask: Ask) -> Sequence[Completion]:
+        asked.append(ask.speculation)
+        return [Completion(name, ask.speculation) for name in ("large", "small")]
+
+    pairs = [measure(ask_all, ASK, index) for index in range(2)]
+    assert asked == ["off", "auto", "auto", "off"]
+    assert [[(on.text, off.text) for on, off in pair] for pair in pairs] == [[("auto", "off")] * 2] * 2

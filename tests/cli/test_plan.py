@@ -1,0 +1,113 @@
+"""`draftpool plan` on curves made by hand."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cli.main import main
+from deployments.config import load_config
+from deployments.profile_store import keep, model_key
+from router.costs import Curve
+from tests.deployments.checkpoints import config_beside
+from tests.router.curves import curves
+
+CONFIG = """
+targets:
+  - {name: large, path: large, dtype: fp32, speculation: {length: 4, cascade: true}}
+  - {name: small, path: small, dtype: fp32}
+pool: {path: drafter, dtype: fp32}
+"""
+
+
+@pytest.fixture
+def config(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("deployments.profile_store.cache_directory", lambda: tmp_path / "cache")
+    return config_beside(family, tmp_path, CONFIG)
+
+
+def keep_curves(config: Path) -> None:
+    """Of both targets, and of the drafter, whose exits are 2 and 4."""
+    loaded, hand = load_config(config), curves(token=0.02, link=0.3, overhead=0.2)
+    assert loaded.pool is not None
+    assert hand.drafter is not None
+    for target in loaded.targets:
+        keep(replace(hand.target, key=model_key(target, target)))
+    draft = hand.drafter.draft
+    points = (draft.points[0], (2.0, 4.0), *draft.points[2:])
+    ms = [draft.at(n, d, k, j) for n in points[0] for d in points[1] for k in points[2] for j in points[3]]
+    key = model_key(loaded.pool, loaded.pool)
+    keep(replace(hand.drafter, key=key, draft=Curve(draft.axes, points, tuple(ms))))
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    try:
+        status = main(["plan", *arguments])
+    except SystemExit as ended:
+        status = int(str(ended.code))
+    captured = capsys.readouterr()
+    assert (status, captured.out, captured.err.count("\n")) == (2, "", 1)
+    return captured.err
+
+
+def rows(output: str) -> list[list[str]]:
+    """Cells of the first table's lines."""
+    output = output.split("by placement")[0]
+    return [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if line.startswith("│")]
+
+
+def test_every_arm_is_printed_with_what_it_would_bring_and_the_choice_is_marked(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep_curves(config)
+    capsys.readouterr()
+    assert main(["plan", str(config), "--batch", "2", "--acceptance", "2:0.7,4:0.9"]) == 0
+    printed = capsys.readouterr().out
+    assert "large: rounds of 2 rows at 256 tokens, in ms" in printed
+    found = rows(printed)
+    assert [row[1] for row in found] == ["off"] + ["depth 2"] * 5 + ["depth 4"] * 5 + ["cascade 2-4"] * 5
+    assert [row[2] for row in found[1:5]] == ["1", "2", "3", "4"]
+    assert all(re.fullmatch(r"best: \d", row[2]) for row in found[5::5])
+    (chosen,) = [row for row in found if row[0]]
+    speeds = [float(row[-1]) for row in found]
+    assert float(chosen[-1]) == max(speeds)
+    one = found[1]
+    assert [float(cell) for cell in one[3:7]] == pytest.approx([0.12, 1.28, 0.5, 3.4], abs=0.006)
+    assert speeds[1] == pytest.approx(1e3 * 3.4 / (0.12 + 1.28 + 0.5), rel=0.01)
+
+
+def test_what_is_left_of_the_sequences_and_hopeless_drafts_show(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keep_curves(config)
+    capsys.readouterr()
+    assert main(["plan", str(config), "--remaining", "1"]) == 0
+    assert [row[:3] for row in rows(capsys.readouterr().out)] == [["→", "off", "0"]]
+    assert main(["plan", str(config), "--acceptance", "2:0,4:0"]) == 0
+    assert [row[1] for row in rows(capsys.readouterr().out) if row[0]] == ["off"]
+    assert main(["plan", str(config), "--target", "small"]) == 0
+    printed = capsys.readouterr().out
+    assert {row[2] for row in rows(printed) if row[1] == "depth 2" and ":" not in row[2]} == {
+        str(n) for n in range(1, 13)
+    }
+    assert "target small does not choose itself: its policy is not goodput" in printed
+
+
+def test_what_is_missing_or_cannot_be_is_said_with_a_remedy(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    missing = refused(capsys, str(config))
+    assert f"what target large costs here is not known yet; run draftpool profile {config}" in missing
+    keep_curves(config)
+    assert "--target 'huge' is not in the config; it has large, small" in refused(capsys, str(config), "--target=huge")
+    assert "--acceptance names depth 3; the drafter has the exits 2, 4" in refused(
+        capsys, str(config), "--acceptance", "3:0.5"
+    )
+    assert "is not DEPTH:RATE,..., such as 2:0.6" in refused(capsys, str(config), "--acceptance", "often")
+    assert "1.5 is no share" in refused(capsys, str(config), "--acceptance", "2:1.5")
+    config.write_text(CONFIG.replace("{length: 4, cascade: true}", "{cascade: true, thresholds: [0.5, 0.5]}"))
+    assert "2 exits need 1 thresholds" in refused(capsys, str(config))
+    config.write_text(CONFIG.split("pool:")[0].replace(", speculation: {length: 4, cascade: true}", ""))
+    assert "there is no pool to draft; add one" in refused(capsys, str(config))

@@ -1,0 +1,219 @@
+"""`draftpool simulate` on a tiny family with costs made by hand: what it prints, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from argparse import ArgumentTypeError
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cli.acceptance_file import read_acceptance
+from cli.main import main
+from cli.simulate_command import arrival_rates, positive
+from deployments.config import load_config
+from deployments.profile_store import keep, model_key
+from protocol.errors import ConfigError
+from tests.deployments.checkpoints import config_beside
+from tests.router.curves import curves
+
+CONFIG = """
+targets:
+  - {name: large, path: large, dtype: fp32, page_size: 16, kv_mb: 4, max_batch: 4, speculation: {policy: goodput}}
+  - {name: small, path: small, dtype: fp32, page_size: 16, kv_mb: 4, num_replicas: 2,
+     speculation: {policy: fixed, depth: 2, length: 3}}
+  - {name: plain, path: small, dtype: fp32, page_size: 16, kv_mb: 4}
+pool: {path: drafter, dtype: fp32, page_size: 16, kv_mb: 4, max_rows: 2}
+"""
+ACCEPTANCE = "2:0.6,4:0.8"
+LOAD = ("--rate", "20", "--seconds", "1", "--max-tokens", "10,30")
+
+
+@pytest.fixture
+def config(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr("deployments.profile_store.cache_directory", lambda: tmp_path / "cache")
+    monkeypatch.setenv("COLUMNS", "200")
+    return config_beside(family, tmp_path, CONFIG)
+
+
+@pytest.fixture
+def profiled(config: Path) -> Path:
+    """Every pass takes as long as the hand-made curves say."""
+    loaded, made = load_config(config), curves(overhead=0.05, link=0.3)
+    assert loaded.pool is not None
+    assert made.drafter is not None
+    for target in loaded.targets:
+        keep(replace(made.target, key=model_key(target, target)))
+    keep(replace(made.drafter, key=model_key(loaded.pool, loaded.pool)))
+    return config
+
+
+def simulated(config: Path, *arguments: str) -> int:
+    return main(["simulate", str(config), *arguments])
+
+
+def test_a_config_is_simulated_for_every_number_of_replicas(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert simulated(profiled, "--acceptance", ACCEPTANCE, "--replicas", "0,1,3", *LOAD) == 0
+    printed = capsys.readouterr().out
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if "│" in line]
+    assert [row[0] for row in rows if row[0]] == ["0", "1", "3"]
+    for name in ("large", "small 1", "small 2", "plain"):
+        own = [row for row in rows if row[2] == name]
+        assert len(own) == 3
+        assert all(float(row[3]) > 0 and float(row[6]) > 0 for row in own)
+        assert own[0][8] == "1.00", "without a pool every round brings a token"
+        assert all((float(row[8]) > 1.2) == (name != "plain") for row in own[1:])
+    assert float(rows[-5][1].rstrip("%")) < float(next(row for row in rows if row[0] == "1")[1].rstrip("%"))
+    assert "small 1, 1 replica: " in printed
+    assert "3 tokens at depth 2" in printed
+    assert "draft replicas" in printed
+
+
+def test_the_same_seed_prints_the_same(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    printed = []
+    for seed in ("1", "1", "2"):
+        assert simulated(profiled, "--acceptance", ACCEPTANCE, *LOAD, "--seed", seed, "--noise", "0.1") == 0
+        printed.append(capsys.readouterr().out)
+    assert printed[0] == printed[1] != printed[2]
+
+
+def test_it_draws_where_matplotlib_is_installed(
+    profiled: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = ("--acceptance", ACCEPTANCE, "--replicas", "1,2", "--plot", str(profiled.parent / "plot.png"), *LOAD)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert simulated(profiled, *asked) == 0
+    captured = capsys.readouterr()
+    assert "needs matplotlib" in captured.err
+    assert "tokens per second" in captured.out
+    monkeypatch.undo()
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("deployments.profile_store.cache_directory", lambda: profiled.parent / "cache")
+    assert simulated(profiled, *asked) == 0
+    assert (profiled.parent / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def acceptance_file(folder: Path, **values: object) -> Path:
+    path = folder / "acceptance.json"
+    path.write_text(json.dumps({"schema_version": 1, **values}))
+    return path
+
+
+def test_an_acceptance_file_tells_each_target_its_own(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    easy = {"hazards": {"2": [0.9, 0.95], "4": [0.95]}, "concentration": 8}
+    hard = [{"hazards": {"2": [0.1], "4": [0.1]}}, {"hazards": {"2": [0.2], "4": [0.2]}, "from_token": 9, "from_ms": 5}]
+    path = acceptance_file(profiled.parent, targets={"small": [easy], "*": hard})
+    profiles = read_acceptance(path)
+    assert profiles["*"].stages[1].from_token == 9
+    assert profiles["*"].at(8, 9.0).hazard(2, 3) == pytest.approx(0.1)
+    assert profiles["*"].at(9, 9.0).hazard(2, 3) == pytest.approx(0.2)
+    assert profiles["small"].at(0, 0.0).hazard(2, 7) == pytest.approx(0.95)
+    assert simulated(profiled, "--acceptance", str(path), *LOAD) == 0
+    lines = capsys.readouterr().out.splitlines()
+    length = {
+        name: float(next(line for line in lines if f" {name} " in line).split("│")[9]) for name in ("large", "small 1")
+    }
+    assert length["small 1"] > 2 > 1.5 > length["large"]
+
+
+def refused(capsys: pytest.CaptureFixture[str], config: Path, *arguments: str) -> str:
+    assert simulated(config, *arguments) == 2
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err.count("\n")) == ("", 1)
+    return captured.err
+
+
+def test_costs_that_were_never_measured_are_asked_for(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    error = refused(capsys, config, "--acceptance", ACCEPTANCE)
+    assert f"run draftpool profile {config}" in error
+
+
+def test_what_cannot_be_simulated_is_refused_in_a_line(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = profiled.parent
+    wrong = {
+        "the drafter has 2, 4": ("--acceptance", "2:0.6"),
+        "no share": ("--acceptance", "2:1.6,4:0.5"),
+        "is not DEPTH:RATE": ("--acceptance", "some"),
+        "cannot read": ("--acceptance", str(folder / "none.json")),
+        "--rate names 'other'": ("--acceptance", ACCEPTANCE, "--rate", "other:3"),
+        "nothing arrives within": ("--acceptance", ACCEPTANCE, "--rate", "0"),
+        "there is no folder": ("--acceptance", ACCEPTANCE, "--plot", str(folder / "nowhere" / "a.png")),
+    }
+    for told, arguments in wrong.items():
+        assert told in refused(capsys, profiled, *arguments)
+    profiled.write_text(CONFIG.split("pool:")[0].replace("policy: goodput", "policy: fixed, depth: 4"))
+    assert "pool" in refused(capsys, profiled, "--acceptance", ACCEPTANCE)
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({}, "targets: Field required"),
+        ({"targets": {"a": []}}, "targets.a"),
+        ({"targets": {"a": [{"hazards": {"2": [1.5]}}]}}, "1.5"),
+        ({"targets": {"a": [{"hazards": {"2": [0.5]}, "spread": 1}]}}, "spread"),
+        ({"targets": {"a": [{"hazards": {"2": [0.5]}, "from_token": 3}]}}, "begins at token 0"),
+        ({"targets": {}, "schema_version": 2}, "schema_version"),
+    ],
+)
+def test_an_acceptance_file_that_is_not_understood_is_refused(
+    tmp_path: Path, values: dict[str, object], told: str
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        read_acceptance(acceptance_file(tmp_path, **values))
+    (tmp_path / "acceptance.json").write_text("{")
+    with pytest.raises(ConfigError, match="is not JSON"):
+        read_acceptance(tmp_path / "acceptance.json")
+
+
+def test_rates_are_one_for_all_or_one_for_each_name() -> None:
+    assert arrival_rates("3") == {"all": 3.0}
+    assert arrival_rates("large:3,small:0.5") == {"large": 3.0, "small": 0.5}
+    for text in ("", "large:", "3,4", "3,large:4", "large:1,large:2", "-1", "nan", "inf"):
+        with pytest.raises(ArgumentTypeError):
+            arrival_rates(text)
+    assert positive("0.1") == pytest.approx(0.1)
+    assert not math.isnan(positive("0"))
+
+
+def test_a_mode_is_that_of_all_targets_or_of_those_named_and_ahead_is_told_of(
+    profiled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    printed = {}
+    for mode in ("serial", "mirror", "hinted", "lanes", "chosen", "small:mirror,large:lanes"):
+        assert simulated(profiled, "--acceptance", ACCEPTANCE, *LOAD, "--mode", mode) == 0
+        printed[mode] = capsys.readouterr().out
+    assert simulated(profiled, "--acceptance", ACCEPTANCE, *LOAD) == 0
+    assert capsys.readouterr().out == printed["serial"], "as configured"
+    assert len(set(printed.values())) == len(printed)
+    assert simulated(profiled, "--acceptance", ACCEPTANCE, *LOAD, "--mode", "mirror", "--corrects", "0.9") == 0
+    assert capsys.readouterr().out != printed["mirror"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--mode", "turbo"), "'turbo' is no mode"),
+        (("--mode", "small:mirror,lanes"), "neither one mode"),
+        (("--mode", "mirror", "--corrects", "1.5"), "not shares between 0 and 1"),
+    ],
+)
+def test_modes_that_cannot_be_read_are_refused(
+    profiled: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
+) -> None:
+    with pytest.raises(SystemExit):
+        simulated(profiled, "--acceptance", ACCEPTANCE, *LOAD, *arguments)
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"), [("huge:mirror", "--mode names 'huge'"), ("plain:mirror", "plain does not speculate")]
+)
+def test_modes_of_targets_that_cannot_have_them_are_refused(
+    profiled: Path, capsys: pytest.CaptureFixture[str], mode: str, message: str
+) -> None:
+    assert simulated(profiled, "--acceptance", ACCEPTANCE, *LOAD, "--mode", mode) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,212 @@
+"""Answers that are late, partial, in pieces or somebody else's, and a pool that is slow: waited for within bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from link.backoff import MISSES, PAUSES_S, Backoff
+from link.transport import LinkedDraftClient, Round
+from protocol.draft import DraftReply, DraftRequest, DraftStatus
+from protocol.plan import Plan
+from targets.drafting import Drafting
+from targets.sequence import Sequence as Decoding
+from tests.deployments.harness import (
+    DEPTH,
+    TARGET,
+    Clock,
+    Directory,
+    LoopThread,
+    ScriptedPool,
+    client,
+    generate,
+    request,
+    wait_until,
+)
+
+LATE_S = 0.05  # what is held back is late, however long that is
+
+
+def read(drafts: LinkedDraftClient) -> Round:
+    """The round that was asked for last, once its link has been read."""
+    assert drafts._link is not None
+    assert drafts._round is not None
+    drafts._link.read()
+    return drafts._round
+
+
+def missed_all(drafts: LinkedDraftClient, pool: ScriptedPool) -> None:
+    """So many rounds that it is no longer waited for."""
+    for round_id in range(MISSES):
+        assert drafts.draft(request(round_id, (1, 0, 4))) is None
+    wait_until(lambda: len(pool.worker.seen) == MISSES)
+
+
+def seen_in_the_end(drafts: LinkedDraftClient, pool: ScriptedPool) -> list[int]:
+    """The rounds that the pool was ever asked for: a close comes behind them."""
+    drafts.close([77])
+    wait_until(lambda: 77 in pool.worker.closed)
+    return [asked.round_id for asked in pool.worker.seen]
+
+
+def test_a_late_reply_is_dropped_when_it_comes(runner: LoopThread) -> None:
+    pool = ScriptedPool(holds=True)
+    with client(runner, Directory(pool), deadline_s=LATE_S) as drafts:
+        wait_until(lambda: drafts.replica)
+        assert drafts.draft(request(1, (1, 0, 4))) is None
+        drafts._config = replace(drafts._config, deadline_s=30.0)
+        wait_until(lambda: pool.worker.seen)
+        pool.release()
+        reply = drafts.draft(request(2, (1, 0, 5)))
+        assert reply is not None
+        assert (reply.round_id, reply.blocks[0].base_length) == (2, 5)
+    pool.kill()
+
+
+def partial(pool: ScriptedPool, drop: object) -> None:
+    """Make the pool answer only a part of every request, or with another round's or base's blocks."""
+    submit = pool.worker.submit
+
+    def submit_changed(asked: object, reply: object) -> None:
+        submit(asked, lambda full: reply(drop(full)))  # type: ignore[arg-type, operator]
+
+    pool.worker.submit = submit_changed  # type: ignore[method-assign, assignment]
+
+
+def test_at_the_deadline_what_has_come_is_returned(runner: LoopThread) -> None:
+    pool = ScriptedPool()
+    partial(pool, lambda full: replace(full, blocks=full.blocks[:2]))
+    with client(runner, Directory(pool), deadline_s=LATE_S) as drafts:
+        wait_until(lambda: drafts.replica)
+        for round_id in range(MISSES + 2):
+            drafts.ask(request(round_id, (1, 0, 4), (2, 0, 4), (3, 0, 4)))
+            wait_until(lambda: read(drafts).num_drafted == 2)
+            reply = drafts.answer()
+            assert reply is not None
+            assert [block.sequence_id for block in reply.blocks] == [1, 2]
+    pool.kill()
+
+
+@pytest.mark.parametrize("change", ["round", "base_length", "sequence"])
+def test_a_reply_that_belongs_elsewhere_is_never_taken(runner: LoopThread, change: str) -> None:
+    def elsewhere(full: DraftReply) -> DraftReply:
+        block = full.blocks[0]
+        return {
+            "round": replace(full, round_id=full.round_id - 1),
+            "base_length": replace(full, blocks=(replace(block, base_length=block.base_length - 1),)),
+            "sequence": replace(full, blocks=(replace(block, sequence_id=99),)),
+        }[change]
+
+    pool = ScriptedPool()
+    partial(pool, elsewhere)
+    with client(runner, Directory(pool), deadline_s=LATE_S) as drafts:
+        wait_until(lambda: drafts.replica)
+        drafts.ask(request(5, (1, 0, 4)))
+        wait_until(lambda: read(drafts).link.traffic.received_bytes)
+        assert drafts.answer() is None
+    pool.kill()
+
+
+def test_a_pool_that_is_always_late_is_waited_for_three_times_only(runner: LoopThread) -> None:
+    pool, clock = ScriptedPool(holds=True), Clock()
+    with client(runner, Directory(pool), clock=clock, deadline_s=LATE_S) as drafts:
+        wait_until(lambda: drafts.replica)
+        for round_id in range(2000):
+            assert drafts.draft(request(round_id, (1, 0, 4))) is None
+        assert seen_in_the_end(drafts, pool) == list(range(MISSES))
+    pool.kill()
+
+
+def test_drafting_resumes_when_the_pool_is_fast_again(runner: LoopThread) -> None:
+    pool, clock = ScriptedPool(holds=True), Clock()
+    with client(runner, Directory(pool), clock=clock, deadline_s=LATE_S) as drafts:
+        wait_until(lambda: drafts.replica)
+        missed_all(drafts, pool)
+        pool.release()
+        drafts._config = replace(drafts._config, deadline_s=30.0)
+        assert drafts.draft(request(8, (1, 0, 4))) is None
+        clock.now += PAUSES_S[0]
+        assert drafts.draft(request(9, (1, 0, 4))) is None  # the probe
+        wait_until(lambda: read(drafts).is_over)
+        assert drafts.draft(request(10, (1, 0, 4)))
+        assert seen_in_the_end(drafts, pool) == [*range(MISSES), 9, 10]
+    pool.kill()
+
+
+def test_a_slow_pool_that_refuses_at_once_is_not_taken_for_a_fast_one(runner: LoopThread) -> None:
+    pool, clock = ScriptedPool(holds=True), Clock()
+    with client(runner, Directory(pool), clock=clock, deadline_s=LATE_S) as drafts:
+        wait_until(lambda: drafts.replica)
+        missed_all(drafts, pool)
+        clock.now += PAUSES_S[0]
+        assert drafts.draft(request(9, (2, 7, 9))) is None
+        wait_until(lambda: read(drafts).is_over)  # NEED_CONTEXT is here, and the clock says that it is in time
+        for round_id in range(10, 100):
+            assert drafts.draft(request(round_id, (2, 0, 9))) is None
+        assert seen_in_the_end(drafts, pool) == [*range(MISSES), 9]
+    pool.kill()
+
+
+def test_a_pool_that_forgets_and_is_slow_is_waited_for_three_times_only(
+    runner: LoopThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two sequences of a target that decodes on meanwhile, 5 rounds a second for 10 s."""
+    missed, misses = Backoff.missed, []
+    monkeypatch.setattr(Backoff, "missed", lambda self: misses.append(self) or missed(self))
+    pool, clock = ScriptedPool(holds=True), Clock()
+    with client(runner, Directory(pool), clock=clock, deadline_s=LATE_S) as drafts:
+        wait_until(lambda: drafts.replica)
+        drafting = Drafting(drafts, TARGET, vocab_size=4096)
+        sequences = [Decoding(index, generate(index), 4096) for index in range(2)]
+        for _ in range(50):
+            clock.now += 0.2
+            assert drafting.draft(sequences, Plan(DEPTH, (3, 3))).blocks == (None, None)
+            pool.worker.known.clear()
+            for sequence in sequences:
+                sequence.commit([7])
+        assert len(misses) == MISSES
+        assert len(seen_in_the_end(drafts, pool)) < 20
+    pool.kill()
+
+
+def test_rows_that_are_refused_at_once_do_not_hide_that_the_others_are_late(runner: LoopThread) -> None:
+    pool, clock = ScriptedPool(holds=True), Clock()
+    with client(runner, Directory(pool), clock=clock, deadline_s=LATE_S) as drafts:
+        wait_until(lambda: drafts.replica)
+        for round_id in range(MISSES):
+            drafts.ask(request(round_id, (1, 0, 4), (8, 7, 9), (9, 7, 9)))
+            wait_until(lambda: read(drafts).reply())
+            reply = drafts.answer()
+            assert reply is not None
+            assert [block.sequence_id for block in reply.blocks] == [8, 9]
+        assert drafts.draft(request(MISSES, (1, 0, 4))) is None
+        assert seen_in_the_end(drafts, pool) == list(range(MISSES))
+    pool.kill()
+
+
+def test_a_round_may_be_answered_in_several_messages_and_comes_in_the_order_of_its_rows(runner: LoopThread) -> None:
+    pool = ScriptedPool()
+    submit = pool.worker.submit
+
+    def one_by_one(asked: DraftRequest, reply: Callable[[DraftReply], None]) -> None:
+        submit(asked, lambda full: [reply(replace(full, blocks=(block,))) for block in full.blocks[::-1]] and None)
+
+    pool.worker.submit = one_by_one  # type: ignore[method-assign]
+    with client(runner, Directory(pool)) as drafts:
+        wait_until(lambda: drafts.replica)
+        reply = drafts.draft(request(1, (1, 0, 4), (2, 0, 5), (3, 0, 6)))
+        assert reply is not None
+        assert [block.tokens for block in reply.blocks] == [(4, 5, 6), (5, 6, 7), (6, 7, 8)]
+    pool.kill()
+
+
+def test_a_busy_pool_answers_at_once(runner: LoopThread) -> None:
+    pool = ScriptedPool(status=DraftStatus.BUSY)
+    with client(runner, Directory(pool)) as drafts:
+        wait_until(lambda: drafts.replica)
+        reply = drafts.draft(request(1, (1, 0, 4)))
+        assert reply is not None
+        assert [(block.status, block.tokens) for block in reply.blocks] == [(DraftStatus.BUSY, ())]
+    pool.kill()
