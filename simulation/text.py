@@ -1,0 +1,177 @@
+"""Simulated text: what a target says next, and whether a drafter would have said the same.
+
+A state is a 63 bit hash of everything before a position. What the target picks there is a function of (seed, state), the
+seed being that of the request's sampling, so every sequence has a text of its own and a text that was fed wrong tokens
+goes on differently. Each position also has one uniform number, and each exit of the drafter a confidence there: the exit
+agrees with the target where the number is below the confidence. So a share c of the tokens of confidence c is right, a
+deeper exit that is better is right wherever a shallower one is, and two policies that draft at one place meet the same
+luck.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from protocol.errors import ConfigError
+
+_MASK = (1 << 63) - 1
+_SCALE = 2.0**-63
+NUM_QUANTILES = 128
+GRID = 8192  # points at which a density is summed
+TAIL = 30.0  # where it ends: what lies beyond is exp(-TAIL) of it
+ROOT = 0x5EED
+_PICK, _LUCK, _SURE, _SECOND, _EARLY, _WRONG = range(1, 7)
+
+
+def mix(state: int, value: int) -> int:
+    """The state behind one more token; a hash of the two."""
+    state = ((state ^ (value + 1) * 0x9E3779B97F4A7C15) * 0xBF58476D1CE4E5B9) & _MASK
+    return ((state ^ state >> 31) * 0x94D049BB133111EB & _MASK) ^ state >> 29
+
+
+def uniform(state: int, stream: int) -> float:
+    return mix(state, stream) * _SCALE
+
+
+class Acceptance(Protocol):
+    """How a drafter does on one target's texts. exits ascend, in layers."""
+
+    @property
+    def exits(self) -> tuple[int, ...]: ...
+
+    def at(self, place: Place, exit_: int) -> tuple[bool, float]:
+        """Whether the exit (its number) picks the target's token there, and its confidence."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a token is to be picked. number: of the sequence among the target's. now_ms: of the simulation."""
+
+    state: int
+    number: int
+    position: int
+    now_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """Drawn acceptance from a position of the texts and a moment on. quantiles: by exit, equally likely, ascending."""
+
+    quantiles: tuple[tuple[float, ...], ...]
+    from_position: int = 0
+    from_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """The last of the stages that have begun counts."""
+
+    exits: tuple[int, ...]
+    stages: tuple[Rates, ...]
+
+    def at(self, place: Place, exit_: int) -> tuple[bool, float]:
+        begun = (one for one in reversed(self.stages) if one.from_position <= place.position)
+        stage = next((one for one in begun if one.from_ms <= place.now_ms), self.stages[0])
+        values = stage.quantiles[exit_]
+        confidence = values[int(uniform(place.state, _SURE) * len(values))]
+        return uniform(place.state, _LUCK) < confidence, confidence
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """Acceptance as it was measured: by sequence, then position, then exit; off the record nothing is accepted."""
+
+    exits: tuple[int, ...]
+    found: Sequence[Sequence[Sequence[tuple[bool, float]] | None]]
+
+    def at(self, place: Place, exit_: int) -> tuple[bool, float]:
+        own = self.found[place.number % len(self.found)]
+        told = own[place.position] if place.position < len(own) else None
+        return told[exit_] if told else (False, 0.5)
+
+
+def drawn(rates: Mapping[int, float], concentration: float = math.inf) -> Drawn:
+    """rates: by exit, in layers."""
+    return Drawn(tuple(sorted(rates)), (stage(rates, concentration),))
+
+
+def stage(rates: Mapping[int, float], concentration: float = math.inf, position: int = 0, ms: float = 0.0) -> Rates:
+    """Confidences are Beta-distributed around an exit's rate, as if `concentration` tokens had told of each one's chance:
+    small spreads them out, infinity is the rate itself, so that a confidence tells nothing. Raises ConfigError.
+    """
+    if not rates or not all(0 <= rate <= 1 for rate in rates.values()) or concentration <= 0:
+        raise ConfigError(f"rates {dict(rates)} of concentration {concentration:g} must be probabilities, above 0 tokens")
+    return Rates(tuple(quantiles(rates[exit_], concentration) for exit_ in sorted(rates)), position, ms)
+
+
+def quantiles(rate: float, concentration: float) -> tuple[float, ...]:
+    """Of a Beta distribution with this mean, ascending."""
+    if not 0 < rate < 1 or math.isinf(concentration):
+        return (float(rate),)
+    first, second = rate * concentration, (1 - rate) * concentration
+    middle, width = math.log(first / second), 8 * math.sqrt(1 / first + 1 / second)
+    odds = np.linspace(middle - width - TAIL / first, middle + width + TAIL / second, GRID)  # of the confidence, logged
+    x = np.exp(-np.logaddexp(0.0, -odds))
+    log_density = -first * np.logaddexp(0.0, -odds) - second * np.logaddexp(0.0, odds)
+    mass = np.cumsum(np.exp(log_density - log_density.max()))
+    middles = (np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES
+    values = np.interp(middles, mass / mass[-1], x)
+    for _ in range(4):  # the grid's own error, so that the mean is the rate
+        values = np.clip(values * (rate / values.mean()), 0.0, 1.0)
+    return tuple(values.tolist())
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    """All texts of a simulation. acceptance: by target, in the upper half of a request's seed (see `seed_of`).
+
+    second: of the drafter's mistakes, the share that its second choice corrects. early: of the positions, the share
+    that the target's first early pick gets right, of the rest its second, ...
+    """
+
+    vocab_size: int
+    acceptance: Sequence[Acceptance]
+    second: float = 0.5
+    early: tuple[float, ...] = (0.5, 0.3)
+    clock: Callable[[], float] = field(default=lambda: 0.0, repr=False)
+
+    def pick(self, state: int, seed: int) -> int:
+        """The target's."""
+        return mix(mix(state, seed), _PICK) % self.vocab_size
+
+    def drafted(self, state: int, seed: int, position: int, depth: int) -> tuple[int, float, int]:
+        """What the drafter picks in this depth, its confidence, and its second choice."""
+        target, number = owner_of(seed)
+        acceptance = self.acceptance[target]
+        place = Place(mix(state, seed), number, position, 1e3 * self.clock())
+        right, confidence = acceptance.at(place, acceptance.exits.index(depth))
+        truth, wrong = self.pick(state, seed), self.other(state, seed, 0)
+        if right:
+            return truth, confidence, wrong
+        corrects = uniform(place.state, _SECOND) < self.second
+        return wrong, confidence, truth if corrects else self.other(state, seed, 1)
+
+    def early_picks(self, state: int, seed: int, count: int) -> tuple[int, ...]:
+        truth, own = self.pick(state, seed), mix(state, seed)
+        shares = (self.early[rank] if rank < len(self.early) else 0.0 for rank in range(count))
+        right = next((rank for rank, one in enumerate(shares) if uniform(own, _EARLY + 16 * rank) < one), count)
+        return tuple(truth if rank == right else self.other(state, seed, rank) for rank in range(count))
+
+    def other(self, state: int, seed: int, rank: int) -> int:
+        """A token that the target does not pick here; those of the first vocab_size - 1 ranks differ."""
+        size = self.vocab_size
+        return (self.pick(state, seed) + 1 + (mix(mix(state, seed), _WRONG) + rank) % (size - 1)) % size
+
+
+def seed_of(target: int, number: int) -> int:
+    """Of sequence `number` of a target, both counted from 0."""
+    return target << 32 | number
+
+
+def owner_of(seed: int) -> tuple[int, int]:
+    return seed >> 32, seed & 0xFFFFFFFF
