@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence as Several
 from dataclasses import dataclass, field
 
-from protocol.draft import DraftClient
 from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules, TokenRun
 from simulation.loop import Loop
 from simulation.text import mix, seed_of
+from targets.fence import Fences
 from targets.sequence import Sequence
 from targets.step import Stepper
 
@@ -71,6 +71,7 @@ class Target:
 
     loop: Loop
     stepper: Stepper
+    fences: Fences
     served: list[Served]
     overhead_ms: Several[float] = ()
     num_steps: int = 0
@@ -101,6 +102,3 @@ class Target:
         for run in turn.runs:
             self.num_committed += len(run.token_ids)
             live[run.request_id].take(run, self.loop.now)
-
-
-__all__ = ["Arrival", "DraftClient", "Served", "Target", "requests_of"]

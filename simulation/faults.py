@@ -1,0 +1,176 @@
+"""Games of faults: by seed some targets, a pool, and a network that delays, loses, reorders, doubles, cuts and lies.
+
+    python -m simulation.faults --seeds 2000
+
+A game is won when every text is what the plain loop writes, nothing is left of it anywhere, and no part failed for any
+reason but a lie. Some tokens are drafted with confidence 1, and these are right: so what is proposed behind an outcome
+that did not happen shows, though it changes no text.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+from drafters.residents import PoolLimits
+from model.pages import PageLedger
+from protocol.plan import BatchView, DepthRule, Plan
+from protocol.request import FinishReason
+from router.costs import CostCurves
+from simulation.curves import flat_curves
+from simulation.models import Memory, simulated_target
+from simulation.network import Faults
+from simulation.simulate import Circumstances, PoolSpec, Simulation, TargetSpec
+from simulation.stepper import AHEAD, Aimless, Record
+from simulation.target import Arrival
+from simulation.text import Drawn, Rates, World
+from targets.engine import EngineConfig
+from targets.plain import generate
+
+EXITS = (2, 4, 6)
+SURE = Drawn(EXITS, (Rates(((0.2, 0.6, 0.9, 1.0), (0.5, 0.8, 1.0, 1.0), (0.7, 0.9, 1.0, 1.0))),))
+RULES = (DepthRule((2,)), DepthRule((6,)), DepthRule((2, 4), (0.7,)), DepthRule((2, 4, 6), (0.5, 0.8)))
+KINDS = ("spike", "loss", "reorder", "twice", "cut", "lie")
+VOCAB = 40
+CHECK_EVERY_S = 0.02
+Ledger = Callable[[int, int], PageLedger]
+
+
+class Erratic(Aimless):
+    """A policy that plans whatever is allowed, by seed."""
+
+    def __init__(self, seed: int) -> None:
+        self._rng = random.Random(seed)
+        self._rule = self._rng.choice(RULES)
+
+    def opening(self) -> DepthRule | None:
+        return self._rule if self._rng.random() < 0.7 else None
+
+    def plan(self, view: BatchView) -> Plan:
+        rng = self._rng
+        self._rule = rng.choice(RULES) if rng.random() < 0.1 else self._rule
+        lengths = tuple(min(rng.randrange(7), max(one.remaining - 1, 0)) for one in view.sequences)
+        own = tuple(rng.choice((None, None, *RULES)) for _ in lengths) if rng.random() < 0.2 else ()
+        floor = rng.choice((0.0, 0.0, 0.3))
+        return self.planned(view, Plan(self._rule if any(lengths) else None, lengths, own), floor, rng)
+
+
+@dataclass(frozen=True, slots=True)
+class Game:
+    seed: int
+    targets: tuple[TargetSpec, ...]
+    pool: PoolSpec
+    around: Circumstances
+
+
+def game(seed: int, ledger: Ledger = PageLedger) -> Game:
+    """ledger: of the pool."""
+    rng = random.Random(seed)
+    curves = flat_curves(verify_ms=4.0, draft_ms=0.5, link_ms=0.4)
+    targets = tuple(_target(rng, f"target {number}", curves) for number in range(rng.choice((1, 1, 2))))
+    pages = rng.choice((12, 40, 400))
+    pool = PoolSpec(
+        num_replicas=rng.choice((1, 1, 2)),
+        limits=PoolLimits(max_rows=rng.choice((3, 16)), prefill_tokens=rng.choice((8, 64)), idle_s=0.05, ttl_s=0.5),
+        memory=Memory(pages, 4, rng.choice((60, 200))),
+    )
+    around = Circumstances(seed, faults=_faults(rng), vocab_size=VOCAB, noise=0.1, pool_ledger=ledger)
+    return Game(seed, targets, pool, around)
+
+
+def play(one: Game) -> str:
+    """What went wrong; nothing when all went well."""
+    simulation = Simulation(one.targets, one.pool, one.around)
+    _check_often(simulation)
+    try:
+        result = simulation.run()
+    except AssertionError as error:
+        return f"the books: {error}"
+    for spec, target in zip(one.targets, result.targets, strict=True):
+        for served in target.served:
+            wanted = generate(_plain(simulation.world, spec), served.request)
+            if served.tokens != wanted.tokens[wanted.num_prompt :]:
+                return f"request {served.request.request_id} of {target.name} has another text"
+            if served.reason not in (FinishReason.STOP, FinishReason.LENGTH):
+                return f"request {served.request.request_id} of {target.name} ended by {served.reason}"
+        if not one.around.faults.lie:
+            if target.num_failures:
+                return f"{target.num_failures} parts of {target.name} failed"
+            if any(map(_misplaced, target.records)):
+                return f"{target.name} verified a draft behind an outcome that did not happen"
+    return ""
+
+
+def lost(seeds: Iterator[int] | range, ledger: Ledger = PageLedger) -> Iterator[tuple[int, str]]:
+    """The games that went wrong, and how."""
+    return ((seed, why) for seed in seeds if (why := play(game(seed, ledger))))
+
+
+def _target(rng: random.Random, name: str, curves: CostCurves) -> TargetSpec:
+    starts = sorted(rng.uniform(0.0, 0.3) if rng.random() < 0.8 else rng.uniform(0.0, 3.0) for _ in range(rng.randint(1, 5)))
+    stops = frozenset({7}) if rng.random() < 0.3 else frozenset()
+    arrivals = [Arrival(at, rng.randint(1, 30), rng.randint(1, 40), stops) for at in starts]
+    seed = rng.randrange(1 << 30)
+    return TargetSpec(
+        name,
+        curves,
+        lambda: Erratic(seed),
+        SURE,
+        arrivals,
+        EngineConfig(max_batch=rng.choice((2, 4)), prefill_chunk=rng.choice((8, 64))),
+        rng.choice((None, *AHEAD)),
+        deadline_s=0.01,
+        memory=Memory(rng.choice((24, 60)), 4, 256),
+    )
+
+
+def _faults(rng: random.Random) -> Faults:
+    """Some kinds, some of them often."""
+    found = Faults(late_s=0.05, deaths=rng.choice((0.0, 0.0, 2.0)))
+    for kind in KINDS:
+        if rng.random() < 0.4:
+            share = rng.choice((0.02, 0.2)) if kind != "cut" else 0.01
+            found = replace(found, **{kind: share})
+    return found
+
+
+def _plain(world: World, spec: TargetSpec) -> object:
+    return simulated_target(world, None, lambda ms: None, spec.memory)
+
+
+def _check_often(simulation: Simulation) -> None:
+    def check() -> None:
+        simulation.check()
+        simulation.loop.call_in(CHECK_EVERY_S, check)
+
+    simulation.loop.call_in(CHECK_EVERY_S, check)
+
+
+def _misplaced(record: Record) -> bool:
+    """Whether a token of confidence 1 was refused where all before it were accepted."""
+    return any(
+        row.num_accepted < row.num_proposed and row.confidences[row.num_accepted] >= 1.0 for row in record.rows
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m simulation.faults", description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=200, help="how many games (default: %(default)s)")
+    parser.add_argument("--first", type=int, default=0, help="the first seed (default: %(default)s)")
+    args = parser.parse_args()
+    logging.disable(logging.CRITICAL)
+    began, num_lost = time.perf_counter(), 0
+    for seed, why in lost(range(args.first, args.first + args.seeds)):
+        num_lost += 1
+        sys.stdout.write(f"seed {seed}: {why}\n")
+    sys.stdout.write(f"{args.seeds} games, {num_lost} lost, {time.perf_counter() - began:.1f} s\n")
+    return 1 if num_lost else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""The real step, put together as an engine does it, on a virtual clock; and what it says of its rounds, kept."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from protocol.branch import MirrorClient
+from protocol.draft import DraftBlock
+from protocol.outcome import RoundOutcome
+from protocol.plan import BatchView, DepthRule, Plan
+from protocol.record import Origin, RowRecord
+from protocol.record import RoundRecord as Record
+from router.modes import Mode
+from router.policy import Policy, drafted_lengths
+from targets.drafting import Drafting
+from targets.engine import EngineConfig
+from targets.fence import Fences
+from targets.guarded_client import GuardedMirrorClient
+from targets.guarded_policy import GuardedPolicy
+from targets.mirror import MirrorConfig, MirrorStepper
+from targets.model import TargetModel
+from targets.scheduler import Scheduler, SchedulerConfig
+from targets.step import Stepper
+
+
+def _record(outcome: RoundOutcome) -> Record:
+    rows = tuple(
+        RowRecord(
+            row.id, row.num_verified, row.accepted, Origin.FRESH, None, 0, row.exits, row.confidences, row.num_fed
+        )
+        for row in outcome.rows
+    )
+    return Record(0, outcome.plan, rows, outcome.context, 0)
+
+
+
+AHEAD = (MirrorConfig(modes=(Mode.MIRROR,)), MirrorConfig(), MirrorConfig(modes=tuple(Mode)))
+
+
+class Aimless:
+    """What a policy that learns nothing does besides planning."""
+
+    def planned(self, view: BatchView, plan: Plan, stop: float, rng: random.Random) -> Plan:
+        """With what every branch of this code names in its own way."""
+        return replace(plan, floor=stop)
+
+    def prune(self, plan: Plan, drafts: Sequence[DraftBlock | None]) -> Sequence[int]:
+        return drafted_lengths(drafts)
+
+    def observe(self, record: RoundOutcome) -> None:
+        return None
+
+
+class Recorder:
+    """A policy that keeps what it is told."""
+
+    def __init__(self, policy: Policy) -> None:
+        self.policy = policy
+        self.records: list[Record] = []
+
+    def opening(self) -> DepthRule | None:
+        return self.policy.opening()
+
+    def plan(self, view: BatchView) -> Plan:
+        return self.policy.plan(view)
+
+    def prune(self, plan: Plan, drafts: Sequence[DraftBlock | None]) -> Sequence[int]:
+        return self.policy.prune(plan, drafts)
+
+    def observe(self, outcome: RoundOutcome) -> None:
+        self.records.append(_record(outcome))
+        self.policy.observe(outcome)
+
+
+def make_stepper(
+    model: TargetModel,
+    policy: Policy,
+    client: MirrorClient | None,
+    config: EngineConfig,
+    mirror: MirrorConfig | None,
+    clock: Callable[[], float],
+) -> tuple[Stepper, Fences]:
+    count = [0]
+    fences = Fences(lambda: count[0])
+    guarded = GuardedPolicy(policy, fences.around("policy"))
+    scheduler = Scheduler(model.ledger, SchedulerConfig(config.max_batch, config.prefill_chunk))
+    if client is None:
+        return Stepper(model, guarded, scheduler, None, clock), fences
+    own = GuardedMirrorClient(client, fences.around("way to the draft pool"))
+    drafting = Drafting(own, config.incarnation, model.decoder.config.vocab_size)
+    if mirror is None:
+        return Stepper(model, guarded, scheduler, drafting, clock), fences
+    fence = fences.around("record of rounds")
+    return MirrorStepper(model, guarded, scheduler, drafting, own, mirror, fence, clock), fences
