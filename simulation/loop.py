@@ -13,6 +13,7 @@ from __future__ import annotations
 import heapq
 import threading
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 Event = Callable[[], None]
@@ -89,17 +90,16 @@ class Loop:
         for thread, (actor, _) in zip(threads, actors, strict=True):
             self.call_at(self.now, lambda actor=actor: self._resume(actor, 0))  # type: ignore[misc]
             thread.start()
-        try:
+        with suppress(_Stopped):
             self._pass_on()
-            self._done.acquire()
-        finally:
-            self._failure = self._failure or _Stopped()
-            for actor, _ in actors:
-                actor.baton.release()
-            for thread in threads:
-                thread.join()
-        failure, self._failure = self._failure, None
-        if not isinstance(failure, _Stopped):
+        self._done.acquire()
+        failure, self._failure = self._failure, _Stopped()
+        for actor, _ in actors:
+            actor.baton.release()
+        for thread in threads:
+            thread.join()
+        self._failure = None
+        if failure is not None:
             raise failure
 
     def run_until(self, moment: float) -> None:
@@ -122,36 +122,40 @@ class Loop:
 
     def _pass_on(self) -> None:
         """Gives the baton away for good."""
-        if not self._left:
-            self._done.release()
-            return
-        try:
+        if self._left:
             self._run_heap(None)
-        except BaseException as error:
-            self._fail(error)
+        else:
+            self._done.release()
 
     def _fail(self, error: BaseException) -> None:
         self._failure = self._failure or error
         self._done.release()
 
     def _run_heap(self, own: Actor | None) -> None:
-        """Runs events until one makes an actor ready, and hands it the baton. own: who waits for it here."""
-        while True:
+        """Runs events until one makes an actor ready, and hands it the baton. own: who waits for it here.
+
+        What an event raises ends the simulation, and is not for the code that happens to wait here to catch.
+        """
+        try:
+            ready = self._next_ready()
+        except BaseException as error:
+            self._fail(error)
+            raise _Stopped from None
+        if ready is own:
+            return
+        ready.baton.release()
+        if own is not None:
+            own.baton.acquire()
+            if self._failure is not None:
+                raise _Stopped
+
+    def _next_ready(self) -> Actor:
+        self._running = None
+        while self._running is None:
             if not self._heap:
                 raise Stuck(f"at {self.now:.6f} s {self._left} actors wait, and nothing will happen any more")
-            self._running = None
             self._step()
-            ready = self._running
-            if ready is None:
-                continue
-            if ready is own:
-                return
-            ready.baton.release()
-            if own is not None:
-                own.baton.acquire()
-                if self._failure is not None:
-                    raise _Stopped
-            return
+        return self._running
 
     def _step(self) -> None:
         moment, _, event = heapq.heappop(self._heap)
