@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError
 
 from deployments.config import Count, Section
 from protocol.errors import ConfigError
-from router.simulate_acceptance import Profile, Stage, acceptance_table, always
+from simulation.text import Drawn, Rates, drawn, stage
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Stages = Annotated[tuple["StageConfig", ...], Field(min_length=1)]
@@ -20,30 +20,30 @@ ALL = "*"
 
 
 class StageConfig(Section):
-    """hazards: by exit, the probability that a token is accepted if all before it were, by position; the last goes on.
+    """rates: by exit, the probability that a token is accepted if all before it were.
 
-    concentration: how much a confidence tells (small: much); null: it is the hazard itself. from_token, from_ms: when
-    the stage begins, in tokens of a text and in time of the simulation.
+    concentration: how much a confidence tells (small: much); null: it is the rate itself. from_position, from_ms: when
+    the stage begins, in tokens of a text, its prompt counted, and in time of the simulation.
     """
 
-    hazards: Annotated[dict[Count, Annotated[tuple[Probability, ...], Field(min_length=1)]], Field(min_length=1)]
+    rates: Annotated[dict[Count, Probability], Field(min_length=1)]
     concentration: Annotated[float, Field(gt=0)] | None = None
-    from_token: Annotated[int, Field(ge=0)] = 0
+    from_position: Annotated[int, Field(ge=0)] = 0
     from_ms: Annotated[float, Field(ge=0)] = 0.0
 
-    def stage(self) -> Stage:
-        table = acceptance_table(self.hazards, math.inf if self.concentration is None else self.concentration)
-        return Stage(table, self.from_token, self.from_ms)
+    def stage(self) -> Rates:
+        concentration = math.inf if self.concentration is None else self.concentration
+        return stage(self.rates, concentration, self.from_position, self.from_ms)
 
 
 class AcceptanceFile(Section):
     """targets: by name, "*" for those that are not named."""
 
-    schema_version: Literal[1]
+    schema_version: Literal[2]
     targets: dict[str, Stages]
 
 
-def read_acceptance(path: Path) -> Mapping[str, Profile]:
+def read_acceptance(path: Path) -> Mapping[str, Drawn]:
     """By target, as `AcceptanceFile`. Raises ConfigError naming the file and the key."""
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -56,20 +56,30 @@ def read_acceptance(path: Path) -> Mapping[str, Profile]:
         raise ConfigError(f"{path}: {where}: {first['msg']}, got {first['input']!r}; see docs/simulate.md") from None
     except ValueError as error:
         raise ConfigError(f"{path} is not JSON: {error}") from None
-    return {name: Profile(tuple(one.stage() for one in stages)) for name, stages in file.targets.items()}
+    return {name: _drawn(name, stages) for name, stages in file.targets.items()}
 
 
-def one_rate(rates: Mapping[int, float]) -> Mapping[str, Profile]:
-    """The same at every position, for every target."""
-    return {ALL: always(acceptance_table({exit_: (rate,) for exit_, rate in rates.items()}))}
+def one_rate(rates: Mapping[int, float]) -> Mapping[str, Drawn]:
+    """The same everywhere, for every target."""
+    return {ALL: drawn(rates)}
 
 
-def profile_of(profiles: Mapping[str, Profile], target: str, exits: Sequence[int]) -> Profile:
-    """exits: the drafter's. Raises ConfigError unless it tells of the target, and of all exits."""
-    profile = profiles.get(target, profiles.get(ALL))
-    if profile is None:
+def acceptance_of(known: Mapping[str, Drawn], target: str, exits: Sequence[int]) -> Drawn:
+    """exits: the drafter's. Raises ConfigError unless the target is there, with all exits."""
+    found = known.get(target, known.get(ALL))
+    if found is None:
         raise ConfigError(f"the acceptance file does not tell of target {target}; add it, or one for {ALL!r}")
-    if profile.exits != tuple(exits):
-        wanted, given = (", ".join(map(str, each)) for each in (exits, profile.exits))
+    if found.exits != tuple(exits):
+        wanted, given = (", ".join(map(str, each)) for each in (exits, found.exits))
         raise ConfigError(f"acceptance of target {target} is given for exits {given}; the drafter has {wanted}")
-    return profile
+    return found
+
+
+def _drawn(name: str, stages: Stages) -> Drawn:
+    """Raises ConfigError unless the first stage counts from the start, and all name the same exits."""
+    exits = {tuple(sorted(one.rates)) for one in stages}
+    if len(exits) > 1:
+        raise ConfigError(f"the stages of target {name} must name the same exits")
+    if stages[0].from_position or stages[0].from_ms:
+        raise ConfigError(f"the first stage of target {name} must begin at position 0 and 0 ms")
+    return Drawn(exits.pop(), tuple(one.stage() for one in stages))

@@ -3,38 +3,46 @@
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from argparse import ArgumentTypeError
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cli import overlaps
-from cli.acceptance_file import one_rate, profile_of, read_acceptance
+from cli.acceptance_file import acceptance_of, one_rate, read_acceptance
 from cli.arguments import whole
 from cli.plan_command import choices_of, kept, rates
 from cli.plot import MARKS, plot
 from deployments.config import AppConfig, GoodputSpeculation, PoolConfig, TargetConfig, load_config
 from deployments.policies import policy
 from drafters.manifest import Manifest
+from drafters.residents import PoolLimits
 from model.files import resolve
 from protocol.errors import ConfigError
+from protocol.plan import Mode
 from router.costs import CostCurves
 from router.explain import rule_name
 from router.goodput import Goodput
 from router.policy import Policy
-from router.simulate import Report, SimulatedPool, SimulatedTarget, TargetReport, poisson, simulate
-from router.simulate_acceptance import Profile
-from router.simulate_pool import PoolRules
+from simulation.models import Memory
+from simulation.report import TargetReport, report
+from simulation.simulate import Circumstances, PoolSpec, Result, TargetSpec, simulate
+from simulation.stepper import modes_of
+from simulation.target import Arrival
+from simulation.text import Drawn
+from targets.engine import EngineConfig
 
 ALL = "all"
 NUM_SHARES = 4
+PAGE = 16
+SPARE = 256  # positions of a sequence beyond its text: what is drafted and refused
+PATIENT_S = 3600.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -60,14 +68,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--mode",
-        type=overlaps.modes,
+        type=modes,
         metavar="MODE|NAME:MODE,...",
-        help=f"how drafting and verifying overlap, of each target or of those named: {', '.join(overlaps.MODES)} "
+        help=f"how rounds get their proposals, of each target or of those named: {', '.join(Mode)} "
         "(default: as configured)",
     )
     parser.add_argument(
         "--corrects",
-        type=overlaps.choices,
+        type=shares_of,
         default="0.5,0.3,0.1",
         metavar="SHARE,...",
         help="of the drafter's mistakes, what its second choice corrects; of the others the target's first early pick, "
@@ -102,6 +110,27 @@ def arrival_rates(text: str) -> Mapping[str, float]:
     return found
 
 
+def modes(text: str) -> Mapping[str, Mode]:
+    """By target; ALL stands for every one."""
+    pairs = [part.rpartition(":") for part in text.split(",")]
+    if unknown := sorted({mode for _, _, mode in pairs} - set(Mode)):
+        raise ArgumentTypeError(f"{unknown[0]!r} is no mode; there are {', '.join(Mode)}")
+    found = {name if colon else ALL: Mode(mode) for name, colon, mode in pairs}
+    if len(found) < len(pairs) or (ALL in found and len(found) > 1):
+        raise ArgumentTypeError(f"{text!r} is neither one mode nor NAME:MODE,... with every name once")
+    return found
+
+
+def shares_of(text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(map(float, text.split(",")))
+    except ValueError:
+        found = (-1.0,)
+    if not all(0 <= share <= 1 for share in found):
+        raise ArgumentTypeError(f"{text!r} is not shares between 0 and 1, as 0.5,0.3,0.1")
+    return found
+
+
 def run(args: argparse.Namespace) -> int:
     config = load_config(args.config)
     if config.pool is None:
@@ -112,9 +141,9 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--plot {args.plot}: there is no folder {args.plot.parent}; make it, or name another")
     targets = targets_of(args, config, config.pool)
     counts = args.replicas or (config.pool.num_replicas,)
-    rules = PoolRules(prefill_tokens=config.pool.prefill_chunk)
+    around = Circumstances(args.seed, args.noise, second=args.corrects[0], early=args.corrects[1:])
     reports = {
-        count: simulate(targets, SimulatedPool(count, rules) if count else None, args.seed, args.noise)
+        count: Capacity.of(simulate(targets, pool_of(targets, config.pool, count) if count else None, around))
         for count in counts
     }
     console = Console(highlight=False)
@@ -125,29 +154,42 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def targets_of(args: argparse.Namespace, config: AppConfig, pool: PoolConfig) -> list[SimulatedTarget]:
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """busy: of the replicas, on average; None without any."""
+
+    targets: tuple[TargetReport, ...]
+    tokens_per_s: float
+    busy: float | None
+
+    @classmethod
+    def of(cls, result: Result) -> Capacity:
+        busy = fmean(one.busy for one in result.replicas) if result.replicas else None
+        return cls(tuple(map(report, result.targets)), result.tokens_per_s, busy)
+
+
+def targets_of(args: argparse.Namespace, config: AppConfig, pool: PoolConfig) -> list[TargetSpec]:
     """One for each replica. Raises ConfigError for what is not measured, not told of, or not in the config."""
     names = [target.name for target in config.targets]
-    if unknown := sorted(set(args.rate) - {ALL, *names}):
-        raise ConfigError(f"--rate names {unknown[0]!r}; the targets are {', '.join(names)}")
-    overlaps.check(args.mode, names)
-    profiles, exits = acceptance(args.acceptance), manifest_exits(pool)
-    made: list[SimulatedTarget] = []
+    for option, named in (("--rate", args.rate), ("--mode", args.mode or {})):
+        if unknown := sorted(set(named) - {ALL, *names}):
+            raise ConfigError(f"{option} names {unknown[0]!r}; the targets are {', '.join(names)}")
+    known, exits = acceptance(args.acceptance), manifest_exits(pool)
+    made: list[TargetSpec] = []
     for target in config.targets:
-        one = simulated(target, pool, kept(args.config, target, pool), profile_of(profiles, target.name, exits))
+        one = specified(args, target, pool, acceptance_of(known, target.name, exits))
         rate = args.rate.get(target.name, args.rate.get(ALL, 0.0)) / target.num_replicas
         for number in range(target.num_replicas):
             name = target.name if target.num_replicas == 1 else f"{target.name} {number + 1}"
             rng = np.random.default_rng([args.seed, len(made)])
             load = poisson(rate, args.seconds, args.prompt_tokens, args.max_tokens, rng) if rate else []
-            overlap = overlaps.overlap_of(target, args.mode, args.corrects)
-            made.append(replace(one, name=name, requests=load, overlap=overlap))
-    if not any(target.requests for target in made):
+            made.append(replace(one, name=name, arrivals=load))
+    if not any(target.arrivals for target in made):
         raise ConfigError(f"nothing arrives within {args.seconds} s; raise --rate or --seconds")
     return made
 
 
-def acceptance(text: str) -> Mapping[str, Profile]:
+def acceptance(text: str) -> Mapping[str, Drawn]:
     """A file if it is one. Raises ConfigError."""
     if Path(text).exists() or Path(text).suffix == ".json":
         return read_acceptance(Path(text))
@@ -165,19 +207,45 @@ def manifest_exits(pool: PoolConfig) -> tuple[int, ...]:
         raise ConfigError(str(error)) from None
 
 
-def simulated(target: TargetConfig, pool: PoolConfig, curves: CostCurves, profile: Profile) -> SimulatedTarget:
+def specified(args: argparse.Namespace, target: TargetConfig, pool: PoolConfig, known: Drawn) -> TargetSpec:
     """One replica, without requests."""
-    speculation = target.speculation
-    return SimulatedTarget(
-        name=target.name,
-        curves=curves,
-        policy=partial(policy_of, target, pool, curves),
-        profile=profile,
-        requests=(),
-        max_batch=target.max_batch,
-        prefill_chunk=target.prefill_chunk,
-        deadline_ms=speculation.deadline_ms if speculation else math.inf,
+    curves = kept(args.config, target, pool)
+    asked = args.mode or {}
+    mode = asked.get(target.name, asked.get(ALL))
+    if mode is not None and target.speculation is None and target.name in asked:
+        raise ConfigError(f"--mode: target {target.name} does not speculate, so it has no mode; leave it out")
+    deadline_s = 1e-3 * target.speculation.deadline_ms if target.speculation else PATIENT_S
+    config = EngineConfig(target.max_batch, prefill_chunk=target.prefill_chunk)
+    length = max(args.prompt_tokens) + max(args.max_tokens) + SPARE
+    return TargetSpec(
+        target.name,
+        curves,
+        partial(policy_of, target, pool, curves),
+        known,
+        arrivals=(),
+        config=config,
+        modes=modes_of(target.speculation.mirror if target.speculation else None) if mode is None else (mode,),
+        deadline_s=deadline_s,
+        memory=Memory(target.max_batch * (length // PAGE + 1), PAGE, length),
     )
+
+
+def pool_of(targets: Sequence[TargetSpec], pool: PoolConfig, num_replicas: int) -> PoolSpec:
+    """With room for every sequence of every target."""
+    num_rows = sum(target.config.max_batch for target in targets)
+    num_pages = 2 * sum(target.memory.num_pages for target in targets)
+    memory = Memory(num_pages, PAGE, max(target.memory.max_positions for target in targets))
+    return PoolSpec(num_replicas, PoolLimits(max_rows=num_rows, prefill_tokens=pool.prefill_chunk), memory)
+
+
+def poisson(
+    rate: float, seconds: float, prompt_tokens: Sequence[int], max_tokens: Sequence[int], rng: np.random.Generator
+) -> list[Arrival]:
+    """Arrivals at `rate` a second, for so long; lengths are drawn from those given, each as likely."""
+    size = int(rng.poisson(rate * seconds))
+    at = np.sort(rng.uniform(0.0, seconds, size))
+    prompts, outputs = rng.choice(prompt_tokens, size), rng.choice(max_tokens, size)
+    return [Arrival(*row) for row in zip(at.tolist(), prompts.tolist(), outputs.tolist(), strict=True)]
 
 
 def policy_of(target: TargetConfig, pool: PoolConfig, curves: CostCurves) -> Policy:
@@ -188,7 +256,7 @@ def policy_of(target: TargetConfig, pool: PoolConfig, curves: CostCurves) -> Pol
     return policy(settings)
 
 
-def shown(reports: Mapping[int, Report]) -> Iterator[str | Table]:
+def shown(reports: Mapping[int, Capacity]) -> Iterator[str | Table]:
     yield table(reports)
     for count, report in reports.items():
         if count:
@@ -203,49 +271,48 @@ def replicas(count: int) -> str:
     return "1 replica" if count == 1 else f"{count} replicas"
 
 
-def table(reports: Mapping[int, Report]) -> Table:
+def table(reports: Mapping[int, Capacity]) -> Table:
     times = ("TTFT ms p50", "p99", "TPOT ms p50", "p99")
-    heads = ("target", "tokens/s", *times, "tokens/round", "wait ms", "exposed ms", "late", "hits")
+    heads = ("target", "tokens/s", *times, "tokens/round", "wait ms", "draft ms", "late", "at hand")
     made = Table("replicas", "pool busy", *heads, title="simulated")
     for count, report in reports.items():
-        busy = [replica.utilisation for replica in report.replicas]
-        made.add_row(str(count), f"{sum(busy) / len(busy):.0%}" if busy else "", ALL, f"{report.tokens_per_second:.1f}")
+        busy = "" if report.busy is None else f"{report.busy:.0%}"
+        made.add_row(str(count), busy, ALL, f"{report.tokens_per_s:.1f}")
         for target in report.targets:
             made.add_row("", "", *cells(target))
     return made
 
 
 def cells(target: TargetReport) -> Iterator[str]:
-    tpot, length = target.tpot_ms, target.mean_acceptance_length
-    yield from (target.name, f"{target.tokens_per_second:.1f}")
-    yield from (f"{ms:.2f}" for ms in (target.ttft_ms.p50, target.ttft_ms.p99))
+    ttft, tpot, length = target.ttft_ms, target.tpot_ms, target.tokens_per_round
+    yield from (target.name, f"{target.tokens_per_s:.1f}")
+    yield from (f"{ttft.p50:.2f}", f"{ttft.p99:.2f}") if ttft else ("", "")
     yield from (f"{tpot.p50:.3f}", f"{tpot.p99:.3f}") if tpot else ("", "")
     yield "" if length is None else f"{length:.2f}"
-    yield from (f"{target.wait_ms:.2f}", f"{target.exposed_ms:.2f}", f"{target.missed:.1%}")
-    yield f"{sum(target.hits.values()):.0%}" if target.hits else ""
+    yield from (f"{target.wait_ms:.2f}", f"{target.draft_ms:.2f}", f"{target.late:.1%}", f"{target.at_hand:.0%}")
 
 
 def shares(target: TargetReport) -> str:
     """What its rows drafted most often."""
-    most = list(target.drafted.items())[:NUM_SHARES]
     return ", ".join(
-        f"{share:.0%} {f'{length} tokens at {rule_name(rule)}' if rule else 'plain'}" for (rule, length), share in most
+        f"{share:.0%} {f'{length} tokens at {rule_name(rule)}' if rule else 'plain'}"
+        for (rule, length), share in target.drafted[:NUM_SHARES]
     )
 
 
 def series(
-    reports: Mapping[int, Report], value: Callable[[TargetReport], float]
+    reports: Mapping[int, Capacity], value: Callable[[TargetReport], float]
 ) -> dict[str, list[tuple[float, float]]]:
     """Of each target that was asked anything, the value by number of replicas."""
     found: dict[str, list[tuple[float, float]]] = {}
     for count, report in reports.items():
         for target in report.targets:
-            if target.served:
+            if target.ttft_ms:
                 found.setdefault(target.name, []).append((count, value(target)))
     return found
 
 
-def draw(reports: Mapping[int, Report], path: Path) -> None:
+def draw(reports: Mapping[int, Capacity], path: Path) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
@@ -265,7 +332,7 @@ def draw(reports: Mapping[int, Report], path: Path) -> None:
 
 
 def rate(target: TargetReport) -> float:
-    return target.tokens_per_second
+    return target.tokens_per_s
 
 
 def tpot(target: TargetReport) -> float:

@@ -19,14 +19,14 @@ from dataclasses import dataclass, replace
 
 from drafters.residents import PoolLimits
 from model.pages import PageLedger
-from protocol.plan import BatchView, DepthRule, Plan
+from protocol.plan import BatchView, DepthRule, Mode, Plan
 from protocol.request import FinishReason
 from router.costs import CostCurves
 from simulation.curves import flat_curves
 from simulation.models import Memory, simulated_target
 from simulation.network import Faults
 from simulation.simulate import Circumstances, PoolSpec, Simulation, TargetSpec
-from simulation.stepper import AHEAD, Aimless, Record
+from simulation.stepper import Aimless, Record
 from simulation.target import Arrival
 from simulation.text import Drawn, Rates, World
 from targets.engine import EngineConfig
@@ -36,6 +36,7 @@ EXITS = (2, 4, 6)
 SURE = Drawn(EXITS, (Rates(((0.2, 0.6, 0.9, 1.0), (0.5, 0.8, 1.0, 1.0), (0.7, 0.9, 1.0, 1.0))),))
 RULES = (DepthRule((2,)), DepthRule((6,)), DepthRule((2, 4), (0.7,)), DepthRule((2, 4, 6), (0.5, 0.8)))
 KINDS = ("spike", "loss", "reorder", "twice", "cut", "lie")
+MODES = ((Mode.SERIAL,), (Mode.AHEAD,), (Mode.AHEAD_EARLY_EXIT,), tuple(Mode))
 VOCAB = 40
 CHECK_EVERY_S = 0.02
 Ledger = Callable[[int, int], PageLedger]
@@ -123,7 +124,7 @@ def _target(rng: random.Random, name: str, curves: CostCurves) -> TargetSpec:
         SURE,
         arrivals,
         EngineConfig(max_batch=rng.choice((2, 4)), prefill_chunk=rng.choice((8, 64))),
-        rng.choice((None, *AHEAD)),
+        rng.choice(MODES),
         deadline_s=0.01,
         memory=Memory(rng.choice((24, 60)), 4, 256),
     )

@@ -11,6 +11,7 @@ from drafters.residents import PoolLimits
 from link.transport import TransportConfig
 from model.pages import PageLedger
 from protocol.errors import ConfigError
+from protocol.plan import Mode
 from router.costs import CostCurves
 from router.policy import Policy
 from simulation.costs import PoolTimes, TargetTimes
@@ -23,14 +24,13 @@ from simulation.stepper import Record, Recorder, make_stepper
 from simulation.target import Arrival, Served, Target, requests_of
 from simulation.text import Acceptance, World
 from targets.engine import EngineConfig
-from targets.mirror import MirrorConfig
 
 VOCAB = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class TargetSpec:
-    """One target replica. policy: makes a new one. mirror: how it drafts ahead; None: in turn."""
+    """One target replica. policy: makes a new one. modes: how its rounds may be played."""
 
     name: str
     curves: CostCurves
@@ -38,7 +38,7 @@ class TargetSpec:
     acceptance: Acceptance
     arrivals: Sequence[Arrival]
     config: EngineConfig = field(default_factory=EngineConfig)
-    mirror: MirrorConfig | None = None
+    modes: tuple[Mode, ...] = (Mode.SERIAL,)
     deadline_s: float = 0.05
     memory: Memory = Memory()
 
@@ -166,7 +166,7 @@ class Simulation:
         recorder = Recorder(spec.policy())
         self._recorders.append(recorder)
         config = replace(spec.config, incarnation=spec.name)
-        stepper, fences = make_stepper(model, recorder, client, config, spec.mirror, self.loop.clock)
+        stepper, fences = make_stepper(model, recorder, client, config, spec.modes, self.loop.clock)
         overhead = [times.overhead_ms(rows) for rows in range(config.max_batch + 1)]
         served = requests_of(number, spec.arrivals, self.world.vocab_size)
         return Target(self.loop, stepper, fences, served, overhead)

@@ -5,14 +5,15 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from protocol.branch import MirrorClient
 from protocol.draft import DraftBlock
 from protocol.outcome import RoundOutcome
-from protocol.plan import BatchView, DepthRule, Plan
+from protocol.plan import BatchView, DepthRule, Mode, Plan
 from protocol.record import Origin, RowRecord
 from protocol.record import RoundRecord as Record
-from router.modes import Mode
+from router.modes import Mode as OldMode
 from router.policy import Policy, drafted_lengths
 from targets.drafting import Drafting
 from targets.engine import EngineConfig
@@ -26,17 +27,42 @@ from targets.step import Stepper
 
 
 def _record(outcome: RoundOutcome) -> Record:
+    rules = outcome.plan.own or (None,) * len(outcome.rows)
     rows = tuple(
         RowRecord(
-            row.id, row.num_verified, row.accepted, Origin.FRESH, None, 0, row.exits, row.confidences, row.num_fed
+            row.id,
+            row.num_verified,
+            row.accepted,
+            Origin.FULL if outcome.ahead else Origin.FRESH,
+            (own or outcome.plan.depth) if length else None,
+            length,
+            row.exits,
+            row.confidences,
+            row.num_fed,
         )
-        for row in outcome.rows
+        for row, own, length in zip(outcome.rows, rules, outcome.plan.lengths, strict=True)
     )
-    return Record(0, outcome.plan, rows, outcome.context, 0)
+    return Record(
+        0,
+        outcome.plan,
+        rows,
+        outcome.context,
+        0,
+        answered=outcome.answered,
+        wait_ms=outcome.wait_ms,
+        drafted_s=1e-3 * outcome.draft_ms,
+        verified_s=1e-3 * (outcome.draft_ms + outcome.verify_ms),
+    )
 
 
+_OLD = {Mode.SERIAL: OldMode.SERIAL, Mode.AHEAD: OldMode.MIRROR, Mode.AHEAD_EARLY_EXIT: OldMode.HINTED}
 
-AHEAD = (MirrorConfig(modes=(Mode.MIRROR,)), MirrorConfig(), MirrorConfig(modes=tuple(Mode)))
+
+def modes_of(mirror: Any) -> tuple[Mode, ...]:
+    """That a config allows."""
+    if mirror is None:
+        return (Mode.SERIAL,)
+    return tuple(new for new, old in _OLD.items() if old in mirror.modes)
 
 
 class Aimless:
@@ -79,7 +105,7 @@ def make_stepper(
     policy: Policy,
     client: MirrorClient | None,
     config: EngineConfig,
-    mirror: MirrorConfig | None,
+    modes: tuple[Mode, ...],
     clock: Callable[[], float],
 ) -> tuple[Stepper, Fences]:
     count = [0]
@@ -90,7 +116,8 @@ def make_stepper(
         return Stepper(model, guarded, scheduler, None, clock), fences
     own = GuardedMirrorClient(client, fences.around("way to the draft pool"))
     drafting = Drafting(own, config.incarnation, model.decoder.config.vocab_size)
-    if mirror is None:
+    if modes == (Mode.SERIAL,):
         return Stepper(model, guarded, scheduler, drafting, clock), fences
+    mirror = MirrorConfig(modes=tuple(_OLD[mode] for mode in modes))
     fence = fences.around("record of rounds")
     return MirrorStepper(model, guarded, scheduler, drafting, own, mirror, fence, clock), fences

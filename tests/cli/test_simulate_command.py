@@ -17,6 +17,7 @@ from cli.simulate_command import arrival_rates, positive
 from deployments.config import load_config
 from deployments.profile_store import keep, model_key
 from protocol.errors import ConfigError
+from simulation.text import Place
 from tests.deployments.checkpoints import config_beside
 from tests.router.curves import curves
 
@@ -98,19 +99,18 @@ def test_it_draws_where_matplotlib_is_installed(
 
 def acceptance_file(folder: Path, **values: object) -> Path:
     path = folder / "acceptance.json"
-    path.write_text(json.dumps({"schema_version": 1, **values}))
+    path.write_text(json.dumps({"schema_version": 2, **values}))
     return path
 
 
 def test_an_acceptance_file_tells_each_target_its_own(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    easy = {"hazards": {"2": [0.9, 0.95], "4": [0.95]}, "concentration": 8}
-    hard = [{"hazards": {"2": [0.1], "4": [0.1]}}, {"hazards": {"2": [0.2], "4": [0.2]}, "from_token": 9, "from_ms": 5}]
+    easy = {"rates": {"2": 0.9, "4": 0.95}, "concentration": 8}
+    hard = [{"rates": {"2": 0.1, "4": 0.1}}, {"rates": {"2": 0.2, "4": 0.2}, "from_position": 9, "from_ms": 5}]
     path = acceptance_file(profiled.parent, targets={"small": [easy], "*": hard})
     profiles = read_acceptance(path)
-    assert profiles["*"].stages[1].from_token == 9
-    assert profiles["*"].at(8, 9.0).hazard(2, 3) == pytest.approx(0.1)
-    assert profiles["*"].at(9, 9.0).hazard(2, 3) == pytest.approx(0.2)
-    assert profiles["small"].at(0, 0.0).hazard(2, 7) == pytest.approx(0.95)
+    assert profiles["*"].stages[1].from_position == 9
+    for position, moment, rate in ((8, 9.0, 0.1), (9, 4.0, 0.1), (9, 9.0, 0.2)):
+        assert profiles["*"].at(Place(1, 0, position, moment), 0)[1] == pytest.approx(rate)
     assert simulated(profiled, "--acceptance", str(path), *LOAD) == 0
     lines = capsys.readouterr().out.splitlines()
     length = {
@@ -153,10 +153,10 @@ def test_what_cannot_be_simulated_is_refused_in_a_line(profiled: Path, capsys: p
     [
         ({}, "targets: Field required"),
         ({"targets": {"a": []}}, "targets.a"),
-        ({"targets": {"a": [{"hazards": {"2": [1.5]}}]}}, "1.5"),
-        ({"targets": {"a": [{"hazards": {"2": [0.5]}, "spread": 1}]}}, "spread"),
-        ({"targets": {"a": [{"hazards": {"2": [0.5]}, "from_token": 3}]}}, "begins at token 0"),
-        ({"targets": {}, "schema_version": 2}, "schema_version"),
+        ({"targets": {"a": [{"rates": {"2": 1.5}}]}}, "1.5"),
+        ({"targets": {"a": [{"rates": {"2": 0.5}, "spread": 1}]}}, "spread"),
+        ({"targets": {"a": [{"rates": {"2": 0.5}, "from_position": 3}]}}, "begin at position 0"),
+        ({"targets": {}, "schema_version": 1}, "schema_version"),
     ],
 )
 def test_an_acceptance_file_that_is_not_understood_is_refused(
@@ -183,22 +183,22 @@ def test_a_mode_is_that_of_all_targets_or_of_those_named_and_ahead_is_told_of(
     profiled: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     printed = {}
-    for mode in ("serial", "mirror", "hinted", "lanes", "chosen", "small:mirror,large:lanes"):
+    for mode in ("serial", "ahead", "ahead_early_exit", "small:ahead,large:serial"):
         assert simulated(profiled, "--acceptance", ACCEPTANCE, *LOAD, "--mode", mode) == 0
         printed[mode] = capsys.readouterr().out
     assert simulated(profiled, "--acceptance", ACCEPTANCE, *LOAD) == 0
     assert capsys.readouterr().out == printed["serial"], "as configured"
     assert len(set(printed.values())) == len(printed)
-    assert simulated(profiled, "--acceptance", ACCEPTANCE, *LOAD, "--mode", "mirror", "--corrects", "0.9") == 0
-    assert capsys.readouterr().out != printed["mirror"]
+    assert simulated(profiled, "--acceptance", ACCEPTANCE, *LOAD, "--mode", "ahead", "--corrects", "0.9") == 0
+    assert capsys.readouterr().out != printed["ahead"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--mode", "turbo"), "'turbo' is no mode"),
-        (("--mode", "small:mirror,lanes"), "neither one mode"),
-        (("--mode", "mirror", "--corrects", "1.5"), "not shares between 0 and 1"),
+        (("--mode", "small:ahead,serial"), "neither one mode"),
+        (("--mode", "ahead", "--corrects", "1.5"), "not shares between 0 and 1"),
     ],
 )
 def test_modes_that_cannot_be_read_are_refused(
@@ -210,7 +210,7 @@ def test_modes_that_cannot_be_read_are_refused(
 
 
 @pytest.mark.parametrize(
-    ("mode", "message"), [("huge:mirror", "--mode names 'huge'"), ("plain:mirror", "plain does not speculate")]
+    ("mode", "message"), [("huge:ahead", "--mode names 'huge'"), ("plain:ahead", "plain does not speculate")]
 )
 def test_modes_of_targets_that_cannot_have_them_are_refused(
     profiled: Path, capsys: pytest.CaptureFixture[str], mode: str, message: str

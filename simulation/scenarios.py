@@ -1,0 +1,68 @@
+"""One closed batch, as a bench cell is: n sequences of one target that begin together and end together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from protocol.plan import Mode
+from router.costs import CostCurves
+from router.policy import Policy
+from simulation.models import Memory
+from simulation.simulate import Circumstances, PoolSpec, Result, TargetSpec, simulate
+from simulation.stepper import Record
+from simulation.target import Arrival
+from simulation.text import Acceptance
+from targets.engine import EngineConfig
+
+SPARE = 128  # positions of a sequence beyond its text: what is drafted and refused
+PAGE = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """num_tokens: of each text, the first of which its prompt gives."""
+
+    curves: CostCurves
+    acceptance: Acceptance
+    num_rows: int
+    num_tokens: int = 200
+    num_prompt: int = 64
+    modes: tuple[Mode, ...] = (Mode.SERIAL,)
+    deadline_s: float = 1.0
+    pool: PoolSpec = PoolSpec()
+    around: Circumstances = Circumstances()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """tokens_per_s: of the batch, from its first token on. records: of its rounds, in order."""
+
+    tokens_per_s: float
+    records: tuple[Record, ...]
+    result: Result
+
+
+def run(scenario: Scenario, policy: Callable[[], Policy]) -> Outcome:
+    """policy: makes a new one."""
+    length = scenario.num_prompt + scenario.num_tokens + SPARE
+    memory = Memory(scenario.num_rows * (length // PAGE + 1), PAGE, length)
+    forks = Memory(4 * memory.num_pages, PAGE, length)
+    arrivals = [Arrival(0.0, scenario.num_prompt, scenario.num_tokens)] * scenario.num_rows
+    chunk = scenario.num_rows * scenario.num_prompt
+    target = TargetSpec(
+        "target",
+        scenario.curves,
+        policy,
+        scenario.acceptance,
+        arrivals,
+        EngineConfig(max_batch=scenario.num_rows, prefill_chunk=chunk),
+        scenario.modes,
+        scenario.deadline_s,
+        memory,
+    )
+    limits = replace(scenario.pool.limits, max_rows=max(scenario.pool.limits.max_rows, scenario.num_rows))
+    found = simulate([target], replace(scenario.pool, memory=forks, limits=limits), scenario.around)
+    own = found.targets[0]
+    first = max(one.first_s or 0.0 for one in own.served)
+    return Outcome((own.num_tokens - scenario.num_rows) / (own.elapsed_s - first), own.records, found)
