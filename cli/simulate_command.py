@@ -23,6 +23,7 @@ from deployments.config import AppConfig, GoodputSpeculation, PoolConfig, Target
 from deployments.policies import policy
 from drafters.manifest import Manifest
 from drafters.residents import PoolLimits
+from link.transport import TransportConfig
 from model.files import resolve
 from protocol.errors import ConfigError
 from protocol.plan import Mode
@@ -225,7 +226,7 @@ def specified(args: argparse.Namespace, target: TargetConfig, pool: PoolConfig, 
         arrivals=(),
         config=config,
         modes=modes_of(target.speculation.mirror if target.speculation else None) if mode is None else (mode,),
-        deadline_s=deadline_s,
+        transport=TransportConfig(deadline_s),
         memory=Memory(target.max_batch * (length // PAGE + 1), PAGE, length),
     )
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,7 +54,7 @@ class TableDecoder:
         return TableKV(len(self._starts) - 1, num_slots)
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
-        return torch.tensor([(token, 0, 0) for token in token_ids], dtype=torch.int64).view(-1, HIDDEN)
+        return _tensor([(token, 0, 0) for token in token_ids])
 
     def run(self, hidden: Tensor, batch: RaggedBatch, kv: TableKV, start: int, stop: int) -> Tensor:
         groups = kv.states[self._starts[start] : self._starts[stop]]
@@ -70,7 +71,7 @@ class TableDecoder:
                     own[slot] = state
                 out.append((token, state, stop))
         self._charge(start, stop, batch)
-        return torch.tensor(out, dtype=torch.int64).view(-1, HIDDEN)
+        return _tensor(out)
 
     def logits(self, hidden: Tensor, rows: Sequence[int]) -> Tensor:
         """Nothing is scored: the hidden states, from which `pick` looks up the text."""
@@ -106,6 +107,10 @@ class TableDecoder:
             for (_, state, depth), own, position in zip(logits.tolist(), sampling, positions, strict=True)
         ]
         return [one[0] for one in found], [one[1] for one in found], [one[2] for one in found]
+
+
+def _tensor(rows: Sequence[tuple[int, int, int]]) -> Tensor:
+    return torch.from_numpy(np.array(rows, np.int64).reshape(-1, HIDDEN))
 
 
 def _before(groups: Sequence[list[int]], slot: int) -> int:

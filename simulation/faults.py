@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from drafters.residents import PoolLimits
+from link.transport import TransportConfig
 from model.pages import PageLedger
 from protocol.plan import BatchView, DepthRule, Mode, Plan
 from protocol.request import FinishReason
@@ -88,10 +89,16 @@ def play(one: Game) -> str:
     """What went wrong; nothing when all went well."""
     simulation = Simulation(one.targets, one.pool, one.around)
     _check_often(simulation)
+    raised = _Raised()
+    logging.getLogger().addHandler(raised)
     try:
         result = simulation.run()
     except AssertionError as error:
         return f"the books: {error}"
+    finally:
+        logging.getLogger().removeHandler(raised)
+    if raised.told:
+        return raised.told
     for spec, target in zip(one.targets, result.targets, strict=True):
         for served in target.served:
             wanted = generate(_plain(simulation.world, spec), served.request)
@@ -99,11 +106,8 @@ def play(one: Game) -> str:
                 return f"request {served.request.request_id} of {target.name} has another text"
             if served.reason not in (FinishReason.STOP, FinishReason.LENGTH):
                 return f"request {served.request.request_id} of {target.name} ended by {served.reason}"
-        if not one.around.faults.lie:
-            if target.num_failures:
-                return f"{target.num_failures} parts of {target.name} failed"
-            if any(map(_misplaced, target.records)):
-                return f"{target.name} verified a draft behind an outcome that did not happen"
+        if not one.around.faults.lie and any(map(_misplaced, target.records)):
+            return f"{target.name} verified a draft behind an outcome that did not happen"
     return ""
 
 
@@ -125,8 +129,8 @@ def _target(rng: random.Random, name: str, curves: CostCurves) -> TargetSpec:
         arrivals,
         EngineConfig(max_batch=rng.choice((2, 4)), prefill_chunk=rng.choice((8, 64))),
         rng.choice(MODES),
-        deadline_s=0.01,
-        memory=Memory(rng.choice((24, 60)), 4, 256),
+        TransportConfig(deadline_s=0.01, discover_every_s=0.2, lost_every_s=0.02, avoid_s=0.1),
+        Memory(rng.choice((24, 60)), 4, 256),
     )
 
 
@@ -135,13 +139,24 @@ def _faults(rng: random.Random) -> Faults:
     found = Faults(late_s=0.05, deaths=rng.choice((0.0, 0.0, 2.0)))
     for kind in KINDS:
         if rng.random() < 0.4:
-            share = rng.choice((0.02, 0.2)) if kind != "cut" else 0.01
+            share = rng.choice((0.01, 0.05, 0.2)) if kind != "cut" else 0.01
             found = replace(found, **{kind: share})
     return found
 
 
 def _plain(world: World, spec: TargetSpec) -> object:
     return simulated_target(world, None, lambda ms: None, spec.memory)
+
+
+class _Raised(logging.Handler):
+    """Remembers the first exception that was caught and logged: whoever lies is left without one."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.ERROR)
+        self.told = ""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.told = self.told or f"{record.getMessage()}: {record.exc_info and record.exc_info[1]!r}"
 
 
 def _check_often(simulation: Simulation) -> None:
@@ -164,11 +179,12 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=200, help="how many games (default: %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (default: %(default)s)")
     args = parser.parse_args()
-    logging.disable(logging.CRITICAL)
+    logging.getLogger().addHandler(logging.NullHandler())  # the games themselves say what went wrong
     began, num_lost = time.perf_counter(), 0
     for seed, why in lost(range(args.first, args.first + args.seeds)):
         num_lost += 1
         sys.stdout.write(f"seed {seed}: {why}\n")
+        sys.stdout.flush()
     sys.stdout.write(f"{args.seeds} games, {num_lost} lost, {time.perf_counter() - began:.1f} s\n")
     return 1 if num_lost else 0
 

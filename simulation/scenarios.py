@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from link.transport import TransportConfig
 from protocol.plan import Mode
 from router.costs import CostCurves
 from router.policy import Policy
@@ -58,7 +59,7 @@ def run(scenario: Scenario, policy: Callable[[], Policy]) -> Outcome:
         arrivals,
         EngineConfig(max_batch=scenario.num_rows, prefill_chunk=chunk),
         scenario.modes,
-        scenario.deadline_s,
+        TransportConfig(scenario.deadline_s),
         memory,
     )
     limits = replace(scenario.pool.limits, max_rows=max(scenario.pool.limits.max_rows, scenario.num_rows))

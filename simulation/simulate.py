@@ -39,7 +39,7 @@ class TargetSpec:
     arrivals: Sequence[Arrival]
     config: EngineConfig = field(default_factory=EngineConfig)
     modes: tuple[Mode, ...] = (Mode.SERIAL,)
-    deadline_s: float = 0.05
+    transport: TransportConfig = TransportConfig()
     memory: Memory = Memory()
 
 
@@ -161,7 +161,7 @@ class Simulation:
         model = simulated_target(self.world, times, partial(self._spend, self._rng.random()), spec.memory, ledger)
         client = None
         if self.network is not None:
-            client = VirtualDraftClient(self.network, spec.name, TransportConfig(deadline_s=spec.deadline_s))
+            client = VirtualDraftClient(self.network, spec.name, spec.transport)
             self.clients.append(client)
         recorder = Recorder(spec.policy())
         self._recorders.append(recorder)

@@ -1,0 +1,71 @@
+"""Games of faults: a sample is won, and faults that are planted are found."""
+
+from __future__ import annotations
+
+import pytest
+
+import drafters.ahead
+import router.pipeline
+from model.pages import PageLedger
+from protocol.branch import prefix_hash
+from simulation.faults import game, lost
+from simulation.simulate import Simulation
+
+SAMPLE = 60
+
+
+def test_texts_are_those_of_the_plain_loop_and_nothing_is_left_whatever_the_network_does() -> None:
+    assert list(lost(range(SAMPLE))) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_so_are_they_in_two_thousand_games() -> None:
+    assert list(lost(range(SAMPLE, 2000))) == []
+
+
+def test_games_are_about_something() -> None:
+    """Drafts are accepted and refused, branches hit, rounds ask in vain, links end, sequences are preempted."""
+    records, num_links = [], 0
+    for seed in range(30):
+        one = game(seed)
+        simulation = Simulation(one.targets, one.pool, one.around)
+        records += [record for target in simulation.run().targets for record in target.records]
+        num_links += simulation.network.num_opened if simulation.network else 0
+    rows = [row for record in records for row in record.rows if row.num_proposed]
+    assert 200 < sum(row.num_accepted for row in rows) < sum(row.num_proposed for row in rows) - 200
+    assert sum(not record.answered for record in records) > 30
+    assert num_links > 50
+
+
+class Uncounted(PageLedger):
+    """Forgets that a fork holds the pages of its trunk."""
+
+    def fork(self, parent: int, child: int, length: int) -> None:
+        super().fork(parent, child, length)
+        for page in self._tables[child].pages:
+            self._references[page] -= 1
+        self._tables[child].pages.clear()
+
+
+class Unreturned(PageLedger):
+    """Forgets a fork when it is freed."""
+
+    def __init__(self, num_pages: int, page_size: int) -> None:
+        super().__init__(num_pages, page_size)
+        self._forks: set[int] = set()
+
+    def fork(self, parent: int, child: int, length: int) -> None:
+        super().fork(parent, child, length)
+        self._forks.add(child)
+
+    def free(self, sequence: int) -> None:
+        if sequence in self._forks:
+            del self._tables[sequence]
+        else:
+            super().free(sequence)
+
+
+@pytest.mark.parametrize("ledger", [Uncounted, Unreturned])
+def test_a_ledger_that_forgets_a_fork_is_found(ledger: type[PageLedger]) -> None:
+    assert next(lost(range(200), ledger))[1].startswith("the books")
