@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from argparse import ArgumentTypeError
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import fmean
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
 
 from cli.acceptance_file import acceptance_of, one_rate, read_acceptance
 from cli.arguments import whole
 from cli.plan_command import choices_of, kept, rates
-from cli.plot import MARKS, plot
+from cli.simulate_tables import Capacity, draw, shown
 from deployments.config import AppConfig, GoodputSpeculation, PoolConfig, TargetConfig, load_config
 from deployments.policies import policy
 from drafters.manifest import Manifest
@@ -28,19 +25,16 @@ from model.files import resolve
 from protocol.errors import ConfigError
 from protocol.plan import Mode
 from router.costs import CostCurves
-from router.explain import rule_name
 from router.goodput import Goodput
 from router.policy import Policy
 from simulation.models import Memory
-from simulation.report import TargetReport, report
-from simulation.simulate import Circumstances, PoolSpec, Result, TargetSpec, simulate
+from simulation.simulate import Circumstances, PoolSpec, TargetSpec, simulate
 from simulation.stepper import modes_of
 from simulation.target import Arrival
 from simulation.text import Drawn
 from targets.engine import EngineConfig
 
 ALL = "all"
-NUM_SHARES = 4
 PAGE = 16
 SPARE = 256  # positions of a sequence beyond its text: what is drafted and refused
 PATIENT_S = 3600.0
@@ -155,20 +149,6 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-@dataclass(frozen=True, slots=True)
-class Capacity:
-    """busy: of the replicas, on average; None without any."""
-
-    targets: tuple[TargetReport, ...]
-    tokens_per_s: float
-    busy: float | None
-
-    @classmethod
-    def of(cls, result: Result) -> Capacity:
-        busy = fmean(one.busy for one in result.replicas) if result.replicas else None
-        return cls(tuple(map(report, result.targets)), result.tokens_per_s, busy)
-
-
 def targets_of(args: argparse.Namespace, config: AppConfig, pool: PoolConfig) -> list[TargetSpec]:
     """One for each replica. Raises ConfigError for what is not measured, not told of, or not in the config."""
     names = [target.name for target in config.targets]
@@ -255,86 +235,3 @@ def policy_of(target: TargetConfig, pool: PoolConfig, curves: CostCurves) -> Pol
     if isinstance(settings, GoodputSpeculation):
         return Goodput(curves, choices_of(target, settings, pool, target.max_batch))
     return policy(settings)
-
-
-def shown(reports: Mapping[int, Capacity]) -> Iterator[str | Table]:
-    yield table(reports)
-    for count, report in reports.items():
-        if count:
-            yield from (f"{target.name}, {replicas(count)}: {shares(target)}" for target in report.targets)
-    pools = {count: report for count, report in reports.items() if count}
-    curves = series(pools, rate)
-    if len(pools) > 1 and len(curves) <= len(MARKS):
-        yield plot("tokens per second", curves, "draft replicas")
-
-
-def replicas(count: int) -> str:
-    return "1 replica" if count == 1 else f"{count} replicas"
-
-
-def table(reports: Mapping[int, Capacity]) -> Table:
-    times = ("TTFT ms p50", "p99", "TPOT ms p50", "p99")
-    heads = ("target", "tokens/s", *times, "tokens/round", "wait ms", "draft ms", "late", "at hand")
-    made = Table("replicas", "pool busy", *heads, title="simulated")
-    for count, report in reports.items():
-        busy = "" if report.busy is None else f"{report.busy:.0%}"
-        made.add_row(str(count), busy, ALL, f"{report.tokens_per_s:.1f}")
-        for target in report.targets:
-            made.add_row("", "", *cells(target))
-    return made
-
-
-def cells(target: TargetReport) -> Iterator[str]:
-    ttft, tpot, length = target.ttft_ms, target.tpot_ms, target.tokens_per_round
-    yield from (target.name, f"{target.tokens_per_s:.1f}")
-    yield from (f"{ttft.p50:.2f}", f"{ttft.p99:.2f}") if ttft else ("", "")
-    yield from (f"{tpot.p50:.3f}", f"{tpot.p99:.3f}") if tpot else ("", "")
-    yield "" if length is None else f"{length:.2f}"
-    yield from (f"{target.wait_ms:.2f}", f"{target.draft_ms:.2f}", f"{target.late:.1%}", f"{target.at_hand:.0%}")
-
-
-def shares(target: TargetReport) -> str:
-    """What its rows drafted most often."""
-    return ", ".join(
-        f"{share:.0%} {f'{length} tokens at {rule_name(rule)}' if rule else 'plain'}"
-        for (rule, length), share in target.drafted[:NUM_SHARES]
-    )
-
-
-def series(
-    reports: Mapping[int, Capacity], value: Callable[[TargetReport], float]
-) -> dict[str, list[tuple[float, float]]]:
-    """Of each target that was asked anything, the value by number of replicas."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for count, report in reports.items():
-        for target in report.targets:
-            if target.ttft_ms:
-                found.setdefault(target.name, []).append((count, value(target)))
-    return found
-
-
-def draw(reports: Mapping[int, Capacity], path: Path) -> None:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        sys.stderr.write("draftpool: the plot is left out, it needs matplotlib; install with '.[bench]'\n")
-        return
-    figure = Figure(figsize=(9, 4), layout="constrained")
-    panels = figure.subplots(1, 2)
-    for axes, name, value in zip(panels, ("tokens per second", "TPOT, ms (median)"), (rate, tpot), strict=True):
-        for target, points in series(reports, value).items():
-            axes.plot(*zip(*points, strict=True), marker="o", label=target)
-        axes.set(xlabel="draft replicas", ylabel=name, ylim=(0, None))
-        axes.legend()
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"--plot {path}: {error}") from None
-
-
-def rate(target: TargetReport) -> float:
-    return target.tokens_per_s
-
-
-def tpot(target: TargetReport) -> float:
-    return target.tpot_ms.p50 if target.tpot_ms else 0.0

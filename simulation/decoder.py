@@ -19,7 +19,7 @@ from model.batch import CPU, RaggedBatch
 from model.config import DecoderConfig, Rope
 from model.rollout import Drafted, Rollout, roll_out, step
 from protocol.request import SamplingParams
-from simulation.text import ROOT, World, mix
+from simulation.text import World, mix
 
 Charge = Callable[[int, int, RaggedBatch], None]  # layers [start, stop) over a batch take their time
 HIDDEN = 3
@@ -63,7 +63,7 @@ class TableDecoder:
         for row in batch.rows:
             first = len(row.slots) - row.num_new
             slots = row.slots[max(first - 1, 0) :].tolist()
-            state = _before(groups, slots.pop(0)) if first else ROOT
+            state = _before(groups, slots.pop(0)) if first else self._world.root
             for slot in slots:
                 token = next(tokens)
                 state = mix(state, token)

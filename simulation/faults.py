@@ -14,25 +14,35 @@ import logging
 import random
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from drafters.residents import PoolLimits
 from link.transport import TransportConfig
 from model.pages import PageLedger
 from protocol.plan import BatchView, DepthRule, Mode, Plan
-from protocol.request import FinishReason
-from router.costs import CostCurves
-from simulation.curves import flat_curves
-from simulation.models import Memory, simulated_target
+from protocol.record import RoundRecord
+from router.costs import (
+    DRAFT_AXES,
+    PREFILL_AXES,
+    ROW_AXES,
+    VERIFY_AXES,
+    CostCurves,
+    Curve,
+    DrafterCosts,
+    ModelKey,
+    TargetCosts,
+)
+from simulation.models import Ledger, Memory, simulated_target
 from simulation.network import Faults
-from simulation.simulate import Circumstances, PoolSpec, Simulation, TargetSpec
-from simulation.stepper import Aimless, Record
+from simulation.simulate import Circumstances, PoolSpec, Simulation, TargetResult, TargetSpec
+from simulation.stepper import Aimless
 from simulation.target import Arrival
 from simulation.text import Drawn, Rates, World
 from targets.engine import EngineConfig
 from targets.plain import generate
 
+KEY = ModelKey("by hand", "0", "bf16", 1, "1")
 EXITS = (2, 4, 6)
 SURE = Drawn(EXITS, (Rates(((0.2, 0.6, 0.9, 1.0), (0.5, 0.8, 1.0, 1.0), (0.7, 0.9, 1.0, 1.0))),))
 RULES = (DepthRule((2,)), DepthRule((6,)), DepthRule((2, 4), (0.7,)), DepthRule((2, 4, 6), (0.5, 0.8)))
@@ -40,7 +50,6 @@ KINDS = ("spike", "loss", "reorder", "twice", "cut", "lie")
 MODES = ((Mode.SERIAL,), (Mode.AHEAD,), (Mode.AHEAD_EARLY_EXIT,), tuple(Mode))
 VOCAB = 40
 CHECK_EVERY_S = 0.02
-Ledger = Callable[[int, int], PageLedger]
 
 
 class Erratic(Aimless):
@@ -64,32 +73,30 @@ class Erratic(Aimless):
 
 @dataclass(frozen=True, slots=True)
 class Game:
-    seed: int
     targets: tuple[TargetSpec, ...]
     pool: PoolSpec
     around: Circumstances
+
+    def simulation(self) -> Simulation:
+        return Simulation(self.targets, self.pool, self.around)
 
 
 def game(seed: int, ledger: Ledger = PageLedger) -> Game:
     """ledger: of the pool."""
     rng = random.Random(seed)
-    curves = flat_curves(verify_ms=4.0, draft_ms=0.5, link_ms=0.4)
-    targets = tuple(_target(rng, f"target {number}", curves) for number in range(rng.choice((1, 1, 2))))
-    pages = rng.choice((12, 40, 400))
+    targets = tuple(_target(rng, f"target {number}") for number in range(rng.choice((1, 1, 2))))
     pool = PoolSpec(
         num_replicas=rng.choice((1, 1, 2)),
         limits=PoolLimits(max_rows=rng.choice((3, 16)), prefill_tokens=rng.choice((8, 64)), idle_s=0.05, ttl_s=0.5),
-        memory=Memory(pages, 4, rng.choice((60, 200))),
+        memory=Memory(rng.choice((12, 40, 400)), 4, rng.choice((60, 200)), ledger),
     )
-    around = Circumstances(seed, faults=_faults(rng), vocab_size=VOCAB, noise=0.1, pool_ledger=ledger)
-    return Game(seed, targets, pool, around)
+    return Game(targets, pool, Circumstances(seed, noise=0.1, faults=_faults(rng), vocab_size=VOCAB))
 
 
 def play(one: Game) -> str:
     """What went wrong; nothing when all went well."""
-    simulation = Simulation(one.targets, one.pool, one.around)
+    simulation, raised = one.simulation(), _Raised()
     _check_often(simulation)
-    raised = _Raised()
     logging.getLogger().addHandler(raised)
     try:
         result = simulation.run()
@@ -97,17 +104,18 @@ def play(one: Game) -> str:
         return f"the books: {error}"
     finally:
         logging.getLogger().removeHandler(raised)
-    if raised.told:
-        return raised.told
-    for spec, target in zip(one.targets, result.targets, strict=True):
-        for served in target.served:
-            wanted = generate(_plain(simulation.world, spec), served.request)
-            if served.tokens != wanted.tokens[wanted.num_prompt :]:
-                return f"request {served.request.request_id} of {target.name} has another text"
-            if served.reason not in (FinishReason.STOP, FinishReason.LENGTH):
-                return f"request {served.request.request_id} of {target.name} ended by {served.reason}"
-        if not one.around.faults.lie and any(map(_misplaced, target.records)):
-            return f"{target.name} verified a draft behind an outcome that did not happen"
+    wrong = (_wrong(one, simulation.world, *pair) for pair in zip(one.targets, result.targets, strict=True))
+    return raised.told or next(filter(None, wrong), "")
+
+
+def _wrong(one: Game, world: World, spec: TargetSpec, target: TargetResult) -> str:
+    plain = simulated_target(world, lambda *_: None, spec.memory)
+    for served in target.served:
+        wanted = generate(plain, served.request)
+        if served.tokens != wanted.tokens[wanted.num_prompt :] or served.reason is not wanted.finish_reason:
+            return f"request {served.request.request_id} of {target.name} has another text"
+    if not one.around.faults.lie and any(map(_misplaced, target.records)):
+        return f"{target.name} verified a draft behind an outcome that did not happen"
     return ""
 
 
@@ -116,14 +124,14 @@ def lost(seeds: Iterator[int] | range, ledger: Ledger = PageLedger) -> Iterator[
     return ((seed, why) for seed in seeds if (why := play(game(seed, ledger))))
 
 
-def _target(rng: random.Random, name: str, curves: CostCurves) -> TargetSpec:
-    starts = sorted(rng.uniform(0.0, 0.3) if rng.random() < 0.8 else rng.uniform(0.0, 3.0) for _ in range(rng.randint(1, 5)))
+def _target(rng: random.Random, name: str) -> TargetSpec:
+    starts = sorted(rng.uniform(0.0, rng.choice((0.3, 0.3, 0.3, 3.0))) for _ in range(rng.randint(1, 5)))
     stops = frozenset({7}) if rng.random() < 0.3 else frozenset()
     arrivals = [Arrival(at, rng.randint(1, 30), rng.randint(1, 40), stops) for at in starts]
     seed = rng.randrange(1 << 30)
     return TargetSpec(
         name,
-        curves,
+        _costs(rng),
         lambda: Erratic(seed),
         SURE,
         arrivals,
@@ -131,6 +139,19 @@ def _target(rng: random.Random, name: str, curves: CostCurves) -> TargetSpec:
         rng.choice(MODES),
         TransportConfig(deadline_s=0.01, discover_every_s=0.2, lost_every_s=0.02, avoid_s=0.1),
         Memory(rng.choice((24, 60)), 4, 256),
+    )
+
+
+def _costs(rng: random.Random) -> CostCurves:
+    """The same for passes of any size."""
+
+    def curve(axes: tuple[str, ...], ms: float) -> Curve:
+        return Curve(axes, ((1.0,),) * len(axes), (ms,))
+
+    verify, prefill = (curve(axes, rng.uniform(1.0, 6.0)) for axes in (VERIFY_AXES, PREFILL_AXES))
+    target = TargetCosts(KEY, verify, prefill, curve(ROW_AXES, 0.1), 0.0)
+    return CostCurves(
+        "game", target, DrafterCosts(KEY, curve(DRAFT_AXES, rng.uniform(0.1, 3.0)), curve(ROW_AXES, 0.4), 0.0)
     )
 
 
@@ -142,10 +163,6 @@ def _faults(rng: random.Random) -> Faults:
             share = rng.choice((0.01, 0.05, 0.2)) if kind != "cut" else 0.01
             found = replace(found, **{kind: share})
     return found
-
-
-def _plain(world: World, spec: TargetSpec) -> object:
-    return simulated_target(world, None, lambda ms: None, spec.memory)
 
 
 class _Raised(logging.Handler):
@@ -167,11 +184,9 @@ def _check_often(simulation: Simulation) -> None:
     simulation.loop.call_in(CHECK_EVERY_S, check)
 
 
-def _misplaced(record: Record) -> bool:
+def _misplaced(record: RoundRecord) -> bool:
     """Whether a token of confidence 1 was refused where all before it were accepted."""
-    return any(
-        row.num_accepted < row.num_proposed and row.confidences[row.num_accepted] >= 1.0 for row in record.rows
-    )
+    return any(row.num_accepted < row.num_proposed and row.confidences[row.num_accepted] >= 1.0 for row in record.rows)
 
 
 def main() -> int:

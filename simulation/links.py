@@ -1,4 +1,4 @@
-"""A target's way to the pool over virtual links: link/transport.py with another socket, and another way to a new one."""
+"""A target's way to the pool over virtual links: link/transport.py with another socket and another way to a new one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from link.transport import LinkedDraftClient, TransportConfig
 from protocol.wire import PoolMessage, encode_pool
 from simulation.loop import Actor, Loop
 from simulation.network import Faults, Wire, lie
-from simulation.pool import Mail, Replica
+from simulation.pool import Replica
 
 VOCABULARY = "table"
 
@@ -76,7 +76,7 @@ class VirtualConnection(Connection):
 
     def _reach_pool(self, data: bytes) -> None:
         if self.open:
-            self._replica.receive(Mail(self._owner, data, self._reply, self.cut))
+            self._replica.receive(self._owner, data, self._reply, self.cut)
 
     def _reply(self, message: PoolMessage) -> None:
         """At the end of the pass that made it."""

@@ -1,4 +1,4 @@
-"""The network between targets and draft replicas: encoded messages, delays, and by seed everything that can go wrong."""
+"""The network between targets and draft replicas: encoded messages, delays, and by seed all that can go wrong."""
 
 from __future__ import annotations
 

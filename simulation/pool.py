@@ -1,7 +1,7 @@
 """A draft replica in virtual time: the real DraftWorker, fed with encoded messages, one pass after the other.
 
-A pass is computed when it begins, on a clock that runs ahead of the loop's by what the pass takes. What it answers is sent
-at the end of it, and messages that come meanwhile wait, as they do at a socket.
+A pass is computed when it begins, on a clock that runs ahead of the loop's by what the pass takes. What it answers is
+sent at the end of it, and messages that come meanwhile wait, as they do at a socket.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from drafters.nested import NestedDrafter
 from drafters.residents import PoolLimits
@@ -20,89 +19,67 @@ from protocol.decode import decode_target
 from protocol.draft import DraftRequest
 from protocol.limits import MessageLimits, limits_of
 from protocol.wire import CloseSequences, PoolMessage, TargetMessage
-from simulation.loop import Loop
-from simulation.models import PoolCharge
+from simulation.costs import PoolCharge
+from simulation.loop import Event, Loop
 
 logger = logging.getLogger(__name__)
 Reply = Callable[[PoolMessage], None]
-Fail = Callable[[], None]
-
-
-@dataclass(frozen=True, slots=True)
-class Mail:
-    """owner: of the link that it came over. fail: ends that."""
-
-    owner: str
-    data: bytes
-    reply: Reply
-    fail: Fail
 
 
 class Replica:
     def __init__(self, loop: Loop, name: str, drafter: NestedDrafter, charge: PoolCharge, limits: PoolLimits) -> None:
-        """charge: what the drafter's decoder calls."""
+        """charge: what the drafter's passes are charged to."""
         self.name = name
         self.drafter = drafter
         self.worker = DraftWorker(drafter, limits, self.clock)
         self.limits: MessageLimits = limits_of(limits.max_rows, drafter.max_positions)
         self.open = True
         self.busy_s = 0.0
-        self.num_drafted = 0
         self._loop = loop
         self._charge = charge
-        self._inbox: deque[Mail] = deque()
-        self._gone: deque[str] = deque()
+        self._inbox: deque[Event] = deque()
         self._working = False
 
     def clock(self) -> float:
         """Within a pass, the time at its end."""
         return self._loop.now + 1e-3 * self._charge.ms
 
-    def receive(self, mail: Mail) -> None:
-        if self.open:
-            self._inbox.append(mail)
-            self._begin()
+    def receive(self, owner: str, data: bytes, reply: Reply, fail: Event) -> None:
+        """owner: of the link that it came over. fail: ends that."""
+        self._post(lambda: self._read(owner, data, reply, fail))
 
     def drop(self, owner: str) -> None:
         """Its link has ended."""
-        self._gone.append(owner)
-        self._begin()
+        self._post(lambda: self.worker.drop(owner))
 
     def die(self) -> None:
         """At once, with everything that it knows."""
         self.open = False
         self._inbox.clear()
-        self._gone.clear()
 
-    def _begin(self) -> None:
-        if self.open and not self._working:
-            self._working = True
-            self._loop.call_at(self._loop.now, self._turn)
+    def _post(self, action: Event) -> None:
+        if self.open:
+            self._inbox.append(action)
+            if not self._working:
+                self._working = True
+                self._loop.call_in(0.0, self._turn)
 
     def _turn(self) -> None:
-        self._working = False
-        if not self.open:
-            return
+        """What came, and a pass if there is something to do."""
         for _ in range(len(self._inbox)):
-            self._read(self._inbox.popleft())
-        while self._gone:
-            self.worker.drop(self._gone.popleft())
-        before = self.worker.stats().num_drafted
-        done = self.worker.step()
+            self._inbox.popleft()()
+        self._working = self.open and self.worker.step() is not None
         took = 1e-3 * self._charge.take()
-        if done is None:
-            return
         self.busy_s += took
-        self.num_drafted += self.worker.stats().num_drafted - before
-        self._working = True
-        self._loop.call_in(took, self._turn)
+        if self._working:
+            self._loop.call_in(took, self._turn)
 
-    def _read(self, mail: Mail) -> None:
+    def _read(self, owner: str, data: bytes, reply: Reply, fail: Event) -> None:
         try:
-            self._act(decode_target(mail.data, mail.owner, self.limits), mail.reply)
+            self._act(decode_target(data, owner, self.limits), reply)
         except ValueError as error:
-            logger.info("replica %s leaves %s: %s", self.name, mail.owner, error)
-            mail.fail()
+            logger.info("replica %s leaves %s: %s", self.name, owner, error)
+            fail()
 
     def _act(self, message: TargetMessage, reply: Reply) -> None:
         match message:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from link.transport import TransportConfig
 from protocol.plan import Mode
+from protocol.record import RoundRecord
 from router.costs import CostCurves
 from router.policy import Policy
 from simulation.models import Memory
 from simulation.simulate import Circumstances, PoolSpec, Result, TargetSpec, simulate
-from simulation.stepper import Record
 from simulation.target import Arrival
 from simulation.text import Acceptance
 from targets.engine import EngineConfig
@@ -31,8 +31,8 @@ class Scenario:
     num_prompt: int = 64
     modes: tuple[Mode, ...] = (Mode.SERIAL,)
     deadline_s: float = 1.0
-    pool: PoolSpec = PoolSpec()
-    around: Circumstances = Circumstances()
+    pool: PoolSpec = field(default_factory=PoolSpec)
+    around: Circumstances = field(default_factory=Circumstances)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Outcome:
     """tokens_per_s: of the batch, from its first token on. records: of its rounds, in order."""
 
     tokens_per_s: float
-    records: tuple[Record, ...]
+    records: tuple[RoundRecord, ...]
     result: Result
 
 

@@ -11,8 +11,7 @@ from protocol.branch import MirrorClient
 from protocol.draft import DraftBlock
 from protocol.outcome import RoundOutcome
 from protocol.plan import BatchView, DepthRule, Mode, Plan
-from protocol.record import Origin, RowRecord
-from protocol.record import RoundRecord as Record
+from protocol.record import Origin, RoundRecord, RowRecord
 from router.modes import Mode as OldMode
 from router.policy import Policy, drafted_lengths
 from targets.drafting import Drafting
@@ -26,7 +25,7 @@ from targets.scheduler import Scheduler, SchedulerConfig
 from targets.step import Stepper
 
 
-def _record(outcome: RoundOutcome) -> Record:
+def _record(outcome: RoundOutcome) -> RoundRecord:
     rules = outcome.plan.own or (None,) * len(outcome.rows)
     rows = tuple(
         RowRecord(
@@ -42,7 +41,7 @@ def _record(outcome: RoundOutcome) -> Record:
         )
         for row, own, length in zip(outcome.rows, rules, outcome.plan.lengths, strict=True)
     )
-    return Record(
+    return RoundRecord(
         0,
         outcome.plan,
         rows,
@@ -84,7 +83,7 @@ class Recorder:
 
     def __init__(self, policy: Policy) -> None:
         self.policy = policy
-        self.records: list[Record] = []
+        self.records: list[RoundRecord] = []
 
     def opening(self) -> DepthRule | None:
         return self.policy.opening()
@@ -107,17 +106,19 @@ def make_stepper(
     config: EngineConfig,
     modes: tuple[Mode, ...],
     clock: Callable[[], float],
-) -> tuple[Stepper, Fences]:
+) -> tuple[Stepper, list[RoundRecord]]:
+    """records: filled with what the rounds make."""
+    recorder = Recorder(policy)
     count = [0]
     fences = Fences(lambda: count[0])
-    guarded = GuardedPolicy(policy, fences.around("policy"))
+    guarded = GuardedPolicy(recorder, fences.around("policy"))
     scheduler = Scheduler(model.ledger, SchedulerConfig(config.max_batch, config.prefill_chunk))
     if client is None:
-        return Stepper(model, guarded, scheduler, None, clock), fences
+        return Stepper(model, guarded, scheduler, None, clock), recorder.records
     own = GuardedMirrorClient(client, fences.around("way to the draft pool"))
     drafting = Drafting(own, config.incarnation, model.decoder.config.vocab_size)
     if modes == (Mode.SERIAL,):
-        return Stepper(model, guarded, scheduler, drafting, clock), fences
+        return Stepper(model, guarded, scheduler, drafting, clock), recorder.records
     mirror = MirrorConfig(modes=tuple(_OLD[mode] for mode in modes))
     fence = fences.around("record of rounds")
-    return MirrorStepper(model, guarded, scheduler, drafting, own, mirror, fence, clock), fences
+    return MirrorStepper(model, guarded, scheduler, drafting, own, mirror, fence, clock), recorder.records

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence as Several
 from dataclasses import dataclass, field
 
+from protocol.record import RoundRecord
 from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules, TokenRun
 from simulation.loop import Loop
 from simulation.text import mix, seed_of
-from targets.fence import Fences
 from targets.sequence import Sequence
 from targets.step import Stepper
 
@@ -67,15 +67,18 @@ def _request(target: int, number: int, arrival: Arrival, vocab_size: int) -> Gen
 
 @dataclass(slots=True)
 class Target:
-    """served: in order of arrival. overhead_ms: of a round, by its decoding rows."""
+    """records: that its rounds have made. served: in order of arrival. overhead_ms: of a round, by decoding rows."""
 
+    name: str
     loop: Loop
     stepper: Stepper
-    fences: Fences
+    records: Several[RoundRecord]
     served: list[Served]
-    overhead_ms: Several[float] = ()
-    num_steps: int = 0
-    num_committed: int = 0
+    overhead_ms: Several[float]
+
+    @property
+    def elapsed_s(self) -> float:
+        return max((one.ended_s or 0.0 for one in self.served), default=0.0)
 
     def run(self) -> None:
         """Until all requests have ended. For an actor."""
@@ -96,9 +99,6 @@ class Target:
     def _step(self, live: dict[str, Served]) -> None:
         num_rows = len(self.stepper.scheduler.decoding)
         turn = self.stepper.step()
-        self.num_steps += 1
-        if self.overhead_ms:
-            self.loop.sleep(1e-3 * self.overhead_ms[min(num_rows, len(self.overhead_ms) - 1)])
+        self.loop.sleep(1e-3 * self.overhead_ms[num_rows])
         for run in turn.runs:
-            self.num_committed += len(run.token_ids)
             live[run.request_id].take(run, self.loop.now)

@@ -1,29 +1,25 @@
 """Simulated text: what a target says next, and whether a drafter would have said the same.
 
-A state is a 63 bit hash of everything before a position. What the target picks there is a function of (seed, state), the
-seed being that of the request's sampling, so every sequence has a text of its own and a text that was fed wrong tokens
-goes on differently. Each position also has one uniform number, and each exit of the drafter a confidence there: the exit
-agrees with the target where the number is below the confidence. So a share c of the tokens of confidence c is right, a
-deeper exit that is better is right wherever a shallower one is, and two policies that draft at one place meet the same
-luck.
+A state is a 63 bit hash of everything before a position. What the target picks there is a function of (seed, state),
+the seed being that of the request's sampling: every sequence has a text of its own, and a text that was fed wrong
+tokens goes on differently. A position has one uniform number, and each exit of the drafter a confidence there: the exit
+agrees with the target where the number is below it. So of the tokens of confidence c a share c is right, a deeper exit
+that is better is right wherever a shallower one is, and two policies that draft at one place meet the same luck.
 """
 
 from __future__ import annotations
 
 import math
+import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
-
-import numpy as np
 
 from protocol.errors import ConfigError
 
 _MASK = (1 << 63) - 1
 _SCALE = 2.0**-63
-NUM_QUANTILES = 128
-GRID = 8192  # points at which a density is summed
-TAIL = 30.0  # where it ends: what lies beyond is exp(-TAIL) of it
+NUM_QUANTILES = 256
 ROOT = 0x5EED
 _PICK, _LUCK, _SURE, _SECOND, _EARLY, _WRONG = range(1, 7)
 
@@ -101,29 +97,23 @@ def drawn(rates: Mapping[int, float], concentration: float = math.inf) -> Drawn:
 
 
 def stage(rates: Mapping[int, float], concentration: float = math.inf, position: int = 0, ms: float = 0.0) -> Rates:
-    """Confidences are Beta-distributed around an exit's rate, as if `concentration` tokens had told of each one's chance:
-    small spreads them out, infinity is the rate itself, so that a confidence tells nothing. Raises ConfigError.
+    """Confidences are Beta-distributed around an exit's rate, as if `concentration` tokens had told of each one's
+    chance: small spreads them out, infinity is the rate itself, so that a confidence tells nothing. Raises ConfigError.
     """
     if not rates or not all(0 <= rate <= 1 for rate in rates.values()) or concentration <= 0:
-        raise ConfigError(f"rates {dict(rates)} of concentration {concentration:g} must be probabilities, above 0 tokens")
+        raise ConfigError(f"rates {dict(rates)} of concentration {concentration:g} must be shares, above 0 tokens")
     return Rates(tuple(quantiles(rates[exit_], concentration) for exit_ in sorted(rates)), position, ms)
 
 
 def quantiles(rate: float, concentration: float) -> tuple[float, ...]:
-    """Of a Beta distribution with this mean, ascending."""
+    """Of a Beta distribution with this mean, ascending: a sample, moved to the mean."""
     if not 0 < rate < 1 or math.isinf(concentration):
-        return (float(rate),)
-    first, second = rate * concentration, (1 - rate) * concentration
-    middle, width = math.log(first / second), 8 * math.sqrt(1 / first + 1 / second)
-    odds = np.linspace(middle - width - TAIL / first, middle + width + TAIL / second, GRID)  # of the confidence, logged
-    x = np.exp(-np.logaddexp(0.0, -odds))
-    log_density = -first * np.logaddexp(0.0, -odds) - second * np.logaddexp(0.0, odds)
-    mass = np.cumsum(np.exp(log_density - log_density.max()))
-    middles = (np.arange(NUM_QUANTILES) + 0.5) / NUM_QUANTILES
-    values = np.interp(middles, mass / mass[-1], x)
-    for _ in range(4):  # the grid's own error, so that the mean is the rate
-        values = np.clip(values * (rate / values.mean()), 0.0, 1.0)
-    return tuple(values.tolist())
+        return (rate,)
+    rng = random.Random(0)
+    values = [rng.betavariate(rate * concentration, (1 - rate) * concentration) for _ in range(NUM_QUANTILES)]
+    for _ in range(8):
+        values = [min(value * rate * len(values) / sum(values), 1.0) for value in values]
+    return tuple(sorted(values))
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,9 +126,15 @@ class World:
 
     vocab_size: int
     acceptance: Sequence[Acceptance]
+    seed: int = 0
     second: float = 0.5
     early: tuple[float, ...] = (0.5, 0.3)
-    clock: Callable[[], float] = field(default=lambda: 0.0, repr=False)
+    now_ms: Callable[[], float] = field(default=lambda: 0.0, repr=False)
+
+    @property
+    def root(self) -> int:
+        """The state before every text."""
+        return mix(ROOT, self.seed)
 
     def pick(self, state: int, seed: int) -> int:
         """The target's."""
@@ -148,7 +144,7 @@ class World:
         """What the drafter picks in this depth, its confidence, and its second choice."""
         target, number = owner_of(seed)
         acceptance = self.acceptance[target]
-        place = Place(mix(state, seed), number, position, 1e3 * self.clock())
+        place = Place(mix(state, seed), number, position, self.now_ms())
         right, confidence = acceptance.at(place, acceptance.exits.index(depth))
         truth, wrong = self.pick(state, seed), self.other(state, seed, 0)
         if right:

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-import drafters.ahead
-import router.pipeline
 from model.pages import PageLedger
-from protocol.branch import prefix_hash
 from simulation.faults import game, lost
-from simulation.simulate import Simulation
 
 SAMPLE = 60
 
@@ -28,10 +24,9 @@ def test_games_are_about_something() -> None:
     """Drafts are accepted and refused, branches hit, rounds ask in vain, links end, sequences are preempted."""
     records, num_links = [], 0
     for seed in range(30):
-        one = game(seed)
-        simulation = Simulation(one.targets, one.pool, one.around)
+        simulation = game(seed).simulation()
         records += [record for target in simulation.run().targets for record in target.records]
-        num_links += simulation.network.num_opened if simulation.network else 0
+        num_links += simulation.network.num_opened
     rows = [row for record in records for row in record.rows if row.num_proposed]
     assert 200 < sum(row.num_accepted for row in rows) < sum(row.num_proposed for row in rows) - 200
     assert sum(not record.answered for record in records) > 30

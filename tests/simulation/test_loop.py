@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import random
+from functools import partial
 
 import pytest
 
@@ -12,10 +13,10 @@ from simulation.loop import Loop, Stuck
 
 def test_events_run_in_the_order_of_their_moments_and_those_of_one_moment_as_they_came() -> None:
     rng = random.Random(1)
-    loop, found = Loop(), []
+    loop, found = Loop(), list[tuple[float, int]]()
     planned = [(rng.randrange(5), number) for number in range(100)]
     for moment, number in planned:
-        loop.call_at(float(moment), lambda moment=moment, number=number: found.append((loop.now, number)))
+        loop.call_at(float(moment), partial(lambda number: found.append((loop.now, number)), number))
     loop.run_until(10.0)
     assert found == sorted((float(moment), number) for moment, number in planned)
     assert loop.now == 10.0
@@ -31,7 +32,7 @@ def sleepers(seed: int) -> list[tuple[float, str]]:
             loop.sleep(rng.choice((0.0, 0.25, 0.5)))
             found.append((loop.now, name))
 
-    loop.run((name, lambda name=name: main(name)) for name in "abc")
+    loop.run((name, partial(main, name)) for name in "abc")
     return found
 
 
@@ -59,7 +60,7 @@ def test_actors_wake_when_and_in_the_order_in_which_a_loop_without_threads_says(
 
 
 def test_an_actor_waits_until_it_is_woken_or_its_time_is_up() -> None:
-    loop, found = Loop(), []
+    loop, found = Loop(), list[float]()
 
     def main() -> None:
         actor = loop.actor
@@ -80,7 +81,7 @@ def test_an_actor_waits_until_it_is_woken_or_its_time_is_up() -> None:
 
 def test_what_an_actor_or_an_event_raises_ends_all_and_is_raised() -> None:
     for by_event in (False, True):
-        loop, after = Loop(), []
+        loop, after = Loop(), list[float]()
 
         def fail() -> None:
             raise KeyError("mine")

@@ -5,12 +5,12 @@ from __future__ import annotations
 from link.transport import TransportConfig
 from protocol.plan import DepthRule
 from router.policy import Fixed, Off
-from simulation.curves import linear_curves
 from simulation.models import Memory
 from simulation.simulate import Circumstances, PoolSpec, Result, TargetSpec, simulate
 from simulation.target import Arrival
 from simulation.text import drawn
 from targets.engine import EngineConfig
+from tests.simulation.curves import linear_curves
 
 EXITS = (8, 16)
 GPU = linear_curves((14.0, 0.02, 0.02), (0.06, 0.004, 0.0004), EXITS, prefill=(14.0, 0.04), link_ms=0.3)
@@ -41,7 +41,14 @@ def test_a_row_whose_context_is_still_being_run_does_not_hold_up_the_others() ->
     for late in ([], [Arrival(0.3, 1500, 30)]):
         spec = target("a", 8, 60)
         spec = TargetSpec(
-            spec.name, GPU, spec.policy, RATES, [*spec.arrivals[:7], *late], spec.config, transport=TransportConfig(1.0), memory=Memory()
+            spec.name,
+            GPU,
+            spec.policy,
+            RATES,
+            [*spec.arrivals[:7], *late],
+            spec.config,
+            transport=TransportConfig(1.0),
+            memory=Memory(),
         )
         result = simulate([spec], PoolSpec(memory=Memory()), around)
         own = [one.ended_s for one in result.targets[0].served[:7]]

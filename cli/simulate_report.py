@@ -1,4 +1,4 @@
-"""What an operator wants to know of a simulation: a fold over the records of its rounds and the moments of its texts."""
+"""What an operator wants to know of a simulation: a fold over the records of its rounds and the times of its texts."""
 
 from __future__ import annotations
 
