@@ -35,21 +35,24 @@ class Rounds:
         return sum(fence.num_failures for fence in self._fences)
 
     def add(self, record: RoundRecord) -> None:
-        self._fence.attempt(lambda: self._read(record), None)
+        self._fence.attempt(lambda: self._count(record), None, always=True)
+        self._fence.attempt(lambda: self._calibrate(record), None)
         self.num_steps += 1
 
     def last(self, count: int = MAX_ROUNDS) -> tuple[RoundRecord, ...]:
         """Oldest first."""
         return tuple(self._last)[-count:] if count else ()
 
-    def _read(self, record: RoundRecord) -> None:
-        self.totals = self.totals.plus(record)
+    def _count(self, record: RoundRecord) -> None:
         self._last.append(record)
-        for row in record.rows:
-            self._calibrate(row)
+        self.totals = self.totals.plus(record)
 
-    def _calibrate(self, row: RowRecord) -> None:
-        """By the tokens up to the first that was refused. Exits that nobody asked for, which a pool may name as it
+    def _calibrate(self, record: RoundRecord) -> None:
+        for row in record.rows:
+            self._learn(row)
+
+    def _learn(self, row: RowRecord) -> None:
+        """From the tokens up to the first that was refused. Exits that nobody asked for, which a pool may name as it
         likes, are left out.
         """
         num_known = min(row.num_accepted + 1, row.num_proposed)

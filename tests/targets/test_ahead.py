@@ -6,6 +6,7 @@ import random
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -82,7 +83,7 @@ def test_the_first_proposal_of_a_prompt_is_at_hand_once_it_is_known_how_long_dra
     result = run_all(engine, requests)
     assert {one.histogram for one in result.stats.values()} == {(0, 0, 0, 0, 12)}
     rounds = engine.last_rounds()
-    first = [after.rows[0].origin for prompt, after in zip(rounds, rounds[1:], strict=False) if not prompt.rows]
+    first = [after.rows[0].origin for prompt, after in pairwise(rounds) if not prompt.rows]
     assert first == [Origin.FRESH, Origin.FULL, Origin.FULL]
 
 

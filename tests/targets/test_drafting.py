@@ -199,10 +199,7 @@ def test_context_for_drafting_ahead_is_handed_over_once_too_and_not_while_a_sequ
     drafting, members = Drafting(client, "engine", VOCAB), [sequence(0), sequence(1)]
     drafting.draft(members, Plan(RULE, (2, 0)))
     rows = [drafting.context(member, deep) for member in members]
-    assert [(row.start, row.tokens, row.length, row.depth) for row in rows] == [
-        (3, (), 0, deep),
-        (0, (1, 2, 3), 0, deep),
-    ]
+    assert rows == [DraftRow(0, 3, (), 0, SAMPLING, deep), DraftRow(1, 0, (1, 2, 3), 0, SAMPLING, deep)]
     assert [drafting.num_unseen(member) for member in members] == [0, 0]
     client.status = DraftStatus.NEED_CONTEXT
     drafting.draft(members[:1], Plan(RULE, (2,)))
