@@ -26,7 +26,7 @@ from pydantic import (
 from deployments.config_errors import explain
 from protocol.errors import ConfigError
 from protocol.limits import MAX_FAN_OUT, MAX_LENGTH
-from router.modes import Mode
+from protocol.plan import Mode
 
 Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
@@ -109,15 +109,15 @@ class Listener(Section):
 class Mirror(Section):
     """Drafting ahead: while a window is verified, the pool drafts the windows behind its likely outcomes.
 
-    fan_out: windows of a sequence at most. kappa: the target's early picks at each place at most, 0 for none;
-    exit_layer: after how many of its layers they are taken (null: half of them). modes: how a round may be played;
-    without "hinted", or with a kappa of 0, no early picks are taken.
+    modes: how a round may get its proposals. fan_out: branches of a sequence at most. With ahead_early_exit among the
+    modes, early_top_k: the target's early picks at each place at most; exit_layer: after how many of its layers they
+    are taken (null: half of them).
     """
 
     fan_out: Annotated[int, Field(ge=1, le=MAX_FAN_OUT)] = 8
-    kappa: Annotated[int, Field(ge=0, le=MAX_FAN_OUT)] = 2
+    early_top_k: Annotated[int, Field(ge=1, le=MAX_FAN_OUT)] = 2
     exit_layer: Annotated[int, Field(ge=0)] | None = None
-    modes: Annotated[tuple[Mode, ...], Field(min_length=1)] = tuple(Mode)
+    modes: Annotated[tuple[Mode, ...], Field(min_length=1)] = (Mode.SERIAL, Mode.AHEAD)
 
     @field_validator("modes")
     @classmethod

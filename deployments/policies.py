@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 from deployments.config import FixedSpeculation, GoodputSpeculation, Ladder, Speculation, TableSpeculation
 from link.discovery import PoolMember
-from protocol.draft import DraftBlock
-from protocol.outcome import RoundOutcome
 from protocol.plan import BatchView, DepthRule, Plan
+from protocol.record import RoundRecord
 from router.costs import CostCurves, ModelKey, TargetCosts
 from router.explain import describe
 from router.goodput import Goodput, GoodputConfig
@@ -119,10 +117,6 @@ class Learning:
             self._planned = self._next
             return self._planned.plan(view)
 
-    def prune(self, plan: Plan, drafts: Sequence[DraftBlock | None]) -> Sequence[int]:
+    def observe(self, record: RoundRecord) -> None:
         with self._lock:
-            return self._planned.prune(plan, drafts)
-
-    def observe(self, outcome: RoundOutcome) -> None:
-        with self._lock:
-            self._planned.observe(outcome)
+            self._planned.observe(record)

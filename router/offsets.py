@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from router.modes import Mode
+from protocol.plan import Mode
 
 SPREAD = 0.15  # of one round
 LEVEL, LEVEL_WANDERS = 0.06, 0.004

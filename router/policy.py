@@ -1,6 +1,6 @@
 """Policies: from what a target sees of its batch to how deep and how far each sequence is drafted.
 
-    plan -> (the pool drafts) -> prune -> (the target verifies) -> observe
+    plan -> (the pool drafts, the target verifies) -> observe
 
 A policy holds no clock and draws no random number: what it knows came in by `observe`. The ones here know nothing
 and need not; router/goodput.py learns.
@@ -9,13 +9,11 @@ and need not; router/goodput.py learns.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from protocol.draft import DraftBlock
-from protocol.outcome import RoundOutcome
 from protocol.plan import BatchView, DepthRule, Plan, SequenceView
+from protocol.record import RoundRecord
 
 
 class Policy(Protocol):
@@ -25,20 +23,14 @@ class Policy(Protocol):
     def plan(self, view: BatchView) -> Plan:
         """One length per sequence of the view, none longer than what the sequence can still commit."""
 
-    def prune(self, plan: Plan, drafts: Sequence[DraftBlock | None]) -> Sequence[int]:
-        """How many tokens of each draft are worth verifying. drafts: one per row, None where there is none."""
-
-    def observe(self, outcome: RoundOutcome) -> None:
+    def observe(self, record: RoundRecord) -> None:
         """What came of the plan."""
 
 
 class Steadfast:
-    """Learns nothing and verifies whatever was drafted."""
+    """Learns nothing."""
 
-    def prune(self, plan: Plan, drafts: Sequence[DraftBlock | None]) -> Sequence[int]:
-        return drafted_lengths(drafts)
-
-    def observe(self, outcome: RoundOutcome) -> None:
+    def observe(self, record: RoundRecord) -> None:
         return None
 
 
@@ -91,8 +83,9 @@ class Table(Steadfast):
 
 
 def uniform(view: BatchView, depth: DepthRule, length: int) -> Plan:
+    """The same for every sequence, in the last of the modes that the view allows."""
     lengths = tuple(min(length, sequence.remaining - 1) for sequence in view.sequences)
-    return Plan(depth if any(lengths) else None, lengths)
+    return Plan(depth if any(lengths) else None, lengths, mode=view.modes[-1])
 
 
 def granted(view: BatchView, plan: Plan) -> Plan:
@@ -112,7 +105,3 @@ def _row(plan: Plan, index: int, sequence: SequenceView) -> tuple[DepthRule | No
         return (plan.own[index] if plan.own else None), plan.lengths[index]
     length = min(asked.length, sequence.remaining - 1)
     return (DepthRule((asked.depth,)) if length else None), length
-
-
-def drafted_lengths(drafts: Sequence[DraftBlock | None]) -> list[int]:
-    return [len(draft.tokens) if draft else 0 for draft in drafts]

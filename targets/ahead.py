@@ -1,96 +1,186 @@
-"""Between messages and windows: what a round that drafts ahead says to the pool, and what it makes of the answers."""
+"""Drafting ahead: while a proposal is verified, the pool drafts the proposals behind its likely outcomes.
+
+    proposals  the branch behind what was committed, or a fresh draft for rows that have none at hand
+    during     the pool is told what is being verified; with early exits, half way what the target would pick so far
+
+Mirror-SD (Apple, 2025), section 3, and the speculation cache of SSD. Every token of a proposal is verified, so nothing
+that the pool says or fails to say changes a text.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 
-from protocol.branch import AheadRequest, AheadRow, ExitHint, HintRow
-from protocol.draft import DraftBlock, DraftStatus
-from protocol.plan import DepthRule, Plan
-from router.pipeline import Order, Window
+from protocol.branch import AheadRequest, AheadRow, ExitHint, HintRow, MirrorClient
+from protocol.errors import ConfigError
+from protocol.plan import BatchView, DepthRule, Mode, Plan
+from router.confidence import Calibration
+from router.policy import granted
+from targets.drafting import Drafting
+from targets.passes import Pass, ending
+from targets.pipeline import Order, Pipeline
+from targets.proposals import Proposal, Proposals
 from targets.scheduler import Schedule
 from targets.sequence import Sequence as Decoding
-from targets.step import Pass
+
+SHRINK = ((8, 8), (16, 4), (32, 2))  # (rows up to, branches of each)
+# Fresh drafts are waited for when fewer rows than this share of those that want one have a proposal at hand. By tokens
+# per second: with two tokens accepted of a proposal and a wait of half a pass, waiting breaks even at half of the rows.
+MIN_AT_HAND = 0.5
+PATIENCE = 0.5  # of a pass: how long branches that are on their way are waited for
 
 
-def fresh_window(plan: Plan, index: int, block: DraftBlock | None) -> Window | None:
-    """A fresh draft as a window; None where nothing was drafted."""
-    rule = rule_of(plan, index)
-    if block is None or rule is None or not block.tokens:
-        return None
-    order = Order(rule, plan.lengths[index])
-    return Window(block.base_length, block.tokens, block.exits, block.confidences, order)
+@dataclass(frozen=True, slots=True)
+class AheadConfig:
+    """How a target may draft ahead. modes: for the policy to choose from. fan_out: branches of a sequence at most.
+
+    early_top_k: early picks at each place at most. exit_layer: after how many layers they are taken; None: half.
+    """
+
+    modes: tuple[Mode, ...] = (Mode.SERIAL, Mode.AHEAD)
+    fan_out: int = 8
+    early_top_k: int = 2
+    exit_layer: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.fan_out < 1 or self.early_top_k < 1 or not self.modes:
+            raise ConfigError(f"fan_out and early_top_k must be at least 1, with a mode or more; got {self}")
 
 
-def as_block(sequence_id: int, window: Window, asked: DraftBlock | None) -> DraftBlock:
-    """A window that was at hand as a draft. asked: what the pool said of the sequence besides, a probe maybe."""
-    return DraftBlock(
-        sequence_id,
-        window.base_length,
-        DraftStatus.OK,
-        window.tokens,
-        window.exits,
-        window.confidences,
-        asked.probe if asked else None,
-    )
+class Ahead:
+    """The pool drafts while the target verifies."""
+
+    def __init__(
+        self,
+        drafting: Drafting,
+        client: MirrorClient,
+        opening: Callable[[], DepthRule | None],
+        calibration: Calibration,
+        fan_out: int,
+        clock: Callable[[], float],
+    ) -> None:
+        """client: that of `drafting`. opening: the depth for sequences whose prompts end. clock: seconds."""
+        self._drafting, self._client, self._opening, self._clock = drafting, client, opening, clock
+        self._calibration, self._fan_out = calibration, fan_out
+        self._pipeline = Pipeline()
+        self._told = 0  # the last round that was drafted ahead of
+        self._told_s = 0.0
+        self._longest = 0  # the longest draft that was planned lately
+
+    def proposals(self, schedule: Schedule) -> Proposals:
+        decoding, lengths, pipeline = schedule.decoding, schedule.plan.lengths, self._pipeline
+        before = pipeline.num_branches, pipeline.num_tokens, pipeline.num_fenced
+        in_time = self._told == self._drafting.round_id  # no round in another mode was played meanwhile
+        pipeline.keep([sequence.id for sequence in decoding] if in_time else ())
+        self._collect([sequence.id for sequence, length in zip(decoding, lengths, strict=True) if length])
+        found = [pipeline.resolve(sequence.id, sequence.tokens) for sequence in decoding]
+        at_hand = [own and self._drafting.read(own, length) for own, length in zip(found, lengths, strict=True)]
+        asked = self._drafting.draft(decoding, replace(schedule.plan, lengths=missing(lengths, at_hand)))
+        return replace(
+            asked,
+            rows=tuple(own or new for own, new in zip(at_hand, asked.rows, strict=True)),
+            num_branches=pipeline.num_branches - before[0],
+            num_branch_tokens=pipeline.num_tokens - before[1],
+            num_fenced=pipeline.num_fenced - before[2],
+        )
+
+    def during(self, schedule: Schedule, proposals: Proposals, running: Pass) -> None:
+        self.tell(schedule, proposals)
+
+    def tell(self, schedule: Schedule, proposals: Proposals) -> AheadRequest | None:
+        """What the pool may prepare, behind prompts that end too; the pipeline knows then what is in flight."""
+        prompts, plan, round_id = ending(schedule), schedule.plan, self._drafting.round_id
+        first = self._first_plan(prompts, plan.stop_probability)
+        self._longest = max(self._longest - 1, *plan.lengths, 0)
+        depth, most = plan.depth or first.depth, fan_out(len(plan.lengths) + len(prompts), self._fan_out)
+        for prompt in prompts:
+            self._pipeline.resolve(prompt.id, prompt.tokens)
+        rows = []
+        for sequence, own_plan, index, proposal in [
+            *((one, plan, *own) for one, own in zip(schedule.decoding, enumerate(proposals.rows), strict=True)),
+            *((one, first, index, None) for index, one in enumerate(prompts)),
+        ]:
+            tokens = proposal.tokens if proposal else ()
+            row = self._row(sequence, own_plan, index, depth, tokens, most)
+            rule = row and (row.context.depth or depth)
+            self._pipeline.begin(sequence.id, len(tokens), Order(rule, row.length, round_id) if row and rule else None)
+            rows += [row] if row else []
+        self._told, self._told_s = round_id, self._clock()
+        if depth is None or not rows:
+            return None
+        request = AheadRequest(self._drafting.incarnation, round_id, depth, tuple(rows))
+        self._client.ahead(request)
+        return request
+
+    def _collect(self, wanting: Sequence[int]) -> None:
+        """The branches that came, and those on their way for these sequences, for a part of the time of a pass."""
+        now = self._clock()
+        until = now + PATIENCE * (now - self._told_s)
+        self._pipeline.take(self._client.branches())
+        while (
+            any(map(self._pipeline.awaits, wanting))
+            and (left := until - self._clock()) > 0
+            and (came := self._client.branches(left))
+        ):
+            self._pipeline.take(came)
+
+    def _first_plan(self, prompts: Sequence[Decoding], stop_probability: float) -> Plan:
+        """What is likely to be planned for these when their prompts have ended: the longest that others have lately."""
+        opening = self._opening()
+        length = self._longest if opening else 0
+        view = BatchView(tuple(prompt.view(self._drafting.num_unseen(prompt), True) for prompt in prompts))
+        return granted(view, Plan(opening, (length,) * len(prompts), stop_probability=stop_probability))
+
+    def _row(
+        self, sequence: Decoding, plan: Plan, index: int, depth: DepthRule | None, tokens: tuple[int, ...], most: int
+    ) -> AheadRow | None:
+        """What may be drafted behind the outcomes of a sequence; no branch is longer than what the shortest leaves."""
+        rule, length = plan.rule(index), min(plan.lengths[index], sequence.remaining - 2)
+        if rule is None or length <= 0:
+            return None
+        context = self._drafting.context(sequence, rule if rule != depth else None)
+        if context is None:
+            return None
+        asked = plan.own and plan.own[index]
+        stop, power = 0.0 if asked else plan.stop_probability, self._calibration.power(rule.exits[-1])
+        return AheadRow(context, tokens, length, most, stop, power)
 
 
-def as_played(plan: Plan, windows: Sequence[Window | None]) -> Plan:
-    """The plan, with what the windows were ordered as: a policy must not take one plan's drafts for another's."""
-    orders = [window.order if window else None for window in windows]
-    lengths = tuple(
-        min(length, order.length) if order else length for length, order in zip(plan.lengths, orders, strict=True)
-    )
-    rules = tuple(order.rule if order else rule_of(plan, index) for index, order in enumerate(orders))
-    same = all(rule == plan.depth for rule in rules)
-    return replace(plan, lengths=lengths, own=plan.own if same else rules)
+class EarlyExits:
+    """Ahead, and half way through the pass the pool is told what the target would pick so far."""
+
+    def __init__(self, ahead: Ahead, client: MirrorClient, exit_layer: int, top_k: int) -> None:
+        self._ahead, self._client, self._exit_layer, self._top_k = ahead, client, exit_layer, top_k
+
+    def proposals(self, schedule: Schedule) -> Proposals:
+        return self._ahead.proposals(schedule)
+
+    def during(self, schedule: Schedule, proposals: Proposals, running: Pass) -> None:
+        request = self._ahead.tell(schedule, proposals)
+        if request is None:
+            return
+        count = fan_out(len(schedule.decoding), self._top_k)
+        places = [running.places(row.context.sequence_id) for row in request.rows]
+        picks = iter(running.early_picks(self._exit_layer, list(chain.from_iterable(places)), count))
+        rows = tuple(
+            HintRow(row.context.sequence_id, row.context.base_length, tuple(islice(picks, len(own))))
+            for row, own in zip(request.rows, places, strict=True)
+        )
+        self._client.hint(ExitHint(request.incarnation, request.round_id, rows))
 
 
-def rule_of(plan: Plan, index: int) -> DepthRule | None:
-    return (plan.own[index] if plan.own else None) or plan.depth
+def missing(lengths: Sequence[int], at_hand: Sequence[Proposal | None]) -> tuple[int, ...]:
+    """The lengths of the fresh drafts to wait for: of all rows that have nothing at hand, or of none."""
+    num_wanted, num_hits = sum(length > 0 for length in lengths), sum(own is not None for own in at_hand)
+    waits = num_hits < MIN_AT_HAND * num_wanted
+    return tuple(length if waits and own is None else 0 for length, own in zip(lengths, at_hand, strict=True))
 
 
-def ending(schedule: Schedule, ready: Pass) -> list[Decoding]:
-    """Whose prompt ends with this pass, which gives them their first token."""
-    chunks = ready.rows[len(schedule.decoding) :]
-    return [sequence for (sequence, _), row in zip(schedule.chunks, chunks, strict=True) if row.num_logits]
+def fan_out(num_rows: int, most: int) -> int:
+    """Branches of each sequence, and early picks at each position: fewer in larger batches, which share a pool's pass.
 
-
-def joined(plan: Plan, more: Plan) -> Plan:
-    """Of the rows of both, one after the other; the floor is that of the first."""
-    depth = plan.depth or more.depth
-    rules = (*_rules(plan), *_rules(more))
-    own = tuple(None if rule == depth else rule for rule in rules)
-    return replace(plan, depth=depth, lengths=plan.lengths + more.lengths, own=own if any(own) else ())
-
-
-def _rules(plan: Plan) -> Iterator[DepthRule | None]:
-    return (rule_of(plan, index) for index in range(len(plan.lengths)))
-
-
-def order_of(request: AheadRequest, row: AheadRow) -> Order:
-    """As what the row's branches come."""
-    return Order(row.context.depth or request.depth, row.length, request.round_id)
-
-
-def places_of(request: AheadRequest, decoding: Sequence[Decoding], num_logits: Sequence[int]) -> list[int]:
-    """Which of a pass's picks are those of the request's rows. num_logits: by decoding sequence."""
-    asked = {row.context.sequence_id for row in request.rows}
-    places: list[int] = []
-    start = 0
-    for sequence, count in zip(decoding, num_logits, strict=True):
-        if sequence.id in asked:
-            places += range(start, start + count)
-        start += count
-    return places
-
-
-def hint_of(request: AheadRequest, picks: Sequence[tuple[int, ...]]) -> ExitHint:
-    """picks: at the places of the request's rows, one more for each than its window has tokens."""
-    own = iter(picks)
-    rows = tuple(
-        HintRow(row.context.sequence_id, row.context.base_length, tuple(next(own) for _ in range(len(row.window) + 1)))
-        for row in request.rows
-    )
-    return ExitHint(request.incarnation, request.round_id, rows)
+    8 for up to 8 rows, 4 to 16, 2 to 32, 1 beyond; never more than `most`.
+    """
+    return min(most, next((number for rows, number in SHRINK if num_rows <= rows), 1))

@@ -11,24 +11,20 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
 
-from protocol.branch import MirrorClient
 from protocol.draft import DraftClient
 from protocol.errors import ConfigError, InvalidRequest, NotReady, PromptTooLong, QueueFull
+from protocol.limits import MAX_ROUNDS
+from protocol.record import RoundRecord
 from protocol.request import FinishReason, GenerateRequest, SequenceStats, TokenRun
-from protocol.stats import EngineStats, StepStats
+from protocol.stats import EngineStats
 from router.policy import Policy
-from targets.drafting import Drafting
-from targets.fence import Fences
-from targets.guarded_client import GuardedDraftClient, GuardedMirrorClient
-from targets.guarded_policy import GuardedPolicy
-from targets.mirror import MirrorConfig, MirrorStepper
+from targets.ahead import AheadConfig
+from targets.assemble import make_stepper
 from targets.model import TargetModel
-from targets.scheduler import Scheduler, SchedulerConfig
+from targets.scheduler import SchedulerConfig
 from targets.sequence import Sequence
-from targets.step import Stepper
-from targets.timeline import Timeline
 
 OnRun = Callable[[TokenRun], None]
 logger = logging.getLogger(__name__)
@@ -36,13 +32,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """max_queue: requests that may wait beyond the batch before more are refused."""
+    """max_queue: requests that may wait beyond the batch before more are refused. draft_deadline_ms: for the pool."""
 
     max_batch: int = 16
     max_queue: int = 64
     prefill_chunk: int = 512
     max_model_len: int | None = None
     incarnation: str = "engine"
+    draft_deadline_ms: float = 0.0
 
     def __post_init__(self) -> None:
         if min(self.max_batch, self.prefill_chunk) < 1 or self.max_queue < 0:
@@ -63,45 +60,28 @@ class Engine:
         policy: Policy,
         draft_client: DraftClient | None = None,
         config: EngineConfig | None = None,
-        mirror: MirrorConfig | None = None,
+        ahead: AheadConfig | None = None,
     ) -> None:
-        """mirror: draft ahead, so that the pool drafts while the target verifies; needs a client that can."""
+        """ahead: how drafts may come while the target verifies; needs a client that can."""
         self.config = config or EngineConfig()
         self.max_length = min(model.max_length, self.config.max_model_len or model.max_length)
         self._model = model
-        self._num_steps = 0
-        self._fences = Fences(lambda: self._num_steps)
-        scheduler = Scheduler(model.ledger, SchedulerConfig(self.config.max_batch, self.config.prefill_chunk))
-        self._drafting = self._open_drafting(draft_client, mirror) if draft_client else None
-        guarded = GuardedPolicy(policy, self._fences.around("policy"))
-        self._stepper = self._make_stepper(guarded, scheduler, mirror)
+        self._stepper = make_stepper(
+            model,
+            policy,
+            draft_client,
+            SchedulerConfig(self.config.max_batch, self.config.prefill_chunk),
+            self.config.incarnation,
+            self.config.draft_deadline_ms,
+            ahead,
+        )
         self._inbox = _Inbox()
         self._wake = threading.Condition()
         self._live: dict[str, tuple[Sequence, OnRun]] = {}
         self._next_id = 0
         self._open: set[str] = set()  # submitted and not finished, guarded by _wake
         self._beat = time.monotonic()
-        self._totals = StepStats()
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
-
-    def _open_drafting(self, client: DraftClient, mirror: MirrorConfig | None) -> Drafting:
-        """Raises ConfigError when drafts cannot come ahead."""
-        if mirror is not None and not isinstance(client, MirrorClient):
-            raise ConfigError(f"{type(client).__name__} does not draft ahead; leave mirror out")
-        fence = self._fences.around("way to the draft pool")
-        guarded = (
-            GuardedMirrorClient(client, fence)
-            if isinstance(client, MirrorClient)
-            else GuardedDraftClient(client, fence)
-        )
-        return Drafting(guarded, self.config.incarnation, self._model.decoder.config.vocab_size)
-
-    def _make_stepper(self, policy: Policy, scheduler: Scheduler, mirror: MirrorConfig | None) -> Stepper:
-        drafting = self._drafting
-        if mirror is None or drafting is None or not isinstance(drafting.client, MirrorClient):
-            return Stepper(self._model, policy, scheduler, drafting)
-        fence = self._fences.around("record of rounds")
-        return MirrorStepper(self._model, policy, scheduler, drafting, drafting.client, mirror, fence)
 
     def start(self) -> None:
         self._thread.start()
@@ -148,26 +128,20 @@ class Engine:
             return tuple(self._open)
 
     def stats(self) -> EngineStats:
-        scheduler, ledger, totals = self._stepper.scheduler, self._model.ledger, self._totals
+        scheduler, ledger, rounds = self._stepper.scheduler, self._model.ledger, self._stepper.rounds
         return EngineStats(
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
             num_free_pages=ledger.num_free,
             num_pages=ledger.num_pages,
-            num_steps=self._num_steps,
-            num_preempted=totals.num_preempted,
-            num_drafted=totals.drafted,
-            num_accepted=totals.accepted,
-            num_committed=totals.committed,
-            num_missed_drafts=self._drafting.num_missed if self._drafting else 0,
-            num_failures=self._fences.num_failures,
-            mirror=self._stepper.stats if isinstance(self._stepper, MirrorStepper) else None,
+            num_steps=rounds.num_steps,
+            num_failures=rounds.num_failures,
+            **{each.name: getattr(rounds.totals, each.name) for each in fields(rounds.totals)},
         )
 
-    @property
-    def timeline(self) -> Timeline | None:
-        """The last rounds; None where nothing is drafted ahead."""
-        return self._stepper.timeline if isinstance(self._stepper, MirrorStepper) else None
+    def last_rounds(self, count: int = MAX_ROUNDS) -> tuple[RoundRecord, ...]:
+        """Oldest first."""
+        return self._stepper.rounds.last(count)
 
     def _loop(self) -> None:
         reason = FinishReason.ABORT
@@ -195,14 +169,12 @@ class Engine:
 
     def _turn(self) -> None:
         try:
-            turn = self._stepper.step()
+            runs, _ = self._stepper.step()
         except Exception:
             logger.exception("a step of %d sequences failed; they end with an error", len(self._live))
             self._end_all(FinishReason.ERROR)
             return
-        self._num_steps += 1
-        self._totals = _add(self._totals, turn.stats)
-        for run in turn.runs:
+        for run in runs:
             self._deliver(run)
 
     def _take_inbox(self) -> bool:
@@ -271,13 +243,3 @@ def check_prompt(request: GenerateRequest, max_length: int, vocab_size: int) -> 
         )
     if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < vocab_size:
         raise InvalidRequest(f"a prompt token is outside the vocabulary of {vocab_size}", "prompt")
-
-
-def _add(totals: StepStats, step: StepStats) -> StepStats:
-    return replace(
-        totals,
-        num_preempted=totals.num_preempted + step.num_preempted,
-        drafted=totals.drafted + step.drafted,
-        accepted=totals.accepted + step.accepted,
-        committed=totals.committed + step.committed,
-    )

@@ -34,7 +34,7 @@ NUM_STEPS, DRAFT_LENGTH = 6, 4  # of the rounds whose overhead is taken
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
+class PassShape:
     """num_tokens new tokens in each row, behind `context` others; logits and picks for the last num_logits."""
 
     num_rows: int
@@ -67,13 +67,13 @@ def verify_axes(max_batch: int, ledger: PageLedger, max_length: int) -> VerifyAx
 @contextmanager
 def pass_timer(
     model: TargetModel, num_rows: int, num_positions: int, clock: Clock = time.perf_counter
-) -> Iterator[Callable[[Pass], float]]:
+) -> Iterator[Callable[[PassShape], float]]:
     """Times a pass in milliseconds, of at most so many rows and positions each. All pages are given back at the end."""
     names = range(-num_rows, 0)
     vocab_size = model.decoder.config.vocab_size
     sweep = sweeper(DRAFTER_BYTES, model.decoder.device)
 
-    def measure(one: Pass) -> float:
+    def measure(one: PassShape) -> float:
         tokens = [index % vocab_size for index in range(one.num_tokens)]
         rows = [ForwardRow(name, one.context, tokens, one.num_logits) for name in names[: one.num_rows]]
         first = one.context + one.num_tokens - one.num_logits + 1
@@ -102,7 +102,7 @@ def overhead_ms(model: TargetModel, num_rows: int, clock: Clock = time.perf_coun
     policy = Fixed(DepthRule((1,)), DRAFT_LENGTH)
     scheduler = Scheduler(model.ledger, SchedulerConfig(num_rows, prefill_chunk=num_rows))
     drafting = Drafting(_InstantClient(), "profile", model.decoder.config.vocab_size)
-    stepper = Stepper(model, policy, scheduler, drafting, clock)
+    stepper = Stepper(model, policy, scheduler, drafting, clock=clock)
     stop = StopRules(2 + NUM_STEPS * (DRAFT_LENGTH + 1))
     sequences = [
         Sequence(name, GenerateRequest(str(name), (0,), GREEDY, stop), model.max_length) for name in range(-num_rows, 0)
@@ -119,8 +119,8 @@ def overhead_ms(model: TargetModel, num_rows: int, clock: Clock = time.perf_coun
 
 def _rest_of_step(stepper: Stepper, clock: Clock) -> float:
     began = clock()
-    turn = stepper.step()
-    return max(0.0, 1e3 * (clock() - began) - turn.stats.verify_ms)
+    _, record = stepper.step()
+    return max(0.0, 1e3 * (clock() - began) - record.verify_ms)
 
 
 class _InstantClient:
@@ -130,7 +130,15 @@ class _InstantClient:
 
     def draft(self, request: DraftRequest) -> DraftReply:
         blocks = (
-            DraftBlock(row.sequence_id, row.base_length, DraftStatus.OK, (0,) * row.length) for row in request.rows
+            DraftBlock(
+                row.sequence_id,
+                row.base_length,
+                DraftStatus.OK,
+                tokens=(0,) * row.length,
+                exits=(1,) * row.length,
+                confidences=(0.5,) * row.length,
+            )
+            for row in request.rows
         )
         return DraftReply(request.incarnation, request.round_id, tuple(blocks))
 

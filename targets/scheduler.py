@@ -117,12 +117,10 @@ class Scheduler:
 
 def _cut(plan: Plan, lengths: list[int]) -> Plan:
     """What is left of the plan: its first rows, with these lengths."""
-    num_rows = len(lengths)
     if tuple(lengths) == plan.lengths:
         return plan
-    probes = tuple(row for row in plan.probes if row < num_rows)
-    depth = plan.depth if any(lengths) or probes else None
-    return replace(plan, depth=depth, lengths=tuple(lengths), own=plan.own[:num_rows], probes=probes)
+    depth = plan.depth if any(lengths) else None
+    return replace(plan, depth=depth, lengths=tuple(lengths), own=plan.own[: len(lengths)])
 
 
 def chunks(running: Iterable[Sequence], budget: int) -> list[tuple[Sequence, int]]:
