@@ -4,8 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from protocol.draft import Probe
 from protocol.plan import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """matches[e][i]: whether exit number e picks the committed token at position start + i; confidences alike."""
+
+    start: int
+    matches: tuple[tuple[bool, ...], ...]
+    confidences: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)

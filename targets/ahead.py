@@ -23,8 +23,8 @@ def fresh_window(plan: Plan, index: int, block: DraftBlock | None) -> Window | N
     return Window(block.base_length, block.tokens, block.exits, block.confidences, order)
 
 
-def as_block(sequence_id: int, window: Window, asked: DraftBlock | None) -> DraftBlock:
-    """A window that was at hand as a draft. asked: what the pool said of the sequence besides, a probe maybe."""
+def as_block(sequence_id: int, window: Window) -> DraftBlock:
+    """A window that was at hand as a draft."""
     return DraftBlock(
         sequence_id,
         window.base_length,
@@ -32,7 +32,6 @@ def as_block(sequence_id: int, window: Window, asked: DraftBlock | None) -> Draf
         window.tokens,
         window.exits,
         window.confidences,
-        asked.probe if asked else None,
     )
 
 
@@ -90,7 +89,7 @@ def hint_of(request: AheadRequest, picks: Sequence[tuple[int, ...]]) -> ExitHint
     """picks: at the places of the request's rows, one more for each than its window has tokens."""
     own = iter(picks)
     rows = tuple(
-        HintRow(row.context.sequence_id, row.context.base_length, tuple(next(own) for _ in range(len(row.window) + 1)))
+        HintRow(row.context.sequence_id, row.context.base_length, tuple(next(own) for _ in (*row.proposal, None)))
         for row in request.rows
     )
     return ExitHint(request.incarnation, request.round_id, rows)

@@ -85,14 +85,14 @@ class Drafting:
         return ask is not None and ask.silent_until > self._round + 1
 
     def draft(self, decoding: Sequence[Decoding], plan: Plan) -> Drafts:
-        """Drafts of at most the planned lengths, and the probes; depth must be given where there is any."""
+        """Drafts of at most the planned lengths; depth must be given where there is any."""
         asked = self.ask(decoding, plan)
         return self.taken(asked, decoding, self.client.draft(asked.request) if asked else None)
 
     def ask(self, decoding: Sequence[Decoding], plan: Plan) -> Asked | None:
         """What to send; None when nobody is asked for. Rounds that ask for nothing count too."""
         self._round += 1
-        wanting = [index for index, length in enumerate(plan.lengths) if length or index in plan.probes]
+        wanting = [index for index, length in enumerate(plan.lengths) if length]
         asking = [index for index in wanting if self._ask(decoding[index].id).silent_until <= self._round]
         if plan.depth is None or len(asking) <= MIN_SHARE * len(wanting):
             return None
@@ -164,7 +164,7 @@ class Drafting:
 
     def _planned_row(self, sequence: Decoding, plan: Plan, index: int) -> DraftRow:
         own, floor = self._own(plan, index)
-        return self._row(sequence, plan.lengths[index], own, floor, index in plan.probes)
+        return self._row(sequence, plan.lengths[index], own, floor)
 
     def _own(self, plan: Plan, index: int) -> tuple[DepthRule | None, float]:
         """The depth of a row, and its floor: a length that was asked for is drafted."""
@@ -177,12 +177,11 @@ class Drafting:
         length: int,
         depth: DepthRule | None = None,
         floor: float = 0.0,
-        probe: bool = False,
     ) -> DraftRow:
         ask = self._ask(sequence.id)
         start, ask.sent = ask.sent, len(sequence.tokens)
         tokens = tuple(sequence.tokens[start:])
-        return DraftRow(sequence.id, start, tokens, length, sequence.request.sampling, depth, floor, probe)
+        return DraftRow(sequence.id, start, tokens, length, sequence.request.sampling, depth, floor)
 
     def _read(self, row: DraftRow | None, block: DraftBlock | None) -> DraftBlock | None:
         if row is None or block is None or block.base_length != row.base_length:
@@ -200,6 +199,8 @@ class Drafting:
                 ask.silent_until = self._round + ask.silence
             case DraftStatus.TOO_LONG:
                 ask.silent_until = float("inf")
+            case DraftStatus.NOT_YET:
+                pass
         return self.read(block, row.length)
 
 

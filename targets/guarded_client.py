@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from math import isfinite
 
 from protocol.branch import AheadRequest, Branch, ExitHint, MirrorClient
-from protocol.draft import DraftBlock, DraftClient, DraftReply, DraftRequest, Probe
+from protocol.draft import DraftBlock, DraftClient, DraftReply, DraftRequest
 from targets.fence import Fence
 
 CERTAIN = 1.001  # a confidence is computed in float32
@@ -88,8 +88,6 @@ def sound_reply(reply: DraftReply | None) -> DraftReply | None:
             raise Nonsense(f"a draft that waited for {reply.wait_ms} ms")
         for block in reply.blocks:
             _check_draft(block)
-            if block.probe is not None:
-                _check_probe(block.probe)
     return reply
 
 
@@ -107,13 +105,6 @@ def _check_draft(draft: DraftBlock | Branch) -> None:
     if draft.tokens and min(draft.tokens) < 0:
         raise Nonsense(f"a draft with token {min(draft.tokens)}")
     _check_confidences(draft.confidences)
-
-
-def _check_probe(probe: Probe) -> None:
-    if [len(own) for own in probe.matches] != [len(own) for own in probe.confidences]:
-        raise Nonsense("a probe whose confidences are not those of its matches")
-    for own in probe.confidences:
-        _check_confidences(own)
 
 
 def _check_confidences(confidences: Sequence[float]) -> None:

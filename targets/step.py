@@ -209,7 +209,7 @@ def _outcome(sequence: Sequence, own: list[int], drafts: Drafts, index: int) -> 
     num_verified = len(own) - 1
     accepted = num_accepted(own, block.tokens[:num_verified])
     return RowOutcome(
-        sequence.id, accepted, num_verified, block.exits, block.confidences, drafts.num_fed[index], block.probe
+        sequence.id, accepted, num_verified, block.exits, block.confidences, drafts.num_fed[index]
     )
 
 

@@ -6,8 +6,8 @@ import random
 from collections.abc import Sequence
 
 from drafters.client import LocalDraftClient
+from drafters.limits import PoolLimits
 from drafters.nested import NestedDrafter
-from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
 from model.decoder import Decoder
 from protocol.branch import MirrorClient

@@ -1,7 +1,8 @@
 """Between messages and windows."""
 
 from protocol.branch import AheadRequest, AheadRow, HintRow
-from protocol.draft import DraftBlock, DraftRow, DraftStatus, Probe
+from protocol.draft import DraftBlock, DraftRow, DraftStatus
+from protocol.outcome import Probe
 from protocol.plan import DepthRule, Plan
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from router.pipeline import Order, Source, Window

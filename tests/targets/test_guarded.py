@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from protocol.branch import AheadRequest, Branch, BranchSource, ExitHint, MirrorClient
-from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus, Probe
-from protocol.outcome import RoundOutcome
+from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
+from protocol.outcome import Probe, RoundOutcome
 from protocol.plan import BatchView, DepthRule, Plan, SequenceView
 from protocol.request import SamplingParams
 from router.policy import Fixed, Policy
