@@ -19,11 +19,12 @@ from itertools import accumulate, repeat
 from operator import mul
 
 from drafters.nested import leaves
-from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus, Probe
+from drafters.outcomes import Guess
+from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.errors import ConfigError
+from protocol.outcome import Probe
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
-from router.branches import Guess
 
 UNIT = 2.0**-53
 
@@ -156,7 +157,7 @@ class OracleDrafter:
 
     def _tokens(self, sequence: _Open, row: DraftRow, exit_: int) -> tuple[int, ...]:
         """First choices, as many as the row's length and floor allow."""
-        length = drafted_length(row.length, self._ranking.acceptance[exit_], row.floor)
+        length = drafted_length(row.length, self._ranking.acceptance[exit_], row.stop_probability)
         positions = range(row.base_length, row.base_length + length)
         ranked = (self._best_two(sequence, position, exit_) for position in positions)
         return tuple(pair[0] for pair in ranked if pair)

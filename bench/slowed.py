@@ -13,9 +13,11 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 
-from drafters.nested import NestedDrafter, PassRow, Pick
+from drafters.nested import NestedDrafter
+from drafters.picks import PassRow, Pick
 from drafters.probe import ProbeRow
-from protocol.draft import DraftClient, DraftReply, DraftRequest, Probe
+from protocol.draft import DraftClient, DraftReply, DraftRequest
+from protocol.outcome import Probe
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 from targets.model import ForwardRow, TargetModel

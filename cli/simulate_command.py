@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
+from simulation.stepper import modes_of
 
 from cli.acceptance_file import acceptance_of, one_rate, read_acceptance
 from cli.arguments import whole
@@ -18,8 +19,8 @@ from cli.plan_command import choices_of, kept, rates
 from cli.simulate_tables import Capacity, draw, shown
 from deployments.config import AppConfig, GoodputSpeculation, PoolConfig, TargetConfig, load_config
 from deployments.policies import policy
+from drafters.limits import PoolLimits
 from drafters.manifest import Manifest
-from drafters.residents import PoolLimits
 from link.transport import TransportConfig
 from model.files import resolve
 from protocol.errors import ConfigError
@@ -29,7 +30,6 @@ from router.goodput import Goodput
 from router.policy import Policy
 from simulation.models import Memory
 from simulation.simulate import Circumstances, PoolSpec, TargetSpec, simulate
-from simulation.stepper import modes_of
 from simulation.target import Arrival
 from simulation.text import Drawn
 from targets.engine import EngineConfig

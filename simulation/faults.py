@@ -17,7 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from drafters.residents import PoolLimits
+from drafters.limits import PoolLimits
 from link.transport import TransportConfig
 from model.pages import PageLedger
 from protocol.plan import BatchView, DepthRule, Mode, Plan
@@ -36,23 +36,23 @@ from router.costs import (
 from simulation.models import Ledger, Memory, simulated_target
 from simulation.network import Faults
 from simulation.simulate import Circumstances, PoolSpec, Simulation, TargetResult, TargetSpec
-from simulation.stepper import Aimless
 from simulation.target import Arrival
 from simulation.text import Drawn, Rates, World
-from targets.engine import EngineConfig
+from targets.ahead import AheadConfig
 from targets.plain import generate
+from targets.scheduler import SchedulerConfig
 
 KEY = ModelKey("by hand", "0", "bf16", 1, "1")
 EXITS = (2, 4, 6)
 SURE = Drawn(EXITS, (Rates(((0.2, 0.6, 0.9, 1.0), (0.5, 0.8, 1.0, 1.0), (0.7, 0.9, 1.0, 1.0))),))
 RULES = (DepthRule((2,)), DepthRule((6,)), DepthRule((2, 4), (0.7,)), DepthRule((2, 4, 6), (0.5, 0.8)))
 KINDS = ("spike", "loss", "reorder", "twice", "cut", "lie")
-MODES = ((Mode.SERIAL,), (Mode.AHEAD,), (Mode.AHEAD_EARLY_EXIT,), tuple(Mode))
+AHEAD = (None, *(AheadConfig(modes) for modes in ((Mode.AHEAD,), (Mode.AHEAD_EARLY_EXIT,), tuple(Mode))))
 VOCAB = 40
 CHECK_EVERY_S = 0.02
 
 
-class Erratic(Aimless):
+class Erratic:
     """A policy that plans whatever is allowed, by seed."""
 
     def __init__(self, seed: int) -> None:
@@ -67,8 +67,11 @@ class Erratic(Aimless):
         self._rule = rng.choice(RULES) if rng.random() < 0.1 else self._rule
         lengths = tuple(min(rng.randrange(7), max(one.remaining - 1, 0)) for one in view.sequences)
         own = tuple(rng.choice((None, None, *RULES)) for _ in lengths) if rng.random() < 0.2 else ()
-        floor = rng.choice((0.0, 0.0, 0.3))
-        return self.planned(view, Plan(self._rule if any(lengths) else None, lengths, own), floor, rng)
+        stop, mode = rng.choice((0.0, 0.0, 0.3)), rng.choice(view.modes)
+        return Plan(self._rule if any(lengths) else None, lengths, own, stop, mode)
+
+    def observe(self, record: RoundRecord) -> None:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +138,8 @@ def _target(rng: random.Random, name: str) -> TargetSpec:
         lambda: Erratic(seed),
         SURE,
         arrivals,
-        EngineConfig(max_batch=rng.choice((2, 4)), prefill_chunk=rng.choice((8, 64))),
-        rng.choice(MODES),
+        SchedulerConfig(max_batch=rng.choice((2, 4)), prefill_chunk=rng.choice((8, 64))),
+        rng.choice(AHEAD),
         TransportConfig(deadline_s=0.01, discover_every_s=0.2, lost_every_s=0.02, avoid_s=0.1),
         Memory(rng.choice((24, 60)), 4, 256),
     )

@@ -10,8 +10,8 @@ import logging
 from collections import deque
 from collections.abc import Callable
 
+from drafters.limits import PoolLimits
 from drafters.nested import NestedDrafter
-from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
 from link.pool_thread import MAX_INBOX, busy
 from protocol.branch import AheadRequest, ExitHint

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from link.transport import TransportConfig
-from protocol.plan import Mode
 from protocol.record import RoundRecord
 from router.costs import CostCurves
 from router.policy import Policy
@@ -14,7 +13,8 @@ from simulation.models import Memory
 from simulation.simulate import Circumstances, PoolSpec, Result, TargetSpec, simulate
 from simulation.target import Arrival
 from simulation.text import Acceptance
-from targets.engine import EngineConfig
+from targets.ahead import AheadConfig
+from targets.scheduler import SchedulerConfig
 
 SPARE = 128  # positions of a sequence beyond its text: what is drafted and refused
 PAGE = 16
@@ -29,7 +29,7 @@ class Scenario:
     num_rows: int
     num_tokens: int = 200
     num_prompt: int = 64
-    modes: tuple[Mode, ...] = (Mode.SERIAL,)
+    ahead: AheadConfig | None = None
     deadline_s: float = 1.0
     pool: PoolSpec = field(default_factory=PoolSpec)
     around: Circumstances = field(default_factory=Circumstances)
@@ -57,8 +57,8 @@ def run(scenario: Scenario, policy: Callable[[], Policy]) -> Outcome:
         policy,
         scenario.acceptance,
         arrivals,
-        EngineConfig(max_batch=scenario.num_rows, prefill_chunk=chunk),
-        scenario.modes,
+        SchedulerConfig(max_batch=scenario.num_rows, prefill_chunk=chunk),
+        scenario.ahead,
         TransportConfig(scenario.deadline_s),
         memory,
     )

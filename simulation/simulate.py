@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from drafters.residents import PoolLimits
+from drafters.limits import PoolLimits
 from link.transport import TransportConfig
 from model.batch import RaggedBatch
 from protocol.errors import ConfigError
-from protocol.plan import Mode
 from protocol.record import RoundRecord
 from router.costs import CostCurves
 from router.policy import Policy
@@ -20,26 +19,28 @@ from simulation.loop import Loop
 from simulation.models import LAYERS, Memory, simulated_drafter, simulated_target
 from simulation.network import NONE, Faults
 from simulation.pool import Replica
-from simulation.stepper import make_stepper
 from simulation.target import Arrival, Served, Target, requests_of
 from simulation.text import Acceptance, World
-from targets.engine import EngineConfig
+from targets.ahead import AheadConfig
+from targets.assemble import make_stepper
+from targets.scheduler import SchedulerConfig
 
 VOCAB = 1000
+DEADLINE_SHARE = 0.8  # of a target's deadline, for the pool
 REVIVAL_S = 1.0  # after which a replica that died is replaced
 
 
 @dataclass(frozen=True, slots=True)
 class TargetSpec:
-    """One target replica. policy: makes a new one. modes: how its rounds may be played."""
+    """One target replica. policy: makes a new one. ahead: how it may draft ahead."""
 
     name: str
     curves: CostCurves
     policy: Callable[[], Policy]
     acceptance: Acceptance
     arrivals: Sequence[Arrival]
-    config: EngineConfig = field(default_factory=EngineConfig)
-    modes: tuple[Mode, ...] = (Mode.SERIAL,)
+    config: SchedulerConfig = field(default_factory=SchedulerConfig)
+    ahead: AheadConfig | None = None
     transport: TransportConfig = field(default_factory=TransportConfig)
     memory: Memory = field(default_factory=Memory)
 
@@ -173,10 +174,18 @@ class Simulation:
         client = VirtualDraftClient(self.network, spec.name, spec.transport) if self._pool else None
         if client is not None:
             self.clients.append(client)
-        config = replace(spec.config, incarnation=spec.name)
-        stepper, records = make_stepper(model, spec.policy(), client, config, spec.modes, self.loop.clock)
+        stepper = make_stepper(
+            model,
+            spec.policy(),
+            client,
+            spec.config,
+            spec.name,
+            deadline_ms=DEADLINE_SHARE * 1e3 * spec.transport.deadline_s,
+            ahead=spec.ahead,
+            clock=self.loop.clock,
+        )
         served = requests_of(number, spec.arrivals, self.world.vocab_size)
-        return Target(spec.name, self.loop, stepper, records, served, overheads(spec.curves, config.max_batch))
+        return Target(spec.name, self.loop, stepper, served, overheads(spec.curves, spec.config.max_batch))
 
     def _plan_death(self) -> None:
         self.loop.call_in(self._rng.expovariate(self._around.faults.deaths), self._kill_one)

@@ -67,14 +67,14 @@ def _request(target: int, number: int, arrival: Arrival, vocab_size: int) -> Gen
 
 @dataclass(slots=True)
 class Target:
-    """records: that its rounds have made. served: in order of arrival. overhead_ms: of a round, by decoding rows."""
+    """served: in order of arrival. overhead_ms: of a round, by decoding rows. records: of the rounds so far."""
 
     name: str
     loop: Loop
     stepper: Stepper
-    records: Several[RoundRecord]
     served: list[Served]
     overhead_ms: Several[float]
+    records: list[RoundRecord] = field(default_factory=list)
 
     @property
     def elapsed_s(self) -> float:
@@ -98,7 +98,8 @@ class Target:
 
     def _step(self, live: dict[str, Served]) -> None:
         num_rows = len(self.stepper.scheduler.decoding)
-        turn = self.stepper.step()
+        runs, record = self.stepper.step()
+        self.records.append(record)
         self.loop.sleep(1e-3 * self.overhead_ms[num_rows])
-        for run in turn.runs:
+        for run in runs:
             live[run.request_id].take(run, self.loop.now)

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from drafters.limits import PoolLimits
 from drafters.nested import NestedDrafter
-from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
 from model.decoder import Decoder
 from model.load import load_decoder

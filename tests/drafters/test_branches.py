@@ -8,16 +8,19 @@ from itertools import pairwise
 
 import pytest
 
-from drafters.ahead import Ahead, BranchJob, BranchRound, drafted_behind
-from drafters.nested import PassRow, Pick
-from drafters.residents import PoolLimits
+from drafters.branches import Preparation, drafted_behind
+from drafters.cached_tokens import CachedTokens
+from drafters.limits import PoolLimits
+from drafters.outcomes import Candidate, Guess
+from drafters.pending import PendingBranches
+from drafters.picks import PassRow, Pick
+from drafters.row import Priority, Row
 from model.decoder import Decoder
 from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource
 from protocol.draft import DraftStatus
 from protocol.plan import DepthRule
-from router.branches import Candidate, Guess
 from tests.drafters.mirror import MirrorTarget, Verified
-from tests.drafters.pool import DEEP, RULES, SHALLOW, Pool, expected, row, text
+from tests.drafters.pool import DEEP, GREEDY, RULES, SHALLOW, Pool, expected, row, text
 from tests.sizes import quick
 
 
@@ -323,8 +326,10 @@ def test_branches_that_cannot_be_handed_over_hurt_nobody(llama: Decoder) -> None
 def test_nothing_of_a_branch_shows_its_tokens() -> None:
     own = AheadRow(row(1, [98765], 0), (98766,), 2, 2)
     candidate, pick = Candidate(1, 98767, BranchSource.FULL, 0.5), Pick(98768, 4, 0.5, 98769)
-    job = BranchJob(length=2, picks=[pick], candidate=candidate, path=(98766, 98767))
-    round_ = BranchRound(AheadRequest("large", 1, DEEP, (own,)), print)
-    ahead = Ahead(round_, own, 3, [Guess(98766, 0.5, 98767)], [pick], ((98770,),), {job.outcome: job})
-    for one in (own, candidate, job, ahead, ahead.branch(job, 0), Guess(98766, 0.5, 98767)):
+    cached = CachedTokens(("large", 1), 1, DEEP, GREEDY, 0.0, [98765, 98766], 1)
+    trunk = Row(cached=cached, length=2, priority=Priority.AHEAD, picks=[pick, pick], lead=1)
+    pending = PendingBranches(AheadRequest("large", 1, DEEP, (own,)), print)
+    begun = {candidate.outcome: (candidate, trunk)}
+    prepared = Preparation(pending, own, trunk, 2, [Guess(98766, 0.5, 98767)], [pick], ((98770,),), begun)
+    for one in (own, candidate, trunk, prepared, prepared.branch(candidate, trunk), Guess(98766, 0.5, 98767)):
         assert "987" not in repr(one)

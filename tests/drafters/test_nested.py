@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from drafters.manifest import Manifest
-from drafters.nested import NestedDrafter, PassRow, Pick, bytes_per_position, leaves, load_nested
+from drafters.nested import NestedDrafter, bytes_per_position, leaves, load_nested
+from drafters.picks import PassRow, Pick
 from model.decoder import Decoder
 from model.execution import Execution
 from protocol.errors import ConfigError

@@ -9,7 +9,7 @@ from simulation.models import Memory
 from simulation.simulate import Circumstances, PoolSpec, Result, TargetSpec, simulate
 from simulation.target import Arrival
 from simulation.text import drawn
-from targets.engine import EngineConfig
+from targets.scheduler import SchedulerConfig
 from tests.simulation.curves import linear_curves
 
 EXITS = (8, 16)
@@ -24,7 +24,7 @@ def target(name: str, num_rows: int, num_tokens: int, num_prompt: int = 64, leng
         (lambda: Fixed(DepthRule((16,)), length)) if length else Off,
         RATES,
         [Arrival(0.0, num_prompt, num_tokens)] * num_rows,
-        EngineConfig(max_batch=num_rows, prefill_chunk=2048),
+        SchedulerConfig(max_batch=num_rows, prefill_chunk=2048),
         transport=TransportConfig(1.0),
         memory=Memory(num_rows * (num_prompt + num_tokens + 64) // 16 + num_rows, 16, 4096),
     )

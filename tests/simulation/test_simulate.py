@@ -11,6 +11,7 @@ from router.policy import Fixed, Off, Policy
 from simulation.scenarios import Outcome, Scenario, run
 from simulation.simulate import Circumstances, PoolSpec
 from simulation.text import Acceptance, Recorded, drawn
+from targets.ahead import AheadConfig
 from tests.simulation.curves import linear_curves
 
 EXITS = (2, 4, 6)
@@ -57,7 +58,7 @@ def test_a_text_is_the_same_however_it_is_drafted_and_a_simulation_the_same_when
     modes: tuple[Mode, ...],
 ) -> None:
     plain = run(Scenario(CURVES, always(0.6), 4, 80, around=Circumstances(seed=3)), Off)
-    scenario = Scenario(CURVES, always(0.6), 4, 80, modes=modes, around=Circumstances(seed=3, noise=0.1))
+    scenario = Scenario(CURVES, always(0.6), 4, 80, ahead=AheadConfig(modes), around=Circumstances(seed=3, noise=0.1))
     first, second = run(scenario, fixed(3)), run(scenario, fixed(3))
     assert texts(plain) == texts(first)
     assert first == second
@@ -68,7 +69,7 @@ def test_drafting_ahead_hides_the_draft_behind_the_pass() -> None:
     """Where all is accepted, the pool has drafted on by the time that the pass ends."""
     waits = {}
     for mode in (Mode.SERIAL, Mode.AHEAD):
-        outcome = run(Scenario(CURVES, always(1.0), 2, 100, modes=(mode,)), fixed(4))
+        outcome = run(Scenario(CURVES, always(1.0), 2, 100, ahead=AheadConfig((mode,))), fixed(4))
         waits[mode] = [record.draft_ms for record in outcome.records[3:-1]]
     assert min(waits[Mode.SERIAL]) > 1.0
     assert max(waits[Mode.AHEAD]) < 0.1

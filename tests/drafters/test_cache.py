@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from drafters.residents import PoolLimits
+from drafters.limits import PoolLimits
 from model.decoder import Decoder
 from protocol.draft import DraftStatus
 from tests.drafters.pool import Pool, expected, row, text
