@@ -11,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 from rich.console import Console
-from simulation.stepper import modes_of
 
 from cli.acceptance_file import acceptance_of, one_rate, read_acceptance
 from cli.arguments import whole
 from cli.plan_command import choices_of, kept, rates
 from cli.simulate_tables import Capacity, draw, shown
-from deployments.config import AppConfig, GoodputSpeculation, PoolConfig, TargetConfig, load_config
+from deployments.config import AppConfig, GoodputSpeculation, Mirror, PoolConfig, TargetConfig, load_config
 from deployments.policies import policy
 from drafters.limits import PoolLimits
 from drafters.manifest import Manifest
@@ -32,7 +31,8 @@ from simulation.models import Memory
 from simulation.simulate import Circumstances, PoolSpec, TargetSpec, simulate
 from simulation.target import Arrival
 from simulation.text import Drawn
-from targets.engine import EngineConfig
+from targets.ahead import AheadConfig
+from targets.scheduler import SchedulerConfig
 
 ALL = "all"
 PAGE = 16
@@ -196,7 +196,7 @@ def specified(args: argparse.Namespace, target: TargetConfig, pool: PoolConfig, 
     if mode is not None and target.speculation is None and target.name in asked:
         raise ConfigError(f"--mode: target {target.name} does not speculate, so it has no mode; leave it out")
     deadline_s = 1e-3 * target.speculation.deadline_ms if target.speculation else PATIENT_S
-    config = EngineConfig(target.max_batch, prefill_chunk=target.prefill_chunk)
+    config = SchedulerConfig(target.max_batch, target.prefill_chunk)
     length = max(args.prompt_tokens) + max(args.max_tokens) + SPARE
     return TargetSpec(
         target.name,
@@ -205,10 +205,19 @@ def specified(args: argparse.Namespace, target: TargetConfig, pool: PoolConfig, 
         known,
         arrivals=(),
         config=config,
-        modes=modes_of(target.speculation.mirror if target.speculation else None) if mode is None else (mode,),
+        ahead=ahead_of(target, mode),
         transport=TransportConfig(deadline_s),
         memory=Memory(target.max_batch * (length // PAGE + 1), PAGE, length),
     )
+
+
+def ahead_of(target: TargetConfig, mode: Mode | None) -> AheadConfig | None:
+    """mode: None: those that are configured."""
+    mirror = target.speculation.mirror if target.speculation else None
+    if mode is Mode.SERIAL or (mode is None and mirror is None):
+        return None
+    own = mirror or Mirror()
+    return AheadConfig(own.modes if mode is None else (mode,), own.fan_out, own.early_top_k, own.exit_layer)
 
 
 def pool_of(targets: Sequence[TargetSpec], pool: PoolConfig, num_replicas: int) -> PoolSpec:

@@ -12,6 +12,7 @@ import numpy as np
 from protocol.plan import DepthRule
 from protocol.record import Origin, RowRecord
 from simulation.simulate import TargetResult
+from simulation.target import Served
 
 Drafted = tuple[DepthRule | None, int]
 
@@ -51,8 +52,8 @@ def report(target: TargetResult) -> TargetReport:
     return TargetReport(
         target.name,
         target.tokens_per_s,
-        _quantiles([one.ttft_ms for one in target.served]),
-        _quantiles([one.tpot_ms for one in target.served]),
+        _quantiles([1e3 * (one.first_s - one.arrival.at_s) for one in target.served if one.first_s is not None]),
+        _quantiles([ms for one in target.served if (ms := _tpot_ms(one)) is not None]),
         1 + sum(row.num_accepted for row in rows) / len(rows) if rows else None,
         _mean([record.wait_ms for record in records]),
         _mean([record.draft_ms for record in records]),
@@ -66,9 +67,14 @@ def _drafted(row: RowRecord) -> Drafted:
     return (row.rule, row.length) if row.rule else (None, 0)
 
 
-def _quantiles(values: Sequence[float | None]) -> Quantiles | None:
-    known = [value for value in values if value is not None]
-    return Quantiles(*map(float, np.percentile(known, (50, 99)))) if known else None
+def _tpot_ms(served: Served) -> float | None:
+    if served.first_s is None or served.ended_s is None or len(served.tokens) < 2:
+        return None
+    return 1e3 * (served.ended_s - served.first_s) / (len(served.tokens) - 1)
+
+
+def _quantiles(values: Sequence[float]) -> Quantiles | None:
+    return Quantiles(*map(float, np.percentile(values, (50, 99)))) if values else None
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from protocol.branch import Branch
 from protocol.draft import DraftBlock, DraftReply
@@ -72,35 +72,24 @@ def lie(message: PoolMessage, rng: random.Random) -> PoolMessage:
     """One of the things that no drafter means."""
     if isinstance(message, DraftReply):
         if not message.blocks or rng.random() < 0.2:
-            return replace(message, round_id=rng.randrange(1000), wait_ms=rng.choice([0.0, float("nan"), 1e12]))
-        blocks = list(message.blocks)
-        index = rng.randrange(len(blocks))
-        blocks[index] = _twisted(blocks[index], rng)
-        return replace(message, blocks=tuple(blocks))
-    if not message.branches:
-        return replace(message, round_id=rng.randrange(1000), num_left=rng.randrange(9))
-    branches = list(message.branches)
-    index = rng.randrange(len(branches))
-    branches[index] = _twisted(branches[index], rng)
-    if rng.random() < 0.3:
-        branches[index] = replace(branches[index], key=rng.getrandbits(64))
-    return replace(message, branches=tuple(branches))
+            return replace(message, round_id=rng.randrange(99), wait_ms=rng.choice((0.0, float("nan"), 1e12)))
+        return replace(message, blocks=_twisted(message.blocks, rng))
+    return replace(message, branches=_twisted(message.branches, rng), round_id=rng.randrange(99))
 
 
-def _twisted(draft: Draft, rng: random.Random) -> Draft:
-    size = len(draft.tokens)
-    match rng.randrange(7):
-        case 0:
-            return replace(draft, tokens=tuple(rng.randrange(1 << 32) for _ in range(size)))
-        case 1:
-            return replace(draft, tokens=tuple(rng.randrange(64) for _ in range(size)))
-        case 2:
-            return replace(draft, confidences=(float("nan"),) * size)
-        case 3:
-            return replace(draft, tokens=draft.tokens * 2)
-        case 4:
-            return replace(draft, base_length=max(draft.base_length + rng.randrange(-2, 3), 0))
-        case 5:
-            return replace(draft, sequence_id=rng.randrange(8))
-        case _:
-            return replace(draft, exits=(7,) * size)
+def _twisted(drafts: tuple[Draft, ...], rng: random.Random) -> tuple[Draft, ...]:
+    """With one of them changed."""
+    index = rng.randrange(max(len(drafts), 1))
+    for draft in drafts[index : index + 1]:
+        size = len(draft.tokens)
+        changes: list[dict[str, Any]] = [
+            {"tokens": tuple(rng.randrange(1 << 32) for _ in range(size))},
+            {"tokens": tuple(rng.randrange(64) for _ in range(size))},
+            {"tokens": draft.tokens * 2},
+            {"confidences": (float("nan"),) * size},
+            {"exits": (7,) * size},
+            {"base_length": draft.base_length + rng.randrange(3)},
+            {"sequence_id": rng.randrange(8)},
+        ]
+        return (*drafts[:index], replace(draft, **rng.choice(changes)), *drafts[index + 1 :])
+    return drafts

@@ -34,16 +34,6 @@ class Served:
     tokens: list[int] = field(default_factory=list, repr=False)
     reason: FinishReason | None = None
 
-    @property
-    def ttft_ms(self) -> float | None:
-        return None if self.first_s is None else 1e3 * (self.first_s - self.arrival.at_s)
-
-    @property
-    def tpot_ms(self) -> float | None:
-        if self.first_s is None or self.ended_s is None or len(self.tokens) < 2:
-            return None
-        return 1e3 * (self.ended_s - self.first_s) / (len(self.tokens) - 1)
-
     def take(self, run: TokenRun, now: float) -> None:
         assert run.index == len(self.tokens), "a run is missing, or came twice"
         self.tokens += run.token_ids
