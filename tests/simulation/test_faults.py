@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import pytest
 
 from model.pages import PageLedger
+from protocol.branch import prefix_hash
 from simulation.faults import game, lost
+from targets import pipeline
+from targets.proposals import Proposal
 
 SAMPLE = 60
 
@@ -64,3 +69,17 @@ class Unreturned(PageLedger):
 @pytest.mark.parametrize("ledger", [Uncounted, Unreturned])
 def test_a_ledger_that_forgets_a_fork_is_found(ledger: type[PageLedger]) -> None:
     assert next(lost(range(200), ledger))[1].startswith("the books")
+
+
+def test_a_branch_key_that_ignores_the_last_token_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def resolve(self: pipeline.Pipeline, sequence_id: int, tokens: Sequence[int]) -> Proposal | None:
+        flight = self._flights.setdefault(sequence_id, pipeline._Flight())
+        flight.length, flight.hash = len(tokens), prefix_hash(tokens)
+        flight.found = flight.branches.get((len(tokens), prefix_hash(tokens[:-1])))
+        flight.branches.clear()
+        flight.order = None
+        return flight.found
+
+    monkeypatch.setattr(pipeline.Pipeline, "resolve", resolve)
+    monkeypatch.setattr("drafters.branches.prefix_hash", lambda path, trunk: prefix_hash(path[:-1], trunk))
+    assert "an outcome that did not happen" in next(lost(range(200)))[1]

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from statistics import fmean
+
+from drafters.limits import PoolLimits
 from link.transport import TransportConfig
 from protocol.plan import DepthRule
-from router.policy import Fixed, Off
+from router.costs import CostCurves
+from router.policy import Fixed
 from simulation.models import Memory
-from simulation.simulate import Circumstances, PoolSpec, Result, TargetSpec, simulate
+from simulation.simulate import PoolSpec, Result, TargetSpec, simulate
 from simulation.target import Arrival
 from simulation.text import drawn
 from targets.scheduler import SchedulerConfig
@@ -14,14 +19,18 @@ from tests.simulation.curves import linear_curves
 
 EXITS = (8, 16)
 GPU = linear_curves((14.0, 0.02, 0.02), (0.06, 0.004, 0.0004), EXITS, prefill=(14.0, 0.04), link_ms=0.3)
+DRAFT_BOUND = linear_curves((4.0, 0.01, 0.0), (0.1, 0.03, 0.0004), EXITS, prefill=(4.0, 0.02), link_ms=0.3)
+ROOMY = PoolLimits(max_rows=128)
 RATES = drawn({8: 0.6, 16: 0.75})
 
 
-def target(name: str, num_rows: int, num_tokens: int, num_prompt: int = 64, length: int = 5) -> TargetSpec:
+def target(
+    name: str, num_rows: int, num_tokens: int, num_prompt: int = 64, curves: CostCurves = GPU, length: int = 5
+) -> TargetSpec:
     return TargetSpec(
         name,
-        GPU,
-        (lambda: Fixed(DepthRule((16,)), length)) if length else Off,
+        curves,
+        lambda: Fixed(DepthRule((16,)), length),
         RATES,
         [Arrival(0.0, num_prompt, num_tokens)] * num_rows,
         SchedulerConfig(max_batch=num_rows, prefill_chunk=2048),
@@ -30,27 +39,34 @@ def target(name: str, num_rows: int, num_tokens: int, num_prompt: int = 64, leng
     )
 
 
+def test_a_row_whose_context_is_being_read_does_not_hold_up_the_others() -> None:
+    """The eighth comes later, and its prompt takes the pool ten rounds to read."""
+    slow = linear_curves((14.0, 0.02, 0.0), (0.06, 0.004, 0.01), EXITS, prefill=(1.0, 0.0), link_ms=0.3)
+    took = []
+    for late in ([], [Arrival(0.2, 1500, 8)]):
+        first = target("a", 8, 100, curves=slow)
+        result = simulate([replace(first, arrivals=[*first.arrivals[:7], *late], memory=Memory())], PoolSpec())
+        took.append(fmean(one.ended_s or 0.0 for one in result.targets[0].served[:7]))
+    assert took[1] < 1.05 * took[0]
+
+
 def drafted_per_s(result: Result) -> float:
     return sum(one.num_drafted for one in result.replicas) / result.elapsed_s
 
 
-def test_a_row_whose_context_is_still_being_run_does_not_hold_up_the_others() -> None:
-    """One of eight comes later, with a long prompt."""
-    around = Circumstances(seed=1)
-    alone, beside = [], []
-    for late in ([], [Arrival(0.3, 1500, 30)]):
-        spec = target("a", 8, 60)
-        spec = TargetSpec(
-            spec.name,
-            GPU,
-            spec.policy,
-            RATES,
-            [*spec.arrivals[:7], *late],
-            spec.config,
-            transport=TransportConfig(1.0),
-            memory=Memory(),
-        )
-        result = simulate([spec], PoolSpec(memory=Memory()), around)
-        own = [one.ended_s for one in result.targets[0].served[:7]]
-        (beside if late else alone).append(max(moment or 0.0 for moment in own))
-    assert beside[0] < 3 * alone[0]
+def test_a_pool_grows_with_its_replicas() -> None:
+    """Two targets that draft more than one replica can give."""
+    rates = {}
+    for num_replicas in (1, 2, 4):
+        pair = [target(name, 32, 60, curves=DRAFT_BOUND) for name in "ab"]
+        rates[num_replicas] = drafted_per_s(simulate(pair, PoolSpec(num_replicas, ROOMY)))
+    assert rates[2] > 1.8 * rates[1]
+    assert rates[4] > 3.4 * rates[1]
+
+
+def test_a_target_with_many_long_sequences_leaves_another_what_half_the_pool_would_give() -> None:
+    few = target("few", 4, 80)
+    many = target("many", 64, 60, num_prompt=1000)
+    alone = simulate([few], PoolSpec(limits=ROOMY, slower=2.0)).targets[0].tokens_per_s
+    beside = simulate([few, many], PoolSpec(limits=ROOMY)).targets[0].tokens_per_s
+    assert beside > 0.9 * alone
