@@ -37,22 +37,15 @@ class Link:
     """
 
     def __init__(
-        self,
-        member: PoolMember,
-        name: str,
-        connection: Connection,
-        on_message: OnMessage,
-        on_end: OnEnd,
-        clock: Callable[[], float] = time.monotonic,
+        self, member: PoolMember, name: str, connection: Connection, on_message: OnMessage, on_end: OnEnd
     ) -> None:
-        """name: of the target, which proved it. clock: of timeouts."""
+        """name: of the target, which proved it."""
         self.member = member
         self._name = name
         self.open = True
         self._connection = connection
         self._on_message = on_message
         self._on_end = on_end
-        self._clock = clock
         self._reading = threading.Lock()
         self._ending = threading.Lock()
 
@@ -72,11 +65,11 @@ class Link:
 
     def read(self, timeout_s: float = 0.0) -> None:
         """Hands on what has come, waiting for something so long; also when another thread reads meanwhile."""
-        until = self._clock() + timeout_s
+        until = time.monotonic() + timeout_s
         if not self._reading.acquire(timeout=max(timeout_s, 0.0)):
             return
         try:
-            if self.open and self._connection.wait(until - self._clock()):
+            if self.open and self._connection.wait(until - time.monotonic()):
                 for message in self._connection.receive():
                     self._on_message(self, decode_pool(message, self._name))
         except EOFError as error:

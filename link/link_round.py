@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -47,7 +48,8 @@ class Round:
 
     def wait(self, clock: Callable[[], float]) -> None:
         """Reads the link until it has come or is late."""
-        while not self.is_over and (left := self.expires - clock()) > 0:
+        until = time.monotonic() + self.expires - clock()
+        while not self.is_over and (left := until - time.monotonic()) > 0:
             self.link.read(left)
 
     @property

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from link.backoff import Ask, Backoff
-from link.connection import Connection, Traffic
+from link.connection import Traffic
 from link.discovery import Discover, Need, PoolMember, choose
 from link.link import Link, connect
 from link.link_round import Round, check_exits, fitting
@@ -132,12 +132,8 @@ class LinkedDraftClient:
         link.send(current.asked)
         if waits:
             self._asked = current
-        else:
-            self._read_aside(current)
-
-    def _read_aside(self, current: Round) -> None:
-        """Nobody reads what the engine does not wait for."""
-        threading.Thread(target=current.wait, args=(self._clock,), name="draft-probe", daemon=True).start()
+        else:  # nobody reads what the engine does not wait for
+            threading.Thread(target=current.wait, args=(self._clock,), name="draft-probe", daemon=True).start()
 
     def answer(self) -> DraftReply | None:
         current, self._asked = self._asked, None
@@ -172,9 +168,9 @@ class LinkedDraftClient:
         return taken
 
     def _read_branches(self, link: Link, timeout_s: float) -> None:
-        until = self._clock() + timeout_s
+        until = time.monotonic() + timeout_s
         link.read()
-        while not self._branches and link.open and (left := until - self._clock()) > 0:
+        while not self._branches and link.open and (left := until - time.monotonic()) > 0:
             link.read(left)
 
     def close(self, sequence_ids: Sequence[int]) -> None:
@@ -242,19 +238,13 @@ class LinkedDraftClient:
             return
         del self._avoid[member.incarnation]
         logger.info("drafting on %s at %s", member.incarnation, member.address)
-        old = self._use(member, connection)
+        self._backoff = Backoff(self._clock)
+        with self._switching:
+            old, self._link = self._link, Link(member, self._incarnation, connection, self._on_message, self._on_end)
         if old is not None:
             self._retire(old)
         if self._on_link is not None:
             self._on_link(member)
-
-    def _use(self, member: PoolMember, connection: Connection) -> Link | None:
-        """From the next round on. Returns the link that was used so far."""
-        self._backoff = Backoff(self._clock)
-        link = Link(member, self._incarnation, connection, self._on_message, self._on_end, self._clock)
-        with self._switching:
-            old, self._link = self._link, link
-        return old
 
     def _leave_alone(self, member: PoolMember) -> None:
         self._avoid[member.incarnation] = self._clock() + self._config.avoid_s
