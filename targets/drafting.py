@@ -184,9 +184,12 @@ class Drafting:
         return DraftRow(sequence.id, start, tokens, length, sequence.request.sampling, depth, floor)
 
     def _read(self, row: DraftRow | None, block: DraftBlock | None) -> DraftBlock | None:
-        if row is None or block is None or block.base_length != row.base_length:
+        if row is None:
             return None
         ask = self._ask(row.sequence_id)
+        if block is None or block.base_length != row.base_length:
+            ask.sent = min(ask.sent, row.start)  # its replica may not have seen it
+            return None
         match block.status:
             case DraftStatus.OK:
                 ask.silence = 1

@@ -231,7 +231,7 @@ class MirrorStepper(Stepper):
             for index, (window, block) in enumerate(zip(found, drafts.blocks, strict=True))
         ]
         blocks = [
-            self._pool.read(as_block(sequence.id, window, block), length) if window else block
+            self._pool.read(as_block(sequence.id, window), length) if window else block
             for sequence, window, length, block in zip(decoding, found, plan.lengths, drafts.blocks, strict=True)
         ]
         waited = waits and (any(drafts.num_fed) or not drafts.answered)  # silent sequences are not asked for
