@@ -1,23 +1,23 @@
-"""A target's way to the pool over virtual links: link/transport.py with another socket and another way to a new one."""
+"""A target's way to the pool over virtual links: link/ as it is, with another socket and another way to a new one."""
 
 from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 
 from link.connection import Connection, Traffic
-from link.discovery import Need, PoolMember, choose
-from link.link import Link
-from link.link_round import Round
-from link.transport import LinkedDraftClient, TransportConfig
+from link.discovery import Need, PoolMember
+from link.link import Link, OnMessage
+from link.links import Links, TransportConfig
+from link.transport import LinkedDraftClient
 from protocol.wire import PoolMessage, encode_pool
 from simulation.loop import Actor, Loop
 from simulation.network import Faults, Wire, lie
 from simulation.pool import Replica
 
 VOCABULARY = "table"
+NEED = Need(VOCABULARY, ())
 
 
 class VirtualConnection(Connection):
@@ -25,8 +25,8 @@ class VirtualConnection(Connection):
 
     def __init__(self, loop: Loop, owner: str, replica: Replica, delay_s: float, faults: Faults, seed: int) -> None:
         self.open = True
-        self.on_arrival: Callable[[], None] = lambda: None
-        self._loop, self._owner, self._replica, self._faults = loop, owner, replica, faults
+        self.replica = replica
+        self._loop, self._owner, self._faults = loop, owner, faults
         self._rng = random.Random(seed)
         self._there = Wire(loop, delay_s, faults, self._rng, self._reach_pool)
         self._back = Wire(loop, delay_s, faults, self._rng, self._reach_target)
@@ -41,10 +41,23 @@ class VirtualConnection(Connection):
         return True
 
     def wait(self, timeout_s: float) -> bool:
-        if self.open and not self._inbox and timeout_s > 0:
-            self._reader = self._loop.actor
-            self._loop.wait(self._loop.now + timeout_s)
-            self._reader = None
+        return bool(self.ready([self], timeout_s))
+
+    @staticmethod
+    def ready(connections: Sequence[Connection], timeout_s: float) -> list[int]:
+        own = [one for one in connections if isinstance(one, VirtualConnection)]
+        if timeout_s > 0 and not any(one.has_come for one in own):
+            loop = own[0]._loop
+            for one in own:
+                one._reader = loop.actor
+            loop.wait(loop.now + timeout_s)
+            for one in own:
+                one._reader = None
+        return [place for place, one in enumerate(own) if one.has_come]
+
+    @property
+    def has_come(self) -> bool:
+        """Something to receive, the end included."""
         return bool(self._inbox) or not self.open
 
     def receive(self) -> list[bytes]:
@@ -58,17 +71,10 @@ class VirtualConnection(Connection):
         """Both ends see it at once."""
         if self.open:
             self.open = False
-            self._replica.drop(self._owner)
+            self.replica.drop(self._owner)
             self._wake()
 
     shut = close = cut
-
-    def flush(self) -> bool:
-        return True
-
-    @property
-    def hung_up(self) -> bool:
-        return not self.open
 
     @property
     def traffic(self) -> Traffic:
@@ -76,16 +82,14 @@ class VirtualConnection(Connection):
 
     def _reach_pool(self, data: bytes) -> None:
         if self.open:
-            self._replica.receive(self._owner, data, self._reply, self.cut)
+            self.replica.receive(self._owner, data, self._reply, self.cut)
 
     def _reply(self, message: PoolMessage) -> None:
         """At the end of the pass that made it."""
-        if not self.open:
-            return
-        if self._faults.lie and self._rng.random() < self._faults.lie:
-            message = lie(message, self._rng)
-        if not self._back.send(encode_pool(message), self._replica.clock()):
-            self._loop.call_at(self._replica.clock(), self.cut)
+        if self.open:
+            told = lie(message, self._rng) if self._rng.random() < self._faults.lie else message
+            if not self._back.send(encode_pool(told), self.replica.clock()):
+                self._loop.call_at(self.replica.clock(), self.cut)
 
     def _reach_target(self, data: bytes) -> None:
         if self.open:
@@ -96,94 +100,77 @@ class VirtualConnection(Connection):
     def _wake(self) -> None:
         if self._reader is not None:
             self._loop.wake(self._reader)
-        else:
-            self.on_arrival()
 
 
-@dataclass(slots=True)
 class Network:
-    """The replicas there are, and what lies between them and the targets. delay_s: one way."""
+    """The replicas there are, and what lies between them and the targets."""
 
-    loop: Loop
-    replicas: list[Replica]
-    delay_s: float
-    faults: Faults
-    seed: int
-    connections: list[tuple[Replica, VirtualConnection]] = field(default_factory=list)
-    num_opened: int = 0
+    def __init__(self, loop: Loop, delay_s: float, faults: Faults, seed: int) -> None:
+        """delay_s: one way."""
+        self.loop = loop
+        self.replicas: list[Replica] = []
+        self.num_opened = 0
+        self._delay_s, self._faults, self._seed = delay_s, faults, seed
+        self._connections: list[VirtualConnection] = []
 
-    def members(self) -> list[PoolMember]:
-        return [self._member(one) for one in self.replicas if one.open]
+    @property
+    def living(self) -> list[Replica]:
+        return [one for one in self.replicas if one.open]
 
-    def connect(self, member: PoolMember, target: str) -> VirtualConnection:
+    def connect(self, replica: Replica, target: str) -> VirtualConnection:
         self.num_opened += 1
-        replica = next(one for one in self.replicas if one.name == member.incarnation)
-        owner = f"{target}#{self.num_opened}"
-        seed = self.seed * 1000 + self.num_opened
-        made = VirtualConnection(self.loop, owner, replica, self.delay_s, self.faults, seed)
-        self.connections.append((replica, made))
+        owner, seed = f"{target}#{self.num_opened}", self._seed * 1000 + self.num_opened
+        made = VirtualConnection(self.loop, owner, replica, self._delay_s, self._faults, seed)
+        self._connections = [*(one for one in self._connections if one.open), made]
         return made
 
     def kill(self, replica: Replica) -> None:
-        replica.die()
-        for of, connection in self.connections:
-            if of is replica:
+        """At once, with everything that it knows."""
+        replica.open = False
+        for connection in self._connections:
+            if connection.replica is replica:
                 connection.cut()
-        self.connections = [(of, one) for of, one in self.connections if one.open]
-
-    def _member(self, replica: Replica) -> PoolMember:
-        told = replica.worker.describe()
-        owners = sum(of is replica and one.open for of, one in self.connections)
-        stats = replica.worker.stats()
-        return PoolMember(
-            "", replica.name, told.exits, VOCABULARY, told.max_positions, owners, stats, limits=replica.limits
-        )
 
 
-class VirtualDraftClient(LinkedDraftClient):
-    def __init__(self, network: Network, incarnation: str, config: TransportConfig) -> None:
-        super().__init__(incarnation, _nobody, Need(VOCABULARY, ()), config, network.loop.clock)
+class VirtualLinks(Links):
+    """Found and opened by events."""
+
+    def __init__(self, network: Network, target: str, config: TransportConfig, on_message: OnMessage) -> None:
+        super().__init__(target, _nobody, NEED, config, network.loop.clock, on_message, None)
         self._network = network
         self._stopped = False
 
     def begin(self) -> None:
-        """Connects to the best replica, and looks for a better one from time to time."""
+        """Connects to every replica, and looks for others from time to time."""
         if not self._stopped:
             self._look()
-            config = self._config
-            self._network.loop.call_in(config.discover_every_s if self._link else config.lost_every_s, self.begin)
+            self._network.loop.call_in(self._config.discover_every_s, self.begin)
 
     def end(self) -> None:
         self._stopped = True
-        if self._link is not None:
-            self._link.close()
+        for route in self.routes.values():
+            route.link.close()
+
+    def _look(self) -> None:
+        for replica in () if self._stopped else self._network.living:
+            left_alone = self._avoid.get(replica.name, 0.0) > self._clock()
+            if replica.name not in self.routes and not left_alone:
+                self._use(member_of(replica), self._network.connect(replica, self._target))
 
     def _on_end(self, link: Link) -> None:
         super()._on_end(link)
         self._network.loop.call_in(self._config.lost_every_s, self._look)
 
-    def _look(self) -> None:
-        if self._stopped:
-            return
-        loop, network = self._network.loop, self._network
-        self._avoid = {name: until for name, until in self._avoid.items() if until > loop.now}
-        members = [member for member in network.members() if member.incarnation not in self._avoid]
-        best = choose(members, self.replica, self._incarnation)
-        if best is None or best.incarnation == self.replica:
-            return
-        connection = network.connect(best, self._incarnation)
-        old = self._use(best, connection)
-        connection.on_arrival = self._on_arrival
-        if old is not None:
-            loop.call_in(self._config.deadline_s, old.close)
 
-    def _read_aside(self, current: Round) -> None:
-        """What arrives is read at once, see `_on_arrival`."""
+class VirtualDraftClient(LinkedDraftClient):
+    def __init__(self, network: Network, incarnation: str, config: TransportConfig) -> None:
+        super().__init__(incarnation, _nobody, NEED, config, network.loop.clock)
+        self.links = self._links = VirtualLinks(network, incarnation, config, self._on_message)
 
-    def _on_arrival(self) -> None:
-        """While the target is in a pass, or at rest."""
-        if self._backoff.resting and self._link is not None:
-            self._link.read()
+
+def member_of(replica: Replica) -> PoolMember:
+    told, stats = replica.worker.describe(), replica.worker.stats()
+    return PoolMember("", replica.name, told.exits, VOCABULARY, told.max_positions, 0, stats, limits=replica.limits)
 
 
 async def _nobody() -> Sequence[PoolMember]:

@@ -52,11 +52,6 @@ class Replica:
         """Its link has ended."""
         self._post(lambda: self.worker.drop(owner))
 
-    def die(self) -> None:
-        """At once, with everything that it knows."""
-        self.open = False
-        self._inbox.clear()
-
     def _post(self, action: Event) -> None:
         if self.open:
             self._inbox.append(action)

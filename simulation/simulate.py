@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from drafters.limits import PoolLimits
-from link.transport import TransportConfig
+from link.links import TransportConfig
 from model.batch import RaggedBatch
 from protocol.errors import ConfigError
 from protocol.record import RoundRecord
 from router.costs import CostCurves
 from router.policy import Policy
 from simulation.costs import PoolCharge, overheads, pass_ms
-from simulation.links import Network, VirtualDraftClient
+from simulation.links import Network, VirtualDraftClient, VirtualLinks
 from simulation.loop import Loop
 from simulation.models import LAYERS, Memory, simulated_drafter, simulated_target
 from simulation.network import NONE, Faults
@@ -26,7 +26,6 @@ from targets.assemble import make_stepper
 from targets.scheduler import SchedulerConfig
 
 VOCAB = 1000
-DEADLINE_SHARE = 0.8  # of a target's deadline, for the pool
 REVIVAL_S = 1.0  # after which a replica that died is replaced
 
 
@@ -119,27 +118,26 @@ class Simulation:
         self.world = World(
             around.vocab_size, acceptance, around.seed, around.second, around.early, lambda: 1e3 * self.loop.now
         )
-        self.replicas: list[Replica] = []
-        self.clients: list[VirtualDraftClient] = []
+        self.links: list[VirtualLinks] = []
         self._exits = exits.pop()
         self._pool = pool
         self._around = around
         self._rng = random.Random(around.seed)
         self._curves = next((target.curves for target in targets if target.curves.drafter), targets[0].curves)
-        self.network = Network(self.loop, self.replicas, self._delay_s(pool), around.faults, around.seed)
+        self.network = Network(self.loop, self._delay_s(pool), around.faults, around.seed)
         for number in range(pool.num_replicas if pool else 0):
             self._add_replica(f"replica {number}")
         self.targets = [self._make_target(number, spec) for number, spec in enumerate(targets)]
 
     def run(self) -> Result:
-        for client in self.clients:
-            client.begin()
+        for links in self.links:
+            links.begin()
         if self._around.faults.deaths:
             self._plan_death()
         self.loop.run((target.name, target.run) for target in self.targets)
         elapsed = self.loop.now
         self._end()
-        replicas = [(one.busy_s / elapsed, one.worker.stats().num_drafted) for one in self.replicas]
+        replicas = [(one.busy_s / elapsed, one.worker.stats().num_drafted) for one in self.network.replicas]
         return Result(
             tuple(TargetResult(one.name, tuple(one.served), tuple(one.records), one.elapsed_s) for one in self.targets),
             tuple(ReplicaResult(*one) for one in replicas),
@@ -150,9 +148,8 @@ class Simulation:
         """Raises AssertionError when the books contradict themselves."""
         for target in self.targets:
             target.stepper.model.ledger.check()
-        for replica in self.replicas:
-            if replica.open:
-                replica.worker.check()
+        for replica in self.network.living:
+            replica.worker.check()
 
     def _delay_s(self, pool: PoolSpec | None) -> float:
         if pool is None:
@@ -163,7 +160,7 @@ class Simulation:
         assert self._pool is not None
         charge = PoolCharge(self._curves, self._pool.slower)
         drafter = simulated_drafter(self.world, self._exits, charge, self._pool.memory)
-        self.replicas.append(Replica(self.loop, name, drafter, charge, self._pool.limits))
+        self.network.replicas.append(Replica(self.loop, name, drafter, charge, self._pool.limits))
 
     def _make_target(self, number: int, spec: TargetSpec) -> Target:
         def charge(start: int, stop: int, batch: RaggedBatch) -> None:
@@ -173,14 +170,13 @@ class Simulation:
         model = simulated_target(self.world, charge, spec.memory)
         client = VirtualDraftClient(self.network, spec.name, spec.transport) if self._pool else None
         if client is not None:
-            self.clients.append(client)
+            self.links.append(client.links)
         stepper = make_stepper(
             model,
             spec.policy(),
             client,
             spec.config,
             spec.name,
-            deadline_ms=DEADLINE_SHARE * 1e3 * spec.transport.deadline_s,
             ahead=spec.ahead,
             clock=self.loop.clock,
         )
@@ -192,7 +188,7 @@ class Simulation:
 
     def _kill_one(self) -> None:
         """Another replica takes the place of the one that dies."""
-        if living := [one for one in self.replicas if one.open]:
+        if living := self.network.living:
             victim = self._rng.choice(living)
             self.network.kill(victim)
             self.loop.call_in(REVIVAL_S, lambda: self._add_replica(f"{victim.name}'"))
@@ -200,13 +196,12 @@ class Simulation:
 
     def _end(self) -> None:
         """Hangs up, lets what is on its way arrive, and looks at the books."""
-        for client in self.clients:
-            client.end()
+        for links in self.links:
+            links.end()
         self.loop.run_until(self.loop.now + 1.0)
         self.check()
         for target in self.targets:
             assert not target.stepper.model.ledger.sequences, "a text has ended, and its pages are held"
-        for replica in self.replicas:
-            if replica.open:
-                assert not replica.worker.stats().num_sequences, "the links have ended, and sequences are left"
-                assert replica.drafter.ledger.num_free == replica.drafter.ledger.num_pages, "pages are left"
+        for replica in self.network.living:
+            assert not replica.worker.stats().num_sequences, "the links have ended, and sequences are left"
+            assert replica.drafter.ledger.num_free == replica.drafter.ledger.num_pages, "pages are left"

@@ -130,9 +130,10 @@ class Drafting:
 
     def _read(self, row: DraftRow, block: DraftBlock | None) -> DraftBlock | None:
         """The block of a row as the target may verify it; None where it is no answer to this row."""
-        if block is None or block.base_length != row.base_length:
-            return None
         ask = self._ask(row.sequence_id)
+        if block is None or block.base_length != row.base_length:
+            ask.sent = min(ask.sent, row.start)  # its replica may not have seen it
+            return None
         match block.status:
             case DraftStatus.OK:
                 ask.silence = 1

@@ -11,7 +11,7 @@ from drafters.limits import PoolLimits
 from drafters.picks import PassRow, Pick
 from drafters.row import Row
 from drafters.worker import DraftWorker
-from link.link_round import Round, check_exits
+from link.share import Share, check_exits, merged
 from protocol.branch import BranchReply
 from protocol.decode import decode_pool, decode_target
 from protocol.draft import DraftReply, DraftRequest, DraftRow, DraftStatus
@@ -130,9 +130,9 @@ class Bench:
         if isinstance(message, DraftReply):
             link: Any = SimpleNamespace(open=True, member=SimpleNamespace(exits=EXITS, max_positions=128))
             rows = tuple(DraftRow(name, 0, (1, 2, 3, 4), 4, SamplingParams()) for name in range(3))
-            round_ = Round(DraftRequest("target", 1, RULE, rows), link, 1.0)
-            round_.add(message)
-            round_.reply()
+            share = Share(DraftRequest("target", 1, RULE, rows), link, 1.0)
+            share.add(message)
+            merged(share.asked, [share])
             return
         for branch in message.branches:
             check_exits(branch.exits, EXITS)

@@ -24,7 +24,7 @@ class Replica:
 
     def __init__(self, worker: DraftWorker) -> None:
         self.runner = LoopThread(asyncio.new_event_loop())
-        self.thread = PoolThread(worker, time.monotonic)
+        self.thread = PoolThread(worker, worker._clock)
         self.thread.start()
         self.num_clients = 0
         told = worker.describe()

@@ -128,14 +128,14 @@ def test_whatever_goes_wrong_while_it_rests_a_target_goes_on_looking(
     directory = Directory()
     with client(runner, directory) as drafts:
         wait_until(lambda: directory.asked > 1)
-        rest, failures = drafts._rest, [RuntimeError("scripted")] * 3
+        rest, failures = drafts._links._rest, [RuntimeError("scripted")] * 3
 
         async def fails() -> None:
             if failures:
                 raise failures.pop()
             await rest()
 
-        drafts._rest = fails  # type: ignore[method-assign]
+        drafts._links._rest = fails  # type: ignore[method-assign]
         wait_until(lambda: not failures)
         pool = ScriptedPool()
         directory.pools.append(pool)

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from link.backoff import MISSES, PAUSES_S, RECOVERED, Ask, Backoff
-from link.discovery import Need, PoolMember, choose
+from link.discovery import Need, PoolMember
 from link.listening import bind
 from link.pool_thread import MAX_INBOX, PoolThread
 from link.transport import LinkedDraftClient
@@ -92,30 +92,6 @@ def test_only_misses_in_a_row_count() -> None:
         backoff.missed()
         backoff.answered()
     assert backoff.ask() is Ask.WAIT
-
-
-def test_the_first_choice_is_the_least_wait_then_the_fewest_streams() -> None:
-    busy, free = member("busy", wait_ms=30.0), member("free", wait_ms=1.0, num_streams=3)
-    assert choose([busy, free], None, "t") is free
-    assert choose([free, member("idle", wait_ms=1.5)], None, "t") == member("idle", wait_ms=1.5)
-    assert choose([], None, "t") is None
-
-
-def test_targets_that_start_together_spread_over_equal_replicas() -> None:
-    members = [member("a"), member("b")]
-    chosen = {choose(members, None, f"target-{index}") for index in range(20)}
-    assert chosen == set(members)
-
-
-@pytest.mark.parametrize(("used_ms", "other_ms", "moves"), [(5.0, 4.0, False), (5.0, 2.0, False), (20.0, 3.0, True)])
-def test_a_target_moves_only_for_clearly_less_wait(used_ms: float, other_ms: float, moves: bool) -> None:
-    used, other = member("used", wait_ms=used_ms), member("other", wait_ms=other_ms)
-    assert choose([used, other], "used", "t") is (other if moves else used)
-
-
-def test_a_replica_that_vanished_is_replaced() -> None:
-    other = member("other", wait_ms=50.0)
-    assert choose([other], "gone", "t") is other
 
 
 def test_a_drafter_must_share_vocabulary_and_exits() -> None:
