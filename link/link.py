@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from link.connection import Connection, Traffic, ready
+from link.connection import Connection, Traffic
 from link.discovery import PoolMember
 from link.handshake import Handshake
 from protocol.decode import decode_pool
@@ -37,15 +37,22 @@ class Link:
     """
 
     def __init__(
-        self, member: PoolMember, name: str, connection: Connection, on_message: OnMessage, on_end: OnEnd
+        self,
+        member: PoolMember,
+        name: str,
+        connection: Connection,
+        on_message: OnMessage,
+        on_end: OnEnd,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """name: of the target, which proved it."""
+        """name: of the target, which proved it. clock: of timeouts."""
         self.member = member
         self._name = name
         self.open = True
         self.connection = connection
         self._on_message = on_message
         self._on_end = on_end
+        self._clock = clock
         self._reading = threading.Lock()
         self._ending = threading.Lock()
 
@@ -65,11 +72,11 @@ class Link:
 
     def read(self, timeout_s: float = 0.0) -> None:
         """Hands on what has come, waiting for something so long; also when another thread reads meanwhile."""
-        until = time.monotonic() + timeout_s
+        until = self._clock() + timeout_s
         if not self._reading.acquire(timeout=max(timeout_s, 0.0)):
             return
         try:
-            if self.open and self.connection.wait(until - time.monotonic()):
+            if self.open and self.connection.wait(until - self._clock()):
                 for message in self.connection.receive():
                     self._on_message(self, decode_pool(message, self._name))
         except EOFError as error:
@@ -117,7 +124,7 @@ def read_any(links: Sequence[Link], timeout_s: float) -> None:
     if len(links) == 1:
         links[0].read(timeout_s)
         return
-    for link in ready([link.connection for link in links], timeout_s):
+    for link in links[0].connection.ready([link.connection for link in links], timeout_s):
         links[link].read()
 
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from link.backoff import Backoff
-from link.connection import Traffic
+from link.connection import Connection, Traffic
 from link.discovery import Discover, Need, PoolMember
 from link.link import Link, OnMessage, connect
 from link.share import Share
@@ -147,9 +147,12 @@ class Links:
         connection = await connect(member, self._target)
         if connection is None:
             return
-        link = Link(member, self._target, connection, self._on_message, self._on_end)
+        self._use(member, connection)
+
+    def _use(self, member: PoolMember, connection: Connection) -> None:
+        link = Link(member, self._target, connection, self._on_message, self._on_end, self._clock)
         with self._switching:
-            del self._avoid[member.incarnation]
+            self._avoid.pop(member.incarnation, None)
             self.routes = {**self.routes, member.incarnation: Route(link, Backoff(self._clock))}
         logger.info("drafting on %s at %s", member.incarnation, member.address)
         if self._on_link is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -57,9 +56,9 @@ class Share:
 
 def wait_for(shares: Sequence[Share], clock: Callable[[], float]) -> None:
     """Reads their links until all has come or is late."""
-    until = time.monotonic() + min(share.expires for share in shares) - clock()
+    until = min(share.expires for share in shares)
     while links := [share.link for share in shares if not share.is_over]:
-        if (left_s := until - time.monotonic()) <= 0:
+        if (left_s := until - clock()) <= 0:
             return
         read_any(links, left_s)
 

@@ -140,12 +140,12 @@ class LinkedDraftClient:
 
     def branches(self, timeout_s: float = 0.0) -> Sequence[Branch]:
         """The newest, of which no more than MAX_BRANCHES are kept."""
-        until = time.monotonic() + timeout_s
+        until = self._clock() + timeout_s
         links = [route.link for route in self._links.routes.values() if not route.backoff.resting]
         for link in links:
             link.read()
         while not self._branches and (links := [link for link in links if link.open]):
-            if (left_s := until - time.monotonic()) <= 0:
+            if (left_s := until - self._clock()) <= 0:
                 break
             read_any(links, left_s)
         taken: list[Branch] = []
