@@ -17,7 +17,7 @@ from drafters.limits import PoolLimits
 from drafters.row import Priority
 from protocol.plan import DepthRule
 
-QUANTUM = 64  # tokens of work that a target may add in a turn; a pass at the default limits has a few turns
+QUANTUM = 8  # tokens of work that a target may add in a turn: about a draft
 
 
 @dataclass(frozen=True, slots=True)

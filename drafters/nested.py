@@ -115,7 +115,7 @@ class NestedDrafter:
             assert marks.marks[0] <= self.ledger.capacity(sequence), "KV was written beyond the reserved pages"
 
     def run(self, rows: Sequence[PassRow]) -> list[list[Pick]]:
-        """What each row drafts: one token or, where the pass can go on by itself, up to `ahead` as its floor allows;
+        """What each row drafts: one token or, where the pass can go on by itself, up to `ahead` as its stop allows;
         none for a row that does not draft. Pages for every row's length are reserved.
         """
         depth = self._shared_depth(rows)
@@ -141,7 +141,7 @@ class NestedDrafter:
                 row.tokens,
                 row.ahead,
                 row.sampling,
-                row.floor,
+                row.stop_probability,
             )
             for row in rows
         ]

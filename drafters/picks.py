@@ -17,7 +17,7 @@ class PassRow:
     settled: positions below it go to the rule's last exit. When length exceeds it, the token at position
         `length` is drafted, and position length - 1 goes only as deep as that takes.
     ahead: how many tokens may be drafted, if the pass can go on by itself. Their pages are reserved but for the last.
-    floor: it goes on no further than the token at which the product of their confidences is at most this.
+    stop_probability: it goes on no further than the token at which the product of their confidences is at most this.
     """
 
     sequence: int
@@ -27,7 +27,7 @@ class PassRow:
     depth: DepthRule
     sampling: SamplingParams
     ahead: int = 1
-    floor: float = 0.0
+    stop_probability: float = 0.0
 
     @property
     def drafts(self) -> bool:

@@ -1,12 +1,11 @@
 """The pool worker: drafts for all targets, pass by pass.
 
-    submit: reconcile each row with what is cached, reserve its pages, or refuse it
+    submit: reconcile each row with what is cached, reserve its pages, or refuse it (drafters/intake.py)
     ahead:  the same for rows that are being verified, which get branches (drafters/branches.py)
     step:   answer the rows that are late, then one ragged pass over the rows that drafters/choose.py picks
     reply:  after each pass, with the rows of a request and the branches that it finished; refused ones at once
 
-Rows join at the next pass and leave when their draft is done, at its length, its stop or its deadline. A row with a
-deadline whose context is yet to be read is answered NOT_YET at once, and the context is read on.
+Rows join at the next pass and leave when their draft is done, at its length, its stop or its deadline.
 
 The owner calls the worker from one thread and gives it the clock; nothing here raises because of what a target sent.
 """
@@ -14,25 +13,20 @@ The owner calls the worker from one thread and gives it the clock; nothing here 
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 from drafters.branches import Branches
-from drafters.cache import DraftCache
-from drafters.cached_tokens import CachedTokens, Key
-from drafters.choose import NO_TURNS, Part, Waiting, choose, is_late
+from drafters.choose import NO_TURNS, Part, Waiting, choose
+from drafters.intake import Intake
 from drafters.limits import PoolLimits
 from drafters.nested import NestedDrafter
 from drafters.pending import Answer, BranchesReply, MeanWait, PendingBranches, PendingRequest, Reply
 from drafters.picks import PassRow, Pick
-from drafters.row import Priority, Row, Rows, as_wanted
-from protocol.branch import AheadRequest, AheadRow, ExitHint
-from protocol.draft import DraftRequest, DraftRow, DraftStatus, refusal
-from protocol.errors import ConfigError
-from protocol.plan import DepthRule
-from protocol.sparing import SparingLog
+from drafters.row import Priority, Row
+from protocol.branch import AheadRequest, ExitHint
+from protocol.draft import DraftRequest, DraftStatus, refusal
 from protocol.stats import PassStats, PoolStats
 
 DEFAULT_LIMITS = PoolLimits()
@@ -55,7 +49,6 @@ class _Counts:
     passes: int = 0
     mixed_passes: int = 0
     drafted: int = 0
-    busy: int = 0
     token_ms: float = 0.0  # of a pass, for each token that it makes of a row: a running mean
     wait: MeanWait = field(default_factory=MeanWait)
 
@@ -68,88 +61,81 @@ class DraftWorker:
         self._drafter = drafter
         self._limits = limits
         self._clock = clock
-        self._log = SparingLog(logger, clock)  # of what targets ask in vain
-        self._rows = Rows()
-        self._cache = DraftCache(drafter, limits, self._rows, self)
-        self._branches = Branches(self._cache, self._rows, limits.max_ride, drafter.max_positions, drafter.vocab_size)
+        self._intake = Intake(drafter, limits, clock)
+        self._rows, self._cache = self._intake.rows, self._intake.cache
         self._counts = _Counts()
         self._turns = NO_TURNS
-        self._answered: dict[PendingRequest, None] = {}  # those that may have blocks to hand over
 
     def describe(self) -> Description:
         return Description(self._drafter.exits, self._drafter.max_positions, self._drafter.vocab_size)
 
     def submit(self, request: DraftRequest, reply: Reply) -> None:
         """`reply` is called with the rows that are refused, from here, then with those that later calls finish."""
-        pending = PendingRequest(request, reply, self._clock())
-        self._answered[pending] = None
-        unknown = self._unknown_rules(request.incarnation, (row.depth or request.depth for row in request.rows))
+        now = self._clock()
+        pending = PendingRequest(request, reply, now)
+        self._intake.answered[pending] = None
+        unknown = self._intake.unknown_rules(request.incarnation, (row.depth or request.depth for row in request.rows))
         for index, row in enumerate(request.rows):
             depth = row.depth or request.depth
             if depth in unknown:
                 pending.answer(index, refusal(row, DraftStatus.OK))
             else:
-                self._take(Answer(pending, index, row), (request.incarnation, row.sequence_id), depth)
-        self._reply()
+                self._intake.take(Answer(pending, index, row), (request.incarnation, row.sequence_id), depth, now)
+        self._intake.reply()
 
     def ahead(self, request: AheadRequest, reply: BranchesReply) -> None:
         """`reply` is called with the branches that later calls finish, and once with none when none will come."""
         pending = PendingBranches(request, reply)
-        self._branches.open(pending)
-        unknown = self._unknown_rules(request.incarnation, (row.context.depth or request.depth for row in request.rows))
+        self._intake.branches.open(pending)
+        unknown = self._intake.unknown_rules(
+            request.incarnation, (row.context.depth or request.depth for row in request.rows)
+        )
         for row in request.rows:
             key, depth = (request.incarnation, row.context.sequence_id), row.context.depth or request.depth
             if depth in unknown:
-                self._interrupt(key)
+                self._intake.interrupt(key)
             else:
-                self._take_ahead(pending, key, row, depth)
-        self._reply()
+                self._intake.take_ahead(pending, key, row, depth, self._clock())
+        self._intake.reply()
 
     def hint(self, hint: ExitHint) -> None:
-        self._branches.hint(hint)
-        self._reply()
+        self._intake.branches.hint(hint)
+        self._intake.reply()
 
     def close(self, incarnation: str, sequence_ids: Sequence[int]) -> None:
         """Forget these sequences; what is being drafted for them is answered as far as it got."""
         for sequence_id in sequence_ids:
-            self.forget((incarnation, sequence_id))
-        self._reply()
+            self._intake.forget((incarnation, sequence_id))
+        self._intake.reply()
 
     def drop(self, incarnation: str) -> None:
         """A target is gone: forget its sequences without an answer."""
         for key in self._cache.keys_of(incarnation):
-            self.forget(key)
-        self._answered.clear()
+            self._intake.forget(key)
+        self._intake.answered.clear()
 
     def expire(self, now: float) -> None:
         """Forget the sequences that nobody used for the limits' ttl_s."""
         for key in self._cache.expired(now):
-            self.forget(key)
-
-    def forget(self, key: Key) -> None:
-        self._interrupt(key)
-        self._cache.remove(key)
-
-    def drop_forks(self, key: Key) -> None:
-        self._branches.drop_forks(key)
+            self._intake.forget(key)
 
     def step(self) -> PassStats | None:
         """One ragged pass; None when there is nothing to do."""
         began = self._clock()
-        self._answer_late(began)
+        self._intake.answer_late(began, self._counts.token_ms)
         choice = choose(
             [self._waiting(row) for row in self._rows], self._limits, self._turns, began, self._counts.token_ms
         )
         self._turns = choice.turns
         if not choice.parts:
-            self._reply()
+            self._intake.reply()
             return None
         rows = [self._rows[part.id] for part in choice.parts]
         self._start(rows, began)
         picks = self._run(rows, [self._pass_row(part) for part in choice.parts])
         for row, own in zip(rows, picks, strict=bool(picks)):
             self._advance(row, own)
-        self._reply()
+        self._intake.reply()
         return self._count(rows, picks, began, sum(part.num_prefill for part in choice.parts))
 
     def stats(self) -> PoolStats:
@@ -160,100 +146,14 @@ class DraftWorker:
             num_passes=self._counts.passes,
             num_mixed_passes=self._counts.mixed_passes,
             num_drafted=self._counts.drafted,
-            num_busy=self._counts.busy,
+            num_busy=self._intake.num_busy,
             wait_ms=self._counts.wait.at(self._clock()),
-            num_branches=self._branches.num_finished,
+            num_branches=self._intake.branches.num_finished,
         )
 
     def check(self) -> None:
         """Raises AssertionError when the bookkeeping contradicts itself."""
         self._cache.check()
-
-    def _unknown_rules(self, incarnation: str, rules: Iterable[DepthRule]) -> set[DepthRule]:
-        """Those that name a depth which is no exit."""
-        unknown = set()
-        for rule in dict.fromkeys(rules):
-            try:
-                self._drafter.check_depth(rule)
-            except ConfigError as error:
-                self._log.warning(f"{incarnation}: {error}")
-                unknown.add(rule)
-        return unknown
-
-    def _take(self, answer: Answer, key: Key, depth: DepthRule) -> None:
-        asked = answer.asked
-        known = as_wanted(self._interrupt(key, asked, depth), asked.length, asked.stop_probability)
-        status, length = self._admit(key, asked, depth, known)
-        cached = self._cache.get(key)
-        if status is not DraftStatus.OK or cached is None:
-            answer.request.answer(answer.index, refusal(asked, status))
-            return
-        row = Row(cached=cached, length=length, priority=Priority.DRAFT, sink=answer, picks=known[:length])
-        row.stop_probability, row.deadline = asked.stop_probability, answer.request.deadline
-        missing = self._cache.missing(cached)
-        if row.is_done:
-            answer.ended(row)
-        elif missing > self._limits.max_ride and row.deadline < math.inf:
-            answer.ended(row, DraftStatus.OK if row.picks else DraftStatus.NOT_YET)
-        else:
-            self._rows.add(row)
-            return
-        self._read_on(cached)
-
-    def _take_ahead(self, pending: PendingBranches, key: Key, row: AheadRow, depth: DepthRule) -> None:
-        wanted = row.length > 0 and row.fan_out > 0 and self._in_vocabulary(row.proposal)
-        context = replace(row.context, length=len(row.proposal) + 1 + row.length if wanted else 0)
-        known = self._interrupt(key, context, depth)
-        status, room = self._admit(key, context, depth, known, row.proposal if wanted else ())
-        cached = self._cache.get(key)
-        if status is not DraftStatus.OK or cached is None:
-            return
-        if room:
-            self._branches.begin(pending, row, cached, room, known)
-        else:
-            self._read_on(cached)
-
-    def _admit(
-        self, key: Key, row: DraftRow, depth: DepthRule, known: Sequence[Pick], proposal: Sequence[int] | None = None
-    ) -> tuple[DraftStatus, int]:
-        """A sequence that is refused is forgotten: what was committed stays, so a row that makes no sense will make
-        none in any later round; and the pages of one that outgrows the pool may be just what the others lack.
-        """
-        status, length = DraftStatus.TOO_LONG, 0
-        if self._makes_sense(key, row):
-            status, length = self._cache.admit(key, row, depth, self._clock(), known, proposal)
-        self._counts.busy += status is DraftStatus.BUSY
-        if status in (DraftStatus.TOO_LONG, DraftStatus.BUSY):
-            self.forget(key)
-        return status, length
-
-    def _interrupt(self, key: Key, row: DraftRow | None = None, depth: DepthRule | None = None) -> list[Pick]:
-        """What is being drafted for the sequence ends, and is answered. Returns what of the row was drafted ahead."""
-        cached = self._cache.get(key)
-        if cached is None:
-            return []
-        known = self._branches.drafted(cached, row, depth) if row and depth else []
-        self._branches.end(key)
-        if (ended := self._rows.remove(cached)) is not None:
-            self._end(ended)
-        return known
-
-    def _end(self, row: Row, status: DraftStatus = DraftStatus.OK) -> None:
-        if isinstance(row.sink, Answer):
-            row.sink.ended(row, status)
-            self._answered[row.sink.request] = None
-
-    def _read_on(self, cached: CachedTokens) -> None:
-        """Its context, for the next time."""
-        if self._cache.missing(cached) > 0:
-            self._rows.add(Row(cached=cached, length=0, priority=Priority.CONTEXT))
-
-    def _answer_late(self, now: float) -> None:
-        for row in list(self._rows):
-            if is_late(row.deadline, bool(row.picks), now, self._counts.token_ms):
-                self._rows.remove(row.cached)
-                self._end(row, DraftStatus.OK if row.picks else DraftStatus.NOT_YET)
-                self._read_on(row.cached)
 
     def _waiting(self, row: Row) -> Waiting:
         cached, lead, parent = row.cached, max(row.lead - len(row.picks), 0), row.parent
@@ -296,7 +196,7 @@ class DraftWorker:
         except Exception:
             logger.exception("a pass of %d rows failed; their sequences are forgotten", len(rows))
             for row in rows:
-                self.forget(row.key)
+                self._intake.forget(row.key)
             return []
 
     def _advance(self, row: Row, picks: Sequence[Pick]) -> None:
@@ -307,7 +207,7 @@ class DraftWorker:
             self._take_picks(row, picks)
         except Exception:
             logger.exception("a row could not go on; its sequence is forgotten")
-            self.forget(row.key)
+            self._intake.forget(row.key)
 
     def _take_picks(self, row: Row, picks: Sequence[Pick]) -> None:
         for pick in picks:
@@ -321,7 +221,7 @@ class DraftWorker:
                 row.sink.advanced(row)
         elif row.is_done and (row.priority is Priority.DRAFT or self._cache.missing(row.cached) <= 0):
             self._rows.remove(row.cached)
-            self._end(row)
+            self._intake.end(row)
 
     def _count(self, rows: Sequence[Row], picks: Sequence[Sequence[Pick]], began: float, num_prefill: int) -> PassStats:
         num_targets = len({row.key[0] for row in rows})
@@ -337,18 +237,3 @@ class DraftWorker:
             num_exited=tuple(sum(pick.exit == exit for own in picks for pick in own) for exit in self._drafter.exits),
             pass_ms=pass_ms,
         )
-
-    def _makes_sense(self, key: Key, row: DraftRow) -> bool:
-        sensible = row.start >= 0 and row.base_length > 0 and self._in_vocabulary(row.tokens)
-        if not sensible:
-            self._log.warning(f"{key}: no drafts for a row without tokens, or with ids beyond the drafter's vocabulary")
-        return sensible
-
-    def _in_vocabulary(self, tokens: Sequence[int]) -> bool:
-        return not tokens or (min(tokens) >= 0 and max(tokens) < self._drafter.vocab_size)
-
-    def _reply(self) -> None:
-        pending, self._answered = self._answered, {}
-        for request in pending:
-            request.reply()
-        self._branches.reply()

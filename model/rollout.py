@@ -29,7 +29,7 @@ class Rollout:
     """tokens: those at positions [start, start + len(tokens)), not yet run. length: how many to draft, at least 1.
 
     slots: of every position up to the last that may be fed, start + len(tokens) + length - 2.
-    floor: the first token at which the product of the confidences so far is at most this is the row's last
+    stop_probability: the first token at which the product of the confidences so far is at most this is the row's last
         (Kangaroo's early stop, Liu et al. 2024, for the whole draft in place of one token). 0: none is.
     """
 
@@ -38,7 +38,7 @@ class Rollout:
     tokens: Sequence[int] = field(repr=False)
     length: int
     sampling: SamplingParams
-    floor: float = 0.0
+    stop_probability: float = 0.0
 
     @property
     def total(self) -> int:
@@ -47,7 +47,7 @@ class Rollout:
     def goes_on(self, drafted: Drafted) -> bool:
         """Whether there is more to draft."""
         certainty = prod(confidence for _, confidence, _ in drafted)
-        return len(drafted) < self.length and not (self.floor > 0 and certainty <= self.floor)
+        return len(drafted) < self.length and not 0 < self.stop_probability >= certainty
 
 
 def step(
@@ -85,7 +85,7 @@ class _Rolling:
 def roll_out(
     decoder: Decoder, rows: Sequence[Rollout], kv: PagedKV, depth: int, boundary: Tensor | None
 ) -> list[Drafted]:
-    """What each row drafts: `length` tokens, or fewer where it has a floor. The last one has no KV yet.
+    """What each row drafts: `length` tokens, or fewer where it stops. The last one has no KV yet.
 
     boundary: [num_slots, hidden] in the decoder's hidden_dtype, where the hidden states on leaving `depth` are kept.
     """

@@ -32,9 +32,9 @@ def prefix_hash(tokens: Iterable[int], before: int = EMPTY) -> int:
 
 
 class BranchSource(StrEnum):
-    """What made an outcome a candidate; FULL: the whole proposal accepted and the drafter's own next token behind it."""
+    """What made an outcome a candidate."""
 
-    FULL = "full"
+    FULL = "full"  # the whole proposal accepted, and the drafter's own next token behind it
     RUNNER_UP = "runner_up"  # the drafter's second choice
     EARLY_EXIT = "early_exit"  # the target's pick at its early exit
 
@@ -87,8 +87,8 @@ class ExitHint:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """tokens: a proposal at positions base_length, base_length + 1, ... key: of all tokens before it. goes_on: more of it
-    is being drafted, and will come as a longer one of the same key. round_id: of the request that it is due to.
+    """tokens: a proposal at positions base_length, base_length + 1, ... key: the hash of all tokens before it. goes_on:
+    more of it is being drafted, and will come as a longer one of the same key. round_id: of the request that asked.
     """
 
     sequence_id: int

@@ -33,7 +33,7 @@ from protocol.request import SamplingParams
 
 _PICKING = np.dtype([("temperature", np.float32), ("seed", np.uint64), ("position", np.int64)], align=True)
 _PICK = np.dtype([("token", np.int64), ("confidence", np.float64), ("runner_up", np.int64)])
-_LIMIT = np.dtype([("length", np.int64), ("floor", np.float64)])
+_LIMIT = np.dtype([("length", np.int64), ("stop_probability", np.float64)])
 
 
 class PhaseTimes(NamedTuple):
@@ -108,7 +108,7 @@ class NativeDecoder:
         spec = self._batch([row.slots for row in rows], totals, [len(row.tokens) for row in rows], furthest, kv)
         self._how([_temperature(params) for params in sampling], sampling, totals)
         limits = self._blocks.limits.take(len(rows))
-        limits["length"], limits["floor"] = lengths, [row.floor for row in rows]
+        limits["length"], limits["stop_probability"] = lengths, [row.stop_probability for row in rows]
         picks = self._blocks.picks.take(sum(lengths))
         self._library.dp_roll(
             self._model,

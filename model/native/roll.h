@@ -4,11 +4,11 @@
 
 namespace dp {
 
-// How far a row drafts: `length` tokens, or up to the first at which the product of its confidences is at most `floor`.
-// A floor of 0 stops none. On return, length is the number that was drafted.
+// How far a row drafts: `length` tokens, or up to the first at which the product of its confidences is at most
+// `stop_probability`; 0 stops none. On return, length is the number that was drafted.
 struct Limit {
     int64_t length;
-    double floor;
+    double stop_probability;
 };
 
 // A row that drafts.
@@ -19,7 +19,10 @@ struct Draft {
     int count = 0;
     double certainty = 1.0;
 
-    bool goes_on() const { return count < limit->length && !(limit->floor > 0 && certainty <= limit->floor); }
+    bool goes_on() const {
+        const double stop = limit->stop_probability;
+        return count < limit->length && !(stop > 0 && certainty <= stop);
+    }
 
     void take(const Pick& pick) {
         out[count++] = pick;

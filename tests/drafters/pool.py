@@ -14,6 +14,7 @@ from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, Draft
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 from protocol.stats import PassStats
+from tests.fuzz.integers import IntegerDrafter
 from tests.reference.drafting import draft_from_scratch
 
 EXITS = (1, 2, 4)
@@ -32,12 +33,13 @@ class Clock:
 
 class Pool:
     def __init__(
-        self, decoder: Decoder, limits: PoolLimits | None = None, num_pages: int = 64, page_size: int = 16
+        self, decoder: Decoder | None, limits: PoolLimits | None = None, num_pages: int = 64, page_size: int = 16
     ) -> None:
-        """It is small when lengths may be cut for want of pages."""
+        """It is small when lengths may be cut for want of pages. decoder: None for a drafter without a model."""
         self.clock = Clock()
         self.is_small = num_pages * page_size < 1024
-        self.drafter = NestedDrafter(decoder, EXITS, num_pages, page_size)
+        large = IntegerDrafter(num_pages=2048, page_size=16, max_positions=8192)
+        self.drafter = NestedDrafter(decoder, EXITS, num_pages, page_size) if decoder else large
         self.limits = limits or PoolLimits(ahead=1)
         self.worker = DraftWorker(self.drafter, self.limits, self.clock)
         self.replies: list[DraftReply] = []

@@ -1,4 +1,4 @@
-"""What a row may ask for itself: a depth other than its request's, and a floor under its confidence."""
+"""What a row may ask for itself: a depth other than its request's, and a probability at which it stops."""
 
 from __future__ import annotations
 

@@ -35,10 +35,10 @@ class IntegerDrafter(NestedDrafter):
         self._write(row.sequence, self.written(row.sequence), row.tokens)
         picks: list[Pick] = []
         survival = 1.0
-        while len(picks) < row.ahead and not (picks and survival <= row.floor):
+        while len(picks) < row.ahead and not (picks and survival <= row.stop_probability):
             picks.append(self._pick_at(row, row.length + len(picks), depth))
             survival *= picks[-1].confidence
-            if len(picks) < row.ahead and not survival <= row.floor:
+            if len(picks) < row.ahead and not survival <= row.stop_probability:
                 self._write(row.sequence, row.length + len(picks) - 1, [picks[-1].token])
         marks = self._marks[row.sequence]
         for segment in range(self.exits.index(depth) + 1):
