@@ -43,7 +43,7 @@ from model.execution import Execution
 from model.native.library import default_threads
 from protocol.branch import MirrorClient
 from protocol.request import GenerateRequest
-from router.policy import Policy
+from router.policy import Fixed, Policy
 from targets import plain
 from targets.ahead import AheadConfig
 from targets.engine import Engine, EngineConfig
@@ -183,7 +183,9 @@ def policy_of(worker: DraftWorker, cell: Cell) -> Policy:
     exits = worker.describe().exits
     if cell.depth == "random":
         return RandomPolicy(exits, cell.length, Random(cell.length))
-    return draft_policy(worker, cell.depth, cell.length)
+    policy = draft_policy(worker, cell.depth, cell.length)
+    modes = WAYS[cell.way]
+    return replace(policy, mode=modes[-1]) if modes and isinstance(policy, Fixed) else policy
 
 
 def _differences(

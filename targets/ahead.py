@@ -16,7 +16,6 @@ from itertools import chain, islice
 from protocol.branch import AheadRequest, AheadRow, ExitHint, HintRow, MirrorClient
 from protocol.errors import ConfigError
 from protocol.plan import BatchView, DepthRule, Mode, Plan
-from router.confidence import Calibration
 from router.policy import granted
 from targets.drafting import Drafting
 from targets.passes import Pass, ending
@@ -57,13 +56,16 @@ class Ahead:
         drafting: Drafting,
         client: MirrorClient,
         opening: Callable[[], DepthRule | None],
-        calibration: Calibration,
+        exponent: Callable[[int], float],
         fan_out: int,
         clock: Callable[[], float],
     ) -> None:
-        """client: that of `drafting`. opening: the depth for sequences whose prompts end. clock: seconds."""
+        """client: that of `drafting`. opening: the depth for sequences whose prompts end. clock: seconds.
+
+        exponent: of each exit; a token is right with the probability confidence ** exponent.
+        """
         self._drafting, self._client, self._opening, self._clock = drafting, client, opening, clock
-        self._calibration, self._fan_out = calibration, fan_out
+        self._exponent, self._fan_out = exponent, fan_out
         self._pipeline = Pipeline()
         self._told = 0  # the last round that was drafted ahead of
         self._told_s = 0.0
@@ -144,8 +146,8 @@ class Ahead:
         if context is None:
             return None
         asked = plan.own and plan.own[index]
-        stop, power = 0.0 if asked else plan.stop_probability, self._calibration.power(rule.exits[-1])
-        return AheadRow(context, tokens, length, most, stop, power)
+        stop = 0.0 if asked else plan.stop_probability
+        return AheadRow(context, tokens, length, most, stop, self._exponent(rule.exits[-1]))
 
 
 class EarlyExits:

@@ -46,7 +46,7 @@ def make_stepper(
         raise ConfigError(f"{type(client).__name__} does not draft ahead; leave that out")
     mirror = GuardedMirrorClient(client, fence)
     drafting = Drafting(mirror, incarnation, vocab_size, deadline_ms)
-    source = Ahead(drafting, mirror, guarded.opening, rounds.calibration, ahead.fan_out, clock)
+    source = Ahead(drafting, mirror, guarded.opening, rounds.exponent, ahead.fan_out, clock)
     exits = EarlyExits(source, mirror, exit_layer(model, ahead), ahead.early_top_k)
     by_mode: dict[Mode, Source] = {Mode.SERIAL: InTurn(drafting), Mode.AHEAD: source, Mode.AHEAD_EARLY_EXIT: exits}
     sources = {mode: by_mode[mode] for mode in ahead.modes}

@@ -39,6 +39,10 @@ class Rounds:
         self._fence.attempt(lambda: self._calibrate(record), None)
         self.num_steps += 1
 
+    def exponent(self, exit_: int) -> float:
+        """A token of this exit is right with the probability confidence ** exponent."""
+        return self.calibration.power(exit_)
+
     def last(self, count: int = MAX_ROUNDS) -> tuple[RoundRecord, ...]:
         """Oldest first."""
         return tuple(self._last)[-count:] if count else ()
@@ -63,4 +67,4 @@ class Rounds:
         right += [index < row.num_accepted for index in range(num_known)]
         if len(sure) >= ENOUGH:
             del self._waiting[row.exits[num_known - 1]]
-            self.calibration.observe(row.exits[num_known - 1], sure, right)
+            self.calibration = self.calibration.learned(row.exits[num_known - 1], sure, right)

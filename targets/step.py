@@ -101,7 +101,7 @@ class Stepper:
     def commit(
         self, schedule: Schedule, proposals: Proposals, picks: list[list[int]]
     ) -> tuple[tuple[TokenRun, ...], RoundRecord]:
-        """picks: by row of the pass, one more for a decoding sequence than tokens were verified. The record has no times."""
+        """picks: by row, one more for a decoding sequence than tokens were verified. The record has no times yet."""
         decoding, chunks = schedule.decoding, schedule.chunks
         context = sum(len(sequence.tokens) for sequence in decoding) / max(len(decoding), 1)
         runs, rows = [], []

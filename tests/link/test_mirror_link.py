@@ -140,7 +140,7 @@ def requests(count: int, max_tokens: int = 40) -> list[GenerateRequest]:
 
 
 def engine_ahead(target: TargetModel, drafts: LinkedDraftClient, mode: Mode = Mode.AHEAD_EARLY_EXIT) -> Engine:
-    policy = Fixed(DepthRule((4,)), 4)
+    policy = Fixed(DepthRule((4,)), 4, mode)
     return Engine(target, policy, drafts, EngineConfig(incarnation=TARGET), AheadConfig((mode,)))
 
 

@@ -54,7 +54,7 @@ def test_the_text_is_the_plain_loops_over_a_good_link_and_the_pool_is_empty_in_t
 ) -> None:
     requests = random_requests(7, 6, VOCAB, max_tokens=40, temperature=temperature)
     connect = Connect(drafter)
-    engine = engine_of(load, connect(), Fixed(rule, 4), ahead, max_batch=4)
+    engine = engine_of(load, connect(), Fixed(rule, 4, ahead.modes[0]), ahead, max_batch=4)
     assert run_all(engine, requests).tokens == plain_texts(load(), requests)
     assert has_given_back(engine)
     assert connect.is_empty()
@@ -66,7 +66,7 @@ def one_request(seed: int = 3, last: int = 7, num_tokens: int = 61) -> GenerateR
 
 
 def test_proposals_of_a_drafter_that_is_always_right_are_all_at_hand(load: LoadTarget, drafter: Decoder) -> None:
-    engine = engine_of(load, Connect(drafter)(), Fixed(DEEP, 4))
+    engine = engine_of(load, Connect(drafter)(), Fixed(DEEP, 4, Mode.AHEAD))
     result = run_all(engine, [one_request()])
     stats = engine.stats()
     assert result.stats["3"].histogram == (0, 0, 0, 0, 12)
@@ -79,7 +79,7 @@ def test_the_first_proposal_of_a_prompt_is_at_hand_once_it_is_known_how_long_dra
     load: LoadTarget, drafter: Decoder, ahead: AheadConfig
 ) -> None:
     requests = [one_request(seed, 7 + seed) for seed in range(3)]
-    engine = engine_of(load, Connect(drafter)(), Fixed(DEEP, 4), ahead, max_batch=1)
+    engine = engine_of(load, Connect(drafter)(), Fixed(DEEP, 4, ahead.modes[0]), ahead, max_batch=1)
     result = run_all(engine, requests)
     assert {one.histogram for one in result.stats.values()} == {(0, 0, 0, 0, 12)}
     rounds = engine.last_rounds()
@@ -134,7 +134,7 @@ def test_branches_that_are_just_late_are_waited_for_and_are_hits(
     connect()
     client = JustLate(connect.worker, "engine")
     client.comes = comes
-    engine = engine_of(load, client, Fixed(DEEP, 4))
+    engine = engine_of(load, client, Fixed(DEEP, 4, Mode.AHEAD))
     assert run_all(engine, requests).tokens == plain_texts(load(), requests)
     assert (engine.stats().num_hits > 10) is comes
 
@@ -142,7 +142,7 @@ def test_branches_that_are_just_late_are_waited_for_and_are_hits(
 def test_corrections_are_found_among_runner_ups_and_early_picks(load: LoadTarget, drafter: Decoder) -> None:
     requests = random_requests(1, 4, VOCAB, max_tokens=60)
     ahead = AheadConfig((Mode.AHEAD_EARLY_EXIT,), early_top_k=4, exit_layer=3)
-    engine = engine_of(load, Connect(drafter)(), Fixed(SHALLOW, 3), ahead)
+    engine = engine_of(load, Connect(drafter)(), Fixed(SHALLOW, 3, Mode.AHEAD_EARLY_EXIT), ahead)
     run_all(engine, requests)
     origins = engine.stats().num_by_origin
     assert min(origins["runner_up"], origins["early_exit"]) > 0
@@ -178,7 +178,8 @@ def test_stops_in_mid_proposal_and_a_pool_that_is_too_small_change_no_token(
         for r in random_requests(seed, 8, VOCAB)
     ]
     connect = Connect(drafter, num_pages=12)
-    engine = engine_of(load, connect(), Fixed(SHALLOW, 5), rng.choice([AHEAD, EARLY]), max_batch=8)
+    ahead = rng.choice([AHEAD, EARLY])
+    engine = engine_of(load, connect(), Fixed(SHALLOW, 5, ahead.modes[0]), ahead, max_batch=8)
     result = run_all(engine, requests)
     assert result.tokens == plain_texts(load(), requests)
     assert FinishReason.STOP in result.reasons.values()
@@ -190,7 +191,7 @@ def test_a_cancelled_request_leaves_nothing_behind_here_or_at_the_pool(load: Loa
     long = GenerateRequest("long", (4, 5, 6), SamplingParams(seed=1), StopRules(200))
     others = random_requests(3, 3, VOCAB, max_tokens=24)
     connect = Connect(drafter)
-    engine = engine_of(load, connect(), Fixed(SHALLOW, 3))
+    engine = engine_of(load, connect(), Fixed(SHALLOW, 3, Mode.AHEAD))
     collector, started = Collector(), threading.Event()
 
     def on_run(run: TokenRun) -> None:
@@ -250,7 +251,7 @@ def recorded(
     connect = Connect(drafter)
     connect()
     client = Recorder(connect.worker)
-    engine = engine_of(load, client, Fixed(SHALLOW, 3), ahead, **config)
+    engine = engine_of(load, client, Fixed(SHALLOW, 3, ahead.modes[0]), ahead, **config)
     assert run_all(engine, requests).tokens == plain_texts(load(), requests)
     return client
 
@@ -304,7 +305,7 @@ def test_without_early_exits_there_is_no_hint_and_large_batches_get_fewer_branch
 def test_records_tell_of_the_last_rounds_in_order_and_the_counts_are_their_sums(
     load: LoadTarget, drafter: Decoder
 ) -> None:
-    engine = engine_of(load, Connect(drafter)(), Fixed(SHALLOW, 3), EARLY)
+    engine = engine_of(load, Connect(drafter)(), Fixed(SHALLOW, 3, Mode.AHEAD_EARLY_EXIT), EARLY)
     result = run_all(engine, random_requests(2, 3, VOCAB, max_tokens=24))
     rounds, stats = engine.last_rounds(), engine.stats()
     assert [record.round_id for record in rounds] == list(range(stats.num_steps))
@@ -329,7 +330,7 @@ def test_a_proposal_that_was_taken_unverified_would_change_the_text(
 ) -> None:
     requests = random_requests(1, 3, VOCAB, max_tokens=24)
     monkeypatch.setattr(targets.step, "num_accepted", lambda picks, draft: len(draft))
-    engine = engine_of(load, FaultyClient(Connect(drafter), 0), Fixed(SHALLOW, 3))
+    engine = engine_of(load, FaultyClient(Connect(drafter), 0), Fixed(SHALLOW, 3, Mode.AHEAD))
     assert run_all(engine, requests).tokens != plain_texts(load(), requests)
 
 
