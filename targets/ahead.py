@@ -24,7 +24,7 @@ from targets.proposals import Proposal, Proposals
 from targets.scheduler import Schedule
 from targets.sequence import Sequence as Decoding
 
-SHRINK = ((8, 8), (16, 4), (32, 2))  # (rows up to, branches of each)
+MAX_BRANCHES = 64  # of a batch, which share the pool's passes
 # Fresh drafts are waited for when fewer rows than this share of those that want one have a proposal at hand. By tokens
 # per second: with two tokens accepted of a proposal and a wait of half a pass, waiting breaks even at half of the rows.
 MIN_AT_HAND = 0.5
@@ -35,17 +35,16 @@ PATIENCE = 0.5  # of a pass: how long branches that are on their way are waited 
 class AheadConfig:
     """How a target may draft ahead. modes: for the policy to choose from. fan_out: branches of a sequence at most.
 
-    early_top_k: early picks at each place at most. exit_layer: after how many layers they are taken; None: half.
+    exit_layer: after how many of its layers the target says what it would pick so far; None: half of them.
     """
 
     modes: tuple[Mode, ...] = (Mode.SERIAL, Mode.AHEAD)
     fan_out: int = 8
-    early_top_k: int = 2
     exit_layer: int | None = None
 
     def __post_init__(self) -> None:
-        if self.fan_out < 1 or self.early_top_k < 1 or not self.modes:
-            raise ConfigError(f"fan_out and early_top_k must be at least 1, with a mode or more; got {self}")
+        if self.fan_out < 1 or not self.modes:
+            raise ConfigError(f"drafting ahead needs a fan_out of at least 1 and a mode or more; got {self}")
 
 
 class Ahead:
@@ -92,27 +91,32 @@ class Ahead:
         self.tell(schedule, proposals)
 
     def tell(self, schedule: Schedule, proposals: Proposals) -> AheadRequest | None:
-        """What the pool may prepare, behind prompts that end too; the pipeline knows then what is in flight."""
-        prompts, plan, round_id = ending(schedule), schedule.plan, self._drafting.round_id
-        first = self._first_plan(prompts, plan.stop_probability)
+        """What the pool may prepare, behind prompts that end too; the pipeline knows then what is in flight.
+
+        No branch is longer than what is left of its sequence after the shortest outcome.
+        """
+        plan, prompts, drafting = schedule.plan, ending(schedule), self._drafting
+        first = self._first_plan(prompts)
         self._longest = max(self._longest - 1, *plan.lengths, 0)
-        depth, most = plan.depth or first.depth, fan_out(len(plan.lengths) + len(prompts), self._fan_out)
         for prompt in prompts:
             self._pipeline.resolve(prompt.id, prompt.tokens)
+        sequences, lengths = [*schedule.decoding, *prompts], plan.lengths + first.lengths
+        rules = [each.rule(index) for each in (plan, first) for index in range(len(each.lengths))]
+        verified = [*(own.tokens if own else () for own in proposals.rows), *(() for _ in prompts)]
+        depth, most = plan.depth or first.depth, max(1, min(self._fan_out, MAX_BRANCHES // max(len(sequences), 1)))
         rows = []
-        for sequence, own_plan, index, proposal in [
-            *((one, plan, *own) for one, own in zip(schedule.decoding, enumerate(proposals.rows), strict=True)),
-            *((one, first, index, None) for index, one in enumerate(prompts)),
-        ]:
-            tokens = proposal.tokens if proposal else ()
-            row = self._row(sequence, own_plan, index, depth, tokens, most)
-            rule = row and (row.context.depth or depth)
-            self._pipeline.begin(sequence.id, len(tokens), Order(rule, row.length, round_id) if row and rule else None)
-            rows += [row] if row else []
-        self._told, self._told_s = round_id, self._clock()
+        for sequence, rule, planned, tokens in zip(sequences, rules, lengths, verified, strict=True):
+            order, length = None, min(planned, sequence.remaining - 2)
+            context = drafting.context(sequence, rule if rule != depth else None) if rule and length > 0 else None
+            if rule and context:
+                order = Order(rule, length, drafting.round_id)
+                stop = plan.stop_probability if rule == depth else 0.0
+                rows.append(AheadRow(context, tokens, length, most, stop, self._exponent(rule.exits[-1])))
+            self._pipeline.begin(sequence.id, len(tokens), order)
+        self._told, self._told_s = drafting.round_id, self._clock()
         if depth is None or not rows:
             return None
-        request = AheadRequest(self._drafting.incarnation, round_id, depth, tuple(rows))
+        request = AheadRequest(drafting.incarnation, drafting.round_id, depth, tuple(rows))
         self._client.ahead(request)
         return request
 
@@ -128,33 +132,18 @@ class Ahead:
         ):
             self._pipeline.take(came)
 
-    def _first_plan(self, prompts: Sequence[Decoding], stop_probability: float) -> Plan:
+    def _first_plan(self, prompts: Sequence[Decoding]) -> Plan:
         """What is likely to be planned for these when their prompts have ended: the longest that others have lately."""
         opening = self._opening()
-        length = self._longest if opening else 0
         view = BatchView(tuple(prompt.view(self._drafting.num_unseen(prompt), True) for prompt in prompts))
-        return granted(view, Plan(opening, (length,) * len(prompts), stop_probability=stop_probability))
-
-    def _row(
-        self, sequence: Decoding, plan: Plan, index: int, depth: DepthRule | None, tokens: tuple[int, ...], most: int
-    ) -> AheadRow | None:
-        """What may be drafted behind the outcomes of a sequence; no branch is longer than what the shortest leaves."""
-        rule, length = plan.rule(index), min(plan.lengths[index], sequence.remaining - 2)
-        if rule is None or length <= 0:
-            return None
-        context = self._drafting.context(sequence, rule if rule != depth else None)
-        if context is None:
-            return None
-        asked = plan.own and plan.own[index]
-        stop = 0.0 if asked else plan.stop_probability
-        return AheadRow(context, tokens, length, most, stop, self._exponent(rule.exits[-1]))
+        return granted(view, Plan(opening, (self._longest if opening else 0,) * len(prompts)))
 
 
 class EarlyExits:
     """Ahead, and half way through the pass the pool is told what the target would pick so far."""
 
-    def __init__(self, ahead: Ahead, client: MirrorClient, exit_layer: int, top_k: int) -> None:
-        self._ahead, self._client, self._exit_layer, self._top_k = ahead, client, exit_layer, top_k
+    def __init__(self, ahead: Ahead, client: MirrorClient, exit_layer: int) -> None:
+        self._ahead, self._client, self._exit_layer = ahead, client, exit_layer
 
     def proposals(self, schedule: Schedule) -> Proposals:
         return self._ahead.proposals(schedule)
@@ -163,9 +152,8 @@ class EarlyExits:
         request = self._ahead.tell(schedule, proposals)
         if request is None:
             return
-        count = fan_out(len(schedule.decoding), self._top_k)
         places = [running.places(row.context.sequence_id) for row in request.rows]
-        picks = iter(running.early_picks(self._exit_layer, list(chain.from_iterable(places)), count))
+        picks = iter(running.early_picks(self._exit_layer, list(chain.from_iterable(places))))
         rows = tuple(
             HintRow(row.context.sequence_id, row.context.base_length, tuple(islice(picks, len(own))))
             for row, own in zip(request.rows, places, strict=True)
@@ -178,11 +166,3 @@ def missing(lengths: Sequence[int], at_hand: Sequence[Proposal | None]) -> tuple
     num_wanted, num_hits = sum(length > 0 for length in lengths), sum(own is not None for own in at_hand)
     waits = num_hits < MIN_AT_HAND * num_wanted
     return tuple(length if waits and own is None else 0 for length, own in zip(lengths, at_hand, strict=True))
-
-
-def fan_out(num_rows: int, most: int) -> int:
-    """Branches of each sequence, and early picks at each position: fewer in larger batches, which share a pool's pass.
-
-    8 for up to 8 rows, 4 to 16, 2 to 32, 1 beyond; never more than `most`.
-    """
-    return min(most, next((number for rows, number in SHRINK if num_rows <= rows), 1))

@@ -15,8 +15,7 @@ from targets.guarded import GuardedDraftClient, GuardedMirrorClient, GuardedPoli
 from targets.model import TargetModel
 from targets.rounds import Rounds
 from targets.scheduler import Scheduler, SchedulerConfig
-from targets.sources import InTurn, Source
-from targets.step import Clock, Stepper
+from targets.step import Clock, InTurn, Source, Stepper
 
 
 def make_stepper(
@@ -47,7 +46,7 @@ def make_stepper(
     mirror = GuardedMirrorClient(client, fence)
     drafting = Drafting(mirror, incarnation, vocab_size, deadline_ms)
     source = Ahead(drafting, mirror, guarded.opening, rounds.exponent, ahead.fan_out, clock)
-    exits = EarlyExits(source, mirror, exit_layer(model, ahead), ahead.early_top_k)
+    exits = EarlyExits(source, mirror, exit_layer(model, ahead))
     by_mode: dict[Mode, Source] = {Mode.SERIAL: InTurn(drafting), Mode.AHEAD: source, Mode.AHEAD_EARLY_EXIT: exits}
     sources = {mode: by_mode[mode] for mode in ahead.modes}
     return Stepper(model, guarded, scheduler, drafting, sources, rounds, clock)

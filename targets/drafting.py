@@ -7,17 +7,18 @@ the pool is too small. Past the drafter's context (TOO_LONG) it is silent for go
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 
 from protocol.draft import DraftBlock, DraftClient, DraftRequest, DraftRow, DraftStatus
 from protocol.plan import DepthRule, Plan
-from targets.proposals import Proposal, Proposals, fresh, nothing
+from protocol.record import Origin
+from targets.proposals import Proposal, Proposals, nothing
 from targets.sequence import Sequence as Decoding
 
 MAX_SILENCE = 64  # rounds
-MIN_SHARE = 0.25  # of the rows that want a draft: for fewer that the pool serves, the whole batch does not wait
+MIN_SHARE = 0.25  # of the rows that want a draft: for fewer that the pool serves, the others do not wait
 
 
 @dataclass(slots=True)
@@ -74,11 +75,7 @@ class Drafting:
         # Before an answer is read, which makes a context known.
         num_fed = tuple(self._num_fed(rows[index]) if index in rows else 0 for index in range(len(decoding)))
         blocks = {block.sequence_id: block for block in reply.blocks}
-        proposals: list[Proposal | None] = [None] * len(decoding)
-        for index, row in rows.items():
-            block = self._read(row, blocks.get(row.sequence_id))
-            drafted = fresh(block, plan.rule(index), row.length) if block else None
-            proposals[index] = self.read(drafted, row.length) if drafted else None
+        proposals = (self._read(plan, index, rows.get(index), blocks) for index in range(len(decoding)))
         return Proposals(tuple(proposals), num_fed, reply.wait_ms)
 
     def context(self, sequence: Decoding, depth: DepthRule | None) -> DraftRow | None:
@@ -96,17 +93,16 @@ class Drafting:
             self.client.close([sequence.id])
 
     def _rows(self, decoding: Sequence[Decoding], plan: Plan) -> dict[int, DraftRow]:
-        """What to ask for, by row."""
+        """What to ask for, by row. A length that a request asked for itself is drafted to its end."""
         wanting = [index for index, length in enumerate(plan.lengths) if length]
         asking = [index for index in wanting if self._ask(decoding[index].id).silent_until <= self._round]
         if len(asking) <= MIN_SHARE * len(wanting):
             return {}
-        return {index: self._planned_row(decoding[index], plan, index) for index in asking}
-
-    def _planned_row(self, sequence: Decoding, plan: Plan, index: int) -> DraftRow:
-        """A length that a request asked for itself is drafted to its end."""
-        own = plan.own[index] if plan.own else None
-        return self._row(sequence, plan.lengths[index], own, plan.stop_probability if own is None else 0.0)
+        own = {index: plan.own[index] if plan.own else None for index in asking}
+        return {
+            index: self._row(decoding[index], plan.lengths[index], rule, 0.0 if rule else plan.stop_probability)
+            for index, rule in own.items()
+        }
 
     def _row(
         self, sequence: Decoding, length: int, depth: DepthRule | None = None, stop_probability: float = 0.0
@@ -128,9 +124,10 @@ class Drafting:
     def _num_fed(self, row: DraftRow) -> int:
         return len(row.tokens) if self._ask(row.sequence_id).known else row.base_length
 
-    def _read(self, row: DraftRow, block: DraftBlock | None) -> DraftBlock | None:
-        """The block of a row as the target may verify it; None where it is no answer to this row."""
-        if block is None or block.base_length != row.base_length:
+    def _read(self, plan: Plan, index: int, row: DraftRow | None, blocks: Mapping[int, DraftBlock]) -> Proposal | None:
+        """What the pool drafted for a row; None where that is nothing, or no answer to this row."""
+        block, rule = blocks.get(row.sequence_id) if row else None, plan.rule(index)
+        if row is None or block is None or rule is None or block.base_length != row.base_length:
             return None
         ask = self._ask(row.sequence_id)
         match block.status:
@@ -145,4 +142,5 @@ class Drafting:
                 ask.silent_until = self._round + ask.silence
             case DraftStatus.TOO_LONG:
                 ask.silent_until = float("inf")
-        return block
+        drafted = Proposal(block.tokens, block.exits, block.confidences, Origin.FRESH, rule, row.length)
+        return self.read(drafted, row.length)

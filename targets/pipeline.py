@@ -66,7 +66,7 @@ class Pipeline:
         return flight.found
 
     def begin(self, sequence_id: int, num_verified: int, order: Order | None) -> None:
-        """So many tokens are being verified behind what `resolve` was told of: the first of what it found, if it did."""
+        """So many tokens are verified behind what `resolve` was told of: the first of what it found, if it did."""
         flight = self._flights[sequence_id]
         flight.reach = flight.length + num_verified + 1
         flight.order, flight.came = order, False

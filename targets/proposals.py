@@ -1,10 +1,9 @@
-"""What one pass verifies: a proposal for each row, and where it came from."""
+"""What one pass verifies: a proposal for each decoding sequence, and where it came from."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from protocol.draft import DraftBlock
 from protocol.plan import DepthRule
 from protocol.record import Origin
 
@@ -25,25 +24,14 @@ class Proposal:
 
     def cut(self, count: int) -> Proposal:
         """At most its first `count` tokens, as if no more had been asked for."""
-        return replace(
-            self,
-            tokens=self.tokens[:count],
-            exits=self.exits[:count],
-            confidences=self.confidences[:count],
-            length=min(self.length, count),
-        )
+        return self._part(slice(count), self.origin, min(self.length, count))
 
     def rest(self, num_verified: int) -> Proposal:
         """What is left when its first tokens were accepted and the target picked the one behind them too."""
-        first = num_verified + 1
-        return Proposal(
-            self.tokens[first:],
-            self.exits[first:],
-            self.confidences[first:],
-            Origin.REST,
-            self.rule,
-            max(self.length - first, 0),
-        )
+        return self._part(slice(num_verified + 1, None), Origin.REST, max(self.length - num_verified - 1, 0))
+
+    def _part(self, part: slice, origin: Origin, length: int) -> Proposal:
+        return Proposal(self.tokens[part], self.exits[part], self.confidences[part], origin, self.rule, length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +54,3 @@ class Proposals:
 
 def nothing(num_rows: int, answered: bool = True) -> Proposals:
     return Proposals((None,) * num_rows, (0,) * num_rows, answered=answered)
-
-
-def fresh(block: DraftBlock, rule: DepthRule | None, length: int) -> Proposal | None:
-    """A draft as a proposal; None where nothing was drafted."""
-    if rule is None or not block.tokens:
-        return None
-    return Proposal(block.tokens, block.exits, block.confidences, Origin.FRESH, rule, length)

@@ -1,7 +1,7 @@
 """One round of a target: plan, draft, verify, commit; what came of it is one record.
 
-The plan says which source the proposals come from (sources.py, ahead.py). Whatever that is, a round commits what the
-target picks itself, so the text is that of plain.py.
+The plan says which source the proposals come from: in turn (below), or ahead.py. Whatever that is, a round commits what
+the target picks itself, so the text is that of plain.py.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Protocol
 
 from model.sampling import NO_PICK
 from protocol.plan import BatchView, Mode, Plan
@@ -18,18 +19,42 @@ from protocol.request import FinishReason, TokenRun
 from router.policy import Policy, granted
 from targets.drafting import Drafting
 from targets.model import TargetModel
-from targets.passes import gather
-from targets.proposals import Proposal, Proposals
+from targets.passes import Pass, gather
+from targets.proposals import Proposal, Proposals, nothing
 from targets.rounds import Rounds
 from targets.scheduler import Schedule, Scheduler
 from targets.sequence import Sequence
-from targets.sources import InTurn, NoSource, Source
 from targets.verify import num_accepted
 
 Clock = Callable[[], float]  # seconds
 
 logger = logging.getLogger(__name__)
 _UNDEFINED = "request %s ends with an error behind %d tokens: the scores of its model are not numbers"
+
+
+class Source(Protocol):
+    """Where a step gets its proposals."""
+
+    def proposals(self, schedule: Schedule) -> Proposals:
+        """One for each decoding sequence, at most as long as planned. Called once in every round."""
+
+    def during(self, schedule: Schedule, proposals: Proposals, running: Pass) -> None:
+        """As the pass begins. It may be run a part of its way here; the step finishes it."""
+
+
+class InTurn:
+    """The pool drafts, and then the target verifies; without a pool there is nothing to verify."""
+
+    def __init__(self, drafting: Drafting | None) -> None:
+        self._drafting = drafting
+
+    def proposals(self, schedule: Schedule) -> Proposals:
+        if self._drafting is None:
+            return nothing(len(schedule.decoding))
+        return self._drafting.draft(schedule.decoding, schedule.plan)
+
+    def during(self, schedule: Schedule, proposals: Proposals, running: Pass) -> None:
+        return None
 
 
 class Stepper:
@@ -48,8 +73,8 @@ class Stepper:
         """sources: by the modes that a plan may have; without any, proposals come in turn. rounds: reads records."""
         self.model, self.policy, self.scheduler, self.drafting = model, policy, scheduler, drafting
         self.rounds, self.clock = rounds or Rounds(), clock
-        self._serial = InTurn(drafting) if drafting else NoSource()
-        self._sources: Mapping[Mode, Source] = sources or {Mode.SERIAL: self._serial}
+        self._in_turn = InTurn(drafting)
+        self._sources: Mapping[Mode, Source] = sources or {Mode.SERIAL: self._in_turn}
         self._mode = Mode.SERIAL  # of the last batch
         self._verified: float | None = None  # when the last pass ended, unless there was nothing left to do
 
@@ -57,7 +82,7 @@ class Stepper:
         began = self.clock()
         self.admit()
         schedule = self.plan()
-        source = self._sources.get(schedule.plan.mode, self._serial)
+        source = self._sources.get(schedule.plan.mode, self._in_turn)
         planned = self.clock()
         proposals = source.proposals(schedule)
         drafted = self.clock()
@@ -105,11 +130,9 @@ class Stepper:
         decoding, chunks = schedule.decoding, schedule.chunks
         context = sum(len(sequence.tokens) for sequence in decoding) / max(len(decoding), 1)
         runs, rows = [], []
-        own_picks = picks[: len(decoding)]
-        for sequence, proposal, num_fed, own in zip(
-            decoding, proposals.rows, proposals.num_fed, own_picks, strict=True
-        ):
-            row = _row_record(sequence, proposal, num_fed, own)
+        for index, sequence in enumerate(decoding):
+            own = picks[index]
+            row = _row_record(sequence, proposals.rows[index], proposals.num_fed[index], own)
             sequence.count(row.num_proposed, row.num_accepted)
             sequence.computed += 1 + row.num_accepted
             rows.append(row)
