@@ -57,10 +57,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True)
 class CellResult:
-    """overlapped: proposals that were at hand. fenced: branches that were refused.
-
-    deaths: of the pool.
-    """
+    """overlapped: proposals that were at hand. deaths: of the pool."""
 
     cell: Cell
     num_cases: int
@@ -72,7 +69,6 @@ class CellResult:
     ties: list[Difference] = field(default_factory=list)
     faults: list[Difference] = field(default_factory=list)
     overlapped: int = 0
-    fenced: int = 0
     deaths: int = 0
 
 
@@ -158,7 +154,6 @@ def run_cell(subject: Subject, cell: Cell) -> CellResult:
         ties=[d for d in differences if d.gap <= tie],
         faults=[d for d in differences if d.gap > tie],
         overlapped=stats.num_hits,
-        fenced=stats.num_fenced,
         deaths=client.num_deaths if isinstance(client, FaultyClient) else 0,
     )
 
@@ -249,7 +244,7 @@ def summarise(results: Sequence[dict[str, object]]) -> dict[str, object]:
         for result in results
         if result["drafted"] and not 0 < int(str(result["accepted"])) < int(str(result["drafted"]))
     ]
-    counted = ("num_cases", "num_tokens", "drafted", "accepted", "preempted", "overlapped", "fenced", "deaths")
+    counted = ("num_cases", "num_tokens", "drafted", "accepted", "preempted", "overlapped", "deaths")
     return {
         "num_cells": len(results),
         **{name: total(name) for name in counted},

@@ -33,7 +33,6 @@ def ratios(stats: EngineStats) -> dict[str, float | None]:
     return {
         "acceptance_rate": _ratio(stats.num_accepted, stats.num_proposed),
         "hit_rate": _ratio(stats.num_hits, stats.num_hits + stats.num_misses),
-        "branch_tokens_per_committed": _ratio(stats.num_branch_tokens, stats.num_committed),
         "draft_ms_per_round": _ratio(stats.draft_ms, stats.num_rounds),
         "verify_ms_per_round": _ratio(stats.verify_ms, stats.num_rounds),
         "hidden_on_hits": round(1 - hit_ms / fresh_ms, 4) if fresh_ms and hit_ms is not None else None,

@@ -3,8 +3,7 @@
     proposals  the branch behind what was committed, or a fresh draft for rows that have none at hand
     during     the pool is told what is being verified; with early exits, half way what the target would pick so far
 
-Mirror-SD (Apple, 2025), section 3, and the speculation cache of SSD. Every token of a proposal is verified, so nothing
-that the pool says or fails to say changes a text.
+Mirror-SD (Apple, 2025), section 3, and the speculation cache of SSD.
 """
 
 from __future__ import annotations
@@ -14,15 +13,13 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 
 from protocol.branch import AheadRequest, AheadRow, ExitHint, HintRow, MirrorClient
-from protocol.errors import ConfigError
-from protocol.plan import BatchView, DepthRule, Mode, Plan
-from router.policy import granted
+from protocol.plan import DepthRule, Mode
 from targets.drafting import Drafting
 from targets.passes import Pass, ending
 from targets.pipeline import Order, Pipeline
 from targets.proposals import Proposal, Proposals
+from targets.rounds import Rounds
 from targets.scheduler import Schedule
-from targets.sequence import Sequence as Decoding
 
 MAX_BRANCHES = 64  # of a batch, which share the pool's passes
 # Fresh drafts are waited for when fewer rows than this share of those that want one have a proposal at hand. By tokens
@@ -42,10 +39,6 @@ class AheadConfig:
     fan_out: int = 8
     exit_layer: int | None = None
 
-    def __post_init__(self) -> None:
-        if self.fan_out < 1 or not self.modes:
-            raise ConfigError(f"drafting ahead needs a fan_out of at least 1 and a mode or more; got {self}")
-
 
 class Ahead:
     """The pool drafts while the target verifies."""
@@ -55,63 +48,54 @@ class Ahead:
         drafting: Drafting,
         client: MirrorClient,
         opening: Callable[[], DepthRule | None],
-        exponent: Callable[[int], float],
+        rounds: Rounds,
         fan_out: int,
         clock: Callable[[], float],
     ) -> None:
-        """client: that of `drafting`. opening: the depth for sequences whose prompts end. clock: seconds.
-
-        exponent: of each exit; a token is right with the probability confidence ** exponent.
-        """
+        """client: that of `drafting`. opening: the depth for prompts that end. rounds: what confidences are worth."""
         self._drafting, self._client, self._opening, self._clock = drafting, client, opening, clock
-        self._exponent, self._fan_out = exponent, fan_out
+        self._rounds, self._fan_out = rounds, fan_out
         self._pipeline = Pipeline()
         self._told = 0  # the last round that was drafted ahead of
         self._told_s = 0.0
-        self._longest = 0  # the longest draft that was planned lately
+        self._longest = 0  # draft that was planned lately, for prompts that end
 
     def proposals(self, schedule: Schedule) -> Proposals:
         decoding, lengths, pipeline = schedule.decoding, schedule.plan.lengths, self._pipeline
-        before = pipeline.num_branches, pipeline.num_tokens, pipeline.num_fenced
         in_time = self._told == self._drafting.round_id  # no round in another mode was played meanwhile
         pipeline.keep([sequence.id for sequence in decoding] if in_time else ())
         self._collect([sequence.id for sequence, length in zip(decoding, lengths, strict=True) if length])
         found = [pipeline.resolve(sequence.id, sequence.tokens) for sequence in decoding]
         at_hand = [own and self._drafting.read(own, length) for own, length in zip(found, lengths, strict=True)]
         asked = self._drafting.draft(decoding, replace(schedule.plan, lengths=missing(lengths, at_hand)))
-        return replace(
-            asked,
-            rows=tuple(own or new for own, new in zip(at_hand, asked.rows, strict=True)),
-            num_branches=pipeline.num_branches - before[0],
-            num_branch_tokens=pipeline.num_tokens - before[1],
-            num_fenced=pipeline.num_fenced - before[2],
-        )
+        return replace(asked, rows=tuple(own or new for own, new in zip(at_hand, asked.rows, strict=True)))
 
     def during(self, schedule: Schedule, proposals: Proposals, running: Pass) -> None:
         self.tell(schedule, proposals)
 
     def tell(self, schedule: Schedule, proposals: Proposals) -> AheadRequest | None:
-        """What the pool may prepare, behind prompts that end too; the pipeline knows then what is in flight.
+        """What the pool may prepare, the first proposals of prompts that end too; the pipeline knows what is in flight.
 
         No branch is longer than what is left of its sequence after the shortest outcome.
         """
-        plan, prompts, drafting = schedule.plan, ending(schedule), self._drafting
-        first = self._first_plan(prompts)
-        self._longest = max(self._longest - 1, *plan.lengths, 0)
-        for prompt in prompts:
+        plan, drafting, opening = schedule.plan, self._drafting, self._opening()
+        wanted = [
+            (sequence, plan.rule(index), plan.lengths[index], own.tokens if own else ())
+            for index, (sequence, own) in enumerate(zip(schedule.decoding, proposals.rows, strict=True))
+        ]
+        for prompt in ending(schedule):
             self._pipeline.resolve(prompt.id, prompt.tokens)
-        sequences, lengths = [*schedule.decoding, *prompts], plan.lengths + first.lengths
-        rules = [each.rule(index) for each in (plan, first) for index in range(len(each.lengths))]
-        verified = [*(own.tokens if own else () for own in proposals.rows), *(() for _ in prompts)]
-        depth, most = plan.depth or first.depth, max(1, min(self._fan_out, MAX_BRANCHES // max(len(sequences), 1)))
+            wanted.append((prompt, opening, 0 if prompt.request.speculation else self._longest, ()))
+        self._longest = max(self._longest - 1, *plan.lengths, 0)
+        depth, most = plan.depth or opening, max(1, min(self._fan_out, MAX_BRANCHES // max(len(wanted), 1)))
         rows = []
-        for sequence, rule, planned, tokens in zip(sequences, rules, lengths, verified, strict=True):
+        for sequence, rule, planned, tokens in wanted:
             order, length = None, min(planned, sequence.remaining - 2)
             context = drafting.context(sequence, rule if rule != depth else None) if rule and length > 0 else None
             if rule and context:
                 order = Order(rule, length, drafting.round_id)
-                stop = plan.stop_probability if rule == depth else 0.0
-                rows.append(AheadRow(context, tokens, length, most, stop, self._exponent(rule.exits[-1])))
+                stop, exponent = plan.stop_probability, self._rounds.calibration.power(rule.exits[-1])
+                rows.append(AheadRow(context, tokens, length, most, stop if rule == depth else 0.0, exponent))
             self._pipeline.begin(sequence.id, len(tokens), order)
         self._told, self._told_s = drafting.round_id, self._clock()
         if depth is None or not rows:
@@ -131,12 +115,6 @@ class Ahead:
             and (came := self._client.branches(left))
         ):
             self._pipeline.take(came)
-
-    def _first_plan(self, prompts: Sequence[Decoding]) -> Plan:
-        """What is likely to be planned for these when their prompts have ended: the longest that others have lately."""
-        opening = self._opening()
-        view = BatchView(tuple(prompt.view(self._drafting.num_unseen(prompt), True) for prompt in prompts))
-        return granted(view, Plan(opening, (self._longest if opening else 0,) * len(prompts)))
 
 
 class EarlyExits:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 from protocol.draft import DraftBlock, DraftClient, DraftRequest, DraftRow, DraftStatus
-from protocol.plan import DepthRule, Plan
+from protocol.plan import DepthRule, Plan, SequenceView
 from protocol.record import Origin
 from targets.proposals import Proposal, Proposals, nothing
 from targets.sequence import Sequence as Decoding
@@ -51,15 +51,10 @@ class Drafting:
         if rows:
             self.client.open(DraftRequest(self.incarnation, self._round, depth, rows))
 
-    def num_unseen(self, sequence: Decoding) -> int:
-        """Committed tokens that the pool has yet to be handed."""
-        ask = self._asks.get(sequence.id)
-        return len(sequence.tokens) - (ask.sent if ask else 0)
-
-    def is_silent(self, sequence: Decoding) -> bool:
-        """Whether a draft for this sequence would not be asked for in the coming round."""
-        ask = self._asks.get(sequence.id)
-        return ask is not None and ask.silent_until > self._round + 1
+    def view(self, sequence: Decoding) -> SequenceView:
+        """What a policy may see of a sequence: also how much the pool has yet to be handed, and whether it is asked."""
+        ask = self._asks.get(sequence.id, _Ask())
+        return sequence.view(len(sequence.tokens) - ask.sent, ask.silent_until <= self._round + 1)
 
     def draft(self, decoding: Sequence[Decoding], plan: Plan) -> Proposals:
         """One round: drafts of at most the planned lengths. Rounds that ask for nothing count too."""
@@ -96,13 +91,12 @@ class Drafting:
         """What to ask for, by row. A length that a request asked for itself is drafted to its end."""
         wanting = [index for index, length in enumerate(plan.lengths) if length]
         asking = [index for index in wanting if self._ask(decoding[index].id).silent_until <= self._round]
-        if len(asking) <= MIN_SHARE * len(wanting):
-            return {}
-        own = {index: plan.own[index] if plan.own else None for index in asking}
-        return {
-            index: self._row(decoding[index], plan.lengths[index], rule, 0.0 if rule else plan.stop_probability)
-            for index, rule in own.items()
-        }
+        rows = {}
+        for index in asking if len(asking) > MIN_SHARE * len(wanting) else ():
+            own = plan.own[index] if plan.own else None
+            stop = plan.stop_probability if own is None else 0.0
+            rows[index] = self._row(decoding[index], plan.lengths[index], own, stop)
+        return rows
 
     def _row(
         self, sequence: Decoding, length: int, depth: DepthRule | None = None, stop_probability: float = 0.0

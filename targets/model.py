@@ -1,8 +1,7 @@
 """A target at work: a decoder, its KV and the page ledger over it.
 
-A pass may stop on its way and say what it would pick there (Mirror-SD section 3.1, its early exit): the final norm and
-the head over the hidden states of an inner layer, under the same noise as the picks. It then goes on as if nothing
-had been; these picks are advice to the pool.
+A pass may stop on its way and say what it would pick there (Mirror-SD section 3.1, its early exit): the head over the
+hidden states of an inner layer, under the same noise as the picks. It then goes on as if nothing had been.
 """
 
 from __future__ import annotations
@@ -60,10 +59,7 @@ class TargetModel:
         return TargetModel(self.decoder, PageLedger(num_pages, page_size), self.decoder.new_kv(num_pages * page_size))
 
     def forward(self, rows: Sequence[ForwardRow]) -> Tensor:
-        """[sum of num_logits, vocab_size] float32, in row order, valid until the next pass.
-
-        Every row's positions are reserved already.
-        """
+        """[sum of num_logits, vocab_size] float32, in row order, until the next pass. Their positions are reserved."""
         tokens, batch, wanted = self._batch(rows)
         hidden = self.decoder.run(self.decoder.embed(tokens), batch, self.kv, 0, self.decoder.config.num_layers)
         return self.decoder.logits(hidden, wanted)

@@ -77,7 +77,7 @@ def gather(model: TargetModel, schedule: Schedule, proposals: Proposals) -> Pass
 
 def ending(schedule: Schedule) -> list[Sequence]:
     """Whose prompt ends with this pass, which gives them their first token."""
-    return [sequence for sequence, size in schedule.chunks if _gives_first(sequence, size)]
+    return [sequence for sequence, size in schedule.chunks if sequence.gives_first(size)]
 
 
 def _verify_row(sequence: Sequence, proposal: Proposal | None) -> ForwardRow:
@@ -87,8 +87,4 @@ def _verify_row(sequence: Sequence, proposal: Proposal | None) -> ForwardRow:
 
 def _chunk_row(sequence: Sequence, size: int) -> ForwardRow:
     tokens = sequence.tokens[sequence.computed : sequence.computed + size]
-    return ForwardRow(sequence.id, sequence.computed, tokens, int(_gives_first(sequence, size)))
-
-
-def _gives_first(sequence: Sequence, size: int) -> bool:
-    return sequence.computed + size == sequence.prefill_end and not sequence.num_generated
+    return ForwardRow(sequence.id, sequence.computed, tokens, int(sequence.gives_first(size)))

@@ -40,16 +40,13 @@ class Proposals:
 
     num_fed: committed tokens that the pool had to run for each row before it could draft, at most: what was handed
     over, and before a first draft the whole context; 0 where no draft was asked for. wait_ms: queued at the pool.
-    answered: False where a draft was asked for in vain. The last three as in RoundRecord.
+    answered: False where a draft was asked for in vain.
     """
 
     rows: tuple[Proposal | None, ...]
     num_fed: tuple[int, ...]
     wait_ms: float = 0.0
     answered: bool = True
-    num_branches: int = 0
-    num_branch_tokens: int = 0
-    num_fenced: int = 0
 
 
 def nothing(num_rows: int, answered: bool = True) -> Proposals:

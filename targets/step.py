@@ -79,7 +79,7 @@ class Stepper:
         self._verified: float | None = None  # when the last pass ended, unless there was nothing left to do
 
     def step(self) -> tuple[tuple[TokenRun, ...], RoundRecord]:
-        began = self.clock()
+        began = self.clock() if self._verified is None else self._verified
         self.admit()
         schedule = self.plan()
         source = self._sources.get(schedule.plan.mode, self._in_turn)
@@ -92,15 +92,8 @@ class Stepper:
         picks = running.finish()
         verified = self.clock()
         runs, record = self.commit(schedule, proposals, picks)
-        record = replace(
-            record,
-            began_s=began if self._verified is None else self._verified,
-            planned_s=planned,
-            drafted_s=drafted,
-            early_s=early,
-            verified_s=verified,
-            ended_s=self.clock(),
-        )
+        record = replace(record, began_s=began, planned_s=planned, drafted_s=drafted, early_s=early)
+        record = replace(record, verified_s=verified, ended_s=self.clock())
         self._verified = verified if self.scheduler.has_work else None
         self.policy.observe(record)
         self.rounds.add(record)
@@ -117,8 +110,8 @@ class Stepper:
         decoding, drafting = self.scheduler.decoding, self.drafting
         if not decoding or drafting is None:
             return self.scheduler.schedule(decoding, Plan(None, (0,) * len(decoding), mode=self._mode))
-        sequences = tuple(one.view(drafting.num_unseen(one), not drafting.is_silent(one)) for one in decoding)
-        view = BatchView(sequences, len(self.scheduler.running) - len(decoding), tuple(self._sources))
+        num_prefilling = len(self.scheduler.running) - len(decoding)
+        view = BatchView(tuple(map(drafting.view, decoding)), num_prefilling, tuple(self._sources))
         plan = granted(view, self.policy.plan(view))
         self._mode = plan.mode
         return self.scheduler.schedule(decoding, plan)
@@ -141,7 +134,7 @@ class Stepper:
             sequence.computed += size
             if own:
                 runs.append(self._commit_run(sequence, own))
-        record = RoundRecord(
+        return tuple(runs), RoundRecord(
             round_id=self.rounds.num_steps,
             plan=schedule.plan,
             rows=tuple(rows),
@@ -151,11 +144,7 @@ class Stepper:
             num_preempted=schedule.num_preempted,
             answered=proposals.answered,
             wait_ms=proposals.wait_ms,
-            num_branches=proposals.num_branches,
-            num_branch_tokens=proposals.num_branch_tokens,
-            num_fenced=proposals.num_fenced,
         )
-        return tuple(runs), record
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a finished or cancelled sequence, here and at the pool."""
@@ -182,14 +171,7 @@ def _row_record(sequence: Sequence, proposal: Proposal | None, num_fed: int, pic
     num_verified = len(picks) - 1
     if proposal is None or not num_verified:
         return RowRecord(sequence.id, num_fed=num_fed)
+    accepted, own = num_accepted(picks, proposal.tokens[:num_verified]), proposal
     return RowRecord(
-        sequence_id=sequence.id,
-        num_proposed=num_verified,
-        num_accepted=num_accepted(picks, proposal.tokens[:num_verified]),
-        origin=proposal.origin,
-        rule=proposal.rule,
-        length=proposal.length,
-        exits=proposal.exits,
-        confidences=proposal.confidences,
-        num_fed=num_fed,
+        sequence.id, num_verified, accepted, own.origin, own.rule, own.length, own.exits, own.confidences, num_fed
     )

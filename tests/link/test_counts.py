@@ -20,7 +20,6 @@ def test_every_count_is_told_and_what_one_would_work_out_from_them() -> None:
         num_committed=50,
         num_by_origin=origins,
         num_misses=4,
-        num_branch_tokens=200,
         draft_ms=30.0,
         num_hit_rounds=12,
         hit_draft_ms=6.0,
@@ -34,7 +33,6 @@ def test_every_count_is_told_and_what_one_would_work_out_from_them() -> None:
     assert counts["ratios"] == {
         "acceptance_rate": 0.6667,
         "hit_rate": 12 / 16,
-        "branch_tokens_per_committed": 200 / 50,
         "draft_ms_per_round": 30 / 20,
         "verify_ms_per_round": 0.0,
         "hidden_on_hits": 1 - (6 / 12) / (15 / 3),

@@ -43,7 +43,7 @@ def test_the_text_is_the_plain_loops_over_a_link_that_loses_delays_doubles_and_r
     engine = engine_of(load, client, Whimsical(seed), ahead, max_batch=rng.choice([1, 3, 8]), prefill_chunk=11)
     assert run_all(engine, requests).tokens == plain_texts(load(), requests)
     assert has_given_back(engine)
-    assert min(engine.stats().num_branches, engine.stats().num_fenced) > 0 or Mode.SERIAL in modes
+    assert engine.stats().num_accepted > 0
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
@@ -346,8 +346,6 @@ def test_a_client_that_cannot_draft_ahead_and_an_exit_outside_the_model_are_refu
         Engine(load(), Fixed(DEEP, 3), OnlySerial(), ahead=AHEAD)
     with pytest.raises(ConfigError, match="exit_layer 5 is not one of the model's 4"):
         engine_of(load, Connect(drafter)(), Fixed(DEEP, 3), AheadConfig(tuple(Mode), exit_layer=5))
-    with pytest.raises(ConfigError, match="fan_out of at least 1"):
-        AheadConfig(fan_out=0)
 
 
 def test_fresh_drafts_are_waited_for_when_fewer_than_half_of_the_rows_have_one_at_hand() -> None:

