@@ -1,7 +1,4 @@
-"""A policy and a way to the pool that may fail or lie: what they raise stays here, and so does what is no answer.
-
-Wrong, late, doubled or foreign drafts are no failures: verification, base lengths and hashes see to those.
-"""
+"""A policy and a way to the pool that may fail or lie: what they raise stays here, and so does what is no answer."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ CERTAIN = 1.001  # a confidence is computed in float32
 
 
 class Nonsense(ValueError):
-    """An answer that fits no question."""
+    """An answer that fits no question. A draft that is wrong or late does: verification and base lengths see to it."""
 
 
 class GuardedPolicy:
