@@ -43,7 +43,7 @@ from model.execution import Execution
 from model.native.library import default_threads
 from protocol.branch import MirrorClient
 from protocol.request import GenerateRequest
-from router.policy import Policy
+from router.policy import Fixed, Policy
 from targets import plain
 from targets.ahead import AheadConfig
 from targets.engine import Engine, EngineConfig
@@ -57,10 +57,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True)
 class CellResult:
-    """overlapped: proposals that were at hand. fenced: branches that were refused.
-
-    deaths: of the pool.
-    """
+    """overlapped: proposals that were at hand. deaths: of the pool."""
 
     cell: Cell
     num_cases: int
@@ -72,7 +69,6 @@ class CellResult:
     ties: list[Difference] = field(default_factory=list)
     faults: list[Difference] = field(default_factory=list)
     overlapped: int = 0
-    fenced: int = 0
     deaths: int = 0
 
 
@@ -158,7 +154,6 @@ def run_cell(subject: Subject, cell: Cell) -> CellResult:
         ties=[d for d in differences if d.gap <= tie],
         faults=[d for d in differences if d.gap > tie],
         overlapped=stats.num_hits,
-        fenced=stats.num_fenced,
         deaths=client.num_deaths if isinstance(client, FaultyClient) else 0,
     )
 
@@ -183,7 +178,9 @@ def policy_of(worker: DraftWorker, cell: Cell) -> Policy:
     exits = worker.describe().exits
     if cell.depth == "random":
         return RandomPolicy(exits, cell.length, Random(cell.length))
-    return draft_policy(worker, cell.depth, cell.length)
+    policy = draft_policy(worker, cell.depth, cell.length)
+    modes = WAYS[cell.way]
+    return replace(policy, mode=modes[-1]) if modes and isinstance(policy, Fixed) else policy
 
 
 def _differences(
@@ -247,7 +244,7 @@ def summarise(results: Sequence[dict[str, object]]) -> dict[str, object]:
         for result in results
         if result["drafted"] and not 0 < int(str(result["accepted"])) < int(str(result["drafted"]))
     ]
-    counted = ("num_cases", "num_tokens", "drafted", "accepted", "preempted", "overlapped", "fenced", "deaths")
+    counted = ("num_cases", "num_tokens", "drafted", "accepted", "preempted", "overlapped", "deaths")
     return {
         "num_cells": len(results),
         **{name: total(name) for name in counted},

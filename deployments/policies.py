@@ -12,7 +12,7 @@ from typing import Any
 
 from deployments.config import FixedSpeculation, GoodputSpeculation, Ladder, Speculation, TableSpeculation
 from link.discovery import PoolMember
-from protocol.plan import BatchView, DepthRule, Plan
+from protocol.plan import BatchView, DepthRule, Mode, Plan
 from protocol.record import RoundRecord
 from router.costs import CostCurves, ModelKey, TargetCosts
 from router.explain import describe
@@ -27,7 +27,8 @@ logger = logging.getLogger(__name__)
 def policy(speculation: Speculation | None) -> Policy:
     """What a target can start with; for goodput that is plain decoding."""
     if isinstance(speculation, FixedSpeculation):
-        return Fixed(depth_rule(speculation), speculation.length)
+        mode = speculation.mirror.modes[-1] if speculation.mirror else Mode.SERIAL
+        return Fixed(depth_rule(speculation), speculation.length, mode)
     if isinstance(speculation, TableSpeculation):
         return Table(depth_rule(speculation), tuple(speculation.table.items()))
     return Off()

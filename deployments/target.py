@@ -165,4 +165,4 @@ def engine_config(config: TargetConfig, incarnation: str) -> EngineConfig:
 
 def ahead_config(speculation: Speculation | None) -> AheadConfig | None:
     mirror = speculation.mirror if speculation else None
-    return AheadConfig(mirror.modes, mirror.fan_out, mirror.early_top_k, mirror.exit_layer) if mirror else None
+    return AheadConfig(mirror.modes, mirror.fan_out, mirror.exit_layer) if mirror else None

@@ -16,7 +16,6 @@ class RoundStats:
 
     num_rounds: those with decoding sequences. num_unanswered: those that asked for drafts in vain. num_by_origin: how
     many proposals came from where. num_misses: rows of rounds ahead that were to have a proposal, and none was at hand.
-    num_branches, num_branch_tokens: that came from the pool; num_fenced: that came late, twice or from elsewhere.
     draft_ms, verify_ms, rest_ms: parts of the rounds; wait_ms: queued at the pool. hit_draft_ms: of the num_hit_rounds
     that had proposals at hand and waited for no fresh ones, fresh_draft_ms: of the num_fresh_rounds that did.
     """
@@ -30,9 +29,6 @@ class RoundStats:
     num_unanswered: int = 0
     num_by_origin: Mapping[str, int] = field(default_factory=lambda: {origin.value: 0 for origin in Origin})
     num_misses: int = 0
-    num_branches: int = 0
-    num_branch_tokens: int = 0
-    num_fenced: int = 0
     draft_ms: float = 0.0
     wait_ms: float = 0.0
     verify_ms: float = 0.0
@@ -64,9 +60,6 @@ class RoundStats:
             num_unanswered=self.num_unanswered + (not record.answered),
             num_by_origin={origin.value: self.num_by_origin[origin] + origins[origin] for origin in Origin},
             num_misses=self.num_misses + max(wanted - num_hits, 0),
-            num_branches=self.num_branches + record.num_branches,
-            num_branch_tokens=self.num_branch_tokens + record.num_branch_tokens,
-            num_fenced=self.num_fenced + record.num_fenced,
             draft_ms=self.draft_ms + record.draft_ms,
             wait_ms=self.wait_ms + record.wait_ms,
             verify_ms=self.verify_ms + record.verify_ms,

@@ -12,7 +12,7 @@ from bisect import bisect_right
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from protocol.plan import BatchView, DepthRule, Plan, SequenceView
+from protocol.plan import BatchView, DepthRule, Mode, Plan, SequenceView
 from protocol.record import RoundRecord
 
 
@@ -51,12 +51,13 @@ class Fixed(Steadfast):
 
     depth: DepthRule
     length: int
+    mode: Mode = Mode.SERIAL
 
     def opening(self) -> DepthRule | None:
         return self.depth if self.length else None
 
     def plan(self, view: BatchView) -> Plan:
-        return uniform(view, self.depth, self.length)
+        return replace(uniform(view, self.depth, self.length), mode=self.mode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +84,8 @@ class Table(Steadfast):
 
 
 def uniform(view: BatchView, depth: DepthRule, length: int) -> Plan:
-    """The same for every sequence, in the last of the modes that the view allows."""
     lengths = tuple(min(length, sequence.remaining - 1) for sequence in view.sequences)
-    return Plan(depth if any(lengths) else None, lengths, mode=view.modes[-1])
+    return Plan(depth if any(lengths) else None, lengths)
 
 
 def granted(view: BatchView, plan: Plan) -> Plan:

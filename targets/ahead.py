@@ -3,8 +3,7 @@
     proposals  the branch behind what was committed, or a fresh draft for rows that have none at hand
     during     the pool is told what is being verified; with early exits, half way what the target would pick so far
 
-Mirror-SD (Apple, 2025), section 3, and the speculation cache of SSD. Every token of a proposal is verified, so nothing
-that the pool says or fails to say changes a text.
+Mirror-SD (Apple, 2025), section 3, and the speculation cache of SSD.
 """
 
 from __future__ import annotations
@@ -14,18 +13,15 @@ from dataclasses import dataclass, replace
 from itertools import chain, islice
 
 from protocol.branch import AheadRequest, AheadRow, ExitHint, HintRow, MirrorClient
-from protocol.errors import ConfigError
-from protocol.plan import BatchView, DepthRule, Mode, Plan
-from router.confidence import Calibration
-from router.policy import granted
+from protocol.plan import DepthRule, Mode
 from targets.drafting import Drafting
 from targets.passes import Pass, ending
 from targets.pipeline import Order, Pipeline
 from targets.proposals import Proposal, Proposals
+from targets.rounds import Rounds
 from targets.scheduler import Schedule
-from targets.sequence import Sequence as Decoding
 
-SHRINK = ((8, 8), (16, 4), (32, 2))  # (rows up to, branches of each)
+MAX_BRANCHES = 64  # of a batch, which share the pool's passes
 # Fresh drafts are waited for when fewer rows than this share of those that want one have a proposal at hand. By tokens
 # per second: with two tokens accepted of a proposal and a wait of half a pass, waiting breaks even at half of the rows.
 MIN_AT_HAND = 0.5
@@ -36,17 +32,12 @@ PATIENCE = 0.5  # of a pass: how long branches that are on their way are waited 
 class AheadConfig:
     """How a target may draft ahead. modes: for the policy to choose from. fan_out: branches of a sequence at most.
 
-    early_top_k: early picks at each place at most. exit_layer: after how many layers they are taken; None: half.
+    exit_layer: after how many of its layers the target says what it would pick so far; None: half of them.
     """
 
     modes: tuple[Mode, ...] = (Mode.SERIAL, Mode.AHEAD)
     fan_out: int = 8
-    early_top_k: int = 2
     exit_layer: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.fan_out < 1 or self.early_top_k < 1 or not self.modes:
-            raise ConfigError(f"fan_out and early_top_k must be at least 1, with a mode or more; got {self}")
 
 
 class Ahead:
@@ -57,60 +48,59 @@ class Ahead:
         drafting: Drafting,
         client: MirrorClient,
         opening: Callable[[], DepthRule | None],
-        calibration: Calibration,
+        rounds: Rounds,
         fan_out: int,
         clock: Callable[[], float],
     ) -> None:
-        """client: that of `drafting`. opening: the depth for sequences whose prompts end. clock: seconds."""
+        """client: that of `drafting`. opening: the depth for prompts that end. rounds: what confidences are worth."""
         self._drafting, self._client, self._opening, self._clock = drafting, client, opening, clock
-        self._calibration, self._fan_out = calibration, fan_out
+        self._rounds, self._fan_out = rounds, fan_out
         self._pipeline = Pipeline()
         self._told = 0  # the last round that was drafted ahead of
         self._told_s = 0.0
-        self._longest = 0  # the longest draft that was planned lately
+        self._longest = 0  # draft that was planned lately, for prompts that end
 
     def proposals(self, schedule: Schedule) -> Proposals:
         decoding, lengths, pipeline = schedule.decoding, schedule.plan.lengths, self._pipeline
-        before = pipeline.num_branches, pipeline.num_tokens, pipeline.num_fenced
         in_time = self._told == self._drafting.round_id  # no round in another mode was played meanwhile
         pipeline.keep([sequence.id for sequence in decoding] if in_time else ())
         self._collect([sequence.id for sequence, length in zip(decoding, lengths, strict=True) if length])
         found = [pipeline.resolve(sequence.id, sequence.tokens) for sequence in decoding]
         at_hand = [own and self._drafting.read(own, length) for own, length in zip(found, lengths, strict=True)]
         asked = self._drafting.draft(decoding, replace(schedule.plan, lengths=missing(lengths, at_hand)))
-        return replace(
-            asked,
-            rows=tuple(own or new for own, new in zip(at_hand, asked.rows, strict=True)),
-            num_branches=pipeline.num_branches - before[0],
-            num_branch_tokens=pipeline.num_tokens - before[1],
-            num_fenced=pipeline.num_fenced - before[2],
-        )
+        return replace(asked, rows=tuple(own or new for own, new in zip(at_hand, asked.rows, strict=True)))
 
     def during(self, schedule: Schedule, proposals: Proposals, running: Pass) -> None:
         self.tell(schedule, proposals)
 
     def tell(self, schedule: Schedule, proposals: Proposals) -> AheadRequest | None:
-        """What the pool may prepare, behind prompts that end too; the pipeline knows then what is in flight."""
-        prompts, plan, round_id = ending(schedule), schedule.plan, self._drafting.round_id
-        first = self._first_plan(prompts, plan.stop_probability)
-        self._longest = max(self._longest - 1, *plan.lengths, 0)
-        depth, most = plan.depth or first.depth, fan_out(len(plan.lengths) + len(prompts), self._fan_out)
-        for prompt in prompts:
+        """What the pool may prepare, the first proposals of prompts that end too; the pipeline knows what is in flight.
+
+        No branch is longer than what is left of its sequence after the shortest outcome.
+        """
+        plan, drafting, opening = schedule.plan, self._drafting, self._opening()
+        wanted = [
+            (sequence, plan.rule(index), plan.lengths[index], own.tokens if own else ())
+            for index, (sequence, own) in enumerate(zip(schedule.decoding, proposals.rows, strict=True))
+        ]
+        for prompt in ending(schedule):
             self._pipeline.resolve(prompt.id, prompt.tokens)
+            wanted.append((prompt, opening, 0 if prompt.request.speculation else self._longest, ()))
+        self._longest = max(self._longest - 1, *plan.lengths, 0)
+        depth, most = plan.depth or opening, max(1, min(self._fan_out, MAX_BRANCHES // max(len(wanted), 1)))
         rows = []
-        for sequence, own_plan, index, proposal in [
-            *((one, plan, *own) for one, own in zip(schedule.decoding, enumerate(proposals.rows), strict=True)),
-            *((one, first, index, None) for index, one in enumerate(prompts)),
-        ]:
-            tokens = proposal.tokens if proposal else ()
-            row = self._row(sequence, own_plan, index, depth, tokens, most)
-            rule = row and (row.context.depth or depth)
-            self._pipeline.begin(sequence.id, len(tokens), Order(rule, row.length, round_id) if row and rule else None)
-            rows += [row] if row else []
-        self._told, self._told_s = round_id, self._clock()
+        for sequence, rule, planned, tokens in wanted:
+            order, length = None, min(planned, sequence.remaining - 2)
+            context = drafting.context(sequence, rule if rule != depth else None) if rule and length > 0 else None
+            if rule and context:
+                order = Order(rule, length, drafting.round_id)
+                stop, exponent = plan.stop_probability, self._rounds.calibration.power(rule.exits[-1])
+                rows.append(AheadRow(context, tokens, length, most, stop if rule == depth else 0.0, exponent))
+            self._pipeline.begin(sequence.id, len(tokens), order)
+        self._told, self._told_s = drafting.round_id, self._clock()
         if depth is None or not rows:
             return None
-        request = AheadRequest(self._drafting.incarnation, round_id, depth, tuple(rows))
+        request = AheadRequest(drafting.incarnation, drafting.round_id, depth, tuple(rows))
         self._client.ahead(request)
         return request
 
@@ -126,33 +116,12 @@ class Ahead:
         ):
             self._pipeline.take(came)
 
-    def _first_plan(self, prompts: Sequence[Decoding], stop_probability: float) -> Plan:
-        """What is likely to be planned for these when their prompts have ended: the longest that others have lately."""
-        opening = self._opening()
-        length = self._longest if opening else 0
-        view = BatchView(tuple(prompt.view(self._drafting.num_unseen(prompt), True) for prompt in prompts))
-        return granted(view, Plan(opening, (length,) * len(prompts), stop_probability=stop_probability))
-
-    def _row(
-        self, sequence: Decoding, plan: Plan, index: int, depth: DepthRule | None, tokens: tuple[int, ...], most: int
-    ) -> AheadRow | None:
-        """What may be drafted behind the outcomes of a sequence; no branch is longer than what the shortest leaves."""
-        rule, length = plan.rule(index), min(plan.lengths[index], sequence.remaining - 2)
-        if rule is None or length <= 0:
-            return None
-        context = self._drafting.context(sequence, rule if rule != depth else None)
-        if context is None:
-            return None
-        asked = plan.own and plan.own[index]
-        stop, power = 0.0 if asked else plan.stop_probability, self._calibration.power(rule.exits[-1])
-        return AheadRow(context, tokens, length, most, stop, power)
-
 
 class EarlyExits:
     """Ahead, and half way through the pass the pool is told what the target would pick so far."""
 
-    def __init__(self, ahead: Ahead, client: MirrorClient, exit_layer: int, top_k: int) -> None:
-        self._ahead, self._client, self._exit_layer, self._top_k = ahead, client, exit_layer, top_k
+    def __init__(self, ahead: Ahead, client: MirrorClient, exit_layer: int) -> None:
+        self._ahead, self._client, self._exit_layer = ahead, client, exit_layer
 
     def proposals(self, schedule: Schedule) -> Proposals:
         return self._ahead.proposals(schedule)
@@ -161,9 +130,8 @@ class EarlyExits:
         request = self._ahead.tell(schedule, proposals)
         if request is None:
             return
-        count = fan_out(len(schedule.decoding), self._top_k)
         places = [running.places(row.context.sequence_id) for row in request.rows]
-        picks = iter(running.early_picks(self._exit_layer, list(chain.from_iterable(places)), count))
+        picks = iter(running.early_picks(self._exit_layer, list(chain.from_iterable(places))))
         rows = tuple(
             HintRow(row.context.sequence_id, row.context.base_length, tuple(islice(picks, len(own))))
             for row, own in zip(request.rows, places, strict=True)
@@ -176,11 +144,3 @@ def missing(lengths: Sequence[int], at_hand: Sequence[Proposal | None]) -> tuple
     num_wanted, num_hits = sum(length > 0 for length in lengths), sum(own is not None for own in at_hand)
     waits = num_hits < MIN_AT_HAND * num_wanted
     return tuple(length if waits and own is None else 0 for length, own in zip(lengths, at_hand, strict=True))
-
-
-def fan_out(num_rows: int, most: int) -> int:
-    """Branches of each sequence, and early picks at each position: fewer in larger batches, which share a pool's pass.
-
-    8 for up to 8 rows, 4 to 16, 2 to 32, 1 beyond; never more than `most`.
-    """
-    return min(most, next((number for rows, number in SHRINK if num_rows <= rows), 1))

@@ -15,8 +15,7 @@ from targets.guarded import GuardedDraftClient, GuardedMirrorClient, GuardedPoli
 from targets.model import TargetModel
 from targets.rounds import Rounds
 from targets.scheduler import Scheduler, SchedulerConfig
-from targets.sources import InTurn, Source
-from targets.step import Clock, Stepper
+from targets.step import Clock, InTurn, Source, Stepper
 
 
 def make_stepper(
@@ -31,32 +30,25 @@ def make_stepper(
 ) -> Stepper:
     """client: the way to the pool; None: plain decoding. ahead: drafts may come ahead, over a client that can.
 
-    Raises ConfigError when they cannot.
+    Raises ConfigError when they cannot, and for an exit that lies outside the model.
     """
     rounds, scheduler = Rounds(), Scheduler(model.ledger, config)
     guarded = GuardedPolicy(policy, rounds.fence("policy"))
     if client is None:
         return Stepper(model, guarded, scheduler, rounds=rounds, clock=clock)
-    fence = rounds.fence("way to the draft pool")
-    vocab_size = model.decoder.config.vocab_size
+    fence, vocab_size = rounds.fence("way to the draft pool"), model.decoder.config.vocab_size
     if ahead is None:
         drafting = Drafting(GuardedDraftClient(client, fence), incarnation, vocab_size, deadline_ms)
         return Stepper(model, guarded, scheduler, drafting, rounds=rounds, clock=clock)
     if not isinstance(client, MirrorClient):
         raise ConfigError(f"{type(client).__name__} does not draft ahead; leave that out")
-    mirror = GuardedMirrorClient(client, fence)
-    drafting = Drafting(mirror, incarnation, vocab_size, deadline_ms)
-    source = Ahead(drafting, mirror, guarded.opening, rounds.calibration, ahead.fan_out, clock)
-    exits = EarlyExits(source, mirror, exit_layer(model, ahead), ahead.early_top_k)
-    by_mode: dict[Mode, Source] = {Mode.SERIAL: InTurn(drafting), Mode.AHEAD: source, Mode.AHEAD_EARLY_EXIT: exits}
-    sources = {mode: by_mode[mode] for mode in ahead.modes}
-    return Stepper(model, guarded, scheduler, drafting, sources, rounds, clock)
-
-
-def exit_layer(model: TargetModel, config: AheadConfig) -> int:
-    """Raises ConfigError for a layer that lies outside the model."""
     num_layers = model.decoder.config.num_layers
-    layer = num_layers // 2 if config.exit_layer is None else config.exit_layer
+    layer = num_layers // 2 if ahead.exit_layer is None else ahead.exit_layer
     if not 0 <= layer <= num_layers:
         raise ConfigError(f"exit_layer {layer} is not one of the model's {num_layers}")
-    return layer
+    mirror = GuardedMirrorClient(client, fence)
+    drafting = Drafting(mirror, incarnation, vocab_size, deadline_ms)
+    whole = Ahead(drafting, mirror, guarded.opening, rounds, ahead.fan_out, clock)
+    early = EarlyExits(whole, mirror, layer)
+    sources: dict[Mode, Source] = {Mode.SERIAL: InTurn(drafting), Mode.AHEAD: whole, Mode.AHEAD_EARLY_EXIT: early}
+    return Stepper(model, guarded, scheduler, drafting, {mode: sources[mode] for mode in ahead.modes}, rounds, clock)

@@ -1,23 +1,24 @@
 """A target's side of drafting: which tokens the pool has yet to see, and what its answers mean.
 
-Per sequence one integer says how many committed tokens were handed over. The pool forgetting (NEED_CONTEXT) sets it
-back to 0. A full pool (BUSY) silences the sequence for a growing number of rounds, so that asking costs nothing when
-the pool is too small. Past the drafter's context (TOO_LONG) it is silent for good. NOT_YET costs this round's draft.
+One integer of a sequence says how many committed tokens were handed over. NEED_CONTEXT, the pool forgot, sets it back
+to 0. BUSY silences the sequence for a growing number of rounds, so that asking costs nothing when the pool is too
+small, TOO_LONG for good. NOT_YET costs this round's draft.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
 
 from protocol.draft import DraftBlock, DraftClient, DraftRequest, DraftRow, DraftStatus
-from protocol.plan import DepthRule, Plan
-from targets.proposals import Proposal, Proposals, fresh, nothing
+from protocol.plan import DepthRule, Plan, SequenceView
+from protocol.record import Origin
+from targets.proposals import Proposal, Proposals, nothing
 from targets.sequence import Sequence as Decoding
 
 MAX_SILENCE = 64  # rounds
-MIN_SHARE = 0.25  # of the rows that want a draft: for fewer that the pool serves, the whole batch does not wait
+MIN_SHARE = 0.25  # of the rows that want a draft: for fewer that the pool serves, the others do not wait
 
 
 @dataclass(slots=True)
@@ -36,37 +37,27 @@ class Drafting:
     incarnation: str
     vocab_size: int  # of the target; a drafter's may be padded beyond it
     deadline_ms: float = 0.0
-    _round: int = 0
+    round_id: int = 0  # of the last call of `draft`
     _asks: dict[int, _Ask] = field(default_factory=dict)
-
-    @property
-    def round_id(self) -> int:
-        """Of the last call of `draft`."""
-        return self._round
 
     def open(self, sequences: Iterable[Decoding], depth: DepthRule) -> None:
         """Hand over the context of admitted sequences, so that the pool prefills while the target does."""
         rows = tuple(self._row(sequence, length=0) for sequence in sequences)
         if rows:
-            self.client.open(DraftRequest(self.incarnation, self._round, depth, rows))
+            self.client.open(DraftRequest(self.incarnation, self.round_id, depth, rows))
 
-    def num_unseen(self, sequence: Decoding) -> int:
-        """Committed tokens that the pool has yet to be handed."""
-        ask = self._asks.get(sequence.id)
-        return len(sequence.tokens) - (ask.sent if ask else 0)
-
-    def is_silent(self, sequence: Decoding) -> bool:
-        """Whether a draft for this sequence would not be asked for in the coming round."""
-        ask = self._asks.get(sequence.id)
-        return ask is not None and ask.silent_until > self._round + 1
+    def view(self, sequence: Decoding) -> SequenceView:
+        """What a policy may see of a sequence: also how much the pool has yet to be handed, and whether it is asked."""
+        ask = self._asks.get(sequence.id, _Ask())
+        return sequence.view(len(sequence.tokens) - ask.sent, ask.silent_until <= self.round_id + 1)
 
     def draft(self, decoding: Sequence[Decoding], plan: Plan) -> Proposals:
         """One round: drafts of at most the planned lengths. Rounds that ask for nothing count too."""
-        self._round += 1
+        self.round_id += 1
         rows = self._rows(decoding, plan)
         if plan.depth is None or not rows:
             return nothing(len(decoding))
-        request = DraftRequest(self.incarnation, self._round, plan.depth, tuple(rows.values()), self.deadline_ms)
+        request = DraftRequest(self.incarnation, self.round_id, plan.depth, tuple(rows.values()), self.deadline_ms)
         reply = self.client.draft(request)
         if reply is None:
             self._take_back(request)
@@ -74,16 +65,12 @@ class Drafting:
         # Before an answer is read, which makes a context known.
         num_fed = tuple(self._num_fed(rows[index]) if index in rows else 0 for index in range(len(decoding)))
         blocks = {block.sequence_id: block for block in reply.blocks}
-        proposals: list[Proposal | None] = [None] * len(decoding)
-        for index, row in rows.items():
-            block = self._read(row, blocks.get(row.sequence_id))
-            drafted = fresh(block, plan.rule(index), row.length) if block else None
-            proposals[index] = self.read(drafted, row.length) if drafted else None
+        proposals = (self._read(plan, index, rows.get(index), blocks) for index in range(len(decoding)))
         return Proposals(tuple(proposals), num_fed, reply.wait_ms)
 
     def context(self, sequence: Decoding, depth: DepthRule | None) -> DraftRow | None:
         """What the pool has not seen of a sequence that it may draft ahead for; None while that is silent."""
-        return self._row(sequence, 0, depth) if self._ask(sequence.id).silent_until <= self._round else None
+        return self._row(sequence, 0, depth) if self._ask(sequence.id).silent_until <= self.round_id else None
 
     def read(self, proposal: Proposal, length: int) -> Proposal | None:
         """At most its first `length` tokens, and none beyond the target's vocabulary; None where that leaves none."""
@@ -96,17 +83,15 @@ class Drafting:
             self.client.close([sequence.id])
 
     def _rows(self, decoding: Sequence[Decoding], plan: Plan) -> dict[int, DraftRow]:
-        """What to ask for, by row."""
+        """What to ask for, by row. A length that a request asked for itself is drafted to its end."""
         wanting = [index for index, length in enumerate(plan.lengths) if length]
-        asking = [index for index in wanting if self._ask(decoding[index].id).silent_until <= self._round]
-        if len(asking) <= MIN_SHARE * len(wanting):
-            return {}
-        return {index: self._planned_row(decoding[index], plan, index) for index in asking}
-
-    def _planned_row(self, sequence: Decoding, plan: Plan, index: int) -> DraftRow:
-        """A length that a request asked for itself is drafted to its end."""
-        own = plan.own[index] if plan.own else None
-        return self._row(sequence, plan.lengths[index], own, plan.stop_probability if own is None else 0.0)
+        asking = [index for index in wanting if self._ask(decoding[index].id).silent_until <= self.round_id]
+        rows = {}
+        for index in asking if len(asking) > MIN_SHARE * len(wanting) else ():
+            own = plan.own[index] if plan.own else None
+            stop = plan.stop_probability if own is None else 0.0
+            rows[index] = self._row(decoding[index], plan.lengths[index], own, stop)
+        return rows
 
     def _row(
         self, sequence: Decoding, length: int, depth: DepthRule | None = None, stop_probability: float = 0.0
@@ -128,8 +113,11 @@ class Drafting:
     def _num_fed(self, row: DraftRow) -> int:
         return len(row.tokens) if self._ask(row.sequence_id).known else row.base_length
 
-    def _read(self, row: DraftRow, block: DraftBlock | None) -> DraftBlock | None:
-        """The block of a row as the target may verify it; None where it is no answer to this row."""
+    def _read(self, plan: Plan, index: int, row: DraftRow | None, blocks: Mapping[int, DraftBlock]) -> Proposal | None:
+        """What the pool drafted for a row; None where that is nothing, or no answer to this row."""
+        block, rule = blocks.get(row.sequence_id) if row else None, plan.rule(index)
+        if row is None or block is None or rule is None or block.base_length != row.base_length:
+            return None
         ask = self._ask(row.sequence_id)
         if block is None or block.base_length != row.base_length:
             ask.sent = min(ask.sent, row.start)  # its replica may not have seen it
@@ -143,7 +131,8 @@ class Drafting:
             case DraftStatus.BUSY:
                 ask.sent, ask.known = 0, False
                 ask.silence = min(2 * ask.silence, MAX_SILENCE)
-                ask.silent_until = self._round + ask.silence
+                ask.silent_until = self.round_id + ask.silence
             case DraftStatus.TOO_LONG:
                 ask.silent_until = float("inf")
-        return block
+        drafted = Proposal(block.tokens, block.exits, block.confidences, Origin.FRESH, rule, row.length)
+        return self.read(drafted, row.length)

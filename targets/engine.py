@@ -10,14 +10,14 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, fields
 
 from protocol.draft import DraftClient
-from protocol.errors import ConfigError, InvalidRequest, NotReady, PromptTooLong, QueueFull
+from protocol.errors import ConfigError, InvalidRequest, NotReady, QueueFull
 from protocol.limits import MAX_ROUNDS
 from protocol.record import RoundRecord
-from protocol.request import FinishReason, GenerateRequest, SequenceStats, TokenRun
+from protocol.request import FinishReason, GenerateRequest, SequenceStats, TokenRun, check_prompt
 from protocol.stats import EngineStats
 from router.policy import Policy
 from targets.ahead import AheadConfig
@@ -46,13 +46,6 @@ class EngineConfig:
             raise ConfigError(f"max_batch and prefill_chunk must be at least 1, max_queue at least 0: {self}")
 
 
-@dataclass(slots=True)
-class _Inbox:
-    submitted: deque[tuple[GenerateRequest, OnRun]] = field(default_factory=deque)
-    cancelled: deque[str] = field(default_factory=deque)
-    stopping: bool = False
-
-
 class Engine:
     def __init__(
         self,
@@ -66,20 +59,16 @@ class Engine:
         self.config = config or EngineConfig()
         self.max_length = min(model.max_length, self.config.max_model_len or model.max_length)
         self._model = model
-        self._stepper = make_stepper(
-            model,
-            policy,
-            draft_client,
-            SchedulerConfig(self.config.max_batch, self.config.prefill_chunk),
-            self.config.incarnation,
-            self.config.draft_deadline_ms,
-            ahead,
-        )
-        self._inbox = _Inbox()
-        self._wake = threading.Condition()
+        own, limits = self.config, SchedulerConfig(self.config.max_batch, self.config.prefill_chunk)
+        deadline_ms = own.draft_deadline_ms
+        self._stepper = make_stepper(model, policy, draft_client, limits, own.incarnation, deadline_ms, ahead)
+        self._wake = threading.Condition()  # guards the four below
+        self._submitted: deque[tuple[GenerateRequest, OnRun]] = deque()
+        self._cancelled: deque[str] = deque()
+        self._stopping = False
+        self._open: set[str] = set()  # submitted and not finished
         self._live: dict[str, tuple[Sequence, OnRun]] = {}
         self._next_id = 0
-        self._open: set[str] = set()  # submitted and not finished, guarded by _wake
         self._beat = time.monotonic()
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
 
@@ -89,7 +78,7 @@ class Engine:
     def stop(self) -> None:
         """Cancels what is left and waits for the thread."""
         with self._wake:
-            self._inbox.stopping = True
+            self._stopping = True
             self._wake.notify()
         if self._thread.is_alive():
             self._thread.join()
@@ -97,24 +86,24 @@ class Engine:
     def submit(self, request: GenerateRequest, on_run: OnRun) -> None:
         """Runs arrive on the engine's thread; on_run must not block.
 
-        Raises PromptTooLong, InvalidRequest (an empty prompt, an id in use), QueueFull, or NotReady when stopping.
+        Raises PromptTooLong, InvalidRequest, QueueFull, or NotReady when stopping.
         """
         check_prompt(request, self.max_length, self._model.decoder.config.vocab_size)
         with self._wake:
-            if self._inbox.stopping:
+            if self._stopping:
                 raise NotReady("the engine is stopping; send the request to another replica")
             if request.request_id in self._open:
                 raise InvalidRequest(f"request {request.request_id} is running already; give each its own id")
             if len(self._open) >= self.config.max_batch + self.config.max_queue:
                 raise QueueFull(f"{len(self._open)} requests are running or queued; try again later")
             self._open.add(request.request_id)
-            self._inbox.submitted.append((request, on_run))
+            self._submitted.append((request, on_run))
             self._wake.notify()
 
     def cancel(self, request_id: str) -> None:
         """Ends a request with FinishReason.ABORT; one that has finished, or was never known, is ignored."""
         with self._wake:
-            self._inbox.cancelled.append(request_id)
+            self._cancelled.append(request_id)
             self._wake.notify()
 
     def heartbeat_age_s(self) -> float:
@@ -123,7 +112,6 @@ class Engine:
 
     @property
     def open_requests(self) -> tuple[str, ...]:
-        """Ids of those that were submitted and have not finished."""
         with self._wake:
             return tuple(self._open)
 
@@ -158,12 +146,12 @@ class Engine:
     def _shut(self, reason: FinishReason) -> None:
         """Nothing gets in any more, and nobody is left waiting."""
         with self._wake:
-            self._inbox.stopping = True
-            late, self._inbox.submitted = self._inbox.submitted, deque()
+            self._stopping = True
+            late, self._submitted = self._submitted, deque()
         for request, on_run in late:
             _told(on_run, TokenRun(request.request_id, 0, (), reason, SequenceStats()))
         try:
-            self._end_all(reason)
+            self._end(self._live, reason)
         except Exception:
             logger.exception("the engine's sequences could not be removed")
 
@@ -172,7 +160,7 @@ class Engine:
             runs, _ = self._stepper.step()
         except Exception:
             logger.exception("a step of %d sequences failed; they end with an error", len(self._live))
-            self._end_all(FinishReason.ERROR)
+            self._end(self._live, FinishReason.ERROR)
             return
         for run in runs:
             self._deliver(run)
@@ -180,17 +168,18 @@ class Engine:
     def _take_inbox(self) -> bool:
         """Empties the inbox, waiting for something to do when idle. False when the engine is to stop."""
         with self._wake:
-            inbox = self._inbox
-            if not (self._stepper.scheduler.has_work or inbox.submitted or inbox.cancelled or inbox.stopping):
+            if not (self._stepper.scheduler.has_work or self._submitted or self._cancelled or self._stopping):
                 self._wake.wait(timeout=1.0)
-            taken, self._inbox = self._inbox, _Inbox(stopping=self._inbox.stopping)
-        for request, on_run in taken.submitted:
-            self._live[request.request_id] = (Sequence(self._next_id, request, self.max_length), on_run)
-            self._stepper.scheduler.add(self._live[request.request_id][0])
+            submitted, self._submitted = self._submitted, deque()
+            cancelled, self._cancelled = self._cancelled, deque()
+            stopping = self._stopping
+        for request, on_run in submitted:
+            sequence = Sequence(self._next_id, request, self.max_length)
+            self._live[request.request_id] = sequence, on_run
+            self._stepper.scheduler.add(sequence)
             self._next_id += 1
-        for request_id in taken.cancelled:
-            self._end(request_id, FinishReason.ABORT)
-        return not taken.stopping
+        self._end([one for one in dict.fromkeys(cancelled) if one in self._live], FinishReason.ABORT)
+        return not stopping
 
     def _deliver(self, run: TokenRun) -> None:
         _, on_run = self._live[run.request_id]
@@ -199,20 +188,14 @@ class Engine:
         if not _told(on_run, run):
             self.cancel(run.request_id)
 
-    def _end(self, request_id: str, reason: FinishReason) -> None:
-        if request_id in self._live:
-            self._stepper.remove(self._tell_end(request_id, reason))
-
-    def _end_all(self, reason: FinishReason) -> None:
+    def _end(self, request_ids: Iterable[str], reason: FinishReason) -> None:
         """All are told before the first is removed: a removal that fails leaves nobody waiting."""
-        for sequence in [self._tell_end(request_id, reason) for request_id in list(self._live)]:
+        ending = [self._live[request_id] for request_id in request_ids]
+        for sequence, on_run in ending:
+            self._forget(sequence.request.request_id)
+            _told(on_run, TokenRun(sequence.request.request_id, sequence.num_generated, (), reason, sequence.stats))
+        for sequence, _ in ending:
             self._stepper.remove(sequence)
-
-    def _tell_end(self, request_id: str, reason: FinishReason) -> Sequence:
-        sequence, on_run = self._live[request_id]
-        self._forget(request_id)
-        _told(on_run, TokenRun(request_id, sequence.num_generated, (), reason, sequence.stats))
-        return sequence
 
     def _forget(self, request_id: str) -> None:
         del self._live[request_id]
@@ -228,18 +211,3 @@ def _told(on_run: OnRun, run: TokenRun) -> bool:
         logger.exception("the receiver of request %s failed; the request is cancelled", run.request_id)
         return False
     return True
-
-
-def check_prompt(request: GenerateRequest, max_length: int, vocab_size: int) -> None:
-    """Raises InvalidRequest or PromptTooLong unless the prompt leaves room for one token and fits the vocabulary."""
-    num_prompt = len(request.prompt_ids)
-    if num_prompt == 0:
-        raise InvalidRequest("the prompt is empty; send at least one token", "prompt")
-    if num_prompt >= max_length:
-        raise PromptTooLong(
-            f"the prompt has {num_prompt} tokens and this model holds {max_length}, one for the answer at least; "
-            "shorten the prompt",
-            "prompt",
-        )
-    if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < vocab_size:
-        raise InvalidRequest(f"a prompt token is outside the vocabulary of {vocab_size}", "prompt")

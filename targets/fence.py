@@ -1,7 +1,6 @@
-"""A fence around a part that no request depends on: what it raises is logged and goes no further.
+"""A fence around a part that no request depends on: what it raises goes no further, and it rests for some rounds.
 
-A part that failed rests, for FIRST rounds at first and twice as long after each further failure, up to LONGEST.
-Failures 1, 2, 4, 8, ... are logged with their tracebacks, all are counted.
+The rest is twice as long after each failure. Failures 1, 2, 4, 8, ... are logged with their tracebacks.
 """
 
 from __future__ import annotations

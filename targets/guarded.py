@@ -1,14 +1,11 @@
-"""A policy and a way to the pool that may fail or lie: what they raise stays here, and so does what is no answer.
-
-Drafts that are wrong, late, doubled or foreign are no failures: verification, base lengths and hashes see to those. A
-failure is a plan that fits no round, or what no drafter can have meant, such as a confidence that is not a number.
-"""
+"""A policy and a way to the pool that may fail or lie: what they raise stays here, and so does what is no answer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import isfinite
+from math import inf, isfinite
 from operator import index
+from typing import TypeVar
 
 from protocol.branch import AheadRequest, Branch, ExitHint, MirrorClient
 from protocol.draft import DraftBlock, DraftClient, DraftReply, DraftRequest
@@ -17,12 +14,13 @@ from protocol.record import RoundRecord
 from router.policy import Off, Policy
 from targets.fence import Fence
 
-OFF = Off()
+Drafts = TypeVar("Drafts", bound=Sequence[DraftBlock] | Sequence[Branch])
+
 CERTAIN = 1.001  # a confidence is computed in float32
 
 
 class Nonsense(ValueError):
-    """An answer that fits no question."""
+    """An answer that fits no question. A draft that is wrong or late does: verification and base lengths see to it."""
 
 
 class GuardedPolicy:
@@ -36,7 +34,7 @@ class GuardedPolicy:
 
     def plan(self, view: BatchView) -> Plan:
         plan = self._fence.attempt(lambda: fitting(self._policy.plan(view), view), None)
-        return OFF.plan(view) if plan is None else plan
+        return Off().plan(view) if plan is None else plan
 
     def observe(self, record: RoundRecord) -> None:
         self._fence.attempt(lambda: self._policy.observe(record), None)
@@ -52,7 +50,7 @@ class GuardedDraftClient:
         self._fence.attempt(lambda: self._client.open(request), None)
 
     def draft(self, request: DraftRequest) -> DraftReply | None:
-        return self._fence.attempt(lambda: sound(self._client.draft(request)), None)
+        return self._fence.attempt(lambda: _sound_reply(self._client.draft(request)), None)
 
     def close(self, sequence_ids: Sequence[int]) -> None:
         """Also while the pool is not asked, so that nothing is left there."""
@@ -73,13 +71,7 @@ class GuardedMirrorClient(GuardedDraftClient):
         self._fence.attempt(lambda: self._mirror.hint(hint), None)
 
     def branches(self, timeout_s: float = 0.0) -> Sequence[Branch]:
-        def sound_branches() -> Sequence[Branch]:
-            came = self._mirror.branches(timeout_s)
-            for branch in came:
-                _check_draft(branch)
-            return came
-
-        return self._fence.attempt(sound_branches, ())
+        return self._fence.attempt(lambda: sound(self._mirror.branches(timeout_s)), ())
 
 
 def fitting(plan: Plan, view: BatchView) -> Plan:
@@ -96,21 +88,22 @@ def fitting(plan: Plan, view: BatchView) -> Plan:
     return plan
 
 
-def sound(reply: DraftReply | None) -> DraftReply | None:
-    """The reply. Raises Nonsense."""
+def sound(drafts: Drafts) -> Drafts:
+    """The drafts. Raises Nonsense."""
+    for draft in drafts:
+        tokens, sure = draft.tokens, draft.confidences
+        if not len(tokens) == len(draft.exits) == len(sure):
+            raise Nonsense(f"a draft of {len(tokens)} tokens, {len(draft.exits)} exits, {len(sure)} confidences")
+        if tokens and min(tokens) < 0:
+            raise Nonsense(f"a draft with token {min(tokens)}")
+        if sure and not (isfinite(sum(sure)) and min(sure) >= 0 and max(sure) <= CERTAIN):
+            raise Nonsense(f"confidences {sure}")
+    return drafts
+
+
+def _sound_reply(reply: DraftReply | None) -> DraftReply | None:
     if reply is not None:
-        if not 0 <= reply.wait_ms < float("inf"):
+        sound(reply.blocks)
+        if not 0 <= reply.wait_ms < inf:
             raise Nonsense(f"a draft that waited for {reply.wait_ms} ms")
-        for block in reply.blocks:
-            _check_draft(block)
     return reply
-
-
-def _check_draft(draft: DraftBlock | Branch) -> None:
-    tokens, sure = draft.tokens, draft.confidences
-    if not len(tokens) == len(draft.exits) == len(sure):
-        raise Nonsense(f"a draft of {len(tokens)} tokens, {len(draft.exits)} exits, {len(sure)} confidences")
-    if tokens and min(tokens) < 0:
-        raise Nonsense(f"a draft with token {min(tokens)}")
-    if sure and not (isfinite(sum(sure)) and min(sure) >= 0 and max(sure) <= CERTAIN):
-        raise Nonsense(f"confidences {sure}")

@@ -32,23 +32,19 @@ class Pass:
             if row.sequence_id == sequence_id
         )
 
-    def early_picks(self, layer: int, places: Run[int], count: int) -> list[tuple[int, ...]]:
-        """Run to an inner layer, and what the target would pick so far: the best `count` at each of these places."""
+    def early_picks(self, layer: int, places: Run[int]) -> list[tuple[int, ...]]:
+        """Run to an inner layer, and what the target would pick so far at these places, best first."""
         self.half = self.model.run_to(self.rows, layer)
-        return self.model.early_picks(self.half, places, self.sampling, self.positions, count)
+        return self.model.early_picks(self.half, places, self.sampling, self.positions)
 
     def finish(self) -> list[list[int]]:
         """What is left to run, and the picks by row; empty inside a prompt."""
-        if not self.rows:
-            return []
-        if self.half is None:
-            return self._sound(self.model.pick(self.rows, self.sampling, self.positions))
-        return self._sound(self.model.finish(self.half, self.sampling, self.positions))
+        if self.half is not None:
+            return self._sound(self.model.finish(self.half, self.sampling, self.positions))
+        return self._sound(self.model.pick(self.rows, self.sampling, self.positions)) if self.rows else []
 
     def _sound(self, picks: list[int]) -> list[list[int]]:
-        """The picks by row. A row that has none at some place is run again without its draft: where that breaks the
-        model, attention in plain torch spoils the places before it too.
-        """
+        """By row. One that lacks a pick is run again without its draft, which may have spoiled all its places."""
         own = iter(picks)
         rows = [[next(own) for _ in range(row.num_logits)] for row in self.rows]
         if NO_PICK not in picks:
@@ -68,21 +64,18 @@ class Pass:
 def gather(model: TargetModel, schedule: Schedule, proposals: Proposals) -> Pass:
     """What goes into the pass. All that was proposed is verified."""
     sequences = [*schedule.decoding, *(sequence for sequence, _ in schedule.chunks)]
-    rows = [
-        *map(_verify_row, schedule.decoding, proposals.rows),
-        *(_chunk_row(*chunk) for chunk in schedule.chunks),
-    ]
+    rows = [*map(_verify_row, schedule.decoding, proposals.rows), *(_chunk_row(*chunk) for chunk in schedule.chunks)]
     wanted = [
         (sequence.request.sampling, row.start + len(row.tokens) - row.num_logits + index + 1)
         for sequence, row in zip(sequences, rows, strict=True)
         for index in range(row.num_logits)
     ]
-    return Pass(model, rows, [sampling for sampling, _ in wanted], [at for _, at in wanted])
+    return Pass(model, rows, [sampling for sampling, _ in wanted], [position for _, position in wanted])
 
 
 def ending(schedule: Schedule) -> list[Sequence]:
     """Whose prompt ends with this pass, which gives them their first token."""
-    return [sequence for sequence, size in schedule.chunks if _gives_first(sequence, size)]
+    return [sequence for sequence, size in schedule.chunks if sequence.gives_first(size)]
 
 
 def _verify_row(sequence: Sequence, proposal: Proposal | None) -> ForwardRow:
@@ -91,11 +84,5 @@ def _verify_row(sequence: Sequence, proposal: Proposal | None) -> ForwardRow:
 
 
 def _chunk_row(sequence: Sequence, size: int) -> ForwardRow:
-    end = sequence.computed + size
-    return ForwardRow(
-        sequence.id, sequence.computed, sequence.tokens[sequence.computed : end], int(_gives_first(sequence, size))
-    )
-
-
-def _gives_first(sequence: Sequence, size: int) -> bool:
-    return sequence.computed + size == sequence.prefill_end and not sequence.num_generated
+    tokens = sequence.tokens[sequence.computed : sequence.computed + size]
+    return ForwardRow(sequence.id, sequence.computed, tokens, int(sequence.gives_first(size)))

@@ -4,8 +4,7 @@
     take     branches come, in any order, in part, late, twice, or never
     resolve  the committed tokens are known: the branch behind exactly these is the next proposal, others are dropped
 
-A branch is known by the hash of all tokens before it. So a wrong, late or foreign one is never found, whatever else the
-pool may send, and branches need no order.
+A branch is known by the hash of all tokens before it, so a late or foreign one is never found.
 """
 
 from __future__ import annotations
@@ -30,10 +29,8 @@ class Order:
 
 @dataclass(slots=True)
 class _Flight:
-    """One sequence. length, hash: of its committed tokens. found: the branch behind them.
-    reach: the longest that the round may make it.
-
-    order: None when no branches were asked for. came: whether some did, and not late ones of a round before.
+    """One sequence. length, hash: of its committed tokens. found: the branch behind them. reach: the most tokens that
+    the round may make it. order: None when no branches were asked for. came: whether some did, none of a round before.
     branches: by length and hash of the tokens before them.
     """
 
@@ -46,14 +43,11 @@ class _Flight:
     branches: dict[tuple[int, int], Proposal] = field(default_factory=dict)
 
 
-@dataclass(slots=True)
 class Pipeline:
-    """Of one target. Counts of branches that came: those that an outcome may find, their tokens, and all others."""
+    """Of one target."""
 
-    num_branches: int = 0
-    num_tokens: int = 0
-    num_fenced: int = 0
-    _flights: dict[int, _Flight] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._flights: dict[int, _Flight] = {}
 
     def resolve(self, sequence_id: int, tokens: Sequence[int]) -> Proposal | None:
         """The branch behind the committed tokens; all others of the sequence are dropped."""
@@ -66,7 +60,7 @@ class Pipeline:
         return flight.found
 
     def begin(self, sequence_id: int, num_verified: int, order: Order | None) -> None:
-        """So many tokens are being verified behind what `resolve` was told of: the first of what it found, if it did."""
+        """So many tokens are verified behind what `resolve` was told of: the first of what it found, if it did."""
         flight = self._flights[sequence_id]
         flight.reach = flight.length + num_verified + 1
         flight.order, flight.came = order, False
@@ -77,20 +71,13 @@ class Pipeline:
     def take(self, branches: Iterable[Branch]) -> None:
         """Keeps those that an outcome of the round may find; of two with one key the longer."""
         for branch in branches:
-            flight = self._flights.get(branch.sequence_id)
+            flight, key = self._flights.get(branch.sequence_id), (branch.base_length, branch.key)
             if flight is None or flight.order is None or not flight.length < branch.base_length <= flight.reach:
-                self.num_fenced += 1
                 continue
-            key = branch.base_length, branch.key
             known = flight.branches.get(key)
-            num_new = len(branch.tokens) - (len(known.tokens) if known else 0)
-            if num_new <= 0:
-                self.num_fenced += 1
-                continue
-            flight.branches[key] = _proposal(branch, flight.order)
-            flight.came |= branch.round_id == flight.order.round_id
-            self.num_branches += known is None
-            self.num_tokens += num_new
+            if len(branch.tokens) > (len(known.tokens) if known else 0):
+                flight.branches[key] = _proposal(branch, flight.order)
+                flight.came |= branch.round_id == flight.order.round_id
 
     def awaits(self, sequence_id: int) -> bool:
         """Whether branches were asked for and none has come: one of the coming may be behind the outcome."""
@@ -100,11 +87,6 @@ class Pipeline:
     def keep(self, sequence_ids: Iterable[int]) -> None:
         """Forgets all other sequences."""
         self._flights = {one: self._flights[one] for one in sequence_ids if one in self._flights}
-
-    @property
-    def num_kept(self) -> int:
-        """Branches at hand."""
-        return sum(len(flight.branches) for flight in self._flights.values())
 
 
 def _proposal(branch: Branch, order: Order) -> Proposal:

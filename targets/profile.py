@@ -1,7 +1,6 @@
 """What a target's passes cost, measured on synthetic rows through the real forward, pick and step.
 
-Times depend on numbers of rows, tokens and positions, not on what the tokens are. So rows are given pages and a
-context length, and no prompt is run to fill them: the KV's memory is zeroed, and with that present, from the start.
+Times do not depend on what the tokens are. So rows are given pages and a context length, and no prompt fills them.
 """
 
 from __future__ import annotations
@@ -99,28 +98,20 @@ def overhead_ms(model: TargetModel, num_rows: int, clock: Clock = time.perf_coun
 
     The median of a few real steps, with drafts that cost nothing and are hardly ever right.
     """
-    policy = Fixed(DepthRule((1,)), DRAFT_LENGTH)
     scheduler = Scheduler(model.ledger, SchedulerConfig(num_rows, prefill_chunk=num_rows))
     drafting = Drafting(_InstantClient(), "profile", model.decoder.config.vocab_size)
-    stepper = Stepper(model, policy, scheduler, drafting, clock=clock)
-    stop = StopRules(2 + NUM_STEPS * (DRAFT_LENGTH + 1))
-    sequences = [
-        Sequence(name, GenerateRequest(str(name), (0,), GREEDY, stop), model.max_length) for name in range(-num_rows, 0)
-    ]
+    stepper = Stepper(model, Fixed(DepthRule((1,)), DRAFT_LENGTH), scheduler, drafting, clock=clock)
+    request = GenerateRequest("profile", (0,), GREEDY, StopRules(2 + NUM_STEPS * (DRAFT_LENGTH + 1)))
+    sequences = [Sequence(name, request, model.max_length) for name in range(-num_rows, 0)]
     for sequence in sequences:
         scheduler.add(sequence)
     try:
         stepper.step()  # the prompts
-        return median(_rest_of_step(stepper, clock) for _ in range(NUM_STEPS))
+        records = [stepper.step()[1] for _ in range(NUM_STEPS)]
+        return median(record.draft_ms + record.rest_ms for record in records)
     finally:
         for sequence in sequences:
             stepper.remove(sequence)
-
-
-def _rest_of_step(stepper: Stepper, clock: Clock) -> float:
-    began = clock()
-    _, record = stepper.step()
-    return max(0.0, 1e3 * (clock() - began) - record.verify_ms)
 
 
 class _InstantClient:
@@ -129,17 +120,11 @@ class _InstantClient:
     def open(self, request: DraftRequest) -> None: ...
 
     def draft(self, request: DraftRequest) -> DraftReply:
-        blocks = (
-            DraftBlock(
-                row.sequence_id,
-                row.base_length,
-                DraftStatus.OK,
-                tokens=(0,) * row.length,
-                exits=(1,) * row.length,
-                confidences=(0.5,) * row.length,
-            )
-            for row in request.rows
-        )
+        blocks = (_block(row.sequence_id, row.base_length, row.length) for row in request.rows)
         return DraftReply(request.incarnation, request.round_id, tuple(blocks))
 
     def close(self, sequence_ids: object) -> None: ...
+
+
+def _block(sequence_id: int, base_length: int, count: int) -> DraftBlock:
+    return DraftBlock(sequence_id, base_length, DraftStatus.OK, (0,) * count, (1,) * count, (0.5,) * count)

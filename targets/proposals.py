@@ -1,10 +1,9 @@
-"""What one pass verifies: a proposal for each row, and where it came from."""
+"""What one pass verifies: a proposal for each decoding sequence, and where it came from."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
-from protocol.draft import DraftBlock
 from protocol.plan import DepthRule
 from protocol.record import Origin
 
@@ -25,51 +24,28 @@ class Proposal:
 
     def cut(self, count: int) -> Proposal:
         """At most its first `count` tokens, as if no more had been asked for."""
-        return replace(
-            self,
-            tokens=self.tokens[:count],
-            exits=self.exits[:count],
-            confidences=self.confidences[:count],
-            length=min(self.length, count),
-        )
+        return self._part(slice(count), self.origin, min(self.length, count))
 
     def rest(self, num_verified: int) -> Proposal:
         """What is left when its first tokens were accepted and the target picked the one behind them too."""
-        first = num_verified + 1
-        return Proposal(
-            self.tokens[first:],
-            self.exits[first:],
-            self.confidences[first:],
-            Origin.REST,
-            self.rule,
-            max(self.length - first, 0),
-        )
+        return self._part(slice(num_verified + 1, None), Origin.REST, max(self.length - num_verified - 1, 0))
+
+    def _part(self, part: slice, origin: Origin, length: int) -> Proposal:
+        return Proposal(self.tokens[part], self.exits[part], self.confidences[part], origin, self.rule, length)
 
 
 @dataclass(frozen=True, slots=True)
 class Proposals:
-    """Of one round. rows: by decoding sequence, None where there is nothing to verify.
-
-    num_fed: committed tokens that the pool had to run for each row before it could draft, at most: what was handed
-    over, and before a first draft the whole context; 0 where no draft was asked for. wait_ms: queued at the pool.
-    answered: False where a draft was asked for in vain. The last three as in RoundRecord.
+    """Of one round. rows: by decoding sequence, None where there is nothing to verify. num_fed: committed tokens that
+    the pool had to run for each row before it could draft, at most: before a first draft the whole context.
+    wait_ms: queued at the pool. answered: False where a draft was asked for in vain.
     """
 
     rows: tuple[Proposal | None, ...]
     num_fed: tuple[int, ...]
     wait_ms: float = 0.0
     answered: bool = True
-    num_branches: int = 0
-    num_branch_tokens: int = 0
-    num_fenced: int = 0
 
 
 def nothing(num_rows: int, answered: bool = True) -> Proposals:
     return Proposals((None,) * num_rows, (0,) * num_rows, answered=answered)
-
-
-def fresh(block: DraftBlock, rule: DepthRule | None, length: int) -> Proposal | None:
-    """A draft as a proposal; None where nothing was drafted."""
-    if rule is None or not block.tokens:
-        return None
-    return Proposal(block.tokens, block.exits, block.confidences, Origin.FRESH, rule, length)

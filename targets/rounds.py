@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 from protocol.limits import MAX_ROUNDS
-from protocol.record import RoundRecord, RowRecord
+from protocol.record import RoundRecord
 from protocol.stats import RoundStats
 from router.confidence import Calibration
 from targets.fence import Fence
@@ -48,19 +48,14 @@ class Rounds:
         self.totals = self.totals.plus(record)
 
     def _calibrate(self, record: RoundRecord) -> None:
+        """By the tokens up to the first that was refused; not by exits that nobody asked for and a pool made up."""
         for row in record.rows:
-            self._learn(row)
-
-    def _learn(self, row: RowRecord) -> None:
-        """From the tokens up to the first that was refused. Exits that nobody asked for, which a pool may name as it
-        likes, are left out.
-        """
-        num_known = min(row.num_accepted + 1, row.num_proposed)
-        if not num_known or row.rule is None or row.exits[num_known - 1] not in row.rule.exits:
-            return
-        sure, right = self._waiting.setdefault(row.exits[num_known - 1], ([], []))
-        sure += row.confidences[:num_known]
-        right += [index < row.num_accepted for index in range(num_known)]
-        if len(sure) >= ENOUGH:
-            del self._waiting[row.exits[num_known - 1]]
-            self.calibration.observe(row.exits[num_known - 1], sure, right)
+            count = min(row.num_accepted + 1, row.num_proposed)
+            if not count or row.rule is None or (exit_ := row.exits[count - 1]) not in row.rule.exits:
+                continue
+            sure, right = self._waiting.setdefault(exit_, ([], []))
+            sure += row.confidences[:count]
+            right += [index < row.num_accepted for index in range(count)]
+            if len(sure) >= ENOUGH:
+                del self._waiting[exit_]
+                self.calibration = self.calibration.learned(exit_, sure, right)

@@ -1,7 +1,7 @@
 """One round of a target: plan, draft, verify, commit; what came of it is one record.
 
-The plan says which source the proposals come from (sources.py, ahead.py). Whatever that is, a round commits what the
-target picks itself, so the text is that of plain.py.
+The plan says which source the proposals come from: in turn (below), or ahead.py. Whatever that is, a round commits what
+the target picks itself, so the text is that of plain.py.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Protocol
 
 from model.sampling import NO_PICK
 from protocol.plan import BatchView, Mode, Plan
@@ -18,18 +19,42 @@ from protocol.request import FinishReason, TokenRun
 from router.policy import Policy, granted
 from targets.drafting import Drafting
 from targets.model import TargetModel
-from targets.passes import gather
-from targets.proposals import Proposal, Proposals
+from targets.passes import Pass, gather
+from targets.proposals import Proposal, Proposals, nothing
 from targets.rounds import Rounds
 from targets.scheduler import Schedule, Scheduler
 from targets.sequence import Sequence
-from targets.sources import InTurn, NoSource, Source
 from targets.verify import num_accepted
 
 Clock = Callable[[], float]  # seconds
 
 logger = logging.getLogger(__name__)
 _UNDEFINED = "request %s ends with an error behind %d tokens: the scores of its model are not numbers"
+
+
+class Source(Protocol):
+    """Where a step gets its proposals."""
+
+    def proposals(self, schedule: Schedule) -> Proposals:
+        """One for each decoding sequence, at most as long as planned. Called once in every round."""
+
+    def during(self, schedule: Schedule, proposals: Proposals, running: Pass) -> None:
+        """As the pass begins. It may be run a part of its way here; the step finishes it."""
+
+
+class InTurn:
+    """The pool drafts, and then the target verifies; without a pool there is nothing to verify."""
+
+    def __init__(self, drafting: Drafting | None) -> None:
+        self._drafting = drafting
+
+    def proposals(self, schedule: Schedule) -> Proposals:
+        if self._drafting is None:
+            return nothing(len(schedule.decoding))
+        return self._drafting.draft(schedule.decoding, schedule.plan)
+
+    def during(self, schedule: Schedule, proposals: Proposals, running: Pass) -> None:
+        return None
 
 
 class Stepper:
@@ -48,16 +73,16 @@ class Stepper:
         """sources: by the modes that a plan may have; without any, proposals come in turn. rounds: reads records."""
         self.model, self.policy, self.scheduler, self.drafting = model, policy, scheduler, drafting
         self.rounds, self.clock = rounds or Rounds(), clock
-        self._serial = InTurn(drafting) if drafting else NoSource()
-        self._sources: Mapping[Mode, Source] = sources or {Mode.SERIAL: self._serial}
+        self._in_turn = InTurn(drafting)
+        self._sources: Mapping[Mode, Source] = sources or {Mode.SERIAL: self._in_turn}
         self._mode = Mode.SERIAL  # of the last batch
         self._verified: float | None = None  # when the last pass ended, unless there was nothing left to do
 
     def step(self) -> tuple[tuple[TokenRun, ...], RoundRecord]:
-        began = self.clock()
+        began = self.clock() if self._verified is None else self._verified
         self.admit()
         schedule = self.plan()
-        source = self._sources.get(schedule.plan.mode, self._serial)
+        source = self._sources.get(schedule.plan.mode, self._in_turn)
         planned = self.clock()
         proposals = source.proposals(schedule)
         drafted = self.clock()
@@ -67,15 +92,8 @@ class Stepper:
         picks = running.finish()
         verified = self.clock()
         runs, record = self.commit(schedule, proposals, picks)
-        record = replace(
-            record,
-            began_s=began if self._verified is None else self._verified,
-            planned_s=planned,
-            drafted_s=drafted,
-            early_s=early,
-            verified_s=verified,
-            ended_s=self.clock(),
-        )
+        record = replace(record, began_s=began, planned_s=planned, drafted_s=drafted, early_s=early)
+        record = replace(record, verified_s=verified, ended_s=self.clock())
         self._verified = verified if self.scheduler.has_work else None
         self.policy.observe(record)
         self.rounds.add(record)
@@ -92,8 +110,8 @@ class Stepper:
         decoding, drafting = self.scheduler.decoding, self.drafting
         if not decoding or drafting is None:
             return self.scheduler.schedule(decoding, Plan(None, (0,) * len(decoding), mode=self._mode))
-        sequences = tuple(one.view(drafting.num_unseen(one), not drafting.is_silent(one)) for one in decoding)
-        view = BatchView(sequences, len(self.scheduler.running) - len(decoding), tuple(self._sources))
+        num_prefilling = len(self.scheduler.running) - len(decoding)
+        view = BatchView(tuple(map(drafting.view, decoding)), num_prefilling, tuple(self._sources))
         plan = granted(view, self.policy.plan(view))
         self._mode = plan.mode
         return self.scheduler.schedule(decoding, plan)
@@ -101,15 +119,13 @@ class Stepper:
     def commit(
         self, schedule: Schedule, proposals: Proposals, picks: list[list[int]]
     ) -> tuple[tuple[TokenRun, ...], RoundRecord]:
-        """picks: by row of the pass, one more for a decoding sequence than tokens were verified. The record has no times."""
+        """picks: by row, one more for a decoding sequence than tokens were verified. The record has no times yet."""
         decoding, chunks = schedule.decoding, schedule.chunks
         context = sum(len(sequence.tokens) for sequence in decoding) / max(len(decoding), 1)
         runs, rows = [], []
-        own_picks = picks[: len(decoding)]
-        for sequence, proposal, num_fed, own in zip(
-            decoding, proposals.rows, proposals.num_fed, own_picks, strict=True
-        ):
-            row = _row_record(sequence, proposal, num_fed, own)
+        for index, sequence in enumerate(decoding):
+            own = picks[index]
+            row = _row_record(sequence, proposals.rows[index], proposals.num_fed[index], own)
             sequence.count(row.num_proposed, row.num_accepted)
             sequence.computed += 1 + row.num_accepted
             rows.append(row)
@@ -118,7 +134,7 @@ class Stepper:
             sequence.computed += size
             if own:
                 runs.append(self._commit_run(sequence, own))
-        record = RoundRecord(
+        return tuple(runs), RoundRecord(
             round_id=self.rounds.num_steps,
             plan=schedule.plan,
             rows=tuple(rows),
@@ -128,11 +144,7 @@ class Stepper:
             num_preempted=schedule.num_preempted,
             answered=proposals.answered,
             wait_ms=proposals.wait_ms,
-            num_branches=proposals.num_branches,
-            num_branch_tokens=proposals.num_branch_tokens,
-            num_fenced=proposals.num_fenced,
         )
-        return tuple(runs), record
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a finished or cancelled sequence, here and at the pool."""
@@ -159,14 +171,7 @@ def _row_record(sequence: Sequence, proposal: Proposal | None, num_fed: int, pic
     num_verified = len(picks) - 1
     if proposal is None or not num_verified:
         return RowRecord(sequence.id, num_fed=num_fed)
+    accepted, own = num_accepted(picks, proposal.tokens[:num_verified]), proposal
     return RowRecord(
-        sequence_id=sequence.id,
-        num_proposed=num_verified,
-        num_accepted=num_accepted(picks, proposal.tokens[:num_verified]),
-        origin=proposal.origin,
-        rule=proposal.rule,
-        length=proposal.length,
-        exits=proposal.exits,
-        confidences=proposal.confidences,
-        num_fed=num_fed,
+        sequence.id, num_verified, accepted, own.origin, own.rule, own.length, own.exits, own.confidences, num_fed
     )

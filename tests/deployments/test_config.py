@@ -150,7 +150,7 @@ def test_a_mistake_is_named_with_its_key_value_and_remedy(tmp_path: Path, text: 
         ("{length: 65}", ".length: Input should be less than or equal to 64, got 65"),
         ("{probe_share: 2}", ".probe_share: Input should be less than or equal to 0.5, got 2"),
         ("{mirror: {fan_out: 0}}", ".mirror.fan_out: Input should be greater than or equal to 1, got 0"),
-        ("{mirror: {early_top_k: 9}}", ".mirror.early_top_k: Input should be less than or equal to 8, got 9"),
+        ("{mirror: {fan_out: 9}}", ".mirror.fan_out: Input should be less than or equal to 8, got 9"),
         ("{mirror: {fanout: 4}}", ".mirror.fanout: unknown key (value 4); did you mean fan_out?"),
         ("{mirror: {modes: []}}", ".mirror.modes: Tuple should have at least 1 item after validation, not 0"),
         (
@@ -214,8 +214,8 @@ def speculation(**values: Any) -> Any:
         (None, None),
         ("on", Mirror()),
         (True, Mirror()),
-        ({}, Mirror(fan_out=8, early_top_k=2, exit_layer=None)),
-        ({"fan_out": 2, "early_top_k": 1, "exit_layer": 3}, Mirror(fan_out=2, early_top_k=1, exit_layer=3)),
+        ({}, Mirror(fan_out=8, exit_layer=None)),
+        ({"fan_out": 2, "exit_layer": 3}, Mirror(fan_out=2, exit_layer=3)),
         ({"modes": ["ahead_early_exit"]}, Mirror(modes=(Mode.AHEAD_EARLY_EXIT,))),
     ],
 )
@@ -294,7 +294,7 @@ def test_the_options_are_these_and_a_new_one_shows_up_in_review() -> None:
     assert set(FixedSpeculation.model_fields) == drafted | {"depth", "length"}
     assert set(TableSpeculation.model_fields) == drafted | {"depth", "table"}
     assert set(GoodputSpeculation.model_fields) == drafted | {"cascade", "hysteresis", "length", "probe_share"}
-    assert set(Mirror.model_fields) == {"early_top_k", "exit_layer", "fan_out", "modes"}
+    assert set(Mirror.model_fields) == {"exit_layer", "fan_out", "modes"}
     assert set(PoolConfig.model_fields) == pool | PLACEMENT | WEIGHTS
     ingress = {"host", "join_ms", "num_cpus", "num_replicas", "ports", "resources", "silence_s"}
     assert set(IngressConfig.model_fields) == ingress

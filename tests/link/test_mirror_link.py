@@ -140,9 +140,9 @@ def requests(count: int, max_tokens: int = 40) -> list[GenerateRequest]:
     ]
 
 
-def mirror_engine(target: TargetModel, drafts: LinkedDraftClient, mirror: MirrorConfig | None = None) -> Engine:
-    policy = Fixed(DepthRule((4,)), 4)
-    return Engine(target, policy, drafts, EngineConfig(incarnation=TARGET), mirror or MirrorConfig())
+def engine_ahead(target: TargetModel, drafts: LinkedDraftClient, mode: Mode = Mode.AHEAD_EARLY_EXIT) -> Engine:
+    policy = Fixed(DepthRule((4,)), 4, mode)
+    return Engine(target, policy, drafts, EngineConfig(incarnation=TARGET), AheadConfig((mode,)))
 
 
 def test_a_pool_killed_in_mid_branch_changes_no_text_and_the_next_one_drafts_ahead(

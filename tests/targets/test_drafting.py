@@ -96,7 +96,7 @@ def test_a_row_is_asked_for_what_the_plan_says_of_it():
     assert (first.rule, first.length, first.origin, first.tokens) == (RULE, 2, Origin.FRESH, (5, 5))
     assert (second, third.rule, third.length) == (None, deep, 1)
     assert drafts.num_fed == (3, 0, 3)
-    assert [drafting.num_unseen(member) for member in (*members, sequence(3))] == [0, 3, 0, 3]
+    assert [drafting.view(member).num_unseen for member in (*members, sequence(3))] == [0, 3, 0, 3]
 
 
 def test_a_first_draft_waits_for_the_whole_context_though_it_was_handed_over_before():
@@ -115,7 +115,7 @@ def test_a_busy_pool_makes_a_sequence_silent_for_the_rounds_that_it_will_not_ask
     drafting, member = Drafting(Recorder(DraftStatus.BUSY), "engine", VOCAB), sequence()
     asked = []
     for _ in range(20):
-        silent, before = drafting.is_silent(member), len(drafting.client.requests)
+        silent, before = not drafting.view(member).drafts, len(drafting.client.requests)
         tokens(drafting, [member], [2])
         asked.append((silent, len(drafting.client.requests) > before))
     assert set(asked) == {(True, False), (False, True)}
@@ -200,7 +200,7 @@ def test_context_for_drafting_ahead_is_handed_over_once_too_and_not_while_a_sequ
     drafting.draft(members, Plan(RULE, (2, 0)))
     rows = [drafting.context(member, deep) for member in members]
     assert rows == [DraftRow(0, 3, (), 0, SAMPLING, deep), DraftRow(1, 0, (1, 2, 3), 0, SAMPLING, deep)]
-    assert [drafting.num_unseen(member) for member in members] == [0, 0]
+    assert [drafting.view(member).num_unseen for member in members] == [0, 0]
     client.status = DraftStatus.NEED_CONTEXT
     drafting.draft(members[:1], Plan(RULE, (2,)))
     row = drafting.context(members[0], None)
@@ -214,7 +214,7 @@ def test_a_row_that_is_not_ready_yet_is_asked_for_again_and_nothing_is_handed_ov
     client = Recorder(DraftStatus.NOT_YET)
     drafting, member = rounds(client, 3)
     assert [(r.rows[0].start, r.rows[0].tokens) for r in client.requests] == [(0, (1, 2, 3)), (3, (7,)), (4, (7,))]
-    assert not drafting.is_silent(member)
+    assert drafting.view(member).drafts
     client.status = DraftStatus.OK
     assert drafting.draft([member], Plan(RULE, (2,))).num_fed == (6,), "the whole context had to be run"
     assert drafting.draft([member], Plan(RULE, (2,))).num_fed == (0,)

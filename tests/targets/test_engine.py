@@ -265,11 +265,11 @@ def test_a_removal_that_fails_leaves_nobody_waiting_and_nobody_in(load, monkeypa
 
 def test_a_stop_during_the_last_step_is_not_waited_for(load, monkeypatch):
     engine, waits = Engine(load(), Off()), []
-    monkeypatch.setattr(engine._wake, "wait", lambda timeout: waits.append(engine._inbox.stopping), raising=False)
+    monkeypatch.setattr(engine._wake, "wait", lambda timeout: waits.append(engine._stopping), raising=False)
 
     def on_run(run):
         if run.finish_reason is not None:
-            engine._inbox.stopping = True
+            engine._stopping = True
 
     engine.submit(random_requests(9, 1, VOCAB)[0], on_run)
     engine.start()

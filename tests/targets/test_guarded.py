@@ -146,10 +146,9 @@ def test_a_policy_that_cannot_learn_is_not_asked_for_a_while(guard: Guard) -> No
 
 
 def test_a_sound_policy_goes_through(guard: Guard) -> None:
-    fixed = Fixed(DEPTH, 4)
-    guarded = guard.policy(fixed)
     ahead = replace(VIEW, modes=(Mode.AHEAD,))
-    for view in (VIEW, ahead):
+    for fixed, view in ((Fixed(DEPTH, 4), VIEW), (Fixed(DEPTH, 4), ahead), (Fixed(DEPTH, 4, Mode.AHEAD), ahead)):
+        guarded = guard.policy(fixed)
         assert (guarded.opening(), guarded.plan(view)) == (fixed.opening(), fixed.plan(view))
 
 

@@ -14,7 +14,7 @@ from drafters.client import LocalDraftClient
 from model.decoder import Decoder
 from model.execution import Execution
 from protocol.errors import ModelFault
-from protocol.plan import DepthRule
+from protocol.plan import DepthRule, Mode
 from protocol.request import FinishReason, GenerateRequest
 from router.policy import Fixed
 from targets import plain
@@ -84,7 +84,7 @@ def test_it_is_the_same_where_the_pool_drafts_ahead_with_a_broken_drafter(
     requests = some_requests()
     texts = plain_texts(load(), requests)
     client: LocalDraftClient = Connect(load_broken(broken).decoder)()
-    policy = Fixed(DepthRule((4,)), 3)
+    policy = Fixed(DepthRule((4,)), 3, Mode.AHEAD)
     engine = Engine(load_broken(broken), policy, client, EngineConfig(max_batch=6), AHEAD)
     result = run_all(engine, requests)
     assert_only_they_ended(result, texts, caplog)
