@@ -217,7 +217,7 @@ def ahead_of(target: TargetConfig, mode: Mode | None) -> AheadConfig | None:
     if mode is Mode.SERIAL or (mode is None and mirror is None):
         return None
     own = mirror or Mirror()
-    return AheadConfig(own.modes if mode is None else (mode,), own.fan_out, own.early_top_k, own.exit_layer)
+    return AheadConfig(own.modes if mode is None else (mode,), own.fan_out, own.exit_layer)
 
 
 def pool_of(targets: Sequence[TargetSpec], pool: PoolConfig, num_replicas: int) -> PoolSpec:

@@ -94,16 +94,16 @@ class TableDecoder:
         return roll_out(self, rows, kv, depth, boundary)  # type: ignore[arg-type]
 
     def pick(self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> list[int]:
-        if self._drafts:
-            return self.pick_with_confidence(logits, sampling, positions)[0]
         states = logits[:, 1].tolist()
         return [self._world.pick(state, own.seed) for state, own in zip(states, sampling, strict=True)]
 
     def pick_with_confidence(
         self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]
     ) -> tuple[list[int], list[float], list[int]]:
+        """A target's are its early picks."""
+        say = self._world.drafted if self._drafts else self._world.early_picks
         found = [
-            self._world.drafted(state, own.seed, position, depth)
+            say(state, own.seed, position, depth)
             for (_, state, depth), own, position in zip(logits.tolist(), sampling, positions, strict=True)
         ]
         return [one[0] for one in found], [one[1] for one in found], [one[2] for one in found]

@@ -137,7 +137,6 @@ class VirtualLinks(Links):
 
     def __init__(self, network: Network, target: str, config: TransportConfig, on_message: OnMessage) -> None:
         super().__init__(target, _nobody, NEED, config, network.loop.clock, on_message, None)
-        self.timer = network.loop.clock
         self._network = network
         self._stopped = False
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from drafters.nested import NestedDrafter
 from model.pages import PageLedger
-from protocol.request import SamplingParams
 from simulation.decoder import Charge, TableDecoder
 from simulation.text import World
-from targets.model import Halfway, TargetModel
+from targets.model import TargetModel
 
 LAYERS = (1, 2)  # of a target: up to its early exit, and in all
 Ledger = Callable[[int, int], PageLedger]
@@ -26,30 +25,11 @@ class Memory:
     ledger: Ledger = PageLedger
 
 
-@dataclass(frozen=True, slots=True)
-class SimulatedTarget(TargetModel):
-    """world: whose text it writes."""
-
-    world: World
-
-    def early_picks(
-        self,
-        half: Halfway,
-        places: Sequence[int],
-        sampling: Sequence[SamplingParams],
-        positions: Sequence[int],
-        count: int,
-    ) -> list[tuple[int, ...]]:
-        states = half.hidden[[half.wanted[place] for place in places], 1].tolist()
-        seeds = [sampling[place].seed for place in places]
-        return [self.world.early_picks(state, seed, count) for state, seed in zip(states, seeds, strict=True)]
-
-
-def simulated_target(world: World, charge: Charge, memory: Memory) -> SimulatedTarget:
+def simulated_target(world: World, charge: Charge, memory: Memory) -> TargetModel:
     decoder = TableDecoder(world, LAYERS, memory.max_positions, charge)
     ledger = memory.ledger(memory.num_pages, memory.page_size)
     kv = decoder.new_kv(memory.num_pages * memory.page_size)
-    return SimulatedTarget(decoder, ledger, kv, world)  # type: ignore[arg-type]
+    return TargetModel(decoder, ledger, kv)  # type: ignore[arg-type]
 
 
 def simulated_drafter(world: World, exits: tuple[int, ...], charge: Charge, memory: Memory) -> NestedDrafter:

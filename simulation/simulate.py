@@ -64,7 +64,7 @@ class Circumstances:
     faults: Faults = NONE
     vocab_size: int = VOCAB
     second: float = 0.5
-    early: tuple[float, ...] = (0.5, 0.3)
+    early: tuple[float, float] = (0.5, 0.3)
 
 
 @dataclass(frozen=True, slots=True)
