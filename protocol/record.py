@@ -51,9 +51,9 @@ class RoundRecord:
     context: mean number of tokens of the decoding sequences before the round. num_committed: tokens, after the cut at a
     stop, those that ended prompts gave included. num_prefill_tokens: prompt tokens that rode along in the pass.
     answered: False when a draft was asked for in vain. wait_ms: that the request queued at the pool.
-    Moments are seconds of the engine's clock: began_s, the round, which is when the last pass ended while there was work;
-    planned_s, drafts are being asked for; drafted_s, proposals are there; verified_s, the pass has ended; ended_s, all is
-    committed. early_s: the early picks were on their way to the pool; None in a pass without.
+    Moments are seconds of the engine's clock. began_s: the round began, which is when the last pass ended while there
+    was work. planned_s: drafts are being asked for. drafted_s: proposals are there. verified_s: the pass has ended.
+    ended_s: all is committed. early_s: the early picks were on their way to the pool; None in a pass without.
     """
 
     round_id: int
