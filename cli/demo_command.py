@@ -24,14 +24,14 @@ from cli.arguments import whole
 from cli.demo_gain import Gain, arranged, measure, said_of, table
 from cli.demo_streams import Ask, Completion, read, stream_all
 from cli.serve_command import progress_of, starting, stopped_by_sigterm
-from deployments.config import AppConfig, HttpConfig, load_config
+from deployments.config import CONFIGS, AppConfig, HttpConfig, load_config
 from deployments.direct import opened
 from deployments.session import local_ray
 from link.listening import free_port
 from model.cores import usable_cores
 from protocol.errors import NotReady
 
-CONFIG = Path(__file__).parent / "configs" / "demo.yaml"
+CONFIG = CONFIGS / "demo.yaml"
 PROMPTS = (
     'def read_lines(path):\n    """Return the lines of a text file, without their line ends."""\n',
     "class Queue:\n    def __init__(self, size):\n",

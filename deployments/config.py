@@ -31,6 +31,7 @@ from protocol.plan import Mode
 Count = Annotated[int, Field(ge=1)]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
+CONFIGS = Path(__file__).parent / "configs"  # that ship with the project
 POOL_PLACE = ("num_replicas", "threads", "cores", "num_gpus")  # of a pool that has a place of its own
 Length = Annotated[int, Field(ge=1, le=MAX_LENGTH)]
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]

@@ -150,8 +150,8 @@ def test_loading_for_long_shows_a_bar(
 ) -> None:
     assert "loading" not in generated_errors(capsys, family)
 
-    monkeypatch.setattr("cli.generate.BAR_AFTER_S", 0)
-    monkeypatch.setattr("cli.generate.tqdm", partial(tqdm, mininterval=0))  # each step is drawn
+    monkeypatch.setattr("deployments.progress.BAR_AFTER_S", 0)
+    monkeypatch.setattr("deployments.progress.tqdm", partial(tqdm, mininterval=0))  # each step is drawn
     assert "loading large: 100%" in generated_errors(capsys, family)
 
 

@@ -14,8 +14,8 @@ import pytest
 from cli.main import main
 from protocol.request import SamplingParams
 from targets.engine import Engine
-from tests.deployments.conftest import CONFIG
 from tests.deployments.served import Served, expected, plain_engine, wait_until
+from tests.fixtures import CONFIG
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
