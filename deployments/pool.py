@@ -14,9 +14,9 @@ from deployments.config import PoolConfig
 from deployments.host import own_host
 from deployments.process import DTYPES, claim, device_of, pool_positions
 from deployments.profiling import own_drafter_costs
+from drafters.limits import PoolLimits
 from drafters.manifest import Manifest
 from drafters.nested import NestedDrafter, load_nested
-from drafters.limits import PoolLimits
 from drafters.worker import DraftWorker
 from link.discovery import PoolMember
 from link.pool_server import PoolServer

@@ -7,8 +7,8 @@ import random
 import numpy as np
 import pytest
 
-from router import offsets
 from protocol.plan import Mode
+from router import offsets
 from router.offsets import LEVEL, LEVEL_WANDERS, OTHER_SIZE, PRIORS, SPREAD, Offsets
 
 MODES = tuple(Mode)
