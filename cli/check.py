@@ -10,16 +10,8 @@ from typing import TypeVar
 from rich.console import Console
 
 from cli.check_text import check_text
-from deployments.config import (
-    AppConfig,
-    GoodputSpeculation,
-    Mirror,
-    PoolConfig,
-    Speculation,
-    TableSpeculation,
-    TargetConfig,
-    load_config,
-)
+from deployments.config import AppConfig, PoolConfig, TargetConfig, load_config
+from deployments.config_speculation import GoodputSpeculation, Mirror, Speculation, TableSpeculation
 from deployments.policies import depth_rules, needed_exits
 from deployments.process import check_pages, pool_positions, target_positions
 from drafters.manifest import Manifest, vocabulary_hash

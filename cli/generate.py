@@ -16,7 +16,7 @@ from api.prompts import check_text
 from api.text import Detokenizer, continuation
 from cli.arguments import depth, seed, whole
 from cli.prompts import Prompt, read_prompts
-from deployments.config import Weights
+from deployments.config_replica import Weights
 from deployments.local import Completion, check_vocabulary, complete, draft_policy, open_engine, open_worker
 from deployments.process import DTYPES, check_pages, pool_positions, target_positions
 from deployments.progress import BAR_AFTER_S, loading

@@ -5,7 +5,8 @@ from __future__ import annotations
 from argparse import ArgumentTypeError
 from collections.abc import Mapping
 
-from deployments.config import Mirror, TargetConfig
+from deployments.config import TargetConfig
+from deployments.config_speculation import Mirror
 from protocol.errors import ConfigError
 from router.modes import Mode
 from router.simulate import Overlap

@@ -20,7 +20,8 @@ from cli.acceptance_file import one_rate, profile_of, read_acceptance
 from cli.arguments import whole
 from cli.plan_command import choices_of, kept, rates
 from cli.plot import MARKS, plot
-from deployments.config import AppConfig, GoodputSpeculation, PoolConfig, TargetConfig, load_config
+from deployments.config import AppConfig, PoolConfig, TargetConfig, load_config
+from deployments.config_speculation import GoodputSpeculation
 from deployments.policies import policy
 from drafters.manifest import Manifest
 from model.files import resolve

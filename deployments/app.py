@@ -16,7 +16,9 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from deployments.config import AppConfig, GoodputSpeculation, IngressConfig, Placement, TargetConfig
+from deployments.config import AppConfig, IngressConfig, TargetConfig
+from deployments.config_replica import Placement
+from deployments.config_speculation import GoodputSpeculation
 from deployments.ingress import Ingress
 from deployments.placement import pool_of
 from deployments.pool import DraftPoolReplica

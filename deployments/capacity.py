@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from deployments.config import AppConfig, Placement, Replicas
+from deployments.config import AppConfig
+from deployments.config_replica import Placement, Replicas
 
 
 def num_replicas(config: AppConfig) -> int:

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Sequence
 from typing import Any
 
-from deployments.config import FixedSpeculation, GoodputSpeculation, Ladder, Speculation, TableSpeculation
+from deployments.config_speculation import FixedSpeculation, GoodputSpeculation, Ladder, Speculation, TableSpeculation
 from link.discovery import PoolMember
 from protocol.draft import DraftBlock
 from protocol.outcome import RoundOutcome

@@ -10,7 +10,8 @@ from types import MappingProxyType
 
 import torch
 
-from deployments.config import AppConfig, Placement, Weights
+from deployments.config import AppConfig
+from deployments.config_replica import Placement, Weights
 from drafters.nested import bytes_per_position
 from model.config import read_config
 from model.cores import usable_cores

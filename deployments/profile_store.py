@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import torch
 
-from deployments.config import Placement, Weights
+from deployments.config_replica import Placement, Weights
 from deployments.process import device_of
 from drafters.manifest import drafter_exits
 from model.execution import why_not_native

@@ -25,7 +25,8 @@ from statistics import median
 import torch
 from tqdm import tqdm
 
-from deployments.config import AppConfig, Placement, PoolConfig, TargetConfig
+from deployments.config import AppConfig, PoolConfig, TargetConfig
+from deployments.config_replica import Placement
 from deployments.placement import pool_of
 from deployments.process import DTYPES, claim, device_of, pool_positions, target_positions
 from deployments.profile_link import link_timer

@@ -9,7 +9,8 @@ from ray import serve
 
 from api.trace import Track, rounds
 from deployments.colocated import OwnDrafter, open_drafter
-from deployments.config import GoodputSpeculation, PoolConfig, Speculation, TargetConfig
+from deployments.config import PoolConfig, TargetConfig
+from deployments.config_speculation import GoodputSpeculation, Speculation
 from deployments.policies import Learning, longest_draft, needed_exits, policy
 from deployments.process import DTYPES, claim, device_of, target_positions
 from deployments.profiling import own_target_costs

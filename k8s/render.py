@@ -16,7 +16,8 @@ import yaml
 
 from deployments.app import APP_NAME
 from deployments.cluster import SERVICER
-from deployments.config import AppConfig, Replicas, load_config
+from deployments.config import AppConfig, load_config
+from deployments.config_replica import Replicas
 
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = ROOT / "k8s" / "rayservice.yaml"

@@ -7,19 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from deployments.config import (
-    AppConfig,
-    FixedSpeculation,
-    GoodputSpeculation,
-    GrpcConfig,
-    HttpConfig,
-    IngressConfig,
-    Mirror,
-    PoolConfig,
-    TableSpeculation,
-    TargetConfig,
-    load_config,
-)
+from deployments.config import AppConfig, GrpcConfig, HttpConfig, IngressConfig, PoolConfig, TargetConfig, load_config
+from deployments.config_speculation import FixedSpeculation, GoodputSpeculation, Mirror, TableSpeculation
 from deployments.policies import depth_rule, depth_rules, goodput_config, needed_exits, policy
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule

@@ -13,7 +13,8 @@ import torch
 
 from cli.main import main
 from cli.plot import plot
-from deployments.config import Placement, load_config
+from deployments.config import load_config
+from deployments.config_replica import Placement
 from deployments.pool import load_drafter
 from deployments.profile_store import find, fingerprint, keep, model_key, write
 from deployments.profiling import (
