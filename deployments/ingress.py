@@ -26,10 +26,10 @@ from starlette.types import ASGIApp
 from transformers import PreTrainedTokenizerFast
 
 from api import rpc
-from api.backend import ModelCard, longest_token
+from api.backend import ModelCard, max_token_bytes
 from api.control import ControlTokens
 from api.http import create_app
-from api.runs import in_order
+from api.runs import check_runs
 from api.trace import Track
 from deployments.config import HttpConfig, IngressConfig
 from deployments.host import own_host
@@ -86,7 +86,7 @@ class ServeBackend:
         self._pool_members = serve_discovery(pool) if pool is not None else None
         self._tokenizers = {model: load_text(path) for model, path in tokenizers.items()}
         self._control = {model: ControlTokens(tokenizer) for model, tokenizer in self._tokenizers.items()}
-        self._longest_tokens = {model: longest_token(tokenizer) for model, tokenizer in self._tokenizers.items()}
+        self._max_token_bytes = {model: max_token_bytes(tokenizer) for model, tokenizer in self._tokenizers.items()}
         self._created = int(time.time())
         self._cards: dict[str, ModelCard] = {}
         self.names = tuple(handles)
@@ -115,16 +115,16 @@ class ServeBackend:
             vocab_size=told["vocab_size"],
             tokenizer=self._tokenizers[model],
             control=self._control[model],
-            longest_token=self._longest_tokens[model],
+            max_token_bytes=self._max_token_bytes[model],
             eos_token_ids=end_tokens(tuple(told["eos_token_ids"]), self._tokenizers[model]),
             created=self._created,
             max_batch=told["max_batch"],
             exits=tuple(told["exits"]),
-            longest_draft=told["longest_draft"],
+            max_draft_length=told["longest_draft"],
         )
 
     def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
-        return in_order(self._runs(model, self._call(model), request))
+        return check_runs(self._runs(model, self._call(model), request))
 
     async def complete(self, model: str, request: GenerateRequest) -> TokenRun:
         return await self._answer(model, self._call(model), request)
