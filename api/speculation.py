@@ -60,7 +60,8 @@ def check_speculation(card: ModelCard, speculation: Speculation | None) -> None:
         return
     if card.max_draft_length is not None and speculation.length > card.max_draft_length:
         raise InvalidRequest(
-            f"speculation length {speculation.length} exceeds {card.max_draft_length}, the limit of {card.id}; send less",
+            f"speculation length {speculation.length} exceeds {card.max_draft_length}, the limit of {card.id}; "
+            "send less",
             "speculation",
         )
     if not card.exits or speculation.depth in card.exits:

@@ -22,10 +22,10 @@ from rich.text import Text
 
 from cli.arguments import whole
 from cli.demo_gain import Gain, arranged, measure, said_of, table
-from cli.demo_streams import Ask, Completion, read, stream_all
+from cli.demo_streams import Ask, StreamedCompletion, read, stream_all
 from cli.serve_command import progress_of, starting, stopped_by_sigterm
 from deployments.config import CONFIGS, AppConfig, HttpConfig, load_config
-from deployments.direct import opened
+from deployments.direct import open_url
 from deployments.session import local_ray
 from link.listening import free_port
 from model.cores import usable_cores
@@ -67,9 +67,9 @@ def started(config: AppConfig, errors: Console) -> Iterator[str]:
         with local_ray(config):
             for warning in warnings.result():
                 errors.print(warning, highlight=False, soft_wrap=True, markup=False)
-            from deployments.cluster import answering  # which imports all that serves, in the other thread by now
+            from deployments.cluster import serving  # which imports all that serves, in the other thread by now
 
-            with answering(config, progress, delete=False) as url:
+            with serving(config, progress, delete=False) as url:
                 bar.stop()
                 yield url
 
@@ -78,9 +78,9 @@ def warnings_of(config: AppConfig) -> list[str]:
     """Raises ConfigError or UnsupportedModel. Compiles the kernels where they are not yet."""
     from cli.check import check_config
     from deployments import cluster  # noqa: F401
-    from deployments.process import slower_steps
+    from deployments.process import explain_slow_execution
 
-    slower = slower_steps(config)
+    slower = explain_slow_execution(config)
     return [*check_config(config), *([f"warning: {slower}"] if slower else [])]
 
 
@@ -96,7 +96,7 @@ def show(config: AppConfig, url: str, asks: Sequence[Ask], num_pairs: int, error
     console.print(table([Gain.of([pair[i] for pair in pairs]) for i in range(len(names))], num_pairs))
 
 
-def completed(completions: Sequence[Completion]) -> Sequence[Completion]:
+def completed(completions: Sequence[StreamedCompletion]) -> Sequence[StreamedCompletion]:
     """Raises NotReady with what the first that failed has met."""
     for each in completions:
         if each.error:
@@ -110,13 +110,13 @@ def warm_up(url: str, model: str, ask: Ask, seconds: float) -> None:
     """
     until = time.monotonic() + seconds
     while True:
-        completion = Completion(model)
+        completion = StreamedCompletion(model)
         read(url, completion, ask)
         if completion.num_accepted or completion.error or time.monotonic() > until:
             return
 
 
-def panels(completions: Sequence[Completion], prompt: str) -> Group:
+def panels(completions: Sequence[StreamedCompletion], prompt: str) -> Group:
     return Group(
         *(
             Panel(Text(prompt, style="dim") + Text(completion.text), title=completion.model, title_align="left")
@@ -127,7 +127,7 @@ def panels(completions: Sequence[Completion], prompt: str) -> Group:
 
 def steps_of(url: str) -> set[str]:
     """Who takes the steps of the models, as they tell it themselves."""
-    with opened(f"{url}/debug/stats", timeout_s=10) as response:
+    with open_url(f"{url}/debug/stats", timeout_s=10) as response:
         stats: dict[str, Any] = json.load(response)
     replicas = [replica for replicas in stats["targets"].values() for replica in replicas] + stats["pool"]
     return {replica["steps_run"]["by"] for replica in replicas if replica["steps_run"]}

@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 
 from rich.table import Table
 
-from cli.demo_streams import Ask, Completion
+from cli.demo_streams import Ask, StreamedCompletion
 from deployments.config import AppConfig
 
 MOST_THREADS = 4  # of one target: the demo's are small
 WITH, WITHOUT = "auto", "off"  # the pool, as a request spells it
 
-Pair = tuple[Completion, Completion]  # of one target: with the pool, and without
+Pair = tuple[StreamedCompletion, StreamedCompletion]  # of one target: with the pool, and without
 
 
 def arranged(config: AppConfig, num_cores: int) -> AppConfig:
@@ -46,7 +46,7 @@ def plural(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def measure(ask_all: Callable[[Ask], Sequence[Completion]], ask: Ask, index: int) -> list[Pair]:
+def measure(ask_all: Callable[[Ask], Sequence[StreamedCompletion]], ask: Ask, index: int) -> list[Pair]:
     """A pair for each target: one way after the other, and which comes first takes turns by index.
 
     ask_all: asks every target at the same time.

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.request import Request
 
-from deployments.direct import opened
+from deployments.direct import open_url
 
 POLL_S = 0.1
 
@@ -25,7 +25,7 @@ class Ask:
 
 
 @dataclass
-class Completion:
+class StreamedCompletion:
     """One stream as it comes in; the thread that reads it writes, the display reads."""
 
     model: str
@@ -56,10 +56,13 @@ class Completion:
 
 
 def stream_all(
-    url: str, models: Sequence[str], ask: Ask, watch: Callable[[Sequence[Completion]], None] = lambda completions: None
-) -> list[Completion]:
+    url: str,
+    models: Sequence[str],
+    ask: Ask,
+    watch: Callable[[Sequence[StreamedCompletion]], None] = lambda completions: None,
+) -> list[StreamedCompletion]:
     """watch sees them every tenth of a second, and once when all are complete."""
-    completions = [Completion(model) for model in models]
+    completions = [StreamedCompletion(model) for model in models]
     readers = [threading.Thread(target=read, args=(url, each, ask), daemon=True) for each in completions]
     for reader in readers:
         reader.start()
@@ -71,7 +74,7 @@ def stream_all(
     return completions
 
 
-def read(url: str, completion: Completion, ask: Ask) -> None:
+def read(url: str, completion: StreamedCompletion, ask: Ask) -> None:
     try:
         for event in events(url, completion.model, ask):
             completion.take(event, time.perf_counter())
@@ -91,7 +94,7 @@ def events(url: str, model: str, ask: Ask) -> Iterator[dict[str, Any]]:
         "stream_options": {"include_usage": True},
     }
     request = Request(f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with opened(request, timeout_s=120) as response:
+    with open_url(request, timeout_s=120) as response:
         for line in response:
             if line.startswith(b"data: {"):
                 yield json.loads(line.removeprefix(b"data: "))

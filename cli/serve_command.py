@@ -47,9 +47,9 @@ def run(args: argparse.Namespace) -> int:
 def started(config: AppConfig, console: Console, address: str | None = None) -> Iterator[str]:
     """The running application, with a bar while its replicas start."""
     from deployments.cluster import running
-    from deployments.process import slower_steps
+    from deployments.process import explain_slow_execution
 
-    if address is None and (slower := slower_steps(config)):
+    if address is None and (slower := explain_slow_execution(config)):
         console.print(f"warning: {slower}", highlight=False, soft_wrap=True, markup=False)
     with starting(console) as bar, running(config, address=address, progress=progress_of(bar)) as url:
         bar.stop()

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from cli.arguments import whole
-from deployments.direct import opened
+from deployments.direct import open_url
 from protocol.errors import ConfigError
 
 TIMEOUT_S = 30.0
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
 def asked(url: str, num_rounds: int) -> dict[str, Any]:
     """Raises ConfigError when no DraftPool server answers there."""
     try:
-        with opened(f"{url.rstrip('/')}/debug/trace?rounds={num_rounds}", TIMEOUT_S) as reply:
+        with open_url(f"{url.rstrip('/')}/debug/trace?rounds={num_rounds}", TIMEOUT_S) as reply:
             found: dict[str, Any] = json.load(reply)
             return found
     except (OSError, ValueError, http.client.HTTPException) as error:

@@ -1,7 +1,7 @@
-"""The typed YAML config: everything that an operator may set, and nothing else.
+"""The typed YAML config. Unknown keys are refused.
 
-Unknown keys are refused. A model path that is relative belongs to the folder of its config file; one that is
-neither a directory there nor begins with ".", "/" or "~" is a Hugging Face hub id.
+A relative model path is resolved against the folder of the config file. A path that is not a directory there and does
+not begin with ".", "/" or "~" is a Hugging Face hub id.
 """
 
 from __future__ import annotations
@@ -18,17 +18,19 @@ from deployments.config_section import Count, Port, Seconds, Section
 from deployments.config_speculation import Speculation
 from protocol.errors import ConfigError
 
-CONFIGS = Path(__file__).parent / "configs"  # that ship with the project
-POOL_PLACE = ("num_replicas", "threads", "cores", "num_gpus")  # of a pool that has a place of its own
+CONFIGS = Path(__file__).parent / "configs"  # configs that ship with the project
+POOL_PLACE = ("num_replicas", "threads", "cores", "num_gpus")  # keys that only a separate pool has
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 
 
 class TargetConfig(Placement, Weights):
-    """One target. speculation null or off: plain decoding.
+    """One target.
 
-    deterministic: true refuses to start unless a row's result depends on that row alone, bit for bit; null takes
-    that wherever it can be had, which is with native kernels.
+    deterministic: true refuses to start unless the result of a row is independent of the other rows, bit for bit; null
+    accepts either. Native kernels are deterministic. max_batch: sequences decoded at once. max_queue: requests that may
+    wait. max_model_len: tokens; null: what the checkpoint allows. prefill_chunk: prompt tokens per pass. speculation:
+    null or off: plain decoding.
     """
 
     name: Name
@@ -46,11 +48,12 @@ class TargetConfig(Placement, Weights):
 
 
 class PoolConfig(Listener, Placement, Weights):
-    """The draft pool. Targets stream to its replicas.
+    """The draft pool.
 
-    page_size: positions; a branch takes a page of its own for a few tokens. rows_per_target: sequences that one target
-    replica may have there, at most; null: as many as there are rows. streams: how many of the drafter's stream heads
-    are used; auto: as many as turn out to pay.
+    page_size: positions per page; small, because each branch takes a page for a few tokens. max_rows: sequences per
+    replica. rows_per_target: sequences that one target replica may hold; null: max_rows. streams: number of the
+    drafter's stream heads to use; auto: as many as pay. prefill_chunk: context tokens per pass. sequence_ttl_s: seconds
+    after which an idle sequence is dropped.
     """
 
     page_size: Count = 16
@@ -62,8 +65,10 @@ class PoolConfig(Listener, Placement, Weights):
 
 
 class HttpConfig(Section):
-    """request_timeout_s: what a completion may take, null for any time. cors_origins: the sites whose pages may call,
-    such as https://chat.example.org, or "*" for all.
+    """The HTTP API.
+
+    request_timeout_s: upper limit for a completion; null: none. cors_origins: sites whose pages may call the API, such
+    as https://chat.example.org; "*" for all.
     """
 
     host: str = "127.0.0.1"
@@ -73,15 +78,17 @@ class HttpConfig(Section):
 
 
 class GrpcConfig(Section):
-    """Ray Serve's gRPC proxy listens on every interface and without TLS; leave the section out to turn it off."""
+    """The gRPC API. Ray Serve's proxy listens on every interface, without TLS. Without this section it is off."""
 
     port: Port = 9000
     request_timeout_s: Seconds | None = None
 
 
 class IngressConfig(Listener, Replicas):
-    """Targets stream tokens to its replicas. join_ms: how long tokens of a stream may wait for more, under load.
-    silence_s: after which a request is given up whose replica does not say that it has it.
+    """The ingress. Targets stream tokens to its replicas.
+
+    join_ms: how long tokens of a stream may wait for more, under load. silence_s: seconds after which a request fails
+    if no replica confirms that it has it.
     """
 
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
@@ -90,8 +97,10 @@ class IngressConfig(Listener, Replicas):
 
 
 class AppConfig(Section):
-    """placement: separate, where the pool has threads and devices of its own; or colocated, where every target replica
-    has the pool's drafter in its own process, and both have all of its threads in turn.
+    """The whole application.
+
+    placement: separate: the pool has its own threads and devices; colocated: every target replica runs the drafter in
+    its own process, and target and drafter use all of its threads in turn.
     """
 
     placement: Literal["separate", "colocated"] = "separate"
@@ -117,12 +126,12 @@ class AppConfig(Section):
         ahead = [target.name for target in self.targets if target.speculation and target.speculation.mirror]
         if ahead:
             raise ValueError(
-                f"mirror of target {ahead[0]} drafts while the target verifies, and placement: colocated lets one work "
-                "at a time; set mirror: off, or placement: separate"
+                f"mirror of target {ahead[0]} drafts while the target verifies, but with placement: colocated they run "
+                "in turn; set mirror: off, or placement: separate"
             )
         if self.pool and (given := [key for key in POOL_PLACE if getattr(self.pool, key) != _default(key)]):
             raise ValueError(
-                f"pool.{given[0]} says nothing with placement: colocated, where drafts take a target's threads and "
+                f"pool.{given[0]} has no effect with placement: colocated, where drafts use the target's threads and "
                 "device; leave it out"
             )
 
@@ -132,7 +141,7 @@ def _default(key: str) -> object:
 
 
 def load_config(path: Path) -> AppConfig:
-    """Raises ConfigError naming file, key, value and remedy."""
+    """Reads and checks a config file. Raises ConfigError that names file, key, value and remedy."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -10,14 +10,14 @@ from deployments.config_section import Count, Port, Section
 
 
 class Replicas(Section):
-    """resources: custom Ray resources that each replica takes."""
+    """Replicas of a deployment. resources: custom Ray resources per replica."""
 
     num_replicas: Count = 1
     resources: dict[str, float] = Field(default={})
 
 
 class Placement(Replicas):
-    """What one replica gets. cores: the CPUs that it is bound to, where there is one replica only."""
+    """The resources of one replica. cores: CPUs to pin it to; only allowed with one replica. num_gpus: 0 to 1."""
 
     threads: Count = 1
     cores: tuple[int, ...] | None = None
@@ -27,21 +27,25 @@ class Placement(Replicas):
     @classmethod
     def _one_gpu(cls, value: float) -> float:
         if value > 1:
-            raise ValueError(f"a replica runs on one GPU, and {value:g} would take more; set 1, and raise num_replicas")
+            raise ValueError(f"a replica runs on one GPU, and {value:g} is more; set 1, and raise num_replicas")
         return value
 
     @model_validator(mode="after")
     def _cores_of_one_replica(self) -> Self:
         if self.cores is not None and self.num_replicas > 1:
             raise ValueError(
-                f"cores {list(self.cores)} would bind all of num_replicas {self.num_replicas} to the same CPUs, and "
-                "ranks of replicas change when one is replaced; leave cores out"
+                f"cores {list(self.cores)} would pin all replicas of num_replicas {self.num_replicas} to the same "
+                "CPUs; leave cores out"
             )
         return self
 
 
 class Weights(Section):
-    """A checkpoint, the memory for its KV, and who runs it: native kernels, plain torch (eager), or what can be had."""
+    """A checkpoint, how it runs, and the memory of its KV cache.
+
+    path: directory or hub id. execution: native kernels, plain torch (eager), or native if possible (auto). page_size:
+    positions per KV page. kv_mb: MiB.
+    """
 
     path: str
     dtype: Literal["fp32", "bf16"] = "bf16"
@@ -51,7 +55,7 @@ class Weights(Section):
 
 
 class Listener(Section):
-    """host: where replicas listen for each other, "node" for the address of their node; ports: 0 or a range."""
+    """Where replicas listen for each other. host: an address, or "node" for the node's. ports: [first, last]."""
 
     host: str = "127.0.0.1"
     ports: tuple[Port, Port] = (0, 0)
@@ -60,5 +64,5 @@ class Listener(Section):
     @classmethod
     def _ascending(cls, value: tuple[int, int]) -> tuple[int, int]:
         if value[0] > value[1] or (value[0] == 0) != (value[1] == 0):
-            raise ValueError(f"{list(value)} is no range of ports; give [first, last], or [0, 0] for any free one")
+            raise ValueError(f"{list(value)} is not a range of ports; set [first, last], or [0, 0] for any free one")
         return value

@@ -12,4 +12,6 @@ Seconds = Annotated[float, Field(gt=0)]
 
 
 class Section(BaseModel):
+    """The base of all sections: frozen, and unknown keys are refused."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)

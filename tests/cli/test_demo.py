@@ -8,7 +8,7 @@ import pytest
 
 from cli.demo_command import CONFIG
 from cli.demo_gain import Gain, arranged, measure, said_of
-from cli.demo_streams import Ask, Completion
+from cli.demo_streams import Ask, StreamedCompletion
 from deployments.capacity import placements
 from deployments.config import load_config
 
@@ -34,8 +34,10 @@ def test_the_demo_says_on_what_it_ran() -> None:
     assert told == f"2 cores; {listed}; steps by native kernels, avx2"
 
 
-def completion(rate: float, text: str = "a", accepted: int = 0) -> Completion:
-    return Completion("large", text, num_tokens=101, num_rounds=50, num_accepted=accepted, last_s=100 / rate, first_s=0)
+def completion(rate: float, text: str = "a", accepted: int = 0) -> StreamedCompletion:
+    return StreamedCompletion(
+        "large", text, num_tokens=101, num_rounds=50, num_accepted=accepted, last_s=100 / rate, first_s=0
+    )
 
 
 def test_a_gain_is_the_median_of_what_pairs_made() -> None:
@@ -54,9 +56,9 @@ def test_a_text_that_differs_once_is_told() -> None:
 def test_the_two_ways_take_turns_in_coming_first() -> None:
     asked: list[str] = []
 
-    def ask_all(ask: Ask) -> Sequence[Completion]:
+    def ask_all(ask: Ask) -> Sequence[StreamedCompletion]:
         asked.append(ask.speculation)
-        return [Completion(name, ask.speculation) for name in ("large", "small")]
+        return [StreamedCompletion(name, ask.speculation) for name in ("large", "small")]
 
     pairs = [measure(ask_all, ASK, index) for index in range(2)]
     assert asked == ["off", "auto", "auto", "off"]

@@ -21,7 +21,7 @@ from api.generation import BackendFault
 from api.prompts import encode
 from api.runs import check_runs
 from api.trace import Track
-from deployments.ingress import NUM_TOKENIZER_THREADS, ServeBackend, in_our_words
+from deployments.ingress import NUM_TOKENIZER_THREADS, ServeBackend, translate_error
 from deployments.target import TargetReplica
 from link.discovery import PoolMember
 from link.secret import Secret
@@ -199,8 +199,8 @@ async def test_what_a_target_tells_anew_counts(tokenizer_path: str) -> None:
 
 
 async def test_a_target_that_does_not_answer_is_waited_for_a_second_or_so(tokenizer_path: str) -> None:
-    silent = {name: Handle(told=asyncio.Event()) for name in "ab"}
-    async with serving(tokenizer_path, **silent) as backend:
+    no_progress = {name: Handle(told=asyncio.Event()) for name in "ab"}
+    async with serving(tokenizer_path, **no_progress) as backend:
         began = time.monotonic()
         assert not any(await asyncio.gather(*map(backend.ready, "ab")))
         assert time.monotonic() - began < 2
@@ -287,7 +287,7 @@ def test_the_replicas_own_error_is_unwrapped_whichever_way_ray_wraps_it() -> Non
     cause = InvalidRequest("no", "top_k")
     wrapped = RayTaskError("generate", "Traceback: secret", cause)
     for error in (cause, wrapped, wrapped.as_instanceof_cause()):
-        found = in_our_words(error)
+        found = translate_error(error)
         assert type(found) is InvalidRequest
         assert (str(found), found.param) == ("no", "top_k")
 
@@ -309,7 +309,7 @@ async def test_a_lost_or_full_replica_is_told_in_our_words(
 
 
 def test_a_deployment_that_is_gone_is_not_ready() -> None:
-    assert type(in_our_words(DeploymentUnavailableError.__new__(DeploymentUnavailableError))) is NotReady
+    assert type(translate_error(DeploymentUnavailableError.__new__(DeploymentUnavailableError))) is NotReady
 
 
 async def source(*runs: TokenRun) -> AsyncGenerator[TokenRun, None]:
