@@ -35,7 +35,7 @@ from bench.workload import EQUAL, LONGEST, Workload, read_texts
 from cli.arguments import depth, whole
 from drafters.manifest import Manifest
 from drafters.streams import Pace, StreamUse, load_streams
-from model.batch import Row, build_batch
+from model.batch import BatchRow, build_batch
 from model.decoder import Decoder
 from model.kv import PagedKV
 from model.load import load_decoder
@@ -121,7 +121,7 @@ def right_guesses(
     ledger = PageLedger(1, len(text))
     ledger.open(0)
     assert ledger.reserve(0, len(text))
-    batch = build_batch([Row(ledger.slots(0), len(text))], decoder.device)
+    batch = build_batch([BatchRow(ledger.slots(0), len(text))], decoder.device)
     states = decoder.run(decoder.embed(text), batch, decoder.new_kv(len(text)), 0, exit_).clone()
     own = _picks(decoder, states, sampling, 1)
     found = []

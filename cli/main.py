@@ -1,4 +1,4 @@
-"""The `draftpool` command. A subcommand's module is imported only when it is the one asked for."""
+"""The `draftpool` command. Only the module of the chosen subcommand is imported."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COMMANDS = MappingProxyType(
 
 
 class _Parser(argparse.ArgumentParser):
-    """Usage errors are one line, not a page."""
+    """Prints usage errors as one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")

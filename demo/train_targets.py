@@ -34,7 +34,7 @@ MATRIX_LR, OTHER_LR, WEIGHT_DECAY = 0.02, 0.003, 0.05
 
 
 @dataclass(frozen=True)
-class TargetConfig:
+class TrainedTarget:
     """One entry of targets.yaml: the shape of a target and how long it is trained."""
 
     hidden_size: int
@@ -49,15 +49,15 @@ class TargetConfig:
         return self.num_hidden_layers // 2, self.num_hidden_layers
 
 
-def read_config(name: str) -> TargetConfig:
+def read_config(name: str) -> TrainedTarget:
     """The entry `name` of targets.yaml."""
     entries = yaml.safe_load((Path(__file__).parent / "targets.yaml").read_text())
     if name not in entries:
         raise ValueError(f"unknown target {name!r}: targets.yaml has {', '.join(entries)}")
-    return TargetConfig(**entries[name])
+    return TrainedTarget(**entries[name])
 
 
-def build_target(config: TargetConfig) -> Any:
+def build_target(config: TrainedTarget) -> Any:
     """A fresh model whose layers start as the identity (output projections zero)."""
     torch.manual_seed(config.seed)
     model = LlamaForCausalLM(

@@ -23,7 +23,7 @@ from deployments.ingress import Ingress
 from deployments.placement import pool_of
 from deployments.pool import DraftPoolReplica
 from deployments.target import TargetReplica
-from model.files import pinned
+from model.files import pin_revision
 
 APP_NAME = "draftpool"
 POOL_NAME = "draft-pool"
@@ -52,9 +52,9 @@ def build(config: AppConfig) -> Application:
 
 
 def pinned_config(config: AppConfig) -> AppConfig:
-    """The config with hub ids pinned to commits, so that all replicas load the same one, now and when replaced."""
-    targets = tuple(target.model_copy(update={"path": pinned(target.path)}) for target in config.targets)
-    pool = config.pool and config.pool.model_copy(update={"path": pinned(config.pool.path)})
+    """The config with hub ids pinned to commits, so that all replicas load the same one, also when replaced."""
+    targets = tuple(target.model_copy(update={"path": pin_revision(target.path)}) for target in config.targets)
+    pool = config.pool and config.pool.model_copy(update={"path": pin_revision(config.pool.path)})
     return config.model_copy(update={"targets": targets, "pool": pool})
 
 

@@ -23,7 +23,7 @@ from drafters.depth import Watermarks
 from drafters.manifest import drafter_exits, drafter_streams
 from drafters.probe import ProbeRow, probe_exits
 from drafters.streams import StreamUse, add_streams
-from model.batch import CPU, RaggedBatch, Row, build_batch
+from model.batch import CPU, BatchRow, RaggedBatch, build_batch
 from model.config import read_config
 from model.decoder import Decoder
 from model.execution import Execution
@@ -251,7 +251,7 @@ class NestedDrafter:
 
     def _batch(self, stretches: Sequence[_Stretch]) -> RaggedBatch:
         rows = [
-            Row(self.ledger.slots(stretch.row.sequence)[: stretch.positions.stop], len(stretch.positions))
+            BatchRow(self.ledger.slots(stretch.row.sequence)[: stretch.positions.stop], len(stretch.positions))
             for stretch in stretches
         ]
         return build_batch(rows, self.device)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from model.batch import Row, build_batch
+from model.batch import BatchRow, build_batch
 from model.decoder import Decoder
 from model.kv import PagedKV
 from model.pages import Slots
@@ -64,7 +64,7 @@ def probe_exits(
     written.
     """
     batch = build_batch(
-        [Row(own[: row.stop], row.num_told) for row, own in zip(rows, slots, strict=True)], decoder.device
+        [BatchRow(own[: row.stop], row.num_told) for row, own in zip(rows, slots, strict=True)], decoder.device
     )
     hidden = decoder.embed(list(chain.from_iterable(row.tokens[:-1] for row in rows)))
     picks = []

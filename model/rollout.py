@@ -1,7 +1,7 @@
-"""What a target and a drafter do with a decoder: a step, and drafting ahead, where each token is fed back for the next.
+"""Plain implementations of a target's step and a drafter's rollout, over any decoder.
 
-These are the plain ones; a decoder may do the same in one call. A draft whose exit has stream heads guesses ahead of
-itself and so needs fewer passes for the same tokens (model/streams.py).
+A rollout drafts token by token: each pick is the input of the next pass. Decoders may do the same in one call. With
+stream heads at its exit, a rollout guesses tokens in advance and needs fewer passes (model/streams.py).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from model.batch import RaggedBatch, Row, build_batch
+from model.batch import BatchRow, RaggedBatch, build_batch
 from model.kv import PagedKV
 from model.pages import Slots
 from model.streams import StreamHead, next_state
@@ -23,16 +23,17 @@ from protocol.request import SamplingParams
 if TYPE_CHECKING:
     from model.decoder import Decoder
 
-Drafted = list[tuple[int, float, int]]  # tokens with their confidences and runner-ups
+Drafted = list[tuple[int, float, int]]  # (token, confidence, runner-up)
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """tokens: those at positions [start, start + len(tokens)), not yet run. length: how many to draft, at least 1.
+    """A row to draft for.
 
-    slots: of every position up to the last that may be fed, start + len(tokens) + length - 2.
-    floor: the first token at which the product of the confidences so far is at most this is the row's last
-        (Kangaroo's early stop, Liu et al. 2024, for the whole draft in place of one token). 0: none is.
+    tokens: the tokens at positions [start, start + len(tokens)), not yet run. length: tokens to draft, at least 1.
+    slots: one for every position up to start + len(tokens) + length - 2, the last that may be fed.
+    floor: probability; the draft ends at the first token where the product of confidences is at most this (Kangaroo's
+        early stop, Liu et al. 2024, applied to the whole draft). 0: never.
     """
 
     slots: Slots
@@ -47,7 +48,7 @@ class Rollout:
         return self.start + len(self.tokens)
 
     def goes_on(self, drafted: Drafted) -> bool:
-        """Whether there is more to draft."""
+        """Whether the draft continues after these tokens."""
         certainty = prod(confidence for _, confidence, _ in drafted)
         return len(drafted) < self.length and not (self.floor > 0 and certainty <= self.floor)
 
@@ -61,14 +62,17 @@ def step(
     sampling: Sequence[SamplingParams],
     positions: Sequence[int],
 ) -> list[int]:
-    """All layers over the batch, and the picks of the wanted tokens. positions: those that the picks will take."""
+    """Runs all layers over the batch and picks tokens.
+
+    wanted: indices of the flat tokens to pick after. positions: the absolute position of each pick.
+    """
     hidden = decoder.run(decoder.embed(token_ids), batch, kv, 0, decoder.config.num_layers)
     return decoder.pick(decoder.logits(hidden, wanted), sampling, positions)
 
 
 @dataclass(slots=True)
 class _Rolling:
-    """A row on its way. new: the tokens of its next pass, of which the last `num_guesses` may be wrong."""
+    """The state of a row. new: the tokens of its next pass; the last `num_guesses` of them may be wrong."""
 
     rollout: Rollout
     new: list[int]
@@ -77,7 +81,7 @@ class _Rolling:
 
     @property
     def total(self) -> int:
-        """Positions when its next pass is done."""
+        """The number of positions after its next pass."""
         return self.rollout.total + len(self.drafted) + self.num_guesses
 
     @property
@@ -85,8 +89,9 @@ class _Rolling:
         return self.rollout.goes_on(self.drafted)
 
     def take(self, picks: Drafted) -> int:
-        """Of the picks behind the last certain token and behind each guess: up to the first guess that was wrong.
-        Returns how many guesses were right and were needed.
+        """Appends picks up to the first wrong guess, and returns the number of right guesses that were used.
+
+        picks: after the last certain token and after each guess.
         """
         guesses = self.new[len(self.new) - self.num_guesses :]
         for right, pick in enumerate(picks):
@@ -109,16 +114,16 @@ def roll_out(
     boundary: Tensor | None,
     streams: Sequence[StreamHead] = (),
 ) -> list[Drafted]:
-    """What each row drafts: `length` tokens, or fewer where it has a floor. The last one has no KV yet.
+    """The draft of each row: `length` tokens, or fewer if its floor ends it. The last token has no KV yet.
 
-    boundary: [num_slots, hidden] in the decoder's hidden_dtype, where the hidden states on leaving `depth` are kept.
-    streams: of `depth`, the nearest first; they save passes. What is written of a wrong guess is of no account.
+    boundary: [num_slots, hidden] in the decoder's hidden_dtype; receives the hidden states after layer `depth` - 1.
+    streams: stream heads of `depth`, nearest first. KV of wrong guesses is overwritten later.
     """
     rolling = [_Rolling(row, list(row.tokens)) for row in rows]
     live = rolling
     while live:
         decoder.num_passes += 1
-        batch = build_batch([Row(one.rollout.slots[: one.total], len(one.new)) for one in live], decoder.device)
+        batch = build_batch([BatchRow(one.rollout.slots[: one.total], len(one.new)) for one in live], decoder.device)
         hidden = decoder.run(decoder.embed(list(chain.from_iterable(one.new for one in live))), batch, kv, 0, depth)
         if boundary is not None:
             boundary.index_copy_(0, batch.slots, hidden)
@@ -131,7 +136,7 @@ def roll_out(
 
 
 def _take(decoder: Decoder, hidden: Tensor, ends: Sequence[int], live: Sequence[_Rolling]) -> list[int]:
-    """Every row takes its picks. Returns which hidden state the last one of each came from. ends: of the rows."""
+    """Every row takes its picks. ends: end of each row in the batch. Returns the index of each last pick's state."""
     wanted = [end - 1 - back for end, one in zip(ends, live, strict=True) for back in range(one.num_guesses, -1, -1)]
     sampling = [one.rollout.sampling for one in live for _ in range(one.num_guesses + 1)]
     positions = [one.total - back for one in live for back in range(one.num_guesses, -1, -1)]
@@ -144,7 +149,7 @@ def _take(decoder: Decoder, hidden: Tensor, ends: Sequence[int], live: Sequence[
 
 
 def _guess(decoder: Decoder, states: Tensor, live: Sequence[_Rolling], streams: Sequence[StreamHead]) -> None:
-    """Guesses behind the last pick of each row, as many as its draft has room for. states: [rows, hidden]."""
+    """Adds guesses after the last pick of each row, as many as its draft has room for. states: [rows, hidden]."""
     for stream, head in enumerate(streams, 1):
         fits = [at for at, one in enumerate(live) if len(one.drafted) + stream < one.rollout.length]
         live = [live[at] for at in fits]
@@ -154,4 +159,4 @@ def _guess(decoder: Decoder, states: Tensor, live: Sequence[_Rolling], streams: 
         logits = decoder.logits(states, range(len(live)))
         picks = decoder.pick(logits, [one.rollout.sampling for one in live], [one.total for one in live])
         for one, token in zip(live, picks, strict=True):
-            one.guess(max(token, 0))  # for NO_PICK any token does
+            one.guess(max(token, 0))  # any token will do for NO_PICK

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench.streams import right_guesses
-from model.batch import Row, build_batch
+from model.batch import BatchRow, build_batch
 from model.execution import Execution
 from model.load import load_decoder
 from model.streams import StreamHead, next_state
@@ -31,7 +31,7 @@ def test_guesses_are_right_where_they_are_the_exits_own_pick(tmp_path: Path, tem
     sampling = SamplingParams(temperature, seed=6)
 
     def state(length: int) -> torch.Tensor:
-        batch = build_batch([Row(np.arange(length), length)])
+        batch = build_batch([BatchRow(np.arange(length), length)])
         return decoder.run(decoder.embed(text[:length]), batch, decoder.new_kv(length), 0, DEPTH)[-1:]
 
     def pick(hidden: torch.Tensor, position: int) -> int:

@@ -55,7 +55,7 @@ def test_a_config_is_measured_shown_and_kept(config: Path, capsys: pytest.Captur
     printed = capsys.readouterr().out
     for text in ("large: verify, ms", "small: verify, ms", "pool: draft, ms", "tokens in the batch", "● depth 2"):
         assert text in printed
-    assert printed.count("foretold within") == 3
+    assert printed.count("median error of held-back") == 3
     large, small = loads(out.read_text(), "out")
     assert (large.name, small.name) == ("large", "small")
     assert small.drafter is None

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from model.batch import Row, build_batch
+from model.batch import BatchRow, build_batch
 from model.decoder import Decoder
 from model.execution import Execution
 from model.load import load_decoder
@@ -131,7 +131,7 @@ def guessed_from_scratch(decoder: Decoder, row: Rollout, num_streams: int) -> tu
 
 
 def _state(decoder: Decoder, text: list[int]) -> torch.Tensor:
-    batch = build_batch([Row(np.arange(len(text)), len(text))])
+    batch = build_batch([BatchRow(np.arange(len(text)), len(text))])
     return decoder.run(decoder.embed(text), batch, decoder.new_kv(len(text)), 0, DEPTH)[-1:].clone()
 
 
