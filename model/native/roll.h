@@ -1,5 +1,5 @@
-// Drafting ahead in one piece of work for all threads: each token is fed back for the next. Where the exit has streams,
-// guesses are fed behind it; a guess that turns out to be the pick saves a pass (model/streams.py, model/rollout.py).
+// A rollout in one task for all threads: each pick is the input of the next pass. If the exit has stream heads, guesses
+// follow it; a guess that equals the pick saves a pass (model/streams.py, model/rollout.py).
 #pragma once
 #include <array>
 
@@ -9,8 +9,8 @@ namespace dp {
 
 constexpr int kMaxStreams = 4;
 
-// How far a row drafts: `length` tokens, or up to the first at which the product of its confidences is at most `floor`.
-// A floor of 0 stops none. On return, length is the number that was drafted.
+// The end of a row's draft: `length` tokens, or the first token where the product of confidences is at most `floor`
+// (0: never). On return, length is the number of drafted tokens.
 struct Limit {
     int64_t length;
     double floor;
@@ -24,11 +24,12 @@ struct Draft {
     int count = 0;
     double certainty = 1.0;
     int num_guesses = 0;
-    std::array<int64_t, 1 + kMaxStreams> fed{};  // by the next pass: the last pick, then guesses
+    std::array<int64_t, 1 + kMaxStreams> fed{};  // inputs of the next pass: the last pick, then guesses
 
     bool goes_on() const { return count < limit->length && !(limit->floor > 0 && certainty <= limit->floor); }
 
-    // Picks behind the last pick and behind each guess: up to the first guess that is wrong. How many were right.
+    // Takes the picks after the last pick and after each guess, up to the first wrong guess. Returns the number of right
+    // guesses.
     int take(const Pick* picks) {
         for (int right = 0;; right++) {
             const Pick& pick = out[count++] = picks[right];
@@ -41,19 +42,19 @@ struct Draft {
         }
     }
 
-    // Whether a further guess would be of use: the last token is not fed.
+    // Whether another guess is useful: the last token of a draft is never an input.
     bool has_room() const { return limit->length - count > num_guesses + 1; }
 };
 
 template <class T>
 class Roller {
    public:
-    // drafts: of the rows of `pass`. boundary: [slots][hidden], where what leaves the last layer is kept; or null.
+    // drafts: one per row of `pass`. boundary: [slots][hidden], receives the output of the last layer; or null.
     Roller(Decoder<T>& decoder, typename Decoder<T>::Pass& pass, std::vector<Draft>& drafts, float* boundary)
         : decoder_(decoder), pass_(pass), drafts_(drafts), boundary_(boundary), width_(decoder.shape.hidden) {}
 
-    // ids: [pass.tokens]. Rows leave when their draft is done; slots of all that may be fed are in the rows. Returns the
-    // number of passes.
+    // ids: [pass.tokens]. Rows leave when their draft ends. Rows have slots for all tokens that may be inputs. Returns
+    // the number of passes.
     int roll(const int64_t* ids, int depth, int num_streams) {
         ids_.assign(ids, ids + pass_.tokens);
         const std::vector<Stream<T>>& streams = decoder_.streams[depth];
@@ -83,11 +84,11 @@ class Roller {
     std::vector<Draft>& drafts_;
     float* boundary_;
     const int width_;
-    std::vector<int64_t> ids_, wanted_;  // of the next pass; hidden states that tokens are picked from
-    std::vector<Picking> how_;           // these tokens
+    std::vector<int64_t> ids_, wanted_;  // inputs of the next pass; indices of hidden states to pick from
+    std::vector<Picking> how_;           // one per wanted state
     std::vector<Pick> picks_;
     std::vector<float> hidden_, states_, embedded_;
-    std::vector<int> guessing_;  // of which draft each of the states is
+    std::vector<int> guessing_;  // the draft of each state
 
     void start() {
         hidden_.resize(ids_.size() * width_);
@@ -122,7 +123,7 @@ class Roller {
                             pass_.hidden + size_t(row.first + i) * width_, width_ * sizeof(float));
     }
 
-    // Every row takes its picks; those with more to draft stay, with the state that their last pick came from.
+    // Every row takes its picks. Rows whose draft continues stay, with the state of their last pick.
     void take() {
         states_.resize(drafts_.size() * width_);
         guessing_.clear();
@@ -144,7 +145,7 @@ class Roller {
         drafts_.resize(kept);
     }
 
-    // One more guess for every row with room for it; false when there is none.
+    // Adds a guess to every row with room for it. Returns false if there is no such row.
     bool guess(const Stream<T>& stream, int thread) {
         Workspace<T>& work = decoder_.work;
         Pool& pool = *decoder_.pool;
@@ -169,7 +170,7 @@ class Roller {
         return true;
     }
 
-    // What a stream reads: the state and the embedding of what was picked from it, both of unit mean square.
+    // The input of a stream head: the state and the embedding of its pick, both normalized to unit mean square.
     void join(const Stream<T>& stream) {
         size_t count = 0;
         for (size_t g = 0; g < guessing_.size(); g++) {

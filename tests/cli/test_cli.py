@@ -125,7 +125,8 @@ def test_files_and_memory_that_are_not_there_are_said_so(
     assert "none.jsonl: No such file or directory; name an existing file" in missing
     (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "gr\xfc\xdfe"}')
     assert "is not UTF-8" in refused(capsys, *tiny(family, "--prompts", str(tmp_path / "latin.jsonl")))
-    assert "less than one page of page_size 99999" in refused(capsys, *tiny(family, "--prompt", "a", "--page-size", "99999"))
+    refusal = refused(capsys, *tiny(family, "--prompt", "a", "--page-size", "99999"))
+    assert "less than one page of page_size 99999" in refusal
 
 
 def completed(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, object]]:

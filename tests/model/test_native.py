@@ -381,7 +381,7 @@ def test_where_kernels_cannot_be_had_steps_are_eager_and_the_log_says_so_once(
 @pytest.mark.usefixtures("fresh_process")
 def test_a_cache_of_somebody_else_is_not_loaded_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache_that_nothing_runs_from(monkeypatch, tmp_path)
-    monkeypatch.setattr(compiler, "trusted", lambda: (tmp_path.stat().st_uid + 1,))
+    monkeypatch.setattr(compiler, "trusted_users", lambda: (tmp_path.stat().st_uid + 1,))
     with pytest.raises(CompilerError, match="belongs to another user"):
         library_path()
 
