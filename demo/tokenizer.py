@@ -1,7 +1,7 @@
 """A byte-level BPE with 4096 entries that encodes Python's indentation in few tokens.
 
-The pre-tokenizer keeps a line break with the indentation after it, so that "\\n        " is one token.
-The base alphabet is bytes, so every text round-trips. Encoding adds no <bos>. In training, each document is <bos> text <eos>.
+The pre-tokenizer keeps a line break with the indentation after it, so that "\\n        " is one token. The base
+alphabet is bytes, so every text round-trips. Encoding adds no <bos>. In training, each document is <bos> text <eos>.
 """
 
 import json
