@@ -61,15 +61,15 @@ def on_continuations(
     """For each temperature: acceptance rate by exit, number of tokens, and share of repeated 8-grams."""
     found = {}
     for temperature in TEMPERATURES:
-        counts, asked, shares = torch.zeros(len(exits), dtype=torch.long), 0, []
+        counts, num_drafted, shares = torch.zeros(len(exits), dtype=torch.long), 0, []
         for tokens, seeds in tqdm(list(groups(prompts)), desc=f"continuations at {temperature}"):
             text = continue_prompts(target, tokens, seeds, new, temperature)
             hits, number = accepted(drafter, exits, text, eos)
-            counts, asked = counts + hits, asked + number
+            counts, num_drafted = counts + hits, num_drafted + number
             shares.append(repeated(text) * len(tokens))
         found[str(temperature)] = {
-            "accepted": by_exit(exits, counts / asked),
-            "tokens": asked,
+            "accepted": by_exit(exits, counts / num_drafted),
+            "tokens": num_drafted,
             "repeated_8grams": round(sum(shares) / len(prompts), 4),
         }
     return found
