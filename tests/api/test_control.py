@@ -170,7 +170,7 @@ async def test_a_template_that_throws_is_a_400_with_its_complaint(template: str)
 
 @pytest.mark.parametrize("template", BROKEN)
 def test_check_refuses_a_template_that_does_not_work(template: str) -> None:
-    with pytest.raises(ConfigError, match=r"the chat template of target a .*; mend it, or remove it"):
+    with pytest.raises(ConfigError, match=r"the chat template of target a .*; fix it, or remove it"):
         render_sample("a", tiny_tokenizer(template))
     render_sample("a", tiny_tokenizer())
     render_sample("a", tiny_tokenizer(None))
