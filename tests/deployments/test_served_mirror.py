@@ -67,7 +67,7 @@ def test_before_the_first_request_there_is_nothing_to_trace(
     served: Served, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     assert main(["trace", served.url, "--out", str(tmp_path / "trace.json")]) == 2
-    assert "has no rounds to tell of" in capsys.readouterr().err
+    assert "has recorded no rounds" in capsys.readouterr().err
     assert not (tmp_path / "trace.json").exists()
 
 
