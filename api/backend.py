@@ -1,4 +1,4 @@
-"""The seam between the API and what generates: one small interface, with a Ray twin and a scripted one in tests."""
+"""The interface between the API and whatever generates tokens. Deployments implement it over Ray, tests by a script."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from protocol.request import GenerateRequest, TokenRun
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What the API must know of a target. longest_token: in bytes; created: seconds since the epoch, for clients.
+    """What the API knows about a target.
 
-    max_batch: sequences that a replica decodes at once. exits: the depths that its drafter has, in layers; None or
-    empty: not known here, and not checked. longest_draft: that a request may ask for; None: any.
+    max_token_bytes: upper bound on the UTF-8 bytes of one token. created: seconds since the epoch. max_batch: sequences
+    that one replica decodes at once. exits: layers of each exit of its drafter; None or empty: unknown, not checked.
+    max_draft_length: tokens that a request may ask to draft per round; None: no limit.
     """
 
     id: str
@@ -26,47 +27,48 @@ class ModelCard:
     vocab_size: int
     tokenizer: PreTrainedTokenizerBase
     control: ControlTokens
-    longest_token: int
+    max_token_bytes: int
     eos_token_ids: tuple[int, ...]
     created: int
     max_batch: int
     exits: tuple[int, ...] | None = None
-    longest_draft: int | None = None
+    max_draft_length: int | None = None
 
 
-def longest_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """A bound on the bytes of text that one token stands for: byte-level vocabularies spell some of them in two."""
+def max_token_bytes(tokenizer: PreTrainedTokenizerBase) -> int:
+    """An upper bound on the bytes of text of one token. Byte-level vocabularies spell some bytes with two."""
     return max(len(token.encode()) for token in tokenizer.get_vocab())
 
 
 class Backend(Protocol):
     @property
     def names(self) -> Sequence[str]:
-        """Every target, whether or not it is up."""
+        """The names of all targets, ready or not."""
 
     async def card(self, model: str) -> ModelCard | None:
-        """Of one of `names`; None as long as that target has not told about itself. Answers in a second or so."""
+        """The card of one of `names`, or None while that target is still loading. Answers within about a second."""
 
     def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
-        """Runs in order, without gaps, the last with a finish reason. Closing the generator cancels the request.
+        """Yields runs of tokens in order and without gaps; the last has a finish reason.
 
-        Raises QueueFull, NotReady, InvalidRequest or PromptTooLong; anything else is a fault.
+        Closing the generator cancels the request. Raises QueueFull, NotReady, InvalidRequest or PromptTooLong; any
+        other exception is a fault of the server.
         """
 
     async def complete(self, model: str, request: GenerateRequest) -> TokenRun:
-        """All that `generate` gives, in one run and for less. Cancelling it cancels the request."""
+        """The tokens of `generate` in a single run, at lower cost. Cancelling the coroutine cancels the request."""
 
     async def ready(self, model: str) -> bool:
-        """Whether one of `names` can take requests, in a second or so."""
+        """Whether one of `names` can take requests. Answers within about a second."""
 
     async def stats(self) -> Mapping[str, Any]:
-        """Counts of every replica, as JSON takes them."""
+        """Counters of every replica, as JSON values."""
 
     async def router(self) -> Mapping[str, Any]:
-        """By target what the router of each of its replicas believes, as JSON takes it."""
+        """What the router of each target replica believes, by target, as JSON values."""
 
     async def trace(self, num_rounds: int) -> tuple[Sequence[Track], Sequence[Track]]:
         """The last rounds of each target replica, and the last passes of each draft replica.
 
-        Tracks have names that mean nothing to them: whoever knows an incarnation can speak for its replica.
+        Track names do not reveal incarnations.
         """

@@ -1,4 +1,4 @@
-"""Messages to token ids, by the tokenizer's own chat template and beside the event loop, as any other prompt."""
+"""Turns chat messages into token ids with the tokenizer's chat template, in a thread beside the event loop."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ Turns = list[dict[str, str]]
 
 
 async def chat_prompt(card: ModelCard, messages: Sequence[Message]) -> tuple[int, ...]:
-    """Raises PromptTooLong, or InvalidRequest when there is no template or it refuses the messages."""
+    """The token ids of the prompt. Raises PromptTooLong, or InvalidRequest if the template is missing or fails."""
     if not card.tokenizer.chat_template:
         raise InvalidRequest(
             f"model {card.id} has no chat template; use /v1/completions, or add one to its tokenizer", "messages"
         )
     turns = [{"role": message.role, "content": message.text} for message in messages]
     check_size(card, [turn["content"] for turn in turns], "messages")
-    return await asyncio.to_thread(_encoded, card, turns)
+    return await asyncio.to_thread(_encode_turns, card, turns)
 
 
-def _encoded(card: ModelCard, turns: Turns) -> tuple[int, ...]:
-    marked = [_marked(card, turn) for turn in turns]
+def _encode_turns(card: ModelCard, turns: Turns) -> tuple[int, ...]:
+    marked = [_mark_turn(card, turn) for turn in turns]
     try:
         text = render(card.tokenizer, marked)
     except InvalidRequest as error:
@@ -42,14 +42,14 @@ def _encoded(card: ModelCard, turns: Turns) -> tuple[int, ...]:
     return token_ids(card, text, add_special_tokens=False)
 
 
-def _marked(card: ModelCard, turn: dict[str, str]) -> dict[str, str]:
+def _mark_turn(card: ModelCard, turn: dict[str, str]) -> dict[str, str]:
     return turn | {"content": card.control.mark(turn["content"], of_model=turn["role"] == "assistant")}
 
 
 def render(tokenizer: PreTrainedTokenizerBase, turns: Turns) -> str:
-    """The prompt for an answer to these turns. Raises InvalidRequest with what the template complains of.
+    """The text of the prompt that asks for an answer to these turns.
 
-    A template is a program of the checkpoint's: it may raise anything.
+    Raises InvalidRequest with the template's error. A template is code from the checkpoint, so it may raise anything.
     """
     try:
         known = "developer" in tokenizer.get_chat_template()

@@ -1,9 +1,10 @@
-"""Control tokens: what only a chat template may write. The same characters in a message stay characters.
+"""Control tokens, which only a chat template may write. In a message, the same characters stay plain text.
 
-Messages are marked before the template sees them, with noncharacters that no message may hold: START and END around a
-control token, and one of them where a message could be half of one. The template may then trim, split and join as it
-likes. In the text that it renders, tokens between marks are the caller's; all others are its own, and only those
-become control tokens: they get a spelling of noncharacters, which a copy of the tokenizer reads in place of theirs.
+Before the template runs, each message is marked with Unicode noncharacters, which no message may contain: START and END
+around the spelling of a control token, and one of the two where the edge of a message could be half of a control token.
+The template may then trim, split and join. In the rendered text, a spelling between marks came from the caller; every
+other one came from the template. Only the template's become control tokens: each is replaced by a spelling made of
+noncharacters, and a copy of the tokenizer reads that spelling as the token.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ _LOOKS_LIKE_CONTROL = re.compile(r"<\|.*\|>")
 
 
 class ControlTokens:
-    """special: tokens without text, by their spelling. What else is a control token depends on a template."""
+    """The control tokens of one tokenizer. special: ids of the special tokens, by spelling."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
@@ -34,7 +35,7 @@ class ControlTokens:
 
     @cached_property
     def _names(self) -> frozenset[str]:
-        """Beside the special ones those that look like it, or that the template spells: others are words of a text."""
+        """Special tokens, and added tokens that look like <|...|> or occur in the template. Others are words."""
         template = _source(self._tokenizer)
         ordinary = [token.content for token in self._added.values() if not token.special]
         control = (name for name in ordinary if _LOOKS_LIKE_CONTROL.fullmatch(name) or name in template)
@@ -50,12 +51,16 @@ class ControlTokens:
 
     @cached_property
     def _parts(self) -> tuple[frozenset[str], frozenset[str]]:
-        """The proper beginnings and ends of control tokens."""
+        """The proper prefixes and the proper suffixes of all control tokens."""
         sizes = [(name, size) for name in self._names for size in range(1, len(name))]
         return frozenset(name[:size] for name, size in sizes), frozenset(name[size:] for name, size in sizes)
 
     def mark(self, text: str, *, of_model: bool = False) -> str:
-        """of_model: the text is an answer of the model, which writes control tokens that are not special by itself."""
+        """The text with START and END around control tokens.
+
+        of_model: the text is an answer of the model. Models write control tokens that are not special themselves, so
+        only special ones are marked.
+        """
         pattern = self._written_by_models if of_model else self._all
         text = pattern.sub(f"{START}\\g<0>{END}", _NONCHARACTERS.sub("\ufffd", text))
         beginnings, ends = self._parts
@@ -69,13 +74,16 @@ class ControlTokens:
         return text
 
     def encode(self, rendered: str) -> tuple[int, ...]:
-        """Of a text that was rendered from marked messages. Raises InvalidRequest where no spelling is plain text."""
+        """Token ids of a text rendered from marked messages.
+
+        Raises InvalidRequest if the tokenizer cannot write a caller's control token as plain text.
+        """
         marks = re.compile(f"{START}({self._all.pattern}){END}|[{START}{END}]")
-        pieces = marks.split(rendered)  # the template's and the callers' text, a marked token or None, text, ...
+        pieces = marks.split(rendered)  # text, a marked token or None, text, ...
         count = 0
         for place in range(0, len(pieces), 2):
-            pieces[place], found = self._all.subn(lambda match: self._spellings[match[0]], pieces[place])
-            count += found
+            pieces[place], num_replaced = self._all.subn(lambda match: self._spellings[match[0]], pieces[place])
+            count += num_replaced
         copied = self._copy.encode("".join(piece or "" for piece in pieces), add_special_tokens=False).ids
         ids = tuple(self._numbers.get(token, token) for token in copied)
         if sum(token in self._control_numbers for token in ids) != count:
@@ -94,9 +102,9 @@ class ControlTokens:
 
     @cached_property
     def _copy(self) -> Tokenizer:
-        """The tokenizer, but for the spelling of its control tokens. Made when first needed: it takes a second."""
+        """A copy of the tokenizer with other spellings of the control tokens. Built on first use; takes a second."""
         fields = json.loads(self._tokenizer.backend_tokenizer.to_str())
-        fields["added_tokens"] = [each for each in fields["added_tokens"] if each["content"] not in self._names]
+        fields["added_tokens"] = [token for token in fields["added_tokens"] if token["content"] not in self._names]
         copy = Tokenizer.from_str(json.dumps(fields | dict.fromkeys(("post_processor", "truncation", "padding"))))
         control = [token for token in self._added.values() if token.content in self._names]
         copy.add_special_tokens([self._respelled(token) for token in control])
@@ -113,10 +121,10 @@ class ControlTokens:
 
     @cached_property
     def _numbers(self) -> Mapping[int, int]:
-        """From the copy's added tokens to the tokenizer's own."""
+        """Ids of the copy's added tokens to ids of the original's."""
         copied = self._copy.get_added_tokens_decoder()
-        own = {self._spellings.get(token.content, token.content): number for number, token in self._added.items()}
-        return {number: own[token.content] for number, token in copied.items()}
+        original = {self._spellings.get(token.content, token.content): number for number, token in self._added.items()}
+        return {number: original[token.content] for number, token in copied.items()}
 
 
 def _source(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -124,5 +132,5 @@ def _source(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _any_of(names: Mapping[str, int] | frozenset[str]) -> re.Pattern[str]:
-    """The longest first, since one may begin with another."""
+    """A pattern of all names, longest first, because one may be a prefix of another."""
     return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")

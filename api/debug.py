@@ -1,4 +1,4 @@
-"""What replicas tell of themselves, for operators: counts, what the router believes, and what rounds took."""
+"""Routes for operators: counters of replicas, the router's beliefs, and a trace of recent rounds."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The one table from an error to what a caller sees of it, over HTTP (status, OpenAI type and code) and gRPC.
+"""Maps exceptions to what callers see over HTTP (status, OpenAI type and code) and gRPC.
 
-An error that is not in the table is a fault of ours: the caller gets the request's id and nothing else.
+An exception that is not in the table is a fault of the server: the caller gets the request id and nothing else.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ TABLE = MappingProxyType[type[BaseException], ErrorRow](
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """An error as a caller may see it."""
+    """An error in the form that callers see."""
 
     row: ErrorRow
     message: str
@@ -57,8 +57,8 @@ class Problem:
         return {"error": fields}
 
 
-def problem(error: BaseException, request_id: str) -> Problem:
-    """Maps an error; a fault is logged, by its type and its place in the code but without any value."""
+def to_problem(error: BaseException, request_id: str) -> Problem:
+    """The problem for an exception. A fault is logged with its type and stack, but without values."""
     row = next((TABLE[cls] for cls in type(error).__mro__ if cls in TABLE), None)
     if row is None:
         frames = "".join(traceback.format_tb(error.__traceback__))
@@ -71,5 +71,5 @@ _PARAMS = MappingProxyType[type[BaseException], str]({UnknownModel: "model"})
 
 
 def printable(text: str) -> str:
-    """Text that any encoder takes: lone surrogates from a caller's JSON are spelled out."""
+    """The text with lone surrogates escaped, so that it can be encoded. They can come from a caller's JSON."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -1,6 +1,6 @@
-"""From a caller's wishes to text, the same for HTTP and gRPC: check, tokenize, run, detokenize, stop.
+"""Runs a completion for HTTP and gRPC alike: check the options, run the request, detokenize, apply stop strings.
 
-All that could make two front ends answer differently lives here, so that the same request gives the same tokens.
+Both front ends use this module, so the same request gives the same tokens over either.
 """
 
 from __future__ import annotations
@@ -30,10 +30,11 @@ MAX_STOPS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Wishes:
-    """What may be asked beyond model and prompt.
+class GenerationOptions:
+    """Everything that a caller may set beside model and prompt.
 
-    max_tokens None: `default_max_tokens`, or what the context still holds if that is less or there is no default.
+    max_tokens: tokens; None: `default_max_tokens`, limited to the room left in the context. default_max_tokens: tokens;
+    None: all the room that is left.
     """
 
     max_tokens: int | None = None
@@ -60,8 +61,8 @@ class Usage:
 
 
 @dataclass(frozen=True, slots=True)
-class Job:
-    """One completion, checked and ready to run."""
+class GenerationJob:
+    """One completion that was checked and can run."""
 
     card: ModelCard
     request: GenerateRequest
@@ -69,13 +70,16 @@ class Job:
 
     @property
     def usage(self) -> Usage:
-        """Before the first token."""
+        """Usage before the first token."""
         return Usage(len(self.request.prompt_ids), 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What one round added. usage counts up to here; stats come with the finish, unless a stop string cut it."""
+    """The tokens and text that one round added.
+
+    index: of the first token. usage: totals so far. stats: set on the last delta, unless a stop string ended the text.
+    """
 
     index: int
     token_ids: tuple[int, ...]
@@ -86,17 +90,17 @@ class Delta:
 
 
 class BackendFault(Exception):
-    """The backend broke its promise, or lost the request on its way."""
+    """The backend broke its contract, or lost the request."""
 
 
 def check_model(backend: Backend, model: str) -> None:
-    """Raises UnknownModel."""
+    """Raises UnknownModel if the backend has no such model."""
     if model not in backend.names:
         raise UnknownModel(f"model {model[:100]!r} does not exist; this server has {', '.join(backend.names)}")
 
 
 async def find_model(backend: Backend, model: str) -> ModelCard:
-    """Needs no other target than the one asked for. Raises UnknownModel or NotReady."""
+    """The card of a model; other targets are not asked. Raises UnknownModel or NotReady."""
     check_model(backend, model)
     card = await backend.card(model)
     if card is None:
@@ -104,8 +108,8 @@ async def find_model(backend: Backend, model: str) -> ModelCard:
     return card
 
 
-async def known_models(backend: Backend) -> list[ModelCard]:
-    """The targets that have told about themselves. Raises NotReady when none has."""
+async def loaded_models(backend: Backend) -> list[ModelCard]:
+    """The cards of all models that have loaded. Raises NotReady if there are none."""
     cards = [card for card in await asyncio.gather(*map(backend.card, backend.names)) if card is not None]
     if not cards:
         raise NotReady("the models are still loading; try again later")
@@ -113,19 +117,25 @@ async def known_models(backend: Backend) -> list[ModelCard]:
 
 
 def prepare(
-    card: ModelCard, request_id: str, prompt_ids: tuple[int, ...], wishes: Wishes, param: str = "prompt"
-) -> Job:
-    """param: what the caller calls the prompt. Without a seed one is drawn; `job.request.sampling.seed` has it."""
+    card: ModelCard, request_id: str, prompt_ids: tuple[int, ...], options: GenerationOptions, param: str = "prompt"
+) -> GenerationJob:
+    """Checks a request and returns its job.
+
+    param: the caller's name for the prompt, for error messages. Without a seed, one is drawn; read it in
+    `job.request.sampling.seed`. Raises InvalidRequest or PromptTooLong.
+    """
     _check_prompt(card, prompt_ids, param)
-    _check_stop(wishes.stop)
-    check_speculation(card, wishes.speculation)
-    seed = draw_seed() if wishes.seed is None else unsigned_seed(wishes.seed)
-    sampling = SamplingParams(wishes.temperature, wishes.top_k, wishes.top_p, wishes.min_p, seed)
-    eos = () if wishes.ignore_eos else card.eos_token_ids
-    special = tuple(card.control.special[stop] for stop in wishes.stop if stop in card.control.special)
-    stop_ids = frozenset(wishes.stop_token_ids + special + eos)  # a special token has no text to be found in
-    rules = StopRules(_max_tokens(card, len(prompt_ids), wishes), stop_ids)
-    return Job(card, GenerateRequest(request_id, prompt_ids, sampling, rules, wishes.speculation), wishes.stop)
+    _check_stop(options.stop)
+    check_speculation(card, options.speculation)
+    seed = draw_seed() if options.seed is None else unsigned_seed(options.seed)
+    sampling = SamplingParams(options.temperature, options.top_k, options.top_p, options.min_p, seed)
+    eos = () if options.ignore_eos else card.eos_token_ids
+    special = tuple(card.control.special[stop] for stop in options.stop if stop in card.control.special)
+    stop_ids = frozenset(options.stop_token_ids + special + eos)  # a special token has no text, so match its id
+    rules = StopRules(_max_tokens(card, len(prompt_ids), options), stop_ids)
+    return GenerationJob(
+        card, GenerateRequest(request_id, prompt_ids, sampling, rules, options.speculation), options.stop
+    )
 
 
 def _check_prompt(card: ModelCard, prompt_ids: tuple[int, ...], param: str) -> None:
@@ -142,17 +152,17 @@ def _check_prompt(card: ModelCard, prompt_ids: tuple[int, ...], param: str) -> N
         raise InvalidRequest(f"{param} holds token {outside}, outside the vocabulary of {card.vocab_size}", param)
 
 
-def _max_tokens(card: ModelCard, num_prompt: int, wishes: Wishes) -> int:
-    room, asked = card.max_model_len - num_prompt, wishes.max_tokens
-    if asked is None:
-        return min(room, wishes.default_max_tokens or room)
-    if asked > room:
+def _max_tokens(card: ModelCard, num_prompt: int, options: GenerationOptions) -> int:
+    room, max_tokens = card.max_model_len - num_prompt, options.max_tokens
+    if max_tokens is None:
+        return min(room, options.default_max_tokens or room)
+    if max_tokens > room:
         raise PromptTooLong(
-            f"max_tokens {asked} and a prompt of {num_prompt} tokens exceed the {card.max_model_len} tokens of "
+            f"max_tokens {max_tokens} and a prompt of {num_prompt} tokens exceed the {card.max_model_len} tokens of "
             f"{card.id}; ask for {room} at most",
             "max_tokens",
         )
-    return asked
+    return max_tokens
 
 
 def _check_stop(stops: tuple[str, ...]) -> None:
@@ -164,8 +174,11 @@ def _check_stop(stops: tuple[str, ...]) -> None:
         check_text(stop, "stop")
 
 
-async def run(backend: Backend, job: Job) -> AsyncGenerator[Delta, None]:
-    """One delta per round, the last with a finish reason. Closing it, or a stop string, cancels the request."""
+async def run(backend: Backend, job: GenerationJob) -> AsyncGenerator[Delta, None]:
+    """Yields one delta per round; the last has a finish reason.
+
+    Closing the generator cancels the request, and so does a stop string.
+    """
     text = TextStream(job.card.tokenizer, job.stop, job.request.prompt_ids)
     num_prompt, count = len(job.request.prompt_ids), 0
     async with aclosing(backend.generate(job.card.id, job.request)) as runs:
@@ -186,16 +199,16 @@ async def run(backend: Backend, job: Job) -> AsyncGenerator[Delta, None]:
     raise BackendFault("the stream ended without a finish reason")
 
 
-async def complete(backend: Backend, job: Job) -> list[Delta]:
-    """The deltas of `run`, or all of them in one: only a stop string needs to be looked for while tokens come."""
+async def complete(backend: Backend, job: GenerationJob) -> list[Delta]:
+    """The deltas of `run`, or a single delta if there are no stop strings to match while tokens arrive."""
     if job.stop:
         async with aclosing(run(backend, job)) as deltas:
             return [delta async for delta in deltas]
-    whole = await backend.complete(job.card.id, job.request)
-    _check_finish(whole)
-    text = continuation(job.card.tokenizer, job.request.prompt_ids, whole.token_ids)
-    usage = Usage(len(job.request.prompt_ids), len(whole.token_ids))
-    return [Delta(0, whole.token_ids, text, usage, whole.finish_reason, whole.stats)]
+    token_run = await backend.complete(job.card.id, job.request)
+    _check_finish(token_run)
+    text = continuation(job.card.tokenizer, job.request.prompt_ids, token_run.token_ids)
+    usage = Usage(len(job.request.prompt_ids), len(token_run.token_ids))
+    return [Delta(0, token_run.token_ids, text, usage, token_run.finish_reason, token_run.stats)]
 
 
 def _check_finish(token_run: TokenRun) -> None:
@@ -205,5 +218,5 @@ def _check_finish(token_run: TokenRun) -> None:
         raise BackendFault("the engine failed")
     if token_run.finish_reason is FinishReason.UNDEFINED:
         raise ModelFault(
-            "the model gives no next token, for its scores are not numbers; serve it in float32, or check its weights"
+            "the model gives no next token: its logits are not numbers; serve it in float32, or check its weights"
         )

@@ -18,21 +18,21 @@ from starlette.middleware.cors import CORSMiddleware
 
 from api.backend import Backend, ModelCard
 from api.chat import chat_prompt
+from api.check_fields import invalid_request
 from api.debug import add_debug_routes
-from api.errors import RETRY_AFTER_S, printable, problem
-from api.generation import Delta, Job, Usage, check_model, complete, find_model, known_models, prepare, run
+from api.errors import RETRY_AFTER_S, printable, to_problem
+from api.generation import Delta, GenerationJob, Usage, check_model, complete, find_model, loaded_models, prepare, run
 from api.limits import MAX_BODY_BYTES
-from api.middleware import Around, request_id
+from api.middleware import RequestIdMiddleware, request_id
 from api.openai import COMPLETION_MAX_TOKENS, ChatCompletionRequest, CompletionRequest, StreamOptions
 from api.prompts import encode
-from api.replies import ChatShape, Choice, Json, Reply, Shape, TextShape, usage
-from api.screen import refusal
+from api.replies import ChatShape, CompletedChoice, Json, Reply, Shape, TextShape, usage
 from api.seeds import choice_seed, draw_seed
-from api.streams import ClientGone, EventStream, Indexed, in_turn, merged, together, unless_gone
+from api.streams import ClientGone, EventStream, Indexed, gather_or_cancel, merge, run_in_turn, run_while_connected
 from api.time_limit import TimeLimit
 from protocol.errors import DraftPoolError, InvalidRequest, NotReady
 
-CLIENT_GONE_STATUS = 499  # nobody reads it; nginx's number, for access logs
+CLIENT_GONE_STATUS = 499  # nginx's number; the client has left, so only access logs show it
 DONE = "data: [DONE]\n\n"
 
 
@@ -44,10 +44,13 @@ def create_app(
     request_timeout_s: float | None = None,
     cors_origins: Sequence[str] = (),
 ) -> FastAPI:
-    """request_timeout_s: what a completion may take at most. cors_origins: whose pages may call; none without any."""
+    """The application.
+
+    request_timeout_s: upper limit for a completion. cors_origins: sites whose pages may call the API.
+    """
     app = FastAPI(title="DraftPool", docs_url=None, redoc_url=None)
-    app.add_middleware(Around, max_body_bytes=max_body_bytes, echo_id=echo_request_id)
-    if cors_origins:  # around all else, so that pages can read errors too
+    app.add_middleware(RequestIdMiddleware, max_body_bytes=max_body_bytes, echo_id=echo_request_id)
+    if cors_origins:  # the outermost middleware, so that pages can read errors too
         app.add_middleware(
             CORSMiddleware,
             allow_origins=cors_origins,
@@ -62,11 +65,11 @@ def create_app(
     return app
 
 
-def _add_generation_routes(app: FastAPI, backend: Backend, most_s: float | None) -> None:
+def _add_generation_routes(app: FastAPI, backend: Backend, max_s: float | None) -> None:
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        limit = TimeLimit.of(request, most_s)
-        async with limit.kept():
+        limit = TimeLimit.from_request(request, max_s)
+        async with limit.enforced():
             card = await find_model(backend, body.model)
             special = body.add_special_tokens is not False
             prompts = [
@@ -77,8 +80,8 @@ def _add_generation_routes(app: FastAPI, backend: Backend, most_s: float | None)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
-        limit = TimeLimit.of(request, most_s)
-        async with limit.kept():
+        limit = TimeLimit.from_request(request, max_s)
+        async with limit.enforced():
             card = await find_model(backend, body.model)
             prompt_ids = await chat_prompt(card, body.messages)
             return await _answer(_Call.of(backend, body, card, [prompt_ids], None), request, limit)
@@ -87,12 +90,12 @@ def _add_generation_routes(app: FastAPI, backend: Backend, most_s: float | None)
 def _add_model_routes(app: FastAPI, backend: Backend) -> None:
     @app.get("/health")
     async def health() -> Response:
-        """Of this process: it answers."""
+        """Liveness of this process."""
         return Response()
 
     @app.get("/ready")
     async def ready(model: str | None = None) -> Response:
-        """Of one model, or of all."""
+        """Readiness of one model, or of all."""
         if model is not None:
             check_model(backend, model)
         names = list(backend.names) if model is None else [model]
@@ -103,7 +106,7 @@ def _add_model_routes(app: FastAPI, backend: Backend) -> None:
 
     @app.get("/v1/models")
     async def models() -> Json:
-        return {"object": "list", "data": [_model(card) for card in await known_models(backend)]}
+        return {"object": "list", "data": [_model(card) for card in await loaded_models(backend)]}
 
     @app.get("/v1/models/{model:path}")
     async def model(model: str) -> Json:
@@ -117,13 +120,13 @@ def _model(card: ModelCard) -> Json:
 
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """A checked request: what to run, and how to tell."""
+    """A checked HTTP request: the jobs to run and the form of the reply."""
 
     backend: Backend
-    jobs: Sequence[Job]
+    jobs: Sequence[GenerationJob]
     reply: Reply
     stream: bool
-    options: StreamOptions
+    stream_options: StreamOptions
 
     @staticmethod
     def of(
@@ -138,46 +141,46 @@ class _Call:
             raise InvalidRequest("stream_options need stream: true", "stream_options")
         seed = draw_seed() if body.seed is None else body.seed
         seeds = [choice_seed(seed, i) for i in range(len(prompts))]
-        wishes = body.wishes(default_max_tokens, seed)
+        options = body.options(default_max_tokens, seed)
         param = "messages" if isinstance(body, ChatCompletionRequest) else "prompt"
         reply_id = f"{shape.prefix}{uuid4().hex}"
         jobs = [
-            prepare(card, f"{reply_id}-{i}", ids, replace(wishes, seed=seeds[i]), param)
+            prepare(card, f"{reply_id}-{i}", ids, replace(options, seed=seeds[i]), param)
             for i, ids in enumerate(prompts)
         ]
-        length = wishes.speculation.length if wishes.speculation else None
+        length = options.speculation.length if options.speculation else None
         reply = Reply(shape, reply_id, int(time.time()), card.id, seeds, bool(body.return_token_ids), length)
         return _Call(backend, jobs, reply, bool(body.stream), body.stream_options or StreamOptions())
 
     def deltas(self) -> AsyncGenerator[Indexed, None]:
         turns = self._turns()
-        return merged([in_turn(turns, run(self.backend, job)) for job in self.jobs])
+        return merge([run_in_turn(turns, run(self.backend, job)) for job in self.jobs])
 
     async def whole(self) -> Json:
         turns = self._turns()
 
-        async def one(job: Job) -> Choice:
+        async def run_job(job: GenerationJob) -> CompletedChoice:
             async with turns:
-                return Choice.joined(await complete(self.backend, job))
+                return CompletedChoice.join(await complete(self.backend, job))
 
-        return self.reply.whole(await together([one(job) for job in self.jobs]))
+        return self.reply.whole(await gather_or_cancel([run_job(job) for job in self.jobs]))
 
     def _turns(self) -> asyncio.Semaphore:
-        """No more at once than a replica decodes: a call alone never fills its queue, however many prompts it has."""
+        """At most one batch of jobs at once, so that a call with many prompts cannot fill a replica's queue."""
         return asyncio.Semaphore(self.jobs[0].card.max_batch)
 
 
 async def _answer(call: _Call, request: Request, limit: TimeLimit) -> Response:
     if not call.stream:
-        return JSONResponse(await unless_gone(request, call.whole()))
-    deltas = limit.each(call.deltas())
+        return JSONResponse(await run_while_connected(request, call.whole()))
+    deltas = limit.apply(call.deltas())
     # The first delta is awaited before the status goes out, so that a full queue is still a 429.
-    first = await unless_gone(request, anext(deltas))
+    first = await run_while_connected(request, anext(deltas))
     return EventStream(_events(call, first, deltas, request_id(request)), deltas)
 
 
 async def _events(
-    call: _Call, first: Indexed, deltas: AsyncGenerator[Indexed, None], own_id: str
+    call: _Call, first: Indexed, deltas: AsyncGenerator[Indexed, None], request_id: str
 ) -> AsyncGenerator[str, None]:
     last: dict[int, Delta] = {}
     for index in range(len(call.jobs)):
@@ -189,10 +192,10 @@ async def _events(
         async for index, delta in deltas:
             yield _chunk(call, index, delta)
             last[index] = delta
-        if call.options.include_usage:
+        if call.stream_options.include_usage:
             yield _event(call.reply.usage_chunk([last[index] for index in sorted(last)]))
     except Exception as error:
-        yield _event(problem(error, own_id).body())
+        yield _event(to_problem(error, request_id).body())
     yield DONE
 
 
@@ -201,10 +204,10 @@ def _chunk(call: _Call, index: int, delta: Delta) -> str:
 
 
 def _usage(call: _Call, so_far: Usage) -> Json:
-    """null where the last chunk will tell it, as OpenAI has it."""
-    if call.options.continuous_usage_stats:
+    """The usage field of a chunk: null, as in OpenAI's API, if the last chunk has the totals."""
+    if call.stream_options.continuous_usage_stats:
         return {"usage": usage([so_far])}
-    return {"usage": None} if call.options.include_usage else {}
+    return {"usage": None} if call.stream_options.include_usage else {}
 
 
 def _event(fields: Json) -> str:
@@ -213,14 +216,14 @@ def _event(fields: Json) -> str:
 
 def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(DraftPoolError)
-    async def known(request: Request, error: DraftPoolError) -> Response:
-        found = problem(error, request_id(request))
-        headers = {"retry-after": str(RETRY_AFTER_S)} if found.row.retry else None
-        return JSONResponse(found.body(), found.row.status, headers)
+    async def draftpool_error(request: Request, error: DraftPoolError) -> Response:
+        problem = to_problem(error, request_id(request))
+        headers = {"retry-after": str(RETRY_AFTER_S)} if problem.row.retry else None
+        return JSONResponse(problem.body(), problem.row.status, headers)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
-        return await known(request, refusal(error.errors()))
+        return await draftpool_error(request, invalid_request(error.errors()))
 
     @app.exception_handler(HTTPException)
     async def no_route(request: Request, error: HTTPException) -> Response:
@@ -232,7 +235,7 @@ def _add_error_handlers(app: FastAPI) -> None:
 
 
 def _protocol_error(request: Request, error: HTTPException) -> Response:
-    """What the framework refuses: no such path or method (404), a body that is too large (413) or no body (400)."""
+    """The response to errors of the framework: unknown path or method (404), body too large (413) or missing (400)."""
     missing = error.status_code in (404, 405)
     message: Any = error.detail
     if missing:

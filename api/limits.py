@@ -1,4 +1,4 @@
-"""How large a request may be: more than any prompt that fits a context, less than what Serve's processes pass on."""
+"""The size limit of a request: more than any prompt that fits a context, less than Ray Serve's own limit."""
 
 from __future__ import annotations
 
@@ -6,5 +6,5 @@ MAX_BODY_BYTES = 4 << 20
 
 
 def too_large(size: str, limit: int) -> str:
-    """size: the number of bytes, in words."""
-    return f"the request has {size} bytes and this server takes {limit} at most; send fewer or shorter prompts"
+    """The error message. size: the number of bytes, as text."""
+    return f"the request has {size} bytes, and this server takes at most {limit}; send fewer or shorter prompts"

@@ -1,4 +1,4 @@
-"""Around every HTTP request: its id, a limit on its body, and the answer to what nobody foresaw."""
+"""Middleware for every HTTP request: its id, a limit on its body, and a reply to unexpected exceptions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.errors import problem
+from api.errors import to_problem
 from api.limits import too_large
 
 REQUEST_ID = "x-request-id"
@@ -22,8 +22,11 @@ def request_id(request: Request) -> str:
     return str(request.state.request_id)
 
 
-class Around:
-    """echo_id: off where a proxy in front puts the id on the response itself, as Ray Serve's does."""
+class RequestIdMiddleware:
+    """Gives each request an id.
+
+    echo_id: whether to set the id on the response; false behind a proxy that does it itself, such as Ray Serve's.
+    """
 
     def __init__(self, app: ASGIApp, max_body_bytes: int, echo_id: bool) -> None:
         self._app = app
@@ -34,25 +37,25 @@ class Around:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        asked = Headers(scope=scope).get(REQUEST_ID, "")
-        own_id = asked if _GOOD_ID.fullmatch(asked) else uuid4().hex
-        scope.setdefault("state", {})["request_id"] = own_id
+        given_id = Headers(scope=scope).get(REQUEST_ID, "")
+        request_id = given_id if _GOOD_ID.fullmatch(given_id) else uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
         started = False
 
         async def send_with_id(message: Message) -> None:
             nonlocal started
             started = True
             if message["type"] == "http.response.start" and self._echo_id:
-                MutableHeaders(scope=message)[REQUEST_ID] = own_id
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
             await send(message)
 
         try:
             await self._app(scope, self._limited(scope, receive), send_with_id)
         except Exception as error:
-            found = problem(error, own_id)
-            if started:  # too late for a status: the connection is cut, which the client does see
+            problem = to_problem(error, request_id)
+            if started:  # too late for a status; the client sees that the connection is cut
                 raise
-            await JSONResponse(found.body(), found.row.status)(scope, receive, send_with_id)
+            await JSONResponse(problem.body(), problem.row.status)(scope, receive, send_with_id)
 
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
         declared = Headers(scope=scope).get("content-length", "0")
@@ -75,7 +78,7 @@ class Around:
 
 
 async def _disconnect(receive: Receive) -> Message:
-    """After the body there is only the end to wait for. Ray Serve may tell of it by an error of its own."""
+    """Waits for the disconnect that follows the body. Ray Serve may report it by raising its own error."""
     try:
         return await receive()
     except Exception:

@@ -1,4 +1,4 @@
-"""OpenAI's request bodies: what is supported, with its types; `screen` says what happens to the rest."""
+"""OpenAI's request bodies: the supported fields and their types. `check_fields` handles all other fields."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
-from api.generation import Wishes
-from api.screen import DROPPED, DROPPED_IN_MESSAGE, ONLY, ONLY_IN_MESSAGE, screened, with_whole_numbers
-from api.speculation import INT32_MAX, Spelled, asked
+from api.check_fields import DROPPED, DROPPED_IN_MESSAGE, ONLY, ONLY_IN_MESSAGE, check_fields, with_whole_numbers
+from api.generation import GenerationOptions
+from api.speculation import INT32_MAX, SpeculationField, parse_speculation
 from protocol.errors import InvalidRequest
 from protocol.plan import Speculation
 
@@ -30,12 +30,12 @@ class StreamOptions(_Body):
 
     @model_validator(mode="before")
     @classmethod
-    def _screen(cls, fields: Any) -> Any:
-        return screened(fields, {}, frozenset({"include_obfuscation"}))
+    def _check_fields(cls, fields: Any) -> Any:
+        return check_fields(fields, {}, frozenset({"include_obfuscation"}))
 
 
 class _GenerationBody(_Body):
-    """What both routes share. null stands for the default everywhere, as in OpenAI's schema."""
+    """The fields of both routes. null means the default everywhere, as in OpenAI's schema."""
 
     model: str
     max_tokens: int | None = None
@@ -51,16 +51,18 @@ class _GenerationBody(_Body):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     return_token_ids: bool | None = None
-    speculation: Annotated[Speculation | None, PlainValidator(asked, json_schema_input_type=Spelled)] = None
+    speculation: Annotated[
+        Speculation | None, PlainValidator(parse_speculation, json_schema_input_type=SpeculationField)
+    ] = None
 
     @model_validator(mode="before")
     @classmethod
-    def _screen(cls, fields: Any) -> Any:
-        return screened(with_whole_numbers(fields), ONLY, DROPPED)
+    def _check_fields(cls, fields: Any) -> Any:
+        return check_fields(with_whole_numbers(fields), ONLY, DROPPED)
 
-    def wishes(self, default_max_tokens: int | None, seed: int) -> Wishes:
-        return Wishes(
-            max_tokens=self._asked_tokens(),
+    def options(self, default_max_tokens: int | None, seed: int) -> GenerationOptions:
+        return GenerationOptions(
+            max_tokens=self._max_tokens(),
             default_max_tokens=default_max_tokens,
             temperature=1.0 if self.temperature is None else self.temperature,
             top_k=max(self.top_k or 0, 0),  # -1 is off too, as in vLLM
@@ -73,7 +75,7 @@ class _GenerationBody(_Body):
             speculation=self.speculation,
         )
 
-    def _asked_tokens(self) -> int | None:
+    def _max_tokens(self) -> int | None:
         old, new = self.max_tokens, self.max_completion_tokens
         if old is not None and new is not None and old != new:
             raise InvalidRequest(f"max_tokens {old} and max_completion_tokens {new} differ; send one", "max_tokens")
@@ -85,9 +87,9 @@ class CompletionRequest(_GenerationBody):
     add_special_tokens: bool | None = None  # null is true, as the tokenizer's own default
 
     def prompts(self) -> Sequence[str | Sequence[int]]:
-        """One entry per choice. A list of integers is one prompt."""
-        alone = isinstance(self.prompt, str) or (bool(self.prompt) and isinstance(self.prompt[0], int))
-        prompts: list[Any] = [self.prompt] if alone else list(self.prompt)
+        """One prompt per choice. A list of integers is one prompt."""
+        is_single = isinstance(self.prompt, str) or (bool(self.prompt) and isinstance(self.prompt[0], int))
+        prompts: list[Any] = [self.prompt] if is_single else list(self.prompt)
         if not 0 < len(prompts) <= MAX_PROMPTS:
             raise InvalidRequest(f"{len(prompts)} prompts in one request; send 1 to {MAX_PROMPTS}", "prompt")
         return prompts
@@ -99,12 +101,12 @@ class TextPart(_Body):
 
     @model_validator(mode="before")
     @classmethod
-    def _screen(cls, fields: Any) -> Any:
-        return screened(fields, {}, DROPPED_IN_MESSAGE)
+    def _check_fields(cls, fields: Any) -> Any:
+        return check_fields(fields, {}, DROPPED_IN_MESSAGE)
 
 
 def _parts(content: Any) -> Any:
-    """Text alone is one part, so that complaints of parts name their place."""
+    """A plain string as one text part, so that errors in parts name their place."""
     return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
@@ -115,8 +117,8 @@ class Message(_Body):
 
     @model_validator(mode="before")
     @classmethod
-    def _screen(cls, fields: Any) -> Any:
-        return screened(fields, ONLY_IN_MESSAGE, DROPPED_IN_MESSAGE)
+    def _check_fields(cls, fields: Any) -> Any:
+        return check_fields(fields, ONLY_IN_MESSAGE, DROPPED_IN_MESSAGE)
 
     @property
     def text(self) -> str:

@@ -1,7 +1,7 @@
-"""OpenAI's response bodies, whole and in chunks, for both routes.
+"""OpenAI's response bodies for both routes, whole and in chunks.
 
-Beyond OpenAI's fields a reply tells the seed (so that it can be repeated or resumed) and, as vLLM does, how
-speculation went: `metrics.speculative_decoding`, for replies of one choice.
+Beside OpenAI's fields, a reply has the seed, so that the caller can repeat or resume it. A reply with one choice also
+has statistics of speculation in `metrics.speculative_decoding`, as in vLLM.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Json = dict[str, Any]
 
 
 class Shape(Protocol):
-    """What differs between the two routes."""
+    """The parts of a reply that differ between the two routes."""
 
     prefix: str
     whole_object: str
@@ -28,7 +28,7 @@ class Shape(Protocol):
     def part(self, text: str) -> Json: ...
 
     def opening(self) -> Json | None:
-        """The choice fields of a chunk that goes before all others."""
+        """The choice fields of a first chunk without text, or None if the route sends none."""
 
 
 class TextShape:
@@ -62,24 +62,24 @@ class ChatShape:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """The deltas of one choice put together."""
+class CompletedChoice:
+    """One finished choice. last: its last delta."""
 
     text: str
     token_ids: tuple[int, ...]
     last: Delta
 
     @staticmethod
-    def joined(deltas: Sequence[Delta]) -> Choice:
+    def join(deltas: Sequence[Delta]) -> CompletedChoice:
         token_ids = tuple(token for delta in deltas for token in delta.token_ids)
-        return Choice("".join(delta.text for delta in deltas), token_ids, deltas[-1])
+        return CompletedChoice("".join(delta.text for delta in deltas), token_ids, deltas[-1])
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """Everything about one response that is known before its first token.
+    """Builds the bodies of one response from what is known before its first token.
 
-    seeds: of each choice, the first being that of the request. draft_length: what the request asked for itself.
+    seeds: one per choice; the first is the request's. draft_length: tokens per draft that the request set, if it did.
     """
 
     shape: Shape
@@ -90,7 +90,7 @@ class Reply:
     with_token_ids: bool = False
     draft_length: int | None = None
 
-    def whole(self, choices: Sequence[Choice]) -> Json:
+    def whole(self, choices: Sequence[CompletedChoice]) -> Json:
         body = self._head(self.shape.whole_object)
         body["choices"] = [
             self._choice(index, self.shape.whole(choice.text), choice.last, choice.token_ids)
@@ -113,7 +113,7 @@ class Reply:
         return self._head(self.shape.chunk_object) | {"choices": []} | self.closing(last)
 
     def closing(self, last: Sequence[Delta]) -> Json:
-        """The root fields that are known at the end only."""
+        """The top-level fields that are known only at the end."""
         fields: Json = {"usage": usage([delta.usage for delta in last])}
         if len(last) == 1 and last[0].stats is not None and last[0].stats.drafted:
             fields["metrics"] = {"speculative_decoding": speculation(last[0].stats, self.draft_length)}
@@ -138,10 +138,10 @@ def usage(counts: Sequence[Usage]) -> Json:
 
 
 def speculation(stats: SequenceStats, length: int | None) -> Json:
-    """vLLM's names. A step commits what was accepted and one token of the target's own; one without a draft counts too.
+    """Statistics of speculation, under vLLM's names. A step is one round; rounds without a draft count too.
 
-    Entry n of the histogram counts the steps that accepted n. With a length that the request fixed it has an entry for
-    each n that can be, as in vLLM; without one it ends at the last that is not 0.
+    Entry n of the histogram counts the steps that accepted n tokens. If the request set the draft length, the histogram
+    has length + 1 entries, as in vLLM; otherwise it ends at the last entry that is not 0.
     """
     fields: Json = {
         "mean_acceptance_length": 1 + stats.accepted / max(stats.rounds, 1),

@@ -1,4 +1,4 @@
-"""The gRPC service over any Backend; protocol/inference.proto is its description."""
+"""The gRPC service of protocol/inference.proto over any Backend."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from uuid import uuid4
 from grpc import StatusCode
 
 from api.backend import Backend
-from api.errors import problem
-from api.generation import Delta, Job, Wishes, find_model, known_models, prepare, run
+from api.errors import to_problem
+from api.generation import Delta, GenerationJob, GenerationOptions, find_model, loaded_models, prepare, run
 from api.limits import MAX_BODY_BYTES, too_large
 from api.prompts import encode
-from api.speculation import OFF, asked
+from api.speculation import OFF, parse_speculation
 from protocol.errors import InvalidRequest
 from protocol.pb import inference_pb2 as pb
 from protocol.plan import Speculation
@@ -24,7 +24,7 @@ _REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FI
 
 
 class Context(Protocol):
-    """The part of a servicer context that is used here; grpc.aio's and Ray Serve's both have it."""
+    """The part of a servicer context that this module uses. Those of grpc.aio and Ray Serve both have it."""
 
     def set_code(self, code: StatusCode) -> None: ...
 
@@ -32,7 +32,7 @@ class Context(Protocol):
 
 
 class CallRefused(Exception):
-    """Ends a call. Its status is on the context by then, and its text is what the caller may see."""
+    """Ends a call whose status is already set on the context. Its text is shown to the caller."""
 
 
 async def generate(
@@ -45,25 +45,25 @@ async def generate(
             async for delta in deltas:
                 yield _response(job, delta)
     except Exception as error:
-        raise _refused(error, request_id, context) from None
+        raise _refuse(error, request_id, context) from None
 
 
 async def list_models(backend: Backend, message: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
     try:
-        cards = await known_models(backend)
+        cards = await loaded_models(backend)
     except Exception as error:
-        raise _refused(error, f"list-{uuid4().hex}", context) from None
+        raise _refuse(error, f"list-{uuid4().hex}", context) from None
     return pb.ListModelsResponse(models=[pb.Model(id=card.id, max_model_len=card.max_model_len) for card in cards])
 
 
-def _refused(error: Exception, request_id: str, context: Context) -> CallRefused:
-    found = problem(error, request_id)
-    context.set_code(found.row.grpc)
-    context.set_details(found.message)
-    return CallRefused(found.message)
+def _refuse(error: Exception, request_id: str, context: Context) -> CallRefused:
+    problem = to_problem(error, request_id)
+    context.set_code(problem.row.grpc)
+    context.set_details(problem.message)
+    return CallRefused(problem.message)
 
 
-async def _job(backend: Backend, message: pb.GenerateRequest, request_id: str) -> Job:
+async def _job(backend: Backend, message: pb.GenerateRequest, request_id: str) -> GenerationJob:
     if (size := message.ByteSize()) > MAX_BODY_BYTES:
         raise InvalidRequest(too_large(str(size), MAX_BODY_BYTES))
     card = await find_model(backend, message.model)
@@ -71,12 +71,12 @@ async def _job(backend: Backend, message: pb.GenerateRequest, request_id: str) -
     if kind is None:
         raise InvalidRequest("prompt is missing; send text or token_ids", "prompt")
     prompt_ids = await encode(card, message.text) if kind == "text" else tuple(message.token_ids.ids)
-    return prepare(card, request_id, prompt_ids, _wishes(message))
+    return prepare(card, request_id, prompt_ids, _options(message))
 
 
-def _wishes(message: pb.GenerateRequest) -> Wishes:
+def _options(message: pb.GenerateRequest) -> GenerationOptions:
     fields = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")
-    return Wishes(
+    return GenerationOptions(
         **{name: getattr(message, name) for name in fields if message.HasField(name)},
         stop=tuple(message.stop),
         stop_token_ids=tuple(message.stop_token_ids),
@@ -86,10 +86,10 @@ def _wishes(message: pb.GenerateRequest) -> Wishes:
 
 
 def _speculation(message: pb.Speculation) -> Speculation | None:
-    return asked({"depth": message.depth, "length": message.length}) if message.length else OFF
+    return parse_speculation({"depth": message.depth, "length": message.length}) if message.length else OFF
 
 
-def _response(job: Job, delta: Delta) -> pb.GenerateResponse:
+def _response(job: GenerationJob, delta: Delta) -> pb.GenerateResponse:
     response = pb.GenerateResponse(
         request_id=job.request.request_id, index=delta.index, token_ids=delta.token_ids, text=delta.text
     )

@@ -1,4 +1,4 @@
-"""Runs of tokens as a caller may rely on them: each token once, none missing, whatever was sent twice."""
+"""Checks runs of tokens: each token is passed on once, and none is missing."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from api.generation import BackendFault
 from protocol.request import TokenRun
 
 
-async def in_order(runs: AsyncGenerator[TokenRun, None]) -> AsyncGenerator[TokenRun, None]:
-    """Drops tokens that came before, by index. Raises BackendFault at a gap, when the end is missing, and where tokens
-    that come twice differ: the end of a call has all of its tokens, so nothing else gets into an answer unseen.
+async def check_runs(runs: AsyncGenerator[TokenRun, None]) -> AsyncGenerator[TokenRun, None]:
+    """Passes runs on without the tokens that came before.
+
+    Raises BackendFault at a gap, if the last run is missing, or if a repeated token differs from the first time. The
+    last run of a call repeats all of its tokens, so a token that the target did not write is always noticed.
     """
     sent: list[int] = []
     async with aclosing(runs):
@@ -22,9 +24,9 @@ async def in_order(runs: AsyncGenerator[TokenRun, None]) -> AsyncGenerator[Token
                 raise BackendFault(f"tokens {count} to {run.index - 1} are missing")
             again, fresh = run.token_ids[: count - run.index], run.token_ids[count - run.index :]
             if again != tuple(sent[run.index : run.index + len(again)]):
-                raise BackendFault("tokens that came before are others now")
+                raise BackendFault("tokens that were sent twice differ")
             if last and run.index + len(run.token_ids) < count:
-                raise BackendFault("more tokens came than the end of the call has")
+                raise BackendFault("more tokens were streamed than the last run has")
             if fresh or last:
                 yield replace(run, index=count, token_ids=fresh)
             sent += fresh

@@ -1,4 +1,4 @@
-"""Seeds as callers may give them, those that are drawn for callers who give none, and those of further choices."""
+"""Seeds: from the caller, drawn if the caller gives none, and derived for further choices."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hashlib import sha256
 from protocol.errors import InvalidRequest
 from protocol.request import SEED_BITS
 
-EXACT_BITS = 53  # of a number in JSON, whatever reads it
+EXACT_BITS = 53  # bits of an integer that every JSON reader keeps
 
 
 def draw_seed() -> int:
@@ -16,7 +16,7 @@ def draw_seed() -> int:
 
 
 def choice_seed(seed: int, choice: int) -> int:
-    """Of each choice of a call: choice 0 has the seed, others the first 53 bits of SHA-256 over "seed:choice"."""
+    """The seed of one choice: the request's for choice 0, the first 53 bits of SHA-256 of "seed:choice" for others."""
     if choice == 0:
         return seed
     digest = sha256(f"{unsigned_seed(seed)}:{choice}".encode()).digest()
@@ -24,7 +24,10 @@ def choice_seed(seed: int, choice: int) -> int:
 
 
 def unsigned_seed(seed: int) -> int:
-    """Signed 64-bit seeds, which OpenAI's schema allows, stand for their two's complement."""
+    """The seed as an unsigned 64-bit integer; negative ones, which OpenAI allows, as two's complement.
+
+    Raises InvalidRequest if it does not fit.
+    """
     if not -(1 << (SEED_BITS - 1)) <= seed < 1 << SEED_BITS:
         raise InvalidRequest(f"seed {seed} does not fit {SEED_BITS} bits", "seed")
     return seed % (1 << SEED_BITS)

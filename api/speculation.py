@@ -1,6 +1,6 @@
-"""What a request may ask of speculation for itself, the same over HTTP and gRPC: auto, off, or a depth and a length.
+"""The speculation setting of one request, over HTTP and gRPC: auto, off, or a depth and a length.
 
-It changes how fast an answer comes, never its text.
+It changes the speed of an answer, never its text.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ class DepthAndLength(BaseModel):
     length: int = Field(ge=1, le=MAX_LENGTH)
 
 
-Spelled = Literal["auto", "off", False] | DepthAndLength | None
+SpeculationField = Literal["auto", "off", False] | DepthAndLength | None
 
 
-def asked(spelled: Any) -> Speculation | None:
-    """None, which is auto too, leaves it to the target's policy. Raises InvalidRequest."""
-    if spelled is None or spelled == "auto":
+def parse_speculation(value: Any) -> Speculation | None:
+    """The value of the field; None means auto: the target's policy decides. Raises InvalidRequest."""
+    if value is None or value == "auto":
         return None
-    if spelled is False or spelled == "off":
+    if value is False or value == "off":
         return OFF
     try:
-        pair = DepthAndLength.model_validate(spelled)
+        pair = DepthAndLength.model_validate(value)
     except ValidationError as error:
         raise InvalidRequest(
-            f"speculation {reprlib.repr(spelled)} is not supported{_complaint(error)}; "
+            f"speculation {reprlib.repr(value)} is not supported{_complaint(error)}; "
             f'send "auto", "off", or a depth of 1 or more with a length of 1 to {MAX_LENGTH}',
             "speculation",
         ) from None
@@ -47,25 +47,27 @@ def asked(spelled: Any) -> Speculation | None:
 
 
 def _complaint(error: ValidationError) -> str:
-    complaints = [f"{str(each['loc'][0])[:40]}: {each['msg']}" for each in error.errors()[:3] if each["loc"]]
+    complaints = [f"{str(item['loc'][0])[:40]}: {item['msg']}" for item in error.errors()[:3] if item["loc"]]
     return f" ({', '.join(complaints)})" if complaints else ""
 
 
 def check_speculation(card: ModelCard, speculation: Speculation | None) -> None:
-    """Raises InvalidRequest for a length beyond the target's limit, since all rows of a round wait for the longest
-    draft, and for a depth that the drafter has not, where its exits are known.
+    """Raises InvalidRequest for a length above the target's limit, or for an unknown depth if the exits are known.
+
+    The length is limited because all rows of a round wait for the longest draft.
     """
     if speculation is None or not speculation.length:
         return
-    if card.longest_draft is not None and speculation.length > card.longest_draft:
+    if card.max_draft_length is not None and speculation.length > card.max_draft_length:
         raise InvalidRequest(
-            f"speculation length {speculation.length} exceeds the {card.longest_draft} that {card.id} takes; send less",
+            f"speculation length {speculation.length} exceeds {card.max_draft_length}, the limit of {card.id}; "
+            "send less",
             "speculation",
         )
     if not card.exits or speculation.depth in card.exits:
         return
     raise InvalidRequest(
-        f"speculation depth {speculation.depth} is no exit of the drafter of {card.id}; "
+        f"speculation depth {speculation.depth} is not an exit of the drafter of {card.id}; "
         f"send one of {', '.join(map(str, card.exits))}",
         "speculation",
     )

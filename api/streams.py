@@ -1,6 +1,7 @@
-"""Several deltas at once, and what happens when nobody listens any more: every generator is closed, at once.
+"""Merges the deltas of several choices, and cancels all work as soon as the client disconnects.
 
-Closing is what cancels work in the backend, so nothing here leaves it to the garbage collector.
+Closing a generator cancels its work in the backend, so every generator is closed explicitly, not by the garbage
+collector.
 """
 
 from __future__ import annotations
@@ -17,23 +18,23 @@ from starlette.types import Receive, Scope, Send
 from api.generation import Delta
 
 T = TypeVar("T")
-Indexed = tuple[int, Delta]  # (choice, what came)
+Indexed = tuple[int, Delta]  # (index of the choice, delta)
 Stream = AsyncGenerator[Delta, None]
 
 
 class ClientGone(Exception):
-    """The client closed the connection before there was anything to answer."""
+    """The client closed the connection before the response began."""
 
 
-async def in_turn(turns: asyncio.Semaphore, stream: Stream) -> Stream:
-    """The stream, begun when its turn has come."""
+async def run_in_turn(turns: asyncio.Semaphore, stream: Stream) -> Stream:
+    """The deltas of a stream that starts when the semaphore has a slot."""
     async with turns, aclosing(stream):
         async for delta in stream:
             yield delta
 
 
-async def merged(streams: Sequence[Stream]) -> AsyncGenerator[Indexed, None]:
-    """Deltas of all streams as they come. The first error ends them all."""
+async def merge(streams: Sequence[Stream]) -> AsyncGenerator[Indexed, None]:
+    """The deltas of all streams as they arrive. The first error ends all streams."""
     if len(streams) == 1:
         async with aclosing(streams[0]) as only:
             async for delta in only:
@@ -67,8 +68,8 @@ async def _pump(index: int, stream: Stream, arrived: asyncio.Queue[Indexed | Bas
         arrived.put_nowait(error)
 
 
-async def together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """All results. The first error ends the others."""
+async def gather_or_cancel(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """All results. The first error cancels the others."""
     tasks = [asyncio.create_task(work) for work in works]
     try:
         return await asyncio.gather(*tasks)
@@ -78,9 +79,9 @@ async def together(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
-    """The result of `work`; it is cancelled, and ClientGone raised, when the client leaves first."""
-    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(_left(request))
+async def run_while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """The result of `work`. If the client disconnects first, cancels the work and raises ClientGone."""
+    task, watch = asyncio.ensure_future(work), asyncio.ensure_future(_wait_for_disconnect(request))
     try:
         await asyncio.wait({task, watch}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
@@ -92,14 +93,14 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T]) -> T:
         await asyncio.gather(task, watch, return_exceptions=True)
 
 
-async def _left(request: Request) -> None:
-    """Returns when the connection is closed. The body must have been read."""
+async def _wait_for_disconnect(request: Request) -> None:
+    """Returns when the client disconnects. The body must have been read."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events. `source` is closed however the response ends, even if it never began."""
+    """A response of server-sent events. Closes `source` however the response ends, even if it never began."""
 
     def __init__(self, events: AsyncGenerator[str, None], source: AsyncGenerator[Any, None]) -> None:
         super().__init__(events, media_type="text/event-stream", headers={"cache-control": "no-cache"})

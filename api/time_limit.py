@@ -1,4 +1,4 @@
-"""How long a request may take, as its caller and the operator have it; what is over ends as any other error does."""
+"""The time limit of a request: the smaller of the caller's and the operator's."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from protocol.errors import TimedOut
 
 T = TypeVar("T")
 HEADER = "x-request-timeout-seconds"  # Ray Serve's name for it
-PASSED_ON = "x-draftpool-timeout-seconds"  # where a proxy keeps the header from Serve (deployments/proxy.py)
+PASSED_ON = "x-draftpool-timeout-seconds"  # the proxy renames the header to hide it from Serve (deployments/proxy.py)
 
 
 @dataclass(frozen=True, slots=True)
 class TimeLimit:
-    """end: by the clock of the event loop; None, as seconds: no limit."""
+    """seconds: the limit. end: when it is reached, by the event loop's clock. Both None: no limit."""
 
     seconds: float | None
     end: float | None
 
     @staticmethod
-    def of(request: Request, most_s: float | None) -> TimeLimit:
-        """From now on; most_s: what the operator lets any request have."""
-        asked = _seconds(request.headers.get(PASSED_ON) or request.headers.get(HEADER))
-        limits = [limit for limit in (asked, most_s) if limit is not None]
+    def from_request(request: Request, max_s: float | None) -> TimeLimit:
+        """A limit that starts now. max_s: the operator's upper limit in seconds, or None."""
+        requested = _seconds(request.headers.get(PASSED_ON) or request.headers.get(HEADER))
+        limits = [limit for limit in (requested, max_s) if limit is not None]
         if not limits:
             return TimeLimit(None, None)
         return TimeLimit(min(limits), asyncio.get_running_loop().time() + min(limits))
 
     @asynccontextmanager
-    async def kept(self) -> AsyncIterator[None]:
-        """Cancels what is inside when the time is over, and raises TimedOut."""
+    async def enforced(self) -> AsyncIterator[None]:
+        """Cancels the body when the time is over, and raises TimedOut."""
         try:
             async with asyncio.timeout_at(self.end) as scope:
                 yield
@@ -43,15 +43,15 @@ class TimeLimit:
             if not scope.expired():
                 raise
             raise TimedOut(
-                f"the request took longer than its {self.seconds:g} s; ask for fewer tokens, or give it more time"
+                f"the request took longer than {self.seconds:g} s, its limit; ask for fewer tokens, or raise the limit"
             ) from None
 
-    async def each(self, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-        """The items, as long as there is time to wait for them."""
+    async def apply(self, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+        """The items of a generator; raises TimedOut if the next one does not come in time."""
         async with aclosing(items):
             while True:
                 try:
-                    async with self.kept():
+                    async with self.enforced():
                         item = await anext(items)
                 except StopAsyncIteration:
                     return
@@ -59,7 +59,7 @@ class TimeLimit:
 
 
 def _seconds(text: str | None) -> float | None:
-    """None, as in Serve, for what is not above 0 or no number."""
+    """The header's value in seconds; None, as in Serve, if it is not a positive number."""
     try:
         seconds = float(text or "")
     except ValueError:

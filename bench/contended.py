@@ -32,7 +32,7 @@ from bench.pool_process import NAME_OF, STOP_S, LinkThread, pool_process
 from cli.arguments import whole
 from deployments.process import DTYPES
 from deployments.profile_link import refused, timed
-from deployments.profiling import Limits, drafter_costs, target_costs
+from deployments.profiling import TargetLimits, drafter_costs, target_costs
 from drafters.nested import load_nested
 from drafters.profile import INCARNATION, LENGTHS, DraftRound, draft_timer
 from link.discovery import PoolMember
@@ -89,7 +89,7 @@ def measured(
 
 def costs_of(model: TargetModel, subject: Subject, repeat: int) -> TargetCosts:
     key = ModelKey("bench", "", str(subject.dtype), subject.threads, "")
-    limits = Limits(subject.max_batch, subject.max_length, PREFILL_CHUNK)
+    limits = TargetLimits(subject.max_batch, subject.max_length, PREFILL_CHUNK)
     return target_costs(model, subject.target.name, key, limits, repeat)
 
 

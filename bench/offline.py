@@ -20,7 +20,7 @@ from api.text import decode
 from bench import machine
 from deployments.config import TargetConfig
 from deployments.local import complete
-from deployments.process import claim
+from deployments.process import pin_process
 from deployments.target import load_model
 from model.files import resolve
 from protocol.request import GenerateRequest, SamplingParams, StopRules
@@ -96,7 +96,7 @@ def make_requests(tokenizer: Any, prompts: Sequence[str], max_tokens: int) -> li
 def main() -> int:
     job = json.loads(sys.stdin.readline())
     target = TargetConfig.model_validate(job["target"])
-    claim(target)
+    pin_process(target)
     tokenizer = AutoTokenizer.from_pretrained(resolve(target.path))
     requests = make_requests(tokenizer, job["prompts"], job["max_tokens"])
     config = EngineConfig(target.max_batch, len(requests), target.prefill_chunk, target.max_model_len)

@@ -13,7 +13,7 @@ import torch
 from bench.cells import PAGE, Cell, Outcome, Subject, Timed, TokenIds
 from bench.peak import PeakMemory
 from deployments.local import check_vocabulary, complete, depth_rule
-from deployments.profiling import Limits, drafter_costs, target_costs
+from deployments.profiling import TargetLimits, drafter_costs, target_costs
 from drafters.client import LocalDraftClient
 from drafters.limits import PoolLimits
 from drafters.nested import NestedDrafter, load_nested
@@ -132,7 +132,7 @@ class DraftPoolEngine:
         """Of the loaded models as they stand."""
         subject = self._subject
         key = ModelKey("bench", "", str(subject.dtype), subject.threads, self.version)
-        limits = Limits(subject.max_batch, subject.max_length, PREFILL_CHUNK)
+        limits = TargetLimits(subject.max_batch, subject.max_length, PREFILL_CHUNK)
         target = target_costs(self.model, subject.target.name, key, limits, PROFILE_REPEAT)
         return CostCurves(subject.target.name, target, self._drafter_costs(key))
 

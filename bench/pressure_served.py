@@ -36,15 +36,8 @@ from cli.arguments import whole
 from cli.prompts import read_prompts
 from cli.serve_command import stopped_by_sigterm
 from deployments.cluster import running
-from deployments.config import (
-    AppConfig,
-    FixedSpeculation,
-    GoodputSpeculation,
-    HttpConfig,
-    PoolConfig,
-    Speculation,
-    TargetConfig,
-)
+from deployments.config import AppConfig, HttpConfig, PoolConfig, TargetConfig
+from deployments.config_speculation import FixedSpeculation, GoodputSpeculation, Speculation
 from link.listening import free_port
 
 RESULT = machine.ROOT / "bench/results/pressure_served.json"

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
-from deployments.config import Count, Section
+from deployments.config_section import Count, Section
 from protocol.errors import ConfigError
 from simulation.text import Drawn, Rates, drawn, stage
 

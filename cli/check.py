@@ -1,4 +1,4 @@
-"""`draftpool check`, and what `serve` checks before it starts anything: do the checkpoints of a config fit together?"""
+"""`draftpool check`: whether the checkpoints of a config fit together. `serve` runs the same checks first."""
 
 from __future__ import annotations
 
@@ -10,16 +10,8 @@ from typing import TypeVar
 from rich.console import Console
 
 from cli.check_text import check_text
-from deployments.config import (
-    AppConfig,
-    GoodputSpeculation,
-    Mirror,
-    PoolConfig,
-    Speculation,
-    TableSpeculation,
-    TargetConfig,
-    load_config,
-)
+from deployments.config import AppConfig, PoolConfig, TargetConfig, load_config
+from deployments.config_speculation import GoodputSpeculation, Mirror, Speculation, TableSpeculation
 from deployments.policies import depth_rules, needed_exits
 from deployments.process import check_pages, pool_positions, target_positions
 from drafters.manifest import Manifest, vocabulary_hash
@@ -43,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def check_config(config: AppConfig) -> list[str]:
-    """Warnings. Raises ConfigError or UnsupportedModel for the first checkpoint that cannot be served as configured."""
+    """Returns warnings. Raises ConfigError or UnsupportedModel for the first checkpoint that cannot be served."""
     vocabularies = {target.name: check_target(target) for target in config.targets}
     if config.pool is not None:
         check_drafting(config.targets, vocabularies, config.pool)
@@ -65,7 +57,7 @@ def check_drafting(targets: Sequence[TargetConfig], vocabularies: Mapping[str, s
 
 
 def check_target(target: TargetConfig) -> str:
-    """The hash of its vocabulary."""
+    """Checks a target and returns the hash of its vocabulary."""
     directory = resolve(target.path)
     positions = read_config(directory).max_positions
     if target.max_model_len is not None and target.max_model_len > positions:
@@ -90,7 +82,7 @@ def check_pool(pool: PoolConfig) -> Manifest:
 
 
 def manifest_of(read: Callable[[Path], T], directory: Path) -> T:
-    """Files beside the weights that are damaged are the operator's to mend."""
+    """Reads a manifest. Raises ConfigError if it is damaged."""
     try:
         return read(directory)
     except ValueError as error:
@@ -114,7 +106,7 @@ def check_mirror(target: TargetConfig, mirror: Mirror | None) -> None:
     num_layers = read_config(resolve(target.path)).num_layers
     if mirror is not None and (mirror.exit_layer or 0) > num_layers:
         raise ConfigError(
-            f"mirror.exit_layer {mirror.exit_layer} of target {target.name} lies behind the {num_layers} layers of "
+            f"mirror.exit_layer {mirror.exit_layer} of target {target.name} exceeds the {num_layers} layers of "
             "its checkpoint; lower it, or leave it out for half of them"
         )
 
@@ -136,7 +128,7 @@ def summary(config: AppConfig) -> Iterator[str]:
     for target in config.targets:
         decoder = read_config(resolve(target.path))
         speculation = target.speculation
-        how = in_words(speculation) if speculation else "no speculation"
+        how = describe(speculation) if speculation else "no speculation"
         if speculation and speculation.mirror:
             how += ", drafted ahead"
         yield f"target {target.name}: {decoder.family}, {decoder.num_layers} layers, {target.dtype}, {how}"
@@ -147,7 +139,7 @@ def summary(config: AppConfig) -> Iterator[str]:
     yield "ok"
 
 
-def in_words(speculation: Speculation) -> str:
+def describe(speculation: Speculation) -> str:
     if isinstance(speculation, GoodputSpeculation):
         exits = f"exits {', '.join(map(str, speculation.exits))}" if speculation.exits else "any exit"
         return f"goodput, {exits}{' or the cascade' if speculation.cascade else ''}, length 0 to {speculation.length}"

@@ -1,4 +1,4 @@
-"""What `draftpool check` says of a target's tokenizer and chat template."""
+"""Checks a target's tokenizer and chat template, for `draftpool check`."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from protocol.errors import ConfigError, InvalidRequest
 
 
 def check_text(name: str, directory: Path) -> Iterator[str]:
-    """Warnings. Raises ConfigError for a tokenizer or a template that can never work."""
+    """Yields warnings. Raises ConfigError for a tokenizer or a template that cannot work."""
     tokenizer, vocab_size = load_tokenizer(directory), read_config(directory).vocab_size
-    rendered = rendered_once(name, tokenizer)
+    rendered = render_sample(name, tokenizer)
     if warning := end_token_warning(directory, tokenizer):
         yield f"target {name}: {warning}"
     if beyond := tokens_beyond(vocab_size, tokenizer):
@@ -28,11 +28,11 @@ def check_text(name: str, directory: Path) -> Iterator[str]:
         yield f"the chat template of target {name} writes {written[0]}, so every chat request is refused"
 
 
-def rendered_once(name: str, tokenizer: PreTrainedTokenizerFast) -> str:
-    """A chat of one message; nothing without a template."""
+def render_sample(name: str, tokenizer: PreTrainedTokenizerFast) -> str:
+    """The rendered prompt of a chat with one message; empty without a template."""
     if not tokenizer.chat_template:
         return ""
     try:
         return render(tokenizer, [{"role": "user", "content": "hello"}])
     except InvalidRequest as error:
-        raise ConfigError(f"the chat template of target {name} does not work: {error}; mend it, or remove it") from None
+        raise ConfigError(f"the chat template of target {name} does not work: {error}; fix it, or remove it") from None

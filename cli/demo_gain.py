@@ -1,4 +1,4 @@
-"""What a shared pool brings on this machine: every target with it and without, measured in turn."""
+"""Measures every target with and without the shared pool, in turn."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass, replace
 
 from rich.table import Table
 
-from cli.demo_streams import Ask, Completion
+from cli.demo_streams import DemoRequest, StreamedCompletion
 from deployments.config import AppConfig
 
-MOST_THREADS = 4  # of one target: the demo's are small
-WITH, WITHOUT = "auto", "off"  # the pool, as a request spells it
+MAX_THREADS = 4  # threads per target; the demo's targets are small
+WITH, WITHOUT = "auto", "off"  # values of a request's speculation field
 
-Pair = tuple[Completion, Completion]  # of one target: with the pool, and without
+Pair = tuple[StreamedCompletion, StreamedCompletion]  # (with the pool, without) for one target
 
 
-def arranged(config: AppConfig, num_cores: int) -> AppConfig:
-    """The config with as many draft replicas, and threads of each target, as there are cores for, and one at least.
+def fit_to_cores(config: AppConfig, num_cores: int) -> AppConfig:
+    """The config with as many draft replicas and threads per target as the cores allow, at least one of each.
 
-    A target waits while it is drafted for, so one draft replica and two targets of one thread do not crowd two cores.
+    A target waits while it is drafted for, so one draft replica and two targets with one thread each fit two cores.
     """
     num_targets = sum(target.num_replicas for target in config.targets)
     pool, left = config.pool, num_cores
@@ -28,13 +28,13 @@ def arranged(config: AppConfig, num_cores: int) -> AppConfig:
         num_replicas = min(pool.num_replicas, max(1, num_cores - num_targets))
         pool = pool.model_copy(update={"num_replicas": num_replicas, "threads": 1})
         left -= num_replicas
-    threads = max(1, min(MOST_THREADS, left // num_targets))
+    threads = max(1, min(MAX_THREADS, left // num_targets))
     targets = tuple(target.model_copy(update={"threads": threads}) for target in config.targets)
     return config.model_copy(update={"targets": targets, "pool": pool})
 
 
-def said_of(config: AppConfig, num_cores: int, steps: Collection[str]) -> str:
-    """On what it ran. steps: who took the steps of the models."""
+def describe_run(config: AppConfig, num_cores: int, steps: Collection[str]) -> str:
+    """A line about cores, replicas and threads. steps: how the models run."""
     parts = [(target.name, target.num_replicas, target.threads) for target in config.targets]
     if config.pool is not None:
         parts.append(("drafter", config.pool.num_replicas, config.pool.threads))
@@ -46,10 +46,10 @@ def plural(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def measure(ask_all: Callable[[Ask], Sequence[Completion]], ask: Ask, index: int) -> list[Pair]:
-    """A pair for each target: one way after the other, and which comes first takes turns by index.
+def measure(ask_all: Callable[[DemoRequest], Sequence[StreamedCompletion]], ask: DemoRequest, index: int) -> list[Pair]:
+    """Measures a pair for each target. The order of the two alternates with `index`.
 
-    ask_all: asks every target at the same time.
+    ask_all: sends a request to every target at the same time.
     """
     made = {way: ask_all(replace(ask, speculation=way)) for way in (WITH, WITHOUT)[:: 1 if index % 2 else -1]}
     return list(zip(made[WITH], made[WITHOUT], strict=True))
@@ -57,7 +57,11 @@ def measure(ask_all: Callable[[Ask], Sequence[Completion]], ask: Ask, index: int
 
 @dataclass(frozen=True, slots=True)
 class Gain:
-    """Of one target. Rates in tokens per second and gain are medians, gain of what each pair made."""
+    """Results of one target.
+
+    with_pool, without: tokens per second, medians. gain: median of the ratio of each pair. accepted_per_round: tokens.
+    same_text: whether both texts of every pair are equal.
+    """
 
     model: str
     with_pool: float

@@ -1,4 +1,4 @@
-"""Completions of several targets as they stream in over HTTP, all at the same time."""
+"""Streams completions from several targets over HTTP at the same time."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.request import Request
 
-from deployments.direct import opened
+from deployments.direct import open_url
 
 POLL_S = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
-    """What every target is asked for. speculation: as a request may spell it."""
+class DemoRequest:
+    """The request sent to every target. speculation: value of the request's field."""
 
     prompt: str
     max_tokens: int
@@ -25,8 +25,8 @@ class Ask:
 
 
 @dataclass
-class Completion:
-    """One stream as it comes in; the thread that reads it writes, the display reads."""
+class StreamedCompletion:
+    """One completion while it streams in. Its reader thread writes it; the display reads it."""
 
     model: str
     text: str = ""
@@ -50,17 +50,23 @@ class Completion:
 
     @property
     def tokens_per_second(self) -> float:
-        """From the first token to the last."""
+        """Tokens per second from the first token to the last."""
         span = self.last_s - self.first_s
         return (self.num_tokens - 1) / span if span > 0 else 0.0
 
 
 def stream_all(
-    url: str, models: Sequence[str], ask: Ask, watch: Callable[[Sequence[Completion]], None] = lambda completions: None
-) -> list[Completion]:
-    """watch sees them every tenth of a second, and once when all are complete."""
-    completions = [Completion(model) for model in models]
-    readers = [threading.Thread(target=read, args=(url, each, ask), daemon=True) for each in completions]
+    url: str,
+    models: Sequence[str],
+    ask: DemoRequest,
+    watch: Callable[[Sequence[StreamedCompletion]], None] = lambda completions: None,
+) -> list[StreamedCompletion]:
+    """Streams a completion from each model.
+
+    watch is called with all completions every tenth of a second, and once at the end.
+    """
+    completions = [StreamedCompletion(model) for model in models]
+    readers = [threading.Thread(target=read, args=(url, completion, ask), daemon=True) for completion in completions]
     for reader in readers:
         reader.start()
     for reader in readers:
@@ -71,7 +77,7 @@ def stream_all(
     return completions
 
 
-def read(url: str, completion: Completion, ask: Ask) -> None:
+def read(url: str, completion: StreamedCompletion, ask: DemoRequest) -> None:
     try:
         for event in events(url, completion.model, ask):
             completion.take(event, time.perf_counter())
@@ -79,7 +85,7 @@ def read(url: str, completion: Completion, ask: Ask) -> None:
         completion.error = str(error)
 
 
-def events(url: str, model: str, ask: Ask) -> Iterator[dict[str, Any]]:
+def events(url: str, model: str, ask: DemoRequest) -> Iterator[dict[str, Any]]:
     body = {
         "model": model,
         "prompt": ask.prompt,
@@ -91,7 +97,7 @@ def events(url: str, model: str, ask: Ask) -> Iterator[dict[str, Any]]:
         "stream_options": {"include_usage": True},
     }
     request = Request(f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with opened(request, timeout_s=120) as response:
+    with open_url(request, timeout_s=120) as response:
         for line in response:
             if line.startswith(b"data: {"):
                 yield json.loads(line.removeprefix(b"data: "))

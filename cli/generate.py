@@ -1,4 +1,4 @@
-"""`draftpool generate`: complete prompts in this process, without Ray, and stream the text."""
+"""`draftpool generate`: completes prompts in this process, without Ray, and streams the text."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from tqdm import tqdm
 from api.prompts import check_text
 from api.text import Detokenizer, continuation
 from cli.arguments import depth, seed, whole
-from cli.prompts import Prompt, read_prompts
-from deployments.config import Weights
+from cli.prompts import PromptLine, read_prompts
+from deployments.config_replica import Weights
 from deployments.local import Completion, check_vocabulary, complete, draft_policy, open_engine, open_worker
 from deployments.process import DTYPES, check_pages, pool_positions, target_positions
 from deployments.progress import BAR_AFTER_S, loading
@@ -34,7 +34,9 @@ from targets.model import TargetModel, load_target
 
 def run(args: argparse.Namespace) -> int:
     torch.set_num_threads(args.threads)
-    prompts = read_prompts(args.prompts, args.seed) if args.prompts else [Prompt(args.prompt, args.seed, "--prompt")]
+    prompts = (
+        read_prompts(args.prompts, args.seed) if args.prompts else [PromptLine(args.prompt, args.seed, "--prompt")]
+    )
     tokenizer = load_tokenizer(resolve(args.target))
     requests = make_requests(args, prompts, tokenizer)
     model, worker = open_models(args)
@@ -54,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def make_requests(args: argparse.Namespace, prompts: Sequence[Prompt], tokenizer: Any) -> list[GenerateRequest]:
-    """Before any weight is read. Raises ConfigError naming the place of a prompt that cannot be."""
+def make_requests(args: argparse.Namespace, prompts: Sequence[PromptLine], tokenizer: Any) -> list[GenerateRequest]:
+    """The requests, made before any weight is read. Raises ConfigError that names the place of an invalid prompt."""
     config = read_config(resolve(args.target))
     num_positions = target_positions(weights(args), resolve(args.target))
     check_pages(args.target, weights(args), num_positions)
@@ -76,7 +78,7 @@ def make_requests(args: argparse.Namespace, prompts: Sequence[Prompt], tokenizer
 
 
 def open_models(args: argparse.Namespace) -> tuple[TargetModel, DraftWorker | None]:
-    """The target, and a worker for its drafter when one is given; each with --kv-mb of KV memory."""
+    """Loads the target, and a worker with the drafter if one is given. Each has --kv-mb of KV memory."""
     dtype, target = DTYPES[args.dtype], resolve(args.target)
     num_positions = target_positions(weights(args), target)
     with loading(target) as progress:
@@ -117,7 +119,7 @@ def _advance(bar: tqdm[NoReturn]) -> Callable[[TokenRun], None]:
 
 
 class _Streamer:
-    """Writes one completion's text as it comes."""
+    """Writes the text of one completion as it arrives."""
 
     def __init__(self, tokenizer: Any, prompt_ids: Sequence[int]) -> None:
         self._detokenizer = Detokenizer(tokenizer, prompt_ids)
@@ -131,7 +133,12 @@ class _Streamer:
 
 
 def report(
-    prompts: Sequence[Prompt], completions: Sequence[Completion], texts: Sequence[str], *, as_json: bool, streamed: bool
+    prompts: Sequence[PromptLine],
+    completions: Sequence[Completion],
+    texts: Sequence[str],
+    *,
+    as_json: bool,
+    streamed: bool,
 ) -> None:
     for prompt, completion, text in zip(prompts, completions, texts, strict=True):
         if as_json:
@@ -164,26 +171,28 @@ def summary(completion: Completion) -> str:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--target", required=True, help="checkpoint directory, or hub id")
-    parser.add_argument("--drafter", help="checkpoint directory; without it, the plain loop")
+    parser.add_argument("--drafter", help="checkpoint directory (default: plain decoding)")
     parser.add_argument("--depth", type=depth, help="an exit of the drafter, or cascade (default: the deepest)")
     parser.add_argument(
         "--length", type=whole(0, 64), default=4, help="tokens drafted per round (default: %(default)s)"
     )
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", help="text to complete")
-    source.add_argument("--prompts", type=Path, help='file with one {"prompt": ..., "seed": ...} a line')
+    source.add_argument("--prompts", type=Path, help='file with one {"prompt": ..., "seed": ...} per line')
     parser.add_argument("--batch", type=whole(1), default=16, help="sequences decoded together (default: %(default)s)")
     parser.add_argument("--max-tokens", type=whole(1), default=128, help="default: %(default)s")
-    parser.add_argument("--ignore-eos", action="store_true", help="go on to --max-tokens")
+    parser.add_argument("--ignore-eos", action="store_true", help="continue to --max-tokens")
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy (default)")
     parser.add_argument("--top-p", type=float, default=1.0, help="1 is off (default)")
     parser.add_argument("--top-k", type=whole(0), default=0, help="0 is off (default)")
     parser.add_argument("--min-p", type=float, default=0.0, help="0 is off (default)")
-    parser.add_argument("--seed", type=seed, default=0, help="of every line without one (default: %(default)s)")
+    parser.add_argument("--seed", type=seed, default=0, help="seed of every line without one (default: %(default)s)")
     parser.add_argument(
         "--execution", choices=[*Execution], default=Execution.AUTO, help="native kernels or plain torch: %(default)s"
     )
-    parser.add_argument("--deterministic", action="store_true", help="refuse to run on kernels that are not")
+    parser.add_argument(
+        "--deterministic", action="store_true", help="refuse to run on kernels that are not deterministic"
+    )
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bf16", help="default: %(default)s")
     parser.add_argument("--threads", type=whole(1), default=default_threads(), help="default: %(default)s")
     parser.add_argument("--page-size", type=whole(1), default=256, help="KV positions per page (default: %(default)s)")

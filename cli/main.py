@@ -1,4 +1,4 @@
-"""The `draftpool` command. A subcommand's module is imported only when it is the one asked for."""
+"""The `draftpool` command. Only the module of the chosen subcommand is imported."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COMMANDS = MappingProxyType(
         "bench": ("bench.command", "measure our loops and their peers on the same prompts and weights"),
         "profile": ("cli.profile_command", "measure what drafts and passes of a config cost on this machine"),
         "plan": ("cli.plan_command", "show what the router would choose for a batch, and why"),
-        "simulate": ("cli.simulate_command", "foretell tokens per second for a number of draft replicas"),
+        "simulate": ("cli.simulate_command", "predict tokens per second for a number of draft replicas"),
         "trace": ("cli.trace_command", "write what the last rounds of a running server took, for Perfetto"),
         "train-drafter": ("cli.train_command", "train a nested drafter for a target"),
     }
@@ -29,7 +29,7 @@ COMMANDS = MappingProxyType(
 
 
 class _Parser(argparse.ArgumentParser):
-    """Usage errors are one line, not a page."""
+    """Prints usage errors as one line."""
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
@@ -38,8 +38,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    asked = next((word for word in arguments if not word.startswith("-")), None)
-    args = _parser(asked).parse_args(arguments)
+    command_name = next((word for word in arguments if not word.startswith("-")), None)
+    args = _parser(command_name).parse_args(arguments)
     try:
         status: int = importlib.import_module(COMMANDS[args.command][0]).run(args)
     except DraftPoolError as error:
@@ -53,12 +53,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return status
 
 
-def _parser(asked: str | None) -> argparse.ArgumentParser:
+def _parser(command_name: str | None) -> argparse.ArgumentParser:
     parser = _Parser(prog="draftpool", description="One pool of nested drafters speeds up every LLM that you serve.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (module, description) in COMMANDS.items():
         command = commands.add_parser(name, help=description, description=description[0].upper() + description[1:])
-        if name == asked:
+        if name == command_name:
             importlib.import_module(module).add_arguments(command)
     return parser
 

@@ -18,7 +18,8 @@ from rich.table import Table
 from cli import placement_plan
 from cli.arguments import whole
 from cli.placement_plan import Row, rows_of
-from deployments.config import AppConfig, GoodputSpeculation, PoolConfig, TargetConfig, load_config
+from deployments.config import AppConfig, PoolConfig, TargetConfig, load_config
+from deployments.config_speculation import GoodputSpeculation
 from deployments.placement import PLACES, as_placed, pool_of, without_link
 from deployments.policies import goodput_config
 from deployments.profile_store import find, model_key

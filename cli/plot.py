@@ -1,4 +1,4 @@
-"""Curves in a terminal: a grid of characters, both axes logarithmic, one mark a series."""
+"""Plots curves in a terminal, with two logarithmic axes and one mark per series."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Points = Sequence[tuple[float, float]]
 
 
 def plot(title: str, series: Mapping[str, Points], x_name: str) -> str:
-    """Lines of text. All values are positive; there are at most as many series as marks."""
+    """The plot as text. All values must be positive, and there must be no more series than marks."""
     xs, ys = ([math.log(point[axis]) for points in series.values() for point in points] for axis in (0, 1))
     grid = [[" "] * WIDTH for _ in range(HEIGHT)]
     for mark, points in zip(MARKS, series.values(), strict=False):

@@ -1,4 +1,4 @@
-"""`draftpool profile`: measure what passes cost here, show it, and keep it for the router."""
+"""`draftpool profile`: measures the cost of passes on this machine, shows it, and stores it for the router."""
 
 from __future__ import annotations
 
@@ -25,14 +25,16 @@ from router.costs import CostCurves, DrafterCosts
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the curves of all targets here too, as JSON")
-    parser.add_argument("--placement", choices=PLACES, help="as if placed so, by the same threads (default: as it is)")
-    parser.add_argument("--repeat", type=whole(1), default=5, help="sweeps that count (default: %(default)s)")
+    parser.add_argument(
+        "--placement", choices=PLACES, help="measure this placement, with the same threads (default: the config's)"
+    )
+    parser.add_argument("--repeat", type=whole(1), default=5, help="measured sweeps (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
     config = as_placed(load_config(args.config), args.placement) if args.placement else load_config(args.config)
     if args.out and not args.out.parent.is_dir():
-        raise ConfigError(f"--out {args.out}: there is no folder {args.out.parent}; make it, or name another")
+        raise ConfigError(f"--out {args.out}: there is no folder {args.out.parent}; create it, or name another")
     errors = Console(stderr=True)
     for warning in check_config(config):
         errors.print(warning, highlight=False, soft_wrap=True)
@@ -44,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     for part in report(curves):
         console.print(part, soft_wrap=isinstance(part, str))
     for path in [*kept, *([args.out] if args.out else [])]:
-        console.print(f"kept in {path}", soft_wrap=True)
+        console.print(f"stored in {path}", soft_wrap=True)
     return 0
 
 
@@ -66,7 +68,7 @@ def verify_table(curves: CostCurves) -> Table:
 
 
 def verify_plot(curves: CostCurves) -> str:
-    """Over all tokens of the batch, for each context."""
+    """A plot over all tokens of the batch, with one series per context."""
     num_rows, tokens, contexts = curves.target.verify.points
     series = {
         f"context {context:.0f}": [
@@ -82,8 +84,8 @@ def target_line(curves: CostCurves) -> str:
     rows, chunk = target.verify.points[0][-1], target.prefill.points[0][-1]
     return (
         f"{curves.name}: bookkeeping {target.overhead.at(1):.2f} ms a round of 1, {target.overhead.at(rows):.2f} of "
-        f"{rows:.0f}; a prompt chunk of {chunk:.0f} {target.prefill.at(chunk):.1f} ms; held-back passes foretold "
-        f"within {100 * target.error:.1f} % (median)"
+        f"{rows:.0f}; a prompt chunk of {chunk:.0f} {target.prefill.at(chunk):.1f} ms; median error of held-back "
+        f"passes {100 * target.error:.1f} %"
     )
 
 
@@ -110,5 +112,5 @@ def drafter_line(drafter: DrafterCosts) -> str:
     rows = drafter.link.points[0][-1]
     return (
         f"pool: link {drafter.link.at(1):.2f} ms there and back for 1 row, {drafter.link.at(rows):.2f} for {rows:.0f}; "
-        f"held-back rounds foretold within {100 * drafter.error:.1f} % (median)"
+        f"median error of held-back rounds {100 * drafter.error:.1f} %"
     )

@@ -1,4 +1,4 @@
-"""`draftpool serve`: the application, on this machine or on a Ray cluster, until Ctrl-C or SIGTERM."""
+"""`draftpool serve`: runs the application on this machine or on a Ray cluster, until Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def started(config: AppConfig, console: Console, address: str | None = None) -> Iterator[str]:
-    """The running application, with a bar while its replicas start."""
+    """Starts the application, with a progress bar, and yields its URL."""
     from deployments.cluster import running
-    from deployments.process import slower_steps
+    from deployments.process import explain_slow_execution
 
-    if address is None and (slower := slower_steps(config)):
+    if address is None and (slower := explain_slow_execution(config)):
         console.print(f"warning: {slower}", highlight=False, soft_wrap=True, markup=False)
     with starting(console) as bar, running(config, address=address, progress=progress_of(bar)) as url:
         bar.stop()
@@ -57,7 +57,7 @@ def started(config: AppConfig, console: Console, address: str | None = None) -> 
 
 
 def starting(console: Console) -> Progress:
-    """A bar of replicas that run."""
+    """A progress bar of running replicas."""
     return Progress(
         SpinnerColumn(),
         TextColumn("starting"),
@@ -86,7 +86,7 @@ def greeting(config: AppConfig, url: str) -> str:
 
 @contextmanager
 def stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM ends the program the way Ctrl-C does, whatever Ray installs for it."""
+    """Makes SIGTERM end the program like Ctrl-C, overriding Ray's handler."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

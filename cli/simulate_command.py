@@ -16,7 +16,8 @@ from cli.acceptance_file import acceptance_of, one_rate, read_acceptance
 from cli.arguments import whole
 from cli.plan_command import choices_of, kept, rates
 from cli.simulate_tables import Capacity, draw, shown
-from deployments.config import AppConfig, GoodputSpeculation, Mirror, PoolConfig, TargetConfig, load_config
+from deployments.config import AppConfig, PoolConfig, TargetConfig, load_config
+from deployments.config_speculation import GoodputSpeculation, Mirror
 from deployments.policies import policy
 from drafters.limits import PoolLimits
 from drafters.manifest import Manifest

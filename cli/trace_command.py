@@ -1,4 +1,4 @@
-"""`draftpool trace`: what the last rounds of a running server took, as a file that Perfetto opens."""
+"""`draftpool trace`: writes the timeline of a running server's last rounds to a file for Perfetto."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from typing import Any
 from rich.console import Console
 
 from cli.arguments import whole
-from deployments.direct import opened
+from deployments.direct import open_url
 from protocol.errors import ConfigError
 
 TIMEOUT_S = 30.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("url", metavar="URL", help="of the server, such as http://127.0.0.1:8000")
-    parser.add_argument("--rounds", type=whole(1, 1024), default=64, help="of each target (default: %(default)s)")
+    parser.add_argument("url", metavar="URL", help="URL of the server, such as http://127.0.0.1:8000")
+    parser.add_argument(
+        "--rounds", type=whole(1, 1024), default=64, help="rounds of each target (default: %(default)s)"
+    )
     parser.add_argument("--out", type=Path, default=Path("trace.json"), help="default: %(default)s")
 
 
 def run(args: argparse.Namespace) -> int:
-    trace = asked(args.url, args.rounds)
+    trace = fetch_trace(args.url, args.rounds)
     num_rounds = sum(event["name"].startswith("round ") for event in trace["traceEvents"])
     if not num_rounds:
         raise ConfigError(f"{args.url} has no rounds to show; ask it for a text first")
@@ -36,11 +38,11 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def asked(url: str, num_rounds: int) -> dict[str, Any]:
-    """Raises ConfigError when no DraftPool server answers there."""
+def fetch_trace(url: str, num_rounds: int) -> dict[str, Any]:
+    """The trace of a server. Raises ConfigError if no DraftPool server answers."""
     try:
-        with opened(f"{url.rstrip('/')}/debug/trace?rounds={num_rounds}", TIMEOUT_S) as reply:
-            found: dict[str, Any] = json.load(reply)
-            return found
+        with open_url(f"{url.rstrip('/')}/debug/trace?rounds={num_rounds}", TIMEOUT_S) as reply:
+            trace: dict[str, Any] = json.load(reply)
+            return trace
     except (OSError, ValueError, http.client.HTTPException) as error:
-        raise ConfigError(f"no server tells its rounds at {url}: {error}; name the URL that serve printed") from None
+        raise ConfigError(f"no DraftPool server answers at {url}: {error}; give the URL that serve printed") from None

@@ -1,4 +1,4 @@
-"""`draftpool train-drafter`: sorted fine-tuning of a nested drafter, from a recipe."""
+"""`draftpool train-drafter`: trains a nested drafter by sorted fine-tuning, as a recipe says."""
 
 from __future__ import annotations
 

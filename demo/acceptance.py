@@ -1,8 +1,8 @@
-"""How often the drafter's pick is the target's own, along the target's own continuations.
+"""Measures how often the drafter's pick equals the target's, along the target's continuations.
 
-Both pick argmax of logits / temperature + noise with the same noise for a position (coupled sampling; argmax at
-temperature 0). The drafter is asked at every position of the text that the target wrote, so the figure is the chance
-that a drafted token is accepted given that all before it were.
+Both pick the argmax of logits / temperature + noise, with the same noise for a position (coupled sampling; argmax at
+temperature 0). The drafter picks at every position of the target's text, so the result is the conditional acceptance
+rate: the probability that a drafted token is accepted if all before it were.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ NGRAM = 8
 
 @dataclass(frozen=True)
 class Continuation:
-    """Rows [row, position] of which the first `prompt` tokens are given; `seeds` [row] of their noise."""
+    """Prompts with their continuations. tokens: [row, position], the first `prompt` given. seeds: [row]."""
 
     tokens: Tensor
     prompt: int
@@ -31,7 +31,7 @@ class Continuation:
 
 
 def pick(logits: Tensor, seeds: Tensor, position: int, temperature: float) -> Tensor:
-    """The token [row] that takes `position`, from logits [row, vocabulary]."""
+    """The token [row] at `position`, picked from logits [row, vocabulary]."""
     if temperature == 0:
         return logits.float().argmax(-1)
     positions = torch.full_like(seeds, position)
@@ -39,7 +39,7 @@ def pick(logits: Tensor, seeds: Tensor, position: int, temperature: float) -> Te
 
 
 def groups(prompts: Sequence[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
-    """(tokens [row, position], seeds [row]): prompts of like length, cut at their front to the same one."""
+    """(tokens [row, position], seeds [row]): prompts of similar length, cut at the front to the same length."""
     order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     for first in range(0, len(order), GROUP):
         chosen = order[first : first + GROUP]
@@ -49,7 +49,7 @@ def groups(prompts: Sequence[list[int]]) -> Iterator[tuple[Tensor, Tensor]]:
 
 @torch.inference_mode()
 def continue_prompts(target: Any, tokens: Tensor, seeds: Tensor, new: int, temperature: float) -> Continuation:
-    """`tokens` [row, position] continued by the target's picks, `new` of them a row."""
+    """`tokens` [row, position] continued by `new` picks of the target per row."""
     prompt, cache, last = tokens.shape[1], roomy_cache(target.config), tokens
     for position in range(prompt, prompt + new):
         logits = target(input_ids=last, past_key_values=cache, use_cache=True, logits_to_keep=1).logits[:, -1]
@@ -60,7 +60,7 @@ def continue_prompts(target: Any, tokens: Tensor, seeds: Tensor, new: int, tempe
 
 @torch.inference_mode()
 def accepted(drafter: Any, exits: Sequence[int], text: Continuation, eos: int | None) -> tuple[Tensor, int]:
-    """(accepted tokens [exit], tokens asked for): all tokens of the continuation up to its first `eos`."""
+    """(accepted tokens [exit], drafted tokens), over all tokens of the continuation up to its first `eos`."""
     own = text.tokens[:, text.prompt :]
     ends = (own == (-1 if eos is None else eos)).long()
     live = ends.cumsum(1) - ends == 0
@@ -74,7 +74,7 @@ def accepted(drafter: Any, exits: Sequence[int], text: Continuation, eos: int | 
 
 
 def repeated(text: Continuation) -> float:
-    """Share of the continuation's positions at which an 8-gram ends that occurred earlier in prompt or text."""
+    """The share of the continuation's positions where an 8-gram ends that occurred earlier in prompt or text."""
     total = again = 0
     for row in text.tokens.tolist():
         grams = [tuple(row[end - NGRAM : end]) for end in range(NGRAM, len(row) + 1)]

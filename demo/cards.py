@@ -1,4 +1,4 @@
-"""Exports with model cards: what a model was trained on, for how long, and how good it is."""
+"""Exports models with cards, which name the training data, the training time and the measured quality."""
 
 import json
 import os

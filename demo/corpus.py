@@ -1,9 +1,8 @@
 """The corpus: the source of one named CPython standard library, split by file.
 
-Which side of the split a file falls on depends only on the hash of its path, so that the split is
-the same on every machine and adding a file never moves another one. The corpus is named by the
-sha256 over (path, content) of all files; that hash stands in every model card, and a different
-Python is refused rather than quietly giving different models.
+The hash of a file's path alone decides its side of the split, so the split is the same on every machine, and adding a
+file never moves another one. The corpus is identified by the sha256 over (path, content) of all files. Every model card
+has this hash, and a different Python is refused, because it would give different models.
 """
 
 import argparse
@@ -98,7 +97,7 @@ def split(files: list[SourceFile]) -> tuple[list[SourceFile], list[SourceFile]]:
 
 
 def main() -> None:
-    """Says what the corpus holds."""
+    """Prints a summary of the corpus."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--root", type=Path, help="a standard library folder (default: running)")
     files = read_corpus(parser.parse_args().root)

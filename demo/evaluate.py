@@ -1,8 +1,8 @@
 """Measures the drafter against both targets, writes results/evaluation.json and the drafter's card.
 
-Two figures per exit and target: greedy agreement on held-out text, and acceptance on the target's own continuations
-of held-out prompts at temperatures 0 and 0.8 (`demo.acceptance`). The share of repeated 8-grams stands beside the
-latter, since the greedy text of a small model loops, and loops are easy to draft.
+Two figures per exit and target: greedy agreement on held-out text, and the acceptance rate on the target's
+continuations of held-out prompts at temperatures 0 and 0.8 (`demo.acceptance`). The latter comes with the share of
+repeated 8-grams, because greedy text of a small model loops, and loops are easy to draft.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def load(folder: Path) -> Any:
 
 @torch.inference_mode()
 def on_held_out(drafter: Any, exits: Sequence[int], targets: dict[str, Any]) -> dict[str, Any]:
-    """Per exit the loss in nats and the agreement of its argmax with each target's, on held-out text."""
+    """For each exit, the loss in nats and the agreement of its argmax with each target's, on held-out text."""
     stream = load_data().held_out
     rows = cut(stream, range(0, len(stream) - SEQUENCE, 4 * SEQUENCE), SEQUENCE)
     losses = torch.zeros(len(exits))
@@ -58,18 +58,18 @@ def on_held_out(drafter: Any, exits: Sequence[int], targets: dict[str, Any]) -> 
 def on_continuations(
     drafter: Any, exits: Sequence[int], target: Any, prompts: Sequence[list[int]], new: int, eos: int | None
 ) -> dict[str, Any]:
-    """Per temperature: acceptance of every exit, tokens counted, and the share of repeated 8-grams."""
+    """For each temperature: acceptance rate by exit, number of tokens, and share of repeated 8-grams."""
     found = {}
     for temperature in TEMPERATURES:
-        counts, asked, shares = torch.zeros(len(exits), dtype=torch.long), 0, []
+        counts, num_drafted, shares = torch.zeros(len(exits), dtype=torch.long), 0, []
         for tokens, seeds in tqdm(list(groups(prompts)), desc=f"continuations at {temperature}"):
             text = continue_prompts(target, tokens, seeds, new, temperature)
             hits, number = accepted(drafter, exits, text, eos)
-            counts, asked = counts + hits, asked + number
+            counts, num_drafted = counts + hits, num_drafted + number
             shares.append(repeated(text) * len(tokens))
         found[str(temperature)] = {
-            "accepted": by_exit(exits, counts / asked),
-            "tokens": asked,
+            "accepted": by_exit(exits, counts / num_drafted),
+            "tokens": num_drafted,
             "repeated_8grams": round(sum(shares) / len(prompts), 4),
         }
     return found

@@ -1,8 +1,7 @@
-"""The whole recipe in one command: tokenizer, large, small, drafter, evaluation.
+"""Runs the whole recipe: tokenizer, large, small, drafter, evaluation.
 
-Finished stages are skipped and an interrupted one goes on at its last checkpoint, so the command can simply be run
-again. Each stage is a process of its own with one thread per kernel; training runs its parts on as many threads as
-it has workers.
+Finished stages are skipped, and an interrupted stage resumes at its last checkpoint, so the command can be run again.
+Each stage is a separate process with one thread per kernel; training uses as many threads as it has workers.
 """
 
 import argparse
@@ -25,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 def stages() -> list[tuple[Path, list[str]]]:
-    """(file that is there when the stage is finished, arguments of the Python process that makes it)."""
+    """(file that exists when the stage is finished, arguments of the Python process that makes it)."""
     return [
         (MODELS / "large" / "README.md", ["-m", "demo.train_targets", "large"]),
         (MODELS / "small" / "README.md", ["-m", "demo.train_targets", "small"]),
@@ -41,7 +40,7 @@ def write_training_text(path: Path) -> None:
 
 
 def main() -> None:
-    """Makes what is missing of the demo family."""
+    """Makes the missing parts of the demo family."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     argparse.ArgumentParser(description=main.__doc__).parse_args()
     finished = [path.exists() for path, _ in stages()]

@@ -1,8 +1,7 @@
-"""Cuts the committed prompts out of the held-out files: the beginnings of functions and classes.
+"""Cuts prompts out of the held-out files: the beginnings of functions and classes.
 
-A prompt is the source of one definition up to some line inside its body, so that what follows is
-code that the model has to write. The prompts are committed, so that no test depends on the running
-Python; run this again only when the corpus changes.
+A prompt is the source of one definition up to some line inside its body, so the model has to write code. The prompts
+are committed, so that no test depends on the running Python. Run this again only when the corpus changes.
 """
 
 import argparse
@@ -24,7 +23,7 @@ COUNT, LONG_COUNT = 192, 80
 
 
 def definitions(source: str) -> Iterator[tuple[str, str]]:
-    """(name, source, indented as it stands) of every function and class, in order."""
+    """(name, source with its indentation) of every function and class, in order."""
     lines = source.splitlines(keepends=True)
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
@@ -32,7 +31,7 @@ def definitions(source: str) -> Iterator[tuple[str, str]]:
 
 
 def cut_prompt(text: str, tokenizer: Tokenizer, wanted: int) -> str | None:
-    """The first lines of `text`, about `wanted` tokens of it; None if something must not follow."""
+    """The first lines of `text`, about `wanted` tokens; None if it cannot be cut there."""
     encoding = tokenizer.encode(text)
     if len(encoding.ids) < wanted + 32:
         return None

@@ -1,6 +1,6 @@
-"""What every stage of the recipe starts from: the tokenizer and the two token streams.
+"""Prepares the tokenizer and the two token streams, the input of every stage of the recipe.
 
-Both are made once from the corpus and kept in `demo/.work`, next to a record of the corpus hash.
+Both are made once from the corpus and stored in `demo/.work`, with the hash of the corpus.
 """
 
 import json
@@ -21,7 +21,7 @@ TOKENIZER = WORK / "tokenizer"
 
 @dataclass(frozen=True)
 class Data:
-    """The two streams of tokens and the hash of the corpus that they were made from."""
+    """The two token streams, and the hash of the corpus that they were made from."""
 
     training: Tokens
     held_out: Tokens
@@ -29,7 +29,7 @@ class Data:
 
 
 def load_data(work: Path = WORK) -> Data:
-    """The streams from `work`, made there first if they are missing."""
+    """The streams in `work`; makes them if they are missing."""
     record = work / "corpus.json"
     if not record.exists():
         prepare(work)

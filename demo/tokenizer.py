@@ -1,8 +1,7 @@
-"""Byte-level BPE of 4096 entries in which Python's indentation is cheap.
+"""A byte-level BPE with 4096 entries that encodes Python's indentation in few tokens.
 
-The pre-tokenizer keeps a line break together with the indentation that follows it, so that
-"\\n        " is one token; bytes as the base alphabet make every text round-trip. No <bos> is added
-on encoding: prompts are encoded as given. In training each document is <bos> text <eos>.
+The pre-tokenizer keeps a line break with the indentation after it, so that "\\n        " is one token. The base
+alphabet is bytes, so every text round-trips. Encoding adds no <bos>. In training, each document is <bos> text <eos>.
 """
 
 import json
@@ -60,7 +59,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
 
 
 def _settle(folder: Path) -> None:
-    """Moves the chat template into tokenizer_config.json and names the class as every release knows it."""
+    """Moves the chat template into tokenizer_config.json, and sets a class name that every release knows."""
     config = folder / "tokenizer_config.json"
     values = json.loads(config.read_text())
     values["chat_template"] = CHAT_TEMPLATE

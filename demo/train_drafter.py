@@ -8,7 +8,7 @@ from drafters.training.loop import train
 
 
 def main() -> None:
-    """Trains it, or goes on training it."""
+    """Trains the drafter, or resumes its training."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     train(load_config(ROOT / "drafter.yaml"))
 

@@ -1,8 +1,7 @@
-"""Trains a target of the demo family: a small Llama on the corpus, half depth trained lightly too.
+"""Trains a target of the demo family: a small Llama with a lightly trained exit at half depth.
 
-Besides the last layer's next-token loss, the hidden state at half depth goes through the same final
-norm and LM head with a weight of 0.1, so that an early exit of a target means something (mirror
-pipelining uses it as its signal).
+The loss is the last layer's next-token loss plus 0.1 times that of the hidden state at half depth, which goes through
+the same final norm and LM head. Without it, early exits of the target would be useless (drafting ahead uses them).
 """
 
 import argparse
@@ -34,8 +33,8 @@ MATRIX_LR, OTHER_LR, WEIGHT_DECAY = 0.02, 0.003, 0.05
 
 
 @dataclass(frozen=True)
-class TargetConfig:
-    """One entry of targets.yaml: the shape of a target and how long it is trained."""
+class TrainedTarget:
+    """One entry of targets.yaml: the shape of a target and its number of training steps."""
 
     hidden_size: int
     intermediate_size: int
@@ -49,16 +48,16 @@ class TargetConfig:
         return self.num_hidden_layers // 2, self.num_hidden_layers
 
 
-def read_config(name: str) -> TargetConfig:
+def read_config(name: str) -> TrainedTarget:
     """The entry `name` of targets.yaml."""
     entries = yaml.safe_load((Path(__file__).parent / "targets.yaml").read_text())
     if name not in entries:
         raise ValueError(f"unknown target {name!r}: targets.yaml has {', '.join(entries)}")
-    return TargetConfig(**entries[name])
+    return TrainedTarget(**entries[name])
 
 
-def build_target(config: TargetConfig) -> Any:
-    """A fresh model whose layers start as the identity (output projections zero)."""
+def build_target(config: TrainedTarget) -> Any:
+    """A new model whose layers start as the identity (output projections are zero)."""
     torch.manual_seed(config.seed)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -89,7 +88,7 @@ def next_token_loss(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 def held_out_figures(model: Any, data: Data, exits: tuple[int, int]) -> dict[str, float]:
-    """Held-out loss of both exits, and how often the half-depth pick is the last layer's."""
+    """Held-out loss of both exits, and the share of half-depth picks that equal the last layer's."""
     model.eval()
     rows = cut(data.held_out, range(0, len(data.held_out) - SEQUENCE, 4 * SEQUENCE), SEQUENCE)
     losses, half_losses, agreements = [], [], []
@@ -107,7 +106,7 @@ def held_out_figures(model: Any, data: Data, exits: tuple[int, int]) -> dict[str
 
 
 def train_target(name: str) -> tuple[Any, FitState]:
-    """Trains target `name` to its end and returns it, resuming what was begun."""
+    """Trains target `name` and returns it; resumes an interrupted training."""
     config, data = read_config(name), load_data()
     model = build_target(config).to(pick_device())
     model.set_attn_implementation("eager")

@@ -1,14 +1,14 @@
-"""The whole Ray Serve graph on one screen.
+"""Builds the Ray Serve application.
 
     ingress --handle--> one deployment per target --broadcast, to find it--> the draft pool
        ^                                          ==gRPC stream, to draft==>      ^
        |<==========gRPC stream, of tokens==========                               |
        '---------------------broadcast, for its statistics------------------------'
 
-With placement: colocated there is no pool: every target replica has a drafter of its own.
+With placement: colocated there is no pool deployment; every target replica has its own drafter.
 
-Serve fills `config` from the `args` of its own config file too (import_path deployments.app:build),
-and for that it reads the annotation itself: no postponed ones in this module.
+Serve can also fill `config` from the `args` of its config file (import_path deployments.app:build). It reads the
+annotation at run time, so this module must not postpone annotations.
 """
 
 from typing import Any
@@ -16,18 +16,20 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from deployments.config import AppConfig, GoodputSpeculation, IngressConfig, Placement, TargetConfig
+from deployments.config import AppConfig, IngressConfig, TargetConfig
+from deployments.config_replica import Placement
+from deployments.config_speculation import GoodputSpeculation
 from deployments.ingress import Ingress
 from deployments.placement import pool_of
 from deployments.pool import DraftPoolReplica
 from deployments.target import TargetReplica
-from model.files import pinned
+from model.files import pin_revision
 
 APP_NAME = "draftpool"
 POOL_NAME = "draft-pool"
-# Ray leaves every GPU visible to an actor that asked for none. Arenas of many threads keep what requests gave back.
+# Ray shows every GPU to an actor that requests none. With many malloc arenas, freed memory stays in the process.
 INGRESS_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "MALLOC_ARENA_MAX": "2"}
-INGRESS_MARGIN = 64  # requests that one ingress may hold beyond what its targets hold, to answer them with 429
+INGRESS_MARGIN = 64  # requests that an ingress accepts beyond its targets' limits, to answer them with 429
 
 
 def build(config: AppConfig) -> Application:
@@ -42,7 +44,7 @@ def build(config: AppConfig) -> Application:
         for target in config.targets
     }
     tokenizers = {target.name: target.path for target in config.targets}
-    ingress: Any = Ingress  # a deployment already, which its decorator does not tell
+    ingress: Any = Ingress  # already a deployment; its decorator has no types
     app: Application = ingress.options(**ingress_options(config)).bind(
         targets, tokenizers, config.ingress, pool, config.http
     )
@@ -50,16 +52,16 @@ def build(config: AppConfig) -> Application:
 
 
 def pinned_config(config: AppConfig) -> AppConfig:
-    """Hub ids stand for one commit in all replicas, and whenever one is replaced."""
-    targets = tuple(target.model_copy(update={"path": pinned(target.path)}) for target in config.targets)
-    pool = config.pool and config.pool.model_copy(update={"path": pinned(config.pool.path)})
+    """The config with hub ids pinned to commits, so that all replicas load the same one, also when replaced."""
+    targets = tuple(target.model_copy(update={"path": pin_revision(target.path)}) for target in config.targets)
+    pool = config.pool and config.pool.model_copy(update={"path": pin_revision(config.pool.path)})
     return config.model_copy(update={"targets": targets, "pool": pool})
 
 
 def deployment(replica: type, options: dict[str, Any]) -> Any:
-    """Replicas are plain classes; only here do they become deployments."""
-    made: Any = serve.deployment(replica)
-    return made.options(**options)
+    """A deployment of a plain replica class."""
+    untyped: Any = serve.deployment(replica)
+    return untyped.options(**options)
 
 
 def pool_options(config: AppConfig) -> dict[str, Any]:
@@ -75,7 +77,7 @@ def pool_options(config: AppConfig) -> dict[str, Any]:
 
 
 def target_options(target: TargetConfig) -> dict[str, Any]:
-    """The engine refuses what exceeds its queue, so Serve must let more through than the engine takes."""
+    """Serve options of a target. The engine refuses what exceeds its queue, so Serve's limits are larger."""
     held = target.max_batch + target.max_queue
     return {
         "name": target_deployment(target.name),

@@ -1,11 +1,12 @@
-"""How much of a cluster an application takes."""
+"""The resources that an application needs from a cluster."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 
-from deployments.config import AppConfig, Placement, Replicas
+from deployments.config import AppConfig
+from deployments.config_replica import Placement, Replicas
 
 
 def num_replicas(config: AppConfig) -> int:
@@ -18,7 +19,7 @@ def cpus_needed(config: AppConfig) -> float:
 
 
 def resources_needed(config: AppConfig) -> dict[str, float]:
-    """Custom resources mean nothing on one machine: there is enough of each."""
+    """Custom resources by name. A local cluster is started with exactly these."""
     needed: Counter[str] = Counter()
     parts: list[Replicas] = [*placements(config), config.ingress]
     for part in parts:
@@ -28,5 +29,5 @@ def resources_needed(config: AppConfig) -> dict[str, float]:
 
 
 def placements(config: AppConfig) -> list[Placement]:
-    """Of what runs models: a colocated drafter takes what its target has."""
+    """The placements of all models. A colocated drafter has none; it uses its target's."""
     return [*config.targets, *([config.pool] if config.pool and config.placement == "separate" else [])]

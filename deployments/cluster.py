@@ -1,4 +1,4 @@
-"""The application on a Ray cluster, from its proxies to its first answer, and its end."""
+"""Starts the application on a Ray cluster, waits until it answers, and stops it."""
 
 from __future__ import annotations
 
@@ -16,44 +16,44 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 from deployments.app import APP_NAME, build
 from deployments.capacity import num_replicas
 from deployments.config import AppConfig, GrpcConfig, HttpConfig
-from deployments.direct import opened
+from deployments.direct import open_url
 from deployments.session import attached_ray, local_ray, uninterrupted
 from protocol.errors import ConfigError, NotReady
 
 POLL_S = 0.2
-HEALTHY_LIMIT_S = 60.0  # between the last replica's start and the first 200
+HEALTHY_LIMIT_S = 60.0  # from the start of the last replica to the first 200
 FAILED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
 SERVICER = "protocol.pb.inference_pb2_grpc.add_InferenceServicer_to_server"
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]  # (replicas that run, replicas in all)
+Progress = Callable[[int, int], None]  # (running replicas, all replicas)
 
 
-def silent(running: int, total: int) -> None:
-    """No progress display."""
+def no_progress(running: int, total: int) -> None:
+    """Shows no progress."""
 
 
 @contextmanager
-def running(config: AppConfig, *, address: str | None = None, progress: Progress = silent) -> Iterator[str]:
-    """Starts the application and yields its URL once every model answers; stops it at the end.
+def running(config: AppConfig, *, address: str | None = None, progress: Progress = no_progress) -> Iterator[str]:
+    """Starts the application, yields its URL once every model answers, and stops it at the end.
 
-    address: of a Ray cluster; without one, a local cluster is started, and stopped too.
-    Raises ConfigError when the port is taken or the cluster has the application already, NotReady when it cannot start.
+    address: of a Ray cluster; None: starts a local cluster and stops it at the end. Raises ConfigError if the port is
+    in use or the cluster already runs the application, NotReady if the application cannot start.
     """
     if address is None:
-        check_port(config.http)  # on a cluster it is Serve itself that may hold it
+        check_port(config.http)  # on a cluster, Serve itself may hold the port
     with local_ray(config) if address is None else attached_ray(address):
         check_absent()
-        with answering(config, progress, delete=address is not None) as url:
+        with serving(config, progress, delete=address is not None) as url:
             yield url
 
 
 @contextmanager
-def answering(config: AppConfig, progress: Progress = silent, *, delete: bool) -> Iterator[str]:
-    """Deploys on the Ray that this process is part of, and yields the URL once every model answers.
+def serving(config: AppConfig, progress: Progress = no_progress, *, delete: bool) -> Iterator[str]:
+    """Deploys on the Ray cluster that this process is connected to, and yields the URL once every model answers.
 
-    delete: the application at the end, where Ray goes on.
+    delete: whether to delete the application at the end, for a cluster that keeps running.
     """
     start_proxies(config)
     with deployed(config, delete=delete):
@@ -67,7 +67,7 @@ def start_proxies(config: AppConfig) -> None:
     options = config.http
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(
-        http_options=HTTPOptions(host=options.host, port=options.port),  # the ingress keeps the time limit
+        http_options=HTTPOptions(host=options.host, port=options.port),  # the ingress enforces the time limit
         grpc_options=grpc_options(config.grpc) if config.grpc else None,
     )
 
@@ -77,17 +77,17 @@ def grpc_options(grpc: GrpcConfig) -> gRPCOptions:
 
 
 def check_absent() -> None:
-    """Two of the name would replace each other; which of them should run is for the operator to say."""
+    """Raises ConfigError if the application is already on the cluster, because deploying would replace it."""
     if app := serve.status().applications.get(APP_NAME):
         raise ConfigError(
-            f"an application {APP_NAME} is on this cluster already ({app.status.value}); stop it first where it was "
-            "started, or bring it up to date with `serve deploy`"
+            f"an application {APP_NAME} is on this cluster already ({app.status.value}); stop it where it was "
+            "started, or update it with `serve deploy`"
         )
 
 
 @contextmanager
 def deployed(config: AppConfig, *, delete: bool) -> Iterator[None]:
-    """Only what was deployed here is deleted at the end, and trouble with that does not hide what went before."""
+    """Deploys the application; deletes it at the end if asked to. Errors of deleting do not hide earlier ones."""
     deploy(config)
     try:
         yield
@@ -124,7 +124,7 @@ def wait_until_running(config: AppConfig, progress: Progress) -> None:
 
 
 def application() -> ApplicationStatusOverview:
-    """Raises NotReady when it has failed, or is no longer there."""
+    """The status of the application. Raises NotReady if it has failed or was deleted."""
     app = serve.status().applications.get(APP_NAME)
     if app is None:
         raise NotReady("the application did not start: somebody deleted it")
@@ -142,21 +142,21 @@ def reason(messages: list[str]) -> str:
 
 
 def wait_until_healthy(url: str, limit_s: float = HEALTHY_LIMIT_S) -> None:
-    """Raises NotReady when a replica fails after all, or when there is no answer in time."""
+    """Raises NotReady if a replica fails, or if the URL does not answer in time."""
     end = time.monotonic() + limit_s
     while not answers(url):
         application()
         if time.monotonic() > end:
             raise NotReady(
-                f"every replica runs, but {url}/ready does not answer after {limit_s:.0f} s; a Serve that ran before "
-                "keeps its own host and port, so set http.host and http.port to them"
+                f"every replica runs, but {url}/ready does not answer after {limit_s:.0f} s; if Serve was already "
+                "running, it keeps its host and port, so set http.host and http.port to them"
             )
         time.sleep(POLL_S)
 
 
 def answers(url: str) -> bool:
     try:
-        with opened(f"{url}/ready", timeout_s=10):
+        with open_url(f"{url}/ready", timeout_s=10):
             return True
     except (OSError, http.client.HTTPException):  # URLError and timeouts are OSErrors
         return False

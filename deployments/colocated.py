@@ -1,6 +1,6 @@
-"""A target replica's own drafter, in its process and on its threads: what placement: colocated puts there.
+"""The drafter inside a target replica's process, for placement: colocated.
 
-The engine's thread drafts and verifies in turn, so each has all threads, and drafts come over no link.
+The engine's thread drafts and verifies in turn. Each uses all threads, and drafts cross no network.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from deployments.config import PoolConfig, TargetConfig
 from deployments.local import check_vocabulary
 from deployments.placement import without_link
 from deployments.pool import load_drafter, pool_limits
-from deployments.profiling import own_drafter_costs
+from deployments.profiling import startup_drafter_costs
 from drafters.client import LocalDraftClient
 from drafters.manifest import vocabulary_hash
 from drafters.worker import DraftWorker
@@ -21,8 +21,8 @@ from model.files import resolve
 
 
 @dataclass(frozen=True, slots=True)
-class OwnDrafter:
-    """member: what a draft replica would say of itself."""
+class ColocatedDrafter:
+    """A colocated drafter. member: the description that a draft replica would give of itself."""
 
     member: PoolMember
     client: LocalDraftClient
@@ -30,24 +30,25 @@ class OwnDrafter:
 
 def open_drafter(
     config: TargetConfig, pool: PoolConfig, incarnation: str, deadline_s: float, *, measured: bool
-) -> OwnDrafter:
-    """pool: as it drafts for this target (deployments/placement.py). measured: whether a policy asks what drafts cost.
+) -> ColocatedDrafter:
+    """Loads the drafter.
 
-    Raises ConfigError for a drafter of another vocabulary.
+    pool: the pool's config as placed for this target (deployments/placement.py). measured: whether a policy needs the
+    cost of drafts. Raises ConfigError if target and drafter have different vocabularies.
     """
     check_vocabulary(resolve(config.path), resolve(pool.path))
     drafter = load_drafter(pool)
-    costs = without_link(own_drafter_costs(drafter, pool)) if measured else None
+    costs = without_link(startup_drafter_costs(drafter, pool)) if measured else None
     worker = DraftWorker(drafter, pool_limits(pool), time.monotonic)
-    told = worker.describe()
+    info = worker.describe()
     member = PoolMember(
         address="",
         incarnation=incarnation,
-        exits=told.exits,
+        exits=info.exits,
         vocabulary_hash=vocabulary_hash(resolve(pool.path)),
-        max_positions=told.max_positions,
+        max_positions=info.max_positions,
         num_streams=0,
         stats=worker.stats(),
         costs=costs,
     )
-    return OwnDrafter(member, LocalDraftClient(worker, incarnation, deadline_s))
+    return ColocatedDrafter(member, LocalDraftClient(worker, incarnation, deadline_s))

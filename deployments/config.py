@@ -1,239 +1,36 @@
-"""The typed YAML config: everything that an operator may set, and nothing else.
+"""The typed YAML config. Unknown keys are refused.
 
-Unknown keys are refused. A model path that is relative belongs to the folder of its config file; one that is
-neither a directory there nor begins with ".", "/" or "~" is a Hugging Face hub id.
+A relative model path is resolved against the folder of the config file. A path that is not a directory there and does
+not begin with ".", "/" or "~" is a Hugging Face hub id.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from deployments.config_errors import explain
+from deployments.config_replica import Listener, Placement, Replicas, Weights
+from deployments.config_section import Count, Port, Seconds, Section
+from deployments.config_speculation import Speculation
 from protocol.errors import ConfigError
-from protocol.limits import MAX_FAN_OUT, MAX_LENGTH
-from protocol.plan import Mode
 
-Count = Annotated[int, Field(ge=1)]
-Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(gt=0)]
-CONFIGS = Path(__file__).parent / "configs"  # that ship with the project
-POOL_PLACE = ("num_replicas", "threads", "cores", "num_gpus")  # of a pool that has a place of its own
-Length = Annotated[int, Field(ge=1, le=MAX_LENGTH)]
+CONFIGS = Path(__file__).parent / "configs"  # configs that ship with the project
+POOL_PLACE = ("num_replicas", "threads", "cores", "num_gpus")  # keys that only a separate pool has
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 
 
-def _ascending(exits: tuple[int, ...]) -> tuple[int, ...]:
-    if list(exits) != sorted(set(exits)):
-        raise ValueError(f"exits {list(exits)} must ascend")
-    return exits
-
-
-Exits = Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(_ascending)]
-Thresholds = tuple[Annotated[float, Field(ge=0, le=1)], ...]
-
-
-class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Replicas(Section):
-    """resources: custom Ray resources that each replica takes."""
-
-    num_replicas: Count = 1
-    resources: dict[str, float] = {}
-
-
-class Placement(Replicas):
-    """What one replica gets. cores: the CPUs that it is bound to, where there is one replica only."""
-
-    threads: Count = 1
-    cores: tuple[int, ...] | None = None
-    num_gpus: Annotated[float, Field(ge=0)] = 0
-
-    @field_validator("num_gpus")
-    @classmethod
-    def _one_gpu(cls, value: float) -> float:
-        if value > 1:
-            raise ValueError(f"a replica runs on one GPU, and {value:g} would take more; set 1, and raise num_replicas")
-        return value
-
-    @model_validator(mode="after")
-    def _cores_of_one_replica(self) -> Self:
-        if self.cores is not None and self.num_replicas > 1:
-            raise ValueError(
-                f"cores {list(self.cores)} would bind all of num_replicas {self.num_replicas} to the same CPUs, and "
-                "ranks of replicas change when one is replaced; leave cores out"
-            )
-        return self
-
-
-class Weights(Section):
-    """A checkpoint, the memory for its KV, and who runs it: native kernels, plain torch (eager), or what can be had."""
-
-    path: str
-    dtype: Literal["fp32", "bf16"] = "bf16"
-    execution: Literal["auto", "native", "eager"] = "auto"
-    page_size: Count = 256
-    kv_mb: Count = 512
-
-
-class Listener(Section):
-    """host: where replicas listen for each other, "node" for the address of their node; ports: 0 or a range."""
-
-    host: str = "127.0.0.1"
-    ports: tuple[Port, Port] = (0, 0)
-
-    @field_validator("ports")
-    @classmethod
-    def _ascending(cls, value: tuple[int, int]) -> tuple[int, int]:
-        if value[0] > value[1] or (value[0] == 0) != (value[1] == 0):
-            raise ValueError(f"{list(value)} is no range of ports; give [first, last], or [0, 0] for any free one")
-        return value
-
-
-class Mirror(Section):
-    """Drafting ahead: while a window is verified, the pool drafts the windows behind its likely outcomes.
-
-    modes: how a round may get its proposals. fan_out: branches of a sequence at most. exit_layer: with
-    ahead_early_exit, after how many of its layers the target says what it would pick so far (null: half of them).
-    """
-
-    fan_out: Annotated[int, Field(ge=1, le=MAX_FAN_OUT)] = 8
-    exit_layer: Annotated[int, Field(ge=0)] | None = None
-    modes: Annotated[tuple[Mode, ...], Field(min_length=1)] = (Mode.SERIAL, Mode.AHEAD)
-
-    @field_validator("modes")
-    @classmethod
-    def _once_each(cls, value: tuple[Mode, ...]) -> tuple[Mode, ...]:
-        if twice := next((mode for mode in value if value.count(mode) > 1), None):
-            raise ValueError(f"{twice} is named twice; name each mode once")
-        return value
-
-
-class Drafted(Section):
-    """What speculation takes whatever its policy. mirror null or off: draft and verify in turn.
-
-    request_length: the longest draft that a request may ask for itself; null: the policy's own longest.
-    """
-
-    deadline_ms: Annotated[float, Field(gt=0)] = 50.0
-    request_length: Length | None = None
-    mirror: Mirror | None = None
-
-    @field_validator("mirror", mode="before")
-    @classmethod
-    def _on_or_off(cls, value: object) -> object:
-        if value in (False, "off"):
-            return None
-        return {} if value is True or value == "on" else value
-
-
-class Ladder(Drafted):
-    """depth: an exit of the drafter, or "cascade" through `exits` with one threshold before each next one."""
-
-    depth: int | Literal["cascade"]
-    exits: Exits = (2, 4, 6)
-    thresholds: Thresholds | None = None  # null: 0.5 each
-
-    @field_validator("depth", mode="before")
-    @classmethod
-    def _known_depth(cls, value: object) -> object:
-        if value == "cascade" or (isinstance(value, int) and value >= 1):
-            return value
-        raise ValueError(f"{value!r} is no depth; give an exit of the drafter, counted in layers, or cascade")
-
-    @model_validator(mode="after")
-    def _one_threshold_between_exits(self) -> Self:
-        if self.depth == "cascade":
-            check_thresholds(self.exits, self.thresholds)
-        return self
-
-
-class FixedSpeculation(Ladder):
-    """One depth and one length."""
-
-    policy: Literal["fixed"]
-    length: Length = 4
-
-
-class TableSpeculation(Ladder):
-    """One depth; table: batch size to length, the last entry that is no larger than the batch counting."""
-
-    policy: Literal["table"]
-    table: Annotated[dict[Count, Annotated[int, Field(ge=0, le=MAX_LENGTH)]], Field(min_length=1)]
-
-    @field_validator("table")
-    @classmethod
-    def _batches_ascend(cls, value: dict[int, int]) -> dict[int, int]:
-        if list(value) != sorted(value):
-            raise ValueError(f"batch sizes {list(value)} must ascend")
-        return value
-
-
-class GoodputSpeculation(Drafted):
-    """Depth and lengths as measured costs and learned acceptance have it, off included.
-
-    exits: the depths to choose from (null: all of the drafter). cascade: whether to choose from the cascade through
-    them too. length: of the longest draft. probe_share: of the time, to learn of depths that are not in use.
-    hysteresis: the gain that another depth, or off, must promise.
-    """
-
-    policy: Literal["goodput"] = "goodput"
-    exits: Exits | None = None
-    cascade: bool = False
-    thresholds: Thresholds | None = None  # null: 0.5 each
-    length: Length = 12
-    probe_share: Annotated[float, Field(ge=0, le=0.5)] = 0.01
-    hysteresis: Annotated[float, Field(ge=0, le=1)] = 0.02
-
-    @model_validator(mode="after")
-    def _one_threshold_between_exits(self) -> Self:
-        if self.exits is not None:
-            check_thresholds(self.exits, self.thresholds)
-        return self
-
-
-def check_thresholds(exits: tuple[int, ...], thresholds: tuple[float, ...] | None) -> None:
-    """Raises ValueError unless there is one threshold before each next exit."""
-    if thresholds is not None and len(thresholds) != len(exits) - 1:
-        raise ValueError(f"{len(exits)} exits take {len(exits) - 1} thresholds, {len(thresholds)} were given")
-
-
-def _policy_of(section: object) -> str | None:
-    if isinstance(section, Mapping):
-        return str(section.get("policy", "goodput"))
-    return getattr(section, "policy", None)
-
-
-Speculation = Annotated[
-    Annotated[GoodputSpeculation, Tag("goodput")]
-    | Annotated[FixedSpeculation, Tag("fixed")]
-    | Annotated[TableSpeculation, Tag("table")],
-    Discriminator(_policy_of),
-]
-
-
 class TargetConfig(Placement, Weights):
-    """One target. speculation null or off: plain decoding.
+    """One target.
 
-    deterministic: true refuses to start unless a row's result depends on that row alone, bit for bit; null takes
-    that wherever it can be had, which is with native kernels.
+    deterministic: true refuses to start unless the result of a row is independent of the other rows, bit for bit; null
+    accepts either. Native kernels are deterministic. max_batch: sequences decoded at once. max_queue: requests that may
+    wait. max_model_len: tokens; null: what the checkpoint allows. prefill_chunk: prompt tokens per pass. speculation:
+    null or off: plain decoding.
     """
 
     name: Name
@@ -251,10 +48,11 @@ class TargetConfig(Placement, Weights):
 
 
 class PoolConfig(Listener, Placement, Weights):
-    """The draft pool. Targets stream to its replicas.
+    """The draft pool.
 
-    page_size: positions; a branch takes a page of its own for a few tokens. rows_per_target: sequences that one target
-    replica may have there, at most; null: as many as there are rows.
+    page_size: positions per page; small, because each branch takes a page for a few tokens. max_rows: sequences per
+    replica. rows_per_target: sequences that one target replica may hold; null: max_rows. prefill_chunk: context tokens
+    per pass. sequence_ttl_s: seconds after which an idle sequence is dropped.
     """
 
     page_size: Count = 16
@@ -265,8 +63,10 @@ class PoolConfig(Listener, Placement, Weights):
 
 
 class HttpConfig(Section):
-    """request_timeout_s: what a completion may take, null for any time. cors_origins: the sites whose pages may call,
-    such as https://chat.example.org, or "*" for all.
+    """The HTTP API.
+
+    request_timeout_s: upper limit for a completion; null: none. cors_origins: sites whose pages may call the API, such
+    as https://chat.example.org; "*" for all.
     """
 
     host: str = "127.0.0.1"
@@ -276,15 +76,17 @@ class HttpConfig(Section):
 
 
 class GrpcConfig(Section):
-    """Ray Serve's gRPC proxy listens on every interface and without TLS; leave the section out to turn it off."""
+    """The gRPC API. Ray Serve's proxy listens on every interface, without TLS. Without this section it is off."""
 
     port: Port = 9000
     request_timeout_s: Seconds | None = None
 
 
 class IngressConfig(Listener, Replicas):
-    """Targets stream tokens to its replicas. join_ms: how long tokens of a stream may wait for more, under load.
-    silence_s: after which a request is given up whose replica does not say that it has it.
+    """The ingress. Targets stream tokens to its replicas.
+
+    join_ms: how long tokens of a stream may wait for more, under load. silence_s: seconds after which a request fails
+    if no replica confirms that it has it.
     """
 
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
@@ -293,8 +95,10 @@ class IngressConfig(Listener, Replicas):
 
 
 class AppConfig(Section):
-    """placement: separate, where the pool has threads and devices of its own; or colocated, where every target replica
-    has the pool's drafter in its own process, and both have all of its threads in turn.
+    """The whole application.
+
+    placement: separate: the pool has its own threads and devices; colocated: every target replica runs the drafter in
+    its own process, and target and drafter use all of its threads in turn.
     """
 
     placement: Literal["separate", "colocated"] = "separate"
@@ -320,12 +124,12 @@ class AppConfig(Section):
         ahead = [target.name for target in self.targets if target.speculation and target.speculation.mirror]
         if ahead:
             raise ValueError(
-                f"mirror of target {ahead[0]} drafts while the target verifies, and placement: colocated lets one work "
-                "at a time; set mirror: off, or placement: separate"
+                f"mirror of target {ahead[0]} drafts while the target verifies, but with placement: colocated they run "
+                "in turn; set mirror: off, or placement: separate"
             )
         if self.pool and (given := [key for key in POOL_PLACE if getattr(self.pool, key) != _default(key)]):
             raise ValueError(
-                f"pool.{given[0]} says nothing with placement: colocated, where drafts take a target's threads and "
+                f"pool.{given[0]} has no effect with placement: colocated, where drafts use the target's threads and "
                 "device; leave it out"
             )
 
@@ -335,7 +139,7 @@ def _default(key: str) -> object:
 
 
 def load_config(path: Path) -> AppConfig:
-    """Raises ConfigError naming file, key, value and remedy."""
+    """Reads and checks a config file. Raises ConfigError that names file, key, value and remedy."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What pydantic found wrong with a config, in words that name the key, the value and the remedy."""
+"""Turns pydantic's errors about a config into messages that name the key, the value and the remedy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ Section = type[BaseModel]
 
 @dataclass
 class _Place:
-    """Where a problem lies. keys: as in the file. section: what the last key is in; twins: its other policies."""
+    """The place of an error.
+
+    keys: the path in the file. section: the section that the last key belongs to. twins: sections of other policies.
+    """
 
     keys: list[Key] = field(default_factory=list)
     section: Section | None = None
@@ -28,7 +31,7 @@ class _Place:
 
 
 def explain(error: ValidationError, model: Section) -> str:
-    """One clause per problem. A collection that is short only because its items are wrong is not mentioned."""
+    """One clause per error. Skips "too short" errors of collections whose items have errors themselves."""
     problems = error.errors()
     return "; ".join(
         _describe(problem, model)
@@ -52,14 +55,14 @@ def _describe(problem: ErrorDetails, model: Section) -> str:
             return f"{where}: {problem['ctx']['error']}"
         case "union_tag_invalid":
             known, given = problem["ctx"]["expected_tags"].replace("'", ""), problem["input"]["policy"]
-            return f"{where}.policy: {given!r} is no policy; choose one of {known}, or speculation: off"
+            return f"{where}.policy: {given!r} is not a policy; choose one of {known}, or speculation: off"
         case "model_type" | "union_tag_not_found":
             return f"{where}: a mapping of keys is needed, got {problem['input']!r}"
     return f"{where}: {problem['msg']}, got {problem['input']!r}"
 
 
 def _place(keys: Sequence[Key], model: Section) -> _Place:
-    """A section that comes in several policies adds the policy's name to pydantic's keys; in the file it is none."""
+    """The place for pydantic's keys, without the policy names that pydantic adds for a union of sections."""
     place, sections = _Place(), [model]
     for key in keys:
         chosen = [section for section in sections if len(sections) > 1 and _policy(section) == key]
@@ -67,7 +70,7 @@ def _place(keys: Sequence[Key], model: Section) -> _Place:
             place.twins = [section for section in sections if section not in chosen]
             sections = chosen
             continue
-        if key == "[key]":  # of a mapping; the key before it is the culprit
+        if key == "[key]":  # pydantic's marker for a wrong key of a mapping; the key before it names it
             continue
         place.keys.append(key)
         if isinstance(key, str):
@@ -82,8 +85,8 @@ def _remedy(place: _Place, value: object) -> str:
     assert place.section is not None
     owners = [_policy(twin) for twin in place.twins if key in twin.model_fields]
     if owners:
-        own = _policy(place.section)
-        return f"belongs to policy {' or '.join(owners)}, this is {own}; say policy: {owners[0]}, or remove it"
+        current = _policy(place.section)
+        return f"belongs to policy {' or '.join(owners)}, this is {current}; set policy: {owners[0]}, or remove it"
     known = sorted(place.section.model_fields)
     close = difflib.get_close_matches(key, known, n=1)
     remedy = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(known)}, or remove it"
@@ -91,7 +94,7 @@ def _remedy(place: _Place, value: object) -> str:
 
 
 def _policy(section: Section) -> str:
-    """The name of the one policy that a section is for."""
+    """The name of a section's policy."""
     return str(get_args(section.model_fields["policy"].annotation)[0])
 
 

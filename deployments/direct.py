@@ -1,4 +1,4 @@
-"""HTTP to servers of our own, on this machine or in its cluster: never through a proxy, whatever is set."""
+"""HTTP requests to our own servers. They never use a proxy, whatever the environment sets."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from http.client import HTTPResponse
 from urllib.request import ProxyHandler, Request, build_opener
 
 
-def opened(url: str | Request, timeout_s: float) -> HTTPResponse:
-    """As urllib.request.urlopen."""
-    answer: HTTPResponse = build_opener(ProxyHandler({})).open(url, timeout=timeout_s)
-    return answer
+def open_url(url: str | Request, timeout_s: float) -> HTTPResponse:
+    """Like urllib.request.urlopen, without proxies."""
+    response: HTTPResponse = build_opener(ProxyHandler({})).open(url, timeout=timeout_s)
+    return response

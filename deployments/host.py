@@ -7,7 +7,7 @@ from typing import Any
 import ray.util
 
 
-def own_host(host: str) -> str:
-    """host, or the address of this node for "node"."""
+def resolve_host(host: str) -> str:
+    """The host itself, or the address of this node for "node"."""
     node_address: Any = ray.util.get_node_ip_address  # untyped
     return str(node_address()) if host == "node" else host

@@ -1,7 +1,7 @@
-"""The door: OpenAI over HTTP and gRPC on one Serve deployment, in front of one handle per target.
+"""The ingress: a Serve deployment with OpenAI's API over HTTP and gRPC, in front of one handle per target.
 
-All that a request means is in api/, which knows no Ray. Here are only the handles: a stream of runs out
-of each, what replicas tell of themselves, and Ray's errors in our own words.
+The API itself is in api/, which does not import Ray. This module implements its Backend over Serve handles: streams of
+runs, descriptions of replicas, and the translation of Ray's errors.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from starlette.types import ASGIApp
 from transformers import PreTrainedTokenizerFast
 
 from api import rpc
-from api.backend import ModelCard, longest_token
+from api.backend import ModelCard, max_token_bytes
 from api.control import ControlTokens
 from api.http import create_app
-from api.runs import in_order
+from api.runs import check_runs
 from api.trace import Track
 from deployments.config import HttpConfig, IngressConfig
-from deployments.host import own_host
-from deployments.liveness import Census, Liveness, census_of
+from deployments.host import resolve_host
+from deployments.liveness import Census, Liveness, take_census
 from link.discovery import serve_discovery
 from link.secret import Secret
 from link.token_sink import SinkAddress, TokenSink
@@ -46,8 +46,8 @@ from protocol.request import GenerateRequest, TokenRun
 DESCRIBE_TIMEOUT_S = 1.0
 STATS_TIMEOUT_S = 2.0
 
-# Every thread that encodes keeps 10,000 words of its own for each tokenizer: 5 MiB of short ones, 36 of Chinese. Alone
-# asyncio would start four threads more than there are cores. Two, so that a long prompt does not hold up the others.
+# Every thread that encodes keeps a cache of 10,000 words per tokenizer: 5 MiB for short words, 36 MiB for Chinese.
+# asyncio's default is four threads more than there are cores. Two, so that a long prompt does not delay the others.
 NUM_TOKENIZER_THREADS = 2
 
 logger = logging.getLogger(__name__)
@@ -56,9 +56,10 @@ Handle = DeploymentHandle[Any]
 
 
 class ServeBackend:
-    """tokenizers: checkpoint directory per model id. Handles are configured once: each new one costs a router.
+    """The API's Backend over Serve handles.
 
-    Made on the event loop that it is used on, whose default threads become those that tokenize.
+    tokenizers: checkpoint directory per model id. Handles are configured once, because each new one starts a router.
+    Must be created on the event loop that uses it; replaces the loop's default executor by the tokenizer threads.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class ServeBackend:
     ) -> None:
         threads = ThreadPoolExecutor(NUM_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
         asyncio.get_running_loop().set_default_executor(threads)
-        # Over Serve's own gRPC a call costs half of what it does through the object store (notes of 2.60).
+        # Over Serve's gRPC a call costs half of what it costs through the object store (Ray 2.60).
         self._calls = {
             model: handle.options(method_name="generate", _by_reference=False) for model, handle in handles.items()
         }
@@ -84,9 +85,9 @@ class ServeBackend:
         self._handles = handles
         self._pool = pool
         self._pool_members = serve_discovery(pool) if pool is not None else None
-        self._tokenizers = {model: load_text(path) for model, path in tokenizers.items()}
+        self._tokenizers = {model: load_tokenizer_of(path) for model, path in tokenizers.items()}
         self._control = {model: ControlTokens(tokenizer) for model, tokenizer in self._tokenizers.items()}
-        self._longest_tokens = {model: longest_token(tokenizer) for model, tokenizer in self._tokenizers.items()}
+        self._max_token_bytes = {model: max_token_bytes(tokenizer) for model, tokenizer in self._tokenizers.items()}
         self._created = int(time.time())
         self._cards: dict[str, ModelCard] = {}
         self.names = tuple(handles)
@@ -98,41 +99,41 @@ class ServeBackend:
 
     async def ready(self, model: str) -> bool:
         try:
-            told = await asyncio.wait_for(self._ask(model), DESCRIBE_TIMEOUT_S)
-        except Exception:  # not there, or not there in time: Serve is starting it, or starting it again
+            info = await asyncio.wait_for(self._ask(model), DESCRIBE_TIMEOUT_S)
+        except Exception:  # no answer in time: Serve is starting or restarting it
             return False
-        self._cards[model] = self._made_card(model, told)
-        return bool(told["ready"])
+        self._cards[model] = self._make_card(model, info)
+        return bool(info["ready"])
 
     async def _ask(self, model: str) -> Mapping[str, Any]:
-        told: Mapping[str, Any] = await self._describe[model].remote()
-        return told
+        info: Mapping[str, Any] = await self._describe[model].remote()
+        return info
 
-    def _made_card(self, model: str, told: Mapping[str, Any]) -> ModelCard:
+    def _make_card(self, model: str, info: Mapping[str, Any]) -> ModelCard:
         return ModelCard(
             id=model,
-            max_model_len=told["max_model_len"],
-            vocab_size=told["vocab_size"],
+            max_model_len=info["max_model_len"],
+            vocab_size=info["vocab_size"],
             tokenizer=self._tokenizers[model],
             control=self._control[model],
-            longest_token=self._longest_tokens[model],
-            eos_token_ids=end_tokens(tuple(told["eos_token_ids"]), self._tokenizers[model]),
+            max_token_bytes=self._max_token_bytes[model],
+            eos_token_ids=end_tokens(tuple(info["eos_token_ids"]), self._tokenizers[model]),
             created=self._created,
-            max_batch=told["max_batch"],
-            exits=tuple(told["exits"]),
-            longest_draft=told["longest_draft"],
+            max_batch=info["max_batch"],
+            exits=tuple(info["exits"]),
+            max_draft_length=info["longest_draft"],
         )
 
     def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
-        return in_order(self._runs(model, self._call(model), request))
+        return check_runs(self._runs(model, self._call(model), request))
 
     async def complete(self, model: str, request: GenerateRequest) -> TokenRun:
         return await self._answer(model, self._call(model), request)
 
     async def _answer(self, model: str, call: Handle, request: GenerateRequest, *sink: SinkAddress) -> TokenRun:
-        """The end of the call. Raises NotReady when the replica that has it does not answer any more."""
-        async with self._liveness[model].of(request.request_id):
-            return await answered(call.remote(request, *sink))
+        """The reply to the call. Raises NotReady if its replica stops answering."""
+        async with self._liveness[model].watch(request.request_id):
+            return await await_reply(call.remote(request, *sink))
 
     def _call(self, model: str) -> Handle:
         if model not in self.names:
@@ -140,7 +141,7 @@ class ServeBackend:
         return self._calls[model]
 
     async def _runs(self, model: str, call: Handle, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
-        """What comes to the sink, and at last all of it again with the end of the call."""
+        """The runs that arrive at the sink, then the reply to the call, which repeats all tokens."""
         with self._sink.open(request.request_id) as inbox:
             end = asyncio.create_task(self._answer(model, call, request, self._sink_address))
             end.add_done_callback(inbox.put_nowait)
@@ -154,28 +155,28 @@ class ServeBackend:
     async def stats(self) -> Mapping[str, Any]:
         members = await self._pool_members() if self._pool_members else ()
         pool = [asdict(member.stats) | {"steps_run": member.steps and asdict(member.steps)} for member in members]
-        return {"targets": await self._told("stats"), "pool": pool}
+        return {"targets": await self._broadcast("stats"), "pool": pool}
 
     async def router(self) -> Mapping[str, Any]:
-        return await self._told("router")
+        return await self._broadcast("router")
 
     async def trace(self, num_rounds: int) -> tuple[Sequence[Track], Sequence[Track]]:
-        told = await self._told("trace", num_rounds)
-        pool = await told_by(self._pool, "trace") if self._pool else []
-        targets = [track for model, tracks in told.items() for track in _numbered(model, tracks)]
-        return targets, _numbered("pool", pool)
+        info = await self._broadcast("trace", num_rounds)
+        pool = await broadcast(self._pool, "trace") if self._pool else []
+        targets = [track for model, tracks in info.items() for track in _number_tracks(model, tracks)]
+        return targets, _number_tracks("pool", pool)
 
-    async def _told(self, method: str, *args: int) -> dict[str, list[Any]]:
-        """By target."""
-        told = await asyncio.gather(*(told_by(handle, method, *args) for handle in self._handles.values()))
-        return dict(zip(self.names, told, strict=True))
+    async def _broadcast(self, method: str, *args: int) -> dict[str, list[Any]]:
+        """The results of a method of all replicas, by target."""
+        info = await asyncio.gather(*(broadcast(handle, method, *args) for handle in self._handles.values()))
+        return dict(zip(self.names, info, strict=True))
 
 
-def _numbered(name: str, tracks: Sequence[Track]) -> list[Track]:
+def _number_tracks(name: str, tracks: Sequence[Track]) -> list[Track]:
     return [replace(track, name=f"{name} {index}") for index, track in enumerate(tracks)]
 
 
-def load_text(path: str) -> PreTrainedTokenizerFast:
+def load_tokenizer_of(path: str) -> PreTrainedTokenizerFast:
     directory = resolve(path, TEXT_FILES)
     tokenizer = load_tokenizer(directory)
     if warning := end_token_warning(directory, tokenizer):
@@ -183,22 +184,22 @@ def load_text(path: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-async def answered(response: Any) -> TokenRun:
-    """What a target's `generate` returns, or raises in our words. Cancelling it cancels the call."""
+async def await_reply(response: Any) -> TokenRun:
+    """The reply of a target's `generate`; raises its translated error. Cancelling the coroutine cancels the call."""
     try:
         answer: TokenRun | DraftPoolError = await response
     except asyncio.CancelledError:
         response.cancel()
         raise
     except Exception as error:
-        raise in_our_words(error) from None
+        raise translate_error(error) from None
     if isinstance(answer, DraftPoolError):
         raise answer
     return answer
 
 
-async def told_by(handle: Handle, method: str, *args: int) -> list[Any]:
-    """What a method of each replica gives that answers in time."""
+async def broadcast(handle: Handle, method: str, *args: int) -> list[Any]:
+    """The results of a method of all replicas, from those that answer in time."""
     try:
         response: Any = handle.broadcast(method, *args)
         answers = await response.results_async(timeout_s=STATS_TIMEOUT_S, return_exceptions=True)
@@ -208,28 +209,31 @@ async def told_by(handle: Handle, method: str, *args: int) -> list[Any]:
 
 
 async def open_requests(handle: Handle, timeout_s: float) -> Census:
-    """Raises where no replica is there. Serve's own `results_async` gives nothing unless all replicas answer."""
+    """Asks all replicas for their open requests. Raises if there are no replicas.
+
+    Serve's `results_async` cannot be used: it returns nothing unless all replicas answer.
+    """
     response: Any = handle.broadcast("open_requests")
     results = await response._fetch_replica_results_async()
-    return await census_of([result.get_async() for result in results], timeout_s)
+    return await take_census([result.get_async() for result in results], timeout_s)
 
 
-def in_our_words(error: Exception) -> Exception:
-    """The replica's own error, or what a lost or full replica means to a caller; anything else is a fault."""
+def translate_error(error: Exception) -> Exception:
+    """The replica's own error, or the API's error for a lost or full replica. Others are returned unchanged."""
     if isinstance(error, RayTaskError):
         cause = error.cause
-        return in_our_words(cause) if isinstance(cause, Exception) and cause is not error else error
+        return translate_error(cause) if isinstance(cause, Exception) and cause is not error else error
     if isinstance(error, BackPressureError):
         return QueueFull("too many requests are queued; try again later")
     if isinstance(error, RayActorError | DeploymentUnavailableError):
-        return NotReady("the replica that answered was lost; send the request again")
+        return NotReady("the replica that await_reply was lost; send the request again")
     return error
 
 
 @serve.deployment(name="ingress")
 @serve.ingress()
 class Ingress:
-    """HTTP routes come from the API's application; Serve's gRPC proxy calls the methods named like the RPCs."""
+    """The ingress deployment. Serve's gRPC proxy calls the methods that are named like the RPCs."""
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self,
@@ -242,7 +246,7 @@ class Ingress:
         self._http = http or HttpConfig()
         secret = Secret.of(os.environ)
         self._sink = TokenSink(secret)
-        address = await self._sink.start(own_host(config.host), config.ports)
+        address = await self._sink.start(resolve_host(config.host), config.ports)
         sink_address = SinkAddress(address, config.join_ms, secret)
         self._backend = ServeBackend(handles, tokenizers, self._sink, sink_address, pool, config.silence_s)
 

@@ -1,7 +1,7 @@
-"""Whether the replica that has a request still lives. A frozen process closes no connection, and says nothing.
+"""Detects that the replica of a request has frozen. A frozen process closes no connection and sends no error.
 
-While a request is under way all replicas of its target are asked now and then which requests they have. Where one does
-not answer, and none of the others has the request, it is given up. Requests of a target share the question.
+While a request runs, all replicas of its target are asked from time to time which requests they have. If one does not
+answer, and no other has the request, the request fails. All requests of a target share one census.
 """
 
 from __future__ import annotations
@@ -17,27 +17,29 @@ from protocol.errors import NotReady
 
 @dataclass(frozen=True, slots=True)
 class Census:
-    """held: ids of the requests that replicas told of. whole: every replica did."""
+    """The open requests of all replicas. request_ids: reported ids. is_complete: whether every replica answered."""
 
-    held: frozenset[str] = frozenset()
-    whole: bool = True
+    request_ids: frozenset[str] = frozenset()
+    is_complete: bool = True
 
 
-Take = Callable[[float], Awaitable[Census]]  # within so many seconds
+TakeCensus = Callable[[float], Awaitable[Census]]  # its argument is a timeout in seconds
 
 
 class Liveness:
-    """Of one target's replicas."""
+    """Watches the replicas of one target."""
 
-    def __init__(self, take: Take, silence_s: float, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep) -> None:
-        """silence_s: after which a request is given up: half of it until the question, half for the answer."""
+    def __init__(
+        self, take: TakeCensus, silence_s: float, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    ) -> None:
+        """silence_s: seconds after which a request fails: half until the census, half to answer it."""
         self._take, self._pause_s, self._sleep = take, silence_s / 2, sleep
-        self._asked: asyncio.Task[Census] | None = None
+        self._running: asyncio.Task[Census] | None = None
 
     @asynccontextmanager
-    async def of(self, request_id: str) -> AsyncIterator[None]:
-        """Raises NotReady inside when the request's replica does not answer."""
-        watch = asyncio.create_task(self._lost(request_id))
+    async def watch(self, request_id: str) -> AsyncIterator[None]:
+        """Raises NotReady in the body if the request's replica does not answer."""
+        watch = asyncio.create_task(self._wait_until_lost(request_id))
         try:
             async with asyncio.timeout(None) as limit:
                 watch.add_done_callback(lambda ended: None if ended.cancelled() else limit.reschedule(0))
@@ -49,32 +51,32 @@ class Liveness:
         finally:
             watch.cancel()
 
-    async def _lost(self, request_id: str) -> None:
+    async def _wait_until_lost(self, request_id: str) -> None:
         while True:
             await self._sleep(self._pause_s)
             census = await self._census()
-            if not census.whole and request_id not in census.held:
+            if not census.is_complete and request_id not in census.request_ids:
                 return
 
     async def _census(self) -> Census:
-        if self._asked is None or self._asked.done():
-            self._asked = asyncio.create_task(self._taken())
-        return await asyncio.shield(self._asked)
+        if self._running is None or self._running.done():
+            self._running = asyncio.create_task(self._take_or_empty())
+        return await asyncio.shield(self._running)
 
-    async def _taken(self) -> Census:
+    async def _take_or_empty(self) -> Census:
         try:
             return await self._take(self._pause_s)
-        except Exception:  # no replica is there: calls learn that by themselves
+        except Exception:  # there are no replicas; calls fail by themselves
             return Census()
 
 
-async def census_of(answers: Iterable[Awaitable[Any]], timeout_s: float) -> Census:
-    """answers: of the replicas, the ids that each has. One that fails is there."""
-    asked = [asyncio.ensure_future(answer) for answer in answers]
-    if not asked:
+async def take_census(answers: Iterable[Awaitable[Any]], timeout_s: float) -> Census:
+    """Collects the ids of open requests from each replica. A replica that answers with an error is alive."""
+    pending = [asyncio.ensure_future(answer) for answer in answers]
+    if not pending:
         return Census()
-    told, late = await asyncio.wait(asked, timeout=timeout_s)
+    done, late = await asyncio.wait(pending, timeout=timeout_s)
     for answer in late:
         answer.cancel()
-    held = [answer.result() for answer in told if not answer.cancelled() and answer.exception() is None]
-    return Census(frozenset().union(*held), not late)
+    ids = [answer.result() for answer in done if not answer.cancelled() and answer.exception() is None]
+    return Census(frozenset().union(*ids), not late)

@@ -1,4 +1,4 @@
-"""A target and its drafter in one process, without Ray: what `draftpool generate` and the exactness runs use."""
+"""A target and its drafter in one process, without Ray. `draftpool generate` and exactness runs use it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CASCADE_THRESHOLD = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """One finished request. first_s and last_s: clock readings of its first and last run."""
+    """One finished request. first_s and last_s: clock times of its first and last run, in seconds."""
 
     token_ids: tuple[int, ...]
     finish_reason: FinishReason
@@ -38,13 +38,13 @@ class Completion:
 
     @property
     def tokens_per_second(self) -> float:
-        """(tokens - 1) / (last - first token time); 0 for a single run."""
+        """Tokens after the first, divided by the time from the first to the last run; 0 for a single run."""
         span = self.last_s - self.first_s
         return (len(self.token_ids) - 1) / span if span > 0 else 0.0
 
 
 def depth_rule(exits: Sequence[int], depth: int | str | None) -> DepthRule:
-    """Raises ConfigError for a depth that is not an exit."""
+    """The rule for an exit, the cascade, or (None) the deepest exit. Raises ConfigError if depth is not an exit."""
     if depth == "cascade":
         return DepthRule(tuple(exits), (CASCADE_THRESHOLD,) * (len(exits) - 1))
     chosen = exits[-1] if depth is None else int(depth)
@@ -64,12 +64,12 @@ def check_vocabulary(target: Path, drafter: Path) -> None:
 
 
 def draft_policy(worker: DraftWorker | None, depth: int | str | None, length: int) -> Policy:
-    """Plain decoding without a worker; else the fixed depth and length."""
+    """A fixed depth and length, or plain decoding without a worker."""
     return Fixed(depth_rule(worker.describe().exits, depth), length) if worker else Off()
 
 
 def open_engine(model: TargetModel, worker: DraftWorker | None, policy: Policy, config: EngineConfig) -> Engine:
-    """A started engine; its drafter, when there is one, runs inside the engine's thread."""
+    """Starts an engine. Its drafter, if there is one, runs in the engine's thread."""
     client = LocalDraftClient(worker, config.incarnation) if worker else None
     engine = Engine(model, policy, client, config)
     engine.start()
@@ -95,9 +95,9 @@ def complete(
     on_run: Callable[[TokenRun], None] = lambda run: None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> list[Completion]:
-    """Run all requests at once and wait; completions in the order of the requests, whose ids must differ.
+    """Runs all requests at once and waits; returns completions in the order of the requests. Request ids must differ.
 
-    on_run sees every run on the caller's thread, as it comes.
+    on_run is called with every run, on the caller's thread.
     """
     arrived: SimpleQueue[tuple[TokenRun, float]] = SimpleQueue()
     for request in requests:

@@ -1,7 +1,7 @@
-"""Where drafts are made, and the same application placed the other way.
+"""Where drafts are made, and conversion of a config to the other placement.
 
-separate    a pool with threads and devices of its own, a link away; it may draft while a target verifies
-colocated   each target replica has the drafter in its own process: no link, both have all of its threads in turn
+separate    the pool has its own threads and devices behind a link, and can draft while a target verifies
+colocated   each target replica runs the drafter in its own process: no link, and both use all threads in turn
 """
 
 from __future__ import annotations
@@ -18,17 +18,20 @@ PLACES: tuple[Place, ...] = get_args(Place)
 
 
 def pool_of(config: AppConfig, target: TargetConfig) -> PoolConfig | None:
-    """The pool as it drafts for this target: in its own place, or in the target's."""
+    """The pool's config for this target: unchanged if separate, with the target's threads and devices if colocated."""
     if config.pool is None or config.placement == "separate":
         return config.pool
     return config.pool.model_copy(update={key: getattr(target, key) for key in POOL_PLACE})
 
 
 def as_placed(config: AppConfig, place: Place) -> AppConfig:
-    """The same threads in all, placed so; cores are left open. Raises ConfigError where there is nothing to divide."""
+    """The config in another placement, with the same number of threads in total and without pinned cores.
+
+    Raises ConfigError if a target's threads cannot be divided.
+    """
     if config.pool is None or place == config.placement:
         return config
-    move = _joined if place == "colocated" else _divided
+    move = _colocate if place == "colocated" else _separate
     targets = tuple(move(target, config.pool) for target in config.targets)
     there = {"num_replicas": 1, "threads": 1, "cores": None, "num_gpus": 0.0}
     if place == "separate":
@@ -37,20 +40,20 @@ def as_placed(config: AppConfig, place: Place) -> AppConfig:
     return config.model_copy(update={"placement": place, "targets": targets, "pool": pool})
 
 
-def _joined(target: TargetConfig, pool: PoolConfig) -> TargetConfig:
+def _colocate(target: TargetConfig, pool: PoolConfig) -> TargetConfig:
     speculation = target.speculation and target.speculation.model_copy(update={"mirror": None})
     threads = target.threads + pool.threads
     return target.model_copy(update={"threads": threads, "cores": None, "speculation": speculation})
 
 
-def _divided(target: TargetConfig, pool: PoolConfig) -> TargetConfig:
-    """The pool has one of the threads."""
+def _separate(target: TargetConfig, pool: PoolConfig) -> TargetConfig:
+    """Gives one of the target's threads to the pool."""
     if target.threads < 2 and not target.num_gpus:
-        raise ConfigError(f"target {target.name} has one thread, which leaves none for a pool of its own; give it two")
+        raise ConfigError(f"target {target.name} has one thread, which leaves none for a separate pool; give it two")
     return target.model_copy(update={"threads": max(target.threads - 1, 1), "cores": None})
 
 
 def without_link(costs: DrafterCosts) -> DrafterCosts:
-    """Of a drafter in the target's own process."""
+    """The costs without the link, for a drafter in the target's own process."""
     link = costs.link
     return replace(costs, link=Curve(link.axes, link.points, (0.0,) * len(link.ms)))

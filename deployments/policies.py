@@ -10,7 +10,7 @@ import logging
 import threading
 from typing import Any
 
-from deployments.config import FixedSpeculation, GoodputSpeculation, Ladder, Speculation, TableSpeculation
+from deployments.config_speculation import FixedSpeculation, GoodputSpeculation, Ladder, Speculation, TableSpeculation
 from link.discovery import PoolMember
 from protocol.plan import BatchView, DepthRule, Mode, Plan
 from protocol.record import RoundRecord

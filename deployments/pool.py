@@ -1,4 +1,4 @@
-"""A replica of the draft pool: the drafter, the thread that works it, and the server that targets stream to."""
+"""A replica of the draft pool: the drafter, its worker thread, and the server that targets connect to."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from ray import serve
 
 from api.trace import Track, passes
 from deployments.config import PoolConfig
-from deployments.host import own_host
-from deployments.process import DTYPES, claim, device_of, pool_positions
-from deployments.profiling import own_drafter_costs
+from deployments.host import resolve_host
+from deployments.process import DTYPES, device_of, pin_process, pool_positions
+from deployments.profiling import startup_drafter_costs
 from drafters.limits import PoolLimits
 from drafters.manifest import Manifest
 from drafters.nested import NestedDrafter, load_nested
@@ -29,20 +29,20 @@ from protocol.limits import limits_of
 
 
 class DraftPoolReplica:
-    """Requests never come here through Serve: it places, describes and watches; drafts travel on the streams."""
+    """One replica of the draft pool. Serve places and watches it; drafts travel over its own connections."""
 
     async def __init__(self, config: PoolConfig, measured: bool = False) -> None:  # type: ignore[misc]  # Serve awaits it
-        """measured: whether targets want to know what drafts cost."""
-        claim(config)
+        """measured: whether targets need the cost of drafts."""
+        pin_process(config)
         drafter = await asyncio.to_thread(load_drafter, config)
-        costs = await asyncio.to_thread(own_drafter_costs, drafter, config) if measured else None
+        costs = await asyncio.to_thread(startup_drafter_costs, drafter, config) if measured else None
         worker = DraftWorker(drafter, pool_limits(config), time.monotonic)
         self._thread = PoolThread(worker, time.monotonic)
         secret, limits = Secret.of(os.environ), limits_of(config.max_rows, worker.describe().max_positions)
         self._server = PoolServer(self._thread, secret, limits)
         self._thread.start()
         self._member = PoolMember(
-            address=self._server.start(own_host(config.host), config.ports),
+            address=self._server.start(resolve_host(config.host), config.ports),
             incarnation=f"pool-{serve.get_replica_context().replica_id.unique_id}",
             exits=worker.describe().exits,
             vocabulary_hash=Manifest.load(resolve(config.path)).vocabulary_hash,
@@ -59,15 +59,15 @@ class DraftPoolReplica:
         return replace(self._member, num_streams=self._server.num_streams, stats=self._thread.stats())
 
     async def trace(self) -> Track:
-        """The last passes."""
+        """A track of the last passes."""
         return Track(self._member.incarnation, passes(self._thread.passes()))
 
     async def check_health(self) -> None:
         if stuck_s := self._thread.stuck_for_s():
-            raise NotReady(f"the draft worker has not turned for {stuck_s:.0f} s")
+            raise NotReady(f"the draft worker has not finished a step for {stuck_s:.0f} s")
 
     async def __del__(self) -> None:
-        """Serve's hook for a graceful end: targets see their stream end and move on at once."""
+        """Serve's hook for a graceful end. Targets see the connection close and move on at once."""
         self._server.stop()
         await asyncio.to_thread(self._thread.stop)
 

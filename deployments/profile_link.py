@@ -1,4 +1,4 @@
-"""What the stream between a target and its draft replica costs, measured over the loopback with both real ends."""
+"""Measures the cost of the link between a target and its draft replica over loopback, with real client and server."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from protocol.limits import limits_of
 from protocol.plan import DepthRule
 
 CONNECT_S, DEADLINE_S = 10.0, 10.0
-MAX_ROWS = 64  # of a message; more go in several
+MAX_ROWS = 64  # rows per message; larger rounds use several
 
 
 @asynccontextmanager
 async def link_timer(worker: DraftWorker) -> AsyncIterator[Callable[[int], float]]:
-    """Times a round of so many rows in milliseconds, not to be called on the event loop.
+    """Yields a function from a number of rows to the milliseconds of a round. Do not call it on the event loop.
 
-    Its rows name sequences that the worker does not know; it refuses them at once, so all that is timed is the way.
+    The rows name sequences that the worker does not know. It refuses them at once, so only the link is timed.
     """
-    thread, told = PoolThread(worker, time.monotonic), worker.describe()
+    thread, info = PoolThread(worker, time.monotonic), worker.describe()
     thread.start()
-    secret, limits = Secret.fresh(), limits_of(MAX_ROWS, told.max_positions)
+    secret, limits = Secret.fresh(), limits_of(MAX_ROWS, info.max_positions)
     server = PoolServer(thread, secret, limits)
     try:
         address = server.start("127.0.0.1", (0, 0))
         member = PoolMember(
-            address, "pool", told.exits, "", told.max_positions, 0, thread.stats(), limits=limits, secret=secret
+            address, "pool", info.exits, "", info.max_positions, 0, thread.stats(), limits=limits, secret=secret
         )
         async with connected(member) as client:
-            yield lambda num_rows: timed(client, refused(told.exits, num_rows))
+            yield lambda num_rows: timed(client, refused(info.exits, num_rows))
     finally:
         server.stop()
         thread.stop()

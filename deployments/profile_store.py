@@ -1,4 +1,4 @@
-"""Where costs are kept, and under which key: a change of machine, model, threads or version finds none."""
+"""Stores measured costs in the cache folder. The key covers machine, model, threads and versions."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import torch
 
-from deployments.config import Placement, Weights
+from deployments.config_replica import Placement, Weights
 from deployments.process import device_of
 from drafters.manifest import drafter_exits
 from model.execution import why_not_native
@@ -33,20 +33,20 @@ logger = logging.getLogger(__name__)
 
 def model_key(weights: Weights, placement: Placement) -> ModelKey:
     device = device_of(placement)
-    own = "eager" if weights.execution == "eager" else kernels(device)
-    versions = f"draftpool {version('draftpool')}, torch {torch.__version__}, {own}, caches swept"
+    kind = "eager" if weights.execution == "eager" else kernels(device)
+    versions = f"draftpool {version('draftpool')}, torch {torch.__version__}, {kind}, caches swept"
     return ModelKey(device_name(device), fingerprint(resolve(weights.path)), weights.dtype, placement.threads, versions)
 
 
 def kernels(device: torch.device) -> str:
-    """Our own, by their build, or torch's."""
+    """The kernels in use: "eager" for torch's, or "native" and the build's hash."""
     if device.type != "cpu" or why_not_native():
         return "eager"
     return f"native {library_path().stem[:12]}"
 
 
 def fingerprint(directory: Path) -> str:
-    """Of config.json and exits. Passes over other weights of the same shape cost the same."""
+    """A hash of config.json and the exits. Weights are left out: models of the same shape cost the same."""
     shape = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     text = json.dumps([shape, drafter_exits(directory)], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -63,34 +63,34 @@ def device_name(device: torch.device) -> str:
 
 
 def cache_folder() -> Path:
-    """$DRAFTPOOL_CACHE/profiles, or in the user's cache."""
+    """$DRAFTPOOL_CACHE/profiles, or a folder in the user's cache."""
     return cache_directory() / "profiles"
 
 
 def keep(costs: TargetCosts | DrafterCosts) -> Path:
-    """Into the cache, whole or not at all. Where it lies. Raises ConfigError when it cannot be written."""
+    """Writes costs to the cache atomically and returns the path. Raises ConfigError if it cannot be written."""
     path = cache_folder() / cache_name(type(costs), costs.key)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"cannot make {path.parent}: {error.strerror}; set DRAFTPOOL_CACHE") from None
+        raise ConfigError(f"cannot create {path.parent}: {error.strerror}; set DRAFTPOOL_CACHE") from None
     write(path, dumps_costs(costs))
     return path
 
 
 def find(kind: type[T], key: ModelKey) -> T | None:
-    """What is kept; None: not measured yet. Raises ConfigError for a file that is not understood."""
+    """The stored costs, or None if there are none. Raises ConfigError for a file that cannot be parsed."""
     path = cache_folder() / cache_name(kind, key)
     if not path.exists():
         return None
     return loads_costs(kind, path.read_text(encoding="utf-8"), str(path))
 
 
-def found_or_measured(kind: type[T], key: ModelKey, enough: Callable[[T], bool], measure: Callable[[], T]) -> T:
-    """What is kept, if it is enough; else it is measured, and kept for the next start.
+def find_or_measure(kind: type[T], key: ModelKey, enough: Callable[[T], bool], measure: Callable[[], T]) -> T:
+    """The stored costs if `enough` accepts them; otherwise measures and stores them.
 
-    The replicas of a node start together and would be in each other's way: one at a time measures, and its twins then
-    find what it kept. Trouble with files is logged and costs no more than the time to measure.
+    The replicas of a node start together and would disturb each other, so one at a time measures, and the others find
+    what it stored. Errors with files are logged; then costs are measured at every start.
     """
     if (kept := _kept(kind, key)) is not None and enough(kept):
         return kept
@@ -100,14 +100,14 @@ def found_or_measured(kind: type[T], key: ModelKey, enough: Callable[[T], bool],
         began = time.monotonic()
         costs = measure()
         logger.info(
-            "passes measured in %.1f s; held-back ones foretold within %.0f %% (median)",
+            "measured the cost of passes in %.1f s; median error of held-back passes %.0f %%",
             time.monotonic() - began,
             100 * costs.error,
         )
         try:
             keep(costs)
         except ConfigError as error:
-            logger.warning("what passes cost is measured at every start: %s", error)
+            logger.warning("costs cannot be stored and are measured at every start: %s", error)
         return costs
 
 
@@ -115,13 +115,13 @@ def _kept(kind: type[T], key: ModelKey) -> T | None:
     try:
         return find(kind, key)
     except (OSError, ValueError) as error:
-        logger.warning("costs are measured again: %s", error)
+        logger.warning("stored costs cannot be read and are measured again: %s", error)
         return None
 
 
 @contextmanager
 def _alone(path: Path) -> Iterator[None]:
-    """Holds a lock that other processes wait for, where there can be one."""
+    """Holds a file lock that other processes wait for; without a lock if the file cannot be created."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.open("w")
@@ -134,10 +134,10 @@ def _alone(path: Path) -> Iterator[None]:
 
 
 def write(path: Path, text: str) -> None:
-    """Raises ConfigError when it cannot be written."""
+    """Writes a file atomically. Raises ConfigError if it cannot be written."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
         part.write_text(text, encoding="utf-8")
         part.replace(path)
     except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}; name a folder that exists and is yours") from None
+        raise ConfigError(f"cannot write {path}: {error.strerror}; name an existing, writable folder") from None

@@ -1,7 +1,7 @@
-"""What runs in Ray Serve's HTTP proxies: a caller's time limit is for us to keep, and to answer for.
+"""Middleware for Ray Serve's HTTP proxies: renames the time-limit header, so that the ingress enforces the limit.
 
-Serve would end a request by 408 and plain text, and cut a stream without a word. So its header reaches the ingress
-under another name. Serve calls `middlewares` where RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it.
+Serve itself would end a request with 408 and plain text, and would cut a stream without an error. Serve calls
+`middlewares` because RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from api.time_limit import HEADER, PASSED_ON
 
 
-class OwnTimeLimit:
+class TimeLimitRenamer:
+    """Passes the time-limit header on under the name PASSED_ON."""
+
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
@@ -24,4 +26,4 @@ class OwnTimeLimit:
 
 
 def middlewares() -> list[Middleware]:
-    return [Middleware(OwnTimeLimit)]
+    return [Middleware(TimeLimitRenamer)]

@@ -1,4 +1,4 @@
-"""A Ray to run on: a private local one that leaves nothing behind, or a cluster that runs already."""
+"""Connects to Ray: starts a private local cluster that leaves nothing behind, or attaches to a running cluster."""
 
 from __future__ import annotations
 
@@ -28,30 +28,32 @@ from protocol.errors import ConfigError
 
 OBJECT_STORE_BYTES = 150 << 20
 
-# What is set on the nodes of a cluster too (k8s/): a chunk then crosses proxy and ingress for half the time. Messages
-# go by gRPC rather than through the object store, and a replica has one event loop rather than three that wake another.
+# Also set on the nodes of a cluster (k8s/). They halve the time of a chunk through proxy and ingress: messages use gRPC
+# instead of the object store, and a replica has one event loop instead of three.
 SERVE_SETTINGS = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(64 << 20),  # so that we say what is too large, and not Serve
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(
+        64 << 20
+    ),  # so that our API refuses large requests before Serve does
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.proxy.middlewares",
-    "grpc_proxy": "",  # Serve's gRPC would go through http_proxy, whose no_proxy does not name the node; hubs still may
+    "grpc_proxy": "",  # or Serve's gRPC would use http_proxy, since no_proxy does not name the node
 }
-PATIENCE = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30"}  # on a busy machine a proxy does not start in Serve's 5 s
+LOCAL_SETTINGS = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30"}  # Serve's 5 s are too short on a busy machine
 START_ATTEMPTS = 3
-# Of the path of a Unix socket, 107 bytes: without draftpool-12345678/0/session_2026-11-29_02-54-50_123456_1234567
-# and sockets/plasma_store in it.
-LONGEST_BASE = 22
+# Bytes of TMPDIR: the path of a Unix socket has at most 107 bytes, and Ray's ends with
+# draftpool-12345678/0/session_2026-11-29_02-54-50_123456_1234567/sockets/plasma_store.
+MAX_BASE_BYTES = 22
 
 logger = logging.getLogger(__name__)
 
 
 @contextmanager
 def local_ray(config: AppConfig) -> Iterator[Path]:
-    """A Ray of our own, in a folder of its own, which it yields."""
+    """Starts a local Ray cluster and yields its folder; stops it and deletes the folder at the end."""
     folder = new_folder()
-    os.environ.update(SERVE_SETTINGS, **PATIENCE, RAY_USAGE_STATS_ENABLED="0")
+    os.environ.update(SERVE_SETTINGS, **LOCAL_SETTINGS, RAY_USAGE_STATS_ENABLED="0")
     try:
         start_ray(
             folder,
@@ -66,21 +68,24 @@ def local_ray(config: AppConfig) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def new_folder(elsewhere: str = "/tmp") -> Path:
-    """Where the paths of Ray's Unix sockets are short enough: in TMPDIR, or else elsewhere. Raises ConfigError."""
-    asked = tempfile.gettempdir()
-    base = asked if len(os.fsencode(asked)) <= LONGEST_BASE else elsewhere
+def new_folder(fallback: str = "/tmp") -> Path:
+    """A new folder in TMPDIR, or in `fallback` if the paths of Ray's Unix sockets would be too long there.
+
+    Raises ConfigError if it cannot be created.
+    """
+    temporary = tempfile.gettempdir()
+    base = temporary if len(os.fsencode(temporary)) <= MAX_BASE_BYTES else fallback
     try:
         return Path(tempfile.mkdtemp(prefix="draftpool-", dir=base))
     except OSError as error:
         raise ConfigError(
-            f"no folder for Ray's sockets can be made in {base} ({error.strerror}); set TMPDIR to a folder that can be "
-            f"written and whose path has {LONGEST_BASE} bytes at most"
+            f"cannot create a folder for Ray's sockets in {base} ({error.strerror}); set TMPDIR to a writable folder "
+            f"whose path has at most {MAX_BASE_BYTES} bytes"
         ) from None
 
 
 def start_ray(folder: Path, **settings: Any) -> None:
-    """Ray gives its own node 30 s to come up and then raises a bare Exception, which a busy machine can reach."""
+    """Starts Ray, with retries: on a busy machine its node may miss Ray's limit of 30 s."""
     for attempt in range(START_ATTEMPTS):
         try:
             init_ray(
@@ -99,19 +104,19 @@ def start_ray(folder: Path, **settings: Any) -> None:
 
 
 def end_processes_of(folder: Path) -> None:
-    """What a Ray in this folder has left running, or dead and not waited for: Ray forgets them itself."""
+    """Kills and reaps the processes that a Ray in this folder has left behind."""
     for popen in gc.get_objects():
-        if issubclass(type(popen), subprocess.Popen) and popen.returncode is None and names(popen.args, folder):
+        if issubclass(type(popen), subprocess.Popen) and popen.returncode is None and mentions(popen.args, folder):
             popen.kill()
             popen.wait(timeout=10)
 
 
-def names(command: Any, folder: Path) -> bool:
+def mentions(command: Any, folder: Path) -> bool:
     return isinstance(command, list) and any(str(folder) in str(word) for word in command)
 
 
 def init_ray(**settings: Any) -> None:
-    """Quietly, and leaving SIGTERM to whoever had it: Ray's own handler ends the process without any clean-up."""
+    """Calls ray.init without output. Restores the SIGTERM handler, because Ray's ends the process without cleanup."""
     handler = signal.getsignal(signal.SIGTERM)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -120,7 +125,7 @@ def init_ray(**settings: Any) -> None:
 
 
 def stop_ray() -> None:
-    """Without the messages by which Ray's own parts miss each other on the way out."""
+    """Stops Serve and Ray without the messages that they print on the way."""
     with contextlib.redirect_stdout(io.StringIO()):
         if ray.is_initialized():  # serve.shutdown would start Ray again
             stop_serve: Callable[[], None] = serve.shutdown
@@ -130,7 +135,7 @@ def stop_ray() -> None:
 
 @contextmanager
 def attached_ray(address: str) -> Iterator[None]:
-    """Raises ConfigError when no cluster answers."""
+    """Connects to a running cluster. Raises ConfigError if none answers."""
     try:
         init_ray(address=address)
     except ConnectionError as error:
@@ -144,7 +149,7 @@ def attached_ray(address: str) -> Iterator[None]:
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """A second Ctrl-C must not leave half a cluster behind."""
+    """Ignores SIGINT and SIGTERM, so that a second Ctrl-C does not interrupt the cleanup."""
     before = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield

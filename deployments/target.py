@@ -8,11 +8,12 @@ from typing import Any
 from ray import serve
 
 from api.trace import Track, rounds
-from deployments.colocated import OwnDrafter, open_drafter
-from deployments.config import GoodputSpeculation, PoolConfig, Speculation, TargetConfig
+from deployments.colocated import ColocatedDrafter, open_drafter
+from deployments.config import PoolConfig, TargetConfig
+from deployments.config_speculation import GoodputSpeculation, Speculation
 from deployments.policies import Learning, longest_draft, needed_exits, policy
-from deployments.process import DTYPES, claim, device_of, target_positions
-from deployments.profiling import own_target_costs
+from deployments.process import DTYPES, device_of, pin_process, target_positions
+from deployments.profiling import startup_target_costs
 from drafters.manifest import vocabulary_hash
 from link.counts import told
 from link.discovery import Need, serve_discovery
@@ -40,7 +41,7 @@ class TargetReplica:
 
         Without either, or without speculation, decoding is plain.
         """
-        claim(config)
+        pin_process(config)
         self._config = config
         self._incarnation = f"{config.name}-{serve.get_replica_context().replica_id.unique_id}"
         model = await asyncio.to_thread(load_model, config)
@@ -48,7 +49,7 @@ class TargetReplica:
         self._steps = runs(model.decoder, Execution(config.execution))
         self._policy: Policy = policy(config.speculation)
         if isinstance(config.speculation, GoodputSpeculation) and (pool, drafter) != (None, None):
-            costs = await asyncio.to_thread(own_target_costs, model, config)
+            costs = await asyncio.to_thread(startup_target_costs, model, config)
             self._policy = Learning(config.name, costs, config.speculation, config.max_batch)
         self._own = await asyncio.to_thread(self._own_drafter, drafter)
         self._client = self._draft_client(pool)
@@ -59,7 +60,7 @@ class TargetReplica:
         self._streams = TokenStreams()
         self._engine.start()
 
-    def _own_drafter(self, pool: PoolConfig | None) -> OwnDrafter | None:
+    def _own_drafter(self, pool: PoolConfig | None) -> ColocatedDrafter | None:
         speculation = self._config.speculation
         if speculation is None or pool is None:
             return None

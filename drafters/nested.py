@@ -22,7 +22,7 @@ from torch import Tensor
 from drafters.depth import Watermarks
 from drafters.manifest import drafter_exits
 from drafters.picks import PassRow, Pick
-from model.batch import CPU, RaggedBatch, Row, build_batch
+from model.batch import CPU, BatchRow, RaggedBatch, build_batch
 from model.config import read_config
 from model.decoder import Decoder
 from model.execution import Execution
@@ -192,7 +192,7 @@ class NestedDrafter:
 
     def _batch(self, stretches: Sequence[_Stretch]) -> RaggedBatch:
         rows = [
-            Row(self.ledger.slots(stretch.row.sequence)[: stretch.positions.stop], len(stretch.positions))
+            BatchRow(self.ledger.slots(stretch.row.sequence)[: stretch.positions.stop], len(stretch.positions))
             for stretch in stretches
         ]
         return build_batch(rows, self.device)

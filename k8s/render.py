@@ -1,8 +1,8 @@
 """Writes the Serve config into k8s/rayservice.yaml: `python -m k8s.render [--check]`.
 
-KubeRay takes the Serve config as a string inside its own manifest, where it would drift from the one that is tested.
-So it is rendered from deployments/configs/demo.yaml, with what differs on a cluster: addresses that other
-pods can reach, paths inside the image, and one custom resource per worker group, which puts every replica on its own.
+KubeRay takes the Serve config as a string inside its manifest. To keep it equal to the tested config, it is rendered
+from deployments/configs/demo.yaml. On a cluster it differs in addresses that other pods can reach, paths inside the
+image, and one custom resource per worker group, which gives every replica its own pod.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import yaml
 
 from deployments.app import APP_NAME
 from deployments.cluster import SERVICER
-from deployments.config import AppConfig, Replicas, load_config
+from deployments.config import AppConfig, load_config
+from deployments.config_replica import Replicas
 
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = ROOT / "k8s" / "rayservice.yaml"
 CONFIG = ROOT / "deployments" / "configs" / "demo.yaml"
 
-IMAGE_ROOT = PurePosixPath("/opt/draftpool")  # where the image holds this repository
+IMAGE_ROOT = PurePosixPath("/opt/draftpool")  # this repository in the image
 HTTP_PORT, GRPC_PORT = 8000, 9000
 DRAFT_PORTS = (50051, 50058)
 TARGET_RESOURCE, DRAFTER_RESOURCE = "draftpool_target", "draftpool_drafter"
@@ -31,7 +32,7 @@ _BLOCK = re.compile(r"^  serveConfigV2: \|\n(?:    .*\n|\n)*", re.MULTILINE)
 
 
 def serve_config(config: AppConfig) -> dict[str, Any]:
-    """What Serve's own config file would hold for this application on a cluster."""
+    """The content of Serve's config file for this application on a cluster."""
     application = {"name": APP_NAME, "route_prefix": "/", "import_path": "deployments.app:build"}
     grpc = {"port": GRPC_PORT, "grpc_servicer_functions": [SERVICER]}
     return {
@@ -43,7 +44,7 @@ def serve_config(config: AppConfig) -> dict[str, Any]:
 
 
 def arguments(config: AppConfig) -> dict[str, Any]:
-    """The application's part. Where its proxies listen is Serve's, and a section left out is the default."""
+    """The application's arguments, without defaults and without the proxies' addresses, which belong to Serve."""
     listening: dict[str, set[str] | bool] = {"http": {"host", "port"}, "grpc": True}
     return config.model_dump(mode="json", exclude=listening, exclude_defaults=True)
 
@@ -70,7 +71,7 @@ def one_of(replicas: Replicas, resource: str) -> dict[str, float]:
 
 
 def in_image(path: str) -> str:
-    """A folder of this repository as the image has it; anything else, a hub id say, as it is."""
+    """The path in the image of a folder of this repository; other paths and hub ids are returned unchanged."""
     given = Path(path)
     return str(IMAGE_ROOT / given.relative_to(ROOT).as_posix()) if given.is_relative_to(ROOT) else path
 

@@ -1,8 +1,7 @@
-"""Attention of a ragged batch over paged KV, by torch's scaled_dot_product_attention.
+"""Attention of a ragged batch over paged KV, with torch's scaled_dot_product_attention.
 
-For each group of rows the keys and values are gathered through their slots into a padded block, masked by
-position and window, and the real queries go back to the flat list. This path is the one that others are
-compared with: keep it plain.
+For each group of rows, keys and values are gathered through their slots into a padded block and masked by position and
+window. The outputs of real queries return to the flat list. Other implementations are compared with this one.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ def attend(
 ) -> Tensor:
     """query: [num_tokens, heads, dim]; keys, values: [num_slots, kv_heads, dim]. Returns [num_tokens, heads, dim].
 
-    The batch's own keys and values have been written to their slots already.
+    The keys and values of the batch must already be in their slots.
     """
     if len(batch.groups) == 1:
         return _attend_group(query, keys, values, batch.groups[0], scale, window, softcap)
@@ -64,7 +63,7 @@ def _attend_group(
 def _softcapped(
     query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, softcap: float
 ) -> Tensor:
-    """As transformers' eager Gemma2 attention: the cap comes before the mask, the softmax is in float32.
+    """Attention with capped scores, as in transformers' eager Gemma2: cap, then mask, then softmax in float32.
 
     query: [rows, heads, new, dim]; keys, values: [rows, kv_heads, total, dim]; mask: [rows, 1, new, total].
     """

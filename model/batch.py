@@ -1,11 +1,10 @@
 """A ragged batch: one flat list of new tokens, with per-row lengths and no padding between rows.
 
-A row is a sequence's slot map and how many of its last positions are new in this pass. Positions are indices
-into the slot map, so one array says where a token is, where its KV goes and what it may look at.
+A row is the slot map of a sequence and the number of its last positions that are new in this pass. Positions are
+indices into the slot map, which also says where the KV of each position lies.
 
-Attention on a CPU is called per group of rows: rows with few new tokens and contexts of similar length are padded
-together, longer ones (prefill chunks) stand alone, because padding a decode row to a chunk would cost more than the
-call it saves.
+Attention on a CPU is called per group of rows. Rows with few new tokens and contexts of similar length are padded
+together. Longer rows (prefill chunks) are alone, because padding a decode row to a chunk costs more than a call.
 """
 
 from __future__ import annotations
@@ -22,13 +21,13 @@ from torch import Tensor
 
 from model.pages import Slots
 
-LONG_ROW = 32  # new tokens from which a row is attended to alone
+LONG_ROW = 32  # a row with at least so many new tokens is a group of its own
 MAX_PADDING = 2.0
 CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class BatchRow:
     """slots: shape [total], the slots of positions 0..total-1. The last num_new of them are this pass's tokens."""
 
     slots: Slots
@@ -37,7 +36,7 @@ class Row:
 
 @dataclass(frozen=True, eq=False)
 class RowGroup:
-    """Rows attended to in one call, padded to [num_rows, max_new] queries and [num_rows, max_total] keys.
+    """The rows of one attention call, padded to [num_rows, max_new] queries and [num_rows, max_total] keys.
 
     query_index: [num_rows, max_new] into the flat tokens; padding repeats a row's first token.
     key_slots: [num_rows, max_total]; padding repeats the row's slot 0 and is masked.
@@ -59,15 +58,15 @@ class RowGroup:
         return self.real_index.numel() < self.query_index.numel()
 
     def is_causal(self, window: int | None) -> bool:
-        """One row, all of it new, no key out of its window: a plain triangle, which needs no mask tensor."""
+        """Whether the mask is a plain triangle: a single row, all of it new, shorter than the window."""
         num_rows, total = self.key_slots.shape
         return num_rows == 1 and self.query_index.shape[1] == total and (window is None or window >= total)
 
     def gather(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """keys, values: [num_slots, kv_heads, dim]. Returns [num_rows, kv_heads, max_total, dim] of each.
 
-        All layers of a pass reuse one block of memory: fresh pages cost more than the copying. It is valid until
-        the next call.
+        The result is valid until the next call: all layers of a pass reuse one block of memory, because allocating
+        fresh pages costs more than copying.
         """
         shape = torch.Size((*self.key_slots.shape, *keys.shape[1:]))
         if shape not in self._blocks:
@@ -78,9 +77,9 @@ class RowGroup:
         return blocks[0].transpose(1, 2), blocks[1].transpose(1, 2)
 
     def mask(self, window: int | None) -> Tensor:
-        """[num_rows, 1, max_new, max_total] bool: causal, and at most `window` positions back when given.
+        """[num_rows, 1, max_new, max_total] bool: causal, and limited to the last `window` positions if given.
 
-        Built once a pass for all layers that share the window.
+        Built once per pass for all layers with the same window.
         """
         total = self.key_slots.shape[1]
         if window is not None and window >= total:
@@ -97,9 +96,9 @@ class RowGroup:
 
 @dataclass(frozen=True, eq=False)
 class RaggedBatch:
-    """offsets: [num_rows + 1], row r is tokens offsets[r]:offsets[r + 1] of the flat list."""
+    """A ragged batch. offsets: [num_rows + 1]; row r is tokens offsets[r]:offsets[r + 1] of the flat list."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[BatchRow, ...]
     offsets: tuple[int, ...]
     device: torch.device
 
@@ -117,19 +116,21 @@ class RaggedBatch:
 
     @cached_property
     def slots(self) -> Tensor:
-        """[num_tokens] int64, where each token's KV goes."""
+        """[num_tokens] int64, the slot of each token's KV."""
         return self._tensor(np.concatenate([np.empty(0, np.int64)] + [row.slots[-row.num_new :] for row in self.rows]))
 
     @cached_property
     def max_total(self) -> int:
-        """Positions of the longest row."""
+        """The number of positions of the longest row."""
         return max(len(row.slots) for row in self.rows)
 
     @cached_property
     def groups(self) -> tuple[RowGroup, ...]:
         short = [r for r, row in enumerate(self.rows) if row.num_new < LONG_ROW]
         alone = [[r] for r, row in enumerate(self.rows) if row.num_new >= LONG_ROW]
-        return tuple(self._group(rows) for rows in similar(short, [len(row.slots) for row in self.rows]) + alone)
+        return tuple(
+            self._group(rows) for rows in group_by_length(short, [len(row.slots) for row in self.rows]) + alone
+        )
 
     def _group(self, members: list[int]) -> RowGroup:
         rows = [self.rows[r] for r in members]
@@ -155,10 +156,10 @@ class RaggedBatch:
         return torch.from_numpy(array).to(self.device)
 
 
-def similar(rows: Sequence[int], totals: Sequence[int]) -> list[list[int]]:
-    """Rows in groups whose keys, padded to the longest, take at most MAX_PADDING times what they hold.
+def group_by_length(rows: Sequence[int], totals: Sequence[int]) -> list[list[int]]:
+    """Groups rows so that padding the keys of a group takes at most MAX_PADDING times their number.
 
-    Groups come by length, and rows within a group in the order of the batch.
+    totals: keys of each row. Groups are sorted by length, rows within a group by their order in the batch.
     """
     groups: list[list[int]] = []
     held = 0
@@ -171,8 +172,8 @@ def similar(rows: Sequence[int], totals: Sequence[int]) -> list[list[int]]:
     return [sorted(group) for group in groups]
 
 
-def build_batch(rows: Sequence[Row], device: torch.device = CPU) -> RaggedBatch:
-    """Raises ValueError for a row without new tokens, or with more of them than positions."""
+def build_batch(rows: Sequence[BatchRow], device: torch.device = CPU) -> RaggedBatch:
+    """A batch of rows. Raises ValueError for a row without new tokens, or with more new tokens than positions."""
     for row in rows:
         if not 0 < row.num_new <= len(row.slots):
             raise ValueError(f"a row has {row.num_new} new tokens and {len(row.slots)} positions")

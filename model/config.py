@@ -1,7 +1,7 @@
-"""What the decoder layer needs to know of a checkpoint, read from its HF config.json.
+"""The decoder's configuration, read from a checkpoint's HF config.json.
 
-A family is supported when its layer is a choice of the options below; any other is refused by name, because
-a layer that is almost right gives text that is quietly wrong. The same holds for an option within a family.
+A family is supported if its layer is a combination of the options below. Other families and options are refused by
+name, because a layer that is almost right silently gives wrong text.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _WINDOWS = {"full_attention": False, "sliding_attention": True}
 
 @dataclass(frozen=True, slots=True)
 class Rope:
-    """Angles of position p are p * inverse_frequencies; cos and sin are multiplied by `scaling` (yarn)."""
+    """Rotary embedding: the angles of position p are p * inverse_frequencies. scaling: factor of cos and sin (yarn)."""
 
     inverse_frequencies: tuple[float, ...]
     scaling: float = 1.0
@@ -35,10 +35,11 @@ class Rope:
 
 @dataclass(frozen=True, slots=True)
 class DecoderConfig:
-    """windows, ropes: one per layer; a window of w lets a token see itself and the w - 1 before it.
+    """Shape and options of a decoder.
 
-    norm_offset: added to norm weights (Gemma stores them around 0, and multiplies in float32).
-    post_norms: norms after attention and after the MLP as well as before (Gemma).
+    windows, ropes: one per layer; with a window of w, a token attends to itself and the w - 1 tokens before it; None:
+    no window. norm_offset: added to norm weights (Gemma stores them around 0 and multiplies in float32). post_norms:
+    whether there are norms after attention and MLP too (Gemma).
     """
 
     family: str
@@ -165,7 +166,7 @@ def _windows(hf: Any) -> tuple[int | None, ...]:
 
 
 def _max_positions(hf: Any) -> int:
-    """The context that a scaled rope reaches. llama3 and Gemma-3 count theirs in max_position_embeddings already."""
+    """The context length with a scaled rope. For llama3 and Gemma-3, max_position_embeddings already includes it."""
     positions, parameters = int(hf.max_position_embeddings), hf.rope_parameters or {}
     if hf.model_type == "gemma3_text" or parameters.get("rope_type") not in ("linear", "yarn"):
         return positions

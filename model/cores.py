@@ -1,4 +1,4 @@
-"""How many cores this process may use: those of its affinity, and no more than its cgroups give it time for."""
+"""The number of cores that this process may use, by its CPU affinity and the limits of its cgroups."""
 
 from __future__ import annotations
 
@@ -8,26 +8,27 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 MOUNT = Path("/sys/fs/cgroup")
-OWN = Path("/proc/self/cgroup")
+PROC_CGROUP = Path("/proc/self/cgroup")
 
 
 def usable_cores() -> int:
-    return limited(len(os.sched_getaffinity(0)), cgroup_cores())
+    return limit_cores(len(os.sched_getaffinity(0)), cgroup_cores())
 
 
-def limited(num_cores: int, share: float) -> int:
-    """Whole cores, at least one. share: of time, in cores: with 1.5 a second thread is still of use."""
+def limit_cores(num_cores: int, share: float) -> int:
+    """The number of cores to use, at least one. share: CPU time in cores; rounded up, so 1.5 gives two threads."""
     return max(1, num_cores if math.isinf(share) else min(num_cores, math.ceil(share)))
 
 
-def cgroup_cores(mount: Path = MOUNT, own: Path = OWN) -> float:
-    """The least that a cgroup of this process, or one around it, is given of time; infinite without a limit."""
+def cgroup_cores(mount: Path = MOUNT, own: Path = PROC_CGROUP) -> float:
+    """The smallest CPU limit, in cores, of this process's cgroup and its parents; infinite without a limit."""
     return min((share for folder in _folders(mount, own) for share in _shares(folder)), default=math.inf)
 
 
 def _folders(mount: Path, own: Path) -> Iterator[Path]:
-    """Of the cgroup that pays for CPU time and of all around it. Within a container its path may lie outside of what
-    is mounted; then only the mounted root tells.
+    """The folders of the process's CPU cgroup and its parents.
+
+    In a container the path may lie outside the mount; then only the mounted root exists.
     """
     try:
         lines = own.read_text().splitlines()
@@ -44,7 +45,7 @@ def _folders(mount: Path, own: Path) -> Iterator[Path]:
 
 
 def _shares(folder: Path) -> Iterator[float]:
-    """From cpu.max (cgroup v2: quota and period, or "max") or the two files of v1, where a quota of -1 is none."""
+    """The limit of a cgroup, in cores, if it has one: from cpu.max (v2) or from the two files of v1."""
     try:
         quota, period = (folder / "cpu.max").read_text().split()
     except (OSError, ValueError):

@@ -1,8 +1,8 @@
-"""A decoder as a range of layers over a ragged batch.
+"""The Decoder protocol: runs a range of layers over a ragged batch.
 
-One pass embeds the flat tokens, runs layers [start, stop) and turns hidden states into logits; a caller may
-stop at any layer, look, and go on. Who does the arithmetic is behind one Protocol: plain torch operations
-(model/eager.py) or our own kernels (model/native/), from the same weights.
+A pass embeds the flat tokens, runs layers [start, stop) and turns hidden states into logits. A caller may stop at any
+layer, read the hidden states, and continue. There are two implementations over the same weights: plain torch
+(model/eager.py) and native kernels (model/native/).
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ class LayerWeights:
 
 
 class StoredWeights(Protocol):
-    """Weights of a checkpoint, each read when it is asked for, so that who keeps them in another form never holds all
-    of them twice.
-    """
+    """The weights of a checkpoint, each read on request, so that repacking them never holds all weights twice."""
 
     dtype: torch.dtype
     device: torch.device
@@ -62,7 +60,7 @@ class StoredWeights(Protocol):
     def norm(self) -> Tensor: ...
 
     def layers(self) -> Iterator[LayerWeights]:
-        """First to last, each read when the one before it is done with."""
+        """The layers in order; each is read when the iterator advances to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +86,11 @@ class Decoder(Protocol):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of weights and KV."""
+        """The dtype of weights and KV."""
 
     @property
     def hidden_dtype(self) -> torch.dtype:
-        """Of the hidden states between layers."""
+        """The dtype of hidden states between layers."""
 
     @property
     def device(self) -> torch.device: ...
@@ -121,17 +119,15 @@ class Decoder(Protocol):
         sampling: Sequence[SamplingParams],
         positions: Sequence[int],
     ) -> list[int]:
-        """As model.rollout.step."""
+        """See model.rollout.step."""
 
     def roll_out(self, rows: Sequence[Rollout], kv: PagedKV, depth: int, boundary: Tensor | None) -> list[Drafted]:
         """As model.rollout.roll_out."""
 
     def pick(self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> list[int]:
-        """The picked token of each row or NO_PICK (model/sampling.py). positions: the absolute position that each will
-        take.
-        """
+        """The picked token of each row, or NO_PICK (model/sampling.py). positions: absolute positions of the picks."""
 
     def pick_with_confidence(
         self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]
     ) -> tuple[list[int], list[float], list[int]]:
-        """Picks, a confidence in [0, 1] for each, and the runner-up: the best of the other tokens, -1 if unknown."""
+        """Picks, their confidences in [0, 1], and the runner-ups: the best other token of each, -1 if unknown."""

@@ -1,6 +1,6 @@
-"""The decoder in plain torch operations: on any device, without a compiler, and what the fast ones are compared with.
+"""The decoder in plain torch operations. It runs on any device without a compiler, and is the reference for others.
 
-The arithmetic is that of transformers' own modules, family by family, with q/k/v and gate/up each read as one matrix.
+The arithmetic is that of transformers' modules for each family, with q/k/v and gate/up fused into one matrix each.
 """
 
 from __future__ import annotations
@@ -33,21 +33,22 @@ ACTIVATION_FUNCTIONS: Mapping[str, Callable[[Tensor], Tensor]] = MappingProxyTyp
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Over the last dimension, in float32. The product with the weight is taken in the weight's dtype.
+    """RMS norm over the last dimension, in float32. The product with the weight is in the weight's dtype.
 
-    Llama's kin round the normalized value to x's dtype first (weights in x's dtype); Gemma does not (float32).
+    Llama and similar families round the normalized value to x's dtype first (weights have x's dtype); Gemma does not
+    (weights are float32).
     """
     normalized = F.rms_norm(x.to(weight.dtype), x.shape[-1:], None, eps)
     return (normalized * weight).to(x.dtype)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x: [n, heads, dim]; cos, sin: [n, 1, dim]. The first half of sin is negated, in place of rotate_half's minus."""
+    """Rotates x: [n, heads, dim] by cos, sin: [n, 1, dim]. The first half of sin is negated, as in rotate_half."""
     return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
 
 
 class RopeTable:
-    """cos and sin of all positions up to the longest seen, computed in float32 and kept in the model's dtype."""
+    """A growing table of cos and sin by position, computed in float32 and stored in the model's dtype."""
 
     def __init__(self, rope: Rope, max_positions: int, dtype: torch.dtype, device: torch.device) -> None:
         self._rope = rope
@@ -72,7 +73,7 @@ class RopeTable:
 
 
 class EagerDecoder:
-    """A model.decoder.Decoder. Inference only."""
+    """A model.decoder.Decoder in plain torch, for inference only."""
 
     is_deterministic = False
 

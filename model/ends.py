@@ -1,4 +1,4 @@
-"""Which tokens end an answer, by the files of a checkpoint."""
+"""The tokens that end an answer, according to the files of a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,14 +9,16 @@ from typing import Any
 from protocol.errors import ConfigError
 
 
-def stops_of_generate(directory: Path) -> tuple[int, ...]:
-    """The ids that end an answer of transformers' generate: generation_config.json wins when it names any."""
+def generation_eos(directory: Path) -> tuple[int, ...]:
+    """The ids that end an answer in transformers' generate: those of generation_config.json, else of config.json."""
     return _named_eos(directory / "generation_config.json") or _named_eos(directory / "config.json")
 
 
 def configured_eos(directory: Path) -> tuple[int, ...]:
-    """Of both files: where one of them is wrong, an answer that ends is worth more than one that never does. What a
-    config class takes where its file names none is not among them.
+    """The EOS ids that both files name.
+
+    Both count, because if one of them is wrong, an answer that ends early is better than one that never ends. Defaults
+    of config classes do not count.
     """
     files = (directory / "generation_config.json", directory / "config.json")
     return tuple(dict.fromkeys(index for file in files for index in _named_eos(file)))

@@ -1,4 +1,4 @@
-"""Who runs a checkpoint's layers: our own kernels where they can be compiled, plain torch everywhere else."""
+"""Chooses how a checkpoint runs: native kernels where they can be compiled, plain torch elsewhere."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class Execution(StrEnum):
-    """AUTO: NATIVE where it can be had, else EAGER; why_not_native says why."""
+    """How a checkpoint runs. AUTO: NATIVE if possible, else EAGER; see why_not_native for the reason."""
 
     AUTO = "auto"
     NATIVE = "native"
@@ -32,7 +32,7 @@ class Execution(StrEnum):
 
 
 def build_decoder(config: DecoderConfig, weights: StoredWeights, execution: Execution = Execution.AUTO) -> Decoder:
-    """Raises ConfigError when NATIVE is asked for and cannot be had."""
+    """A decoder for the weights. Raises ConfigError if NATIVE is requested and not possible."""
     if execution is Execution.EAGER:
         return EagerDecoder(config, DecoderWeights.read(weights))
     unfit = _unfit(weights)
@@ -48,7 +48,7 @@ def build_decoder(config: DecoderConfig, weights: StoredWeights, execution: Exec
 
 
 def runs(decoder: Decoder, execution: Execution) -> Runs:
-    """Who runs a decoder that was built so."""
+    """A description of how a decoder runs. execution: the argument that it was built with."""
     if isinstance(decoder, NativeDecoder):
         return Runs(f"native kernels, {features()}")
     missing = execution is Execution.AUTO and decoder.device.type == "cpu" and decoder.dtype in NATIVE_DTYPES
@@ -57,7 +57,7 @@ def runs(decoder: Decoder, execution: Execution) -> Runs:
 
 @cache
 def why_not_native() -> str | None:
-    """What keeps the native kernels from this machine. Tried once a process."""
+    """Why native kernels cannot run on this machine, or None if they can. Tried once per process."""
     try:
         library()
     except CompilerError as error:
@@ -67,7 +67,7 @@ def why_not_native() -> str | None:
 
 @cache
 def warn_once(message: str) -> None:
-    """Once a process."""
+    """Logs a message once per process."""
     logger.warning(message)
 
 

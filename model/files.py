@@ -1,4 +1,4 @@
-"""Where a checkpoint's files are: a directory, or those of a Hugging Face hub id, which are downloaded."""
+"""Finds the files of a checkpoint: a directory, or a Hugging Face hub id, which is downloaded."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from huggingface_hub import snapshot_download
 
 from protocol.errors import ConfigError
 
-TEXT_FILES = ("*.json", "*.jinja")  # tokenizers and configs
+TEXT_FILES = ("*.json", "*.jinja")  # files of tokenizers and configs
 _HUB_FILES = (*TEXT_FILES, "*.safetensors")
 
 
 def resolve(path_or_id: str, files: Sequence[str] = _HUB_FILES) -> Path:
-    """An existing directory as it is; else a Hugging Face hub id, or id@revision, whose files are downloaded to the
-    hub's cache.
+    """The directory of a checkpoint.
+
+    path_or_id: an existing directory, or a hub id or id@revision, which is downloaded to the hub's cache. Raises
+    ConfigError if it is neither.
     """
     path = Path(path_or_id)
     if path.is_dir():
@@ -26,16 +28,17 @@ def resolve(path_or_id: str, files: Sequence[str] = _HUB_FILES) -> Path:
     try:
         return Path(snapshot_download(name, revision=revision or None, allow_patterns=list(files)))
     except Exception as error:
-        raise ConfigError(f"{path_or_id} is neither a directory nor to be had from the hub: {error}") from error
+        raise ConfigError(f"{path_or_id} is not a directory and cannot be loaded from the hub: {error}") from error
 
 
 def _is_path(path_or_id: str) -> bool:
     return path_or_id.startswith((".", "/", "~")) or path_or_id.count("/") > 1
 
 
-def pinned(path_or_id: str) -> str:
-    """A hub id with the commit that it stands for now, so that all who resolve it later have the same weights. A path
-    as it is, for it may be one of another machine.
+def pin_revision(path_or_id: str) -> str:
+    """A hub id with its current commit, so that all replicas load the same weights.
+
+    A path is returned unchanged; it may be on another machine.
     """
     if _is_path(path_or_id) or Path(path_or_id).is_dir():
         return path_or_id

@@ -1,4 +1,4 @@
-"""KV tensors over a page ledger: one pair per layer, written and read through slots, never moved."""
+"""The KV tensors that the slots of a page ledger index: one pair per layer. Entries are never moved."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ Addresses = Array[c_void_p]
 
 
 class PagedKV:
-    """keys[layer], values[layer]: zeros, in the layout of the decoder that made them; where nothing else is said
-    [num_slots, num_kv_heads, head_dim].
+    """keys[layer] and values[layer], in the layout of the decoder that made them.
+
+    The default layout is [num_slots, num_kv_heads, head_dim].
     """
 
     def __init__(self, keys: list[Tensor], values: list[Tensor]) -> None:
@@ -24,7 +25,7 @@ class PagedKV:
 
     @cached_property
     def arrays(self) -> tuple[Addresses, Addresses]:
-        """Where every layer's keys and values lie."""
+        """The addresses of every layer's keys and values."""
         return _addresses(self.keys), _addresses(self.values)
 
     def write(self, layer: int, slots: Tensor, keys: Tensor, values: Tensor) -> None:
@@ -38,10 +39,10 @@ def _addresses(tensors: list[Tensor]) -> Addresses:
 
 
 def padded_dim(head_dim: int) -> int:
-    """Of a head in the native kernels' KV: whole vectors of 32."""
+    """The padded size of a head in the native kernels' KV: a multiple of 32."""
     return -(-head_dim // 32) * 32
 
 
 def bytes_per_slot(config: DecoderConfig, dtype: torch.dtype) -> int:
-    """At most; a decoder that does not pad takes less when heads are no multiple of 32."""
+    """Upper bound on the KV bytes of one position; less if the decoder does not pad heads to a multiple of 32."""
     return 2 * config.num_layers * config.num_kv_heads * padded_dim(config.head_dim) * dtype.itemsize

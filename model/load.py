@@ -1,7 +1,7 @@
-"""From a HF checkpoint directory to a Decoder.
+"""Loads a Decoder from a HF checkpoint directory with safetensors files.
 
-Safetensors only. The file's names and shapes are checked against what the config promises before anything
-is read, so that a checkpoint which is not what it says is refused whole; projections are fused on the way in.
+The names and shapes of tensors are checked against the config before any weight is read. Projections are fused while
+reading.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from model.batch import CPU
 from model.config import DecoderConfig, read_config
 from model.decoder import Decoder, LayerWeights, Linear
 from model.execution import Execution, build_decoder
-from model.native.memory import give_back
+from model.native.memory import release_freed_memory
 from protocol.errors import ConfigError, UnsupportedModel
 
-Progress = Callable[[int, int], None]  # (layers loaded, layers in all)
+Progress = Callable[[int, int], None]  # (loaded layers, all layers)
 
 _EMBEDDING, _NORM, _HEAD = "model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"
 
@@ -36,14 +36,14 @@ def load_decoder(
     execution: Execution = Execution.AUTO,
     progress: Progress | None = None,
 ) -> Decoder:
-    """num_layers: load only so many of the first layers. Raises UnsupportedModel or ConfigError."""
+    """Loads a decoder. num_layers: load only the first so many layers. Raises UnsupportedModel or ConfigError."""
     full = read_config(directory)
     config = full if num_layers is None else full.first_layers(num_layers)
     return build_decoder(config, Stored(_checked(directory, full, dtype, device), config, progress), execution)
 
 
 def check_weights(directory: Path) -> None:
-    """Reads the headers of the files only. Raises UnsupportedModel or ConfigError, as load_decoder would."""
+    """Raises UnsupportedModel or ConfigError where load_decoder would, but reads only the headers of files."""
     _checked(directory, read_config(directory), torch.float32, CPU)
 
 
@@ -54,8 +54,9 @@ def _checked(directory: Path, config: DecoderConfig, dtype: torch.dtype, device:
 
 
 class Checkpoint:
-    """The tensors of one or several safetensors files, by name. Files are open while they are read, and no longer:
-    what was read of a mapped file stays in memory for as long as it is open.
+    """The tensors of one or several safetensors files, by name.
+
+    A file is closed after each read, because the pages of a mapped file stay in memory as long as it is open.
     """
 
     def __init__(self, directory: Path, dtype: torch.dtype, device: torch.device) -> None:
@@ -71,7 +72,7 @@ class Checkpoint:
                 self._shapes.update((name, tuple(file.get_slice(name).get_shape())) for name in names)
 
     def check(self, shapes: dict[str, tuple[int, ...]], optional: frozenset[str]) -> None:
-        """Raises unless the files hold exactly these tensors; stored rotary frequencies are ignored."""
+        """Raises unless the files hold exactly these tensors. Ignores stored rotary frequencies."""
         names = {name for name in self._path_of if not name.endswith("rotary_emb.inv_freq")}
         if missing := sorted(shapes.keys() - names):
             raise ConfigError(f"{self.directory} lacks tensors that its config.json promises: {_some(missing)}")
@@ -88,7 +89,7 @@ class Checkpoint:
         return name in self._path_of
 
     def read(self, *names: str) -> Tensor:
-        """The named tensors one after another along the first dimension, in the model's dtype and memory of its own."""
+        """A new tensor in the model's dtype: the named tensors concatenated along the first dimension."""
         rows = sum(self._shapes[name][0] for name in names)
         whole = torch.empty((rows, *self._shapes[names[0]][1:]), dtype=self.dtype, device=self.device)
         for name, part in zip(names, torch.split(whole, [self._shapes[name][0] for name in names]), strict=True):
@@ -98,7 +99,7 @@ class Checkpoint:
 
 
 class Stored:
-    """A model.decoder.StoredWeights."""
+    """The model.decoder.StoredWeights of a checkpoint."""
 
     def __init__(self, checkpoint: Checkpoint, config: DecoderConfig, progress: Progress | None) -> None:
         self.dtype = checkpoint.dtype
@@ -111,7 +112,7 @@ class Stored:
         return self._checkpoint.read(_EMBEDDING)
 
     def head(self) -> Tensor | None:
-        """Raises ConfigError for a head that is said to be the embedding and is not."""
+        """The head, or None if it is tied. Raises ConfigError if a tied head differs from the embedding."""
         if not self._config.tied_embeddings:
             return self._checkpoint.read(_HEAD)
         if _HEAD in self._checkpoint and not torch.equal(self._checkpoint.read(_HEAD), self.embedding()):
@@ -126,7 +127,7 @@ class Stored:
     def layers(self) -> Iterator[LayerWeights]:
         for layer in range(self._config.num_layers):
             yield _read_layer(self._checkpoint, self._config, layer)
-            give_back()
+            release_freed_memory()
             if self._progress is not None:
                 self._progress(layer + 1, self._config.num_layers)
 
@@ -197,7 +198,7 @@ def _read_layer(checkpoint: Checkpoint, config: DecoderConfig, layer: int) -> La
 
 
 def _read_norm(checkpoint: Checkpoint, config: DecoderConfig, name: str) -> Tensor:
-    """Gemma's 1 + weight is taken and kept in float32, as its modules do."""
+    """A norm's weight. Gemma's 1 + weight is computed and kept in float32, as in its modules."""
     weight = checkpoint.read(name)
     return config.norm_offset + weight.float() if config.norm_offset else weight
 

@@ -1,11 +1,11 @@
 """Counter-based noise: U(seed, position, token) by Philox4x32-10 (Salmon et al., SC 2011), and Gumbel from it.
 
-Every number is a function of its coordinates, so a token's noise is the same in the drafter and the target, in
-any batch, after a preemption and on another replica. One Philox block gives the noise of four neighbouring
-token ids: counter = (token // 4, position, 0, 0), key = the seed's low and high words.
+Every number is a function of its coordinates, so a token's noise is the same in the drafter and the target, in any
+batch, after a preemption and on another replica. One Philox block gives the noise of four neighbouring token ids:
+counter = (token // 4, position, 0, 0), key = the low and high words of the seed.
 
-U = (word + 1/2) / 2^32 in float64 is never 0 or 1, and the largest G (about 22.9) are told apart; 24-bit floats
-would tie among 128k tokens.
+U = (word + 1/2) / 2^32 in float64 is never 0 or 1, and resolves the largest values of G (about 22.9). 24-bit floats
+would give ties among 128k tokens.
 """
 
 from __future__ import annotations
@@ -47,6 +47,6 @@ def gumbel(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
 
 
 def _multiply(word: Tensor, multiplier: int) -> tuple[Tensor, Tensor]:
-    """High and low words of a 32 x 32 bit product; int64 wraps, and the masks drop the sign."""
+    """High and low words of a 32 x 32 bit product. int64 wraps around, and the masks drop the sign."""
     product = word * multiplier
     return (product >> 32) & _WORD, product & _WORD

@@ -1,8 +1,8 @@
 """The page ledger: which slots of the KV tensors belong to which sequence. Integers only, no tensors.
 
-A sequence owns pages and reads its positions through `slots(sequence)[position]`, so rollback is a smaller
-length and nothing is moved. A fork shares its trunk's slots below the fork point and owns only its tail;
-pages carry reference counts, so trunk and branches may be freed in any order.
+A sequence holds pages and finds a position at `slots(sequence)[position]`, so rollback only shortens the sequence and
+moves nothing. A fork shares the slots of its trunk below the fork point and owns only its tail. Pages have reference
+counts, so trunk and branches may be freed in any order.
 """
 
 from __future__ import annotations
@@ -17,13 +17,15 @@ Slots = npt.NDArray[np.int64]
 
 @dataclass(slots=True)
 class _Table:
-    pages: list[int]  # every page this sequence holds a reference to
+    pages: list[int]  # pages that this sequence references
     slots: Slots  # position -> slot, for all reserved positions
-    tail_pages: list[int] = field(default_factory=list)  # the pages at the end of `pages` it may write to
+    tail_pages: list[int] = field(default_factory=list)  # the last of `pages`, which it may write to
     trunk_length: int = 0
 
 
 class PageLedger:
+    """Allocates the pages of the KV tensors to sequences."""
+
     def __init__(self, num_pages: int, page_size: int) -> None:
         if num_pages < 1 or page_size < 1:
             raise ValueError(f"{num_pages=} and {page_size=} must be at least 1")
@@ -42,7 +44,7 @@ class PageLedger:
         return tuple(self._tables)
 
     def capacity(self, sequence: int) -> int:
-        """Positions that have a slot."""
+        """The number of positions that have a slot."""
         return len(self._tables[sequence].slots)
 
     def slots(self, sequence: int) -> Slots:
@@ -55,12 +57,12 @@ class PageLedger:
         self._tables[sequence] = _Table([], np.empty(0, np.int64))
 
     def missing(self, sequence: int, length: int) -> int:
-        """Pages that `reserve` would take."""
+        """The number of pages that `reserve` would take."""
         short = length - self.capacity(sequence)
         return max(0, -(-short // self.page_size))
 
     def reserve(self, sequence: int, length: int) -> bool:
-        """Give every position below `length` a slot. False, and nothing changed, when pages run short."""
+        """Gives every position below `length` a slot. Returns False and changes nothing if there are too few pages."""
         needed = self.missing(sequence, length)
         if needed > self.num_free:
             return False
@@ -75,7 +77,7 @@ class PageLedger:
         return True
 
     def truncate(self, sequence: int, length: int) -> None:
-        """Give back the sequence's own pages that lie wholly at or beyond `length`."""
+        """Releases the sequence's own pages that lie entirely at or beyond `length`."""
         table = self._tables[sequence]
         if length < table.trunk_length:
             raise ValueError(f"cannot cut branch {sequence} to {length}, inside its trunk of {table.trunk_length}")
@@ -89,7 +91,7 @@ class PageLedger:
         table.slots = table.slots[: table.trunk_length + keep * self.page_size]
 
     def fork(self, parent: int, child: int, length: int) -> None:
-        """Open `child` with the parent's first `length` positions, read in place; its tail is its own."""
+        """Opens `child` with the first `length` positions of `parent`, which it shares; its tail is its own."""
         trunk = self._tables[parent]
         if length > len(trunk.slots):
             raise ValueError(f"cannot fork sequence {parent} at {length}: {len(trunk.slots)} positions reserved")
@@ -105,7 +107,7 @@ class PageLedger:
             self._release(page)
 
     def check(self) -> None:
-        """Raises AssertionError unless every page is free or referenced exactly as often as it is held."""
+        """Raises AssertionError unless reference counts, tables and free list agree."""
         held = [0] * self.num_pages
         for table in self._tables.values():
             assert len(set(table.pages)) == len(table.pages), f"a sequence holds a page twice: {table.pages}"

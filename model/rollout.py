@@ -1,4 +1,4 @@
-"""What a target and a drafter do with a decoder: a step, and drafting ahead, where each token is fed back for the next.
+"""Plain implementations of a target's step and a drafter's rollout, over any decoder.
 
 These are the plain ones; a decoder may do the same in one call.
 """
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from model.batch import RaggedBatch, Row, build_batch
+from model.batch import BatchRow, RaggedBatch, build_batch
 from model.kv import PagedKV
 from model.pages import Slots
 from protocol.request import SamplingParams
@@ -21,12 +21,12 @@ from protocol.request import SamplingParams
 if TYPE_CHECKING:
     from model.decoder import Decoder
 
-Drafted = list[tuple[int, float, int]]  # tokens with their confidences and runner-ups
+Drafted = list[tuple[int, float, int]]  # (token, confidence, runner-up)
 
 
 @dataclass(frozen=True, slots=True)
 class Rollout:
-    """tokens: those at positions [start, start + len(tokens)), not yet run. length: how many to draft, at least 1.
+    """A row to draft for.
 
     slots: of every position up to the last that may be fed, start + len(tokens) + length - 2.
     stop_probability: the first token at which the product of the confidences so far is at most this is the row's last
@@ -45,7 +45,7 @@ class Rollout:
         return self.start + len(self.tokens)
 
     def goes_on(self, drafted: Drafted) -> bool:
-        """Whether there is more to draft."""
+        """Whether the draft continues after these tokens."""
         certainty = prod(confidence for _, confidence, _ in drafted)
         return len(drafted) < self.length and not 0 < self.stop_probability >= certainty
 
@@ -59,7 +59,10 @@ def step(
     sampling: Sequence[SamplingParams],
     positions: Sequence[int],
 ) -> list[int]:
-    """All layers over the batch, and the picks of the wanted tokens. positions: those that the picks will take."""
+    """Runs all layers over the batch and picks tokens.
+
+    wanted: indices of the flat tokens to pick after. positions: the absolute position of each pick.
+    """
     hidden = decoder.run(decoder.embed(token_ids), batch, kv, 0, decoder.config.num_layers)
     return decoder.pick(decoder.logits(hidden, wanted), sampling, positions)
 

@@ -1,9 +1,9 @@
 """Coupled sampling: the token at position t is argmax over v of log p(v) + G(seed, t, v).
 
-By the Gumbel-max trick each pick is an exact sample of p, and target and drafter share the noise G, so a
-drafter near the target proposes the very token that the target will pick (Daliri, Musco, Suresh 2024,
-"Coupling without communication and drafter-invariant speculative decoding"). The normaliser of log p is the
-same for all tokens of a row and is left out.
+By the Gumbel-max trick each pick is an exact sample of p. Target and drafter share the noise G, so a drafter close to
+the target usually proposes the token that the target will pick (Daliri, Musco, Suresh 2024, "Coupling without
+communication and drafter-invariant speculative decoding"). The normalizer of log p is the same for all tokens of a row
+and is left out.
 
 Filters are those of transformers, in its order: temperature, top-k, top-p, min-p. Temperature 0 is argmax.
 """
@@ -18,15 +18,15 @@ from torch import Tensor
 from model.noise import gumbel
 from protocol.request import SamplingParams
 
-NO_PICK = -1  # where a score is no number, or the best one infinite: the model is broken
+NO_PICK = -1  # a score is NaN or the best one is infinite, so the model is broken
 
 _NEVER = -float("inf")
 
 
 def pick(logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> Tensor:
-    """The picked token of each row or NO_PICK, [num_rows] int64.
+    """The picked token of each row, or NO_PICK: [num_rows] int64.
 
-    logits: [num_rows, vocab_size] float32. positions: the absolute position that each picked token will take.
+    logits: [num_rows, vocab_size] float32. positions: the absolute position of each pick.
     """
     noisy = [row for row, params in enumerate(sampling) if not params.is_greedy]
     picks = _defined(*logits.max(dim=-1))
@@ -42,12 +42,12 @@ def _defined(best: Tensor, picks: Tensor) -> Tensor:
 def pick_with_confidence(
     logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Picks as `pick`, a confidence in [0, 1] for each, [num_rows] float64, and the runner-ups, [num_rows] int64.
+    """Picks, their confidences in [0, 1] ([num_rows] float64), and the runner-ups ([num_rows] int64).
 
-    At temperature 0 the confidence is the largest probability; otherwise tanh(margin / 2) of the best two noisy
-    scores, since the maximum probability says nothing of a pick that the noise decided. The runner-up has the best
-    score of the other tokens, the first of equals. In place of NO_PICK stands token 0, at confidence 0 and with
-    runner-up -1: who drafts must go on with something.
+    At temperature 0 the confidence is the largest probability. Otherwise it is tanh(margin / 2) of the best two noisy
+    scores, because the noise, not the maximum probability, decides the pick. The runner-up is the token with the best
+    score among the others, the first of equals. Instead of NO_PICK, returns token 0 with confidence 0 and runner-up -1,
+    because a drafter needs a token to continue.
     """
     scores = noisy_scores(logits, sampling, positions)
     best, picks = scores.max(dim=-1)
@@ -61,7 +61,7 @@ def pick_with_confidence(
 
 
 def noisy_scores(logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> Tensor:
-    """What each pick is the argmax of, [num_rows, vocab_size] float64; the plain logits at temperature 0."""
+    """The scores whose argmax is the pick, [num_rows, vocab_size] float64; plain logits at temperature 0."""
     scores = logits.double()
     noisy = [row for row, params in enumerate(sampling) if not params.is_greedy]
     if noisy:
@@ -70,7 +70,7 @@ def noisy_scores(logits: Tensor, sampling: Sequence[SamplingParams], positions: 
 
 
 def filter_logits(logits: Tensor, sampling: Sequence[SamplingParams]) -> Tensor:
-    """Scaled logits with refused tokens at -inf, [num_rows, vocab_size]. No row is greedy."""
+    """Logits divided by temperature, with filtered tokens at -inf: [num_rows, vocab_size]. No row may be greedy."""
     scaled = logits / _column(logits, [params.temperature for params in sampling])
     if any(params.top_k for params in sampling):
         scaled = _top_k(scaled, [params.top_k or scaled.shape[-1] for params in sampling])
@@ -97,7 +97,7 @@ def _top_k(scaled: Tensor, top_k: list[int]) -> Tensor:
 
 
 def _top_p(scaled: Tensor, top_p: list[float]) -> Tensor:
-    """Keeps the smallest set whose probability reaches top_p; a row with top_p 1 keeps all."""
+    """Keeps the smallest set of tokens whose probability reaches top_p; with top_p 1, all tokens."""
     ascending, order = scaled.sort(dim=-1)
     beyond = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - _column(scaled, top_p)
     beyond[:, -1] = False

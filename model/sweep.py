@@ -1,7 +1,7 @@
-"""Caches as they are in service: between two passes of one model come those of another.
+"""Evicts a model's weights from CPU caches between timed passes.
 
-A profile that runs one pass again and again finds the weights in the last-level cache, which a drafter does not that
-shares it with a target. So a pass is timed after a read of as much memory as the other model would have read.
+A profile that repeats one pass finds the weights in the last-level cache. In service, the other model's pass comes in
+between and evicts them. So each timed pass follows a read of as much memory as the other model reads.
 """
 
 from __future__ import annotations
@@ -15,6 +15,6 @@ MIB = 1 << 20
 
 
 def sweeper(num_bytes: int, device: torch.device) -> Callable[[], object]:
-    """Reads so many bytes of its own; on a device other than the CPU, whose caches are small, just one number."""
+    """A function that reads num_bytes of memory. On devices other than the CPU it reads almost nothing."""
     size = num_bytes // 8 if device.type == "cpu" else 1
-    return np.ones(size, np.int64).sum  # by one thread: torch's, still spinning, would slow down what is timed
+    return np.ones(size, np.int64).sum  # numpy, because torch's spinning threads would slow down the timed pass

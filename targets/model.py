@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.batch import RaggedBatch, Row, build_batch
+from model.batch import BatchRow, RaggedBatch, build_batch
 from model.decoder import Decoder
 from model.execution import Execution
 from model.kv import PagedKV
@@ -94,7 +94,7 @@ class TargetModel:
         """Tokens, their rows, and the flat indices of those whose logits are wanted."""
         slots = self.ledger.slots
         batch = build_batch(
-            [Row(slots(row.sequence_id)[: row.start + len(row.tokens)], len(row.tokens)) for row in rows],
+            [BatchRow(slots(row.sequence_id)[: row.start + len(row.tokens)], len(row.tokens)) for row in rows],
             self.decoder.device,
         )
         ends = batch.offsets[1:]

@@ -1,5 +1,5 @@
-// Matrix products of bf16 by AMX: sixteen rows times sixteen outputs, thirty-two inputs an instruction. It adds up pairs
-// in an order of its own, so where it is used at all it is used for every number of rows.
+// Matrix products of bf16 with AMX: sixteen rows times sixteen outputs, thirty-two inputs per instruction. AMX adds
+// pairs in its own order, so if it is used, it is used for every number of rows.
 #pragma once
 #include "linear.h"
 
@@ -7,8 +7,8 @@ namespace dp {
 
 #if defined(DRAFTPOOL_AMX)
 
-// Tile registers, which the instructions below want as literal numbers: sums of two strips; inputs and weights of whole steps;
-// the same of the last inputs, where they are fewer.
+// Tile registers; the instructions need literal numbers. Sums of two strips; inputs and weights of whole steps; inputs
+// and weights of a last, shorter step.
 enum Tile { kSums0, kSums1, kInputs, kWeights0, kWeights1, kLastInputs, kLastWeights0, kLastWeights1 };
 
 struct alignas(64) TileConfig {
@@ -16,7 +16,7 @@ struct alignas(64) TileConfig {
     uint16_t row_bytes[16] = {};
     uint8_t rows[16] = {};
 
-    // pairs: of inputs that are left behind the whole steps.
+    // pairs: pairs of inputs that remain after the whole steps.
     explicit TileConfig(int pairs) {
         for (int tile : {kSums0, kSums1, kInputs, kWeights0, kWeights1}) row_bytes[tile] = 64, rows[tile] = 16;
         if (!pairs) return;
@@ -26,7 +26,7 @@ struct alignas(64) TileConfig {
 };
 static_assert(sizeof(TileConfig) == 64);
 
-// One or two strips. sums: [kRows][row_bytes]; x has kRows rows, whatever stands in the last.
+// Computes one or two strips. sums: [kRows][row_bytes]; x has kRows rows, and the spare ones may hold anything.
 template <int STRIPS>
 inline void strips_by_amx(const bf16* x, size_t stride, const Linear<bf16>& linear, int strip, void* sums, size_t row_bytes) {
     constexpr int step = 32;
@@ -56,11 +56,11 @@ inline void strips_by_amx(const bf16* x, size_t stride, const Linear<bf16>& line
     if constexpr (STRIPS == 2) _tile_stored(1, static_cast<char*>(sums) + 64, row_bytes);
 }
 
-// As the general one: up to kRows rows and 1, 2 or 4 strips.
+// Like the general version: up to kRows rows and 1, 2 or 4 strips.
 template <>
 inline void sums_of_strips(const bf16* x, size_t stride, int, const Linear<bf16>& linear, int strip, int strips, vf* sums) {
     const TileConfig config(linear.inputs % 32 / 2);
-    asm volatile("" ::"r"(&config), "r"(x) : "memory");  // the instructions below do not say all that they read
+    asm volatile("" ::"r"(&config), "r"(x) : "memory");  // the intrinsics below do not declare all their reads
     _tile_loadconfig(&config);
     const size_t row_bytes = size_t(strips) * kStrip * sizeof(float);
     char* to = reinterpret_cast<char*>(sums);

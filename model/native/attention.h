@@ -1,7 +1,7 @@
-// Ragged attention: each (query, head) reads its own keys through the slots of its row, in blocks that start at
-// multiples of their size in absolute positions, and in segments of blocks whose softmaxes are merged in ascending
-// order. What a query adds up, and in which order, does not depend on the other queries, nor on which thread took
-// which segment, so no width, no chunking and no number of threads changes a bit of it.
+// Ragged attention. Each (query, head) reads its keys through the slots of its row, in blocks aligned to absolute
+// positions. Blocks form segments whose softmaxes are merged in ascending order. The terms of each sum and their order
+// do not depend on other queries or on which thread computes a segment, so batch width, chunking and the number of
+// threads do not change a bit of the result.
 #pragma once
 #include <atomic>
 #include <limits>
@@ -12,7 +12,7 @@
 namespace dp {
 
 struct Row {
-    const int64_t* slots;  // of positions 0 .. total - 1
+    const int64_t* slots;  // slots of positions 0 .. total - 1
     int total, num_new, first;  // first: the row's first token in the flat list
 };
 
@@ -24,7 +24,7 @@ struct AttentionView {
     Input<T>* output;  // [tokens][out_stride], heads of head_dim, unpadded
     int heads, kv_heads, dim, head_dim, window;
     size_t num_slots, out_stride;
-    float scale, softcap;  // 0: none
+    float scale, softcap;  // softcap 0: none
 };
 
 // Some queries of one row.
@@ -33,9 +33,9 @@ struct Task {
 };
 
 constexpr int kQueries = 16;
-constexpr int kBlock = kLanes;   // keys whose scores fill a register
-constexpr int kSegment = 256;    // positions under one softmax
-constexpr int kAhead = 64;       // keys between the block at hand and the one that is fetched from memory
+constexpr int kBlock = kLanes;   // keys per block; their scores fill a register
+constexpr int kSegment = 256;    // positions per softmax
+constexpr int kAhead = 64;       // prefetch distance, in keys
 
 inline std::vector<Task> attention_tasks(const std::vector<Row>& rows) {
     std::vector<Task> tasks;
@@ -47,17 +47,17 @@ inline std::vector<Task> attention_tasks(const std::vector<Row>& rows) {
 
 inline int num_segments(const Row& row) { return (row.total + kSegment - 1) / kSegment; }
 
-// A register of bf16 holds twice as many as one of floats. Unpacked, the first of each pair stand before the second.
+// A register holds twice as many bf16 as floats. Unpacking puts the first of each pair before the second.
 inline int lane(const float*, int d) { return d; }
 inline int lane(const bf16*, int d) { return (d & ~(2 * kLanes - 1)) + (d & 1) * kLanes + (d & (2 * kLanes - 1)) / 2; }
 
-// Where a query keeps dimension d, so that it meets a key's.
+// The place of dimension d in a query, so that it matches the unpacked key.
 template <class T>
 inline int query_place(int d) {
     return std::is_same_v<Input<T>, T> ? d : lane(static_cast<const T*>(nullptr), d);
 }
 
-// Partial dot products of one query and one key; lanes that still have to be added.
+// Partial dot products of one query and one key; the lanes are added later.
 template <int DIM>
 inline vf partial_dot(const float* q, const float* k, int dim) {
     vf sum = {};
@@ -83,7 +83,7 @@ inline vf partial_dot(const bf16* q, const bf16* k, int dim) {
     return sum;
 }
 
-// Scores of a block of keys from `begin` on; -infinity outside [low, high).
+// Scores of the block of keys that starts at `begin`; -infinity outside [low, high).
 template <class T, int DIM>
 inline vf score_block(const AttentionView<T>& view, const Input<T>* query, const T* const (&keys)[kBlock], int begin, int low, int high) {
     vf parts[kBlock];
@@ -97,7 +97,7 @@ inline vf score_block(const AttentionView<T>& view, const Input<T>* query, const
     return select<vf>((at >= low) & (at < high), scores, splat(-std::numeric_limits<float>::infinity()));
 }
 
-// In place: e^(score - max), and their sum; `top` is the max.
+// Replaces scores by e^(score - max) and returns their sum; `top` is the max.
 inline float soften(float* scores, int count, float& top) {
     vf best = load_floats(scores), total = {};
     for (int j = 0; j < count; j += kLanes) best = select<vf>(load_floats(scores + j) > best, load_floats(scores + j), best);
@@ -122,7 +122,7 @@ inline void add_weighted(vf (&sum)[2], float weight, const bf16* values) {
     sum[1] = fma(splat(weight), second_of(pairs), sum[1]);
 }
 
-// PAIRS times two registers of values of each key of a block.
+// Processes PAIRS times two registers of values of each key of a block.
 template <class T, int PAIRS>
 inline void add_values(float* out, const float* weights, const T* const (&values)[kBlock], int first, int count) {
     vf sum[PAIRS][2];
@@ -148,7 +148,7 @@ inline void add_values(float* out, const float* weights, const T* const (&values
 template <class T>
 struct BlockPointers {
     const T* at[kBlock];
-    // Beyond the row's last position the last key stands in; its score is masked.
+    // Beyond the row's last position, the last key is read instead; its score is masked.
     BlockPointers(const T* base, const AttentionView<T>& view, int head, const Row& row, int begin) {
         base += size_t(head) * view.num_slots * view.dim;
         for (int j = 0; j < kBlock; j++) at[j] = base + row.slots[std::min(begin + j, row.total - 1)] * view.dim;
@@ -160,7 +160,7 @@ struct BlockPointers {
     }
 };
 
-// What one query found in some segments: its softmax's largest score and sum, and the weighted values. Empty: a sum of 0.
+// Partial result of one query: the largest score and the sum of its softmax, and the weighted values. Sum 0: empty.
 struct Partial {
     float *values, *top, *total;
 
@@ -200,7 +200,7 @@ struct HeadTask {
     Partial partial(float* memory, int i) const { return {memory + i * Partial::size(view.dim), view.dim}; }
     size_t partials() const { return count * Partial::size(view.dim); }
 
-    // Every query's part of one segment. scratch: [count][kSegment].
+    // The partial results of all queries for one segment. scratch: [count][kSegment].
     template <int DIM>
     void segment(int index, float* scratch, float* partials) const {
         const int from = std::max(index * kSegment, low(0) & ~(kBlock - 1)), to = std::min((index + 1) * kSegment, stop);
@@ -235,7 +235,7 @@ struct HeadTask {
         }
     }
 
-    // The usual head sizes have loops of their own.
+    // Common head sizes have specialized loops.
     void segment_of(int index, float* scratch, float* partials) const {
         switch (view.dim) {
             case 64: return segment<64>(index, scratch, partials);
@@ -244,7 +244,7 @@ struct HeadTask {
         }
     }
 
-    // All segments, one after the other.
+    // Computes all segments in order.
     void attend(std::vector<float>& scratch) const {
         const size_t scores = size_t(count) * kSegment;
         scratch.resize(scores + 2 * partials());
@@ -255,7 +255,8 @@ struct HeadTask {
         output(all);
     }
 
-    // One of all segments; the last to come merges them. memory: [num_segments][partials()], left: of this head task.
+    // Computes one segment; the last thread to finish merges them. memory: [num_segments][partials()]. left: segments
+    // of this head of the task that are not finished.
     void attend(int index, int segments, std::vector<float>& scratch, float* memory, std::atomic<int>& left) const {
         scratch.resize(size_t(count) * kSegment);
         const int begin = low(0) / kSegment, end = (stop - 1) / kSegment + 1;

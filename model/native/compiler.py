@@ -1,4 +1,4 @@
-"""Compiles the kernels for this machine, once: the library is kept under a name made of everything it depends on."""
+"""Compiles the kernels for this machine, once. The library's file name is a hash of everything it depends on."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ISA_VARIABLE = "DRAFTPOOL_ISA"
 
 @dataclass(frozen=True, slots=True)
 class InstructionSet:
-    """flags: the compiler's. needs: what /proc/cpuinfo lists of a processor that has it."""
+    """An instruction set. flags: compiler flags. needs: CPU flags in /proc/cpuinfo that it requires."""
 
     name: str
     flags: tuple[str, ...]
@@ -50,25 +50,23 @@ logger = logging.getLogger(__name__)
 
 
 class CompilerError(Exception):
-    """No library can be had on this machine; the message says why."""
+    """The kernels cannot be built on this machine; the message says why."""
 
 
 def find_compiler() -> str:
-    """CXX when it is set, else the first C++ compiler on the path. Raises CompilerError."""
-    asked = os.environ.get("CXX")
-    for name in (asked,) if asked else COMPILERS:
-        if found := shutil.which(name):
-            return found
-    tried = f"CXX={asked}" if asked else ", ".join(COMPILERS)
+    """The path of the compiler that CXX names, else of the first C++ compiler found. Raises CompilerError."""
+    configured = os.environ.get("CXX")
+    for name in (configured,) if configured else COMPILERS:
+        if path := shutil.which(name):
+            return path
+    tried = f"CXX={configured}" if configured else ", ".join(COMPILERS)
     raise CompilerError(f"no C++ compiler was found (tried {tried}); install g++ or clang++")
 
 
 def cache_directory() -> Path:
-    """DRAFTPOOL_CACHE, or draftpool/ in the user's cache folder; one of the user's own among temporary files where
-    there is no home.
-    """
-    if own := os.environ.get("DRAFTPOOL_CACHE"):
-        return Path(own)
+    """DRAFTPOOL_CACHE, or draftpool/ in the user's cache folder, or a folder in TMPDIR if there is no home."""
+    if configured := os.environ.get("DRAFTPOOL_CACHE"):
+        return Path(configured)
     if cache := os.environ.get("XDG_CACHE_HOME"):
         return Path(cache) / "draftpool"
     with contextlib.suppress(RuntimeError):
@@ -76,38 +74,37 @@ def cache_directory() -> Path:
     return Path(tempfile.gettempdir()) / f"draftpool-{os.getuid()}"
 
 
-def available() -> tuple[InstructionSet, ...]:
-    """What this processor has, the widest first."""
+def available_isas() -> tuple[InstructionSet, ...]:
+    """The instruction sets of this processor, widest first."""
     has = frozenset(cpu_features().split())
     return tuple(isa for isa in INSTRUCTION_SETS if isa.needs <= has)
 
 
-def wanted() -> tuple[InstructionSet, ...]:
-    """What to try in turn: all that there is, or the one that DRAFTPOOL_ISA names. Raises CompilerError."""
+def isas_to_try() -> tuple[InstructionSet, ...]:
+    """The instruction sets to try in order: all available ones, or the one in DRAFTPOOL_ISA. Raises CompilerError."""
     name = os.environ.get(ISA_VARIABLE)
     if not name:
-        return available()
-    chosen = tuple(isa for isa in available() if isa.name == name)
+        return available_isas()
+    chosen = tuple(isa for isa in available_isas() if isa.name == name)
     if not chosen:
-        names = ", ".join(isa.name for isa in available())
-        raise CompilerError(f"{ISA_VARIABLE}={name} is none of what this processor has: {names}")
+        names = ", ".join(isa.name for isa in available_isas())
+        raise CompilerError(f"{ISA_VARIABLE}={name} is not supported by this processor, which has: {names}")
     return chosen
 
 
 def library_path() -> Path:
-    """The compiled library, which can be loaded; compiles it (some seconds) unless it lies in the cache. Raises
-    CompilerError.
+    """The path of the compiled library; compiles it, which takes some seconds, unless it is in the cache.
 
-    A compiler that is too old for the widest instruction set is asked for the next.
+    If the compiler is too old for the widest instruction set, tries the next one. Raises CompilerError.
     """
     compiler, refused = find_compiler(), None
-    for isa in wanted():
+    for isa in isas_to_try():
         try:
             path = _loadable(compiler, isa)
         except OSError as error:
             raise CompilerError(
-                f"the kernels cannot be kept and loaded ({error}); set DRAFTPOOL_CACHE to a folder that can be written "
-                "and programs run from"
+                f"the kernels cannot be stored and loaded ({error}); set DRAFTPOOL_CACHE to a folder that is writable "
+                "and allows execution"
             ) from None
         except CompilerError as error:
             refused = refused or error
@@ -124,26 +121,26 @@ def _loadable(compiler: str, isa: InstructionSet) -> Path:
     if not path.exists():
         _compile_once(compiler, isa, path)
     _check_own(path.parent)
-    ctypes.CDLL(str(path))  # refused where nothing may be executed, and for what is no library
+    ctypes.CDLL(str(path))  # raises OSError if the folder does not allow execution or the file is damaged
     return path
 
 
 def _check_own(folder: Path) -> None:
-    """Raises PermissionError where somebody else may have put what is about to be loaded."""
+    """Raises PermissionError if another user could have written the library."""
     for place in (folder, folder.parent):
-        if place.stat().st_uid not in trusted():
+        if place.stat().st_uid not in trusted_users():
             raise PermissionError(f"{place} belongs to another user")
     if folder.stat().st_mode & 0o002:
         raise PermissionError(f"everybody may write {folder}")
 
 
-def trusted() -> tuple[int, ...]:
-    """Users whose files are as good as our own."""
+def trusted_users() -> tuple[int, ...]:
+    """User ids whose files may be loaded: root and our own."""
     return 0, os.getuid()
 
 
 def _compile_once(compiler: str, isa: InstructionSet, path: Path) -> None:
-    """The replicas of a node start together: one compiles, the others wait."""
+    """Compiles under a file lock: the replicas of a node start together; one compiles and the others wait."""
     path.parent.mkdir(0o755, parents=True, exist_ok=True)
     with path.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -152,7 +149,7 @@ def _compile_once(compiler: str, isa: InstructionSet, path: Path) -> None:
 
 
 def _compile(compiler: str, isa: InstructionSet, path: Path) -> None:
-    """Under another name first, so that a process that comes by sees all of it or nothing."""
+    """Compiles to a temporary file and renames it, so that other processes never see a partial library."""
     logger.info("compiling the native kernels for %s with %s, once for this machine", isa.name, compiler)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / path.name
@@ -166,8 +163,8 @@ def _compile(compiler: str, isa: InstructionSet, path: Path) -> None:
         built.replace(path)
 
 
-def _first_error(told: str) -> str:
-    lines = told.strip().splitlines() or ["it said nothing"]
+def _first_error(output: str) -> str:
+    lines = output.strip().splitlines() or ["no message"]
     return next((line for line in lines if "error" in line), lines[0])[:300]
 
 
@@ -184,7 +181,7 @@ def _fingerprint(compiler: str, isa: InstructionSet) -> str:
 
 
 def cpu_features() -> str:
-    """The processor's flags, where the system tells them."""
+    """The processor's flags in /proc/cpuinfo, or its name if there is no such file."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
     except OSError:

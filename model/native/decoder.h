@@ -1,5 +1,5 @@
-// A range of layers over a ragged batch, in one piece of work for all threads: phases divided by barriers, and nothing
-// else between two matrix products. Hidden states are float between layers; what a matrix product reads is T.
+// Runs a range of layers over a ragged batch on all threads, in phases separated by barriers. Hidden states between
+// layers are float; the inputs of matrix products are T.
 #pragma once
 #include "attention.h"
 #include "ops.h"
@@ -8,33 +8,33 @@
 namespace dp {
 
 struct Shape {
-    int vocab, hidden, inner, layers, heads, kv_heads, head_dim, dim;  // dim: head_dim padded as the KV is
+    int vocab, hidden, inner, layers, heads, kv_heads, head_dim, dim;  // dim: head_dim padded as in the KV
     Activation activation;
-    float norm_eps, query_scale, embedding_scale, attention_softcap, final_softcap;  // scales of 0: none
+    float norm_eps, query_scale, embedding_scale, attention_softcap, final_softcap;  // 0: none
 };
 
 template <class T>
 struct Layer {
     const float *attention_norm, *qk_norm, *attention_post_norm, *mlp_norm, *mlp_post_norm;  // null: none
-    Linear<T> qkv, out, gate_up, down;  // gate_up: strips of gate and up in turn
+    Linear<T> qkv, out, gate_up, down;  // gate_up: alternating strips of gate and up
     int window;           // 0: none
 };
 
-// What the phases of one pass read and write; rows of all buffers are the flat tokens.
+// The buffers of one pass; their rows are the flat tokens.
 template <class T>
 struct Workspace {
     Buffer<Input<T>> normed, query, attended, inner;
     Buffer<float> qkv, branch, logits;
-    std::vector<std::vector<float>> scratch;  // one a thread
-    std::vector<float> partials;              // of segments of attention that several threads share
-    std::vector<std::atomic<int>> left;       // segments to come, of each head of each task
+    std::vector<std::vector<float>> scratch;  // one per thread
+    std::vector<float> partials;              // partial results of attention segments shared by several threads
+    std::vector<std::atomic<int>> left;       // unfinished segments of each head of each task
     Stopwatch watch;                          // the caller's thread
 };
 
 template <class T>
 class Roller;
 
-constexpr int kShared = 4;  // heads of tasks per thread from which on no head is shared
+constexpr int kShared = 4;  // with so many heads of tasks per thread, no head is shared
 
 template <class T>
 struct Decoder {
@@ -42,7 +42,7 @@ struct Decoder {
     std::vector<Layer<T>> layers;
     const float* norm;
     Linear<T> head;
-    const T* embedding;  // [vocab][hidden]; null: the head's strips are the embedding
+    const T* embedding;  // [vocab][hidden]; null: tied to the head
     Pool* pool;
     Workspace<T> work;
 
@@ -51,10 +51,10 @@ struct Decoder {
         int tokens;
         std::vector<Row> rows;
         std::vector<Task> tasks;
-        int num_segments;  // into which a head of a task is cut for several threads; 1: it is not
-        T *const *keys, *const *values;  // of every layer, [kv_heads][slots][dim]
+        int num_segments;  // segments that a head of a task is split into for several threads; 1: not split
+        T *const *keys, *const *values;  // per layer, [kv_heads][slots][dim]
         size_t num_slots;
-        const float* const* angles;      // of every layer, [positions][2][head_dim / 2]: cosines, sines
+        const float* const* angles;      // per layer, [positions][2][head_dim / 2]: cosines, sines
     };
 
     void embed(const int64_t* ids, int count, float* out) const {
@@ -82,7 +82,7 @@ struct Decoder {
         pool->run([&](int thread) { score(hidden, index, count, out, thread); });
     }
 
-    // The matrix products of one pass alone, each over the buffers it would read and write.
+    // Only the matrix products of one pass, over the usual buffers.
     void linears(int tokens) {
         reserve(tokens);
         work.logits.resize(tokens, std::max(shape.vocab, 2 * padded(shape.inner)));
@@ -126,7 +126,7 @@ struct Decoder {
         work.watch.start();
     }
 
-    // Where there are fewer heads of tasks than keep all threads busy.
+    // Splits heads into segments if there are too few heads of tasks to keep all threads busy.
     void share_segments(Pass& pass) {
         int most = 0;
         for (const Task& task : pass.tasks) {
@@ -170,7 +170,7 @@ struct Decoder {
         work.scratch.resize(pool->size());
     }
 
-    // All threads have ended the phase.
+    // Returns when all threads have finished the phase.
     void meet(int thread, Stopwatch::Phase phase) {
         pool->barrier();
         if (thread == 0) work.watch.lap(phase);
@@ -206,7 +206,7 @@ struct Decoder {
             rms_norm(pass.hidden + size_t(t) * shape.hidden, weight, shape.hidden, shape.norm_eps, work.normed.row(t));
     }
 
-    // Adds a matrix product, normed or not, to the hidden states. Barriers: all of them are added when it returns.
+    // Adds a matrix product, optionally normalized, to the hidden states. All are complete when it returns.
     void branch(const Pass& pass, const Buffer<Input<T>>& x, const Linear<T>& linear, const float* post_norm, int thread) {
         multiply(x.data, x.stride, pass.tokens, linear, thread, *pool, [&](int row, int strip, vf* sums, int n) {
             if (post_norm) return store_strips(work.branch.row(row), strip, sums, n);
@@ -224,7 +224,7 @@ struct Decoder {
         meet(thread, Stopwatch::rest);
     }
 
-    // Norms and rotates queries and keys; writes keys and values to their slots.
+    // Normalizes and rotates queries and keys, and writes keys and values to their slots.
     void place_heads(const Pass& pass, const Layer<T>& weights, int l, int thread) {
         const int num_heads = shape.heads + 2 * shape.kv_heads;
         std::vector<float>& normed = work.scratch[thread];

@@ -1,7 +1,7 @@
-"""A Decoder by our own kernels: one call a pass, whatever the lengths, with results that depend on the row alone.
+"""A Decoder over the native kernels: one call per pass, with results of a row independent of the other rows.
 
-Hidden states are float32 between layers in either dtype, so a pass may stop at any layer, keep what it has and go on
-without changing a bit.
+Hidden states between layers are float32 for either dtype, so a pass may stop at any layer and continue later without
+changing a bit.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _LIMIT = np.dtype([("length", np.int64), ("stop_probability", np.float64)])
 
 
 class PhaseTimes(NamedTuple):
-    """Milliseconds. rest: norms, rotations, writing KV, activations apart from their products."""
+    """Milliseconds per phase. rest: norms, rotations, writing KV, activations."""
 
     products: float
     attention: float
@@ -46,7 +46,7 @@ class PhaseTimes(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class _Blocks:
-    """What the kernels are handed beside tensors, kept from call to call."""
+    """Argument arrays of the kernels, reused from call to call."""
 
     ids: Block = field(default_factory=lambda: Block(np.int64))
     index: Block = field(default_factory=lambda: Block(np.int64))
@@ -66,7 +66,7 @@ class NativeDecoder:
     device = CPU
 
     def __init__(self, config: DecoderConfig, weights: StoredWeights) -> None:
-        """Raises model.native.compiler.CompilerError where the kernels cannot be compiled."""
+        """Raises model.native.compiler.CompilerError if the kernels cannot be compiled."""
         self.config = config
         self.dtype = weights.dtype
         self._library = library()
@@ -80,7 +80,7 @@ class NativeDecoder:
         self._grow_angles(min(1024, config.max_positions))
 
     def new_kv(self, num_slots: int) -> PagedKV:
-        """Heads first: what one head reads lies together."""
+        """KV with heads first, so that the data of one head is contiguous."""
         shape = (self.config.num_kv_heads, num_slots, padded_dim(self.config.head_dim))
         keys, values = ([zeros(shape, self.dtype) for _ in range(self.config.num_layers)] for _ in range(2))
         return PagedKV(keys, values)
@@ -131,7 +131,7 @@ class NativeDecoder:
     def _batch(
         self, slots: Sequence[Slots], totals: Sequence[int], num_new: Sequence[int], furthest: int, kv: PagedKV
     ) -> BatchSpec:
-        """furthest: positions of the longest row before the call returns."""
+        """The kernels' view of a batch. furthest: positions of the longest row when the call returns."""
         if furthest > self._num_positions:
             self._grow_angles(furthest)
         keys, values = kv.arrays
@@ -155,7 +155,7 @@ class NativeDecoder:
         return logits[:count]
 
     def _hidden_for(self, count: int) -> Tensor:
-        """Kept from call to call; at least so many rows."""
+        """A buffer of at least `count` rows, reused from call to call."""
         if count > self._hidden.shape[0]:
             self._hidden = torch.empty(2 * count, self.config.hidden_size)
         return self._hidden
@@ -183,7 +183,9 @@ class NativeDecoder:
         sampling: Sequence[SamplingParams],
         positions: Sequence[int],
     ) -> list[int]:
-        """In one call, unless a row has filters: after a pass Python finds its caches swept by the weights."""
+        """See model.rollout.step. A single kernel call, unless a row has filters, because after a pass the caches no
+        longer hold Python's data.
+        """
         if _has_filters(sampling) or not wanted:
             return step(self, token_ids, batch, kv, wanted, sampling, positions)
         count = len(wanted)
@@ -207,11 +209,11 @@ class NativeDecoder:
         return _tokens(picks)
 
     def linear_pass(self, num_tokens: int) -> None:
-        """The matrix products of one pass over num_tokens rows and nothing else, for the benchmark's floor."""
+        """Only the matrix products of a pass over num_tokens rows: a lower bound, for benchmarks."""
         self._library.dp_linears(self._model, num_tokens)
 
     def phase_ms(self) -> PhaseTimes:
-        """Time in passes so far. Sampling and Python come on top."""
+        """Time in passes so far, without sampling and Python."""
         seconds = (ctypes.c_double * 3)()
         self._library.dp_times(self._model, seconds)
         return PhaseTimes(*(1e3 * own for own in seconds))
@@ -245,7 +247,7 @@ class NativeDecoder:
         how["position"] = positions
 
     def _grow_angles(self, num_positions: int) -> None:
-        """Doubling, up to the longest context. Raises ValueError beyond it."""
+        """Doubles the table of angles, up to the maximum context. Raises ValueError beyond it."""
         longest = self.config.max_positions
         if num_positions > longest:
             raise ValueError(f"position {num_positions - 1} lies beyond the {longest} of this checkpoint")
@@ -258,12 +260,12 @@ class NativeDecoder:
 
 
 def _temperature(params: SamplingParams) -> float:
-    """As the kernels take it: 0 for argmax."""
+    """The temperature for the kernels; 0 means argmax."""
     return 0.0 if params.is_greedy else params.temperature
 
 
 def _tokens(picks: npt.NDArray[Any]) -> list[int]:
-    """NO_PICK where there is none, which kernels mark by the runner-up."""
+    """The picked tokens; NO_PICK where the kernels set the runner-up to -1."""
     return cast(list[int], np.where(picks["runner_up"] < 0, NO_PICK, picks["token"]).tolist())
 
 

@@ -1,4 +1,4 @@
-"""The compiled kernels as Python sees them: ctypes structures that mirror native.cpp, and one typed call each."""
+"""ctypes bindings of the compiled kernels. The structures mirror native.cpp."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ _CALLS: dict[str, tuple[object, list[object]]] = {
 
 @cache
 def library() -> ctypes.CDLL:
-    """Compiled and loaded once a process. Raises model.native.compiler.CompilerError."""
+    """The library, compiled and loaded once per process. Raises model.native.compiler.CompilerError."""
     loaded = ctypes.CDLL(str(library_path()))
     for name, (result, arguments) in _CALLS.items():
         call = getattr(loaded, name)
@@ -97,7 +97,7 @@ def library() -> ctypes.CDLL:
 
 @cache
 def thread_pool(num_threads: int) -> int:
-    """One a process and size, shared by its models: two pools would spin against each other on the same cores."""
+    """A thread pool of this size, shared by all models of the process, because two pools would compete for cores."""
     return int(library().dp_pool(num_threads))
 
 
@@ -106,7 +106,7 @@ def num_threads() -> int:
 
 
 def default_threads() -> int:
-    """As many as torch would take, one for each physical core, where the cores that may be used are not fewer."""
+    """torch's default, one per physical core, limited to the cores that this process may use."""
     return min(torch.get_num_threads(), usable_cores())
 
 
@@ -116,7 +116,7 @@ def features() -> str:
 
 
 def native_gumbel(seed: int, position: int, vocab_size: int) -> list[float]:
-    """G of every token, as model.noise.gumbel."""
+    """The noise G of every token; equal to model.noise.gumbel."""
     noise = (c_double * vocab_size)()
     library().dp_gumbel(seed, position, vocab_size, noise)
     return list(noise)

@@ -1,8 +1,8 @@
-// y = x W^T over weights packed in strips of sixteen outputs, read once per pass whatever the number of rows.
+// y = x W^T over weights packed in strips of sixteen outputs. Weights are read once per pass for any number of rows.
 //
-// A strip holds, input by input, the sixteen weights of its outputs (bf16: pairs of inputs, as vdpbf16ps takes them).
-// One lane of one accumulator adds up one output over the inputs in ascending order. How many rows and strips are
-// computed side by side changes neither that order nor the instructions, so a row's result depends on that row alone.
+// A strip holds, input by input, the weights of its sixteen outputs (bf16: pairs of inputs, as vdpbf16ps reads them).
+// One lane of one accumulator sums one output over the inputs in ascending order. The number of rows and strips
+// computed together changes neither the order nor the instructions, so a row's result depends on that row alone.
 #pragma once
 #include <algorithm>
 #include <type_traits>
@@ -17,7 +17,7 @@ constexpr int kStrip = 16, kVecs = kStrip / kLanes;  // outputs and vectors of a
 template <class T>
 constexpr bool kPairs = sizeof(T) == 2;
 
-// What a matrix product reads of weights T: bf16 where the machine multiplies it, else the same in floats.
+// The input type of matrix products with weights T: bf16 if the machine can multiply it, else float.
 #if defined(__AVX512BF16__) || defined(DRAFTPOOL_AMX)
 template <class T>
 using Input = T;
@@ -36,7 +36,7 @@ struct Linear {
     const T* strip(int index) const { return strips + size_t(index) * inputs * kStrip; }
 };
 
-// Bytes between the weights at hand and those that are fetched from memory.
+// Prefetch distance in bytes of weights.
 constexpr size_t kFetch = 4096;
 
 // sum plus the products of pairs of bf16, lane by lane.
@@ -62,8 +62,8 @@ inline void add(float x, const vf (&w)[VECS], vf (&sum)[VECS]) {
     for (int v = 0; v < VECS; v++) sum[v] = fma(splat(x), w[v], sum[v]);
 }
 
-// ROWS rows times VECS vectors of weights: a tile that the registers hold. A function of its own, so that whatever is done
-// with the sums takes no register from it. sums: [ROWS][out_stride].
+// A tile of ROWS rows times VECS vectors of weights, held in registers. A separate function, so that code that uses the
+// sums takes no registers from it. sums: [ROWS][out_stride].
 template <class T, int ROWS, int VECS>
 __attribute__((noinline)) void tile(const Input<T>* x, size_t stride, const T* weights, int inputs, vf* sums, int out_stride) {
     vf sum[ROWS][VECS] = {};
@@ -100,13 +100,13 @@ __attribute__((noinline)) void tile(const Input<T>* x, size_t stride, const T* w
         for (int v = 0; v < VECS; v++) sums[r * out_stride + v] = sum[r][v];
 }
 
-// Strips of a tile of so many rows: what fits into the registers, and enough sums to hide the latency of one.
+// Strips per tile for a number of rows: as many as fit into registers, and enough sums to hide the latency of one.
 constexpr int tile_strips(int rows) {
     if (kLanes == 16) return 4;
     return rows == 1 ? 4 : rows == 2 ? 2 : 1;
 }
 
-// Rows of a tile at most. Inputs have as many rows to spare.
+// The maximum number of rows of a tile. Input buffers have so many spare rows.
 #if defined(DRAFTPOOL_AMX)
 constexpr int kRows = 16;
 #else
@@ -133,7 +133,7 @@ void tiles(const Input<T>* x, size_t stride, int rows, const Linear<T>& linear, 
     }
 }
 
-// Of up to kRows rows and 1, 2 or 4 strips.
+// Sums of up to kRows rows and 1, 2 or 4 strips.
 template <class T>
 void sums_of_strips(const Input<T>* x, size_t stride, int rows, const Linear<T>& linear, int strip, int strips, vf* sums) {
     switch (strips) {
@@ -143,7 +143,7 @@ void sums_of_strips(const Input<T>* x, size_t stride, int rows, const Linear<T>&
     }
 }
 
-// The same with the bias. A function apart from what is done with the sums, so that it is compiled once.
+// The same plus the bias. Separate from the code that uses the sums, so that it is compiled once.
 template <class T>
 __attribute__((noinline)) void biased_sums(const Input<T>* x, size_t stride, int rows, const Linear<T>& linear, int strip, int strips, vf* sums) {
     sums_of_strips<T>(x, stride, rows, linear, strip, strips, sums);
@@ -152,8 +152,8 @@ __attribute__((noinline)) void biased_sums(const Input<T>* x, size_t stride, int
         for (int v = 0; v < strips * kVecs; v++, sums++) *sums += load_floats(linear.bias + strip * kStrip + v * kLanes);
 }
 
-// This thread's part of the strips, in pairs, for all rows, in as few tiles as can be, of nearly equal sizes.
-// x: [rows][stride]. emit(row, strip, sums of that row, strips of them): 1, 2 or 4 strips, a pair never parted.
+// Computes this thread's share of the strips, in pairs, for all rows, in as few tiles of nearly equal size as possible.
+// x: [rows][stride]. Calls emit(row, strip, sums of that row, number of strips) with 1, 2 or 4 strips, never half a pair.
 template <class T, class Emit>
 void multiply(const Input<T>* x, size_t stride, int rows, const Linear<T>& linear, int thread, Pool& pool, const Emit& emit) {
     const int num_strips = linear.num_strips(), num_tiles = (rows + kRows - 1) / kRows;

@@ -1,6 +1,4 @@
-"""Memory in huge pages, where the system has them: a pass walks over all weights and much of the KV, and with pages
-of 4 KiB the processor spends a good part of that looking up addresses.
-"""
+"""Memory in huge pages, if the system has them. With 4 KiB pages, a pass loses much time to TLB misses."""
 
 from __future__ import annotations
 
@@ -22,7 +20,7 @@ ALIGNMENT = 64
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros that take no memory until they are written."""
+    """A tensor of zeros that takes no physical memory until it is written."""
     num_elements = math.prod(shape)
     if not num_elements:
         return torch.zeros(shape, dtype=dtype)
@@ -30,18 +28,18 @@ def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 class Block:
-    """An array that is filled anew for every call and grows when it must. Its address is looked up once."""
+    """A growing array, refilled for every call. Its address is cached."""
 
     def __init__(self, dtype: npt.DTypeLike) -> None:
         self._grow(np.dtype(dtype), 64)
 
     def holding(self, values: Sequence[int]) -> int:
-        """The address of a copy of the values."""
+        """Copies the values into the array and returns its address."""
         self.take(len(values))[:] = values
         return self.address
 
     def take(self, length: int) -> npt.NDArray[Any]:
-        """The first `length` entries, as the last call left them."""
+        """The first `length` entries, with their old contents."""
         if length > len(self._array):
             self._grow(self._array.dtype, 2 * length)
         return self._array[:length]
@@ -57,32 +55,32 @@ def address(array: npt.NDArray[Any]) -> int:
 
 @dataclass(slots=True)
 class Arena:
-    """Tensors, one behind the other in regions of at least `chunk` bytes."""
+    """Allocates tensors one after another from regions of at least `chunk` bytes."""
 
     chunk: int = 64 << 20
     _free: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        """Zeros."""
+        """A tensor of zeros."""
         size = math.prod(shape) * dtype.itemsize
         padded = -(-size // ALIGNMENT) * ALIGNMENT
         if padded > len(self._free):
             self._free = zeros((max(padded, self.chunk),), torch.uint8)
-        own, self._free = self._free[:size], self._free[padded:]
-        return own.view(dtype).view(shape)
+        taken, self._free = self._free[:size], self._free[padded:]
+        return taken.view(dtype).view(shape)
 
     def copy(self, tensor: Tensor) -> Tensor:
         return self.take(tuple(tensor.shape), tensor.dtype).copy_(tensor)
 
 
-def give_back() -> None:
-    """Has glibc return to the system what was freed, which it else keeps for later."""
+def release_freed_memory() -> None:
+    """Makes glibc return freed memory to the system."""
     with contextlib.suppress(AttributeError):  # another libc
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def _region(size: int) -> mmap.mmap:
     region = mmap.mmap(-1, -(-size // HUGE_PAGE) * HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError, AttributeError):  # a system without them
+    with contextlib.suppress(OSError, AttributeError):  # a system without huge pages
         region.madvise(mmap.MADV_HUGEPAGE)
     return region

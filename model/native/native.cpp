@@ -114,7 +114,7 @@ struct Typed final : Model {
 
 extern "C" {
 
-// The instruction set that was compiled for.
+// The instruction set that the library was compiled for.
 const char* dp_features() { return DRAFTPOOL_ISA; }
 
 Pool* dp_pool(int num_threads) { return new Pool(num_threads); }
@@ -141,7 +141,7 @@ void dp_pick(Pool* pool, const float* logits, int count, int vocab, const Pickin
     count == 1 ? void(out[0] = pick(logits, vocab, how[0], wants_confidence)) : pool->run(work);
 }
 
-// embed, run of all layers, logits of chosen rows and their picks, in one call.
+// Embeds, runs all layers, and picks tokens from chosen rows, in one call.
 void dp_step(Model* model, Pool* pool, const BatchSpec* batch, const int64_t* ids, float* hidden, int num_layers, const int64_t* index,
              int count, float* logits, int vocab, const Picking* how, Pick* out) {
     dp_embed(model, ids, batch->num_tokens, hidden);
@@ -156,13 +156,13 @@ void dp_roll(Model* model, const BatchSpec* batch, const int64_t* ids, const Pic
     model->roll(*batch, ids, how, limits, depth, boundary, out);
 }
 
-// Matrix products of all layers and the head over `tokens` rows, and nothing else: what the benchmark calls the floor.
+// Only the matrix products of all layers and the head over `tokens` rows: a lower bound, for benchmarks.
 void dp_linears(Model* model, int tokens) { model->linears(tokens); }
 
-// Seconds since the model was made, by phase.
+// Seconds per phase since the model was created.
 void dp_times(Model* model, double* out) { model->times(out); }
 
-// Reads `size` bytes (a multiple of 64) once with all threads: what memory alone would cost.
+// Reads `size` bytes (a multiple of 64) once with all threads, to measure memory bandwidth.
 uint64_t dp_read(Pool* pool, const void* data, uint64_t size) {
     std::vector<uint64_t> totals(pool->size());
     pool->run([&](int thread) {

@@ -1,4 +1,4 @@
-// What happens to one row between two matrix products, and the buffers it happens in.
+// Operations on one row between two matrix products, and their buffers.
 #pragma once
 #include <algorithm>
 #include <chrono>
@@ -10,7 +10,7 @@
 
 namespace dp {
 
-// Where one thread's time goes, waiting at barriers included with what is waited for.
+// One thread's time per phase; waiting at a barrier counts for the phase before it.
 class Stopwatch {
    public:
     enum Phase { products, attention, rest, num_phases };
@@ -37,8 +37,8 @@ template <class T>
 struct Buffer {
     T* data = nullptr;
     size_t stride = 0;
-    // [rows][width padded to whole vectors]; memory is kept, and columns beyond `width` are zero from the start, as are the
-    // rows that a tile may read behind the last.
+    // [rows][width padded to whole vectors]. Memory is reused. Columns beyond `width`, and the spare rows that a tile
+    // may read, are zero.
     void resize(int rows, int width) {
         stride = padded(width);
         rows += kRows - 1;
@@ -87,7 +87,7 @@ inline vf activate(Activation kind, vf x) {
     return x;
 }
 
-// Rotates the halves of one head by the angles of its position; place(d) is where dimension d goes.
+// Rotates the halves of one head by the angles of its position; place(d) is the index of dimension d in the output.
 template <class T, class Place>
 inline void rotate(const float* x, const float* angles, int head_dim, T* out, const Place& place) {
     const int half = head_dim / 2;

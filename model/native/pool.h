@@ -1,6 +1,6 @@
-// Threads that share one piece of work and meet at barriers inside it. A waiting thread spins for some microseconds,
-// because the next phase is near, and then sleeps, because somebody else may want the core. Work between two barriers
-// is taken in pieces, so that a thread which lost its core holds up one piece and no more.
+// A pool of threads that run one task together, with barriers inside it. A waiting thread spins for some microseconds,
+// because the next phase is near, and then sleeps, because another process may need the core. Work between two barriers
+// is taken in pieces, so that a thread that loses its core delays only one piece.
 #pragma once
 #if defined(__linux__)
 #include <linux/futex.h>
@@ -27,7 +27,7 @@ inline void relax() {
 #endif
 }
 
-// A number that counts up, and threads that wait until it has.
+// A counter that threads can wait on.
 class Gate {
    public:
     uint32_t now() const { return word_.load(std::memory_order_acquire); }
@@ -39,7 +39,7 @@ class Gate {
 #endif
     }
 
-    // Returns when the number is no longer `old`: spins for so long, then sleeps.
+    // Returns when the counter is no longer `old`. Spins for the given time, then sleeps.
     void wait(uint32_t old, std::chrono::nanoseconds spin) {
         const auto start = std::chrono::steady_clock::now();
         do {
@@ -60,8 +60,8 @@ class Gate {
     std::atomic<int> sleepers_{0};
 };
 
-// Asks the scheduler for short slices: a share of a core as large as before, in smaller pieces, and so sooner after a
-// wake-up. Threads that wait for each other lose little then when others want their cores. Since Linux 6.12; else nothing.
+// Requests short time slices from the scheduler: the same share of a core, but sooner after a wake-up. Threads that
+// wait for each other then lose less to other processes. Needs Linux 6.12; no effect on older ones.
 inline void ask_short_slices() {
 #if defined(__linux__)
     struct {
@@ -103,7 +103,7 @@ class Pool {
 
     int size() const { return size_; }
 
-    // work(thread) on every thread; returns when all have ended. One caller at a time.
+    // Runs work(thread) on every thread; returns when all have finished. One caller at a time.
     void run(const std::function<void(int)>& work) {
         std::lock_guard lock(turn_);
         thread_local bool asked = false;
@@ -117,7 +117,7 @@ class Pool {
         if (!leave()) done_.wait(done, kSpin);
     }
 
-    // All threads have come here.
+    // Returns when all threads have reached it.
     void barrier() {
         const uint32_t phase = phase_.now();
         if (arrived_.fetch_add(1) + 1 < size_) return phase_.wait(phase, kSpin);
@@ -126,8 +126,8 @@ class Pool {
         phase_.open();
     }
 
-    // The next of this phase's `count` pieces, `most` at a time: first of the thread's own share, then of what others have
-    // left of theirs. False when all are taken. One set of pieces between two barriers.
+    // Takes the next of this phase's `count` pieces, at most `most` at once: first from the thread's own share, then
+    // from other threads' shares. Returns false when all are taken. One set of pieces between two barriers.
     bool take(int thread, int count, int most, Range& pieces) {
         std::vector<Taken>& taken = taken_[phase_.now() & 1];
         for (int i = 0; i < size_; i++) {
@@ -176,7 +176,7 @@ class Pool {
     Gate calls_, done_, phase_;
     alignas(64) std::atomic<int> running_{0};
     alignas(64) std::atomic<int> arrived_{0};
-    std::vector<Taken> taken_[2];  // of the phase at hand and of the next, by its number's last bit
+    std::vector<Taken> taken_[2];  // of this phase and the next, indexed by the last bit of the phase number
     std::mutex turn_;
     std::vector<std::thread> workers_;
 };

@@ -34,7 +34,7 @@ struct Draft {
 template <class T>
 class Roller {
    public:
-    // drafts: of the rows of `pass`. boundary: [slots][hidden], where what leaves the last layer is kept; or null.
+    // drafts: one per row of `pass`. boundary: [slots][hidden], receives the output of the last layer; or null.
     Roller(Decoder<T>& decoder, typename Decoder<T>::Pass& pass, std::vector<Draft>& drafts, float* boundary)
         : decoder_(decoder), pass_(pass), drafts_(drafts), boundary_(boundary), width_(decoder.shape.hidden) {}
 

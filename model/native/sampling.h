@@ -1,8 +1,8 @@
-// Coupled noise and picks: Philox4x32-10 keyed by (seed, position, token / 4), G = -log(-log U), the best score.
-// The twin of model/noise.py and of the picks in model/sampling.py; the words are the same, bit for bit.
+// Coupled noise and picks: Philox4x32-10 keyed by (seed, position, token / 4), G = -log(-log U), argmax of the scores.
+// Equivalent to model/noise.py and the picks of model/sampling.py; the random words are equal, bit for bit.
 //
-// Few of a row's tokens ever come near its best two, and which of them may is seen a register at a time: from the
-// logits, and from a bound of G that needs no logarithm. Only where a token may do so are the scores computed.
+// Few tokens of a row can be among its best two. A register at a time, tokens are excluded by their logits and by a
+// bound of G that needs no logarithm. Exact scores are computed only for the others.
 #pragma once
 #include "pool.h"
 #include "simd.h"
@@ -15,7 +15,7 @@ struct Pick {
     int64_t runner_up;  // the best of the other tokens
 };
 
-// Of the lower halves.
+// Products of the lower halves.
 inline vul product(vul word, uint32_t multiplier) {
 #if defined(__AVX512F__)
     return (vul)_mm512_mul_epu32((__m512i)word, _mm512_set1_epi64(multiplier));
@@ -26,7 +26,7 @@ inline vul product(vul word, uint32_t multiplier) {
 #endif
 }
 
-// Words of tokens 4 * begin .. 4 * begin + kWords - 1, which are those of neighbouring blocks, one block a lane.
+// Words of tokens 4 * begin .. 4 * begin + kWords - 1: neighbouring blocks, one per lane.
 constexpr int kWords = 2 * kLanes;
 
 inline void philox(uint64_t seed, uint64_t position, uint64_t begin, vu (&words)[2]) {
@@ -34,7 +34,7 @@ inline void philox(uint64_t seed, uint64_t position, uint64_t begin, vu (&words)
     uint64_t key0 = seed & uint64_t(0xffffffff), key1 = seed >> 32;
     vul c[4] = {vul{} + begin, vul{} + (position & uint64_t(0xffffffff))};
     for (int lane = 0; lane < kLanes / 2; lane++) c[0][lane] += uint64_t(lane);
-    for (int round = 0; round < 10; round++) {  // the upper halves of c hold rubbish that no product reads
+    for (int round = 0; round < 10; round++) {  // the upper halves of c hold garbage that no product reads
         vul first = product(c[0], 0xD2511F53u), second = product(c[2], 0xCD9E8D57u);
         c[0] = (second >> 32) ^ c[1] ^ key0;
         c[1] = second;
@@ -58,23 +58,23 @@ inline vd gumbel(quarter_vu words) {
     return -logarithm(-logarithm(u));
 }
 
-// No less than G, and near it where G is large: -log U >= 1 - U > v / 2^32 for v the word's complement, and the bits of
-// a float, read as an integer, lie below its logarithm to base 2. The last thousandth covers all rounding.
+// An upper bound of G that is close for large G: -log U >= 1 - U > v / 2^32, where v is the word's complement, and the
+// bits of a float, read as an integer, lie below its logarithm to base 2. The last thousandth covers all rounding.
 inline vf gumbel_bound(vu words) {
     const vi bits = (vi)__builtin_convertvector(~words, vf);
     return (32 + 127) * 0.693147180559945f + 0.001f - __builtin_convertvector(bits, vf) * (0.693147180559945f * 0x1p-23f);
 }
 
-// The best two scores so far, of equals the first; tokens are offered in ascending order.
+// The best two scores so far, the first of equals. Tokens must be offered in ascending order.
 struct TopTwo {
     static constexpr double none = -std::numeric_limits<double>::infinity();
     double best = none, second = none;
     int64_t token = 0, runner_up = 0;
-    bool undefined = false;  // a score was no number
+    bool undefined = false;  // a score was NaN
     vf bar = splat(-std::numeric_limits<float>::max());
 
-    // Rounding keeps order, so a score above `second` is not below the bar when both are rounded to float. A bound that
-    // is no number is not below it either.
+    // Rounding keeps the order, so a score above `second` is not below the threshold when both are rounded to float. A
+    // NaN bound is not below it either.
     bool may_take(vf bounds) const { return any(~(bounds < bar)); }
 
     void offer(int64_t id, double score) {
@@ -89,15 +89,15 @@ struct TopTwo {
         if (second > none) bar = splat(float(second));
     }
 
-    // Where all the others are at -infinity the first of them is the runner-up. Where a score is no number, or the best
-    // is infinite, there is no pick: token 0, for who must go on, at confidence 0 and with runner-up -1.
+    // If all other scores are -infinity, the first of them is the runner-up. If a score is NaN or the best is infinite,
+    // there is no pick: returns token 0 with confidence 0 and runner-up -1.
     Pick pick(double confidence) const {
         if (undefined || !std::isfinite(best)) return {0, 0.0, -1};
         return {token, confidence, second > none ? runner_up : token == 0};
     }
 };
 
-// Largest noisy score of scaled logits; confidence tanh(margin / 2) of the best two.
+// Picks the largest noisy score of scaled logits; confidence is tanh(margin / 2) of the best two.
 inline Pick noisy_pick(const float* logits, int vocab, float temperature, uint64_t seed, uint64_t position) {
     TopTwo top;
     vu words[2];
@@ -113,7 +113,7 @@ inline Pick noisy_pick(const float* logits, int vocab, float temperature, uint64
     return top.pick(std::tanh((top.best - top.second) / 2));
 }
 
-// The largest logit; confidence its probability when that is wanted.
+// Picks the largest logit; confidence is its probability, if requested.
 inline Pick greedy_pick(const float* logits, int vocab, bool wants_confidence) {
     TopTwo top;
     for (int at = 0; at < vocab; at += kLanes) {

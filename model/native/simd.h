@@ -1,6 +1,6 @@
-// As many floats as one register holds, in the compiler's vector types, so that one source serves every instruction
-// set. The order of every sum is written out, and what is fused is fused by name (the compiler contracts nothing:
-// -ffp-contract=off): nothing here depends on how many rows are computed, or by how many threads.
+// Vectors of one register of floats, in the compiler's vector types, so that one source serves every instruction set.
+// The order of every sum and every fused operation is explicit (-ffp-contract=off), so results do not depend on the
+// number of rows or threads.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -26,7 +26,7 @@ typedef uint16_t half_vu __attribute__((vector_size(2 * kLanes)));
 typedef double vd __attribute__((vector_size(4 * kLanes)));
 typedef int64_t vl __attribute__((vector_size(4 * kLanes)));
 typedef uint64_t vul __attribute__((vector_size(4 * kLanes)));
-typedef uint32_t quarter_vu __attribute__((vector_size(2 * kLanes)));  // as many as doubles in a register
+typedef uint32_t quarter_vu __attribute__((vector_size(2 * kLanes)));  // as many elements as a register has doubles
 
 struct bf16 {
     uint16_t bits;
@@ -48,7 +48,7 @@ inline vf splat(float value) { return value - vf{}; }
 
 inline vf load_floats(const float* from) { return load<vf>(from); }
 
-// The first `left` of a register's floats, and -infinity where there are none left.
+// Loads the first `left` floats; the remaining lanes are -infinity.
 inline vf load_left(const float* from, int left) {
     if (left >= kLanes) return load_floats(from);
     vf value = splat(-std::numeric_limits<float>::infinity());
@@ -56,7 +56,7 @@ inline vf load_left(const float* from, int left) {
     return value;
 }
 
-// a * b + c, rounded once where the machine has the instruction.
+// a * b + c, rounded once if the machine has the instruction.
 inline vf fma(vf a, vf b, vf c) {
 #if defined(__AVX512F__)
     return (vf)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
@@ -76,13 +76,13 @@ inline float widen(bf16 value) {
     return wide;
 }
 
-// Of pairs of bf16, the first and the second of each.
+// The first and the second of each pair of bf16.
 inline vf first_of(vu pairs) { return (vf)(pairs << 16); }
 inline vf second_of(vu pairs) { return (vf)(pairs & 0xffff0000u); }
 
 inline void store_floats(float* to, vf value) { store(to, value); }
 
-// To nearest, ties to even; a NaN stays one in all but its payload's last bits.
+// Rounds to nearest, ties to even. A NaN stays NaN, but loses the last bits of its payload.
 inline void store_floats(bf16* to, vf value) {
     vu bits = (vu)value;
     bits += 0x7fff + ((bits >> 16) & 1);
@@ -102,7 +102,7 @@ inline V select(decltype(V{} < V{}) mask, V yes, V no) {
     return mask ? yes : no;
 }
 
-// The entries of two vectors at constant places, those of the second counted on behind the first.
+// Shuffles two vectors by constant indices; those of the second follow those of the first.
 template <int... AT, class V>
 inline V shuffle(V a, V b) {
 #if defined(__clang__)
@@ -131,7 +131,7 @@ inline bool any(vi mask) {
 #endif
 }
 
-// The sum of each of as many vectors as one has lanes, one a lane, as a tree of the same shape every time.
+// The sums of kLanes vectors, one per lane, always as a tree of the same shape.
 #if defined(__AVX512F__)
 inline vf sums(const vf (&p)[16]) {
     vf a[8], b[4], c[2];
@@ -171,7 +171,7 @@ inline float largest(vf v) {
     return best;
 }
 
-// e^x to about one unit in the last place; 0 below -87 and at -infinity, held at e^88 above.
+// e^x to about one unit in the last place; 0 below -87 and at -infinity, clamped to e^88.
 inline vf exponential(vf x) {
     vi tiny = x < splat(-87.0f);
     x = select<vf>(x > splat(88.0f), splat(88.0f), select<vf>(tiny, splat(-87.0f), x));

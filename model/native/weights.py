@@ -1,4 +1,4 @@
-"""Weights in the order in which the kernels read them, held once whatever the widths that use them."""
+"""Packs weights in the order in which the kernels read them. All batch widths share one copy."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from model.kv import padded_dim
 from model.native.library import LayerSpec, LinearSpec, ModelSpec
 from model.native.memory import Arena
 
-ROWS = 1024  # of a matrix that are rearranged at a time
+ROWS = 1024  # rows of a matrix to pack at a time
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_pytorch_tanh": 2, "relu": 3}
 STRIP = 16
 
 
 @dataclass(slots=True)
 class Packed:
-    """A ctypes description of the model, and the tensors that it points into."""
+    """A ctypes description of the model, and the tensors that it points to."""
 
     spec: ModelSpec = field(default_factory=ModelSpec)
     tensors: list[Tensor] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Packed:
         return self._linear(torch.split(linear.weight, ROWS), outputs, inputs, linear.bias, linear.weight.dtype)
 
     def gated(self, gate_up: Linear) -> LinearSpec:
-        """A strip of the gate, then one of what it gates, so that both are at hand when they are multiplied."""
+        """Alternates strips of gate and up, so that both factors of a product are computed together."""
         gate, up = gate_up.weight.chunk(2)
         parts = (_mix(*rows) for rows in zip(torch.split(gate, ROWS), torch.split(up, ROWS), strict=True))
         bias = None if gate_up.bias is None else _mix(*gate_up.bias.chunk(2))
@@ -43,7 +43,7 @@ class Packed:
     def _linear(
         self, parts: Iterable[Tensor], outputs: int, inputs: int, bias: Tensor | None, dtype: torch.dtype
     ) -> LinearSpec:
-        """parts: [outputs, inputs], some rows at a time, all but the last of whole strips."""
+        """parts: slices of [outputs, inputs] by rows; all but the last consist of whole strips."""
         step, done = _step(dtype), 0
         kept = self.arena.take((_up_to(outputs, STRIP) // STRIP, _up_to(inputs, 2) // step, STRIP, step), dtype)
         self.tensors.append(kept)
@@ -62,11 +62,13 @@ class Packed:
 
 
 def pack(config: DecoderConfig, weights: StoredWeights) -> Packed:
-    """A part is read, packed and dropped before the next is read. The largest first: little else is there then."""
+    """Packs all weights. Each part is read, packed and dropped before the next; the largest first, for a low peak."""
     packed = Packed()
     embedding, head = _ends(packed, weights)
     windows = (window or 0 for window in config.windows)
-    layers = list(map(partial(_layer, packed), weights.layers(), windows))  # a loop's variable would keep the last one
+    layers = list(
+        map(partial(_layer, packed), weights.layers(), windows)
+    )  # a loop variable would keep the last layer alive
     packed.spec = ModelSpec(
         vocab=config.vocab_size,
         hidden=config.hidden_size,
@@ -93,7 +95,7 @@ def pack(config: DecoderConfig, weights: StoredWeights) -> Packed:
 
 
 def _ends(packed: Packed, weights: StoredWeights) -> tuple[int | None, LinearSpec]:
-    """The embedding, where it is not the head, and the head."""
+    """The embedding (None if tied to the head) and the head."""
     head = weights.head()
     if head is None:
         return None, packed.linear(Linear(weights.embedding(), None))
@@ -103,7 +105,7 @@ def _ends(packed: Packed, weights: StoredWeights) -> tuple[int | None, LinearSpe
 
 
 def strips(weight: Tensor) -> Tensor:
-    """[outputs, inputs] to [strips, inputs, 16], in bf16 to [strips, inputs / 2, 16, 2]; padded with zeros."""
+    """Rearranges [outputs, inputs] to [strips, inputs, 16], for bf16 [strips, inputs / 2, 16, 2]; pads with zeros."""
     outputs, inputs = weight.shape
     step = _step(weight.dtype)
     padded = F.pad(weight, (0, inputs % 2, 0, -outputs % STRIP))
@@ -111,7 +113,7 @@ def strips(weight: Tensor) -> Tensor:
 
 
 def _step(dtype: torch.dtype) -> int:
-    """Inputs of an output that lie side by side."""
+    """The number of adjacent inputs of one output."""
     return 2 if dtype == torch.bfloat16 else 1
 
 
@@ -140,7 +142,7 @@ def _up_to(length: int, multiple: int) -> int:
 
 
 def _pad(tensor: Tensor, multiple: int) -> Tensor:
-    """Zeros after the last entry of the first dimension, up to a multiple."""
+    """Pads the first dimension with zeros to a multiple."""
     missing = -len(tensor) % multiple
     if not missing:
         return tensor.contiguous()

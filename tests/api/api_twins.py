@@ -14,7 +14,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from api.backend import ModelCard, longest_token
+from api.backend import ModelCard, max_token_bytes
 from api.control import ControlTokens
 from api.trace import Slice, Track
 from protocol.request import FinishReason, GenerateRequest, SequenceStats, TokenRun
@@ -57,7 +57,7 @@ def card(name: str = "tiny", max_model_len: int = 64, chat_template: str | None 
         len(tokenizer),
         tokenizer,
         ControlTokens(tokenizer),
-        longest_token(tokenizer),
+        max_token_bytes(tokenizer),
         (tokenizer.eos_token_id,),
         1_700_000_000,
         max_batch=4,

@@ -59,7 +59,7 @@ async def test_a_body_over_the_limit_is_refused_whether_or_not_it_says_its_size(
         for content, size in ((b" " * 2000, "2000 bytes"), (drip(), "at least 1100 bytes")):
             response = await client.post("/v1/completions", content=content, headers=JSON)
             error = error_of(response, 413)
-            assert error["message"].startswith(f"the request has {size} and this server takes 1000 at most; send")
+            assert error["message"].startswith(f"the request has {size}, and this server takes at most 1000; send")
             assert (error["type"], error["code"]) == ("invalid_request_error", "request_too_large")
 
 
@@ -93,7 +93,7 @@ async def test_a_grpc_message_over_the_limit_is_refused_by_its_size(backend: Scr
     message = pb.GenerateRequest(model="tiny", text="geheim" * 700_000)
     context = await call(backend, message)
     assert context.code is grpc.StatusCode.INVALID_ARGUMENT
-    assert f"{message.ByteSize()} bytes and this server takes {MAX_BODY_BYTES} at most" in context.details
+    assert f"{message.ByteSize()} bytes, and this server takes at most {MAX_BODY_BYTES}" in context.details
     assert "geheim" not in context.details
 
 
@@ -143,7 +143,7 @@ async def test_a_prompt_whose_bytes_cannot_fit_is_refused_before_it_is_tokenized
     tokenizer: Any = Tokenizer()
     tokenizer.released.set()
     async with Client(ScriptedBackend(says(TEXT), (replace(card(), tokenizer=tokenizer),))) as client:
-        text = "x" * (64 * card().longest_token + 1)
+        text = "x" * (64 * card().max_token_bytes + 1)
         for response in (
             await client.complete(prompt=text),
             await client.chat(messages=[{"role": "user", "content": text}]),

@@ -15,7 +15,7 @@ from api.backend import ModelCard
 from api.chat import chat_prompt
 from api.control import ControlTokens
 from api.openai import Message
-from cli.check_text import rendered_once
+from cli.check_text import render_sample
 from protocol.errors import ConfigError, InvalidRequest
 from tests.api.api_client import TEXT, Client, error_of
 from tests.api.api_twins import CORPUS, ScriptedBackend, card, says, tiny_tokenizer
@@ -170,7 +170,7 @@ async def test_a_template_that_throws_is_a_400_with_its_complaint(template: str)
 
 @pytest.mark.parametrize("template", BROKEN)
 def test_check_refuses_a_template_that_does_not_work(template: str) -> None:
-    with pytest.raises(ConfigError, match=r"the chat template of target a .*; mend it, or remove it"):
-        rendered_once("a", tiny_tokenizer(template))
-    rendered_once("a", tiny_tokenizer())
-    rendered_once("a", tiny_tokenizer(None))
+    with pytest.raises(ConfigError, match=r"the chat template of target a .*; fix it, or remove it"):
+        render_sample("a", tiny_tokenizer(template))
+    render_sample("a", tiny_tokenizer())
+    render_sample("a", tiny_tokenizer(None))

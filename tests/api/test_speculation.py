@@ -109,7 +109,7 @@ async def test_a_depth_that_the_drafter_has_not_is_a_400_that_names_those_it_has
     ):
         error = error_of(response, 400)
         assert error["param"] == "speculation"
-        assert error["message"] == "speculation depth 3 is no exit of the drafter of tiny; send one of 2, 4, 6"
+        assert error["message"] == "speculation depth 3 is not an exit of the drafter of tiny; send one of 2, 4, 6"
         assert "geheim" not in response.text + caplog.text
     assert backend.requests == []
     for taken in ({"depth": 4, "length": 5}, "off", "auto"):
@@ -117,10 +117,10 @@ async def test_a_depth_that_the_drafter_has_not_is_a_400_that_names_those_it_has
 
 
 async def test_a_length_beyond_the_targets_limit_is_a_400_for_all_would_wait_for_it(backend: ScriptedBackend) -> None:
-    backend.cards = (replace(card(), longest_draft=6),)
+    backend.cards = (replace(card(), max_draft_length=6),)
     async with Client(backend) as client:
         error = error_of(await client.complete(speculation={"depth": 4, "length": 7}), 400)
-        assert error["message"] == "speculation length 7 exceeds the 6 that tiny takes; send less"
+        assert error["message"] == "speculation length 7 exceeds 6, the limit of tiny; send less"
         assert error["param"] == "speculation"
         for taken in ({"depth": 4, "length": 6}, "off", "auto"):
             assert (await client.complete(speculation=taken)).status_code == 200

@@ -25,7 +25,7 @@ async def test_a_request_whose_time_is_over_has_an_error_body(path: str, body: d
     async with Client(backend) as client:
         error = error_of(await client.post(path, json=body, headers={header: "0.05"}), 408)
         assert (error["type"], error["code"]) == ("timeout_error", "request_timeout")
-        assert "longer than its 0.05 s; ask for fewer tokens" in error["message"]
+        assert "longer than 0.05 s, its limit; ask for fewer tokens" in error["message"]
         *chunks, last = events(await client.post(path, json=body | {"stream": True}, headers={header: "0.05"}))
         assert last["error"]["code"] == "request_timeout"
         assert chunks

@@ -55,8 +55,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
         (("serve", "no.yaml"), "cannot read no.yaml: No such file or directory; name an existing YAML file"),
         (("check", "no.yaml"), "cannot read no.yaml"),
         (("check", "a", "b"), "unrecognized arguments: b"),
-        (("trace", "http://127.0.0.1:1"), "no server tells its rounds at http://127.0.0.1:1: "),
-        (("trace", "nowhere"), "no server tells its rounds at nowhere: unknown url type"),
+        (("trace", "http://127.0.0.1:1"), "no DraftPool server answers at http://127.0.0.1:1: "),
+        (("trace", "nowhere"), "no DraftPool server answers at nowhere: unknown url type"),
     ],
 )
 def test_a_usage_error_is_one_line(
@@ -78,8 +78,8 @@ GENERATE = ("generate", "--target", "none", "--prompt", "a")
         ("--max-tokens", "0", "--max-tokens: '0' is not"),
         ("--length", "-1", "--length: '-1' is not a whole number from 0 to 64"),
         ("--length", "many", "--length: 'many' is not a whole number"),
-        ("--depth", "x", "--depth: 'x' is no depth; give an exit of the drafter"),
-        ("--depth", "0", "--depth: '0' is no depth"),
+        ("--depth", "x", "--depth: 'x' is not a depth; give an exit of the drafter"),
+        ("--depth", "0", "--depth: '0' is not a depth"),
         ("--seed", str(1 << 64), "--seed: seed 18446744073709551616 does not fit 64 bits"),
     ],
 )
@@ -125,7 +125,8 @@ def test_files_and_memory_that_are_not_there_are_said_so(
     assert "none.jsonl: No such file or directory; name an existing file" in missing
     (tmp_path / "latin.jsonl").write_bytes(b'{"prompt": "gr\xfc\xdfe"}')
     assert "is not UTF-8" in refused(capsys, *tiny(family, "--prompts", str(tmp_path / "latin.jsonl")))
-    assert "no page of page_size 99999" in refused(capsys, *tiny(family, "--prompt", "a", "--page-size", "99999"))
+    refusal = refused(capsys, *tiny(family, "--prompt", "a", "--page-size", "99999"))
+    assert "less than one page of page_size 99999" in refusal
 
 
 def completed(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[dict[str, object]]:
@@ -246,7 +247,7 @@ def test_check_tells_how_each_target_speculates(
     [
         ("depth: 4", "depth: 3", "speculation of target large asks for depth 3; the drafter has the exits 2, 4"),
         (FIXED, "{exits: [2, 3]}", "speculation of target large asks for depth 3; the drafter has the exits 2, 4"),
-        (FIXED, "{mirror: {exit_layer: 5}}", "mirror.exit_layer 5 of target large lies behind the 4 layers"),
+        (FIXED, "{mirror: {exit_layer: 5}}", "mirror.exit_layer 5 of target large exceeds the 4 layers"),
         (FIXED, "{cascade: true, thresholds: [0.5, 0.5]}", "speculation of target large: 2 exits need 1 thresholds"),
         ("page_size: 16, kv_mb: 8, spec", "max_model_len: 9999, spec", "max_model_len 9999 of target large exceeds"),
         ("path: large", "path: ./nowhere", "nowhere is not a directory"),

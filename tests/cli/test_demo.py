@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import pytest
 
 from cli.demo_command import CONFIG
-from cli.demo_gain import Gain, arranged, measure, said_of
-from cli.demo_streams import Ask, Completion
+from cli.demo_gain import Gain, describe_run, fit_to_cores, measure
+from cli.demo_streams import DemoRequest, StreamedCompletion
 from deployments.capacity import placements
 from deployments.config import load_config
 
-ASK = Ask("import os", 8)
+ASK = DemoRequest("import os", 8)
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ ASK = Ask("import os", 8)
     [(1, 1, 1), (2, 1, 1), (3, 1, 1), (4, 2, 1), (6, 2, 2), (8, 2, 3), (64, 2, 4)],
 )
 def test_there_are_as_many_threads_as_there_are_cores_for(num_cores: int, draft_replicas: int, threads: int) -> None:
-    made = arranged(load_config(CONFIG), num_cores)
+    made = fit_to_cores(load_config(CONFIG), num_cores)
     assert made.pool is not None
     assert (made.pool.num_replicas, made.pool.threads) == (draft_replicas, 1)
     assert [target.threads for target in made.targets] == [threads, threads]
@@ -29,13 +29,15 @@ def test_there_are_as_many_threads_as_there_are_cores_for(num_cores: int, draft_
 
 
 def test_the_demo_says_on_what_it_ran() -> None:
-    told = said_of(arranged(load_config(CONFIG), 2), 2, {"native kernels, avx2"})
+    told = describe_run(fit_to_cores(load_config(CONFIG), 2), 2, {"native kernels, avx2"})
     listed = "replicas: large 1 x 1 thread, small 1 x 1 thread, drafter 1 x 1 thread"
     assert told == f"2 cores; {listed}; steps by native kernels, avx2"
 
 
-def completion(rate: float, text: str = "a", accepted: int = 0) -> Completion:
-    return Completion("large", text, num_tokens=101, num_rounds=50, num_accepted=accepted, last_s=100 / rate, first_s=0)
+def completion(rate: float, text: str = "a", accepted: int = 0) -> StreamedCompletion:
+    return StreamedCompletion(
+        "large", text, num_tokens=101, num_rounds=50, num_accepted=accepted, last_s=100 / rate, first_s=0
+    )
 
 
 def test_a_gain_is_the_median_of_what_pairs_made() -> None:
@@ -54,9 +56,9 @@ def test_a_text_that_differs_once_is_told() -> None:
 def test_the_two_ways_take_turns_in_coming_first() -> None:
     asked: list[str] = []
 
-    def ask_all(ask: Ask) -> Sequence[Completion]:
+    def ask_all(ask: DemoRequest) -> Sequence[StreamedCompletion]:
         asked.append(ask.speculation)
-        return [Completion(name, ask.speculation) for name in ("large", "small")]
+        return [StreamedCompletion(name, ask.speculation) for name in ("large", "small")]
 
     pairs = [measure(ask_all, ASK, index) for index in range(2)]
     assert asked == ["off", "auto", "auto", "off"]

@@ -91,7 +91,7 @@ def test_an_application_is_deleted_at_its_end(serve: Serve) -> None:
 
 def test_a_second_start_is_refused_and_leaves_the_first_alone(serve: Serve) -> None:
     serve.put(ApplicationStatus.RUNNING)
-    with pytest.raises(ConfigError, match=r"already \(RUNNING\); stop it first"):
+    with pytest.raises(ConfigError, match=r"already \(RUNNING\); stop it"):
         start()
     assert serve.calls == []
 
@@ -197,7 +197,7 @@ async def test_a_channel_as_serve_makes_it_is_without_a_proxy_under_our_settings
     assert (state is grpc.ChannelConnectivity.READY) == bool(settings)
 
 
-@pytest.mark.parametrize("length", [session.LONGEST_BASE, session.LONGEST_BASE + 1])
+@pytest.mark.parametrize("length", [session.MAX_BASE_BYTES, session.MAX_BASE_BYTES + 1])
 def test_rays_folder_is_made_where_its_sockets_have_short_paths(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, length: int
 ) -> None:
@@ -206,7 +206,7 @@ def test_rays_folder_is_made_where_its_sockets_have_short_paths(
         asked.mkdir()
         monkeypatch.setattr(tempfile, "tempdir", str(asked))
         made = session.new_folder(str(tmp_path))
-        assert made.parent == (asked if length == session.LONGEST_BASE else tmp_path)
+        assert made.parent == (asked if length == session.MAX_BASE_BYTES else tmp_path)
         ray_folder = made / "0" / "session_2026-11-29_02-54-50_123456_1234567" / "sockets" / "plasma_store"
         assert len(str(ray_folder)) <= 107 or made.parent == tmp_path
         made.rmdir()
@@ -216,7 +216,7 @@ def test_no_place_for_rays_folder_is_one_line_that_names_tmpdir(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("d" * 60)))
-    with pytest.raises(ConfigError, match=r"No such file or directory\); set TMPDIR to a folder"):
+    with pytest.raises(ConfigError, match=r"No such file or directory\); set TMPDIR to a writable folder"):
         session.new_folder(str(tmp_path / "nothing"))
 
 

@@ -7,19 +7,8 @@ from typing import Any
 import pytest
 import yaml
 
-from deployments.config import (
-    AppConfig,
-    FixedSpeculation,
-    GoodputSpeculation,
-    GrpcConfig,
-    HttpConfig,
-    IngressConfig,
-    Mirror,
-    PoolConfig,
-    TableSpeculation,
-    TargetConfig,
-    load_config,
-)
+from deployments.config import AppConfig, GrpcConfig, HttpConfig, IngressConfig, PoolConfig, TargetConfig, load_config
+from deployments.config_speculation import FixedSpeculation, GoodputSpeculation, Mirror, TableSpeculation
 from deployments.policies import depth_rule, depth_rules, goodput_config, needed_exits, policy
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule, Mode
@@ -81,19 +70,19 @@ def test_the_demo_config_loads_and_names_the_demo_models() -> None:
         ("targets: [{name: a b, path: x}]", "targets[0].name: String should match pattern"),
         (
             "targets: [{name: a, path: x}]\npool: {path: x, ports: [9, 3]}",
-            "pool.ports: [9, 3] is no range of ports; give [first, last]",
+            "pool.ports: [9, 3] is not a range of ports; set [first, last]",
         ),
         (
             "targets: [{name: a, path: x}]\npool: {path: x, num_replicas: 2, cores: [1]}",
-            "pool: cores [1] would bind all of num_replicas 2 to the same CPUs",
+            "pool: cores [1] would pin all replicas of num_replicas 2 to the same CPUs",
         ),
         (
             "targets: [{name: a, path: x, num_gpus: 4}]",
-            "targets[0].num_gpus: a replica runs on one GPU, and 4 would take more; set 1, and raise num_replicas",
+            "targets[0].num_gpus: a replica runs on one GPU, and 4 is more; set 1, and raise num_replicas",
         ),
         (
             "targets: [{name: a, path: x}]\npool: {path: x, num_gpus: 1.5}",
-            "pool.num_gpus: a replica runs on one GPU, and 1.5 would take more",
+            "pool.num_gpus: a replica runs on one GPU, and 1.5 is more",
         ),
         (
             "placement: beside\ntargets: [{name: a, path: x}]",
@@ -101,11 +90,11 @@ def test_the_demo_config_loads_and_names_the_demo_models() -> None:
         ),
         (
             "placement: colocated\ntargets: [{name: a, path: x, speculation: {mirror: on}}]\npool: {path: x}",
-            "the config: mirror of target a drafts while the target verifies, and placement: colocated lets one work",
+            "the config: mirror of target a drafts while the target verifies, but with placement: colocated they run",
         ),
         (
             "placement: colocated\ntargets: [{name: a, path: x}]\npool: {path: x, threads: 2}",
-            "the config: pool.threads says nothing with placement: colocated, where drafts take a target's threads",
+            "the config: pool.threads has no effect with placement: colocated, where drafts use the target's threads",
         ),
     ],
 )
@@ -118,12 +107,12 @@ def test_a_mistake_is_named_with_its_key_value_and_remedy(tmp_path: Path, text: 
     [
         (
             "{depth: 2, length: 4}",
-            ".depth: belongs to policy fixed or table, this is goodput; say policy: fixed",
+            ".depth: belongs to policy fixed or table, this is goodput; set policy: fixed",
         ),
-        ("{table: {1: 4}}", ".table: belongs to policy table, this is goodput; say policy: table, or remove it"),
+        ("{table: {1: 4}}", ".table: belongs to policy table, this is goodput; set policy: table, or remove it"),
         (
             "{policy: fixed, depth: 2, cascade: true}",
-            ".cascade: belongs to policy goodput, this is fixed; say policy",
+            ".cascade: belongs to policy goodput, this is fixed; set policy",
         ),
         (
             "{policy: table, depth: 2, table: {1: 4}, length: 3}",
@@ -131,9 +120,9 @@ def test_a_mistake_is_named_with_its_key_value_and_remedy(tmp_path: Path, text: 
         ),
         (
             "{policy: fastest}",
-            ".policy: 'fastest' is no policy; choose one of goodput, fixed, table, or specul",
+            ".policy: 'fastest' is not a policy; choose one of goodput, fixed, table, or specul",
         ),
-        ("{policy: off}", ".policy: False is no policy; choose one of"),
+        ("{policy: off}", ".policy: False is not a policy; choose one of"),
         ("4", ": a mapping of keys is needed, got 4"),
         ("{policy: fixed, depth: 2, lenght: 3}", ".lenght: unknown key (value 3); did you mean length?"),
         ("{lenght: 3}", ".lenght: unknown key (value 3); did you mean length?"),

@@ -19,9 +19,9 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from api.generation import BackendFault
 from api.prompts import encode
-from api.runs import in_order
+from api.runs import check_runs
 from api.trace import Track
-from deployments.ingress import NUM_TOKENIZER_THREADS, ServeBackend, in_our_words
+from deployments.ingress import NUM_TOKENIZER_THREADS, ServeBackend, translate_error
 from deployments.target import TargetReplica
 from link.discovery import PoolMember
 from link.secret import Secret
@@ -178,7 +178,7 @@ async def test_a_target_is_known_once_it_has_told_about_itself_whatever_the_othe
         assert await backend.card("b") is None
         assert backend.names == ("a", "b")
         assert card.max_batch == 4
-        assert card.longest_draft == 6
+        assert card.max_draft_length == 6
         assert [await backend.ready(name) for name in "ab"] == [True, False]
 
 
@@ -199,8 +199,8 @@ async def test_what_a_target_tells_anew_counts(tokenizer_path: str) -> None:
 
 
 async def test_a_target_that_does_not_answer_is_waited_for_a_second_or_so(tokenizer_path: str) -> None:
-    silent = {name: Handle(told=asyncio.Event()) for name in "ab"}
-    async with serving(tokenizer_path, **silent) as backend:
+    no_progress = {name: Handle(told=asyncio.Event()) for name in "ab"}
+    async with serving(tokenizer_path, **no_progress) as backend:
         began = time.monotonic()
         assert not any(await asyncio.gather(*map(backend.ready, "ab")))
         assert time.monotonic() - began < 2
@@ -287,7 +287,7 @@ def test_the_replicas_own_error_is_unwrapped_whichever_way_ray_wraps_it() -> Non
     cause = InvalidRequest("no", "top_k")
     wrapped = RayTaskError("generate", "Traceback: secret", cause)
     for error in (cause, wrapped, wrapped.as_instanceof_cause()):
-        found = in_our_words(error)
+        found = translate_error(error)
         assert type(found) is InvalidRequest
         assert (str(found), found.param) == ("no", "top_k")
 
@@ -309,7 +309,7 @@ async def test_a_lost_or_full_replica_is_told_in_our_words(
 
 
 def test_a_deployment_that_is_gone_is_not_ready() -> None:
-    assert type(in_our_words(DeploymentUnavailableError.__new__(DeploymentUnavailableError))) is NotReady
+    assert type(translate_error(DeploymentUnavailableError.__new__(DeploymentUnavailableError))) is NotReady
 
 
 async def source(*runs: TokenRun) -> AsyncGenerator[TokenRun, None]:
@@ -319,12 +319,12 @@ async def source(*runs: TokenRun) -> AsyncGenerator[TokenRun, None]:
 
 async def test_tokens_that_come_twice_are_dropped_by_their_index() -> None:
     twice = source(run(0, 5, 6), run(0, 5), run(1, 6, 7), run(0, 5, 6, 7, 8), run(0, 5, 6, 7, 8, last=True))
-    assert [each async for each in in_order(twice)] == [run(0, 5, 6), run(2, 7), run(3, 8), run(4, last=True)]
+    assert [each async for each in check_runs(twice)] == [run(0, 5, 6), run(2, 7), run(3, 8), run(4, last=True)]
 
 
 async def test_a_gap_is_a_fault() -> None:
     with pytest.raises(BackendFault, match="tokens 1 to 1 are missing"):
-        [each async for each in in_order(source(run(0, 5), run(2, 7), run(3, 8, last=True)))]
+        [each async for each in check_runs(source(run(0, 5), run(2, 7), run(3, 8, last=True)))]
 
 
 @pytest.mark.parametrize(
@@ -339,7 +339,7 @@ async def test_a_gap_is_a_fault() -> None:
 )
 async def test_what_was_streamed_is_the_beginning_of_what_the_call_ends_with(runs: list[TokenRun]) -> None:
     with pytest.raises(BackendFault):
-        [each async for each in in_order(source(*runs))]
+        [each async for each in check_runs(source(*runs))]
 
 
 async def test_tokens_that_a_stranger_sends_to_the_sink_end_the_answer(tokenizer_path: str) -> None:
@@ -358,7 +358,7 @@ async def test_tokens_that_a_stranger_sends_to_the_sink_end_the_answer(tokenizer
 
 async def test_a_stream_that_just_ends_is_a_fault() -> None:
     with pytest.raises(BackendFault, match="without a finish reason"):
-        [each async for each in in_order(source(run(0, 5)))]
+        [each async for each in check_runs(source(run(0, 5)))]
 
 
 async def test_in_order_closes_what_it_reads() -> None:
@@ -371,6 +371,6 @@ async def test_in_order_closes_what_it_reads() -> None:
         finally:
             closed.append(True)
 
-    async with aclosing(in_order(two())) as runs:
+    async with aclosing(check_runs(two())) as runs:
         await anext(runs)
     assert closed == [True]

@@ -7,11 +7,11 @@ from collections.abc import Callable
 
 import pytest
 
-from deployments.liveness import Census, Liveness, census_of
+from deployments.liveness import Census, Liveness, take_census
 from protocol.errors import NotReady
 
 SILENCE_S = 20.0
-GONE, BUSY, HERE = Census(whole=False), Census(), Census(frozenset({"r"}), whole=False)
+GONE, BUSY, HERE = Census(is_complete=False), Census(), Census(frozenset({"r"}), is_complete=False)
 
 
 class Replicas:
@@ -41,7 +41,7 @@ class Replicas:
 
 
 async def held(liveness: Liveness, answer: Callable[[], asyncio.Future[str]], name: str = "r") -> str:
-    async with liveness.of(name):
+    async with liveness.watch(name):
         return await answer()
 
 
@@ -64,7 +64,7 @@ async def test_a_request_is_waited_for_while_its_replica_tells_of_it_or_all_answ
 
 
 async def test_a_request_is_given_up_when_its_replica_freezes_later() -> None:
-    replicas = Replicas(HERE, HERE, Census(frozenset({"other"}), whole=False))
+    replicas = Replicas(HERE, HERE, Census(frozenset({"other"}), is_complete=False))
     with pytest.raises(NotReady):
         await held(replicas.liveness(), asyncio.get_running_loop().create_future)
     assert replicas.waited == 3 * SILENCE_S / 2
@@ -75,7 +75,7 @@ async def test_what_the_call_raises_itself_comes_through() -> None:
         raise TimeoutError("of the call")
 
     with pytest.raises(TimeoutError, match="of the call"):
-        async with Replicas().liveness().of("r"):
+        async with Replicas().liveness().watch("r"):
             await late()
 
 
@@ -103,7 +103,7 @@ async def test_a_census_has_what_came_in_time_and_counts_a_failure_as_an_answer(
     told, failed, frozen = loop.create_future(), loop.create_future(), loop.create_future()
     told.set_result(("a", "b"))
     failed.set_exception(RuntimeError("of an older version"))
-    assert await census_of([told, failed], 5.0) == Census(frozenset("ab"), whole=True)
-    assert await census_of([told, frozen], 0.0) == Census(frozenset("ab"), whole=False)
+    assert await take_census([told, failed], 5.0) == Census(frozenset("ab"), is_complete=True)
+    assert await take_census([told, frozen], 0.0) == Census(frozenset("ab"), is_complete=False)
     assert frozen.cancelled()
-    assert await census_of([], 0.0) == Census()
+    assert await take_census([], 0.0) == Census()

@@ -58,7 +58,7 @@ def test_the_same_threads_are_shared_in_turn_or_divided(config: AppConfig) -> No
     assert threads(as_placed(colocated, "separate")) == [(4, 1), (2, 1)]
     assert as_placed(config, "separate") == config
     one = config.model_copy(update={"placement": "colocated", "targets": config.targets[1:]})
-    with pytest.raises(ConfigError, match="target small has one thread, which leaves none for a pool of its own"):
+    with pytest.raises(ConfigError, match="target small has one thread, which leaves none for a separate pool"):
         as_placed(one, "separate")
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from deployments.config import FixedSpeculation, GoodputSpeculation, Speculation, TableSpeculation
+from deployments.config_speculation import FixedSpeculation, GoodputSpeculation, Speculation, TableSpeculation
 from deployments.policies import Learning, goodput_config, longest_draft
 from link.discovery import PoolMember
 from protocol.plan import BatchView, DepthRule, Plan, SequenceView

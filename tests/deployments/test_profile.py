@@ -13,19 +13,20 @@ import torch
 
 from cli.main import main
 from cli.plot import plot
-from deployments.config import Placement, load_config
+from deployments.config import load_config
+from deployments.config_replica import Placement
 from deployments.pool import load_drafter
 from deployments.profile_store import find, fingerprint, keep, model_key, write
 from deployments.profiling import (
     held_back,
-    interleaved,
+    measure_interleaved,
     median_error,
-    middles,
-    own_drafter_costs,
-    own_target_costs,
-    placed,
+    midpoints,
+    pinned_process,
+    startup_drafter_costs,
+    startup_target_costs,
     sweep,
-    thinned,
+    thin,
 )
 from deployments.target import load_model
 from model.cores import usable_cores
@@ -54,7 +55,7 @@ def test_a_config_is_measured_shown_and_kept(config: Path, capsys: pytest.Captur
     printed = capsys.readouterr().out
     for text in ("large: verify, ms", "small: verify, ms", "pool: draft, ms", "tokens in the batch", "● depth 2"):
         assert text in printed
-    assert printed.count("foretold within") == 3
+    assert printed.count("median error of held-back") == 3
     large, small = loads(out.read_text(), "out")
     assert (large.name, small.name) == ("large", "small")
     assert small.drafter is None
@@ -90,7 +91,7 @@ def test_what_cannot_be_measured_or_kept_is_said_before_anything_is_loaded(
     nowhere = str(config.parent / "nowhere" / "out.json")
     assert "there is no folder" in refused(capsys, str(config), "--out", nowhere)
     shutil.rmtree(config.parent / "cache", ignore_errors=True)
-    with pytest.raises(ConfigError, match="name a folder that exists"):
+    with pytest.raises(ConfigError, match="name an existing, writable folder"):
         write(Path(nowhere), "")
 
 
@@ -112,12 +113,12 @@ def test_a_replica_measures_itself_once_and_finds_it_at_the_next_start(
     target, pool = loaded.targets[0], loaded.pool
     assert pool is not None
     model, drafter = load_model(target), load_drafter(pool)
-    costs, drafts = own_target_costs(model, target), own_drafter_costs(drafter, pool)
+    costs, drafts = startup_target_costs(model, target), startup_drafter_costs(drafter, pool)
     assert (costs.verify.points[0], drafts.draft.points[0]) == ((1, 2), (1, 2))
     assert model.ledger.num_free == model.ledger.num_pages
     assert drafter.ledger.num_free == drafter.ledger.num_pages
-    assert (own_target_costs(model, target), own_drafter_costs(drafter, pool)) == (costs, drafts)
-    assert caplog.text.count("passes measured in") == 2
+    assert (startup_target_costs(model, target), startup_drafter_costs(drafter, pool)) == (costs, drafts)
+    assert caplog.text.count("measured the cost of passes") == 2
 
 
 def test_a_replica_measures_again_when_what_is_kept_is_damaged_or_ends_before_its_batch(
@@ -126,13 +127,13 @@ def test_a_replica_measures_again_when_what_is_kept_is_damaged_or_ends_before_it
     target = load_config(config).targets[0]
     larger = target.model_copy(update={"max_batch": 3})
     model = load_model(larger)
-    own_target_costs(model, target)
-    costs = own_target_costs(model, larger)
+    startup_target_costs(model, target)
+    costs = startup_target_costs(model, larger)
     assert costs.verify.points[0][-1] == 3
-    assert own_target_costs(model, target) == costs, "more than enough"
+    assert startup_target_costs(model, target) == costs, "more than enough"
     keep(costs).write_text("{")
-    assert own_target_costs(model, larger).verify.points == costs.verify.points
-    assert "costs are measured again" in caplog.text
+    assert startup_target_costs(model, larger).verify.points == costs.verify.points
+    assert "are measured again" in caplog.text
     assert find(TargetCosts, costs.key) is not None
 
 
@@ -142,8 +143,8 @@ def test_a_replica_that_cannot_keep_its_costs_starts_all_the_same(
     (config.parent / "file").touch()
     monkeypatch.setattr("deployments.profile_store.cache_directory", lambda: config.parent / "file")
     target = load_config(config).targets[1]
-    assert own_target_costs(load_model(target), target).verify.at(1, 1, 64) > 0
-    assert "measured at every start: cannot make" in caplog.text
+    assert startup_target_costs(load_model(target), target).verify.at(1, 1, 64) > 0
+    assert "measured at every start: cannot create" in caplog.text
 
 
 def test_the_key_follows_shape_dtype_and_threads_and_not_the_weights(config: Path) -> None:
@@ -167,20 +168,20 @@ def test_sweeps_run_all_cells_in_turn_back_and_forth_and_the_first_does_not_coun
         return cell[0] + (100.0 if len(seen) <= 3 else 0.0) + (50.0 if len(seen) == 5 else 0.0)
 
     cells = [(1,), (2,), (3,)]
-    assert interleaved(run, cells, 3, "test") == [1.0, 2.0, 3.0]
+    assert measure_interleaved(run, cells, 3, "test") == [1.0, 2.0, 3.0]
     assert seen == [*cells[::-1], *cells] * 2
 
 
 def test_what_is_held_back_lies_between_the_points_and_its_error_is_the_curves() -> None:
-    assert middles((1, 2, 4, 8)) == (3, 6)
-    assert middles((1, 2)) == (2,)
-    assert middles((4,)) == (4,)
+    assert midpoints((1, 2, 4, 8)) == (3, 6)
+    assert midpoints((1, 2)) == (2,)
+    assert midpoints((4,)) == (4,)
     cells = held_back(((3, 6, 12), (4, 7), (160, 640)), 12)
     assert len(set(cells)) == 12
     assert held_back(((3, 6, 12), (4, 7), (160, 640)), 4) == cells[:4]
     axes = ((1, 2, 4, 8, 16), (1, 2, 3, 5, 9), (64, 256, 759), (1, 5), (7,))
-    assert thinned(axes, coarse=False) == axes
-    assert thinned(axes, coarse=True) == ((1, 4, 16), (1, 3, 9), (64, 759), (1, 5), (7,))
+    assert thin(axes, coarse=False) == axes
+    assert thin(axes, coarse=True) == ((1, 4, 16), (1, 3, 9), (64, 759), (1, 5), (7,))
     curve = Curve(("x",), ((1.0, 9.0),), (1.0, 9.0))
     assert median_error(curve, [(3,), (5,), (7,)], [3.0, 4.0, 7.7]) == pytest.approx(1 / 11)
 
@@ -195,10 +196,10 @@ def test_what_is_held_back_lies_between_the_points_and_its_error_is_the_curves()
 def test_a_process_is_bound_as_configured_only_meanwhile() -> None:
     cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
     one = min(cores)
-    with placed(Placement(cores=(one,), threads=len(cores) + 1)):
+    with pinned_process(Placement(cores=(one,), threads=len(cores) + 1)):
         assert os.sched_getaffinity(0) == {one}
         assert torch.get_num_threads() == 1, "no more than there are cores for"
-    with placed(Placement(threads=len(cores) + 1)):
+    with pinned_process(Placement(threads=len(cores) + 1)):
         assert torch.get_num_threads() == usable_cores()
     assert os.sched_getaffinity(0) == cores
     assert torch.get_num_threads() == threads

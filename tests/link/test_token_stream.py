@@ -13,7 +13,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from api.runs import in_order
+from api.runs import check_runs
 from link import token_sink, token_stream
 from link.secret import NUM_BYTES, Secret
 from link.token_sink import NONCE, PROOF, Inbox, SinkAddress, TokenSink
@@ -191,7 +191,7 @@ async def ordered(runs: Sequence[TokenRun]) -> list[int]:
         for each in runs:
             yield each
 
-    async with aclosing(in_order(source())) as fresh:
+    async with aclosing(check_runs(source())) as fresh:
         return [token for each in [each async for each in fresh] for token in each.token_ids]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from model.attention import attend
-from model.batch import LONG_ROW, RaggedBatch, Row, build_batch
+from model.batch import LONG_ROW, BatchRow, RaggedBatch, build_batch
 
 DIM = 8
 
@@ -32,7 +32,7 @@ def random_batch(rng: np.random.Generator, num_slots: int) -> RaggedBatch:
     for _ in range(rng.integers(1, 6)):
         num_new = int(rng.integers(LONG_ROW - 1, LONG_ROW + 8) if rng.random() < 0.25 else rng.integers(1, 6))
         total = num_new + int(rng.integers(0, 20)) * int(rng.integers(0, 2))
-        rows.append(Row(slots[:total], num_new))
+        rows.append(BatchRow(slots[:total], num_new))
         slots = slots[total:]
     return build_batch(rows)
 
@@ -62,7 +62,7 @@ def test_attention_equals_dense_attention_of_each_row(seed: int) -> None:
 def test_what_lies_in_other_slots_does_not_matter() -> None:
     generator = torch.Generator().manual_seed(0)
     keys, values = torch.randn(2, 64, 2, DIM, generator=generator)
-    batch = build_batch([Row(np.arange(10, 20), 3), Row(np.arange(30, 60), 1)])
+    batch = build_batch([BatchRow(np.arange(10, 20), 3), BatchRow(np.arange(30, 60), 1)])
     query = torch.randn(4, 4, DIM, generator=generator)
     before = attend(query, keys, values, batch, scale=1.0, window=None, softcap=None)
     for tensor in (keys, values):
@@ -75,7 +75,7 @@ def test_branches_read_their_trunk_in_place() -> None:
     generator = torch.Generator().manual_seed(0)
     keys, values = torch.randn(2, 32, 1, DIM, generator=generator)
     tails = [np.array([20, 21]), np.array([25, 11, 30])]
-    rows = [Row(np.concatenate([np.arange(10), tail]), len(tail)) for tail in tails]
+    rows = [BatchRow(np.concatenate([np.arange(10), tail]), len(tail)) for tail in tails]
     query = torch.randn(5, 1, DIM, generator=generator)
     together = attend(query, keys, values, build_batch(rows), scale=1.0, window=None, softcap=None)
     alone = [

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from model.batch import LONG_ROW, MAX_PADDING, RaggedBatch, Row, build_batch, similar
+from model.batch import LONG_ROW, MAX_PADDING, BatchRow, RaggedBatch, build_batch, group_by_length
 
 
-def random_rows(seed: int) -> list[Row]:
+def random_rows(seed: int) -> list[BatchRow]:
     rng = np.random.default_rng(seed)
     rows = []
     for _ in range(rng.integers(1, 8)):
         num_new = int(rng.integers(LONG_ROW, LONG_ROW + 5) if rng.random() < 0.3 else rng.integers(1, 7))
-        rows.append(Row(rng.permutation(200)[: num_new + rng.integers(0, 40)], num_new))
+        rows.append(BatchRow(rng.permutation(200)[: num_new + rng.integers(0, 40)], num_new))
     return rows
 
 
@@ -68,7 +68,7 @@ def visible_slots(batch: RaggedBatch, window: int | None) -> dict[int, list[int]
 
 
 def test_masks_are_built_once_a_pass() -> None:
-    group = build_batch([Row(np.arange(20), 3)]).groups[0]
+    group = build_batch([BatchRow(np.arange(20), 3)]).groups[0]
     assert group.mask(7) is group.mask(7)
     assert group.mask(None) is group.mask(20), "a window that reaches everything is no window"
     assert group.mask(19) is not group.mask(None)
@@ -77,14 +77,14 @@ def test_masks_are_built_once_a_pass() -> None:
 @pytest.mark.parametrize("num_new", [0, -1, 4])
 def test_a_row_without_room_for_its_new_tokens_is_refused(num_new: int) -> None:
     with pytest.raises(ValueError, match=f"{num_new} new tokens and 3 positions"):
-        build_batch([Row(np.arange(3), num_new)])
+        build_batch([BatchRow(np.arange(3), num_new)])
 
 
 @pytest.mark.parametrize("seed", range(50))
 def test_rows_are_grouped_so_that_padding_at_most_doubles_what_is_gathered(seed):
     rng = random.Random(seed)
     totals = [rng.choice([rng.randint(1, 20), rng.randint(1, 4000)]) for _ in range(rng.randint(1, 16))]
-    groups = similar(range(len(totals)), totals)
+    groups = group_by_length(range(len(totals)), totals)
     assert sorted(row for group in groups for row in group) == list(range(len(totals)))
     for group in groups:
         held = [totals[row] for row in group]
@@ -93,5 +93,5 @@ def test_rows_are_grouped_so_that_padding_at_most_doubles_what_is_gathered(seed)
 
 
 def test_rows_of_like_length_share_one_call():
-    assert similar(range(4), [200, 256, 300, 220]) == [[0, 1, 2, 3]]
-    assert similar([], []) == []
+    assert group_by_length(range(4), [200, 256, 300, 220]) == [[0, 1, 2, 3]]
+    assert group_by_length([], []) == []

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from model.cores import cgroup_cores, limited, usable_cores
+from model.cores import cgroup_cores, limit_cores, usable_cores
 
 
 def made(tmp_path: Path, own: str, files: dict[str, str]) -> float:
@@ -52,7 +52,7 @@ def test_without_cgroups_there_is_no_limit(tmp_path: Path) -> None:
     ("num_cores", "share", "threads"), [(8, math.inf, 8), (8, 1.5, 2), (8, 0.25, 1), (2, 64.0, 2), (1, math.inf, 1)]
 )
 def test_a_share_of_a_core_is_worth_a_thread(num_cores: int, share: float, threads: int) -> None:
-    assert limited(num_cores, share) == threads
+    assert limit_cores(num_cores, share) == threads
 
 
 def test_an_affinity_of_one_core_leaves_one() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_pos_emb
 
-from model.batch import Row, build_batch
+from model.batch import BatchRow, build_batch
 from model.config import Rope
 from model.decoder import Decoder
 from model.eager import RopeTable, rms_norm, rotate
@@ -77,7 +77,7 @@ def test_a_position_beyond_the_checkpoint_is_refused() -> None:
 def test_a_range_of_layers_writes_only_its_own_kv(decoder: Decoder) -> None:
     kv = decoder.new_kv(8)
     slots = np.array([5, 2, 7])
-    decoder.run(normal(3, 48), build_batch([Row(slots, 3)]), kv, 1, 3)
+    decoder.run(normal(3, 48), build_batch([BatchRow(slots, 3)]), kv, 1, 3)
     for layer in range(decoder.config.num_layers):
         for tensor in (kv.keys[layer], kv.values[layer]):
             by_slot = tensor.flatten(1) if len(tensor) == 8 else tensor.transpose(0, 1).flatten(1)
@@ -97,7 +97,7 @@ def test_logits_leave_the_hidden_states_alone(decoder: Decoder) -> None:
 def test_an_empty_range_returns_its_input(decoder: Decoder) -> None:
     hidden = normal(3, 48)
     kv = decoder.new_kv(3)
-    assert torch.equal(decoder.run(hidden, build_batch([Row(np.arange(3), 3)]), kv, 2, 2), hidden)
+    assert torch.equal(decoder.run(hidden, build_batch([BatchRow(np.arange(3), 3)]), kv, 2, 2), hidden)
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from model import files
-from model.batch import Row, build_batch
+from model.batch import BatchRow, build_batch
 from model.config import FAMILIES, read_config
 from model.decoder import Decoder
 from model.execution import Execution
@@ -45,7 +45,7 @@ class Sequences:
                 self.ledger.open(sequence)
             self.lengths[sequence] = self.lengths.get(sequence, 0) + len(tokens)
             assert self.ledger.reserve(sequence, self.lengths[sequence])
-            rows.append(Row(self.ledger.slots(sequence)[: self.lengths[sequence]], len(tokens)))
+            rows.append(BatchRow(self.ledger.slots(sequence)[: self.lengths[sequence]], len(tokens)))
         batch = build_batch(rows)
         bounds = (0, *cuts, self.decoder.config.num_layers)
         with torch.inference_mode():
@@ -167,7 +167,7 @@ def test_the_first_layers_alone_can_be_loaded(checkpoint: Path, decoder: Decoder
         checkpoint, dtype=torch.float32, num_layers=2, progress=lambda done, total: seen.append((done, total))
     )
     tokens = random_tokens(9, 20)
-    batch = build_batch([Row(np.arange(20), 20)])
+    batch = build_batch([BatchRow(np.arange(20), 20)])
     with torch.inference_mode():
         hidden = decoder.run(decoder.embed(tokens.tolist()), batch, decoder.new_kv(20), 0, 2)
         expected = decoder.logits(hidden, range(len(hidden)))
@@ -377,12 +377,12 @@ class TestWeightFiles:
             return str(tmp_path / "snapshots" / commits[revision])
 
         monkeypatch.setattr(files, "snapshot_download", download)
-        assert files.pinned("org/model") == "org/model@c0ffee"
-        assert files.pinned("org/model@v2") == "org/model@beef"
-        assert files.pinned("org/model@c0ffee") == "org/model@c0ffee"
+        assert files.pin_revision("org/model") == "org/model@c0ffee"
+        assert files.pin_revision("org/model@v2") == "org/model@beef"
+        assert files.pin_revision("org/model@c0ffee") == "org/model@c0ffee"
         assert resolve("org/model@c0ffee").name == "c0ffee"
         assert asked == [("org/model", None), ("org/model", "v2"), ("org/model", "c0ffee"), ("org/model", "c0ffee")]
-        assert files.pinned(str(directory)) == str(directory)
+        assert files.pin_revision(str(directory)) == str(directory)
 
     def test_a_path_that_is_no_directory_never_reaches_the_hub(self, directory: Path) -> None:
         assert resolve(str(directory)) == directory

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from model.batch import Row, build_batch
+from model.batch import BatchRow, build_batch
 from model.decoder import Decoder
 from model.execution import SLOWER, Execution, runs, warn_once, why_not_native
 from model.load import load_decoder
@@ -57,7 +57,7 @@ def logits_of(decoder: Decoder, texts: list[list[int]], chunks: list[list[int]])
         assert ledger.reserve(index, len(text))
     for sizes in chunks:
         members = [index for index, size in enumerate(sizes) if size]
-        rows = [Row(ledger.slots(index)[: done[index] + sizes[index]], sizes[index]) for index in members]
+        rows = [BatchRow(ledger.slots(index)[: done[index] + sizes[index]], sizes[index]) for index in members]
         ids = [token for index in members for token in texts[index][done[index] : done[index] + sizes[index]]]
         hidden = decoder.run(decoder.embed(ids), build_batch(rows), kv, 0, decoder.config.num_layers)
         logits = decoder.logits(hidden, range(len(ids))).clone()
@@ -150,7 +150,7 @@ def test_bfloat16_logits_lie_near_those_of_float32(name: str, tmp_path: Path) ->
 @torch.inference_mode()
 def test_a_pass_may_stop_at_a_layer_and_go_on_without_changing_a_bit(tmp_path: Path) -> None:
     decoder = load("qwen3", tmp_path, torch.bfloat16)
-    batch = build_batch([Row(np.arange(20), 20)])
+    batch = build_batch([BatchRow(np.arange(20), 20)])
     ids = list(range(3, 23))
     whole = decoder.run(decoder.embed(ids), batch, decoder.new_kv(20), 0, 4)
     kv = decoder.new_kv(20)
@@ -162,16 +162,16 @@ def test_a_position_beyond_the_checkpoint_is_refused_and_tables_grow_up_to_it(tm
     decoder = load("llama", tmp_path, torch.float32)
     last = decoder.config.max_positions
     kv = decoder.new_kv(1)
-    decoder.run(decoder.embed([5]), build_batch([Row(np.zeros(last, np.int64), 1)]), kv, 0, 1)
+    decoder.run(decoder.embed([5]), build_batch([BatchRow(np.zeros(last, np.int64), 1)]), kv, 0, 1)
     with pytest.raises(ValueError, match=f"position {last} lies beyond the {last}"):
-        decoder.run(decoder.embed([5]), build_batch([Row(np.zeros(last + 1, np.int64), 1)]), kv, 0, 1)
+        decoder.run(decoder.embed([5]), build_batch([BatchRow(np.zeros(last + 1, np.int64), 1)]), kv, 0, 1)
 
 
 @needs_compiler
 @pytest.mark.parametrize("sampling", SAMPLING)
 def test_a_step_in_one_call_is_the_plain_one(sampling: SamplingParams, tmp_path: Path) -> None:
     decoder = load("qwen3", tmp_path, torch.bfloat16)
-    batch = build_batch([Row(np.arange(20), 7), Row(np.arange(20, 33), 1)])
+    batch = build_batch([BatchRow(np.arange(20), 7), BatchRow(np.arange(20, 33), 1)])
     asked = list(range(5, 13)), batch, decoder.new_kv(64), [3, 6, 7], [sampling] * 3, [17, 20, 13]
     assert decoder.step(*asked) == step(decoder, *asked)
 
@@ -256,7 +256,7 @@ EMULATED_AMX = compiler.InstructionSet(
 @needs_compiler
 @pytest.mark.parametrize(
     ("isa", "dtype"),
-    [*((isa, dtype) for isa in compiler.available()[1:] for dtype in DTYPES), (EMULATED_AMX, torch.bfloat16)],
+    [*((isa, dtype) for isa in compiler.available_isas()[1:] for dtype in DTYPES), (EMULATED_AMX, torch.bfloat16)],
     ids=lambda value: getattr(value, "name", str(value)),
 )
 @torch.inference_mode()
@@ -347,9 +347,9 @@ def cache_that_everybody_writes(monkeypatch: pytest.MonkeyPatch, folder: Path) -
 MISSING = [
     (no_compiler, r"no C\+\+ compiler was found \(tried CXX=no-such-compiler\); install g\+\+ or clang\+\+"),
     (old_compiler, r"refused the kernels \(simd\.h:1: error: no\); install a newer g\+\+"),
-    (compiler_that_does_not_run, r"cannot be kept and loaded \(.*Exec format error"),
-    (cache_that_is_a_file, r"cannot be kept and loaded \(.*; set DRAFTPOOL_CACHE to a folder"),
-    (cache_that_nothing_runs_from, r"cannot be kept and loaded \(.*; set DRAFTPOOL_CACHE to a folder"),
+    (compiler_that_does_not_run, r"cannot be stored and loaded \(.*Exec format error"),
+    (cache_that_is_a_file, r"cannot be stored and loaded \(.*; set DRAFTPOOL_CACHE to a folder"),
+    (cache_that_nothing_runs_from, r"cannot be stored and loaded \(.*; set DRAFTPOOL_CACHE to a folder"),
     (cache_that_everybody_writes, r"everybody may write .*native\); set DRAFTPOOL_CACHE to a folder"),
 ]
 
@@ -381,7 +381,7 @@ def test_where_kernels_cannot_be_had_steps_are_eager_and_the_log_says_so_once(
 @pytest.mark.usefixtures("fresh_process")
 def test_a_cache_of_somebody_else_is_not_loaded_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache_that_nothing_runs_from(monkeypatch, tmp_path)
-    monkeypatch.setattr(compiler, "trusted", lambda: (tmp_path.stat().st_uid + 1,))
+    monkeypatch.setattr(compiler, "trusted_users", lambda: (tmp_path.stat().st_uid + 1,))
     with pytest.raises(CompilerError, match="belongs to another user"):
         library_path()
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from model.batch import Row, build_batch
+from model.batch import BatchRow, build_batch
 from model.decoder import Decoder
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
@@ -50,7 +50,7 @@ def runner_up_from_scratch(decoder: Decoder, tokens: Sequence[int], depth: Depth
 def _at_depth(decoder: Decoder, tokens: Sequence[int], layers: int, sampling: SamplingParams) -> tuple[int, float, int]:
     """The pick, its confidence and the runner-up."""
     kv = decoder.new_kv(len(tokens))
-    batch = build_batch([Row(np.arange(len(tokens)), len(tokens))])
+    batch = build_batch([BatchRow(np.arange(len(tokens)), len(tokens))])
     with torch.inference_mode():
         hidden = decoder.run(decoder.embed(tokens), batch, kv, 0, layers)
         logits = decoder.logits(hidden, [len(tokens) - 1])

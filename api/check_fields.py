@@ -1,7 +1,7 @@
-"""Which of OpenAI's and vLLM's request fields are harmless, and which may only have their default.
+"""Handles the request fields of OpenAI and vLLM that are not supported.
 
-A field that changes the answer and is not supported is refused by name: silently ignoring it would give a text
-that was not asked for. Fields that cannot change the answer are dropped.
+Fields that cannot change the answer are dropped. Fields that can are refused by name unless they have their default:
+ignoring one silently would return a text that the caller did not ask for.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ DROPPED = frozenset(
     }
 )
 DROPPED_IN_MESSAGE = frozenset({"cache_control", "provider_specific_fields"})  # and in its parts
-UNIONS = frozenset({"prompt", "stop"})  # pydantic complains of these once per member, by its own names for them
+UNIONS = frozenset({"prompt", "stop"})  # pydantic reports one error per member of a union, under its own names
 
 ONLY = MappingProxyType[str, tuple[Any, ...]](
     {
@@ -86,8 +86,8 @@ ONLY_IN_MESSAGE = MappingProxyType[str, tuple[Any, ...]](
 )
 
 
-def screened(fields: Any, only: Mapping[str, tuple[Any, ...]], dropped: frozenset[str] = frozenset()) -> Any:
-    """The fields without those that mean nothing here. Raises InvalidRequest for one that would mean something."""
+def check_fields(fields: Any, only: Mapping[str, tuple[Any, ...]], dropped: frozenset[str] = frozenset()) -> Any:
+    """The fields without dropped ones and defaults. only: allowed values by field. Raises InvalidRequest for others."""
     if not isinstance(fields, dict):
         return fields
     for name in fields.keys() & only.keys():
@@ -100,7 +100,7 @@ def screened(fields: Any, only: Mapping[str, tuple[Any, ...]], dropped: frozense
 
 
 def with_whole_numbers(value: Any, depth: int = 3) -> Any:
-    """JSON knows one kind of number: 64.0 is 64. depth: levels of lists and objects that are looked into."""
+    """The value with whole floats as integers, since JSON has one type of number. depth: levels to descend."""
     if isinstance(value, float):
         return int(value) if value.is_integer() else value
     if depth and isinstance(value, dict):
@@ -111,12 +111,12 @@ def with_whole_numbers(value: Any, depth: int = 3) -> Any:
 
 
 def _allowed(value: Any, allowed: tuple[Any, ...]) -> bool:
-    """Equality as JSON has it: true is not 1."""
+    """Whether the value is allowed. As in JSON, true is not equal to 1."""
     return any(value == good and isinstance(value, bool) == isinstance(good, bool) for good in allowed)
 
 
-def refusal(errors: Sequence[ErrorDetails]) -> InvalidRequest:
-    """The first of pydantic's complaints in one sentence that names the place, without the caller's text."""
+def invalid_request(errors: Sequence[ErrorDetails]) -> InvalidRequest:
+    """An error that explains the first of pydantic's errors and names its place, without the caller's text."""
     first = errors[0]
     place = first["loc"][1:]  # inside the body, or the query
     cause = first.get("ctx", {}).get("error")
@@ -137,7 +137,7 @@ def refusal(errors: Sequence[ErrorDetails]) -> InvalidRequest:
 
 
 def _path(place: Sequence[int | str]) -> str:
-    """As one would write it in code: messages[0].content[1].text."""
+    """The path as code, such as messages[0].content[1].text."""
     return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place).removeprefix(".")
 
 
@@ -146,6 +146,6 @@ def _complaint(error: ErrorDetails) -> str:
 
 
 def _complaints(errors: Sequence[ErrorDetails], name: str) -> str:
-    """A union complains once per member; together they say what would do."""
+    """The errors of all members of a union, joined by "or"."""
     about = [error for error in errors if name in error["loc"][:2]]
     return " or ".join(dict.fromkeys(map(_complaint, about[:8])))

@@ -1,0 +1,146 @@
+"""The speculation section of a target's config: the policy, and drafting ahead (mirror)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
+
+from deployments.config_section import Count, Section
+from protocol.limits import MAX_FAN_OUT, MAX_LENGTH
+from protocol.plan import Mode
+
+Length = Annotated[int, Field(ge=1, le=MAX_LENGTH)]
+
+
+def _ascending(exits: tuple[int, ...]) -> tuple[int, ...]:
+    if list(exits) != sorted(set(exits)):
+        raise ValueError(f"exits {list(exits)} must ascend")
+    return exits
+
+
+Exits = Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(_ascending)]
+Thresholds = tuple[Annotated[float, Field(ge=0, le=1)], ...]
+
+
+class Mirror(Section):
+    """Drafting ahead: while a window is verified, the pool drafts the windows behind its likely outcomes.
+
+    modes: how a round may get its proposals. fan_out: branches of a sequence at most. exit_layer: with
+    ahead_early_exit, after how many of its layers the target says what it would pick so far (null: half of them).
+    """
+
+    fan_out: Annotated[int, Field(ge=1, le=MAX_FAN_OUT)] = 8
+    exit_layer: Annotated[int, Field(ge=0)] | None = None
+    modes: Annotated[tuple[Mode, ...], Field(min_length=1)] = (Mode.SERIAL, Mode.AHEAD)
+
+    @field_validator("modes")
+    @classmethod
+    def _once_each(cls, value: tuple[Mode, ...]) -> tuple[Mode, ...]:
+        if twice := next((mode for mode in value if value.count(mode) > 1), None):
+            raise ValueError(f"{twice} is named twice; name each mode once")
+        return value
+
+
+class Drafted(Section):
+    """What speculation takes whatever its policy. mirror null or off: draft and verify in turn.
+
+    request_length: the longest draft that a request may ask for itself; null: the policy's own longest.
+    """
+
+    deadline_ms: Annotated[float, Field(gt=0)] = 50.0
+    request_length: Length | None = None
+    mirror: Mirror | None = None
+
+    @field_validator("mirror", mode="before")
+    @classmethod
+    def _on_or_off(cls, value: object) -> object:
+        if value in (False, "off"):
+            return None
+        return {} if value is True or value == "on" else value
+
+
+class Ladder(Drafted):
+    """depth: an exit of the drafter, or "cascade" through `exits` with one threshold before each next one."""
+
+    depth: int | Literal["cascade"]
+    exits: Exits = (2, 4, 6)
+    thresholds: Thresholds | None = None  # null: 0.5 each
+
+    @field_validator("depth", mode="before")
+    @classmethod
+    def _known_depth(cls, value: object) -> object:
+        if value == "cascade" or (isinstance(value, int) and value >= 1):
+            return value
+        raise ValueError(f"{value!r} is no depth; give an exit of the drafter, counted in layers, or cascade")
+
+    @model_validator(mode="after")
+    def _one_threshold_between_exits(self) -> Self:
+        if self.depth == "cascade":
+            check_thresholds(self.exits, self.thresholds)
+        return self
+
+
+class FixedSpeculation(Ladder):
+    """One depth and one length."""
+
+    policy: Literal["fixed"]
+    length: Length = 4
+
+
+class TableSpeculation(Ladder):
+    """One depth; table: batch size to length, the last entry that is no larger than the batch counting."""
+
+    policy: Literal["table"]
+    table: Annotated[dict[Count, Annotated[int, Field(ge=0, le=MAX_LENGTH)]], Field(min_length=1)]
+
+    @field_validator("table")
+    @classmethod
+    def _batches_ascend(cls, value: dict[int, int]) -> dict[int, int]:
+        if list(value) != sorted(value):
+            raise ValueError(f"batch sizes {list(value)} must ascend")
+        return value
+
+
+class GoodputSpeculation(Drafted):
+    """Depth and lengths as measured costs and learned acceptance have it, off included.
+
+    exits: the depths to choose from (null: all of the drafter). cascade: whether to choose from the cascade through
+    them too. length: of the longest draft. probe_share: of the time, to learn of depths that are not in use.
+    hysteresis: the gain that another depth, or off, must promise.
+    """
+
+    policy: Literal["goodput"] = "goodput"
+    exits: Exits | None = None
+    cascade: bool = False
+    thresholds: Thresholds | None = None  # null: 0.5 each
+    length: Length = 12
+    probe_share: Annotated[float, Field(ge=0, le=0.5)] = 0.01
+    hysteresis: Annotated[float, Field(ge=0, le=1)] = 0.02
+
+    @model_validator(mode="after")
+    def _one_threshold_between_exits(self) -> Self:
+        if self.exits is not None:
+            check_thresholds(self.exits, self.thresholds)
+        return self
+
+
+def check_thresholds(exits: tuple[int, ...], thresholds: tuple[float, ...] | None) -> None:
+    """Raises ValueError unless there is one threshold before each next exit."""
+    if thresholds is not None and len(thresholds) != len(exits) - 1:
+        raise ValueError(f"{len(exits)} exits take {len(exits) - 1} thresholds, {len(thresholds)} were given")
+
+
+def _policy_of(section: object) -> str | None:
+    if isinstance(section, Mapping):
+        return str(section.get("policy", "goodput"))
+    return getattr(section, "policy", None)
+
+
+Speculation = Annotated[
+    Annotated[GoodputSpeculation, Tag("goodput")]
+    | Annotated[FixedSpeculation, Tag("fixed")]
+    | Annotated[TableSpeculation, Tag("table")],
+    Discriminator(_policy_of),
+]
