@@ -65,13 +65,12 @@ class SequenceView:
 class BatchView:
     """The decoding sequences of one round, in row order; prefills are counted apart.
 
-    overlap: the way in which their drafts are made while something else is verified, so that only a part of drafting is
-    waited for; empty in turn.
+    modes: how the round may get its proposals, as the config and the way to the pool allow.
     """
 
     sequences: tuple[SequenceView, ...]
     num_prefilling: int = 0
-    overlap: str = ""
+    modes: tuple[Mode, ...] = (Mode.SERIAL,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +78,20 @@ class Plan:
     """lengths: how many tokens to draft for each decoding sequence; 0 is plain decoding. depth: None if all are 0.
 
     own: where a row drafts at another depth than the batch; empty when none does.
-    floor: a draft ends behind the token at which the product of its confidences is no longer above this (Kangaroo).
-    probes: rows for which the pool is asked what every exit would have picked at the tokens committed lately.
-    overlap: that of the view. mode: how the round gets its drafts.
+    stop_probability: a draft ends behind the token at which the product of its confidences is no longer above this
+    (Kangaroo). mode: how the round gets its proposals; SERIAL, or one of the view's.
     """
 
     depth: DepthRule | None
     lengths: tuple[int, ...]
     own: tuple[DepthRule | None, ...] = ()
-    floor: float = 0.0
-    probes: tuple[int, ...] = ()
-    overlap: str = ""
+    stop_probability: float = 0.0
     mode: Mode = Mode.SERIAL
 
     def __post_init__(self) -> None:
         if self.depth is None and any(self.lengths):
             raise ValueError(f"lengths {self.lengths} need a depth to draft at")
+
+    def rule(self, index: int) -> DepthRule | None:
+        """The depth that a row drafts at."""
+        return (self.own[index] if self.own else None) or self.depth
