@@ -129,58 +129,74 @@ def _exit_of(row: RowRecord, costs: Costs) -> int | None:
 
 @dataclass(slots=True)
 class _Times:
-    """Measured and profiled ms of a part in a few rounds."""
+    """A part in a few rounds of as many rows: sums of ms, and of what their profile is looked up by."""
 
     measured: float = 0.0
     profiled: float = 0.0
     num_rounds: int = 0
+    num_tokens: int = 0
+    context: float = 0.0
 
-    def add(self, measured: float, profiled: float) -> None:
-        self.measured += measured
-        self.profiled += profiled
-        self.num_rounds += 1
+    def profile(self, part: int, num_rows: int, costs: Costs) -> float:
+        if part >= DRAFT:
+            return self.profiled
+        if part == REST:
+            return self.num_rounds * costs.rest[costs.rows(num_rows)]
+        tokens, context = self.num_tokens / self.num_rounds, self.context / self.num_rounds
+        return self.num_rounds * costs.verify_ms(num_rows, tokens, context)
+
+
+Parts = dict[tuple[int, int], _Times]  # by part and number of rows
 
 
 def _learn_times(belief: Belief, costs: Costs, records: Sequence[RoundRecord]) -> Belief:
-    parts: dict[int, _Times] = {}
+    parts: Parts = {}
+    wait_ms, lags, ahead = belief.wait_ms, belief.lags, belief.ahead
     for record in records:
         if not record.num_prefill_tokens:
-            _add_passes(parts, costs, record)
-            belief = _learn_draft(belief, parts, costs, record)
-        belief = replace(belief, lags=_lags(belief.lags, costs, record))
+            _add_passes(parts, record)
+            exit_ = _planned(record, costs)
+            if exit_ is not None:
+                wait_ms += (record.wait_ms - wait_ms) / WAITS
+                if lags[exit_] <= SETTLED and not any([row.num_fed > SETTLED for row in record.rows]):
+                    ahead = _learn_draft(parts, ahead, belief.cost, costs, record, exit_)
+        lags = _lags(lags, costs, record)
     cost = belief.cost.decayed(len(records) / MEMORY)
-    for part, times in parts.items():
-        if times.measured > 0 and times.profiled > 0:
-            cost = cost.measured(part, math.log(times.measured / times.profiled), ROUND**2 / times.num_rounds)
-    return replace(belief, cost=cost)
+    for (part, num_rows), times in parts.items():
+        profiled = times.profile(part, num_rows, costs)
+        if times.measured > 0 and profiled > 0:
+            cost = cost.measured(part, math.log(times.measured / profiled), ROUND**2 / times.num_rounds)
+    return replace(belief, cost=cost, ahead=ahead, wait_ms=wait_ms, lags=lags)
 
 
-def _add_passes(parts: dict[int, _Times], costs: Costs, record: RoundRecord) -> None:
+def _add_passes(parts: Parts, record: RoundRecord) -> None:
     num_rows, proposed = len(record.rows), record.num_proposed
-    part = WIDE + MODES.index(record.plan.mode) if proposed else PLAIN
-    parts.setdefault(part, _Times()).add(
-        record.verify_ms, costs.verify_ms(num_rows, num_rows + proposed, record.context)
-    )
-    parts.setdefault(REST, _Times()).add(record.rest_ms, costs.rest[costs.rows(num_rows)])
+    passed = parts.setdefault((WIDE + MODES.index(record.plan.mode) if proposed else PLAIN, num_rows), _Times())
+    passed.measured += record.verify_ms
+    passed.num_tokens += num_rows + proposed
+    passed.context += record.context
+    passed.num_rounds += 1
+    rest = parts.setdefault((REST, num_rows), _Times())
+    rest.measured += record.rest_ms
+    rest.num_rounds += 1
 
 
-def _learn_draft(belief: Belief, parts: dict[int, _Times], costs: Costs, record: RoundRecord) -> Belief:
-    """From a round in which nothing had to be caught up with."""
-    exit_ = _planned(record, costs)
-    if exit_ is None:
-        return belief
-    wait_ms = belief.wait_ms + (record.wait_ms - belief.wait_ms) / WAITS
-    belief = replace(belief, wait_ms=wait_ms)
-    if belief.lags[exit_] > SETTLED or any([row.num_fed > SETTLED for row in record.rows]):
-        return belief
-    waited, link = record.draft_ms - record.wait_ms, costs.link[costs.rows(len(record.rows))]
+def _learn_draft(
+    parts: Parts, ahead: Filter, cost: Filter, costs: Costs, record: RoundRecord, exit_: int
+) -> Filter:
+    """From a round in which nothing had to be caught up with. Returns what is believed of drafting ahead."""
+    waited, num_rows = record.draft_ms - record.wait_ms, len(record.rows)
+    link = costs.link[costs.rows(num_rows)]
     if record.plan.mode in AHEAD:
-        whole = link + costs.draft_ms(exit_, record.plan.lengths) * math.exp(float(belief.cost.arms[DRAFT + exit_]))
-        return replace(belief, ahead=_ahead(belief.ahead, record, waited, whole))
+        whole = link + costs.draft_ms(exit_, record.plan.lengths) * math.exp(float(cost.arms[DRAFT + exit_]))
+        return _ahead(ahead, record, waited, whole)
     lengths = [row.num_proposed if row.origin is Origin.FRESH else 0 for row in record.rows]
     if any(lengths):
-        parts.setdefault(DRAFT + exit_, _Times()).add(waited - link, costs.draft_ms(exit_, lengths))
-    return belief
+        times = parts.setdefault((DRAFT + exit_, num_rows), _Times())
+        times.measured += waited - link
+        times.profiled += costs.draft_ms(exit_, lengths)
+        times.num_rounds += 1
+    return ahead
 
 
 def _ahead(ahead: Filter, record: RoundRecord, waited: float, whole: float) -> Filter:

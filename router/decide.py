@@ -70,16 +70,17 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """Of a round of every arm and length. tokens, draft_ms: [modes, exits, lengths from 1]; pass_ms: [modes, 1, lengths].
+    """Of a round of every arm and length, by one or more beliefs.
 
-    draft_ms: what of drafting is waited for. rest_ms: [exits, 1], catching up included.
+    tokens, draft_ms: [beliefs, modes, exits, lengths from 1]. draft_ms: what of drafting is waited for. pass_ms: likewise,
+    the same for all exits. rest_ms: the same for all modes and lengths; catching up is in it. off_ms: [beliefs].
     """
 
     tokens: Floats
     draft_ms: Floats
     pass_ms: Floats
     rest_ms: Floats
-    off_ms: float
+    off_ms: Floats
 
     @property
     def rates(self) -> Floats:
@@ -93,19 +94,19 @@ def decide(belief: Belief, costs: Costs, view: BatchView, rng: np.random.Generat
     batch = batch_of(view, costs)
     if batch.room < 1:
         return Decision()
-    known = expected(belief, costs, batch)
-    off = batch.num_rows / known.off_ms
-    rates = known.rates
-    arm, rate = _best(rates.max(axis=2), off, batch)
-    kept = _rate(held, rates, off, batch)
+    both = believed_and_hoped(belief, costs, batch, rng, held)
+    off = batch.num_rows / float(both.off_ms[0])
+    rates = both.rates
+    known, hopes = rates.max(axis=3)
+    arm, rate = _best(known, off, batch)
+    kept = _rate(held, known, off, batch)
     if kept * (1 + MARGIN) >= rate:
         arm, rate = held, kept
-    hopes = sampled(belief, costs, batch, rng, held).rates.max(axis=2)
     if arm.exit is not None:
         hopes[batch.modes.index(arm.mode), arm.exit] = 0.0
     other, hope = _best(hopes, 0.0, batch)
     trial = hope > rate * (1 + MARGIN)
-    return _sized(other if trial else arm, trial, rates, off, batch, costs, belief)
+    return _sized(other if trial else arm, trial, rates[0], off, batch, costs, belief)
 
 
 def batch_of(view: BatchView, costs: Costs) -> Batch:
@@ -125,30 +126,33 @@ def batch_of(view: BatchView, costs: Costs) -> Batch:
 
 def expected(belief: Belief, costs: Costs, batch: Batch) -> Outcomes:
     """By the mean of the belief."""
-    return _outcomes(belief, costs, batch, belief.accept.arms, belief.cost.arms, belief.ahead.arms, HORIZON)
+    return _outcomes(belief, costs, batch, belief.accept.arms[None], belief.cost.arms[None], (HORIZON,))
 
 
 def profiled(belief: Belief, costs: Costs, batch: Batch, odds: Floats) -> Outcomes:
     """By the profile, and given log odds of acceptance for each exit."""
-    ahead, factors = belief.ahead.arms, np.zeros(len(belief.cost.mean) - 1)
-    return _outcomes(belief, costs, batch, odds, factors, ahead, HORIZON)
+    return _outcomes(belief, costs, batch, odds[None], np.zeros((1, len(belief.cost.mean) - 1)), (HORIZON,))
 
 
-def sampled(belief: Belief, costs: Costs, batch: Batch, rng: np.random.Generator, held: Arm) -> Outcomes:
-    """By a sample of what may set other arms apart from the one in use."""
-    odds = HOPE * belief.accept.deviations(rng)
-    factors = HOPE * belief.cost.deviations(rng)
-    factors -= factors[PLAIN if held.exit is None else WIDE + MODES.index(held.mode)]
-    factors[REST] = 0.0
-    if held.exit is not None:
-        odds -= odds[held.exit]
-    ahead = belief.ahead.arms + (HOPE * belief.ahead.deviations(rng) if len(batch.modes) > 1 else 0.0)
-    return _outcomes(belief, costs, batch, belief.accept.arms + odds, belief.cost.arms + factors, ahead, LOOK)
+def believed_and_hoped(
+    belief: Belief, costs: Costs, batch: Batch, rng: np.random.Generator, held: Arm
+) -> Outcomes:
+    """By the mean of the belief, and by a sample of what may set other arms apart from the one in use."""
+    odds, factors = belief.accept.arms, belief.cost.arms
+    luck, cheap, ahead = (HOPE * rng.standard_normal(3)).tolist()
+    used = PLAIN if held.exit is None else WIDE + MODES.index(held.mode)
+    doubts = cheap * belief.cost.doubts(used)
+    doubts[REST] = 0.0
+    hoped = odds + luck * belief.accept.doubts(held.exit)
+    return _outcomes(
+        belief, costs, batch, np.array((odds, hoped)), np.array((factors, factors - doubts)), (HORIZON, LOOK), ahead
+    )
 
 
 def _outcomes(
-    belief: Belief, costs: Costs, batch: Batch, odds: Floats, factors: Floats, ahead: Floats, horizon: float
+    belief: Belief, costs: Costs, batch: Batch, odds: Floats, factors: Floats, horizons: tuple[float, ...], hope: float = 0
 ) -> Outcomes:
+    """odds, factors: [beliefs, arms]. horizons: of each belief. hope: deviations for the last belief's modes ahead."""
     num_rows, drafting, factors = costs.rows(batch.num_rows), costs.rows(batch.num_drafting), np.exp(factors)
     places = costs.places[: batch.room]
     reach = belief.goes_on**places  # share of drafts that get to a place
@@ -158,33 +162,45 @@ def _outcomes(
     below = np.minimum(there.astype(np.int64), drafting - 1)
     fewer, more = costs.steps[below, places], costs.steps[below + 1, places]
     steps = fewer + (there - below)[:, None] * (more - fewer)
-    drafts = steps.cumsum(axis=0).T * factors[DRAFT:, None] + (costs.link[num_rows] + belief.wait_ms)
-    accepted = (sigmoid(odds)[:, None] ** (places + 1) * belief.goes_on_right**places).cumsum(axis=1)
-    rest = costs.rest[num_rows] * float(factors[REST])
-    tokens, waited, verified = [], [], []
-    for mode in batch.modes:
-        own = wide * factors[WIDE + MODES.index(mode)]
-        served, exposed = (1.0, 1.0) if mode not in AHEAD else shares(ahead, mode)
-        tokens.append(batch.num_rows + batch.num_drafting * served * accepted)
-        waited.append(drafts - (1 - exposed) * np.minimum(drafts, own))
-        verified.append(own[None])
-    rest_ms = rest + catch_up_ms(belief, costs, batch, horizon)[:, None]
-    plain = float(passes[0] * factors[PLAIN]) + rest
-    return Outcomes(np.stack(tokens), np.stack(waited), np.stack(verified), rest_ms, plain)
+    drafts = steps.cumsum(axis=0).T * factors[:, DRAFT:, None] + (costs.link[num_rows] + belief.wait_ms)
+    likely = sigmoid(odds)[:, :, None] ** (places + 1) * belief.goes_on_right**places
+    accepted = batch.num_drafting * likely.cumsum(axis=2)
+    rest = costs.rest[num_rows] * factors[:, REST]
+    price = catch_up_ms(belief, costs, batch) / np.minimum(batch.rounds, horizons)[:, None]
+    modes = [MODES.index(mode) for mode in batch.modes]
+    pass_ms = factors[:, [WIDE + mode for mode in modes], None, None] * wide
+    tokens, waited = accepted[:, None], drafts[:, None]
+    if batch.modes != (Mode.SERIAL,):
+        served, exposed = _ahead(belief, batch.modes, len(odds), hope)
+        tokens, waited = served * tokens, waited - (1 - exposed) * np.minimum(waited, pass_ms)
+    return Outcomes(
+        batch.num_rows + tokens,
+        waited,
+        pass_ms,
+        (rest[:, None] + price)[:, None, :, None],
+        passes[0] * factors[:, PLAIN] + rest,
+    )
 
 
-def shares(ahead: Floats, mode: Mode) -> tuple[float, float]:
-    """Of a mode that drafts ahead: rows that have a proposal, and what of a draft is waited for."""
-    served, exposed = ahead[2 * AHEAD.index(mode) :][:2].tolist()
-    return min(max(served, 0.0), 1.0), min(max(exposed, 0.0), 1.0)
+def _ahead(belief: Belief, modes: tuple[Mode, ...], num_beliefs: int, hope: float) -> tuple[Floats, Floats]:
+    """[beliefs, modes, 1, 1]: rows that have a proposal, and what of a draft is waited for; 1 in turn."""
+    mean, doubts = belief.ahead.arms, belief.ahead.doubts(None)
+    found = np.ones((2, num_beliefs, len(modes), 1, 1))
+    for number, mode in enumerate(modes):
+        if mode in AHEAD:
+            at = 2 * AHEAD.index(mode)
+            found[:, :, number, 0, 0] = mean[at : at + 2, None]
+            found[0, -1, number] += hope * doubts[at]
+            found[1, -1, number] -= hope * doubts[at + 1]
+    served, exposed = found.clip(0.0, 1.0)
+    return served, exposed
 
 
-def catch_up_ms(belief: Belief, costs: Costs, batch: Batch, horizon: float) -> Floats:
-    """[exits]: what it adds to each of the coming rounds that layers first run what they have not seen."""
+def catch_up_ms(belief: Belief, costs: Costs, batch: Batch) -> Floats:
+    """[exits]: until layers have run all that they have not seen."""
     lags = np.minimum(np.maximum(belief.lags, batch.num_unseen), batch.context)
-    owed = np.where(lags > SETTLED, costs.catch_up[costs.rows(batch.num_rows)] * lags, 0.0)
-    price: Floats = owed.cumsum() / min(batch.rounds, horizon)
-    return price
+    owed: Floats = (costs.catch_up[costs.rows(batch.num_rows)] * lags * (lags > SETTLED)).cumsum()
+    return owed
 
 
 def _best(rates: Floats, off: float, batch: Batch) -> tuple[Arm, float]:
@@ -198,7 +214,7 @@ def _rate(arm: Arm, rates: Floats, off: float, batch: Batch) -> float:
     """0 for a mode that the batch cannot be played in."""
     if arm.exit is None:
         return off
-    return float(rates[batch.modes.index(arm.mode), arm.exit].max()) if arm.mode in batch.modes else 0.0
+    return float(rates[batch.modes.index(arm.mode), arm.exit]) if arm.mode in batch.modes else 0.0
 
 
 def _sized(

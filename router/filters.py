@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,6 @@ Floats = npt.NDArray[np.float64]
 SURPRISE = 4.0  # standard deviations of the recent mean that no chance explains
 RECENT = 0.9  # weight of a surprise after each later observation
 CLIP = 3.0  # standard deviations: what one observation counts at most, for one hiccup is no change
-JITTER = 1e-9  # variance that keeps the root of a covariance real
 NEWTON = 4  # steps to the mode of a binomial posterior
 
 
@@ -47,20 +46,28 @@ class Filter:
         at = 1 + arm
         return float(self.cov[0, 0] + 2 * self.cov[0, at] + self.cov[at, at])
 
-    def deviations(self, rng: np.random.Generator) -> Floats:
-        """[arms]: a sample of the belief, less its mean."""
-        root = np.linalg.cholesky(self.cov + JITTER * np.eye(len(self.mean)))
-        off = root @ rng.standard_normal(len(self.mean))
-        arms: Floats = off[1:] + off[0]
-        return arms
+    def doubts(self, arm: int | None) -> Floats:
+        """[arms]: standard deviation of what sets each arm apart from this one, or of each by itself."""
+        own = self.cov.diagonal()
+        if arm is None:
+            variances = own[0] + 2 * self.cov[0, 1:] + own[1:]
+        else:
+            variances = own[1:] + own[1 + arm] - 2 * self.cov[1 + arm, 1:]
+        doubts: Floats = np.sqrt(np.maximum(variances, 0.0))
+        return doubts
 
     def decayed(self, share: float, of_level: float = 0.0) -> Filter:
-        """A share of the belief (small, or in log units) gives way to the prior; of that about the level so much more."""
-        keep = np.full(len(self.mean), math.exp(-share))
-        keep[0] *= math.exp(-of_level)
-        cov = self.cov * np.outer(keep, keep)
+        """So much of the belief, in log units, gives way to the prior, and of that about the level so much more."""
+        keep = math.exp(-share)
+        mean, cov = self.prior + keep * (self.mean - self.prior), self.cov * keep**2
         cov.flat[:: len(cov) + 1] += (1 - keep**2) * self.spread
-        return replace(self, mean=self.prior + keep * (self.mean - self.prior), cov=cov)
+        if of_level:
+            keep = math.exp(-of_level)
+            mean[0] = self.prior[0] + keep * (mean[0] - self.prior[0])
+            cov[0] *= keep
+            cov[:, 0] *= keep
+            cov[0, 0] += (1 - keep**2) * self.spread[0]
+        return Filter(mean, cov, self.prior, self.spread, self.surprise, self.weight, self.num_changes)
 
     def measured(self, arm: int, value: float, variance: float) -> Filter:
         """A value with its variance."""
@@ -88,11 +95,11 @@ class Filter:
         shared, doubt = self.cov[0] + self.cov[1 + arm], self._variance(arm)
         mean = self.mean + shared * (step / doubt)
         cov = self.cov - np.outer(shared, shared) * ((doubt - variance) / doubt**2)
-        total, weight = RECENT * self.surprise + surprise, RECENT**2 * self.weight + 1
-        if total**2 <= SURPRISE**2 * weight:
-            return replace(self, mean=mean, cov=cov, surprise=total, weight=weight)
-        cov.flat[:: len(cov) + 1] += self.spread
-        return replace(self, mean=mean, cov=cov, surprise=0.0, weight=0.0, num_changes=self.num_changes + 1)
+        total, weight, changes = RECENT * self.surprise + surprise, RECENT**2 * self.weight + 1, self.num_changes
+        if total**2 > SURPRISE**2 * weight:
+            cov.flat[:: len(cov) + 1] += self.spread
+            total, weight, changes = 0.0, 0.0, changes + 1
+        return Filter(mean, cov, self.prior, self.spread, total, weight, changes)
 
 
 def begin(prior: Sequence[float], spread: Sequence[float]) -> Filter:

@@ -115,9 +115,9 @@ class Ema:
             return Plan(None, (0,) * len(view.sequences))
         rates = np.asarray(self.rates)
         promised = profiled(self._prior, self.costs, batch, np.log(rates / (1 - rates)))
-        goodput = promised.rates[0]
+        goodput = promised.rates[0, 0]
         exit_, length = divmod(int(goodput.argmax()), goodput.shape[1])
-        if batch.num_rows / promised.off_ms >= goodput.max():
+        if batch.num_rows / float(promised.off_ms[0]) >= goodput.max():
             self._num_rested += 1
             length = -1 if self._num_rested % EMA_REST else 0
         return uniform(view, DepthRule((self.costs.exits[exit_],)), 1 + length)

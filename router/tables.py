@@ -56,9 +56,15 @@ class Costs:
 
     def draft_ms(self, exit_: int, lengths: Sequence[int]) -> float:
         """At each place only the rows whose draft gets there."""
-        total = 0.0
-        for place in range(min(max(lengths), self.length)):
-            total += float(self.steps[self.rows(sum([length > place for length in lengths])), place, exit_])
+        total, there = 0.0, len(lengths)
+        ends = [0] * (self.length + 1)
+        for length in lengths:
+            ends[min(length, self.length)] += 1
+        for place in range(self.length):
+            there -= ends[place]
+            if not there:
+                break
+            total += float(self.steps[self.rows(there), place, exit_])
         return total
 
     def token_ms(
