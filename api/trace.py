@@ -2,9 +2,9 @@
 
 A replica is a process with one track. On a target's a round is a slice, with its parts inside, end to end:
 
-    plan | resolve | wait | prefix layers | hint | suffix layers | commit
+    plan | draft | first layers | other layers | commit
 
-`wait` is there where fresh drafts were asked for; a pass without early picks is one slice, `layers`. On a draft
+`draft` ends when the proposals are there. A pass without early picks is one slice, `verify`. On a draft
 replica's a pass is a slice, so one sees what was drafted while what was verified. All clocks are those of the machine,
 so replicas on several nodes are each right and shifted against each other.
 """
@@ -14,12 +14,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import Any
 
+from protocol.record import RoundRecord
 from protocol.stats import PassStats
-
-if TYPE_CHECKING:  # the ingress draws, and runs no model
-    from targets.timeline import RoundRecord
 
 Event = dict[str, Any]
 
@@ -43,7 +42,15 @@ class Track:
 
 
 def rounds(records: Sequence[RoundRecord]) -> tuple[Slice, ...]:
-    return tuple(each for record in records for each in (_whole(record), *_parts(record)))
+    """A round begins when the pass before it ends, and is drawn from when that one's tokens are committed."""
+    begins = [record.began_s for record in records[:1]] + [
+        max(record.began_s, before.ended_s) for before, record in pairwise(records)
+    ]
+    return tuple(
+        each
+        for begin, record in zip(begins, records, strict=True)
+        for each in (_whole(record, begin), *_parts(record, begin))
+    )
 
 
 def passes(ended: Sequence[tuple[float, PassStats]]) -> tuple[Slice, ...]:
@@ -70,25 +77,24 @@ def as_json(targets: Sequence[Track], pool: Sequence[Track]) -> dict[str, Any]:
     return {"traceEvents": events, "displayTimeUnit": "ms"}
 
 
-def _whole(record: RoundRecord) -> Slice:
+def _whole(record: RoundRecord, begin: float) -> Slice:
     args = {
-        "hits": dict(Counter(source.value for source in record.hits if source)),
-        "lengths": list(record.lengths),
+        "origins": dict(Counter(row.origin.value for row in record.rows if row.origin)),
+        "proposed": [row.num_proposed for row in record.rows],
+        "accepted": [row.num_accepted for row in record.rows],
         "committed": record.num_committed,
         "prefill_tokens": record.num_prefill_tokens,
     }
-    return Slice(f"round {record.round_id} {record.mode.value}", record.marks.began, record.ended, args)
+    return Slice(f"round {record.round_id} {record.plan.mode.value}", begin, record.ended_s, args)
 
 
-def _parts(record: RoundRecord) -> Iterator[Slice]:
-    marks, begin = record.marks, record.marks.began
-    ends = [("plan", marks.planned)]
-    ends += [("resolve", record.looked), ("wait", marks.drafted)] if record.waited else [("resolve", marks.drafted)]
-    if record.early is None or record.hinted is None:
-        ends += [("layers", marks.verified)]
+def _parts(record: RoundRecord, begin: float) -> Iterator[Slice]:
+    ends = [("plan", record.planned_s), ("draft", record.drafted_s)]
+    if record.early_s is None:
+        ends += [("verify", record.verified_s)]
     else:
-        ends += [("prefix layers", record.early), ("hint", record.hinted), ("suffix layers", marks.verified)]
-    for name, end in [*ends, ("commit", record.ended)]:
+        ends += [("first layers", record.early_s), ("other layers", record.verified_s)]
+    for name, end in [*ends, ("commit", record.ended_s)]:
         yield Slice(name, begin, end, {})
         begin = end
 

@@ -7,7 +7,7 @@ temperature 0 the plain loop itself is compared with transformers' generate. Cel
 finish, so an interrupted run goes on.
 
     serial    draft and verify in turn
-    overlap   the pool works while the target verifies, in every way there is (router/modes.py), over a good link and
+    overlap   the pool works while the target verifies, in every mode there is (protocol/plan.py), over a good link and
               over one that delays, reorders, doubles, loses and forges, with a pool that dies in mid-branch
 """
 
@@ -32,7 +32,6 @@ from bench import machine
 from bench.differences import TIE, Difference, first_difference, requests, score_gap
 from bench.exactness_cells import IN_TURN, MATRICES, TEMPERATURES, WAYS, Cell
 from bench.faulty import Faults, FaultyClient
-from bench.pressure import Devices
 from bench.prompts import Prompt, mixed
 from bench.random_policy import RandomPolicy, random_wish
 from deployments.local import complete, draft_policy
@@ -43,14 +42,11 @@ from drafters.worker import DraftWorker
 from model.execution import Execution
 from model.native.library import default_threads
 from protocol.branch import MirrorClient
-from protocol.plan import DepthRule
 from protocol.request import GenerateRequest
-from protocol.stats import MirrorStats
-from router.goodput import Goodput, GoodputConfig
-from router.policy import Policy
+from router.policy import Fixed, Policy
 from targets import plain
+from targets.ahead import AheadConfig
 from targets.engine import Engine, EngineConfig
-from targets.mirror import MirrorConfig
 from targets.model import TargetModel, load_target
 
 MODELS = machine.ROOT / "demo/models"
@@ -61,10 +57,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 @dataclass(frozen=True, slots=True)
 class CellResult:
-    """overlapped: windows that were at hand, and rounds of one half of a batch. fenced: branches that were refused.
-
-    deaths: of the pool.
-    """
+    """overlapped: proposals that were at hand. deaths: of the pool."""
 
     cell: Cell
     num_cases: int
@@ -76,7 +69,6 @@ class CellResult:
     ties: list[Difference] = field(default_factory=list)
     faults: list[Difference] = field(default_factory=list)
     overlapped: int = 0
-    fenced: int = 0
     deaths: int = 0
 
 
@@ -140,7 +132,7 @@ def run_cell(subject: Subject, cell: Cell) -> CellResult:
         wanted = [replace(request, speculation=random_wish(rng, exits, cell.length)) for request in wanted]
     client = client_of(worker, config.incarnation, cell)
     modes = WAYS[cell.way]
-    engine = Engine(model, policy, client, config, MirrorConfig(modes=modes) if modes else None)
+    engine = Engine(model, policy, client, config, AheadConfig(modes) if modes else None)
     engine.start()
     start = time.perf_counter()
     try:
@@ -149,21 +141,19 @@ def run_cell(subject: Subject, cell: Cell) -> CellResult:
         engine.stop()
     stats = engine.stats()
     assert stats.num_free_pages == stats.num_pages, "pages leaked"
-    overlap = stats.mirror or MirrorStats()
     differences = list(_differences(subject, cell.temperature, wanted, got))
     tie = -1.0 if model.decoder.is_deterministic else TIE
     return CellResult(
         cell=cell,
         num_cases=len(wanted),
         num_tokens=sum(map(len, got)),
-        drafted=stats.num_drafted,
+        drafted=stats.num_proposed,
         accepted=stats.num_accepted,
         preempted=stats.num_preempted,
         seconds=round(time.perf_counter() - start, 2),
         ties=[d for d in differences if d.gap <= tie],
         faults=[d for d in differences if d.gap > tie],
-        overlapped=overlap.num_hits + overlap.num_lanes,
-        fenced=overlap.num_fenced,
+        overlapped=stats.num_hits,
         deaths=client.num_deaths if isinstance(client, FaultyClient) else 0,
     )
 
@@ -188,12 +178,9 @@ def policy_of(worker: DraftWorker, cell: Cell) -> Policy:
     exits = worker.describe().exits
     if cell.depth == "random":
         return RandomPolicy(exits, cell.length, Random(cell.length))
-    if cell.depth == "goodput":
-        cascade = DepthRule(exits, (0.5,) * (len(exits) - 1))
-        rules = (*(DepthRule((exit_,)) for exit_ in exits), cascade)
-        config = GoodputConfig(rules, exits, cell.length, cell.batch, every=2, probe_share=0.1)
-        return Goodput(Devices().curves(exits), config)
-    return draft_policy(worker, cell.depth, cell.length)
+    policy = draft_policy(worker, cell.depth, cell.length)
+    modes = WAYS[cell.way]
+    return replace(policy, mode=modes[-1]) if modes and isinstance(policy, Fixed) else policy
 
 
 def _differences(
@@ -257,7 +244,7 @@ def summarise(results: Sequence[dict[str, object]]) -> dict[str, object]:
         for result in results
         if result["drafted"] and not 0 < int(str(result["accepted"])) < int(str(result["drafted"]))
     ]
-    counted = ("num_cases", "num_tokens", "drafted", "accepted", "preempted", "overlapped", "fenced", "deaths")
+    counted = ("num_cases", "num_tokens", "drafted", "accepted", "preempted", "overlapped", "deaths")
     return {
         "num_cells": len(results),
         **{name: total(name) for name in counted},

@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from router.modes import Mode
+from protocol.plan import Mode
 
 BATCHES = (1, 4, 16)
 DEPTHS: tuple[int | str, ...] = (2, 4, 6, "cascade")
-POLICIES = ("random", "goodput")  # stand for a depth in a cell: these choose their own, up to its length
+POLICIES = ("random",)  # stands for a depth in a cell: it chooses its own, up to its length
 LENGTHS = tuple(range(9))
 TEMPERATURES = (0.0, 0.8)
 IN_TURN, ANY = "in turn", "any"

@@ -50,17 +50,9 @@ class FaultyClient:
             self._pool.open(request)
 
     def draft(self, request: DraftRequest) -> DraftReply | None:
-        self.ask(request)
-        return self.answer()
-
-    def ask(self, request: DraftRequest) -> None:
         self._live_on()
-        if self._pool and not self._happens(self._faults.lost):
-            self._pool.ask(request)
+        reply = self._pool.draft(request) if self._pool and not self._happens(self._faults.lost) else None
         self._maybe_die()
-
-    def answer(self) -> DraftReply | None:
-        reply = self._pool.answer() if self._pool else None
         if reply is None or self._happens(self._faults.missed):
             return None
         before, self._before = self._before, reply

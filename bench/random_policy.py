@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from protocol.draft import DraftBlock
-from protocol.outcome import RoundOutcome
 from protocol.plan import BatchView, DepthRule, Plan, Speculation
+from protocol.record import RoundRecord
 
 
 class RandomPolicy:
-    """Another depth, length, floor, probe and pruning for every row and round; now and then nothing at all."""
+    """Another depth, length and stop for every row, another mode for every round; now and then nothing at all."""
 
     def __init__(self, exits: tuple[int, ...], length: int, rng: Random) -> None:
         ladder = DepthRule(exits, (0.5,) * (len(exits) - 1))
@@ -28,15 +27,10 @@ class RandomPolicy:
         if rng.random() < 0.2:
             lengths = (0,) * len(lengths)
         own = tuple(rng.choice((None, *self._rules)) for _ in lengths) if rng.random() < 0.3 else ()
-        probes = tuple(row for row in range(len(lengths)) if rng.random() < 0.1)
-        depth = rng.choice(self._rules) if any(lengths) or probes else None
-        return Plan(depth, lengths, own, rng.choice((0.0, rng.random())), probes)
+        depth = rng.choice(self._rules) if any(lengths) else None
+        return Plan(depth, lengths, own, rng.choice((0.0, rng.random())), rng.choice(view.modes))
 
-    def prune(self, plan: Plan, drafts: Sequence[DraftBlock | None]) -> Sequence[int]:
-        whole = [len(draft.tokens) if draft else 0 for draft in drafts]
-        return [self._rng.randint(0, length) for length in whole] if self._rng.random() < 0.3 else whole
-
-    def observe(self, outcome: RoundOutcome) -> None:
+    def observe(self, record: RoundRecord) -> None:
         return None
 
 

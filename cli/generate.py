@@ -27,8 +27,8 @@ from model.files import resolve
 from model.native.library import default_threads
 from model.tokenizer import end_tokens, load_tokenizer
 from protocol.errors import ConfigError, InvalidRequest
-from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun
-from targets.engine import EngineConfig, check_prompt
+from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun, check_prompt
+from targets.engine import EngineConfig
 from targets.model import TargetModel, load_target
 
 

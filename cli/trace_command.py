@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     trace = asked(args.url, args.rounds)
     num_rounds = sum(event["name"].startswith("round ") for event in trace["traceEvents"])
     if not num_rounds:
-        raise ConfigError(f"{args.url} has no rounds to tell of; set mirror: on for a target, and ask it for a text")
+        raise ConfigError(f"{args.url} has no rounds to show; ask it for a text first")
     try:
         args.out.write_text(json.dumps(trace), encoding="utf-8")
     except OSError as error:

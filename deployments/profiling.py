@@ -49,7 +49,7 @@ from router.costs import (
     row_points,
 )
 from targets.model import TargetModel, load_target
-from targets.profile import Pass, VerifyAxes, overhead_ms, pass_timer, verify_axes
+from targets.profile import PassShape, VerifyAxes, overhead_ms, pass_timer, verify_axes
 
 PREFILL_TOKENS = (16, 64, 256, 512)
 MAX_HELD_BACK = 12
@@ -147,7 +147,7 @@ def target_costs(
             f"{name}: verify",
         )
         prefill, _ = sweep(
-            lambda cell: time_pass(Pass(1, cell[0], context=0, num_logits=1)),
+            lambda cell: time_pass(PassShape(1, cell[0], context=0, num_logits=1)),
             (PREFILL_AXES, chunks, tuple(map(middles, chunks))),
             minor,
             f"{name}: prefill",
@@ -161,8 +161,8 @@ def target_costs(
     return TargetCosts(key, verify, prefill, overhead, error)
 
 
-def verify_pass(num_rows: int, num_tokens: int, context: int) -> Pass:
-    return Pass(num_rows, num_tokens, context, num_logits=num_tokens)
+def verify_pass(num_rows: int, num_tokens: int, context: int) -> PassShape:
+    return PassShape(num_rows, num_tokens, context, num_logits=num_tokens)
 
 
 def load(config: TargetConfig) -> TargetModel:

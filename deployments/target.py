@@ -25,8 +25,8 @@ from protocol.errors import DraftPoolError, NotReady
 from protocol.request import GenerateRequest, TokenRun
 from router.explain import describe
 from router.policy import Policy
+from targets.ahead import AheadConfig
 from targets.engine import Engine, EngineConfig
-from targets.mirror import MirrorConfig
 from targets.model import TargetModel, load_target
 
 HEARTBEAT_LIMIT_S = 60.0
@@ -55,7 +55,7 @@ class TargetReplica:
         if self._client is not None:
             await self._client.start()
         settings, drafts = engine_config(config, self._incarnation), self._own.client if self._own else self._client
-        self._engine = Engine(model, self._policy, drafts, settings, mirror_config(config.speculation))
+        self._engine = Engine(model, self._policy, drafts, settings, ahead_config(config.speculation))
         self._streams = TokenStreams()
         self._engine.start()
 
@@ -119,9 +119,8 @@ class TargetReplica:
         return told(self._engine.stats(), self._steps, self._client.traffic if self._client else None)
 
     async def trace(self, num_rounds: int) -> Track:
-        """The last rounds; none where nothing is drafted ahead."""
-        timeline = self._engine.timeline
-        return Track(self._incarnation, rounds(timeline.last(num_rounds)) if timeline else ())
+        """The last rounds."""
+        return Track(self._incarnation, rounds(self._engine.last_rounds(num_rounds)))
 
     async def router(self) -> dict[str, Any]:
         """What the router believes, and the arms that it chose from last, in plain values."""
@@ -160,9 +159,10 @@ def engine_config(config: TargetConfig, incarnation: str) -> EngineConfig:
         prefill_chunk=config.prefill_chunk,
         max_model_len=config.max_model_len,
         incarnation=incarnation,
+        draft_deadline_ms=config.speculation.deadline_ms if config.speculation else 0.0,
     )
 
 
-def mirror_config(speculation: Speculation | None) -> MirrorConfig | None:
+def ahead_config(speculation: Speculation | None) -> AheadConfig | None:
     mirror = speculation.mirror if speculation else None
-    return MirrorConfig(mirror.fan_out, mirror.kappa, mirror.exit_layer, mirror.modes) if mirror else None
+    return AheadConfig(mirror.modes, mirror.fan_out, mirror.exit_layer) if mirror else None

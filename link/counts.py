@@ -6,15 +6,14 @@ from dataclasses import asdict
 from typing import Any
 
 from link.connection import Traffic
-from protocol.stats import EngineStats, MirrorStats, Runs
+from protocol.stats import EngineStats, Runs
 
 
 def told(stats: EngineStats, steps: Runs, traffic: Traffic | None = None) -> dict[str, Any]:
     """steps: who takes them. traffic: with draft replicas; None where there is no link to any."""
-    mirror = stats.mirror and asdict(stats.mirror) | ratios(stats.mirror, stats.num_committed)
     return asdict(stats) | {
+        "ratios": ratios(stats),
         "steps_run": asdict(steps),
-        "mirror": mirror,
         "link": traffic and link(traffic, stats.num_steps),
     }
 
@@ -23,17 +22,19 @@ def link(traffic: Traffic, num_rounds: int) -> dict[str, float | None]:
     return asdict(traffic) | {"bytes_per_round": _ratio(traffic.sent_bytes + traffic.received_bytes, num_rounds)}
 
 
-def ratios(mirror: MirrorStats, num_committed: int) -> dict[str, float | None]:
-    """hit_rate: of the outcomes that branches were asked for, how many one was behind. tokens_per_committed: drafted
-    ahead for each token of text. hidden_on_hits: of the wait for a fresh draft, what is gone where windows are at hand.
-    None before there is anything to divide by.
+def ratios(stats: EngineStats) -> dict[str, float | None]:
+    """None before there is anything to divide by.
+
+    hit_rate: of the rows of rounds ahead that were to have a proposal, how many had one at hand. hidden_on_hits: of the
+    wait for a fresh draft, what is gone in rounds that ask for none.
     """
-    fresh_ms = _ratio(mirror.fresh_wait_ms, mirror.num_fresh_rounds)
-    hit_ms = _ratio(mirror.hit_wait_ms, mirror.num_hit_rounds)
+    fresh_ms = _ratio(stats.fresh_draft_ms, stats.num_fresh_rounds)
+    hit_ms = _ratio(stats.hit_draft_ms, stats.num_hit_rounds)
     return {
-        "hit_rate": _ratio(mirror.num_hits, mirror.num_hits + mirror.num_misses),
-        "tokens_per_committed": _ratio(mirror.num_tokens, num_committed),
-        "wait_ms_per_round": _ratio(mirror.wait_ms, mirror.num_rounds),
+        "acceptance_rate": _ratio(stats.num_accepted, stats.num_proposed),
+        "hit_rate": _ratio(stats.num_hits, stats.num_hits + stats.num_misses),
+        "draft_ms_per_round": _ratio(stats.draft_ms, stats.num_rounds),
+        "verify_ms_per_round": _ratio(stats.verify_ms, stats.num_rounds),
         "hidden_on_hits": round(1 - hit_ms / fresh_ms, 4) if fresh_ms and hit_ms is not None else None,
     }
 

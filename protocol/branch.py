@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
-from protocol.draft import DraftClient, DraftReply, DraftRequest, DraftRow
+from protocol.draft import DraftClient, DraftRow
 from protocol.plan import DepthRule
 
 EMPTY = 0xCBF29CE484222325  # FNV-1a, over token ids in place of bytes
@@ -115,17 +115,9 @@ class BranchReply:
 
 @runtime_checkable
 class MirrorClient(DraftClient, Protocol):
-    """A target's way to a draft replica that works while the target does. Nothing here raises, and nothing but `answer`
-    and `branches` waits. `draft` is `ask` and then `answer`.
+    """A target's way to a draft replica that works while the target does. Nothing here raises, and nothing but `draft`
+    and `branches` waits.
     """
-
-    def ask(self, request: DraftRequest) -> None:
-        """Send what `draft` would. One request is in flight at most: one that has no answer yet is given up."""
-
-    def answer(self) -> DraftReply | None:
-        """To what was asked last, as `draft` gives it: the deadline begins with this call. None when there is nothing
-        to wait for, so also when it is called twice.
-        """
 
     def ahead(self, request: AheadRequest) -> None:
         """Hand over what is being verified."""

@@ -21,6 +21,7 @@ class DraftStatus(StrEnum):
     OK = "ok"
     NEED_CONTEXT = "need_context"
     BUSY = "busy"  # no pages or no row free: length 0, ask again later
+    NOT_YET = "not_yet"  # late, or its context is still being prefilled: nothing is forgotten, ask again next round
     TOO_LONG = "too_long"  # past the drafter's context, or an id beyond its vocabulary: length 0 for good
 
 
@@ -51,10 +52,13 @@ class DraftRow:
 
 @dataclass(frozen=True, slots=True)
 class DraftRequest:
+    """deadline_ms: from receipt, within which rows are answered; 0: none."""
+
     incarnation: str
     round_id: int
     depth: DepthRule
     rows: tuple[DraftRow, ...]
+    deadline_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

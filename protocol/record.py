@@ -43,6 +43,11 @@ class RowRecord:
     confidences: tuple[float, ...] = ()
     num_fed: int = 0
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether its proposal was drafted while the round before was verified."""
+        return self.origin not in (None, Origin.FRESH)
+
 
 @dataclass(frozen=True, slots=True)
 class RoundRecord:
@@ -51,9 +56,9 @@ class RoundRecord:
     context: mean number of tokens of the decoding sequences before the round. num_committed: tokens, after the cut at a
     stop, those that ended prompts gave included. num_prefill_tokens: prompt tokens that rode along in the pass.
     answered: False when a draft was asked for in vain. wait_ms: that the request queued at the pool.
-    Moments are seconds of the engine's clock: began_s, the round, which is when the last pass ended while there was work;
-    planned_s, drafts are being asked for; drafted_s, proposals are there; verified_s, the pass has ended; ended_s, all is
-    committed. early_s: the early picks were on their way to the pool; None in a pass without.
+    Moments are seconds of the engine's clock: began_s, the round, which is when the last pass ended while there was
+    work; planned_s, drafts are being asked for; drafted_s, proposals are there; verified_s, the pass has ended;
+    ended_s, all is committed. early_s: the early picks were on their way to the pool; None in a pass without.
     """
 
     round_id: int

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from protocol.errors import InvalidRequest
+from protocol.errors import InvalidRequest, PromptTooLong
 from protocol.plan import Speculation
 
 SEED_BITS = 64
@@ -98,3 +98,18 @@ class TokenRun:
     token_ids: tuple[int, ...] = field(repr=False)
     finish_reason: FinishReason | None = None
     stats: SequenceStats | None = None  # set with finish_reason
+
+
+def check_prompt(request: GenerateRequest, max_length: int, vocab_size: int) -> None:
+    """Raises InvalidRequest or PromptTooLong unless the prompt leaves room for one token and fits the vocabulary."""
+    num_prompt = len(request.prompt_ids)
+    if num_prompt == 0:
+        raise InvalidRequest("the prompt is empty; send at least one token", "prompt")
+    if num_prompt >= max_length:
+        raise PromptTooLong(
+            f"the prompt has {num_prompt} tokens and this model holds {max_length}, one for the answer at least; "
+            "shorten the prompt",
+            "prompt",
+        )
+    if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < vocab_size:
+        raise InvalidRequest(f"a prompt token is outside the vocabulary of {vocab_size}", "prompt")

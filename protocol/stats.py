@@ -1,22 +1,86 @@
-"""Counts as values: each step returns one, and logs, metrics and reports are readers of it."""
+"""Counts as values, for logs, metrics and reports. Those of rounds are folds over the records of rounds."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from protocol.plan import Mode
+from protocol.record import Origin, RoundRecord
 
 
-@dataclass(frozen=True, slots=True)
-class StepStats:
-    """One step of one target. Times in ms; `committed` counts tokens after the cut at a stop."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoundStats:
+    """Totals over rounds, folded from their records.
 
-    num_decoding: int = 0
+    num_rounds: those with decoding sequences. num_unanswered: those that asked for drafts in vain. num_by_origin: how
+    many proposals came from where. num_misses: rows of rounds ahead that were to have a proposal, and none was at hand.
+    draft_ms, verify_ms, rest_ms: parts of the rounds; wait_ms: queued at the pool. hit_draft_ms: of the num_hit_rounds
+    that had proposals at hand and waited for no fresh ones, fresh_draft_ms: of the num_fresh_rounds that did.
+    """
+
+    num_rounds: int = 0
     num_prefill_tokens: int = 0
     num_preempted: int = 0
-    drafted: int = 0
-    accepted: int = 0
-    committed: int = 0
+    num_proposed: int = 0
+    num_accepted: int = 0
+    num_committed: int = 0
+    num_unanswered: int = 0
+    num_by_origin: Mapping[str, int] = field(default_factory=lambda: {origin.value: 0 for origin in Origin})
+    num_misses: int = 0
     draft_ms: float = 0.0
+    wait_ms: float = 0.0
     verify_ms: float = 0.0
+    rest_ms: float = 0.0
+    num_hit_rounds: int = 0
+    hit_draft_ms: float = 0.0
+    num_fresh_rounds: int = 0
+    fresh_draft_ms: float = 0.0
+
+    @property
+    def num_hits(self) -> int:
+        """Proposals that were at hand."""
+        return sum(self.num_by_origin.values()) - self.num_by_origin[Origin.FRESH]
+
+    def plus(self, record: RoundRecord) -> RoundStats:
+        origins = Counter(row.origin for row in record.rows)
+        wanted = sum(length > 0 for length in record.plan.lengths) if record.plan.mode is not Mode.SERIAL else 0
+        num_hits = sum(row.at_hand for row in record.rows)
+        waited = bool(origins[Origin.FRESH]) or not record.answered
+        hit = num_hits > 0 and not waited
+        return replace(
+            self,
+            num_rounds=self.num_rounds + bool(record.rows),
+            num_prefill_tokens=self.num_prefill_tokens + record.num_prefill_tokens,
+            num_preempted=self.num_preempted + record.num_preempted,
+            num_proposed=self.num_proposed + record.num_proposed,
+            num_accepted=self.num_accepted + record.num_accepted,
+            num_committed=self.num_committed + record.num_committed,
+            num_unanswered=self.num_unanswered + (not record.answered),
+            num_by_origin={origin.value: self.num_by_origin[origin] + origins[origin] for origin in Origin},
+            num_misses=self.num_misses + max(wanted - num_hits, 0),
+            draft_ms=self.draft_ms + record.draft_ms,
+            wait_ms=self.wait_ms + record.wait_ms,
+            verify_ms=self.verify_ms + record.verify_ms,
+            rest_ms=self.rest_ms + record.rest_ms,
+            num_hit_rounds=self.num_hit_rounds + hit,
+            hit_draft_ms=self.hit_draft_ms + hit * record.draft_ms,
+            num_fresh_rounds=self.num_fresh_rounds + waited,
+            fresh_draft_ms=self.fresh_draft_ms + waited * record.draft_ms,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats(RoundStats):
+    """One target replica: its rounds since start, and what it holds now."""
+
+    num_running: int
+    num_waiting: int
+    num_free_pages: int
+    num_pages: int
+    num_steps: int
+    num_failures: int = 0  # of policy, way to the pool and record of rounds; requests went on without them
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,57 +107,6 @@ class PoolStats:
     num_busy: int
     wait_ms: float
     num_branches: int = 0  # handed over whole
-
-
-@dataclass(frozen=True, slots=True)
-class MirrorStats:
-    """Drafting ahead, totals of one target since start. hits: windows at hand when they were wanted, by what made them.
-
-    num_misses: outcomes that branches were asked for and none was behind. num_tokens: in the branches that came.
-    num_fenced: branches that came late, twice or from elsewhere. num_waits: rounds that asked for a fresh draft.
-    wait_ms: what rounds waited before they could verify. num_lanes: rounds of half a batch, with drafts that were asked
-    for while the other half was verified. hit_wait_ms, fresh_wait_ms: what rounds waited that had windows at hand and
-    asked for no fresh draft, and those that did.
-    """
-
-    num_rounds: int = 0
-    hits_full: int = 0
-    hits_runner_up: int = 0
-    hits_early_exit: int = 0
-    hits_rest: int = 0  # of what the target itself left unverified
-    num_misses: int = 0
-    num_branches: int = 0
-    num_tokens: int = 0
-    num_fenced: int = 0
-    num_waits: int = 0
-    wait_ms: float = 0.0
-    num_lanes: int = 0
-    num_hit_rounds: int = 0
-    hit_wait_ms: float = 0.0
-    num_fresh_rounds: int = 0
-    fresh_wait_ms: float = 0.0
-
-    @property
-    def num_hits(self) -> int:
-        return self.hits_full + self.hits_runner_up + self.hits_early_exit + self.hits_rest
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    """Totals of one target replica since start."""
-
-    num_running: int
-    num_waiting: int
-    num_free_pages: int
-    num_pages: int
-    num_steps: int
-    num_preempted: int
-    num_drafted: int
-    num_accepted: int
-    num_committed: int
-    num_missed_drafts: int  # rounds that asked for a draft and got none
-    num_failures: int = 0  # of policy, way to the pool and record of rounds; requests went on without them
-    mirror: MirrorStats | None = None  # None where nothing is drafted ahead
 
 
 @dataclass(frozen=True, slots=True)

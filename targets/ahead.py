@@ -1,96 +1,146 @@
-"""Between messages and windows: what a round that drafts ahead says to the pool, and what it makes of the answers."""
+"""Drafting ahead: while a proposal is verified, the pool drafts the proposals behind its likely outcomes.
+
+    proposals  the branch behind what was committed, or a fresh draft for rows that have none at hand
+    during     the pool is told what is being verified; with early exits, half way what the target would pick so far
+
+Mirror-SD (Apple, 2025), section 3, and the speculation cache of SSD.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain, islice
 
-from protocol.branch import AheadRequest, AheadRow, ExitHint, HintRow
-from protocol.draft import DraftBlock, DraftStatus
-from protocol.plan import DepthRule, Plan
-from router.pipeline import Order, Window
+from protocol.branch import AheadRequest, AheadRow, ExitHint, HintRow, MirrorClient
+from protocol.plan import DepthRule, Mode
+from targets.drafting import Drafting
+from targets.passes import Pass, ending
+from targets.pipeline import Order, Pipeline
+from targets.proposals import Proposal, Proposals
+from targets.rounds import Rounds
 from targets.scheduler import Schedule
-from targets.sequence import Sequence as Decoding
-from targets.step import Pass
+
+MAX_BRANCHES = 64  # of a batch, which share the pool's passes
+# Fresh drafts are waited for when fewer rows than this share of those that want one have a proposal at hand. By tokens
+# per second: with two tokens accepted of a proposal and a wait of half a pass, waiting breaks even at half of the rows.
+MIN_AT_HAND = 0.5
+PATIENCE = 0.5  # of a pass: how long branches that are on their way are waited for
 
 
-def fresh_window(plan: Plan, index: int, block: DraftBlock | None) -> Window | None:
-    """A fresh draft as a window; None where nothing was drafted."""
-    rule = rule_of(plan, index)
-    if block is None or rule is None or not block.tokens:
-        return None
-    order = Order(rule, plan.lengths[index])
-    return Window(block.base_length, block.tokens, block.exits, block.confidences, order)
+@dataclass(frozen=True, slots=True)
+class AheadConfig:
+    """How a target may draft ahead. modes: for the policy to choose from. fan_out: branches of a sequence at most.
+
+    exit_layer: after how many of its layers the target says what it would pick so far; None: half of them.
+    """
+
+    modes: tuple[Mode, ...] = (Mode.SERIAL, Mode.AHEAD)
+    fan_out: int = 8
+    exit_layer: int | None = None
 
 
-def as_block(sequence_id: int, window: Window, asked: DraftBlock | None) -> DraftBlock:
-    """A window that was at hand as a draft. asked: what the pool said of the sequence besides, a probe maybe."""
-    return DraftBlock(
-        sequence_id,
-        window.base_length,
-        DraftStatus.OK,
-        window.tokens,
-        window.exits,
-        window.confidences,
-        asked.probe if asked else None,
-    )
+class Ahead:
+    """The pool drafts while the target verifies."""
+
+    def __init__(
+        self,
+        drafting: Drafting,
+        client: MirrorClient,
+        opening: Callable[[], DepthRule | None],
+        rounds: Rounds,
+        fan_out: int,
+        clock: Callable[[], float],
+    ) -> None:
+        """client: that of `drafting`. opening: the depth for prompts that end. rounds: what confidences are worth."""
+        self._drafting, self._client, self._opening, self._clock = drafting, client, opening, clock
+        self._rounds, self._fan_out = rounds, fan_out
+        self._pipeline = Pipeline()
+        self._told = 0  # the last round that was drafted ahead of
+        self._told_s = 0.0
+        self._longest = 0  # draft that was planned lately, for prompts that end
+
+    def proposals(self, schedule: Schedule) -> Proposals:
+        decoding, lengths, pipeline = schedule.decoding, schedule.plan.lengths, self._pipeline
+        in_time = self._told == self._drafting.round_id  # no round in another mode was played meanwhile
+        pipeline.keep([sequence.id for sequence in decoding] if in_time else ())
+        self._collect([sequence.id for sequence, length in zip(decoding, lengths, strict=True) if length])
+        found = [pipeline.resolve(sequence.id, sequence.tokens) for sequence in decoding]
+        at_hand = [own and self._drafting.read(own, length) for own, length in zip(found, lengths, strict=True)]
+        asked = self._drafting.draft(decoding, replace(schedule.plan, lengths=missing(lengths, at_hand)))
+        return replace(asked, rows=tuple(own or new for own, new in zip(at_hand, asked.rows, strict=True)))
+
+    def during(self, schedule: Schedule, proposals: Proposals, running: Pass) -> None:
+        self.tell(schedule, proposals)
+
+    def tell(self, schedule: Schedule, proposals: Proposals) -> AheadRequest | None:
+        """What the pool may prepare, the first proposals of prompts that end too; the pipeline knows what is in flight.
+
+        No branch is longer than what is left of its sequence after the shortest outcome.
+        """
+        plan, drafting, opening = schedule.plan, self._drafting, self._opening()
+        wanted = [
+            (sequence, plan.rule(index), plan.lengths[index], own.tokens if own else ())
+            for index, (sequence, own) in enumerate(zip(schedule.decoding, proposals.rows, strict=True))
+        ]
+        for prompt in ending(schedule):
+            self._pipeline.resolve(prompt.id, prompt.tokens)
+            wanted.append((prompt, opening, 0 if prompt.request.speculation else self._longest, ()))
+        self._longest = max(self._longest - 1, *plan.lengths, 0)
+        depth, most = plan.depth or opening, max(1, min(self._fan_out, MAX_BRANCHES // max(len(wanted), 1)))
+        rows = []
+        for sequence, rule, planned, tokens in wanted:
+            order, length = None, min(planned, sequence.remaining - 2)
+            context = drafting.context(sequence, rule if rule != depth else None) if rule and length > 0 else None
+            if rule and context:
+                order = Order(rule, length, drafting.round_id)
+                stop, exponent = plan.stop_probability, self._rounds.calibration.power(rule.exits[-1])
+                rows.append(AheadRow(context, tokens, length, most, stop if rule == depth else 0.0, exponent))
+            self._pipeline.begin(sequence.id, len(tokens), order)
+        self._told, self._told_s = drafting.round_id, self._clock()
+        if depth is None or not rows:
+            return None
+        request = AheadRequest(drafting.incarnation, drafting.round_id, depth, tuple(rows))
+        self._client.ahead(request)
+        return request
+
+    def _collect(self, wanting: Sequence[int]) -> None:
+        """The branches that came, and those on their way for these sequences, for a part of the time of a pass."""
+        now = self._clock()
+        until = now + PATIENCE * (now - self._told_s)
+        self._pipeline.take(self._client.branches())
+        while (
+            any(map(self._pipeline.awaits, wanting))
+            and (left := until - self._clock()) > 0
+            and (came := self._client.branches(left))
+        ):
+            self._pipeline.take(came)
 
 
-def as_played(plan: Plan, windows: Sequence[Window | None]) -> Plan:
-    """The plan, with what the windows were ordered as: a policy must not take one plan's drafts for another's."""
-    orders = [window.order if window else None for window in windows]
-    lengths = tuple(
-        min(length, order.length) if order else length for length, order in zip(plan.lengths, orders, strict=True)
-    )
-    rules = tuple(order.rule if order else rule_of(plan, index) for index, order in enumerate(orders))
-    same = all(rule == plan.depth for rule in rules)
-    return replace(plan, lengths=lengths, own=plan.own if same else rules)
+class EarlyExits:
+    """Ahead, and half way through the pass the pool is told what the target would pick so far."""
+
+    def __init__(self, ahead: Ahead, client: MirrorClient, exit_layer: int) -> None:
+        self._ahead, self._client, self._exit_layer = ahead, client, exit_layer
+
+    def proposals(self, schedule: Schedule) -> Proposals:
+        return self._ahead.proposals(schedule)
+
+    def during(self, schedule: Schedule, proposals: Proposals, running: Pass) -> None:
+        request = self._ahead.tell(schedule, proposals)
+        if request is None:
+            return
+        places = [running.places(row.context.sequence_id) for row in request.rows]
+        picks = iter(running.early_picks(self._exit_layer, list(chain.from_iterable(places))))
+        rows = tuple(
+            HintRow(row.context.sequence_id, row.context.base_length, tuple(islice(picks, len(own))))
+            for row, own in zip(request.rows, places, strict=True)
+        )
+        self._client.hint(ExitHint(request.incarnation, request.round_id, rows))
 
 
-def rule_of(plan: Plan, index: int) -> DepthRule | None:
-    return (plan.own[index] if plan.own else None) or plan.depth
-
-
-def ending(schedule: Schedule, ready: Pass) -> list[Decoding]:
-    """Whose prompt ends with this pass, which gives them their first token."""
-    chunks = ready.rows[len(schedule.decoding) :]
-    return [sequence for (sequence, _), row in zip(schedule.chunks, chunks, strict=True) if row.num_logits]
-
-
-def joined(plan: Plan, more: Plan) -> Plan:
-    """Of the rows of both, one after the other; the floor is that of the first."""
-    depth = plan.depth or more.depth
-    rules = (*_rules(plan), *_rules(more))
-    own = tuple(None if rule == depth else rule for rule in rules)
-    return replace(plan, depth=depth, lengths=plan.lengths + more.lengths, own=own if any(own) else ())
-
-
-def _rules(plan: Plan) -> Iterator[DepthRule | None]:
-    return (rule_of(plan, index) for index in range(len(plan.lengths)))
-
-
-def order_of(request: AheadRequest, row: AheadRow) -> Order:
-    """As what the row's branches come."""
-    return Order(row.context.depth or request.depth, row.length, request.round_id)
-
-
-def places_of(request: AheadRequest, decoding: Sequence[Decoding], num_logits: Sequence[int]) -> list[int]:
-    """Which of a pass's picks are those of the request's rows. num_logits: by decoding sequence."""
-    asked = {row.context.sequence_id for row in request.rows}
-    places: list[int] = []
-    start = 0
-    for sequence, count in zip(decoding, num_logits, strict=True):
-        if sequence.id in asked:
-            places += range(start, start + count)
-        start += count
-    return places
-
-
-def hint_of(request: AheadRequest, picks: Sequence[tuple[int, ...]]) -> ExitHint:
-    """picks: at the places of the request's rows, one more for each than its window has tokens."""
-    own = iter(picks)
-    rows = tuple(
-        HintRow(row.context.sequence_id, row.context.base_length, tuple(next(own) for _ in range(len(row.window) + 1)))
-        for row in request.rows
-    )
-    return ExitHint(request.incarnation, request.round_id, rows)
+def missing(lengths: Sequence[int], at_hand: Sequence[Proposal | None]) -> tuple[int, ...]:
+    """The lengths of the fresh drafts to wait for: of all rows that have nothing at hand, or of none."""
+    num_wanted, num_hits = sum(length > 0 for length in lengths), sum(own is not None for own in at_hand)
+    waits = num_hits < MIN_AT_HAND * num_wanted
+    return tuple(length if waits and own is None else 0 for length, own in zip(lengths, at_hand, strict=True))

@@ -1,25 +1,24 @@
 """A target's side of drafting: which tokens the pool has yet to see, and what its answers mean.
 
-Per sequence one integer says how many committed tokens were handed over. The pool forgetting (NEED_CONTEXT)
-sets it back to 0; a full pool (BUSY) silences the sequence for a growing number of rounds, so that asking
-costs nothing when the pool is too small, and a round in which the pool serves only a few of many rows is
-not drafted, since all of them would wait for it; past the drafter's context (TOO_LONG) it is silent for good.
+Per sequence one integer says how many committed tokens were handed over. The pool forgetting (NEED_CONTEXT) sets it
+back to 0. A full pool (BUSY) silences the sequence for a growing number of rounds, so that asking costs nothing when
+the pool is too small. Past the drafter's context (TOO_LONG) it is silent for good. NOT_YET costs this round's draft.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import takewhile
 
-from protocol.branch import AheadRequest, AheadRow
-from protocol.draft import DraftBlock, DraftClient, DraftReply, DraftRequest, DraftRow, DraftStatus
-from protocol.plan import DepthRule, Plan
-from router.confidence import Calibration
+from protocol.draft import DraftBlock, DraftClient, DraftRequest, DraftRow, DraftStatus
+from protocol.plan import DepthRule, Plan, SequenceView
+from protocol.record import Origin
+from targets.proposals import Proposal, Proposals, nothing
 from targets.sequence import Sequence as Decoding
 
 MAX_SILENCE = 64  # rounds
-MIN_SHARE = 0.25  # of the rows that want a draft
+MIN_SHARE = 0.25  # of the rows that want a draft: for fewer that the pool serves, the others do not wait
 
 
 @dataclass(slots=True)
@@ -30,38 +29,21 @@ class _Ask:
     silence: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Drafts:
-    """blocks: one per decoding sequence, None where no draft is to be had, cut to the target's vocabulary.
-
-    num_fed: committed tokens that the pool had to run for each row before it could draft, at most: what was handed
-    over, and before a first draft the whole context. wait_ms: queued at the pool. answered: False for a round that
-    asked in vain. ahead: some were at hand.
-    """
-
-    blocks: tuple[DraftBlock | None, ...]
-    num_fed: tuple[int, ...] = ()
-    wait_ms: float = 0.0
-    answered: bool = True
-    ahead: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Asked:
-    """A request as it was sent. rows: by sequence; `taken` is where its answer goes."""
-
-    request: DraftRequest
-    rows: dict[int, DraftRow]
-
-
 @dataclass(slots=True)
 class Drafting:
+    """deadline_ms: within which the pool is to answer; 0: whenever it can."""
+
     client: DraftClient
     incarnation: str
     vocab_size: int  # of the target; a drafter's may be padded beyond it
-    num_missed: int = 0
+    deadline_ms: float = 0.0
     _round: int = 0
     _asks: dict[int, _Ask] = field(default_factory=dict)
+
+    @property
+    def round_id(self) -> int:
+        """Of the last call of `draft`."""
+        return self._round
 
     def open(self, sequences: Iterable[Decoding], depth: DepthRule) -> None:
         """Hand over the context of admitted sequences, so that the pool prefills while the target does."""
@@ -69,90 +51,64 @@ class Drafting:
         if rows:
             self.client.open(DraftRequest(self.incarnation, self._round, depth, rows))
 
-    @property
-    def round_id(self) -> int:
-        """Of the last round that was drafted for."""
-        return self._round
+    def view(self, sequence: Decoding) -> SequenceView:
+        """What a policy may see of a sequence: also how much the pool has yet to be handed, and whether it is asked."""
+        ask = self._asks.get(sequence.id, _Ask())
+        return sequence.view(len(sequence.tokens) - ask.sent, ask.silent_until <= self._round + 1)
 
-    def num_unseen(self, sequence: Decoding) -> int:
-        """Committed tokens that the pool has yet to be handed."""
-        ask = self._asks.get(sequence.id)
-        return len(sequence.tokens) - (ask.sent if ask else 0)
-
-    def is_silent(self, sequence: Decoding) -> bool:
-        """Whether a draft for this sequence would not be asked for in the coming round."""
-        ask = self._asks.get(sequence.id)
-        return ask is not None and ask.silent_until > self._round + 1
-
-    def draft(self, decoding: Sequence[Decoding], plan: Plan) -> Drafts:
-        """Drafts of at most the planned lengths, and the probes; depth must be given where there is any."""
-        asked = self.ask(decoding, plan)
-        return self.taken(asked, decoding, self.client.draft(asked.request) if asked else None)
-
-    def ask(self, decoding: Sequence[Decoding], plan: Plan) -> Asked | None:
-        """What to send; None when nobody is asked for. Rounds that ask for nothing count too."""
+    def draft(self, decoding: Sequence[Decoding], plan: Plan) -> Proposals:
+        """One round: drafts of at most the planned lengths. Rounds that ask for nothing count too."""
         self._round += 1
-        wanting = [index for index, length in enumerate(plan.lengths) if length or index in plan.probes]
-        asking = [index for index in wanting if self._ask(decoding[index].id).silent_until <= self._round]
-        if plan.depth is None or len(asking) <= MIN_SHARE * len(wanting):
-            return None
-        rows = {decoding[index].id: self._planned_row(decoding[index], plan, index) for index in asking}
-        return Asked(DraftRequest(self.incarnation, self._round, plan.depth, tuple(rows.values())), rows)
-
-    def taken(self, asked: Asked | None, decoding: Sequence[Decoding], reply: DraftReply | None) -> Drafts:
-        """The answer to what was asked for, for these sequences, which may be others by now."""
-        nothing = Drafts((None,) * len(decoding), (0,) * len(decoding))
-        if asked is None:
-            return nothing
-        if reply is None:
-            self._take_back(asked)
-            return replace(nothing, answered=False)
-        rows = asked.rows
-        blocks = {block.sequence_id: block for block in reply.blocks}
-        # Before an answer is read, which makes a context known.
-        num_fed = tuple(self._num_fed(rows[sequence.id]) if sequence.id in rows else 0 for sequence in decoding)
-        read = tuple(self._read(rows.get(sequence.id), blocks.get(sequence.id)) for sequence in decoding)
-        return Drafts(read, num_fed, reply.wait_ms)
-
-    def ahead(
-        self,
-        decoding: Sequence[Decoding],
-        plan: Plan,
-        windows: Sequence[Sequence[int]],
-        fan_out: int,
-        calibration: Calibration,
-    ) -> AheadRequest | None:
-        """What the pool may draft while these windows are verified, and the tokens that it has not seen.
-
-        Of the round of the last `draft`, for the rows that it might have asked for; None when there is none. No branch
-        is longer than what is left after its shortest outcome.
-        """
-        rows = []
-        for index, (sequence, length) in enumerate(zip(decoding, plan.lengths, strict=True)):
-            length = min(length, sequence.remaining - 2)
-            if length > 0 and self._ask(sequence.id).silent_until <= self._round:
-                own, floor = self._own(plan, index)
-                rule = own or plan.depth
-                power = calibration.power(rule.exits[-1]) if rule else 1.0
-                context = self._row(sequence, 0, own)
-                rows.append(AheadRow(context, tuple(windows[index]), length, fan_out, floor, power))
+        rows = self._rows(decoding, plan)
         if plan.depth is None or not rows:
-            return None
-        return AheadRequest(self.incarnation, self._round, plan.depth, tuple(rows))
+            return nothing(len(decoding))
+        request = DraftRequest(self.incarnation, self._round, plan.depth, tuple(rows.values()), self.deadline_ms)
+        reply = self.client.draft(request)
+        if reply is None:
+            self._take_back(request)
+            return nothing(len(decoding), answered=False)
+        # Before an answer is read, which makes a context known.
+        num_fed = tuple(self._num_fed(rows[index]) if index in rows else 0 for index in range(len(decoding)))
+        blocks = {block.sequence_id: block for block in reply.blocks}
+        proposals = (self._read(plan, index, rows.get(index), blocks) for index in range(len(decoding)))
+        return Proposals(tuple(proposals), num_fed, reply.wait_ms)
 
-    def read(self, block: DraftBlock, length: int) -> DraftBlock:
-        """At most its first `length` tokens, and none beyond the target's vocabulary."""
-        known = sum(1 for _ in takewhile(lambda token: 0 <= token < self.vocab_size, block.tokens[:length]))
-        return block if known == len(block.tokens) else _cut(block, known)
+    def context(self, sequence: Decoding, depth: DepthRule | None) -> DraftRow | None:
+        """What the pool has not seen of a sequence that it may draft ahead for; None while that is silent."""
+        return self._row(sequence, 0, depth) if self._ask(sequence.id).silent_until <= self._round else None
+
+    def read(self, proposal: Proposal, length: int) -> Proposal | None:
+        """At most its first `length` tokens, and none beyond the target's vocabulary; None where that leaves none."""
+        own = proposal.cut(length)
+        known = sum(1 for _ in takewhile(lambda token: 0 <= token < self.vocab_size, own.tokens))
+        return (own if known == len(own.tokens) else own.cut(known)) if known else None
 
     def close(self, sequence: Decoding) -> None:
         if self._asks.pop(sequence.id, None) is not None:
             self.client.close([sequence.id])
 
-    def _take_back(self, asked: Asked) -> None:
+    def _rows(self, decoding: Sequence[Decoding], plan: Plan) -> dict[int, DraftRow]:
+        """What to ask for, by row. A length that a request asked for itself is drafted to its end."""
+        wanting = [index for index, length in enumerate(plan.lengths) if length]
+        asking = [index for index in wanting if self._ask(decoding[index].id).silent_until <= self._round]
+        rows = {}
+        for index in asking if len(asking) > MIN_SHARE * len(wanting) else ():
+            own = plan.own[index] if plan.own else None
+            stop = plan.stop_probability if own is None else 0.0
+            rows[index] = self._row(decoding[index], plan.lengths[index], own, stop)
+        return rows
+
+    def _row(
+        self, sequence: Decoding, length: int, depth: DepthRule | None = None, stop_probability: float = 0.0
+    ) -> DraftRow:
+        ask = self._ask(sequence.id)
+        start, ask.sent = ask.sent, len(sequence.tokens)
+        tokens = tuple(sequence.tokens[start:])
+        return DraftRow(sequence.id, start, tokens, length, sequence.request.sampling, depth, stop_probability)
+
+    def _take_back(self, request: DraftRequest) -> None:
         """Nobody may have seen it; handing tokens over twice is harmless, a gap is not."""
-        self.num_missed += 1
-        for row in asked.request.rows:
+        for row in request.rows:
             if row.sequence_id in self._asks:
                 self._asks[row.sequence_id].sent = row.start
 
@@ -162,30 +118,10 @@ class Drafting:
     def _num_fed(self, row: DraftRow) -> int:
         return len(row.tokens) if self._ask(row.sequence_id).known else row.base_length
 
-    def _planned_row(self, sequence: Decoding, plan: Plan, index: int) -> DraftRow:
-        own, floor = self._own(plan, index)
-        return self._row(sequence, plan.lengths[index], own, floor, index in plan.probes)
-
-    def _own(self, plan: Plan, index: int) -> tuple[DepthRule | None, float]:
-        """The depth of a row, and its floor: a length that was asked for is drafted."""
-        own = plan.own[index] if plan.own else None
-        return own, (plan.floor if own is None else 0.0)
-
-    def _row(
-        self,
-        sequence: Decoding,
-        length: int,
-        depth: DepthRule | None = None,
-        floor: float = 0.0,
-        probe: bool = False,
-    ) -> DraftRow:
-        ask = self._ask(sequence.id)
-        start, ask.sent = ask.sent, len(sequence.tokens)
-        tokens = tuple(sequence.tokens[start:])
-        return DraftRow(sequence.id, start, tokens, length, sequence.request.sampling, depth, floor, probe)
-
-    def _read(self, row: DraftRow | None, block: DraftBlock | None) -> DraftBlock | None:
-        if row is None or block is None or block.base_length != row.base_length:
+    def _read(self, plan: Plan, index: int, row: DraftRow | None, blocks: Mapping[int, DraftBlock]) -> Proposal | None:
+        """What the pool drafted for a row; None where that is nothing, or no answer to this row."""
+        block, rule = blocks.get(row.sequence_id) if row else None, plan.rule(index)
+        if row is None or block is None or rule is None or block.base_length != row.base_length:
             return None
         ask = self._ask(row.sequence_id)
         match block.status:
@@ -200,13 +136,5 @@ class Drafting:
                 ask.silent_until = self._round + ask.silence
             case DraftStatus.TOO_LONG:
                 ask.silent_until = float("inf")
-        return self.read(block, row.length)
-
-
-def _cut(block: DraftBlock, length: int) -> DraftBlock:
-    return replace(
-        block,
-        tokens=block.tokens[:length],
-        exits=block.exits[:length],
-        confidences=block.confidences[:length],
-    )
+        drafted = Proposal(block.tokens, block.exits, block.confidences, Origin.FRESH, rule, row.length)
+        return self.read(drafted, row.length)

@@ -1,20 +1,17 @@
-"""A fence around a part that no request depends on: what it raises is logged and goes no further.
+"""A fence around a part that no request depends on: what it raises goes no further, and it rests for some rounds.
 
-    if fence.open:
-        with fence:
-            ...
-
-A part that failed rests, for FIRST rounds at first and twice as long after each further failure, up to LONGEST. The
-first failure is logged with its traceback, those after it are counted; after FORGIVEN good rounds all begins anew.
+The rest is twice as long after each failure. Failures 1, 2, 4, 8, ... are logged with their tracebacks.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from types import TracebackType
+from typing import TypeVar
 
-FIRST, LONGEST, FORGIVEN = 16, 1024, 4096  # rounds
+T = TypeVar("T")
+
+FIRST, LONGEST = 16, 1024  # rounds
 
 logger = logging.getLogger(__name__)
 
@@ -25,44 +22,27 @@ class Fence:
     def __init__(self, part: str, rounds: Callable[[], int]) -> None:
         """part: its name in the log. rounds: how many there were so far."""
         self.num_failures = 0
-        self._part, self._rounds = part, rounds
-        self._opens_at = 0
-        self._rest = FIRST
+        self._part, self._rounds, self._opens_at = part, rounds, 0
 
     @property
     def open(self) -> bool:
         """Whether the part is to be asked in this round."""
         return self._rounds() >= self._opens_at
 
-    def __enter__(self) -> None:
-        return None
+    def attempt(self, call: Callable[[], T], otherwise: T, *, always: bool = False) -> T:
+        """What the part says; `otherwise` while it rests, and where it fails. always: ask it while it rests, too."""
+        if not (self.open or always):
+            return otherwise
+        try:
+            return call()
+        except Exception as error:
+            self._rest(error)
+            return otherwise
 
-    def __exit__(self, _: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
-        if not isinstance(error, Exception):
-            return False
-        now = self._rounds()
-        if not self.num_failures or now - self._opens_at >= FORGIVEN:
-            logger.error("the %s failed; requests go on without it for %d rounds", self._part, FIRST, exc_info=error)
-            self._rest = FIRST
+    def _rest(self, error: Exception) -> None:
+        rest = min(FIRST << min(self.num_failures, 16), LONGEST)
         self.num_failures += 1
-        if now >= self._opens_at:
-            self._opens_at = now + self._rest
-            self._rest = min(2 * self._rest, LONGEST)
-        return True
-
-
-class Fences:
-    """Those of one loop."""
-
-    def __init__(self, rounds: Callable[[], int]) -> None:
-        self._rounds = rounds
-        self._all: list[Fence] = []
-
-    def around(self, part: str) -> Fence:
-        fence = Fence(part, self._rounds)
-        self._all.append(fence)
-        return fence
-
-    @property
-    def num_failures(self) -> int:
-        return sum(fence.num_failures for fence in self._all)
+        if self.open:
+            self._opens_at = self._rounds() + rest
+        if self.num_failures.bit_count() == 1:
+            logger.error("the %s failed; requests go on without it for %d rounds", self._part, rest, exc_info=error)

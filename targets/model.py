@@ -1,8 +1,7 @@
 """A target at work: a decoder, its KV and the page ledger over it.
 
-A pass may stop on its way and say what it would pick there (Mirror-SD section 3.1, its early exit): the final norm and
-the head over the hidden states of an inner layer, under the same noise as the picks. It then goes on as if nothing
-had been; these picks are advice to the pool.
+A pass may stop on its way and say what it would pick there (Mirror-SD section 3.1, its early exit): the head over the
+hidden states of an inner layer, under the same noise as the picks. It then goes on as if nothing had been.
 """
 
 from __future__ import annotations
@@ -60,10 +59,7 @@ class TargetModel:
         return TargetModel(self.decoder, PageLedger(num_pages, page_size), self.decoder.new_kv(num_pages * page_size))
 
     def forward(self, rows: Sequence[ForwardRow]) -> Tensor:
-        """[sum of num_logits, vocab_size] float32, in row order, valid until the next pass.
-
-        Every row's positions are reserved already.
-        """
+        """[sum of num_logits, vocab_size] float32, in row order, until the next pass. Their positions are reserved."""
         tokens, batch, wanted = self._batch(rows)
         hidden = self.decoder.run(self.decoder.embed(tokens), batch, self.kv, 0, self.decoder.config.num_layers)
         return self.decoder.logits(hidden, wanted)
@@ -81,17 +77,13 @@ class TargetModel:
         return Halfway(self.decoder.run(self.decoder.embed(tokens), batch, self.kv, 0, layer), batch, wanted, layer)
 
     def early_picks(
-        self,
-        half: Halfway,
-        places: Sequence[int],
-        sampling: Sequence[SamplingParams],
-        positions: Sequence[int],
-        count: int,
+        self, half: Halfway, places: Sequence[int], sampling: Sequence[SamplingParams], positions: Sequence[int]
     ) -> list[tuple[int, ...]]:
-        """What it would pick so far, the best `count` at each place. places: of the pass's wanted logits, which."""
+        """What it would pick so far, and the runner-up. places: of the pass's wanted logits, which."""
         logits = self.decoder.logits(half.hidden, [half.wanted[place] for place in places])
-        own = [sampling[place] for place in places]
-        return top_picks(self.decoder, logits, own, [positions[place] for place in places], count)
+        own = [sampling[place] for place in places], [positions[place] for place in places]
+        picks, _, runner_ups = self.decoder.pick_with_confidence(logits, *own)
+        return [tuple(token for token in pair if token >= 0) for pair in zip(picks, runner_ups, strict=True)]
 
     def finish(self, half: Halfway, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> list[int]:
         """The layers that are left; returns what `pick` would have, bit for bit."""
@@ -108,26 +100,6 @@ class TargetModel:
         ends = batch.offsets[1:]
         wanted = [i for row, end in zip(rows, ends, strict=True) for i in range(end - row.num_logits, end)]
         return [token for row in rows for token in row.tokens], batch, wanted
-
-
-@torch.inference_mode()
-def top_picks(
-    decoder: Decoder, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int], count: int
-) -> list[tuple[int, ...]]:
-    """The tokens with the best noisy scores of each row, best first, at most `count`; logits are overwritten.
-
-    Two at a time, as a decoder picks with runner-ups. Where filters leave fewer than `count`, the rest is what they
-    leave of the others.
-    """
-    rows = range(len(sampling))
-    best: list[dict[int, None]] = [{} for _ in rows]
-    for _ in range(0, count, 2):
-        picks, _, runner_ups = decoder.pick_with_confidence(logits, sampling, positions)
-        for pair in (picks, runner_ups):
-            logits[rows, pair] = -torch.inf
-            for own, token in zip(best, pair, strict=True):
-                own |= {token: None} if token >= 0 else {}
-    return [tuple(own)[:count] for own in best]
 
 
 def load_target(

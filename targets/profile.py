@@ -34,7 +34,7 @@ NUM_STEPS, DRAFT_LENGTH = 6, 4  # of the rounds whose overhead is taken
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
+class PassShape:
     """num_tokens new tokens in each row, behind `context` others; logits and picks for the last num_logits."""
 
     num_rows: int
@@ -67,13 +67,13 @@ def verify_axes(max_batch: int, ledger: PageLedger, max_length: int) -> VerifyAx
 @contextmanager
 def pass_timer(
     model: TargetModel, num_rows: int, num_positions: int, clock: Clock = time.perf_counter
-) -> Iterator[Callable[[Pass], float]]:
+) -> Iterator[Callable[[PassShape], float]]:
     """Times a pass in milliseconds, of at most so many rows and positions each. All pages are given back at the end."""
     names = range(-num_rows, 0)
     vocab_size = model.decoder.config.vocab_size
     sweep = sweeper(DRAFTER_BYTES, model.decoder.device)
 
-    def measure(one: Pass) -> float:
+    def measure(one: PassShape) -> float:
         tokens = [index % vocab_size for index in range(one.num_tokens)]
         rows = [ForwardRow(name, one.context, tokens, one.num_logits) for name in names[: one.num_rows]]
         first = one.context + one.num_tokens - one.num_logits + 1
@@ -99,28 +99,20 @@ def overhead_ms(model: TargetModel, num_rows: int, clock: Clock = time.perf_coun
 
     The median of a few real steps, with drafts that cost nothing and are hardly ever right.
     """
-    policy = Fixed(DepthRule((1,)), DRAFT_LENGTH)
     scheduler = Scheduler(model.ledger, SchedulerConfig(num_rows, prefill_chunk=num_rows))
     drafting = Drafting(_InstantClient(), "profile", model.decoder.config.vocab_size)
-    stepper = Stepper(model, policy, scheduler, drafting, clock)
-    stop = StopRules(2 + NUM_STEPS * (DRAFT_LENGTH + 1))
-    sequences = [
-        Sequence(name, GenerateRequest(str(name), (0,), GREEDY, stop), model.max_length) for name in range(-num_rows, 0)
-    ]
+    stepper = Stepper(model, Fixed(DepthRule((1,)), DRAFT_LENGTH), scheduler, drafting, clock=clock)
+    request = GenerateRequest("profile", (0,), GREEDY, StopRules(2 + NUM_STEPS * (DRAFT_LENGTH + 1)))
+    sequences = [Sequence(name, request, model.max_length) for name in range(-num_rows, 0)]
     for sequence in sequences:
         scheduler.add(sequence)
     try:
         stepper.step()  # the prompts
-        return median(_rest_of_step(stepper, clock) for _ in range(NUM_STEPS))
+        records = [stepper.step()[1] for _ in range(NUM_STEPS)]
+        return median(record.draft_ms + record.rest_ms for record in records)
     finally:
         for sequence in sequences:
             stepper.remove(sequence)
-
-
-def _rest_of_step(stepper: Stepper, clock: Clock) -> float:
-    began = clock()
-    turn = stepper.step()
-    return max(0.0, 1e3 * (clock() - began) - turn.stats.verify_ms)
 
 
 class _InstantClient:
@@ -129,9 +121,11 @@ class _InstantClient:
     def open(self, request: DraftRequest) -> None: ...
 
     def draft(self, request: DraftRequest) -> DraftReply:
-        blocks = (
-            DraftBlock(row.sequence_id, row.base_length, DraftStatus.OK, (0,) * row.length) for row in request.rows
-        )
+        blocks = (_block(row.sequence_id, row.base_length, row.length) for row in request.rows)
         return DraftReply(request.incarnation, request.round_id, tuple(blocks))
 
     def close(self, sequence_ids: object) -> None: ...
+
+
+def _block(sequence_id: int, base_length: int, count: int) -> DraftBlock:
+    return DraftBlock(sequence_id, base_length, DraftStatus.OK, (0,) * count, (1,) * count, (0.5,) * count)

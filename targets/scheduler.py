@@ -79,12 +79,8 @@ class Scheduler:
         """plan: one length for each of the decoding sequences, which lose the ones that are preempted."""
         lengths = self._affordable(decoding, plan)
         num_preempted = self._reserve(decoding, lengths)
-        return Schedule(
-            decoding=tuple(decoding),
-            plan=_cut(plan, lengths[: len(decoding)]),
-            chunks=tuple(chunks(self.running, self._config.prefill_chunk)),
-            num_preempted=num_preempted,
-        )
+        taken = tuple(chunks(self.running, self._config.prefill_chunk))
+        return Schedule(tuple(decoding), _cut(plan, tuple(lengths[: len(decoding)])), taken, num_preempted)
 
     def _affordable(self, decoding: list[Sequence], plan: Plan) -> list[int]:
         """The planned lengths, or none at all when the free pages do not hold every row."""
@@ -94,11 +90,9 @@ class Scheduler:
 
     def _reserve(self, decoding: list[Sequence], lengths: list[int]) -> int:
         """Pages for every row, oldest first; preempts the youngest running sequence while they are short."""
-        num_preempted = 0
-        row = 0
+        num_preempted = row = 0
         while row < len(decoding):
-            sequence = decoding[row]
-            if self._ledger.reserve(sequence.id, len(sequence.tokens) + lengths[row]):
+            if self._ledger.reserve(decoding[row].id, len(decoding[row].tokens) + lengths[row]):
                 row += 1
                 continue
             victim = self._preempt_youngest()
@@ -115,14 +109,11 @@ class Scheduler:
         return victim
 
 
-def _cut(plan: Plan, lengths: list[int]) -> Plan:
+def _cut(plan: Plan, lengths: tuple[int, ...]) -> Plan:
     """What is left of the plan: its first rows, with these lengths."""
-    num_rows = len(lengths)
-    if tuple(lengths) == plan.lengths:
+    if lengths == plan.lengths:
         return plan
-    probes = tuple(row for row in plan.probes if row < num_rows)
-    depth = plan.depth if any(lengths) or probes else None
-    return replace(plan, depth=depth, lengths=tuple(lengths), own=plan.own[:num_rows], probes=probes)
+    return replace(plan, depth=plan.depth if any(lengths) else None, lengths=lengths, own=plan.own[: len(lengths)])
 
 
 def chunks(running: Iterable[Sequence], budget: int) -> list[tuple[Sequence, int]]:

@@ -42,6 +42,10 @@ class Sequence:
         """A fresh prompt is prefilled whole and gives the first token; a resumed one leaves its newest to a round."""
         return len(self.tokens) - 1 if self.num_generated else len(self.tokens)
 
+    def gives_first(self, size: int) -> bool:
+        """Whether a chunk of the prompt is its end, and gives the first token."""
+        return self.computed + size == self.prefill_end and not self.num_generated
+
     @property
     def is_decoding(self) -> bool:
         return self.computed == self.prefill_end and self.num_generated > 0

@@ -1,22 +1,27 @@
-"""The plain turn: plan, draft, verify, commit, in series. Faster turns are built from the same parts."""
+"""One round of a target: plan, draft, verify, commit; what came of it is one record.
+
+The plan says which source the proposals come from: in turn (below), or ahead.py. Whatever that is, a round commits what
+the target picks itself, so the text is that of plain.py.
+"""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from itertools import accumulate
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Protocol
 
 from model.sampling import NO_PICK
-from protocol.draft import DraftBlock
-from protocol.outcome import RoundOutcome, RowOutcome
-from protocol.plan import BatchView, Plan
-from protocol.request import FinishReason, SamplingParams, TokenRun
-from protocol.stats import StepStats
+from protocol.plan import BatchView, Mode, Plan
+from protocol.record import RoundRecord, RowRecord
+from protocol.request import FinishReason, TokenRun
 from router.policy import Policy, granted
-from targets.drafting import Drafting, Drafts
-from targets.model import ForwardRow, TargetModel
+from targets.drafting import Drafting
+from targets.model import TargetModel
+from targets.passes import Pass, gather
+from targets.proposals import Proposal, Proposals, nothing
+from targets.rounds import Rounds
 from targets.scheduler import Schedule, Scheduler
 from targets.sequence import Sequence
 from targets.verify import num_accepted
@@ -27,36 +32,29 @@ logger = logging.getLogger(__name__)
 _UNDEFINED = "request %s ends with an error behind %d tokens: the scores of its model are not numbers"
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """What one step committed, and its counts."""
+class Source(Protocol):
+    """Where a step gets its proposals."""
 
-    runs: tuple[TokenRun, ...]
-    stats: StepStats
+    def proposals(self, schedule: Schedule) -> Proposals:
+        """One for each decoding sequence, at most as long as planned. Called once in every round."""
 
-
-@dataclass(frozen=True, slots=True)
-class Marks:
-    """Of one step, in seconds of its clock: planning began, drafting began, it ended, the pass ended."""
-
-    began: float
-    planned: float
-    drafted: float
-    verified: float
+    def during(self, schedule: Schedule, proposals: Proposals, running: Pass) -> None:
+        """As the pass begins. It may be run a part of its way here; the step finishes it."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """One row for each decoding sequence, then one for each chunk; per wanted logit how and where it is picked."""
+class InTurn:
+    """The pool drafts, and then the target verifies; without a pool there is nothing to verify."""
 
-    rows: list[ForwardRow]
-    sampling: list[SamplingParams]
-    positions: list[int]
+    def __init__(self, drafting: Drafting | None) -> None:
+        self._drafting = drafting
 
-    def split(self, picks: list[int]) -> list[list[int]]:
-        """By row; empty inside a prompt."""
-        own = iter(picks)
-        return [[next(own) for _ in range(row.num_logits)] for row in self.rows]
+    def proposals(self, schedule: Schedule) -> Proposals:
+        if self._drafting is None:
+            return nothing(len(schedule.decoding))
+        return self._drafting.draft(schedule.decoding, schedule.plan)
+
+    def during(self, schedule: Schedule, proposals: Proposals, running: Pass) -> None:
+        return None
 
 
 class Stepper:
@@ -67,25 +65,39 @@ class Stepper:
         model: TargetModel,
         policy: Policy,
         scheduler: Scheduler,
-        drafting: Drafting | None,
+        drafting: Drafting | None = None,
+        sources: Mapping[Mode, Source] | None = None,
+        rounds: Rounds | None = None,
         clock: Clock = time.perf_counter,
     ) -> None:
-        self.model = model
-        self.policy = policy
-        self.scheduler = scheduler
-        self.drafting = drafting
-        self.clock = clock
-        self._verified: float | None = None  # when the last step's pass ended, unless there was nothing left to do
+        """sources: by the modes that a plan may have; without any, proposals come in turn. rounds: reads records."""
+        self.model, self.policy, self.scheduler, self.drafting = model, policy, scheduler, drafting
+        self.rounds, self.clock = rounds or Rounds(), clock
+        self._in_turn = InTurn(drafting)
+        self._sources: Mapping[Mode, Source] = sources or {Mode.SERIAL: self._in_turn}
+        self._mode = Mode.SERIAL  # of the last batch
+        self._verified: float | None = None  # when the last pass ended, unless there was nothing left to do
 
-    def step(self) -> Turn:
-        began = self.clock()
+    def step(self) -> tuple[tuple[TokenRun, ...], RoundRecord]:
+        began = self.clock() if self._verified is None else self._verified
         self.admit()
         schedule = self.plan()
+        source = self._sources.get(schedule.plan.mode, self._in_turn)
         planned = self.clock()
-        drafts = self.draft(schedule)
+        proposals = source.proposals(schedule)
         drafted = self.clock()
-        picks = self.verify(schedule, drafts)
-        return self.commit(schedule, drafts, picks, Marks(began, planned, drafted, self.clock()))
+        running = gather(self.model, schedule, proposals)
+        source.during(schedule, proposals, running)
+        early = self.clock() if running.half else None
+        picks = running.finish()
+        verified = self.clock()
+        runs, record = self.commit(schedule, proposals, picks)
+        record = replace(record, began_s=began, planned_s=planned, drafted_s=drafted, early_s=early)
+        record = replace(record, verified_s=verified, ended_s=self.clock())
+        self._verified = verified if self.scheduler.has_work else None
+        self.policy.observe(record)
+        self.rounds.add(record)
+        return runs, record
 
     def admit(self) -> None:
         """Those that there is room for; the pool is handed their context."""
@@ -94,93 +106,45 @@ class Stepper:
         if self.drafting and admitted and depth is not None:
             self.drafting.open(admitted, depth)
 
-    def plan(self, overlap: str = "") -> Schedule:
-        decoding = self.scheduler.decoding
-        return self.scheduler.schedule(decoding, self.planned(decoding, overlap))
-
-    def planned(self, decoding: list[Sequence], overlap: str = "") -> Plan:
-        """What the policy makes of these. overlap: as BatchView's."""
-        drafting = self.drafting
+    def plan(self) -> Schedule:
+        decoding, drafting = self.scheduler.decoding, self.drafting
         if not decoding or drafting is None:
-            return Plan(None, (0,) * len(decoding))
-        views = tuple(
-            sequence.view(drafting.num_unseen(sequence), not drafting.is_silent(sequence)) for sequence in decoding
-        )
-        view = BatchView(views, len(self.scheduler.running) - len(self.scheduler.decoding), overlap)
-        return granted(view, self.policy.plan(view))
+            return self.scheduler.schedule(decoding, Plan(None, (0,) * len(decoding), mode=self._mode))
+        num_prefilling = len(self.scheduler.running) - len(decoding)
+        view = BatchView(tuple(map(drafting.view, decoding)), num_prefilling, tuple(self._sources))
+        plan = granted(view, self.policy.plan(view))
+        self._mode = plan.mode
+        return self.scheduler.schedule(decoding, plan)
 
-    def draft(self, schedule: Schedule) -> Drafts:
-        """What the pool gives. Rounds that ask for nothing count too: sequences are silent for a number of rounds."""
-        if self.drafting is None:
-            return Drafts((None,) * len(schedule.decoding))
-        return self.drafting.draft(schedule.decoding, schedule.plan)
-
-    def verify(self, schedule: Schedule, drafts: Drafts) -> list[list[int]]:
-        """The target's picks: one list per decoding sequence, then one per chunk, empty inside a prompt."""
-        return self.pick(self.gather(schedule, drafts))
-
-    def gather(self, schedule: Schedule, drafts: Drafts) -> Pass:
-        """What goes into the pass: of each draft as much as the policy finds worth verifying."""
-        lengths = self.policy.prune(schedule.plan, drafts.blocks)
-        rows = [
-            *map(_verify_row, schedule.decoding, drafts.blocks, lengths),
-            *(_chunk_row(*chunk) for chunk in schedule.chunks),
-        ]
-        sequences = [*schedule.decoding, *(sequence for sequence, _ in schedule.chunks)]
-        wanted = [
-            (sequence.request.sampling, row.start + len(row.tokens) - row.num_logits + index + 1)
-            for sequence, row in zip(sequences, rows, strict=True)
-            for index in range(row.num_logits)
-        ]
-        return Pass(rows, [sampling for sampling, _ in wanted], [at for _, at in wanted])
-
-    def pick(self, ready: Pass) -> list[list[int]]:
-        return self.sound(ready, self.model.pick(ready.rows, ready.sampling, ready.positions)) if ready.rows else []
-
-    def sound(self, ready: Pass, picks: list[int]) -> list[list[int]]:
-        """The picks by row. A row that has none at some place is run again without its draft: where that breaks the
-        model, attention in plain torch spoils the places before it too.
-        """
-        rows = ready.split(picks)
-        if NO_PICK not in picks:
-            return rows
-        first = accumulate((row.num_logits for row in ready.rows), initial=0)
-        for index, (row, at) in enumerate(zip(ready.rows, first, strict=False)):
-            if row.num_logits > 1 and NO_PICK in rows[index]:
-                alone = replace(row, tokens=row.tokens[:1], num_logits=1)
-                rows[index] = self.model.pick([alone], [ready.sampling[at]], [ready.positions[at]])
-        return rows
-
-    def commit(self, schedule: Schedule, drafts: Drafts, picks: list[list[int]], marks: Marks) -> Turn:
-        """picks: as `verify` returns them, one more for a sequence than drafted tokens were verified."""
+    def commit(
+        self, schedule: Schedule, proposals: Proposals, picks: list[list[int]]
+    ) -> tuple[tuple[TokenRun, ...], RoundRecord]:
+        """picks: by row, one more for a decoding sequence than tokens were verified. The record has no times yet."""
+        decoding, chunks = schedule.decoding, schedule.chunks
+        context = sum(len(sequence.tokens) for sequence in decoding) / max(len(decoding), 1)
         runs, rows = [], []
-        num_decoding = len(schedule.decoding)
-        context = sum(len(sequence.tokens) for sequence in schedule.decoding) / max(num_decoding, 1)
-        for index, (sequence, own) in enumerate(zip(schedule.decoding, picks[:num_decoding], strict=True)):
-            rows.append(_outcome(sequence, own, drafts, index))
-            accepted = rows[-1].accepted
-            sequence.count(rows[-1].num_verified, accepted)
-            sequence.computed += 1 + accepted
-            runs.append(self._commit_run(sequence, own[: accepted + 1]))
-        for (sequence, size), own in zip(schedule.chunks, picks[num_decoding:], strict=True):
+        for index, sequence in enumerate(decoding):
+            own = picks[index]
+            row = _row_record(sequence, proposals.rows[index], proposals.num_fed[index], own)
+            sequence.count(row.num_proposed, row.num_accepted)
+            sequence.computed += 1 + row.num_accepted
+            rows.append(row)
+            runs.append(self._commit_run(sequence, own[: row.num_accepted + 1]))
+        for (sequence, size), own in zip(chunks, picks[len(decoding) :], strict=True):
             sequence.computed += size
             if own:
                 runs.append(self._commit_run(sequence, own))
-        outcome = RoundOutcome(
+        return tuple(runs), RoundRecord(
+            round_id=self.rounds.num_steps,
             plan=schedule.plan,
             rows=tuple(rows),
             context=context,
-            draft_ms=1e3 * (marks.drafted - marks.planned),
-            wait_ms=drafts.wait_ms,
-            verify_ms=1e3 * (marks.verified - marks.drafted),
-            rest_ms=1e3 * (marks.planned - (self._verified or marks.began)),
-            num_prefill_tokens=sum(size for _, size in schedule.chunks),
-            answered=drafts.answered,
-            ahead=drafts.ahead,
+            num_committed=sum(len(run.token_ids) for run in runs),
+            num_prefill_tokens=sum(size for _, size in chunks),
+            num_preempted=schedule.num_preempted,
+            answered=proposals.answered,
+            wait_ms=proposals.wait_ms,
         )
-        self.policy.observe(outcome)
-        self._verified = marks.verified if self.scheduler.has_work else None
-        return Turn(tuple(runs), _stats(outcome, runs, schedule.num_preempted))
 
     def remove(self, sequence: Sequence) -> None:
         """Forget a finished or cancelled sequence, here and at the pool."""
@@ -202,36 +166,12 @@ class Stepper:
         return TokenRun(sequence.request.request_id, index, kept, sequence.finish_reason, sequence.stats)
 
 
-def _outcome(sequence: Sequence, own: list[int], drafts: Drafts, index: int) -> RowOutcome:
-    block = drafts.blocks[index]
-    if block is None:
-        return RowOutcome(sequence.id, 0, 0)
-    num_verified = len(own) - 1
-    accepted = num_accepted(own, block.tokens[:num_verified])
-    return RowOutcome(
-        sequence.id, accepted, num_verified, block.exits, block.confidences, drafts.num_fed[index], block.probe
+def _row_record(sequence: Sequence, proposal: Proposal | None, num_fed: int, picks: list[int]) -> RowRecord:
+    """picks: one more than tokens were verified, which are fewer than proposed where the model broke."""
+    num_verified = len(picks) - 1
+    if proposal is None or not num_verified:
+        return RowRecord(sequence.id, num_fed=num_fed)
+    accepted, own = num_accepted(picks, proposal.tokens[:num_verified]), proposal
+    return RowRecord(
+        sequence.id, num_verified, accepted, own.origin, own.rule, own.length, own.exits, own.confidences, num_fed
     )
-
-
-def _stats(outcome: RoundOutcome, runs: list[TokenRun], num_preempted: int) -> StepStats:
-    return StepStats(
-        num_decoding=len(outcome.rows),
-        num_prefill_tokens=outcome.num_prefill_tokens,
-        num_preempted=num_preempted,
-        drafted=sum(row.num_verified for row in outcome.rows),
-        accepted=sum(row.accepted for row in outcome.rows),
-        committed=sum(len(run.token_ids) for run in runs),
-        draft_ms=outcome.draft_ms,
-        verify_ms=outcome.verify_ms,
-    )
-
-
-def _verify_row(sequence: Sequence, block: DraftBlock | None, length: int) -> ForwardRow:
-    tokens = [sequence.tokens[-1], *(block.tokens[:length] if block else ())]
-    return ForwardRow(sequence.id, sequence.computed, tokens, num_logits=len(tokens))
-
-
-def _chunk_row(sequence: Sequence, size: int) -> ForwardRow:
-    end = sequence.computed + size
-    gives_first = end == sequence.prefill_end and not sequence.num_generated
-    return ForwardRow(sequence.id, sequence.computed, sequence.tokens[sequence.computed : end], int(gives_first))

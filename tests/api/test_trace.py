@@ -8,39 +8,45 @@ from typing import Any
 import pytest
 
 from api.trace import Track, as_json, passes, rounds
+from protocol.plan import DepthRule, Mode, Plan
+from protocol.record import Origin, RoundRecord, RowRecord
 from protocol.stats import PassStats
-from router.modes import Mode
-from router.pipeline import Source
-from targets.step import Marks
-from targets.timeline import RoundRecord
 
 SEEDS = range(20)
 
 
+def random_row(rng: random.Random) -> RowRecord:
+    origin, num_proposed = rng.choice((None, *Origin)), rng.randrange(1, 5)
+    if origin is None:
+        return RowRecord(1)
+    return RowRecord(1, num_proposed, rng.randint(0, num_proposed), origin, DepthRule((2,)), 4)
+
+
 def random_records(rng: random.Random, count: int = 10) -> list[RoundRecord]:
-    """Rounds one after another, from a moment late in a machine's life."""
+    """Rounds one after another, from a moment late in a machine's life. Each begins as the last one's pass ends."""
     made, now = [], 1e6 * rng.random()
+    began = now
     for index in range(count):
-        moments = [now := now + rng.choice((0.0, 1e-6, 1e-3)) * rng.random() for _ in range(8)]
-        began, planned, looked, drafted, early, hinted, verified, ended = moments
-        num_rows = rng.randrange(4)
-        half = rng.random() < 0.7
+        moments = [now := now + rng.choice((0.0, 1e-6, 1e-3)) * rng.random() for _ in range(5)]
+        planned, drafted, early, verified, ended = moments
+        rows = tuple(random_row(rng) for _ in range(rng.randrange(4)))
         made.append(
             RoundRecord(
                 round_id=index,
-                mode=rng.choice(list(Mode)),
-                marks=Marks(began, planned, drafted, verified),
-                looked=looked,
-                early=early if half else None,
-                hinted=hinted if half else None,
-                hits=tuple(rng.choice((None, *Source)) for _ in range(num_rows)),
-                lengths=tuple(rng.randrange(5) for _ in range(num_rows)),
+                plan=Plan(DepthRule((2,)), (4,) * len(rows), mode=rng.choice(list(Mode))),
+                rows=rows,
+                context=9.0,
                 num_committed=rng.randrange(9),
                 num_prefill_tokens=rng.randrange(3),
-                waited=rng.random() < 0.5,
-                ended=ended,
+                began_s=began,
+                planned_s=planned,
+                drafted_s=drafted,
+                early_s=early if rng.random() < 0.7 else None,
+                verified_s=verified,
+                ended_s=ended,
             )
         )
+        began = verified
     return made
 
 
@@ -75,7 +81,7 @@ def test_parts_lie_end_to_end_inside_their_round_and_add_up_to_it(seed: int) -> 
         for before, after in pairwise(parts):
             assert end(before) == pytest.approx(after["ts"], abs=1e-3)
         assert sum(part["dur"] for part in parts) == pytest.approx(whole["dur"], abs=1e-3)
-        assert whole["dur"] == pytest.approx(1e6 * (record.ended - record.marks.began), abs=2e-3)
+        assert whole["ts"] + whole["dur"] == pytest.approx(1e6 * (record.ended_s - records[0].began_s), abs=1e-2)
     for (before, *_), (after, *_) in pairwise(found):
         assert end(before) <= after["ts"] + 1e-3
 
@@ -86,21 +92,20 @@ def test_a_round_tells_its_parts_and_counts(seed: int) -> None:
     for record, (whole, *parts) in zip(
         records, by_round(slices(as_json([Track("target", rounds(records))], []))), strict=True
     ):
-        wait = ["wait"] if record.waited else []
-        layers = ["prefix layers", "hint", "suffix layers"] if record.hinted else ["layers"]
-        assert [part["name"] for part in parts] == ["plan", "resolve", *wait, *layers, "commit"]
-        assert whole["name"] == f"round {record.round_id} {record.mode.value}"
+        layers = ["verify"] if record.early_s is None else ["first layers", "other layers"]
+        assert [part["name"] for part in parts] == ["plan", "draft", *layers, "commit"]
+        assert whole["name"] == f"round {record.round_id} {record.plan.mode.value}"
         args = whole["args"]
-        assert sum(args["hits"].values()) == sum(source is not None for source in record.hits)
-        assert set(args["hits"]) <= {"full", "runner_up", "early_exit", "rest"}
-        assert args["lengths"] == list(record.lengths)
+        assert sum(args["origins"].values()) == sum(row.origin is not None for row in record.rows)
+        assert set(args["origins"]) <= {origin.value for origin in Origin}
+        assert (sum(args["proposed"]), sum(args["accepted"])) == (record.num_proposed, record.num_accepted)
         assert (args["committed"], args["prefill_tokens"]) == (record.num_committed, record.num_prefill_tokens)
 
 
 def test_replicas_share_one_time_and_what_the_pool_did_before_the_first_round_is_left_out() -> None:
     records = random_records(random.Random(1))
     early, late = rounds(records[:5]), rounds(records[5:])
-    began = records[0].marks.began
+    began = records[0].began_s
     done = passes([(began - 1.0, PassStats(1, 1, 0, (), 5.0)), (began + 0.006, PassStats(3, 2, 7, (), 5.0))])
     trace = as_json([Track("a", early), Track("b", late)], [Track("pool", done)])
     names = {event["pid"]: event["args"]["name"] for event in trace["traceEvents"] if event["ph"] == "M"}
@@ -108,7 +113,7 @@ def test_replicas_share_one_time_and_what_the_pool_did_before_the_first_round_is
     (one,) = slices(trace, 3)
     assert (one["ts"], one["dur"]) == (pytest.approx(1000, abs=1e-2), pytest.approx(5000, abs=1e-2))
     assert one["args"] == {"rows": 3, "targets": 2, "prefill_tokens": 7}
-    shift = records[5].marks.began - began
+    shift = records[5].began_s - began
     assert slices(trace, 2)[0]["ts"] == pytest.approx(1e6 * shift, abs=1e-2)
 
 

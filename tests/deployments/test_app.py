@@ -81,13 +81,13 @@ def test_http_gives_the_text_of_the_plain_loop(
     served: Served, oracles: dict[str, Engine], model: str, sampling: SamplingParams
 ) -> None:
     oracle = expected(oracles[model], 64, sampling)
-    drafted = served.target(model, "stats")["num_drafted"]
+    drafted = served.target(model, "stats")["num_proposed"]
     whole = served.complete(model, **settings(sampling, 64))
     assert tuple(whole.choices[0].model_dump()["token_ids"]) == oracle
     assert whole.choices[0].text == text_of(oracle)
     assert whole.usage.completion_tokens == 64
     assert streamed(served, model, sampling, 64) == (oracle, text_of(oracle))
-    assert served.target(model, "stats")["num_drafted"] > drafted
+    assert served.target(model, "stats")["num_proposed"] > drafted
 
 
 def test_grpc_gives_the_tokens_of_http(served: Served, oracles: dict[str, Engine]) -> None:

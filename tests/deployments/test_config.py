@@ -22,8 +22,7 @@ from deployments.config import (
 )
 from deployments.policies import depth_rule, depth_rules, goodput_config, needed_exits, policy
 from protocol.errors import ConfigError
-from protocol.plan import DepthRule
-from router.modes import Mode
+from protocol.plan import DepthRule, Mode
 from router.policy import Fixed, Off, Table
 
 DEMO = Path(__file__).parents[2] / "deployments" / "configs" / "demo.yaml"
@@ -151,14 +150,14 @@ def test_a_mistake_is_named_with_its_key_value_and_remedy(tmp_path: Path, text: 
         ("{length: 65}", ".length: Input should be less than or equal to 64, got 65"),
         ("{probe_share: 2}", ".probe_share: Input should be less than or equal to 0.5, got 2"),
         ("{mirror: {fan_out: 0}}", ".mirror.fan_out: Input should be greater than or equal to 1, got 0"),
-        ("{mirror: {kappa: 9}}", ".mirror.kappa: Input should be less than or equal to 8, got 9"),
+        ("{mirror: {fan_out: 9}}", ".mirror.fan_out: Input should be less than or equal to 8, got 9"),
         ("{mirror: {fanout: 4}}", ".mirror.fanout: unknown key (value 4); did you mean fan_out?"),
         ("{mirror: {modes: []}}", ".mirror.modes: Tuple should have at least 1 item after validation, not 0"),
         (
             "{mirror: {modes: [lane]}}",
-            ".mirror.modes[0]: Input should be 'mirror', 'hinted', 'serial' or 'lanes', got 'lane'",
+            ".mirror.modes[0]: Input should be 'serial', 'ahead' or 'ahead_early_exit', got 'lane'",
         ),
-        ("{mirror: {modes: [lanes, lanes]}}", ".mirror.modes: lanes is named twice; name each mode once"),
+        ("{mirror: {modes: [ahead, ahead]}}", ".mirror.modes: ahead is named twice; name each mode once"),
         ("{mirror: 4}", ".mirror: a mapping of keys is needed, got 4"),
         ("{policy: fixed, depth: 2, mirror: {exit_layer: -1}}", ".mirror.exit_layer: Input should be greater than or "),
     ],
@@ -215,9 +214,9 @@ def speculation(**values: Any) -> Any:
         (None, None),
         ("on", Mirror()),
         (True, Mirror()),
-        ({}, Mirror(fan_out=8, kappa=2, exit_layer=None)),
-        ({"fan_out": 2, "kappa": 0, "exit_layer": 3}, Mirror(fan_out=2, kappa=0, exit_layer=3)),
-        ({"modes": ["serial", "lanes"]}, Mirror(modes=(Mode.SERIAL, Mode.LANES))),
+        ({}, Mirror(fan_out=8, exit_layer=None)),
+        ({"fan_out": 2, "exit_layer": 3}, Mirror(fan_out=2, exit_layer=3)),
+        ({"modes": ["ahead_early_exit"]}, Mirror(modes=(Mode.AHEAD_EARLY_EXIT,))),
     ],
 )
 def test_drafting_ahead_is_off_unless_asked_for_whatever_the_policy(value: object, mirror: Mirror | None) -> None:
@@ -267,7 +266,7 @@ def test_goodput_chooses_from_every_exit_and_from_the_cascade_when_asked_to() ->
         {"policy": "fixed", "depth": "cascade", "length": 3},
         {"policy": "table", "depth": 2, "table": {1: 6, 32: 0}},
         {"exits": [2, 4], "cascade": False},
-        {"mirror": {"fan_out": 4, "exit_layer": 1, "modes": ["mirror", "serial"]}},
+        {"mirror": {"fan_out": 4, "exit_layer": 1, "modes": ["ahead", "serial"]}},
         {"policy": "fixed", "depth": 2, "mirror": "on"},
         {},
     ],
@@ -295,7 +294,7 @@ def test_the_options_are_these_and_a_new_one_shows_up_in_review() -> None:
     assert set(FixedSpeculation.model_fields) == drafted | {"depth", "length"}
     assert set(TableSpeculation.model_fields) == drafted | {"depth", "table"}
     assert set(GoodputSpeculation.model_fields) == drafted | {"cascade", "hysteresis", "length", "probe_share"}
-    assert set(Mirror.model_fields) == {"exit_layer", "fan_out", "kappa", "modes"}
+    assert set(Mirror.model_fields) == {"exit_layer", "fan_out", "modes"}
     assert set(PoolConfig.model_fields) == pool | PLACEMENT | WEIGHTS
     ingress = {"host", "join_ms", "num_cpus", "num_replicas", "ports", "resources", "silence_s"}
     assert set(IngressConfig.model_fields) == ingress

@@ -18,7 +18,7 @@ from protocol.limits import MessageLimits, limits_of
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 from protocol.wire import CloseSequences
-from router.pipeline import Order, Pipeline
+from targets.pipeline import Order, Pipeline
 from tests.fuzz.integers import EXITS, IntegerDrafter, drafted_behind
 
 T = TypeVar("T")
@@ -138,7 +138,7 @@ class Bench:
         pipeline = Pipeline()
         for name in range(3):
             pipeline.resolve(name, (1, 2, 3, 4))
-            pipeline.begin(name, None, 4, Order(RULE, 4, 1))
+            pipeline.begin(name, 4, Order(RULE, 4, 1))
         pipeline.take(message.branches)
 
     def round(self) -> None:

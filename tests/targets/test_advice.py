@@ -14,22 +14,20 @@ from bench.faulty import FaultyClient
 from bench.random_policy import RandomPolicy
 from model.decoder import Decoder
 from protocol.branch import AheadRequest, Branch, ExitHint, MirrorClient
-from protocol.draft import DraftBlock, DraftReply, DraftRequest
-from protocol.outcome import RoundOutcome
+from protocol.draft import DraftReply, DraftRequest
 from protocol.plan import BatchView, DepthRule, Plan
+from protocol.record import RoundRecord
 from protocol.request import FinishReason
-from router.modes import Mode
 from targets import fence
+from targets.ahead import AheadConfig
 from targets.engine import Engine, EngineConfig
-from targets.mirror import MirrorConfig, MirrorStepper
-from targets.timeline import RoundRecord, Timeline
+from targets.rounds import Rounds
 from tests.model.families import VOCAB
 from tests.reference.engine import plain_texts, random_requests, run_all
+from tests.targets.ahead import AHEAD, EXITS, MIXED, Connect, has_given_back
 from tests.targets.conftest import LoadTarget
-from tests.targets.lanes import Tossed
-from tests.targets.mirrored import EXITS, Connect, has_given_back
 
-WAYS = ("in turn", "ahead", "in all modes")
+WAYS = {"in turn": None, "ahead": AHEAD, "in all modes": MIXED}
 NAN = float("nan")
 
 
@@ -75,17 +73,14 @@ class UnsoundPolicy(Unsound):
             wrong = [
                 replace(plan, lengths=(*plan.lengths, 0)),
                 replace(plan, depth=depth, lengths=(99,) * len(plan.lengths)),
-                replace(plan, floor=NAN),
-                replace(plan, depth=depth, probes=(len(plan.lengths),)),
+                replace(plan, stop_probability=NAN),
+                replace(plan, own=(depth,) * (len(plan.lengths) + 1)),
+                replace(plan, mode="sideways"),  # type: ignore[arg-type]
             ]
             return self.rng.choice(wrong)
         return plan
 
-    def prune(self, plan: Plan, drafts: Sequence[DraftBlock | None]) -> Sequence[int]:
-        self.maybe_raise("prune")
-        return [9 for _ in drafts] if self.happens("wrong lengths") else self._policy.prune(plan, drafts)
-
-    def observe(self, outcome: RoundOutcome) -> None:
+    def observe(self, record: RoundRecord) -> None:
         self.maybe_raise("observe")
 
 
@@ -101,16 +96,8 @@ class LyingPool(Unsound):
         self._client.open(request)
 
     def draft(self, request: DraftRequest) -> DraftReply | None:
-        self.ask(request)
-        return self.answer()
-
-    def ask(self, request: DraftRequest) -> None:
-        self.maybe_raise("ask")
-        self._client.ask(request)
-
-    def answer(self) -> DraftReply | None:
-        self.maybe_raise("answer")
-        reply = self._client.answer()
+        self.maybe_raise("draft")
+        reply = self._client.draft(request)
         if reply is None:
             return None
         blocks = [self._bent(block) for block in reply.blocks]
@@ -155,51 +142,30 @@ class LyingPool(Unsound):
         return draft
 
 
-class Torn:
-    """A timeline that raises."""
-
-    def __init__(self, unsound: Unsound) -> None:
-        self._unsound, self._timeline = unsound, Timeline()
-
-    def add(self, record: RoundRecord) -> None:
-        self._unsound.maybe_raise("timeline")
-        self._timeline.add(record)
-
-
-class TornModes(Tossed):
-    """Modes by the toss of a coin that gets lost."""
-
-    def __init__(self, seed: int, unsound: Unsound) -> None:
-        super().__init__(seed)
-        self._unsound = unsound
-
-    def choose(self, num_rows: int) -> Mode:
-        self._unsound.maybe_raise("modes")
-        return super().choose(num_rows)
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_no_request_fails_and_no_token_changes_whatever_policy_pool_and_trace_do(
-    load: LoadTarget, drafter: Decoder, way: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("ahead", WAYS.values(), ids=WAYS)
+def test_no_request_fails_and_no_token_changes_whatever_policy_pool_and_records_do(
+    load: LoadTarget, drafter: Decoder, ahead: AheadConfig | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They come back sooner than in service, so that there is more of them to suffer."""
     monkeypatch.setattr(fence, "FIRST", 2)
     monkeypatch.setattr(fence, "LONGEST", 8)
     requests = random_requests(7, 500 // len(WAYS) + 1, VOCAB, max_tokens=16)
     texts = plain_texts(load(), requests)
-    policy = UnsoundPolicy(1, chance=0.03)
+    policy, torn = UnsoundPolicy(1, chance=0.03), Unsound(4, chance=0.05)
     pool = LyingPool(FaultyClient(Connect(drafter), seed=2), seed=3, chance=0.01)
-    mirror = None if way == "in turn" else MirrorConfig()
-    engine = Engine(load(), policy, pool, EngineConfig(max_batch=8, max_queue=500), mirror)
-    if isinstance(engine._stepper, MirrorStepper):
-        if way == "in all modes":
-            monkeypatch.setattr(engine._stepper, "_modes", TornModes(5, Unsound(6, chance=0.05)))
-        monkeypatch.setattr(engine._stepper, "timeline", Torn(Unsound(4, chance=0.05)))
+    engine = Engine(load(), policy, pool, EngineConfig(max_batch=8, max_queue=500), ahead)
+    learn = Rounds._calibrate
+
+    def torn_calibration(rounds: Rounds, record: RoundRecord) -> None:
+        torn.maybe_raise("record")
+        learn(rounds, record)
+
+    monkeypatch.setattr(Rounds, "_calibrate", torn_calibration)
     result = run_all(engine, requests)
     assert result.tokens == texts
     assert not {FinishReason.ERROR, FinishReason.ABORT} & set(result.reasons.values())
     assert has_given_back(engine)
-    assert all(policy.did[name] for name in ("opening", "plan", "wrong plan", "prune", "wrong lengths", "observe"))
+    assert all(policy.did[name] for name in ("opening", "plan", "wrong plan", "observe"))
     assert sum(pool.did.values()) > 20
     assert engine.stats().num_failures > 20
-    assert engine.stats().num_accepted > 50
+    assert engine.stats().num_accepted == sum(stats.accepted for stats in result.stats.values()) > 50

@@ -1,74 +1,356 @@
-"""Between messages and windows."""
+"""Drafting ahead against the plain loop, with the real pool behind ways to it that are not to be trusted."""
 
-from protocol.branch import AheadRequest, AheadRow, HintRow
-from protocol.draft import DraftBlock, DraftRow, DraftStatus, Probe
-from protocol.plan import DepthRule, Plan
-from protocol.request import GenerateRequest, SamplingParams, StopRules
-from router.pipeline import Order, Source, Window
-from targets.ahead import as_block, as_played, fresh_window, hint_of, joined, order_of, places_of
-from targets.sequence import Sequence
+from __future__ import annotations
 
-SHALLOW, DEEP = DepthRule((2,)), DepthRule((4,))
+import random
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
 
+import pytest
 
-def window(rule: DepthRule, length: int, source: Source | None = Source.FULL) -> Window:
-    return Window(7, (1, 2), (2, 2), (0.5, 0.5), Order(rule, length), source)
-
-
-def row(sequence_id: int, tokens: tuple[int, ...], depth: DepthRule | None = None) -> AheadRow:
-    return AheadRow(DraftRow(sequence_id, 4, (1, 2, 3), 0, SamplingParams(), depth), tokens, 3, 4)
-
-
-def test_a_policy_learns_under_the_plan_that_a_window_was_drafted_by() -> None:
-    plan = Plan(SHALLOW, (5, 5, 5, 0))
-    played = as_played(plan, [window(DEEP, 3), window(SHALLOW, 9), None, None])
-    assert played.lengths == (3, 5, 5, 0)
-    assert played.own == (DEEP, SHALLOW, SHALLOW, SHALLOW)
-
-
-def test_a_plan_that_was_kept_is_left_as_it_is() -> None:
-    plan = Plan(SHALLOW, (5, 5), floor=0.1)
-    assert as_played(plan, [window(SHALLOW, 5), None]) == plan
-    off = Plan(None, (0, 0))
-    assert as_played(off, [None, None]) == off
+import targets.step
+from bench.faulty import Faults, FaultyClient
+from drafters.client import LocalDraftClient
+from drafters.worker import DraftWorker
+from model.decoder import Decoder
+from protocol.branch import AheadRequest, AheadRow, Branch, ExitHint
+from protocol.draft import DraftReply, DraftRequest
+from protocol.errors import ConfigError
+from protocol.plan import BatchView, DepthRule, Mode, Plan, Speculation
+from protocol.record import Origin, RoundRecord
+from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules, TokenRun
+from router.policy import Fixed
+from targets.ahead import AheadConfig, missing
+from targets.engine import Engine
+from targets.proposals import Proposal
+from tests.model.families import VOCAB
+from tests.reference.engine import Collector, plain_texts, random_requests, run_all
+from tests.targets.ahead import AHEAD, DEEP, EARLY, MIXED, RULES, SHALLOW, Connect, Whimsical, engine_of, has_given_back
+from tests.targets.conftest import LoadTarget
 
 
-def test_plans_of_two_batches_are_joined_and_every_row_keeps_its_rule() -> None:
-    rows, more = Plan(SHALLOW, (5, 0), floor=0.1, probes=(1,)), Plan(DEEP, (3,))
-    both = joined(rows, more)
-    assert (both.depth, both.lengths, both.own, both.floor, both.probes) == (
-        SHALLOW,
-        (5, 0, 3),
-        (None, None, DEEP),
-        0.1,
-        (1,),
+@pytest.mark.parametrize("seed", range(16))
+def test_the_text_is_the_plain_loops_over_a_link_that_loses_delays_doubles_and_reorders(
+    load: LoadTarget, drafter: Decoder, seed: int
+) -> None:
+    rng = random.Random(seed)
+    requests = random_requests(seed, rng.randint(1, 8), VOCAB, max_tokens=28)
+    client = FaultyClient(Connect(drafter), seed, Faults(dies=rng.choice([0.0, 0.05])))
+    modes = rng.choice([(Mode.AHEAD,), (Mode.AHEAD_EARLY_EXIT,), tuple(Mode)])
+    ahead = AheadConfig(modes, rng.randint(1, 8), rng.choice([None, 0, 1, 3, 4]))
+    engine = engine_of(load, client, Whimsical(seed), ahead, max_batch=rng.choice([1, 3, 8]), prefill_chunk=11)
+    assert run_all(engine, requests).tokens == plain_texts(load(), requests)
+    assert has_given_back(engine)
+    assert engine.stats().num_accepted > 0
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("ahead", [AHEAD, EARLY])
+@pytest.mark.parametrize("rule", RULES)
+def test_the_text_is_the_plain_loops_over_a_good_link_and_the_pool_is_empty_in_the_end(
+    load: LoadTarget, drafter: Decoder, rule: DepthRule, ahead: AheadConfig, temperature: float
+) -> None:
+    requests = random_requests(7, 6, VOCAB, max_tokens=40, temperature=temperature)
+    connect = Connect(drafter)
+    engine = engine_of(load, connect(), Fixed(rule, 4, ahead.modes[0]), ahead, max_batch=4)
+    assert run_all(engine, requests).tokens == plain_texts(load(), requests)
+    assert has_given_back(engine)
+    assert connect.is_empty()
+    assert engine.stats().num_hits > 0
+
+
+def one_request(seed: int = 3, last: int = 7, num_tokens: int = 61) -> GenerateRequest:
+    return GenerateRequest(str(seed), (5, 6, last), SamplingParams(temperature=1.0, seed=seed), StopRules(num_tokens))
+
+
+def test_proposals_of_a_drafter_that_is_always_right_are_all_at_hand(load: LoadTarget, drafter: Decoder) -> None:
+    engine = engine_of(load, Connect(drafter)(), Fixed(DEEP, 4, Mode.AHEAD))
+    result = run_all(engine, [one_request()])
+    stats = engine.stats()
+    assert result.stats["3"].histogram == (0, 0, 0, 0, 12)
+    assert (stats.num_rounds, stats.num_by_origin["full"], stats.num_by_origin["fresh"]) == (12, 11, 1)
+    assert (stats.num_misses, stats.num_hit_rounds, stats.num_fresh_rounds) == (1, 11, 1)
+
+
+@pytest.mark.parametrize("ahead", [AHEAD, EARLY])
+def test_the_first_proposal_of_a_prompt_is_at_hand_once_it_is_known_how_long_drafts_are(
+    load: LoadTarget, drafter: Decoder, ahead: AheadConfig
+) -> None:
+    requests = [one_request(seed, 7 + seed) for seed in range(3)]
+    engine = engine_of(load, Connect(drafter)(), Fixed(DEEP, 4, ahead.modes[0]), ahead, max_batch=1)
+    result = run_all(engine, requests)
+    assert {one.histogram for one in result.stats.values()} == {(0, 0, 0, 0, 12)}
+    rounds = engine.last_rounds()
+    first = [after.rows[0].origin for prompt, after in pairwise(rounds) if not prompt.rows]
+    assert first == [Origin.FRESH, Origin.FULL, Origin.FULL]
+
+
+class ByTurns:
+    """Fixed, with another length and mode in every third round."""
+
+    def __init__(self, usual: tuple[int, Mode], third: tuple[int, Mode]) -> None:
+        self._usual, self._third = usual, third
+        self._num_rounds = 0
+
+    def opening(self) -> DepthRule | None:
+        return DEEP
+
+    def plan(self, view: BatchView) -> Plan:
+        self._num_rounds += 1
+        length, mode = self._usual if self._num_rounds % 3 else self._third
+        return replace(Fixed(DEEP, length).plan(view), mode=mode)
+
+    def observe(self, record: RoundRecord) -> None:
+        return None
+
+
+def test_what_is_at_hand_of_rounds_ahead_is_dropped_by_a_round_in_turn(load: LoadTarget, drafter: Decoder) -> None:
+    engine = engine_of(load, Connect(drafter)(), ByTurns((4, Mode.AHEAD), (4, Mode.SERIAL)), MIXED)
+    run_all(engine, [one_request()])
+    rounds = [record for record in engine.last_rounds() if record.rows]
+    assert {record.plan.mode for record in rounds} == {Mode.SERIAL, Mode.AHEAD}
+    for before, record in zip([None, *rounds], rounds, strict=False):
+        both = before is not None and (before.plan.mode, record.plan.mode) == (Mode.AHEAD, Mode.AHEAD)
+        assert record.rows[0].origin is (Origin.FULL if both else Origin.FRESH)
+
+
+class JustLate(LocalDraftClient):
+    """Its branches come when they are waited for, and not before. comes: whether they do."""
+
+    comes = True
+
+    def branches(self, timeout_s: float = 0.0) -> Sequence[Branch]:
+        return super().branches() if timeout_s > 0 and self.comes else []
+
+
+@pytest.mark.parametrize("comes", [True, False])
+def test_branches_that_are_just_late_are_waited_for_and_are_hits(
+    load: LoadTarget, drafter: Decoder, comes: bool
+) -> None:
+    requests = random_requests(3, 4, VOCAB, max_tokens=60)
+    connect = Connect(drafter)
+    connect()
+    client = JustLate(connect.worker, "engine")
+    client.comes = comes
+    engine = engine_of(load, client, Fixed(DEEP, 4, Mode.AHEAD))
+    assert run_all(engine, requests).tokens == plain_texts(load(), requests)
+    assert (engine.stats().num_hits > 10) is comes
+
+
+def test_corrections_are_found_among_runner_ups_and_early_picks(load: LoadTarget, drafter: Decoder) -> None:
+    requests = random_requests(1, 4, VOCAB, max_tokens=60)
+    ahead = AheadConfig((Mode.AHEAD_EARLY_EXIT,), exit_layer=3)
+    engine = engine_of(load, Connect(drafter)(), Fixed(DepthRule((2,)), 3, Mode.AHEAD_EARLY_EXIT), ahead)
+    run_all(engine, requests)
+    origins = engine.stats().num_by_origin
+    assert min(origins["runner_up"], origins["early_exit"]) > 0
+
+
+def test_what_a_plan_leaves_out_of_a_proposal_at_hand_is_the_next_one_without_a_message(
+    load: LoadTarget, drafter: Decoder
+) -> None:
+    engine = engine_of(load, Connect(drafter)(), ByTurns((2, Mode.AHEAD), (8, Mode.AHEAD)))
+    requests = random_requests(1, 2, VOCAB, max_tokens=60)
+    assert run_all(engine, requests).tokens == plain_texts(load(), requests)
+    assert engine.stats().num_by_origin["rest"] > 0
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_forced_preemption_changes_no_token(load: LoadTarget, drafter: Decoder, seed: int) -> None:
+    requests = random_requests(5 + seed, 8, VOCAB, max_tokens=30)
+    client = FaultyClient(Connect(drafter), seed)
+    engine = engine_of(load, client, Whimsical(seed), MIXED, num_positions=128, page_size=4)
+    assert run_all(engine, requests).tokens == plain_texts(load(), requests)
+    assert engine.stats().num_preempted > 0
+    assert has_given_back(engine)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_stops_in_mid_proposal_and_a_pool_that_is_too_small_change_no_token(
+    load: LoadTarget, drafter: Decoder, seed: int
+) -> None:
+    rng = random.Random(seed)
+    stop = StopRules(40, frozenset(rng.sample(range(VOCAB), 12)))
+    requests = [
+        GenerateRequest(r.request_id, r.prompt_ids, r.sampling, stop, rng.choice([None, Speculation(3, 5)]))
+        for r in random_requests(seed, 8, VOCAB)
+    ]
+    connect = Connect(drafter, num_pages=12)
+    ahead = rng.choice([AHEAD, EARLY])
+    engine = engine_of(load, connect(), Fixed(SHALLOW, 5, ahead.modes[0]), ahead, max_batch=8)
+    result = run_all(engine, requests)
+    assert result.tokens == plain_texts(load(), requests)
+    assert FinishReason.STOP in result.reasons.values()
+    assert has_given_back(engine)
+    assert connect.is_empty()
+
+
+def test_a_cancelled_request_leaves_nothing_behind_here_or_at_the_pool(load: LoadTarget, drafter: Decoder) -> None:
+    long = GenerateRequest("long", (4, 5, 6), SamplingParams(seed=1), StopRules(200))
+    others = random_requests(3, 3, VOCAB, max_tokens=24)
+    connect = Connect(drafter)
+    engine = engine_of(load, connect(), Fixed(SHALLOW, 3, Mode.AHEAD))
+    collector, started = Collector(), threading.Event()
+
+    def on_run(run: TokenRun) -> None:
+        collector(run)
+        started.set()
+
+    for request in (long, *others):
+        engine.submit(request, on_run)
+    engine.start()
+    assert started.wait(30)
+    engine.cancel("long")
+    collector.wait(4)
+    engine.stop()
+    texts = plain_texts(load(), [long, *others])
+    assert collector.reasons["long"] is FinishReason.ABORT
+    assert {name: texts[name][: len(tokens)] for name, tokens in collector.tokens.items()} == collector.tokens
+    assert all(collector.tokens[r.request_id] == texts[r.request_id] for r in others)
+    assert has_given_back(engine)
+    assert connect.is_empty()
+
+
+class Recorder(LocalDraftClient):
+    """Keeps what the target said, in order."""
+
+    def __init__(self, worker: DraftWorker) -> None:
+        super().__init__(worker, "engine")
+        self.said: list[DraftRequest | AheadRequest | ExitHint] = []
+
+    def open(self, request: DraftRequest) -> None:
+        self.said.append(request)
+        super().open(request)
+
+    def draft(self, request: DraftRequest) -> DraftReply | None:
+        self.said.append(request)
+        return super().draft(request)
+
+    def ahead(self, request: AheadRequest) -> None:
+        self.said.append(request)
+        super().ahead(request)
+
+    def hint(self, hint: ExitHint) -> None:
+        self.said.append(hint)
+        super().hint(hint)
+
+    @property
+    def aheads(self) -> list[AheadRequest]:
+        return [message for message in self.said if isinstance(message, AheadRequest)]
+
+    @property
+    def hints(self) -> list[ExitHint]:
+        return [message for message in self.said if isinstance(message, ExitHint)]
+
+
+def recorded(
+    load: LoadTarget, drafter: Decoder, requests: list[GenerateRequest], ahead: AheadConfig, **config: int
+) -> Recorder:
+    connect = Connect(drafter)
+    connect()
+    client = Recorder(connect.worker)
+    engine = engine_of(load, client, Fixed(SHALLOW, 3, ahead.modes[0]), ahead, **config)
+    assert run_all(engine, requests).tokens == plain_texts(load(), requests)
+    return client
+
+
+def test_the_pool_is_handed_each_committed_token_once_and_then_what_is_verified(
+    load: LoadTarget, drafter: Decoder
+) -> None:
+    request = one_request(num_tokens=40)
+    client = recorded(load, drafter, [request], EARLY)
+    text = [*request.prompt_ids, *plain_texts(load(), [request])["3"]]
+    known: list[int] = []
+    for message in client.said:
+        for row in () if isinstance(message, ExitHint) else message.rows:
+            context = row.context if isinstance(row, AheadRow) else row
+            assert context.start == len(known)
+            known += context.tokens
+    assert known == text[: len(known)]
+    assert len(known) > 20
+
+
+def test_a_hint_follows_what_is_verified_and_has_picks_for_every_place_behind_prompts_too(
+    load: LoadTarget, drafter: Decoder
+) -> None:
+    requests = random_requests(4, 9, VOCAB, max_tokens=24)
+    client = recorded(load, drafter, requests, EARLY, max_batch=3, prefill_chunk=7)
+    said = [message for message in client.said if not isinstance(message, DraftRequest)]
+    assert [type(message) for message in said] == [AheadRequest, ExitHint] * len(client.hints)
+    prompts = {i: len(request.prompt_ids) for i, request in enumerate(requests)}
+    num_first = 0
+    for asked, hint in zip(client.aheads, client.hints, strict=True):
+        assert hint.round_id == asked.round_id
+        for row, own in zip(hint.rows, asked.rows, strict=True):
+            verified = own.window
+            assert (row.sequence_id, row.base_length) == (own.context.sequence_id, own.context.base_length)
+            assert [len(picks) for picks in row.picks] == [2] * (len(verified) + 1)
+            if row.base_length == prompts[row.sequence_id]:
+                num_first += 1
+                assert verified == ()
+    assert num_first > 3
+
+
+def test_without_early_exits_there_is_no_hint_and_large_batches_get_fewer_branches(
+    load: LoadTarget, drafter: Decoder
+) -> None:
+    client = recorded(load, drafter, random_requests(2, 12, VOCAB, max_tokens=12), AHEAD)
+    assert client.hints == []
+    for message in client.aheads:
+        assert {row.fan_out for row in message.rows} <= set(range(64 // 12, min(8, 64 // len(message.rows)) + 1))
+
+
+def test_records_tell_of_the_last_rounds_in_order_and_the_counts_are_their_sums(
+    load: LoadTarget, drafter: Decoder
+) -> None:
+    engine = engine_of(load, Connect(drafter)(), Fixed(SHALLOW, 3, Mode.AHEAD_EARLY_EXIT), EARLY)
+    result = run_all(engine, random_requests(2, 3, VOCAB, max_tokens=24))
+    rounds, stats = engine.last_rounds(), engine.stats()
+    assert [record.round_id for record in rounds] == list(range(stats.num_steps))
+    assert engine.last_rounds(2) == rounds[-2:]
+    assert sum(one.num_committed for one in rounds) == stats.num_committed == sum(map(len, result.tokens.values()))
+    assert (
+        sum(one.num_proposed for one in rounds) == stats.num_proposed == sum(s.drafted for s in result.stats.values())
     )
-    assert joined(Plan(None, (0,)), more) == Plan(DEEP, (0, 3))
-    assert joined(rows, Plan(None, ())) == rows
-    assert joined(Plan(SHALLOW, (5, 5), (DEEP, None)), Plan(SHALLOW, (2,))).own == (DEEP, None, None)
+    assert sum(one.num_accepted for one in rounds) == stats.num_accepted
+    assert sum(row.at_hand for one in rounds for row in one.rows) == stats.num_hits
+    for one in rounds:
+        moments = [one.began_s, one.planned_s, one.drafted_s, one.early_s, one.verified_s, one.ended_s]
+        known = [moment for moment in moments if moment is not None]
+        assert known == sorted(known)
+        for row in one.rows:
+            assert len(row.exits) == len(row.confidences) == row.num_proposed <= row.length
+    assert any(one.early_s for one in rounds)
 
 
-def test_a_fresh_draft_is_a_window_with_the_order_it_was_drafted_by() -> None:
-    block = DraftBlock(1, 7, DraftStatus.OK, (1, 2), (4, 4), (0.5, 0.5))
-    made = fresh_window(Plan(SHALLOW, (0, 3), own=(None, DEEP)), 1, block)
-    assert made == Window(7, (1, 2), (4, 4), (0.5, 0.5), Order(DEEP, 3))
-    assert fresh_window(Plan(SHALLOW, (3,)), 0, None) is None
-    assert fresh_window(Plan(SHALLOW, (3,)), 0, DraftBlock(1, 7, DraftStatus.BUSY)) is None
+def test_a_proposal_that_was_taken_unverified_would_change_the_text(
+    load: LoadTarget, drafter: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = random_requests(1, 3, VOCAB, max_tokens=24)
+    monkeypatch.setattr(targets.step, "num_accepted", lambda picks, draft: len(draft))
+    engine = engine_of(load, FaultyClient(Connect(drafter), 0), Fixed(SHALLOW, 3, Mode.AHEAD))
+    assert run_all(engine, requests).tokens != plain_texts(load(), requests)
 
 
-def test_a_window_at_hand_is_a_draft_that_keeps_what_a_probe_told() -> None:
-    probe = Probe(3, (), ())
-    asked = DraftBlock(1, 7, DraftStatus.OK, probe=probe)
-    expected = DraftBlock(1, 7, DraftStatus.OK, (1, 2), (2, 2), (0.5, 0.5), probe)
-    assert as_block(1, window(SHALLOW, 4), asked) == expected
-    assert as_block(1, window(SHALLOW, 4), None).probe is None
+def test_a_client_that_cannot_draft_ahead_and_an_exit_outside_the_model_are_refused(
+    load: LoadTarget, drafter: Decoder
+) -> None:
+    class OnlySerial:
+        def open(self, request: DraftRequest) -> None: ...
+        def draft(self, request: DraftRequest) -> DraftReply | None: ...
+        def close(self, sequence_ids: Sequence[int]) -> None: ...
+
+    with pytest.raises(ConfigError, match="OnlySerial does not draft ahead"):
+        Engine(load(), Fixed(DEEP, 3), OnlySerial(), ahead=AHEAD)
+    with pytest.raises(ConfigError, match="exit_layer 5 is not one of the model's 4"):
+        engine_of(load, Connect(drafter)(), Fixed(DEEP, 3), AheadConfig(tuple(Mode), exit_layer=5))
 
 
-def test_a_hint_has_the_picks_of_the_rows_that_were_asked_for() -> None:
-    members = [Sequence(n, GenerateRequest(str(n), (1,), SamplingParams(), StopRules(9)), 99) for n in range(3)]
-    request = AheadRequest("engine", 5, SHALLOW, (row(0, (8, 9)), row(2, (), DEEP)))
-    assert places_of(request, members, [3, 2, 1]) == [0, 1, 2, 5]
-    hint = hint_of(request, [(1,), (2,), (3,), (4,)])
-    assert (hint.incarnation, hint.round_id) == ("engine", 5)
-    assert hint.rows == (HintRow(0, 7, ((1,), (2,), (3,))), HintRow(2, 7, ((4,),)))
-    assert [order_of(request, own) for own in request.rows] == [Order(SHALLOW, 3, 5), Order(DEEP, 3, 5)]
+def test_fresh_drafts_are_waited_for_when_fewer_than_half_of_the_rows_have_one_at_hand() -> None:
+    own = Proposal((1,), (2,), (0.5,), Origin.FULL, SHALLOW, 4)
+    assert missing((4, 4, 0), [None, None, None]) == (4, 4, 0)
+    assert missing((4, 3, 4), [own, None, None]) == (0, 3, 4)
+    assert missing((4, 3, 0), [own, None, None]) == (0, 0, 0)
+    assert missing((4, 3), [own, own]) == missing((0, 0), [None, None]) == (0, 0)

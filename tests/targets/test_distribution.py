@@ -96,7 +96,7 @@ def smallest_p_value(counts: Counter, probabilities: dict[tuple[int, ...], float
 def test_speculative_sampling_draws_from_the_joint_distribution_of_the_target(tiny):
     counts, engine = drawn(tiny())
     totals = engine.stats()
-    assert 0 < totals.num_accepted < totals.num_drafted
+    assert 0 < totals.num_accepted < totals.num_proposed
     assert smallest_p_value(counts, exact_joint(tiny())) > 1e-3
 
 

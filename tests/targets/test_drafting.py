@@ -1,18 +1,18 @@
 """What a target tells the pool, and how it takes the answers. A recording client stands at the seam."""
 
 import itertools
-from dataclasses import replace
 
 import pytest
 
-from protocol.draft import DraftBlock, DraftReply, DraftStatus
+from protocol.draft import DraftBlock, DraftReply, DraftRow, DraftStatus
 from protocol.plan import DepthRule, Plan
+from protocol.record import Origin
 from protocol.request import GenerateRequest, SamplingParams, StopRules
-from router.confidence import Calibration
 from targets.drafting import MAX_SILENCE, Drafting
 from targets.sequence import Sequence
 
 RULE = DepthRule((2,))
+SAMPLING = SamplingParams(seed=9)
 VOCAB = 100
 
 
@@ -33,11 +33,13 @@ class Recorder:
         self.requests.append(request)
         if self.status is None:
             return None
-        blocks = [
-            DraftBlock(r.sequence_id, r.base_length + self.base_shift, self.status, (5,) * (r.length + 1))
-            for r in request.rows
-        ]
+        blocks = [self._block(row) for row in request.rows]
         return DraftReply(request.incarnation, request.round_id, tuple(blocks))
+
+    def _block(self, row):
+        count = row.length + 1 if self.status is DraftStatus.OK else 0
+        base = row.base_length + self.base_shift
+        return DraftBlock(row.sequence_id, base, self.status, (5,) * count, (2,) * count, (0.5,) * count)
 
     def close(self, sequence_ids):
         self.closed += sequence_ids
@@ -49,7 +51,7 @@ def sequence(number: int = 0) -> Sequence:
 
 def tokens(drafting: Drafting, members: list[Sequence], lengths: list[int]) -> list[tuple[int, ...]]:
     drafts = drafting.draft(members, Plan(RULE, tuple(lengths)))
-    return [block.tokens if block else () for block in drafts.blocks]
+    return [proposal.tokens if proposal else () for proposal in drafts.rows]
 
 
 def rounds(client: Recorder, count: int) -> tuple[Drafting, Sequence]:
@@ -83,19 +85,18 @@ def test_rows_of_length_zero_are_not_sent_and_a_round_of_them_asks_nothing():
 
 def test_a_row_is_asked_for_what_the_plan_says_of_it():
     client = Recorder()
-    drafting, deep = Drafting(client, "engine", VOCAB), DepthRule((4,))
+    drafting, deep = Drafting(client, "engine", VOCAB, deadline_ms=40.0), DepthRule((4,))
     members = [sequence(number) for number in range(3)]
-    plan = Plan(RULE, (2, 0, 1), own=(None, None, deep), floor=0.25, probes=(1, 2))
+    plan = Plan(RULE, (2, 0, 1), own=(None, None, deep), stop_probability=0.25)
     drafts = drafting.draft(members, plan)
-    rows = client.requests[0].rows
-    assert [(row.sequence_id, row.length, row.depth, row.probe) for row in rows] == [
-        (0, 2, None, False),
-        (1, 0, None, True),
-        (2, 1, deep, True),
-    ]
-    assert [row.floor for row in rows] == [0.25, 0.25, 0.0]
-    assert drafts.num_fed == (3, 3, 3)
-    assert [drafting.num_unseen(member) for member in (*members, sequence(3))] == [0, 0, 0, 3]
+    (request,) = client.requests
+    asked = [DraftRow(0, 0, (1, 2, 3), 2, SAMPLING, None, 0.25), DraftRow(2, 0, (1, 2, 3), 1, SAMPLING, deep, 0.0)]
+    assert (request.rows, request.deadline_ms) == (tuple(asked), 40.0)
+    first, second, third = drafts.rows
+    assert (first.rule, first.length, first.origin, first.tokens) == (RULE, 2, Origin.FRESH, (5, 5))
+    assert (second, third.rule, third.length) == (None, deep, 1)
+    assert drafts.num_fed == (3, 0, 3)
+    assert [drafting.view(member).num_unseen for member in (*members, sequence(3))] == [0, 3, 0, 3]
 
 
 def test_a_first_draft_waits_for_the_whole_context_though_it_was_handed_over_before():
@@ -114,7 +115,7 @@ def test_a_busy_pool_makes_a_sequence_silent_for_the_rounds_that_it_will_not_ask
     drafting, member = Drafting(Recorder(DraftStatus.BUSY), "engine", VOCAB), sequence()
     asked = []
     for _ in range(20):
-        silent, before = drafting.is_silent(member), len(drafting.client.requests)
+        silent, before = not drafting.view(member).drafts, len(drafting.client.requests)
         tokens(drafting, [member], [2])
         asked.append((silent, len(drafting.client.requests) > before))
     assert set(asked) == {(True, False), (False, True)}
@@ -169,7 +170,6 @@ def test_a_sequence_past_the_drafters_context_is_never_asked_for_again():
 def test_after_a_missed_deadline_the_same_tokens_are_handed_over_again():
     client = Recorder(status=None)
     drafting, member = rounds(client, 2)
-    assert drafting.num_missed == 2
     assert tokens(drafting, [member], [2]) == [()]
     assert [request.rows[0].start for request in client.requests] == [0, 0, 0]
 
@@ -194,35 +194,27 @@ def test_only_sequences_the_pool_heard_of_are_closed():
     assert client.closed == [0]
 
 
-def test_what_is_drafted_ahead_hands_tokens_over_too_and_says_what_is_verified():
+def test_context_for_drafting_ahead_is_handed_over_once_too_and_not_while_a_sequence_is_silent():
     client, deep = Recorder(), DepthRule((4,))
-    drafting, members = Drafting(client, "engine", VOCAB), [sequence(0), sequence(1), sequence(2)]
-    plan = Plan(RULE, (2, 0, 3), own=(None, None, deep), floor=0.25)
-    drafting.draft(members, replace(plan, lengths=(2, 0, 0)))
-    request = drafting.ahead(members, plan, [(5, 5), (), (6,)], fan_out=4, calibration=Calibration())
-    first, other = request.rows
-    assert (request.round_id, request.depth) == (client.requests[0].round_id, RULE)
-    assert (first.context.start, first.context.tokens, first.context.length) == (3, (), 0)
-    assert (first.window, first.length, first.fan_out, first.floor) == ((5, 5), 2, 4, 0.25)
-    assert (other.context.start, other.context.tokens, other.context.depth) == (0, (1, 2, 3), deep)
-    assert (other.window, other.length, other.floor) == ((6,), 3, 0.0)
-    assert [drafting.num_unseen(member) for member in members] == [0, 3, 0]
+    drafting, members = Drafting(client, "engine", VOCAB), [sequence(0), sequence(1)]
+    drafting.draft(members, Plan(RULE, (2, 0)))
+    rows = [drafting.context(member, deep) for member in members]
+    assert rows == [DraftRow(0, 3, (), 0, SAMPLING, deep), DraftRow(1, 0, (1, 2, 3), 0, SAMPLING, deep)]
+    assert [drafting.view(member).num_unseen for member in members] == [0, 0]
+    client.status = DraftStatus.NEED_CONTEXT
+    drafting.draft(members[:1], Plan(RULE, (2,)))
+    row = drafting.context(members[0], None)
+    assert (row.start, row.tokens) == (0, (1, 2, 3))
+    client.status = DraftStatus.BUSY
+    drafting.draft(members[:1], Plan(RULE, (2,)))
+    assert drafting.context(members[0], None) is None
 
 
-def test_nothing_is_drafted_ahead_for_a_silent_sequence_or_one_that_is_nearly_done():
-    drafting, busy, short = Drafting(Recorder(DraftStatus.BUSY), "engine", VOCAB), sequence(0), sequence(1)
-    short.commit([7] * (short.remaining - 2))
-    drafting.draft([busy], Plan(RULE, (2,)))
-    assert drafting.ahead([busy, short], Plan(RULE, (2, 1)), [(), ()], fan_out=4, calibration=Calibration()) is None
-    short = sequence(1)
-    short.commit([7] * (short.remaining - 4))
-    assert [
-        row.length for row in drafting.ahead([short], Plan(RULE, (3,)), [()], fan_out=4, calibration=Calibration()).rows
-    ] == [2]
-
-
-def test_a_pool_that_forgot_is_handed_everything_as_it_drafts_ahead():
-    drafting, member = Drafting(Recorder(DraftStatus.NEED_CONTEXT), "engine", VOCAB), sequence()
-    drafting.draft([member], Plan(RULE, (2,)))
-    (row,) = drafting.ahead([member], Plan(RULE, (2,)), [()], fan_out=4, calibration=Calibration()).rows
-    assert (row.context.start, row.context.tokens) == (0, (1, 2, 3))
+def test_a_row_that_is_not_ready_yet_is_asked_for_again_and_nothing_is_handed_over_twice():
+    client = Recorder(DraftStatus.NOT_YET)
+    drafting, member = rounds(client, 3)
+    assert [(r.rows[0].start, r.rows[0].tokens) for r in client.requests] == [(0, (1, 2, 3)), (3, (7,)), (4, (7,))]
+    assert drafting.view(member).drafts
+    client.status = DraftStatus.OK
+    assert drafting.draft([member], Plan(RULE, (2,))).num_fed == (6,), "the whole context had to be run"
+    assert drafting.draft([member], Plan(RULE, (2,))).num_fed == (0,)

@@ -9,8 +9,9 @@ import pytest
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.errors import InvalidRequest, NotReady, PromptTooLong, QueueFull
 from protocol.plan import BatchView, DepthRule, Plan
+from protocol.record import RoundRecord
 from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules, TokenRun
-from router.policy import Fixed, Off, Steadfast
+from router.policy import Fixed, Off
 from targets.engine import Engine, EngineConfig
 from targets.sequence import Sequence
 from tests.model.families import VOCAB
@@ -19,7 +20,7 @@ from tests.reference.engine import Collector, ScriptedDrafter, plain_texts, rand
 DEPTH = DepthRule((1,))
 
 
-class Randomised(Steadfast):
+class Randomised:
     """Another length for every sequence and round."""
 
     def __init__(self, seed: int, longest: int) -> None:
@@ -32,6 +33,9 @@ class Randomised(Steadfast):
     def plan(self, view: BatchView) -> Plan:
         lengths = tuple(min(self._rng.randint(0, self._longest), s.remaining - 1) for s in view.sequences)
         return Plan(DEPTH if any(lengths) else None, lengths)
+
+    def observe(self, record: RoundRecord) -> None:
+        return None
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -169,14 +173,14 @@ def test_a_failing_step_ends_its_requests_with_an_error_and_the_engine_goes_on(l
     model = load()
     engine = Engine(model, Off())
     stepper = engine._stepper
-    verify, failures = stepper.verify, iter([True])
+    commit, failures = stepper.commit, iter([True])
 
-    def failing(schedule, drafts):
+    def failing(schedule, proposals, picks):
         if next(failures, False):
             raise RuntimeError("planted")
-        return verify(schedule, drafts)
+        return commit(schedule, proposals, picks)
 
-    monkeypatch.setattr(stepper, "verify", failing)
+    monkeypatch.setattr(stepper, "commit", failing)
     broken = run_all_but_stop(engine, requests[:1])
     assert list(broken.reasons.values()) == [FinishReason.ERROR]
     collector = Collector()
@@ -261,11 +265,11 @@ def test_a_removal_that_fails_leaves_nobody_waiting_and_nobody_in(load, monkeypa
 
 def test_a_stop_during_the_last_step_is_not_waited_for(load, monkeypatch):
     engine, waits = Engine(load(), Off()), []
-    monkeypatch.setattr(engine._wake, "wait", lambda timeout: waits.append(engine._inbox.stopping), raising=False)
+    monkeypatch.setattr(engine._wake, "wait", lambda timeout: waits.append(engine._stopping), raising=False)
 
     def on_run(run):
         if run.finish_reason is not None:
-            engine._inbox.stopping = True
+            engine._stopping = True
 
     engine.submit(random_requests(9, 1, VOCAB)[0], on_run)
     engine.start()

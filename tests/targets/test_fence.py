@@ -4,94 +4,72 @@ import logging
 
 import pytest
 
-from targets.fence import FIRST, FORGIVEN, LONGEST, Fence, Fences
+from targets.fence import FIRST, LONGEST, Fence
 
 
-class Rounds:
+class Part:
+    """Behind a fence whose rounds pass by hand."""
+
     def __init__(self) -> None:
-        self.now = 0
+        self.now = self.num_asked = 0
+        self.fence = Fence("policy", lambda: self.now)
 
-    def __call__(self) -> int:
-        return self.now
+    def fail(self, always: bool = False) -> str:
+        return self.fence.attempt(self._fail, "otherwise", always=always)
+
+    def _fail(self) -> str:
+        self.num_asked += 1
+        raise ValueError("no such exit")
+
+    def rested(self) -> int:
+        """Rounds until it is asked again."""
+        before = self.now
+        while not self.fence.open:
+            self.now += 1
+        return self.now - before
 
 
 @pytest.fixture
-def rounds() -> Rounds:
-    return Rounds()
+def part() -> Part:
+    return Part()
 
 
-def fail(fence: Fence) -> None:
-    with fence:
-        raise ValueError("no such exit")
+def test_what_goes_well_goes_through(part: Part, caplog: pytest.LogCaptureFixture) -> None:
+    assert part.fence.attempt(lambda: "answer", "otherwise") == "answer"
+    assert (part.fence.open, part.fence.num_failures, caplog.records) == (True, 0, [])
 
 
-def rested(fence: Fence, rounds: Rounds) -> int:
-    """Rounds until it is open again."""
-    before = rounds.now
-    while not fence.open:
-        rounds.now += 1
-    return rounds.now - before
-
-
-def test_what_goes_well_changes_nothing(rounds: Rounds, caplog: pytest.LogCaptureFixture) -> None:
-    fence = Fence("policy", rounds)
-    with fence:
-        reached = True
-    assert (reached, fence.open, fence.num_failures, caplog.records) == (True, True, 0, [])
-
-
-def test_a_part_that_keeps_failing_rests_longer_each_time_and_is_never_given_up(rounds: Rounds) -> None:
-    fence = Fence("policy", rounds)
+def test_a_part_that_keeps_failing_rests_longer_each_time_and_is_never_given_up(part: Part) -> None:
     rests = []
     for _ in range(10):
-        fail(fence)
-        assert not fence.open
-        rests.append(rested(fence, rounds))
+        assert part.fail() == "otherwise"
+        rests.append(part.rested())
     assert rests[:4] == [FIRST, 2 * FIRST, 4 * FIRST, 8 * FIRST]
     assert rests[-1] == LONGEST
-    assert fence.num_failures == 10
+    assert part.fence.num_failures == 10
 
 
-def test_the_log_has_one_traceback_however_often_it_fails(rounds: Rounds, caplog: pytest.LogCaptureFixture) -> None:
-    fence = Fence("policy", rounds)
-    for _ in range(5):
-        fail(fence)
-        rested(fence, rounds)
-    (record,) = caplog.records
-    assert record.levelno == logging.ERROR
-    assert "the policy failed" in record.message
-    assert "no such exit" in caplog.text
+def test_the_log_has_few_tracebacks_however_often_it_fails(part: Part, caplog: pytest.LogCaptureFixture) -> None:
+    for _ in range(9):
+        part.fail()
+        part.rested()
+    assert [record.levelno for record in caplog.records] == [logging.ERROR] * 4  # the 1st, 2nd, 4th and 8th
+    assert "the policy failed" in caplog.records[0].message
     assert "Traceback" in caplog.text
 
 
-def test_after_many_good_rounds_patience_and_log_begin_anew(rounds: Rounds, caplog: pytest.LogCaptureFixture) -> None:
-    fence = Fence("policy", rounds)
-    for _ in range(4):
-        fail(fence)
-        rested(fence, rounds)
-    rounds.now += FORGIVEN
-    fail(fence)
-    assert rested(fence, rounds) == FIRST
-    assert len(caplog.records) == 2
+def test_while_it_rests_it_is_asked_only_for_what_must_be_and_its_rest_gets_no_longer(part: Part) -> None:
+    part.fail()
+    part.now += FIRST - 1
+    assert (part.fail(), part.num_asked) == ("otherwise", 1)
+    assert (part.fail(always=True), part.num_asked) == ("otherwise", 2)
+    assert part.rested() == 1
 
 
-def test_a_failure_while_it_rests_makes_the_rest_no_longer(rounds: Rounds) -> None:
-    fence = Fence("draft pool", rounds)
-    fail(fence)
-    rounds.now += FIRST - 1
-    fail(fence)
-    assert rested(fence, rounds) == 1
-
-
-def test_an_interrupt_is_no_failure_of_the_part(rounds: Rounds) -> None:
-    fence = Fence("policy", rounds)
-    with pytest.raises(KeyboardInterrupt), fence:
+def test_an_interrupt_is_no_failure_of_the_part(part: Part) -> None:
+    def interrupt() -> None:
         raise KeyboardInterrupt
-    assert fence.open
 
-
-def test_fences_of_one_loop_open_each_by_itself_and_count_together(rounds: Rounds) -> None:
-    fences = Fences(rounds)
-    one, other = fences.around("policy"), fences.around("draft pool")
-    fail(one)
-    assert (one.open, other.open, fences.num_failures) == (False, True, 1)
+    with pytest.raises(KeyboardInterrupt):
+        part.fence.attempt(interrupt, None)
+    assert part.fence.open

@@ -1,19 +1,19 @@
 """What a policy or a pool may not do to a round, each kind of it by itself."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from protocol.branch import AheadRequest, Branch, BranchSource, ExitHint, MirrorClient
-from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus, Probe
-from protocol.outcome import RoundOutcome
-from protocol.plan import BatchView, DepthRule, Plan, SequenceView
+from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
+from protocol.plan import BatchView, DepthRule, Mode, Plan, SequenceView
+from protocol.record import RoundRecord
 from protocol.request import SamplingParams
 from router.policy import Fixed, Policy
 from targets.fence import FIRST, Fence
-from targets.guarded_client import GuardedMirrorClient
-from targets.guarded_policy import GuardedPolicy
+from targets.guarded import GuardedMirrorClient, GuardedPolicy
 
 DEPTH = DepthRule((2,))
 NAN, INF = float("nan"), float("inf")
@@ -23,8 +23,8 @@ GOOD = Plan(DEPTH, (4, 2))
 REQUEST = DraftRequest("t", 1, DEPTH, (DraftRow(0, 0, (5, 6), 2, SamplingParams()),))
 
 
-def block(tokens: Any = (3, 4), exits: Any = (2, 2), confidences: Any = (0.5, 1.0), probe: Any = None) -> DraftBlock:
-    return DraftBlock(0, 2, DraftStatus.OK, tokens, exits, confidences, probe)
+def block(tokens: Any = (3, 4), exits: Any = (2, 2), confidences: Any = (0.5, 1.0)) -> DraftBlock:
+    return DraftBlock(0, 2, DraftStatus.OK, tokens, exits, confidences)
 
 
 def reply(*blocks: DraftBlock, wait_ms: float = 0.0) -> DraftReply:
@@ -38,9 +38,9 @@ def branch(tokens: Any = (3, 4), exits: Any = (2, 2), confidences: Any = (0.5, 1
 class Says:
     """A policy of one plan, or one that raises it."""
 
-    def __init__(self, plan: Any, lengths: Any = (1, 2)) -> None:
-        self.answer, self.lengths = plan, lengths
-        self.seen: list[RoundOutcome] = []
+    def __init__(self, plan: Any) -> None:
+        self.answer = plan
+        self.seen: list[RoundRecord] = []
 
     def opening(self) -> DepthRule | None:
         return given(DEPTH, self.answer)
@@ -48,11 +48,8 @@ class Says:
     def plan(self, view: BatchView) -> Plan:
         return given(self.answer)
 
-    def prune(self, plan: Plan, drafts: Sequence[DraftBlock | None]) -> Sequence[int]:
-        return given(self.lengths)
-
-    def observe(self, outcome: RoundOutcome) -> None:
-        self.seen.append(given(outcome, self.answer))
+    def observe(self, record: RoundRecord) -> None:
+        self.seen.append(given(record, self.answer))
 
 
 class Pool:
@@ -66,12 +63,6 @@ class Pool:
         given(self.value)
 
     def draft(self, request: DraftRequest) -> DraftReply | None:
-        return given(self.value)
-
-    def ask(self, request: DraftRequest) -> None:
-        given(self.value)
-
-    def answer(self) -> DraftReply | None:
         return given(self.value)
 
     def ahead(self, request: AheadRequest) -> None:
@@ -126,9 +117,8 @@ def guard() -> Guard:
         Plan(DEPTH, (2.5, 2)),  # type: ignore[arg-type]
         Plan(DEPTH, (NAN, 2)),  # type: ignore[arg-type]
         Plan(DEPTH, (4, 2), own=(DEPTH,)),
-        Plan(DEPTH, (4, 2), floor=NAN),
-        Plan(DEPTH, (4, 2), probes=(2,)),
-        Plan(DEPTH, (4, 2), probes=(-1,)),
+        Plan(DEPTH, (4, 2), stop_probability=NAN),
+        Plan(DEPTH, (4, 2), mode=Mode.AHEAD),  # the view does not allow it
     ],
 )
 def test_a_plan_that_fits_no_round_is_plain_decoding_and_the_policy_comes_back(guard: Guard, plan: Any) -> None:
@@ -142,34 +132,24 @@ def test_a_plan_that_fits_no_round_is_plain_decoding_and_the_policy_comes_back(g
     assert guard.fence.num_failures == 1
 
 
-@pytest.mark.parametrize("lengths", [RuntimeError("lost count"), None, (1,), (1, 2, 0), (1, 3), (-1, 2), (0.5, 2)])
-def test_without_a_word_on_what_is_worth_verifying_all_of_it_is(guard: Guard, lengths: Any) -> None:
-    guarded = guard.policy(Says(GOOD, lengths))
-    assert list(guarded.prune(GOOD, [None, block()])) == [0, 2]
-    assert guard.fence.num_failures == 1
-
-
-def test_a_good_word_counts(guard: Guard) -> None:
-    assert list(guard.policy(Says(GOOD, (0, 1))).prune(GOOD, [None, block()])) == [0, 1]
-
-
 def test_a_policy_that_cannot_learn_is_not_asked_for_a_while(guard: Guard) -> None:
     policy = Says(ValueError("nothing to learn"))
     guarded = guard.policy(policy)
-    outcome = RoundOutcome(PLAIN, (), 0.0)
-    guarded.observe(outcome)
+    record = RoundRecord(0, PLAIN, (), 0.0, 0)
+    guarded.observe(record)
     policy.answer = GOOD
-    guarded.observe(outcome)
+    guarded.observe(record)
     assert (guarded.opening(), guarded.plan(VIEW), policy.seen) == (None, PLAIN, [])
     guard.now += FIRST
-    guarded.observe(outcome)
-    assert (guarded.opening(), guarded.plan(VIEW), policy.seen) == (DEPTH, GOOD, [outcome])
+    guarded.observe(record)
+    assert (guarded.opening(), guarded.plan(VIEW), policy.seen) == (DEPTH, GOOD, [record])
 
 
 def test_a_sound_policy_goes_through(guard: Guard) -> None:
-    fixed = Fixed(DEPTH, 4)
-    guarded = guard.policy(fixed)
-    assert (guarded.opening(), guarded.plan(VIEW)) == (fixed.opening(), fixed.plan(VIEW))
+    ahead = replace(VIEW, modes=(Mode.AHEAD,))
+    for fixed, view in ((Fixed(DEPTH, 4), VIEW), (Fixed(DEPTH, 4), ahead), (Fixed(DEPTH, 4, Mode.AHEAD), ahead)):
+        guarded = guard.policy(fixed)
+        assert (guarded.opening(), guarded.plan(view)) == (fixed.opening(), fixed.plan(view))
 
 
 NONSENSE: tuple[dict[str, Any], ...] = (
@@ -205,9 +185,6 @@ def test_a_branch_that_no_drafter_can_mean_is_no_branch(guard: Guard, fields: di
         reply(block(), wait_ms=NAN),
         reply(block(), wait_ms=-1.0),
         reply(block(), wait_ms=INF),
-        reply(block(probe=Probe(0, ((True,),), ((NAN,),)))),
-        reply(block(probe=Probe(0, ((True,),), ((0.5, 0.5),)))),
-        reply(block(probe=Probe(0, ((True,), (False,)), ((0.5,),)))),
         "no reply",
         DraftReply("t", 1, None),  # type: ignore[arg-type]
         RuntimeError("the link is gone"),
@@ -216,25 +193,22 @@ def test_a_branch_that_no_drafter_can_mean_is_no_branch(guard: Guard, fields: di
 def test_an_answer_that_is_none_is_a_round_without_drafts(guard: Guard, answer: Any) -> None:
     assert guard.client(answer).draft(REQUEST) is None
     guard.now += FIRST
-    assert guard.client(answer).answer() is None
+    assert guard.client(answer).draft(REQUEST) is None
     assert guard.fence.num_failures == 2
 
 
 def test_sound_answers_go_through_whatever_their_tokens_and_sequences(guard: Guard) -> None:
-    told = Probe(0, ((True, False),), ((0.5, 1.0),))
-    sound = reply(block((10**9, 4)), block((), (), ()), block(confidences=(0.0, 1.0000001), probe=told), wait_ms=3.0)
+    sound = reply(block((10**9, 4)), block((), (), ()), block(confidences=(0.0, 1.0000001)), wait_ms=3.0)
     assert guard.client(sound).draft(REQUEST) is sound
     branches = [branch(), branch((), (), ())]
     assert guard.client(branches).branches() is branches
-    assert guard.client(None).answer() is None
+    assert guard.client(None).draft(REQUEST) is None
     assert guard.fence.num_failures == 0
 
 
 CALLS: tuple[Callable[[MirrorClient], object], ...] = (
     lambda client: client.open(REQUEST),
-    lambda client: client.ask(REQUEST),
     lambda client: client.draft(REQUEST),
-    lambda client: client.answer(),
     lambda client: client.ahead(AheadRequest("t", 1, DEPTH, ())),
     lambda client: client.hint(ExitHint("t", 1, ())),
     lambda client: client.branches(),

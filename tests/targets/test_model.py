@@ -10,7 +10,7 @@ import torch
 
 from model.sampling import noisy_scores
 from protocol.request import SamplingParams
-from targets.model import ForwardRow, TargetModel, load_target, top_picks
+from targets.model import ForwardRow, TargetModel, load_target
 from tests.model.families import EXECUTIONS, VOCAB
 
 NUM_LAYERS = 4
@@ -52,7 +52,7 @@ def test_stopping_on_the_way_changes_no_pick(model: TargetModel, seed: int) -> N
     whole = model.pick(rows, sampling, positions)
     for layer in range(NUM_LAYERS + 1):
         half = model.run_to(rows, layer)
-        model.early_picks(half, range(len(positions)), sampling, positions, 5)
+        model.early_picks(half, range(len(positions)), sampling, positions)
         assert model.finish(half, sampling, positions) == whole
     close(model, rows)
 
@@ -65,27 +65,10 @@ def test_early_picks_are_those_of_a_model_that_ends_there(model: TargetModel, se
     places = sorted(rng.sample(range(len(positions)), rng.randint(1, len(positions))))
     for layer in range(NUM_LAYERS + 1):
         half = model.run_to(rows, layer)
-        early = model.early_picks(half, places, sampling, positions, 6)
+        early = model.early_picks(half, places, sampling, positions)
         logits = model.decoder.logits(half.hidden, [half.wanted[place] for place in places])
         scores = noisy_scores(logits, [sampling[p] for p in places], [positions[p] for p in places])
-        assert [list(own) for own in early] == scores.topk(6).indices.tolist()
+        assert [list(own) for own in early] == scores.topk(2).indices.tolist()
         model.finish(half, sampling, positions)
     assert [own[0] for own in early] == [whole[place] for place in places]
     close(model, rows)
-
-
-@pytest.mark.parametrize("count", [1, 2, 3, 8])
-def test_the_best_picks_are_the_best_noisy_scores(model: TargetModel, count: int) -> None:
-    rng = random.Random(count)
-    logits = torch.randn(12, VOCAB, generator=torch.Generator().manual_seed(count)) * 3
-    sampling, positions = [random_sampling(rng) for _ in range(12)], [rng.randrange(999) for _ in range(12)]
-    expected = noisy_scores(logits, sampling, positions).topk(count).indices.tolist()
-    assert [list(own) for own in top_picks(model.decoder, logits.clone(), sampling, positions, count)] == expected
-
-
-def test_filters_leave_the_best_pick_as_it_is(model: TargetModel) -> None:
-    sampling = [SamplingParams(temperature=0.9, top_k=3, top_p=0.9, min_p=0.01, seed=seed) for seed in range(20)]
-    logits = torch.randn(20, VOCAB, generator=torch.Generator().manual_seed(0))
-    own = top_picks(model.decoder, logits.clone(), sampling, range(20), 8)
-    assert [best[0] for best in own] == model.decoder.pick(logits, sampling, range(20))
-    assert all(len(set(best)) == len(best) for best in own)

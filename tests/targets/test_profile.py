@@ -11,7 +11,7 @@ import pytest
 from model.pages import PageLedger
 from protocol.errors import ConfigError
 from targets.model import ForwardRow, TargetModel
-from targets.profile import Pass, VerifyAxes, overhead_ms, pass_timer, verify_axes
+from targets.profile import PassShape, VerifyAxes, overhead_ms, pass_timer, verify_axes
 from tests.targets.conftest import LoadTarget
 
 
@@ -58,7 +58,7 @@ def test_a_timed_pass_is_the_one_asked_for_and_takes_its_time(
     watched = Watched(model, monkeypatch)
     with pass_timer(model, num_rows=3, num_positions=50) as measure:
         assert model.ledger.num_free == 64 - 3 * 4
-        milliseconds = [measure(Pass(2, 5, 40, num_logits=5)), measure(Pass(3, 50, 0, num_logits=1))]
+        milliseconds = [measure(PassShape(2, 5, 40, num_logits=5)), measure(PassShape(3, 50, 0, num_logits=1))]
     assert min(milliseconds) > 0
     shapes = [[(row.start, len(row.tokens), row.num_logits) for row in rows] for rows in watched.calls]
     assert shapes == [[(40, 5, 5)] * 2, [(0, 50, 1)] * 3]
@@ -68,7 +68,7 @@ def test_a_timed_pass_is_the_one_asked_for_and_takes_its_time(
 def test_milliseconds_are_read_from_the_clock(load: LoadTarget) -> None:
     ticks = iter([10.0, 10.25])
     with pass_timer(load(), num_rows=1, num_positions=20, clock=lambda: next(ticks)) as measure:
-        assert measure(Pass(1, 1, 10, num_logits=1)) == pytest.approx(250)
+        assert measure(PassShape(1, 1, 10, num_logits=1)) == pytest.approx(250)
 
 
 def test_pages_are_as_they_were_found_among_sequences_of_others_and_after_an_error(load: LoadTarget) -> None:

@@ -121,10 +121,10 @@ def test_a_plan_loses_the_rows_that_are_preempted_and_its_drafts_when_pages_are_
     sched.admit()
     execute(sched, planned(sched), random.Random(0))
     decoding = sched.decoding
-    plan = Plan(RULE, (40, 2), own=(None, DepthRule((4,))), floor=0.5, probes=(1,))
-    assert sched.schedule(decoding, plan).plan == Plan(RULE, (0, 0), own=plan.own, floor=0.5, probes=(1,))
+    plan = Plan(RULE, (40, 2), own=(None, DepthRule((4,))), stop_probability=0.5)
+    assert sched.schedule(decoding, plan).plan == Plan(None, (0, 0), own=plan.own, stop_probability=0.5)
     while len(sched.running) == 2:
         decoding = sched.decoding
-        schedule = sched.schedule(decoding, Plan(RULE, (0, 0), probes=(1,)))
+        schedule = sched.schedule(decoding, Plan(None, (0, 0)))
         execute(sched, schedule, random.Random(0))
     assert schedule.plan == Plan(None, (0,))

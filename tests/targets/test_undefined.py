@@ -14,17 +14,16 @@ from drafters.client import LocalDraftClient
 from model.decoder import Decoder
 from model.execution import Execution
 from protocol.errors import ModelFault
-from protocol.plan import DepthRule
+from protocol.plan import DepthRule, Mode
 from protocol.request import FinishReason, GenerateRequest
 from router.policy import Fixed
 from targets import plain
 from targets.engine import Engine, EngineConfig
-from targets.mirror import MirrorConfig
 from targets.model import TargetModel, load_target
 from tests.model.families import EXECUTIONS, VOCAB
 from tests.reference.engine import Collector, plain_texts, random_requests, run_all
+from tests.targets.ahead import AHEAD, Connect, has_given_back
 from tests.targets.conftest import LoadTarget
-from tests.targets.mirrored import Connect, has_given_back
 
 BROKEN = 77
 
@@ -85,8 +84,8 @@ def test_it_is_the_same_where_the_pool_drafts_ahead_with_a_broken_drafter(
     requests = some_requests()
     texts = plain_texts(load(), requests)
     client: LocalDraftClient = Connect(load_broken(broken).decoder)()
-    policy = Fixed(DepthRule((4,)), 3)
-    engine = Engine(load_broken(broken), policy, client, EngineConfig(max_batch=6), MirrorConfig())
+    policy = Fixed(DepthRule((4,)), 3, Mode.AHEAD)
+    engine = Engine(load_broken(broken), policy, client, EngineConfig(max_batch=6), AHEAD)
     result = run_all(engine, requests)
     assert_only_they_ended(result, texts, caplog)
     assert engine.stats().num_accepted > 100

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 
 from drafters.client import LocalDraftClient
 from drafters.nested import NestedDrafter
@@ -11,16 +10,18 @@ from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
 from model.decoder import Decoder
 from protocol.branch import MirrorClient
-from protocol.draft import DraftBlock
-from protocol.plan import BatchView, DepthRule, Plan
-from router.policy import Policy, Steadfast, drafted_lengths
+from protocol.plan import BatchView, DepthRule, Mode, Plan
+from protocol.record import RoundRecord
+from router.policy import Policy
+from targets.ahead import AheadConfig
 from targets.engine import Engine, EngineConfig
-from targets.mirror import MirrorConfig
 from tests.targets.conftest import LoadTarget
 
 EXITS = (2, 3, 4)
 DEEP, SHALLOW = DepthRule((4,)), DepthRule((3,))
 RULES = (DEEP, SHALLOW, DepthRule((2, 4), (0.6,)), DepthRule((2, 3, 4), (0.5, 0.5)))
+AHEAD, EARLY = AheadConfig(modes=(Mode.AHEAD,)), AheadConfig(modes=(Mode.AHEAD_EARLY_EXIT,))
+MIXED = AheadConfig(modes=tuple(Mode))
 
 
 class Connect:
@@ -39,8 +40,8 @@ class Connect:
         return (stats.num_sequences, stats.num_free_pages) == (0, stats.num_pages)
 
 
-class Whimsical(Steadfast):
-    """Another rule for every round, another length for every sequence; sometimes off, and drafts cut anywhere."""
+class Whimsical:
+    """Another rule and mode for every round, another length for every sequence; sometimes off."""
 
     def __init__(self, seed: int, longest: int = 6) -> None:
         self._rng, self._longest = random.Random(seed), longest
@@ -52,21 +53,19 @@ class Whimsical(Steadfast):
         rng = self._rng
         longest = 0 if rng.random() < 0.1 else self._longest
         lengths = tuple(max(0, min(rng.randint(0, longest), s.remaining - 1)) for s in view.sequences)
-        probes = tuple(index for index in range(len(lengths)) if rng.random() < 0.05)
-        depth = rng.choice(RULES) if any(lengths) or probes else None
-        return Plan(depth, lengths, floor=rng.choice([0.0, 0.0, 0.2]), probes=probes)
+        depth = rng.choice(RULES) if any(lengths) else None
+        stop = rng.choice([0.0, 0.0, 0.2])
+        return Plan(depth, lengths, stop_probability=stop, mode=rng.choice(view.modes))
 
-    def prune(self, plan: Plan, drafts: Sequence[DraftBlock | None]) -> Sequence[int]:
-        return [
-            length if self._rng.random() < 0.7 else self._rng.randint(0, length) for length in drafted_lengths(drafts)
-        ]
+    def observe(self, record: RoundRecord) -> None:
+        return None
 
 
 def engine_of(
-    load: LoadTarget, client: MirrorClient, policy: Policy, mirror: MirrorConfig | None = None, **config: int
+    load: LoadTarget, client: MirrorClient, policy: Policy, ahead: AheadConfig = AHEAD, **config: int
 ) -> Engine:
     target = load(**{name: config.pop(name) for name in ("num_positions", "page_size") if name in config})
-    return Engine(target, policy, client, EngineConfig(**config), mirror or MirrorConfig())
+    return Engine(target, policy, client, EngineConfig(**config), ahead)
 
 
 def has_given_back(engine: Engine) -> bool:

@@ -1,0 +1,54 @@
+"""A target's loop from its parts, with a fence around every part that only advises: policy, pool, record of rounds."""
+
+from __future__ import annotations
+
+import time
+
+from protocol.branch import MirrorClient
+from protocol.draft import DraftClient
+from protocol.errors import ConfigError
+from protocol.plan import Mode
+from router.policy import Policy
+from targets.ahead import Ahead, AheadConfig, EarlyExits
+from targets.drafting import Drafting
+from targets.guarded import GuardedDraftClient, GuardedMirrorClient, GuardedPolicy
+from targets.model import TargetModel
+from targets.rounds import Rounds
+from targets.scheduler import Scheduler, SchedulerConfig
+from targets.step import Clock, InTurn, Source, Stepper
+
+
+def make_stepper(
+    model: TargetModel,
+    policy: Policy,
+    client: DraftClient | None,
+    config: SchedulerConfig,
+    incarnation: str,
+    deadline_ms: float = 0.0,
+    ahead: AheadConfig | None = None,
+    clock: Clock = time.perf_counter,
+) -> Stepper:
+    """client: the way to the pool; None: plain decoding. ahead: drafts may come ahead, over a client that can.
+
+    Raises ConfigError when they cannot, and for an exit that lies outside the model.
+    """
+    rounds, scheduler = Rounds(), Scheduler(model.ledger, config)
+    guarded = GuardedPolicy(policy, rounds.fence("policy"))
+    if client is None:
+        return Stepper(model, guarded, scheduler, rounds=rounds, clock=clock)
+    fence, vocab_size = rounds.fence("way to the draft pool"), model.decoder.config.vocab_size
+    if ahead is None:
+        drafting = Drafting(GuardedDraftClient(client, fence), incarnation, vocab_size, deadline_ms)
+        return Stepper(model, guarded, scheduler, drafting, rounds=rounds, clock=clock)
+    if not isinstance(client, MirrorClient):
+        raise ConfigError(f"{type(client).__name__} does not draft ahead; leave that out")
+    num_layers = model.decoder.config.num_layers
+    layer = num_layers // 2 if ahead.exit_layer is None else ahead.exit_layer
+    if not 0 <= layer <= num_layers:
+        raise ConfigError(f"exit_layer {layer} is not one of the model's {num_layers}")
+    mirror = GuardedMirrorClient(client, fence)
+    drafting = Drafting(mirror, incarnation, vocab_size, deadline_ms)
+    whole = Ahead(drafting, mirror, guarded.opening, rounds, ahead.fan_out, clock)
+    early = EarlyExits(whole, mirror, layer)
+    sources: dict[Mode, Source] = {Mode.SERIAL: InTurn(drafting), Mode.AHEAD: whole, Mode.AHEAD_EARLY_EXIT: early}
+    return Stepper(model, guarded, scheduler, drafting, {mode: sources[mode] for mode in ahead.modes}, rounds, clock)

@@ -1,0 +1,90 @@
+"""One pass of the target over a schedule and its proposals: in one go, or with early picks on its way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Run
+from dataclasses import dataclass, replace
+from itertools import accumulate
+
+from model.sampling import NO_PICK
+from protocol.request import SamplingParams
+from targets.model import ForwardRow, Halfway, TargetModel
+from targets.proposals import Proposal, Proposals
+from targets.scheduler import Schedule
+from targets.sequence import Sequence
+
+
+@dataclass(slots=True)
+class Pass:
+    """One row for each decoding sequence, then one for each chunk; per wanted logit how and where it is picked."""
+
+    model: TargetModel
+    rows: list[ForwardRow]
+    sampling: list[SamplingParams]
+    positions: list[int]
+    half: Halfway | None = None
+
+    def places(self, sequence_id: int) -> range:
+        """Which of the picks are those of a sequence."""
+        return next(
+            range(first, first + row.num_logits)
+            for row, first in zip(self.rows, self._firsts, strict=False)
+            if row.sequence_id == sequence_id
+        )
+
+    def early_picks(self, layer: int, places: Run[int]) -> list[tuple[int, ...]]:
+        """Run to an inner layer, and what the target would pick so far at these places, best first."""
+        self.half = self.model.run_to(self.rows, layer)
+        return self.model.early_picks(self.half, places, self.sampling, self.positions)
+
+    def finish(self) -> list[list[int]]:
+        """What is left to run, and the picks by row; empty inside a prompt."""
+        if self.half is not None:
+            return self._sound(self.model.finish(self.half, self.sampling, self.positions))
+        return self._sound(self.model.pick(self.rows, self.sampling, self.positions)) if self.rows else []
+
+    def _sound(self, picks: list[int]) -> list[list[int]]:
+        """The picks by row. A row that has none at some place is run again without its draft: where that breaks the
+        model, attention in plain torch spoils the places before it too.
+        """
+        own = iter(picks)
+        rows = [[next(own) for _ in range(row.num_logits)] for row in self.rows]
+        if NO_PICK not in picks:
+            return rows
+        for index, (row, at) in enumerate(zip(self.rows, self._firsts, strict=False)):
+            if row.num_logits > 1 and NO_PICK in rows[index]:
+                alone = replace(row, tokens=row.tokens[:1], num_logits=1)
+                rows[index] = self.model.pick([alone], [self.sampling[at]], [self.positions[at]])
+        return rows
+
+    @property
+    def _firsts(self) -> accumulate[int]:
+        """The first pick of each row."""
+        return accumulate((row.num_logits for row in self.rows), initial=0)
+
+
+def gather(model: TargetModel, schedule: Schedule, proposals: Proposals) -> Pass:
+    """What goes into the pass. All that was proposed is verified."""
+    sequences = [*schedule.decoding, *(sequence for sequence, _ in schedule.chunks)]
+    rows = [*map(_verify_row, schedule.decoding, proposals.rows), *(_chunk_row(*chunk) for chunk in schedule.chunks)]
+    wanted = [
+        (sequence.request.sampling, row.start + len(row.tokens) - row.num_logits + index + 1)
+        for sequence, row in zip(sequences, rows, strict=True)
+        for index in range(row.num_logits)
+    ]
+    return Pass(model, rows, [sampling for sampling, _ in wanted], [at for _, at in wanted])
+
+
+def ending(schedule: Schedule) -> list[Sequence]:
+    """Whose prompt ends with this pass, which gives them their first token."""
+    return [sequence for sequence, size in schedule.chunks if sequence.gives_first(size)]
+
+
+def _verify_row(sequence: Sequence, proposal: Proposal | None) -> ForwardRow:
+    tokens = [sequence.tokens[-1], *(proposal.tokens if proposal else ())]
+    return ForwardRow(sequence.id, sequence.computed, tokens, num_logits=len(tokens))
+
+
+def _chunk_row(sequence: Sequence, size: int) -> ForwardRow:
+    tokens = sequence.tokens[sequence.computed : sequence.computed + size]
+    return ForwardRow(sequence.id, sequence.computed, tokens, int(sequence.gives_first(size)))

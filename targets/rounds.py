@@ -1,0 +1,61 @@
+"""What reads the records of a target's rounds: totals, the worth of confidences, and the last ones for a trace."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from protocol.limits import MAX_ROUNDS
+from protocol.record import RoundRecord
+from protocol.stats import RoundStats
+from router.confidence import Calibration
+from targets.fence import Fence
+
+ENOUGH = 16  # tokens that confidence is calibrated by at a time
+
+
+class Rounds:
+    """One thread adds; any may read `totals` and `last`. A failure to read a record goes no further than a log line."""
+
+    def __init__(self) -> None:
+        self.num_steps = 0
+        self.totals = RoundStats()
+        self.calibration = Calibration()
+        self._fences: list[Fence] = []
+        self._fence = self.fence("record of rounds")
+        self._last: deque[RoundRecord] = deque(maxlen=MAX_ROUNDS)
+        self._waiting: dict[int, tuple[list[float], list[bool]]] = {}  # by exit: confidences, and whether right
+
+    def fence(self, part: str) -> Fence:
+        """Around a part that may fail, for numbers of these rounds."""
+        self._fences.append(Fence(part, lambda: self.num_steps))
+        return self._fences[-1]
+
+    @property
+    def num_failures(self) -> int:
+        return sum(fence.num_failures for fence in self._fences)
+
+    def add(self, record: RoundRecord) -> None:
+        self._fence.attempt(lambda: self._count(record), None, always=True)
+        self._fence.attempt(lambda: self._calibrate(record), None)
+        self.num_steps += 1
+
+    def last(self, count: int = MAX_ROUNDS) -> tuple[RoundRecord, ...]:
+        """Oldest first."""
+        return tuple(self._last)[-count:] if count else ()
+
+    def _count(self, record: RoundRecord) -> None:
+        self._last.append(record)
+        self.totals = self.totals.plus(record)
+
+    def _calibrate(self, record: RoundRecord) -> None:
+        """By the tokens up to the first that was refused; not by exits that nobody asked for and a pool made up."""
+        for row in record.rows:
+            count = min(row.num_accepted + 1, row.num_proposed)
+            if not count or row.rule is None or (exit_ := row.exits[count - 1]) not in row.rule.exits:
+                continue
+            sure, right = self._waiting.setdefault(exit_, ([], []))
+            sure += row.confidences[:count]
+            right += [index < row.num_accepted for index in range(count)]
+            if len(sure) >= ENOUGH:
+                del self._waiting[exit_]
+                self.calibration = self.calibration.learned(exit_, sure, right)
