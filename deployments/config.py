@@ -6,6 +6,7 @@ not begin with ".", "/" or "~" is a Hugging Face hub id.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -30,7 +31,7 @@ class TargetConfig(Placement, Weights):
     deterministic: true refuses to start unless the result of a row is independent of the other rows, bit for bit; null
     accepts either. Native kernels are deterministic. max_batch: sequences decoded at once. max_queue: requests that may
     wait. max_model_len: tokens; null: what the checkpoint allows. prefill_chunk: prompt tokens per pass. speculation:
-    null or off: plain decoding.
+    null or off, or of policy off: plain decoding.
     """
 
     name: Name
@@ -44,7 +45,8 @@ class TargetConfig(Placement, Weights):
     @field_validator("speculation", mode="before")
     @classmethod
     def _off(cls, value: object) -> object:
-        return None if value in (False, "off") else value
+        named = value.get("policy") if isinstance(value, Mapping) and len(value) == 1 else value
+        return None if named in (False, "off") else value
 
 
 class PoolConfig(Listener, Placement, Weights):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from model.batch import BatchRow, RaggedBatch, build_batch
+from model.batch import RaggedBatch, build_batch
 from model.kv import PagedKV
 from model.pages import Slots
 from protocol.request import SamplingParams
@@ -95,7 +95,7 @@ def roll_out(
     rolling = [_Rolling(row, list(row.tokens)) for row in rows]
     live = rolling
     while live:
-        batch = build_batch([Row(one.rollout.slots[: one.total], len(one.new)) for one in live], decoder.device)
+        batch = build_batch([BatchRow(one.rollout.slots[: one.total], len(one.new)) for one in live], decoder.device)
         hidden = decoder.run(decoder.embed(list(chain.from_iterable(one.new for one in live))), batch, kv, 0, depth)
         if boundary is not None:
             boundary.index_copy_(0, batch.slots, hidden)
