@@ -1,4 +1,4 @@
-"""Where a plain step's time goes: matrix products, attention, sampling, and the rest, which is our own bookkeeping.
+"""Question: where does the time of a plain step go, and how much of it is our own bookkeeping?
 
 The step loop runs on this thread, after prefill. Products and attention are timed inside the kernels, sampling by
 picking again from logits of the same shape. Everything else counts as bookkeeping: norms and rotations in the kernels,
@@ -8,24 +8,25 @@ another one: what it takes longer is two threads that want the interpreter, and 
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer
 
 from bench import machine
+from bench.arguments import RESULTS, add_target, add_threads, plain_parser
+from bench.ours import requests
 from bench.prompts import held_out
+from cli.arguments import whole
 from deployments.local import complete, open_engine
 from model.native.decoder import NativeDecoder
-from model.native.library import default_threads
 from protocol.errors import ConfigError
-from protocol.request import GenerateRequest, SamplingParams, StopRules
+from protocol.request import SamplingParams
 from router.policy import Off
 from targets.engine import EngineConfig
 from targets.model import TargetModel, load_target
@@ -33,7 +34,6 @@ from targets.scheduler import Scheduler, SchedulerConfig
 from targets.sequence import Sequence
 from targets.step import Stepper
 
-RESULT = machine.ROOT / "bench/results/breakdown.json"
 SHORT, LONG, PROMPT = 16, 144, 128
 LENGTH = 2 * LONG
 
@@ -67,13 +67,6 @@ def measure(model: TargetModel, prompts: list[tuple[int, ...]], temperature: flo
     rest = step - products - attention - sampling
     figures = [round(value, 4) for value in (step, products, attention, sampling, rest, rest / step, median(engine))]
     return Step(len(prompts), temperature, *figures)
-
-
-def requests(prompts: list[tuple[int, ...]], temperature: float, length: int) -> list[GenerateRequest]:
-    return [
-        GenerateRequest(str(seed), prompt, SamplingParams(temperature, seed=seed), StopRules(length))
-        for seed, prompt in enumerate(prompts)
-    ]
 
 
 def steps(
@@ -120,14 +113,22 @@ def sampling_ms(decoder: NativeDecoder, batch: int, temperature: float, passes: 
     return median(times)
 
 
+def table(measured: list[Step], place: Any) -> str:
+    """One line a step; times in ms."""
+    rows = [asdict(step) for step in measured]
+    lines = [f"| {' | '.join(rows[0])} |", "|" + "---|" * len(rows[0])]
+    lines += [f"| {' | '.join(map(str, row.values()))} |" for row in rows]
+    return "\n".join([*lines, "", machine.footer(place)]) + "\n"
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", type=Path, default=machine.ROOT / "demo/models/large")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
+    parser = plain_parser(__doc__)
+    add_target(parser)
+    parser.add_argument("--batch", type=whole(1), nargs="+", default=[1, 16])
     parser.add_argument("--temperature", type=float, nargs="+", default=[0.0, 0.8])
-    parser.add_argument("--repeat", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=default_threads())
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--repeat", type=whole(1), default=15)
+    add_threads(parser)
+    parser.add_argument("--out", type=Path, default=RESULTS / "breakdown.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     num_positions = max(args.batch) * 512
@@ -141,10 +142,8 @@ def main() -> int:
         for temperature in args.temperature
     ]
     report = {"machine": machine.describe(), "target": args.target.name, "steps": [asdict(step) for step in measured]}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    for step in measured:
-        sys.stdout.write(json.dumps(asdict(step)) + "\n")
+    machine.save(args.out, report, table(measured, report["machine"]))
+    sys.stdout.write(table(measured, report["machine"]))
     return 0
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pytest
 
 import targets.step
-from bench.faulty import Faults, FaultyClient
+from bench.exactness.faulty import Faults, FaultyClient
 from model.decoder import Decoder
 from protocol.plan import Plan
 from protocol.request import GenerateRequest, TokenRun

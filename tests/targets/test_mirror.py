@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 
 import targets.step
-from bench.faulty import Faults, FaultyClient
+from bench.exactness.faulty import Faults, FaultyClient
 from drafters.client import LocalDraftClient
 from drafters.worker import DraftWorker
 from model.decoder import Decoder

@@ -1,0 +1,43 @@
+"""A policy that does whatever policies may do, at random: what no text may depend on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from random import Random
+
+from protocol.draft import DraftBlock
+from protocol.outcome import RoundOutcome
+from protocol.plan import BatchView, DepthRule, Plan, Speculation
+
+
+class RandomPolicy:
+    """Another depth, length and stop for every row and round; now and then nothing at all."""
+
+    def __init__(self, exits: tuple[int, ...], length: int, rng: Random) -> None:
+        ladder = DepthRule(exits, (0.5,) * (len(exits) - 1))
+        self._rules = (*(DepthRule((exit_,)) for exit_ in exits), ladder)
+        self._length = length
+        self._rng = rng
+
+    def opening(self) -> DepthRule | None:
+        return self._rng.choice((None, *self._rules))
+
+    def plan(self, view: BatchView) -> Plan:
+        rng = self._rng
+        lengths = tuple(min(rng.randint(0, self._length), each.remaining - 1) for each in view.sequences)
+        if rng.random() < 0.2:
+            lengths = (0,) * len(lengths)
+        own = tuple(rng.choice((None, *self._rules)) for _ in lengths) if rng.random() < 0.3 else ()
+        depth = rng.choice(self._rules) if any(lengths) else None
+        return Plan(depth, lengths, own, rng.choice((0.0, rng.random())))
+
+    def prune(self, plan: Plan, drafts: Sequence[DraftBlock | None]) -> Sequence[int]:
+        return [len(draft.tokens) if draft else 0 for draft in drafts]
+
+    def observe(self, outcome: RoundOutcome) -> None:
+        return None
+
+
+def random_wish(rng: Random, exits: Sequence[int], length: int) -> Speculation | None:
+    """What a request may ask for itself: mostly nothing, else off or a depth and length."""
+    return rng.choice((None, None, Speculation(0, 0), Speculation(rng.choice(exits), rng.randint(1, length))))

@@ -1,0 +1,218 @@
+"""Question: when one draft replica is short of time, and nothing else is, who shortens, who stops, and what is lost?
+
+Four targets on one draft replica, all in this process, load stepped up. Every device sleeps up to its time (slowed, see
+bench/router/devices.py), so cores stay free and the draft replica is the only thing that is short. Rounds of all
+targets ride in its passes. Compared are off, every depth and length for all targets, and each target with a router of
+its own.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+import time
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from bench import machine
+from bench.arguments import MODELS, RESULTS, ended, listed, one_of, plain_parser
+from bench.cells import PAGE
+from bench.policies import ADAPTIVE, FIXED, OFF, POLICIES, Prices, Recorder, adaptive, forget_sequences, plays
+from bench.prompts import HELD_OUT
+from bench.router.devices import Device, SlowedDrafter, slowed_target
+from bench.router.loads import CONSTANT, LoadCell, against, as_json, met, table
+from bench.workload import Workload, read_texts
+from cli.arguments import whole
+from drafters.nested import load_nested
+from drafters.residents import PoolLimits
+from drafters.worker import DraftWorker
+from link.pool_thread import PoolThread
+from protocol.draft import DraftBlock, DraftReply, DraftRequest
+from protocol.plan import DepthRule
+from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun
+from protocol.wire import CloseSequences, PoolMessage
+from router.policy import Fixed, Off, Policy
+from targets.engine import Engine, EngineConfig
+from targets.model import load_target
+
+NUM_TARGETS, NUM_PROMPTS = 4, 64
+PRICES = Prices()
+
+
+class ThreadClient:
+    """A protocol.draft.DraftClient to a PoolThread in this process."""
+
+    def __init__(self, pool: PoolThread, incarnation: str, deadline_s: float = 5.0) -> None:
+        self._pool, self._incarnation, self._deadline_s = pool, incarnation, deadline_s
+
+    def open(self, request: DraftRequest) -> None:
+        self._pool.receive(request, lambda reply: None)
+
+    def draft(self, request: DraftRequest) -> DraftReply | None:
+        over, blocks, waits = threading.Event(), dict[int, DraftBlock](), [0.0]
+
+        def take(reply: PoolMessage) -> None:
+            assert isinstance(reply, DraftReply)
+            blocks.update((block.sequence_id, block) for block in reply.blocks)
+            waits.append(reply.wait_ms)
+            if len(blocks) == len(request.rows):
+                over.set()
+
+        self._pool.receive(request, take)
+        if not over.wait(self._deadline_s):
+            return None
+        ordered = tuple(blocks[row.sequence_id] for row in request.rows)
+        return DraftReply(request.incarnation, request.round_id, ordered, max(waits))
+
+    def close(self, sequence_ids: Sequence[int]) -> None:
+        self._pool.receive(CloseSequences(self._incarnation, tuple(sequence_ids)), lambda reply: None)
+
+
+class Feed:
+    """Keeps an engine full: whatever ends is followed by the next prompt. count: tokens within [began_s, end_s)."""
+
+    def __init__(self, engine: Engine, prompts: Sequence[tuple[int, ...]], began_s: float, end_s: float) -> None:
+        self.count = 0
+        self._engine, self._prompts = engine, prompts
+        self._began_s, self._end_s = began_s, end_s
+        self._numbers = itertools.count()
+
+    def send(self, max_tokens: int) -> None:
+        number = next(self._numbers)
+        prompt = self._prompts[(7 * number) % len(self._prompts)]
+        request = GenerateRequest(str(number), prompt, SamplingParams(0.0, seed=number), StopRules(max_tokens))
+        self._engine.submit(request, lambda run: self._take(run, max_tokens))
+
+    def _take(self, run: TokenRun, max_tokens: int) -> None:
+        now = time.monotonic()
+        self.count += len(run.token_ids) if self._began_s <= now < self._end_s else 0
+        ended = run.finish_reason is not None and run.finish_reason.value in ("stop", "length")
+        if ended and now < self._end_s:
+            self.send(max_tokens)
+
+
+class Rig:
+    """Real models behind slowed devices."""
+
+    def __init__(self, args: Namespace) -> None:
+        self._args, most = args, max(args.load)
+        positions = most * 4 * PAGE
+        self.devices = [Device(PRICES.label) for _ in range(NUM_TARGETS + 1)]
+        self._models = [
+            slowed_target(
+                load_target(args.target, dtype=torch.bfloat16, num_positions=positions, page_size=PAGE),
+                device,
+                lambda rows: PRICES.verify_ms(sum(len(row.tokens) for row in rows)),
+            )
+            for device in self.devices[:-1]
+        ]
+        drafter = load_nested(args.drafter, dtype=torch.bfloat16, num_positions=positions * NUM_TARGETS, page_size=PAGE)
+        slow = SlowedDrafter(
+            drafter, self.devices[-1], lambda rows: PRICES.draft_ms([row.depth.exits[-1] for row in rows])
+        )
+        self.exits = drafter.exits
+        self._worker = DraftWorker(slow, PoolLimits(max_rows=most * NUM_TARGETS, ahead=1, ttl_s=600.0), time.monotonic)
+        texts = read_texts(HELD_OUT, AutoTokenizer.from_pretrained(args.target))
+        self._prompts = Workload(texts, "equal", NUM_PROMPTS).prompts("", NUM_PROMPTS)
+
+    def policies(self, name: str) -> list[Policy]:
+        """One for each target."""
+        if name == OFF:
+            return [Off() for _ in range(NUM_TARGETS)]
+        if name.startswith(CONSTANT):
+            depth, length = map(int, name.removeprefix(CONSTANT).split("/"))
+            return [Fixed(DepthRule((depth,)), length) for _ in range(NUM_TARGETS)]
+        most = max(self._args.load)
+        return [adaptive(name, PRICES.curves(self.exits), self.exits, most) for _ in range(NUM_TARGETS)]
+
+    def rates(self, policies: Sequence[Policy], load: int) -> tuple[float, ...]:
+        """Tokens per second of each target, `load` sequences at a time, after a warm-up."""
+        args, began_s = self._args, time.monotonic() + self._args.warm_s
+        end_s = began_s + args.measure_s
+        with self._pool() as pool:
+            engines = [self._engine(index, policy, pool, load) for index, policy in enumerate(policies)]
+            feeds = [Feed(engine, self._prompts, began_s, end_s) for engine in engines]
+            for feed in feeds:
+                for _ in range(load):
+                    feed.send(args.max_tokens)
+            time.sleep(max(0.0, end_s - time.monotonic()))
+            for engine in engines:
+                engine.stop()
+        return tuple(round(feed.count / args.measure_s, 1) for feed in feeds)
+
+    @contextmanager
+    def _pool(self) -> Iterator[PoolThread]:
+        thread = PoolThread(self._worker, time.monotonic)
+        thread.start()
+        try:
+            yield thread
+        finally:
+            thread.stop()
+
+    def _engine(self, index: int, policy: Policy, pool: PoolThread, load: int) -> Engine:
+        name = f"target-{index}-{time.monotonic_ns()}"
+        config = EngineConfig(max_batch=load, incarnation=name)
+        engine = Engine(self._models[index], policy, ThreadClient(pool, name), config)
+        engine.start()
+        return engine
+
+
+def names(args: Namespace) -> list[str]:
+    constants = [f"{CONSTANT}{depth}/{length}" for depth in args.depths for length in args.lengths]
+    return [name for policy in args.policies for name in (constants if policy == FIXED else [policy])]
+
+
+def step(rig: Rig, load: int, args: Namespace) -> list[LoadCell]:
+    """One load: everything in turn, again and again."""
+    competing = {name: [Recorder(policy) for policy in rig.policies(name)] for name in names(args)}
+    cells = {name: LoadCell(name, load) for name in competing}
+    for number in range(args.repeat):
+        for name, recorders in competing.items():
+            for recorder in recorders:
+                forget_sequences(recorder.policy)
+            cells[name].rates.append(rig.rates(recorders, load))
+            sys.stderr.write(f"{number + 1}: {name}, load {load}: {cells[name].totals[-1]:.0f}\n")
+    for name, recorders in competing.items():
+        cells[name].plays = plays([one for recorder in recorders for one in recorder.rounds])
+    return list(cells.values())
+
+
+def run(args: Namespace) -> int:
+    torch.set_num_threads(1)
+    rig, cells, place = Rig(args), list[LoadCell](), machine.describe()
+    note = f"Slowed devices: {PRICES.label}."
+    for load in args.load:
+        cells += step(rig, load, args)
+        late = [round(device.late, 4) for device in rig.devices]
+        report = {"machine": place, "slowed": asdict(PRICES), "late": late, "cells": as_json(cells)}
+        machine.save(args.out, report, table(cells, note, place))
+    sys.stdout.write(table(cells, note, place))
+    return 0 if all(met(against(cell, cells)) for cell in cells if cell.policy in ADAPTIVE) else 1
+
+
+def main() -> int:
+    parser = plain_parser(__doc__)
+    add = parser.add_argument
+    add("--target", type=Path, default=MODELS / "small")
+    add("--drafter", type=Path, default=MODELS / "drafter")
+    add("--policies", type=listed(one_of(*POLICIES)), default=list(POLICIES), help=f"default: {','.join(POLICIES)}")
+    add("--load", type=listed(whole(1)), default=[1, 2, 4, 8, 16], help="sequences of each target (1,2,4,8,16)")
+    add("--depths", type=listed(whole(1)), default=[2, 4], help="of constants (default: 2,4)")
+    add("--lengths", type=listed(whole(1)), default=[1, 2, 4, 6], help="of constants (default: 1,2,4,6)")
+    add("--repeat", type=whole(2), default=5, help="interleaved repetitions (default: 5)")
+    add("--warm-s", type=float, default=1.5)
+    add("--measure-s", type=float, default=4.0)
+    add("--max-tokens", type=whole(2), default=200)
+    add("--out", type=Path, default=RESULTS / "router.slowed.json")
+    return ended("bench.router.slowed", run, parser.parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
