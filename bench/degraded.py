@@ -41,8 +41,9 @@ BAR = 0.95
 
 @dataclass(frozen=True, slots=True)
 class Degraded:
-    """One target and case. missed: rounds that waited for their deadline in vain; busy and drafted as the pool counts
-    them. accepted: draft tokens, by the target.
+    """One target and case. missed: rounds whose draft did not come, the deadline being over or not waited for any more.
+
+    busy and drafted as the pool counts them. accepted: draft tokens, by the target.
     """
 
     target: str
@@ -112,7 +113,7 @@ def degraded(target: str, result: CellResult, plain: CellResult, pool: PairEngin
     rates, base = result.total_tokens_per_second, plain.total_tokens_per_second
     if pool is None:
         return Degraded(target, cell.mode, rates, base, result.identical or 0.0)
-    rounds, stats = pool.rounds[cell].rounds, pool.describe().stats
+    rounds, stats = pool.rounds[cell], pool.describe().stats
     counts = (num_missed(rounds), stats.num_busy, stats.num_drafted, num_accepted(rounds))
     return Degraded(target, cell.mode, rates, base, result.identical or 0.0, *counts)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
@@ -14,7 +15,7 @@ import torch
 
 from bench.cells import PAGE, PLAIN, Cell, Outcome, Subject, Timed, TokenIds
 from bench.memory import PeakMemory
-from bench.policies import ADAPTIVE, GOODPUT, Recorder, adaptive, draft_ms_per_token, forget_sequences
+from bench.policies import ADAPTIVE, GOODPUT, Recorder, RoundRecord, adaptive, draft_ms_per_token, forget_sequences
 from deployments.local import check_vocabulary, complete, depth_rule
 from deployments.profiling import Limits, drafter_costs, target_costs
 from drafters.client import LocalDraftClient
@@ -30,6 +31,7 @@ from targets.engine import Engine, EngineConfig
 from targets.model import TargetModel, load_target
 
 PROFILE_REPEAT = 7
+MAX_ROUNDS = 1 << 14  # of a cell
 
 
 def requests(prompts: Sequence[TokenIds], temperature: float, max_tokens: int) -> list[GenerateRequest]:
@@ -41,14 +43,14 @@ def requests(prompts: Sequence[TokenIds], temperature: float, max_tokens: int) -
 
 
 class DraftPoolEngine:
-    """rounds: by cell, those of all its runs, the warm-up included."""
+    """rounds: by cell, the last ones of all its runs."""
 
     name = "draftpool"
     version = metadata.version(name)
     shares_noise = True
 
     def __init__(self, subject: Subject) -> None:
-        self.rounds: dict[Cell, Recorder] = {}
+        self.rounds: dict[Cell, deque[RoundRecord]] = {}
         self._subject = subject
         self._model: TargetModel | None = None
         self._drafter: NestedDrafter | None = None
@@ -92,18 +94,13 @@ class DraftPoolEngine:
             readings.append(time.perf_counter())
             return readings[-1]
 
-        handed, recorder = itertools.count(), self._recorder(cell)
-        first = len(recorder.rounds)
+        handed, recorder = itertools.count(), Recorder(self._policy(cell))
         with self._started(cell, recorder, len(prompts)) as engine, PeakMemory() as peak:
             start = time.perf_counter()
             complete(engine, asked, lambda run: log[run.request_id].append((run, readings[next(handed)])), read)
         outputs = tuple(_timed(log[request.request_id], start) for request in asked)
-        return Outcome(outputs, peak.mb, draft_ms_per_token(recorder.rounds[first:]))
-
-    def _recorder(self, cell: Cell) -> Recorder:
-        if cell not in self.rounds:
-            self.rounds[cell] = Recorder(self._policy(cell))
-        return self.rounds[cell]
+        self.rounds.setdefault(cell, deque(maxlen=MAX_ROUNDS)).extend(recorder.rounds)
+        return Outcome(outputs, peak.mb, draft_ms_per_token(recorder.rounds))
 
     @contextmanager
     def _started(self, cell: Cell, policy: Recorder, num_prompts: int) -> Iterator[Engine]:

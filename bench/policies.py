@@ -6,13 +6,13 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
 from protocol.draft import DraftBlock
 from protocol.errors import ConfigError
-from protocol.outcome import RoundOutcome
+from protocol.outcome import RoundOutcome as RoundRecord
 from protocol.plan import BatchView, DepthRule, Mode, Plan
 from protocol.stats import MirrorStats
 from router.costs import (
@@ -65,7 +65,7 @@ class Recorder:
     """Any policy, with a record of each of its rounds."""
 
     policy: Policy
-    rounds: list[RoundOutcome] = field(default_factory=list)
+    rounds: list[RoundRecord] = field(default_factory=list)
 
     def opening(self) -> DepthRule | None:
         return self.policy.opening()
@@ -76,12 +76,12 @@ class Recorder:
     def prune(self, plan: Plan, drafts: Sequence[DraftBlock | None]) -> Sequence[int]:
         return self.policy.prune(plan, drafts)
 
-    def observe(self, outcome: RoundOutcome) -> None:
+    def observe(self, outcome: RoundRecord) -> None:
         self.rounds.append(outcome)
         self.policy.observe(outcome)
 
 
-def plays(rounds: Sequence[RoundOutcome]) -> dict[str, float]:
+def plays(rounds: Collection[RoundRecord]) -> dict[str, float]:
     """Share of the decoding rounds that were planned as "depth/longest draft" or "off", most frequent first."""
     names = Counter(_name(one.plan) for one in rounds if one.rows)
     return {name: round(count / names.total(), 4) for name, count in names.most_common()}
@@ -94,7 +94,7 @@ def _name(plan: Plan) -> str:
     return f"{depth}/{max(plan.lengths)}"
 
 
-def times(rounds: Sequence[RoundOutcome]) -> Times:
+def times(rounds: Collection[RoundRecord]) -> Times:
     """Of rounds without a prompt in their pass. Raises ValueError when there is none."""
     steady = [one for one in rounds if one.rows and not one.num_prefill_tokens]
     if not steady:
@@ -102,19 +102,23 @@ def times(rounds: Sequence[RoundOutcome]) -> Times:
     return Times(*(median(getattr(one, name) for one in steady) for name in ("draft_ms", "verify_ms", "rest_ms")))
 
 
-def draft_ms_per_token(rounds: Sequence[RoundOutcome]) -> float | None:
+def draft_ms_per_token(rounds: Collection[RoundRecord]) -> float | None:
     """Of rounds in which the pool ran no more committed tokens than a round commits; None when nothing was drafted."""
     settled = [one for one in rounds if all(row.num_fed <= max(one.plan.lengths) + 1 for row in one.rows)]
     drafted = sum(len(row.exits) for one in settled for row in one.rows)
     return sum(one.draft_ms for one in settled) / drafted if drafted else None
 
 
-def num_missed(rounds: Sequence[RoundOutcome]) -> int:
+def num_missed(rounds: Collection[RoundRecord]) -> int:
     """Rounds that asked for a draft in vain."""
     return sum(not one.answered for one in rounds)
 
 
-def num_accepted(rounds: Sequence[RoundOutcome]) -> int:
+def num_drafted(rounds: Collection[RoundRecord]) -> int:
+    return sum(len(row.exits) for one in rounds for row in one.rows)
+
+
+def num_accepted(rounds: Collection[RoundRecord]) -> int:
     return sum(row.accepted for one in rounds for row in one.rows)
 
 

@@ -69,7 +69,7 @@ def compare(engines: Engines, engine: PairEngine, workload: Workload, chosen: Ce
     winners = {mode: _winner(swept, mode) for mode in modes}
     plain = replace(chosen, mode=PLAIN)
     measure(engines, [chosen], workload, repeat=args.learn, max_tokens=args.max_tokens)
-    engine.rounds[chosen].rounds.clear()
+    engine.rounds[chosen].clear()
     cells = list(dict.fromkeys([plain, *winners.values(), chosen]))
     results = measure(engines, cells, workload, repeat=args.pairs, max_tokens=args.max_tokens)
     return comparison(engine, {result.cell: result for result in results}, winners, plain, chosen)
@@ -80,7 +80,7 @@ def comparison(
 ) -> Comparison:
     rates = {cell: result.tokens_per_second for cell, result in results.items()}
     serial = winners[Mode.SERIAL]
-    in_turn = times(engine.rounds[serial].rounds)
+    in_turn = times(engine.rounds[serial])
     ahead = {mode: cell for mode, cell in winners.items() if mode != Mode.SERIAL}
     found = {mode: hits(engine.stats.get(cell, [])) for mode, cell in ahead.items()}
     better = best({cell: rates[cell] for cell in (serial, plain)})
@@ -95,7 +95,7 @@ def comparison(
         hits=found,
         hidden={mode: ms if ms is None else round(1 - ms / in_turn.draft_ms, 4) for mode, ms in waits.items()},
         chosen=paired_ratio(rates[chosen], rates[better]),
-        played=plays(engine.rounds[chosen].rounds),
+        played=plays(engine.rounds[chosen]),
         identical=min(result.identical or 0.0 for result in results.values()),
     )
 

@@ -92,7 +92,7 @@ def measure_batch(engines: Engines, workload: Workload, target: str, batch: int,
     own = [Cell(name, batch, queue=queue) for name in choosing(args)]
     cells = [Cell(PLAIN, batch, queue=queue), chosen, *own]
     results = measure(engines, cells, workload, repeat=args.pairs, max_tokens=args.max_tokens)
-    played = {cell.mode: plays(engines.ours.rounds[cell].rounds) for cell in own}
+    played = {cell.mode: plays(engines.ours.rounds[cell]) for cell in own}
     return measured(target, swept, results, played)
 
 

@@ -24,7 +24,19 @@ from transformers import AutoTokenizer
 from bench import machine
 from bench.arguments import MODELS, RESULTS, ended, listed, one_of, plain_parser
 from bench.cells import PAGE
-from bench.policies import ADAPTIVE, FIXED, OFF, POLICIES, Prices, Recorder, adaptive, forget_sequences, plays
+from bench.policies import (
+    ADAPTIVE,
+    FIXED,
+    OFF,
+    POLICIES,
+    Prices,
+    Recorder,
+    adaptive,
+    forget_sequences,
+    num_accepted,
+    num_drafted,
+    plays,
+)
 from bench.prompts import HELD_OUT
 from bench.router.devices import Device, SlowedDrafter, slowed_target
 from bench.router.loads import CONSTANT, LoadCell, against, as_json, met, table
@@ -180,7 +192,9 @@ def step(rig: Rig, load: int, args: Namespace) -> list[LoadCell]:
             cells[name].rates.append(rig.rates(recorders, load))
             sys.stderr.write(f"{number + 1}: {name}, load {load}: {cells[name].totals[-1]:.0f}\n")
     for name, recorders in competing.items():
-        cells[name].plays = plays([one for recorder in recorders for one in recorder.rounds])
+        rounds = [one for recorder in recorders for one in recorder.rounds]
+        cells[name].plays = plays(rounds)
+        cells[name].counts = {"drafted": num_drafted(rounds), "accepted": num_accepted(rounds)}
     return list(cells.values())
 
 

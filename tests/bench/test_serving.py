@@ -1,20 +1,20 @@
-"""Served against offline: the offline process is the same engine on the same cores, and pairs are neighbours."""
+"""What serving costs: the offline process is the same engine on the same cores, pairs are neighbours."""
 
 from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from api.text import decode
-from bench.offline import OfflineEngine, Timing
-from bench.served import in_turn, plain_config, row
-from cli.demo_command import CONFIG
+from bench.arguments import CONFIG
+from bench.serving.__main__ import main
+from bench.serving.offline import OfflineEngine, Timing
+from bench.serving.speed import in_turn, plain_config, served
 from deployments.config import AppConfig, TargetConfig, load_config
 from protocol.errors import ConfigError
 from protocol.request import SamplingParams
@@ -23,6 +23,12 @@ from tests.deployments.checkpoints import make_family
 from tests.deployments.served import expected, plain_engine
 
 PROMPTS = ["def add(a, b):", "import os", "class Tree:"]
+BOTH = """
+targets:
+  - {name: large, path: large, dtype: fp32, page_size: 16, kv_mb: 8, speculation: {policy: fixed, depth: 4}}
+  - {name: small, path: small, page_size: 16, kv_mb: 8}
+pool: {path: drafter, page_size: 16, kv_mb: 8}
+"""
 APP = "targets: [{name: large, path: large, dtype: fp32, page_size: 16, kv_mb: 8}]\n"
 
 
@@ -76,12 +82,11 @@ def test_the_bar_is_met_by_the_median_and_its_interval() -> None:
     def timings(*rates: int) -> list[Timing]:
         return [Timing(rate, 1.0, ["text"]) for rate in rates]
 
-    good = row("whole", timings(90, 86, 87), timings(100, 100, 100))
-    assert good.ratios == [0.9, 0.86, 0.87]
-    assert (good.bar["met"], good.identical) == (True, 1.0)
-    assert not row("whole", timings(84, 84, 84), timings(100, 100, 100)).bar["met"]
-    assert not row("whole", timings(90, 60, 90), timings(100, 100, 100)).bar["met"]
-    assert row("streamed", timings(84, 84, 84), timings(100, 100, 100)).bar["met"]
+    good = served("whole", timings(90, 86, 87), timings(100, 100, 100))
+    assert (good.bar.met, good.identical) == (True, 1.0)
+    assert not served("whole", timings(84, 84, 84), timings(100, 100, 100)).bar.met
+    assert not served("whole", timings(90, 60, 90), timings(100, 100, 100)).bar.met
+    assert served("streamed", timings(84, 84, 84), timings(100, 100, 100)).bar.met
 
 
 def test_the_served_target_is_plain_and_alone() -> None:
@@ -97,18 +102,43 @@ def test_a_target_that_is_not_there_is_named() -> None:
         plain_config(load_config(CONFIG), "huge", concurrency=8, threads=1, cores=[0])
 
 
+@pytest.fixture
+def both(app: Path) -> Path:
+    path = app.parent / "both.yaml"
+    path.write_text(BOTH)
+    prompts = "\n".join(json.dumps({"prompt": prompt}) for prompt in PROMPTS)
+    (app.parent / "prompts.jsonl").write_text(prompts)
+    return path
+
+
+def measured(config: Path, *options: str) -> tuple[int, dict[str, Any]]:
+    out = config.parent / "serving.json"
+    prompts = config.parent / "prompts.jsonl"
+    status = main([f"--config={config}", f"--prompts={prompts}", f"--out={out}", "--memory-tokens=8", *options])
+    return status, json.loads(out.read_text())
+
+
+def test_a_config_that_is_not_there_is_said_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--config=absent.yaml"]) == 2
+    assert "absent.yaml" in capsys.readouterr().err
+
+
+def test_hundreds_of_requests_leave_nothing_behind_offline(both: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, report = measured(both, "--parts=offline", "--num-requests=800", "--base-after=400")
+    (row,) = report["memory"]["offline"]
+    assert (status, row["process"]) == (0, "this process"), row
+    assert row["peak"] > 100
+    assert {"commit", "command"} <= set(report["machine"])
+    assert capsys.readouterr().out.startswith("| offline |")
+
+
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.timeout(200)
-def test_the_command_measures_both_ways(app: Path) -> None:
-    out, core = app.parent / "served.json", min(os.sched_getaffinity(0))
-    command = [sys.executable, "-m", "bench.served", f"--config={app}", f"--out={out}", f"--cores={core}"]
-    prompts = app.parent / "prompts.jsonl"
-    prompts.write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in PROMPTS))
-    command += ["--pairs=1", f"--prompts={prompts}", "--max-tokens=8"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert out.exists(), done.stderr
-    report = json.loads(out.read_text())
-    assert [(one["mode"], one["identical"]) for one in report["rows"]] == [("whole", 1), ("streamed", 1)]
-    assert report["engine_cores"] == [core]
-    assert core not in report["other_cores"] or len(report["other_cores"]) == 1
+@pytest.mark.timeout(300)
+def test_the_command_measures_http_and_every_process(both: Path) -> None:
+    core = min(os.sched_getaffinity(0))
+    options = ["--parts=speed,served", f"--cores={core}", "--pairs=1", "--max-tokens=8", "--num-requests=60"]
+    _, report = measured(both, *options, "--every=10", "--base-after=20")
+    assert [(one["mode"], one["identical"]) for one in report["speed"]] == [("whole", 1), ("streamed", 1)]
+    names = {row["process"] for row in report["memory"]["served"]}
+    assert {"target-large", "target-small", "draft-pool", "ingress", "ProxyActor", "raylet", "this process"} <= names

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.bars import Bars, decides, of_mode, ratio, table, winners
+from bench.bars import Bars, decides, law, of_mode, ratio, table, winners
 from bench.cells import Cell, Outcome, Timed
 from bench.metrics import CellResult, summary, with_speedups
 from bench.run import Engines
@@ -70,3 +70,8 @@ def test_plots_are_pictures_of_every_engine_and_depth(tmp_path: Path) -> None:
     plots.save_plots(rows, tmp_path / "r.json")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["r.rates.png", "r.speedups.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
+
+
+def test_the_law_is_tokens_of_a_round_over_its_price() -> None:
+    assert law(3.0, 4, plain_ms=2.0, verify_ms=2.5, draft_ms=0.125) == 2.0
+    assert law(1.0, 0, plain_ms=2.0, verify_ms=2.0, draft_ms=0.0) == 1.0

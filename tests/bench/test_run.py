@@ -14,17 +14,13 @@ import uvicorn
 
 from api.http import create_app
 from bench.cells import Cell, Outcome, Subject, TokenIds, Unavailable
-from bench.costs import law, step_ms
-from bench.floor import linear_pass_ms, read_ms, weight_bytes
 from bench.grid import Grid
-from bench.openvino_engine import ENVIRONMENT, OpenVinoEngine
+from bench.peers.openvino import ENVIRONMENT, OpenVinoEngine
+from bench.peers.url import UrlEngine
 from bench.report import bests, readme_table
 from bench.run import measure, opened
-from bench.url_engine import UrlEngine
 from bench.workload import Workload, read_texts
 from cli.main import main
-from model.execution import Execution
-from targets.model import load_target
 from tests.api.api_twins import EngineBackend, card, make_engine, tiny_tokenizer
 from tests.deployments.checkpoints import make_family
 
@@ -90,7 +86,7 @@ def test_sampled_text_is_compared_where_the_noise_is_ours(subject: Subject, work
 
 
 class Unplugged:
-    name, version = "unplugged", "1"
+    name, version, shares_noise = "unplugged", "1", False
 
     def open(self) -> None:
         pass
@@ -199,28 +195,3 @@ def test_what_cannot_run_is_refused_at_once(
 ) -> None:
     assert main(["bench", "--target", str(family / "large"), "--modes", "plain", *arguments]) == 2
     assert complaint in capsys.readouterr().err
-
-
-@pytest.mark.parametrize("execution", [Execution.EAGER, Execution.AUTO])
-def test_floor_and_costs_are_measured_on_the_model_itself(family: Path, execution: Execution) -> None:
-    model = load_target(family / "large", dtype=torch.float32, num_positions=512, page_size=256, execution=execution)
-    parameters = _parameters(family / "large")  # the embedding is not tied here, and only a row of it is read
-    matrices = sum(p.numel() for name, p in parameters if p.dim() == 2 and "embed" not in name)
-    num_bytes = weight_bytes(model.decoder.config, torch.float32)
-    assert num_bytes == 4 * matrices
-    assert read_ms(num_bytes, passes=3) > 0
-    assert linear_pass_ms(model, 4, passes=3) > 0
-    costs = step_ms(model, (1, 5), temperature=0.8, passes=3)
-    assert set(costs) == {1, 5}
-    assert model.ledger.num_free == model.ledger.num_pages
-
-
-def test_the_law_is_tokens_of_a_round_over_its_price() -> None:
-    assert law(3.0, 4, plain_ms=2.0, verify_ms=2.5, draft_ms=0.125) == 2.0
-    assert law(1.0, 0, plain_ms=2.0, verify_ms=2.0, draft_ms=0.0) == 1.0
-
-
-def _parameters(directory: Path) -> list[tuple[str, torch.nn.Parameter]]:
-    from transformers import AutoModelForCausalLM
-
-    return list(AutoModelForCausalLM.from_pretrained(directory).named_parameters())
