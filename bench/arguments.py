@@ -13,8 +13,7 @@ from transformers import AutoTokenizer
 
 from bench.cells import Subject
 from bench.machine import ROOT
-from bench.prompts import HELD_OUT
-from bench.workload import LONGEST, Workload, read_texts
+from bench.workload import HELD_OUT, LONGEST, Workload, read_texts
 from cli.arguments import depth, whole
 from model.native.library import default_threads
 from protocol.errors import DraftPoolError

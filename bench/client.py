@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -66,7 +66,7 @@ class Client:
         try:
             async with self.http.stream("POST", "/v1/completions", json=ask.body(model, number)) as response:
                 response.raise_for_status()
-                async for event in _events(response, stream=ask.stream):
+                async for event in events(response) if ask.stream else whole(response):
                     if choices := event["choices"]:
                         text, end_s = text + choices[0]["text"], time.perf_counter()
                     num_tokens = (event.get("usage") or {}).get("completion_tokens", num_tokens)
@@ -98,11 +98,13 @@ class Client:
         return [answers[index] for index in sorted(answers)]
 
 
-async def _events(response: httpx.Response, *, stream: bool) -> Any:
-    """The chunks of a stream, or the whole answer as one. Raises ValueError for a stream cut or failed."""
-    if not stream:
-        yield json.loads(await response.aread())
-        return
+async def whole(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+    """The whole answer, as its only chunk."""
+    yield json.loads(await response.aread())
+
+
+async def events(response: httpx.Response) -> AsyncIterator[dict[str, Any]]:
+    """The chunks of a stream. Raises ValueError for one that was cut, or holds an error."""
     async for line in response.aiter_lines():
         if line == DONE:
             return

@@ -14,10 +14,9 @@ from transformers import AutoTokenizer
 from bench.arguments import listed, one_of
 from bench.cells import APART, OURS, Subject
 from bench.grid import MODES, PEERS, Grid
-from bench.prompts import HELD_OUT
 from bench.report import save
 from bench.run import Engines, measure, opened
-from bench.workload import EQUAL, KINDS, LONGEST, Workload, read_texts
+from bench.workload import EQUAL, HELD_OUT, KINDS, LONGEST, Workload, read_texts
 from cli.arguments import depth, whole
 from deployments.process import DTYPES
 from model.files import resolve
@@ -102,7 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", help="an OpenAI-compatible server, for mode url")
     parser.add_argument("--url-model", help="its model (default: the first that it lists)")
     parser.add_argument("--json", action="store_true", help="one JSON line a cell, instead of a table")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="result as JSON; a table and plots go beside it")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="result as JSON; a table goes beside it")
 
 
 def add_grid(parser: argparse.ArgumentParser, modes: Sequence[str], lengths: Sequence[int]) -> None:

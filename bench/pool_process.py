@@ -16,8 +16,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -83,8 +83,8 @@ def pool_process(place: Place) -> Iterator[Describe]:
         try:
             yield lambda: _described(process, Secret(key.encode()))
         finally:
-            assert process.stdin is not None
-            process.stdin.close()
+            with suppress(BrokenPipeError):
+                process.stdin.close()  # type: ignore[union-attr]
             try:
                 process.wait(STOP_S)
             except subprocess.TimeoutExpired:
@@ -164,26 +164,36 @@ async def _connected(member: PoolMember, incarnation: str, deadline_s: float) ->
     return client
 
 
+@contextmanager
+def listening(worker: DraftWorker, max_rows: int, secret: Secret, late_ms: float = 0.0) -> Iterator[Describe]:
+    """A draft replica in this process: the worker's thread behind its server."""
+    thread, told = LatePool(worker, time.monotonic), worker.describe()
+    thread.late_s = late_ms / 1e3
+    thread.start()
+    limits = limits_of(max_rows, told.max_positions)
+    server = PoolServer(thread, secret, limits)
+    address = server.start(LOOPBACK, (0, 0))
+    member = PoolMember(
+        address, NAME, told.exits, "", told.max_positions, 0, thread.stats(), limits=limits, secret=secret
+    )
+    try:
+        yield lambda: replace(member, stats=thread.stats())
+    finally:
+        server.stop()
+        thread.stop()
+
+
 def serve(args: argparse.Namespace) -> None:
     dtype = DTYPES[args.dtype]
     drafter = load_nested(args.drafter, dtype=dtype, num_positions=args.positions, page_size=args.page_size)
     key = ModelKey("bench", "", args.dtype, max(len(args.cores), 1), "")
     costs = dumps_costs(drafter_costs(drafter, key, args.max_rows, args.measured)) if args.measured else None
     worker = DraftWorker(drafter, PoolLimits(max_rows=args.max_rows), time.monotonic)
-    thread, told = LatePool(worker, time.monotonic), worker.describe()
-    thread.late_s = args.late_ms / 1e3
-    thread.start()
-    limits = limits_of(args.max_rows, told.max_positions)
-    server = PoolServer(thread, Secret.of(os.environ), limits)
-    try:
-        address = server.start(LOOPBACK, (0, 0))
+    with listening(worker, args.max_rows, Secret.of(os.environ), args.late_ms) as describe:
         for _ in sys.stdin:
-            member = PoolMember(address, NAME, told.exits, "", told.max_positions, 0, thread.stats(), limits=limits)
-            sys.stdout.write(json.dumps(asdict(member) | {"costs": costs}) + "\n")
+            fields = asdict(replace(describe(), secret=None)) | {"costs": costs}
+            sys.stdout.write(json.dumps(fields) + "\n")
             sys.stdout.flush()
-    finally:
-        server.stop()
-        thread.stop()
 
 
 def main() -> int:

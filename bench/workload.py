@@ -14,7 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.cells import Cell
+from bench.machine import ROOT
 from protocol.errors import ConfigError
+
+HELD_OUT = ROOT / "demo/prompts/heldout.jsonl"
+SPEC_BENCH = ROOT.parent / "shared/spec_bench/question.jsonl"
 
 SHORTEST, LONGEST, EQUAL = 32, 512, 128  # tokens
 KINDS = ("mixed", "equal", "own")
@@ -103,3 +107,23 @@ def _text(line: str, place: str, tokenizer: Any) -> Text:
     if not token_ids:
         raise ConfigError(f"{place} holds an empty prompt")
     return Text(token_ids, "mt_bench" if category in MT_BENCH else category)
+
+
+def held_out(tokenizer: Any, count: int, max_tokens: int) -> list[tuple[int, ...]]:
+    """Prompts of Python code, as token ids."""
+    return [text.token_ids[:max_tokens] for text in read_texts(HELD_OUT, tokenizer)[:count]]
+
+
+def spec_bench(tokenizer: Any, count: int, max_tokens: int) -> list[tuple[int, ...]]:
+    """Spread evenly over the question file, and so over its categories; empty where the file is absent."""
+    if not SPEC_BENCH.exists():
+        return []
+    texts = read_texts(SPEC_BENCH, tokenizer)
+    return [text.token_ids[:max_tokens] for text in texts[:: len(texts) // count][:count]]
+
+
+def code_and_questions(tokenizer: Any, count: int, max_tokens: int) -> list[tuple[int, ...]]:
+    """Half held-out code, half Spec-Bench, alternating; held-out code alone where Spec-Bench is absent."""
+    questions = spec_bench(tokenizer, count // 2, max_tokens)
+    code = held_out(tokenizer, count - len(questions), max_tokens)
+    return [prompt for pair in zip(code, questions, strict=True) for prompt in pair] if questions else code

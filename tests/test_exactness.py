@@ -33,7 +33,7 @@ from bench.exactness.runs import (
     prepare,
     run_cell,
 )
-from bench.prompts import SPEC_BENCH, mixed
+from bench.workload import SPEC_BENCH, code_and_questions, spec_bench
 from drafters.nested import NestedDrafter
 from model.execution import Execution
 from tests.model.families import needs_compiler
@@ -66,7 +66,7 @@ PRECISIONS = [
 @pytest.fixture(scope="module", params=PRECISIONS, ids=lambda precision: precision.name)
 def subject(request: pytest.FixtureRequest) -> ExactnessSubject:
     target = MODELS / ("small" if request.param.dtype == torch.float32 else "large")
-    prompts = mixed(AutoTokenizer.from_pretrained(target), NUM_PROMPTS, PROMPT_TOKENS)
+    prompts = code_and_questions(AutoTokenizer.from_pretrained(target), NUM_PROMPTS, PROMPT_TOKENS)
     return prepare(target, MODELS / "drafter", prompts, MAX_TOKENS, request.param)
 
 
@@ -181,5 +181,5 @@ def test_a_drafter_that_is_the_target_is_always_accepted(subject, temperature):
 def test_spec_bench_questions_are_part_of_the_prompts(subject):
     if not SPEC_BENCH.exists():
         pytest.skip("Spec-Bench's question file is not beside this checkout; held-out code stands in for it")
-    names = [prompt.name for prompt in subject.prompts]
-    assert sum(name.startswith("spec-bench") for name in names) == NUM_PROMPTS // 2
+    questions = spec_bench(AutoTokenizer.from_pretrained(subject.target), NUM_PROMPTS // 2, PROMPT_TOKENS)
+    assert set(questions) < set(subject.prompts)

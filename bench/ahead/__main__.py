@@ -104,13 +104,13 @@ def _winner(results: Sequence[CellResult], mode: str) -> Cell:
     return best({result.cell: result.tokens_per_second for result in results if result.mode == mode})
 
 
-def measured(engine: PairEngine, args: Namespace) -> Iterator[Comparison]:
+def measured(engine: PairEngine, args: Namespace, kind: str = "mixed") -> Iterator[Comparison]:
     engine.fan_out, engine.early_top_k, engine.exit_layer = args.fan_out, args.early_top_k, args.exit_layer
     modes = (PLAIN, *Mode, CHOSEN)
     engines = Engines(engine, dict.fromkeys(modes, engine), {engine.name: engine.version})
     for temperature in args.temperatures:
         for batch in args.batch:
-            workload = workload_of(args, args.target, max(batch, args.num_prompts))
+            workload = workload_of(args, args.target, max(batch, args.num_prompts), kind)
             chosen = Cell(CHOSEN, batch, temperature=temperature)
             yield compare(engines, engine, workload, chosen, args)
 

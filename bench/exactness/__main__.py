@@ -37,7 +37,7 @@ from bench.exactness.runs import (
     run_cell,
     shares_of_identical_texts,
 )
-from bench.prompts import mixed
+from bench.workload import code_and_questions
 from deployments.process import DTYPES
 from model.execution import Execution
 
@@ -88,7 +88,7 @@ def report(subject: ExactnessSubject, args: Namespace, results: Sequence[dict[st
 
 def run(args: Namespace) -> int:
     torch.set_num_threads(args.threads)
-    prompts = mixed(AutoTokenizer.from_pretrained(args.target), args.prompts, args.prompt_tokens)
+    prompts = code_and_questions(AutoTokenizer.from_pretrained(args.target), args.prompts, args.prompt_tokens)
     precision = Precision(DTYPES[args.dtype], Execution(args.execution))
     subject = prepare(args.target, args.drafter, prompts, args.max_tokens, precision)
     kind = "" if args.matrix == "serial" else f".{args.matrix}"

@@ -6,9 +6,8 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.prompts import Prompt
 from model.sampling import noisy_scores
-from protocol.request import GenerateRequest, SamplingParams, StopRules
+from protocol.request import GenerateRequest
 from targets.model import ForwardRow, TargetModel
 
 TIE = 1e-4
@@ -16,19 +15,14 @@ TIE = 1e-4
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """The first token that differs in one case. gap: between the plain loop's two best scores there."""
+    """The first token that differs in one case, by the number of its prompt.
+
+    gap: between the plain loop's two best scores there.
+    """
 
     prompt: str
     index: int
     gap: float
-
-
-def requests(prompts: Sequence[Prompt], temperature: float, max_tokens: int) -> list[GenerateRequest]:
-    """EOS is ignored; the seed is the prompt's number."""
-    return [
-        GenerateRequest(prompt.name, prompt.token_ids, SamplingParams(temperature, seed=seed), StopRules(max_tokens))
-        for seed, prompt in enumerate(prompts)
-    ]
 
 
 def first_difference(text: Sequence[int], tokens: Sequence[int]) -> int | None:

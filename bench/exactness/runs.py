@@ -15,11 +15,11 @@ from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
 from bench.exactness.cells import RANDOM, SERIAL, TEMPERATURES, WAYS, ExactnessCell
-from bench.exactness.differences import TIE, Difference, first_difference, requests, score_gap
+from bench.exactness.differences import TIE, Difference, first_difference, score_gap
 from bench.exactness.faulty import Faults, FaultyClient
 from bench.exactness.random_policy import RandomPolicy, random_wish
+from bench.ours import requests
 from bench.policies import ADAPTIVE, Prices, adaptive, ahead_config, num_at_hand
-from bench.prompts import Prompt
 from deployments.local import complete, draft_policy
 from drafters.client import LocalDraftClient
 from drafters.nested import NestedDrafter, load_nested
@@ -73,7 +73,7 @@ class ExactnessSubject:
 
     target: Path
     drafter: NestedDrafter
-    prompts: Sequence[Prompt]
+    prompts: Sequence[tuple[int, ...]]
     max_tokens: int
     precision: Precision
     oracle: TargetModel
@@ -83,7 +83,7 @@ class ExactnessSubject:
 def prepare(
     target: Path,
     drafter: Path,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[tuple[int, ...]],
     max_tokens: int,
     precision: Precision = FP32,
     temperatures: Iterable[float] = TEMPERATURES,
@@ -143,7 +143,7 @@ def run_cell(subject: ExactnessSubject, cell: ExactnessCell) -> ExactnessResult:
 
 def pool_pages(subject: ExactnessSubject, cell: ExactnessCell) -> int:
     """For every sequence of the batch to its end, and three times as much again where branches are drafted ahead."""
-    longest = max(len(prompt.token_ids) for prompt in subject.prompts) + subject.max_tokens + cell.length
+    longest = max(len(prompt) for prompt in subject.prompts) + subject.max_tokens + cell.length
     pages = cell.batch * -(-longest // cell.page_size)
     return pages if cell.way == SERIAL else 4 * pages
 
@@ -180,7 +180,7 @@ def differs_from_generate(subject: ExactnessSubject) -> list[Difference]:
     reference: Any = AutoModelForCausalLM.from_pretrained(subject.target, dtype=torch.float32)
     got = []
     for prompt in tqdm(subject.prompts, "transformers generate"):
-        ids = torch.tensor([prompt.token_ids])
+        ids = torch.tensor([prompt])
         settings: dict[str, Any] = {
             "max_new_tokens": subject.max_tokens,
             "min_new_tokens": subject.max_tokens,

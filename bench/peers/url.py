@@ -8,14 +8,14 @@ one a chunk, and the identical-output rate is not to be had.
 from __future__ import annotations
 
 import asyncio
-import json
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
 
 from bench.cells import Cell, Outcome, Timed, TokenIds, Unavailable
+from bench.client import events
 
 TIMEOUT_S = 600.0
 
@@ -46,7 +46,7 @@ class UrlEngine:
     def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> Outcome:
         try:
             return Outcome(tuple(asyncio.run(self._run(cell, prompts, max_tokens))), None)
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, ValueError) as error:
             raise Unavailable(f"a request failed: {error or type(error).__name__}") from None
 
     async def _run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> list[Timed]:
@@ -81,9 +81,7 @@ class UrlEngine:
         async with client.stream("POST", f"{self._url}/v1/completions", json=body) as reply:
             if reply.status_code != httpx.codes.OK:
                 raise Unavailable(f"it answered {reply.status_code}: {(await reply.aread()).decode()[:200]}")
-            async for event in _events(reply):
-                if "error" in event:
-                    raise Unavailable(f"the stream ended with an error: {event['error']}")
+            async for event in events(reply):
                 new = _new_tokens(event, len(arrived))
                 token_ids += _token_ids(event)
                 arrived += [time.perf_counter()] * new
@@ -92,12 +90,6 @@ class UrlEngine:
             raise Unavailable("a stream ended without a token")
         verified, drafted = _rounds(speculation)
         return Timed(tuple(token_ids), tuple(arrived), start, verified, drafted)
-
-
-async def _events(reply: httpx.Response) -> AsyncIterator[dict[str, Any]]:
-    async for line in reply.aiter_lines():
-        if line.startswith("data:") and line[5:].strip() != "[DONE]":
-            yield json.loads(line[5:])
 
 
 def _token_ids(event: dict[str, Any]) -> list[int]:

@@ -27,8 +27,8 @@ from bench import machine
 from bench.arguments import MODELS, RESULTS, ended, listed, one_of, plain_parser
 from bench.client import Answer, Ask, Client
 from bench.policies import ADAPTIVE, FIXED, OFF, POLICIES
-from bench.prompts import HELD_OUT
 from bench.router.loads import CONSTANT, LoadCell, against, as_json, met, table
+from bench.workload import HELD_OUT
 from cli.arguments import whole
 from cli.prompts import read_prompts
 from cli.serve_command import stopped_by_sigterm

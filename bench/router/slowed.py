@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import itertools
 import sys
-import threading
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 
@@ -37,54 +36,25 @@ from bench.policies import (
     num_drafted,
     plays,
 )
-from bench.prompts import HELD_OUT
+from bench.pool_process import LinkThread, listening
 from bench.router.devices import Device, SlowedDrafter, slowed_target
 from bench.router.loads import CONSTANT, LoadCell, against, as_json, met, table
-from bench.workload import Workload, read_texts
+from bench.workload import HELD_OUT, Workload, read_texts
 from cli.arguments import whole
 from drafters.nested import load_nested
 from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
-from link.pool_thread import PoolThread
-from protocol.draft import DraftBlock, DraftReply, DraftRequest
+from link.discovery import PoolMember
+from link.secret import Secret
 from protocol.plan import DepthRule
 from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun
-from protocol.wire import CloseSequences, PoolMessage
 from router.policy import Fixed, Off, Policy
 from targets.engine import Engine, EngineConfig
 from targets.model import load_target
 
-NUM_TARGETS, NUM_PROMPTS = 4, 64
+NUM_TARGETS, NUM_PROMPTS, DEADLINE_S = 4, 64, 5.0
+SECRET = Secret(b"between threads of one process")
 PRICES = Prices()
-
-
-class ThreadClient:
-    """A protocol.draft.DraftClient to a PoolThread in this process."""
-
-    def __init__(self, pool: PoolThread, incarnation: str, deadline_s: float = 5.0) -> None:
-        self._pool, self._incarnation, self._deadline_s = pool, incarnation, deadline_s
-
-    def open(self, request: DraftRequest) -> None:
-        self._pool.receive(request, lambda reply: None)
-
-    def draft(self, request: DraftRequest) -> DraftReply | None:
-        over, blocks, waits = threading.Event(), dict[int, DraftBlock](), [0.0]
-
-        def take(reply: PoolMessage) -> None:
-            assert isinstance(reply, DraftReply)
-            blocks.update((block.sequence_id, block) for block in reply.blocks)
-            waits.append(reply.wait_ms)
-            if len(blocks) == len(request.rows):
-                over.set()
-
-        self._pool.receive(request, take)
-        if not over.wait(self._deadline_s):
-            return None
-        ordered = tuple(blocks[row.sequence_id] for row in request.rows)
-        return DraftReply(request.incarnation, request.round_id, ordered, max(waits))
-
-    def close(self, sequence_ids: Sequence[int]) -> None:
-        self._pool.receive(CloseSequences(self._incarnation, tuple(sequence_ids)), lambda reply: None)
 
 
 class Feed:
@@ -115,6 +85,7 @@ class Rig:
 
     def __init__(self, args: Namespace) -> None:
         self._args, most = args, max(args.load)
+        self._link = LinkThread()
         positions = most * 4 * PAGE
         self.devices = [Device(PRICES.label) for _ in range(NUM_TARGETS + 1)]
         self._models = [
@@ -148,32 +119,28 @@ class Rig:
         """Tokens per second of each target, `load` sequences at a time, after a warm-up."""
         args, began_s = self._args, time.monotonic() + self._args.warm_s
         end_s = began_s + args.measure_s
-        with self._pool() as pool:
-            engines = [self._engine(index, policy, pool, load) for index, policy in enumerate(policies)]
+        with listening(self._worker, load * NUM_TARGETS, SECRET) as describe, ExitStack() as stack:
+            engines = [
+                stack.enter_context(self._engine(index, policy, describe(), load))
+                for index, policy in enumerate(policies)
+            ]
             feeds = [Feed(engine, self._prompts, began_s, end_s) for engine in engines]
             for feed in feeds:
                 for _ in range(load):
                     feed.send(args.max_tokens)
             time.sleep(max(0.0, end_s - time.monotonic()))
-            for engine in engines:
-                engine.stop()
         return tuple(round(feed.count / args.measure_s, 1) for feed in feeds)
 
     @contextmanager
-    def _pool(self) -> Iterator[PoolThread]:
-        thread = PoolThread(self._worker, time.monotonic)
-        thread.start()
-        try:
-            yield thread
-        finally:
-            thread.stop()
-
-    def _engine(self, index: int, policy: Policy, pool: PoolThread, load: int) -> Engine:
+    def _engine(self, index: int, policy: Policy, pool: PoolMember, load: int) -> Iterator[Engine]:
         name = f"target-{index}-{time.monotonic_ns()}"
-        config = EngineConfig(max_batch=load, incarnation=name)
-        engine = Engine(self._models[index], policy, ThreadClient(pool, name), config)
-        engine.start()
-        return engine
+        with self._link.client(pool, name, DEADLINE_S) as client:
+            engine = Engine(self._models[index], policy, client, EngineConfig(max_batch=load, incarnation=name))
+            engine.start()
+            try:
+                yield engine
+            finally:
+                engine.stop()
 
 
 def names(args: Namespace) -> list[str]:

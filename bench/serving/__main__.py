@@ -18,9 +18,9 @@ from types import MappingProxyType
 from bench import machine
 from bench.arguments import CONFIG, RESULTS, ended, listed, one_of, plain_parser
 from bench.memory import growth_table
-from bench.prompts import HELD_OUT
 from bench.serving.memory import measure_offline, measure_served
 from bench.serving.speed import measure_speed, speed_table
+from bench.workload import HELD_OUT
 from cli.arguments import whole
 from cli.prompts import read_prompts
 from deployments.config import load_config

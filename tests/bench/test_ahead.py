@@ -43,7 +43,7 @@ def few_sweeps(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def subject_of(family: Path) -> Subject:
-    return Subject(family / "large", family / "drafter", torch.float32, 1, max_batch=3, max_length=640)
+    return Subject(family / "large", family / "drafter", torch.float32, 1, max_batch=3, max_length=256)
 
 
 @pytest.mark.slow
@@ -109,7 +109,7 @@ def test_one_table_compares_modes_and_the_routers_choice_at_every_batch(family: 
     args = Namespace(batch=[1, 3], temperatures=[0.0], **scale, **ahead)
     args.target, args.prompts = family / "large", family / "prompts.jsonl"
     with paired(subject_of(family), (), measured=1) as engine:
-        cells = list(measured(engine, args))
+        cells = list(measured(engine, args, "equal"))
     assert [cell.batch for cell in cells] == [1, 3]
     for cell in cells:
         assert set(cell.rates) == {"plain", *Mode, CHOSEN}

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from bench.bars import Bars, decides, law, of_mode, ratio, table, winners
 from bench.cells import Cell, Outcome, Timed
-from bench.metrics import CellResult, summary, with_speedups
+from bench.metrics import CellResult, summary
 from bench.run import Engines
 from bench.stats import Bar, Ratio
 
@@ -62,14 +61,6 @@ def test_the_table_says_what_was_missed_and_equal_lengths_decide_nothing() -> No
     assert [decides(bar) for bar in bars] == [True, False, True]
     assert "| drafted token (a note) | at most 0.12 | 1 | 0.9-1.1 | 15 |" in text
     assert "Left out: openvino (run 'make bench-peers')." in text
-
-
-def test_plots_are_pictures_of_every_engine_and_depth(tmp_path: Path) -> None:
-    plots = pytest.importorskip("bench.plots", exc_type=ImportError)
-    rows = [row.as_json() | {"speedup": {"median": 2.0}} for row in with_speedups(RESULTS)]
-    plots.save_plots(rows, tmp_path / "r.json")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["r.rates.png", "r.speedups.png"]
-    assert all(path.read_bytes().startswith(b"\x89PNG") for path in tmp_path.iterdir())
 
 
 def test_the_law_is_tokens_of_a_round_over_its_price() -> None:
