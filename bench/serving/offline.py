@@ -19,12 +19,13 @@ from transformers import AutoTokenizer
 
 from api.text import decode
 from bench import machine
+from bench.ours import requests
 from deployments.config import TargetConfig
 from deployments.local import complete
 from deployments.process import claim
 from deployments.target import load_model
 from model.files import resolve
-from protocol.request import GenerateRequest, SamplingParams, StopRules
+from protocol.request import GenerateRequest
 from router.policy import Off
 from targets.engine import Engine, EngineConfig
 
@@ -80,18 +81,12 @@ class OfflineEngine:
         self._process.stdin.flush()
 
 
-def timed(engine: Engine, requests: Sequence[GenerateRequest], tokenizer: Any) -> Timing:
+def timed(engine: Engine, asked: Sequence[GenerateRequest], tokenizer: Any) -> Timing:
     began = time.perf_counter()
-    completions = complete(engine, requests)
+    completions = complete(engine, asked)
     seconds = max(completion.last_s for completion in completions) - began
     texts = [decode(tokenizer, completion.token_ids) for completion in completions]
     return Timing(sum(len(completion.token_ids) for completion in completions), seconds, texts)
-
-
-def make_requests(tokenizer: Any, prompts: Sequence[str], max_tokens: int) -> list[GenerateRequest]:
-    greedy, stop = SamplingParams(temperature=0.0), StopRules(max_tokens)
-    ids = [tuple(tokenizer.encode(prompt)) for prompt in prompts]
-    return [GenerateRequest(str(number), prompt_ids, greedy, stop) for number, prompt_ids in enumerate(ids)]
 
 
 def main() -> int:
@@ -99,13 +94,13 @@ def main() -> int:
     target = TargetConfig.model_validate(job["target"])
     claim(target)
     tokenizer = AutoTokenizer.from_pretrained(resolve(target.path))
-    requests = make_requests(tokenizer, job["prompts"], job["max_tokens"])
-    config = EngineConfig(target.max_batch, len(requests), target.prefill_chunk, target.max_model_len)
+    asked = requests([tokenizer.encode(prompt) for prompt in job["prompts"]], 0.0, job["max_tokens"])
+    config = EngineConfig(target.max_batch, len(asked), target.prefill_chunk, target.max_model_len)
     engine = Engine(load_model(target), Off(), None, config)
     engine.start()
     try:
         for _ in sys.stdin:
-            sys.stdout.write(json.dumps(asdict(timed(engine, requests, tokenizer))) + "\n")
+            sys.stdout.write(json.dumps(asdict(timed(engine, asked, tokenizer))) + "\n")
             sys.stdout.flush()
     finally:
         engine.stop()
