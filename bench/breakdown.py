@@ -21,12 +21,13 @@ from transformers import AutoTokenizer
 from bench import machine
 from bench.arguments import RESULTS, add_target, add_threads, plain_parser
 from bench.ours import requests
-from bench.policies import Recorder, RoundRecord
+from bench.policies import RoundRecorder
 from bench.workload import held_out
 from cli.arguments import whole
 from deployments.local import complete, open_engine
 from model.native.decoder import NativeDecoder
 from protocol.errors import ConfigError
+from protocol.outcome import RoundOutcome as RoundRecord
 from protocol.request import SamplingParams
 from router.policy import Off
 from targets.engine import EngineConfig
@@ -49,7 +50,7 @@ class StepParts:
     share: float
 
 
-class PhaseRecorder(Recorder):
+class PhaseRecorder(RoundRecorder):
     """phases: of products and of attention at the end of each round, as the kernels' clocks stand."""
 
     def __init__(self, decoder: NativeDecoder) -> None:
@@ -57,8 +58,8 @@ class PhaseRecorder(Recorder):
         self.phases: list[tuple[float, float]] = []
         self._decoder = decoder
 
-    def observe(self, outcome: RoundRecord) -> None:
-        super().observe(outcome)
+    def observe(self, record: RoundRecord) -> None:
+        super().observe(record)
         phase = self._decoder.phase_ms()
         self.phases.append((phase.products, phase.attention))
 

@@ -24,7 +24,7 @@ class RequestFailed(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class ServedAnswer:
     """Times by the clock. end_s: of the last token."""
 
     model: str
@@ -35,7 +35,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class RequestTemplate:
     """What all requests have in common; the seed is the prompt's number."""
 
     prompts: Sequence[str]
@@ -49,7 +49,7 @@ class Ask:
         return body | {"stream": True, "stream_options": {"include_usage": True}} if self.stream else body
 
 
-class Client:
+class LoadClient:
     def __init__(self, url: str, connections: int, timeout_s: float = 120.0) -> None:
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
         self.http = httpx.AsyncClient(base_url=url, limits=limits, timeout=timeout_s, trust_env=False)
@@ -60,7 +60,7 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         await self.http.aclose()
 
-    async def complete(self, ask: Ask, model: str, number: int) -> Answer:
+    async def complete(self, ask: RequestTemplate, model: str, number: int) -> ServedAnswer:
         """Raises RequestFailed."""
         sent_s, text, num_tokens, end_s = time.perf_counter(), "", 0, 0.0
         try:
@@ -74,18 +74,18 @@ class Client:
             raise RequestFailed(f"a request to {model} failed: {error or type(error).__name__}") from error
         if not num_tokens:
             raise RequestFailed(f"a request to {model} gave no token")
-        return Answer(model, sent_s, end_s, num_tokens, text)
+        return ServedAnswer(model, sent_s, end_s, num_tokens, text)
 
     async def closed_loop(
         self,
-        ask: Ask,
+        ask: RequestTemplate,
         requests: Iterable[tuple[str, int]],
         concurrency: int,
-        on_answer: Callable[[Answer], None] = lambda answer: None,
-    ) -> list[Answer]:
+        on_answer: Callable[[ServedAnswer], None] = lambda answer: None,
+    ) -> list[ServedAnswer]:
         """Every (model, number of its prompt), in the order in which they are sent."""
         waiting: Iterator[tuple[int, tuple[str, int]]] = enumerate(requests)
-        answers: dict[int, Answer] = {}
+        answers: dict[int, ServedAnswer] = {}
 
         async def place() -> None:
             for index, (model, number) in waiting:

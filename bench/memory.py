@@ -60,7 +60,7 @@ class Growth:
 
 
 @dataclass(slots=True)
-class Recorder:
+class MemoryRecorder:
     """Samples this process and all below it. Processes that come later, or go earlier, are left out of the result."""
 
     num_done: list[int] = field(default_factory=list)

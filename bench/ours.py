@@ -15,7 +15,7 @@ import torch
 
 from bench.cells import PAGE, PLAIN, Cell, Outcome, Subject, Timed, TokenIds
 from bench.memory import PeakMemory
-from bench.policies import ADAPTIVE, GOODPUT, Recorder, RoundRecord, adaptive, draft_ms_per_token, forget_sequences
+from bench.policies import ADAPTIVE, GOODPUT, RoundRecorder, adaptive, draft_ms_per_token, forget_sequences
 from deployments.local import check_vocabulary, complete, depth_rule
 from deployments.profiling import Limits, drafter_costs, target_costs
 from drafters.client import LocalDraftClient
@@ -23,6 +23,7 @@ from drafters.nested import NestedDrafter, load_nested
 from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
 from protocol.errors import ConfigError
+from protocol.outcome import RoundOutcome as RoundRecord
 from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun
 from router.costs import CostCurves, DrafterCosts, ModelKey
 from router.policy import Fixed, Off, Policy
@@ -94,7 +95,7 @@ class DraftPoolEngine:
             readings.append(time.perf_counter())
             return readings[-1]
 
-        handed, recorder = itertools.count(), Recorder(self._policy(cell))
+        handed, recorder = itertools.count(), RoundRecorder(self._policy(cell))
         with self._started(cell, recorder, len(prompts)) as engine, PeakMemory() as peak:
             start = time.perf_counter()
             complete(engine, asked, lambda run: log[run.request_id].append((run, readings[next(handed)])), read)
@@ -103,7 +104,7 @@ class DraftPoolEngine:
         return Outcome(outputs, peak.mb, draft_ms_per_token(recorder.rounds))
 
     @contextmanager
-    def _started(self, cell: Cell, policy: Recorder, num_prompts: int) -> Iterator[Engine]:
+    def _started(self, cell: Cell, policy: RoundRecorder, num_prompts: int) -> Iterator[Engine]:
         forget_sequences(policy.policy)
         incarnation = f"bench-{next(self._runs)}"
         client = LocalDraftClient(self._drafting_worker(), incarnation) if cell.speculates else None

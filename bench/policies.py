@@ -61,7 +61,7 @@ class Times:
 
 
 @dataclass(slots=True)
-class Recorder:
+class RoundRecorder:
     """Any policy, with a record of each of its rounds."""
 
     policy: Policy
@@ -76,9 +76,9 @@ class Recorder:
     def prune(self, plan: Plan, drafts: Sequence[DraftBlock | None]) -> Sequence[int]:
         return self.policy.prune(plan, drafts)
 
-    def observe(self, outcome: RoundRecord) -> None:
-        self.rounds.append(outcome)
-        self.policy.observe(outcome)
+    def observe(self, record: RoundRecord) -> None:
+        self.rounds.append(record)
+        self.policy.observe(record)
 
 
 def plays(rounds: Collection[RoundRecord]) -> dict[str, float]:

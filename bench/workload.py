@@ -27,7 +27,7 @@ MT_BENCH = frozenset(("writing", "roleplay", "reasoning", "math", "coding", "ext
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class PromptText:
     """One prompt of a file, as token ids. category: Spec-Bench's subtask, "" elsewhere."""
 
     token_ids: tuple[int, ...]
@@ -38,7 +38,7 @@ class Text:
 class Workload:
     """kind: mixed or equal lengths, or each text's own up to 512 tokens. num_prompts: of a cell, at the least."""
 
-    texts: tuple[Text, ...]
+    texts: tuple[PromptText, ...]
     kind: str
     num_prompts: int
 
@@ -80,7 +80,7 @@ def _joined(pool: Sequence[tuple[int, ...]], first: int, length: int) -> tuple[i
     return tuple(tokens[:length])
 
 
-def read_texts(path: Path, tokenizer: Any) -> tuple[Text, ...]:
+def read_texts(path: Path, tokenizer: Any) -> tuple[PromptText, ...]:
     """Lines with a "prompt", or Spec-Bench's with "turns" and "category". Raises ConfigError naming the line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -94,7 +94,7 @@ def read_texts(path: Path, tokenizer: Any) -> tuple[Text, ...]:
     return texts
 
 
-def _text(line: str, place: str, tokenizer: Any) -> Text:
+def _text(line: str, place: str, tokenizer: Any) -> PromptText:
     try:
         fields = json.loads(line)
         text = fields["prompt"] if "prompt" in fields else fields["turns"][0]
@@ -106,7 +106,7 @@ def _text(line: str, place: str, tokenizer: Any) -> Text:
     token_ids = tuple(tokenizer.encode(text))
     if not token_ids:
         raise ConfigError(f"{place} holds an empty prompt")
-    return Text(token_ids, "mt_bench" if category in MT_BENCH else category)
+    return PromptText(token_ids, "mt_bench" if category in MT_BENCH else category)
 
 
 def held_out(tokenizer: Any, count: int, max_tokens: int) -> list[tuple[int, ...]]:

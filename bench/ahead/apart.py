@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 
@@ -18,29 +18,9 @@ from bench.cells import CHOSEN, Cell, Outcome, Subject, TokenIds, Unavailable
 from bench.ours import PROFILE_REPEAT
 
 
-@dataclass(frozen=True, slots=True)
-class Cores:
-    """Whose core is whose; none: not bound to any."""
-
-    target: tuple[int, ...] = ()
-    pool: tuple[int, ...] = ()
-
-    @property
-    def num_threads(self) -> int:
-        """Of the target."""
-        return max(len(self.target), 1)
-
-    def __str__(self) -> str:
-        if not self.pool:
-            return "target and pool not bound to cores, there is one only"
-        return f"target on cores {', '.join(map(str, self.target))}, pool on core {self.pool[0]}"
-
-
-def divided(allowed: Sequence[int], num_threads: int) -> Cores:
-    """num_threads: that the target would have alone."""
-    if len(allowed) < 2:
-        return Cores()
-    return Cores(tuple(allowed[:-1][:num_threads]), tuple(allowed[-1:]))
+def divided(allowed: Sequence[int], num_threads: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Cores of the target, which would have so many threads alone, and of the pool; none where there is one only."""
+    return (tuple(allowed[:-1][:num_threads]), tuple(allowed[-1:])) if len(allowed) > 1 else ((), ())
 
 
 class ApartEngine:
@@ -52,14 +32,16 @@ class ApartEngine:
     def __init__(self, subject: Subject, modes: Sequence[str]) -> None:
         """modes: of those that will run."""
         self._subject, self._modes = subject, modes
-        self._cores = divided(sorted(os.sched_getaffinity(0)), subject.threads)
+        self._target_cores, self._pool_cores = divided(sorted(os.sched_getaffinity(0)), subject.threads)
+        self._num_threads = max(len(self._target_cores), 1)
         self._stack = ExitStack()
         self._pair: PairEngine | None = None
-        self.version = f"{PairEngine.version} ({self._cores})"
+        place = f"target on cores {self._target_cores}, pool on {self._pool_cores}" if self._pool_cores else "one core"
+        self.version = f"{PairEngine.version} ({place})"
 
     def open(self) -> None:
-        subject = replace(self._subject, threads=self._cores.num_threads)
-        opened = paired(subject, self._cores.pool, measured=PROFILE_REPEAT if CHOSEN in self._modes else 0)
+        subject = replace(self._subject, threads=self._num_threads)
+        opened = paired(subject, self._pool_cores, measured=PROFILE_REPEAT if CHOSEN in self._modes else 0)
         with self._at_home():
             try:
                 self._pair = self._stack.enter_context(opened)
@@ -80,8 +62,8 @@ class ApartEngine:
     def _at_home(self) -> Iterator[None]:
         """This thread, and those that it starts meanwhile, on the target's cores."""
         cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
-        torch.set_num_threads(self._cores.num_threads)
-        os.sched_setaffinity(0, self._cores.target or cores)
+        torch.set_num_threads(self._num_threads)
+        os.sched_setaffinity(0, self._target_cores or cores)
         try:
             yield
         finally:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from bench.cells import APART, CHOSEN, Cell, Subject
 from bench.ours import DraftPoolEngine
-from bench.policies import Recorder, ahead_config, forget_sequences
+from bench.policies import RoundRecorder, ahead_config, forget_sequences
 from bench.pool_process import POSITIONS_PER_ROW, Describe, LinkThread, Place, pool_process
 from protocol.errors import ConfigError
 from protocol.plan import Mode
@@ -60,7 +60,7 @@ class PairEngine(DraftPoolEngine):
         self._link.close()
 
     @contextmanager
-    def _started(self, cell: Cell, policy: Recorder, num_prompts: int) -> Iterator[Engine]:
+    def _started(self, cell: Cell, policy: RoundRecorder, num_prompts: int) -> Iterator[Engine]:
         forget_sequences(policy.policy)
         incarnation = f"pair-{next(self._runs)}"
         config = EngineConfig(max_batch=cell.batch, max_queue=num_prompts, incarnation=incarnation)

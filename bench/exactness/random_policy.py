@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from random import Random
 
 from protocol.draft import DraftBlock
-from protocol.outcome import RoundOutcome
+from protocol.outcome import RoundOutcome as RoundRecord
 from protocol.plan import BatchView, DepthRule, Plan, Speculation
 
 
@@ -34,7 +34,7 @@ class RandomPolicy:
     def prune(self, plan: Plan, drafts: Sequence[DraftBlock | None]) -> Sequence[int]:
         return [len(draft.tokens) if draft else 0 for draft in drafts]
 
-    def observe(self, outcome: RoundOutcome) -> None:
+    def observe(self, record: RoundRecord) -> None:
         return None
 
 

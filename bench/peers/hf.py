@@ -33,7 +33,7 @@ NEVER = -1  # an EOS that no token is
 PREFILL_TOKENS = 512  # of one step of continuous batching, as in our engine
 
 
-class Marks(StoppingCriteria):
+class StepMarks(StoppingCriteria):
     """Notes (clock, length) after every step, and never stops."""
 
     def __init__(self) -> None:
@@ -91,7 +91,7 @@ class TransformersEngine:
         self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int, options: dict[str, Any], start: float
     ) -> list[Timed]:
         ids, mask = left_padded(prompts)
-        marks = Marks()
+        marks = StepMarks()
         made = self._target.generate(
             input_ids=ids,
             attention_mask=mask,

@@ -17,7 +17,7 @@ from targets.model import ForwardRow, TargetModel
 
 
 @dataclass(slots=True)
-class Device:
+class SlowDevice:
     """name: what it stands for, as "30 ms a pass"."""
 
     name: str
@@ -44,7 +44,7 @@ class Device:
 class SlowedTarget(TargetModel):
     """step_ms: of a step over these rows."""
 
-    device: Device
+    device: SlowDevice
     step_ms: Callable[[Sequence[ForwardRow]], float]
 
     def pick(
@@ -56,7 +56,9 @@ class SlowedTarget(TargetModel):
         return picks
 
 
-def slowed_target(model: TargetModel, device: Device, step_ms: Callable[[Sequence[ForwardRow]], float]) -> SlowedTarget:
+def slowed_target(
+    model: TargetModel, device: SlowDevice, step_ms: Callable[[Sequence[ForwardRow]], float]
+) -> SlowedTarget:
     """The same target, its pages and KV included."""
     own = {each.name: getattr(model, each.name) for each in fields(model)}
     return SlowedTarget(**own, device=device, step_ms=step_ms)
@@ -65,7 +67,9 @@ def slowed_target(model: TargetModel, device: Device, step_ms: Callable[[Sequenc
 class SlowedDrafter(NestedDrafter):
     """A nested drafter whose steps take their time; it shares pages, KV and watermarks with the one it slows."""
 
-    def __init__(self, drafter: NestedDrafter, device: Device, step_ms: Callable[[Sequence[PassRow]], float]) -> None:
+    def __init__(
+        self, drafter: NestedDrafter, device: SlowDevice, step_ms: Callable[[Sequence[PassRow]], float]
+    ) -> None:
         """step_ms: of one token for each of these rows, however many the drafter makes in a pass."""
         vars(self).update(vars(drafter))
         self.slow = device

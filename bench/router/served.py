@@ -25,7 +25,7 @@ import torch
 
 from bench import machine
 from bench.arguments import MODELS, RESULTS, ended, listed, one_of, plain_parser
-from bench.client import Answer, Ask, Client
+from bench.client import LoadClient, RequestTemplate, ServedAnswer
 from bench.policies import ADAPTIVE, FIXED, OFF, POLICIES
 from bench.router.loads import CONSTANT, LoadCell, against, as_json, met, table
 from bench.workload import HELD_OUT
@@ -60,7 +60,7 @@ def config_of(policy: str, args: Namespace) -> AppConfig:
     return AppConfig.model_validate({"targets": targets, "pool": pool, "http": {"port": free_port()}})
 
 
-def tokens_within(answers: Sequence[Answer], began_s: float, end_s: float) -> float:
+def tokens_within(answers: Sequence[ServedAnswer], began_s: float, end_s: float) -> float:
     """Each answer's tokens spread evenly from when it was asked for to its end."""
     return sum(
         one.num_tokens * max(0.0, min(one.end_s, end_s) - max(one.sent_s, began_s)) / (one.end_s - one.sent_s)
@@ -77,7 +77,7 @@ def numbers(target: int, num_prompts: int, until_s: float) -> Iterator[tuple[str
         yield NAMES[target], number
 
 
-async def counts(client: Client) -> dict[str, int]:
+async def counts(client: LoadClient) -> dict[str, int]:
     """Of all targets, as the engines count them."""
     told = (await client.http.get("/debug/stats")).json()["targets"]
     return {
@@ -87,8 +87,8 @@ async def counts(client: Client) -> dict[str, int]:
 
 async def step(url: str, cell: LoadCell, prompts: Sequence[str], args: Namespace) -> None:
     """One load; what came of it is added to the cell."""
-    ask = Ask(prompts, args.max_tokens, stream=False)
-    async with Client(url, cell.load * len(NAMES)) as client:
+    ask = RequestTemplate(prompts, args.max_tokens, stream=False)
+    async with LoadClient(url, cell.load * len(NAMES)) as client:
         before, began_s = await counts(client), time.perf_counter() + args.warm_s
         end_s = began_s + args.measure_s
         async with asyncio.TaskGroup() as tasks:

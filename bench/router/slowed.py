@@ -29,7 +29,7 @@ from bench.policies import (
     OFF,
     POLICIES,
     Prices,
-    Recorder,
+    RoundRecorder,
     adaptive,
     forget_sequences,
     num_accepted,
@@ -37,7 +37,7 @@ from bench.policies import (
     plays,
 )
 from bench.pool_process import LinkThread, listening
-from bench.router.devices import Device, SlowedDrafter, slowed_target
+from bench.router.devices import SlowDevice, SlowedDrafter, slowed_target
 from bench.router.loads import CONSTANT, LoadCell, against, as_json, met, table
 from bench.workload import HELD_OUT, Workload, read_texts
 from cli.arguments import whole
@@ -87,7 +87,7 @@ class Rig:
         self._args, most = args, max(args.load)
         self._link = LinkThread()
         positions = most * 4 * PAGE
-        self.devices = [Device(PRICES.label) for _ in range(NUM_TARGETS + 1)]
+        self.devices = [SlowDevice(PRICES.label) for _ in range(NUM_TARGETS + 1)]
         self._models = [
             slowed_target(
                 load_target(args.target, dtype=torch.bfloat16, num_positions=positions, page_size=PAGE),
@@ -150,7 +150,7 @@ def names(args: Namespace) -> list[str]:
 
 def step(rig: Rig, load: int, args: Namespace) -> list[LoadCell]:
     """One load: everything in turn, again and again."""
-    competing = {name: [Recorder(policy) for policy in rig.policies(name)] for name in names(args)}
+    competing = {name: [RoundRecorder(policy) for policy in rig.policies(name)] for name in names(args)}
     cells = {name: LoadCell(name, load) for name in competing}
     for number in range(args.repeat):
         for name, recorders in competing.items():

@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from bench.client import Answer, Ask, Client
-from bench.memory import Growth, Recorder
+from bench.client import LoadClient, RequestTemplate, ServedAnswer
+from bench.memory import Growth, MemoryRecorder
 from deployments.cluster import running
 from deployments.config import AppConfig, HttpConfig
 from deployments.local import complete, draft_policy, open_engine, open_worker
@@ -39,20 +39,20 @@ def measure_served(config: AppConfig, prompts: Sequence[str], args: Namespace) -
     return recorder.result(args.base_after)
 
 
-async def load(url: str, models: Sequence[str], prompts: Sequence[str], args: Namespace) -> Recorder:
+async def load(url: str, models: Sequence[str], prompts: Sequence[str], args: Namespace) -> MemoryRecorder:
     """Requests go to the targets in turn. Raises RequestFailed."""
-    recorder, num_done = Recorder(), itertools.count(1)
+    recorder, num_done = MemoryRecorder(), itertools.count(1)
 
-    def on_answer(answer: Answer) -> None:
+    def on_answer(answer: ServedAnswer) -> None:
         bar.update()
         done = next(num_done)
         if done % args.every == 0:
             recorder.sample(done)
 
-    ask = Ask(prompts, args.memory_tokens, TEMPERATURE)
+    ask = RequestTemplate(prompts, args.memory_tokens, TEMPERATURE)
     requests = zip(itertools.cycle(models), range(args.num_requests), strict=False)
     with tqdm(total=args.num_requests, desc="served") as bar:
-        async with Client(url, args.concurrency) as client:
+        async with LoadClient(url, args.concurrency) as client:
             await client.closed_loop(ask, requests, args.concurrency, on_answer)
     return recorder
 
@@ -61,7 +61,7 @@ def measure_offline(config: AppConfig, prompts: Sequence[str], args: Namespace) 
     """Batches of `every` requests at a time, decoded `concurrency` at once."""
     tokenizer = AutoTokenizer.from_pretrained(resolve(config.targets[0].path))
     ids = [tuple(tokenizer.encode(prompt)) for prompt in prompts]
-    recorder = Recorder()
+    recorder = MemoryRecorder()
     with offline_engine(config, args) as engine:
         for first in tqdm(range(0, args.num_requests, args.every), "offline"):
             complete(engine, requests(ids, first, args))

@@ -19,7 +19,7 @@ from types import MappingProxyType
 
 from tqdm import tqdm
 
-from bench.client import Ask, Client
+from bench.client import LoadClient, RequestTemplate
 from bench.serving.offline import OfflineEngine, Timing
 from bench.stats import Bar, paired_ratio
 from deployments.cluster import running
@@ -34,7 +34,7 @@ Measure = Callable[[], Awaitable[Timing]]
 
 
 @dataclass(frozen=True, slots=True)
-class Served:
+class ServedRates:
     """Tokens per second by repetition. identical: the share of texts that are the offline engine's."""
 
     mode: str
@@ -66,7 +66,7 @@ def leave(cores: Sequence[int]) -> None:
         os.sched_setaffinity(0, others)
 
 
-def over_http(client: Client, ask: Ask, model: str, concurrency: int) -> Measure:
+def over_http(client: LoadClient, ask: RequestTemplate, model: str, concurrency: int) -> Measure:
     async def timed() -> Timing:
         requests = [(model, number) for number in range(len(ask.prompts))]
         answers = await client.closed_loop(ask, requests, concurrency)
@@ -89,25 +89,25 @@ async def in_turn(modes: Mapping[str, Measure], repeat: int) -> dict[str, list[T
     return timings
 
 
-async def measure(url: str, target: TargetConfig, prompts: Sequence[str], args: Namespace) -> list[Served]:
+async def measure(url: str, target: TargetConfig, prompts: Sequence[str], args: Namespace) -> list[ServedRates]:
     async with AsyncExitStack() as stack:
         offline = stack.enter_context(OfflineEngine(target, prompts, args.max_tokens))
-        client = await stack.enter_async_context(Client(url, args.concurrency))
+        client = await stack.enter_async_context(LoadClient(url, args.concurrency))
         modes: dict[str, Measure] = {OFFLINE: lambda: asyncio.to_thread(offline.run)}
         for mode in BARS:
-            ask = Ask(prompts, args.max_tokens, stream=mode == "streamed")
+            ask = RequestTemplate(prompts, args.max_tokens, stream=mode == "streamed")
             modes[mode] = over_http(client, ask, target.name, args.concurrency)
         timings = await in_turn(modes, args.pairs)
     return [served(mode, timings[mode], timings[OFFLINE]) for mode in BARS]
 
 
-def served(mode: str, timings: Sequence[Timing], offline: Sequence[Timing]) -> Served:
+def served(mode: str, timings: Sequence[Timing], offline: Sequence[Timing]) -> ServedRates:
     rates, base = ([round(t.tokens_per_second, 1) for t in each] for each in (timings, offline))
     same = [a == b for t, o in zip(timings, offline, strict=True) for a, b in zip(t.texts, o.texts, strict=True)]
-    return Served(mode, rates, base, round(mean(same), 3))
+    return ServedRates(mode, rates, base, round(mean(same), 3))
 
 
-def measure_speed(config: AppConfig, prompts: Sequence[str], args: Namespace) -> list[Served]:
+def measure_speed(config: AppConfig, prompts: Sequence[str], args: Namespace) -> list[ServedRates]:
     name = args.target or config.targets[0].name
     config = plain_config(config, name, concurrency=args.concurrency, threads=args.threads, cores=args.cores)
     before = os.sched_getaffinity(0)
@@ -119,7 +119,7 @@ def measure_speed(config: AppConfig, prompts: Sequence[str], args: Namespace) ->
         os.sched_setaffinity(0, before)
 
 
-def speed_table(rows: Sequence[Served]) -> str:
+def speed_table(rows: Sequence[ServedRates]) -> str:
     lines = [
         "| answers | tokens/s | engine alone | ratio | 90 % interval | asked | met | same text |",
         "|" + "---|" * 8,

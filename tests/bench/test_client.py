@@ -6,20 +6,20 @@ import asyncio
 
 import pytest
 
-from bench.client import Ask, Client, RequestFailed
+from bench.client import LoadClient, RequestFailed, RequestTemplate
 from protocol.errors import NotReady
 from protocol.request import GenerateRequest
 from tests.api.api_twins import ScriptedBackend, runs_of, says
 from tests.bench.http_server import http_server
 
-ASK = Ask(("one", "two", "three"), max_tokens=8, temperature=0.5)
+ASK = RequestTemplate(("one", "two", "three"), max_tokens=8, temperature=0.5)
 
 
 @pytest.mark.parametrize("stream", [True, False])
 async def test_every_request_is_answered_in_the_order_in_which_it_was_sent(stream: bool) -> None:
-    ask, backend = Ask(ASK.prompts, 8, stream=stream), ScriptedBackend(says("import os"))
+    ask, backend = RequestTemplate(ASK.prompts, 8, stream=stream), ScriptedBackend(says("import os"))
     with http_server(backend) as url:
-        async with Client(url, 2) as client:
+        async with LoadClient(url, 2) as client:
             seen: list[float] = []
             requests = [("tiny", number) for number in range(5)]
             answers = await client.closed_loop(ask, requests, 2, lambda answer: seen.append(answer.end_s))
@@ -39,7 +39,7 @@ async def test_no_more_are_under_way_than_asked_for() -> None:
 
     backend.script = script  # type: ignore[assignment]
     with http_server(backend) as url:
-        async with Client(url, 8) as client:
+        async with LoadClient(url, 8) as client:
             await client.closed_loop(ASK, [("tiny", number) for number in range(9)], 3)
     assert len(backend.requests) == 9
     assert most[0] <= 3
@@ -49,7 +49,7 @@ async def test_no_more_are_under_way_than_asked_for() -> None:
 async def test_a_request_that_fails_ends_the_measurement(model: str) -> None:
     backend = ScriptedBackend(lambda request: [NotReady("going down")])
     with http_server(backend) as url:
-        async with Client(url, 1) as client:
+        async with LoadClient(url, 1) as client:
             with pytest.raises(ExceptionGroup) as failed:
                 await client.closed_loop(ASK, [(model, 0)], 1)
     assert failed.group_contains(RequestFailed, match=f"a request to {model} failed")

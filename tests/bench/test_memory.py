@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from bench.memory import MIB, Growth, PeakMemory, Recorder, growth, growth_table, label, numbered, peak_mb
+from bench.memory import MIB, Growth, MemoryRecorder, PeakMemory, growth, growth_table, label, numbered, peak_mb
 
 REPLICA = "ray::ServeReplica:draftpool:"
 LEAKING_CHILD = (
@@ -67,7 +67,7 @@ def test_too_few_samples_are_refused() -> None:
 
 
 def test_the_recorder_sees_which_process_leaks() -> None:
-    recorder = Recorder()
+    recorder = MemoryRecorder()
     with subprocess.Popen(
         [sys.executable, "-c", LEAKING_CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as child:
@@ -88,7 +88,7 @@ def test_the_recorder_sees_which_process_leaks() -> None:
 
 
 def test_a_process_that_ends_is_left_out() -> None:
-    recorder = Recorder()
+    recorder = MemoryRecorder()
     recorder.samples = [{1: 10.0, 2: 5.0}, {1: 10.0}, {1: 10.0}]
     recorder.num_done, recorder.labels, recorder.peaks = [0, 1, 2], {1: "stays", 2: "ends"}, {1: 10.0, 2: 5.0}
     assert [row.process for row in recorder.result(0)] == ["stays"]

@@ -7,7 +7,7 @@ import pytest
 from bench.policies import (
     ADAPTIVE,
     Prices,
-    Recorder,
+    RoundRecorder,
     Times,
     adaptive,
     ahead_config,
@@ -61,7 +61,7 @@ def test_a_drafted_token_costs_what_rounds_took_in_which_the_pool_had_nothing_to
 
 
 def test_a_recorder_hands_everything_on() -> None:
-    recorder = Recorder(Fixed(DepthRule((2,)), 3))
+    recorder = RoundRecorder(Fixed(DepthRule((2,)), 3))
     view = BatchView((SequenceView(5, 9),))
     assert recorder.plan(view) == recorder.policy.plan(view)
     assert recorder.opening() == DepthRule((2,))

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bench.machine import ROOT
-from bench.router.devices import Device, SlowedDrafter, slowed_target
+from bench.router.devices import SlowDevice, SlowedDrafter, slowed_target
 from drafters.client import LocalDraftClient
 from drafters.nested import NestedDrafter
 from drafters.worker import DraftWorker
@@ -33,8 +33,8 @@ class Clock:
     def sleep(self, seconds: float) -> None:
         self.now_s += max(seconds / 2, 1e-9)
 
-    def device(self, name: str) -> Device:
-        return Device(name, clock=lambda: self.now_s, sleep=self.sleep)
+    def device(self, name: str) -> SlowDevice:
+        return SlowDevice(name, clock=lambda: self.now_s, sleep=self.sleep)
 
 
 @pytest.fixture(scope="module")

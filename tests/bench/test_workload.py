@@ -9,11 +9,11 @@ import pytest
 
 from bench.cells import Cell
 from bench.grid import Grid
-from bench.workload import Text, Workload, mixed_lengths, read_texts
+from bench.workload import PromptText, Workload, mixed_lengths, read_texts
 from protocol.errors import ConfigError
 from tests.api.api_twins import tiny_tokenizer
 
-TEXTS = tuple(Text(tuple(range(start, start + 60))) for start in range(0, 600, 100))
+TEXTS = tuple(PromptText(tuple(range(start, start + 60))) for start in range(0, 600, 100))
 
 
 def test_mixed_prompts_run_from_32_to_512_tokens_in_every_group() -> None:
