@@ -19,7 +19,7 @@ from typing import Any
 
 from bench import machine
 from bench.ahead.pair import PairEngine, paired
-from bench.arguments import RESULTS, add_sweep, add_target, ended, listed, pairs_parser, subject_of, workload_of
+from bench.arguments import RESULTS, add_sweep, add_target, ended, listed, one_of, pairs_parser, subject_of, workload_of
 from bench.cells import CHOSEN, PLAIN, Cell
 from bench.grid import Grid
 from bench.metrics import CellResult
@@ -63,7 +63,7 @@ class Comparison:
 
 def compare(engines: Engines, engine: PairEngine, workload: Workload, chosen: Cell, args: Namespace) -> Comparison:
     """chosen: the cell of the router's own choice, at this batch and temperature."""
-    modes = [mode.value for mode in args.modes]
+    modes = list(dict.fromkeys([Mode.SERIAL.value, *args.modes]))
     grid = Grid(modes, [chosen.batch], args.depths, args.lengths, (chosen.temperature,))
     swept = measure(engines, grid.cells(), workload, repeat=args.sweep, max_tokens=args.max_tokens)
     winners = {mode: _winner(swept, mode) for mode in modes}
@@ -171,7 +171,7 @@ def main() -> int:
     add = parser.add_argument
     add("--batch", type=listed(whole(1)), default=[1, 2, 4, 8, 16, 32])
     add("--temperatures", type=listed(float), default=[0.0, 1.0])
-    add("--modes", type=listed(Mode), default=list(Mode), help=f"of {', '.join(Mode)}; serial among them")
+    add("--modes", type=listed(one_of(*Mode)), default=[mode.value for mode in Mode], help="besides serial")
     add("--fan-out", type=whole(1), default=8, help="branches of a sequence (default: 8)")
     add("--early-top-k", type=whole(0), default=2, help="picks at each place of an early exit (default: 2)")
     add("--exit-layer", type=whole(0), help="of the early exit (default: half of the target's layers)")

@@ -104,7 +104,14 @@ def test_modes_are_those_of_a_plan_and_others_are_refused(family: Path, capsys: 
 @pytest.mark.slow
 def test_one_table_compares_modes_and_the_routers_choice_at_every_batch(family: Path, few_sweeps: None) -> None:
     scale = {"sweep": 1, "learn": 1, "pairs": 2, "max_tokens": 12, "num_prompts": 1}
-    ahead = {"fan_out": 8, "early_top_k": 2, "exit_layer": None, "modes": list(Mode), "depths": [2, 4], "lengths": [3]}
+    ahead = {
+        "fan_out": 8,
+        "early_top_k": 2,
+        "exit_layer": None,
+        "modes": [mode.value for mode in Mode],
+        "depths": [2, 4],
+        "lengths": [3],
+    }
     args = Namespace(batch=[1, 3], temperatures=[0.0], **scale, **ahead)
     args.target, args.prompts = family / "large", family / "prompts.jsonl"
     with paired(subject_of(family), (), measured=1) as engine:
