@@ -3,12 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
-PLOTS := .venv/.bench-ready
+BENCH := .venv/.bench-ready
 PEERS := .venv-openvino
 TWO := --numprocesses 2 --dist loadgroup
 GRID := --drafter demo/models/drafter --batch 1,2,4,8,16,32
 
-.PHONY: help demo serve test test-all check exactness bench bench-peers bench-served bench-router bench-mirror demo-models proto k8s format clean
+.PHONY: help demo serve test test-all check exactness bench bench-peers bench-serving bench-router bench-ahead demo-models proto k8s format clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -46,39 +46,30 @@ test-all: $(READY)  ## all that needs no GPU
 exactness: $(READY)  ## the full matrix against the plain loop (about an hour; resumes)
 	$(BIN)/python -m bench.exactness
 
-bench: $(PLOTS)  ## every engine, batch, depth and length; the bars; the README's table (hours; leave the machine alone)
+bench: $(BENCH)  ## every engine, batch, depth and length; the bars; the README's table (hours; leave the machine alone)
 	$(BIN)/draftpool bench --target demo/models/large $(GRID) --out bench/results/large.json
 	$(BIN)/draftpool bench --target demo/models/small $(GRID) --out bench/results/small.json
 	$(BIN)/python -m bench.report bench/results/large.json bench/results/small.json
 	$(BIN)/python -m bench.bars --out bench/results/bars.json
 
-bench-served: $(READY)  ## the served app against the offline engine, and memory over 2,000 requests (minutes)
-	$(BIN)/python -m bench.served
-	$(BIN)/python -m bench.memory
+bench-serving: $(BENCH)  ## the served app against the engine alone, and memory over 2,000 requests (minutes)
+	$(BIN)/python -m bench.serving
 
-bench-router: $(PLOTS)  ## the router against every fixed setting, and what its tests cannot show (most of an hour; leave it alone)
+bench-router: $(BENCH)  ## the router against its baselines: offline, as served, and on slowed devices (hours; leave it alone)
 	$(BIN)/python -m bench.router --sweep 2 --max-tokens 96
-	$(BIN)/python -m bench.learning
-	$(BIN)/python -m bench.simulated
-	$(BIN)/python -m bench.pressure
-	$(BIN)/python -m bench.deeper
-	$(BIN)/python -m bench.choices
-	$(BIN)/python -m bench.replay
+	$(BIN)/python -m bench.router.served
+	$(BIN)/python -m bench.router.slowed
 
-bench-mirror: $(PLOTS)  ## drafting ahead on two cores, against the law (half an hour; leave it alone)
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.mirror
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.mirror --temperatures 0 --depths 2 --slowed 0.6 --pairs 7 --out bench/results/mirror_slowed.json
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.mirror --batches 1,2,4,8,16,32 --lengths 1,2,3,4,6
-	$(BIN)/python -m bench.oracle_mirror
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.ablation
-	OMP_NUM_THREADS=1 $(BIN)/python -m bench.rounds_picture
+bench-ahead: $(BENCH)  ## drafting ahead on two cores, and a pool that does not keep up (an hour; leave it alone)
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.ahead
+	$(BIN)/python -m bench.degraded
 
 bench-peers:  ## OpenVINO GenAI in an environment of its own, for the benchmark's peer columns
 	$(PYTHON) -m venv $(PEERS)
-	$(PEERS)/bin/python -m pip install --quiet --requirement bench/openvino-requirements.txt
+	$(PEERS)/bin/python -m pip install --quiet --requirement bench/peers/openvino-requirements.txt
 	$(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision
 
-$(PLOTS): $(READY)
+$(BENCH): $(READY)
 	$(PIP) --editable '.[dev,bench]'
 	touch $@
 

@@ -3,25 +3,57 @@
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from bench import machine
-from bench.command import HELD_OUT, listed
+import torch
+from transformers import AutoTokenizer
+
+from bench.cells import Subject
+from bench.machine import ROOT
+from bench.workload import HELD_OUT, LONGEST, Workload, read_texts
 from cli.arguments import depth, whole
 from model.native.library import default_threads
 from protocol.errors import DraftPoolError
 
-MODELS = machine.ROOT / "demo/models"
+MODELS, RESULTS = ROOT / "demo/models", ROOT / "bench/results"
+CONFIG = ROOT / "deployments/configs/demo.yaml"
+Value = TypeVar("Value")
 
 
-def measuring(description: str | None, **defaults: object) -> ArgumentParser:
-    """Pairs of every depth and length with the demo drafter. defaults: in place of those here."""
+def listed(parse: Callable[[str], Value]) -> Callable[[str], list[Value]]:
+    """Values with commas between them, none twice."""
+
+    def parse_all(text: str) -> list[Value]:
+        return list(dict.fromkeys(parse(part.strip()) for part in text.split(",")))
+
+    return parse_all
+
+
+def one_of(*names: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in names:
+            raise ArgumentTypeError(f"{text!r} is unknown; choose from {', '.join(names)}")
+        return text
+
+    return parse
+
+
+def plain_parser(description: str | None, **defaults: object) -> ArgumentParser:
+    """defaults: in place of those that the options have."""
     parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
+    parser.set_defaults(**defaults)
+    return parser
+
+
+def pairs_parser(description: str | None, **defaults: object) -> ArgumentParser:
+    """Interleaved repetitions of every depth and length, with the demo drafter."""
+    parser = plain_parser(description)
     add = parser.add_argument
     add("--drafter", type=Path, default=MODELS / "drafter")
-    add("--pairs", type=whole(2), default=15, help="interleaved repetitions (default: %(default)s)")
+    add("--pairs", type=whole(2), default=15, help="interleaved repetitions (default: 15)")
     add("--depths", type=listed(depth), default=[2, 4, 6, "cascade"])
     add("--lengths", type=listed(whole(1, 64)), default=[1, 2, 3, 4, 6, 8])
     add("--num-prompts", type=whole(1), default=4)
@@ -41,7 +73,16 @@ def add_threads(parser: ArgumentParser) -> None:
 
 
 def add_sweep(parser: ArgumentParser, repeat: int) -> None:
-    parser.add_argument("--sweep", type=whole(1), default=repeat, help="of every setting (default: %(default)s)")
+    parser.add_argument("--sweep", type=whole(1), default=repeat, help=f"repetitions of every setting ({repeat})")
+
+
+def subject_of(args: Namespace, target: Path, max_batch: int, threads: int) -> Subject:
+    """A target of bf16 and the drafter of `pairs_parser`."""
+    return Subject(target, args.drafter, torch.bfloat16, threads, max_batch, LONGEST + args.max_tokens)
+
+
+def workload_of(args: Namespace, target: Path, num_prompts: int, kind: str = "mixed") -> Workload:
+    return Workload(read_texts(args.prompts, AutoTokenizer.from_pretrained(target)), kind, num_prompts)
 
 
 def ended(name: str, run: Callable[[Namespace], int], args: Namespace) -> int:

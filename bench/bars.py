@@ -1,4 +1,4 @@
-"""The bars that the offline engine has to clear, each a ratio within one run.
+"""Question: does the offline engine clear its bars, each a ratio within one run?
 
 Settings of a speculating mode compete in a first run; the winners, ours and the peers' alike, are measured anew in a
 second one of as many repetitions, beside the plain loops. Equal prompt lengths stand beside and decide nothing.
@@ -7,31 +7,27 @@ second one of as many repetitions, beside the plain loops. Equal prompt lengths 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 from typing import Any
 
-import torch
-from transformers import AutoTokenizer
-
 from bench import machine
-from bench.arguments import add_target, add_threads, ended, measuring
+from bench.arguments import add_target, add_threads, ended, listed, pairs_parser, subject_of, workload_of
 from bench.cells import Cell, Subject
-from bench.command import listed, say_left_out
-from bench.costs import law, step_ms
-from bench.floor import linear_pass_ms, read_ms, weight_bytes
+from bench.command import say_left_out
 from bench.grid import LENGTH_MODES, Grid
 from bench.metrics import CellResult, rate
+from bench.passes import products_ms, read_ms, step_ms, weight_bytes
 from bench.run import Engines, measure, opened
 from bench.stats import SLACK, Bar, Ratio, Sense, best, paired_ratio
-from bench.workload import LONGEST, Workload, read_texts
+from bench.workload import Workload
 
 RESULT = machine.ROOT / "bench/results/bars.json"
 PEERS = ("generate", "assisted", "openvino", "openvino-draft")
 CROWD = 8
+NUM_PASSES = 20  # of which a read, or the products, is the median
 DRAFT_PROBE = Cell("fixed", 1, depth=2, length=4)
 
 
@@ -81,8 +77,8 @@ def floor_bars(bars: Bars, subject: Subject) -> None:
     groups = bars.workloads["mixed"].groups(cell)
     reads, products, steps = [], [], []
     for _ in range(bars.pairs + 1):
-        reads.append(read_ms(num_bytes))
-        products.append(linear_pass_ms(ours.model, 1))
+        reads.append(read_ms(num_bytes, NUM_PASSES))
+        products.append(products_ms(ours.model, 1, NUM_PASSES))
         steps.append(1e3 / rate([ours.run(cell, group, bars.max_tokens) for group in groups], cell))
     note = f"{median(steps):.2f} ms a token, {median(products):.2f} ms the products, {median(reads):.2f} ms the read"
     bars.add("plain step over its matrix products", "at most", 1.6, paired_ratio(steps[1:], products[1:]), note)
@@ -137,15 +133,19 @@ def _wanted(mode: str, grid: Grid) -> bool:
 
 def lawful(engines: Engines, plain: CellResult, fixed: CellResult) -> float:
     """The speed-up that the costs measured here and the acceptance of the run itself allow."""
-    costs = step_ms(engines.ours.model, (1, fixed.length + 1), plain.temperature)
+    costs = step_ms(engines.ours.model, (1, fixed.length + 1), plain.temperature, NUM_PASSES)
     drafts = median(fixed.draft_ms_per_token)
     return law(fixed.mean_acceptance_length or 1.0, fixed.length, costs[1], costs[fixed.length + 1], drafts)
 
 
+def law(acceptance_length: float, length: int, plain_ms: float, verify_ms: float, draft_ms: float) -> float:
+    """Tokens of a round over its price in plain steps. draft_ms: of one token."""
+    return acceptance_length * plain_ms / (verify_ms + length * draft_ms)
+
+
 def run(args: argparse.Namespace) -> int:
-    subject = Subject(args.target, args.drafter, torch.bfloat16, args.threads, CROWD, LONGEST + args.max_tokens)
-    texts = read_texts(args.prompts, AutoTokenizer.from_pretrained(subject.target))
-    workloads = {kind: Workload(texts, kind, args.num_prompts) for kind in ("mixed", "equal")}
+    subject = subject_of(args, args.target, CROWD, args.threads)
+    workloads = {kind: workload_of(args, args.target, args.num_prompts, kind) for kind in ("mixed", "equal")}
     with opened(subject, ("plain", "fixed", *args.peers)) as engines:
         bars = Bars(engines, workloads, args.pairs, args.max_tokens)
         floor_bars(bars, subject)
@@ -157,10 +157,8 @@ def run(args: argparse.Namespace) -> int:
         crowd_bar(bars, Grid(("fixed",), [CROWD], args.depths, args.lengths), 1.0)
         say_left_out(engines)
     report = as_json(bars, args)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     text = table(bars.bars, report)
-    args.out.with_suffix(".md").write_text(text, encoding="utf-8")
+    machine.save(args.out, report, text)
     sys.stdout.write(text)
     return 0 if all(bar.met for bar in bars.bars if decides(bar)) else 1
 
@@ -201,7 +199,7 @@ def _lines(bars: Sequence[Bar], report: dict[str, Any]) -> Iterator[str]:
 
 
 def main() -> int:
-    parser = measuring(__doc__, num_prompts=8, out=RESULT)
+    parser = pairs_parser(__doc__, num_prompts=8, out=RESULT)
     add_target(parser)
     add_threads(parser)
     parser.add_argument("--peers", type=listed(str), default=PEERS, help=f"some of {','.join(PEERS)} (default: all)")

@@ -1,46 +1,44 @@
-"""Where a plain step's time goes: matrix products, attention, sampling, and the rest, which is our own bookkeeping.
+"""Question: where does the time of a plain step go, and how much of it is our own bookkeeping?
 
-The step loop runs on this thread, after prefill. Products and attention are timed inside the kernels, sampling by
-picking again from logits of the same shape. Everything else counts as bookkeeping: norms and rotations in the kernels,
-all Python of scheduling and committing. Beside it stands a step of the whole engine, whose thread hands every run to
-another one: what it takes longer is two threads that want the interpreter, and a core, at the same time.
+The engine decodes after prefill. Products and attention are timed inside the kernels, sampling by picking again from
+logits of the same shape. Everything else counts as bookkeeping: norms and rotations in the kernels, all Python of
+scheduling and committing, and the wait for the interpreter while another thread takes the tokens.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import sys
 import time
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer
 
 from bench import machine
-from bench.prompts import held_out
+from bench.arguments import RESULTS, add_target, add_threads, plain_parser
+from bench.ours import requests
+from bench.policies import RoundRecorder
+from bench.workload import held_out
+from cli.arguments import whole
 from deployments.local import complete, open_engine
 from model.native.decoder import NativeDecoder
-from model.native.library import default_threads
 from protocol.errors import ConfigError
-from protocol.request import GenerateRequest, SamplingParams, StopRules
+from protocol.outcome import RoundOutcome as RoundRecord
+from protocol.request import SamplingParams
 from router.policy import Off
 from targets.engine import EngineConfig
 from targets.model import TargetModel, load_target
-from targets.scheduler import Scheduler, SchedulerConfig
-from targets.sequence import Sequence
-from targets.step import Stepper
 
-RESULT = machine.ROOT / "bench/results/breakdown.json"
-SHORT, LONG, PROMPT = 16, 144, 128
-LENGTH = 2 * LONG
+WARM_STEPS, NUM_STEPS, PROMPT = 16, 144, 128
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """Milliseconds of one step, medians over repetitions. share: of bookkeeping. engine_ms: with its thread."""
+class StepParts:
+    """Milliseconds of one step, medians over repetitions. share: of bookkeeping."""
 
     batch: int
     temperature: float
@@ -50,63 +48,52 @@ class Step:
     sampling_ms: float
     bookkeeping_ms: float
     share: float
-    engine_ms: float
 
 
-def measure(model: TargetModel, prompts: list[tuple[int, ...]], temperature: float, repeat: int) -> Step:
+class PhaseRecorder(RoundRecorder):
+    """phases: of products and of attention at the end of each round, as the kernels' clocks stand."""
+
+    def __init__(self, decoder: NativeDecoder) -> None:
+        super().__init__(Off())
+        self.phases: list[tuple[float, float]] = []
+        self._decoder = decoder
+
+    def observe(self, record: RoundRecord) -> None:
+        super().observe(record)
+        phase = self._decoder.phase_ms()
+        self.phases.append((phase.products, phase.attention))
+
+
+def measure(model: TargetModel, prompts: list[tuple[int, ...]], temperature: float, repeat: int) -> StepParts:
     decoder = model.decoder
     if not isinstance(decoder, NativeDecoder):
         raise ConfigError("the breakdown reads the native kernels' clocks; they need a CPU and a C++ compiler")
-    rows, engine = [], []
-    for _ in range(repeat):
-        rows.append(steps(model, decoder, prompts, temperature))
-        long, short = (wall_ms(model, prompts, temperature, length) for length in (LONG, SHORT))
-        engine.append((long - short) / (LONG - SHORT))
+    rows = [steps(model, decoder, prompts, temperature) for _ in range(repeat)]
     step, products, attention = (median(column) for column in zip(*rows, strict=True))
     sampling = sampling_ms(decoder, len(prompts), temperature)
     rest = step - products - attention - sampling
-    figures = [round(value, 4) for value in (step, products, attention, sampling, rest, rest / step, median(engine))]
-    return Step(len(prompts), temperature, *figures)
-
-
-def requests(prompts: list[tuple[int, ...]], temperature: float, length: int) -> list[GenerateRequest]:
-    return [
-        GenerateRequest(str(seed), prompt, SamplingParams(temperature, seed=seed), StopRules(length))
-        for seed, prompt in enumerate(prompts)
-    ]
+    figures = [round(value, 4) for value in (step, products, attention, sampling, rest, rest / step)]
+    return StepParts(len(prompts), temperature, *figures)
 
 
 def steps(
     model: TargetModel, decoder: NativeDecoder, prompts: list[tuple[int, ...]], temperature: float
 ) -> tuple[float, float, float]:
-    """Milliseconds of a step, of its products and of its attention: medians over LONG - SHORT steps."""
-    scheduler = Scheduler(model.ledger, SchedulerConfig(len(prompts)))
-    stepper = Stepper(model, Off(), scheduler, None)
-    sequences = [Sequence(i, one, LENGTH) for i, one in enumerate(requests(prompts, temperature, LENGTH))]
-    for sequence in sequences:
-        scheduler.add(sequence)
-    while not all(sequence.num_generated > SHORT for sequence in sequences):
-        stepper.step()
-    rows = []
-    for _ in range(LONG - SHORT):
-        before, start = decoder.phase_ms(), time.perf_counter()
-        stepper.step()
-        wall, after = 1e3 * (time.perf_counter() - start), decoder.phase_ms()
-        rows.append((wall, after.products - before.products, after.attention - before.attention))
-    for sequence in sequences:
-        stepper.remove(sequence)
-    wall, products, attention = (median(column) for column in zip(*rows, strict=True))
-    return wall, products, attention
-
-
-def wall_ms(model: TargetModel, prompts: list[tuple[int, ...]], temperature: float, length: int) -> float:
-    engine = open_engine(model, None, Off(), EngineConfig(max_batch=len(prompts)))
-    start = time.perf_counter()
+    """Milliseconds of a step, of its products and of its attention: medians over the steps after the first ones."""
+    recorder = PhaseRecorder(decoder)
+    engine = open_engine(model, None, recorder, EngineConfig(max_batch=len(prompts)))
     try:
-        complete(engine, requests(prompts, temperature, length))
+        complete(engine, requests(prompts, temperature, WARM_STEPS + NUM_STEPS))
     finally:
         engine.stop()
-    return 1e3 * (time.perf_counter() - start)
+    rounds = zip(recorder.rounds[1:], pairwise(recorder.phases), strict=True)
+    rows = [
+        (one.draft_ms + one.verify_ms + one.rest_ms, after[0] - before[0], after[1] - before[1])
+        for one, (before, after) in rounds
+        if len(one.rows) == len(prompts) and not one.num_prefill_tokens
+    ]
+    wall, products, attention = (median(column) for column in zip(*rows[WARM_STEPS:], strict=True))
+    return wall, products, attention
 
 
 def sampling_ms(decoder: NativeDecoder, batch: int, temperature: float, passes: int = 200) -> float:
@@ -120,31 +107,35 @@ def sampling_ms(decoder: NativeDecoder, batch: int, temperature: float, passes: 
     return median(times)
 
 
+def table(measured: list[StepParts], place: Any) -> str:
+    """One line a step; times in ms."""
+    rows = [asdict(step) for step in measured]
+    lines = [f"| {' | '.join(rows[0])} |", "|" + "---|" * len(rows[0])]
+    lines += [f"| {' | '.join(map(str, row.values()))} |" for row in rows]
+    return "\n".join([*lines, "", machine.footer(place)]) + "\n"
+
+
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", type=Path, default=machine.ROOT / "demo/models/large")
-    parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
+    parser = plain_parser(__doc__)
+    add_target(parser)
+    parser.add_argument("--batch", type=whole(1), nargs="+", default=[1, 16])
     parser.add_argument("--temperature", type=float, nargs="+", default=[0.0, 0.8])
-    parser.add_argument("--repeat", type=int, default=15)
-    parser.add_argument("--threads", type=int, default=default_threads())
-    parser.add_argument("--out", type=Path, default=RESULT)
+    parser.add_argument("--repeat", type=whole(1), default=15)
+    add_threads(parser)
+    parser.add_argument("--out", type=Path, default=RESULTS / "breakdown.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     num_positions = max(args.batch) * 512
     model = load_target(args.target, dtype=torch.bfloat16, num_positions=num_positions, page_size=16)
-    prompts = [
-        prompt.token_ids for prompt in held_out(AutoTokenizer.from_pretrained(args.target), max(args.batch), PROMPT)
-    ]
+    prompts = held_out(AutoTokenizer.from_pretrained(args.target), max(args.batch), PROMPT)
     measured = [
         measure(model, prompts[:batch], temperature, args.repeat)
         for batch in args.batch
         for temperature in args.temperature
     ]
     report = {"machine": machine.describe(), "target": args.target.name, "steps": [asdict(step) for step in measured]}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    for step in measured:
-        sys.stdout.write(json.dumps(asdict(step)) + "\n")
+    machine.save(args.out, report, table(measured, report["machine"]))
+    sys.stdout.write(table(measured, report["machine"]))
     return 0
 
 

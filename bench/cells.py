@@ -14,23 +14,17 @@ from typing import Protocol
 
 import torch
 
-from router.modes import Mode
+from bench.policies import ADAPTIVE, FIXED
+from protocol.plan import Mode
 
 TokenIds = Sequence[int]
-ADAPTIVE = ("goodput", "chosen")  # modes that choose depth and length themselves
-OURS = ("plain", "fixed", "goodput")
-NAMED = (Mode.SERIAL, Mode.MIRROR, Mode.HINTED)
-# The pool in a process of its own: the rounds that a target may play then.
+PLAIN, CHOSEN = "plain", "chosen"
+OURS = (PLAIN, FIXED, *ADAPTIVE)
+# The pool in a process of its own: how a target may get its proposals then.
 APART: Mapping[str, tuple[Mode, ...]] = MappingProxyType(
-    {
-        "serial": (Mode.SERIAL,),
-        "ahead": (Mode.MIRROR,),
-        "mirror": (Mode.HINTED,),
-        **{mode.value: (mode,) for mode in Mode if mode not in NAMED},
-        "chosen": tuple(Mode),
-    }
+    {**{mode.value: (mode,) for mode in Mode}, CHOSEN: tuple(Mode)}
 )
-COUPLED = (*OURS, *APART)  # modes with our noise, whose sampled text is that of the plain loop
+CHOOSING = (*ADAPTIVE, CHOSEN)  # modes that choose depth and length themselves
 
 
 class Unavailable(Exception):
@@ -55,7 +49,7 @@ class Cell:
 
     @property
     def speculates(self) -> bool:
-        return self.length > 0 or self.mode in ADAPTIVE
+        return self.length > 0 or self.mode in CHOOSING
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,9 +98,13 @@ class Outcome:
 
 
 class BenchEngine(Protocol):
-    """Holds its weights from open to close. All times are the engine's own work, token ids in and out."""
+    """Holds its weights from open to close. All times are the engine's own work, token ids in and out.
+
+    shares_noise: its sampled text is that of our plain loop.
+    """
 
     name: str
+    shares_noise: bool
     version: str  # known once open
 
     def open(self) -> None:

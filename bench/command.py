@@ -5,19 +5,18 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
+from bench.arguments import listed, one_of
 from bench.cells import APART, OURS, Subject
 from bench.grid import MODES, PEERS, Grid
-from bench.machine import ROOT
 from bench.report import save
 from bench.run import Engines, measure, opened
-from bench.workload import EQUAL, KINDS, LONGEST, Workload, read_texts
+from bench.workload import EQUAL, HELD_OUT, KINDS, LONGEST, Workload, read_texts
 from cli.arguments import depth, whole
 from deployments.process import DTYPES
 from model.files import resolve
@@ -25,8 +24,6 @@ from model.native.library import default_threads
 from protocol.errors import ConfigError
 
 DRAFTING = (*OURS[1:], *APART, "assisted", "openvino-draft")
-HELD_OUT = ROOT / "demo/prompts/heldout.jsonl"
-Value = TypeVar("Value")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -83,21 +80,6 @@ def say_left_out(engines: Engines) -> None:
         sys.stderr.write(f"draftpool: mode {mode} is left out: {reason}\n")
 
 
-def listed(parse: Callable[[str], Value]) -> Callable[[str], list[Value]]:
-    """Values with commas between them, none twice."""
-
-    def parse_all(text: str) -> list[Value]:
-        return list(dict.fromkeys(parse(part.strip()) for part in text.split(",")))
-
-    return parse_all
-
-
-def mode(text: str) -> str:
-    if text not in MODES:
-        raise argparse.ArgumentTypeError(f"{text!r} is no mode; choose from {', '.join(MODES)}")
-    return text
-
-
 def temperature(text: str) -> float:
     try:
         value = float(text)
@@ -119,14 +101,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--url", help="an OpenAI-compatible server, for mode url")
     parser.add_argument("--url-model", help="its model (default: the first that it lists)")
     parser.add_argument("--json", action="store_true", help="one JSON line a cell, instead of a table")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="result as JSON; a table and plots go beside it")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="result as JSON; a table goes beside it")
 
 
 def add_grid(parser: argparse.ArgumentParser, modes: Sequence[str], lengths: Sequence[int]) -> None:
     """What is measured, on which prompts."""
     add = parser.add_argument
     add("--batch", type=listed(whole(1)), default=[1, 8], help="batch sizes (default: 1,8)")
-    add("--modes", type=listed(mode), default=list(modes), help=f"default: {','.join(modes)}")
+    add("--modes", type=listed(one_of(*MODES)), default=list(modes), help=f"default: {','.join(modes)}")
     add(
         "--depths",
         type=listed(depth),

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from bench.cells import ADAPTIVE, APART, OURS, Cell
+from bench.cells import APART, CHOSEN, OURS, Cell
+from bench.policies import FIXED
 
 LENGTH_MODES = ("assisted", "lookup", "openvino-draft")  # one cell a batch and length
 PEERS = ("generate", "assisted", "lookup", "continuous", "openvino", "openvino-draft")
 MODES = (*OURS, *APART, *PEERS, "url")
-EVERY_SETTING = ("fixed", *(mode for mode in APART if mode not in ADAPTIVE))  # one cell a depth and length
+EVERY_SETTING = (FIXED, *(mode for mode in APART if mode != CHOSEN))  # one cell a depth and length
 SINGLE = frozenset(("assisted", "lookup"))  # transformers speculates at batch 1 only
 
 

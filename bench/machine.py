@@ -80,6 +80,7 @@ def _program() -> str:
     if path.name == "draftpool":
         return path.name
     try:
-        return "python -m " + ".".join(path.resolve().relative_to(ROOT).with_suffix("").parts)
+        module = ".".join(path.resolve().relative_to(ROOT).with_suffix("").parts)
+        return f"python -m {module.removesuffix('.__main__')}"
     except ValueError:
         return path.name

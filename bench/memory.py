@@ -1,156 +1,148 @@
-"""Memory while thousands of requests go through: each process's peak, and whether it grows.
+"""Resident memory: this process's peak while something runs, and whether a tree of processes grows with its requests.
 
-    served    the application of a config, all targets and the pool, streamed over HTTP; each process of its cluster,
-              and this one, which is the client
-    offline   the engine of the config's first target with the drafter, in this process and without Ray
-
-Short requests at temperature 0.8, EOS ignored. `bench/resident.py` says what growth is.
+The first requests fill caches, so growth is measured after some of them: the slope of a straight line through all later
+samples, times the requests between them. One late jump moves a line less than it moves the difference of two samples.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
+from statistics import linear_regression
+from typing import Self
 
-from tqdm import tqdm
-from transformers import AutoTokenizer
+import psutil
 
-from bench import machine
-from bench.arrivals import closed_loop
-from bench.load_client import Ask, Client, Outcome, drive
-from bench.prompts import HELD_OUT
-from bench.resident import Growth, Recorder, table
-from cli.arguments import whole
-from cli.demo_command import CONFIG
-from cli.prompts import read_prompts
-from deployments.cluster import running
-from deployments.config import AppConfig, HttpConfig, load_config
-from deployments.local import complete, draft_policy, open_engine, open_worker
-from deployments.process import DTYPES, pin_process, pool_positions
-from deployments.target import load_model
-from link.listening import free_port
-from model.files import resolve
-from protocol.errors import DraftPoolError
-from protocol.request import GenerateRequest, SamplingParams, StopRules
-from targets.engine import Engine, EngineConfig
-
-RESULT = machine.ROOT / "bench/results/memory.json"
-TIMEOUT_S = 120.0
-TEMPERATURE = 0.8
-LENGTH = 4  # of drafts, offline
+MIB = 1 << 20
+GROWTH_SHARE, GROWTH_MB = 0.01, 4.0  # growth is what exceeds both; an allocator's own noise does not
+CLEAR_PEAK = Path("/proc/self/clear_refs")
 
 
-def measure_served(config: AppConfig, prompts: Sequence[str], args: argparse.Namespace) -> list[Growth]:
-    config = config.model_copy(update={"http": HttpConfig(port=free_port()), "grpc": None})
-    with running(config) as url:
-        recorder = asyncio.run(load(url, [target.name for target in config.targets], prompts, args))
-    return recorder.result(args.base_after)
+class PeakMemory:
+    """`mb` after the block: the highest resident memory of this process within it, all loaded engines included.
+
+    Where the kernel's mark cannot be set back, what is resident at the end.
+    """
+
+    mb = 0.0
+    _has_mark = False
+
+    def __enter__(self) -> Self:
+        with suppress(OSError):
+            CLEAR_PEAK.write_text("5")
+            self._has_mark = True
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        resident = psutil.Process().memory_info().rss / MIB
+        self.mb = round(max(peak_mb("self"), resident) if self._has_mark else resident, 1)
 
 
-async def load(url: str, models: Sequence[str], prompts: Sequence[str], args: argparse.Namespace) -> Recorder:
-    """Raises RuntimeError when requests failed, for then it was another load."""
-    recorder, ended = Recorder(), list[Outcome]()
-    schedule = closed_loop(dict.fromkeys(models, 1.0), len(prompts), num_requests=args.num_requests, seed=0)
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """One process, in MiB. peak: its highest ever, loading included; peak_under_load: of the samples."""
 
-    def on_outcome(outcome: Outcome) -> None:
-        bar.update()
-        ended.append(outcome)
-        if len(ended) % args.every == 0:
-            recorder.sample(len(ended))
+    process: str
+    peak: float
+    peak_under_load: float
+    base: float
+    end: float
+    growth: float
+    kib_per_request: float
 
-    ask = Ask(args.max_tokens, TEMPERATURE)
-    with tqdm(total=args.num_requests, desc="served") as bar:
-        async with Client(url, prompts, ask, connections=args.concurrency, timeout_s=TIMEOUT_S) as client:
-            await drive(schedule, client.send, args.concurrency, on_outcome)
-    if errors := [outcome.error for outcome in ended if outcome.error is not None]:
-        raise RuntimeError(f"{len(errors)} of {args.num_requests} requests failed, the first by {errors[0]}")
-    return recorder
+    @property
+    def grows(self) -> bool:
+        return self.growth > max(GROWTH_MB, GROWTH_SHARE * self.base)
 
 
-def measure_offline(config: AppConfig, prompts: Sequence[str], args: argparse.Namespace) -> list[Growth]:
-    """Batches of `every` requests at a time, decoded `concurrency` at once."""
-    tokenizer = AutoTokenizer.from_pretrained(resolve(config.targets[0].path))
-    ids = [tuple(tokenizer.encode(prompt)) for prompt in prompts]
-    recorder = Recorder()
-    with offline_engine(config, args) as engine:
-        for first in tqdm(range(0, args.num_requests, args.every), "offline"):
-            complete(engine, requests(ids, first, args))
-            recorder.sample(first + args.every)
-    return recorder.result(args.base_after)
+@dataclass(slots=True)
+class MemoryRecorder:
+    """Samples this process and all below it. Processes that come later, or go earlier, are left out of the result."""
+
+    num_done: list[int] = field(default_factory=list)
+    samples: list[dict[int, float]] = field(default_factory=list)
+    labels: dict[int, str] = field(default_factory=dict)
+    peaks: dict[int, float] = field(default_factory=dict)
+
+    def sample(self, num_done: int) -> None:
+        resident: dict[int, float] = {}
+        own = psutil.Process()
+        for process in [own, *own.children(recursive=True)]:
+            with suppress(psutil.Error):
+                resident[process.pid] = process.memory_info().rss / MIB
+                if process.pid not in self.labels:
+                    self.labels[process.pid] = "this process" if process == own else label(process.cmdline())
+                self.peaks[process.pid] = max(peak_mb(process.pid), resident[process.pid])
+        self.num_done.append(num_done)
+        self.samples.append(resident)
+
+    def result(self, base_after: int) -> list[Growth]:
+        """By base, the largest first. Equal labels are numbered."""
+        steady = [pid for pid in self.labels if all(pid in sample for sample in self.samples)]
+        names = numbered({pid: self.labels[pid] for pid in steady})
+        found = [
+            growth(names[pid], self.peaks[pid], self.num_done, [sample[pid] for sample in self.samples], base_after)
+            for pid in steady
+        ]
+        return sorted(found, key=lambda one: -one.base)
 
 
-def requests(ids: Sequence[tuple[int, ...]], first: int, args: argparse.Namespace) -> list[GenerateRequest]:
-    stop = StopRules(args.max_tokens)
-    return [
-        GenerateRequest(str(number), ids[number % len(ids)], SamplingParams(TEMPERATURE, seed=number), stop)
-        for number in range(first, first + args.every)
+def growth(process: str, peak: float, num_done: Sequence[int], resident: Sequence[float], base_after: int) -> Growth:
+    """resident: MiB at each of num_done, which ascends. Raises ValueError unless two samples follow the base."""
+    later = [(done, mib) for done, mib in zip(num_done, resident, strict=True) if done >= base_after]
+    if len(later) < 3:
+        raise ValueError(f"{len(later)} samples at {base_after} requests or more give no slope; send more requests")
+    slope = linear_regression([done for done, _ in later], [mib for _, mib in later]).slope
+    return Growth(
+        process=process,
+        peak=round(peak, 1),
+        peak_under_load=round(max(resident), 1),
+        base=round(later[0][1], 1),
+        end=round(later[-1][1], 1),
+        growth=round(slope * (later[-1][0] - later[0][0]), 2),
+        kib_per_request=round(1024 * slope, 3),
+    )
+
+
+def label(command: Sequence[str]) -> str:
+    """What Ray calls its actors, a replica by its deployment; else the program, or the script that Python runs."""
+    first = command[0] if command else ""
+    if replica := re.match(r"ray::ServeReplica:[^:]+:(.+?)(\.[a-z_]+)?$", first):  # busy ones add their method
+        return replica[1]
+    if first.startswith("ray::"):
+        return first.removeprefix("ray::").partition(".")[0]
+    script = next((word for word in command[1:] if word.endswith(".py")), first)
+    return Path(script).name or "unknown"
+
+
+def numbered(labels: Mapping[int, str]) -> dict[int, str]:
+    count, seen = Counter(labels.values()), Counter[str]()
+    names = {}
+    for key, name in labels.items():
+        seen[name] += 1
+        names[key] = f"{name} #{seen[name]}" if count[name] > 1 else name
+    return names
+
+
+def peak_mb(pid: int | str) -> float:
+    """The kernel's own mark since the process began, or since it was cleared; 0 where there is none."""
+    with suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def growth_table(part: str, rows: Sequence[Growth]) -> str:
+    lines = [
+        f"| {part} | peak, MiB | under load | base | end | growth | KiB a request | grows |",
+        "|" + "---|" * 8,
     ]
-
-
-@contextmanager
-def offline_engine(config: AppConfig, args: argparse.Namespace) -> Iterator[Engine]:
-    target, pool, worker = config.targets[0], config.pool, None
-    pin_process(target)
-    if pool is not None:
-        drafter = resolve(pool.path)
-        worker = open_worker(
-            drafter,
-            dtype=DTYPES[pool.dtype],
-            num_positions=pool_positions(pool, drafter),
-            page_size=pool.page_size,
-            max_rows=args.concurrency,
-        )
-    engine_config = EngineConfig(args.concurrency, args.every, target.prefill_chunk)
-    policy = draft_policy(worker if target.speculation else None, None, LENGTH)
-    engine = open_engine(load_model(target), worker, policy, engine_config)
-    try:
-        yield engine
-    finally:
-        engine.stop()
-
-
-Part = Callable[[AppConfig, Sequence[str], argparse.Namespace], list[Growth]]
-PARTS = MappingProxyType[str, Part]({"served": measure_served, "offline": measure_offline})
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parser().parse_args(argv)
-    try:
-        config = load_config(args.config)
-        prompts = [prompt.text for prompt in read_prompts(args.prompts, 0)]
-        results = {part: PARTS[part](config, prompts, args) for part in ([args.only] if args.only else PARTS)}
-    except DraftPoolError as error:
-        sys.stderr.write(f"bench.memory: {error}\n")
-        return 2
-    settings = {"unit": "MiB", "num_requests": args.num_requests, "base_after": args.base_after}
-    settings |= {"concurrency": args.concurrency, "max_tokens": args.max_tokens}
-    rows = {part: [asdict(row) | {"grows": row.grows} for row in found] for part, found in results.items()}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"machine": machine.describe(), **settings, **rows}, indent=1) + "\n")
-    sys.stdout.write("\n".join(table(part, found) for part, found in results.items()))
-    return 1 if any(row.grows for found in results.values() for row in found) else 0
-
-
-def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    made.add_argument("--only", choices=sorted(PARTS), help="default: both")
-    made.add_argument("--config", type=Path, default=CONFIG, help="default: the demo family")
-    made.add_argument("--prompts", type=Path, default=HELD_OUT, help="default: held-out code")
-    made.add_argument("--num-requests", type=whole(1), default=2000, help="default: %(default)s")
-    made.add_argument("--base-after", type=whole(0), default=200, help="requests (default: %(default)s)")
-    made.add_argument("--every", type=whole(1), default=50, help="requests between samples (default: %(default)s)")
-    made.add_argument("--concurrency", type=whole(1), default=8, help="default: %(default)s")
-    made.add_argument("--max-tokens", type=whole(1), default=16, help="default: %(default)s")
-    made.add_argument("--out", type=Path, default=RESULT)
-    return made
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    for row in rows:
+        figures = (row.peak, row.peak_under_load, row.base, row.end, row.growth, row.kib_per_request)
+        lines.append(f"| {row.process} | {' | '.join(map(str, figures))} | {'**yes**' if row.grows else 'no'} |")
+    return "\n".join(lines) + "\n"

@@ -3,7 +3,6 @@
 rate              tokens after the last first token / the time from then to the last token; prefill apart
 rate, kept full   all tokens / the window from the batch's filling up to its first slot left empty; prefill inside
 total rate        all tokens / (last token - hand-over), prefill and queue inside
-prompt rate       per prompt its tokens / its time from hand-over; Spec-Bench's speed-up is a ratio of their means
 TTFT, TPOT        first token - hand-over; (last - first token) / (tokens - 1). Medians over prompts and repetitions
 acceptance length tokens of a verifying pass, its bonus included, mean over passes
 acceptance rate   accepted / drafted; by position: passes that accepted beyond it / passes
@@ -27,7 +26,7 @@ class CellResult:
 
     draft_ms_per_token: layers, head, noise, bookkeeping, all but the drafter's prefill; empty where not known.
     identical: share of prompts whose tokens equal our plain loop's, over all repetitions.
-    speedup: of `tokens_per_second` over our plain loop's in the same repetition; spec_bench_speedup: by its formula.
+    speedup: of `tokens_per_second` over our plain loop's in the same repetition.
     """
 
     engine: str
@@ -40,7 +39,6 @@ class CellResult:
     category: str
     tokens_per_second: list[float]
     total_tokens_per_second: list[float]
-    prompt_tokens_per_second: list[float]
     ttft_ms: float
     tpot_ms: float | None
     mean_acceptance_length: float | None
@@ -51,7 +49,6 @@ class CellResult:
     peak_rss_mb: float | None
     speedup: Ratio | None = None
     total_speedup: float | None = None
-    spec_bench_speedup: float | None = None
 
     @property
     def cell(self) -> Cell:
@@ -79,7 +76,6 @@ def summary(engine: str, cell: Cell, repetitions: Sequence[Repetition], same: Se
         category=cell.category,
         tokens_per_second=[round(rate(repetition, cell), 2) for repetition in repetitions],
         total_tokens_per_second=[round(total_rate(repetition), 2) for repetition in repetitions],
-        prompt_tokens_per_second=[round(prompt_rate(repetition), 2) for repetition in repetitions],
         ttft_ms=round(median(1e3 * (output.arrived[0] - output.started) for output in outputs), 3),
         tpot_ms=round(median(tpots), 4) if tpots else None,
         mean_acceptance_length=round(fmean(passes), 4) if passes else None,
@@ -120,15 +116,6 @@ def total_rate(repetition: Repetition) -> float:
     )
 
 
-def prompt_rate(repetition: Repetition) -> float:
-    """Mean over prompts of each one's tokens per second."""
-    return fmean(
-        len(output.arrived) / (output.arrived[-1] - output.started)
-        for outcome in repetition
-        for output in outcome.outputs
-    )
-
-
 def draft_ms(repetition: Repetition) -> float | None:
     """Mean over groups of the cost of a drafted token; None where the engine did not draft, or does not tell."""
     known = [outcome.draft_ms for outcome in repetition if outcome.draft_ms is not None]
@@ -151,14 +138,12 @@ def with_speedups(results: Sequence[CellResult]) -> list[CellResult]:
 def _with_speedup(result: CellResult, plain: CellResult | None) -> CellResult:
     if plain is None:
         return result
-    pairs = zip(result.prompt_tokens_per_second, plain.prompt_tokens_per_second, strict=True)
     return replace(
         result,
         speedup=paired_ratio(result.tokens_per_second, plain.tokens_per_second),
         total_speedup=median(
             a / b for a, b in zip(result.total_tokens_per_second, plain.total_tokens_per_second, strict=True)
         ),
-        spec_bench_speedup=fmean(a / b for a, b in pairs),
     )
 
 

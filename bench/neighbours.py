@@ -1,8 +1,7 @@
-"""Plain decoding beside processes that keep every core busy, against the same decoding alone, one after the other."""
+"""Question: how much of plain decoding is left beside processes that keep every core busy? One after the other."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import signal
 import subprocess
@@ -17,7 +16,7 @@ from typing import Any
 import torch
 
 from bench import machine
-from bench.arguments import add_target, add_threads
+from bench.arguments import RESULTS, add_target, add_threads, plain_parser
 from bench.stats import Ratio, paired_ratio
 from cli.arguments import whole
 from model.cores import usable_cores
@@ -84,13 +83,13 @@ def table(alone: Sequence[float], beside: Sequence[float], ratio: Ratio, count: 
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = plain_parser(__doc__)
     add_target(parser)
     add_threads(parser)
     parser.add_argument("--neighbours", type=whole(1), default=usable_cores(), help="default: one a core")
     parser.add_argument("--pairs", type=whole(2), default=15, help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=machine.ROOT / "bench/results/neighbours.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "neighbours.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = load_target(args.target, dtype=torch.bfloat16, num_positions=2 * CONTEXT, page_size=16)

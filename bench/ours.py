@@ -1,36 +1,38 @@
-"""DraftPool's own engine behind the seam: the plain loop and every fixed depth and length, over the same weights."""
+"""Our own engine behind the seam: the plain loop, every fixed depth and length, and the router's policies, over the
+same weights.
+"""
 
 from __future__ import annotations
 
 import itertools
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 
 import torch
 
-from bench.cells import PAGE, Cell, Outcome, Subject, Timed, TokenIds
-from bench.peak import PeakMemory
+from bench.cells import PAGE, PLAIN, Cell, Outcome, Subject, Timed, TokenIds
+from bench.memory import PeakMemory
+from bench.policies import ADAPTIVE, GOODPUT, RoundRecorder, adaptive, draft_ms_per_token, forget_sequences
 from deployments.local import check_vocabulary, complete, depth_rule
 from deployments.profiling import TargetLimits, drafter_costs, target_costs
 from drafters.client import LocalDraftClient
 from drafters.limits import PoolLimits
 from drafters.nested import NestedDrafter, load_nested
 from drafters.worker import DraftWorker
-from protocol.draft import DraftClient, DraftReply, DraftRequest
 from protocol.errors import ConfigError
+from protocol.record import RoundRecord
 from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun
 from router.costs import CostCurves, DrafterCosts, ModelKey
-from router.goodput import Goodput, GoodputConfig
 from router.policy import Fixed, Off, Policy
 from targets import plain
 from targets.engine import Engine, EngineConfig
 from targets.model import TargetModel, load_target
 
-clock = time.perf_counter
-PREFILL_CHUNK = EngineConfig().prefill_chunk
 PROFILE_REPEAT = 7
+MAX_ROUNDS = 1 << 14  # of a cell
 
 
 def requests(prompts: Sequence[TokenIds], temperature: float, max_tokens: int) -> list[GenerateRequest]:
@@ -42,15 +44,20 @@ def requests(prompts: Sequence[TokenIds], temperature: float, max_tokens: int) -
 
 
 class DraftPoolEngine:
+    """rounds: by cell, the last ones of all its runs."""
+
     name = "draftpool"
     version = metadata.version(name)
+    shares_noise = True
 
     def __init__(self, subject: Subject) -> None:
+        self.rounds: dict[Cell, deque[RoundRecord]] = {}
         self._subject = subject
         self._model: TargetModel | None = None
         self._drafter: NestedDrafter | None = None
         self._worker: DraftWorker | None = None
-        self._adaptive: Goodput | None = None
+        self._curves: CostCurves | None = None
+        self._adaptive: dict[str, Policy] = {}
         self._runs = itertools.count()
 
     @property
@@ -58,19 +65,6 @@ class DraftPoolEngine:
         if self._model is None:
             raise RuntimeError("open the engine first")
         return self._model
-
-    @property
-    def worker(self) -> DraftWorker:
-        if self._worker is None:
-            raise ConfigError("there is no drafter to speculate with; give --drafter")
-        return self._worker
-
-    @property
-    def adaptive(self) -> Goodput:
-        """One for all cells, as a target has one for all its batches: what it learns in one it knows in the next."""
-        if self._adaptive is None:
-            self._adaptive = Goodput(self.curves(), self.choices())
-        return self._adaptive
 
     def open(self) -> None:
         subject = self._subject
@@ -84,7 +78,7 @@ class DraftPoolEngine:
             self._worker = DraftWorker(self._drafter, PoolLimits(max_rows=subject.max_batch), time.monotonic)
 
     def close(self) -> None:
-        self._model = self._drafter = self._worker = self._adaptive = None
+        self._model = self._drafter = self._worker = None
 
     def oracle(self, prompt: TokenIds, temperature: float, seed: int, max_tokens: int) -> tuple[int, ...]:
         """The plain loop's text: one sequence, one token a step."""
@@ -98,41 +92,58 @@ class DraftPoolEngine:
         readings: list[float] = []
 
         def read() -> float:
-            readings.append(clock())
+            readings.append(time.perf_counter())
             return readings[-1]
 
-        handed = itertools.count()
-        with self._started(cell, len(prompts)) as (engine, client), PeakMemory() as peak:
-            start = clock()
+        handed, recorder = itertools.count(), RoundRecorder(self._policy(cell))
+        with self._started(cell, recorder, len(prompts)) as engine, PeakMemory() as peak:
+            start = time.perf_counter()
             complete(engine, asked, lambda run: log[run.request_id].append((run, readings[next(handed)])), read)
         outputs = tuple(_timed(log[request.request_id], start) for request in asked)
-        return Outcome(outputs, peak.mb, client.ms_per_token if client else None)
+        self.rounds.setdefault(cell, deque(maxlen=MAX_ROUNDS)).extend(recorder.rounds)
+        return Outcome(outputs, peak.mb, draft_ms_per_token(recorder.rounds))
 
     @contextmanager
-    def _started(self, cell: Cell, num_prompts: int) -> Iterator[tuple[Engine, TimedClient | None]]:
+    def _started(self, cell: Cell, policy: RoundRecorder, num_prompts: int) -> Iterator[Engine]:
+        forget_sequences(policy.policy)
         incarnation = f"bench-{next(self._runs)}"
-        client = TimedClient(LocalDraftClient(self.worker, incarnation)) if cell.speculates else None
+        client = LocalDraftClient(self._drafting_worker(), incarnation) if cell.speculates else None
         config = EngineConfig(max_batch=cell.batch, max_queue=num_prompts, incarnation=incarnation)
-        engine = Engine(self.model, self._policy(cell), client, config)
+        engine = Engine(self.model, policy, client, config)
         engine.start()
         try:
-            yield engine, client
+            yield engine
         finally:
             engine.stop()
 
+    def _policy(self, cell: Cell) -> Policy:
+        if cell.mode == PLAIN:
+            return Off()
+        if cell.length:
+            return Fixed(depth_rule(self.exits, cell.depth), cell.length)
+        return self._choosing(cell.mode if cell.mode in ADAPTIVE else GOODPUT)
+
+    def _choosing(self, name: str) -> Policy:
+        """One for all cells, as a target has one for all its batches: what it learns in one it knows in the next."""
+        if name not in self._adaptive:
+            self._curves = self._curves or self._measured()
+            self._adaptive[name] = adaptive(name, self._curves, self.exits, self._subject.max_batch)
+        return self._adaptive[name]
+
     @property
     def exits(self) -> tuple[int, ...]:
-        return self.worker.describe().exits
+        return self._drafting_worker().describe().exits
 
-    def choices(self) -> GoodputConfig:
-        rules = tuple(depth_rule(self.exits, exit_) for exit_ in self.exits)
-        return GoodputConfig(rules, self.exits, max_rows=self._subject.max_batch)
+    def _drafting_worker(self) -> DraftWorker:
+        if self._worker is None:
+            raise ConfigError("there is no drafter to speculate with; give --drafter")
+        return self._worker
 
-    def curves(self) -> CostCurves:
+    def _measured(self) -> CostCurves:
         """Of the loaded models as they stand."""
         subject = self._subject
         key = ModelKey("bench", "", str(subject.dtype), subject.threads, self.version)
-        limits = TargetLimits(subject.max_batch, subject.max_length, PREFILL_CHUNK)
+        limits = TargetLimits(subject.max_batch, subject.max_length, EngineConfig().prefill_chunk)
         target = target_costs(self.model, subject.target.name, key, limits, PROFILE_REPEAT)
         return CostCurves(subject.target.name, target, self._drafter_costs(key))
 
@@ -140,44 +151,6 @@ class DraftPoolEngine:
         if self._drafter is None:
             raise ConfigError("there is no drafter to speculate with; give --drafter")
         return drafter_costs(self._drafter, key, self._subject.max_batch, PROFILE_REPEAT)
-
-    def _policy(self, cell: Cell) -> Policy:
-        if not cell.speculates:
-            return Off()
-        if cell.mode == "goodput":
-            self.adaptive.restart()
-            return self.adaptive
-        return Fixed(depth_rule(self.exits, cell.depth), cell.length)
-
-
-class TimedClient:
-    """Times the rounds in which every sequence has drafted before: the first one waits for the drafter's prefill."""
-
-    def __init__(self, client: DraftClient) -> None:
-        self._client = client
-        self._seen: set[int] = set()
-        self._seconds = 0.0
-        self._drafted = 0
-
-    @property
-    def ms_per_token(self) -> float | None:
-        return 1e3 * self._seconds / self._drafted if self._drafted else None
-
-    def open(self, request: DraftRequest) -> None:
-        self._client.open(request)
-
-    def draft(self, request: DraftRequest) -> DraftReply | None:
-        known = self._seen.issuperset(row.sequence_id for row in request.rows)
-        start = clock()
-        reply = self._client.draft(request)
-        if known and reply is not None:
-            self._seconds += clock() - start
-            self._drafted += sum(len(block.tokens) for block in reply.blocks)
-        self._seen.update(row.sequence_id for row in request.rows)
-        return reply
-
-    def close(self, sequence_ids: Sequence[int]) -> None:
-        self._client.close(sequence_ids)
 
 
 def _timed(log: Sequence[tuple[TokenRun, float]], start: float) -> Timed:

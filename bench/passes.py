@@ -1,14 +1,17 @@
-"""What a pass costs by its width, beside one read of the same weights by the same threads: one after the other, again
-and again. Sampling included, at temperature 0, behind 256 tokens of context.
+"""Question: what does a pass cost by its width, beside one read of the same weights by the same threads?
+
+Widths and the read are measured one after the other, again and again; sampling included, at temperature 0, behind 256
+tokens of context. The read is the fastest of our kernel's and a few torch reductions over a buffer of the same size.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,15 +20,20 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench import machine
-from bench.arguments import add_threads
-from bench.command import listed
-from bench.costs import CONTEXT, step_ms
-from bench.floor import read_ms, weight_bytes
+from bench.arguments import add_threads, listed, plain_parser
 from bench.stats import Ratio, paired_ratio
 from cli.arguments import whole
-from targets.model import TargetModel, load_target
+from model.config import DecoderConfig
+from model.eager import EagerDecoder
+from model.execution import why_not_native
+from model.load import tensor_shapes
+from model.native.decoder import NativeDecoder
+from model.native.library import library, num_threads, thread_pool
+from model.native.memory import zeros
+from protocol.request import SamplingParams
+from targets.model import ForwardRow, TargetModel, load_target
 
-READ = "read"
+READ, CONTEXT, SEQUENCE = "read", 256, -1
 PASSES = 3  # of every width in each repetition, whose median counts
 HALF_BILLION: dict[str, Any] = {  # 513 million parameters
     "vocab_size": 32000,
@@ -53,6 +61,78 @@ def checkpoint(target: Path | None) -> Iterator[Path]:
         finally:
             torch.set_default_dtype(torch.float32)
         yield Path(folder)
+
+
+def step_ms(model: TargetModel, widths: Sequence[int], temperature: float, passes: int) -> dict[int, float]:
+    """Of one sequence's pass over so many new tokens behind CONTEXT others. Widths run in turn, as in real rounds."""
+    times: dict[int, list[float]] = {width: [] for width in widths}
+    model.ledger.open(SEQUENCE)
+    try:
+        if not model.ledger.reserve(SEQUENCE, CONTEXT + max(widths)):
+            raise RuntimeError(f"{model.ledger.num_free} free pages do not hold {CONTEXT + max(widths)} positions")
+        for _ in range(passes + 2):
+            for width in widths:
+                times[width].append(_timed(partial(_pass, model, width, SamplingParams(temperature))))
+    finally:
+        model.ledger.free(SEQUENCE)
+    return {width: median(taken[2:]) for width, taken in times.items()}
+
+
+def _pass(model: TargetModel, width: int, sampling: SamplingParams) -> None:
+    row = ForwardRow(SEQUENCE, CONTEXT, [1] * width, num_logits=width)
+    model.pick([row], [sampling] * width, range(CONTEXT + 1, CONTEXT + 1 + width))
+
+
+def weight_bytes(config: DecoderConfig, dtype: torch.dtype) -> int:
+    """Of the matrices that one step reads: all layers' and the head's."""
+    shapes = tensor_shapes(config)
+    untied = {} if config.tied_embeddings else {"model.embed_tokens.weight"}
+    matrices = [shape for name, shape in shapes.items() if len(shape) == 2 and name not in untied]
+    return sum(rows * columns for rows, columns in matrices) * dtype.itemsize
+
+
+def read_ms(num_bytes: int, passes: int) -> float:
+    """Of one read of so many bytes with torch's threads."""
+    values = zeros((num_bytes // 64 * 8,), torch.float64).fill_(1.0)
+    readers: list[Callable[[], object]] = [values.sum, values.view(torch.int64).max, values.view(torch.float32).amax]
+    if why_not_native() is None:
+        pool = thread_pool(num_threads())
+        readers.append(lambda: library().dp_read(pool, values.data_ptr(), values.nbytes))
+    return min(_median_ms(reader, passes) for reader in readers)
+
+
+@torch.inference_mode()
+def products_ms(model: TargetModel, width: int, passes: int) -> float:
+    """Of the matrix products alone of a pass over `width` tokens, with the kernels that the model itself runs on.
+
+    Raises TypeError for a decoder whose products cannot be run alone.
+    """
+    decoder = model.decoder
+    if isinstance(decoder, NativeDecoder):
+        return _median_ms(lambda: decoder.linear_pass(width), passes)
+    if isinstance(decoder, EagerDecoder):
+        return _median_ms(lambda: _eager_products(decoder, width), passes)
+    raise TypeError(f"{type(decoder).__name__} has no pass of linear layers alone")
+
+
+def _eager_products(decoder: EagerDecoder, width: int) -> None:
+    weights = decoder.weights
+    hidden = torch.ones(width, decoder.config.hidden_size, dtype=decoder.dtype)
+    for layer in weights.layers:
+        layer.out(layer.qkv(hidden)[:, : layer.out.weight.shape[1]])
+        layer.down(layer.gate_up(hidden)[:, : layer.down.weight.shape[1]])
+    torch.nn.functional.linear(hidden, weights.head)
+
+
+def _median_ms(call: Callable[[], object], passes: int) -> float:
+    """After two calls that only warm up."""
+    return median([_timed(call) for _ in range(passes + 2)][2:])
+
+
+def _timed(call: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    call()
+    return 1e3 * (time.perf_counter() - start)
 
 
 def measure(model: TargetModel, widths: Sequence[int], pairs: int) -> dict[str, list[float]]:
@@ -86,7 +166,7 @@ def table(times: Mapping[str, Sequence[float]], found: Mapping[str, Ratio], plac
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = plain_parser(__doc__)
     parser.add_argument("--target", type=Path, help="default: a random Llama of half a billion parameters")
     parser.add_argument("--widths", type=listed(whole(1)), default=[1, 2, 3, 5, 9])
     parser.add_argument("--pairs", type=whole(2), default=15, help="default: %(default)s")

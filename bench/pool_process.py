@@ -1,6 +1,7 @@
-"""A draft replica in a process of its own, on cores of its own, behind the real server: what overlap is measured with.
+"""A draft replica in a process of its own, behind the real server, and the link to it.
 
-python -m bench.pool_process --drafter DIR --cores 1      says where it listens, and ends with its standard input
+`python -m bench.pool_process --drafter DIR` answers every line of its input with what it says of itself, as one line of
+JSON, and ends with its input, so that it never outlives its owner.
 """
 
 from __future__ import annotations
@@ -14,77 +15,109 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Coroutine, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, TypeVar
 
 import torch
 
 from bench.cells import PAGE
-from bench.slowed import Device, SlowedDrafter
+from bench.machine import ROOT
 from cli.arguments import whole
 from deployments.process import DTYPES
 from deployments.profiling import drafter_costs
 from drafters.limits import PoolLimits
-from drafters.nested import NestedDrafter, load_nested
+from drafters.nested import load_nested
 from drafters.worker import DraftWorker
 from link.discovery import Need, PoolMember
 from link.pool_server import PoolServer
-from link.pool_thread import PoolThread
+from link.pool_thread import Fail, PoolThread, Reply
 from link.secret import VARIABLE, Secret
 from link.transport import LinkedDraftClient, TransportConfig
 from protocol.limits import MessageLimits, limits_of
 from protocol.stats import PoolStats
+from protocol.wire import PoolMessage, TargetMessage
 from router.cost_files import dumps_costs, loads_costs
 from router.costs import DrafterCosts, ModelKey
 
-STOP_S = 10.0
-NAME_OF = MappingProxyType({dtype: name for name, dtype in DTYPES.items()})
-
+STOP_S = 20.0
+NAME, LOOPBACK = "pool", "127.0.0.1"
+POSITIONS_PER_ROW = 2048
+Describe = Callable[[], PoolMember]
 T = TypeVar("T")
 
 
-@contextmanager
-def pool_process(
-    drafter: Path,
-    cores: Sequence[int],
-    max_rows: int,
-    token_ms: float = 0.0,
-    passes: Path | None = None,
-    *,
-    dtype: torch.dtype = torch.bfloat16,
-    measured: int = 0,
-) -> Iterator[PoolMember]:
-    """cores: none, and it runs wherever the system puts it. token_ms: what a drafted token takes at least
-    (bench/slowed.py). passes: where it leaves what its last passes took. measured: by how many sweeps it finds what
-    drafts cost, 0 for none. Raises RuntimeError when it does not start.
+@dataclass(frozen=True, slots=True)
+class Place:
+    """cores: none, and it runs wherever the system puts it. late_ms: that every reply is held back, asleep.
+
+    measured: by how many sweeps it measures what drafts cost, 0 for not at all.
     """
-    asked = ["--drafter", str(drafter), "--cores", *map(str, cores), "--dtype", NAME_OF[dtype]]
-    asked += ["--max-rows", str(max_rows), "--token-ms", str(token_ms)]
-    asked += ["--passes", str(passes)] if passes else []
-    asked += ["--measured", str(measured)]
-    command = [sys.executable, "-m", "bench.pool_process", *asked]
-    key = secrets.token_hex()
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(len(cores), 1)), VARIABLE: key}
+
+    drafter: Path
+    cores: tuple[int, ...] = ()
+    max_rows: int = 32
+    positions: int = 32 * POSITIONS_PER_ROW
+    dtype: torch.dtype = torch.bfloat16
+    late_ms: float = 0.0
+    measured: int = 0
+
+    def command(self) -> list[str]:
+        dtype = next(name for name, one in DTYPES.items() if one == self.dtype)
+        options = {"drafter": self.drafter.resolve(), "max-rows": self.max_rows, "positions": self.positions}
+        options |= {"dtype": dtype, "late-ms": self.late_ms, "measured": self.measured}
+        asked = [f"--{name}={value}" for name, value in options.items()]
+        return [sys.executable, "-m", "bench.pool_process", *asked, "--cores", *map(str, self.cores)]
+
+
+@contextmanager
+def pool_process(place: Place) -> Iterator[Describe]:
+    """Yields what asks the replica to describe itself. Raises RuntimeError when it does not start."""
+    key, pipe = secrets.token_hex(), subprocess.PIPE
+    environment = os.environ | {"OMP_NUM_THREADS": str(max(len(place.cores), 1)), VARIABLE: key}
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        place.command(), cwd=ROOT, stdin=pipe, stdout=pipe, text=True, env=environment, start_new_session=True
     ) as process:
         try:
-            line = process.stdout.readline() if process.stdout else ""
-            if not line:
-                raise RuntimeError(f"the draft replica of {drafter} did not start; its message is above")
-            told = json.loads(line)
-            stats, costs = PoolStats(**told.pop("stats")), told.pop("costs")
-            told |= {"limits": MessageLimits(**told["limits"]), "secret": Secret(key.encode())}
-            costs = costs and loads_costs(DrafterCosts, costs, "the draft replica's costs")
-            yield PoolMember(**told | {"exits": tuple(told["exits"])}, stats=stats, costs=costs)
+            yield lambda: _described(process, Secret(key.encode()))
         finally:
-            if process.stdin:
-                process.stdin.close()
-            process.wait(STOP_S)
+            with suppress(BrokenPipeError):
+                process.stdin.close()  # type: ignore[union-attr]
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _described(process: subprocess.Popen[str], secret: Secret) -> PoolMember:
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        process.stdin.write("\n")
+        process.stdin.flush()
+        line = process.stdout.readline()
+    except BrokenPipeError:
+        line = ""
+    if not line:
+        raise RuntimeError("the draft replica's process did not start, or has ended; its error stands above")
+    told = json.loads(line)
+    costs = told.pop("costs")
+    told |= {"exits": tuple(told["exits"]), "stats": PoolStats(**told["stats"]), "secret": secret}
+    told |= {"limits": MessageLimits(**told["limits"])}
+    return PoolMember(**told, costs=costs and loads_costs(DrafterCosts, costs, "the draft replica's costs"))
+
+
+class LatePool(PoolThread):
+    late_s = 0.0
+
+    def receive(self, message: TargetMessage, reply: Reply, fail: Fail | None = None) -> None:
+        def later(answer: PoolMessage) -> None:
+            time.sleep(self.late_s)
+            reply(answer)
+
+        super().receive(message, later if self.late_s else reply, fail)
 
 
 class LinkThread:
@@ -98,7 +131,7 @@ class LinkThread:
         self._thread.start()
 
     @contextmanager
-    def client(self, member: PoolMember, incarnation: str, deadline_s: float = 1.0) -> Iterator[LinkedDraftClient]:
+    def client(self, member: PoolMember, incarnation: str, deadline_s: float) -> Iterator[LinkedDraftClient]:
         """A target's own; drafts are made by this draft replica."""
         client = self._wait(_connected(member, incarnation, deadline_s))
         try:
@@ -131,35 +164,36 @@ async def _connected(member: PoolMember, incarnation: str, deadline_s: float) ->
     return client
 
 
-async def serve(args: argparse.Namespace) -> None:
-    positions = args.max_rows * 2 * 1024
-    drafter = load_nested(args.drafter, dtype=DTYPES[args.dtype], num_positions=positions, page_size=args.page_size)
-    costs = await asyncio.to_thread(measure, drafter, args) if args.measured else None
-    if args.token_ms:
-        device = Device(f"{args.token_ms:g} ms a drafted token")
-        drafter = SlowedDrafter(drafter, device, lambda rows: args.token_ms)
-    worker = DraftWorker(drafter, PoolLimits(max_rows=args.max_rows), time.monotonic)
-    thread, told = PoolThread(worker, time.monotonic), worker.describe()
+@contextmanager
+def listening(worker: DraftWorker, max_rows: int, secret: Secret, late_ms: float = 0.0) -> Iterator[Describe]:
+    """A draft replica in this process: the worker's thread behind its server."""
+    thread, told = LatePool(worker, time.monotonic), worker.describe()
+    thread.late_s = late_ms / 1e3
     thread.start()
-    limits = limits_of(args.max_rows, told.max_positions)
-    server = PoolServer(thread, Secret.of(os.environ), limits)
-    address = server.start("127.0.0.1", (0, 0))
-    member = PoolMember(address, "pool", told.exits, "", told.max_positions, 0, thread.stats(), limits=limits)
-    fields = asdict(member) | {"costs": costs}
-    sys.stdout.write(json.dumps(fields) + "\n")
-    sys.stdout.flush()
-    await asyncio.to_thread(sys.stdin.read)
-    server.stop()
-    thread.stop()
-    if args.passes:
-        left = [[ended, asdict(stats)] for ended, stats in thread.passes()]
-        args.passes.write_text(json.dumps(left), encoding="utf-8")
+    limits = limits_of(max_rows, told.max_positions)
+    server = PoolServer(thread, secret, limits)
+    address = server.start(LOOPBACK, (0, 0))
+    member = PoolMember(
+        address, NAME, told.exits, "", told.max_positions, 0, thread.stats(), limits=limits, secret=secret
+    )
+    try:
+        yield lambda: replace(member, stats=thread.stats())
+    finally:
+        server.stop()
+        thread.stop()
 
 
-def measure(drafter: NestedDrafter, args: argparse.Namespace) -> str:
-    """What drafts cost here, as JSON."""
+def serve(args: argparse.Namespace) -> None:
+    dtype = DTYPES[args.dtype]
+    drafter = load_nested(args.drafter, dtype=dtype, num_positions=args.positions, page_size=args.page_size)
     key = ModelKey("bench", "", args.dtype, max(len(args.cores), 1), "")
-    return dumps_costs(drafter_costs(drafter, key, args.max_rows, args.measured))
+    costs = dumps_costs(drafter_costs(drafter, key, args.max_rows, args.measured)) if args.measured else None
+    worker = DraftWorker(drafter, PoolLimits(max_rows=args.max_rows), time.monotonic)
+    with listening(worker, args.max_rows, Secret.of(os.environ), args.late_ms) as describe:
+        for _ in sys.stdin:
+            fields = asdict(replace(describe(), secret=None)) | {"costs": costs}
+            sys.stdout.write(json.dumps(fields) + "\n")
+            sys.stdout.flush()
 
 
 def main() -> int:
@@ -167,16 +201,16 @@ def main() -> int:
     parser.add_argument("--drafter", type=Path, required=True)
     parser.add_argument("--cores", type=int, nargs="*", default=[])
     parser.add_argument("--max-rows", type=whole(1), default=32)
+    parser.add_argument("--positions", type=whole(1), default=32 * POSITIONS_PER_ROW)
     parser.add_argument("--page-size", type=whole(1), default=PAGE)
-    parser.add_argument("--token-ms", type=float, default=0.0)
-    parser.add_argument("--passes", type=Path, default=None)
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bf16")
+    parser.add_argument("--late-ms", type=float, default=0.0)
     parser.add_argument("--measured", type=whole(0), default=0)
     args = parser.parse_args()
     if args.cores:
         os.sched_setaffinity(0, args.cores)
     torch.set_num_threads(max(len(args.cores), 1))
-    asyncio.run(serve(args))
+    serve(args)
     return 0
 
 

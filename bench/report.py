@@ -1,4 +1,4 @@
-"""A result as JSON, as a Markdown table, as plots beside it, and as the README's table.
+"""A result as JSON, as a Markdown table, and as the README's table.
 
 Where a table names the best of several lengths, it was chosen on every other repetition, and the figures are those
 of the rest.
@@ -35,27 +35,14 @@ def save(
     left_out: Mapping[str, str],
     out: Path | None,
 ) -> str:
-    """The Markdown; when `out` is given, it, the JSON and the plots are written too."""
+    """The Markdown; when `out` is given, it and the JSON are written too."""
     place = machine.describe() | {"engines": versions}
     cells = [result.as_json() for result in results]
-    stored = json.dumps({"machine": place, "settings": settings, "left_out": left_out, "cells": cells}, indent=1)
-    report = json.loads(stored)
-    text = markdown(report)
+    report = {"machine": place, "settings": settings, "left_out": left_out, "cells": cells}
+    text = markdown(json.loads(json.dumps(report)))
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(stored + "\n", encoding="utf-8")
-        out.with_suffix(".md").write_text(text, encoding="utf-8")
-        draw(report["cells"], out)
+        machine.save(out, report, text)
     return text
-
-
-def draw(rows: Sequence[Row], out: Path) -> None:
-    try:
-        from bench.plots import save_plots
-    except ImportError:
-        sys.stderr.write("draftpool: plots are left out, they need matplotlib; install with '.[bench]'\n")
-        return
-    save_plots(rows, out)
 
 
 def markdown(report: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
-from bench.cells import APART, COUPLED, OURS, BenchEngine, Cell, Outcome, Subject, TokenIds, Unavailable
+from bench.cells import APART, OURS, BenchEngine, Cell, Outcome, Subject, TokenIds, Unavailable
 from bench.metrics import CellResult, Repetition, summary, with_speedups
 from bench.ours import DraftPoolEngine
 from bench.workload import Workload
@@ -63,23 +63,23 @@ def _peers(
 ) -> Iterator[tuple[BenchEngine, list[str]]]:
     """Each with those of its modes that are asked for; imported only then."""
     if apart := [mode for mode in modes if mode in APART]:
-        from bench.apart import ApartEngine
+        from bench.ahead.apart import ApartEngine
 
         yield ApartEngine(subject, apart), apart
     if generating := [mode for mode in modes if mode in ("generate", "assisted", "lookup")]:
-        from bench.hf import TransformersEngine
+        from bench.peers.hf import TransformersEngine
 
         yield TransformersEngine(subject), generating
     if "continuous" in modes:
-        from bench.hf import ContinuousBatching
+        from bench.peers.hf import ContinuousBatching
 
         yield ContinuousBatching(subject), ["continuous"]
     if openvino := [mode for mode in modes if mode.startswith("openvino")]:
-        from bench.openvino_engine import OpenVinoEngine
+        from bench.peers.openvino import OpenVinoEngine
 
         yield OpenVinoEngine(subject, openvino), openvino
     if "url" in modes and url is not None:
-        from bench.url_engine import UrlEngine
+        from bench.peers.url import UrlEngine
 
         yield UrlEngine(url, model), ["url"]
 
@@ -145,8 +145,7 @@ def _result(
 ) -> CellResult:
     outputs = [output for repetition in repetitions for outcome in repetition for output in outcome.outputs]
     # Sampled text of an engine with noise of its own is another text, and a server may not tell its token ids.
-    same_noise = not cell.temperature or cell.mode in COUPLED
-    comparable = same_noise and all(output.token_ids for output in outputs)
+    comparable = (engine.shares_noise or not cell.temperature) and all(output.token_ids for output in outputs)
     expected = list(texts) * len(repetitions)
     same = [output.token_ids == text for output, text in zip(outputs, expected, strict=True)] if comparable else None
     return summary(engine.name, cell, repetitions, same)

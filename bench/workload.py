@@ -14,7 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.cells import Cell
+from bench.machine import ROOT
 from protocol.errors import ConfigError
+
+HELD_OUT = ROOT / "demo/prompts/heldout.jsonl"
+SPEC_BENCH = ROOT.parent / "shared/spec_bench/question.jsonl"
 
 SHORTEST, LONGEST, EQUAL = 32, 512, 128  # tokens
 KINDS = ("mixed", "equal", "own")
@@ -23,7 +27,7 @@ MT_BENCH = frozenset(("writing", "roleplay", "reasoning", "math", "coding", "ext
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class PromptText:
     """One prompt of a file, as token ids. category: Spec-Bench's subtask, "" elsewhere."""
 
     token_ids: tuple[int, ...]
@@ -34,7 +38,7 @@ class Text:
 class Workload:
     """kind: mixed or equal lengths, or each text's own up to 512 tokens. num_prompts: of a cell, at the least."""
 
-    texts: tuple[Text, ...]
+    texts: tuple[PromptText, ...]
     kind: str
     num_prompts: int
 
@@ -76,7 +80,7 @@ def _joined(pool: Sequence[tuple[int, ...]], first: int, length: int) -> tuple[i
     return tuple(tokens[:length])
 
 
-def read_texts(path: Path, tokenizer: Any) -> tuple[Text, ...]:
+def read_texts(path: Path, tokenizer: Any) -> tuple[PromptText, ...]:
     """Lines with a "prompt", or Spec-Bench's with "turns" and "category". Raises ConfigError naming the line."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -90,7 +94,7 @@ def read_texts(path: Path, tokenizer: Any) -> tuple[Text, ...]:
     return texts
 
 
-def _text(line: str, place: str, tokenizer: Any) -> Text:
+def _text(line: str, place: str, tokenizer: Any) -> PromptText:
     try:
         fields = json.loads(line)
         text = fields["prompt"] if "prompt" in fields else fields["turns"][0]
@@ -102,4 +106,24 @@ def _text(line: str, place: str, tokenizer: Any) -> Text:
     token_ids = tuple(tokenizer.encode(text))
     if not token_ids:
         raise ConfigError(f"{place} holds an empty prompt")
-    return Text(token_ids, "mt_bench" if category in MT_BENCH else category)
+    return PromptText(token_ids, "mt_bench" if category in MT_BENCH else category)
+
+
+def held_out(tokenizer: Any, count: int, max_tokens: int) -> list[tuple[int, ...]]:
+    """Prompts of Python code, as token ids."""
+    return [text.token_ids[:max_tokens] for text in read_texts(HELD_OUT, tokenizer)[:count]]
+
+
+def spec_bench(tokenizer: Any, count: int, max_tokens: int) -> list[tuple[int, ...]]:
+    """Spread evenly over the question file, and so over its categories; empty where the file is absent."""
+    if not SPEC_BENCH.exists():
+        return []
+    texts = read_texts(SPEC_BENCH, tokenizer)
+    return [text.token_ids[:max_tokens] for text in texts[:: len(texts) // count][:count]]
+
+
+def code_and_questions(tokenizer: Any, count: int, max_tokens: int) -> list[tuple[int, ...]]:
+    """Half held-out code, half Spec-Bench, alternating; held-out code alone where Spec-Bench is absent."""
+    questions = spec_bench(tokenizer, count // 2, max_tokens)
+    code = held_out(tokenizer, count - len(questions), max_tokens)
+    return [prompt for pair in zip(code, questions, strict=True) for prompt in pair] if questions else code

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from model.batch import RaggedBatch, build_batch
+from model.batch import BatchRow, RaggedBatch, build_batch
 from model.kv import PagedKV
 from model.pages import Slots
 from protocol.request import SamplingParams

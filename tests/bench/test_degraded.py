@@ -3,57 +3,55 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from bench.degraded import Run, _row
-from bench.differences import Difference
+from bench import degraded
+from bench.degraded import Degraded
 from tests.deployments.checkpoints import make_family
 
-PLAIN = Run("plain", 100.0)
-LATE = Run("late", 96.0, missed=3, drafted=12)
-SMALL = Run("small", 96.0, busy=20, drafted=12, accepted=5)
+PLAIN = Degraded("large", "plain", [100.0] * 3, [100.0] * 3, 1.0)
+LATE = Degraded("large", "late", [96.0] * 3, [100.0] * 3, 1.0, missed=3, drafted=12)
+SMALL = Degraded("large", "small", [96.0] * 3, [100.0] * 3, 1.0, busy=20, drafted=12, accepted=5)
 
 
 @pytest.mark.timeout(120)
 @pytest.mark.slow
-def test_late_and_small_pools_are_real_and_change_no_text(tmp_path: Path) -> None:
+def test_late_and_small_pools_are_real_and_change_no_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     family, out = make_family(tmp_path), tmp_path / "degraded.json"
-    command = [sys.executable, "-m", "bench.degraded", "--target", str(family / "large"), "--drafter"]
-    command += [str(family / "drafter"), "--repeat=1", "--max-tokens=40", "--deadline-ms=40", f"--out={out}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert out.exists(), done.stderr
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "def add(a, b): return a"}\n')
+    argv = ["degraded", "--target", str(family / "large"), "--drafter", str(family / "drafter"), f"--out={out}"]
+    argv += [f"--prompts={tmp_path / 'prompts.jsonl'}", "--pairs=2", "--max-tokens=40", "--deadline-ms=40"]
+    monkeypatch.setattr("sys.argv", argv)
+    status = degraded.main()
     rows = json.loads(out.read_text())["rows"]
-    plain, late, small = (run for row in rows for run in row["runs"])
-    assert all(run["faults"] == [] for run in (plain, late, small))
-    assert (late["missed"], late["accepted"]) == (3, 0)
-    assert small["busy"] > 0
-    assert small["accepted"] > 0
-    assert done.returncode == (0 if all(row["passed"] for row in rows) else 1)
-    assert done.stdout.count("\n") == 1 + len(rows)
+    plain, late, small = rows
+    assert [row["identical"] for row in rows] == [1.0] * 3
+    assert plain["drafted"] == 0
+    assert late["missed"] >= 3
+    assert (late["drafted"] > 0, late["accepted"]) == (True, 0)
+    assert min(small["busy"], small["accepted"]) > 0
+    assert status == (0 if all(row["passed"] for row in rows) else 1)
 
 
 def test_the_median_over_repetitions_must_reach_the_bar() -> None:
-    slow = Run("late", 50.0, missed=3, drafted=12)
-    assert _row("large", [LATE, slow, LATE], [PLAIN] * 3).passed
-    row = _row("large", [slow, LATE, slow], [PLAIN] * 3)
-    assert (row.passed, row.ratio, row.ratios) == (False, 0.5, [0.5, 0.96, 0.5])
+    assert all(row.passed for row in (PLAIN, LATE, SMALL))
+    assert replace(LATE, rates=[96.0, 50.0, 96.0]).passed
+    assert not replace(LATE, rates=[50.0, 96.0, 50.0]).passed
 
 
 @pytest.mark.parametrize(
-    "run",
+    "row",
     [
-        Run("late", 96.0, missed=0, drafted=12),
-        Run("late", 96.0, missed=3, drafted=0),
-        Run("late", 96.0, missed=3, drafted=12, accepted=1),
-        Run("small", 96.0, busy=0, drafted=12),
-        Run("plain", 100.0, drafted=1),
-        Run("small", 96.0, busy=20, faults=(Difference("prompt", 3, 0.5),)),
+        replace(LATE, missed=0),
+        replace(LATE, drafted=0),
+        replace(LATE, accepted=1),
+        replace(SMALL, busy=0),
+        replace(PLAIN, drafted=1),
+        replace(SMALL, identical=0.99),
     ],
 )
-def test_a_case_that_was_not_one_or_changed_a_text_fails(run: Run) -> None:
-    assert not _row("large", [run], [PLAIN]).passed
-    assert _row("large", [SMALL], [PLAIN]).passed
+def test_a_case_that_was_not_one_or_changed_a_text_fails(row: Degraded) -> None:
+    assert not row.passed

@@ -8,10 +8,12 @@ from statistics import median
 import psutil
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from bench.neighbours import BUSY
 from bench.neighbours import measure as beside
-from bench.passes import READ, measure, ratios, table
+from bench.passes import READ, measure, products_ms, ratios, read_ms, step_ms, table, weight_bytes
+from model.execution import Execution
 from targets.model import load_target
 from tests.model.families import make_checkpoint
 
@@ -38,3 +40,17 @@ def test_neighbours_are_gone_at_the_end(target: Path) -> None:
     assert len(alone) == len(crowded) == 2
     assert min(alone + crowded) > 0
     assert [child for child in psutil.Process().children() if BUSY in child.cmdline()] == []
+
+
+@pytest.mark.parametrize("execution", [Execution.EAGER, Execution.AUTO])
+def test_the_read_and_the_products_are_those_of_the_model_itself(target: Path, execution: Execution) -> None:
+    model = load_target(target, dtype=torch.float32, num_positions=512, page_size=256, execution=execution)
+    weights = AutoModelForCausalLM.from_pretrained(target).named_parameters()
+    tied = model.decoder.config.tied_embeddings  # of one that is not, only a row is read
+    matrices = sum(p.numel() for name, p in weights if p.dim() == 2 and (tied or "embed" not in name))
+    num_bytes = weight_bytes(model.decoder.config, torch.float32)
+    assert num_bytes == 4 * matrices
+    assert read_ms(num_bytes, passes=3) > 0
+    assert products_ms(model, 4, passes=3) > 0
+    assert set(step_ms(model, (1, 5), temperature=0.8, passes=3)) == {1, 5}
+    assert model.ledger.num_free == model.ledger.num_pages

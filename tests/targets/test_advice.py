@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from bench.faulty import FaultyClient
-from bench.random_policy import RandomPolicy
+from bench.exactness.faulty import FaultyClient
+from bench.exactness.random_policy import RandomPolicy
 from model.decoder import Decoder
 from protocol.branch import AheadRequest, Branch, ExitHint, MirrorClient
 from protocol.draft import DraftReply, DraftRequest

@@ -1,0 +1,185 @@
+"""Question: what does drafting ahead bring where target and pool have a core each, against serial rounds and off?
+
+    sweep   every depth and length in each mode; the best of each mode goes on
+    pairs   plain, the best of each mode, and what the router chooses by itself; interleaved repetitions
+    bound   the speed-up that the times of serial rounds and the hit rate allow (latency_bound in bench/policies.py)
+
+Real processes and a real link: the target has core 0, the pool core 1.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from statistics import median
+from typing import Any
+
+from bench import machine
+from bench.ahead.pair import PairEngine, paired
+from bench.arguments import RESULTS, add_sweep, add_target, ended, listed, one_of, pairs_parser, subject_of, workload_of
+from bench.cells import CHOSEN, PLAIN, Cell
+from bench.grid import Grid
+from bench.metrics import CellResult
+from bench.ours import PROFILE_REPEAT
+from bench.policies import Hits, hits, latency_bound, plays, times
+from bench.run import Engines, measure
+from bench.stats import Bar, Ratio, best, paired_ratio
+from bench.workload import Workload
+from cli.arguments import whole
+from protocol.plan import Mode
+
+TARGET_CORE, POOL_CORE = 0, 1
+OF_BETTER = 0.98  # of the better of serial and off, that the router's choice has to reach
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """One batch and temperature. best: "depth/length" and rates: tokens per second, by mode, those of plain included.
+
+    gain: each mode that drafts ahead over serial. chosen: over the better of serial and plain. hidden: share of the
+    wait in serial rounds that is gone where all proposals were at hand. played: share of the router's rounds.
+    """
+
+    batch: int
+    temperature: float
+    best: dict[str, str]
+    rates: dict[str, float]
+    gain: dict[str, Ratio]
+    bound: dict[str, float]
+    hits: dict[str, Hits]
+    hidden: dict[str, float | None]
+    chosen: Ratio
+    played: dict[str, float]
+    identical: float
+
+    @property
+    def bar(self) -> Bar:
+        name = f"batch {self.batch}, temperature {self.temperature:g}: chosen over the better of serial and off"
+        return Bar(name, "at least", OF_BETTER, self.chosen)
+
+
+def compare(engines: Engines, engine: PairEngine, workload: Workload, chosen: Cell, args: Namespace) -> Comparison:
+    """chosen: the cell of the router's own choice, at this batch and temperature."""
+    modes = list(dict.fromkeys([Mode.SERIAL.value, *args.modes]))
+    grid = Grid(modes, [chosen.batch], args.depths, args.lengths, (chosen.temperature,))
+    swept = measure(engines, grid.cells(), workload, repeat=args.sweep, max_tokens=args.max_tokens)
+    winners = {mode: _winner(swept, mode) for mode in modes}
+    plain = replace(chosen, mode=PLAIN)
+    measure(engines, [chosen], workload, repeat=args.learn, max_tokens=args.max_tokens)
+    engine.rounds[chosen].clear()
+    cells = list(dict.fromkeys([plain, *winners.values(), chosen]))
+    results = measure(engines, cells, workload, repeat=args.pairs, max_tokens=args.max_tokens)
+    return comparison(engine, {result.cell: result for result in results}, winners, plain, chosen)
+
+
+def comparison(
+    engine: PairEngine, results: dict[Cell, CellResult], winners: dict[str, Cell], plain: Cell, chosen: Cell
+) -> Comparison:
+    rates = {cell: result.tokens_per_second for cell, result in results.items()}
+    serial = winners[Mode.SERIAL]
+    in_turn = times(engine.rounds[serial])
+    ahead = {mode: cell for mode, cell in winners.items() if mode != Mode.SERIAL}
+    found = {mode: hits(engine.stats.get(cell, [])) for mode, cell in ahead.items()}
+    better = best({cell: rates[cell] for cell in (serial, plain)})
+    waits = {mode: one.wait_ms for mode, one in found.items()}
+    return Comparison(
+        batch=chosen.batch,
+        temperature=chosen.temperature,
+        best={mode: f"{cell.depth}/{cell.length}" for mode, cell in winners.items()},
+        rates={cell.mode: round(median(rates[cell]), 1) for cell in (plain, *winners.values(), chosen)},
+        gain={mode: paired_ratio(rates[cell], rates[serial]) for mode, cell in ahead.items()},
+        bound={mode: round(latency_bound(in_turn, one.share), 4) for mode, one in found.items()},
+        hits=found,
+        hidden={mode: ms if ms is None else round(1 - ms / in_turn.draft_ms, 4) for mode, ms in waits.items()},
+        chosen=paired_ratio(rates[chosen], rates[better]),
+        played=plays(engine.rounds[chosen]),
+        identical=min(result.identical or 0.0 for result in results.values()),
+    )
+
+
+def _winner(results: Sequence[CellResult], mode: str) -> Cell:
+    return best({result.cell: result.tokens_per_second for result in results if result.mode == mode})
+
+
+def measured(engine: PairEngine, args: Namespace, kind: str = "mixed") -> Iterator[Comparison]:
+    engine.fan_out, engine.early_top_k, engine.exit_layer = args.fan_out, args.early_top_k, args.exit_layer
+    modes = (PLAIN, *Mode, CHOSEN)
+    engines = Engines(engine, dict.fromkeys(modes, engine), {engine.name: engine.version})
+    for temperature in args.temperatures:
+        for batch in args.batch:
+            workload = workload_of(args, args.target, max(batch, args.num_prompts), kind)
+            chosen = Cell(CHOSEN, batch, temperature=temperature)
+            yield compare(engines, engine, workload, chosen, args)
+
+
+def table(cells: Sequence[Comparison], place: dict[str, object]) -> str:
+    lines = [
+        "| batch | T | mode | depth/length | tokens/s | over serial | bound | hits: full, runner-up, early, rest "
+        "| wait hidden on hits |",
+        "|" + "---|" * 9,
+    ]
+    for cell in cells:
+        lines += [_row(cell, mode) for mode in cell.rates]
+    lines += ["", *(_verdict(cell) for cell in cells)]
+    identical = min(cell.identical for cell in cells)
+    lines += [f"Identical to the plain loop: {identical:.0%} of outputs.", machine.footer(place)]
+    return "\n".join(lines) + "\n"
+
+
+def _row(cell: Comparison, mode: str) -> str:
+    start = f"| {cell.batch} | {cell.temperature:g} | {mode} | {cell.best.get(mode, '')} | {cell.rates[mode]:.0f} |"
+    if mode not in cell.gain:
+        return start + " |" * 4
+    gain, found, hidden = cell.gain[mode], cell.hits[mode], cell.hidden[mode]
+    sources = ", ".join(f"{share:.2f}" for share in (found.full, found.runner_up, found.early_exit, found.rest))
+    share = "" if hidden is None else f"{hidden:.2f}"
+    interval = f"{gain.median:.3f} ({gain.low:.3f}-{gain.high:.3f})"
+    return f"{start} {interval} | {cell.bound[mode]:.3f} | {found.share:.2f}: {sources} | {share} |"
+
+
+def _verdict(cell: Comparison) -> str:
+    ratio, plays_ = cell.chosen, ", ".join(f"{name} {share:.0%}" for name, share in list(cell.played.items())[:3])
+    met = "met" if cell.bar.met else "**not met**"
+    return f"{cell.bar.name}: {ratio.median:.3f} ({ratio.low:.3f}-{ratio.high:.3f}), {met}; it plays {plays_}."
+
+
+def report(cells: Sequence[Comparison], place: dict[str, object], args: Namespace) -> dict[str, Any]:
+    names = ("pairs", "sweep", "depths", "lengths", "max_tokens", "fan_out", "early_top_k", "exit_layer")
+    settings = {name: getattr(args, name) for name in names}
+    bars = [cell.bar.as_json() for cell in cells]
+    return {"machine": place, "settings": settings, "cells": [asdict(cell) for cell in cells], "bars": bars}
+
+
+def run(args: Namespace) -> int:
+    """0 where every cell reaches its bar. What is known so far is kept after every cell."""
+    os.sched_setaffinity(0, [TARGET_CORE])
+    cells, place = list[Comparison](), machine.describe()
+    subject = subject_of(args, args.target, max(args.batch), 1)
+    with paired(subject, (POOL_CORE,), measured=PROFILE_REPEAT) as engine:
+        for cell in measured(engine, args):
+            cells.append(cell)
+            machine.save(args.out, report(cells, place, args), table(cells, place))
+    sys.stdout.write(table(cells, place))
+    return 0 if all(cell.bar.met for cell in cells) else 1
+
+
+def main() -> int:
+    parser = pairs_parser(__doc__, depths=[2, 4], lengths=[2, 3, 4, 6], out=RESULTS / "ahead.json")
+    add = parser.add_argument
+    add("--batch", type=listed(whole(1)), default=[1, 2, 4, 8, 16, 32])
+    add("--temperatures", type=listed(float), default=[0.0, 1.0])
+    add("--modes", type=listed(one_of(*Mode)), default=[mode.value for mode in Mode], help="besides serial")
+    add("--fan-out", type=whole(1), default=8, help="branches of a sequence (default: 8)")
+    add("--early-top-k", type=whole(0), default=2, help="picks at each place of an early exit (default: 2)")
+    add("--exit-layer", type=whole(0), help="of the early exit (default: half of the target's layers)")
+    add("--learn", type=whole(1), default=3, help="runs before, in which the router learns (default: 3)")
+    add_target(parser)
+    add_sweep(parser, repeat=2)
+    return ended("bench.ahead", run, parser.parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

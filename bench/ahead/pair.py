@@ -1,0 +1,88 @@
+"""Two devices: the target on cores of its own in this process, the pool on others in its own, a real link between."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from bench.cells import APART, CHOSEN, Cell, Subject
+from bench.ours import DraftPoolEngine
+from bench.policies import RoundRecorder, ahead_config, forget_sequences
+from bench.pool_process import POSITIONS_PER_ROW, Describe, LinkThread, Place, pool_process
+from protocol.errors import ConfigError
+from protocol.plan import Mode
+from protocol.stats import MirrorStats
+from router.costs import DrafterCosts, ModelKey
+from targets.engine import Engine, EngineConfig
+
+DEADLINE_S = 1.0
+
+
+@contextmanager
+def paired(subject: Subject, cores: tuple[int, ...], *, measured: int = 0) -> Iterator[PairEngine]:
+    """An open engine, its pool on these cores with rows for twice the batch.
+
+    Raises RuntimeError when the pool does not start, ConfigError without a drafter.
+    """
+    if subject.drafter is None:
+        raise ConfigError("there is no drafter to speculate with; give --drafter")
+    rows = 2 * subject.max_batch
+    place = Place(subject.drafter, cores, rows, rows * POSITIONS_PER_ROW, subject.dtype, measured=measured)
+    with pool_process(place) as describe:
+        engine = PairEngine(subject, describe)
+        engine.open()
+        try:
+            yield engine
+        finally:
+            engine.close()
+
+
+class PairEngine(DraftPoolEngine):
+    """Modes: plain; serial, ahead and ahead_early_exit at a cell's depth and length; chosen, where the router has its
+    choice. stats: of drafting ahead, by cell.
+    """
+
+    name = "draftpool, pool apart"
+
+    def __init__(self, subject: Subject, describe: Describe, deadline_s: float = DEADLINE_S) -> None:
+        super().__init__(replace(subject, drafter=None))
+        self.stats: dict[Cell, list[MirrorStats]] = {}
+        self.fan_out, self.early_top_k = 8, 2
+        self.exit_layer: int | None = None
+        self.describe = describe
+        self._member = describe()
+        self._deadline_s = deadline_s
+        self._link = LinkThread()
+
+    def close(self) -> None:
+        super().close()
+        self._link.close()
+
+    @contextmanager
+    def _started(self, cell: Cell, policy: RoundRecorder, num_prompts: int) -> Iterator[Engine]:
+        forget_sequences(policy.policy)
+        incarnation = f"pair-{next(self._runs)}"
+        config = EngineConfig(max_batch=cell.batch, max_queue=num_prompts, incarnation=incarnation)
+        with self._link.client(self._member, incarnation, self._deadline_s) as client:
+            drafts = client if cell.speculates else None
+            modes = APART.get(cell.mode, (Mode.SERIAL,))
+            ahead = ahead_config(modes, self.fan_out, self.early_top_k, self.exit_layer)
+            engine = Engine(self.model, policy, drafts, config, ahead)
+            engine.start()
+            try:
+                yield engine
+            finally:
+                stats = engine.stats().mirror
+                if stats is not None:
+                    self.stats.setdefault(cell, []).append(stats)
+                engine.stop()
+
+    @property
+    def exits(self) -> tuple[int, ...]:
+        return self._member.exits
+
+    def _drafter_costs(self, key: ModelKey) -> DrafterCosts:
+        if self._member.costs is None:
+            raise ConfigError(f"mode {CHOSEN} needs a draft replica that has measured itself")
+        return self._member.costs

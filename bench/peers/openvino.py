@@ -1,0 +1,128 @@
+"""OpenVINO GenAI behind the seam, plain and with its own draft-model speculation.
+
+It needs an environment of its own, which `make bench-peers` builds; models are exported once by its `optimum-cli`
+into a cache folder beside the repository's other caches. Both dtypes start from the same fp32 export: the hint
+decides what the plugin computes and stores in.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.cells import Cell, Outcome, Subject, Timed, TokenIds, Unavailable
+from bench.machine import ROOT
+
+ENVIRONMENT = ROOT / ".venv-openvino"
+EXPORTS = ROOT / "bench/.cache/openvino"
+KV_GB = 1
+
+
+class OpenVinoEngine:
+    """One worker process, which holds a pipeline for plain decoding and one with the drafter."""
+
+    name = "openvino"
+    shares_noise = False
+
+    def __init__(self, subject: Subject, modes: Sequence[str], environment: Path = ENVIRONMENT) -> None:
+        self._subject = subject
+        self._modes = modes
+        self._environment = environment
+        self._process: subprocess.Popen[str] | None = None
+        self.version = ""
+
+    def open(self) -> None:
+        python = self._environment / "bin/python"
+        if not python.exists():
+            raise Unavailable(f"{self._environment.name} is not there; run 'make bench-peers'")
+        if self._subject.threads < 2:
+            raise Unavailable("its continuous-batching pipeline fails with one thread; give --threads 2 or more")
+        target = export(self._environment, self._subject.target)
+        drafter = export(self._environment, self._subject.drafter) if self._subject.drafter else None
+        self._process = subprocess.Popen(
+            [python, "-m", "bench.peers.openvino_worker"],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        for mode in self._modes:
+            draft = str(drafter) if mode == "openvino-draft" else None
+            if mode == "openvino-draft" and drafter is None:
+                raise Unavailable("openvino-draft needs --drafter")
+            answer = self._ask({"op": "open", "name": mode, "target": str(target), "drafter": draft} | self._options())
+            self.version = answer["version"]
+
+    def close(self) -> None:
+        if self._process is not None:
+            process, self._process = self._process, None
+            with process:
+                assert process.stdin is not None
+                process.stdin.close()
+
+    def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> Outcome:
+        answer = self._ask(
+            {
+                "op": "run",
+                "name": cell.mode,
+                "prompts": [list(prompt) for prompt in prompts],
+                "max_tokens": max_tokens,
+                "batch": cell.batch,
+                "length": cell.length,
+                "temperature": cell.temperature,
+            }
+        )
+        outputs = tuple(_timed(output, answer["started"], cell.length) for output in answer["outputs"])
+        return Outcome(outputs, answer["peak_rss_mb"])
+
+    def _options(self) -> dict[str, Any]:
+        precision = {torch.bfloat16: "bf16", torch.float32: "f32"}[self._subject.dtype]
+        properties = {"INFERENCE_PRECISION_HINT": precision, "INFERENCE_NUM_THREADS": self._subject.threads}
+        if precision == "f32":
+            properties["KV_CACHE_PRECISION"] = "f32"
+        return {"properties": properties, "cache_gb": KV_GB, "batch": self._subject.max_batch}
+
+    def _ask(self, command: dict[str, Any]) -> dict[str, Any]:
+        if self._process is None or self._process.stdin is None or self._process.stdout is None:
+            raise Unavailable("its worker is not running")
+        try:
+            self._process.stdin.write(json.dumps(command) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass
+        line = self._process.stdout.readline()
+        if not line:
+            raise Unavailable(f"its worker ended with status {self._process.wait()}")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise Unavailable(answer["error"])
+        return answer
+
+
+def export(environment: Path, model: Path) -> Path:
+    """The folder of the exported model, made when its weights or config have changed. Raises Unavailable."""
+    digest = hashlib.sha256()
+    for name in ("config.json", "model.safetensors"):
+        digest.update((model / name).read_bytes())
+    folder = EXPORTS / f"{model.name}-{digest.hexdigest()[:16]}"
+    if (folder / "openvino_model.xml").exists():
+        return folder
+    command: list[str | Path] = [environment / "bin/optimum-cli", "export", "openvino", "--model", model.resolve()]
+    command += ["--task", "text-generation-with-past", "--weight-format", "fp32", folder]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise Unavailable(f"optimum-cli cannot export {model.name}: {done.stderr.strip().splitlines()[-1]}")
+    return folder
+
+
+def _timed(output: dict[str, Any], started: float, length: int) -> Timed:
+    """The first run is the prompt's own token; later ones are rounds. How much was drafted it does not say here."""
+    verified = tuple(output["runs"][1:]) if length else ()
+    return Timed(tuple(output["token_ids"]), tuple(output["arrived"]), started, verified)

@@ -1,0 +1,218 @@
+"""Policies by name, and what their rounds came to: the one place where bench touches the router's and the step's own
+types.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from statistics import median
+
+from protocol.draft import DraftBlock
+from protocol.errors import ConfigError
+from protocol.outcome import RoundOutcome as RoundRecord
+from protocol.plan import BatchView, DepthRule, Mode, Plan
+from protocol.stats import MirrorStats
+from router.costs import (
+    DRAFT_AXES,
+    PREFILL_AXES,
+    ROW_AXES,
+    VERIFY_AXES,
+    CostCurves,
+    Curve,
+    DrafterCosts,
+    ModelKey,
+    TargetCosts,
+)
+from router.goodput import Goodput, GoodputConfig
+from router.modes import Mode as StepMode
+from router.policy import Policy
+from targets.mirror import MirrorConfig
+
+OFF, FIXED, GOODPUT = "off", "fixed", "goodput"
+ADAPTIVE = (GOODPUT,)  # those that choose depth and length from costs and acceptance
+POLICIES = (OFF, FIXED, *ADAPTIVE)
+MODES = {Mode.SERIAL: StepMode.SERIAL, Mode.AHEAD: StepMode.MIRROR, Mode.AHEAD_EARLY_EXIT: StepMode.HINTED}
+
+
+def adaptive(name: str, curves: CostCurves, exits: tuple[int, ...], max_rows: int, length: int = 12) -> Policy:
+    """One that chooses among the exits, with drafts of up to `length` tokens. Raises ConfigError for another name."""
+    rules = tuple(DepthRule((exit_,)) for exit_ in exits)
+    if name == GOODPUT:
+        return Goodput(curves, GoodputConfig(rules, exits, length, max_rows, linked=True))
+    raise ConfigError(f"{name!r} does not choose depth and length; choose from {', '.join(ADAPTIVE)}")
+
+
+def forget_sequences(policy: Policy) -> None:
+    """Another engine begins, and gives its sequences the ids of earlier ones."""
+    if isinstance(policy, Goodput):
+        policy.restart()
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """Medians over decoding rounds, in ms: the wait for drafts, the target's pass, and everything else."""
+
+    draft_ms: float
+    verify_ms: float
+    rest_ms: float
+
+
+@dataclass(slots=True)
+class RoundRecorder:
+    """Any policy, with a record of each of its rounds."""
+
+    policy: Policy
+    rounds: list[RoundRecord] = field(default_factory=list)
+
+    def opening(self) -> DepthRule | None:
+        return self.policy.opening()
+
+    def plan(self, view: BatchView) -> Plan:
+        return self.policy.plan(view)
+
+    def prune(self, plan: Plan, drafts: Sequence[DraftBlock | None]) -> Sequence[int]:
+        return self.policy.prune(plan, drafts)
+
+    def observe(self, record: RoundRecord) -> None:
+        self.rounds.append(record)
+        self.policy.observe(record)
+
+
+def plays(rounds: Collection[RoundRecord]) -> dict[str, float]:
+    """Share of the decoding rounds that were planned as "depth/longest draft" or "off", most frequent first."""
+    names = Counter(_name(one.plan) for one in rounds if one.rows)
+    return {name: round(count / names.total(), 4) for name, count in names.most_common()}
+
+
+def _name(plan: Plan) -> str:
+    if plan.depth is None or not any(plan.lengths):
+        return OFF
+    depth = "cascade" if len(plan.depth.exits) > 1 else plan.depth.exits[0]
+    return f"{depth}/{max(plan.lengths)}"
+
+
+def times(rounds: Collection[RoundRecord]) -> Times:
+    """Of rounds without a prompt in their pass. Raises ValueError when there is none."""
+    steady = [one for one in rounds if one.rows and not one.num_prefill_tokens]
+    if not steady:
+        raise ValueError("no round without a prompt in its pass; ask for more tokens")
+    return Times(*(median(getattr(one, name) for one in steady) for name in ("draft_ms", "verify_ms", "rest_ms")))
+
+
+def draft_ms_per_token(rounds: Collection[RoundRecord]) -> float | None:
+    """Of rounds in which the pool ran no more committed tokens than a round commits; None when nothing was drafted."""
+    settled = [one for one in rounds if all(row.num_fed <= max(one.plan.lengths) + 1 for row in one.rows)]
+    drafted = sum(len(row.exits) for one in settled for row in one.rows)
+    return sum(one.draft_ms for one in settled) / drafted if drafted else None
+
+
+def num_missed(rounds: Collection[RoundRecord]) -> int:
+    """Rounds that asked for a draft in vain."""
+    return sum(not one.answered for one in rounds)
+
+
+def num_drafted(rounds: Collection[RoundRecord]) -> int:
+    return sum(len(row.exits) for one in rounds for row in one.rows)
+
+
+def num_accepted(rounds: Collection[RoundRecord]) -> int:
+    return sum(row.accepted for one in rounds for row in one.rows)
+
+
+def ahead_config(
+    modes: Sequence[Mode], fan_out: int = 8, early_top_k: int = 2, exit_layer: int | None = None
+) -> MirrorConfig | None:
+    """What an engine may play beside serial rounds; None when that is nothing."""
+    if all(mode is Mode.SERIAL for mode in modes):
+        return None
+    return MirrorConfig(fan_out, early_top_k, exit_layer, tuple(MODES[mode] for mode in modes))
+
+
+@dataclass(frozen=True, slots=True)
+class Hits:
+    """Share of the outcomes that branches were drafted for which one was at hand, by what it was drafted behind.
+
+    wait_ms: mean wait for proposals of rounds that had all of them at hand; None when there was no such round.
+    """
+
+    full: float
+    runner_up: float
+    early_exit: float
+    rest: float
+    wait_ms: float | None
+
+    @property
+    def share(self) -> float:
+        return self.full + self.runner_up + self.early_exit + self.rest
+
+
+def hits(stats: Sequence[MirrorStats]) -> Hits:
+    num_hits, num_rounds = sum(one.num_hits for one in stats), sum(one.num_hit_rounds for one in stats)
+    num_outcomes = max(num_hits + sum(one.num_misses for one in stats), 1)
+
+    def share(counts: Iterable[int]) -> float:
+        return round(sum(counts) / num_outcomes, 4)
+
+    return Hits(
+        full=share(one.hits_full for one in stats),
+        runner_up=share(one.hits_runner_up for one in stats),
+        early_exit=share(one.hits_early_exit for one in stats),
+        rest=share(one.hits_rest for one in stats),
+        wait_ms=sum(one.hit_wait_ms for one in stats) / num_rounds if num_rounds else None,
+    )
+
+
+def num_at_hand(stats: Sequence[MirrorStats]) -> int:
+    return sum(one.num_hits for one in stats)
+
+
+def latency_bound(serial: Times, hit_rate: float) -> float:
+    """The speed-up that drafting ahead can reach over serial rounds with as many tokens (Mirror-SD, section 3.4)."""
+    in_turn = serial.draft_ms + serial.verify_ms + serial.rest_ms
+    ahead = max(serial.verify_ms, serial.draft_ms) + (1 - hit_rate) * serial.draft_ms + serial.rest_ms
+    return in_turn / ahead
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """Milliseconds of a device: a verifying pass and each token in it; a drafted token, for each layer, and for each
+    row and layer.
+    """
+
+    verify: float = 40.0
+    token: float = 0.5
+    layer: float = 0.8
+    row_layer: float = 0.1
+
+    @property
+    def label(self) -> str:
+        return (
+            f"target {self.verify:g} ms a pass + {self.token:g} ms a token, drafter {self.layer:g} ms a layer + "
+            f"{self.row_layer:g} ms a row and layer"
+        )
+
+    def verify_ms(self, num_tokens: int) -> float:
+        return self.verify + self.token * num_tokens
+
+    def draft_ms(self, exits: Sequence[int]) -> float:
+        """One token for each of the rows, which leave at these exits."""
+        return max(exits) * self.layer + self.row_layer * sum(exits)
+
+    def curves(self, exits: tuple[int, ...]) -> CostCurves:
+        """The same, as a target and its drafter would have been measured."""
+        key = ModelKey(self.label, "slowed", "bf16", 1, "slowed")
+        rows, depths, lengths = (1.0, 64.0), tuple(map(float, exits)), (1.0, 5.0)
+        verify = [self.verify + self.token * n * t for n, t, _ in itertools.product(rows, (1, 9), (64, 1024))]
+        draft = [
+            length * depth * (self.layer + self.row_layer * n)
+            for n, depth, _, length in itertools.product(rows, depths, (1, 16), lengths)
+        ]
+        flat = Curve(ROW_AXES, (rows,), (0.3, 1.0))
+        prefill = Curve(PREFILL_AXES, ((16.0, 512.0),), (self.verify + 8, self.verify + 256))
+        passes = Curve(VERIFY_AXES, (rows, (1.0, 9.0), (64.0, 1024.0)), tuple(verify))
+        drafts = Curve(DRAFT_AXES, (rows, depths, (1.0, 16.0), lengths), tuple(draft))
+        target = TargetCosts(key, passes, prefill, flat, 0.0)
+        return CostCurves("slowed", target, DrafterCosts(key, drafts, flat, 0.0))

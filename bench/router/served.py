@@ -1,0 +1,159 @@
+"""Question: as served, does a learning policy keep up with the best constant and with off, when the pool is short?
+
+Four targets and one draft replica as Ray Serve runs them, in real processes of one thread each; clients ask over HTTP:
+so many requests at a time of each target, whatever ends followed by the next. In each repetition every policy has an
+application of its own, one after another, beginning with another one each time, and all have the same processes: with
+speculation off the pool is there and idle. Whole answers, greedy, EOS ignored; the tokens of an answer are spread
+evenly over its time, and those within the measured seconds count.
+
+On two cores all processes share them, and each draft takes its time from some target. So this says how the pool behaves
+when it is short, and not what drafting gains.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import machine
+from bench.arguments import MODELS, RESULTS, ended, listed, one_of, plain_parser
+from bench.client import LoadClient, RequestTemplate, ServedAnswer
+from bench.policies import ADAPTIVE, FIXED, OFF, POLICIES
+from bench.router.loads import CONSTANT, LoadCell, against, as_json, met, table
+from bench.workload import HELD_OUT
+from cli.arguments import whole
+from cli.prompts import read_prompts
+from cli.serve_command import stopped_by_sigterm
+from deployments.cluster import running
+from deployments.config import AppConfig
+from link.listening import free_port
+from protocol.errors import ConfigError
+
+NAMES = ("small-0", "small-1", "small-2", "small-3")
+DEADLINE_MS, PAGE_SIZE, MAX_BATCH = 100.0, 64, 16
+COUNTS = {"steps": "num_steps", "missed": "num_missed_drafts", "drafted": "num_drafted", "accepted": "num_accepted"}
+NOTE = "All processes share the machine's cores: how the pool behaves when it is short, not what drafting gains."
+
+
+def speculation(policy: str, depth: int, length: int) -> dict[str, Any] | None:
+    """The section of a target's config."""
+    if policy == OFF:
+        return None
+    constant = {"depth": depth, "length": length} if policy == FIXED else {}
+    return {"policy": policy, "deadline_ms": DEADLINE_MS, **constant}
+
+
+def config_of(policy: str, args: Namespace) -> AppConfig:
+    placed = {"page_size": PAGE_SIZE, "dtype": "bf16", "threads": 1}
+    target = {"path": str(args.target.resolve()), "kv_mb": 64, "max_batch": max(MAX_BATCH, *args.load), **placed}
+    target |= {"speculation": speculation(policy, args.depth, args.length)}
+    pool = {"path": str(args.drafter.resolve()), "kv_mb": 128, "num_replicas": 1, **placed}
+    targets = [target | {"name": name} for name in NAMES]
+    return AppConfig.model_validate({"targets": targets, "pool": pool, "http": {"port": free_port()}})
+
+
+def tokens_within(answers: Sequence[ServedAnswer], began_s: float, end_s: float) -> float:
+    """Each answer's tokens spread evenly from when it was asked for to its end."""
+    return sum(
+        one.num_tokens * max(0.0, min(one.end_s, end_s) - max(one.sent_s, began_s)) / (one.end_s - one.sent_s)
+        for one in answers
+    )
+
+
+def numbers(target: int, num_prompts: int, until_s: float) -> Iterator[tuple[str, int]]:
+    """What is asked of a target as long as there is time; each begins elsewhere among the prompts."""
+    first = target * num_prompts // len(NAMES)
+    for number in itertools.cycle([*range(first, num_prompts), *range(first)]):
+        if time.perf_counter() >= until_s:
+            return
+        yield NAMES[target], number
+
+
+async def counts(client: LoadClient) -> dict[str, int]:
+    """Of all targets, as the engines count them."""
+    told = (await client.http.get("/debug/stats")).json()["targets"]
+    return {
+        name: sum(replica[key] for replicas in told.values() for replica in replicas) for name, key in COUNTS.items()
+    }
+
+
+async def step(url: str, cell: LoadCell, prompts: Sequence[str], args: Namespace) -> None:
+    """One load; what came of it is added to the cell."""
+    ask = RequestTemplate(prompts, args.max_tokens, stream=False)
+    async with LoadClient(url, cell.load * len(NAMES)) as client:
+        before, began_s = await counts(client), time.perf_counter() + args.warm_s
+        end_s = began_s + args.measure_s
+        async with asyncio.TaskGroup() as tasks:
+            loops = [
+                tasks.create_task(client.closed_loop(ask, numbers(target, len(prompts), end_s), cell.load))
+                for target in range(len(NAMES))
+            ]
+        after = await counts(client)
+    rates = (tokens_within(loop.result(), began_s, end_s) / args.measure_s for loop in loops)
+    cell.rates.append(tuple(round(rate, 1) for rate in rates))
+    cell.counts = {key: cell.counts.get(key, 0) + after[key] - before[key] for key in after}
+
+
+def run(args: Namespace) -> int:
+    if len(args.policies) < 2:
+        raise ConfigError("one policy alone has nothing to stand beside; give --policies two or more")
+    prompts = [prompt.text for prompt in read_prompts(args.prompts, 0)]
+    place = machine.describe()
+    cells = {(policy, load): LoadCell(name_of(policy, args), load) for policy in args.policies for load in args.load}
+    for number in range(args.repeat):
+        first = number % len(args.policies)
+        for policy in args.policies[first:] + args.policies[:first]:
+            with stopped_by_sigterm(), running(config_of(policy, args)) as url:
+                for load in args.load:
+                    asyncio.run(step(url, cells[policy, load], prompts, args))
+                    sys.stderr.write(f"{number + 1}: {policy}, load {load}: {cells[policy, load].totals[-1]:.0f}\n")
+        save(list(cells.values()), place, args)
+    sys.stdout.write(table(list(cells.values()), NOTE, place))
+    learning = [cell for (policy, _), cell in cells.items() if policy in ADAPTIVE]
+    return 0 if all(met(against(cell, list(cells.values()))) for cell in learning) else 1
+
+
+def name_of(policy: str, args: Namespace) -> str:
+    return f"{CONSTANT}{args.depth}/{args.length}" if policy == FIXED else policy
+
+
+def save(cells: Sequence[LoadCell], place: dict[str, object], args: Namespace) -> None:
+    names = ("load", "repeat", "warm_s", "measure_s", "max_tokens", "depth", "length")
+    settings = {name: getattr(args, name) for name in names}
+    report = {"machine": place, "settings": settings, "cells": as_json(cells)}
+    machine.save(args.out, report, table(cells, NOTE, place))
+
+
+def parse(arguments: Sequence[str] | None = None) -> Namespace:
+    parser = plain_parser(__doc__)
+    add = parser.add_argument
+    add("--target", type=Path, default=MODELS / "small")
+    add("--drafter", type=Path, default=MODELS / "drafter")
+    add("--prompts", type=Path, default=HELD_OUT, help="default: held-out code")
+    add("--policies", type=listed(one_of(*POLICIES)), default=list(POLICIES), help=f"default: {','.join(POLICIES)}")
+    add("--depth", type=whole(1), default=2, help="of the constant (default: 2)")
+    add("--length", type=whole(1), default=4, help="of the constant (default: 4)")
+    add("--load", type=listed(whole(1)), default=[1, 2, 4], help="requests at a time of each target (default: 1,2,4)")
+    add("--repeat", type=whole(1), default=5, help="interleaved repetitions (default: 5)")
+    add("--warm-s", type=float, default=4.0, help="before each step (default: 4)")
+    add("--measure-s", type=float, default=10.0, help="of each step (default: 10)")
+    add("--max-tokens", type=whole(2), default=128, help="default: 128")
+    add("--out", type=Path, default=RESULTS / "router.served.json")
+    return parser.parse_args(arguments)
+
+
+def main() -> int:
+    torch.set_num_threads(1)
+    return ended("bench.router.served", run, parse())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

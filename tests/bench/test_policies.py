@@ -1,0 +1,106 @@
+"""What rounds came to, and that made-up prices are the curves that are told of them."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench.policies import (
+    ADAPTIVE,
+    Prices,
+    RoundRecorder,
+    Times,
+    adaptive,
+    ahead_config,
+    draft_ms_per_token,
+    hits,
+    latency_bound,
+    num_missed,
+    plays,
+    times,
+)
+from protocol.errors import ConfigError
+from protocol.outcome import RoundOutcome, RowOutcome
+from protocol.plan import BatchView, DepthRule, Mode, Plan, SequenceView
+from protocol.stats import MirrorStats
+from router.policy import Fixed
+
+EXITS = (2, 4, 6)
+PRICES = Prices(verify=40.0, token=0.5, layer=0.8, row_layer=0.1)
+
+
+def round_of(length: int, *, num_fed: int = 1, **fields: float) -> RoundOutcome:
+    plan = Plan(DepthRule((4,)) if length else None, (length,))
+    row = RowOutcome(0, length // 2, length, (4,) * length, (0.5,) * length, num_fed)
+    return RoundOutcome(plan, (row,), 10.0, **fields)  # type: ignore[arg-type]
+
+
+def test_plays_are_shares_of_decoding_rounds_by_depth_and_longest_draft() -> None:
+    no_rows = RoundOutcome(Plan(None, ()), (), 0.0)
+    assert plays([round_of(3), round_of(3), round_of(5), round_of(0), no_rows]) == {
+        "4/3": 0.5,
+        "4/5": 0.25,
+        "off": 0.25,
+    }
+    cascade = RoundOutcome(Plan(DepthRule((2, 4), (0.5,)), (2,)), (RowOutcome(0, 0, 2),), 1.0)
+    assert plays([cascade]) == {"cascade/2": 1.0}
+
+
+def test_times_are_medians_of_rounds_without_a_prompt() -> None:
+    rounds = [round_of(2, draft_ms=ms, verify_ms=2 * ms, rest_ms=1) for ms in (1, 2, 30)]
+    with_prompt = round_of(2, draft_ms=500, verify_ms=500, num_prefill_tokens=9)
+    assert times([*rounds, with_prompt]) == Times(2, 4, 1)
+    with pytest.raises(ValueError, match="ask for more tokens"):
+        times([with_prompt])
+
+
+def test_a_drafted_token_costs_what_rounds_took_in_which_the_pool_had_nothing_to_catch_up() -> None:
+    rounds = [round_of(4, draft_ms=8.0, num_fed=5), round_of(2, draft_ms=1.0), round_of(0)]
+    assert draft_ms_per_token(rounds) == pytest.approx(9 / 6)
+    assert draft_ms_per_token([*rounds, round_of(4, draft_ms=99.0, num_fed=128)]) == pytest.approx(9 / 6)
+    assert draft_ms_per_token([round_of(0)]) is None
+
+
+def test_a_recorder_hands_everything_on() -> None:
+    recorder = RoundRecorder(Fixed(DepthRule((2,)), 3))
+    view = BatchView((SequenceView(5, 9),))
+    assert recorder.plan(view) == recorder.policy.plan(view)
+    assert recorder.opening() == DepthRule((2,))
+    recorder.observe(round_of(1, answered=False))
+    assert num_missed(recorder.rounds) == 1
+
+
+def test_hits_are_shares_of_the_outcomes_that_branches_were_drafted_for() -> None:
+    stats = MirrorStats(hits_full=3, hits_runner_up=2, num_misses=5, num_hit_rounds=4, hit_wait_ms=2.0)
+    found = hits([stats, MirrorStats(hits_early_exit=10)])
+    assert (found.full, found.runner_up, found.early_exit, found.rest, found.share) == (0.15, 0.1, 0.5, 0.0, 0.75)
+    assert found.wait_ms == 0.5
+    assert (hits([]).share, hits([]).wait_ms) == (0.0, None)
+
+
+def test_the_bound_hides_all_of_drafting_where_every_proposal_was_at_hand() -> None:
+    assert latency_bound(Times(5.0, 10.0, 1.0), 1.0) == pytest.approx(16 / 11)
+    assert latency_bound(Times(5.0, 10.0, 1.0), 0.0) == pytest.approx(1.0)
+    assert latency_bound(Times(20.0, 10.0, 0.0), 1.0) == pytest.approx(30 / 20)  # drafting is what remains
+
+
+def test_serial_rounds_need_no_drafting_ahead() -> None:
+    assert ahead_config([Mode.SERIAL]) is None
+    made = ahead_config([Mode.AHEAD, Mode.AHEAD_EARLY_EXIT], fan_out=3)
+    assert made is not None
+    assert (made.fan_out, len(made.modes)) == (3, 2)
+
+
+def test_a_policy_that_does_not_choose_is_refused_by_name() -> None:
+    assert all(adaptive(name, PRICES.curves(EXITS), EXITS, 4) for name in ADAPTIVE)
+    with pytest.raises(ConfigError, match="'off' does not choose"):
+        adaptive("off", PRICES.curves(EXITS), EXITS, 4)
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 16])
+@pytest.mark.parametrize("length", [1, 4])
+def test_curves_say_what_the_prices_come_to(num_rows: int, length: int) -> None:
+    curves, num_tokens = PRICES.curves(EXITS), num_rows * (1 + length)
+    assert curves.verify_ms(num_rows, num_tokens, 300.0) == pytest.approx(PRICES.verify_ms(num_tokens))
+    for exit_ in EXITS:
+        each = PRICES.draft_ms([exit_] * num_rows)
+        assert curves.draft_ms(num_rows, exit_, length) == pytest.approx(length * each)

@@ -1,0 +1,197 @@
+"""The harness over real engines, on tiny models in fp32: every engine writes our plain loop's text."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import uvicorn
+
+from api.http import create_app
+from bench.cells import Cell, Outcome, Subject, TokenIds, Unavailable
+from bench.grid import Grid
+from bench.peers.openvino import ENVIRONMENT, OpenVinoEngine
+from bench.peers.url import UrlEngine
+from bench.report import bests, readme_table
+from bench.run import measure, opened
+from bench.workload import Workload, read_texts
+from cli.main import main
+from tests.api.api_twins import EngineBackend, card, make_engine, tiny_tokenizer
+from tests.deployments.checkpoints import make_family
+
+MAX_TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_family(tmp_path_factory.mktemp("family"))
+
+
+@pytest.fixture
+def subject(family: Path) -> Subject:
+    return Subject(family / "large", family / "drafter", torch.float32, 1, max_batch=3, max_length=256)
+
+
+@pytest.fixture
+def workload(tmp_path: Path) -> Workload:
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n".join(json.dumps({"prompt": f"def add{n}(a, b): return a"}) for n in range(5)))
+    return Workload(read_texts(file, tiny_tokenizer()), "equal", 3)
+
+
+MODES = ("plain", "fixed", "generate", "assisted", "lookup", "continuous")
+
+
+def test_every_engine_writes_the_plain_loops_text(subject: Subject, workload: Workload) -> None:
+    cells = Grid(MODES[:-1], (1, 3), (4, "cascade"), (3,)).cells()
+    cells += [Cell("plain", 2), Cell("fixed", 2, 4, 3, queue=3), Cell("generate", 2, queue=3), Cell("continuous", 2)]
+    with opened(subject, MODES) as engines:
+        results = measure(engines, cells, workload, repeat=2, max_tokens=MAX_TOKENS)
+        assert engines.left_out == {}
+    assert [result.cell for result in results] == cells
+    assert {result.identical for result in results} == {1.0}
+    for result in results:
+        assert len(result.tokens_per_second) == 2
+        assert min(result.tokens_per_second) > 0
+        assert (result.speedup is None) is (result.queue > 0)  # no plain loop was kept full
+        # The drafter is the target, so all of a whole draft is accepted; cascades and lookups find what they find.
+        if result.depth == 4 or result.mode == "assisted":
+            assert result.acceptance_rate == pytest.approx(1.0)
+            assert result.mean_acceptance_length is not None
+            assert result.mean_acceptance_length > 3
+        assert (result.draft_ms_per_token == []) is (result.mode != "fixed")
+
+
+def test_a_text_that_differs_is_counted(subject: Subject, workload: Workload) -> None:
+    class Wrong(Unplugged):
+        def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> Outcome:
+            return engines.ours.run(cell, [prompts[0]] * len(prompts), max_tokens)
+
+    with opened(subject, ()) as engines:
+        engines.by_mode["generate"] = Wrong()
+        (result,) = measure(engines, [Cell("generate", 3)], workload, repeat=1, max_tokens=MAX_TOKENS)
+    assert result.identical == pytest.approx(1 / 3)
+
+
+def test_sampled_text_is_compared_where_the_noise_is_ours(subject: Subject, workload: Workload) -> None:
+    cells = Grid(("plain", "fixed", "generate"), (2,), (4,), (2,), (0.8,)).cells()
+    with opened(subject, ("plain", "fixed", "generate")) as engines:
+        results = measure(engines, cells, workload, repeat=1, max_tokens=MAX_TOKENS)
+    assert [result.identical for result in results] == [1.0, 1.0, None]
+
+
+class Unplugged:
+    name, version, shares_noise = "unplugged", "1", False
+
+    def open(self) -> None:
+        pass
+
+    def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> Outcome:
+        raise Unavailable("pulled out")
+
+    def close(self) -> None:
+        pass
+
+
+def test_an_engine_that_dies_loses_its_column_and_the_others_go_on(subject: Subject, workload: Workload) -> None:
+    with opened(subject, ("plain",)) as engines:
+        engines.by_mode |= dict.fromkeys(("assisted", "lookup"), Unplugged())
+        cells = [Cell("lookup", 1, length=2), Cell("plain", 1), Cell("assisted", 1, length=2)]
+        results = measure(engines, cells, workload, repeat=2, max_tokens=MAX_TOKENS)
+    assert [result.mode for result in results] == ["plain"]
+    assert engines.left_out == {"lookup": "pulled out", "assisted": "pulled out"}
+
+
+def test_openvino_without_its_environment_says_what_to_run(subject: Subject, tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="make bench-peers"):
+        OpenVinoEngine(subject, ["openvino"], tmp_path / "absent").open()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ENVIRONMENT.exists(), reason="make bench-peers has not been run")
+def test_openvino_writes_the_same_text_plain_and_with_its_drafter(subject: Subject, workload: Workload) -> None:
+    subject = Subject(subject.target, subject.drafter, torch.float32, 2, subject.max_batch, subject.max_length)
+    modes = ("openvino", "openvino-draft")
+    with opened(subject, modes) as engines:
+        assert engines.left_out == {}
+        results = measure(engines, Grid(modes, (1, 3), (), (3,)).cells(), workload, repeat=1, max_tokens=MAX_TOKENS)
+    assert [result.identical for result in results] == [1.0] * 4
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> Iterator[str]:
+    """Our own API over a real engine, on a free loopback port."""
+    engine = make_engine(tmp_path)
+    app = create_app(EngineBackend(engine, card(max_model_len=engine.max_length)))
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", ws="none"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
+    server.should_exit = True
+    thread.join()
+    engine.stop()
+
+
+def test_a_server_by_url_is_measured_from_its_stream(url: str) -> None:
+    engine = UrlEngine(url)
+    engine.open()
+    prompts = [[5, 6, 7], [8, 9], [10, 11, 12]]
+    outputs = engine.run(Cell("url", 2), prompts, MAX_TOKENS).outputs
+    assert engine.version == "tiny"
+    assert [len(output.token_ids) for output in outputs] == [MAX_TOKENS] * 3
+    assert all(list(output.arrived) == sorted(output.arrived) for output in outputs)
+    alone = engine.run(Cell("url", 1), prompts[:1], MAX_TOKENS).outputs[0]
+    assert alone.token_ids == outputs[0].token_ids
+
+
+def test_a_server_that_is_not_there_or_has_another_model_is_unavailable(url: str) -> None:
+    with pytest.raises(Unavailable, match="it serves tiny, not other"):
+        UrlEngine(url, "other").open()
+    with pytest.raises(Unavailable, match="does not answer"):
+        UrlEngine("http://127.0.0.1:9").open()
+
+
+def test_the_command_writes_lines_a_table_and_a_file(
+    family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out/result.json"
+    argv = ["bench", "--target", str(family / "large"), "--drafter", str(family / "drafter"), "--batch", "1,2"]
+    argv += ["--modes", "plain,fixed", "--depths", "2,4", "--lengths", "1,3", "--workload", "equal"]
+    argv += ["--num-prompts", "2", "--max-tokens", "6", "--dtype", "fp32", "--threads", "1", "--repeat", "2"]
+    assert main([*argv, "--json", "--out", str(out)]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    report = json.loads(out.read_text())
+    assert report["cells"] == lines
+    assert [(line["mode"], line["batch"], line["depth"], line["length"]) for line in lines[:3]] == [
+        ("plain", 1, None, 0),
+        ("fixed", 1, 2, 1),
+        ("fixed", 1, 2, 3),
+    ]
+    assert {len(line["tokens_per_second"]) for line in lines} == {2}
+    assert {line["identical"] for line in lines} == {1.0}
+    assert {"commit", "command", "cpu"} <= report["machine"].keys()
+    assert out.with_suffix(".md").read_text().count("\n| ") == len(lines) + 1
+    table = readme_table([report])
+    assert table.count("| large |") == len(bests(report["cells"])) == 2 * (1 + 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--modes", "fixed"], "need --drafter"),
+        (["--modes", "url"], "--url"),
+        (["--prompts", "nowhere.jsonl"], "cannot read nowhere.jsonl"),
+    ],
+)
+def test_what_cannot_run_is_refused_at_once(
+    family: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], complaint: str
+) -> None:
+    assert main(["bench", "--target", str(family / "large"), "--modes", "plain", *arguments]) == 2
+    assert complaint in capsys.readouterr().err
