@@ -27,7 +27,7 @@ from cli.arguments import whole
 from deployments.local import complete, open_engine
 from model.native.decoder import NativeDecoder
 from protocol.errors import ConfigError
-from protocol.outcome import RoundOutcome as RoundRecord
+from protocol.record import RoundRecord
 from protocol.request import SamplingParams
 from router.policy import Off
 from targets.engine import EngineConfig

@@ -10,11 +10,10 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-from protocol.draft import DraftBlock
 from protocol.errors import ConfigError
-from protocol.outcome import RoundOutcome as RoundRecord
 from protocol.plan import BatchView, DepthRule, Mode, Plan
-from protocol.stats import MirrorStats
+from protocol.record import Origin, RoundRecord
+from protocol.stats import RoundStats
 from router.costs import (
     DRAFT_AXES,
     PREFILL_AXES,
@@ -27,14 +26,12 @@ from router.costs import (
     TargetCosts,
 )
 from router.goodput import Goodput, GoodputConfig
-from router.modes import Mode as StepMode
 from router.policy import Policy
-from targets.mirror import MirrorConfig
+from targets.ahead import AheadConfig
 
 OFF, FIXED, GOODPUT = "off", "fixed", "goodput"
 ADAPTIVE = (GOODPUT,)  # those that choose depth and length from costs and acceptance
 POLICIES = (OFF, FIXED, *ADAPTIVE)
-MODES = {Mode.SERIAL: StepMode.SERIAL, Mode.AHEAD: StepMode.MIRROR, Mode.AHEAD_EARLY_EXIT: StepMode.HINTED}
 
 
 def adaptive(name: str, curves: CostCurves, exits: tuple[int, ...], max_rows: int, length: int = 12) -> Policy:
@@ -72,9 +69,6 @@ class RoundRecorder:
 
     def plan(self, view: BatchView) -> Plan:
         return self.policy.plan(view)
-
-    def prune(self, plan: Plan, drafts: Sequence[DraftBlock | None]) -> Sequence[int]:
-        return self.policy.prune(plan, drafts)
 
     def observe(self, record: RoundRecord) -> None:
         self.rounds.append(record)
@@ -119,16 +113,14 @@ def num_drafted(rounds: Collection[RoundRecord]) -> int:
 
 
 def num_accepted(rounds: Collection[RoundRecord]) -> int:
-    return sum(row.accepted for one in rounds for row in one.rows)
+    return sum(one.num_accepted for one in rounds)
 
 
-def ahead_config(
-    modes: Sequence[Mode], fan_out: int = 8, early_top_k: int = 2, exit_layer: int | None = None
-) -> MirrorConfig | None:
+def ahead_config(modes: Sequence[Mode], fan_out: int = 8, exit_layer: int | None = None) -> AheadConfig | None:
     """What an engine may play beside serial rounds; None when that is nothing."""
     if all(mode is Mode.SERIAL for mode in modes):
         return None
-    return MirrorConfig(fan_out, early_top_k, exit_layer, tuple(MODES[mode] for mode in modes))
+    return AheadConfig(tuple(modes), fan_out, exit_layer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,23 +141,23 @@ class Hits:
         return self.full + self.runner_up + self.early_exit + self.rest
 
 
-def hits(stats: Sequence[MirrorStats]) -> Hits:
-    num_hits, num_rounds = sum(one.num_hits for one in stats), sum(one.num_hit_rounds for one in stats)
+def hits(stats: Sequence[RoundStats]) -> Hits:
+    num_hits, num_rounds = num_at_hand(stats), sum(one.num_hit_rounds for one in stats)
     num_outcomes = max(num_hits + sum(one.num_misses for one in stats), 1)
 
-    def share(counts: Iterable[int]) -> float:
-        return round(sum(counts) / num_outcomes, 4)
+    def share(origin: Origin) -> float:
+        return round(sum(one.num_by_origin[origin] for one in stats) / num_outcomes, 4)
 
     return Hits(
-        full=share(one.hits_full for one in stats),
-        runner_up=share(one.hits_runner_up for one in stats),
-        early_exit=share(one.hits_early_exit for one in stats),
-        rest=share(one.hits_rest for one in stats),
-        wait_ms=sum(one.hit_wait_ms for one in stats) / num_rounds if num_rounds else None,
+        full=share(Origin.FULL),
+        runner_up=share(Origin.RUNNER_UP),
+        early_exit=share(Origin.EARLY_EXIT),
+        rest=share(Origin.REST),
+        wait_ms=sum(one.hit_draft_ms for one in stats) / num_rounds if num_rounds else None,
     )
 
 
-def num_at_hand(stats: Sequence[MirrorStats]) -> int:
+def num_at_hand(stats: Sequence[RoundStats]) -> int:
     return sum(one.num_hits for one in stats)
 
 

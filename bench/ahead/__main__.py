@@ -105,7 +105,7 @@ def _winner(results: Sequence[CellResult], mode: str) -> Cell:
 
 
 def measured(engine: PairEngine, args: Namespace, kind: str = "mixed") -> Iterator[Comparison]:
-    engine.fan_out, engine.early_top_k, engine.exit_layer = args.fan_out, args.early_top_k, args.exit_layer
+    engine.fan_out, engine.exit_layer = args.fan_out, args.exit_layer
     modes = (PLAIN, *Mode, CHOSEN)
     engines = Engines(engine, dict.fromkeys(modes, engine), {engine.name: engine.version})
     for temperature in args.temperatures:
@@ -147,7 +147,7 @@ def _verdict(cell: Comparison) -> str:
 
 
 def report(cells: Sequence[Comparison], place: dict[str, object], args: Namespace) -> dict[str, Any]:
-    names = ("pairs", "sweep", "depths", "lengths", "max_tokens", "fan_out", "early_top_k", "exit_layer")
+    names = ("pairs", "sweep", "depths", "lengths", "max_tokens", "fan_out", "exit_layer")
     settings = {name: getattr(args, name) for name in names}
     bars = [cell.bar.as_json() for cell in cells]
     return {"machine": place, "settings": settings, "cells": [asdict(cell) for cell in cells], "bars": bars}
@@ -173,7 +173,6 @@ def main() -> int:
     add("--temperatures", type=listed(float), default=[0.0, 1.0])
     add("--modes", type=listed(one_of(*Mode)), default=[mode.value for mode in Mode], help="besides serial")
     add("--fan-out", type=whole(1), default=8, help="branches of a sequence (default: 8)")
-    add("--early-top-k", type=whole(0), default=2, help="picks at each place of an early exit (default: 2)")
     add("--exit-layer", type=whole(0), help="of the early exit (default: half of the target's layers)")
     add("--learn", type=whole(1), default=3, help="runs before, in which the router learns (default: 3)")
     add_target(parser)

@@ -12,7 +12,7 @@ from bench.policies import RoundRecorder, ahead_config, forget_sequences
 from bench.pool_process import POSITIONS_PER_ROW, Describe, LinkThread, Place, pool_process
 from protocol.errors import ConfigError
 from protocol.plan import Mode
-from protocol.stats import MirrorStats
+from protocol.stats import RoundStats
 from router.costs import DrafterCosts, ModelKey
 from targets.engine import Engine, EngineConfig
 
@@ -47,8 +47,8 @@ class PairEngine(DraftPoolEngine):
 
     def __init__(self, subject: Subject, describe: Describe, deadline_s: float = DEADLINE_S) -> None:
         super().__init__(replace(subject, drafter=None))
-        self.stats: dict[Cell, list[MirrorStats]] = {}
-        self.fan_out, self.early_top_k = 8, 2
+        self.stats: dict[Cell, list[RoundStats]] = {}
+        self.fan_out = 8
         self.exit_layer: int | None = None
         self.describe = describe
         self._member = describe()
@@ -67,15 +67,14 @@ class PairEngine(DraftPoolEngine):
         with self._link.client(self._member, incarnation, self._deadline_s) as client:
             drafts = client if cell.speculates else None
             modes = APART.get(cell.mode, (Mode.SERIAL,))
-            ahead = ahead_config(modes, self.fan_out, self.early_top_k, self.exit_layer)
+            ahead = ahead_config(modes, self.fan_out, self.exit_layer)
             engine = Engine(self.model, policy, drafts, config, ahead)
             engine.start()
             try:
                 yield engine
             finally:
-                stats = engine.stats().mirror
-                if stats is not None:
-                    self.stats.setdefault(cell, []).append(stats)
+                if ahead is not None:
+                    self.stats.setdefault(cell, []).append(engine.stats())
                 engine.stop()
 
     @property

@@ -41,7 +41,7 @@ from bench.workload import code_and_questions
 from deployments.process import DTYPES
 from model.execution import Execution
 
-COUNTED = ("num_cases", "num_tokens", "drafted", "accepted", "preempted", "at_hand", "fenced", "deaths")
+COUNTED = ("num_cases", "num_tokens", "drafted", "accepted", "preempted", "at_hand", "deaths")
 
 
 def run_matrix(subject: ExactnessSubject, cells: Sequence[ExactnessCell], path: Path) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from bench.policies import ADAPTIVE, Prices, adaptive, ahead_config, num_at_hand
 from deployments.local import complete, draft_policy
 from drafters.client import LocalDraftClient
 from drafters.nested import NestedDrafter, load_nested
-from drafters.residents import PoolLimits
+from drafters.limits import PoolLimits
 from drafters.worker import DraftWorker
 from model.execution import Execution
 from protocol.branch import MirrorClient
@@ -38,7 +38,7 @@ FAULTS = Faults(dies=0.05)
 
 @dataclass(frozen=True, slots=True)
 class ExactnessResult:
-    """at_hand: proposals that had been drafted ahead. fenced: branches that were refused. deaths: of the pool."""
+    """at_hand: proposals that had been drafted ahead. deaths: of the pool."""
 
     cell: ExactnessCell
     num_cases: int
@@ -50,7 +50,6 @@ class ExactnessResult:
     ties: list[Difference] = field(default_factory=list)
     faults: list[Difference] = field(default_factory=list)
     at_hand: int = 0
-    fenced: int = 0
     deaths: int = 0
 
 
@@ -122,21 +121,19 @@ def run_cell(subject: ExactnessSubject, cell: ExactnessCell) -> ExactnessResult:
         engine.stop()
     stats = engine.stats()
     assert stats.num_free_pages == stats.num_pages, "pages leaked"
-    ahead = [stats.mirror] if stats.mirror else []
     differences = list(_differences(subject, cell.temperature, wanted, got))
     tie = -1.0 if model.decoder.is_deterministic else TIE
     return ExactnessResult(
         cell=cell,
         num_cases=len(wanted),
         num_tokens=sum(map(len, got)),
-        drafted=stats.num_drafted,
+        drafted=stats.num_proposed,
         accepted=stats.num_accepted,
         preempted=stats.num_preempted,
         seconds=round(time.perf_counter() - start, 2),
         ties=[d for d in differences if d.gap <= tie],
         faults=[d for d in differences if d.gap > tie],
-        at_hand=num_at_hand(ahead),
-        fenced=sum(one.num_fenced for one in ahead),
+        at_hand=stats.num_hits,
         deaths=client.num_deaths if isinstance(client, FaultyClient) else 0,
     )
 

@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 
-from drafters.nested import NestedDrafter, PassRow, Pick
+from drafters.nested import NestedDrafter
+from drafters.picks import PassRow, Pick
 from protocol.request import SamplingParams
 from targets.model import ForwardRow, TargetModel
 

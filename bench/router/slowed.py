@@ -42,7 +42,7 @@ from bench.router.loads import CONSTANT, LoadCell, against, as_json, met, table
 from bench.workload import HELD_OUT, Workload, read_texts
 from cli.arguments import whole
 from drafters.nested import load_nested
-from drafters.residents import PoolLimits
+from drafters.limits import PoolLimits
 from drafters.worker import DraftWorker
 from link.discovery import PoolMember
 from link.secret import Secret

@@ -21,7 +21,7 @@ from bench.memory import Growth, MemoryRecorder
 from deployments.cluster import running
 from deployments.config import AppConfig, HttpConfig
 from deployments.local import complete, draft_policy, open_engine, open_worker
-from deployments.process import DTYPES, claim, pool_positions
+from deployments.process import DTYPES, pin_process, pool_positions
 from deployments.target import load_model
 from link.listening import free_port
 from model.files import resolve
@@ -80,7 +80,7 @@ def requests(ids: Sequence[tuple[int, ...]], first: int, args: Namespace) -> lis
 @contextmanager
 def offline_engine(config: AppConfig, args: Namespace) -> Iterator[Engine]:
     target, pool, worker = config.targets[0], config.pool, None
-    claim(target)
+    pin_process(target)
     if pool is not None and target.speculation:
         drafter = resolve(pool.path)
         worker = open_worker(

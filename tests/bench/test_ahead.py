@@ -106,7 +106,6 @@ def test_one_table_compares_modes_and_the_routers_choice_at_every_batch(family: 
     scale = {"sweep": 1, "learn": 1, "pairs": 2, "max_tokens": 12, "num_prompts": 1}
     ahead = {
         "fan_out": 8,
-        "early_top_k": 2,
         "exit_layer": None,
         "modes": [mode.value for mode in Mode],
         "depths": [2, 4],
