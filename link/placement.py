@@ -1,8 +1,8 @@
 """On which draft replica a sequence is drafted for: rendezvous hashing, so that all of them share the work.
 
 None gets more than its share of a target's sequences: a round waits for the slowest, and by chance alone one of four
-would have a quarter more. A sequence stays where it is, for a move costs its whole context: it goes elsewhere when its replica is there no more,
-or was too full for it several times in a row. A new replica gets new sequences only.
+would have a quarter more. A sequence stays where it is, for a move costs its whole context: it goes elsewhere when its
+replica is there no more, or was too full for it several times in a row. A new replica gets new sequences only.
 """
 
 from __future__ import annotations

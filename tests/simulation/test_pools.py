@@ -11,7 +11,7 @@ from protocol.plan import DepthRule
 from router.costs import CostCurves
 from router.policy import Fixed
 from simulation.models import Memory
-from simulation.simulate import PoolSpec, Result, TargetSpec, simulate
+from simulation.simulate import PoolSpec, Simulation, TargetSpec, simulate
 from simulation.target import Arrival
 from simulation.text import drawn
 from targets.scheduler import SchedulerConfig
@@ -50,8 +50,8 @@ def test_a_row_whose_context_is_being_read_does_not_hold_up_the_others() -> None
     assert took[1] < 1.05 * took[0]
 
 
-def drafted_per_s(result: Result) -> float:
-    return sum(one.num_drafted for one in result.replicas) / result.elapsed_s
+def drafted_per_s(found: Simulation) -> float:
+    return sum(one.num_drafted for one in found.network.replicas) / found.elapsed_s
 
 
 def test_a_pool_grows_with_its_replicas() -> None:

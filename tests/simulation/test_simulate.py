@@ -8,7 +8,7 @@ import pytest
 
 from protocol.plan import DepthRule, Mode
 from router.policy import Fixed, Off, Policy
-from simulation.scenarios import Outcome, Scenario, run
+from simulation.scenarios import Scenario, run
 from simulation.simulate import Circumstances, PoolSpec
 from simulation.text import Acceptance, Recorded, drawn
 from targets.ahead import AheadConfig
@@ -24,10 +24,6 @@ def fixed(length: int, mode: Mode = Mode.SERIAL) -> Callable[[], Policy]:
 
 def always(rate: float) -> Acceptance:
     return drawn(dict.fromkeys(EXITS, rate))
-
-
-def texts(outcome: Outcome) -> list[list[int]]:
-    return [one.tokens for one in outcome.result.targets[0].served]
 
 
 @pytest.mark.parametrize("num_rows", [1, 5])
@@ -60,7 +56,7 @@ def test_a_text_is_the_same_however_it_is_drafted_and_a_simulation_the_same_when
     plain = run(Scenario(CURVES, always(0.6), 4, 80, around=Circumstances(seed=3)), Off)
     scenario = Scenario(CURVES, always(0.6), 4, 80, ahead=AheadConfig((mode,)), around=Circumstances(seed=3, noise=0.1))
     first, second = run(scenario, fixed(3, mode)), run(scenario, fixed(3, mode))
-    assert texts(plain) == texts(first)
+    assert plain.texts == first.texts
     assert first == second
     assert first.tokens_per_s > 1.4 * plain.tokens_per_s
 
@@ -99,6 +95,6 @@ def test_a_pool_that_is_too_slow_for_the_deadline_costs_little() -> None:
     plain = run(Scenario(CURVES, always(0.8), 4, 150), Off)
     slow = Scenario(CURVES, always(0.8), 4, 150, pool=PoolSpec(slower=100.0), deadline_s=0.005)
     outcome = run(slow, fixed(4))
-    assert texts(outcome) == texts(plain)
+    assert outcome.texts == plain.texts
     assert sum(not record.answered for record in outcome.records) >= 3
     assert outcome.tokens_per_s > 0.9 * plain.tokens_per_s
