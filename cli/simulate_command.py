@@ -14,11 +14,11 @@ from rich.console import Console
 
 from cli.acceptance_file import acceptance_of, one_rate, read_acceptance
 from cli.arguments import whole
-from cli.plan_command import choices_of, kept, rates
+from cli.plan_command import kept, rates
 from cli.simulate_tables import Capacity, draw, shown
 from deployments.config import AppConfig, PoolConfig, TargetConfig, load_config
-from deployments.config_speculation import GoodputSpeculation, Mirror
-from deployments.policies import policy
+from deployments.config_speculation import AdaptiveSpeculation, Mirror
+from deployments.policies import adaptive, policy
 from drafters.limits import PoolLimits
 from drafters.manifest import Manifest
 from link.transport import TransportConfig
@@ -26,7 +26,6 @@ from model.files import resolve
 from protocol.errors import ConfigError
 from protocol.plan import Mode
 from router.costs import CostCurves
-from router.goodput import Goodput
 from router.policy import Policy
 from simulation.models import Memory
 from simulation.simulate import Circumstances, PoolSpec, TargetSpec, simulate
@@ -73,9 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--corrects",
         type=shares_of,
         default="0.5,0.3,0.1",
-        metavar="SHARE,...",
-        help="of the drafter's mistakes, what its second choice corrects; of the others the target's first early pick, "
-        "its second, ... (default: %(default)s)",
+        metavar="SHARE,SHARE,SHARE",
+        help="of the drafter's mistakes, what its second choice corrects; of all tokens what the target's early pick "
+        "gets right; of the others what that's second choice does (default: %(default)s)",
     )
     parser.add_argument("--noise", type=positive, default=0.0, help="of a pass's time, relative (default: none)")
     parser.add_argument("--seed", type=whole(0), default=0, help="of arrivals, texts and noise (default: %(default)s)")
@@ -122,8 +121,8 @@ def shares_of(text: str) -> tuple[float, ...]:
         found = tuple(map(float, text.split(",")))
     except ValueError:
         found = (-1.0,)
-    if not all(0 <= share <= 1 for share in found):
-        raise ArgumentTypeError(f"{text!r} is not shares between 0 and 1, as 0.5,0.3,0.1")
+    if len(found) != 3 or not all(0 <= share <= 1 for share in found):
+        raise ArgumentTypeError(f"{text!r} is not three shares between 0 and 1, as 0.5,0.3,0.1")
     return found
 
 
@@ -137,7 +136,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"--plot {args.plot}: there is no folder {args.plot.parent}; make it, or name another")
     targets = targets_of(args, config, config.pool)
     counts = args.replicas or (config.pool.num_replicas,)
-    around = Circumstances(args.seed, args.noise, second=args.corrects[0], early=args.corrects[1:])
+    around = Circumstances(args.seed, args.noise, second=args.corrects[0], early=args.corrects[1:3])
     reports = {
         count: Capacity.of(simulate(targets, pool_of(targets, config.pool, count) if count else None, around))
         for count in counts
@@ -196,29 +195,35 @@ def specified(args: argparse.Namespace, target: TargetConfig, pool: PoolConfig, 
     mode = asked.get(target.name, asked.get(ALL))
     if mode is not None and target.speculation is None and target.name in asked:
         raise ConfigError(f"--mode: target {target.name} does not speculate, so it has no mode; leave it out")
+    target = asked_for(target, mode)
     deadline_s = 1e-3 * target.speculation.deadline_ms if target.speculation else PATIENT_S
     config = SchedulerConfig(target.max_batch, target.prefill_chunk)
     length = max(args.prompt_tokens) + max(args.max_tokens) + SPARE
     return TargetSpec(
         target.name,
         curves,
-        partial(policy_of, target, pool, curves),
+        partial(policy_of, target, curves, known.exits),
         known,
         arrivals=(),
         config=config,
-        ahead=ahead_of(target, mode),
+        ahead=ahead_of(target),
         transport=TransportConfig(deadline_s),
         memory=Memory(target.max_batch * (length // PAGE + 1), PAGE, length),
     )
 
 
-def ahead_of(target: TargetConfig, mode: Mode | None) -> AheadConfig | None:
-    """mode: None: those that are configured."""
+def asked_for(target: TargetConfig, mode: Mode | None) -> TargetConfig:
+    """The target as the options want it. mode: None: as it is."""
+    if target.speculation is None or mode is None:
+        return target
+    mirror = (target.speculation.mirror or Mirror()).model_copy(update={"modes": (mode,)})
+    changed = target.speculation.model_copy(update={"mirror": None if mode is Mode.SERIAL else mirror})
+    return target.model_copy(update={"speculation": changed})
+
+
+def ahead_of(target: TargetConfig) -> AheadConfig | None:
     mirror = target.speculation.mirror if target.speculation else None
-    if mode is Mode.SERIAL or (mode is None and mirror is None):
-        return None
-    own = mirror or Mirror()
-    return AheadConfig(own.modes if mode is None else (mode,), own.fan_out, own.exit_layer)
+    return AheadConfig(mirror.modes, mirror.fan_out, mirror.exit_layer) if mirror else None
 
 
 def pool_of(targets: Sequence[TargetSpec], pool: PoolConfig, num_replicas: int) -> PoolSpec:
@@ -239,9 +244,9 @@ def poisson(
     return [Arrival(*row) for row in zip(at.tolist(), prompts.tolist(), outputs.tolist(), strict=True)]
 
 
-def policy_of(target: TargetConfig, pool: PoolConfig, curves: CostCurves) -> Policy:
+def policy_of(target: TargetConfig, curves: CostCurves, exits: tuple[int, ...]) -> Policy:
     """A new one, as a replica of the target has it."""
     settings = target.speculation
-    if isinstance(settings, GoodputSpeculation):
-        return Goodput(curves, choices_of(target, settings, pool, target.max_batch))
+    if isinstance(settings, AdaptiveSpeculation):
+        return adaptive(settings, curves, exits, target.max_batch)
     return policy(settings)

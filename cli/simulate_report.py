@@ -11,8 +11,7 @@ import numpy as np
 
 from protocol.plan import DepthRule
 from protocol.record import Origin, RowRecord
-from simulation.simulate import TargetResult
-from simulation.target import Served
+from simulation.target import Served, Target
 
 Drafted = tuple[DepthRule | None, int]
 
@@ -43,7 +42,7 @@ class TargetReport:
     drafted: tuple[tuple[Drafted, float], ...]
 
 
-def report(target: TargetResult) -> TargetReport:
+def report(target: Target) -> TargetReport:
     records = [record for record in target.records if record.rows]
     rows = [row for record in records for row in record.rows]
     proposed = [row for row in rows if row.num_proposed]

@@ -14,7 +14,7 @@ from cli.plot import MARKS, plot
 from cli.simulate_report import TargetReport, report
 from protocol.errors import ConfigError
 from router.explain import rule_name
-from simulation.simulate import Result
+from simulation.simulate import Simulation
 
 ALL = "all"
 NUM_SHARES = 4
@@ -29,10 +29,11 @@ class Capacity:
     busy: float | None
 
     @classmethod
-    def of(cls, result: Result) -> Capacity:
-        busy = fmean(one.busy for one in result.replicas) if result.replicas else None
-        num_tokens = sum(target.num_tokens for target in result.targets)
-        return cls(tuple(map(report, result.targets)), num_tokens / result.elapsed_s, busy)
+    def of(cls, found: Simulation) -> Capacity:
+        busy = [one.busy_s / found.elapsed_s for one in found.network.replicas]
+        num_tokens = sum(target.num_tokens for target in found.targets)
+        rate = num_tokens / found.elapsed_s
+        return cls(tuple(map(report, found.targets)), rate, fmean(busy) if busy else None)
 
 
 def shown(reports: Mapping[int, Capacity]) -> Iterator[str | Table]:

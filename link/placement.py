@@ -1,14 +1,17 @@
 """On which draft replica a sequence is drafted for: rendezvous hashing, so that all of them share the work.
 
-A sequence stays where it is, for a move costs its whole context: it goes elsewhere when its replica is there no more,
-or was too full for it several times in a row. A new replica gets new sequences only.
+None gets more than its share of a target's sequences: a round waits for the slowest, and by chance alone one of four
+would have a quarter more. A sequence stays where it is, for a move costs its whole context: it goes elsewhere when its
+replica is there no more, or was too full for it several times in a row. A new replica gets new sequences only.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
+from math import ceil
 
 MOVES_AFTER = 2  # refusals in a row
 
@@ -33,8 +36,11 @@ class Placement:
             return home.replica
         if not replicas:
             return None
-        self._homes[sequence_id] = _Home(ranked(self.target, sequence_id, replicas)[0])
-        return self._homes[sequence_id].replica
+        held = Counter(home.replica for home in self._homes.values())
+        fair = ceil((sum(held[one] for one in replicas) + 1) / len(replicas))
+        best = next(one for one in ranked(self.target, sequence_id, replicas) if held[one] < fair)
+        self._homes[sequence_id] = _Home(best)
+        return best
 
     def refused(self, sequence_id: int, replicas: Collection[str]) -> None:
         """Its replica was too full for it."""

@@ -121,22 +121,6 @@ def _before(groups: Sequence[list[int]], slot: int) -> int:
 
 def table_config(vocab_size: int, num_layers: int, max_positions: int) -> DecoderConfig:
     """Of no family: nothing but its sizes is read."""
-    return DecoderConfig(
-        family="table",
-        vocab_size=vocab_size,
-        hidden_size=HIDDEN,
-        intermediate_size=1,
-        num_layers=num_layers,
-        num_heads=1,
-        num_kv_heads=1,
-        head_dim=1,
-        max_positions=max_positions,
-        eos_token_ids=(),
-        bos_token_id=None,
-        pad_token_id=None,
-        activation="silu",
-        norm_eps=0.0,
-        query_scale=1.0,
-        windows=(None,) * num_layers,
-        ropes=(Rope((1.0,)),) * num_layers,
-    )
+    windows, ropes = (None,) * num_layers, (Rope((1.0,)),) * num_layers
+    sizes = vocab_size, HIDDEN, 1, num_layers, 1, 1, 1, max_positions
+    return DecoderConfig("table", *sizes, (), None, None, "silu", 0.0, 1.0, windows, ropes)

@@ -13,7 +13,7 @@ from link.links import Links, TransportConfig
 from link.transport import LinkedDraftClient
 from protocol.wire import PoolMessage, encode_pool
 from simulation.loop import Actor, Loop
-from simulation.network import Faults, Wire, lie
+from simulation.network import Faults, Wire
 from simulation.pool import Replica
 
 VOCABULARY = "table"
@@ -87,7 +87,7 @@ class VirtualConnection(Connection):
     def _reply(self, message: PoolMessage) -> None:
         """At the end of the pass that made it."""
         if self.open:
-            told = lie(message, self._rng) if self._rng.random() < self._faults.lie else message
+            told = self._faults.lie(message, self._rng) if self._faults.lie else message
             if not self._back.send(encode_pool(told), self.replica.clock()):
                 self._loop.call_at(self.replica.clock(), self.cut)
 

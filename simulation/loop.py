@@ -34,7 +34,6 @@ class Actor:
     name: str
     baton: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
     ticket: int = 0
-    ready: bool = False
 
 
 class Loop:
@@ -72,7 +71,7 @@ class Loop:
         """For an actor: until then, or until somebody wakes it."""
         actor = self.actor
         actor.ticket += 1
-        ticket, actor.ready = actor.ticket, False
+        ticket = actor.ticket
         if until < float("inf"):
             self.call_at(until, lambda: self._resume(actor, ticket))
         self._run_heap(actor)
@@ -118,7 +117,8 @@ class Loop:
         except _Stopped:
             pass
         except BaseException as error:
-            self._fail(error)
+            self._failure = self._failure or error
+            self._done.release()
 
     def _pass_on(self) -> None:
         """Gives the baton away for good."""
@@ -126,10 +126,6 @@ class Loop:
             self._run_heap(None)
         else:
             self._done.release()
-
-    def _fail(self, error: BaseException) -> None:
-        self._failure = self._failure or error
-        self._done.release()
 
     def _run_heap(self, own: Actor | None) -> None:
         """Runs events until one makes an actor ready, and hands it the baton. own: who waits for it here.
@@ -139,7 +135,8 @@ class Loop:
         try:
             ready = self._next_ready()
         except BaseException as error:
-            self._fail(error)
+            self._failure = self._failure or error
+            self._done.release()
             raise _Stopped from None
         if ready is own:
             return
@@ -163,6 +160,6 @@ class Loop:
         event()
 
     def _resume(self, actor: Actor, ticket: int) -> None:
-        if actor.ticket == ticket and not actor.ready:
-            actor.ready = True
+        if actor.ticket == ticket:
+            actor.ticket += 1
             self._running = actor

@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
 
-from protocol.branch import Branch
-from protocol.draft import DraftBlock, DraftReply
 from protocol.wire import PoolMessage
 from simulation.loop import Loop
 
 Deliver = Callable[[bytes], None]
-Draft = TypeVar("Draft", DraftBlock, Branch)
 
 
 @dataclass(frozen=True, slots=True)
 class Faults:
     """Probabilities, each of one message; cut: that its link ends there. late_s: of a spike, up to so long.
 
-    lie: that a pool's message says what no drafter means. deaths: of replicas, in a second of virtual time.
+    lie: what a pool's message says instead, drawn by chance.
     """
 
     spike: float = 0.0
@@ -29,8 +25,7 @@ class Faults:
     reorder: float = 0.0
     twice: float = 0.0
     cut: float = 0.0
-    lie: float = 0.0
-    deaths: float = 0.0
+    lie: Callable[[PoolMessage, random.Random], PoolMessage] | None = None
 
 
 NONE = Faults()
@@ -66,30 +61,3 @@ class Wire:
         if waits:
             at = self._last = max(self._last, at)
         self._loop.call_at(at, lambda: self._deliver(data))
-
-
-def lie(message: PoolMessage, rng: random.Random) -> PoolMessage:
-    """One of the things that no drafter means."""
-    if isinstance(message, DraftReply):
-        if not message.blocks or rng.random() < 0.2:
-            return replace(message, round_id=rng.randrange(99), wait_ms=rng.choice((0.0, float("nan"), 1e12)))
-        return replace(message, blocks=_twisted(message.blocks, rng))
-    return replace(message, branches=_twisted(message.branches, rng), round_id=rng.randrange(99))
-
-
-def _twisted(drafts: tuple[Draft, ...], rng: random.Random) -> tuple[Draft, ...]:
-    """With one of them changed."""
-    index = rng.randrange(max(len(drafts), 1))
-    for draft in drafts[index : index + 1]:
-        size = len(draft.tokens)
-        changes: list[dict[str, Any]] = [
-            {"tokens": tuple(rng.randrange(1 << 32) for _ in range(size))},
-            {"tokens": tuple(rng.randrange(64) for _ in range(size))},
-            {"tokens": draft.tokens * 2},
-            {"confidences": (float("nan"),) * size},
-            {"exits": (7,) * size},
-            {"base_length": draft.base_length + rng.randrange(3)},
-            {"sequence_id": rng.randrange(8)},
-        ]
-        return (*drafts[:index], replace(draft, **rng.choice(changes)), *drafts[index + 1 :])
-    return drafts

@@ -10,7 +10,7 @@ from protocol.record import RoundRecord
 from router.costs import CostCurves
 from router.policy import Policy
 from simulation.models import Memory
-from simulation.simulate import Circumstances, PoolSpec, Result, TargetSpec, simulate
+from simulation.simulate import Circumstances, PoolSpec, TargetSpec, simulate
 from simulation.target import Arrival
 from simulation.text import Acceptance
 from targets.ahead import AheadConfig
@@ -41,7 +41,7 @@ class Outcome:
 
     tokens_per_s: float
     records: tuple[RoundRecord, ...]
-    result: Result
+    texts: tuple[tuple[int, ...], ...]
 
 
 def run(scenario: Scenario, policy: Callable[[], Policy]) -> Outcome:
@@ -50,20 +50,12 @@ def run(scenario: Scenario, policy: Callable[[], Policy]) -> Outcome:
     memory = Memory(scenario.num_rows * (length // PAGE + 1), PAGE, length)
     forks = Memory(4 * memory.num_pages, PAGE, length)
     arrivals = [Arrival(0.0, scenario.num_prompt, scenario.num_tokens)] * scenario.num_rows
-    chunk = scenario.num_rows * scenario.num_prompt
-    target = TargetSpec(
-        "target",
-        scenario.curves,
-        policy,
-        scenario.acceptance,
-        arrivals,
-        SchedulerConfig(max_batch=scenario.num_rows, prefill_chunk=chunk),
-        scenario.ahead,
-        TransportConfig(scenario.deadline_s),
-        memory,
-    )
+    config = SchedulerConfig(scenario.num_rows, prefill_chunk=scenario.num_rows * scenario.num_prompt)
+    transport = TransportConfig(scenario.deadline_s)
+    own = scenario.curves, policy, scenario.acceptance, arrivals, config, scenario.ahead, transport, memory
     limits = replace(scenario.pool.limits, max_rows=max(scenario.pool.limits.max_rows, scenario.num_rows))
-    found = simulate([target], replace(scenario.pool, memory=forks, limits=limits), scenario.around)
-    own = found.targets[0]
-    first = max(one.first_s or 0.0 for one in own.served)
-    return Outcome((own.num_tokens - scenario.num_rows) / (own.elapsed_s - first), own.records, found)
+    pool = replace(scenario.pool, memory=forks, limits=limits)
+    target = simulate([TargetSpec("target", *own)], pool, scenario.around).targets[0]
+    first = max(one.first_s or 0.0 for one in target.served)
+    rate = (target.num_tokens - scenario.num_rows) / (target.elapsed_s - first)
+    return Outcome(rate, tuple(target.records), tuple(tuple(one.tokens) for one in target.served))

@@ -10,7 +10,6 @@ from drafters.limits import PoolLimits
 from link.links import TransportConfig
 from model.batch import RaggedBatch
 from protocol.errors import ConfigError
-from protocol.record import RoundRecord
 from router.costs import CostCurves
 from router.policy import Policy
 from simulation.costs import PoolCharge, overheads, pass_ms
@@ -19,14 +18,13 @@ from simulation.loop import Loop
 from simulation.models import LAYERS, Memory, simulated_drafter, simulated_target
 from simulation.network import NONE, Faults
 from simulation.pool import Replica
-from simulation.target import Arrival, Served, Target, requests_of
+from simulation.target import Arrival, Target, requests_of
 from simulation.text import Acceptance, World
 from targets.ahead import AheadConfig
 from targets.assemble import make_stepper
 from targets.scheduler import SchedulerConfig
 
 VOCAB = 1000
-REVIVAL_S = 1.0  # after which a replica that died is replaced
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,44 +65,13 @@ class Circumstances:
     early: tuple[float, float] = (0.5, 0.3)
 
 
-@dataclass(frozen=True, slots=True)
-class TargetResult:
-    """records: one for each round. elapsed_s: until its last text ended."""
-
-    name: str
-    served: tuple[Served, ...]
-    records: tuple[RoundRecord, ...]
-    elapsed_s: float
-
-    @property
-    def num_tokens(self) -> int:
-        return sum(len(one.tokens) for one in self.served)
-
-    @property
-    def tokens_per_s(self) -> float:
-        return self.num_tokens / self.elapsed_s if self.elapsed_s else 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaResult:
-    """busy: share of the time that it was in passes."""
-
-    busy: float
-    num_drafted: int
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    targets: tuple[TargetResult, ...]
-    replicas: tuple[ReplicaResult, ...]
-    elapsed_s: float
-
-
 def simulate(
     targets: Sequence[TargetSpec], pool: PoolSpec | None = None, around: Circumstances | None = None
-) -> Result:
-    """Raises AssertionError when something is left of a text that has ended, or books contradict themselves."""
-    return Simulation(targets, pool, around or Circumstances()).run()
+) -> Simulation:
+    """One that has run."""
+    simulation = Simulation(targets, pool, around or Circumstances())
+    simulation.run()
+    return simulation
 
 
 class Simulation:
@@ -114,6 +81,7 @@ class Simulation:
         if len(exits) > 1:
             raise ConfigError(f"the targets' acceptance names different exits: {sorted(exits)}")
         self.loop = Loop()
+        self.elapsed_s = 0.0
         acceptance = [target.acceptance for target in targets]
         self.world = World(
             around.vocab_size, acceptance, around.seed, around.second, around.early, lambda: 1e3 * self.loop.now
@@ -126,23 +94,16 @@ class Simulation:
         self._curves = next((target.curves for target in targets if target.curves.drafter), targets[0].curves)
         self.network = Network(self.loop, self._delay_s(pool), around.faults, around.seed)
         for number in range(pool.num_replicas if pool else 0):
-            self._add_replica(f"replica {number}")
+            self.add_replica(f"replica {number}")
         self.targets = [self._make_target(number, spec) for number, spec in enumerate(targets)]
 
-    def run(self) -> Result:
+    def run(self) -> None:
+        """Raises AssertionError when something is left of a text that has ended, or books contradict themselves."""
         for links in self.links:
             links.begin()
-        if self._around.faults.deaths:
-            self._plan_death()
         self.loop.run((target.name, target.run) for target in self.targets)
-        elapsed = self.loop.now
+        self.elapsed_s = self.loop.now
         self._end()
-        replicas = [(one.busy_s / elapsed, one.worker.stats().num_drafted) for one in self.network.replicas]
-        return Result(
-            tuple(TargetResult(one.name, tuple(one.served), tuple(one.records), one.elapsed_s) for one in self.targets),
-            tuple(ReplicaResult(*one) for one in replicas),
-            elapsed,
-        )
 
     def check(self) -> None:
         """Raises AssertionError when the books contradict themselves."""
@@ -156,7 +117,7 @@ class Simulation:
             return 0.0
         return 0.5e-3 * self._curves.link_ms(8) if pool.delay_s is None else pool.delay_s
 
-    def _add_replica(self, name: str) -> None:
+    def add_replica(self, name: str) -> None:
         assert self._pool is not None
         charge = PoolCharge(self._curves, self._pool.slower)
         drafter = simulated_drafter(self.world, self._exits, charge, self._pool.memory)
@@ -182,17 +143,6 @@ class Simulation:
         )
         served = requests_of(number, spec.arrivals, self.world.vocab_size)
         return Target(spec.name, self.loop, stepper, served, overheads(spec.curves, spec.config.max_batch))
-
-    def _plan_death(self) -> None:
-        self.loop.call_in(self._rng.expovariate(self._around.faults.deaths), self._kill_one)
-
-    def _kill_one(self) -> None:
-        """Another replica takes the place of the one that dies."""
-        if living := self.network.living:
-            victim = self._rng.choice(living)
-            self.network.kill(victim)
-            self.loop.call_in(REVIVAL_S, lambda: self._add_replica(f"{victim.name}'"))
-        self._plan_death()
 
     def _end(self) -> None:
         """Hangs up, lets what is on its way arrive, and looks at the books."""

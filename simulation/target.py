@@ -67,8 +67,17 @@ class Target:
     records: list[RoundRecord] = field(default_factory=list)
 
     @property
+    def num_tokens(self) -> int:
+        return sum(len(one.tokens) for one in self.served)
+
+    @property
     def elapsed_s(self) -> float:
+        """Until its last text ended."""
         return max((one.ended_s or 0.0 for one in self.served), default=0.0)
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.num_tokens / self.elapsed_s if self.elapsed_s else 0.0
 
     def run(self) -> None:
         """Until all requests have ended. For an actor."""

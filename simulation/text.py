@@ -17,10 +17,8 @@ from typing import Protocol
 
 from protocol.errors import ConfigError
 
-_MASK = (1 << 63) - 1
-_SCALE = 2.0**-63
 NUM_QUANTILES = 256
-ROOT = 0x5EED
+_MASK = (1 << 63) - 1
 _PICK, _LUCK, _SURE, _SECOND, _EARLY, _WRONG = range(1, 7)
 
 
@@ -31,7 +29,7 @@ def mix(state: int, value: int) -> int:
 
 
 def uniform(state: int, stream: int) -> float:
-    return mix(state, stream) * _SCALE
+    return mix(state, stream) / (1 << 63)
 
 
 class Acceptance(Protocol):
@@ -56,7 +54,7 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """Drawn acceptance from a position of the texts and a moment on. quantiles: by exit, equally likely, ascending."""
+    """Acceptance from a position of the texts and a moment on. quantiles: of confidences, by exit, equally likely."""
 
     quantiles: tuple[tuple[float, ...], ...]
     from_position: int = 0
@@ -98,7 +96,7 @@ def drawn(rates: Mapping[int, float], concentration: float = math.inf) -> Drawn:
 
 def stage(rates: Mapping[int, float], concentration: float = math.inf, position: int = 0, ms: float = 0.0) -> Rates:
     """Confidences are Beta-distributed around an exit's rate, as if `concentration` tokens had told of each one's
-    chance: small spreads them out, infinity is the rate itself, so that a confidence tells nothing. Raises ConfigError.
+    chance: small spreads them out; infinity: the rate itself, which tells nothing of a token. Raises ConfigError.
     """
     if not rates or not all(0 <= rate <= 1 for rate in rates.values()) or concentration <= 0:
         raise ConfigError(f"rates {dict(rates)} of concentration {concentration:g} must be shares, above 0 tokens")
@@ -134,7 +132,7 @@ class World:
     @property
     def root(self) -> int:
         """The state before every text."""
-        return mix(ROOT, self.seed)
+        return mix(0, self.seed)
 
     def pick(self, state: int, seed: int) -> int:
         """The target's."""

@@ -189,7 +189,7 @@ def test_a_mode_is_that_of_all_targets_or_of_those_named_and_ahead_is_told_of(
     assert simulated(profiled, "--acceptance", ACCEPTANCE, *LOAD) == 0
     assert capsys.readouterr().out == printed["serial"], "as configured"
     assert len(set(printed.values())) == len(printed)
-    assert simulated(profiled, "--acceptance", ACCEPTANCE, *LOAD, "--mode", "ahead", "--corrects", "0.9") == 0
+    assert simulated(profiled, "--acceptance", ACCEPTANCE, *LOAD, "--mode", "ahead", "--corrects", "0.9,0,0") == 0
     assert capsys.readouterr().out != printed["ahead"]
 
 
@@ -198,7 +198,7 @@ def test_a_mode_is_that_of_all_targets_or_of_those_named_and_ahead_is_told_of(
     [
         (("--mode", "turbo"), "'turbo' is no mode"),
         (("--mode", "small:ahead,serial"), "neither one mode"),
-        (("--mode", "ahead", "--corrects", "1.5"), "not shares between 0 and 1"),
+        (("--mode", "ahead", "--corrects", "1.5"), "not three shares between 0 and 1"),
     ],
 )
 def test_modes_that_cannot_be_read_are_refused(

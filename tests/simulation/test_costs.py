@@ -25,7 +25,7 @@ def test_a_pass_of_the_target_costs_what_the_curve_says_and_chunks_what_they_add
         assert pass_ms(CURVES, batch(*verified)) == pytest.approx(wanted)
         assert pass_ms(CURVES, batch(*verified, (16, 116))) == pytest.approx(wanted + 2.0)
     assert pass_ms(CURVES, batch((0, 100))) == pytest.approx(CURVES.prefill_ms(100))
-    assert overheads(CURVES, 3) == [pytest.approx(0.3)] * 4
+    assert list(overheads(CURVES, 3)) == pytest.approx([0.3] * 4)
 
 
 def test_layer_groups_add_up_to_the_curve_of_an_exit() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from protocol.plan import DepthRule, Mode
 from router.policy import Fixed, Off, Policy
-from simulation.scenarios import Outcome, Scenario, run
+from simulation.scenarios import Scenario, run
 from simulation.simulate import Circumstances, PoolSpec
 from simulation.text import Acceptance, Recorded, drawn
 from targets.ahead import AheadConfig
@@ -18,16 +18,12 @@ EXITS = (2, 4, 6)
 CURVES = linear_curves((10.0, 0.05, 0.0), (0.05, 0.01, 0.0), EXITS, overhead_ms=0.5, link_ms=0.4)
 
 
-def fixed(length: int, depth: int = 4) -> Callable[[], Policy]:
-    return lambda: Fixed(DepthRule((depth,)), length)
+def fixed(length: int, mode: Mode = Mode.SERIAL) -> Callable[[], Policy]:
+    return lambda: Fixed(DepthRule((4,)), length, mode)
 
 
 def always(rate: float) -> Acceptance:
     return drawn(dict.fromkeys(EXITS, rate))
-
-
-def texts(outcome: Outcome) -> list[list[int]]:
-    return [one.tokens for one in outcome.result.targets[0].served]
 
 
 @pytest.mark.parametrize("num_rows", [1, 5])
@@ -53,14 +49,14 @@ def test_drafts_are_accepted_as_often_as_the_acceptance_says() -> None:
     assert mean == pytest.approx(0.7 + 0.7**2 + 0.7**3, abs=0.08)
 
 
-@pytest.mark.parametrize("modes", [(Mode.SERIAL,), (Mode.AHEAD,), (Mode.AHEAD_EARLY_EXIT,)])
+@pytest.mark.parametrize("mode", list(Mode))
 def test_a_text_is_the_same_however_it_is_drafted_and_a_simulation_the_same_whenever_it_is_run(
-    modes: tuple[Mode, ...],
+    mode: Mode,
 ) -> None:
     plain = run(Scenario(CURVES, always(0.6), 4, 80, around=Circumstances(seed=3)), Off)
-    scenario = Scenario(CURVES, always(0.6), 4, 80, ahead=AheadConfig(modes), around=Circumstances(seed=3, noise=0.1))
-    first, second = run(scenario, fixed(3)), run(scenario, fixed(3))
-    assert texts(plain) == texts(first)
+    scenario = Scenario(CURVES, always(0.6), 4, 80, ahead=AheadConfig((mode,)), around=Circumstances(seed=3, noise=0.1))
+    first, second = run(scenario, fixed(3, mode)), run(scenario, fixed(3, mode))
+    assert plain.texts == first.texts
     assert first == second
     assert first.tokens_per_s > 1.4 * plain.tokens_per_s
 
@@ -69,7 +65,7 @@ def test_drafting_ahead_hides_the_draft_behind_the_pass() -> None:
     """Where all is accepted, the pool has drafted on by the time that the pass ends."""
     waits = {}
     for mode in (Mode.SERIAL, Mode.AHEAD):
-        outcome = run(Scenario(CURVES, always(1.0), 2, 100, ahead=AheadConfig((mode,))), fixed(4))
+        outcome = run(Scenario(CURVES, always(1.0), 2, 100, ahead=AheadConfig((mode,))), fixed(4, mode))
         waits[mode] = [record.draft_ms for record in outcome.records[3:-1]]
     assert min(waits[Mode.SERIAL]) > 1.0
     assert max(waits[Mode.AHEAD]) < 0.1
@@ -99,6 +95,6 @@ def test_a_pool_that_is_too_slow_for_the_deadline_costs_little() -> None:
     plain = run(Scenario(CURVES, always(0.8), 4, 150), Off)
     slow = Scenario(CURVES, always(0.8), 4, 150, pool=PoolSpec(slower=100.0), deadline_s=0.005)
     outcome = run(slow, fixed(4))
-    assert texts(outcome) == texts(plain)
+    assert outcome.texts == plain.texts
     assert sum(not record.answered for record in outcome.records) >= 3
     assert outcome.tokens_per_s > 0.9 * plain.tokens_per_s

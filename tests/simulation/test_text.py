@@ -7,10 +7,10 @@ from statistics import fmean
 import pytest
 
 from protocol.errors import ConfigError
-from simulation.text import ROOT, Drawn, Place, Recorded, World, drawn, mix, owner_of, quantiles, seed_of, stage
+from simulation.text import Drawn, Place, Recorded, World, drawn, mix, owner_of, quantiles, seed_of, stage
 
 RATES = {2: 0.5, 4: 0.7, 6: 0.8}
-STATES = [mix(ROOT, number) for number in range(4000)]
+STATES = [mix(1, number) for number in range(4000)]
 
 
 def test_a_pick_is_a_function_of_the_state_and_the_seed() -> None:

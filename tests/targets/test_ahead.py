@@ -120,8 +120,10 @@ class JustLate(LocalDraftClient):
     """Its branches come when they are waited for, and not before. comes: whether they do."""
 
     comes = True
+    num_waits = 0
 
     def branches(self, timeout_s: float = 0.0) -> Sequence[Branch]:
+        self.num_waits += timeout_s > 0
         return super().branches() if timeout_s > 0 and self.comes else []
 
 
@@ -137,6 +139,15 @@ def test_branches_that_are_just_late_are_waited_for_and_are_hits(
     engine = engine_of(load, client, Fixed(DEEP, 4, Mode.AHEAD))
     assert run_all(engine, requests).tokens == plain_texts(load(), requests)
     assert (engine.stats().num_hits > 10) is comes
+    assert client.num_waits > 10
+
+
+def test_branches_of_a_round_that_others_followed_are_not_waited_for(load: LoadTarget, drafter: Decoder) -> None:
+    connect = Connect(drafter)
+    connect()
+    client = JustLate(connect.worker, "engine")
+    run_all(engine_of(load, client, ByTurns((4, Mode.SERIAL), (4, Mode.AHEAD)), MIXED), [one_request()])
+    assert client.num_waits == 0
 
 
 def test_corrections_are_found_among_runner_ups_and_early_picks(load: LoadTarget, drafter: Decoder) -> None:

@@ -1,6 +1,6 @@
 """Games of faults: by seed some targets, a pool, and a network that delays, loses, reorders, doubles, cuts and lies.
 
-    python -m simulation.faults --seeds 2000
+    python -m tests.simulation.faults --seeds 2000
 
 A game is won when every text is what the plain loop writes, nothing is left of it anywhere, and no part failed for any
 reason but a lie. Some tokens are drafted with confidence 1, and these are right: so what is proposed behind an outcome
@@ -35,18 +35,19 @@ from router.costs import (
 )
 from simulation.models import Ledger, Memory, simulated_target
 from simulation.network import Faults
-from simulation.simulate import Circumstances, PoolSpec, Simulation, TargetResult, TargetSpec
-from simulation.target import Arrival
+from simulation.simulate import Circumstances, PoolSpec, Simulation, TargetSpec
+from simulation.target import Arrival, Target
 from simulation.text import Drawn, Rates, World
 from targets.ahead import AheadConfig
 from targets.plain import generate
 from targets.scheduler import SchedulerConfig
+from tests.simulation.lies import liar, plan_deaths
 
 KEY = ModelKey("by hand", "0", "bf16", 1, "1")
 EXITS = (2, 4, 6)
 SURE = Drawn(EXITS, (Rates(((0.2, 0.6, 0.9, 1.0), (0.5, 0.8, 1.0, 1.0), (0.7, 0.9, 1.0, 1.0))),))
 RULES = (DepthRule((2,)), DepthRule((6,)), DepthRule((2, 4), (0.7,)), DepthRule((2, 4, 6), (0.5, 0.8)))
-KINDS = ("spike", "loss", "reorder", "twice", "cut", "lie")
+KINDS = ("spike", "loss", "reorder", "twice", "cut")
 AHEAD = (None, *(AheadConfig(modes) for modes in ((Mode.AHEAD,), (Mode.AHEAD_EARLY_EXIT,), tuple(Mode))))
 VOCAB = 40
 CHECK_EVERY_S = 0.02
@@ -76,12 +77,17 @@ class Erratic:
 
 @dataclass(frozen=True, slots=True)
 class Game:
+    """deaths: of draft replicas, in a second."""
+
     targets: tuple[TargetSpec, ...]
     pool: PoolSpec
     around: Circumstances
+    deaths: float
 
     def simulation(self) -> Simulation:
-        return Simulation(self.targets, self.pool, self.around)
+        found = Simulation(self.targets, self.pool, self.around)
+        plan_deaths(found, random.Random(self.around.seed), self.deaths)
+        return found
 
 
 def game(seed: int, ledger: Ledger = PageLedger) -> Game:
@@ -93,7 +99,8 @@ def game(seed: int, ledger: Ledger = PageLedger) -> Game:
         limits=PoolLimits(max_rows=rng.choice((3, 16)), prefill_tokens=rng.choice((8, 64)), idle_s=0.05, ttl_s=0.5),
         memory=Memory(rng.choice((12, 40, 400)), 4, rng.choice((60, 200)), ledger),
     )
-    return Game(targets, pool, Circumstances(seed, noise=0.1, faults=_faults(rng), vocab_size=VOCAB))
+    around = Circumstances(seed, noise=0.1, faults=_faults(rng), vocab_size=VOCAB)
+    return Game(targets, pool, around, rng.choice((0.0, 0.0, 2.0)))
 
 
 def play(one: Game) -> str:
@@ -102,16 +109,16 @@ def play(one: Game) -> str:
     _check_often(simulation)
     logging.getLogger().addHandler(raised)
     try:
-        result = simulation.run()
+        simulation.run()
     except AssertionError as error:
         return f"the books: {error}"
     finally:
         logging.getLogger().removeHandler(raised)
-    wrong = (_wrong(one, simulation.world, *pair) for pair in zip(one.targets, result.targets, strict=True))
+    wrong = (_wrong(one, simulation.world, *pair) for pair in zip(one.targets, simulation.targets, strict=True))
     return raised.told or next(filter(None, wrong), "")
 
 
-def _wrong(one: Game, world: World, spec: TargetSpec, target: TargetResult) -> str:
+def _wrong(one: Game, world: World, spec: TargetSpec, target: Target) -> str:
     plain = simulated_target(world, lambda *_: None, spec.memory)
     for served in target.served:
         wanted = generate(plain, served.request)
@@ -160,11 +167,11 @@ def _costs(rng: random.Random) -> CostCurves:
 
 def _faults(rng: random.Random) -> Faults:
     """Some kinds, some of them often."""
-    found = Faults(late_s=0.05, deaths=rng.choice((0.0, 0.0, 2.0)))
+    found = Faults(late_s=0.05, lie=liar(rng.choice((0.02, 0.2))) if rng.random() < 0.4 else None)
     for kind in KINDS:
         if rng.random() < 0.4:
             share = rng.choice((0.01, 0.05, 0.2)) if kind != "cut" else 0.01
-            found = replace(found, **{kind: share})
+            found = replace(found, **{kind: share})  # type: ignore[arg-type]
     return found
 
 
@@ -193,7 +200,7 @@ def _misplaced(record: RoundRecord) -> bool:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m simulation.faults", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m tests.simulation.faults", description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=200, help="how many games (default: %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="the first seed (default: %(default)s)")
     args = parser.parse_args()
