@@ -116,9 +116,12 @@ class Drafting:
     def _read(self, plan: Plan, index: int, row: DraftRow | None, blocks: Mapping[int, DraftBlock]) -> Proposal | None:
         """What the pool drafted for a row; None where that is nothing, or no answer to this row."""
         block, rule = blocks.get(row.sequence_id) if row else None, plan.rule(index)
-        if row is None or block is None or rule is None or block.base_length != row.base_length:
+        if row is None or rule is None:
             return None
         ask = self._ask(row.sequence_id)
+        if block is None or block.base_length != row.base_length:
+            ask.sent = min(ask.sent, row.start)  # its replica may not have seen it
+            return None
         match block.status:
             case DraftStatus.OK:
                 ask.silence = 1
