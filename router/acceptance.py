@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from protocol.draft import Probe
+from protocol.outcome import Probe
 from protocol.plan import DepthRule
 
 Floats = npt.NDArray[np.float64]

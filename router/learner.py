@@ -11,8 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from protocol.draft import Probe
-from protocol.outcome import RoundOutcome, RowOutcome
+from protocol.outcome import Probe, RoundOutcome, RowOutcome
 from protocol.plan import DepthRule, Plan
 from router.acceptance import Acceptance, Window
 from router.confidence import Calibration

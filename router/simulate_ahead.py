@@ -1,7 +1,7 @@
 """Drafting ahead in a simulated replica: what drafters/branches.py does, in time.
 
 A window is being verified. One pass drafts the lead behind it, what goes on from there, and branches behind the best
-outcomes within the window; then come those of the `fan_out` outcomes that router/branches.py ranks best which are
+outcomes within the window; then come those of the `fan_out` outcomes that drafters/outcomes.py ranks best which are
 missing. A hint ranks them anew half way. Every branch is told of pass by pass, in part where it is not done; the next
 message of its sequence ends it.
 
@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from drafters.outcomes import Candidate, Guess, candidates
 from protocol.branch import BranchSource
 from protocol.errors import ConfigError
-from router.branches import Candidate, Guess, candidates
 from router.pipeline import Source
 from router.simulate_acceptance import Draft
 from router.simulate_jobs import RIGHT, WRONG, Branch, Flight, Job, Lead, Outcome, Resident, Round, Window

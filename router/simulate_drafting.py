@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from protocol.draft import DraftBlock, DraftStatus, Probe
-from protocol.outcome import RoundOutcome
+from protocol.draft import DraftBlock, DraftStatus
+from protocol.outcome import Probe, RoundOutcome
 from protocol.plan import DepthRule, Plan
 from router.pipeline import Source
 from router.simulate_acceptance import NOTHING, Draft, Profile

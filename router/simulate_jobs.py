@@ -8,8 +8,8 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from drafters.outcomes import Guess
 from protocol.plan import DepthRule, SequenceView
-from router.branches import Guess
 from router.pipeline import Source
 from router.simulate_acceptance import NOTHING, AcceptanceTable, Draft, Fate
 

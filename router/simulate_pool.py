@@ -122,7 +122,7 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class PoolRules:
-    """As drafters.residents.PoolLimits, which says what they mean; there is memory for every sequence here."""
+    """As drafters.limits.PoolLimits, which says what they mean; there is memory for every sequence here."""
 
     prefill_tokens: int = 256
     max_ride: int = 32

@@ -10,8 +10,8 @@ import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from protocol.draft import DraftBlock, DraftStatus, Probe
-from protocol.outcome import RoundOutcome, RowOutcome
+from protocol.draft import DraftBlock, DraftStatus
+from protocol.outcome import Probe, RoundOutcome, RowOutcome
 from protocol.plan import BatchView, Plan, SequenceView
 from router.policy import Policy
 from router.predict import Predictor

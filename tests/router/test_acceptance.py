@@ -8,7 +8,7 @@ from statistics import median
 import numpy as np
 import pytest
 
-from protocol.draft import Probe
+from protocol.outcome import Probe
 from protocol.plan import DepthRule
 from router.acceptance import Acceptance, AcceptanceConfig, Window, counts, windows_of, would_match
 

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from protocol.draft import Probe
-from protocol.outcome import RoundOutcome, RowOutcome
+from protocol.outcome import Probe, RoundOutcome, RowOutcome
 from protocol.plan import BatchView, DepthRule, SequenceView
 from router.goodput import Goodput, GoodputConfig
 from router.policy import Fixed, Off, Policy

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from protocol.draft import Probe
-from protocol.outcome import RoundOutcome, RowOutcome
+from protocol.outcome import Probe, RoundOutcome, RowOutcome
 from protocol.plan import DepthRule, Plan
 from router.acceptance import Acceptance
 from router.learner import Learner

@@ -7,8 +7,8 @@ from itertools import count
 import numpy as np
 import pytest
 
+from drafters.outcomes import Guess
 from protocol.plan import DepthRule
-from router.branches import Guess
 from router.pipeline import Source
 from router.simulate_acceptance import Draft, Text, acceptance_table
 from router.simulate_ahead import SECOND, AheadRound, Choices, Luck, early_picks, guess_of

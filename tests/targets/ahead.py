@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 
 from drafters.client import LocalDraftClient
+from drafters.limits import PoolLimits
 from drafters.nested import NestedDrafter
-from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
 from model.decoder import Decoder
 from protocol.branch import MirrorClient
