@@ -116,17 +116,9 @@ class BranchReply:
 
 @runtime_checkable
 class MirrorClient(DraftClient, Protocol):
-    """A target's way to a draft pool that works while the target does. Nothing here raises, and nothing but `answer`
-    and `branches` waits. `draft` is `ask` and then `answer`.
+    """A target's way to a draft pool that works while the target does. Nothing here raises, and nothing but `draft`
+    and `branches` waits.
     """
-
-    def ask(self, request: DraftRequest) -> None:
-        """Send what `draft` would. One request is in flight at most: one that has no answer yet is given up."""
-
-    def answer(self) -> DraftReply | None:
-        """To what was asked last, as `draft` gives it: the deadline begins with this call. None when there is nothing
-        to wait for, so also when it is called twice.
-        """
 
     def ahead(self, request: AheadRequest) -> None:
         """Hand over what is being verified."""

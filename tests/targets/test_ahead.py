@@ -295,7 +295,7 @@ def test_a_hint_follows_what_is_verified_and_has_picks_for_every_place_behind_pr
     for asked, hint in zip(client.aheads, client.hints, strict=True):
         assert hint.round_id == asked.round_id
         for row, own in zip(hint.rows, asked.rows, strict=True):
-            verified = own.window
+            verified = own.proposal
             assert (row.sequence_id, row.base_length) == (own.context.sequence_id, own.context.base_length)
             assert [len(picks) for picks in row.picks] == [2] * (len(verified) + 1)
             if row.base_length == prompts[row.sequence_id]:
