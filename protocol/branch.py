@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
-from protocol.draft import DraftClient, DraftReply, DraftRequest, DraftRow
+from protocol.draft import DraftClient, DraftRow
 from protocol.plan import DepthRule
 
 EMPTY = 0xCBF29CE484222325  # FNV-1a, over token ids in place of bytes

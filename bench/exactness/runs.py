@@ -19,11 +19,11 @@ from bench.exactness.differences import TIE, Difference, first_difference, score
 from bench.exactness.faulty import Faults, FaultyClient
 from bench.exactness.random_policy import RandomPolicy, random_wish
 from bench.ours import requests
-from bench.policies import ADAPTIVE, Prices, adaptive, ahead_config, num_at_hand
+from bench.policies import ADAPTIVE, Prices, adaptive, ahead_config
 from deployments.local import complete, draft_policy
 from drafters.client import LocalDraftClient
-from drafters.nested import NestedDrafter, load_nested
 from drafters.limits import PoolLimits
+from drafters.nested import NestedDrafter, load_nested
 from drafters.worker import DraftWorker
 from model.execution import Execution
 from protocol.branch import MirrorClient

@@ -41,8 +41,8 @@ from bench.router.devices import SlowDevice, SlowedDrafter, slowed_target
 from bench.router.loads import CONSTANT, LoadCell, against, as_json, met, table
 from bench.workload import HELD_OUT, Workload, read_texts
 from cli.arguments import whole
-from drafters.nested import load_nested
 from drafters.limits import PoolLimits
+from drafters.nested import load_nested
 from drafters.worker import DraftWorker
 from link.discovery import PoolMember
 from link.secret import Secret
