@@ -17,15 +17,9 @@ from rich.table import Table
 from cli import placement_plan
 from cli.arguments import whole
 from cli.placement_plan import Row, rows_of
-<<<<<<< HEAD
 from deployments.config import AppConfig, PoolConfig, TargetConfig, load_config
-from deployments.config_speculation import GoodputSpeculation
-from deployments.placement import PLACES, as_placed, pool_of, without_link
-from deployments.policies import goodput_config
-=======
-from deployments.config import AdaptiveSpeculation, AppConfig, GoodputSpeculation, PoolConfig, TargetConfig, load_config
+from deployments.config_speculation import AdaptiveSpeculation, GoodputSpeculation
 from deployments.placement import PLACES, as_placed, pool_of
->>>>>>> router
 from deployments.profile_store import find, model_key
 from drafters.manifest import Manifest
 from model.files import resolve

@@ -2,13 +2,8 @@
 
 accept    log odds that a drafted token is accepted if all before it were: a level of the text, an offset per exit
 cost      log of measured over profiled time: a level of the machine, an offset per part of a round
-<<<<<<< HEAD
-ahead     by mode that drafts ahead: the share of rows that have a proposal, and of what the pass could hide of a draft
-          the share that is waited for none the less
-=======
 ahead     by mode that drafts ahead: the share of rows that have a proposal, and the share that is waited for of
           what the pass could hide of a draft
->>>>>>> router
 goes_on   how often drafts go on behind a token, and behind an accepted one: they end where the next does not pay
 wait_ms   that a request queues at the pool
 lags      by exit: tokens of each row that its layers have not run
@@ -33,34 +28,17 @@ AHEAD = (Mode.AHEAD, Mode.AHEAD_EARLY_EXIT)
 PLAIN, REST, WIDE = 0, 1, 2  # parts of a round: a pass without drafts, the rest, a pass with drafts by mode,
 DRAFT = WIDE + len(MODES)  # and drafts by exit
 
-<<<<<<< HEAD
-RATE, PER_LAYER = (
-    0.7,
-    0.06,
-)  # acceptance before anything is known (0.62: a first look at drafting comes late), in log odds
-LEVEL, OFFSET = (
-    1.0,
-    0.25,
-)  # standard deviations: texts differ by 0.6 to 0.9 at one exit, exits by 0.1 to 0.6 in one text
-MACHINE, PASS, PART = 0.3, 0.04, 0.15  # likewise of times: all of them, passes of one kind, other parts
-=======
 RATE = 0.7  # acceptance rate of the first exit before anything is known; with 0.62 the first look at drafting is late
 PER_LAYER = 0.06  # log odds that a layer adds: of the demo's exits 0.01 to 0.1
 LEVEL, OFFSET = 1.0, 0.25  # deviations in log odds: texts differ by 1 to 3, exits by 0.1 to 0.6
 MACHINE, PASS, BESIDE, PART = 0.3, 0.04, 0.3, 0.15  # of log times: all, passes, passes beside a draft, other parts
->>>>>>> router
 ROUND = 0.12  # standard deviation of a part's log time from round to round, as measured on two busy cores
 BURSTS = 1.5  # variance of accepted counts over that of independent tokens, for text is easy or hard for a while
 MEMORY = 1000.0  # rounds in which a belief decays to 1/e; with 300, lengths and exits flutter (-1 %)
 UNSEEN = (
-<<<<<<< HEAD
-    400.0  # and the level of the text while nothing is drafted, over the root of the rows: when off is left for a look
-)
-=======
     400.0  # and the text's level while off, over the root of the rows; 130: trials cost 3 %, 700: switches are late
 )
 USUAL = 500.0  # rounds by which texts of this target become what is expected of the next
->>>>>>> router
 STOPS = 100.0  # tokens that what is known of stops weighs
 WAITS = 5.0  # rounds that what is known of the wait at the pool weighs
 SETTLED = 16  # tokens; a draft that is handed more of a row is catching up
@@ -84,7 +62,9 @@ def prior(costs: Costs) -> Belief:
     level = math.log(RATE / (1 - RATE))
     return Belief(
         accept=begin([level, *offsets.tolist()], [LEVEL, *[OFFSET] * num_exits]),
-        cost=begin([0.0] * (1 + DRAFT + num_exits), [MACHINE, PASS, PART, PASS, *[BESIDE] * len(AHEAD), *[PART] * num_exits]),
+        cost=begin(
+            [0.0] * (1 + DRAFT + num_exits), [MACHINE, PASS, PART, PASS, *[BESIDE] * len(AHEAD), *[PART] * num_exits]
+        ),
         ahead=begin([0.0, *[0.9, 0.4] * len(AHEAD)], [1e-3, *[0.2, 0.3] * len(AHEAD)]),
         lags=(0.0,) * num_exits,
     )

@@ -23,13 +23,7 @@ from router.filters import Floats, sigmoid
 from router.tables import Costs
 
 MARGIN = 0.02  # gain that another arm must promise: below it, changes cost more than they bring (0.03: no better)
-<<<<<<< HEAD
-HOPE = (
-    0.8  # deviations of a sample, of those of the belief: at 1.0 trials cost 0.3 % more, at 0.6 deep exits stay unknown
-)
-=======
 HOPE = 0.5  # of a deviation, in samples: regret is 2.3 % with 0.5, 2.4 with 0.6, 3.0 with 1.0; with 0 deep exits stay unknown
->>>>>>> router
 HORIZON = 100.0  # rounds over which an arm pays back catching up: most of a text
 LOOK = 12.0  # and over which a trial does: with 100, trials of exits that lag cost 1.5 %
 
@@ -160,11 +154,7 @@ def _outcomes(
     odds: Floats,
     factors: Floats,
     horizons: tuple[float, ...],
-<<<<<<< HEAD
-    hope: float = 0,
-=======
     hope: float = 0.0,
->>>>>>> router
 ) -> Outcomes:
     """odds, factors: [beliefs, arms]. horizons: of each belief. hope: deviations for the last belief's modes ahead."""
     num_rows, drafting, factors = costs.rows(batch.num_rows), costs.rows(batch.num_drafting), np.exp(factors)

@@ -70,15 +70,8 @@ class Luck:
     def chances(self, text: str) -> dict[int, Floats]:
         """By exit: [rows, POSITIONS]."""
         if text not in self._chances:
-<<<<<<< HEAD
-            rates = self._world.texts[text]
-            self._chances[text] = {
-                e: 1 / (1 + np.exp(-_level(rate, self._moods) - self.mood)) for e, rate in rates.items()
-            }
-=======
             levels = {exit_: _level(rate) for exit_, rate in self._rates[text].items()}
             self._chances[text] = {exit_: sigmoid(level + self._moods) for exit_, level in levels.items()}
->>>>>>> router
         return self._chances[text]
 
 
@@ -160,20 +153,6 @@ class Game:
         number, at = divmod(self._at[row] + row * LENGTH // self.batch, LENGTH)
         return SequenceView(PROMPT + at, LENGTH + 16 - at, self.batch * number + row)
 
-<<<<<<< HEAD
-    def _catch_up(self, exit_: int) -> float:
-        """Of layers that have not run for a while, in the texts that are under way."""
-        seen = self._seen.get(exit_, [0] * self.batch)
-        missing = [
-            min(at - own, (at + row * LENGTH // self.batch) % LENGTH)
-            for row, (at, own) in enumerate(zip(self._at, seen, strict=True))
-        ]
-        for other in self.luck.chances(self.text(self.turn)):
-            if other <= exit_:
-                self._seen[other] = list(self._at)
-        missing = sum(missing) / self.batch
-        return self.truth.catch_up_ms(self.batch, exit_, missing)
-=======
     def _rows(self, plan: Plan) -> tuple[RowRecord, ...]:
         ahead = plan.mode is not Mode.SERIAL
         waits = not ahead or 2 * sum(self._at_hand) < self.batch
@@ -184,7 +163,6 @@ class Game:
             whole = found.num_accepted == found.num_proposed
             self._at_hand[row] = ahead and bool(self.rng.random() < AT_HAND[whole])
         return tuple(rows)
->>>>>>> router
 
     def _row(self, row: int, plan: Plan) -> RowRecord:
         if not plan.lengths[row] or plan.depth is None:

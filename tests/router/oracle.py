@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
-from dataclasses import dataclass
-=======
 from functools import cache
->>>>>>> router
 from itertools import product
 
 import numpy as np
