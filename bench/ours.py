@@ -15,7 +15,7 @@ import torch
 
 from bench.cells import PAGE, PLAIN, Cell, Outcome, Subject, Timed, TokenIds
 from bench.memory import PeakMemory
-from bench.policies import ADAPTIVE, GOODPUT, RoundRecorder, adaptive, draft_ms_per_token, forget_sequences
+from bench.policies import ADAPTIVE, GOODPUT, RoundRecorder, adaptive, draft_ms_per_token
 from deployments.local import check_vocabulary, complete, depth_rule
 from deployments.profiling import TargetLimits, drafter_costs, target_costs
 from drafters.client import LocalDraftClient
@@ -105,7 +105,6 @@ class DraftPoolEngine:
 
     @contextmanager
     def _started(self, cell: Cell, policy: RoundRecorder, num_prompts: int) -> Iterator[Engine]:
-        forget_sequences(policy.policy)
         incarnation = f"bench-{next(self._runs)}"
         client = LocalDraftClient(self._drafting_worker(), incarnation) if cell.speculates else None
         config = EngineConfig(max_batch=cell.batch, max_queue=num_prompts, incarnation=incarnation)

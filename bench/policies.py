@@ -10,6 +10,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
+import numpy as np
+
 from protocol.errors import ConfigError
 from protocol.plan import BatchView, DepthRule, Mode, Plan
 from protocol.record import Origin, RoundRecord
@@ -25,27 +27,24 @@ from router.costs import (
     ModelKey,
     TargetCosts,
 )
-from router.goodput import Goodput, GoodputConfig
-from router.policy import Policy
+from router.policy import Ema, Goodput, Policy
+from router.tables import tables
 from targets.ahead import AheadConfig
 
-OFF, FIXED, GOODPUT = "off", "fixed", "goodput"
-ADAPTIVE = (GOODPUT,)  # those that choose depth and length from costs and acceptance
+OFF, FIXED, EMA, GOODPUT = "off", "fixed", "ema", "goodput"
+ADAPTIVE = (EMA, GOODPUT)  # those that choose depth and length from costs and acceptance
+SEED = 0  # of what exploring is drawn from
 POLICIES = (OFF, FIXED, *ADAPTIVE)
 
 
 def adaptive(name: str, curves: CostCurves, exits: tuple[int, ...], max_rows: int, length: int = 12) -> Policy:
     """One that chooses among the exits, with drafts of up to `length` tokens. Raises ConfigError for another name."""
-    rules = tuple(DepthRule((exit_,)) for exit_ in exits)
+    costs = tables(curves, exits, length, max_rows, linked=True)
     if name == GOODPUT:
-        return Goodput(curves, GoodputConfig(rules, exits, length, max_rows, linked=True))
+        return Goodput(costs, np.random.default_rng(SEED))
+    if name == EMA:
+        return Ema(costs)
     raise ConfigError(f"{name!r} does not choose depth and length; choose from {', '.join(ADAPTIVE)}")
-
-
-def forget_sequences(policy: Policy) -> None:
-    """Another engine begins, and gives its sequences the ids of earlier ones."""
-    if isinstance(policy, Goodput):
-        policy.restart()
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,8 @@ from rich.console import Console
 
 from cli.check_text import check_text
 from deployments.config import AppConfig, PoolConfig, TargetConfig, load_config
-from deployments.config_speculation import GoodputSpeculation, Mirror, Speculation, TableSpeculation
-from deployments.policies import depth_rules, needed_exits
+from deployments.config_speculation import AdaptiveSpeculation, Mirror, Speculation, TableSpeculation
+from deployments.policies import needed_exits
 from deployments.process import check_pages, pool_positions, target_positions
 from drafters.manifest import Manifest, vocabulary_hash
 from model.config import read_config
@@ -95,11 +95,6 @@ def check_exits(name: str, speculation: Speculation, manifest: Manifest) -> None
             f"speculation of target {name} asks for depth {unknown[0]}; the drafter has the exits "
             f"{', '.join(map(str, manifest.exits))}"
         )
-    if isinstance(speculation, GoodputSpeculation):
-        try:
-            depth_rules(speculation, manifest.exits)
-        except ValueError as error:
-            raise ConfigError(f"speculation of target {name}: {error}") from None
 
 
 def check_mirror(target: TargetConfig, mirror: Mirror | None) -> None:
@@ -140,9 +135,9 @@ def summary(config: AppConfig) -> Iterator[str]:
 
 
 def describe(speculation: Speculation) -> str:
-    if isinstance(speculation, GoodputSpeculation):
+    if isinstance(speculation, AdaptiveSpeculation):
         exits = f"exits {', '.join(map(str, speculation.exits))}" if speculation.exits else "any exit"
-        return f"goodput, {exits}{' or the cascade' if speculation.cascade else ''}, length 0 to {speculation.length}"
+        return f"{speculation.policy}, {exits}, length 0 to {speculation.length}"
     if isinstance(speculation, TableSpeculation):
         steps = ", ".join(f"{length} from batch {batch}" for batch, length in speculation.table.items())
         return f"depth {speculation.depth}, length {steps}"

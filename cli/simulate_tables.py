@@ -13,7 +13,6 @@ from rich.table import Table
 from cli.plot import MARKS, plot
 from cli.simulate_report import TargetReport, report
 from protocol.errors import ConfigError
-from router.explain import rule_name
 from simulation.simulate import Simulation
 
 ALL = "all"
@@ -75,7 +74,7 @@ def cells(target: TargetReport) -> Iterator[str]:
 def shares(target: TargetReport) -> str:
     """What its rows drafted most often."""
     return ", ".join(
-        f"{share:.0%} {f'{length} tokens at {rule_name(rule)}' if rule else 'plain'}"
+        f"{share:.0%} {f'{length} tokens at depth {'-'.join(map(str, rule.exits))}' if rule else 'plain'}"
         for (rule, length), share in target.drafted[:NUM_SHARES]
     )
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from bench.cells import APART, CHOSEN, Cell, Subject
 from bench.ours import DraftPoolEngine
-from bench.policies import RoundRecorder, ahead_config, forget_sequences
+from bench.policies import RoundRecorder, ahead_config
 from bench.pool_process import POSITIONS_PER_ROW, Describe, LinkThread, Place, pool_process
 from protocol.errors import ConfigError
 from protocol.plan import Mode
@@ -61,7 +61,6 @@ class PairEngine(DraftPoolEngine):
 
     @contextmanager
     def _started(self, cell: Cell, policy: RoundRecorder, num_prompts: int) -> Iterator[Engine]:
-        forget_sequences(policy.policy)
         incarnation = f"pair-{next(self._runs)}"
         config = EngineConfig(max_batch=cell.batch, max_queue=num_prompts, incarnation=incarnation)
         with self._link.client(self._member, incarnation, self._deadline_s) as client:

@@ -31,7 +31,6 @@ from bench.policies import (
     Prices,
     RoundRecorder,
     adaptive,
-    forget_sequences,
     num_accepted,
     num_drafted,
     plays,
@@ -155,7 +154,6 @@ def step(rig: Rig, load: int, args: Namespace) -> list[LoadCell]:
     for number in range(args.repeat):
         for name, recorders in competing.items():
             for recorder in recorders:
-                forget_sequences(recorder.policy)
             cells[name].rates.append(rig.rates(recorders, load))
             sys.stderr.write(f"{number + 1}: {name}, load {load}: {cells[name].totals[-1]:.0f}\n")
     for name, recorders in competing.items():
