@@ -153,7 +153,6 @@ def step(rig: Rig, load: int, args: Namespace) -> list[LoadCell]:
     cells = {name: LoadCell(name, load) for name in competing}
     for number in range(args.repeat):
         for name, recorders in competing.items():
-            for recorder in recorders:
             cells[name].rates.append(rig.rates(recorders, load))
             sys.stderr.write(f"{number + 1}: {name}, load {load}: {cells[name].totals[-1]:.0f}\n")
     for name, recorders in competing.items():
