@@ -47,7 +47,7 @@ def open_drafter(
         exits=info.exits,
         vocabulary_hash=vocabulary_hash(resolve(pool.path)),
         max_positions=info.max_positions,
-        num_streams=0,
+        num_targets=0,
         stats=worker.stats(),
         costs=costs,
     )

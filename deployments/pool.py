@@ -47,7 +47,7 @@ class DraftPoolReplica:
             exits=worker.describe().exits,
             vocabulary_hash=Manifest.load(resolve(config.path)).vocabulary_hash,
             max_positions=worker.describe().max_positions,
-            num_streams=0,
+            num_targets=0,
             stats=self._thread.stats(),
             costs=costs,
             limits=limits,
@@ -56,7 +56,7 @@ class DraftPoolReplica:
         )
 
     async def describe(self) -> PoolMember:
-        return replace(self._member, num_streams=self._server.num_streams, stats=self._thread.stats())
+        return replace(self._member, num_targets=self._server.num_targets, stats=self._thread.stats())
 
     async def trace(self) -> Track:
         """A track of the last passes."""
