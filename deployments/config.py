@@ -185,27 +185,26 @@ class TableSpeculation(Ladder):
         return value
 
 
-class GoodputSpeculation(Drafted):
-    """Depth and lengths as measured costs and learned acceptance have it, off included.
+class AdaptiveSpeculation(Drafted):
+    """Exit and length as measured costs and learned acceptance have it, off included.
 
-    exits: the depths to choose from (null: all of the drafter). cascade: whether to choose from the cascade through
-    them too. length: of the longest draft. probe_share: of the time, to learn of depths that are not in use.
-    hysteresis: the gain that another depth, or off, must promise.
+    exits: the depths to choose from (null: all of the drafter). length: of the longest draft.
     """
 
-    policy: Literal["goodput"] = "goodput"
     exits: Exits | None = None
-    cascade: bool = False
-    thresholds: Thresholds | None = None  # null: 0.5 each
     length: Length = 12
-    probe_share: Annotated[float, Field(ge=0, le=0.5)] = 0.01
-    hysteresis: Annotated[float, Field(ge=0, le=1)] = 0.02
 
-    @model_validator(mode="after")
-    def _one_threshold_between_exits(self) -> Self:
-        if self.exits is not None:
-            check_thresholds(self.exits, self.thresholds)
-        return self
+
+class GoodputSpeculation(AdaptiveSpeculation):
+    """What is believed of acceptance and costs, explored where it may pay."""
+
+    policy: Literal["goodput"] = "goodput"
+
+
+class EmaSpeculation(AdaptiveSpeculation):
+    """A moving average of acceptance, at the profile's costs."""
+
+    policy: Literal["ema"]
 
 
 def check_thresholds(exits: tuple[int, ...], thresholds: tuple[float, ...] | None) -> None:
@@ -222,6 +221,7 @@ def _policy_of(section: object) -> str | None:
 
 Speculation = Annotated[
     Annotated[GoodputSpeculation, Tag("goodput")]
+    | Annotated[EmaSpeculation, Tag("ema")]
     | Annotated[FixedSpeculation, Tag("fixed")]
     | Annotated[TableSpeculation, Tag("table")],
     Discriminator(_policy_of),
@@ -229,7 +229,7 @@ Speculation = Annotated[
 
 
 class TargetConfig(Placement, Weights):
-    """One target. speculation null or off: plain decoding.
+    """One target. speculation null or off, or of policy off: plain decoding.
 
     deterministic: true refuses to start unless a row's result depends on that row alone, bit for bit; null takes
     that wherever it can be had, which is with native kernels.
@@ -246,7 +246,8 @@ class TargetConfig(Placement, Weights):
     @field_validator("speculation", mode="before")
     @classmethod
     def _off(cls, value: object) -> object:
-        return None if value in (False, "off") else value
+        named = value.get("policy") if isinstance(value, Mapping) and len(value) == 1 else value
+        return None if named in (False, "off") else value
 
 
 class PoolConfig(Listener, Placement, Weights):

@@ -1,7 +1,7 @@
 """From the speculation section of a config to the policy of a target.
 
-A fixed depth and a table are there from the start. What goodput chooses from are the exits of the drafter, at what
-they cost, and that a draft replica tells: until the first one does, decoding is plain.
+A fixed depth and a table are there from the start. An adaptive policy chooses from the exits of the drafter at their
+costs, which a draft replica tells: until the first one does, decoding is plain.
 """
 
 from __future__ import annotations
@@ -10,28 +10,46 @@ import logging
 import threading
 from typing import Any
 
-from deployments.config import FixedSpeculation, GoodputSpeculation, Ladder, Speculation, TableSpeculation
+import numpy as np
+
+from deployments.config import (
+    AdaptiveSpeculation,
+    EmaSpeculation,
+    FixedSpeculation,
+    Ladder,
+    Speculation,
+    TableSpeculation,
+)
 from link.discovery import PoolMember
 from protocol.plan import BatchView, DepthRule, Mode, Plan
 from protocol.record import RoundRecord
 from router.costs import CostCurves, ModelKey, TargetCosts
 from router.explain import describe
-from router.goodput import Goodput, GoodputConfig
-from router.policy import Fixed, Off, Policy, Table
+from router.policy import Ema, Fixed, Goodput, Off, Policy, Table
+from router.tables import tables
 
 THRESHOLD = 0.5
+SEED = 0  # of what exploring is drawn from
 
 logger = logging.getLogger(__name__)
 
 
 def policy(speculation: Speculation | None) -> Policy:
-    """What a target can start with; for goodput that is plain decoding."""
+    """What a target can start with; for an adaptive policy that is plain decoding."""
     if isinstance(speculation, FixedSpeculation):
         mode = speculation.mirror.modes[-1] if speculation.mirror else Mode.SERIAL
         return Fixed(depth_rule(speculation), speculation.length, mode)
     if isinstance(speculation, TableSpeculation):
         return Table(depth_rule(speculation), tuple(speculation.table.items()))
     return Off()
+
+
+def adaptive(
+    settings: AdaptiveSpeculation, curves: CostCurves, exits: tuple[int, ...], max_rows: int, linked: bool = True
+) -> Ema | Goodput:
+    """exits: the drafter's. linked: drafts come over a link. Raises ConfigError for curves without a drafter."""
+    costs = tables(curves, settings.exits or exits, settings.length, max_rows, linked)
+    return Ema(costs) if isinstance(settings, EmaSpeculation) else Goodput(costs, np.random.default_rng(SEED))
 
 
 def longest_draft(speculation: Speculation | None) -> int | None:
@@ -44,62 +62,38 @@ def longest_draft(speculation: Speculation | None) -> int | None:
 
 
 def depth_rule(ladder: Ladder) -> DepthRule:
-    if ladder.depth == "cascade":
-        return cascade(ladder.exits, ladder.thresholds)
-    return DepthRule((ladder.depth,))
-
-
-def cascade(exits: tuple[int, ...], thresholds: tuple[float, ...] | None) -> DepthRule:
-    return DepthRule(exits, (THRESHOLD,) * (len(exits) - 1) if thresholds is None else thresholds)
+    if ladder.depth != "cascade":
+        return DepthRule((ladder.depth,))
+    given = ladder.thresholds
+    return DepthRule(ladder.exits, (THRESHOLD,) * (len(ladder.exits) - 1) if given is None else given)
 
 
 def needed_exits(speculation: Speculation) -> tuple[int, ...]:
     """What the drafter must have; empty: any will do."""
-    if isinstance(speculation, GoodputSpeculation):
+    if isinstance(speculation, AdaptiveSpeculation):
         return speculation.exits or ()
     return depth_rule(speculation).exits
 
 
-def depth_rules(settings: GoodputSpeculation, exits: tuple[int, ...]) -> tuple[DepthRule, ...]:
-    """What there is to choose from. exits: the drafter's. Raises ValueError for thresholds that are not theirs."""
-    chosen = settings.exits or exits
-    ladder = (cascade(chosen, settings.thresholds),) if settings.cascade and len(chosen) > 1 else ()
-    return (*(DepthRule((exit_,)) for exit_ in chosen), *ladder)
+class LinkedPolicy:
+    """An adaptive policy over whatever drafter the target is linked with, anew for each kind; plain before the first.
 
-
-def goodput_config(settings: GoodputSpeculation, exits: tuple[int, ...], max_rows: int) -> GoodputConfig:
-    """exits: the drafter's."""
-    return GoodputConfig(
-        rules=depth_rules(settings, exits),
-        exits=exits,
-        length=settings.length,
-        max_rows=max_rows,
-        hysteresis=settings.hysteresis,
-        probe_share=settings.probe_share,
-        linked=True,
-    )
-
-
-class Learning:
-    """Goodput over whatever drafter the target is linked with, anew for each kind of drafter; plain before the first.
-
-    The engine's thread asks it; drafters come, and questions what it believes, from others: one lock. A round is
-    finished by the policy that planned it.
+    The engine's thread asks it; drafters come, and questions what it believes, from others: one lock.
     """
 
-    def __init__(self, name: str, costs: TargetCosts, settings: GoodputSpeculation, max_rows: int) -> None:
+    def __init__(self, name: str, costs: TargetCosts, settings: AdaptiveSpeculation, max_rows: int) -> None:
         self._name, self._costs, self._settings, self._max_rows = name, costs, settings, max_rows
         self._drafter: tuple[ModelKey, tuple[int, ...]] | None = None
         self._lock = threading.Lock()
-        self._next: Off | Goodput = Off()
-        self._planned: Off | Goodput = self._next
+        self._next: Policy = Off()
+        self._planned: Policy = self._next  # a round is finished by the policy that planned it
 
     def linked(self, member: PoolMember) -> None:
         """From now on drafts come from this replica."""
         if member.costs is None or self._drafter == (member.costs.key, member.exits):
             return
         curves = CostCurves(self._name, self._costs, member.costs)
-        made = Goodput(curves, goodput_config(self._settings, member.exits, self._max_rows))
+        made = adaptive(self._settings, curves, member.exits, self._max_rows)
         with self._lock:
             self._next = made
         self._drafter = (member.costs.key, member.exits)

@@ -9,8 +9,8 @@ from ray import serve
 
 from api.trace import Track, rounds
 from deployments.colocated import OwnDrafter, open_drafter
-from deployments.config import GoodputSpeculation, PoolConfig, Speculation, TargetConfig
-from deployments.policies import Learning, longest_draft, needed_exits, policy
+from deployments.config import AdaptiveSpeculation, PoolConfig, Speculation, TargetConfig
+from deployments.policies import LinkedPolicy, longest_draft, needed_exits, policy
 from deployments.process import DTYPES, claim, device_of, target_positions
 from deployments.profiling import own_target_costs
 from drafters.manifest import vocabulary_hash
@@ -47,9 +47,9 @@ class TargetReplica:
         self._decoder = model.decoder.config
         self._steps = runs(model.decoder, Execution(config.execution))
         self._policy: Policy = policy(config.speculation)
-        if isinstance(config.speculation, GoodputSpeculation) and (pool, drafter) != (None, None):
+        if isinstance(config.speculation, AdaptiveSpeculation) and (pool, drafter) != (None, None):
             costs = await asyncio.to_thread(own_target_costs, model, config)
-            self._policy = Learning(config.name, costs, config.speculation, config.max_batch)
+            self._policy = LinkedPolicy(config.name, costs, config.speculation, config.max_batch)
         self._own = await asyncio.to_thread(self._own_drafter, drafter)
         self._client = self._draft_client(pool)
         if self._client is not None:
@@ -63,7 +63,7 @@ class TargetReplica:
         speculation = self._config.speculation
         if speculation is None or pool is None:
             return None
-        learns = self._policy if isinstance(self._policy, Learning) else None
+        learns = self._policy if isinstance(self._policy, LinkedPolicy) else None
         deadline_s = speculation.deadline_ms / 1e3
         own = open_drafter(self._config, pool, self._incarnation, deadline_s, measured=learns is not None)
         if learns is not None:
@@ -76,7 +76,7 @@ class TargetReplica:
             return None
         need = Need(vocabulary_hash(resolve(self._config.path)), needed_exits(speculation))
         timing = TransportConfig(deadline_s=speculation.deadline_ms / 1e3)
-        on_link = self._policy.linked if isinstance(self._policy, Learning) else None
+        on_link = self._policy.linked if isinstance(self._policy, LinkedPolicy) else None
         return LinkedDraftClient(self._incarnation, serve_discovery(pool), need, timing, on_link=on_link)
 
     async def generate(self, request: GenerateRequest, sink: SinkAddress | None = None) -> TokenRun | DraftPoolError:
@@ -124,7 +124,7 @@ class TargetReplica:
 
     async def router(self) -> dict[str, Any]:
         """What the router believes, and the arms that it chose from last, in plain values."""
-        return self._policy.describe() if isinstance(self._policy, Learning) else describe(self._policy)
+        return self._policy.describe() if isinstance(self._policy, LinkedPolicy) else describe(self._policy)
 
     async def check_health(self) -> None:
         age = self._engine.heartbeat_age_s()

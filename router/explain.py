@@ -1,149 +1,162 @@
-"""The router's reasons, as values: what every arm would bring, and what a live router believes.
-
-`options` foretells every depth rule at every length, the best budget of each, and off, for one batch; `describe` tells
-what a policy has learned and chosen, in plain values as JSON takes them.
-"""
+"""The router in plain words: what each arm promises for a batch, and what a policy believes. For people and JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from protocol.plan import DepthRule
-from router.choose import Arm, best, keep_or_switch, off, survivals
-from router.goodput import Goodput
-from router.policy import Fixed, Off, Policy, Table
-from router.predict import Cost, Predictor
-
-Floats = npt.NDArray[np.float64]
+from protocol.plan import BatchView, Mode
+from router.belief import AHEAD, DRAFT, MODES, PLAIN, REST, WIDE, Belief, prior
+from router.decide import batch_of, expected
+from router.filters import Floats, begin, sigmoid
+from router.policy import Ema, Fixed, Goodput, Off, Policy, Table
+from router.tables import Costs
 
 DIGITS = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One arm, foretold. rule None: off. budget: lengths as the router would set them, not all the same.
+    """One arm at one length. depth: the exit, in layers; None: off. tokens: expected of a round of the whole batch.
 
-    tokens: expected of a round of the whole batch. chosen: the router's choice.
+    draft_ms: what of drafting is waited for, its link included.
     """
 
-    rule: DepthRule | None
-    lengths: tuple[int, ...]
+    mode: Mode
+    depth: int | None
+    length: int
     tokens: float
-    cost: Cost
-    budget: bool = False
-    chosen: bool = False
+    draft_ms: float
+    verify_ms: float
+    rest_ms: float
+
+    @property
+    def name(self) -> str:
+        return "off" if self.depth is None else f"depth {self.depth}"
+
+    @property
+    def round_ms(self) -> float:
+        return self.draft_ms + self.verify_ms + self.rest_ms
 
     @property
     def goodput(self) -> float:
         """Tokens per second of the batch."""
-        return 1e3 * self.tokens / self.cost.total_ms
+        return 1e3 * self.tokens / self.round_ms
 
 
-def options(
-    predictor: Predictor, hazards: Sequence[Floats], num_rows: int, context: float, room: int
-) -> tuple[Option, ...]:
-    """For a batch of sequences that are all alike: off, then rule by rule the lengths 1 to `room` and the best budget.
-
-    hazards: for each rule, [length]: that a token is accepted, given that all before it were.
-    """
-    rules, length = predictor.tables.rules, min(room, predictor.tables.length)
-    arms: list[tuple[Arm, bool]] = [(off(predictor, num_rows, context), True)]
-    survival = survivals(np.stack(hazards), [1.0] * num_rows, [length] * num_rows)
-    for rule, budget in enumerate(best(predictor, survival, context) if length > 0 else []):
-        tokens = num_rows * (1 + np.cumsum(survival[rule, 0]))
-        for number in range(1, length + 1):
-            lengths = (number,) * num_rows
-            ms = predictor.round(rule, lengths, context).total_ms
-            arms.append((Arm(rule, lengths, float(tokens[number - 1]), ms), False))
-        arms.append((budget, True))
-    choice = keep_or_switch(None, [arm for arm, budget in arms if budget], hysteresis=0.0, inertia=0.0)
-    return tuple(
-        Option(
-            None if arm.rule is None else rules[arm.rule],
-            arm.lengths,
-            arm.tokens,
-            predictor.round(arm.rule, arm.lengths, context),
-            budget and arm.rule is not None,
-            arm is choice,
-        )
-        for arm, budget in arms
+def options(belief: Belief, costs: Costs, view: BatchView) -> tuple[Option, ...]:
+    """Off, then by mode and exit every length that there is room for."""
+    batch = batch_of(view, costs)
+    found = expected(belief, costs, replace(batch, room=max(batch.room, 1), num_drafting=max(batch.num_drafting, 1)))
+    rest = costs.rest[costs.rows(batch.num_rows)] * float(np.exp(belief.cost.arms[REST]))
+    off = Option(Mode.SERIAL, None, 0, batch.num_rows, 0.0, float(found.off_ms[0]) - rest, rest)
+    return (
+        off,
+        *(
+            Option(
+                mode,
+                depth,
+                1 + place,
+                float(found.tokens[0, at, exit_, place]),
+                float(found.draft_ms[0, at, exit_, place]),
+                float(found.pass_ms[0, at, 0, place]),
+                float(found.rest_ms[0, 0, exit_, 0]),
+            )
+            for at, mode in enumerate(batch.modes)
+            for exit_, depth in enumerate(costs.exits)
+            for place in range(batch.room)
+        ),
     )
 
 
-def constant_hazards(rules: Sequence[DepthRule], length: int, by_exit: Mapping[int, float]) -> tuple[Floats, ...]:
-    """The same acceptance at every position; of a cascade, and of an exit left out, that between its neighbours'."""
-    exits = sorted(by_exit)
-    rates = [by_exit[exit_] for exit_ in exits]
-    return tuple(np.full(length, np.interp(sum(rule.exits) / len(rule.exits), exits, rates)) for rule in rules)
+def best(found: Sequence[Option]) -> Option:
+    return max(found, key=lambda option: option.goodput)
 
 
-def rule_name(rule: DepthRule | None) -> str:
-    if rule is None:
-        return "off"
-    return f"cascade {'-'.join(map(str, rule.exits))}" if rule.thresholds else f"depth {rule.exits[0]}"
+def assumed(costs: Costs, rates: Mapping[int, float]) -> Belief:
+    """As at the beginning, but for these acceptance rates by exit; an exit left out lies between its neighbours."""
+    known = sorted(rates)
+    each = np.interp(costs.exits, known, [min(max(rates[exit_], 1e-4), 1 - 1e-4) for exit_ in known])
+    return replace(prior(costs), accept=begin([0.0, *np.log(each / (1 - each))], [1.0] * (1 + len(each))))
 
 
 def describe(policy: Policy) -> dict[str, Any]:
-    """Times in ms, rates in tokens per second of this target."""
+    """Times in ms, rates in tokens per second of this target, ratios of measured to profiled time."""
     match policy:
         case Goodput():
             return _goodput(policy)
-        case Fixed(depth, length):
-            return {"policy": "fixed", "rule": rule_name(depth), "length": length}
+        case Ema():
+            return {"policy": "ema", "acceptance": _by_exit(policy.costs, policy.rates)}
+        case Fixed(depth, length, mode):
+            return {"policy": "fixed", "depth": list(depth.exits), "length": length, "mode": mode.value}
         case Table(depth, lengths):
-            table = {str(batch): length for batch, length in lengths}
-            return {"policy": "table", "rule": rule_name(depth), "table": table}
+            return {"policy": "table", "depth": list(depth.exits), "table": {str(rows): n for rows, n in lengths}}
         case Off():
             return {"policy": "off"}
     raise TypeError(f"{type(policy).__name__} is no policy that can be described")
 
 
 def _goodput(policy: Goodput) -> dict[str, Any]:
-    acceptance, calibration, rules = policy.acceptance, policy.calibration, policy.config.rules
+    belief, costs, decision = policy.belief, policy.costs, policy.decision
+    exit_ = decision.arm.exit
     return {
         "policy": "goodput",
-        "arm": _arm(policy, policy.arm) if policy.arm else None,
-        "arms": [_arm(policy, arm) for arm in policy.arms],
-        "forecast": _rounded(asdict(policy.forecast)),
-        "rules": [
-            {
-                "rule": rule_name(rule),
-                "hazards": [round(float(hazard), DIGITS) for hazard in acceptance.hazards(number)],
-                "evidence_tokens": round(acceptance.weight(number), 1),
-            }
-            for number, rule in enumerate(rules)
-        ],
-        "num_alarms": acceptance.num_alarms,
-        "confidence_powers": {str(exit_): round(calibration.power(exit_), DIGITS) for exit_ in policy.config.exits},
-        "corrections": _corrections(policy),
-        "wait_ms": round(policy.predictor.wait_ms, DIGITS),
-        "probe_credit_ms": round(policy.probe_credit_ms, DIGITS),
+        "arm": {
+            "mode": decision.arm.mode.value,
+            "depth": None if exit_ is None else costs.exits[exit_],
+            "length": decision.length,
+            "tokens_per_second": round(1e3 * decision.rate, DIGITS),
+            "stop_probability": round(decision.stop_probability, DIGITS),
+            "trial": decision.trial,
+        },
+        "arms": [] if policy.view is None else [_told(one) for one in _best_of_each(belief, costs, policy.view)],
+        "acceptance": _by_exit(costs, sigmoid(belief.accept.arms)),
+        "acceptance_deviations_log_odds": _by_exit(costs, belief.accept.doubts(None)),
+        "times_over_profile": _ratios(belief, costs),
+        "ahead": {
+            mode.value: dict(zip(("served", "waited"), _rounded(belief.ahead.arms[2 * at : 2 * at + 2]), strict=True))
+            for at, mode in enumerate(AHEAD)
+        },
+        "drafts_go_on": round(belief.goes_on, DIGITS),
+        "confidence_exponents": {str(at): round(power, DIGITS) for at, power in belief.calibration.powers.items()},
+        "wait_ms": round(belief.wait_ms, DIGITS),
+        "unseen_tokens": _by_exit(costs, belief.lags),
+        "changes_noticed": {"text": belief.accept.num_changes, "machine": belief.cost.num_changes},
     }
 
 
-def _arm(policy: Goodput, arm: Arm) -> dict[str, Any]:
-    rule = None if arm.rule is None else policy.config.rules[arm.rule]
-    told = {"rule": rule_name(rule), "lengths": list(arm.lengths)}
-    return told | _rounded({"tokens": arm.tokens, "round_ms": arm.round_ms, "tokens_per_second": arm.goodput})
+def _best_of_each(belief: Belief, costs: Costs, view: BatchView) -> list[Option]:
+    """Of every arm its best length."""
+    arms: dict[tuple[Mode, int | None], list[Option]] = {}
+    for option in options(belief, costs, view):
+        arms.setdefault((option.mode, option.depth), []).append(option)
+    return [best(found) for found in arms.values()]
 
 
-def _corrections(policy: Goodput) -> dict[str, dict[str, float]]:
-    """Real over profiled time: by kind of pass, then by rows of the batch."""
-    kinds = {"plain": "verify, nothing drafted", "wide": "verify", "rest": "rest"}
-    kinds |= {"draft": "draft"} | {
-        f"draft {number}": f"draft, {rule_name(rule)}" for number, rule in enumerate(policy.config.rules)
-    }
-    rows = [1 << bit for bit in range(policy.config.max_rows.bit_length())]
+def _told(option: Option) -> dict[str, Any]:
     return {
-        name: {str(number): round(policy.predictor.ratio(kind, number), DIGITS) for number in rows}
-        for kind, name in kinds.items()
+        "arm": option.name,
+        "mode": option.mode.value,
+        "length": option.length,
+        "tokens_per_round": round(option.tokens, DIGITS),
+        "round_ms": round(option.round_ms, DIGITS),
+        "tokens_per_second": round(option.goodput, DIGITS),
     }
 
 
-def _rounded(values: Mapping[str, float]) -> dict[str, float]:
-    return {name: round(value, DIGITS) for name, value in values.items()}
+def _ratios(belief: Belief, costs: Costs) -> dict[str, float]:
+    ratios = _rounded(np.exp(belief.cost.arms))
+    passes = {f"verify, {mode.value}": ratios[WIDE + at] for at, mode in enumerate(MODES)}
+    drafts = {f"draft, depth {depth}": ratios[DRAFT + at] for at, depth in enumerate(costs.exits)}
+    return {"verify, nothing drafted": ratios[PLAIN], **passes, **drafts, "rest": ratios[REST]}
+
+
+def _by_exit(costs: Costs, values: Sequence[float] | Floats) -> dict[str, float]:
+    return dict(zip(map(str, costs.exits), _rounded(values), strict=True))
+
+
+def _rounded(values: Sequence[float] | Floats) -> list[float]:
+    return [round(float(value), DIGITS) for value in values]

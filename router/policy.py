@@ -2,8 +2,7 @@
 
     plan -> (the pool drafts, the target verifies) -> observe
 
-A policy holds no clock and draws no random number: what it knows came in by `observe`. The ones here know nothing
-and need not; router/goodput.py learns.
+A policy holds no clock. Off, Fixed and Table know nothing; Ema is the obvious way to learn, Goodput is the router.
 """
 
 from __future__ import annotations
@@ -12,8 +11,17 @@ from bisect import bisect_right
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+import numpy as np
+
 from protocol.plan import BatchView, DepthRule, Mode, Plan, SequenceView
 from protocol.record import RoundRecord
+from router.belief import learn, prior
+from router.decide import Decision, batch_of, decide, profiled
+from router.tables import Costs
+
+PAUSE_MS = 10.0  # of rounds between decisions at least: learning and deciding take 0.2 ms, so 2 % of the time at most
+YOUNG = 20  # rounds with a decision each: 1 % less regret over the first 200 in short rounds
+EMA_RATE, EMA_SHARE, EMA_REST = 0.7, 0.1, 32  # as guessed at first; of a round; rounds of rest
 
 
 class Policy(Protocol):
@@ -27,7 +35,7 @@ class Policy(Protocol):
         """What came of the plan."""
 
 
-class Steadfast:
+class StaticPolicy:
     """Learns nothing."""
 
     def observe(self, record: RoundRecord) -> None:
@@ -35,7 +43,7 @@ class Steadfast:
 
 
 @dataclass(frozen=True, slots=True)
-class Off(Steadfast):
+class Off(StaticPolicy):
     """Plain decoding."""
 
     def opening(self) -> DepthRule | None:
@@ -46,7 +54,7 @@ class Off(Steadfast):
 
 
 @dataclass(frozen=True, slots=True)
-class Fixed(Steadfast):
+class Fixed(StaticPolicy):
     """The same depth and length every round, cut where the sequence ends: a round commits length + 1 at most."""
 
     depth: DepthRule
@@ -61,7 +69,7 @@ class Fixed(Steadfast):
 
 
 @dataclass(frozen=True, slots=True)
-class Table(Steadfast):
+class Table(StaticPolicy):
     """Batch size to length, as profiled (Su et al. 2023, section 4): the entry of the last batch that is no larger.
 
     lengths: (batch, length) pairs, batches ascending; below the first one it counts too.
@@ -83,8 +91,91 @@ class Table(Steadfast):
         return uniform(view, self.depth, self.lengths[max(found - 1, 0)][1])
 
 
+class Ema:
+    """SmartSpec (Liu et al. 2024): a moving average of acceptance, and the best arm for it by the profile.
+
+    Exits that are not in use are taken to be as good as the one that is. Once off, it drafts again after a while.
+    """
+
+    def __init__(self, costs: Costs) -> None:
+        self.costs = costs
+        self.rates = [EMA_RATE] * len(costs.exits)
+        self._prior = prior(costs)
+        self._num_rested = 0
+
+    def opening(self) -> DepthRule | None:
+        return DepthRule(self.costs.exits[:1])
+
+    def plan(self, view: BatchView) -> Plan:
+        if not view.sequences:
+            return Plan(None, ())
+        batch = replace(batch_of(view, self.costs), modes=(Mode.SERIAL,))
+        if batch.room < 1:
+            return Plan(None, (0,) * len(view.sequences))
+        rates = np.asarray(self.rates)
+        promised = profiled(self._prior, self.costs, batch, np.log(rates / (1 - rates)))
+        goodput = promised.rates[0, 0]
+        exit_, length = divmod(int(goodput.argmax()), goodput.shape[1])
+        if batch.num_rows / float(promised.off_ms[0]) >= goodput.max():
+            self._num_rested += 1
+            length = -1 if self._num_rested % EMA_REST else 0
+        return uniform(view, DepthRule((self.costs.exits[exit_],)), 1 + length)
+
+    def observe(self, record: RoundRecord) -> None:
+        depth = record.plan.depth
+        tried = sum([min(row.num_accepted + 1, row.num_proposed) for row in record.rows])
+        if tried and depth is not None and depth.exits[0] in self.costs.exits:
+            share = record.num_accepted / tried
+            at = self.costs.exits.index(depth.exits[0])
+            known = self.rates[at] + EMA_SHARE * (min(max(share, 0.01), 0.99) - self.rates[at])
+            self.rates = [known] * len(self.rates)
+
+
+class Goodput:
+    """The arm with the most expected tokens per second. Not thread-safe: the engine's thread owns it."""
+
+    def __init__(self, costs: Costs, rng: np.random.Generator) -> None:
+        """rng: what exploring is drawn from."""
+        self.costs, self._rng = costs, rng
+        self.belief = prior(costs)
+        self.decision = Decision()
+        self.view: BatchView | None = None  # of the last decision
+        self._records: list[RoundRecord] = []
+        self._passed_ms = 0.0  # since the last decision
+        self._num_plans = 0
+
+    def opening(self) -> DepthRule | None:
+        return DepthRule((self.costs.exits[self.decision.arm.exit or 0],))
+
+    def plan(self, view: BatchView) -> Plan:
+        if not view.sequences:
+            return Plan(None, ())
+        self._num_plans += 1
+        if self._is_due(view):
+            self.belief = learn(self.belief, self.costs, self._records)
+            self.decision = decide(self.belief, self.costs, view, self._rng, self.decision.arm)
+            self.view, self._records, self._passed_ms = view, [], 0.0
+        arm = self.decision.arm
+        if arm.exit is None:
+            return Plan(None, (0,) * len(view.sequences))
+        plan = uniform(view, DepthRule((self.costs.exits[arm.exit],)), self.decision.length)
+        mode = arm.mode if arm.mode in view.modes else Mode.SERIAL
+        return replace(plan, stop_probability=self.decision.stop_probability, mode=mode)
+
+    def observe(self, record: RoundRecord) -> None:
+        self._records.append(record)
+        self._passed_ms += record.draft_ms + record.verify_ms + record.rest_ms
+
+    def _is_due(self, view: BatchView) -> bool:
+        """While little is known, during a trial and when the batch changes a decision is worth more than it costs."""
+        if self.view is None or self._num_plans <= YOUNG or self.decision.trial or self._passed_ms >= PAUSE_MS:
+            return True
+        before, now = len(self.view.sequences), len(view.sequences)
+        return 4 * abs(now - before) > before or view.modes != self.view.modes
+
+
 def uniform(view: BatchView, depth: DepthRule, length: int) -> Plan:
-    lengths = tuple(min(length, sequence.remaining - 1) for sequence in view.sequences)
+    lengths = tuple([min(length, row.remaining - 1) if row.drafts else 0 for row in view.sequences])
     return Plan(depth if any(lengths) else None, lengths)
 
 

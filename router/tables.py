@@ -1,4 +1,4 @@
-"""A target's cost curves, read off once into arrays: a plan looks at hundreds of their cells."""
+"""A target's cost curves as arrays, made once: a decision looks at hundreds of their cells."""
 
 from __future__ import annotations
 
@@ -8,66 +8,93 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from protocol.plan import DepthRule
 from router.costs import CostCurves
 
 Floats = npt.NDArray[np.float64]
 
+CATCH_UP = 256  # tokens that catching up is priced by
+
 
 @dataclass(frozen=True, slots=True)
-class Tables:
-    """The curves of one target, as arrays. length: of the longest draft; max_rows: of the largest batch."""
+class Costs:
+    """Milliseconds by number of rows, from 0 to the largest batch.
 
-    curves: CostCurves
-    rules: tuple[DepthRule, ...]
+    exits: of the drafter, in layers, ascending. length: of the longest draft. places: 0 to length - 1.
+    verify[rows, context, n]: a pass with n drafted tokens for each row, over contexts; widths: 0 to length.
+    steps[rows, n, exit]: drafting the token behind n others, without the link.
+    catch_up[rows, exit]: one more unseen token of each row, for the layers between an exit and the one before.
+    """
+
+    exits: tuple[int, ...]
     length: int
-    max_rows: int
-    steps: tuple[Floats, ...]  # per rule: [max_rows + 1, length] ms of the token at a position, for so many rows
-    overhead: tuple[float, ...]  # [max_rows + 1] ms by rows, and link likewise
-    link: tuple[float, ...]
-    widths: Floats  # tokens per row that passes are known of, and contexts
+    places: npt.NDArray[np.int64]
+    widths: Floats
     contexts: Floats
-    passes: Floats  # [max_rows + 1, widths, contexts] ms
+    verify: Floats
+    steps: Floats
+    catch_up: Floats
+    link: tuple[float, ...]
+    rest: tuple[float, ...]
 
-    def verify(self, num_rows: int, context: float) -> tuple[Floats, Floats]:
-        """Numbers of tokens in a pass and its ms, to interpolate between."""
-        contexts, known = self.contexts, self.passes[num_rows]
-        right = min(max(int(np.searchsorted(contexts, context)), 1), len(contexts) - 1)
-        if right < 1:
-            return num_rows * self.widths, known[:, 0]
-        share = max((context - contexts[right - 1]) / (contexts[right] - contexts[right - 1]), 0.0)
-        ms = known[:, right - 1] + share * (known[:, right] - known[:, right - 1])
-        return num_rows * self.widths, np.maximum(ms, known[:, right]) if share > 1 else ms
+    def rows(self, num_rows: int) -> int:
+        """As an index."""
+        return min(num_rows, len(self.rest) - 1)
+
+    def passes(self, num_rows: int, context: float) -> Floats:
+        """[1 + length]: a pass, by drafted tokens of each row."""
+        known, contexts = self.verify[self.rows(num_rows)], self.contexts
+        if len(contexts) == 1:
+            return known[0]
+        right = min(max(int(contexts.searchsorted(context)), 1), len(contexts) - 1)
+        left = float(contexts[right - 1])
+        share = max((context - left) / (float(contexts[right]) - left), 0.0)
+        passes: Floats = known[right - 1] + share * (known[right] - known[right - 1])
+        return passes
+
+    def verify_ms(self, num_rows: int, num_tokens: float, context: float) -> float:
+        return float(np.interp(num_tokens / num_rows - 1, self.widths, self.passes(num_rows, context)))
+
+    def draft_ms(self, exit_: int, lengths: Sequence[int]) -> float:
+        """At each place only the rows whose draft gets there."""
+        total, there = 0.0, len(lengths)
+        ends = [0] * (self.length + 1)
+        for length in lengths:
+            ends[min(length, self.length)] += 1
+        for place in range(self.length):
+            there -= ends[place]
+            if not there:
+                break
+            total += float(self.steps[self.rows(there), place, exit_])
+        return total
+
+    def token_ms(
+        self, exit_: int, num_drafting: int, num_rows: int, length: int, context: float
+    ) -> tuple[float, float]:
+        """What one row's next token adds to a round: of a drafting step what grows with rows, and of the pass."""
+        rows, half = self.rows(num_drafting), self.rows(num_drafting) // 2
+        steps = float((self.steps[rows, :length, exit_] - self.steps[half, :length, exit_]).sum()) / (rows - half)
+        passes = self.passes(num_rows, context)
+        return steps / length, float(passes[length] - passes[0]) / (length * num_rows)
 
 
-def tables(curves: CostCurves, rules: Sequence[DepthRule], length: int, max_rows: int) -> Tables:
-    """Raises ConfigError for curves without a drafter."""
-    steps = tuple(_draft_steps(curves, rule, length, max_rows) for rule in rules)
-    overhead = tuple(curves.overhead_ms(max(num_rows, 1)) for num_rows in range(max_rows + 1))
-    link = tuple(curves.link_ms(max(num_rows, 1)) for num_rows in range(max_rows + 1))
-    _, each, contexts = curves.target.verify.points
-    widths = sorted({point for point in each if point < 1 + length} | {1.0, 1.0 + length})
+def tables(curves: CostCurves, exits: Sequence[int], length: int, max_rows: int, linked: bool = True) -> Costs:
+    """linked: drafts come over a link, whose time then counts. Raises ConfigError for curves without a drafter."""
+    rows, lengths, contexts = range(max_rows + 1), range(length + 1), curves.target.verify.points[2]
     passes = [
-        [[curves.verify_ms(max(n, 1), max(n, 1) * width, context) for context in contexts] for width in widths]
-        for n in range(max_rows + 1)
+        [[curves.verify_ms(max(n, 1), max(n, 1) * (1 + each), context) for each in lengths] for context in contexts]
+        for n in rows
     ]
-    return Tables(
-        curves,
-        tuple(rules),
+    drafts = [[[curves.draft_ms(n, exit_, each) if n else 0.0 for exit_ in exits] for each in lengths] for n in rows]
+    ends = [[curves.catch_up_ms(max(n, 1), exit_, CATCH_UP) / CATCH_UP for exit_ in exits] for n in rows]
+    return Costs(
+        tuple(exits),
         length,
-        max_rows,
-        steps,
-        overhead,
-        link,
-        np.asarray(widths),
+        np.arange(length),
+        np.arange(1.0 + length),
         np.asarray(contexts),
         np.asarray(passes),
+        np.maximum(np.diff(np.asarray(drafts), axis=1), 0.0),
+        np.maximum(np.diff(np.asarray(ends), axis=1, prepend=0.0), 0.0),
+        tuple(curves.link_ms(max(n, 1)) if linked else 0.0 for n in rows),
+        tuple(curves.overhead_ms(max(n, 1)) for n in rows),
     )
-
-
-def _draft_steps(curves: CostCurves, rule: DepthRule, length: int, max_rows: int) -> Floats:
-    depth = sum(rule.exits) / len(rule.exits)
-    table = np.zeros((max_rows + 1, length + 1))
-    for num_rows in range(1, max_rows + 1):
-        table[num_rows, 1:] = [curves.draft_ms(num_rows, depth, number) for number in range(1, length + 1)]
-    return np.maximum(np.diff(table, axis=1), 0.0)

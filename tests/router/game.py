@@ -1,143 +1,210 @@
-"""A target and its pool as numbers: texts whose drafts are right by coupled uniforms, rounds that take what curves say.
+"""A virtual target and its pool: drawn texts, and rounds that take what cost curves say.
 
-One uniform per sequence and position decides: an exit is right there iff the uniform is below its hazard. Confidences
-spread around the hazard such that they tell the truth: a token is right with the probability that they say.
+Every row and position of a text has a uniform number and a mood. The mood moves the chance of every exit there, and the
+token is right when the uniform number lies below the chance; so deeper exits are right wherever shallower ones are, and
+all policies meet the same luck. A confidence is the chance, to a power that nobody is told.
 """
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
 
-from protocol.draft import DraftBlock, DraftStatus
-from protocol.outcome import Probe, RoundOutcome, RowOutcome
-from protocol.plan import BatchView, Plan, SequenceView
+import numpy as np
+
+from protocol.plan import BatchView, Mode, Plan, SequenceView
+from protocol.record import Origin, RoundRecord, RowRecord
+from router.filters import Floats, sigmoid
 from router.policy import Policy
-from router.predict import Predictor
+from tests.router.worlds import World
 
-Hazards = Mapping[int, float]  # by exit
+POSITIONS = 4096
+PROMPT, LENGTH = 256, 200  # tokens of a text before its first round, and after
+MOODS, MEMORY = 1.2, 0.5  # standard deviation in log odds, and its correlation from token to token
+AT_HAND = {True: 0.9, False: 0.5}  # rows that have a proposal when drafting ahead: after a whole one, after a refusal
+HICCUPS, HICCUP = 0.01, 3.0  # share of passes that take so many times as long
 
 
-@dataclass(slots=True)
-class Text:
-    """told: positions up to which probes told of it."""
+class Truth:
+    """What rounds really take. factors: over the profile, by part of the round."""
 
-    id: int
-    num_tokens: int = 100
-    told: int = 100
+    def __init__(self, world: World, factors: Mapping[str, float] | None = None) -> None:
+        curves, self._factors = world.curves, dict(factors or {})
+        self._verify, self._draft = cache(curves.verify_ms), cache(curves.draft_ms)
+        self.link_ms, self._rest = cache(curves.link_ms), cache(curves.overhead_ms)
+        self._catch_up = cache(curves.catch_up_ms)
+
+    def verify_ms(self, rows: int, tokens: int, context: float) -> float:
+        part = "plain" if tokens == rows else "wide"
+        return self._verify(rows, tokens, 16 * (context // 16)) * self._factors.get(part, 1.0)
+
+    def draft_ms(self, exit_: int, lengths: Sequence[int]) -> float:
+        """The link not included. At each place only the rows whose draft gets there."""
+        total = 0.0
+        for place in range(max(lengths)):
+            rows = sum(length > place for length in lengths)
+            total += self._draft(rows, exit_, place + 1) - self._draft(rows, exit_, place)
+        return total * self._factors.get(f"draft {exit_}", 1.0)
+
+    def catch_up_ms(self, rows: int, exit_: int, missing: float) -> float:
+        return self._catch_up(rows, exit_, 256) / 256 * missing if missing > 16 else 0.0
+
+    def rest_ms(self, rows: int) -> float:
+        return self._rest(rows) * self._factors.get("rest", 1.0)
+
+
+class Luck:
+    """The texts of a game."""
+
+    def __init__(self, world: World, rows: int, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        self.uniform = rng.random((rows, POSITIONS))
+        moods = rng.standard_normal((POSITIONS, rows)) * MOODS
+        for at in range(1, POSITIONS):
+            moods[at] = MEMORY * moods[at - 1] + math.sqrt(1 - MEMORY**2) * moods[at]
+        self._moods, self._rates = moods.T, world.texts
+        self._chances: dict[str, dict[int, Floats]] = {}
+
+    def chances(self, text: str) -> dict[int, Floats]:
+        """By exit: [rows, POSITIONS]."""
+        if text not in self._chances:
+            levels = {exit_: _level(rate) for exit_, rate in self._rates[text].items()}
+            self._chances[text] = {exit_: sigmoid(level + self._moods) for exit_, level in levels.items()}
+        return self._chances[text]
+
+
+@cache
+def _level(rate: float) -> float:
+    """The log odds around which moods spread the chance so that its mean is the rate."""
+    moods = MOODS * np.random.default_rng(0).standard_normal(20_000)
+    low, high = -12.0, 12.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sigmoid(middle + moods).mean() < rate else (low, middle)
+    return low
 
 
 @dataclass(slots=True)
 class Game:
-    """true: what rounds take. hazards: of the text, by round. spread: of confidences around them, in [0, 1).
-
-    overlap: how drafts are made; exposed: how much of drafting is waited for then.
+    """text: of a round, by its number. noise: of times, in logs. power: of a chance is the confidence that the pool
+    reports. beside: how much longer passes take while the pool drafts ahead.
     """
 
     policy: Policy
-    true: Predictor
-    hazards: Callable[[int], Hazards]
+    truth: Truth
+    luck: Luck
+    text: Callable[[int], str]
     batch: int
-    rng: random.Random
-    spread: float = 0.0
-    remaining: int = 10_000
+    rng: np.random.Generator
     noise: float = 0.0
-    overlap: str = ""
-    exposed: float = 1.0
+    power: float = 1.0
+    modes: tuple[Mode, ...] = (Mode.SERIAL,)
+    beside: float = 1.0
     now_ms: float = 0.0
     tokens: int = 0
-    turn: int = 0
-    plans: list[Plan] = field(default_factory=list)
-    probe_ms: float = 0.0
-    texts: list[Text] = field(init=False)
-    _drawn: dict[tuple[int, int], tuple[float, float]] = field(default_factory=dict)
+    records: list[RoundRecord] = field(default_factory=list)
+    _at: list[int] = field(init=False)
+    _at_hand: list[bool] = field(init=False)
+    _pass_ms: float = 0.0  # of the round before
+    _seen: dict[int, list[int]] = field(default_factory=dict)  # by exit and row: positions that its layers have run
 
     def __post_init__(self) -> None:
-        self.texts = [Text(index) for index in range(self.batch)]
+        self._at, self._at_hand = [0] * self.batch, [False] * self.batch
+
+    @property
+    def plans(self) -> list[Plan]:
+        return [record.plan for record in self.records]
 
     def play(self, rounds: int) -> float:
-        """Committed tokens per second over these rounds."""
+        """Committed tokens per ms over these rounds."""
         tokens, now = self.tokens, self.now_ms
         for _ in range(rounds):
             self.round()
-        return 1e3 * (self.tokens - tokens) / (self.now_ms - now)
+        return (self.tokens - tokens) / (self.now_ms - now)
+
+    def view(self) -> BatchView:
+        return BatchView(tuple(self._view(row) for row in range(self.batch)), modes=self.modes)
 
     def round(self) -> None:
-        sequences = tuple(SequenceView(text.num_tokens, self.remaining, text.id) for text in self.texts)
-        plan = self.policy.plan(BatchView(sequences, overlap=self.overlap))
-        self.plans.append(plan)
-        hazards = self.hazards(self.turn)
-        drafts = [self.draft(text, plan, row, hazards) for row, text in enumerate(self.texts)]
-        kept = self.policy.prune(plan, drafts)
-        rows = tuple(map(self.row, self.texts, drafts, kept))
-        self.policy.observe(self.outcome(plan, rows, drafts))
-        self.turn += 1
+        view = self.view()
+        plan, context = self.policy.plan(view), sum(row.num_tokens for row in view.sequences) / self.batch
+        rows = self._rows(plan)
+        draft_ms = self._draft_ms(plan, rows)
+        proposed = sum(row.num_proposed for row in rows)
+        verify_ms = self.truth.verify_ms(self.batch, self.batch + proposed, context) * self._shake()
+        verify_ms *= self.beside if plan.mode is not Mode.SERIAL and proposed else 1.0
+        rest_ms = self.truth.rest_ms(self.batch) * self._shake()
+        self._pass_ms = verify_ms
+        began, committed = self.now_ms, self.batch + sum(row.num_accepted for row in rows)
+        self.now_ms += rest_ms + draft_ms + verify_ms
+        self.tokens += committed
+        for row, record in enumerate(rows):
+            self._at[row] = (self._at[row] + 1 + record.num_accepted) % (POSITIONS - 64)
+        moments = [began, began + rest_ms, began + rest_ms + draft_ms, self.now_ms, self.now_ms]
+        names = ("began_s", "planned_s", "drafted_s", "verified_s", "ended_s")
+        times = {name: moment / 1e3 for name, moment in zip(names, moments, strict=True)}
+        self.records.append(RoundRecord(len(self.records), plan, rows, context, committed, **times))
+        self.policy.observe(self.records[-1])
 
-    def draft(self, text: Text, plan: Plan, row: int, hazards: Hazards) -> DraftBlock | None:
-        probes = row in plan.probes
-        if plan.depth is None or not (plan.lengths[row] or probes):
-            return None
-        exits, sure, product = [], [], 1.0
-        for position in range(text.num_tokens, text.num_tokens + plan.lengths[row]):
-            exit_ = plan.depth.exits[-1]
-            exits.append(exit_)
-            sure.append(self.look(text, position, exit_, hazards)[1])
-            product *= sure[-1]
-            if plan.floor and product <= plan.floor:
-                break
-        probe = self.probe(text, hazards) if probes else None
-        return DraftBlock(text.id, text.num_tokens, DraftStatus.OK, (0,) * len(exits), tuple(exits), tuple(sure), probe)
+    def _view(self, row: int) -> SequenceView:
+        """A row's texts follow each other; rows are in different places of theirs."""
+        number, at = divmod(self._at[row] + row * LENGTH // self.batch, LENGTH)
+        return SequenceView(PROMPT + at, LENGTH + 16 - at, self.batch * number + row)
 
-    def probe(self, text: Text, hazards: Hazards) -> Probe:
-        positions = range(max(text.told, text.num_tokens - 64), text.num_tokens)
-        looks = [[self.look(text, position, exit_, hazards) for position in positions] for exit_ in sorted(hazards)]
-        text.told = text.num_tokens
-        return Probe(
-            positions.start,
-            tuple(tuple(right for right, _ in row) for row in looks),
-            tuple(tuple(sure for _, sure in row) for row in looks),
+    def _rows(self, plan: Plan) -> tuple[RowRecord, ...]:
+        ahead = plan.mode is not Mode.SERIAL
+        waits = not ahead or 2 * sum(self._at_hand) < self.batch
+        rows = []
+        for row, at_hand in enumerate(self._at_hand):
+            found = self._row(row, plan) if waits or at_hand else RowRecord(row)
+            rows.append(replace(found, origin=Origin.FULL) if ahead and at_hand and found.num_proposed else found)
+            whole = found.num_accepted == found.num_proposed
+            self._at_hand[row] = ahead and bool(self.rng.random() < AT_HAND[whole])
+        return tuple(rows)
+
+    def _row(self, row: int, plan: Plan) -> RowRecord:
+        if not plan.lengths[row] or plan.depth is None:
+            return RowRecord(row)
+        exit_, at, length = plan.depth.exits[-1], self._at[row], plan.lengths[row]
+        chance = self.luck.chances(self.text(len(self.records)))[exit_][row, at : at + length]
+        sure = chance**self.power
+        ends = np.cumprod(sure) <= plan.stop_probability
+        drafted = int(ends.argmax()) + 1 if ends.any() else length
+        wrong = self.luck.uniform[row, at : at + drafted] >= chance[:drafted]
+        accepted = int(wrong.argmax()) if wrong.any() else drafted
+        confidences = tuple(sure[:drafted].tolist())
+        return RowRecord(
+            row, drafted, accepted, Origin.FRESH, plan.depth, length, (exit_,) * drafted, confidences, num_fed=1
         )
 
-    def look(self, text: Text, position: int, exit_: int, hazards: Hazards) -> tuple[bool, float]:
-        """Whether an exit is right at a position, and its confidence."""
-        key = (text.id, position)
-        if key not in self._drawn:
-            self._drawn[key] = (self.rng.random(), self.rng.uniform(-1, 1))
-        uniform, mood = self._drawn[key]
-        rate = hazards[exit_]
-        sure = rate + mood * self.spread * min(rate, 1 - rate)
-        return uniform < sure, sure
+    def _draft_ms(self, plan: Plan, rows: Sequence[RowRecord]) -> float:
+        """What is waited for: fresh drafts, and of those made ahead what was not done when the pass ended."""
+        lengths = [row.num_proposed if row.origin is Origin.FRESH else 0 for row in rows]
+        if plan.depth is None or not any(row.num_proposed for row in rows):
+            return 0.0
+        exit_ = plan.depth.exits[-1]
+        if not any(lengths):
+            ahead_ms = self.truth.draft_ms(exit_, [row.num_proposed for row in rows])
+            return max(ahead_ms + self.truth.link_ms(self.batch) - self._pass_ms, 0.0)
+        took = self.truth.draft_ms(exit_, lengths) * self._shake() + self.truth.link_ms(self.batch)
+        return took + self._catch_up_ms(exit_)
 
-    def row(self, text: Text, draft: DraftBlock | None, kept: int) -> RowOutcome:
-        accepted = 0
-        if draft is not None:
-            hazards = self.hazards(self.turn)
-            while accepted < kept and self.look(text, text.num_tokens + accepted, draft.exits[accepted], hazards)[0]:
-                accepted += 1
-        text.num_tokens += 1 + accepted
-        self.tokens += 1 + accepted
-        if draft is None:
-            return RowOutcome(text.id, 0, 0)
-        return RowOutcome(text.id, accepted, kept, draft.exits, draft.confidences, 1, draft.probe)
+    def _catch_up_ms(self, exit_: int) -> float:
+        """Of layers that have not run for a while, in the texts that are under way."""
+        seen = self._seen.get(exit_, [0] * self.batch)
+        places = [(at + row * LENGTH // self.batch) % LENGTH for row, at in enumerate(self._at)]
+        missing = [min(at - own, place) for at, own, place in zip(self._at, seen, places, strict=True)]
+        for other in self.luck.chances(self.text(len(self.records))):
+            if other <= exit_:
+                self._seen[other] = list(self._at)
+        return self.truth.catch_up_ms(self.batch, exit_, sum(missing) / self.batch)
 
-    def outcome(self, plan: Plan, rows: tuple[RowOutcome, ...], drafts: list[DraftBlock | None]) -> RoundOutcome:
-        rules = self.true.tables.rules
-        lengths = [len(draft.tokens) if draft else 0 for draft in drafts]
-        rule = rules.index(plan.depth) if plan.depth in rules and any(lengths) else None
-        context = sum(text.num_tokens for text in self.texts) / self.batch
-        draft_ms = 0.0 if rule is None else self.exposed * self.true.draft_ms(rule, lengths)
-        probe_ms = sum(0.3 for draft in drafts if draft and draft.probe)
-        verify_ms = self.true.verify_ms(self.batch, self.batch + sum(row.num_verified for row in rows), context)
-        rest_ms = self.true.other_ms(self.batch, rule is not None)
-        shake = 1 + self.rng.uniform(-self.noise, self.noise)
-        self.probe_ms += probe_ms
-        self.now_ms += (draft_ms + verify_ms + rest_ms) * shake + probe_ms
-        return RoundOutcome(
-            plan,
-            rows,
-            context,
-            draft_ms * shake + probe_ms,
-            verify_ms=verify_ms * shake,
-            rest_ms=rest_ms * shake,
-        )
+    def _shake(self) -> float:
+        """A factor of mean 1."""
+        if not self.noise:
+            return 1.0
+        hiccup = HICCUP if self.rng.random() < HICCUPS else 1.0
+        mean = 1 + HICCUPS * (HICCUP - 1)
+        return float(np.exp(self.noise * self.rng.standard_normal() - self.noise**2 / 2)) * hiccup / mean
