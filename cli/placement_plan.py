@@ -9,42 +9,31 @@ from rich.table import Table
 
 from deployments.config import AppConfig, TargetConfig
 from deployments.placement import Place, pool_of
-from router.explain import Option, rule_name
-from router.overlap import Overlap
+from protocol.plan import Mode
+from router.explain import Option, best
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One way to run. threads: of the target, and of a pool that has its own."""
+    """One way to run, with its best arm. threads: of the target, and of a pool that has its own."""
 
     place: Place
     threads: str
-    how: str
-    arm: str
-    length: str
-    round_ms: float
-    tokens: float
-
-    @property
-    def goodput(self) -> float:
-        return 1e3 * self.tokens / self.round_ms
+    mode: Mode
+    best: Option
 
 
-def rows_of(config: AppConfig, target: TargetConfig, found: Sequence[Option], ahead: Sequence[Overlap]) -> list[Row]:
-    """In turn as the router would choose, and ahead at the best depth and length, where the placement allows it."""
+def rows_of(config: AppConfig, target: TargetConfig, found: Sequence[Option]) -> list[Row]:
+    """In turn as the router would choose, and ahead likewise, where the placement allows it."""
     pool = pool_of(config, target)
     apart = pool is not None and config.placement == "separate"
     threads = f"{target.threads} + {pool.threads}" if pool is not None and apart else str(target.threads)
-    turn = next(option for option in found if option.chosen)
-    lengths = sorted({min(turn.lengths), max(turn.lengths)})
-    told = "-".join(map(str, lengths))
-    made = [
-        Row(config.placement, threads, "in turn", rule_name(turn.rule), told, turn.cost.total_ms, turn.tokens),
-    ]
-    if apart and ahead:
-        best = max(ahead, key=lambda one: one.goodput)
-        arm, length = rule_name(best.rule), str(best.length)
-        made.append(Row(config.placement, threads, "mirror", arm, length, best.law.mirror_ms, best.tokens))
+    made = []
+    for mode in Mode:
+        arms = [option for option in found if option.mode is mode]
+        if arms:
+            top = best(arms)
+            made.append(Row(config.placement, threads, mode, top))
     return made
 
 
@@ -54,9 +43,10 @@ def table(rows: Sequence[Row], title: str) -> Table:
         made.add_column(head, no_wrap=True)
     for head in ("length", "ms", "tokens/s"):
         made.add_column(head, justify="right")
-    best = max(rows, key=lambda row: row.goodput)
+    top = max(rows, key=lambda row: row.best.goodput)
     for row in rows:
-        mark = "→" if row is best else ""
-        cells = (row.length, f"{row.round_ms:.2f}", f"{row.goodput:.1f}")
-        made.add_row(mark, f"{row.place}, {row.how}", row.threads, row.arm, *cells)
+        mark = "→" if row is top else ""
+        arm = row.best
+        cells = (str(arm.length), f"{arm.round_ms:.2f}", f"{arm.goodput:.1f}")
+        made.add_row(mark, f"{row.place}, {row.mode}", row.threads, arm.name, *cells)
     return made

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -18,20 +17,17 @@ from rich.table import Table
 from cli import placement_plan
 from cli.arguments import whole
 from cli.placement_plan import Row, rows_of
-from deployments.config import AppConfig, GoodputSpeculation, PoolConfig, TargetConfig, load_config
-from deployments.placement import PLACES, as_placed, pool_of, without_link
-from deployments.policies import goodput_config
+from deployments.config import AdaptiveSpeculation, AppConfig, GoodputSpeculation, PoolConfig, TargetConfig, load_config
+from deployments.placement import PLACES, as_placed, pool_of
 from deployments.profile_store import find, model_key
 from drafters.manifest import Manifest
 from model.files import resolve
 from protocol.errors import ConfigError
-from router.acceptance import Acceptance
+from protocol.plan import BatchView, Mode, SequenceView
+from router.belief import Belief, prior
 from router.costs import CostCurves, DrafterCosts, TargetCosts
-from router.explain import Floats, Option, constant_hazards, options, rule_name
-from router.goodput import GoodputConfig
-from router.overlap import Overlap, overlaps
-from router.predict import Predictor
-from router.tables import tables
+from router.explain import Option, assumed, best, options
+from router.tables import Costs, tables
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -65,9 +61,10 @@ def run(args: argparse.Namespace) -> int:
     found = planned(config, str(args.config), args)
     of_batch = f"{args.batch} rows at {args.context} tokens"
     console = Console(highlight=False)
-    console.print(table(found.options, f"{target.name}: rounds of {of_batch}, in ms"))
-    if not isinstance(target.speculation, GoodputSpeculation):
-        console.print(f"target {target.name} does not choose itself: its policy is not goodput", soft_wrap=True)
+    in_turn = [option for option in found if option.mode is Mode.SERIAL]
+    console.print(table(in_turn, f"{target.name}: rounds of {of_batch}, in ms"))
+    if not isinstance(target.speculation, AdaptiveSpeculation):
+        console.print(f"target {target.name} does not choose itself: its policy is not adaptive", soft_wrap=True)
     rows, notes = placements(config, args)
     console.print(placement_plan.table(rows, f"{target.name}: {of_batch}, by placement"))
     for note in notes:
@@ -75,28 +72,19 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """What a target would do. overlaps: where it drafts ahead, all that it could."""
+def planned(config: AppConfig, where: str, args: argparse.Namespace) -> tuple[Option, ...]:
+    """What a target could do, in turn and, where the pool has its own place, ahead.
 
-    options: Sequence[Option]
-    overlaps: Sequence[Overlap]
-
-
-def planned(config: AppConfig, where: str, args: argparse.Namespace) -> Planned:
-    """where: the config, as the command that profiles names it. Raises ConfigError for what is not known."""
+    where: the config, as the command that profiles names it. Raises ConfigError for what is not known.
+    """
     target, pool = chosen(config, args.target)
-    settings = target.speculation if isinstance(target.speculation, GoodputSpeculation) else GoodputSpeculation()
-    choices = choices_of(target, settings, pool, max_rows=args.batch)
-    curves = kept(where, target, pool)
-    if config.placement == "colocated" and curves.drafter is not None:
-        curves = replace(curves, drafter=without_link(curves.drafter))
-    predictor = Predictor(tables(curves, choices.rules, choices.length, choices.max_rows), choices.linked)
-    hazards, room = hazards_of(choices, args.acceptance), min(choices.length, args.remaining - 1)
-    return Planned(
-        options(predictor, hazards, args.batch, args.context, room),
-        overlaps(predictor, hazards, args.batch, args.context, room),
-    )
+    settings = target.speculation if isinstance(target.speculation, AdaptiveSpeculation) else GoodputSpeculation()
+    exits = exits_of(settings, pool)
+    apart = config.placement == "separate"
+    costs = tables(kept(where, target, pool), exits, settings.length, args.batch, linked=apart)
+    sequence = SequenceView(args.context, args.remaining)
+    view = BatchView((sequence,) * args.batch, modes=(Mode.SERIAL, Mode.AHEAD) if apart else (Mode.SERIAL,))
+    return options(belief_of(costs, args.acceptance), costs, view)
 
 
 def placements(config: AppConfig, args: argparse.Namespace) -> tuple[list[Row], list[str]]:
@@ -110,7 +98,7 @@ def placements(config: AppConfig, args: argparse.Namespace) -> tuple[list[Row], 
         except ConfigError as error:
             notes.append(f"{place} is left out: {error}")
             continue
-        rows += rows_of(placed, chosen(placed, args.target)[0], found.options, found.overlaps)
+        rows += rows_of(placed, chosen(placed, args.target)[0], found)
     return rows, notes
 
 
@@ -126,12 +114,12 @@ def chosen(config: AppConfig, name: str | None) -> tuple[TargetConfig, PoolConfi
     raise ConfigError(f"--target {name!r} is not in the config; it has {names}")
 
 
-def choices_of(target: TargetConfig, settings: GoodputSpeculation, pool: PoolConfig, max_rows: int) -> GoodputConfig:
-    """Raises ConfigError for a damaged manifest, or thresholds that do not fit its exits."""
+def exits_of(settings: AdaptiveSpeculation, pool: PoolConfig) -> tuple[int, ...]:
+    """What there is to choose from. Raises ConfigError for a damaged manifest."""
     try:
-        return goodput_config(settings, Manifest.load(resolve(pool.path)).exits, max_rows)
+        return settings.exits or Manifest.load(resolve(pool.path)).exits
     except ValueError as error:
-        raise ConfigError(f"speculation of target {target.name}: {error}") from None
+        raise ConfigError(str(error)) from None
 
 
 def kept(config: Path | str, target: TargetConfig, pool: PoolConfig) -> CostCurves:
@@ -144,36 +132,25 @@ def kept(config: Path | str, target: TargetConfig, pool: PoolConfig) -> CostCurv
     return CostCurves(target.name, costs, drafter)
 
 
-def hazards_of(choices: GoodputConfig, rates: Mapping[int, float] | None) -> tuple[Floats, ...]:
-    """Of each rule. rates: None for what the router expects before it knows.
-
-    Raises ConfigError for acceptance at depths that the drafter has not.
-    """
-    rules, length = choices.rules, choices.length
+def belief_of(costs: Costs, rates: Mapping[int, float] | None) -> Belief:
+    """rates: None for what the router expects at first. Raises ConfigError for depths that the drafter has not."""
     if rates is None:
-        acceptance = Acceptance(rules, length, choices.acceptance)
-        return tuple(acceptance.hazards(number) for number in range(len(rules)))
-    if unknown := sorted(set(rates) - set(choices.exits)):
-        exits = ", ".join(map(str, choices.exits))
+        return prior(costs)
+    if unknown := sorted(set(rates) - set(costs.exits)):
+        exits = ", ".join(map(str, costs.exits))
         raise ConfigError(f"--acceptance names depth {unknown[0]}; the drafter has the exits {exits}")
-    return constant_hazards(rules, length, rates)
+    return assumed(costs, rates)
 
 
 def table(found: Sequence[Option], title: str) -> Table:
     made = Table("", title=title)
     for head in ("arm", "length"):
         made.add_column(head, no_wrap=True)
-    for head in ("draft", "verify", "other", "tokens", "tokens/s"):
+    for head in ("draft", "verify", "rest", "tokens", "tokens/s"):
         made.add_column(head, justify="right")
+    chosen = best(found)
     for option in found:
-        cost = option.cost
-        cells = (f"{ms:.2f}" for ms in (cost.draft_ms, cost.verify_ms, cost.other_ms, option.tokens))
-        mark = "→" if option.chosen else ""
-        made.add_row(mark, rule_name(option.rule), lengths(option), *cells, f"{option.goodput:.1f}")
+        cells = (f"{ms:.2f}" for ms in (option.draft_ms, option.verify_ms, option.rest_ms, option.tokens))
+        mark = "→" if option is chosen else ""
+        made.add_row(mark, option.name, str(option.length), *cells, f"{option.goodput:.1f}")
     return made
-
-
-def lengths(option: Option) -> str:
-    low, high = min(option.lengths), max(option.lengths)
-    both = str(low) if low == high else f"{low}-{high}"
-    return f"best: {both}" if option.budget else both

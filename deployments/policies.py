@@ -1,7 +1,7 @@
 """From the speculation section of a config to the policy of a target.
 
-A fixed depth and a table are there from the start. What an adaptive policy chooses from are the exits of the drafter, at
-what they cost, and that a draft replica tells: until the first one does, decoding is plain.
+A fixed depth and a table are there from the start. An adaptive policy chooses from the exits of the drafter at their
+costs, which a draft replica tells: until the first one does, decoding is plain.
 """
 
 from __future__ import annotations

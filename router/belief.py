@@ -1,12 +1,12 @@
 """What a target believes of its rounds, and how rounds change that. Values and pure functions.
 
-    accept    log odds that a drafted token is accepted if all before it were: a level of the text, an offset per exit
-    cost      log of measured over profiled time: a level of the machine, an offset per part of a round
-    ahead     by mode that drafts ahead: the share of rows that have a proposal, and of what the pass could hide of a draft
-              the share that is waited for none the less
-    goes_on   how often drafts go on behind a token, and behind an accepted one: they end where the next does not pay
-    wait_ms   that a request queues at the pool
-    lags      by exit: tokens of each row that its layers have not run
+accept    log odds that a drafted token is accepted if all before it were: a level of the text, an offset per exit
+cost      log of measured over profiled time: a level of the machine, an offset per part of a round
+ahead     by mode that drafts ahead: the share of rows that have a proposal, and the share that is waited for of
+          what the pass could hide of a draft
+goes_on   how often drafts go on behind a token, and behind an accepted one: they end where the next does not pay
+wait_ms   that a request queues at the pool
+lags      by exit: tokens of each row that its layers have not run
 """
 
 from __future__ import annotations
@@ -28,13 +28,17 @@ AHEAD = (Mode.AHEAD, Mode.AHEAD_EARLY_EXIT)
 PLAIN, REST, WIDE = 0, 1, 2  # parts of a round: a pass without drafts, the rest, a pass with drafts by mode,
 DRAFT = WIDE + len(MODES)  # and drafts by exit
 
-RATE, PER_LAYER = 0.7, 0.06  # acceptance before anything is known (0.62: a first look at drafting comes late), in log odds
-LEVEL, OFFSET = 1.0, 0.25  # standard deviations: texts differ by 0.6 to 0.9 at one exit, exits by 0.1 to 0.6 in one text
-MACHINE, PASS, PART = 0.3, 0.04, 0.15  # likewise of times: all of them, passes of one kind, other parts
+RATE = 0.7  # acceptance rate of the first exit before anything is known; with 0.62 the first look at drafting is late
+PER_LAYER = 0.06  # log odds that a layer adds: of the demo's exits 0.01 to 0.1
+LEVEL, OFFSET = 1.0, 0.25  # deviations in log odds: texts differ by 1 to 3, exits by 0.1 to 0.6
+MACHINE, PASS, BESIDE, PART = 0.3, 0.04, 0.3, 0.15  # of log times: all, passes, passes beside a draft, other parts
 ROUND = 0.12  # standard deviation of a part's log time from round to round, as measured on two busy cores
 BURSTS = 1.5  # variance of accepted counts over that of independent tokens, for text is easy or hard for a while
 MEMORY = 1000.0  # rounds in which a belief decays to 1/e; with 300, lengths and exits flutter (-1 %)
-UNSEEN = 400.0  # and the level of the text while nothing is drafted, over the root of the rows: when off is left for a look
+UNSEEN = (
+    400.0  # and the text's level while off, over the root of the rows; 130: trials cost 3 %, 700: switches are late
+)
+USUAL = 500.0  # rounds by which texts of this target become what is expected of the next
 STOPS = 100.0  # tokens that what is known of stops weighs
 WAITS = 5.0  # rounds that what is known of the wait at the pool weighs
 SETTLED = 16  # tokens; a draft that is handed more of a row is catching up
@@ -58,7 +62,7 @@ def prior(costs: Costs) -> Belief:
     level = math.log(RATE / (1 - RATE))
     return Belief(
         accept=begin([level, *offsets.tolist()], [LEVEL, *[OFFSET] * num_exits]),
-        cost=begin([0.0] * (1 + DRAFT + num_exits), [MACHINE, PASS, PART, *[PASS] * len(MODES), *[PART] * num_exits]),
+        cost=begin([0.0] * (1 + DRAFT + num_exits), [MACHINE, PASS, PART, PASS, *[BESIDE] * len(AHEAD), *[PART] * num_exits]),
         ahead=begin([0.0, *[0.9, 0.4] * len(AHEAD)], [1e-3, *[0.2, 0.3] * len(AHEAD)]),
         lags=(0.0,) * num_exits,
     )
@@ -100,8 +104,9 @@ def _learn_tokens(belief: Belief, costs: Costs, records: Sequence[RoundRecord]) 
                 ended, whole = row.num_proposed < row.length, row.num_accepted == row.num_proposed
                 on, ends = on + row.num_proposed - 1, ends + ended
                 right, early = right + row.num_accepted - whole, early + (ended and whole)
-    drafted = any([seen.tried for seen in tokens])
-    accept, calibration = belief.accept.decayed(len(records) / MEMORY, _doubt(records, drafted)), belief.calibration
+    drafted, num_rounds = any(seen.tried for seen in tokens), len(records)
+    accept = belief.accept.settled(num_rounds / USUAL).decayed(num_rounds / MEMORY, _doubt(records, drafted))
+    calibration = belief.calibration
     for number, seen in enumerate(tokens):
         if seen.tried:
             accept = accept.counted(number, seen.accepted / BURSTS, seen.tried / BURSTS)
@@ -116,7 +121,7 @@ def _learn_tokens(belief: Belief, costs: Costs, records: Sequence[RoundRecord]) 
 
 
 def _doubt(records: Sequence[RoundRecord], drafted: bool) -> float:
-    """How much more the level decays: the more rows, the sooner one round of drafting tells, and the more is at stake."""
+    """How much more the level decays while off: sooner in large batches, where a round of drafting tells more."""
     return 0.0 if drafted else len(records) * math.sqrt(len(records[-1].rows)) / UNSEEN
 
 
@@ -158,7 +163,7 @@ def _learn_times(belief: Belief, costs: Costs, records: Sequence[RoundRecord]) -
             exit_ = _planned(record, costs)
             if exit_ is not None:
                 wait_ms += (record.wait_ms - wait_ms) / WAITS
-                if lags[exit_] <= SETTLED and not any([row.num_fed > SETTLED for row in record.rows]):
+                if lags[exit_] <= SETTLED and all(row.num_fed <= SETTLED for row in record.rows):
                     ahead = _learn_draft(parts, ahead, belief.cost, costs, record, exit_)
         lags = _lags(lags, costs, record)
     cost = belief.cost.decayed(len(records) / MEMORY)
@@ -181,9 +186,7 @@ def _add_passes(parts: Parts, record: RoundRecord) -> None:
     rest.num_rounds += 1
 
 
-def _learn_draft(
-    parts: Parts, ahead: Filter, cost: Filter, costs: Costs, record: RoundRecord, exit_: int
-) -> Filter:
+def _learn_draft(parts: Parts, ahead: Filter, cost: Filter, costs: Costs, record: RoundRecord, exit_: int) -> Filter:
     """From a round in which nothing had to be caught up with. Returns what is believed of drafting ahead."""
     waited, num_rows = record.draft_ms - record.wait_ms, len(record.rows)
     link = costs.link[costs.rows(num_rows)]

@@ -69,6 +69,12 @@ class Filter:
             cov[0, 0] += (1 - keep**2) * self.spread[0]
         return Filter(mean, cov, self.prior, self.spread, self.surprise, self.weight, self.num_changes)
 
+    def settled(self, share: float) -> Filter:
+        """So much of the level's prior gives way to what is believed: to what is usual."""
+        prior = self.prior.copy()
+        prior[0] += share * (self.mean[0] - prior[0])
+        return Filter(self.mean, self.cov, prior, self.spread, self.surprise, self.weight, self.num_changes)
+
     def measured(self, arm: int, value: float, variance: float) -> Filter:
         """A value with its variance."""
         before, doubt = float(self.mean[0] + self.mean[1 + arm]), self._variance(arm)

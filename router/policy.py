@@ -8,7 +8,6 @@ A policy holds no clock. Off, Fixed and Table know nothing; Ema is the obvious w
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -93,7 +92,7 @@ class Table(StaticPolicy):
 
 
 class Ema:
-    """SmartSpec (Liu et al. 2024): a moving average of acceptance, and the length that makes the most of it by the profile.
+    """SmartSpec (Liu et al. 2024): a moving average of acceptance, and the best arm for it by the profile.
 
     Exits that are not in use are taken to be as good as the one that is. Once off, it drafts again after a while.
     """

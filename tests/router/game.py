@@ -2,21 +2,21 @@
 
 Every row and position of a text has a uniform number and a mood. The mood moves the chance of every exit there, and the
 token is right when the uniform number lies below the chance; so deeper exits are right wherever shallower ones are, and
-all policies meet the same luck. Confidences are the chances, to a power that nobody is told.
+all policies meet the same luck. A confidence is the chance, to a power that nobody is told.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
-import numpy.typing as npt
 
 from protocol.plan import BatchView, Mode, Plan, SequenceView
 from protocol.record import Origin, RoundRecord, RowRecord
+from router.filters import Floats, sigmoid
 from router.policy import Policy
 from tests.router.worlds import World
 
@@ -24,74 +24,72 @@ POSITIONS = 4096
 PROMPT, LENGTH = 256, 200  # tokens of a text before its first round, and after
 MOODS, MEMORY = 1.2, 0.5  # standard deviation in log odds, and its correlation from token to token
 AT_HAND = {True: 0.9, False: 0.5}  # rows that have a proposal when drafting ahead: after a whole one, after a refusal
+HICCUPS, HICCUP = 0.01, 3.0  # share of passes that take so many times as long
 
 
 class Truth:
     """What rounds really take. factors: over the profile, by part of the round."""
 
-    def __init__(self, world: World, factors: Mapping[str, float] | None = None, linked: bool = True) -> None:
-        curves, self._factors, self.linked = world.curves, dict(factors or {}), linked
-        self._verify = cache(lambda rows, tokens, context: curves.verify_ms(rows, tokens, context))
-        self._draft = cache(lambda rows, exit_, length: curves.draft_ms(rows, exit_, length))
-        self._link, self._rest = cache(curves.link_ms), cache(curves.overhead_ms)
-        self._catch_up = cache(lambda rows, exit_: curves.catch_up_ms(rows, exit_, 256) / 256)
+    def __init__(self, world: World, factors: Mapping[str, float] | None = None) -> None:
+        curves, self._factors = world.curves, dict(factors or {})
+        self._verify, self._draft = cache(curves.verify_ms), cache(curves.draft_ms)
+        self.link_ms, self._rest = cache(curves.link_ms), cache(curves.overhead_ms)
+        self._catch_up = cache(curves.catch_up_ms)
 
     def verify_ms(self, rows: int, tokens: int, context: float) -> float:
         part = "plain" if tokens == rows else "wide"
-        return self._verify(rows, tokens, 64 * (context // 64)) * self._factors.get(part, 1.0)
+        return self._verify(rows, tokens, 16 * (context // 16)) * self._factors.get(part, 1.0)
 
     def draft_ms(self, exit_: int, lengths: Sequence[int]) -> float:
-        """The link not included. At each position only the rows whose draft gets there."""
+        """The link not included. At each place only the rows whose draft gets there."""
         total = 0.0
-        for position in range(max(lengths)):
-            rows = sum(length > position for length in lengths)
-            total += self._draft(rows, exit_, position + 1) - self._draft(rows, exit_, position)
+        for place in range(max(lengths)):
+            rows = sum(length > place for length in lengths)
+            total += self._draft(rows, exit_, place + 1) - self._draft(rows, exit_, place)
         return total * self._factors.get(f"draft {exit_}", 1.0)
 
     def catch_up_ms(self, rows: int, exit_: int, missing: float) -> float:
-        return self._catch_up(rows, exit_) * missing if missing > 16 else 0.0
-
-    def link_ms(self, rows: int) -> float:
-        return self._link(rows) if self.linked else 0.0
+        return self._catch_up(rows, exit_, 256) / 256 * missing if missing > 16 else 0.0
 
     def rest_ms(self, rows: int) -> float:
         return self._rest(rows) * self._factors.get("rest", 1.0)
 
 
 class Luck:
-    """The texts of a game. chances(text)[exit]: [rows, POSITIONS]."""
+    """The texts of a game."""
 
-    def __init__(self, world: World, rows: int, seed: int, moods: float = MOODS) -> None:
+    def __init__(self, world: World, rows: int, seed: int) -> None:
         rng = np.random.default_rng(seed)
         self.uniform = rng.random((rows, POSITIONS))
-        self.mood = rng.standard_normal((POSITIONS, rows)) * moods
+        moods = rng.standard_normal((POSITIONS, rows)) * MOODS
         for at in range(1, POSITIONS):
-            self.mood[at] = MEMORY * self.mood[at - 1] + math.sqrt(1 - MEMORY**2) * self.mood[at]
-        self.mood = self.mood.T
-        self._world, self._chances, self._moods = world, dict[str, dict[int, npt.NDArray[np.float64]]](), moods
+            moods[at] = MEMORY * moods[at - 1] + math.sqrt(1 - MEMORY**2) * moods[at]
+        self._moods, self._rates = moods.T, world.texts
+        self._chances: dict[str, dict[int, Floats]] = {}
 
-    def chances(self, text: str) -> dict[int, npt.NDArray[np.float64]]:
+    def chances(self, text: str) -> dict[int, Floats]:
+        """By exit: [rows, POSITIONS]."""
         if text not in self._chances:
-            rates = self._world.texts[text]
-            self._chances[text] = {e: 1 / (1 + np.exp(-_level(rate, self._moods) - self.mood)) for e, rate in rates.items()}
+            levels = {exit_: _level(rate) for exit_, rate in self._rates[text].items()}
+            self._chances[text] = {exit_: sigmoid(level + self._moods) for exit_, level in levels.items()}
         return self._chances[text]
 
 
 @cache
-def _level(rate: float, moods: float) -> float:
+def _level(rate: float) -> float:
     """The log odds around which moods spread the chance so that its mean is the rate."""
-    spread = moods * np.random.default_rng(0).standard_normal(20_000)
+    moods = MOODS * np.random.default_rng(0).standard_normal(20_000)
     low, high = -12.0, 12.0
     for _ in range(40):
         middle = (low + high) / 2
-        low, high = (middle, high) if np.mean(1 / (1 + np.exp(-middle - spread))) < rate else (low, middle)
+        low, high = (middle, high) if sigmoid(middle + moods).mean() < rate else (low, middle)
     return low
 
 
 @dataclass(slots=True)
 class Game:
-    """text: of a round, by its number. power: of a chance is the confidence that the pool reports. beside: how much
-    longer passes take while the pool drafts ahead.
+    """text: of a round, by its number. noise: of times, in logs. power: of a chance is the confidence that the pool
+    reports. beside: how much longer passes take while the pool drafts ahead.
     """
 
     policy: Policy
@@ -106,119 +104,107 @@ class Game:
     beside: float = 1.0
     now_ms: float = 0.0
     tokens: int = 0
-    turn: int = 0
-    plans: list[Plan] = field(default_factory=list)
-    ms: list[float] = field(default_factory=list)
-    made: list[int] = field(default_factory=list)
+    records: list[RoundRecord] = field(default_factory=list)
     _at: list[int] = field(init=False)
     _at_hand: list[bool] = field(init=False)
+    _pass_ms: float = 0.0  # of the round before
     _seen: dict[int, list[int]] = field(default_factory=dict)  # by exit and row: positions that its layers have run
 
     def __post_init__(self) -> None:
         self._at, self._at_hand = [0] * self.batch, [False] * self.batch
 
+    @property
+    def plans(self) -> list[Plan]:
+        return [record.plan for record in self.records]
+
     def play(self, rounds: int) -> float:
-        """Committed tokens per second over these rounds."""
+        """Committed tokens per ms over these rounds."""
         tokens, now = self.tokens, self.now_ms
         for _ in range(rounds):
             self.round()
-        return 1e3 * (self.tokens - tokens) / (self.now_ms - now)
+        return (self.tokens - tokens) / (self.now_ms - now)
+
+    def view(self) -> BatchView:
+        return BatchView(tuple(self._view(row) for row in range(self.batch)), modes=self.modes)
 
     def round(self) -> None:
-        view = BatchView(tuple(self._view(row) for row in range(self.batch)), modes=self.modes)
-        plan = self.policy.plan(view)
-        rows, verify_ms, draft_ms = self._played(plan)
+        view = self.view()
+        plan, context = self.policy.plan(view), sum(row.num_tokens for row in view.sequences) / self.batch
+        rows = self._rows(plan)
+        draft_ms = self._draft_ms(plan, rows)
+        proposed = sum(row.num_proposed for row in rows)
+        verify_ms = self.truth.verify_ms(self.batch, self.batch + proposed, context) * self._shake()
+        verify_ms *= self.beside if plan.mode is not Mode.SERIAL and proposed else 1.0
         rest_ms = self.truth.rest_ms(self.batch) * self._shake()
-        total, accepted = verify_ms + draft_ms + rest_ms, sum(row.num_accepted for row in rows)
-        began = self.now_ms / 1e3
-        planned, drafted, ended = (began + ms / 1e3 for ms in (rest_ms, rest_ms + draft_ms, total))
-        context = self._context
+        self._pass_ms = verify_ms
+        began, committed = self.now_ms, self.batch + sum(row.num_accepted for row in rows)
+        self.now_ms += rest_ms + draft_ms + verify_ms
+        self.tokens += committed
         for row, record in enumerate(rows):
             self._at[row] = (self._at[row] + 1 + record.num_accepted) % (POSITIONS - 64)
-        self.turn, self.now_ms, self.tokens = self.turn + 1, self.now_ms + total, self.tokens + self.batch + accepted
-        self.plans.append(plan)
-        self.ms.append(total)
-        self.made.append(self.batch + accepted)
-        self.policy.observe(
-            RoundRecord(
-                self.turn, plan, rows, context, self.batch + accepted,
-                began_s=began, planned_s=planned, drafted_s=drafted, verified_s=ended, ended_s=ended,
-            )
-        )  # fmt: skip
-
-    def _played(self, plan: Plan) -> tuple[tuple[RowRecord, ...], float, float]:
-        ahead = plan.mode is not Mode.SERIAL
-        fresh = not ahead or sum(self._at_hand) < self.batch / 2
-        rows, lengths = [], [0] * self.batch
-        chances = self.luck.chances(self.text(self.turn))
-        for row in range(self.batch):
-            hit = ahead and self._at_hand[row]
-            record = self._row(row, plan, chances) if hit or fresh else None
-            rows.append(record or RowRecord(row))
-            if record and record.num_proposed and not hit:
-                lengths[row] = record.num_proposed
-            elif hit:
-                rows[-1] = RowRecord(row, *_fate(rows[-1]), Origin.FULL, *_drafted(rows[-1]))
-            whole = rows[-1].num_accepted == rows[-1].num_proposed
-            self._at_hand[row] = ahead and bool(self.rng.random() < AT_HAND[whole])
-        num_tokens = self.batch + sum(row.num_proposed for row in rows)
-        context = self._context
-        verify_ms = self.truth.verify_ms(self.batch, num_tokens, context) * self._shake()
-        verify_ms *= self.beside if ahead and plan.depth else 1.0
-        draft_ms = 0.0
-        if any(lengths) and plan.depth:
-            exit_ = plan.depth.exits[-1]
-            draft_ms = self.truth.draft_ms(exit_, lengths) * self._shake() + self.truth.link_ms(self.batch)
-            draft_ms += self._catch_up(exit_)
-        return tuple(rows), verify_ms, draft_ms
-
-    @property
-    def _context(self) -> float:
-        return sum(self._view(row).num_tokens for row in range(self.batch)) / self.batch
+        moments = [began, began + rest_ms, began + rest_ms + draft_ms, self.now_ms, self.now_ms]
+        names = ("began_s", "planned_s", "drafted_s", "verified_s", "ended_s")
+        times = {name: moment / 1e3 for name, moment in zip(names, moments, strict=True)}
+        self.records.append(RoundRecord(len(self.records), plan, rows, context, committed, **times))
+        self.policy.observe(self.records[-1])
 
     def _view(self, row: int) -> SequenceView:
-        """A row's texts follow each other, each of LENGTH tokens; rows are in different places of theirs."""
+        """A row's texts follow each other; rows are in different places of theirs."""
         number, at = divmod(self._at[row] + row * LENGTH // self.batch, LENGTH)
         return SequenceView(PROMPT + at, LENGTH + 16 - at, self.batch * number + row)
 
-    def _catch_up(self, exit_: int) -> float:
-        """Of layers that have not run for a while, in the texts that are under way."""
-        seen = self._seen.get(exit_, [0] * self.batch)
-        missing = [min(at - own, (at + row * LENGTH // self.batch) % LENGTH) for row, (at, own) in enumerate(zip(self._at, seen, strict=True))]
-        for other in self.luck.chances(self.text(self.turn)):
-            if other <= exit_:
-                self._seen[other] = list(self._at)
-        missing = sum(missing) / self.batch
-        return self.truth.catch_up_ms(self.batch, exit_, missing)
+    def _rows(self, plan: Plan) -> tuple[RowRecord, ...]:
+        ahead = plan.mode is not Mode.SERIAL
+        waits = not ahead or 2 * sum(self._at_hand) < self.batch
+        rows = []
+        for row, at_hand in enumerate(self._at_hand):
+            found = self._row(row, plan) if waits or at_hand else RowRecord(row)
+            rows.append(replace(found, origin=Origin.FULL) if ahead and at_hand and found.num_proposed else found)
+            whole = found.num_accepted == found.num_proposed
+            self._at_hand[row] = ahead and bool(self.rng.random() < AT_HAND[whole])
+        return tuple(rows)
 
-    def _row(self, row: int, plan: Plan, chances: Mapping[int, npt.NDArray[np.float64]]) -> RowRecord | None:
+    def _row(self, row: int, plan: Plan) -> RowRecord:
         if not plan.lengths[row] or plan.depth is None:
-            return None
-        exit_, at = plan.depth.exits[-1], self._at[row]
-        chance = chances[exit_][row, at : at + plan.lengths[row]]
-        sure = (chance**self.power).tolist()
-        product = 1.0
-        for count, confidence in enumerate(sure, 1):
-            product *= confidence
-            if product <= plan.stop_probability:
-                del sure[count:]
-                break
-        right = self.luck.uniform[row, at : at + len(sure)] < chance[: len(sure)]
-        accepted = len(sure) if right.all() else int(right.argmin())
+            return RowRecord(row)
+        exit_, at, length = plan.depth.exits[-1], self._at[row], plan.lengths[row]
+        chance = self.luck.chances(self.text(len(self.records)))[exit_][row, at : at + length]
+        sure = chance**self.power
+        ends = np.cumprod(sure) <= plan.stop_probability
+        drafted = int(ends.argmax()) + 1 if ends.any() else length
+        wrong = self.luck.uniform[row, at : at + drafted] >= chance[:drafted]
+        accepted = int(wrong.argmax()) if wrong.any() else drafted
+        confidences = tuple(sure[:drafted].tolist())
         return RowRecord(
-            row, len(sure), accepted, Origin.FRESH, plan.depth, plan.lengths[row], (exit_,) * len(sure), tuple(sure), 1
+            row, drafted, accepted, Origin.FRESH, plan.depth, length, (exit_,) * drafted, confidences, num_fed=1
         )
 
+    def _draft_ms(self, plan: Plan, rows: Sequence[RowRecord]) -> float:
+        """What is waited for: fresh drafts, and of those made ahead what was not done when the pass ended."""
+        lengths = [row.num_proposed if row.origin is Origin.FRESH else 0 for row in rows]
+        if plan.depth is None or not any(row.num_proposed for row in rows):
+            return 0.0
+        exit_ = plan.depth.exits[-1]
+        if not any(lengths):
+            ahead_ms = self.truth.draft_ms(exit_, [row.num_proposed for row in rows])
+            return max(ahead_ms + self.truth.link_ms(self.batch) - self._pass_ms, 0.0)
+        took = self.truth.draft_ms(exit_, lengths) * self._shake() + self.truth.link_ms(self.batch)
+        return took + self._catch_up_ms(exit_)
+
+    def _catch_up_ms(self, exit_: int) -> float:
+        """Of layers that have not run for a while, in the texts that are under way."""
+        seen = self._seen.get(exit_, [0] * self.batch)
+        places = [(at + row * LENGTH // self.batch) % LENGTH for row, at in enumerate(self._at)]
+        missing = [min(at - own, place) for at, own, place in zip(self._at, seen, places, strict=True)]
+        for other in self.luck.chances(self.text(len(self.records))):
+            if other <= exit_:
+                self._seen[other] = list(self._at)
+        return self.truth.catch_up_ms(self.batch, exit_, sum(missing) / self.batch)
+
     def _shake(self) -> float:
+        """A factor of mean 1."""
         if not self.noise:
             return 1.0
-        hiccup = 3.0 if self.rng.random() < 0.01 else 1.0
-        return float(np.exp(self.noise * self.rng.standard_normal() - self.noise**2 / 2)) * hiccup / 1.02
-
-
-def _fate(row: RowRecord) -> tuple[int, int]:
-    return row.num_proposed, row.num_accepted
-
-
-def _drafted(row: RowRecord) -> tuple[object, ...]:
-    return row.rule, row.length, row.exits, row.confidences, 1
+        hiccup = HICCUP if self.rng.random() < HICCUPS else 1.0
+        mean = 1 + HICCUPS * (HICCUP - 1)
+        return float(np.exp(self.noise * self.rng.standard_normal() - self.noise**2 / 2)) * hiccup / mean

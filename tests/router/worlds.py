@@ -1,9 +1,10 @@
 """What rounds cost in the games: the demo as measured on two CPU cores, and models on GPUs by arithmetic.
 
-Assumptions for GPUs: an H200 reads 4.2 TB/s and computes 5e14 operations per second of useful work. The 8B target runs on
-one, the 70B target on four with 1.6 ms of all-reduce a pass; both hold bf16 weights and read 128 and 320 KB of KV a token.
-The drafter has exits behind 4, 8 and 16 layers of 100 MB in bf16. On its own GPU a layer takes 30 us (launches bound it),
-the head 100 us. On 32 CPU cores it runs in int8: a layer takes 0.25 ms to read and 0.05 ms for each row, the head 0.16.
+Assumptions for GPUs: an H200 reads 4.2 TB/s and computes 5e14 operations per second of useful work. The 8B target runs
+on one, the 70B target on four with 1.6 ms of all-reduce a pass; both hold bf16 weights and read 128 and 320 KB of KV a
+token. The drafter has exits behind 4, 8 and 16 layers of 100 MB in bf16. On its own GPU a layer takes 30 us (launches
+bound it), the head 100 us. On 32 CPU cores it runs in int8: a layer takes 0.25 ms to read and 0.05 ms for each row, the
+head 0.16.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -33,7 +35,7 @@ PROFILE = Path(__file__).parents[2] / "bench/results/profile.demo.json"
 Texts = dict[str, dict[int, float]]  # acceptance rate of each exit
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class World:
     """texts: by name, the acceptance rate of each exit."""
 
@@ -77,7 +79,10 @@ def draft_cpu(rows: float, layers: float) -> float:
 
 
 def by_arithmetic(
-    name: str, verify: Callable[[float, float, float], float], token: Callable[[float, float], float], exits: Sequence[int]
+    name: str,
+    verify: Callable[[float, float, float], float],
+    token: Callable[[float, float], float],
+    exits: Sequence[int],
 ) -> CostCurves:
     """token: ms of one drafted token for so many rows through so many layers."""
     each, contexts = tuple(float(n) for n in range(1, 14)), (256.0, 4096.0)
@@ -97,9 +102,16 @@ def by_arithmetic(
     )
 
 
-def demo() -> list[World]:
-    known = json.loads(PROFILE.read_text())["curves"]
-    return [World(one["name"], _curves(one), DEMO_TEXTS) for one in known]
+@cache
+def world(name: str) -> World:
+    """large or small; 8B or 70B, pool on GPU or CPU."""
+    if name in ("large", "small"):
+        known = {one["name"]: one for one in json.loads(PROFILE.read_text())["curves"]}
+        return World(name, _curves(known[name]), DEMO_TEXTS)
+    size, place = name.split(", pool on ")
+    verify = {"8B": verify_8b, "70B": verify_70b}[size]
+    token = {"GPU": draft_gpu, "CPU": draft_cpu}[place]
+    return World(name, by_arithmetic(size, verify, token, tuple(GPU_TEXTS["easy"])), GPU_TEXTS)
 
 
 def _curves(one: dict[str, Any]) -> CostCurves:
@@ -115,12 +127,3 @@ def _curves(one: dict[str, Any]) -> CostCurves:
         TargetCosts(KEY, *times, 0.0),
         DrafterCosts(KEY, curve(drafter["draft"]), curve(drafter["link"]), 0.0),
     )
-
-
-def gpus() -> list[World]:
-    exits = tuple(GPU_TEXTS["easy"])
-    return [
-        World(f"{size}, pool on {place}", by_arithmetic(size, verify, draft, exits), GPU_TEXTS)
-        for size, verify in (("8B", verify_8b), ("70B", verify_70b))
-        for place, draft in (("GPU", draft_gpu), ("CPU", draft_cpu))
-    ]

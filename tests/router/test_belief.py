@@ -1,0 +1,124 @@
+"""What rounds teach, with records made by hand and by games."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from protocol.plan import DepthRule, Mode, Plan
+from protocol.record import Origin, RoundRecord, RowRecord
+from router.belief import AHEAD, DRAFT, PLAIN, REST, WIDE, Belief, learn, prior
+from router.filters import sigmoid
+from router.policy import Fixed, Off, Policy
+from router.tables import tables
+from tests.router.game import Game, Luck, Truth
+from tests.router.worlds import world
+
+LARGE = world("large")
+COSTS = tables(LARGE.curves, LARGE.exits, 12, 32)
+WRONG = {"plain": 1.1, "wide": 1.1, "rest": 1.3, "draft 4": 1.4}
+
+
+def record(depth: int, *fates: tuple[int, int], mode: Mode = Mode.SERIAL, **changes: object) -> RoundRecord:
+    """fates: proposed and accepted tokens of each row, of 4 that were planned."""
+    rule = DepthRule((depth,))
+    rows = [
+        RowRecord(at, proposed, accepted, Origin.FRESH, rule, 4, (depth,) * proposed, (0.7,) * proposed, 1)
+        for at, (proposed, accepted) in enumerate(fates)
+    ]
+    committed = len(rows) + sum(accepted for _, accepted in fates)
+    made = RoundRecord(1, Plan(rule, (4,) * len(rows), mode=mode), tuple(rows), 300.0, committed)
+    times = {"planned_s": 0.001, "drafted_s": 0.002, "verified_s": 0.005, "ended_s": 0.005}
+    return replace(made, **(times | changes))  # type: ignore[arg-type]
+
+
+def learned(policy: Policy, rounds: int = 200, **game: object) -> Belief:
+    rng = np.random.default_rng(0)
+    played = Game(policy, Truth(LARGE, WRONG), Luck(LARGE, 4, 1), lambda turn: "code", 4, rng, **game)  # type: ignore[arg-type]
+    played.play(rounds)
+    belief = prior(COSTS)
+    for first in range(0, rounds, 4):
+        belief = learn(belief, COSTS, played.records[first : first + 4])
+    return belief
+
+
+def test_the_acceptance_rate_of_an_exit_is_learned_and_draws_the_others_along() -> None:
+    belief = learned(Fixed(DepthRule((4,)), 4))
+    rates = sigmoid(belief.accept.arms)
+    assert rates[1] == pytest.approx(0.83, abs=0.03)
+    assert rates[0] > sigmoid(prior(COSTS).accept.arms)[0]
+    assert belief.accept.doubts(None)[1] < belief.accept.doubts(None)[0]
+
+
+def test_what_parts_take_beyond_their_profile_is_learned() -> None:
+    ratios = np.exp(learned(Fixed(DepthRule((4,)), 4), noise=0.05).cost.arms)
+    assert [ratios[WIDE], ratios[REST], ratios[DRAFT + 1]] == pytest.approx([1.1, 1.3, 1.4], rel=0.07)
+    assert np.exp(learned(Off()).cost.arms)[PLAIN] == pytest.approx(1.1, rel=0.05)
+
+
+def test_how_often_drafts_go_on_is_learned_from_those_that_ended_early() -> None:
+    whole, early = record(2, (4, 4), (4, 1)), record(2, (2, 2), (1, 0))
+    assert learn(prior(COSTS), COSTS, [whole] * 50).goes_on == 1.0
+    belief = learn(prior(COSTS), COSTS, [whole, early] * 500)
+    assert belief.goes_on == pytest.approx(7 / 9, abs=0.02)  # 3 + 3 + 1 + 0 went on; 2 ended
+    assert belief.goes_on_right == pytest.approx(5 / 6, abs=0.02)  # 3 + 1 + 1 + 0 behind an accepted one; 1 ended
+
+
+def test_prompts_that_ride_along_teach_no_times_but_tokens() -> None:
+    belief = learn(prior(COSTS), COSTS, [record(2, (4, 4), num_prefill_tokens=100)])
+    assert belief.cost.mean == pytest.approx(prior(COSTS).cost.mean)
+    assert belief.accept.arms[0] > prior(COSTS).accept.arms[0]
+
+
+@pytest.mark.parametrize("changed", [{"num_fed": 100}, {"origin": Origin.FULL}])
+def test_drafts_that_catch_up_or_were_at_hand_teach_no_drafting_times(changed: dict[str, object]) -> None:
+    made = record(2, (4, 4))
+    rows = tuple(replace(row, **changed) for row in made.rows)  # type: ignore[arg-type]
+    belief = learn(prior(COSTS), COSTS, [replace(made, rows=rows)])
+    assert belief.cost.doubts(None)[DRAFT] == pytest.approx(belief.cost.doubts(None)[DRAFT + 1])
+
+
+def test_exits_of_another_drafter_and_cascades_teach_nothing_and_harm_nothing() -> None:
+    other = record(3, (4, 2))
+    cascade = replace(other, rows=(replace(other.rows[0], rule=DepthRule((2, 4), (0.5,)), exits=(2, 4, 4, 2)),))
+    belief = learn(prior(COSTS), COSTS, [other, cascade])
+    assert belief.accept.mean == pytest.approx(prior(COSTS).accept.mean, abs=0.01)
+    assert learn(belief, COSTS, []) is belief
+
+
+def test_a_confidence_that_is_no_number_spoils_nothing() -> None:
+    made = record(2, (4, 2))
+    lie = replace(made, rows=(replace(made.rows[0], confidences=(math.nan,) * 4),))
+    belief = learn(prior(COSTS), COSTS, [lie] * 5)
+    assert belief.calibration.power(2) == 1.0
+    assert np.isfinite(belief.accept.mean).all()
+
+
+def test_the_exponent_of_confidences_is_learned() -> None:
+    assert learned(Fixed(DepthRule((2,)), 4), rounds=600, power=0.5).calibration.power(2) == pytest.approx(2.0, rel=0.2)
+
+
+def test_layers_lag_by_what_was_committed_since_they_ran() -> None:
+    belief = learn(prior(COSTS), COSTS, [record(6, (4, 1)), record(2, (4, 2)), record(2, (4, 0))])
+    assert belief.lags == (1.0, 6.0, 6.0)
+
+
+def test_the_wait_at_the_pool_is_followed_and_is_no_drafting_time() -> None:
+    made = record(2, (4, 4), drafted_s=0.0045, verified_s=0.0075, wait_ms=2.5)
+    same = record(2, (4, 4))
+    belief, plain = learn(prior(COSTS), COSTS, [made] * 20), learn(prior(COSTS), COSTS, [same] * 20)
+    assert belief.wait_ms == pytest.approx(2.5, abs=0.1)
+    assert belief.cost.arms[DRAFT] == pytest.approx(plain.cost.arms[DRAFT], abs=0.02)
+
+
+@pytest.mark.parametrize("mode", AHEAD)
+def test_how_many_rows_are_served_ahead_and_what_is_waited_for_is_learned(mode: Mode) -> None:
+    at = 2 * AHEAD.index(mode)
+    waits = record(2, (4, 4), (0, 0), mode=mode, drafted_s=0.006, verified_s=0.009)
+    hides = record(2, (4, 4), (4, 1), mode=mode, drafted_s=0.001)
+    slow, fast = (learn(prior(COSTS), COSTS, [made] * 60).ahead.arms for made in (waits, hides))
+    assert [slow[at], fast[at]] == pytest.approx([0.5, 1.0], abs=0.05)
+    assert [slow[at + 1], fast[at + 1]] == pytest.approx([1.0, 0.0], abs=0.12)

@@ -1,0 +1,140 @@
+"""Decisions against plain arithmetic over every arm."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from protocol.plan import BatchView, Mode, SequenceView
+from router.belief import DRAFT, PLAIN, REST, WIDE, Belief, prior
+from router.decide import OFF, Arm, batch_of, decide, expected
+from router.filters import begin
+from router.tables import tables
+from tests.router.worlds import world
+
+LARGE = world("large")
+COSTS = tables(LARGE.curves, LARGE.exits, 6, 8)
+BOTH = (Mode.SERIAL, Mode.AHEAD)
+
+
+def view(num_rows: int, remaining: int = 500, drafts: bool = True, modes: tuple[Mode, ...] = BOTH) -> BatchView:
+    rows = tuple(SequenceView(256, remaining, at, num_unseen=2, drafts=drafts) for at in range(num_rows))
+    return BatchView(rows, modes=modes)
+
+
+def known(rng: np.random.Generator) -> Belief:
+    """Any belief, held for certain."""
+    odds, factors = rng.normal(0.5, 1.2, 3), rng.normal(0, 0.3, len(prior(COSTS).cost.mean) - 1)
+    ahead = [float(rng.uniform(0.5, 1)), float(rng.uniform(0, 1))] * 2
+    return replace(
+        prior(COSTS),
+        accept=begin([0.0, *odds], [1e-6] * 4),
+        cost=begin([0.0, *factors], [1e-6] * (1 + len(factors))),
+        ahead=begin([0.0, *ahead], [1e-6] * 5),
+        goes_on=float(rng.uniform(0.6, 1)),
+        goes_on_right=float(rng.uniform(0.8, 1)),
+        wait_ms=float(rng.uniform(0, 1)),
+    )
+
+
+def by_hand(belief: Belief, num_rows: int, mode: Mode, exit_: int, length: int) -> float:
+    """Tokens per ms of a round in which all rows draft so many tokens."""
+    curves, depth = LARGE.curves, LARGE.exits[exit_]
+    factors = np.exp(belief.cost.arms)
+    rate = 1 / (1 + math.exp(-float(belief.accept.arms[exit_])))
+    tokens, draft_ms, width = 0.0, 0.0, 0.0
+    for place in range(length):
+        there = num_rows * belief.goes_on**place
+        below = min(int(there), num_rows - 1)
+        steps = [
+            curves.draft_ms(n, depth, place + 1) - curves.draft_ms(n, depth, place) if n else 0.0
+            for n in (below, below + 1)
+        ]
+        draft_ms += steps[0] + (there - below) * (steps[1] - steps[0])
+        width += belief.goes_on**place
+        tokens += rate ** (place + 1) * belief.goes_on_right**place
+    low = min(int(width), length - 1) if length > 1 else 0
+    passes = [curves.verify_ms(num_rows, num_rows * (1 + n), 256) for n in (low, low + 1)]
+    verify_ms = (passes[0] + (width - low) * (passes[1] - passes[0])) * factors[WIDE + list(Mode).index(mode)]
+    draft_ms = draft_ms * factors[DRAFT + exit_] + curves.link_ms(num_rows) + belief.wait_ms
+    served = 1.0
+    if mode is not Mode.SERIAL:
+        served, waited = belief.ahead.arms[:2]
+        draft_ms -= (1 - waited) * min(draft_ms, verify_ms)
+    rest_ms = curves.overhead_ms(num_rows) * factors[REST]
+    return float(num_rows * (1 + served * tokens) / (draft_ms + verify_ms + rest_ms))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_what_is_sure_is_decided_as_arithmetic_says(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    belief, num_rows = known(rng), int(rng.integers(1, 9))
+    factors = np.exp(belief.cost.arms)
+    arms = {
+        (Arm(mode, exit_), length): by_hand(belief, num_rows, mode, exit_, length)
+        for mode in BOTH
+        for exit_ in range(3)
+        for length in range(1, 7)
+    }
+    curves = LARGE.curves
+    plain_ms = curves.verify_ms(num_rows, num_rows, 256) * factors[PLAIN] + curves.overhead_ms(num_rows) * factors[REST]
+    arms[OFF, 0] = num_rows / plain_ms
+    best = max(arms, key=lambda arm: arms[arm])
+    found = decide(belief, COSTS, view(num_rows), rng, best[0])
+    assert (found.arm, found.rate, found.trial) == (best[0], pytest.approx(arms[best], rel=1e-4), False)
+    if num_rows > 1:  # a lone row is stopped by its confidence only
+        assert found.length == best[1]
+
+
+def test_the_arm_in_use_stays_unless_another_promises_the_margin() -> None:
+    rng, belief = np.random.default_rng(0), known(np.random.default_rng(3))
+    batch = batch_of(view(4), COSTS)
+    rates = expected(belief, COSTS, batch).rates[0].max(axis=2)
+    off = 4 / float(expected(belief, COSTS, batch).off_ms[0])
+    top = max(float(rates.max()), off)
+    for mode, exit_ in np.ndindex(rates.shape):
+        arm = Arm(BOTH[mode], exit_)
+        stays = decide(belief, COSTS, view(4), rng, arm).arm == arm
+        assert stays == (rates[mode, exit_] * 1.02 >= top)
+
+
+def test_no_draft_where_there_is_no_room_or_no_row_may_be_drafted_for() -> None:
+    rng, belief = np.random.default_rng(0), prior(COSTS)
+    for hopeless in (view(4, remaining=1), view(4, drafts=False)):
+        assert decide(belief, COSTS, hopeless, rng, Arm(Mode.SERIAL, 0)).arm == OFF
+    assert decide(belief, COSTS, view(4, remaining=3), rng, OFF).length <= 2
+
+
+def test_a_mode_that_is_not_allowed_is_not_played() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        found = decide(prior(COSTS), COSTS, view(4, modes=(Mode.SERIAL,)), rng, Arm(Mode.AHEAD, 0))
+        assert found.arm.mode is Mode.SERIAL
+
+
+def test_the_less_is_known_of_an_exit_the_more_often_it_is_tried_and_a_lag_keeps_from_it() -> None:
+    def trials(doubt: float, lag: float) -> int:
+        rng = np.random.default_rng(1)
+        accept = begin([0.0, 1.3, 1.35, 1.35], [1e-6, 1e-6, doubt, doubt])
+        belief = replace(prior(COSTS), accept=accept, lags=(0.0, lag, lag))
+        serial = view(2, modes=(Mode.SERIAL,))
+        return sum(decide(belief, COSTS, serial, rng, Arm(Mode.SERIAL, 0)).trial for _ in range(200))
+
+    counts = [trials(doubt, 0.0) for doubt in (0.01, 0.4, 1.0)]
+    assert counts[0] <= counts[1] < counts[2]
+    assert trials(1.0, 200.0) < counts[2]
+
+
+def test_a_lone_draft_ends_where_the_next_token_no_longer_pays_for_itself() -> None:
+    belief, curves = replace(known(np.random.default_rng(5)), goes_on=1.0, goes_on_right=1.0, wait_ms=0.0), LARGE.curves
+    found = decide(belief, COSTS, view(1, modes=(Mode.SERIAL,)), np.random.default_rng(0), Arm(Mode.SERIAL, 0))
+    assert found.arm.exit is not None
+    factors = np.exp(belief.cost.arms)
+    length = max(range(1, 7), key=lambda number: by_hand(belief, 1, Mode.SERIAL, found.arm.exit, number))
+    step = curves.draft_ms(1, LARGE.exits[found.arm.exit], length) / length * factors[DRAFT + found.arm.exit]
+    place = (curves.verify_ms(1, 1 + length, 256) - curves.verify_ms(1, 1, 256)) / length * factors[WIDE]
+    next_is_right = 1 / (1 + math.exp(-float(belief.accept.arms[found.arm.exit])))
+    assert found.stop_probability * next_is_right == pytest.approx(found.rate * (step + place), rel=1e-6)
