@@ -13,6 +13,7 @@ from rich.table import Table
 from cli.plot import MARKS, plot
 from cli.simulate_report import TargetReport, report
 from protocol.errors import ConfigError
+from protocol.plan import DepthRule
 from simulation.simulate import Simulation
 
 ALL = "all"
@@ -74,9 +75,14 @@ def cells(target: TargetReport) -> Iterator[str]:
 def shares(target: TargetReport) -> str:
     """What its rows drafted most often."""
     return ", ".join(
-        f"{share:.0%} {f'{length} tokens at depth {'-'.join(map(str, rule.exits))}' if rule else 'plain'}"
+        f"{share:.0%} {f'{length} tokens at depth {to(rule)}' if rule else 'plain'}"
         for (rule, length), share in target.drafted[:NUM_SHARES]
     )
+
+
+def to(rule: DepthRule) -> str:
+    """A cascade's exits from the first to the last."""
+    return "-".join(map(str, dict.fromkeys((rule.exits[0], rule.exits[-1]))))
 
 
 def series(

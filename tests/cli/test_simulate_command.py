@@ -30,7 +30,7 @@ targets:
 pool: {path: drafter, dtype: fp32, page_size: 16, kv_mb: 4, max_rows: 2}
 """
 ACCEPTANCE = "2:0.6,4:0.8"
-LOAD = ("--rate", "20", "--seconds", "1", "--max-tokens", "10,30")
+LOAD = ("--rate", "20", "--seconds", "1", "--max-tokens", "5,15")
 
 
 @pytest.fixture
