@@ -89,7 +89,7 @@ class Timed:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class CellOutcome:
     """What one call gave. peak_rss_mb: of the process that ran it. draft_ms: of one drafted token. None: not known."""
 
     outputs: tuple[Timed, ...]
@@ -110,7 +110,7 @@ class BenchEngine(Protocol):
     def open(self) -> None:
         """Raises Unavailable."""
 
-    def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> Outcome:
+    def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> CellOutcome:
         """Up to cell.batch prompts at a time, max_tokens for each, EOS ignored. Raises Unavailable when it died."""
 
     def close(self) -> None: ...

@@ -27,7 +27,7 @@ from bench.cells import PAGE, PLAIN, BenchEngine, Cell, Subject
 from bench.metrics import CellResult
 from bench.ours import DraftPoolEngine
 from bench.policies import num_accepted, num_missed
-from bench.pool_process import Place, pool_process
+from bench.pool_process import PoolSettings, pool_process
 from bench.run import Engines, measure
 from bench.stats import Bar, paired_ratio
 from bench.workload import EQUAL
@@ -76,7 +76,9 @@ def measure_target(target: Path, args: Namespace) -> list[Degraded]:
     subject = Subject(
         target, args.drafter, DTYPES[args.dtype], args.threads, args.batch, EQUAL + args.max_tokens + args.length
     )
-    late = Place(args.drafter, (), args.batch, args.batch * positions, subject.dtype, late_ms=2 * args.deadline_ms)
+    late = PoolSettings(
+        args.drafter, (), args.batch, args.batch * positions, subject.dtype, late_ms=2 * args.deadline_ms
+    )
     places = {LATE: late, SMALL: replace(late, max_rows=1, positions=positions, late_ms=0.0)}
     with ExitStack() as stack:
         ours = DraftPoolEngine(subject)
@@ -87,7 +89,7 @@ def measure_target(target: Path, args: Namespace) -> list[Degraded]:
 
 
 @contextmanager
-def opened(subject: Subject, place: Place, deadline_ms: float) -> Iterator[PairEngine]:
+def opened(subject: Subject, place: PoolSettings, deadline_ms: float) -> Iterator[PairEngine]:
     with pool_process(place) as describe:
         engine = PairEngine(subject, describe, deadline_ms / 1e3)
         engine.open()

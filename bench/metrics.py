@@ -14,10 +14,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from statistics import fmean, median
 
-from bench.cells import Cell, Outcome, Timed
+from bench.cells import Cell, CellOutcome, Timed
 from bench.stats import Ratio, paired_ratio
 
-Repetition = Sequence[Outcome]  # one for each group of prompts
+Repetition = Sequence[CellOutcome]  # one for each group of prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ def rate(repetition: Repetition, cell: Cell) -> float:
     return _per_second(sum(tokens for tokens, _ in decoded), sum(seconds for _, seconds in decoded))
 
 
-def decode(outcome: Outcome) -> tuple[int, float]:
+def decode(outcome: CellOutcome) -> tuple[int, float]:
     """Tokens after the last prompt's first, and the seconds that they took: what came before came beside prompts."""
     start = max(output.arrived[0] for output in outcome.outputs)
     tokens = sum(now > start for output in outcome.outputs for now in output.arrived)

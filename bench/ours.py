@@ -13,7 +13,7 @@ from importlib import metadata
 
 import torch
 
-from bench.cells import PAGE, PLAIN, Cell, Outcome, Subject, Timed, TokenIds
+from bench.cells import PAGE, PLAIN, Cell, CellOutcome, Subject, Timed, TokenIds
 from bench.memory import PeakMemory
 from bench.policies import ADAPTIVE, GOODPUT, RoundRecorder, adaptive, draft_ms_per_token
 from deployments.local import check_vocabulary, complete, depth_rule
@@ -86,7 +86,7 @@ class DraftPoolEngine:
         made = plain.generate(self.model, GenerateRequest("0", tuple(prompt), sampling, StopRules(max_tokens)))
         return tuple(made.tokens[len(prompt) :])
 
-    def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> Outcome:
+    def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> CellOutcome:
         asked = requests(prompts, cell.temperature, max_tokens)
         log: dict[str, list[tuple[TokenRun, float]]] = {request.request_id: [] for request in asked}
         readings: list[float] = []
@@ -101,7 +101,7 @@ class DraftPoolEngine:
             complete(engine, asked, lambda run: log[run.request_id].append((run, readings[next(handed)])), read)
         outputs = tuple(_timed(log[request.request_id], start) for request in asked)
         self.rounds.setdefault(cell, deque(maxlen=MAX_ROUNDS)).extend(recorder.rounds)
-        return Outcome(outputs, peak.mb, draft_ms_per_token(recorder.rounds))
+        return CellOutcome(outputs, peak.mb, draft_ms_per_token(recorder.rounds))
 
     @contextmanager
     def _started(self, cell: Cell, policy: RoundRecorder, num_prompts: int) -> Iterator[Engine]:

@@ -50,7 +50,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class PoolSettings:
     """cores: none, and it runs wherever the system puts it. late_ms: that every reply is held back, asleep.
 
     measured: by how many sweeps it measures what drafts cost, 0 for not at all.
@@ -73,7 +73,7 @@ class Place:
 
 
 @contextmanager
-def pool_process(place: Place) -> Iterator[Describe]:
+def pool_process(place: PoolSettings) -> Iterator[Describe]:
     """Yields what asks the replica to describe itself. Raises RuntimeError when it does not start."""
     key, pipe = secrets.token_hex(), subprocess.PIPE
     environment = os.environ | {"OMP_NUM_THREADS": str(max(len(place.cores), 1)), VARIABLE: key}

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
-from bench.cells import APART, OURS, BenchEngine, Cell, Outcome, Subject, TokenIds, Unavailable
+from bench.cells import APART, OURS, BenchEngine, Cell, CellOutcome, Subject, TokenIds, Unavailable
 from bench.metrics import CellResult, Repetition, summary, with_speedups
 from bench.ours import DraftPoolEngine
 from bench.workload import Workload
@@ -128,7 +128,7 @@ def measure(
     return with_speedups([_result(engines.by_mode[c.mode], c, taken[c], oracle.texts(c, groups[c])) for c in done])
 
 
-def _attempt(engines: Engines, cell: Cell, groups: Groups, max_tokens: int) -> list[Outcome] | None:
+def _attempt(engines: Engines, cell: Cell, groups: Groups, max_tokens: int) -> list[CellOutcome] | None:
     engine = engines.by_mode.get(cell.mode)
     if engine is None:
         return None

@@ -14,7 +14,7 @@ from router.explain import Option, best
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PlacementOption:
     """One way to run, with its best arm. threads: of the target, and of a pool that has its own."""
 
     place: Place
@@ -23,7 +23,7 @@ class Row:
     best: Option
 
 
-def rows_of(config: AppConfig, target: TargetConfig, found: Sequence[Option]) -> list[Row]:
+def rows_of(config: AppConfig, target: TargetConfig, found: Sequence[Option]) -> list[PlacementOption]:
     """In turn as the router would choose, and ahead likewise, where the placement allows it."""
     pool = pool_of(config, target)
     apart = pool is not None and config.placement == "separate"
@@ -33,11 +33,11 @@ def rows_of(config: AppConfig, target: TargetConfig, found: Sequence[Option]) ->
         arms = [option for option in found if option.mode is mode]
         if arms:
             top = best(arms)
-            made.append(Row(config.placement, threads, mode, top))
+            made.append(PlacementOption(config.placement, threads, mode, top))
     return made
 
 
-def table(rows: Sequence[Row], title: str) -> Table:
+def table(rows: Sequence[PlacementOption], title: str) -> Table:
     made = Table("", title=title)
     for head in ("placement, rounds", "threads", "arm"):
         made.add_column(head, no_wrap=True)

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from cli import placement_plan
 from cli.arguments import whole
-from cli.placement_plan import Row, rows_of
+from cli.placement_plan import PlacementOption, rows_of
 from deployments.config import AppConfig, PoolConfig, TargetConfig, load_config
 from deployments.config_speculation import AdaptiveSpeculation, GoodputSpeculation
 from deployments.placement import PLACES, as_placed, pool_of
@@ -88,7 +88,7 @@ def planned(config: AppConfig, where: str, args: argparse.Namespace) -> tuple[Op
     return options(belief_of(costs, args.acceptance), costs, view)
 
 
-def placements(config: AppConfig, args: argparse.Namespace) -> tuple[list[Row], list[str]]:
+def placements(config: AppConfig, args: argparse.Namespace) -> tuple[list[PlacementOption], list[str]]:
     """What either placement would bring, the config's own first, and why one is left out."""
     rows, notes = [], []
     for place in sorted(PLACES, key=lambda place: place != config.placement):

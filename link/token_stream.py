@@ -46,7 +46,7 @@ def hold_ms(num_requests: int, join_ms: float) -> float:
     return min(join_ms, CHUNK_MS * (num_requests - 1))
 
 
-class Answer:
+class StreamedRuns:
     """What the engine has committed of one request. `add` is for the engine's thread, the rest for the loop's.
 
     The last run is not among what `take` gives: it comes with the end, which so never comes alone.
@@ -93,15 +93,15 @@ class TokenStreams:
         self._streams: dict[SinkAddress, _Stream] = {}
 
     @contextmanager
-    def answer(self, request_id: str, sink: SinkAddress | None) -> Iterator[Answer]:
+    def answer(self, request_id: str, sink: SinkAddress | None) -> Iterator[StreamedRuns]:
         """Tokens that are added to the answer go to the sink, where there is one, until the block ends."""
         if sink is None:
-            yield Answer(request_id)
+            yield StreamedRuns(request_id)
             return
         stream = self._streams.get(sink)
         if stream is None:
             stream = self._streams[sink] = _Stream(sink, self._drop)
-        answer = Answer(request_id, stream.on_tokens)
+        answer = StreamedRuns(request_id, stream.on_tokens)
         stream.answers.add(answer)
         try:
             yield answer
@@ -123,7 +123,7 @@ class _Stream:
 
     def __init__(self, sink: SinkAddress, on_end: Callable[[_Stream], None]) -> None:
         self.sink = sink
-        self.answers: set[Answer] = set()
+        self.answers: set[StreamedRuns] = set()
         self._on_end = on_end
         self._loop = asyncio.get_running_loop()
         self._due = asyncio.Event()

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 
 from bench.ahead.pair import PairEngine, paired
-from bench.cells import CHOSEN, Cell, Outcome, Subject, TokenIds, Unavailable
+from bench.cells import CHOSEN, Cell, CellOutcome, Subject, TokenIds, Unavailable
 from bench.ours import PROFILE_REPEAT
 
 
@@ -48,7 +48,7 @@ class ApartEngine:
             except RuntimeError as error:
                 raise Unavailable(str(error)) from None
 
-    def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> Outcome:
+    def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> CellOutcome:
         if self._pair is None:
             raise RuntimeError("open the engine first")
         with self._at_home():

@@ -9,7 +9,7 @@ from dataclasses import replace
 from bench.cells import APART, CHOSEN, Cell, Subject
 from bench.ours import DraftPoolEngine
 from bench.policies import RoundRecorder, ahead_config
-from bench.pool_process import POSITIONS_PER_ROW, Describe, LinkThread, Place, pool_process
+from bench.pool_process import POSITIONS_PER_ROW, Describe, LinkThread, PoolSettings, pool_process
 from protocol.errors import ConfigError
 from protocol.plan import Mode
 from protocol.stats import RoundStats
@@ -28,7 +28,7 @@ def paired(subject: Subject, cores: tuple[int, ...], *, measured: int = 0) -> It
     if subject.drafter is None:
         raise ConfigError("there is no drafter to speculate with; give --drafter")
     rows = 2 * subject.max_batch
-    place = Place(subject.drafter, cores, rows, rows * POSITIONS_PER_ROW, subject.dtype, measured=measured)
+    place = PoolSettings(subject.drafter, cores, rows, rows * POSITIONS_PER_ROW, subject.dtype, measured=measured)
     with pool_process(place) as describe:
         engine = PairEngine(subject, describe)
         engine.open()

@@ -11,7 +11,7 @@ from protocol.draft import DraftReply, DraftRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Faults:
+class LinkFaults:
     """Chances. Of a branch: to come late, twice, never, under another sequence's name, or with other tokens.
 
     lost: of a message to the pool. missed: of a draft; late_row: of each of its rows; stale: that the answer before
@@ -35,11 +35,11 @@ class Faults:
 class FaultyClient:
     """A MirrorClient around those that `connect` makes, one for every life of the pool."""
 
-    def __init__(self, connect: Callable[[], MirrorClient], seed: int, faults: Faults | None = None) -> None:
+    def __init__(self, connect: Callable[[], MirrorClient], seed: int, faults: LinkFaults | None = None) -> None:
         self.num_deaths = 0
         self._connect = connect
         self._rng = random.Random(seed)
-        self._faults = faults or Faults()
+        self._faults = faults or LinkFaults()
         self._pool: MirrorClient | None = connect()
         self._back_in = 0
         self._held: list[Branch] = []

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from bench.exactness.cells import RANDOM, SERIAL, TEMPERATURES, WAYS, ExactnessCell
 from bench.exactness.differences import TIE, Difference, first_difference, score_gap
-from bench.exactness.faulty import Faults, FaultyClient
+from bench.exactness.faulty import FaultyClient, LinkFaults
 from bench.exactness.random_policy import RandomPolicy, random_wish
 from bench.ours import requests
 from bench.policies import ADAPTIVE, Prices, adaptive, ahead_config
@@ -33,7 +33,7 @@ from targets import plain
 from targets.engine import Engine, EngineConfig
 from targets.model import TargetModel, load_target
 
-FAULTS = Faults(dies=0.05)
+FAULTS = LinkFaults(dies=0.05)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from bench.cells import PAGE, Cell, Outcome, Subject, Timed, TokenIds, Unavailable
+from bench.cells import PAGE, Cell, CellOutcome, Subject, Timed, TokenIds, Unavailable
 from bench.memory import PeakMemory
 
 PAD = 0
@@ -65,14 +65,14 @@ class TransformersEngine:
     def close(self) -> None:
         self._target = self._assistant = None
 
-    def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> Outcome:
+    def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> CellOutcome:
         torch.manual_seed(0)
         options = self._options(cell)
         with PeakMemory() as peak:
             groups = [prompts[at : at + cell.batch] for at in range(0, len(prompts), cell.batch)]
             start = time.perf_counter()
             outputs = [self._batch(cell, group, max_tokens, options, start) for group in groups]
-        return Outcome(tuple(timed for group in outputs for timed in group), peak.mb)
+        return CellOutcome(tuple(timed for group in outputs for timed in group), peak.mb)
 
     def _options(self, cell: Cell) -> dict[str, Any]:
         if cell.mode == "lookup":
@@ -129,7 +129,7 @@ class ContinuousBatching:
     def close(self) -> None:
         self._model = None
 
-    def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> Outcome:
+    def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> CellOutcome:
         with PeakMemory() as peak:
             made = self._model.generate_batch(
                 inputs=[list(prompt) for prompt in prompts],
@@ -151,7 +151,7 @@ class ContinuousBatching:
             Timed(tuple(output.generated_tokens), tuple(output.timestamps), output.created_time)
             for output in made.values()
         )
-        return Outcome(outputs, peak.mb)
+        return CellOutcome(outputs, peak.mb)
 
 
 def load(directory: Path, dtype: torch.dtype) -> Any:

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bench.cells import Cell, Outcome, Subject, Timed, TokenIds, Unavailable
+from bench.cells import Cell, CellOutcome, Subject, Timed, TokenIds, Unavailable
 from bench.machine import ROOT
 
 ENVIRONMENT = ROOT / ".venv-openvino"
@@ -67,7 +67,7 @@ class OpenVinoEngine:
                 assert process.stdin is not None
                 process.stdin.close()
 
-    def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> Outcome:
+    def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> CellOutcome:
         answer = self._ask(
             {
                 "op": "run",
@@ -80,7 +80,7 @@ class OpenVinoEngine:
             }
         )
         outputs = tuple(_timed(output, answer["started"], cell.length) for output in answer["outputs"])
-        return Outcome(outputs, answer["peak_rss_mb"])
+        return CellOutcome(outputs, answer["peak_rss_mb"])
 
     def _options(self) -> dict[str, Any]:
         precision = {torch.bfloat16: "bf16", torch.float32: "f32"}[self._subject.dtype]

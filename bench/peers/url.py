@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from bench.cells import Cell, Outcome, Timed, TokenIds, Unavailable
+from bench.cells import Cell, CellOutcome, Timed, TokenIds, Unavailable
 from bench.client import events
 
 TIMEOUT_S = 600.0
@@ -43,9 +43,9 @@ class UrlEngine:
     def close(self) -> None:
         pass
 
-    def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> Outcome:
+    def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> CellOutcome:
         try:
-            return Outcome(tuple(asyncio.run(self._run(cell, prompts, max_tokens))), None)
+            return CellOutcome(tuple(asyncio.run(self._run(cell, prompts, max_tokens))), None)
         except (httpx.HTTPError, ValueError) as error:
             raise Unavailable(f"a request failed: {error or type(error).__name__}") from None
 

@@ -16,13 +16,13 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
 
 
-class Section(BaseModel):
+class RecipeSection(BaseModel):
     """A part of the configuration that takes its own keys only."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class FreshBase(Section):
+class FreshBase(RecipeSection):
     """A new Llama of this shape, over the tokenizer in `tokenizer` (a checkpoint folder)."""
 
     tokenizer: Path
@@ -33,7 +33,7 @@ class FreshBase(Section):
     max_position_embeddings: Positive = 2048
 
 
-class CheckpointBase(Section):
+class CheckpointBase(RecipeSection):
     """The first `layers` layers of a HF checkpoint, with its embeddings, final norm and LM head."""
 
     checkpoint: Path
@@ -50,7 +50,7 @@ Base = Annotated[
 ]
 
 
-class Corpus(Section):
+class Corpus(RecipeSection):
     """Text files, one document each, or .jsonl files with one document in `field` of each line."""
 
     files: list[str] = Field(min_length=1)
@@ -58,7 +58,7 @@ class Corpus(Section):
     max_tokens: Positive | None = None
 
 
-class OnPolicy(Section):
+class OnPolicy(RecipeSection):
     """Continuations sampled from each target: `tokens` of them per target, in rows of `row_length`."""
 
     tokens: Positive = 500_000
@@ -68,7 +68,7 @@ class OnPolicy(Section):
     batch: Positive = 64
 
 
-class Distillation(Section):
+class Distillation(RecipeSection):
     """Weight of the KL term, log-probabilities kept per position, and corpus tokens that the targets judge.
 
     Without `corpus_tokens` the targets judge all of the corpus; with it, training sees that much of it only.
@@ -79,7 +79,7 @@ class Distillation(Section):
     corpus_tokens: Positive | None = None
 
 
-class Schedule(Section):
+class TrainingSchedule(RecipeSection):
     """Length and speed of the run. A step sees `parts` batches of rows, each of about `part_tokens` tokens."""
 
     steps: Positive
@@ -94,7 +94,7 @@ class Schedule(Section):
     workers: Positive = 1
 
 
-class TrainDrafterConfig(Section):
+class TrainDrafterConfig(RecipeSection):
     """Everything that `draftpool train-drafter` needs.
 
     `work` holds caches and checkpoints; while the file `pause` exists, the run waits.
@@ -109,7 +109,7 @@ class TrainDrafterConfig(Section):
     targets: list[Path] = []
     on_policy: OnPolicy | None = None
     distillation: Distillation = Field(default_factory=Distillation)
-    schedule: Schedule
+    schedule: TrainingSchedule
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
 

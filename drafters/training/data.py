@@ -27,7 +27,7 @@ from protocol.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Rows:
+class TokenRows:
     """Token rows [row, position] and, per teacher, ids and log-probabilities [teacher, row, position, k]."""
 
     tokens: NDArray[np.uint32]
@@ -35,7 +35,7 @@ class Rows:
     logp: NDArray[np.float16]
 
     @classmethod
-    def without_teachers(cls, tokens: Tokens, length: int) -> "Rows":
+    def without_teachers(cls, tokens: Tokens, length: int) -> "TokenRows":
         """The stream `tokens` cut into rows of `length`."""
         count = len(tokens) // length
         empty = (0, count, length, 0)
@@ -84,7 +84,7 @@ Chunk = Mapping[str, NDArray[Any]]
 
 def cached_chunks(
     folder: Path, settings: object, count: int, make: Callable[[int], Chunk], workers: int, pause: Path | None
-) -> Rows:
+) -> TokenRows:
     """The rows of `count` chunks, made by `make(index)` where the cache for these settings lacks them."""
     digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:12]
     place = folder.with_name(f"{folder.name}-{digest}")
@@ -104,8 +104,8 @@ def cached_chunks(
     return _join([dict(np.load(file, allow_pickle=False)) for file in files])
 
 
-def _join(chunks: list[dict[str, NDArray[Any]]]) -> Rows:
-    return Rows(
+def _join(chunks: list[dict[str, NDArray[Any]]]) -> TokenRows:
+    return TokenRows(
         np.concatenate([chunk["tokens"] for chunk in chunks]),
         np.concatenate([chunk["ids"] for chunk in chunks], axis=1),
         np.concatenate([chunk["logp"] for chunk in chunks], axis=1),

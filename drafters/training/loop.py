@@ -18,7 +18,7 @@ from drafters.training.export import export_drafter
 from drafters.training.fit import FitOptions, FitState, fit
 from drafters.training.losses import sorted_loss
 from drafters.training.optim import build_optimisers
-from drafters.training.rows import Mixture, Part, prepare_mixture
+from drafters.training.rows import BatchPart, Mixture, prepare_mixture
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def step_losses(model: Any, config: TrainDrafterConfig, mixture: Mixture, step: 
     return [partial(part_loss, model, config, part, 1 / len(parts)) for part in parts]
 
 
-def part_loss(model: Any, config: TrainDrafterConfig, part: Part, scale: float) -> Tensor:
+def part_loss(model: Any, config: TrainDrafterConfig, part: BatchPart, scale: float) -> Tensor:
     """`scale` times the sorted loss of one part, in nats a token."""
     tokens = part.tokens.to(model.device)
     logits = exit_logits(model, tokens, config.exits, getattr(torch, config.dtype))

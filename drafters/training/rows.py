@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from drafters.training.config import TrainDrafterConfig
-from drafters.training.data import Chunk, Rows, cached_chunks
+from drafters.training.data import Chunk, TokenRows, cached_chunks
 from drafters.training.distil import judge, load_teacher, sampler
 from drafters.training.stream import Tokens
 
@@ -19,7 +19,7 @@ CHUNK_ROWS = 64
 
 
 @dataclass(frozen=True)
-class Part:
+class BatchPart:
     """A share of a step's batch: tokens [row, position], teachers' ids and log-probs [teacher, row, position, k]."""
 
     tokens: Tensor
@@ -27,10 +27,10 @@ class Part:
     logp: Tensor
 
 
-def corpus_rows(config: TrainDrafterConfig, stream: Tokens) -> Rows:
+def corpus_rows(config: TrainDrafterConfig, stream: Tokens) -> TokenRows:
     """The corpus in rows of `sequence_length`, judged by all targets."""
     length = config.schedule.sequence_length
-    rows = Rows.without_teachers(stream, length)
+    rows = TokenRows.without_teachers(stream, length)
     if not config.targets or config.distillation.weight == 0:
         return rows
     teachers = [load_teacher(target) for target in config.targets]
@@ -47,7 +47,7 @@ def corpus_rows(config: TrainDrafterConfig, stream: Tokens) -> Rows:
     return cached_chunks(config.work / "corpus", settings, chunks, make, workers, config.pause)
 
 
-def on_policy_rows(config: TrainDrafterConfig, stream: Tokens) -> list[Rows]:
+def on_policy_rows(config: TrainDrafterConfig, stream: Tokens) -> list[TokenRows]:
     """For each target, rows of its own continuations of prompts from the corpus, judged by itself."""
     options = config.on_policy
     if options is None:
@@ -66,14 +66,14 @@ def on_policy_rows(config: TrainDrafterConfig, stream: Tokens) -> list[Rows]:
 class Mixture:
     """Corpus rows and on-policy rows, and how the parts of a step are divided between them."""
 
-    corpus: Rows
-    on_policy: list[Rows]
+    corpus: TokenRows
+    on_policy: list[TokenRows]
     parts: int
     on_policy_parts: int
     part_tokens: int
     seed: int
 
-    def step(self, step: int) -> list[Part]:
+    def step(self, step: int) -> list[BatchPart]:
         """The parts of `step`, corpus first."""
         corpus_parts = self.parts - self.on_policy_parts
         found = [self._part(self.corpus, step * corpus_parts + part) for part in range(corpus_parts)]
@@ -82,13 +82,13 @@ class Mixture:
             found.append(self._part(self.on_policy[target], turn))
         return found
 
-    def _part(self, rows: Rows, turn: int) -> Part:
+    def _part(self, rows: TokenRows, turn: int) -> BatchPart:
         count, length = rows.tokens.shape
         size = min(count, max(1, self.part_tokens // length))
         epoch, place = divmod(turn, count // size)
         order = np.random.default_rng((self.seed, epoch)).permutation(count)
         chosen = order[place * size : (place + 1) * size]
-        return Part(
+        return BatchPart(
             torch.from_numpy(rows.tokens[chosen].astype(np.int64)),
             torch.from_numpy(rows.ids[:, chosen]),
             torch.from_numpy(rows.logp[:, chosen]),

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from bench.bars import Bars, decides, law, of_mode, ratio, table, winners
-from bench.cells import Cell, Outcome, Timed
+from bench.cells import Cell, CellOutcome, Timed
 from bench.metrics import CellResult, summary
 from bench.run import Engines
 from bench.stats import Bar, Ratio
@@ -21,7 +21,7 @@ REPORT = {
 def result(mode: str, length: int, rates: list[float]) -> CellResult:
     cell = Cell(mode, 1, 2 if mode == "fixed" else None, length)
     output = Timed((1, 2), (0.1, 0.2), 0.0)
-    return replace(summary("any", cell, [[Outcome((output,), None)]] * len(rates), [True]), tokens_per_second=rates)
+    return replace(summary("any", cell, [[CellOutcome((output,), None)]] * len(rates), [True]), tokens_per_second=rates)
 
 
 RESULTS = [

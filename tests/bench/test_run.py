@@ -13,7 +13,7 @@ import torch
 import uvicorn
 
 from api.http import create_app
-from bench.cells import Cell, Outcome, Subject, TokenIds, Unavailable
+from bench.cells import Cell, CellOutcome, Subject, TokenIds, Unavailable
 from bench.grid import Grid
 from bench.peers.openvino import ENVIRONMENT, OpenVinoEngine
 from bench.peers.url import UrlEngine
@@ -69,7 +69,7 @@ def test_every_engine_writes_the_plain_loops_text(subject: Subject, workload: Wo
 
 def test_a_text_that_differs_is_counted(subject: Subject, workload: Workload) -> None:
     class Wrong(Unplugged):
-        def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> Outcome:
+        def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> CellOutcome:
             return engines.ours.run(cell, [prompts[0]] * len(prompts), max_tokens)
 
     with opened(subject, ()) as engines:
@@ -91,7 +91,7 @@ class Unplugged:
     def open(self) -> None:
         pass
 
-    def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> Outcome:
+    def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> CellOutcome:
         raise Unavailable("pulled out")
 
     def close(self) -> None:

@@ -17,7 +17,7 @@ from api.runs import check_runs
 from link import token_sink, token_stream
 from link.secret import NUM_BYTES, Secret
 from link.token_sink import NONCE, PROOF, Inbox, SinkAddress, TokenSink
-from link.token_stream import Answer, TokenStreams, hold_ms
+from link.token_stream import StreamedRuns, TokenStreams, hold_ms
 from protocol.pb import tokens_pb2 as pb
 from protocol.pb.tokens_pb2_grpc import TokensStub
 from protocol.request import FinishReason, TokenRun
@@ -221,7 +221,7 @@ async def test_a_stream_to_an_ingress_that_is_gone_is_forgotten() -> None:
 def test_an_engines_thread_may_add_as_fast_as_it_likes(runner: LoopThread) -> None:
     num_requests, num_steps = 4, 500
 
-    def work(answers: list[Answer]) -> None:
+    def work(answers: list[StreamedRuns]) -> None:
         for step in range(num_steps):
             for i, answer in enumerate(answers):
                 made = end if step == num_steps - 1 else run

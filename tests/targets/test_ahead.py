@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 
 import targets.step
-from bench.faulty import Faults, FaultyClient
+from bench.faulty import FaultyClient, LinkFaults
 from drafters.client import LocalDraftClient
 from drafters.worker import DraftWorker
 from model.decoder import Decoder
@@ -37,7 +37,7 @@ def test_the_text_is_the_plain_loops_over_a_link_that_loses_delays_doubles_and_r
 ) -> None:
     rng = random.Random(seed)
     requests = random_requests(seed, rng.randint(1, 8), VOCAB, max_tokens=28)
-    client = FaultyClient(Connect(drafter), seed, Faults(dies=rng.choice([0.0, 0.05])))
+    client = FaultyClient(Connect(drafter), seed, LinkFaults(dies=rng.choice([0.0, 0.05])))
     modes = rng.choice([(Mode.AHEAD,), (Mode.AHEAD_EARLY_EXIT,), tuple(Mode)])
     ahead = AheadConfig(modes, rng.randint(1, 8), rng.choice([None, 0, 1, 3, 4]))
     engine = engine_of(load, client, Whimsical(seed), ahead, max_batch=rng.choice([1, 3, 8]), prefill_chunk=11)

@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from drafters.training.config import Corpus
-from drafters.training.data import Rows, cached_chunks, read_documents
+from drafters.training.data import TokenRows, cached_chunks, read_documents
 from drafters.training.distil import continue_rows, load_teacher
 from drafters.training.rows import Mixture
 from drafters.training.stream import RowSampler
 from protocol.errors import ConfigError
 
 
-def rows(count: int, first: int = 0) -> Rows:
-    return Rows.without_teachers(np.arange(first, first + 8 * count, dtype=np.uint32), 8)
+def rows(count: int, first: int = 0) -> TokenRows:
+    return TokenRows.without_teachers(np.arange(first, first + 8 * count, dtype=np.uint32), 8)
 
 
 def test_every_row_is_seen_once_an_epoch() -> None:
