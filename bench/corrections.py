@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 from bench.ours import requests
 from bench.survey import Told
-from drafters.nested import NestedDrafter, PassRow, Pick
+from drafters.nested import NestedDrafter
+from drafters.picks import PassRow, Pick
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 from router.simulate_ahead import Choices

@@ -33,7 +33,7 @@ from bench.stats import best, paired_ratio
 from bench.workload import EQUAL, LONGEST, Workload, read_texts
 from cli.arguments import depth, whole
 from cli.plan_command import lengths
-from drafters.residents import PoolLimits
+from drafters.limits import PoolLimits
 from drafters.worker import DraftWorker
 from model.native.library import default_threads
 from router.costs import CostCurves

@@ -36,8 +36,8 @@ from bench.prompts import Prompt, mixed
 from bench.random_policy import RandomPolicy, random_wish
 from deployments.local import complete, draft_policy
 from drafters.client import LocalDraftClient
+from drafters.limits import PoolLimits
 from drafters.nested import NestedDrafter, load_nested
-from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
 from model.execution import Execution
 from model.native.library import default_threads

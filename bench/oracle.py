@@ -19,11 +19,11 @@ from itertools import accumulate, repeat
 from operator import mul
 
 from drafters.nested import leaves
-from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus, Probe
+from drafters.outcomes import Guess
+from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
-from router.branches import Guess
 
 UNIT = 2.0**-53
 
@@ -75,12 +75,8 @@ class Ranking:
 
 @dataclass(slots=True)
 class _Open:
-    """A sequence that is open: its committed tokens, and the known text that they begin.
+    """A sequence that is open: its committed tokens, and the known text that they begin."""
 
-    probed: the position from which on no probe has told of them; at first behind the message that opened it.
-    """
-
-    probed: int
     tokens: list[int] = field(default_factory=list, repr=False)
     text: int | None = None
 
@@ -145,35 +141,20 @@ class OracleDrafter:
         if status is not DraftStatus.OK:
             return DraftBlock(row.sequence_id, row.base_length, status)
         sequence = self._open[row.sequence_id]
-        probe = self._probe(sequence) if row.probe else None
         exit_ = self._exit(depth)
         tokens = () if exit_ is None else self._tokens(sequence, row, exit_)
         self.num_lost += row.length > 0 and not tokens
         if exit_ is None or not tokens:
-            return DraftBlock(row.sequence_id, row.base_length, status, probe=probe)
+            return DraftBlock(row.sequence_id, row.base_length, status)
         sure = (self._ranking.acceptance[exit_],) * len(tokens)
-        return DraftBlock(row.sequence_id, row.base_length, status, tokens, (exit_,) * len(tokens), sure, probe)
+        return DraftBlock(row.sequence_id, row.base_length, status, tokens, (exit_,) * len(tokens), sure)
 
     def _tokens(self, sequence: _Open, row: DraftRow, exit_: int) -> tuple[int, ...]:
         """First choices, as many as the row's length and floor allow."""
-        length = drafted_length(row.length, self._ranking.acceptance[exit_], row.floor)
+        length = drafted_length(row.length, self._ranking.acceptance[exit_], row.stop_probability)
         positions = range(row.base_length, row.base_length + length)
         ranked = (self._best_two(sequence, position, exit_) for position in positions)
         return tuple(pair[0] for pair in ranked if pair)
-
-    def _probe(self, sequence: _Open) -> Probe | None:
-        """None where the text is not known."""
-        if sequence.text is None:
-            return None
-        length = len(sequence.tokens)
-        told = range(min(sequence.probed, length), length)
-        sequence.probed = max(sequence.probed, length)
-        matches = tuple(tuple(self._is_right(sequence, position, depth) for position in told) for depth in self.exits)
-        return Probe(told.start, matches, tuple((self._ranking.acceptance[depth],) * len(told) for depth in self.exits))
-
-    def _is_right(self, sequence: _Open, position: int, depth: int) -> bool:
-        ranked = self._best_two(sequence, position, depth)
-        return ranked is not None and ranked[0] == sequence.tokens[position]
 
     def _take(self, row: DraftRow) -> DraftStatus:
         sequence = self._open.get(row.sequence_id)
@@ -182,7 +163,7 @@ class OracleDrafter:
         if sequence is None:
             if len(self._open) >= self._max_rows:
                 return DraftStatus.BUSY
-            sequence = self._open[row.sequence_id] = _Open(row.base_length)
+            sequence = self._open[row.sequence_id] = _Open()
         sequence.tokens[row.start :] = row.tokens
         if not self._begins(sequence.text, row.start, row.tokens):
             sequence.text = self._find(row.sampling, sequence.tokens)

@@ -4,7 +4,7 @@
     draft     `length` steps, less those that a branch behind the same tokens has had already; goes first
     message   taken between two steps, never within one; ends what was drafted ahead for its sequence
 
-Which outcomes get a branch is what router/branches.py says of the oracle's first and second choices, as in the real
+Which outcomes get a branch is what drafters/outcomes.py says of the oracle's first and second choices, as in the real
 pool; the target's early picks are not heeded, so how many outcomes are foreseen is a matter of acceptance and
 runner_up (bench/oracle.py) alone. The device sleeps, so that cores are free; context costs it nothing.
 
@@ -21,10 +21,10 @@ from typing import Self
 
 from bench.oracle import OracleDrafter
 from bench.slowed import Device
+from drafters.outcomes import Candidate, candidates
 from protocol.branch import AheadRequest, AheadRow, Branch, ExitHint, prefix_hash
 from protocol.draft import DraftReply, DraftRequest, DraftStatus
 from protocol.plan import DepthRule
-from router.branches import Candidate, candidates
 
 Path = tuple[int, ...]  # tokens from a window's start up to a branch
 
@@ -197,12 +197,12 @@ class OraclePool:
 
     def _outcomes(self, row: AheadRow, depth: DepthRule) -> dict[Path, Candidate]:
         """Those that get a branch. None where the text ends within the window or is not known."""
-        context, num_guesses = row.context, len(row.window) + 1
+        context, num_guesses = row.context, len(row.proposal) + 1
         guesses = self._oracle.guesses(context.sequence_id, context.base_length, num_guesses, depth)
         if len(guesses) < num_guesses:
             return {}
         best = candidates(guesses)[: row.fan_out]
-        return {(*row.window[: one.accepted], one.token): one for one in best}
+        return {(*row.proposal[: one.accepted], one.token): one for one in best}
 
     def _resolved(self, sequence_id: int) -> int:
         """Ends what was drafted ahead; how many tokens the branch behind the committed tokens has."""

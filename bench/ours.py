@@ -15,8 +15,8 @@ from bench.peak import PeakMemory
 from deployments.local import check_vocabulary, complete, depth_rule
 from deployments.profiling import Limits, drafter_costs, target_costs
 from drafters.client import LocalDraftClient
+from drafters.limits import PoolLimits
 from drafters.nested import NestedDrafter, load_nested
-from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
 from protocol.draft import DraftClient, DraftReply, DraftRequest
 from protocol.errors import ConfigError

@@ -28,8 +28,8 @@ from bench.slowed import Device, SlowedDrafter
 from cli.arguments import whole
 from deployments.process import DTYPES
 from deployments.profiling import drafter_costs
+from drafters.limits import PoolLimits
 from drafters.nested import NestedDrafter, load_nested
-from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
 from link.discovery import Need, PoolMember
 from link.pool_server import PoolServer

@@ -29,8 +29,9 @@ from bench.feed import Counter, Feed
 from bench.slowed import Device, SlowedDrafter, slowed_target
 from bench.workload import Workload, read_texts
 from cli.arguments import whole
-from drafters.nested import PassRow, load_nested
-from drafters.residents import PoolLimits
+from drafters.limits import PoolLimits
+from drafters.nested import load_nested
+from drafters.picks import PassRow
 from drafters.worker import DraftWorker
 from link.pool_thread import PoolThread
 from protocol.draft import DraftBlock, DraftReply, DraftRequest

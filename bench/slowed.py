@@ -13,10 +13,9 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 
-from drafters.nested import NestedDrafter, PassRow, Pick
-from drafters.probe import ProbeRow
-from protocol.draft import DraftClient, DraftReply, DraftRequest, Probe
-from protocol.plan import DepthRule
+from drafters.nested import NestedDrafter
+from drafters.picks import PassRow, Pick
+from protocol.draft import DraftClient, DraftReply, DraftRequest
 from protocol.request import SamplingParams
 from targets.model import ForwardRow, TargetModel
 
@@ -89,15 +88,6 @@ class SlowedDrafter(NestedDrafter):
         picks = super().run(rows)
         self.slow.finish(began, self.step_ms(rows) * max([1, *map(len, picks)]))
         return picks
-
-    def probe(self, rows: Sequence[ProbeRow]) -> list[Probe]:
-        """As long as one token for every row at the deepest exit, whatever the number of positions."""
-        began = self.slow.clock()
-        probes = super().probe(rows)
-        deepest = DepthRule(self.exits[-1:])
-        alike = [PassRow(row.sequence, (), row.stop, 0, deepest, row.sampling) for row in rows]
-        self.slow.finish(began, self.step_ms(alike))
-        return probes
 
 
 class SlowedClient:

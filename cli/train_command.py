@@ -11,7 +11,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "config",
         type=Path,
         metavar="CONFIG",
-        help="YAML recipe: demo/drafter.yaml makes a drafter, demo/streams.yaml adds streams to one",
+        help="YAML recipe, such as demo/drafter.yaml",
     )
 
 

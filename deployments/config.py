@@ -254,14 +254,12 @@ class PoolConfig(Listener, Placement, Weights):
     """The draft pool. Targets stream to its replicas.
 
     page_size: positions; a branch takes a page of its own for a few tokens. rows_per_target: sequences that one target
-    replica may have there, at most; null: as many as there are rows. streams: how many of the drafter's stream heads
-    are used; auto: as many as turn out to pay.
+    replica may have there, at most; null: as many as there are rows.
     """
 
     page_size: Count = 16
     max_rows: Count = 64
     rows_per_target: Count | None = None
-    streams: Literal["auto"] | Annotated[int, Field(ge=0)] = "auto"
     prefill_chunk: Count = 256
     sequence_ttl_s: Seconds = 120.0
 

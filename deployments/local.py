@@ -13,7 +13,7 @@ import torch
 from drafters.client import LocalDraftClient
 from drafters.manifest import vocabulary_hash
 from drafters.nested import load_nested
-from drafters.residents import PoolLimits
+from drafters.limits import PoolLimits
 from drafters.worker import DraftWorker
 from model.execution import Execution
 from protocol.errors import ConfigError

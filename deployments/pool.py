@@ -16,7 +16,7 @@ from deployments.process import DTYPES, claim, device_of, pool_positions
 from deployments.profiling import own_drafter_costs
 from drafters.manifest import Manifest
 from drafters.nested import NestedDrafter, load_nested
-from drafters.residents import PoolLimits
+from drafters.limits import PoolLimits
 from drafters.worker import DraftWorker
 from link.discovery import PoolMember
 from link.pool_server import PoolServer
@@ -81,7 +81,6 @@ def load_drafter(config: PoolConfig) -> NestedDrafter:
         page_size=config.page_size,
         device=device_of(config),
         execution=Execution(config.execution),
-        streams=None if config.streams == "auto" else config.streams,
     )
 
 

@@ -1,185 +1,281 @@
-"""Drafting ahead for the sequences of the pool: which branches are rolled out, and when.
+"""Drafting ahead for the sequences of the pool: which branches are drafted, and when.
 
-    take     a window is being verified: draft on behind it, and in the same pass behind the best outcomes within it
-    lead     is there: roll out what is missing of the `fan_out` best outcomes, in one batch
+    take     a proposal is being verified: draft on behind it, and in the same pass behind the best outcomes within it
+    lead     the drafter's own next token behind the proposal is there, one more guess: draft behind what is missing of
+             the `fan_out` best outcomes
     hint     the target's early picks: the best outcomes are others now; what was begun for one that is not among them
              ends, those that are missing begin
-    more     tokens of a branch are there: handed over, for half a window in time is worth more than a whole one late
-    done     a branch is handed over whole, and its fork ended
+    more     tokens of a branch are there: handed over, for half a proposal in time is worth more than a whole one late
 
-The best `fan_out` outcomes, as they are known at a time, are rolling or were handed over. What was handed over before a
+The branch behind a proposal that is accepted whole goes on from the lead in the sequence itself. Every other one is on
+a fork, which lasts until its draft is done or another is worth more. Its tokens stay until the sequence's next message:
+where they turn out to be right they become the sequence's own drafts. Their KV is not kept: they ride along in the
+next pass, a few more positions in a pass that reads all weights anyway.
+
+The best `fan_out` outcomes, as they are known at a time, are drafted or were handed over. What was handed over before a
 hint stays with the target, so there may be up to `fan_out` more in all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field
 
-from drafters.ahead import Ahead, BranchesReply, BranchJob, BranchRound, Lead, drafted_behind
-from drafters.known import Key, draft_room
-from drafters.nested import Pick
-from drafters.resident import Resident
-from drafters.residents import Residents
-from drafters.rounds import Draft
-from protocol.branch import AheadRequest, AheadRow, BranchSource, ExitHint, HintRow
-from protocol.draft import DraftStatus
+from drafters.cache import DraftCache
+from drafters.cached_tokens import CachedTokens, Key, agreed_length, draft_room
+from drafters.outcomes import Candidate, Guess, Outcome, candidates
+from drafters.pending import PendingBranches
+from drafters.picks import Pick
+from drafters.row import Priority, Row, Rows, as_wanted
+from protocol.branch import AheadRow, Branch, BranchSource, ExitHint, HintRow, prefix_hash
+from protocol.draft import DraftRow
 from protocol.plan import DepthRule
-from router.branches import Candidate, Guess, candidates
 
 UNKNOWN = -1  # no token
 
 
+@dataclass(slots=True)
+class Preparation:
+    """What is drafted ahead for one sequence.
+
+    trunk: the row of the sequence itself. wanted: tokens of the branch behind the lead. guesses: of the proposal, and
+    of the lead once it is there. known: drafted before, from the proposal's start on. early: the target's early picks.
+    begun: every branch that was ever drafted.
+    """
+
+    request: PendingBranches
+    asked: AheadRow
+    trunk: Row
+    wanted: int
+    guesses: list[Guess]
+    known: Sequence[Pick] = field(default=(), repr=False)
+    early: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
+    begun: dict[Outcome, tuple[Candidate, Row]] = field(default_factory=dict, repr=False)
+
+    @property
+    def base_length(self) -> int:
+        return self.asked.context.base_length
+
+    @property
+    def lead_end(self) -> int:
+        """From here on all tokens of the sequence were drafted behind the proposal."""
+        return self.base_length + len(self.asked.proposal) + 1
+
+    @property
+    def has_lead(self) -> bool:
+        return len(self.guesses) > len(self.asked.proposal)
+
+    def path(self, candidate: Candidate) -> tuple[int, ...]:
+        """The tokens from the proposal's start up to the branch."""
+        return (*self.asked.proposal[: candidate.accepted], candidate.token)
+
+    def behind(self, start: int, truth: Sequence[int]) -> list[Pick]:
+        """What was drafted in a branch behind exactly these tokens. start: at most the proposal's."""
+        path = tuple(truth[self.base_length - start :])
+        return next((row.drafted for candidate, row in self.begun.values() if self.path(candidate) == path), [])
+
+    def branch(self, candidate: Candidate, row: Row) -> Branch:
+        path = self.path(candidate)
+        return Branch(
+            row.key[1],
+            self.base_length + len(path),
+            prefix_hash(path, self.trunk.cached.prefix_key()),
+            candidate.source,
+            tuple(pick.token for pick in row.drafted),
+            tuple(pick.exit for pick in row.drafted),
+            tuple(pick.confidence for pick in row.drafted),
+            goes_on=not row.is_done,
+            round_id=self.request.round_id,
+        )
+
+
 class Branches:
-    def __init__(self, residents: Residents, max_positions: int, vocab_size: int) -> None:
+    """The sink of rows that are drafted ahead."""
+
+    def __init__(self, cache: DraftCache, rows: Rows, max_ride: int, max_positions: int, vocab_size: int) -> None:
         self.num_finished = 0
-        self._residents = residents
+        self._cache = cache
+        self._rows = rows
+        self._max_ride = max_ride
         self._max_positions = max_positions
         self._vocab_size = vocab_size
-        self._rounds: dict[BranchRound, None] = {}  # those that may have branches to hand over
+        self._prepared: dict[Key, Preparation] = {}
+        self._requests: dict[PendingBranches, None] = {}  # those that may have something to hand over
 
-    def open(self, request: AheadRequest, reply: BranchesReply) -> BranchRound:
-        round_ = BranchRound(request, reply)
-        self._rounds[round_] = None
-        return round_
+    def drafted(self, cached: CachedTokens, row: DraftRow, depth: DepthRule) -> list[Pick]:
+        """What of the row was drafted ahead."""
+        prepared = self._prepared.get(cached.key)
+        if prepared is None or row.start > cached.committed or (cached.depth, cached.sampling) != (depth, row.sampling):
+            return []
+        agrees = agreed_length(cached.tokens, row.start, row.tokens) == row.base_length
+        if agrees and row.base_length >= prepared.lead_end:
+            return [cached.picks[at] for at in range(row.base_length, len(cached.tokens))]
+        return prepared.behind(row.start, row.tokens)
 
-    def take(self, round_: BranchRound, key: Key, row: AheadRow, depth: DepthRule, now: float) -> DraftStatus:
-        """Take over its context and begin; without pages or a window that makes sense there are no branches."""
-        wanted = row.length > 0 and row.fan_out > 0 and self._in_vocabulary(row.window)
-        num_tokens = len(row.window) + 1 + row.length if wanted else 0
-        context = replace(row.context, length=num_tokens, probe=False)
-        drafted = self._residents.drafted(key, context, depth)
-        window = row.window if wanted else ()
-        status, length = self._residents.admit(key, context, depth, now, drafted, window)
-        if status is DraftStatus.OK and length:
-            self._begin(round_, self._residents[key], row, length, drafted)
-        return status
+    def begin(
+        self, request: PendingBranches, asked: AheadRow, cached: CachedTokens, room: int, known: Sequence[Pick]
+    ) -> None:
+        """The proposal is known, and has pages for `room` tokens from its start on, more than itself.
+
+        known: drafted before, from there on.
+        """
+        guesses = [
+            guess(cached.picks[at], asked.exponent) if at in cached.picks else Guess(token, 0.5)
+            for at, token in enumerate(asked.proposal, asked.context.base_length)
+        ]
+        wanted = min(asked.length, room - len(asked.proposal) - 1)
+        is_known = len(drafted_behind(asked.proposal, known)) > wanted
+        trunk = Row(cached=cached, length=0 if is_known else wanted, priority=Priority.AHEAD, sink=self, lead=1)
+        trunk.stop_probability = asked.stop_probability
+        prepared = self._prepared[cached.key] = Preparation(request, asked, trunk, wanted, guesses, known)
+        self._rows.add(trunk)
+        if self._cache.missing(cached) <= self._max_ride:
+            self._ride(prepared)
+        request.going.add(cached.key[1])
 
     def hint(self, hint: ExitHint) -> None:
         """Of a round that is over, or never began here, it is nothing."""
         for row in hint.rows:
-            resident = self._residents.get((hint.incarnation, row.sequence_id))
-            ahead = resident.ahead if resident is not None else None
-            if resident is None or ahead is None:
+            prepared = self._prepared.get((hint.incarnation, row.sequence_id))
+            if prepared is None or (prepared.request.round_id, prepared.base_length) != (
+                hint.round_id,
+                row.base_length,
+            ):
                 continue
-            if (ahead.round.round_id, ahead.base_length) == (hint.round_id, row.base_length):
-                ahead.early = self._sensible(row)
-                if ahead.is_led:
-                    self._spread(resident, ahead)
+            prepared.early = self._sensible(row)
+            if prepared.has_lead:
+                self._spread(prepared)
 
-    def drafted(self, key: Key, job: Draft) -> None:
-        """Some of a branch, or of what begins with the lead."""
-        resident = self._residents[key]
-        ahead = resident.ahead
-        if ahead is None:  # its round is over
-            return
-        if resident.job is job and (job.is_done or isinstance(job, Lead)):
-            self._residents.withdraw(key)
-        if isinstance(job, Lead):
-            ahead.guesses.append(guess(job.picks[0], ahead.row.power))
-            ahead.behind_lead = job.picks[1:]
-            self._spread(resident, ahead)
-        elif isinstance(job, BranchJob) and self._is_wanted(resident, job):
-            (self._hand_over if job.is_done else self._tell)(resident, ahead, job)
+    def advanced(self, row: Row) -> None:
+        prepared = self._prepared[row.key]
+        if row is prepared.trunk and not prepared.has_lead:
+            self._take_lead(prepared)
+        else:
+            self._tell(prepared, *next(one for one in prepared.begun.values() if one[1] is row))
 
-    def _is_wanted(self, resident: Resident, job: BranchJob) -> bool:
-        """It is not when a lead that came in the same pass made others more likely."""
-        fork = resident.forks.get(job.outcome)
-        return job.candidate.source is BranchSource.FULL or (fork is not None and fork.job is job)
+    def ended(self, row: Row) -> None:
+        """Nobody waits for what was drafted ahead."""
+
+    def end(self, key: Key) -> None:
+        """No more branches for this sequence, and none of those that it has."""
+        prepared = self._prepared.pop(key, None)
+        if prepared is not None:
+            self._drop_forks(prepared)
+            if prepared.trunk in self._rows:
+                self._rows.remove(prepared.trunk.cached)
+            prepared.request.going.discard(key[1])
+
+    def drop_forks(self, key: Key) -> None:
+        """Their pages are needed."""
+        prepared = self._prepared[key]
+        self._drop_forks(prepared)
+        self._account(prepared)
+
+    def open(self, request: PendingBranches) -> None:
+        self._requests[request] = None
 
     def reply(self) -> None:
-        rounds, self._rounds = self._rounds, {}
-        for round_ in rounds:
-            round_.reply()
+        requests, self._requests = self._requests, {}
+        for request in requests:
+            request.reply()
 
-    def _begin(
-        self, round_: BranchRound, resident: Resident, row: AheadRow, length: int, drafted: Sequence[Pick]
-    ) -> None:
-        base = row.context.base_length
-        guesses = [
-            guess(resident.picks[at], row.power) if at in resident.picks else Guess(token, 0.5)
-            for at, token in enumerate(row.window, base)
-        ]
-        ahead = resident.ahead = Ahead(round_, row, length - len(row.window) - 1, guesses, drafted)
-        wanted = min(row.length, ahead.full_length)
-        is_known = len(drafted_behind(row.window, drafted)) > wanted
-        self._residents.give(resident.key, Lead(length=1 if is_known else 1 + wanted))
-        if self._residents.drafts_next(resident):
-            self._ride(resident, ahead)
-        self._account(resident, ahead)
+    def _take_lead(self, prepared: Preparation) -> None:
+        """And, of what was drafted behind it in the same pass or before, as much as the branch would draft itself."""
+        trunk = prepared.trunk
+        lead, *behind = trunk.picks
+        before = drafted_behind((*prepared.asked.proposal, lead.token), prepared.known)
+        known = before if len(before) > len(behind) else behind
+        trunk.length = prepared.wanted
+        trunk.picks = [lead, *as_wanted(known, trunk.length, trunk.stop_probability)]
+        self._cache.follow(trunk.cached, prepared.lead_end, trunk.drafted)
+        prepared.guesses.append(guess(lead, prepared.asked.exponent))
+        self._spread(prepared)
 
-    def _ride(self, resident: Resident, ahead: Ahead) -> None:
-        """Begins what is likely before the lead is known: branches within the window, one place left for the lead's."""
-        unknown = Guess(UNKNOWN, 0.5)
-        inside = [one for one in candidates([*ahead.guesses, unknown]) if one.accepted < len(ahead.row.window)]
-        for candidate in inside[: ahead.row.fan_out - 1]:
-            self._start(resident, ahead, candidate)
+    def _ride(self, prepared: Preparation) -> None:
+        """Begins what is likely before the lead is there: outcomes within the proposal, one place left for the lead."""
+        unknown, end = Guess(UNKNOWN, 0.5), len(prepared.asked.proposal)
+        inside = [one for one in candidates([*prepared.guesses, unknown]) if one.accepted < end]
+        for candidate in inside[: prepared.asked.fan_out - 1]:
+            self._start(prepared, candidate)
 
-    def _spread(self, resident: Resident, ahead: Ahead) -> None:
+    def _spread(self, prepared: Preparation) -> None:
         """Over the outcomes that are the best as things are known now."""
-        best = candidates(ahead.guesses, ahead.early)[: ahead.row.fan_out]
-        wanted = {(one.accepted, one.token): one for one in best}
-        for outcome in [one for one in resident.forks if one not in wanted]:
-            self._residents.end_fork(resident, outcome)
-        if isinstance(resident.job, BranchJob) and resident.job.outcome not in wanted:
-            self._residents.withdraw(resident.key)
+        best = candidates(prepared.guesses, prepared.early)[: prepared.asked.fan_out]
+        wanted = {one.outcome: one for one in best}
+        for outcome, (_, row) in prepared.begun.items():
+            if outcome not in wanted:
+                self._stop(prepared, row)
         for outcome, candidate in wanted.items():
-            if outcome not in ahead.begun:
-                self._start(resident, ahead, candidate)
-        self._account(resident, ahead)
+            if outcome not in prepared.begun:
+                self._start(prepared, candidate)
+        if all(row is not prepared.trunk for _, row in prepared.begun.values()):
+            self._stop(prepared, prepared.trunk)
+        self._account(prepared)
 
-    def _start(self, resident: Resident, ahead: Ahead, candidate: Candidate) -> None:
-        path = ahead.path(candidate)
-        is_full = candidate.source is BranchSource.FULL
-        room = ahead.full_length if is_full else draft_room(ahead.base_length + len(path), self._max_positions)
-        job = BranchJob(length=min(ahead.row.length, room), floor=ahead.row.floor, candidate=candidate, path=path)
-        if job.length <= 0:
+    def _start(self, prepared: Preparation, candidate: Candidate) -> None:
+        if candidate.source is BranchSource.FULL:
+            if prepared.wanted > 0:
+                self._start_full(prepared, candidate)
             return
-        if not is_full and not self._residents.fork(resident, job):
-            return
-        ahead.begun[job.outcome] = job
-        if is_full:
-            self._go_on(resident, ahead, job)
+        base = prepared.base_length + candidate.accepted
+        length = min(prepared.asked.length, draft_room(base + 1, self._max_positions))
+        trunk = prepared.trunk.cached
+        rides = None if prepared.has_lead else trunk.depth
+        fork = self._cache.fork(trunk, base, candidate.token, length, rides) if length > 0 else None
+        if fork is not None:
+            row = Row(cached=fork, length=length, priority=Priority.AHEAD, sink=self, parent=prepared.trunk)
+            row.stop_probability = prepared.asked.stop_probability
+            self._rows.add(row)
+            prepared.begun[candidate.outcome] = candidate, row
 
-    def _go_on(self, resident: Resident, ahead: Ahead, job: BranchJob) -> None:
-        """Behind the lead, in the sequence itself, from what was drafted there with it or before."""
-        before = drafted_behind(job.path, ahead.drafted)
-        job.take(before if len(before) > len(ahead.behind_lead) else ahead.behind_lead)
-        self._residents.follow(resident, ahead.base_length + len(job.path), job.picks)
-        if job.is_done:
-            self._hand_over(resident, ahead, job)
-            return
-        self._residents.give(resident.key, job)
-        if job.picks:
-            self._tell(resident, ahead, job)
+    def _start_full(self, prepared: Preparation, candidate: Candidate) -> None:
+        """Behind the lead, in the sequence itself."""
+        trunk = prepared.trunk
+        prepared.begun[candidate.outcome] = candidate, trunk
+        if not trunk.is_done and trunk not in self._rows:
+            self._rows.add(trunk)
+        if trunk.drafted:
+            self._tell(prepared, candidate, trunk)
 
-    def _tell(self, resident: Resident, ahead: Ahead, job: BranchJob) -> None:
-        """What there is of a branch that goes on."""
-        ahead.round.add(ahead.branch(job, resident.known.key()))
-        self._rounds[ahead.round] = None
+    def _tell(self, prepared: Preparation, candidate: Candidate, row: Row) -> None:
+        """What there is of a branch; one that is done ends here."""
+        prepared.request.add(prepared.branch(candidate, row))
+        self._requests[prepared.request] = None
+        if row.is_done:
+            self.num_finished += 1
+            self._stop(prepared, row)
+            self._account(prepared)
 
-    def _hand_over(self, resident: Resident, ahead: Ahead, job: BranchJob) -> None:
-        if job.outcome in resident.forks:
-            self._residents.end_fork(resident, job.outcome)
-        ahead.round.add(ahead.branch(job, resident.known.key()))
-        self.num_finished += 1
-        self._account(resident, ahead)
+    def _stop(self, prepared: Preparation, row: Row) -> None:
+        if row in self._rows:
+            self._rows.remove(row.cached)
+            if row is not prepared.trunk:
+                self._cache.release(row.cached)
 
-    def _account(self, resident: Resident, ahead: Ahead) -> None:
+    def _drop_forks(self, prepared: Preparation) -> None:
+        for _, row in prepared.begun.values():
+            if row is not prepared.trunk:
+                self._stop(prepared, row)
+
+    def _account(self, prepared: Preparation) -> None:
         """Whether more of its branches will come."""
-        self._rounds[ahead.round] = None
-        if resident.is_rolling:
-            ahead.round.begin(resident.key[1])
+        self._requests[prepared.request] = None
+        rows = (prepared.trunk, *(row for _, row in prepared.begun.values()))
+        if any(row in self._rows for row in rows):
+            prepared.request.going.add(prepared.trunk.key[1])
         else:
-            ahead.round.end(resident.key[1])
-
-    def _in_vocabulary(self, tokens: Sequence[int]) -> bool:
-        return all(0 <= token < self._vocab_size for token in tokens)
+            prepared.request.going.discard(prepared.trunk.key[1])
 
     def _sensible(self, row: HintRow) -> tuple[tuple[int, ...], ...]:
         """The early picks that the drafter can go on from."""
         return tuple(tuple(token for token in own if 0 <= token < self._vocab_size) for own in row.picks)
 
 
-def guess(pick: Pick, power: float) -> Guess:
-    return Guess(pick.token, pick.confidence**power, pick.runner_up if pick.runner_up >= 0 else None)
+def drafted_behind(path: Sequence[int], drafted: Sequence[Pick]) -> Sequence[Pick]:
+    """What was drafted behind the path; nothing where the drafts parted from it."""
+    agree = [pick.token for pick in drafted[: len(path)]] == list(path)
+    return drafted[len(path) :] if agree else ()
+
+
+def guess(pick: Pick, exponent: float) -> Guess:
+    return Guess(pick.token, pick.confidence**exponent, pick.runner_up if pick.runner_up >= 0 else None)

@@ -11,26 +11,19 @@ from pathlib import Path
 from typing import Any
 
 NAME = "draftpool.json"
-STREAM_WEIGHTS = "streams.safetensors"
-MAX_STREAMS = 4
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """Exits in layers, shallowest first; the hash of the vocabulary; names of the targets distilled from; how many
-    stream heads each exit has in streams.safetensors (model/streams.py).
-    """
+    """Exits in layers, shallowest first; the hash of the vocabulary; names of the targets distilled from."""
 
     exits: tuple[int, ...]
     vocabulary_hash: str
     targets: tuple[str, ...] = ()
-    streams: int = 0
 
     def __post_init__(self) -> None:
         if not self.exits or list(self.exits) != sorted(set(self.exits)) or self.exits[0] < 1:
             raise ValueError(f"exits must be increasing depths of at least 1, not {list(self.exits)}")
-        if not 0 <= self.streams <= MAX_STREAMS:
-            raise ValueError(f"streams must be 0 to {MAX_STREAMS}, not {self.streams}")
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
@@ -54,16 +47,6 @@ def drafter_exits(folder: Path) -> tuple[int, ...]:
     return Manifest.load(folder).exits if (folder / NAME).exists() else (_depth(folder),)
 
 
-def drafter_streams(folder: Path) -> int:
-    """How many stream heads each exit of the drafter in `folder` has."""
-    return Manifest.load(folder).streams if (folder / NAME).exists() else 0
-
-
-def weight_name(exit_: int, stream: int, part: str) -> str:
-    """Of a stream's matrix in streams.safetensors. stream: from 1; part: a field of model.streams.StreamHead."""
-    return f"exit_{exit_}_stream_{stream}_{part}"
-
-
 def vocabulary_hash(folder: Path) -> str:
     """sha256 (hex) over the sorted (token, id) pairs of tokenizer.json, added tokens included.
 
@@ -82,8 +65,8 @@ def vocabulary_hash(folder: Path) -> str:
 
 
 def _parse(values: Any, path: Path) -> Manifest:
-    if not isinstance(values, dict) or set(values) - {"exits", "vocabulary_hash", "targets", "streams"}:
-        raise ValueError(f"{path}: expected the keys exits, vocabulary_hash, targets and streams only")
+    if not isinstance(values, dict) or set(values) - {"exits", "vocabulary_hash", "targets"}:
+        raise ValueError(f"{path}: expected the keys exits, vocabulary_hash and targets only")
     exits, digest, targets = (values.get(key) for key in ("exits", "vocabulary_hash", "targets"))
     if not isinstance(exits, list) or not all(type(exit_) is int for exit_ in exits):
         raise ValueError(f"{path}: exits must be a list of whole numbers of layers, not {exits!r}")
@@ -92,11 +75,8 @@ def _parse(values: Any, path: Path) -> Manifest:
     targets = [] if targets is None else targets
     if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
         raise ValueError(f"{path}: targets must be a list of names, not {targets!r}")
-    streams = values.get("streams", 0)
-    if type(streams) is not int:
-        raise ValueError(f"{path}: streams must be a whole number, not {streams!r}")
     try:
-        return Manifest(tuple(exits), digest, tuple(targets), streams)
+        return Manifest(tuple(exits), digest, tuple(targets))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from None
 

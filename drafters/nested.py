@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 
 from drafters.depth import Watermarks
-from drafters.manifest import drafter_exits, drafter_streams
-from drafters.probe import ProbeRow, probe_exits
-from drafters.streams import StreamUse, add_streams
+from drafters.manifest import drafter_exits
+from drafters.picks import PassRow, Pick
 from model.batch import CPU, RaggedBatch, Row, build_batch
 from model.config import read_config
 from model.decoder import Decoder
@@ -32,43 +31,8 @@ from model.load import load_decoder
 from model.native.decoder import NativeDecoder
 from model.pages import PageLedger
 from model.rollout import Rollout
-from protocol.draft import Probe
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule
-from protocol.request import SamplingParams
-
-
-@dataclass(frozen=True, slots=True)
-class PassRow:
-    """One sequence's part of a pass.
-
-    tokens: the tokens at positions [written, length), `written` being `NestedDrafter.written(sequence)`.
-    settled: positions below it go to the rule's last exit. When length exceeds it, the token at position
-        `length` is drafted, and position length - 1 goes only as deep as that takes.
-    ahead: how many tokens may be drafted, if the pass can go on by itself. Their pages are reserved but for the last.
-    floor: it goes on no further than the token at which the product of their confidences is at most this.
-    """
-
-    sequence: int
-    tokens: Sequence[int] = field(repr=False)
-    length: int
-    settled: int
-    depth: DepthRule
-    sampling: SamplingParams
-    ahead: int = 1
-    floor: float = 0.0
-
-    @property
-    def drafts(self) -> bool:
-        return self.length > self.settled
-
-
-@dataclass(frozen=True, slots=True)
-class Pick:
-    token: int = field(repr=False)
-    exit: int
-    confidence: float
-    runner_up: int = field(default=-1, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,22 +47,14 @@ class _Stretch:
 class NestedDrafter:
     """Owns the pages, KV, boundary states and watermarks of its sequences, which are named by integers."""
 
-    def __init__(
-        self,
-        decoder: Decoder,
-        exits: tuple[int, ...],
-        num_pages: int,
-        page_size: int,
-        streams: StreamUse | None = None,
-    ) -> None:
-        """exits: ascending depths in layers, none beyond the decoder. streams: how its heads are used; None: not."""
+    def __init__(self, decoder: Decoder, exits: tuple[int, ...], num_pages: int, page_size: int) -> None:
+        """exits: ascending depths in layers, none beyond the decoder."""
         if not exits or list(exits) != sorted(set(exits)) or not 0 < exits[0] <= exits[-1] <= decoder.config.num_layers:
             raise ConfigError(f"exits {exits} must ascend within the {decoder.config.num_layers} layers of the drafter")
         self.exits = exits
         self.max_positions = decoder.config.max_positions
         self.vocab_size = decoder.config.vocab_size
         self.ledger = PageLedger(num_pages, page_size)
-        self.streams = streams or StreamUse()
         self.decoder = decoder
         num_slots = num_pages * page_size
         self._kv = decoder.new_kv(num_slots)
@@ -108,7 +64,7 @@ class NestedDrafter:
 
     def with_kv(self, num_pages: int, page_size: int) -> NestedDrafter:
         """The same weights with an empty KV of its own. Passes of both must not run at once."""
-        return NestedDrafter(self.decoder, self.exits, num_pages, page_size, self.streams)
+        return NestedDrafter(self.decoder, self.exits, num_pages, page_size)
 
     def open(self, sequence: int) -> None:
         self.ledger.open(sequence)
@@ -145,10 +101,6 @@ class NestedDrafter:
     def device(self) -> torch.device:
         return self.decoder.device
 
-    @property
-    def deepest(self) -> DepthRule:
-        return DepthRule(self.exits[-1:])
-
     def check_depth(self, depth: DepthRule) -> None:
         """Raises ConfigError for a depth that is no exit."""
         unknown = sorted(set(depth.exits) - set(self.exits))
@@ -163,24 +115,13 @@ class NestedDrafter:
             assert marks.marks[0] <= self.ledger.capacity(sequence), "KV was written beyond the reserved pages"
 
     def run(self, rows: Sequence[PassRow]) -> list[list[Pick]]:
-        """What each row drafts: one token or, where the pass can go on by itself, up to `ahead` as its floor allows;
+        """What each row drafts: one token or, where the pass can go on by itself, up to `ahead` as its stop allows;
         none for a row that does not draft. Pages for every row's length are reserved.
         """
         depth = self._shared_depth(rows)
         if depth is not None:
             return self._roll_out(rows, depth)
         return [[] if pick is None else [pick] for pick in self._pass(rows)]
-
-    def probe(self, rows: Sequence[ProbeRow]) -> list[Probe]:
-        """What every exit would have picked at the positions that each row tells of, of which all but the last are run,
-        in all segments and again where they were run before. Positions below these have reached the last exit.
-        """
-        assert all(self._marks[row.sequence].marks[-1] >= row.first for row in rows), "context below a probe is missing"
-        slots = [self.ledger.slots(row.sequence) for row in rows]
-        probes = probe_exits(self.decoder, self._kv, self.exits, rows, slots)
-        for row in rows:
-            self._marks[row.sequence] = Watermarks((row.stop,) * len(self.exits))  # level: no boundary states are due
-        return probes
 
     def _shared_depth(self, rows: Sequence[PassRow]) -> int | None:
         """The one exit that every row drafts from, when all segments up to it lack the same positions."""
@@ -200,13 +141,13 @@ class NestedDrafter:
                 row.tokens,
                 row.ahead,
                 row.sampling,
-                row.floor,
+                row.stop_probability,
             )
             for row in rows
         ]
         segment = self.exits.index(depth)
         boundary = self._boundaries[segment] if depth < self.exits[-1] else None
-        drafted = self.streams.roll_out(self.decoder, rollouts, self._kv, depth, boundary)
+        drafted = self.decoder.roll_out(rollouts, self._kv, depth, boundary)
         for row, picks in zip(rows, drafted, strict=True):
             marks = self._marks[row.sequence]
             for own in range(segment + 1):
@@ -305,22 +246,20 @@ def load_nested(
     page_size: int,
     device: torch.device = CPU,
     execution: Execution = Execution.AUTO,
-    streams: int | None = None,
 ) -> NestedDrafter:
     """The checkpoint's layers up to its deepest exit, with KV and boundary states for `num_positions`.
 
-    Exits are those of its manifest; a checkpoint without one has a single exit, its full depth. streams: how many of
-    its stream heads are used; None: as many as turn out to pay. Raises ConfigError or UnsupportedModel.
+    Exits are those of its manifest; a checkpoint without one has a single exit, its full depth. Raises ConfigError or
+    UnsupportedModel.
     """
     if num_positions < page_size:
         raise ConfigError(f"KV memory for {num_positions} positions holds no page of {page_size}; raise it")
     try:
-        exits, trained = drafter_exits(directory), drafter_streams(directory)
+        exits = drafter_exits(directory)
     except ValueError as error:
         raise ConfigError(str(error)) from error
     decoder = load_decoder(directory, dtype=dtype, device=device, num_layers=exits[-1], execution=execution)
-    use = add_streams(decoder, directory, exits, trained, streams)
-    return NestedDrafter(decoder, exits, num_positions // page_size, page_size, use)
+    return NestedDrafter(decoder, exits, num_positions // page_size, page_size)
 
 
 def bytes_per_position(directory: Path, dtype: torch.dtype) -> int:

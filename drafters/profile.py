@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from drafters.client import LocalDraftClient
+from drafters.limits import PoolLimits
 from drafters.nested import NestedDrafter
-from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
 from model.sweep import MIB, sweeper
 from protocol.draft import DraftRequest, DraftRow
@@ -83,7 +83,6 @@ def draft_timer(
         assert all(len(block.tokens) == one.length for block in reply.blocks), "a row was not drafted for"
         return 1e3 * elapsed
 
-    used, drafter.streams.most = drafter.streams.most, 0  # made-up text is no measure of guesses
     known = tuple(DraftRow(number, 0, (0,) * (context + 1), 0, GREEDY) for number in range(num_rows))
     try:
         client.open(DraftRequest(INCARNATION, 0, DepthRule(drafter.exits[-1:]), known))
@@ -91,5 +90,4 @@ def draft_timer(
             pass
         yield measure
     finally:
-        drafter.streams.most = used
         worker.drop(INCARNATION)

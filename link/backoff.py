@@ -24,7 +24,7 @@ class Ask(Enum):
 
 
 class Backoff:
-    """Both threads of a client use it; every field is written whole, and a lost update costs one pause."""
+    """Of one replica. For one thread."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock

@@ -12,6 +12,7 @@ import socket
 import struct
 import threading
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -72,12 +73,29 @@ class Connection:
         with self._sending:
             return self._flush()
 
+    @property
+    def events(self) -> int:
+        """What its reader waits for: something to receive, and room for what is kept."""
+        return select.POLLIN | (select.POLLOUT if self._backlog else 0)
+
+    @staticmethod
+    def ready(connections: Sequence[Connection], timeout_s: float) -> list[int]:
+        """Those with something for their reader, by their places; waits for the first so many seconds."""
+        places = {connection.fileno(): place for place, connection in enumerate(connections)}
+        closed = places.pop(-1, None)
+        if closed is not None:
+            return [closed]
+        poll = select.poll()
+        for number, place in places.items():
+            poll.register(number, connections[place].events)
+        return [places[number] for number, _ in poll.poll(1e3 * max(timeout_s, 0.0))]
+
     def wait(self, timeout_s: float) -> bool:
         """Whether there is something to receive, the end included, or room for what is kept, within so many seconds.
 
         For the reader. What is kept is sent on.
         """
-        self._poll.register(self._socket, select.POLLIN | (select.POLLOUT if self._backlog else 0))
+        self._poll.register(self._socket, self.events)
         ready = bool(self._poll.poll(1e3 * max(timeout_s, 0.0)))
         if self._backlog:
             self.flush()

@@ -1,10 +1,9 @@
-"""Which draft replicas there are, and which of them a target should use."""
+"""Which draft replicas there are, and which of them a target can use."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +14,6 @@ from router.costs import DrafterCosts
 
 logger = logging.getLogger(__name__)
 
-MIN_GAIN_MS = 2.0
 DESCRIBE_TIMEOUT_S = 2.0
 
 
@@ -39,10 +37,6 @@ class PoolMember:
     secret: Secret | None = field(default=None, repr=False, compare=False)
     steps: Runs | None = None
 
-    @property
-    def wait_ms(self) -> float:
-        return self.stats.wait_ms
-
 
 Discover = Callable[[], Awaitable[Sequence[PoolMember]]]
 
@@ -56,25 +50,6 @@ class Need:
 
     def met_by(self, member: PoolMember) -> bool:
         return member.vocabulary_hash == self.vocabulary_hash and set(self.exits) <= set(member.exits)
-
-
-def choose(members: Iterable[PoolMember], current: str | None, target: str) -> PoolMember | None:
-    """The member with clearly the least wait, else the one in use; on a first choice the one with fewest streams.
-
-    Targets that start together see the same numbers, so what is left of a tie falls by a hash of both names.
-    """
-    ranked = sorted(members, key=lambda m: (m.wait_ms // MIN_GAIN_MS, m.num_streams, _tie(target, m.incarnation)))
-    if not ranked:
-        return None
-    best = min(ranked, key=lambda m: m.wait_ms)
-    used = next((member for member in ranked if member.incarnation == current), None)
-    if used is None:
-        return ranked[0]
-    return best if used.wait_ms > 2 * best.wait_ms + MIN_GAIN_MS else used
-
-
-def _tie(target: str, member: str) -> bytes:
-    return hashlib.blake2b(f"{target} {member}".encode(), digest_size=8).digest()
 
 
 def serve_discovery(pool: Any) -> Discover:

@@ -13,7 +13,7 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from link.connection import Connection, Traffic
 from link.discovery import PoolMember
@@ -37,15 +37,22 @@ class Link:
     """
 
     def __init__(
-        self, member: PoolMember, name: str, connection: Connection, on_message: OnMessage, on_end: OnEnd
+        self,
+        member: PoolMember,
+        name: str,
+        connection: Connection,
+        on_message: OnMessage,
+        on_end: OnEnd,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """name: of the target, which proved it."""
+        """name: of the target, which proved it. clock: of timeouts."""
         self.member = member
         self._name = name
         self.open = True
-        self._connection = connection
+        self.connection = connection
         self._on_message = on_message
         self._on_end = on_end
+        self._clock = clock
         self._reading = threading.Lock()
         self._ending = threading.Lock()
 
@@ -55,22 +62,22 @@ class Link:
             return
         try:
             if isinstance(message, CloseSequences):
-                self._connection.send(encode_target(message))
+                self.connection.send(encode_target(message))
                 return
             for part in parts(message, self.member.limits):
-                self._connection.send(encode_target(part))
+                self.connection.send(encode_target(part))
         except Exception:
             logger.exception("writing to draft replica %s failed", self.member.incarnation)
             self._end()
 
     def read(self, timeout_s: float = 0.0) -> None:
         """Hands on what has come, waiting for something so long; also when another thread reads meanwhile."""
-        until = time.monotonic() + timeout_s
+        until = self._clock() + timeout_s
         if not self._reading.acquire(timeout=max(timeout_s, 0.0)):
             return
         try:
-            if self.open and self._connection.wait(until - time.monotonic()):
-                for message in self._connection.receive():
+            if self.open and self.connection.wait(until - self._clock()):
+                for message in self.connection.receive():
                     self._on_message(self, decode_pool(message, self._name))
         except EOFError as error:
             logger.info("draft replica %s: %s", self.member.incarnation, error)
@@ -83,33 +90,42 @@ class Link:
             self._end()
         finally:
             if not self.open:
-                self._connection.close()
+                self.connection.close()
             self._reading.release()
 
     @property
     def traffic(self) -> Traffic:
-        return self._connection.traffic
+        return self.connection.traffic
 
     def check(self) -> None:
         """For while nobody reads: sends on what was kept, and ends the link if the replica is gone."""
         if self.open:
-            self._connection.flush()
-        if self.open and self._connection.hung_up:
+            self.connection.flush()
+        if self.open and self.connection.hung_up:
             self.close()
 
     def close(self) -> None:
         """A thread that reads is done with it at once."""
         self._end()
         if self._reading.acquire(timeout=CLOSE_S):
-            self._connection.close()
+            self.connection.close()
             self._reading.release()
 
     def _end(self) -> None:
         with self._ending:
             was_open, self.open = self.open, False
         if was_open:
-            self._connection.shut()
+            self.connection.shut()
             self._on_end(self)
+
+
+def read_any(links: Sequence[Link], timeout_s: float) -> None:
+    """Hands on what has come over any of them, waiting for something so long."""
+    if len(links) == 1:
+        links[0].read(timeout_s)
+        return
+    for link in links[0].connection.ready([link.connection for link in links], timeout_s):
+        links[link].read()
 
 
 async def connect(member: PoolMember, name: str) -> Connection | None:

@@ -1,51 +1,50 @@
-"""A target's way to the pool: one persistent link to one draft replica at a time.
+"""A target's way to the pool: persistent links to all draft replicas that it can use, each with its own sequences.
 
-The engine thread asks, and reads the link itself while it waits, at once or a pass later, never beyond its deadline;
-branches it reads in passing. The event loop keeps the link: it looks for draft replicas every few seconds and whenever
-a link ends, and connects to the best. A move is one assignment of `_link`; a round keeps the link it began with, so
-moves fall between rounds. What a new replica does not know it answers with NEED_CONTEXT.
+The engine thread asks, and reads the links itself while it waits, at once or a pass later, never beyond its deadline;
+branches it reads in passing. A request is split by row, for each sequence is drafted for on one replica
+(link/placement.py); the answers are put together again. What a replica does not know after a move it answers with
+NEED_CONTEXT. A replica that is too slow is left alone for a while, and only its own sequences go without drafts.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import math
-import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
-from link.backoff import Ask, Backoff
+from link.backoff import Ask
 from link.connection import Traffic
-from link.discovery import Discover, Need, PoolMember, choose
-from link.link import Link, connect
-from link.link_round import Round, check_exits, fitting
+from link.discovery import Discover, Need, PoolMember
+from link.link import Link, read_any
+from link.links import Links, Route, TransportConfig
+from link.placement import Placement
+from link.share import Share, check_exits, fitting, merged, wait_for
 from protocol.branch import AheadRequest, Branch, BranchReply, ExitHint
-from protocol.draft import DraftReply, DraftRequest
+from protocol.draft import DraftReply, DraftRequest, DraftStatus
+from protocol.limits import MAX_DEADLINE_MS
 from protocol.wire import CloseSequences, PoolMessage
 
-logger = logging.getLogger(__name__)
+__all__ = ["LinkedDraftClient", "TransportConfig"]
 
 MAX_BRANCHES = 1024
+POOL_SHARE = 0.8  # of the deadline is the pool's, the rest is for the way
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class TransportConfig:
-    """lost_every_s: how often to look for a replica while there is none, and whether the one in use is there still.
-    avoid_s: how long to leave a failed one.
-    """
+class _Round:
+    """A request, and those parts of it that are waited for."""
 
-    deadline_s: float = 0.05
-    discover_every_s: float = 3.0
-    lost_every_s: float = 0.25
-    avoid_s: float = 5.0
+    request: DraftRequest
+    shares: tuple[Share, ...]
 
 
 class LinkedDraftClient:
-    """A protocol.branch.MirrorClient. `start` and `stop` run on the event loop, everything else on any thread."""
+    """A protocol.branch.MirrorClient. `start` and `stop` run on the event loop, all else on the engine's thread."""
 
     def __init__(
         self,
@@ -56,65 +55,44 @@ class LinkedDraftClient:
         clock: Callable[[], float] = time.monotonic,
         on_link: Callable[[PoolMember], None] | None = None,
     ) -> None:
-        """clock: of deadlines and pauses. on_link: called on the event loop when drafts will come from another replica
-        than so far.
-        """
+        """clock: of deadlines and pauses. on_link: called on the event loop with each replica that is linked."""
         self._incarnation = incarnation
-        self._discover = discover
-        self._need = need
         self._config = config or TransportConfig()
         self._clock = clock
-        self._on_link = on_link
-        self._backoff = Backoff(clock)
-        self._link: Link | None = None
-        self._round: Round | None = None
-        self._asked: Round | None = None  # and not yet waited for
+        self._links = Links(incarnation, discover, need, self._config, clock, self._on_message, on_link)
+        self._placement = Placement(incarnation)
+        self._asked: _Round | None = None  # and not yet waited for
         self._branches: deque[Branch] = deque(maxlen=MAX_BRANCHES)
-        self._switching = threading.Lock()
-        self._past = Traffic()  # of links that have ended
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._avoid: dict[str, float] = {}
-        self._lost = asyncio.Event()
-        self._task: asyncio.Task[None] | None = None
-        self._closing: set[asyncio.Task[None]] = set()
 
     @property
-    def replica(self) -> str | None:
-        """The incarnation of the draft replica in use."""
-        member = self.member
-        return member.incarnation if member else None
+    def members(self) -> tuple[PoolMember, ...]:
+        """What the linked draft replicas told of themselves."""
+        return tuple(route.link.member for route in self._links.routes.values())
 
     @property
     def member(self) -> PoolMember | None:
-        """What the draft replica in use told of itself when it was chosen."""
-        link = self._link
-        return link.member if link else None
+        """One of them. They all have the vocabulary and the exits that this target needs."""
+        return next(iter(self.members), None)
+
+    @property
+    def replica(self) -> str | None:
+        """Its incarnation."""
+        return self.member.incarnation if self.member else None
 
     @property
     def traffic(self) -> Traffic:
         """With all draft replicas so far."""
-        with self._switching:
-            link = self._link
-            return self._past + link.traffic if link else self._past
+        return self._links.traffic
 
     async def start(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._task = asyncio.create_task(self._keep_connected())
+        await self._links.start()
 
     async def stop(self) -> None:
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
-        link, self._link = self._link, None
-        if link is not None:
-            await asyncio.to_thread(link.close)
-        await asyncio.gather(*self._closing, return_exceptions=True)
+        await self._links.stop()
 
     def open(self, request: DraftRequest) -> None:
-        link = self._link
-        if link is not None:
-            link.read()
-            link.send(fitting(request, link.member.max_positions))
+        for route, rows in self._split(request.rows, lambda row: row.sequence_id):
+            route.link.send(fitting(replace(request, rows=rows), route.link.member.max_positions))
 
     def draft(self, request: DraftRequest) -> DraftReply | None:
         self.ask(request)
@@ -122,154 +100,99 @@ class LinkedDraftClient:
 
     def ask(self, request: DraftRequest) -> None:
         self._asked = None
-        link = self._link
-        if link is None or (ask := self._backoff.ask()) is Ask.SKIP:
-            return
-        link.read()  # what is late is out of the way then, and an end is known
-        waits = ask is Ask.WAIT
-        current = Round(request, link, math.inf if waits else self._clock() + self._config.deadline_s)
-        self._round = current
-        link.send(current.asked)
-        if waits:
-            self._asked = current
-        else:  # nobody reads what the engine does not wait for
-            threading.Thread(target=current.wait, args=(self._clock,), name="draft-probe", daemon=True).start()
+        shares = []
+        for route, rows in self._split(request.rows, lambda row: row.sequence_id):
+            ask = route.backoff.ask()
+            if ask is Ask.SKIP:
+                continue
+            expires = math.inf if ask is Ask.WAIT else self._clock() + self._config.deadline_s
+            part = replace(request, rows=rows, deadline_ms=request.deadline_ms or self._deadline_ms)
+            share = route.share = Share(part, route.link, expires)
+            route.link.send(share.asked)
+            if ask is Ask.WAIT:
+                shares.append(share)
+        if shares:
+            self._asked = _Round(request, tuple(shares))
 
     def answer(self) -> DraftReply | None:
         current, self._asked = self._asked, None
         if current is None:
             return None
-        current.expires = self._clock() + self._config.deadline_s
-        current.wait(self._clock)
-        if current.link.open and current.mostly_late:
-            self._backoff.missed()
-        return current.reply()
+        for share in current.shares:
+            share.expires = self._clock() + self._config.deadline_s
+        wait_for(current.shares, self._clock)
+        for route in self._links.routes.values():
+            if route.share in current.shares and route.link.open and route.share.mostly_late:
+                route.backoff.missed()
+        return merged(current.request, current.shares)
 
     def ahead(self, request: AheadRequest) -> None:
         """Not to a replica that was too slow lately: whether it still is, drafts find out."""
-        link = self._link
-        if link is not None and not self._backoff.resting:
-            room = link.member.max_positions
-            link.send(replace(request, rows=tuple(row for row in request.rows if row.context.base_length <= room)))
+        for route, rows in self._split(request.rows, lambda row: row.context.sequence_id):
+            if not route.backoff.resting:
+                room = route.link.member.max_positions
+                route.link.send(replace(request, rows=tuple(row for row in rows if row.context.base_length <= room)))
 
     def hint(self, hint: ExitHint) -> None:
-        link = self._link
-        if link is not None and not self._backoff.resting:
-            link.send(hint)
+        for route, rows in self._split(hint.rows, lambda row: row.sequence_id):
+            if not route.backoff.resting:
+                route.link.send(replace(hint, rows=rows))
 
     def branches(self, timeout_s: float = 0.0) -> Sequence[Branch]:
         """The newest, of which no more than MAX_BRANCHES are kept."""
-        link = self._link
-        if link is not None and not self._backoff.resting:
-            self._read_branches(link, timeout_s)
+        until = self._clock() + timeout_s
+        links = [route.link for route in self._links.routes.values() if not route.backoff.resting]
+        for link in links:
+            link.read()
+        while not self._branches and (links := [link for link in links if link.open]):
+            if (left_s := until - self._clock()) <= 0:
+                break
+            read_any(links, left_s)
         taken: list[Branch] = []
         while self._branches:
             taken.append(self._branches.popleft())
         return taken
 
-    def _read_branches(self, link: Link, timeout_s: float) -> None:
-        until = time.monotonic() + timeout_s
-        link.read()
-        while not self._branches and link.open and (left := until - time.monotonic()) > 0:
-            link.read(left)
-
     def close(self, sequence_ids: Sequence[int]) -> None:
-        link = self._link
-        if link is not None:
-            link.send(CloseSequences(self._incarnation, tuple(sequence_ids)))
+        for route, ids in self._split(sequence_ids, lambda sequence_id: sequence_id):
+            route.link.send(CloseSequences(self._incarnation, ids))
+        self._placement.forget(sequence_ids)
+
+    @property
+    def _deadline_ms(self) -> float:
+        return min(1e3 * POOL_SHARE * self._config.deadline_s, MAX_DEADLINE_MS)
+
+    def _split(self, rows: Iterable[T], sequence_id: Callable[[T], int]) -> list[tuple[Route, tuple[T, ...]]]:
+        """By the replicas that the rows' sequences are on. What came late is read first, and ends become known."""
+        for route in self._links.routes.values():
+            route.link.read()
+        routes: Mapping[str, Route] = self._links.routes
+        found: dict[str, list[T]] = {}
+        for row in rows:
+            home = self._placement.home(sequence_id(row), routes.keys())
+            if home is not None:
+                found.setdefault(home, []).append(row)
+        return [(routes[home], tuple(own)) for home, own in found.items()]
 
     def _on_message(self, link: Link, message: PoolMessage) -> None:
         match message:
             case DraftReply():
                 self._on_reply(link, message)
-            case BranchReply() if link is self._link:
+            case BranchReply():
                 for branch in message.branches:
                     check_exits(branch.exits, link.member.exits)
-                self._branches.extend(message.branches)
+                    if self._placement.is_at(branch.sequence_id, link.member.incarnation):
+                        self._branches.append(branch)
 
     def _on_reply(self, link: Link, reply: DraftReply) -> None:
-        current = self._round
-        if current is None or current.link is not link:
+        routes = self._links.routes
+        route = routes.get(link.member.incarnation)
+        if route is None or route.link is not link or route.share is None:
             return
-        in_time = self._clock() <= current.expires
-        if current.add(reply) and in_time and current.num_drafted:
-            self._backoff.answered()
-
-    def _on_end(self, link: Link) -> None:
-        """On whichever thread finds it."""
-        with self._switching:
-            lost = self._link is link
-            self._past += link.traffic
-            if lost:
-                self._link = None
-                self._leave_alone(link.member)
-        if lost and self._loop is not None:
-            with suppress(RuntimeError):  # the loop has closed
-                self._loop.call_soon_threadsafe(self._lost.set)
-
-    async def _keep_connected(self) -> None:
-        while True:
-            self._lost.clear()
-            try:
-                await self._connect_best()
-                await self._rest()
-            except Exception:
-                logger.exception("looking for a draft replica failed; it is tried again")
-                await asyncio.sleep(self._config.lost_every_s)
-
-    async def _rest(self) -> None:
-        """Until it is time to look again. A replica that has gone may have told nobody: nobody reads while idle."""
-        until = time.monotonic() + self._config.discover_every_s
-        while (link := self._link) is not None and not self._lost.is_set() and time.monotonic() < until:
-            link.check()
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self._config.lost_every_s):
-                    await self._lost.wait()
-        if self._link is None and not self._lost.is_set():
-            await asyncio.sleep(self._config.lost_every_s)
-
-    async def _connect_best(self) -> None:
-        member = choose(await self._candidates(), self.replica, self._incarnation)
-        if member is None or member.incarnation == self.replica:
-            return
-        self._leave_alone(member)  # unless this goes well, whatever may go wrong
-        connection = await connect(member, self._incarnation)
-        if connection is None:
-            return
-        del self._avoid[member.incarnation]
-        logger.info("drafting on %s at %s", member.incarnation, member.address)
-        self._backoff = Backoff(self._clock)
-        with self._switching:
-            old, self._link = self._link, Link(member, self._incarnation, connection, self._on_message, self._on_end)
-        if old is not None:
-            self._retire(old)
-        if self._on_link is not None:
-            self._on_link(member)
-
-    def _leave_alone(self, member: PoolMember) -> None:
-        self._avoid[member.incarnation] = self._clock() + self._config.avoid_s
-
-    async def _candidates(self) -> list[PoolMember]:
-        try:
-            members = await self._discover()
-        except Exception:
-            logger.exception("discovery of draft replicas failed")
-            return []
-        now = self._clock()
-        with self._switching:  # against one that is lost now
-            self._avoid = {incarnation: until for incarnation, until in self._avoid.items() if until > now}
-        fitting = [member for member in members if self._need.met_by(member)]
-        if members and not fitting:
-            logger.warning("none of %d draft replicas has the vocabulary and the exits of this target", len(members))
-        return [member for member in fitting if member.incarnation not in self._avoid]
-
-    def _retire(self, link: Link) -> None:
-        """Close a link after a round that may still be on its way there."""
-
-        async def close_later() -> None:
-            await asyncio.sleep(self._config.deadline_s)
-            await asyncio.to_thread(link.close)
-
-        task = asyncio.create_task(close_later())
-        self._closing.add(task)
-        task.add_done_callback(self._closing.discard)
+        for block in route.share.add(reply):
+            if block.status is DraftStatus.BUSY:
+                self._placement.refused(block.sequence_id, routes.keys())
+            else:
+                self._placement.served(block.sequence_id)
+        if route.share.is_over and self._clock() <= route.share.expires and route.share.num_drafted:
+            route.backoff.answered()

@@ -19,7 +19,6 @@ from model.batch import RaggedBatch
 from model.config import DecoderConfig
 from model.kv import PagedKV
 from model.rollout import Drafted, Rollout
-from model.streams import StreamHead
 from protocol.request import SamplingParams
 
 
@@ -82,13 +81,10 @@ class DecoderWeights:
 
 
 class Decoder(Protocol):
-    """is_deterministic: a row's result depends neither on the other rows nor on how many there are, bit for bit.
-    num_passes: that roll_out has made.
-    """
+    """is_deterministic: a row's result depends neither on the other rows nor on how many there are, bit for bit."""
 
     config: DecoderConfig
     is_deterministic: bool
-    num_passes: int
 
     @property
     def dtype(self) -> torch.dtype:
@@ -127,13 +123,8 @@ class Decoder(Protocol):
     ) -> list[int]:
         """As model.rollout.step."""
 
-    def add_streams(self, depth: int, heads: Sequence[StreamHead]) -> None:
-        """Heads for what leaves `depth`, the nearest stream first, on the decoder's device."""
-
-    def roll_out(
-        self, rows: Sequence[Rollout], kv: PagedKV, depth: int, boundary: Tensor | None, num_streams: int = 0
-    ) -> list[Drafted]:
-        """As model.rollout.roll_out, with the first num_streams of `depth`."""
+    def roll_out(self, rows: Sequence[Rollout], kv: PagedKV, depth: int, boundary: Tensor | None) -> list[Drafted]:
+        """As model.rollout.roll_out."""
 
     def pick(self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> list[int]:
         """The picked token of each row or NO_PICK (model/sampling.py). positions: the absolute position that each will

@@ -20,7 +20,6 @@ from model.kv import PagedKV
 from model.rollout import Drafted, Rollout, roll_out, step
 from model.rope import rope_table
 from model.sampling import pick, pick_with_confidence
-from model.streams import StreamHead
 from protocol.request import SamplingParams
 
 
@@ -80,8 +79,6 @@ class EagerDecoder:
     def __init__(self, config: DecoderConfig, weights: DecoderWeights) -> None:
         self.config = config
         self.weights = weights
-        self.num_passes = 0
-        self._streams: dict[int, list[StreamHead]] = {}
         self._activation = ACTIVATION_FUNCTIONS[config.activation]
         self._tables = {
             rope: RopeTable(rope, config.max_positions, self.dtype, self.device) for rope in set(config.ropes)
@@ -145,14 +142,8 @@ class EagerDecoder:
     ) -> list[int]:
         return step(self, token_ids, batch, kv, wanted, sampling, positions)
 
-    def add_streams(self, depth: int, heads: Sequence[StreamHead]) -> None:
-        self._streams[depth] = [StreamHead(*(part.to(self.dtype) for part in head)) for head in heads]
-
-    def roll_out(
-        self, rows: Sequence[Rollout], kv: PagedKV, depth: int, boundary: Tensor | None, num_streams: int = 0
-    ) -> list[Drafted]:
-        streams = self._streams[depth][:num_streams] if num_streams else ()
-        return roll_out(self, rows, kv, depth, boundary, streams)
+    def roll_out(self, rows: Sequence[Rollout], kv: PagedKV, depth: int, boundary: Tensor | None) -> list[Drafted]:
+        return roll_out(self, rows, kv, depth, boundary)
 
     @torch.inference_mode()
     def pick(self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> list[int]:

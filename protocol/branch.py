@@ -1,10 +1,10 @@
-"""Drafting ahead: while a target verifies a window, the pool prepares the windows behind its likely outcomes.
+"""Drafting ahead: while a target verifies a proposal, the pool prepares proposals behind its likely outcomes.
 
     ahead     what is being verified, and how much may be prepared          target -> pool, as verification begins
-    hint      the target's early picks at the window's positions            target -> pool, in the middle of its pass
-    branches  windows, each behind one outcome                              pool -> target, as they are ready
+    hint      the target's early picks at the proposal's positions          target -> pool, in the middle of its pass
+    branches  proposals, each behind one outcome                            pool -> target, as they are ready
 
-An outcome is an accepted prefix of the window and the token behind it. A branch says which by the hash of all tokens
+An outcome is an accepted prefix of the proposal and the token behind it. A branch says which by the hash of all tokens
 up to there, so it is usable exactly when the committed tokens hash to its key (Mirror-SD section 3.1; SSD's speculation
 cache). It is a draft like any other: a wrong one costs time and never changes text.
 """
@@ -32,26 +32,27 @@ def prefix_hash(tokens: Iterable[int], before: int = EMPTY) -> int:
 
 
 class BranchSource(StrEnum):
-    """What made an outcome a candidate; FULL: the whole window accepted and the drafter's own next token behind it."""
+    """What made an outcome a candidate."""
 
-    FULL = "full"
+    FULL = "full"  # the whole proposal accepted, and the drafter's own next token behind it
     RUNNER_UP = "runner_up"  # the drafter's second choice
     EARLY_EXIT = "early_exit"  # the target's pick at its early exit
 
 
 @dataclass(frozen=True, slots=True)
 class AheadRow:
-    """context: hands over the tokens committed since the last time; length 0. window: the tokens under verification,
+    """context: hands over the tokens committed since the last time; length 0. proposal: the tokens under verification,
     at positions context.base_length, ...; may be empty. length: tokens to draft in each branch. fan_out: branches.
-    floor: as DraftRow's. power: of a confidence is the probability that a token is right, as the target has learned.
+    stop_probability: as DraftRow's. exponent: a token is right with the probability confidence ** exponent, as the
+    target has learned.
     """
 
     context: DraftRow
-    window: tuple[int, ...] = field(repr=False)
+    proposal: tuple[int, ...] = field(repr=False)
     length: int
     fan_out: int
-    floor: float = 0.0
-    power: float = 1.0
+    stop_probability: float = 0.0
+    exponent: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class AheadRequest:
 
 @dataclass(frozen=True, slots=True)
 class HintRow:
-    """picks[i]: the early picks of the target behind the first i tokens of the window, best first, under the
+    """picks[i]: the early picks of the target behind the first i tokens of the proposal, best first, under the
     sequence's own noise.
     """
 
@@ -86,8 +87,8 @@ class ExitHint:
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """tokens: a window at positions base_length, base_length + 1, ... key: of all tokens before it. goes_on: more of it
-    is being drafted, and will come as a longer one of the same key. round_id: of the request that it is due to.
+    """tokens: a proposal at positions base_length, base_length + 1, ... key: the hash of all tokens before it. goes_on:
+    more of it is being drafted, and will come as a longer one of the same key. round_id: of the request that asked.
     """
 
     sequence_id: int
@@ -115,7 +116,7 @@ class BranchReply:
 
 @runtime_checkable
 class MirrorClient(DraftClient, Protocol):
-    """A target's way to a draft replica that works while the target does. Nothing here raises, and nothing but `draft`
+    """A target's way to a draft pool that works while the target does. Nothing here raises, and nothing but `draft`
     and `branches` waits.
     """
 

@@ -10,20 +10,19 @@ from collections.abc import Iterable, Sized
 
 from protocol import checks
 from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource, ExitHint, HintRow
-from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus, Probe
+from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.limits import (
     MAX_BLOCKS,
     MAX_CLOSED,
-    MAX_EXITS,
+    MAX_DEADLINE_MS,
+    MAX_EXPONENT,
     MAX_FAN_OUT,
     MAX_LENGTH,
     MAX_PICKS,
-    MAX_POWER,
-    MAX_PROBED,
+    MAX_PROPOSAL,
     MAX_TOP_K,
     MAX_WAIT_MS,
-    MAX_WINDOW,
-    MIN_POWER,
+    MIN_EXPONENT,
     REPLY_BYTES,
     MessageLimits,
 )
@@ -66,21 +65,21 @@ def decode_pool(data: bytes, incarnation: str) -> PoolMessage:
 
 
 def _decode_ahead(message: pb.AheadRequest, incarnation: str, limits: MessageLimits) -> AheadRequest:
-    _bound(limits, message.rows, (len(row.context.tokens) + len(row.window) for row in message.rows))
+    _bound(limits, message.rows, (len(row.context.tokens) + len(row.proposal) for row in message.rows))
     rows = tuple(map(_decode_ahead_row, message.rows))
     checks.unique([row.context.sequence_id for row in rows])
     return AheadRequest(incarnation, message.round_id, _decode_rule(message.depth), rows)
 
 
 def _decode_ahead_row(row: pb.AheadRow) -> AheadRow:
-    checks.at_most("tokens of a window", len(row.window), MAX_WINDOW)
+    checks.at_most("tokens of a proposal", len(row.proposal), MAX_PROPOSAL)
     return AheadRow(
         _decode_row(row.context),
-        checks.tokens(row.window),
+        checks.tokens(row.proposal),
         checks.at_most("tokens of a branch", row.length, MAX_LENGTH),
         checks.at_most("branches of a row", row.fan_out, MAX_FAN_OUT),
-        checks.within("floor", row.floor, 0.0, 1.0),
-        checks.within("power", row.power, MIN_POWER, MAX_POWER),
+        checks.within("stop_probability", row.stop_probability, 0.0, 1.0),
+        checks.within("exponent", row.exponent, MIN_EXPONENT, MAX_EXPONENT),
     )
 
 
@@ -93,7 +92,7 @@ def _decode_hint(message: pb.ExitHint, incarnation: str, limits: MessageLimits) 
 
 
 def _decode_hint_row(row: pb.HintRow) -> HintRow:
-    checks.at_most("places of early picks", len(row.picks), MAX_WINDOW + 1)
+    checks.at_most("places of early picks", len(row.picks), MAX_PROPOSAL + 1)
     checks.at_most("early picks at a place", max((len(own.tokens) for own in row.picks), default=0), MAX_PICKS)
     checks.positions(row.base_length, 0)
     return HintRow(row.sequence_id, row.base_length, tuple(checks.tokens(own.tokens) for own in row.picks))
@@ -127,7 +126,8 @@ def _decode_request(draft: pb.DraftRequest, incarnation: str, limits: MessageLim
     _bound(limits, draft.rows, (len(row.tokens) for row in draft.rows))
     rows = tuple(map(_decode_row, draft.rows))
     checks.unique([row.sequence_id for row in rows])
-    return DraftRequest(incarnation, draft.round_id, _decode_rule(draft.depth), rows)
+    deadline_ms = checks.within("deadline_ms", draft.deadline_ms, 0.0, MAX_DEADLINE_MS)
+    return DraftRequest(incarnation, draft.round_id, _decode_rule(draft.depth), rows, deadline_ms)
 
 
 def _bound(limits: MessageLimits, rows: Sized, num_tokens: Iterable[int]) -> None:
@@ -147,8 +147,7 @@ def _decode_row(row: pb.DraftRow) -> DraftRow:
         checks.at_most("tokens to draft", row.length, MAX_LENGTH),
         SamplingParams(own.temperature, own.top_k, own.top_p, own.min_p, own.seed),
         _decode_rule(row.depth) if row.HasField("depth") else None,
-        checks.within("floor", row.floor, 0.0, 1.0),
-        row.probe,
+        checks.within("stop_probability", row.stop_probability, 0.0, 1.0),
     )
 
 
@@ -165,21 +164,4 @@ def _decode_block(block: pb.DraftBlock, status: DraftStatus) -> DraftBlock:
     if block.tokens and status is not DraftStatus.OK:
         raise ValueError(f"{len(block.tokens)} tokens of a block that is {status}; {checks.REMEDY}")
     checks.positions(block.base_length, len(block.tokens))
-    return DraftBlock(
-        block.sequence_id,
-        block.base_length,
-        status,
-        *checks.draft(block),
-        _decode_probe(block.probe) if block.HasField("probe") else None,
-    )
-
-
-def _decode_probe(probe: pb.Probe) -> Probe:
-    checks.at_most("exits of a probe", len(probe.exits), MAX_EXITS)
-    num_tokens = checks.at_most("tokens of a probe", len(probe.exits[0].matches) if probe.exits else 0, MAX_PROBED)
-    checks.positions(probe.start, num_tokens)
-    for own in probe.exits:
-        checks.same_length("matches", own.matches, num_tokens)
-        checks.same_length("confidences", own.confidences, num_tokens)
-    matches = tuple(tuple(own.matches) for own in probe.exits)
-    return Probe(probe.start, matches, tuple(checks.shares("a confidence", own.confidences) for own in probe.exits))
+    return DraftBlock(block.sequence_id, block.base_length, status, *checks.draft(block))

@@ -4,6 +4,9 @@ A row carries the committed tokens [start, base_length) that the pool has not se
 change, so the pool only has to find where its own drafts part from them. A pool that does not know
 tokens [0, start) answers NEED_CONTEXT and gets start = 0 next. Replies carry round and base_length: what comes
 late is recognised and dropped. incarnation: whose it is; over a link that is the link's, and not in the message.
+
+A request may have a deadline. No row waits beyond it, and none waits for a context to be read first: what is not
+drafted in time is NOT_YET, and nothing is forgotten by that.
 """
 
 from __future__ import annotations
@@ -21,8 +24,8 @@ class DraftStatus(StrEnum):
     OK = "ok"
     NEED_CONTEXT = "need_context"
     BUSY = "busy"  # no pages or no row free: length 0, ask again later
-    NOT_YET = "not_yet"  # late, or its context is still being prefilled: nothing is forgotten, ask again next round
     TOO_LONG = "too_long"  # past the drafter's context, or an id beyond its vocabulary: length 0 for good
+    NOT_YET = "not_yet"  # no token was ready by the deadline, or the context is still being read: ask again next round
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +35,8 @@ class DraftRow:
     tokens: the committed tokens at positions [start, base_length).
     length: how many tokens to draft at positions base_length, base_length + 1, ...; 0 only hands over context.
     depth: its own, where it is not that of the request.
-    floor: the draft ends behind the token at which the product of its confidences is at most this; 0 never ends it.
-    probe: tell what every exit would have picked at the committed tokens that no probe has told of yet.
+    stop_probability: the draft ends behind the token at which the product of its confidences is at most this; 0 never
+    ends it.
     """
 
     sequence_id: int
@@ -42,8 +45,7 @@ class DraftRow:
     length: int
     sampling: SamplingParams
     depth: DepthRule | None = None
-    floor: float = 0.0
-    probe: bool = False
+    stop_probability: float = 0.0
 
     @property
     def base_length(self) -> int:
@@ -52,25 +54,13 @@ class DraftRow:
 
 @dataclass(frozen=True, slots=True)
 class DraftRequest:
-    """deadline_ms: from receipt, within which rows are answered; 0: none."""
+    """depth: of all rows that name none. deadline_ms: from receipt, by the pool's clock; 0: none."""
 
     incarnation: str
     round_id: int
     depth: DepthRule
     rows: tuple[DraftRow, ...]
     deadline_ms: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Probe:
-    """Full information: what every exit would have picked at committed tokens, given the true ones before.
-
-    matches[e][i]: whether exit number e picks the committed token at position start + i; confidences alike.
-    """
-
-    start: int
-    matches: tuple[tuple[bool, ...], ...]
-    confidences: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +73,6 @@ class DraftBlock:
     tokens: tuple[int, ...] = field(default=(), repr=False)
     exits: tuple[int, ...] = ()
     confidences: tuple[float, ...] = ()
-    probe: Probe | None = None
 
 
 def refusal(row: DraftRow, status: DraftStatus) -> DraftBlock:
@@ -102,7 +91,7 @@ class DraftReply:
 
 
 class DraftClient(Protocol):
-    """A target's way to its draft replica. Safe to call from the engine thread; never raises.
+    """A target's way to the draft pool. Safe to call from the engine thread; never raises.
 
     Transport twins (in process, over a link) pass the same contract tests, tests/drafters/test_client_contract.py and
     test_mirror_contract.py.

@@ -15,18 +15,17 @@ MAX_POSITION = 1 << 24
 MAX_LENGTH = 64  # tokens drafted for a row, or in a branch
 MAX_ROUNDS = 1024  # that a trace holds
 MAX_FAN_OUT = 8  # branches of a row
-MAX_WINDOW = 256  # tokens under verification
+MAX_PROPOSAL = 256  # tokens under verification
 MAX_PICKS = 64  # early picks at one place
 MAX_EXITS = 32
 MAX_DEPTH = 1 << 12  # layers
-MIN_POWER, MAX_POWER = 0.05, 20.0  # of a confidence, as router/confidence.py bounds it
+MIN_EXPONENT, MAX_EXPONENT = 0.05, 20.0  # of a confidence, as router/confidence.py bounds it
 MAX_CLOSED = 4096  # sequences
 MAX_BLOCKS = 4096  # of a reply, and branches likewise
-MAX_PROBED = 1024  # tokens that a probe tells of
-MAX_WAIT_MS = 1e9
+MAX_WAIT_MS = MAX_DEADLINE_MS = 1e9
 REPLY_BYTES = 8 << 20
 TOKENS = 1 << 18
-ROW_TOKENS = 1024  # windows and picks of a row
+ROW_TOKENS = 1024  # proposal and picks of a row
 ROW_BYTES, TOKEN_BYTES = 512, 5  # what a row takes beside its tokens, and a token, at most
 
 Asking = DraftRequest | AheadRequest | ExitHint
@@ -34,7 +33,7 @@ Asking = DraftRequest | AheadRequest | ExitHint
 
 @dataclass(frozen=True, slots=True)
 class MessageLimits:
-    """Of one message of a target. tokens: of its rows together, windows and picks counted."""
+    """Of one message of a target. tokens: of its rows together, proposals and picks counted."""
 
     rows: int = 64
     tokens: int = TOKENS
@@ -70,5 +69,5 @@ def num_tokens(row: DraftRow | AheadRow | HintRow) -> int:
     if isinstance(row, DraftRow):
         return len(row.tokens)
     if isinstance(row, AheadRow):
-        return len(row.context.tokens) + len(row.window)
+        return len(row.context.tokens) + len(row.proposal)
     return sum(map(len, row.picks)) + len(row.picks)

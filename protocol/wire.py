@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from protocol.branch import AheadRequest, BranchReply, BranchSource, ExitHint
-from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus, Probe
+from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.pb import draft_pb2 as pb
 from protocol.plan import DepthRule
 
@@ -17,6 +17,7 @@ STATUS = {
     DraftStatus.NEED_CONTEXT: pb.STATUS_NEED_CONTEXT,
     DraftStatus.BUSY: pb.STATUS_BUSY,
     DraftStatus.TOO_LONG: pb.STATUS_TOO_LONG,
+    DraftStatus.NOT_YET: pb.STATUS_NOT_YET,
 }
 SOURCE = {
     BranchSource.FULL: pb.SOURCE_FULL,
@@ -61,6 +62,7 @@ def _encode_request(message: DraftRequest) -> pb.DraftRequest:
         round_id=message.round_id,
         depth=_encode_rule(message.depth),
         rows=map(_encode_row, message.rows),
+        deadline_ms=message.deadline_ms,
     )
 
 
@@ -76,11 +78,11 @@ def _encode_ahead(message: AheadRequest) -> pb.AheadRequest:
     rows = [
         pb.AheadRow(
             context=_encode_row(row.context),
-            window=row.window,
+            proposal=row.proposal,
             length=row.length,
             fan_out=row.fan_out,
-            floor=row.floor,
-            power=row.power,
+            stop_probability=row.stop_probability,
+            exponent=row.exponent,
         )
         for row in message.rows
     ]
@@ -131,8 +133,7 @@ def _encode_row(row: DraftRow) -> pb.DraftRow:
         length=row.length,
         sampling=sampling,
         depth=_encode_rule(row.depth) if row.depth else None,
-        floor=row.floor,
-        probe=row.probe,
+        stop_probability=row.stop_probability,
     )
 
 
@@ -148,13 +149,4 @@ def _encode_block(block: DraftBlock) -> pb.DraftBlock:
         tokens=block.tokens,
         exits=block.exits,
         confidences=block.confidences,
-        probe=_encode_probe(block.probe) if block.probe else None,
     )
-
-
-def _encode_probe(probe: Probe) -> pb.Probe:
-    exits = [
-        pb.ProbedExit(matches=matches, confidences=confidences)
-        for matches, confidences in zip(probe.matches, probe.confidences, strict=True)
-    ]
-    return pb.Probe(start=probe.start, exits=exits)

@@ -1,8 +1,8 @@
 """A target's side of drafting: which tokens the pool has yet to see, and what its answers mean.
 
-Per sequence one integer says how many committed tokens were handed over. The pool forgetting (NEED_CONTEXT) sets it
-back to 0. A full pool (BUSY) silences the sequence for a growing number of rounds, so that asking costs nothing when
-the pool is too small. Past the drafter's context (TOO_LONG) it is silent for good. NOT_YET costs this round's draft.
+One integer of a sequence says how many committed tokens were handed over. NEED_CONTEXT, the pool forgot, sets it back
+to 0. BUSY silences the sequence for a growing number of rounds, so that asking costs nothing when the pool is too
+small, TOO_LONG for good. NOT_YET costs this round's draft.
 """
 
 from __future__ import annotations
@@ -37,32 +37,26 @@ class Drafting:
     incarnation: str
     vocab_size: int  # of the target; a drafter's may be padded beyond it
     deadline_ms: float = 0.0
-    _round: int = 0
+    round_id: int = 0  # of the last call of `draft`
     _asks: dict[int, _Ask] = field(default_factory=dict)
-
-    @property
-    def round_id(self) -> int:
-        """Of the last call of `draft`."""
-        return self._round
 
     def open(self, sequences: Iterable[Decoding], depth: DepthRule) -> None:
         """Hand over the context of admitted sequences, so that the pool prefills while the target does."""
         rows = tuple(self._row(sequence, length=0) for sequence in sequences)
-        if rows:
-            self.client.open(DraftRequest(self.incarnation, self._round, depth, rows))
+        self.client.open(DraftRequest(self.incarnation, self.round_id, depth, rows))
 
     def view(self, sequence: Decoding) -> SequenceView:
         """What a policy may see of a sequence: also how much the pool has yet to be handed, and whether it is asked."""
         ask = self._asks.get(sequence.id, _Ask())
-        return sequence.view(len(sequence.tokens) - ask.sent, ask.silent_until <= self._round + 1)
+        return sequence.view(len(sequence.tokens) - ask.sent, ask.silent_until <= self.round_id + 1)
 
     def draft(self, decoding: Sequence[Decoding], plan: Plan) -> Proposals:
         """One round: drafts of at most the planned lengths. Rounds that ask for nothing count too."""
-        self._round += 1
+        self.round_id += 1
         rows = self._rows(decoding, plan)
         if plan.depth is None or not rows:
             return nothing(len(decoding))
-        request = DraftRequest(self.incarnation, self._round, plan.depth, tuple(rows.values()), self.deadline_ms)
+        request = DraftRequest(self.incarnation, self.round_id, plan.depth, tuple(rows.values()), self.deadline_ms)
         reply = self.client.draft(request)
         if reply is None:
             self._take_back(request)
@@ -75,7 +69,7 @@ class Drafting:
 
     def context(self, sequence: Decoding, depth: DepthRule | None) -> DraftRow | None:
         """What the pool has not seen of a sequence that it may draft ahead for; None while that is silent."""
-        return self._row(sequence, 0, depth) if self._ask(sequence.id).silent_until <= self._round else None
+        return self._row(sequence, 0, depth) if self._ask(sequence.id).silent_until <= self.round_id else None
 
     def read(self, proposal: Proposal, length: int) -> Proposal | None:
         """At most its first `length` tokens, and none beyond the target's vocabulary; None where that leaves none."""
@@ -90,7 +84,7 @@ class Drafting:
     def _rows(self, decoding: Sequence[Decoding], plan: Plan) -> dict[int, DraftRow]:
         """What to ask for, by row. A length that a request asked for itself is drafted to its end."""
         wanting = [index for index, length in enumerate(plan.lengths) if length]
-        asking = [index for index in wanting if self._ask(decoding[index].id).silent_until <= self._round]
+        asking = [index for index in wanting if self._ask(decoding[index].id).silent_until <= self.round_id]
         rows = {}
         for index in asking if len(asking) > MIN_SHARE * len(wanting) else ():
             own = plan.own[index] if plan.own else None
@@ -121,9 +115,12 @@ class Drafting:
     def _read(self, plan: Plan, index: int, row: DraftRow | None, blocks: Mapping[int, DraftBlock]) -> Proposal | None:
         """What the pool drafted for a row; None where that is nothing, or no answer to this row."""
         block, rule = blocks.get(row.sequence_id) if row else None, plan.rule(index)
-        if row is None or block is None or rule is None or block.base_length != row.base_length:
+        if row is None or rule is None:
             return None
         ask = self._ask(row.sequence_id)
+        if block is None or block.base_length != row.base_length:
+            ask.sent = min(ask.sent, row.start)  # its replica may not have seen it
+            return None
         match block.status:
             case DraftStatus.OK:
                 ask.silence = 1
@@ -133,7 +130,7 @@ class Drafting:
             case DraftStatus.BUSY:
                 ask.sent, ask.known = 0, False
                 ask.silence = min(2 * ask.silence, MAX_SILENCE)
-                ask.silent_until = self._round + ask.silence
+                ask.silent_until = self.round_id + ask.silence
             case DraftStatus.TOO_LONG:
                 ask.silent_until = float("inf")
         drafted = Proposal(block.tokens, block.exits, block.confidences, Origin.FRESH, rule, row.length)

@@ -59,11 +59,9 @@ class Engine:
         self.config = config or EngineConfig()
         self.max_length = min(model.max_length, self.config.max_model_len or model.max_length)
         self._model = model
-        limits, deadline_ms = (
-            SchedulerConfig(self.config.max_batch, self.config.prefill_chunk),
-            self.config.draft_deadline_ms,
-        )
-        self._stepper = make_stepper(model, policy, draft_client, limits, self.config.incarnation, deadline_ms, ahead)
+        own, limits = self.config, SchedulerConfig(self.config.max_batch, self.config.prefill_chunk)
+        deadline_ms = own.draft_deadline_ms
+        self._stepper = make_stepper(model, policy, draft_client, limits, own.incarnation, deadline_ms, ahead)
         self._wake = threading.Condition()  # guards the four below
         self._submitted: deque[tuple[GenerateRequest, OnRun]] = deque()
         self._cancelled: deque[str] = deque()
@@ -88,7 +86,7 @@ class Engine:
     def submit(self, request: GenerateRequest, on_run: OnRun) -> None:
         """Runs arrive on the engine's thread; on_run must not block.
 
-        Raises PromptTooLong, InvalidRequest (an empty prompt, an id in use), QueueFull, or NotReady when stopping.
+        Raises PromptTooLong, InvalidRequest, QueueFull, or NotReady when stopping.
         """
         check_prompt(request, self.max_length, self._model.decoder.config.vocab_size)
         with self._wake:
@@ -114,7 +112,6 @@ class Engine:
 
     @property
     def open_requests(self) -> tuple[str, ...]:
-        """Ids of those that were submitted and have not finished."""
         with self._wake:
             return tuple(self._open)
 

@@ -1,7 +1,4 @@
-"""A policy and a way to the pool that may fail or lie: what they raise stays here, and so does what is no answer.
-
-Wrong, late, doubled or foreign drafts are no failures: verification, base lengths and hashes see to those.
-"""
+"""A policy and a way to the pool that may fail or lie: what they raise stays here, and so does what is no answer."""
 
 from __future__ import annotations
 
@@ -23,7 +20,7 @@ CERTAIN = 1.001  # a confidence is computed in float32
 
 
 class Nonsense(ValueError):
-    """An answer that fits no question."""
+    """An answer that fits no question. A draft that is wrong or late does: verification and base lengths see to it."""
 
 
 class GuardedPolicy:
@@ -105,8 +102,7 @@ def sound(drafts: Drafts) -> Drafts:
 
 
 def _sound_reply(reply: DraftReply | None) -> DraftReply | None:
-    if reply is not None:
-        sound(reply.blocks)
-        if not 0 <= reply.wait_ms < inf:
-            raise Nonsense(f"a draft that waited for {reply.wait_ms} ms")
+    if reply is not None and not 0 <= reply.wait_ms < inf:
+        raise Nonsense(f"a draft that waited for {reply.wait_ms} ms")
+    sound(reply.blocks if reply is not None else ())
     return reply

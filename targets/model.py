@@ -113,13 +113,11 @@ def load_target(
     deterministic: bool = False,
     progress: Progress | None = None,
 ) -> TargetModel:
-    """A target whose KV holds num_positions, rounded down to whole pages.
-
-    Raises UnsupportedModel for a family the layer does not cover, ConfigError when that is less than a page or when
-    steps that must be deterministic are not.
+    """A target whose KV holds num_positions, rounded down to whole pages. Raises UnsupportedModel for a family that is
+    not covered, ConfigError when that is less than a page or when steps that must be deterministic are not.
     """
-    device = device or torch.device("cpu")
-    decoder = load_decoder(path, dtype=dtype, device=device, execution=execution, progress=progress)
+    cpu = torch.device("cpu")
+    decoder = load_decoder(path, dtype=dtype, device=device or cpu, execution=execution, progress=progress)
     if num_positions < page_size:
         raise ConfigError(f"KV memory for {num_positions} positions holds no page of {page_size}; raise it for {path}")
     if deterministic and not decoder.is_deterministic:

@@ -44,9 +44,7 @@ class Pass:
         return self._sound(self.model.pick(self.rows, self.sampling, self.positions)) if self.rows else []
 
     def _sound(self, picks: list[int]) -> list[list[int]]:
-        """The picks by row. A row that has none at some place is run again without its draft: where that breaks the
-        model, attention in plain torch spoils the places before it too.
-        """
+        """By row. One that lacks a pick is run again without its draft, which may have spoiled all its places."""
         own = iter(picks)
         rows = [[next(own) for _ in range(row.num_logits)] for row in self.rows]
         if NO_PICK not in picks:
@@ -72,7 +70,7 @@ def gather(model: TargetModel, schedule: Schedule, proposals: Proposals) -> Pass
         for sequence, row in zip(sequences, rows, strict=True)
         for index in range(row.num_logits)
     ]
-    return Pass(model, rows, [sampling for sampling, _ in wanted], [at for _, at in wanted])
+    return Pass(model, rows, [sampling for sampling, _ in wanted], [position for _, position in wanted])
 
 
 def ending(schedule: Schedule) -> list[Sequence]:

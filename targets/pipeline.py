@@ -88,11 +88,6 @@ class Pipeline:
         """Forgets all other sequences."""
         self._flights = {one: self._flights[one] for one in sequence_ids if one in self._flights}
 
-    @property
-    def num_kept(self) -> int:
-        """Branches at hand."""
-        return sum(len(flight.branches) for flight in self._flights.values())
-
 
 def _proposal(branch: Branch, order: Order) -> Proposal:
     """A part of a branch counts as asked for at the length it has: nothing in it was stopped in doubt."""

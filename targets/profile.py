@@ -1,7 +1,6 @@
 """What a target's passes cost, measured on synthetic rows through the real forward, pick and step.
 
-Times depend on numbers of rows, tokens and positions, not on what the tokens are. So rows are given pages and a
-context length, and no prompt is run to fill them: the KV's memory is zeroed, and with that present, from the start.
+Times do not depend on what the tokens are. So rows are given pages and a context length, and no prompt fills them.
 """
 
 from __future__ import annotations

@@ -36,11 +36,9 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class Proposals:
-    """Of one round. rows: by decoding sequence, None where there is nothing to verify.
-
-    num_fed: committed tokens that the pool had to run for each row before it could draft, at most: what was handed
-    over, and before a first draft the whole context; 0 where no draft was asked for. wait_ms: queued at the pool.
-    answered: False where a draft was asked for in vain.
+    """Of one round. rows: by decoding sequence, None where there is nothing to verify. num_fed: committed tokens that
+    the pool had to run for each row before it could draft, at most: before a first draft the whole context.
+    wait_ms: queued at the pool. answered: False where a draft was asked for in vain.
     """
 
     rows: tuple[Proposal | None, ...]

@@ -1,8 +1,8 @@
 """Which sequences take part in a step, and with how many tokens. Decides over integers; tensors never come here.
 
-One step holds a verify row for every decoding sequence and, within a token budget, chunks of the prompts that
-are being prefilled. Decoding goes first: its pages are reserved before a round, lengths fall to 0 when pages
-run short, and only then is the youngest sequence preempted, to be computed again at the same positions.
+One step holds a verify row for every decoding sequence and, within a token budget, chunks of prompts. Decoding goes
+first: its pages are reserved before a round, lengths fall to 0 when pages run short, and only then is the youngest
+sequence preempted, to be computed again at the same positions.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-from drafters.manifest import Manifest, vocabulary_hash
+from drafters.manifest import vocabulary_hash
 from drafters.training.config import CheckpointBase, FreshBase, TrainDrafterConfig
 from protocol.errors import ConfigError
 
@@ -73,19 +73,6 @@ def check_vocabularies(tokenizer: Path, targets: Sequence[Path]) -> None:
     for target in targets:
         if vocabulary_hash(target) != vocabulary_hash(tokenizer):
             raise ConfigError(f"targets: {target} has another vocabulary than {tokenizer}: use one tokenizer for all")
-
-
-def check_finished(base: CheckpointBase, exits: Sequence[int]) -> None:
-    """Refuses a checkpoint that is not to be trained and yet would not stay as it is."""
-    layers = AutoConfig.from_pretrained(base.checkpoint).num_hidden_layers
-    if base.layers != layers:
-        raise ConfigError(f"base.layers is {base.layers}, but schedule.steps 0 keeps all {layers} of {base.checkpoint}")
-    try:
-        own = Manifest.load(base.checkpoint).exits
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    if tuple(exits) != own:
-        raise ConfigError(f"exits are {list(exits)}, but those of {base.checkpoint} are {list(own)}: use them")
 
 
 def _tokens(folder: Path) -> dict[str, int]:

@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
-from drafters.manifest import MAX_STREAMS
 from protocol.errors import ConfigError
 
 Positive = Annotated[int, Field(gt=0)]
@@ -81,12 +80,9 @@ class Distillation(Section):
 
 
 class Schedule(Section):
-    """Length and speed of the run. A step sees `parts` batches of rows, each of about `part_tokens` tokens.
+    """Length and speed of the run. A step sees `parts` batches of rows, each of about `part_tokens` tokens."""
 
-    With `steps: 0` the checkpoint stays as it is, and only streams are trained.
-    """
-
-    steps: Annotated[int, Field(ge=0)]
+    steps: Positive
     parts: Positive = 4
     part_tokens: Positive = 2048
     sequence_length: Positive = 512
@@ -96,18 +92,6 @@ class Schedule(Section):
     learning_rate: Rate = 0.003
     weight_decay: Share = 0.0
     workers: Positive = 1
-
-
-class Streams(Section):
-    """Heads that guess `count` tokens further on at every exit, `width` wide, trained on the finished drafter.
-
-    They take as many tokens a step as the drafter did (`schedule`). How they are used: model/streams.py.
-    """
-
-    count: Annotated[int, Field(gt=0, le=MAX_STREAMS)]
-    steps: Positive
-    width: Positive = 512
-    learning_rate: Rate = 0.02
 
 
 class TrainDrafterConfig(Section):
@@ -126,7 +110,6 @@ class TrainDrafterConfig(Section):
     on_policy: OnPolicy | None = None
     distillation: Distillation = Field(default_factory=Distillation)
     schedule: Schedule
-    streams: Streams | None = None
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
@@ -145,8 +128,6 @@ class TrainDrafterConfig(Section):
             )
         if self.on_policy is not None and not self.targets:
             raise ValueError("on_policy needs targets to sample from: list targets, or leave on_policy out")
-        if self.schedule.steps == 0 and not (self.streams and isinstance(self.base, CheckpointBase)):
-            raise ValueError("schedule.steps is 0, which trains streams alone: give streams, and a base.checkpoint")
         return self
 
 

@@ -31,17 +31,6 @@ def export_checkpoint(model: Any, tokenizer: Path, folder: Path, dtype: torch.dt
             shutil.copyfile(tokenizer / name, folder / name)
 
 
-def copy_drafter(source: Path, folder: Path) -> None:
-    """The drafter in `source` as it is, and draftpool.json beside it. `folder` may be `source` itself."""
-    folder.mkdir(parents=True, exist_ok=True)
-    manifest = Manifest.load(source)
-    if source.resolve() != folder.resolve():
-        for path in source.iterdir():
-            if path.is_file():
-                shutil.copyfile(path, folder / path.name)
-    manifest.save(folder)
-
-
 def export_drafter(model: Any, tokenizer: Path, folder: Path, exits: Sequence[int], targets: Sequence[Path]) -> None:
     """`export_checkpoint`, and draftpool.json beside it."""
     export_checkpoint(model, tokenizer, folder)

@@ -1,9 +1,8 @@
-"""Trains a nested drafter from a configuration: prepare the rows, run the steps, export; then its streams."""
+"""Trains a nested drafter from a configuration: prepare the rows, run the steps, export."""
 
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,17 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from drafters.manifest import Manifest
-from drafters.training.base import build_model, check_finished, check_vocabularies, tokenizer_folder
-from drafters.training.config import CheckpointBase, TrainDrafterConfig
+from drafters.training.base import build_model, check_vocabularies, tokenizer_folder
+from drafters.training.config import TrainDrafterConfig
 from drafters.training.data import read_stream
 from drafters.training.exits import exit_logits, pick_device
-from drafters.training.export import copy_drafter, export_drafter
+from drafters.training.export import export_drafter
 from drafters.training.fit import FitOptions, FitState, fit
 from drafters.training.losses import sorted_loss
 from drafters.training.optim import build_optimisers
 from drafters.training.rows import Mixture, Part, prepare_mixture
-from drafters.training.streams import export_streams, train_streams
 
 log = logging.getLogger(__name__)
 
@@ -33,27 +30,8 @@ def train(config: TrainDrafterConfig, *, progress: bool = True, stop_after: int 
     """
     tokenizer = tokenizer_folder(config)
     check_vocabularies(tokenizer, config.targets)
-    if isinstance(config.base, CheckpointBase) and config.schedule.steps == 0:
-        check_finished(config.base, config.exits)
     model = build_model(config).to(pick_device())
     mixture = prepare_mixture(config, read_stream(config.corpus, tokenizer))
-    is_finished = train_body(model, config, mixture, tokenizer, progress=progress, stop_after=stop_after)
-    if config.streams is not None and is_finished:
-        heads, state = train_streams(model, config, mixture, progress=progress, stop_after=stop_after)
-        export_streams(heads, config.output)
-        replace(Manifest.load(config.output), streams=config.streams.count).save(config.output)
-        log.info("%d steps of streams in %.1f minutes", state.step, state.seconds / 60)
-    log.info("the drafter is in %s", config.output)
-    return config.output
-
-
-def train_body(
-    model: Any, config: TrainDrafterConfig, mixture: Mixture, tokenizer: Path, *, progress: bool, stop_after: int | None
-) -> bool:
-    """Trains and exports all but streams; whether that is finished. A schedule of no steps leaves the base as it is."""
-    if config.schedule.steps == 0:
-        copy_drafter(tokenizer, config.output)
-        return True
     state = run(model, config, mixture, progress=progress, stop_after=stop_after)
     export_drafter(model, tokenizer, config.output, config.exits, config.targets)
     summary = {
@@ -62,8 +40,8 @@ def train_body(
         "minutes": state.seconds / 60,
     }
     (config.work / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-    log.info("%d steps in %.1f minutes", state.step, state.seconds / 60)
-    return state.step == config.schedule.steps
+    log.info("%d steps in %.1f minutes; the drafter is in %s", state.step, state.seconds / 60, config.output)
+    return config.output
 
 
 def run(

@@ -1,8 +1,6 @@
 // A range of layers over a ragged batch, in one piece of work for all threads: phases divided by barriers, and nothing
 // else between two matrix products. Hidden states are float between layers; what a matrix product reads is T.
 #pragma once
-#include <map>
-
 #include "attention.h"
 #include "ops.h"
 #include "sampling.h"
@@ -25,18 +23,12 @@ struct Layer {
 // What the phases of one pass read and write; rows of all buffers are the flat tokens.
 template <class T>
 struct Workspace {
-    Buffer<Input<T>> normed, query, attended, inner, joined, guessed;
+    Buffer<Input<T>> normed, query, attended, inner;
     Buffer<float> qkv, branch, logits;
     std::vector<std::vector<float>> scratch;  // one a thread
     std::vector<float> partials;              // of segments of attention that several threads share
     std::vector<std::atomic<int>> left;       // segments to come, of each head of each task
     Stopwatch watch;                          // the caller's thread
-};
-
-// A head that guesses one token further on (model/streams.py).
-template <class T>
-struct Stream {
-    Linear<T> inner, outer;
 };
 
 template <class T>
@@ -52,7 +44,6 @@ struct Decoder {
     Linear<T> head;
     const T* embedding;  // [vocab][hidden]; null: the head's strips are the embedding
     Pool* pool;
-    std::map<int, std::vector<Stream<T>>> streams;  // of what leaves so many layers
     Workspace<T> work;
 
     struct Pass {

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from model.batch import CPU, RaggedBatch
 from model.config import DecoderConfig, Rope
-from model.decoder import Linear, StoredWeights
+from model.decoder import StoredWeights
 from model.kv import PagedKV, padded_dim
 from model.native.library import BatchSpec, addresses, library, num_threads, thread_pool
 from model.native.memory import Block, address, zeros
@@ -29,13 +29,11 @@ from model.pages import Slots
 from model.rollout import Drafted, Rollout, roll_out, step
 from model.rope import rope_table
 from model.sampling import NO_PICK, filter_logits
-from model.streams import StreamHead
 from protocol.request import SamplingParams
 
 _PICKING = np.dtype([("temperature", np.float32), ("seed", np.uint64), ("position", np.int64)], align=True)
 _PICK = np.dtype([("token", np.int64), ("confidence", np.float64), ("runner_up", np.int64)])
-MOST_STREAMS = 4  # as kMaxStreams in roll.h
-_LIMIT = np.dtype([("length", np.int64), ("floor", np.float64)])
+_LIMIT = np.dtype([("length", np.int64), ("stop_probability", np.float64)])
 
 
 class PhaseTimes(NamedTuple):
@@ -70,14 +68,12 @@ class NativeDecoder:
     def __init__(self, config: DecoderConfig, weights: StoredWeights) -> None:
         """Raises model.native.compiler.CompilerError where the kernels cannot be compiled."""
         self.config = config
-        self.num_passes = 0
         self.dtype = weights.dtype
         self._library = library()
         self._pool = thread_pool(num_threads())
         self._packed = pack(config, weights)
         self._model = self._library.dp_model(ctypes.byref(self._packed.spec), self._pool)
         weakref.finalize(self, self._library.dp_model_free, self._model)
-        self._streams: dict[int, list[StreamHead]] = {}  # for roll_out in torch
         self._blocks = _Blocks()
         self._hidden = torch.empty(0, config.hidden_size)
         self._logits = torch.empty(0, config.vocab_size)
@@ -101,39 +97,26 @@ class NativeDecoder:
         self._library.dp_run(self._model, hidden.data_ptr(), ctypes.byref(self._spec(batch, kv)), start, stop)
         return hidden
 
-    def add_streams(self, depth: int, heads: Sequence[StreamHead]) -> None:
-        assert len(heads) <= MOST_STREAMS, f"the kernels take up to {MOST_STREAMS} streams"
-        assert depth not in self._streams, f"streams for {depth} layers were added before"
-        self._streams[depth] = [StreamHead(*(part.float() for part in head)) for head in heads]
-        for head in heads:
-            inner, outer = (self._packed.linear(Linear(part.to(self.dtype), None)) for part in head)
-            self._library.dp_add_stream(self._model, depth, ctypes.byref(inner), ctypes.byref(outer))
-
-    def roll_out(
-        self, rows: Sequence[Rollout], kv: PagedKV, depth: int, boundary: Tensor | None, num_streams: int = 0
-    ) -> list[Drafted]:
+    def roll_out(self, rows: Sequence[Rollout], kv: PagedKV, depth: int, boundary: Tensor | None) -> list[Drafted]:
         """In one call, unless a row has filters, which are torch's business."""
-        assert num_streams <= len(self._streams.get(depth, ())), f"{depth} layers have fewer streams"
         sampling = [row.sampling for row in rows]
         if _has_filters(sampling):
-            streams = self._streams[depth][:num_streams] if num_streams else ()
-            return roll_out(self, rows, kv, depth, boundary, streams)
+            return roll_out(self, rows, kv, depth, boundary)
         totals = [row.total for row in rows]
         lengths = [row.length for row in rows]
         furthest = max(total + length - 1 for total, length in zip(totals, lengths, strict=True))
         spec = self._batch([row.slots for row in rows], totals, [len(row.tokens) for row in rows], furthest, kv)
         self._how([_temperature(params) for params in sampling], sampling, totals)
         limits = self._blocks.limits.take(len(rows))
-        limits["length"], limits["floor"] = lengths, [row.floor for row in rows]
+        limits["length"], limits["stop_probability"] = lengths, [row.stop_probability for row in rows]
         picks = self._blocks.picks.take(sum(lengths))
-        self.num_passes += self._library.dp_roll(
+        self._library.dp_roll(
             self._model,
             ctypes.byref(spec),
             self._blocks.ids.holding(list(chain.from_iterable(row.tokens for row in rows))),
             self._blocks.how.address,
             self._blocks.limits.address,
             depth,
-            num_streams,
             None if boundary is None else boundary.data_ptr(),
             self._blocks.picks.address,
         )

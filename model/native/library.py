@@ -76,11 +76,7 @@ _CALLS: dict[str, tuple[object, list[object]]] = {
             *(c_void_p, c_int, c_void_p, c_int, c_void_p, c_void_p),
         ],
     ),
-    "dp_add_stream": (None, [c_void_p, c_int, POINTER(LinearSpec), POINTER(LinearSpec)]),
-    "dp_roll": (
-        c_int,
-        [c_void_p, POINTER(BatchSpec), c_void_p, c_void_p, c_void_p, c_int, c_int, c_void_p, c_void_p],
-    ),
+    "dp_roll": (None, [c_void_p, POINTER(BatchSpec), c_void_p, c_void_p, c_void_p, c_int, c_void_p, c_void_p]),
     "dp_linears": (None, [c_void_p, c_int]),
     "dp_times": (None, [c_void_p, POINTER(c_double)]),
     "dp_read": (c_uint64, [c_void_p, c_void_p, c_uint64]),

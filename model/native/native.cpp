@@ -42,8 +42,7 @@ struct Model {
     virtual void embed(const int64_t* ids, int count, float* out) = 0;
     virtual void run(float* hidden, const BatchSpec& batch, int start, int stop) = 0;
     virtual void logits(const float* hidden, const int64_t* index, int count, float* out) = 0;
-    virtual void add_stream(int depth, const LinearSpec& inner, const LinearSpec& outer) = 0;
-    virtual int roll(const BatchSpec& batch, const int64_t* ids, const Picking* how, Limit* limits, int depth, int num_streams, float* boundary, Pick* out) = 0;
+    virtual void roll(const BatchSpec& batch, const int64_t* ids, const Picking* how, Limit* limits, int depth, float* boundary, Pick* out) = 0;
     virtual void linears(int tokens) = 0;
     virtual void times(double* out) = 0;
 };
@@ -81,15 +80,11 @@ struct Typed final : Model {
         decoder.run(pass, start, stop);
     }
 
-    void add_stream(int depth, const LinearSpec& inner, const LinearSpec& outer) override {
-        decoder.streams[depth].push_back({linear<T>(inner), linear<T>(outer)});
-    }
-
-    int roll(const BatchSpec& batch, const int64_t* ids, const Picking* how, Limit* limits, int depth, int num_streams, float* boundary, Pick* out) override {
+    void roll(const BatchSpec& batch, const int64_t* ids, const Picking* how, Limit* limits, int depth, float* boundary, Pick* out) override {
         take(batch);
         std::vector<Draft> drafts;
         for (int r = 0; r < batch.num_rows; out += limits[r++].length) drafts.push_back({how[r], &limits[r], out});
-        return Roller<T>(decoder, pass, drafts, boundary).roll(ids, depth, num_streams);
+        Roller<T>(decoder, pass, drafts, boundary).roll(ids, depth);
     }
 
     void take(const BatchSpec& batch) {
@@ -155,15 +150,10 @@ void dp_step(Model* model, Pool* pool, const BatchSpec* batch, const int64_t* id
     dp_pick(pool, logits, count, vocab, how, false, out);
 }
 
-// One more stream for what leaves `depth`, behind those that it has.
-void dp_add_stream(Model* model, int depth, const LinearSpec* inner, const LinearSpec* outer) {
-    model->add_stream(depth, *inner, *outer);
-}
-
-// Drafts up to limits[r].length tokens for every row r, into out, where each row has as many places. Returns the passes.
-int dp_roll(Model* model, const BatchSpec* batch, const int64_t* ids, const Picking* how, Limit* limits, int depth, int num_streams,
-            float* boundary, Pick* out) {
-    return model->roll(*batch, ids, how, limits, depth, num_streams, boundary, out);
+// Drafts up to limits[r].length tokens for every row r, into out, where each row has as many places.
+void dp_roll(Model* model, const BatchSpec* batch, const int64_t* ids, const Picking* how, Limit* limits, int depth, float* boundary,
+             Pick* out) {
+    model->roll(*batch, ids, how, limits, depth, boundary, out);
 }
 
 // Matrix products of all layers and the head over `tokens` rows, and nothing else: what the benchmark calls the floor.

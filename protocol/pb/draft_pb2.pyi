@@ -21,6 +21,7 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STATUS_NEED_CONTEXT: _ClassVar[Status]
     STATUS_BUSY: _ClassVar[Status]
     STATUS_TOO_LONG: _ClassVar[Status]
+    STATUS_NOT_YET: _ClassVar[Status]
 SOURCE_UNSPECIFIED: Source
 SOURCE_FULL: Source
 SOURCE_RUNNER_UP: Source
@@ -30,6 +31,7 @@ STATUS_OK: Status
 STATUS_NEED_CONTEXT: Status
 STATUS_BUSY: Status
 STATUS_TOO_LONG: Status
+STATUS_NOT_YET: Status
 
 class TargetMessage(_message.Message):
     __slots__ = ("draft", "close", "ahead", "hint")
@@ -52,14 +54,16 @@ class PoolMessage(_message.Message):
     def __init__(self, reply: _Optional[_Union[DraftReply, _Mapping]] = ..., branches: _Optional[_Union[BranchReply, _Mapping]] = ...) -> None: ...
 
 class DraftRequest(_message.Message):
-    __slots__ = ("round_id", "depth", "rows")
+    __slots__ = ("round_id", "depth", "rows", "deadline_ms")
     ROUND_ID_FIELD_NUMBER: _ClassVar[int]
     DEPTH_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
+    DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     round_id: int
     depth: DepthRule
     rows: _containers.RepeatedCompositeFieldContainer[DraftRow]
-    def __init__(self, round_id: _Optional[int] = ..., depth: _Optional[_Union[DepthRule, _Mapping]] = ..., rows: _Optional[_Iterable[_Union[DraftRow, _Mapping]]] = ...) -> None: ...
+    deadline_ms: float
+    def __init__(self, round_id: _Optional[int] = ..., depth: _Optional[_Union[DepthRule, _Mapping]] = ..., rows: _Optional[_Iterable[_Union[DraftRow, _Mapping]]] = ..., deadline_ms: _Optional[float] = ...) -> None: ...
 
 class DepthRule(_message.Message):
     __slots__ = ("exits", "thresholds")
@@ -70,24 +74,22 @@ class DepthRule(_message.Message):
     def __init__(self, exits: _Optional[_Iterable[int]] = ..., thresholds: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class DraftRow(_message.Message):
-    __slots__ = ("sequence_id", "start", "tokens", "length", "sampling", "depth", "floor", "probe")
+    __slots__ = ("sequence_id", "start", "tokens", "length", "sampling", "depth", "stop_probability")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     START_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     DEPTH_FIELD_NUMBER: _ClassVar[int]
-    FLOOR_FIELD_NUMBER: _ClassVar[int]
-    PROBE_FIELD_NUMBER: _ClassVar[int]
+    STOP_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     start: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
     length: int
     sampling: SamplingParams
     depth: DepthRule
-    floor: float
-    probe: bool
-    def __init__(self, sequence_id: _Optional[int] = ..., start: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., length: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., depth: _Optional[_Union[DepthRule, _Mapping]] = ..., floor: _Optional[float] = ..., probe: _Optional[bool] = ...) -> None: ...
+    stop_probability: float
+    def __init__(self, sequence_id: _Optional[int] = ..., start: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., length: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., depth: _Optional[_Union[DepthRule, _Mapping]] = ..., stop_probability: _Optional[float] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
     __slots__ = ("temperature", "top_k", "top_p", "min_p", "seed")
@@ -120,38 +122,20 @@ class DraftReply(_message.Message):
     def __init__(self, round_id: _Optional[int] = ..., blocks: _Optional[_Iterable[_Union[DraftBlock, _Mapping]]] = ..., wait_ms: _Optional[float] = ...) -> None: ...
 
 class DraftBlock(_message.Message):
-    __slots__ = ("sequence_id", "base_length", "status", "tokens", "exits", "confidences", "probe")
+    __slots__ = ("sequence_id", "base_length", "status", "tokens", "exits", "confidences")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     BASE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     EXITS_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCES_FIELD_NUMBER: _ClassVar[int]
-    PROBE_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     base_length: int
     status: Status
     tokens: _containers.RepeatedScalarFieldContainer[int]
     exits: _containers.RepeatedScalarFieldContainer[int]
     confidences: _containers.RepeatedScalarFieldContainer[float]
-    probe: Probe
-    def __init__(self, sequence_id: _Optional[int] = ..., base_length: _Optional[int] = ..., status: _Optional[_Union[Status, str]] = ..., tokens: _Optional[_Iterable[int]] = ..., exits: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ..., probe: _Optional[_Union[Probe, _Mapping]] = ...) -> None: ...
-
-class Probe(_message.Message):
-    __slots__ = ("start", "exits")
-    START_FIELD_NUMBER: _ClassVar[int]
-    EXITS_FIELD_NUMBER: _ClassVar[int]
-    start: int
-    exits: _containers.RepeatedCompositeFieldContainer[ProbedExit]
-    def __init__(self, start: _Optional[int] = ..., exits: _Optional[_Iterable[_Union[ProbedExit, _Mapping]]] = ...) -> None: ...
-
-class ProbedExit(_message.Message):
-    __slots__ = ("matches", "confidences")
-    MATCHES_FIELD_NUMBER: _ClassVar[int]
-    CONFIDENCES_FIELD_NUMBER: _ClassVar[int]
-    matches: _containers.RepeatedScalarFieldContainer[bool]
-    confidences: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, matches: _Optional[_Iterable[bool]] = ..., confidences: _Optional[_Iterable[float]] = ...) -> None: ...
+    def __init__(self, sequence_id: _Optional[int] = ..., base_length: _Optional[int] = ..., status: _Optional[_Union[Status, str]] = ..., tokens: _Optional[_Iterable[int]] = ..., exits: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class AheadRequest(_message.Message):
     __slots__ = ("round_id", "depth", "rows")
@@ -164,20 +148,20 @@ class AheadRequest(_message.Message):
     def __init__(self, round_id: _Optional[int] = ..., depth: _Optional[_Union[DepthRule, _Mapping]] = ..., rows: _Optional[_Iterable[_Union[AheadRow, _Mapping]]] = ...) -> None: ...
 
 class AheadRow(_message.Message):
-    __slots__ = ("context", "window", "length", "fan_out", "floor", "power")
+    __slots__ = ("context", "proposal", "length", "fan_out", "stop_probability", "exponent")
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
-    WINDOW_FIELD_NUMBER: _ClassVar[int]
+    PROPOSAL_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
     FAN_OUT_FIELD_NUMBER: _ClassVar[int]
-    FLOOR_FIELD_NUMBER: _ClassVar[int]
-    POWER_FIELD_NUMBER: _ClassVar[int]
+    STOP_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    EXPONENT_FIELD_NUMBER: _ClassVar[int]
     context: DraftRow
-    window: _containers.RepeatedScalarFieldContainer[int]
+    proposal: _containers.RepeatedScalarFieldContainer[int]
     length: int
     fan_out: int
-    floor: float
-    power: float
-    def __init__(self, context: _Optional[_Union[DraftRow, _Mapping]] = ..., window: _Optional[_Iterable[int]] = ..., length: _Optional[int] = ..., fan_out: _Optional[int] = ..., floor: _Optional[float] = ..., power: _Optional[float] = ...) -> None: ...
+    stop_probability: float
+    exponent: float
+    def __init__(self, context: _Optional[_Union[DraftRow, _Mapping]] = ..., proposal: _Optional[_Iterable[int]] = ..., length: _Optional[int] = ..., fan_out: _Optional[int] = ..., stop_probability: _Optional[float] = ..., exponent: _Optional[float] = ...) -> None: ...
 
 class ExitHint(_message.Message):
     __slots__ = ("round_id", "rows")

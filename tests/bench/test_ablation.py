@@ -19,8 +19,8 @@ from bench.cells import PAGE, Cell, Subject
 from bench.pair import PairEngine
 from bench.workload import EQUAL, Workload, read_texts
 from drafters.client import LocalDraftClient
+from drafters.limits import PoolLimits
 from drafters.nested import load_nested
-from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
 from link.discovery import PoolMember
 from protocol.branch import MirrorClient

@@ -10,8 +10,9 @@ from scipy.stats import binom
 
 from bench.oracle import KnownText, OracleDrafter, Ranking
 from model.decoder import Decoder
-from protocol.draft import DraftStatus, Probe
+from protocol.draft import DraftStatus
 from protocol.errors import ConfigError
+from protocol.outcome import Probe
 from protocol.plan import DepthRule
 from protocol.request import GenerateRequest
 from router.policy import Fixed

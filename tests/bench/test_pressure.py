@@ -6,7 +6,7 @@ import pytest
 
 from bench.feed import Counter
 from bench.pressure import Devices
-from drafters.nested import PassRow
+from drafters.picks import PassRow
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 from targets.model import ForwardRow

@@ -12,14 +12,15 @@ import pytest
 import torch
 
 from bench.cells import PAGE
-from drafters.nested import PassRow, load_nested
-from drafters.residents import PoolLimits
+from drafters.limits import PoolLimits
+from drafters.nested import load_nested
+from drafters.outcomes import Guess
+from drafters.picks import PassRow
 from drafters.worker import DraftWorker
 from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource
 from protocol.draft import DraftReply, DraftRequest, DraftRow
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
-from router.branches import Guess
 from router.pipeline import Source
 from router.simulate_acceptance import Draft, Text, acceptance_table
 from router.simulate_ahead import SECOND, AheadRound

@@ -16,7 +16,7 @@ from bench.contended import Curves
 from bench.corrections import Followed
 from bench.simulated_cells import Foretold, Known, arrivals, foretold, latest, num_tokens, slowed
 from bench.simulated_mirror import Compared, of_batches, of_mirror
-from drafters.nested import Pick
+from drafters.picks import Pick
 from protocol.outcome import RoundOutcome, RowOutcome
 from protocol.plan import Plan
 from router.costs import CostCurves

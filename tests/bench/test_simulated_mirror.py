@@ -17,7 +17,8 @@ from bench.oracle_mirror import best_length
 from bench.simulated_mirror import main
 from bench.simulated_oracle import speedups
 from drafters.client import LocalDraftClient
-from drafters.nested import NestedDrafter, Pick, load_nested
+from drafters.nested import NestedDrafter, load_nested
+from drafters.picks import Pick
 from drafters.worker import DraftWorker
 from protocol.draft import DraftRequest, DraftRow
 from protocol.plan import DepthRule

@@ -10,7 +10,9 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
+from unittest.mock import patch
 
+from link.connection import Connection
 from link.discovery import Need, PoolMember
 from link.pool_server import PoolServer
 from link.pool_thread import PoolThread, Reply
@@ -152,13 +154,35 @@ class ScriptedPool:
 
 
 class Clock:
-    """Stands still unless a test moves it."""
+    """Stands still unless a test moves it, or somebody waits by it in vain."""
 
     def __init__(self) -> None:
         self.now = 0.0
 
     def __call__(self) -> float:
         return self.now
+
+
+@contextmanager
+def moved_by_waiting(clock: Callable[[], float]) -> Iterator[None]:
+    """While this lasts, a clock of ours is moved by what links wait for in vain."""
+    if not isinstance(clock, Clock):
+        yield
+        return
+    wait, ready = Connection.wait, Connection.ready
+
+    def waited(connection: Connection, timeout_s: float) -> bool:
+        came = wait(connection, timeout_s)
+        clock.now += 0.0 if came else max(timeout_s, 0.0)
+        return came
+
+    def waited_for_any(connections: Sequence[Connection], timeout_s: float) -> list[int]:
+        came = ready(connections, timeout_s)
+        clock.now += 0.0 if came else max(timeout_s, 0.0)
+        return came
+
+    with patch.object(Connection, "wait", waited), patch.object(Connection, "ready", staticmethod(waited_for_any)):
+        yield
 
 
 class Directory:
@@ -192,7 +216,8 @@ def client(
 
     made = runner.run(start())
     try:
-        yield made
+        with moved_by_waiting(clock):
+            yield made
     finally:
         runner.run(made.stop())
 

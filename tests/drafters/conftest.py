@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
+from drafters.limits import PoolLimits
 from drafters.nested import NestedDrafter
-from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
 from model.decoder import Decoder
 from model.load import load_decoder
 from tests.drafters.clients import CLIENTS, Connect
+from tests.drafters.pool import Clock
 from tests.model.families import EXECUTIONS, make_checkpoint
 
 
@@ -50,4 +51,6 @@ def connect(request: pytest.FixtureRequest) -> Connect:
 
 @pytest.fixture
 def worker(llama: Decoder) -> DraftWorker:
-    return DraftWorker(NestedDrafter(llama, (1, 2, 4), num_pages=32, page_size=8), PoolLimits(max_rows=4))
+    """Its clock stands still: no deadline comes but those that a test makes."""
+    drafter = NestedDrafter(llama, (1, 2, 4), num_pages=32, page_size=8)
+    return DraftWorker(drafter, PoolLimits(max_rows=4), Clock())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from drafters.residents import PoolLimits
+from drafters.limits import PoolLimits
 from model.decoder import Decoder
 from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource, ExitHint, HintRow, prefix_hash
 from protocol.draft import DraftReply, DraftRequest, DraftRow, DraftStatus
@@ -82,7 +82,7 @@ class MirrorTarget:
         for own in self.flight.request.rows:
             picks = tuple(
                 tuple(self.rng.choice([self.rng.randrange(VOCABULARY), token, 900]) for _ in range(3))
-                for token in (*own.window, 7)
+                for token in (*own.proposal, 7)
             )
             sequence_id = own.context.sequence_id
             self.flight.hints[sequence_id] = HintRow(sequence_id, own.context.base_length, picks)
@@ -103,25 +103,27 @@ class MirrorTarget:
         (own,) = (row for row in flight.request.rows if row.context.sequence_id == branch.sequence_id)
         committed, depth = flight.texts[branch.sequence_id], own.context.depth or flight.request.depth
         sampling, accepted = own.context.sampling, branch.base_length - len(committed) - 1
-        before = [*committed, *own.window[:accepted]]
+        before = [*committed, *own.proposal[:accepted]]
         token = next(one for one in range(VOCABULARY) if prefix_hash([*before, one]) == branch.key)
         if branch.key not in flight.fresh:
-            drafted = draft_from_scratch(self.decoder, [*before, token], own.length, depth, sampling, own.floor)
+            drafted = draft_from_scratch(
+                self.decoder, [*before, token], own.length, depth, sampling, own.stop_probability
+            )
             flight.fresh[branch.key] = drafted
         fresh = flight.fresh[branch.key]
         if branch.goes_on or self.pool.is_small:
             fresh = fresh[: max(len(branch.tokens), 1)]
         assert list(zip(branch.tokens, branch.exits, strict=True)) == [(one, exit_) for one, exit_, _ in fresh]
         assert branch.confidences == pytest.approx([confidence for _, _, confidence in fresh], abs=1e-4)
-        lead = next_from_scratch(self.decoder, [*committed, *own.window], depth, sampling)[0]
+        lead = next_from_scratch(self.decoder, [*committed, *own.proposal], depth, sampling)[0]
         match branch.source:
             case BranchSource.FULL:
-                assert (accepted, token) == (len(own.window), lead)
-            case BranchSource.RUNNER_UP if accepted == len(own.window):
+                assert (accepted, token) == (len(own.proposal), lead)
+            case BranchSource.RUNNER_UP if accepted == len(own.proposal):
                 assert token == runner_up_from_scratch(self.decoder, before, depth, sampling)
             case BranchSource.EARLY_EXIT:
                 assert token in flight.hints[branch.sequence_id].picks[accepted]
-        assert token != [*own.window, lead][accepted] or branch.source is BranchSource.FULL
+        assert token != [*own.proposal, lead][accepted] or branch.source is BranchSource.FULL
         mine = flight.branches.setdefault(branch.sequence_id, {})
         known = mine.get(branch.key)
         assert known is None or known.goes_on, "rolled out twice"
@@ -136,16 +138,16 @@ class MirrorTarget:
         self.answerable = []
         for own in self.flight.request.rows:
             sequence_id, rng = own.context.sequence_id, self.rng
-            accepted, token = rng.randint(0, len(own.window)), rng.randrange(VOCABULARY)
-            if accepted < len(own.window) and rng.random() < 0.3:
-                token = own.window[accepted]  # a target that verifies less than it told the pool
+            accepted, token = rng.randint(0, len(own.proposal)), rng.randrange(VOCABULARY)
+            if accepted < len(own.proposal) and rng.random() < 0.3:
+                token = own.proposal[accepted]  # a target that verifies less than it told the pool
             branches = self.flight.branches.get(sequence_id, {})
             if branches and rng.random() < 0.7:
                 branch = rng.choice(list(branches.values()))
                 accepted = branch.base_length - own.context.base_length - 1
-                before = [*self.texts[sequence_id], *own.window[:accepted]]
+                before = [*self.texts[sequence_id], *own.proposal[:accepted]]
                 token = next(one for one in range(VOCABULARY) if prefix_hash([*before, one]) == branch.key)
-            committed = self.texts[sequence_id] = [*self.texts[sequence_id], *own.window[:accepted], token]
+            committed = self.texts[sequence_id] = [*self.texts[sequence_id], *own.proposal[:accepted], token]
             hit = branches.get(prefix_hash(committed))
             self.windows[sequence_id] = hit.tokens[: rng.randint(1, 5)] if hit else tuple(self.text(rng.randint(0, 3)))
             self.num_hits += hit is not None
@@ -166,7 +168,7 @@ class MirrorTarget:
     def draft(self, rule: DepthRule) -> None:
         """In place of what is at hand; the answer is waited for."""
         sequence_id, floor = self.rng.choice(self.answerable or list(self.texts)), self.rng.choice([0.0, 0.1])
-        asked = replace(self.context(sequence_id, self.rng.randint(0, 5)), floor=floor)
+        asked = replace(self.context(sequence_id, self.rng.randint(0, 5)), stop_probability=floor)
         self.rolling.pop(sequence_id, None)
         self.pool.worker.submit(DraftRequest(self.incarnation, 0, rule, (asked,)), self.answers.append)
         self.num_reused += bool(self.answers and self.answers[0].blocks[0].tokens)
@@ -180,7 +182,7 @@ class MirrorTarget:
         self.num_drafts += 1
         depth = asked.depth or rule
         fresh = draft_from_scratch(
-            self.decoder, self.texts[sequence_id], asked.length, depth, asked.sampling, asked.floor
+            self.decoder, self.texts[sequence_id], asked.length, depth, asked.sampling, asked.stop_probability
         )
         if self.pool.is_small:
             fresh = fresh[: len(block.tokens)]

@@ -6,17 +6,16 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 
-import pytest
-
+from drafters.limits import PoolLimits
 from drafters.nested import NestedDrafter
-from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
 from model.decoder import Decoder
-from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus, Probe
+from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 from protocol.stats import PassStats
-from tests.reference.drafting import draft_from_scratch, probe_from_scratch
+from tests.fuzz.integers import IntegerDrafter
+from tests.reference.drafting import draft_from_scratch
 
 EXITS = (1, 2, 4)
 GREEDY = SamplingParams(temperature=0.0)
@@ -34,12 +33,13 @@ class Clock:
 
 class Pool:
     def __init__(
-        self, decoder: Decoder, limits: PoolLimits | None = None, num_pages: int = 64, page_size: int = 16
+        self, decoder: Decoder | None, limits: PoolLimits | None = None, num_pages: int = 64, page_size: int = 16
     ) -> None:
-        """It is small when lengths may be cut for want of pages."""
+        """It is small when lengths may be cut for want of pages. decoder: None for a drafter without a model."""
         self.clock = Clock()
         self.is_small = num_pages * page_size < 1024
-        self.drafter = NestedDrafter(decoder, EXITS, num_pages, page_size)
+        large = IntegerDrafter(num_pages=2048, page_size=16, max_positions=8192)
+        self.drafter = NestedDrafter(decoder, EXITS, num_pages, page_size) if decoder else large
         self.limits = limits or PoolLimits(ahead=1)
         self.worker = DraftWorker(self.drafter, self.limits, self.clock)
         self.replies: list[DraftReply] = []
@@ -85,53 +85,32 @@ def row(
     length: int,
     start: int = 0,
     depth: DepthRule | None = None,
-    floor: float = 0.0,
-    probe: bool = False,
+    stop_probability: float = 0.0,
 ) -> DraftRow:
-    return DraftRow(sequence_id, start, tuple(tokens), length, GREEDY, depth, floor, probe)
+    return DraftRow(sequence_id, start, tuple(tokens), length, GREEDY, depth, stop_probability)
 
 
 def expected(decoder: Decoder, tokens: list[int], length: int, depth: DepthRule = DEEP) -> tuple[int, ...]:
     return tuple(token for token, _, _ in draft_from_scratch(decoder, tokens, length, depth, GREEDY))
 
 
-def same_probe(probe: Probe | None, expected: Probe) -> bool:
-    if probe is None or (probe.start, probe.matches) != (expected.start, expected.matches):
-        return False
-    return all(
-        own == pytest.approx(other, abs=1e-4)
-        for own, other in zip(probe.confidences, expected.confidences, strict=True)
-    )
-
-
 class RandomTarget:
     """Sequences whose truth is drawn at random, near what was drafted; every answer is checked from scratch."""
 
-    def __init__(
-        self, pool: Pool, decoder: Decoder, incarnation: str, rng: random.Random, probe_share: float = 0.0
-    ) -> None:
-        """probe_share: of its rows that ask for a probe."""
-        self.pool, self.decoder, self.incarnation, self.rng, self.probe_share = (
-            pool,
-            decoder,
-            incarnation,
-            rng,
-            probe_share,
-        )
+    def __init__(self, pool: Pool, decoder: Decoder, incarnation: str, rng: random.Random) -> None:
+        self.pool, self.decoder, self.incarnation, self.rng = pool, decoder, incarnation, rng
         self.texts = {sequence_id: self.text(rng.randint(1, 30)) for sequence_id in range(3)}
         self.sampling = {
             sequence_id: SamplingParams(temperature=rng.choice([0.0, 0.8]), seed=rng.getrandbits(64))
             for sequence_id in self.texts
         }
         self.sent = dict.fromkeys(self.texts, 0)
-        self.told: dict[int, int] = {}  # of what the pool knows: probes have told of what was committed before
         self.rounds = 0
         self.waiting: DraftRequest | None = None
         self.replies: list[DraftReply] = []
         self.closed: set[int] = set()  # while its draft was under way
         self.num_accepted = self.num_rejected = self.num_full = self.num_sunk = 0
         self.num_refused: Counter[DraftStatus] = Counter()
-        self.num_told: Counter[bool] = Counter()  # matches and misses
 
     def text(self, length: int) -> list[int]:
         return [self.rng.randrange(160) for _ in range(length)]
@@ -147,10 +126,9 @@ class RandomTarget:
         start, text, rng = self.sent[sequence_id], self.texts[sequence_id], self.rng
         self.sent[sequence_id] = len(text)
         depth = rng.choice(RULES) if rng.random() < 0.3 else None
-        floor = 10 ** -rng.uniform(0, 2) if rng.random() < 0.3 else 0.0
-        probe = rng.random() < self.probe_share
+        stop = 10 ** -rng.uniform(0, 2) if rng.random() < 0.3 else 0.0
         return DraftRow(
-            sequence_id, start, tuple(text[start:]), rng.randint(0, 5), self.sampling[sequence_id], depth, floor, probe
+            sequence_id, start, tuple(text[start:]), rng.randint(0, 5), self.sampling[sequence_id], depth, stop
         )
 
     def take_reply(self) -> None:
@@ -171,7 +149,6 @@ class RandomTarget:
     def close(self, sequence_id: int) -> None:
         if self.waiting is not None:
             self.closed.add(sequence_id)
-        self.told.pop(sequence_id, None)
         self.pool.worker.close(self.incarnation, [sequence_id])
 
     def verify(self, asked: DraftRow, block: DraftBlock, depth: DepthRule) -> None:
@@ -180,12 +157,9 @@ class RandomTarget:
         if block.status is not DraftStatus.OK:
             self.num_refused[block.status] += 1
             self.sent[asked.sequence_id] = 0
-            self.told.pop(asked.sequence_id, None)
             return
         depth = asked.depth or depth
-        expected = draft_from_scratch(self.decoder, text, asked.length, depth, asked.sampling, asked.floor)
-        if asked.sequence_id not in self.closed:
-            self.verify_probe(asked, block.probe)
+        expected = draft_from_scratch(self.decoder, text, asked.length, depth, asked.sampling, asked.stop_probability)
         if asked.sequence_id in self.closed or self.pool.is_small:
             expected = expected[: len(block.tokens)]
         assert list(zip(block.tokens, block.exits, strict=True)) == [(token, exit_) for token, exit_, _ in expected]
@@ -195,16 +169,3 @@ class RandomTarget:
         self.num_accepted += accepted
         self.num_rejected += len(block.tokens) - accepted
         text += [*block.tokens[:accepted], *self.text(self.rng.choice([1, 1, 1, 3]))]  # it may decode on without us
-
-    def verify_probe(self, asked: DraftRow, probe: Probe | None) -> None:
-        """At least the first message of a sequence, which may be a prompt, is not told of."""
-        text, limits = self.texts[asked.sequence_id], self.pool.limits
-        told = self.told.setdefault(asked.sequence_id, len(text))
-        if not asked.probe:
-            assert probe is None
-            return
-        start = max(told, len(text) - min(limits.probe_tokens, limits.prefill_tokens))
-        expected = probe_from_scratch(self.decoder, text, start, EXITS, asked.sampling)
-        assert same_probe(probe, expected)
-        self.told[asked.sequence_id] = len(text)
-        self.num_told.update(match for own in expected.matches for match in own)

@@ -8,20 +8,23 @@ from itertools import pairwise
 
 import pytest
 
-from drafters.ahead import Ahead, BranchJob, BranchRound, drafted_behind
-from drafters.nested import PassRow, Pick
-from drafters.residents import PoolLimits
+from drafters.branches import Preparation, drafted_behind
+from drafters.cached_tokens import CachedTokens
+from drafters.limits import PoolLimits
+from drafters.outcomes import Candidate, Guess
+from drafters.pending import PendingBranches
+from drafters.picks import PassRow, Pick
+from drafters.row import Priority, Row
 from model.decoder import Decoder
-from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource
-from protocol.draft import DraftStatus
-from protocol.plan import DepthRule
-from router.branches import Candidate, Guess
+from protocol.branch import AheadRequest, AheadRow, Branch, BranchSource
 from tests.drafters.mirror import MirrorTarget, Verified
-from tests.drafters.pool import DEEP, RULES, SHALLOW, Pool, expected, row, text
+from tests.drafters.pool import DEEP, GREEDY, RULES, SHALLOW, Pool, expected, row, text
 from tests.sizes import quick
 
 
-def played(llama: Decoder, seed: int, num_pages: int, page_size: int, num_turns: int) -> list[MirrorTarget]:
+def played(
+    llama: Decoder, seed: int, num_pages: int, page_size: int, num_turns: int, pass_rows: int = 128
+) -> list[MirrorTarget]:
     """Two targets whose rounds overlap at random; in the end everything is free again."""
     rng = random.Random(seed)
     limits = PoolLimits(
@@ -29,6 +32,8 @@ def played(llama: Decoder, seed: int, num_pages: int, page_size: int, num_turns:
         max_ride=rng.choice([2, 8]),
         ahead=rng.choice([1, 3, 8]),
         branch_ahead=rng.choice([1, 2, 4]),
+        pass_rows=pass_rows,
+        beside_tokens=4,
         idle_s=0.0,
     )
     pool = Pool(llama, limits, num_pages, page_size)
@@ -65,9 +70,9 @@ def test_every_branch_is_what_a_fresh_drafter_says_behind_its_outcome_whatever_c
 
 
 @pytest.mark.parametrize("seed", quick(range(4), 1))
-def test_where_pages_run_short_there_are_fewer_branches_and_none_is_wrong(llama: Decoder, seed: int) -> None:
-    targets = played(llama, seed, num_pages=40, page_size=8, num_turns=50)
-    assert all(sum(target.num_from.values()) > 5 for target in targets)
+def test_where_pages_or_passes_run_short_there_are_fewer_branches_and_none_is_wrong(llama: Decoder, seed: int) -> None:
+    targets = played(llama, seed, num_pages=40, page_size=8, num_turns=50, pass_rows=[128, 2, 5, 1][seed])
+    assert all(sum(target.num_from.values()) > 3 for target in targets)
 
 
 def test_branches_within_the_window_ride_with_the_lead_and_its_own_second_choice_comes_behind(llama: Decoder) -> None:
@@ -208,48 +213,6 @@ def test_a_shorter_window_of_the_branch_that_came_true_leaves_the_rest_known(lla
     assert one.pool.worker.stats().num_drafted == before + len(one.branches), "the lead in place of the full branch"
 
 
-@pytest.mark.parametrize("how", ["draft", "context", "ahead", "close", "drop", "expire"])
-def test_whatever_comes_next_ends_the_branches_and_frees_their_pages(llama: Decoder, how: str) -> None:
-    one = Verified(llama, PoolLimits(branch_ahead=1))
-    without = one.pool.worker.stats().num_free_pages
-    one.ahead(length=4)
-    one.pool.step()
-    assert one.pool.worker.stats().num_free_pages < without - 3
-    match how:
-        case "draft":
-            one.pool.submit(row(1, [5], 1, start=20))
-        case "context":
-            one.pool.submit(row(1, [5, 6], 1, start=99))
-        case "ahead":
-            one.ahead(fan_out=0, round_id=2)
-        case "close":
-            one.pool.worker.close("large", [1])
-        case "drop":
-            one.pool.worker.drop("large")
-        case "expire":
-            one.ahead(length=1, fan_out=1)
-            one.pool.run()
-            one.pool.worker.expire(one.pool.clock.now + 1000)
-    one.pool.worker.check()
-    one.replies.clear()
-    one.pool.run()
-    assert one.pool.worker.stats().num_free_pages >= without
-    assert one.parts == []
-
-
-def test_a_draft_that_needs_pages_takes_them_from_branches_and_branches_take_them_from_nobody(llama: Decoder) -> None:
-    one = Verified(llama, PoolLimits(branch_ahead=1), num_pages=8)
-    one.ahead(length=4)
-    one.pool.step()
-    assert one.pool.worker.stats().num_free_pages == 2
-    assert one.pool.ask(row(2, text(80, 3), 2)).status is DraftStatus.OK
-    assert [own.source for own in one.branches] == [BranchSource.FULL]
-    one.ahead(length=4, round_id=2)
-    one.pool.run()
-    assert one.pool.worker.stats().num_sequences == 2
-    assert one.pool.ask(row(2, [5], 2, start=80)).status is DraftStatus.OK
-
-
 def test_a_draft_is_not_held_up_by_branches_that_ride_along(llama: Decoder) -> None:
     one = Verified(llama, PoolLimits(ahead=8, branch_ahead=8))
     one.ahead(length=8)
@@ -277,54 +240,13 @@ def test_a_draft_at_another_depth_goes_first(llama: Decoder) -> None:
     assert one.pool.blocks(9)[2].tokens == expected(llama, [5], 4, SHALLOW)
 
 
-def test_what_the_pool_cannot_draft_ahead_for_is_told_of_at_once(llama: Decoder) -> None:
-    one = Verified(llama)
-    one.send(AheadRow(row(2, [5], 0, start=7), (), 2, 2))
-    one.send(AheadRow(row(1, [], 0, start=20), (900,), 2, 2), round_id=2)
-    one.send(AheadRow(row(1, [], 0, start=20), one.window, 2, 2), depth=DepthRule((3,)), round_id=3)
-    assert one.replies == [BranchReply("large", round_id, ()) for round_id in (1, 2, 3)]
-
-
-def test_near_the_end_of_its_context_the_drafter_has_branches_as_long_as_they_fit(llama: Decoder) -> None:
-    one, tokens = Verified(llama), text(251, 4)
-    window = one.pool.ask(row(3, tokens, 2)).tokens
-    one.send(AheadRow(row(3, [], 0, start=251), window, 8, 8))
-    one.pool.run()
-    assert {(own.base_length, len(own.tokens)) for own in one.branches} == {(252, 5), (253, 4), (254, 3)}
-
-
-def test_a_failed_pass_forgets_the_sequences_whose_branches_were_in_it(
-    llama: Decoder, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(rows: list[PassRow]) -> None:
-        raise RuntimeError("out of memory")
-
-    one = Verified(llama)
-    one.ahead()
-    one.pool.step()
-    with monkeypatch.context() as patch:
-        patch.setattr(one.pool.drafter, "run", fail)
-        one.pool.step()
-    stats = one.pool.worker.stats()
-    assert (stats.num_sequences, stats.num_free_pages) == (0, stats.num_pages)
-
-
-def test_branches_that_cannot_be_handed_over_hurt_nobody(llama: Decoder) -> None:
-    def gone(reply: BranchReply) -> None:
-        raise ConnectionError("stream closed")
-
-    one = Verified(llama)
-    own = AheadRow(row(1, [], 0, start=20), one.window, 2, 4)
-    one.pool.worker.ahead(AheadRequest("large", 1, DEEP, (own,)), gone)
-    one.pool.run()
-    assert one.pool.worker.stats().num_branches == 4
-
-
 def test_nothing_of_a_branch_shows_its_tokens() -> None:
     own = AheadRow(row(1, [98765], 0), (98766,), 2, 2)
     candidate, pick = Candidate(1, 98767, BranchSource.FULL, 0.5), Pick(98768, 4, 0.5, 98769)
-    job = BranchJob(length=2, picks=[pick], candidate=candidate, path=(98766, 98767))
-    round_ = BranchRound(AheadRequest("large", 1, DEEP, (own,)), print)
-    ahead = Ahead(round_, own, 3, [Guess(98766, 0.5, 98767)], [pick], ((98770,),), {job.outcome: job})
-    for one in (own, candidate, job, ahead, ahead.branch(job, 0), Guess(98766, 0.5, 98767)):
+    cached = CachedTokens(("large", 1), 1, DEEP, GREEDY, 0.0, [98765, 98766], 1)
+    trunk = Row(cached=cached, length=2, priority=Priority.AHEAD, picks=[pick, pick], lead=1)
+    pending = PendingBranches(AheadRequest("large", 1, DEEP, (own,)), print)
+    begun = {candidate.outcome: (candidate, trunk)}
+    prepared = Preparation(pending, own, trunk, 2, [Guess(98766, 0.5, 98767)], [pick], ((98770,),), begun)
+    for one in (own, candidate, trunk, prepared, prepared.branch(candidate, trunk), Guess(98766, 0.5, 98767)):
         assert "987" not in repr(one)

@@ -9,15 +9,14 @@ from dataclasses import dataclass, field, replace
 import pytest
 
 from drafters.client import LocalDraftClient
-from drafters.nested import PassRow, Pick
+from drafters.picks import PassRow, Pick
 from drafters.worker import DraftWorker
 from model.decoder import Decoder
-from protocol.draft import DraftRequest, DraftStatus, Probe
+from protocol.draft import DraftRequest, DraftStatus
 from protocol.plan import DepthRule
 from tests.deployments.harness import Clock
 from tests.drafters.clients import CASCADE, PATIENCE_S, SAMPLED, TOKENS, Connect, draft, eventually, request, row
-from tests.drafters.pool import same_probe
-from tests.reference.drafting import draft_from_scratch, probe_from_scratch
+from tests.reference.drafting import draft_from_scratch
 
 FOREVER_S = 1e5  # who waits at all does not come back while a test lasts
 
@@ -63,27 +62,11 @@ def test_a_row_may_have_a_depth_of_its_own_and_a_floor_to_end_at(
     plain = draft_from_scratch(llama, TOKENS, 6, own, SAMPLED)
     floor = 0.5 * (plain[0][2] * plain[1][2] + plain[0][2] * plain[1][2] * plain[2][2])
     with connect(worker, "target", PATIENCE_S) as client:
-        blocks = draft(client, replace(row(1, TOKENS, 6), depth=own, floor=floor), row(2, TOKENS, 6))
+        blocks = draft(client, replace(row(1, TOKENS, 6), depth=own, stop_probability=floor), row(2, TOKENS, 6))
     assert blocks[0].tokens == tuple(token for token, _, _ in plain[:3])
     assert blocks[0].exits == tuple(exit_ for _, exit_, _ in plain[:3])
     expected = draft_from_scratch(llama, TOKENS, 6, CASCADE, SAMPLED)
     assert blocks[1].tokens == tuple(token for token, _, _ in expected)
-
-
-def test_a_probe_tells_of_what_was_committed_since_the_last_one_drafted_or_not(
-    connect: Connect, worker: DraftWorker, llama: Decoder
-) -> None:
-    with connect(worker, "target", PATIENCE_S) as client:
-        (first,) = draft(client, replace(row(1, TOKENS, 2), probe=True))
-        committed = [*TOKENS, *first.tokens, 5, 7]
-        (off,) = draft(client, replace(row(1, committed, 0, start=8), probe=True), round_id=2)
-        (again,) = draft(client, replace(row(1, [*committed, 9], 3, start=12), probe=True), round_id=3)
-    assert first.probe == Probe(8, ((),) * 3, ((),) * 3)
-    assert off.tokens == ()
-    assert same_probe(off.probe, probe_from_scratch(llama, committed, 8, (1, 2, 4), SAMPLED))
-    assert same_probe(again.probe, probe_from_scratch(llama, [*committed, 9], 12, (1, 2, 4), SAMPLED))
-    expected = draft_from_scratch(llama, [*committed, 9], 3, CASCADE, SAMPLED)
-    assert again.tokens == tuple(token for token, _, _ in expected)
 
 
 def test_an_unknown_sequence_needs_context_and_is_drafted_for_when_it_comes(

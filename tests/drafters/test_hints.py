@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from drafters.residents import PoolLimits
+from drafters.limits import PoolLimits
 from model.decoder import Decoder
 from protocol.branch import BranchSource, ExitHint, HintRow
 from tests.drafters.mirror import Verified

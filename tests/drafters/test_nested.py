@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from drafters.manifest import Manifest
-from drafters.nested import NestedDrafter, PassRow, Pick, bytes_per_position, leaves, load_nested
+from drafters.nested import NestedDrafter, bytes_per_position, leaves, load_nested
+from drafters.picks import PassRow, Pick
 from model.decoder import Decoder
 from model.execution import Execution
 from protocol.errors import ConfigError
@@ -95,11 +96,11 @@ class Pool:
 
 
 def may_be_all(row: PassRow, picks: list[Pick]) -> bool:
-    """Whether so many picks are an answer: a single one, or those up to the floor or the length."""
+    """Whether so many picks are an answer: a single one, or those up to the stop or the length."""
     if not row.drafts or len(picks) <= 1:
         return len(picks) == row.drafts
     survival = list(accumulate((pick.confidence for pick in picks), mul))
-    return survival[-2] > row.floor and (len(picks) == row.ahead or survival[-1] <= row.floor)
+    return survival[-2] > row.stop_probability and (len(picks) == row.ahead or survival[-1] <= row.stop_probability)
 
 
 @pytest.mark.parametrize("page_size", [1, 16])

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from drafters.nested import NestedDrafter, PassRow, Pick
+from drafters.nested import NestedDrafter
+from drafters.picks import PassRow, Pick
 from drafters.profile import DraftRound, draft_context, draft_timer, largest_batch
 from model.decoder import Decoder
 from protocol.errors import ConfigError

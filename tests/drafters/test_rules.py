@@ -1,4 +1,4 @@
-"""What a row may ask for itself: a depth other than its request's, and a floor under its confidence."""
+"""What a row may ask for itself: a depth other than its request's, and a probability at which it stops."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from drafters.residents import PoolLimits
+from drafters.limits import PoolLimits
 from model.decoder import Decoder
 from protocol.draft import DraftStatus
 from protocol.plan import DepthRule
@@ -48,13 +48,11 @@ def test_only_the_rows_of_an_unknown_depth_are_answered_with_nothing(
     pool, tokens = Pool(llama), text(4)
     pool.submit(
         row(1, tokens, 2),
-        row(2, tokens, 2, depth=DepthRule((3,)), probe=True),
+        row(2, tokens, 2, depth=DepthRule((3,))),
         row(3, tokens, 2, depth=SHALLOW),
         row(4, tokens, 2, depth=DepthRule((3,))),
     )
-    assert [(block.status, block.tokens, block.probe) for block in pool.blocks().values()] == [
-        (DraftStatus.OK, (), None)
-    ] * 2
+    assert [(block.status, block.tokens) for block in pool.blocks().values()] == [(DraftStatus.OK, ())] * 2
     pool.run()
     assert {one: block.tokens for one, block in pool.blocks().items() if block.tokens} == {
         1: expected(llama, tokens, 2),
@@ -76,7 +74,7 @@ def test_a_draft_ends_behind_the_token_at_which_the_product_of_its_confidences_r
         shared = rng.choice(RULES)
         floors = {one: rng.choice([0.0, 10 ** -rng.uniform(0, 5)]) for one in tokens}
         pool.submit(
-            *(row(one, own[sent[one] :], 12, sent[one], floor=floors[one]) for one, own in tokens.items()),
+            *(row(one, own[sent[one] :], 12, sent[one], stop_probability=floors[one]) for one, own in tokens.items()),
             depth=shared,
             round_id=round_id,
         )
@@ -93,6 +91,6 @@ def test_a_draft_ends_behind_the_token_at_which_the_product_of_its_confidences_r
 
 def test_a_floor_of_one_is_one_token_and_none_is_the_whole_length(llama: Decoder) -> None:
     pool, tokens = Pool(llama, PoolLimits(ahead=4)), text(9)
-    assert pool.ask(row(1, tokens, 6, floor=1.0)).tokens == expected(llama, tokens, 1)
-    assert pool.ask(row(1, [], 6, start=9, floor=0.0)).tokens == expected(llama, tokens, 6)
-    assert pool.ask(row(1, [], 6, start=9, floor=-1.0)).tokens == expected(llama, tokens, 6)
+    assert pool.ask(row(1, tokens, 6, stop_probability=1.0)).tokens == expected(llama, tokens, 1)
+    assert pool.ask(row(1, [], 6, start=9, stop_probability=0.0)).tokens == expected(llama, tokens, 6)
+    assert pool.ask(row(1, [], 6, start=9, stop_probability=-1.0)).tokens == expected(llama, tokens, 6)

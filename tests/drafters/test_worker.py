@@ -7,12 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from drafters.known import Known
-from drafters.nested import PassRow, Pick
-from drafters.probe import ProbeRow
-from drafters.resident import Resident
-from drafters.residents import PoolLimits
-from drafters.rounds import WAIT_HALF_LIFE_S, Job, MeanWait, Round
+from drafters.cached_tokens import CachedTokens
+from drafters.limits import PoolLimits
+from drafters.pending import WAIT_HALF_LIFE_S, Answer, MeanWait, PendingRequest
+from drafters.picks import PassRow, Pick
+from drafters.row import Priority, Row
 from model.decoder import Decoder
 from protocol.draft import DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.request import SamplingParams
@@ -260,11 +259,15 @@ def test_an_answer_that_cannot_be_handed_over_hurts_nobody_else(llama: Decoder) 
 
 def test_nothing_that_holds_tokens_shows_them() -> None:
     tokens = [98765, 98766]
-    pick, known = Pick(98765, 2, 0.5), Known(tokens, 2)
-    round_ = Round(DraftRequest("large", 0, DEEP, (row(1, tokens, 2),)), print, 0.0)
-    job = Job(length=2, picks=[pick], round=round_, index=0, row=row(1, tokens, 2))
-    resident = Resident(("large", 1), 1, DEEP, GREEDY, 0.0, 2, known, job)
-    for one in (pick, known, job, resident, PassRow(1, tokens, 2, 0, DEEP, GREEDY), ProbeRow(1, 1, tokens, GREEDY)):
+    pick, cached = (
+        Pick(98765, 2, 0.5),
+        CachedTokens(("large", 1), 1, DEEP, GREEDY, 0.0, tokens, 1, {1: Pick(98766, 2, 0.5)}),
+    )
+    answer = Answer(
+        PendingRequest(DraftRequest("large", 0, DEEP, (row(1, tokens, 2),)), print, 0.0), 0, row(1, tokens, 2)
+    )
+    work = Row(cached=cached, length=2, priority=Priority.DRAFT, sink=answer, picks=[pick])
+    for one in (pick, cached, answer, work, PassRow(1, tokens, 2, 0, DEEP, GREEDY)):
         assert "9876" not in repr(one)
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
-from drafters.resident import Resident
-from drafters.residents import PoolLimits
+from drafters.limits import PoolLimits
+from drafters.picks import PassRow, Pick
+from drafters.row import Row
 from drafters.worker import DraftWorker
-from link.link_round import Round, check_exits
+from link.share import Share, check_exits, merged
 from protocol.branch import BranchReply
 from protocol.decode import decode_pool, decode_target
 from protocol.draft import DraftReply, DraftRequest, DraftRow, DraftStatus
@@ -21,7 +22,6 @@ from protocol.wire import CloseSequences
 from targets.pipeline import Order, Pipeline
 from tests.fuzz.integers import EXITS, IntegerDrafter, drafted_behind
 
-T = TypeVar("T")
 RULE = DepthRule(EXITS, (0.3, 0.6))
 NUM_ROWS = 32
 
@@ -73,11 +73,12 @@ class Clock:
 class Unguarded(DraftWorker):
     """What goes wrong in a pass is to be seen."""
 
-    def _attempt(self, residents: Sequence[Resident], run: Callable[[], list[T]]) -> list[T]:
-        return run()
+    def _run(self, rows: Sequence[Row], parts: Sequence[PassRow]) -> list[list[Pick]]:
+        return self._drafter.run(parts)
 
-    def _try(self, resident: Resident, action: Callable[[], None]) -> None:
-        action()
+    def _advance(self, row: Row, picks: Sequence[Pick]) -> None:
+        if row in self._rows:
+            self._take_picks(row, picks)
 
 
 class Bench:
@@ -117,7 +118,7 @@ class Bench:
             self.worker.step()
 
     def to_target(self, data: bytes) -> None:
-        """As the target's end does: into the round that waits, and the windows at hand."""
+        """As the target's end does: into the round that waits, and the proposals at hand."""
         try:
             message = decode_pool(data, "target")
             self._take(message)
@@ -128,10 +129,10 @@ class Bench:
     def _take(self, message: DraftReply | BranchReply) -> None:
         if isinstance(message, DraftReply):
             link: Any = SimpleNamespace(open=True, member=SimpleNamespace(exits=EXITS, max_positions=128))
-            rows = tuple(DraftRow(name, 0, (1, 2, 3, 4), 4, SamplingParams(), probe=name == 0) for name in range(3))
-            round_ = Round(DraftRequest("target", 1, RULE, rows), link, 1.0)
-            round_.add(message)
-            round_.reply()
+            rows = tuple(DraftRow(name, 0, (1, 2, 3, 4), 4, SamplingParams()) for name in range(3))
+            share = Share(DraftRequest("target", 1, RULE, rows), link, 1.0)
+            share.add(message)
+            merged(share.asked, [share])
             return
         for branch in message.branches:
             check_exits(branch.exits, EXITS)

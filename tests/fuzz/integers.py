@@ -11,11 +11,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from drafters.depth import Watermarks
-from drafters.nested import NestedDrafter, PassRow, Pick, leaves
-from drafters.probe import ProbeRow
-from drafters.streams import StreamUse
+from drafters.nested import NestedDrafter, leaves
+from drafters.picks import PassRow, Pick
 from model.pages import PageLedger
-from protocol.draft import Probe
 from protocol.plan import DepthRule
 
 VOCAB_SIZE = 97
@@ -27,26 +25,8 @@ class IntegerDrafter(NestedDrafter):
         self.exits = EXITS
         self.max_positions, self.vocab_size = max_positions, VOCAB_SIZE
         self.ledger = PageLedger(num_pages, page_size)
-        self.streams = StreamUse()
         self._marks: dict[int, Watermarks] = {}
         self._tokens = np.zeros(num_pages * page_size, np.int64)
-
-    def probe(self, rows: Sequence[ProbeRow]) -> list[Probe]:
-        return [self._probe(row) for row in rows]
-
-    def _probe(self, row: ProbeRow) -> Probe:
-        slots = self.ledger.slots(row.sequence)
-        self._tokens[slots[row.first : row.first + len(row.tokens)]] = row.tokens
-        self._marks[row.sequence] = Watermarks((row.stop,) * len(self.exits))
-        read = self._tokens[slots[: row.stop + 1]].tolist()
-        picks = [
-            [pick_behind(read[:at], exit_, row.sampling.seed) for at in range(row.start, row.stop + 1)]
-            for exit_ in self.exits
-        ]
-        matches = tuple(
-            tuple(pick.token == token for pick, token in zip(own, row.tokens[1:], strict=True)) for own in picks
-        )
-        return Probe(row.start, matches, tuple(tuple(pick.confidence for pick in own) for own in picks))
 
     def _roll_out(self, rows: Sequence[PassRow], depth: int) -> list[list[Pick]]:
         return [self._roll(row, depth) for row in rows]
@@ -55,10 +35,10 @@ class IntegerDrafter(NestedDrafter):
         self._write(row.sequence, self.written(row.sequence), row.tokens)
         picks: list[Pick] = []
         survival = 1.0
-        while len(picks) < row.ahead and not (picks and survival <= row.floor):
+        while len(picks) < row.ahead and not (picks and survival <= row.stop_probability):
             picks.append(self._pick_at(row, row.length + len(picks), depth))
             survival *= picks[-1].confidence
-            if len(picks) < row.ahead and not survival <= row.floor:
+            if len(picks) < row.ahead and not survival <= row.stop_probability:
                 self._write(row.sequence, row.length + len(picks) - 1, [picks[-1].token])
         marks = self._marks[row.sequence]
         for segment in range(self.exits.index(depth) + 1):

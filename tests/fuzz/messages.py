@@ -52,7 +52,9 @@ class Messages:
         ids = rng.sample(range(6), rng.choice((1, 1, 2, 3)))
         kind = rng.random()
         if kind < 0.4:
-            return pb.TargetMessage(draft=pb.DraftRequest(round_id=1, depth=rule, rows=map(self._row, ids)))
+            request = pb.DraftRequest(round_id=1, depth=rule, rows=map(self._row, ids))
+            request.deadline_ms = rng.choice((0.0, 0.0, 0.1, 1.0, 50.0))
+            return pb.TargetMessage(draft=request)
         if kind < 0.75:
             return pb.TargetMessage(ahead=pb.AheadRequest(round_id=1, depth=rule, rows=map(self._ahead_row, ids)))
         if kind < 0.95:
@@ -71,18 +73,18 @@ class Messages:
         row.tokens.extend(self._tokens(8))
         if rng.random() < 0.3:
             row.depth.CopyFrom(rng.choice(RULES))
-        row.floor, row.probe = rng.choice((0.0, 0.0, 0.3, 1.0)), rng.random() < 0.2
+        row.stop_probability = rng.choice((0.0, 0.0, 0.3, 1.0))
         return row
 
     def _ahead_row(self, sequence_id: int) -> pb.AheadRow:
         rng = self._rng
         return pb.AheadRow(
             context=self._row(sequence_id),
-            window=self._tokens(4),
+            proposal=self._tokens(4),
             length=rng.randint(0, 6),
             fan_out=rng.randint(0, 8),
-            floor=rng.choice((0.0, 0.2, 1.0)),
-            power=rng.choice((0.05, 1.0, 20.0)),
+            stop_probability=rng.choice((0.0, 0.2, 1.0)),
+            exponent=rng.choice((0.05, 1.0, 20.0)),
         )
 
     def _hint_row(self, sequence_id: int) -> pb.HintRow:
@@ -98,11 +100,7 @@ class Messages:
         return pb.PoolMessage(branches=pb.BranchReply(round_id=1, branches=branches, num_left=rng.randint(0, 2)))
 
     def _block(self, sequence_id: int) -> pb.DraftBlock:
-        block = pb.DraftBlock(sequence_id=sequence_id, base_length=4, status=self._rng.randint(0, 5), **self._drafted())
-        if self._rng.random() < 0.2:
-            told = [pb.ProbedExit(matches=[True] * 2, confidences=[0.5] * 2) for _ in range(self._rng.randint(1, 3))]
-            block.probe.CopyFrom(pb.Probe(start=self._rng.randint(0, 3), exits=told))
-        return block
+        return pb.DraftBlock(sequence_id=sequence_id, base_length=4, status=self._rng.randint(0, 6), **self._drafted())
 
     def _branch(self, sequence_id: int) -> pb.Branch:
         return pb.Branch(sequence_id=sequence_id, base_length=5, source=self._rng.randint(0, 4), **self._drafted())

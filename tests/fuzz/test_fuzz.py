@@ -131,8 +131,8 @@ def test_a_pool_that_hostile_messages_fill_refuses_rows_and_goes_on(seed: int) -
     assert bench.worker.stats().num_busy > 20
 
 
-def test_a_power_that_is_not_checked_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("protocol.decode.MIN_POWER", -1e4)
+def test_an_exponent_that_is_not_checked_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("protocol.decode.MIN_EXPONENT", -1e4)
     bench, sent = Bench(0), Messages(0)
 
     def play() -> None:

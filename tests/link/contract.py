@@ -16,7 +16,7 @@ from link.secret import Secret
 from link.transport import LinkedDraftClient, TransportConfig
 from protocol.draft import DraftClient
 from protocol.limits import limits_of
-from tests.deployments.harness import HASH, LoopThread, wait_until
+from tests.deployments.harness import HASH, LoopThread, moved_by_waiting, wait_until
 
 
 class Replica:
@@ -24,7 +24,7 @@ class Replica:
 
     def __init__(self, worker: DraftWorker) -> None:
         self.runner = LoopThread(asyncio.new_event_loop())
-        self.thread = PoolThread(worker, time.monotonic)
+        self.thread = PoolThread(worker, worker._clock)
         self.thread.start()
         self.num_clients = 0
         told = worker.describe()
@@ -76,7 +76,8 @@ def linked(
     client = replica.runner.run(start())
     try:
         wait_until(lambda: client.replica)
-        yield client
+        with moved_by_waiting(clock):
+            yield client
     finally:
         replica.runner.run(client.stop())
         replica.num_clients -= 1

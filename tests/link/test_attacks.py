@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from drafters.limits import PoolLimits
 from drafters.nested import NestedDrafter
-from drafters.residents import PoolLimits
 from drafters.worker import DraftWorker
 from model.load import load_decoder
 from protocol.branch import AheadRequest, AheadRow
@@ -41,23 +41,23 @@ def asked(*rows: DraftRow, round_id: int = 1) -> DraftRequest:
     return DraftRequest("victim", round_id, DEEP, rows)
 
 
-def with_power(power: float) -> bytes:
+def with_exponent(exponent: float) -> bytes:
     context = AheadRow(row(0, (1, 2, 3), 0), (4, 5), 3, 4)
     message = pb.TargetMessage.FromString(encode_target(AheadRequest("", 1, DEEP, (context,))))
-    message.ahead.rows[0].power = power
+    message.ahead.rows[0].exponent = exponent
     return message.SerializeToString()
 
 
-@pytest.mark.parametrize("power", [-5000.0, float("nan"), float("-inf"), 0.0, 1e300])
-def test_a_power_that_no_confidence_can_be_raised_to_ends_its_own_link_and_nothing_else(
-    worker: DraftWorker, power: float
+@pytest.mark.parametrize("exponent", [-5000.0, float("nan"), float("-inf"), 0.0, 1e300])
+def test_an_exponent_that_no_confidence_can_be_raised_to_ends_its_own_link_and_nothing_else(
+    worker: DraftWorker, exponent: float
 ) -> None:
     """It ended the thread, and with it the links of all targets."""
     with linked(worker, "victim", 10.0) as victim:
         replica = replica_of(worker)
         assert victim.draft(asked(row(0, PRIVATE, 4))) is not None
         with proved(replica.member.address, replica.secret) as sock:
-            send(sock, with_power(power))
+            send(sock, with_exponent(exponent))
             assert hung_up(sock)
         assert replica.thread.heartbeat_age_s() < 60
         reply = victim.draft(asked(row(8, (1,), 4), round_id=2))

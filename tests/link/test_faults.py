@@ -18,7 +18,9 @@ from deployments.local import complete
 from link.discovery import PoolMember
 from link.handshake import MAGIC
 from link.link import connect
+from link.links import Route
 from link.secret import Secret
+from link.transport import LinkedDraftClient
 from protocol.draft import DraftStatus
 from protocol.request import GenerateRequest
 from protocol.wire import CloseSequences
@@ -41,6 +43,11 @@ from tests.deployments.harness import (
 FOREVER_S = 1e5  # who waits at all does not come back while a test lasts
 
 
+def route(drafts: LinkedDraftClient) -> Route | None:
+    """To the only replica."""
+    return next(iter(drafts._links.routes.values()), None)
+
+
 def test_without_a_replica_the_answer_is_none_at_once(runner: LoopThread) -> None:
     with client(runner, Directory(), deadline_s=FOREVER_S) as drafts:
         for round_id in range(100):
@@ -54,7 +61,7 @@ def test_a_replica_that_refuses_connections_costs_the_engine_nothing(runner: Loo
     directory = Directory(pool)
     pool.kill()
     with client(runner, directory, deadline_s=FOREVER_S) as drafts:
-        wait_until(lambda: drafts._avoid)
+        wait_until(lambda: drafts._links._avoid)
         assert drafts.draft(request(1, (1, 0, 4))) is None
 
 
@@ -74,23 +81,6 @@ def test_a_replica_killed_in_mid_draft_gives_none_long_before_the_deadline(runne
         assert drafts.draft(request(2, (1, 0, 4))) is None
 
 
-def test_after_a_death_the_client_goes_to_the_next_replica_which_asks_for_the_context(runner: LoopThread) -> None:
-    first, second = ScriptedPool("pool-0"), ScriptedPool("pool-1", wait_ms=50.0)
-    directory = Directory(first, second)
-    with client(runner, directory) as drafts:
-        wait_until(lambda: drafts.replica == "pool-0")
-        assert drafts.draft(request(1, (1, 0, 4)))
-        first.kill()  # and discovery still lists it, as Serve does for a while
-        wait_until(lambda: drafts.replica == "pool-1")
-        reply = drafts.draft(request(2, (1, 4, 6)))
-        assert reply is not None
-        assert reply.blocks[0].status is DraftStatus.NEED_CONTEXT
-        reply = drafts.draft(request(3, (1, 0, 6)))
-        assert reply is not None
-        assert reply.blocks[0].tokens == (6, 7, 8)
-    second.kill()
-
-
 def test_a_replica_that_comes_back_is_used_again(runner: LoopThread) -> None:
     directory = Directory(ScriptedPool("pool-0"))
     with client(runner, directory) as drafts:
@@ -103,31 +93,17 @@ def test_a_replica_that_comes_back_is_used_again(runner: LoopThread) -> None:
     directory.pools[0].kill()
 
 
-def test_a_clearly_less_busy_replica_is_moved_to_and_the_old_one_forgets(runner: LoopThread) -> None:
-    first, second = ScriptedPool("pool-0"), ScriptedPool("pool-1", wait_ms=20.0)
-    with client(runner, Directory(first, second), deadline_s=5.0) as drafts:
-        wait_until(lambda: drafts.replica == "pool-0")
-        first.worker.wait_ms, second.worker.wait_ms = 40.0, 1.0
-        first.thread._stats = first.worker.stats()
-        wait_until(lambda: drafts.replica == "pool-1")
-        assert drafts.draft(request(1, (1, 0, 4)))
-        assert first.worker.seen == []
-        wait_until(lambda: first.server.num_streams == 0)
-    first.kill()
-    second.kill()
-
-
 def test_a_link_that_brings_what_is_no_message_ends_and_the_next_one_works(
     runner: LoopThread, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = ScriptedPool()
     with client(runner, Directory(pool), avoid_s=0.05) as drafts:
         wait_until(lambda: drafts.replica)
-        broken = drafts._link
+        broken = route(drafts)
         assert drafts.draft(request(1, (1, 0, 4)))
         next(iter(pool.server._targets)).connection.send(b"\xff\xff\xff")
         wait_until(lambda: drafts.draft(request(2, (1, 0, 4))) is None)
-        wait_until(lambda: drafts._link not in (None, broken))
+        wait_until(lambda: route(drafts) not in (None, broken))
         assert drafts.draft(request(3, (1, 0, 4)))
     assert "draft replica pool-0 is left: what came is no message" in caplog.text
     pool.kill()
@@ -218,9 +194,9 @@ def test_a_target_that_dies_leaves_nothing_at_the_pool(runner: LoopThread) -> No
         wait_until(lambda: drafts.replica)
         assert drafts.draft(request(1, (1, 0, 4), (2, 0, 4)))
         assert len(pool.worker.known) == 2
-        link = drafts._link
-        assert link is not None
-        link._connection.shut()  # as the system does for a process that has died
+        only = route(drafts)
+        assert only is not None
+        only.link.connection.shut()  # as the system does for a process that has died
         wait_until(lambda: not pool.worker.known)
         wait_until(lambda: pool.server.num_streams == 0)
     assert pool.worker.dropped == [f"{TARGET}#1"]

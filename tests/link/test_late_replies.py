@@ -8,7 +8,8 @@ from dataclasses import replace
 import pytest
 
 from link.backoff import MISSES, PAUSES_S, Backoff
-from link.transport import LinkedDraftClient, Round
+from link.share import Share
+from link.transport import LinkedDraftClient
 from protocol.draft import DraftReply, DraftRequest, DraftStatus
 from protocol.plan import Plan
 from targets.drafting import Drafting
@@ -29,12 +30,12 @@ from tests.deployments.harness import (
 LATE_S = 0.05  # what is held back is late, however long that is
 
 
-def read(drafts: LinkedDraftClient) -> Round:
-    """The round that was asked for last, once its link has been read."""
-    assert drafts._link is not None
-    assert drafts._round is not None
-    drafts._link.read()
-    return drafts._round
+def read(drafts: LinkedDraftClient) -> Share:
+    """What its only replica was asked last, once the link has been read."""
+    (route,) = drafts._links.routes.values()
+    assert route.share is not None
+    route.link.read()
+    return route.share
 
 
 def missed_all(drafts: LinkedDraftClient, pool: ScriptedPool) -> None:
@@ -177,7 +178,7 @@ def test_rows_that_are_refused_at_once_do_not_hide_that_the_others_are_late(runn
         wait_until(lambda: drafts.replica)
         for round_id in range(MISSES):
             drafts.ask(request(round_id, (1, 0, 4), (8, 7, 9), (9, 7, 9)))
-            wait_until(lambda: read(drafts).reply())
+            wait_until(lambda: read(drafts).blocks)
             reply = drafts.answer()
             assert reply is not None
             assert [block.sequence_id for block in reply.blocks] == [8, 9]

@@ -13,7 +13,7 @@ import torch
 
 from deployments.local import complete
 from link.transport import LinkedDraftClient
-from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftStatus, Probe
+from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftStatus
 from protocol.wire import encode_pool
 from router.policy import Fixed, Off
 from targets.engine import Engine, EngineConfig
@@ -31,7 +31,6 @@ from tests.deployments.harness import (
 )
 
 Lie = Callable[[DraftBlock], DraftBlock]
-PROBE = Probe(0, ((True,) * 4,) * 3, ((0.5,) * 4,) * 3)
 
 LIES: dict[str, Lie] = {
     "confidence nan": lambda block: replace(block, confidences=(math.nan,) * 3),
@@ -42,7 +41,6 @@ LIES: dict[str, Lie] = {
     "too many tokens": lambda block: replace(block, tokens=(1,) * 9, exits=(2,) * 9, confidences=(0.5,) * 9),
     "huge token": lambda block: replace(block, tokens=(1 << 31, 1, 1)),
     "busy with tokens": lambda block: replace(block, status=DraftStatus.BUSY),
-    "probe unasked": lambda block: replace(block, probe=PROBE),
 }
 HARMLESS: dict[str, Lie] = {
     "beyond the vocabulary": lambda block: replace(block, tokens=(1 << 30,) * len(block.tokens)),
@@ -130,14 +128,14 @@ def test_whatever_goes_wrong_while_it_rests_a_target_goes_on_looking(
     directory = Directory()
     with client(runner, directory) as drafts:
         wait_until(lambda: directory.asked > 1)
-        rest, failures = drafts._rest, [RuntimeError("scripted")] * 3
+        rest, failures = drafts._links._rest, [RuntimeError("scripted")] * 3
 
         async def fails() -> None:
             if failures:
                 raise failures.pop()
             await rest()
 
-        drafts._rest = fails  # type: ignore[method-assign]
+        drafts._links._rest = fails  # type: ignore[method-assign]
         wait_until(lambda: not failures)
         pool = ScriptedPool()
         directory.pools.append(pool)

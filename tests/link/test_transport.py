@@ -1,23 +1,19 @@
 from __future__ import annotations
 
-import random
 import threading
 import time
 
 import pytest
 
 from link.backoff import MISSES, PAUSES_S, RECOVERED, Ask, Backoff
-from link.discovery import Need, PoolMember, choose
+from link.discovery import Need, PoolMember
 from link.listening import bind
 from link.pool_thread import MAX_INBOX, PoolThread
 from link.transport import LinkedDraftClient
-from protocol.decode import decode_pool, decode_target
-from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
+from protocol.draft import DraftReply, DraftStatus
 from protocol.errors import ConfigError
 from protocol.limits import MessageLimits
-from protocol.plan import DepthRule
-from protocol.request import SEED_BITS, SamplingParams
-from protocol.wire import CloseSequences, encode_pool, encode_target
+from protocol.wire import CloseSequences
 from tests.deployments.harness import Directory, LoopThread, ScriptedPool, ScriptedWorker, client, member, request
 from tests.deployments.harness import wait_until as wait
 
@@ -94,75 +90,10 @@ def test_only_misses_in_a_row_count() -> None:
     assert backoff.ask() is Ask.WAIT
 
 
-def test_the_first_choice_is_the_least_wait_then_the_fewest_streams() -> None:
-    busy, free = member("busy", wait_ms=30.0), member("free", wait_ms=1.0, num_streams=3)
-    assert choose([busy, free], None, "t") is free
-    assert choose([free, member("idle", wait_ms=1.5)], None, "t") == member("idle", wait_ms=1.5)
-    assert choose([], None, "t") is None
-
-
-def test_targets_that_start_together_spread_over_equal_replicas() -> None:
-    members = [member("a"), member("b")]
-    chosen = {choose(members, None, f"target-{index}") for index in range(20)}
-    assert chosen == set(members)
-
-
-@pytest.mark.parametrize(("used_ms", "other_ms", "moves"), [(5.0, 4.0, False), (5.0, 2.0, False), (20.0, 3.0, True)])
-def test_a_target_moves_only_for_clearly_less_wait(used_ms: float, other_ms: float, moves: bool) -> None:
-    used, other = member("used", wait_ms=used_ms), member("other", wait_ms=other_ms)
-    assert choose([used, other], "used", "t") is (other if moves else used)
-
-
-def test_a_replica_that_vanished_is_replaced() -> None:
-    other = member("other", wait_ms=50.0)
-    assert choose([other], "gone", "t") is other
-
-
 def test_a_drafter_must_share_vocabulary_and_exits() -> None:
     assert Need("vocabulary", (2, 6)).met_by(member("a"))
     assert not Need("another", (2,)).met_by(member("a"))
     assert not Need("vocabulary", (3,)).met_by(member("a"))
-
-
-def random_request(rng: random.Random) -> DraftRequest:
-    rows = tuple(
-        DraftRow(
-            sequence_id=rng.randrange(1 << 63),
-            start=rng.randrange(1 << 20),
-            tokens=tuple(rng.randrange(1 << 18) for _ in range(rng.randrange(50))),
-            length=rng.randrange(9),
-            sampling=SamplingParams(
-                rng.random() * 2, rng.randrange(100), 1 - rng.random(), rng.random(), rng.getrandbits(SEED_BITS)
-            ),
-        )
-        for _ in range(rng.randrange(5))
-    )
-    depth = rng.choice([DepthRule((2,)), DepthRule((2, 4, 6), (rng.random(), rng.random()))])
-    return DraftRequest(f"inc-{rng.random()}", rng.randrange(1 << 40), depth, rows)
-
-
-def random_block(rng: random.Random, row: DraftRow) -> DraftBlock:
-    status = rng.choice(list(DraftStatus))
-    num_tokens = rng.randrange(9) if status is DraftStatus.OK else 0
-    tokens = tuple(rng.randrange(1 << 18) for _ in range(num_tokens))
-    return DraftBlock(row.sequence_id, row.base_length, status, tokens, (2,) * num_tokens, (0.25,) * num_tokens)
-
-
-@pytest.mark.parametrize("seed", range(50))
-def test_messages_come_out_of_the_wire_as_they_went_in(seed: int) -> None:
-    rng = random.Random(seed)
-    sent = random_request(rng)
-    assert decode_target(encode_target(sent), sent.incarnation, LIMITS) == sent
-    close = CloseSequences("inc", tuple(rng.randrange(1 << 63) for _ in range(4)))
-    assert decode_target(encode_target(close), "inc", LIMITS) == close
-    blocks = tuple(random_block(rng, row) for row in sent.rows)
-    reply = DraftReply("inc", 7, blocks, rng.random())
-    assert decode_pool(encode_pool(reply), "inc") == reply
-
-
-def test_a_message_of_unknown_kind_is_refused() -> None:
-    with pytest.raises(ValueError, match="deploy both sides from one version"):
-        decode_target(b"", "inc", LIMITS)
 
 
 def test_a_full_inbox_answers_busy_and_keeps_closes() -> None:

@@ -13,7 +13,7 @@ import pytest
 from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource, ExitHint, HintRow
 from protocol.branch import prefix_hash as key_of
 from protocol.decode import decode_pool, decode_target
-from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus, Probe
+from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.limits import MAX_EXITS, MessageLimits, limits_of, num_tokens, parts
 from protocol.pb import draft_pb2 as pb
 from protocol.plan import DepthRule
@@ -41,9 +41,7 @@ def rule(rng: random.Random) -> DepthRule:
 def row(rng: random.Random) -> DraftRow:
     sampling = SamplingParams(rng.random(), rng.randrange(50), rng.uniform(0.1, 1), rng.random(), rng.getrandbits(64))
     depth = rng.choice([None, rule(rng)])
-    return DraftRow(
-        rng.getrandbits(40), rng.randrange(9), tokens(rng), rng.randrange(9), sampling, depth, rng.random(), True
-    )
+    return DraftRow(rng.getrandbits(40), rng.randrange(9), tokens(rng), rng.randrange(9), sampling, depth, rng.random())
 
 
 def ahead(rng: random.Random) -> AheadRequest:
@@ -60,7 +58,8 @@ def hint(rng: random.Random) -> ExitHint:
 
 
 def draft(rng: random.Random) -> DraftRequest:
-    return DraftRequest("target", rng.getrandbits(50), rule(rng), tuple(row(rng) for _ in range(3)))
+    rows = tuple(row(rng) for _ in range(3))
+    return DraftRequest("target", rng.getrandbits(50), rule(rng), rows, rng.choice([0.0, rng.uniform(0, 100)]))
 
 
 def close(rng: random.Random) -> CloseSequences:
@@ -74,9 +73,8 @@ def draft_of(rng: random.Random, most: int = 6) -> tuple[tuple[int, ...], tuple[
 
 
 def reply(rng: random.Random) -> DraftReply:
-    probe = Probe(5, ((True, False), (False, True)), ((single(rng), single(rng)), (single(rng), 1.0)))
     blocks = tuple(
-        DraftBlock(own, 9, status, *draft_of(rng, 6 if status is DraftStatus.OK else 0), rng.choice([None, probe]))
+        DraftBlock(own, 9, status, *draft_of(rng, 6 if status is DraftStatus.OK else 0))
         for own, status in enumerate(DraftStatus)
     )
     return DraftReply("target", rng.getrandbits(50), blocks, rng.random())
@@ -153,9 +151,15 @@ def asking(**changed: Any) -> pb.TargetMessage:
     )
 
 
+def within_ms(deadline_ms: float) -> pb.TargetMessage:
+    message = asking()
+    message.draft.deadline_ms = deadline_ms
+    return message
+
+
 def going_ahead(**changed: Any) -> pb.TargetMessage:
     context = asking().draft.rows[0]
-    row = pb.AheadRow(**{"context": context, "window": [3], "length": 2, "fan_out": 2, "power": 1.0} | changed)
+    row = pb.AheadRow(**{"context": context, "proposal": [3], "length": 2, "fan_out": 2, "exponent": 1.0} | changed)
     return pb.TargetMessage(ahead=pb.AheadRequest(depth=pb.DepthRule(exits=[2]), rows=[row]))
 
 
@@ -175,16 +179,20 @@ def of_rule(exits: Sequence[int], thresholds: Sequence[float] = ()) -> pb.Target
 @pytest.mark.parametrize(
     ("message", "says"),
     [
-        (going_ahead(power=-5000.0), "power -5000.0"),
-        (going_ahead(power=NAN), "power nan"),
-        (going_ahead(power=INF), "power inf"),
-        (going_ahead(power=0.0), "power 0.0"),
-        (going_ahead(floor=1.5), "floor 1.5"),
+        (going_ahead(exponent=-5000.0), "exponent -5000.0"),
+        (going_ahead(exponent=NAN), "exponent nan"),
+        (going_ahead(exponent=INF), "exponent inf"),
+        (going_ahead(exponent=0.0), "exponent 0.0"),
+        (going_ahead(stop_probability=1.5), "stop_probability 1.5"),
         (going_ahead(fan_out=9), "9 branches of a row"),
         (going_ahead(length=65), "65 tokens of a branch"),
-        (going_ahead(window=[1 << 31]), "token id 2147483648"),
-        (asking(floor=NAN), "floor nan"),
-        (asking(floor=-0.1), "floor -0.1"),
+        (going_ahead(proposal=[1 << 31]), "token id 2147483648"),
+        (asking(stop_probability=NAN), "stop_probability nan"),
+        (asking(stop_probability=-0.1), "stop_probability -0.1"),
+        (within_ms(NAN), "deadline_ms nan"),
+        (within_ms(-1.0), "deadline_ms -1.0"),
+        (within_ms(INF), "deadline_ms inf"),
+        (within_ms(2e9), "deadline_ms 2000000000.0"),
         (asking(length=65), "65 tokens to draft"),
         (asking(tokens=[(1 << 32) - 1]), "token id 4294967295"),
         (asking(start=1 << 24), "a position 16777218"),
@@ -225,10 +233,6 @@ def branched(**changed: Any) -> pb.PoolMessage:
     return pb.PoolMessage(branches=pb.BranchReply(branches=[pb.Branch(**fields | changed)]))
 
 
-def probed(*exits: pb.ProbedExit) -> pb.PoolMessage:
-    return drafted(probe=pb.Probe(start=3, exits=exits))
-
-
 @pytest.mark.parametrize(
     ("message", "says"),
     [
@@ -244,9 +248,6 @@ def probed(*exits: pb.ProbedExit) -> pb.PoolMessage:
         (branched(confidences=[NAN, 0.5]), "a confidence nan"),
         (branched(exits=[2]), "1 exits came with 2 tokens"),
         (branched(tokens=range(65), exits=[2] * 65, confidences=[0.5] * 65), "65 tokens of a draft"),
-        (probed(pb.ProbedExit(matches=[True])), "0 confidences came with 1 tokens"),
-        (probed(pb.ProbedExit(matches=[True], confidences=[NAN])), "a confidence nan"),
-        (probed(pb.ProbedExit(), pb.ProbedExit(matches=[True], confidences=[1.0])), "1 matches came with 0 tokens"),
         (pb.PoolMessage(reply=pb.DraftReply(wait_ms=NAN)), "wait_ms nan"),
         (pb.PoolMessage(reply=pb.DraftReply(wait_ms=-1.0)), "wait_ms -1.0"),
     ],
@@ -286,7 +287,7 @@ def test_a_message_goes_in_parts_that_are_within_the_limits_and_lose_nothing(
 def test_what_a_full_pool_asks_for_fits_one_message() -> None:
     limits = limits_of(4, 100)
     rows = tuple(
-        DraftRow(1 << 62 | name, 0, (160,) * 100, 64, SamplingParams(0.5, 5, 0.5, 0.5, (1 << 64) - 1), RULE, 0.5, True)
+        DraftRow(1 << 62 | name, 0, (160,) * 100, 64, SamplingParams(0.5, 5, 0.5, 0.5, (1 << 64) - 1), RULE, 0.5)
         for name in range(4)
     )
     message = DraftRequest("t", 1 << 62, RULE, rows)

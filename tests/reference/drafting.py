@@ -10,7 +10,6 @@ import torch
 
 from model.batch import Row, build_batch
 from model.decoder import Decoder
-from protocol.draft import Probe
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 
@@ -23,25 +22,15 @@ def draft_from_scratch(
     length: int,
     depth: DepthRule,
     sampling: SamplingParams,
-    floor: float = 0.0,
+    stop_probability: float = 0.0,
 ) -> list[Drafted]:
     drafted: list[Drafted] = []
     for _ in range(length):
         known = [*tokens, *(token for token, _, _ in drafted)]
         drafted.append(next_from_scratch(decoder, known, depth, sampling))
-        if floor > 0 and math.prod(confidence for _, _, confidence in drafted) <= floor:
+        if 0 < stop_probability >= math.prod(confidence for _, _, confidence in drafted):
             break
     return drafted
-
-
-def probe_from_scratch(
-    decoder: Decoder, tokens: Sequence[int], start: int, exits: Sequence[int], sampling: SamplingParams
-) -> Probe:
-    """What every exit picks at positions [start, len(tokens)) when it knows the tokens before."""
-    told = range(start, len(tokens))
-    picks = [[_at_depth(decoder, tokens[:position], layers, sampling) for position in told] for layers in exits]
-    matches = tuple(tuple(token == tokens[at] for at, (token, _, _) in zip(told, own, strict=True)) for own in picks)
-    return Probe(start, matches, tuple(tuple(confidence for _, confidence, _ in own) for own in picks))
 
 
 def next_from_scratch(decoder: Decoder, tokens: Sequence[int], depth: DepthRule, sampling: SamplingParams) -> Drafted:

@@ -162,6 +162,10 @@ def in_flight(text: Tokens = (7, 8), num_verified: int = 3) -> Pipeline:
     return pipeline
 
 
+def num_kept(pipeline: Pipeline) -> int:
+    return sum(len(flight.branches) for flight in pipeline._flights.values())
+
+
 def half_verified() -> Pipeline:
     """A branch of five tokens was found, and two of them are verified."""
     pipeline = in_flight((7,), num_verified=0)
@@ -182,16 +186,6 @@ def test_it_is_none_where_the_target_disagrees_or_refuses_a_token_before() -> No
         assert half_verified().resolve(1, text) is None
 
 
-def test_the_longer_of_two_branches_behind_one_outcome_is_taken_whichever_comes_first() -> None:
-    text = (7, 8, 1, 2)
-    for drafts in [((5,), (5, 6)), ((5, 6), (5,))]:
-        pipeline = in_flight()
-        pipeline.take([branch(1, text, tokens) for tokens in drafts])
-        found = pipeline.resolve(1, text)
-        assert found is not None
-        assert found.tokens == (5, 6)
-
-
 def test_what_is_late_foreign_or_beyond_the_round_is_fenced_off() -> None:
     pipeline = in_flight()
     fits = branch(1, (7, 8, 1), (4,))
@@ -202,7 +196,7 @@ def test_what_is_late_foreign_or_beyond_the_round_is_fenced_off() -> None:
         branch(1, (7, 8, 1), ()),
     ]
     pipeline.take([*strangers, fits, fits])
-    assert pipeline.num_kept == 1
+    assert num_kept(pipeline) == 1
 
 
 def test_half_a_branch_is_a_proposal_that_was_asked_for_as_short_as_it_is() -> None:
@@ -219,7 +213,7 @@ def test_the_whole_of_a_branch_takes_the_place_of_half_of_it_whichever_comes_fir
     for order in ([half, whole], [whole, half]):
         pipeline = in_flight()
         pipeline.take(order)
-        assert pipeline.num_kept == 1
+        assert num_kept(pipeline) == 1
         found = pipeline.resolve(1, (7, 8, 1))
         assert found is not None
         assert (found.tokens, found.length) == ((4, 5, 6), ORDER.length)
@@ -245,9 +239,9 @@ def test_branches_are_awaited_from_when_they_are_asked_for_until_the_first_part_
 def test_losers_are_dropped_with_the_outcome_and_a_sequence_that_left_takes_nothing() -> None:
     pipeline = in_flight()
     pipeline.take([branch(1, (7, 8, token), (4,)) for token in range(5)])
-    assert pipeline.num_kept == 5
+    assert num_kept(pipeline) == 5
     assert pipeline.resolve(1, (7, 8, 2)) is not None
-    assert pipeline.num_kept == 0
+    assert num_kept(pipeline) == 0
     pipeline.keep([2])
     pipeline.take([branch(1, (7, 8, 2, 3), (4,))])
-    assert pipeline.num_kept == 0
+    assert num_kept(pipeline) == 0

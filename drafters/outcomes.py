@@ -1,6 +1,6 @@
 """Which outcomes of a verification are worth preparing for, best first.
 
-The window's tokens d[0], d[1], ... and the drafter's own next token behind them are its guesses. The outcome (r, c),
+The proposal's tokens d[0], d[1], ... and the drafter's own next token behind them are its guesses. The outcome (r, c),
 the first r guesses right and c in place of the next, has the probability
 
     a[0] * ... * a[r - 1] * (1 - a[r]) * share(c | r)          all guesses right: a[0] * a[1] * ... * a[-1]
@@ -17,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from protocol.branch import BranchSource
+
+Outcome = tuple[int, int]  # how much of the proposal is accepted, and the token behind that
 
 RUNNER_UP = 0.5
 AGREES = 3.0  # an early pick names the right token in 60 % of all cases, and a wrong guess in 20 % of those
@@ -35,18 +37,22 @@ class Guess:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """An outcome: the first `accepted` tokens of the window, then `token`."""
+    """An outcome: the first `accepted` tokens of the proposal, then `token`."""
 
     accepted: int
     token: int = field(repr=False)
     source: BranchSource
     probability: float
 
+    @property
+    def outcome(self) -> Outcome:
+        return self.accepted, self.token
+
 
 def candidates(guesses: Sequence[Guess], early: Sequence[Sequence[int]] = ()) -> list[Candidate]:
     """Best first, those of equal probability in the order of their positions.
 
-    guesses: of the window's tokens and of the one behind it. early: the target's early picks in place of each, best
+    guesses: of the proposal's tokens and of the one behind it. early: the target's early picks in place of each, best
     first; none where it is shorter.
     """
     found = []

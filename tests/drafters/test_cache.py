@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 
-from drafters.residents import PoolLimits
+from drafters.limits import PoolLimits
 from model.decoder import Decoder
 from protocol.draft import DraftStatus
 from tests.drafters.pool import Pool, expected, row, text
@@ -56,6 +58,30 @@ def test_one_target_may_be_kept_from_taking_all_rows(llama: Decoder) -> None:
     assert pool.ask(row(1, text(4), 1), incarnation="small").status is DraftStatus.OK
     pool.worker.close("large", [0])
     assert pool.ask(row(2, text(4), 1)).status is DraftStatus.OK
+
+
+def asked(pool: Pool, incarnation: str, number: int, length: int = 4) -> DraftStatus:
+    return pool.ask(row(number, text(length, number), 1), incarnation=incarnation).status
+
+
+@pytest.mark.parametrize("of", ["rows", "pages"])
+def test_a_target_that_fills_the_pool_gives_way_to_another_until_both_have_half(llama: Decoder, of: str) -> None:
+    limits = PoolLimits(max_rows=8 if of == "rows" else 64)
+    pool = Pool(llama, limits, num_pages=512 if of == "rows" else 8, page_size=4)
+    assert {asked(pool, "large", number) for number in range(8)} == {DraftStatus.OK}
+    assert asked(pool, "large", 8) is DraftStatus.BUSY, "none of its own is idle"
+    statuses = [asked(pool, "small", number) for number in range(6)]
+    assert statuses == [DraftStatus.OK] * 4 + [DraftStatus.BUSY] * 2
+    assert asked(pool, "large", 9) is DraftStatus.BUSY, "it takes nothing back"
+    owned = Counter(key[0] for key in pool.worker._cache._cached)
+    assert owned == {"large": 4, "small": 4}
+
+
+def test_a_sequence_that_its_target_waits_for_is_not_given_up_to_another(llama: Decoder) -> None:
+    pool = Pool(llama, PoolLimits(max_rows=2))
+    pool.submit(row(1, text(4, 1), 4), row(2, text(4, 2), 4))
+    assert asked(pool, "small", 1) is DraftStatus.BUSY
+    assert [len(block.tokens) for block in pool.blocks().values()] == [4, 4]
 
 
 def test_a_sequence_between_two_rounds_is_not_evicted_and_one_that_went_idle_is(llama: Decoder) -> None:

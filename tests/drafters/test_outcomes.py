@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
+from drafters.outcomes import AGREES, RUNNER_UP, Candidate, Guess, acceptance, candidates, corrections
 from protocol.branch import BranchSource
-from router.branches import AGREES, RUNNER_UP, Candidate, Guess, acceptance, candidates, corrections
 
 SEED_COUNT = 200
 FULL, RUNNER, EARLY = BranchSource.FULL, BranchSource.RUNNER_UP, BranchSource.EARLY_EXIT

@@ -1,0 +1,269 @@
+"""The draft cache: the sequences that hold tokens, pages and watermarks, and which of them make room for others.
+
+    unknown --open--> cached, at work (a row has something to do) --done--> cached, idle
+    idle --evicted for room, or expired--> unknown        any --closed, or refused for good or for pages--> unknown
+
+A sequence may have forks, which branches are drafted on (drafters/branches.py). They are the first to go when a draft
+needs pages; they evict nobody.
+
+A sequence that a target waits for is never evicted. One that is between two rounds is idle only after `idle_s`, or
+targets that overfill the pool together would evict each other in every round; but a target that holds more than its
+share gives way at once to one that holds less. A known sequence that outgrows the free pages is forgotten with its
+BUSY: sequences that keep their pages and wait for each other's would never draft again.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from drafters.cached_tokens import CachedTokens, Key, draft_room, positions_fed
+from drafters.limits import PoolLimits
+from drafters.nested import NestedDrafter
+from drafters.picks import Pick
+from drafters.row import Priority, Rows
+from protocol.draft import DraftRow, DraftStatus
+from protocol.plan import DepthRule
+
+
+class Forgetter(Protocol):
+    """Who knows all that hangs on a sequence."""
+
+    def forget(self, key: Key) -> None: ...
+
+    def drop_forks(self, key: Key) -> None: ...
+
+
+class DraftCache:
+    def __init__(self, drafter: NestedDrafter, limits: PoolLimits, rows: Rows, forgetter: Forgetter) -> None:
+        self._drafter = drafter
+        self._limits = limits
+        self._rows = rows
+        self._forgetter = forgetter
+        self._cached: dict[Key, CachedTokens] = {}
+        self._forks: dict[int, CachedTokens] = {}
+        self._owned: Counter[str] = Counter()  # sequences by target; none is 0
+        self._last_id = 0
+
+    def __len__(self) -> int:
+        return len(self._cached)
+
+    def get(self, key: Key) -> CachedTokens | None:
+        return self._cached.get(key)
+
+    def keys_of(self, incarnation: str) -> list[Key]:
+        return [key for key in self._cached if key[0] == incarnation]
+
+    def expired(self, now: float) -> list[Key]:
+        idle = (one for one in self._cached.values() if self._rows.of(one) is None)
+        return [one.key for one in idle if now - one.last_used >= self._limits.ttl_s]
+
+    def missing(self, cached: CachedTokens) -> int:
+        """Positions of its context that have not reached the last exit; the last token is left for the draft."""
+        return len(cached.tokens) - 1 - self._drafter.settled(cached.id, cached.depth)
+
+    def admit(
+        self,
+        key: Key,
+        row: DraftRow,
+        depth: DepthRule,
+        now: float,
+        drafted: Sequence[Pick] = (),
+        proposal: Sequence[int] | None = None,
+    ) -> tuple[DraftStatus, int]:
+        """Take over the row's context, which makes sense. Its status and how many tokens there are pages for.
+
+        drafted: what is known of these. proposal: what stands there in their place, if there is room for more than it.
+        A known sequence that is BUSY is to be forgotten.
+        """
+        room = draft_room(row.base_length, self._drafter.max_positions)
+        if room <= 0:
+            return DraftStatus.TOO_LONG, 0
+        cached = self._cached.get(key)
+        if row.start > (cached.committed if cached else 0):
+            return DraftStatus.NEED_CONTEXT, 0
+        if cached is None:
+            full = self._owned[key[0]] == self._limits.rows_of_one
+            if full or not self._make_room(key, 0, len(self) + 1 - self._limits.max_rows, now):
+                return DraftStatus.BUSY, 0
+            cached = self._open(key, row, depth, now)
+        self._take_over(cached, row, depth, now, drafted, proposal)
+        length = self._affordable(cached, row.base_length, min(row.length, room))
+        if length is None:
+            return DraftStatus.BUSY, 0
+        if proposal is not None and length <= len(proposal):
+            length = 0
+        self.cut(cached, row.base_length + length)
+        if not self._drafter.ledger.reserve(cached.id, positions_fed(row.base_length, length)):
+            return DraftStatus.BUSY, 0
+        return DraftStatus.OK, length
+
+    def follow(self, cached: CachedTokens, start: int, picks: Sequence[Pick]) -> None:
+        """Behind the known tokens below `start` come these drafts and nothing else."""
+        for pick in picks[len(cached.tokens) - start :]:
+            cached.add(pick)
+        self.cut(cached, start + len(picks))
+
+    def cut(self, cached: CachedTokens, length: int) -> None:
+        """Forget drafts at positions from `length` on."""
+        if cached.cut(length):
+            self._drafter.truncate(cached.id, length - 1)
+
+    def fork(
+        self, parent: CachedTokens, length: int, token: int, num_tokens: int, rides: DepthRule | None
+    ) -> CachedTokens | None:
+        """The parent's first `length` tokens, another one, and room to draft so many; None when pages run short.
+
+        rides: its first pass is one in which the parent runs what is missing below `length`, up to this rule's last
+        exit.
+        """
+        self._last_id += 1
+        fork = CachedTokens(parent.key, self._last_id, parent.depth, parent.sampling, parent.last_used)
+        self._drafter.fork(parent.id, fork.id, length, rides)
+        if not self._drafter.ledger.reserve(fork.id, positions_fed(length + 1, num_tokens)):
+            self._drafter.free(fork.id)
+            return None
+        fork.tokens = [*parent.tokens[:length], token]
+        self._forks[fork.id] = fork
+        return fork
+
+    def release(self, fork: CachedTokens) -> None:
+        del self._forks[fork.id]
+        self._drafter.free(fork.id)
+
+    def remove(self, key: Key) -> None:
+        """An unknown one has been removed already."""
+        cached = self._cached.pop(key, None)
+        if cached is not None:
+            self._drafter.free(cached.id)
+            self._owned[key[0]] -= 1
+            if not self._owned[key[0]]:
+                del self._owned[key[0]]
+
+    def check(self) -> None:
+        """Raises AssertionError unless the cache, the drafter and the rows agree."""
+        self._drafter.check()
+        held = {one.id: one for one in (*self._cached.values(), *self._forks.values())}
+        assert sorted(held) == sorted(self._drafter.ledger.sequences), "the ledger knows other sequences"
+        assert len(self) <= self._limits.max_rows
+        assert self._owned == Counter(key[0] for key in self._cached), "somebody's sequences are miscounted"
+        for one in held.values():
+            one.check()
+            assert self._drafter.written(one.id) <= len(one.tokens), "KV beyond the known tokens"
+        for fork in self._forks.values():
+            assert fork.key in self._cached, "a fork of nothing"
+            assert self._rows.of(fork) is not None, "a fork that drafts nothing"
+        for row in self._rows:
+            assert held.get(row.cached.id) is row.cached, "a row of nothing"
+            assert not row.is_done or (row.priority is Priority.CONTEXT and self.missing(row.cached) > 0), (
+                "a row is done"
+            )
+            fed = len(row.cached.tokens) - (row.priority is Priority.CONTEXT)
+            assert fed <= self._drafter.ledger.capacity(row.cached.id), "a row without pages"
+
+    def _open(self, key: Key, row: DraftRow, depth: DepthRule, now: float) -> CachedTokens:
+        self._last_id += 1
+        self._drafter.open(self._last_id)
+        cached = self._cached[key] = CachedTokens(key, self._last_id, depth, row.sampling, now)
+        self._owned[key[0]] += 1
+        return cached
+
+    def _take_over(
+        self,
+        cached: CachedTokens,
+        row: DraftRow,
+        depth: DepthRule,
+        now: float,
+        drafted: Sequence[Pick],
+        proposal: Sequence[int] | None,
+    ) -> None:
+        drafts = [pick.token for pick in drafted] if proposal is None else proposal
+        kept = cached.reconcile(row.start, row.tokens, drafts)
+        self._drafter.truncate(cached.id, min(kept, len(cached.tokens) - 1))
+        cached.explain(drafted)
+        cached.depth, cached.sampling, cached.last_used = depth, row.sampling, now
+
+    def _affordable(self, cached: CachedTokens, base_length: int, length: int) -> int | None:
+        """How much of `length` there are pages for behind the base; None: not even for the base."""
+        ledger = self._drafter.ledger
+        wanted = ledger.missing(cached.id, positions_fed(base_length, length))
+        for fork in list(self._forks.values()):
+            if ledger.num_free < wanted and fork.id in self._forks:
+                self._forgetter.drop_forks(fork.key)
+        self._make_room(cached.key, wanted - ledger.num_free, 0, cached.last_used)
+        room = draft_room(base_length, ledger.capacity(cached.id) + ledger.num_free * ledger.page_size)
+        return min(length, room) if room > 0 else None
+
+    def _make_room(self, key: Key, pages_short: int, rows_short: int, now: float) -> bool:
+        """At the cost of other sequences; False, and none evicted, when that is not enough."""
+        if pages_short <= 0 and rows_short <= 0:
+            return True
+        idle = [
+            self._victim(one)
+            for one in self._cached.values()
+            if one.key != key and self._rows.of(one) is None and now - one.last_used >= self._limits.idle_s
+        ]
+        chosen = evictions(idle, pages_short, rows_short)
+        if chosen is None:
+            chosen = evictions(
+                [*idle, *self._beyond_share(key, pages_short, {one.key for one in idle})], pages_short, rows_short
+            )
+        for other in chosen or ():
+            self._forgetter.forget(other)
+        return chosen is not None
+
+    def _beyond_share(self, key: Key, pages_short: int, known: set[Key]) -> Iterator[Victim]:
+        """Sequences that nobody waits for, of targets that hold more than an equal share, if this one holds less."""
+        others = self._owned.keys() - {key[0]}
+        page_share, row_share = (
+            total // (len(others) + 1) for total in (self._drafter.ledger.num_pages, self._limits.max_rows)
+        )
+        rows, pages = self._holds(key[0])
+        if pages + pages_short > page_share or rows + (key not in self._cached) > row_share:
+            return
+        for target in others:
+            rows, pages = self._holds(target)
+            for one in sorted(
+                (one for one in self._cached.values() if one.key[0] == target), key=lambda one: one.last_used
+            ):
+                row = self._rows.of(one)
+                if rows <= row_share and pages <= page_share:
+                    break
+                if one.key not in known and (row is None or row.priority is not Priority.DRAFT):
+                    victim = self._victim(one)
+                    rows, pages = rows - 1, pages - victim.num_pages
+                    yield victim
+
+    def _holds(self, target: str) -> tuple[int, int]:
+        """Sequences and pages."""
+        own = [self._num_pages(one) for one in self._cached.values() if one.key[0] == target]
+        return len(own), sum(own)
+
+    def _num_pages(self, cached: CachedTokens) -> int:
+        return self._drafter.ledger.capacity(cached.id) // self._drafter.ledger.page_size
+
+    def _victim(self, cached: CachedTokens) -> Victim:
+        return Victim(cached.key, cached.last_used, self._num_pages(cached))
+
+
+@dataclass(frozen=True, slots=True)
+class Victim:
+    """A sequence that may be evicted."""
+
+    key: Key
+    last_used: float
+    num_pages: int
+
+
+def evictions(victims: Iterable[Victim], pages_short: int, rows_short: int) -> list[Key] | None:
+    """Whom to evict, oldest last use first, to gain that many pages and rows; None when all would not do."""
+    chosen: list[Key] = []
+    for victim in sorted(victims, key=lambda one: one.last_used):
+        if pages_short <= 0 and rows_short <= 0:
+            break
+        chosen.append(victim.key)
+        pages_short -= victim.num_pages
+        rows_short -= 1
+    return chosen if pages_short <= 0 and rows_short <= 0 else None

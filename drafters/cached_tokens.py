@@ -1,0 +1,102 @@
+"""What the pool knows of one sequence's tokens, or of a fork of one. Integers only.
+
+Committed tokens never change, so the pool's own drafts are right up to the first place where they part from the
+truth; from there on the truth replaces them. The last known token is never settled: it is the one that the next draft
+is predicted from, so it runs in the pass that wants its logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import count
+
+from drafters.picks import Pick
+from protocol.branch import EMPTY, prefix_hash
+from protocol.plan import DepthRule
+from protocol.request import SamplingParams
+
+Key = tuple[str, int]  # (incarnation of the target, its sequence id)
+
+
+@dataclass(slots=True)
+class CachedTokens:
+    """id: its name in the drafter. depth, sampling: of the last message. last_used: seconds.
+
+    tokens: committed ones, then drafts. committed: how many came from the target. picks: the drafts, by position.
+    A fork has the key of its sequence.
+    """
+
+    key: Key
+    id: int
+    depth: DepthRule
+    sampling: SamplingParams
+    last_used: float
+    tokens: list[int] = field(default_factory=list, repr=False)
+    committed: int = 0
+    picks: dict[int, Pick] = field(default_factory=dict, repr=False)
+    _hashed: int = 0  # committed tokens in `_hash`
+    _hash: int = field(default=EMPTY, repr=False)
+
+    def reconcile(self, start: int, truth: Sequence[int], drafts: Sequence[int] = ()) -> int:
+        """Take over the truth at positions [start, start + len(truth)) and the drafts behind it; the length up to which
+        nothing changed.
+
+        Raises ValueError when the tokens before `start` are not known.
+        """
+        if not 0 <= start <= self.committed:
+            raise ValueError(f"tokens from {start} on came, {self.committed} are known")
+        new = [*truth, *drafts]
+        kept = agreed_length(self.tokens, start, new)
+        self.tokens[kept:] = new[kept - start :]
+        self.committed = start + len(truth)
+        self.picks = {at: pick for at, pick in self.picks.items() if self.committed <= at < kept}
+        if min(kept, self.committed) < self._hashed:
+            self._hashed, self._hash = 0, EMPTY
+        return kept
+
+    def explain(self, picks: Sequence[Pick]) -> None:
+        """What the drafts behind the committed tokens were picked as, up to the first other token."""
+        for at, pick, token in zip(count(self.committed), picks, self.tokens[self.committed :], strict=False):
+            if pick.token != token:
+                return
+            self.picks[at] = pick
+
+    def add(self, pick: Pick) -> None:
+        self.picks[len(self.tokens)] = pick
+        self.tokens.append(pick.token)
+
+    def cut(self, length: int) -> bool:
+        """Forget drafts at positions from `length` on; whether there were any."""
+        if len(self.tokens) <= length:
+            return False
+        del self.tokens[length:]
+        self.picks = {at: pick for at, pick in self.picks.items() if at < length}
+        return True
+
+    def prefix_key(self) -> int:
+        """The hash of all committed tokens; each is hashed once."""
+        self._hash = prefix_hash(self.tokens[self._hashed : self.committed], self._hash)
+        self._hashed = self.committed
+        return self._hash
+
+    def check(self) -> None:
+        assert self.committed <= len(self.tokens), "more is committed than is known"
+        drafts = {at: self.tokens[at : at + 1] for at in self.picks}
+        assert drafts == {at: [pick.token] for at, pick in self.picks.items()}, "a draft that is not known"
+
+
+def agreed_length(tokens: Sequence[int], start: int, truth: Sequence[int]) -> int:
+    """How many of `tokens` agree with the truth at [start, ...), those before `start` counted as agreeing."""
+    stop = min(len(tokens), start + len(truth))
+    return next((at for at in range(start, stop) if tokens[at] != truth[at - start]), stop)
+
+
+def positions_fed(base_length: int, length: int) -> int:
+    """Positions that drafting `length` tokens runs: the last drafted token is not fed."""
+    return base_length + max(length, 1) - 1
+
+
+def draft_room(base_length: int, num_positions: int) -> int:
+    """How many tokens can be drafted within `num_positions`; 0 or less when not even the base fits."""
+    return num_positions - base_length + 1

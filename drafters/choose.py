@@ -1,0 +1,223 @@
+"""Which rows are in the next pass, and how much of each. Pure: plain values in, a value out.
+
+First the drafts that a target waits for; then branches that leave where these do, so that the pass takes no longer;
+then contexts. Within each kind the targets come in turn: deficit round-robin over tokens of work, so that a target
+with many rows, or long ones, takes no more of a pass than another that has something to do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+
+from drafters.limits import PoolLimits
+from drafters.row import Priority
+from protocol.plan import DepthRule
+
+QUANTUM = 8  # tokens of work that a target may add in a turn: about a draft
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A row, as far as the choice depends on it. id: of its cached tokens.
+
+    num_tokens: that are known. settled: positions that have reached the last exit. num_left: to draft; 0 for a context.
+    lead: of these, tokens in front of a branch. parent: the row of the sequence that it forks, where this has yet to
+    run what the fork reads.
+    """
+
+    id: int
+    target: str
+    priority: Priority
+    depth: DepthRule
+    num_tokens: int
+    settled: int
+    num_left: int
+    lead: int = 0
+    deadline: float = math.inf
+    parent: int | None = None
+
+    @property
+    def missing(self) -> int:
+        """Positions of its context; the last known token is left for the draft."""
+        return self.num_tokens - 1 - self.settled
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One row's part of a pass: `length` known positions count, and those below `settled` go to the last exit.
+
+    num_prefill: positions taken from the pass's prefill budget. num_drafts: tokens that it may draft.
+    """
+
+    id: int
+    length: int
+    settled: int
+    num_prefill: int = 0
+    num_drafts: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Turns:
+    """Deficit round-robin among the targets with rows of one kind.
+
+    order: those that are to come first in the next pass. credit: tokens of work, what is left of a target's turns.
+    """
+
+    order: tuple[str, ...] = ()
+    credit: Mapping[str, int] = field(default_factory=dict)
+
+
+NO_TURNS: Mapping[Priority, Turns] = MappingProxyType(dict.fromkeys(Priority, Turns()))
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """parts: in the order in which the rows go into the pass. turns: for the next choice."""
+
+    parts: tuple[Part, ...]
+    turns: Mapping[Priority, Turns]
+
+
+def choose(
+    rows: Sequence[Waiting], limits: PoolLimits, turns: Mapping[Priority, Turns], now: float, token_ms: float = 0.0
+) -> Choice:
+    """rows: the longest waiting first, a fork behind its parent. token_ms: of a token of a draft; 0: not known."""
+    drafts = [row for row in rows if row.priority is Priority.DRAFT]
+    length = draft_length(drafts, limits, now, token_ms)
+    parts: list[Part] = []
+    budget = limits.prefill_tokens
+    later: dict[Priority, Turns] = {}
+    for priority in Priority:
+        waited_for = {part.id for part in parts if part.num_drafts}
+        own = [row for row in rows if row.priority is priority]
+        if priority is not Priority.DRAFT and waited_for:
+            depths = {row.depth for row in drafts if row.id in waited_for}
+            own = [row for row in own if row.priority is Priority.CONTEXT or row.depth in depths]
+            budget = min(budget, limits.beside_tokens)
+        if priority is Priority.AHEAD:
+            length = branch_length(own, drafts, waited_for, limits, token_ms)
+        taken = _Taken(limits.pass_rows - len(parts), budget, limits.max_ride, length, {part.id for part in parts})
+        later[priority] = in_turns(own, turns[priority], taken)
+        parts += taken.parts
+        budget = taken.budget
+    return Choice(tuple(parts), later)
+
+
+@dataclass(slots=True)
+class _Taken:
+    """What one kind of rows has of a pass."""
+
+    num_rows: int
+    budget: int
+    max_ride: int
+    length: int
+    ids: set[int]
+    parts: list[Part] = field(default_factory=list)
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.parts) >= self.num_rows
+
+    def part(self, row: Waiting) -> Part | None:
+        """What it would have; None: nothing in this pass."""
+        if row.parent is not None and row.parent not in self.ids:
+            return None
+        if not row.num_left:
+            return context_part(row, self.budget)
+        return draft_part(row, self.max_ride, self.budget, min(row.num_left, self.length + row.lead))
+
+    def add(self, part: Part) -> None:
+        self.parts.append(part)
+        self.ids.add(part.id)
+        self.budget -= part.num_prefill
+
+
+def in_turns(rows: Iterable[Waiting], turns: Turns, taken: _Taken) -> Turns:
+    """Fills `taken`. Returns the turns of the next pass: targets that got less than they could use come first."""
+    queues: dict[str, deque[Waiting]] = {}
+    for row in rows:
+        queues.setdefault(row.target, deque()).append(row)
+    ring = deque([*(own for own in turns.order if own in queues), *(own for own in queues if own not in turns.order)])
+    credit = {target: turns.credit.get(target, 0) for target in ring}
+    passed_over: list[str] = []
+    while ring and not taken.is_full:
+        target = ring.popleft()
+        credit[target] += QUANTUM
+        if _take_turn(queues[target], credit, taken):
+            passed_over.append(target)
+        if queues[target]:
+            ring.append(target)
+    order = tuple(dict.fromkeys((*passed_over, *ring)))
+    return Turns(order, {target: credit[target] for target in order})
+
+
+def _take_turn(queue: deque[Waiting], credit: dict[str, int], taken: _Taken) -> bool:
+    """As many of a target's rows as its credit allows. Whether one of them found no budget left."""
+    passed_over = False
+    while queue and not taken.is_full:
+        row = queue[0]
+        part = taken.part(row)
+        if part is not None:
+            if (work := _work(row, part)) > credit[row.target]:
+                break
+            credit[row.target] -= work
+            taken.add(part)
+        else:
+            passed_over = passed_over or row.parent is None
+        queue.popleft()
+    return passed_over
+
+
+def _work(row: Waiting, part: Part) -> int:
+    """Positions that it runs, in tokens."""
+    return max(part.length - row.settled, 1) + max(part.num_drafts - 1, 0)
+
+
+def draft_length(drafts: Sequence[Waiting], limits: PoolLimits, now: float, token_ms: float) -> int:
+    """Tokens of a draft in this pass: none is held up beyond its deadline by what others draft."""
+    left_ms = 1e3 * (min((row.deadline for row in drafts), default=math.inf) - now)
+    if token_ms > 0 and left_ms < limits.ahead * token_ms:
+        return max(int(left_ms / token_ms), 1)
+    return limits.ahead
+
+
+def branch_length(
+    branches: Sequence[Waiting], drafts: Sequence[Waiting], waited_for: set[int], limits: PoolLimits, token_ms: float
+) -> int:
+    """Tokens of a branch in this pass: no more than who waits drafts in it, and few where better may soon come."""
+    most = limits.branch_ahead
+    if waited_for:
+        most = min(most, max(row.num_left for row in drafts if row.id in waited_for))
+    elif token_ms and not any(row.lead for row in branches):
+        most = min(most, int(limits.branch_ms / token_ms))
+    return max(most, 1)
+
+
+def draft_part(row: Waiting, max_ride: int, budget: int, num_drafts: int) -> Part | None:
+    """Drafts, settles a chunk of its context, or both; None: waits for budget.
+
+    Up to max_ride missing positions ride along in a row that drafts; more are a prefill, which takes from the budget.
+    """
+    if row.missing <= max_ride:
+        # A parent settles all that its forks read, or each of them would settle it by itself.
+        settled = row.num_tokens - 1 if row.lead else 0
+        return Part(row.id, row.num_tokens, settled, 0, num_drafts)
+    chunk = context_part(row, budget)
+    if chunk is None or chunk.settled < row.num_tokens - 1:
+        return chunk
+    return replace(chunk, length=row.num_tokens, num_drafts=num_drafts)
+
+
+def context_part(row: Waiting, budget: int) -> Part | None:
+    """The next chunk of its context; None: nothing missing, or nothing left to spend."""
+    chunk = min(row.missing, budget)
+    return Part(row.id, row.settled + chunk, row.settled + chunk, chunk) if chunk > 0 else None
+
+
+def is_late(deadline: float, has_drafted: bool, now: float, token_ms: float) -> bool:
+    """Whether a row is to be answered now. What has nothing yet is tried as long as there is time at all."""
+    return now + (token_ms / 1e3 if has_drafted else 0.0) >= deadline

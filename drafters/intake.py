@@ -1,0 +1,159 @@
+"""From messages to rows: what a target asks is reconciled with what is cached, given pages, or refused.
+
+A row with a deadline whose context is yet to be read is answered NOT_YET at once, and the context is read on.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+
+from drafters.branches import Branches
+from drafters.cache import DraftCache
+from drafters.cached_tokens import CachedTokens, Key
+from drafters.choose import is_late
+from drafters.limits import PoolLimits
+from drafters.nested import NestedDrafter
+from drafters.pending import Answer, PendingBranches, PendingRequest
+from drafters.picks import Pick
+from drafters.row import Priority, Row, Rows, as_wanted
+from protocol.branch import AheadRow
+from protocol.draft import DraftRow, DraftStatus, refusal
+from protocol.errors import ConfigError
+from protocol.plan import DepthRule
+from protocol.sparing import SparingLog
+
+logger = logging.getLogger(__name__)
+
+
+class Intake:
+    """Owns the rows, the cache that they work on, and the branches. answered: requests that may have blocks to hand
+    over.
+    """
+
+    def __init__(self, drafter: NestedDrafter, limits: PoolLimits, clock: Callable[[], float]) -> None:
+        self.rows = Rows()
+        self.cache = DraftCache(drafter, limits, self.rows, self)
+        self.branches = Branches(self.cache, self.rows, limits.max_ride, drafter.max_positions, drafter.vocab_size)
+        self.answered: dict[PendingRequest, None] = {}
+        self.num_busy = 0
+        self._drafter = drafter
+        self._limits = limits
+        self._log = SparingLog(logger, clock)  # of what targets ask in vain
+
+    def reply(self) -> None:
+        """Hands over what is ready."""
+        pending, self.answered = self.answered, {}
+        for request in pending:
+            request.reply()
+        self.branches.reply()
+
+    def forget(self, key: Key) -> None:
+        self.interrupt(key)
+        self.cache.remove(key)
+
+    def drop_forks(self, key: Key) -> None:
+        self.branches.drop_forks(key)
+
+    def unknown_rules(self, incarnation: str, rules: Iterable[DepthRule]) -> set[DepthRule]:
+        """Those that name a depth which is no exit."""
+        unknown = set()
+        for rule in dict.fromkeys(rules):
+            try:
+                self._drafter.check_depth(rule)
+            except ConfigError as error:
+                self._log.warning(f"{incarnation}: {error}")
+                unknown.add(rule)
+        return unknown
+
+    def take(self, answer: Answer, key: Key, depth: DepthRule, now: float) -> None:
+        asked = answer.asked
+        known = as_wanted(self.interrupt(key, asked, depth), asked.length, asked.stop_probability)
+        status, length = self._admit(key, asked, depth, now, known)
+        cached = self.cache.get(key)
+        if status is not DraftStatus.OK or cached is None:
+            answer.request.answer(answer.index, refusal(asked, status))
+            return
+        row = Row(cached=cached, length=length, priority=Priority.DRAFT, sink=answer, picks=known[:length])
+        row.stop_probability, row.deadline = asked.stop_probability, answer.request.deadline
+        missing = self.cache.missing(cached)
+        if row.is_done:
+            answer.ended(row)
+        elif missing > self._limits.max_ride and row.deadline < math.inf:
+            answer.ended(row, DraftStatus.OK if row.picks else DraftStatus.NOT_YET)
+        else:
+            self.rows.add(row)
+            return
+        self._read_on(cached)
+
+    def take_ahead(self, pending: PendingBranches, key: Key, row: AheadRow, depth: DepthRule, now: float) -> None:
+        wanted = row.length > 0 and row.fan_out > 0 and self._in_vocabulary(row.proposal)
+        context = replace(row.context, length=len(row.proposal) + 1 + row.length if wanted else 0)
+        known = self.interrupt(key, context, depth)
+        status, room = self._admit(key, context, depth, now, known, row.proposal if wanted else ())
+        cached = self.cache.get(key)
+        if status is not DraftStatus.OK or cached is None:
+            return
+        if room:
+            self.branches.begin(pending, row, cached, room, known)
+        else:
+            self._read_on(cached)
+
+    def _admit(
+        self,
+        key: Key,
+        row: DraftRow,
+        depth: DepthRule,
+        now: float,
+        known: Sequence[Pick],
+        proposal: Sequence[int] | None = None,
+    ) -> tuple[DraftStatus, int]:
+        """A sequence that is refused is forgotten: what was committed stays, so a row that makes no sense will make
+        none in any later round; and the pages of one that outgrows the pool may be just what the others lack.
+        """
+        status, length = DraftStatus.TOO_LONG, 0
+        if self._makes_sense(key, row):
+            status, length = self.cache.admit(key, row, depth, now, known, proposal)
+        self.num_busy += status is DraftStatus.BUSY
+        if status in (DraftStatus.TOO_LONG, DraftStatus.BUSY):
+            self.forget(key)
+        return status, length
+
+    def interrupt(self, key: Key, row: DraftRow | None = None, depth: DepthRule | None = None) -> list[Pick]:
+        """What is being drafted for the sequence ends, and is answered. Returns what of the row was drafted ahead."""
+        cached = self.cache.get(key)
+        if cached is None:
+            return []
+        known = self.branches.drafted(cached, row, depth) if row and depth else []
+        self.branches.end(key)
+        if (ended := self.rows.remove(cached)) is not None:
+            self.end(ended)
+        return known
+
+    def end(self, row: Row, status: DraftStatus = DraftStatus.OK) -> None:
+        if isinstance(row.sink, Answer):
+            row.sink.ended(row, status)
+            self.answered[row.sink.request] = None
+
+    def _read_on(self, cached: CachedTokens) -> None:
+        """Its context, for the next time."""
+        if self.cache.missing(cached) > 0:
+            self.rows.add(Row(cached=cached, length=0, priority=Priority.CONTEXT))
+
+    def answer_late(self, now: float, token_ms: float) -> None:
+        for row in list(self.rows):
+            if is_late(row.deadline, bool(row.picks), now, token_ms):
+                self.rows.remove(row.cached)
+                self.end(row, DraftStatus.OK if row.picks else DraftStatus.NOT_YET)
+                self._read_on(row.cached)
+
+    def _makes_sense(self, key: Key, row: DraftRow) -> bool:
+        sensible = row.start >= 0 and row.base_length > 0 and self._in_vocabulary(row.tokens)
+        if not sensible:
+            self._log.warning(f"{key}: no drafts for a row without tokens, or with ids beyond the drafter's vocabulary")
+        return sensible
+
+    def _in_vocabulary(self, tokens: Sequence[int]) -> bool:
+        return not tokens or (min(tokens) >= 0 and max(tokens) < self._drafter.vocab_size)

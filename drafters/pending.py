@@ -1,0 +1,131 @@
+"""Requests on their way through the pool: what is ready is gathered, and handed over together after each pass.
+
+Rows that are refused are answered at once, the others with the pass that finished them, so no row waits for the
+long context of another.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from drafters.row import Row
+from protocol.branch import AheadRequest, Branch, BranchReply
+from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
+
+Reply = Callable[[DraftReply], None]
+BranchesReply = Callable[[BranchReply], None]
+
+WAIT_DECAY = 0.9  # of the mean, per request
+WAIT_HALF_LIFE_S = 5.0
+
+logger = logging.getLogger(__name__)
+
+
+class PendingRequest:
+    """Each row of the request is in one of its replies. Times in seconds of the worker's clock."""
+
+    def __init__(self, request: DraftRequest, reply: Reply, now: float) -> None:
+        self.deadline = now + request.deadline_ms / 1e3 if request.deadline_ms else math.inf
+        self.wait_ms: float | None = None
+        self._request = request
+        self._reply = reply
+        self._missing = set(range(len(request.rows)))
+        self._fresh: dict[int, DraftBlock] = {}
+        self._submitted = now
+
+    def start(self, now: float) -> bool:
+        """Its first pass begins; False when an earlier one did."""
+        if self.wait_ms is not None:
+            return False
+        self.wait_ms = (now - self._submitted) * 1e3
+        return True
+
+    def answer(self, index: int, block: DraftBlock) -> None:
+        """index: the row's place in the request. A row is answered once."""
+        if index in self._missing:
+            self._missing.remove(index)
+            self._fresh[index] = block
+
+    def reply(self) -> None:
+        """Hand over the blocks that came since the last reply, in the order of the rows; nothing when none did."""
+        if not self._fresh and self._request.rows:
+            return
+        blocks = tuple(self._fresh[index] for index in sorted(self._fresh))
+        self._fresh.clear()
+        reply = DraftReply(self._request.incarnation, self._request.round_id, blocks, self.wait_ms or 0.0)
+        try:
+            self._reply(reply)
+        except Exception:
+            logger.exception("a reply to %s could not be handed over", self._request.incarnation)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Where a row with a draft goes: a place in a request."""
+
+    request: PendingRequest
+    index: int
+    asked: DraftRow
+
+    def advanced(self, row: Row) -> None:
+        """Nothing of it is handed over before it has ended."""
+
+    def ended(self, row: Row, status: DraftStatus = DraftStatus.OK) -> None:
+        """With what has been drafted, which may be less than was asked."""
+        block = DraftBlock(
+            self.asked.sequence_id,
+            self.asked.base_length,
+            status,
+            tuple(pick.token for pick in row.picks),
+            tuple(pick.exit for pick in row.picks),
+            tuple(pick.confidence for pick in row.picks),
+        )
+        self.request.answer(self.index, block)
+
+
+class PendingBranches:
+    """The branches of a request. going: the sequences for which more may come."""
+
+    def __init__(self, request: AheadRequest, reply: BranchesReply) -> None:
+        self.round_id = request.round_id
+        self.going: set[int] = set()
+        self._incarnation = request.incarnation
+        self._reply = reply
+        self._fresh: list[Branch] = []
+        self._told = -1  # how many were going at the last reply
+
+    def add(self, branch: Branch) -> None:
+        self._fresh.append(branch)
+
+    def reply(self) -> None:
+        """Hand over what came since the last reply; nothing when nothing did, unless that was all."""
+        if not self._fresh and (self.going or not self._told):
+            return
+        self._told = len(self.going)
+        branches, self._fresh = tuple(self._fresh), []
+        try:
+            self._reply(BranchReply(self._incarnation, self.round_id, branches, self._told))
+        except Exception:
+            logger.exception("branches for %s could not be handed over", self._incarnation)
+
+
+@dataclass(slots=True)
+class MeanWait:
+    """How long requests waited for their first pass, in ms: a running mean that fades while none comes."""
+
+    _mean_ms: float = 0.0
+    _since: float = -math.inf
+
+    def add(self, wait_ms: float, now: float) -> None:
+        self._mean_ms += (1 - WAIT_DECAY * self._faded(now)) * (wait_ms - self._mean_ms)
+        self._since = now
+
+    def at(self, now: float) -> float:
+        return self._mean_ms * self._faded(now)
+
+    def _faded(self, now: float) -> float:
+        """How much the mean still tells: half as much every WAIT_HALF_LIFE_S."""
+        return float(0.5 ** ((now - self._since) / WAIT_HALF_LIFE_S))

@@ -1,0 +1,116 @@
+"""The one kind of work in the pool: a row goes on from what is cached of a sequence, for so many tokens.
+
+draft     a target waits for it                                   length > 0
+branch    behind an outcome of a verification that is under way; on a fork, a row with a parent
+context   handed over without a draft                             length 0
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Protocol
+
+from drafters.cached_tokens import CachedTokens, Key
+from drafters.picks import Pick
+
+
+class Priority(IntEnum):
+    DRAFT = 0  # a target waits for it
+    AHEAD = 1  # a target will soon
+    CONTEXT = 2  # nobody waits for it
+
+
+class RowSink(Protocol):
+    """Whom a row answers."""
+
+    def advanced(self, row: Row) -> None:
+        """It has more tokens than before."""
+
+    def ended(self, row: Row) -> None:
+        """It is drafted for no longer, whatever it has."""
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Row:
+    """cached: what it goes on from, and adds to. parent: the row whose sequence it forks. length: tokens wanted.
+
+    lead: tokens before those, which count for neither length nor stop. stop_probability: it ends behind the token at
+    which the product of its confidences is at most this; 0 never ends it. deadline: seconds of the worker's clock.
+    """
+
+    cached: CachedTokens
+    length: int
+    priority: Priority
+    sink: RowSink | None = None
+    parent: Row | None = None
+    lead: int = 0
+    stop_probability: float = 0.0
+    deadline: float = math.inf
+    picks: list[Pick] = field(default_factory=list, repr=False)
+
+    @property
+    def key(self) -> Key:
+        return self.cached.key
+
+    @property
+    def drafted(self) -> list[Pick]:
+        """Without the lead."""
+        return self.picks[self.lead :]
+
+    @property
+    def num_left(self) -> int:
+        return self.lead + self.length - len(self.picks)
+
+    @property
+    def is_done(self) -> bool:
+        return len(self.picks) >= self.lead and is_enough(self.drafted, self.length, self.stop_probability)
+
+    @property
+    def stop_left(self) -> float:
+        """The stop for the product of the confidences that are still to come; none while the lead is missing."""
+        known = self.stop_probability > 0 and len(self.picks) >= self.lead
+        return self.stop_probability / survival(self.drafted) if known else 0.0
+
+
+def survival(picks: Iterable[Pick]) -> float:
+    """The probability that all of them are accepted, by their own confidence."""
+    return math.prod(pick.confidence for pick in picks)
+
+
+def is_enough(picks: Sequence[Pick], length: int, stop_probability: float) -> bool:
+    return len(picks) >= length or (bool(picks) and 0 < stop_probability >= survival(picks))
+
+
+def as_wanted(picks: Sequence[Pick], length: int, stop_probability: float) -> list[Pick]:
+    """As many of these, drafted before, as would be drafted now."""
+    lengths = (count for count in range(len(picks)) if is_enough(picks[:count], length, stop_probability))
+    return list(picks[: next(lengths, len(picks))])
+
+
+class Rows:
+    """All rows with something to do, the longest waiting first; at most one for each cached sequence or fork."""
+
+    def __init__(self) -> None:
+        self._rows: dict[int, Row] = {}
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._rows.values())
+
+    def __contains__(self, row: Row) -> bool:
+        return self._rows.get(row.cached.id) is row
+
+    def of(self, cached: CachedTokens) -> Row | None:
+        return self._rows.get(cached.id)
+
+    def __getitem__(self, id_: int) -> Row:
+        return self._rows[id_]
+
+    def add(self, row: Row) -> None:
+        assert row.cached.id not in self._rows, "two rows for one sequence"
+        self._rows[row.cached.id] = row
+
+    def remove(self, cached: CachedTokens) -> Row | None:
+        return self._rows.pop(cached.id, None)

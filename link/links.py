@@ -1,0 +1,196 @@
+"""The links of one target, one to each draft replica that it can use: found, opened, watched and given up.
+
+All of it runs on the event loop, but for the end of a link, which whoever reads it may find. The engine takes the
+routes as they are at the moment: a mapping that is replaced, never changed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from link.backoff import Backoff
+from link.connection import Connection, Traffic
+from link.discovery import Discover, Need, PoolMember
+from link.link import Link, OnMessage, connect
+from link.share import Share
+
+logger = logging.getLogger(__name__)
+
+GONE_AFTER = 3  # discoveries in a row that found others: a replica that drains is listed no more
+
+
+@dataclass(frozen=True, slots=True)
+class TransportConfig:
+    """lost_every_s: how often to look for a replica while there is none, and whether those in use are there still.
+    avoid_s: how long to leave a failed one.
+    """
+
+    deadline_s: float = 0.05
+    discover_every_s: float = 3.0
+    lost_every_s: float = 0.25
+    avoid_s: float = 5.0
+
+
+@dataclass(slots=True, eq=False)
+class Route:
+    """To one draft replica. share: what it was asked last."""
+
+    link: Link
+    backoff: Backoff
+    share: Share | None = None
+
+
+class Links:
+    def __init__(
+        self,
+        target: str,
+        discover: Discover,
+        need: Need,
+        config: TransportConfig,
+        clock: Callable[[], float],
+        on_message: OnMessage,
+        on_link: Callable[[PoolMember], None] | None,
+    ) -> None:
+        """clock: of pauses. on_link: called with each replica that is linked."""
+        self.routes: Mapping[str, Route] = {}  # by incarnation
+        self._target = target
+        self._discover = discover
+        self._need = need
+        self._config = config
+        self._clock = clock
+        self._on_message = on_message
+        self._on_link = on_link
+        self._switching = threading.Lock()
+        self._past = Traffic()  # of links that have ended
+        self._avoid: dict[str, float] = {}
+        self._unlisted: Counter[str] = Counter()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._lost = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._closing: set[asyncio.Task[None]] = set()
+
+    @property
+    def traffic(self) -> Traffic:
+        with self._switching:
+            return sum((route.link.traffic for route in self.routes.values()), self._past)
+
+    async def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.create_task(self._keep_connected())
+
+    async def stop(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        routes, self.routes = self.routes, {}
+        await asyncio.gather(*(asyncio.to_thread(route.link.close) for route in routes.values()))
+        await asyncio.gather(*self._closing, return_exceptions=True)
+
+    def _on_end(self, link: Link) -> None:
+        """On whichever thread finds it."""
+        with self._switching:
+            self._past += link.traffic
+            lost = self._drop(link)
+            if lost:
+                self._leave_alone(link.member)
+        if lost and self._loop is not None:
+            with suppress(RuntimeError):  # the loop has closed
+                self._loop.call_soon_threadsafe(self._lost.set)
+
+    def _drop(self, link: Link) -> bool:
+        """Whether it was one of them."""
+        kept = {name: route for name, route in self.routes.items() if route.link is not link}
+        lost, self.routes = len(kept) < len(self.routes), kept
+        return lost
+
+    async def _keep_connected(self) -> None:
+        while True:
+            self._lost.clear()
+            try:
+                await self._connect()
+                await self._rest()
+            except Exception:
+                logger.exception("looking for draft replicas failed; it is tried again")
+                await asyncio.sleep(self._config.lost_every_s)
+
+    async def _rest(self) -> None:
+        """Until it is time to look again. A replica that has gone may have told nobody: nobody reads while idle."""
+        until = time.monotonic() + self._config.discover_every_s
+        while self.routes and not self._lost.is_set() and time.monotonic() < until:
+            for route in self.routes.values():
+                route.link.check()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._config.lost_every_s):
+                    await self._lost.wait()
+        if not self.routes and not self._lost.is_set():
+            await asyncio.sleep(self._config.lost_every_s)
+
+    async def _connect(self) -> None:
+        """To every replica that can be used and is not linked yet."""
+        members = await self._members()
+        self._leave_unlisted({member.incarnation for member in members})
+        usable = [member for member in members if self._need.met_by(member)]
+        if members and not usable:
+            logger.warning("none of %d draft replicas has the vocabulary and the exits of this target", len(members))
+        new = [one for one in usable if one.incarnation not in self.routes and one.incarnation not in self._avoid]
+        await asyncio.gather(*(self._open(member) for member in new))
+
+    async def _open(self, member: PoolMember) -> None:
+        self._leave_alone(member)  # unless this goes well, whatever may go wrong
+        connection = await connect(member, self._target)
+        if connection is None:
+            return
+        self._use(member, connection)
+
+    def _use(self, member: PoolMember, connection: Connection) -> None:
+        link = Link(member, self._target, connection, self._on_message, self._on_end, self._clock)
+        with self._switching:
+            self._avoid.pop(member.incarnation, None)
+            self.routes = {**self.routes, member.incarnation: Route(link, Backoff(self._clock))}
+        logger.info("drafting on %s at %s", member.incarnation, member.address)
+        if self._on_link is not None:
+            self._on_link(member)
+
+    async def _members(self) -> Sequence[PoolMember]:
+        try:
+            members = await self._discover()
+        except Exception:
+            logger.exception("discovery of draft replicas failed")
+            return ()
+        now = self._clock()
+        with self._switching:  # against one that is lost now
+            self._avoid = {incarnation: until for incarnation, until in self._avoid.items() if until > now}
+        return members
+
+    def _leave_unlisted(self, listed: set[str]) -> None:
+        """Replicas that discovery, which finds others, does not list any more: they drain."""
+        for incarnation, route in self.routes.items():
+            self._unlisted[incarnation] += bool(listed)
+            if incarnation in listed or not listed:
+                del self._unlisted[incarnation]
+            elif self._unlisted[incarnation] >= GONE_AFTER:
+                logger.info("draft replica %s is listed no more, and is left", incarnation)
+                self._retire(route.link)
+
+    def _leave_alone(self, member: PoolMember) -> None:
+        self._avoid[member.incarnation] = self._clock() + self._config.avoid_s
+
+    def _retire(self, link: Link) -> None:
+        """Close a link after a round that may still be on its way there."""
+        with self._switching:
+            self._drop(link)
+
+        async def close_later() -> None:
+            await asyncio.sleep(self._config.deadline_s)
+            await asyncio.to_thread(link.close)
+
+        task = asyncio.create_task(close_later())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)

@@ -1,0 +1,94 @@
+"""What of a request goes to one draft replica: its blocks as they are read, held to what was asked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from link.link import Link, read_any
+from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus, refusal
+
+
+class Share:
+    """asked: what is sent. expires: when an answer is late."""
+
+    def __init__(self, request: DraftRequest, link: Link, expires: float) -> None:
+        self.link = link
+        self.expires = expires
+        self.wait_ms = 0.0
+        self.asked = fitting(request, link.member.max_positions)
+        self._missing = {row.sequence_id: row for row in self.asked.rows}
+        too_long = (row for row in request.rows if row.sequence_id not in self._missing)
+        self.blocks = {row.sequence_id: refusal(row, DraftStatus.TOO_LONG) for row in too_long}
+
+    @property
+    def is_over(self) -> bool:
+        """Nothing more will come."""
+        return not self._missing or not self.link.open
+
+    def add(self, reply: DraftReply) -> list[DraftBlock]:
+        """Takes what belongs to this request, the rest came late and is dropped. Returns what was taken.
+
+        Raises ValueError for a block that no pool makes of its row.
+        """
+        if reply.round_id != self.asked.round_id:
+            return []
+        taken = []
+        for block in reply.blocks:
+            row = self._missing.get(block.sequence_id)
+            if row is not None and row.base_length == block.base_length:
+                check_block(block, row, self.link.member.exits)
+                self.blocks[block.sequence_id] = block
+                del self._missing[block.sequence_id]
+                taken.append(block)
+        self.wait_ms = reply.wait_ms
+        return taken
+
+    @property
+    def num_drafted(self) -> int:
+        """Rows that came with tokens. Refusals come at once, and say nothing of how fast the pool drafts."""
+        return sum(bool(block.tokens) for block in self.blocks.values())
+
+    @property
+    def mostly_late(self) -> bool:
+        return len(self._missing) > self.num_drafted
+
+
+def wait_for(shares: Sequence[Share], clock: Callable[[], float]) -> None:
+    """Reads their links until all has come or is late."""
+    until = min(share.expires for share in shares)
+    while links := [share.link for share in shares if not share.is_over]:
+        if (left_s := until - clock()) <= 0:
+            return
+        read_any(links, left_s)
+
+
+def merged(request: DraftRequest, shares: Sequence[Share]) -> DraftReply | None:
+    """What has come, in the order of the rows."""
+    blocks: dict[int, DraftBlock] = {}
+    for share in shares:
+        blocks |= share.blocks
+    ordered = tuple(blocks[row.sequence_id] for row in request.rows if row.sequence_id in blocks)
+    if not ordered:
+        return None
+    return DraftReply(request.incarnation, request.round_id, ordered, max(share.wait_ms for share in shares))
+
+
+def check_block(block: DraftBlock, row: DraftRow, exits: Sequence[int]) -> None:
+    """exits: of the drafter. Raises ValueError for an answer to something else."""
+    if len(block.tokens) > row.length:
+        raise ValueError(f"{len(block.tokens)} tokens came for a row of {row.length}")
+    check_exits(block.exits, exits)
+
+
+def check_exits(found: Sequence[int], exits: Sequence[int]) -> None:
+    for exit_ in found:
+        if exit_ not in exits:
+            raise ValueError(f"a draft left at {exit_}, which is no exit of the drafter; it has {list(exits)}")
+
+
+def fitting(request: DraftRequest, max_positions: int) -> DraftRequest:
+    """Without the rows that are too long for the drafter."""
+    if all(row.base_length <= max_positions for row in request.rows):
+        return request
+    return replace(request, rows=tuple(row for row in request.rows if row.base_length <= max_positions))

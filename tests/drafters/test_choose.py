@@ -1,0 +1,132 @@
+"""Which rows are in a pass: a pure choice, tried on rows without a drafter."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pytest
+
+from drafters.choose import NO_TURNS, Choice, Part, Turns, Waiting, choose, context_part, draft_part, is_late
+from drafters.limits import PoolLimits
+from drafters.row import Priority
+from protocol.plan import DepthRule
+
+DEEP, SHALLOW = DepthRule((4,)), DepthRule((1,))
+LIMITS = PoolLimits()
+
+
+def draft(id_: int, target: str = "large", num_left: int = 4, missing: int = 1, deadline: float = math.inf) -> Waiting:
+    return Waiting(id_, target, Priority.DRAFT, DEEP, 500, 499 - missing, num_left, deadline=deadline)
+
+
+def context(id_: int, target: str = "large", missing: int = 400) -> Waiting:
+    return Waiting(id_, target, Priority.CONTEXT, DEEP, 500, 499 - missing, 0)
+
+
+def branch(id_: int, target: str = "large", parent: int | None = None, lead: int = 0) -> Waiting:
+    return Waiting(id_, target, Priority.AHEAD, DEEP, 500, 498, 4 + lead, lead, parent=parent)
+
+
+def chosen(*rows: Waiting, limits: PoolLimits = LIMITS, token_ms: float = 0.0, now: float = 0.0) -> dict[int, Part]:
+    return {part.id: part for part in choose(rows, limits, NO_TURNS, now, token_ms).parts}
+
+
+def test_a_few_missing_positions_ride_along_and_many_are_settled_in_chunks() -> None:
+    row = Waiting(1, "large", Priority.DRAFT, DEEP, 100, 67, 4)
+    assert draft_part(row, 32, 0, 4) == Part(1, 100, 0, 0, 4)
+    assert draft_part(replace(row, settled=66), 32, 33, 4) == Part(1, 100, 99, 33, 4)
+    assert draft_part(replace(row, settled=0), 32, 40, 4) == Part(1, 40, 40, 40)
+    assert draft_part(replace(row, settled=40), 32, 59, 4) == Part(1, 100, 99, 59, 4)
+    assert draft_part(replace(row, settled=40), 32, 0, 4) is None
+
+
+def test_a_parent_settles_all_that_its_forks_read() -> None:
+    assert draft_part(branch(1, lead=1), 32, 0, 4) == Part(1, 500, 499, 0, 4)
+
+
+def test_a_context_that_is_only_handed_over_stops_before_its_last_token() -> None:
+    assert context_part(Waiting(1, "large", Priority.CONTEXT, DEEP, 10, 0, 0), 50) == Part(1, 9, 9, 9)
+    assert context_part(Waiting(1, "large", Priority.CONTEXT, DEEP, 10, 9, 0), 50) is None
+
+
+def test_drafts_go_first_and_branches_ride_along_where_they_leave_at_the_same_depth() -> None:
+    other = replace(branch(3), depth=SHALLOW)
+    assert list(chosen(branch(1), other, draft(2))) == [2, 1]
+    assert list(chosen(branch(1), other)) == [1, 3]
+
+
+def test_branches_draft_no_more_tokens_than_who_waits() -> None:
+    parts = chosen(draft(1, num_left=2), branch(2))
+    assert (parts[1].num_drafts, parts[2].num_drafts) == (2, 2)
+    assert chosen(branch(2))[2].num_drafts == LIMITS.branch_ahead
+
+
+def test_a_fork_is_in_no_pass_before_that_of_its_parent() -> None:
+    assert list(chosen(branch(1, lead=1), branch(2, parent=1))) == [1, 2]
+    assert list(chosen(replace(branch(1, lead=1), depth=SHALLOW), branch(2, parent=1), draft(3))) == [3]
+
+
+def test_contexts_that_nobody_waits_for_take_little_of_a_pass_with_drafts_and_all_of_one_without() -> None:
+    assert chosen(context(1), draft(2))[1].num_prefill == LIMITS.beside_tokens
+    assert chosen(context(1))[1].num_prefill == LIMITS.prefill_tokens
+    assert chosen(context(1), draft(2, missing=400))[2].num_prefill == LIMITS.prefill_tokens
+
+
+def test_a_pass_has_no_more_rows_than_it_may() -> None:
+    limits = PoolLimits(pass_rows=5)
+    assert len(chosen(*(draft(number) for number in range(9)), limits=limits)) == 5
+    assert next(iter(chosen(*(branch(number) for number in range(9)), draft(20), limits=limits))) == 20
+
+
+@pytest.mark.parametrize(("left_ms", "length"), [(100.0, 8), (5.5, 5), (0.4, 1)])
+def test_a_pass_drafts_no_longer_than_its_first_deadline_allows(left_ms: float, length: int) -> None:
+    rows = draft(1, num_left=8, deadline=1.0 + left_ms / 1e3), draft(2, num_left=8)
+    assert {part.num_drafts for part in chosen(*rows, token_ms=1.0, now=1.0).values()} == {length}
+
+
+def test_what_has_nothing_yet_is_tried_as_long_as_there_is_time_and_what_has_something_ends_in_time() -> None:
+    assert not is_late(10.0, False, 9.999, token_ms=5.0)
+    assert is_late(10.0, False, 10.0, token_ms=5.0)
+    assert is_late(10.0, True, 9.996, token_ms=5.0)
+    assert not is_late(10.0, True, 9.994, token_ms=5.0)
+    assert not is_late(math.inf, True, 1e9, token_ms=5.0)
+
+
+def played(rows: Sequence[Waiting], limits: PoolLimits, num_passes: int) -> Counter[str]:
+    """Tokens of work by target, when all rows want more for ever."""
+    turns: Mapping[Priority, Turns] = NO_TURNS
+    work: Counter[str] = Counter()
+    targets = {row.id: row.target for row in rows}
+    for _ in range(num_passes):
+        choice: Choice = choose(rows, limits, turns, 0.0)
+        turns = choice.turns
+        for part in choice.parts:
+            work[targets[part.id]] += part.num_prefill or part.num_drafts
+    return work
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_two_targets_share_the_passes_whatever_each_of_them_has(seed: int) -> None:
+    """Of contexts by the budget, of drafts by the rows; the one with more rows, or longer ones, has no advantage."""
+    rng = random.Random(seed)
+    make = rng.choice([draft, context])
+    many, few = [make(number) for number in range(64)], [make(100 + number, "small") for number in range(4)]
+    rows = [*many, *few] if rng.random() < 0.5 else [*few, *many]
+    work = played(rows, PoolLimits(pass_rows=rng.choice([4, 6, 8]), prefill_tokens=rng.choice([32, 100, 256])), 200)
+    assert work["small"] >= 0.85 * min(work["large"], work.total() / 2)
+
+
+def test_no_target_waits_for_ever_for_the_budget_that_another_could_use_alone() -> None:
+    work = played([context(1, missing=490), context(2, "small", missing=490)], LIMITS, 10)
+    assert work["small"] == work["large"] == 5 * LIMITS.prefill_tokens
+
+
+def test_what_one_target_leaves_another_takes() -> None:
+    rows = [*(draft(number) for number in range(20)), draft(100, "small")]
+    parts = chosen(*rows, limits=PoolLimits(pass_rows=10))
+    assert len(parts) == 10
+    assert 100 in parts
