@@ -19,36 +19,61 @@ from bench.policies import (
     times,
 )
 from protocol.errors import ConfigError
-from protocol.outcome import RoundOutcome, RowOutcome
 from protocol.plan import BatchView, DepthRule, Mode, Plan, SequenceView
-from protocol.stats import MirrorStats
+from protocol.record import Origin, RoundRecord, RowRecord
+from protocol.stats import RoundStats
 from router.policy import Fixed
 
 EXITS = (2, 4, 6)
 PRICES = Prices(verify=40.0, token=0.5, layer=0.8, row_layer=0.1)
 
 
-def round_of(length: int, *, num_fed: int = 1, **fields: float) -> RoundOutcome:
-    plan = Plan(DepthRule((4,)) if length else None, (length,))
-    row = RowOutcome(0, length // 2, length, (4,) * length, (0.5,) * length, num_fed)
-    return RoundOutcome(plan, (row,), 10.0, **fields)  # type: ignore[arg-type]
+def round_of(
+    length: int,
+    *,
+    num_fed: int = 1,
+    draft_ms: float = 0.0,
+    verify_ms: float = 0.0,
+    rest_ms: float = 0.0,
+    num_prefill_tokens: int = 0,
+    answered: bool = True,
+) -> RoundRecord:
+    depth = DepthRule((4,)) if length else None
+    row = RowRecord(
+        0, length, length // 2, Origin.FRESH, depth, length, (4,) * length, (0.5,) * length, num_fed=num_fed
+    )
+    planned_s = 1e-3 * rest_ms
+    drafted_s = planned_s + 1e-3 * draft_ms
+    return RoundRecord(
+        round_id=0,
+        plan=Plan(depth, (length,)),
+        rows=(row,),
+        context=10.0,
+        num_committed=1 + length // 2,
+        num_prefill_tokens=num_prefill_tokens,
+        answered=answered,
+        planned_s=planned_s,
+        drafted_s=drafted_s,
+        verified_s=drafted_s + 1e-3 * verify_ms,
+    )
 
 
 def test_plays_are_shares_of_decoding_rounds_by_depth_and_longest_draft() -> None:
-    no_rows = RoundOutcome(Plan(None, ()), (), 0.0)
+    no_rows = RoundRecord(0, Plan(None, ()), (), 0.0, 0)
     assert plays([round_of(3), round_of(3), round_of(5), round_of(0), no_rows]) == {
         "4/3": 0.5,
         "4/5": 0.25,
         "off": 0.25,
     }
-    cascade = RoundOutcome(Plan(DepthRule((2, 4), (0.5,)), (2,)), (RowOutcome(0, 0, 2),), 1.0)
+    cascade = RoundRecord(0, Plan(DepthRule((2, 4), (0.5,)), (2,)), (RowRecord(0, 2),), 1.0, 1)
     assert plays([cascade]) == {"cascade/2": 1.0}
 
 
 def test_times_are_medians_of_rounds_without_a_prompt() -> None:
     rounds = [round_of(2, draft_ms=ms, verify_ms=2 * ms, rest_ms=1) for ms in (1, 2, 30)]
     with_prompt = round_of(2, draft_ms=500, verify_ms=500, num_prefill_tokens=9)
-    assert times([*rounds, with_prompt]) == Times(2, 4, 1)
+    found = times([*rounds, with_prompt])
+    assert (found.draft_ms, found.verify_ms, found.rest_ms) == pytest.approx((2, 4, 1))
     with pytest.raises(ValueError, match="ask for more tokens"):
         times([with_prompt])
 
@@ -70,8 +95,11 @@ def test_a_recorder_hands_everything_on() -> None:
 
 
 def test_hits_are_shares_of_the_outcomes_that_branches_were_drafted_for() -> None:
-    stats = MirrorStats(hits_full=3, hits_runner_up=2, num_misses=5, num_hit_rounds=4, hit_wait_ms=2.0)
-    found = hits([stats, MirrorStats(hits_early_exit=10)])
+    none = dict.fromkeys(Origin, 0)
+    stats = RoundStats(
+        num_by_origin=none | {Origin.FULL: 3, Origin.RUNNER_UP: 2}, num_misses=5, num_hit_rounds=4, hit_draft_ms=2.0
+    )
+    found = hits([stats, RoundStats(num_by_origin=none | {Origin.EARLY_EXIT: 10})])
     assert (found.full, found.runner_up, found.early_exit, found.rest, found.share) == (0.15, 0.1, 0.5, 0.0, 0.75)
     assert found.wait_ms == 0.5
     assert (hits([]).share, hits([]).wait_ms) == (0.0, None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model.batch import RaggedBatch, Row, build_batch
+from model.batch import BatchRow, RaggedBatch, build_batch
 from simulation.costs import PoolCharge, overheads, pass_ms
 from tests.simulation.curves import linear_curves
 
@@ -14,7 +14,7 @@ CURVES = linear_curves((2.0, 0.1, 0.5), (0.05, 0.01, 0.002), EXITS, prefill=(1.0
 
 
 def batch(*spans: tuple[int, int]) -> RaggedBatch:
-    return build_batch([Row(np.arange(stop), stop - start) for start, stop in spans])
+    return build_batch([BatchRow(np.arange(stop), stop - start) for start, stop in spans])
 
 
 def test_a_pass_of_the_target_costs_what_the_curve_says_and_chunks_what_they_add() -> None:

@@ -11,7 +11,7 @@ from itertools import pairwise
 import pytest
 
 import targets.step
-from bench.faulty import FaultyClient, LinkFaults
+from bench.exactness.faulty import FaultyClient, LinkFaults
 from drafters.client import LocalDraftClient
 from model.decoder import Decoder
 from protocol.branch import Branch
