@@ -46,7 +46,7 @@ def open_drafter(
         exits=told.exits,
         vocabulary_hash=vocabulary_hash(resolve(pool.path)),
         max_positions=told.max_positions,
-        num_streams=0,
+        num_targets=0,
         stats=worker.stats(),
         costs=costs,
     )

@@ -11,9 +11,9 @@ from queue import SimpleQueue
 import torch
 
 from drafters.client import LocalDraftClient
+from drafters.limits import PoolLimits
 from drafters.manifest import vocabulary_hash
 from drafters.nested import load_nested
-from drafters.limits import PoolLimits
 from drafters.worker import DraftWorker
 from model.execution import Execution
 from protocol.errors import ConfigError

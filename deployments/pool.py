@@ -14,9 +14,9 @@ from deployments.config import PoolConfig
 from deployments.host import own_host
 from deployments.process import DTYPES, claim, device_of, pool_positions
 from deployments.profiling import own_drafter_costs
+from drafters.limits import PoolLimits
 from drafters.manifest import Manifest
 from drafters.nested import NestedDrafter, load_nested
-from drafters.limits import PoolLimits
 from drafters.worker import DraftWorker
 from link.discovery import PoolMember
 from link.pool_server import PoolServer
@@ -47,7 +47,7 @@ class DraftPoolReplica:
             exits=worker.describe().exits,
             vocabulary_hash=Manifest.load(resolve(config.path)).vocabulary_hash,
             max_positions=worker.describe().max_positions,
-            num_streams=0,
+            num_targets=0,
             stats=self._thread.stats(),
             costs=costs,
             limits=limits,
@@ -56,7 +56,7 @@ class DraftPoolReplica:
         )
 
     async def describe(self) -> PoolMember:
-        return replace(self._member, num_streams=self._server.num_streams, stats=self._thread.stats())
+        return replace(self._member, num_targets=self._server.num_targets, stats=self._thread.stats())
 
     async def trace(self) -> Track:
         """The last passes."""

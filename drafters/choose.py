@@ -10,18 +10,19 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import NamedTuple
 
 from drafters.limits import PoolLimits
 from drafters.row import Priority
 from protocol.plan import DepthRule
 
+ENOUGH = 1 << 30  # tokens
 QUANTUM = 8  # tokens of work that a target may add in a turn: about a draft
 
 
-@dataclass(frozen=True, slots=True)
-class Waiting:
+class Waiting(NamedTuple):
     """A row, as far as the choice depends on it. id: of its cached tokens.
 
     num_tokens: that are known. settled: positions that have reached the last exit. num_left: to draft; 0 for a context.
@@ -46,8 +47,7 @@ class Waiting:
         return self.num_tokens - 1 - self.settled
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """One row's part of a pass: `length` known positions count, and those below `settled` go to the last exit.
 
     num_prefill: positions taken from the pass's prefill budget. num_drafts: tokens that it may draft.
@@ -86,14 +86,17 @@ def choose(
     rows: Sequence[Waiting], limits: PoolLimits, turns: Mapping[Priority, Turns], now: float, token_ms: float = 0.0
 ) -> Choice:
     """rows: the longest waiting first, a fork behind its parent. token_ms: of a token of a draft; 0: not known."""
-    drafts = [row for row in rows if row.priority is Priority.DRAFT]
+    by_priority: dict[Priority, list[Waiting]] = {}
+    for row in rows:
+        by_priority.setdefault(row.priority, []).append(row)
+    drafts = by_priority.get(Priority.DRAFT, [])
     length = draft_length(drafts, limits, now, token_ms)
     parts: list[Part] = []
     budget = limits.prefill_tokens
-    later: dict[Priority, Turns] = {}
-    for priority in Priority:
+    later = dict(turns)
+    for priority in sorted(by_priority):
         waited_for = {part.id for part in parts if part.num_drafts}
-        own = [row for row in rows if row.priority is priority]
+        own = by_priority[priority]
         if priority is not Priority.DRAFT and waited_for:
             depths = {row.depth for row in drafts if row.id in waited_for}
             own = [row for row in own if row.priority is Priority.CONTEXT or row.depth in depths]
@@ -141,6 +144,10 @@ def in_turns(rows: Iterable[Waiting], turns: Turns, taken: _Taken) -> Turns:
     queues: dict[str, deque[Waiting]] = {}
     for row in rows:
         queues.setdefault(row.target, deque()).append(row)
+    if len(queues) == 1:  # nobody to share with
+        credit = dict.fromkeys(queues, ENOUGH)
+        _take_turn(queues.popitem()[1], credit, taken)
+        return Turns()
     ring = deque([*(own for own in turns.order if own in queues), *(own for own in queues if own not in turns.order)])
     credit = {target: turns.credit.get(target, 0) for target in ring}
     passed_over: list[str] = []
@@ -209,7 +216,7 @@ def draft_part(row: Waiting, max_ride: int, budget: int, num_drafts: int) -> Par
     chunk = context_part(row, budget)
     if chunk is None or chunk.settled < row.num_tokens - 1:
         return chunk
-    return replace(chunk, length=row.num_tokens, num_drafts=num_drafts)
+    return chunk._replace(length=row.num_tokens, num_drafts=num_drafts)
 
 
 def context_part(row: Waiting, budget: int) -> Part | None:

@@ -24,7 +24,7 @@ from protocol.wire import PoolMessage, encode_pool
 
 logger = logging.getLogger(__name__)
 
-MAX_STREAMS = 256
+MAX_TARGETS = 256
 MAX_STRANGERS = 64  # connections that have not proved themselves
 HANDSHAKE_S = 5.0
 HALF_SENT_S = 10.0  # without a byte in mid-message
@@ -35,15 +35,15 @@ class PoolServer:
         self.secret, self.limits = secret, limits
         self._thread = thread
         self._listener: socket.socket | None = None
-        self._targets: set[_Stream] = set()
-        self._strangers: dict[_Stream, None] = {}  # in the order in which they came
+        self._targets: set[_Peer] = set()
+        self._strangers: dict[_Peer, None] = {}  # in the order in which they came
         self._numbers = itertools.count(1)
         self.log = SparingLog(logger, thread.now)  # of what strangers do
         self._spare = socket.socket()
         thread.sweep(self._sweep)
 
     @property
-    def num_streams(self) -> int:
+    def num_targets(self) -> int:
         """Targets that draft here."""
         return len(self._targets)
 
@@ -65,30 +65,30 @@ class PoolServer:
             with suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)
             self._thread.unwatch(listener)
-        for stream in (*self._targets, *self._strangers):
-            stream.connection.shut()
+        for peer in (*self._targets, *self._strangers):
+            peer.connection.shut()
         self._spare.close()
 
-    def began(self, stream: _Stream) -> bool:
+    def began(self, peer: _Peer) -> bool:
         """A stranger has proved to be a target; False when there are too many."""
-        del self._strangers[stream]
-        if len(self._targets) >= MAX_STREAMS:
-            self.log.warning(f"{MAX_STREAMS} targets draft here, no more are taken")
+        del self._strangers[peer]
+        if len(self._targets) >= MAX_TARGETS:
+            self.log.warning(f"{MAX_TARGETS} targets draft here, no more are taken")
             return False
-        self._targets.add(stream)
-        logger.info("target %s drafts here", stream.owner)
+        self._targets.add(peer)
+        logger.info("target %s drafts here", peer.owner)
         return True
 
     def name(self, target: str) -> str:
         """Of a link, and of no other: two that say the same name share nothing."""
         return f"{target}#{next(self._numbers)}"
 
-    def ended(self, stream: _Stream) -> None:
-        self._strangers.pop(stream, None)
-        if stream in self._targets:
-            self._targets.remove(stream)
-            self._thread.drop(stream.owner)
-            logger.info("target %s is gone", stream.owner)
+    def ended(self, peer: _Peer) -> None:
+        self._strangers.pop(peer, None)
+        if peer in self._targets:
+            self._targets.remove(peer)
+            self._thread.drop(peer.owner)
+            logger.info("target %s is gone", peer.owner)
 
     def _accept(self) -> None:
         """All who wait: the thread looks once a pass."""
@@ -108,13 +108,13 @@ class PoolServer:
             self.log.warning(f"{MAX_STRANGERS} connections have proved nothing, the oldest is closed")
             next(iter(self._strangers)).end()
         try:
-            stream = _Stream(self, self._thread, sock)
+            peer = _Peer(self, self._thread, sock)
         except OSError:  # it has gone again
             sock.close()
             return
-        self._strangers[stream] = None
-        self._thread.watch(stream.connection, stream.on_ready)
-        stream.on_ready()
+        self._strangers[peer] = None
+        self._thread.watch(peer.connection, peer.on_ready)
+        peer.on_ready()
 
     def _turn_away(self, error: OSError) -> None:
         """Without a file to accept with, whoever waits would be told of again and again: the spare one is for that."""
@@ -127,13 +127,13 @@ class PoolServer:
             self._spare = socket.socket()
 
     def _sweep(self, now: float) -> None:
-        for stream in (*self._strangers, *self._targets):
-            if why := stream.overdue(now):
+        for peer in (*self._strangers, *self._targets):
+            if why := peer.overdue(now):
                 self.log.warning(f"a link is closed: {why}")
-                stream.end()
+                peer.end()
 
 
-class _Stream:
+class _Peer:
     """One connection: a stranger's, then a target's. owner: its name in the pool, once it is a target."""
 
     def __init__(self, server: PoolServer, thread: PoolThread, sock: socket.socket) -> None:

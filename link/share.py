@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -10,11 +11,12 @@ from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, Draft
 
 
 class Share:
-    """asked: what is sent. expires: when an answer is late."""
+    """asked: what is sent. expires: when an answer is late. came: when the last block did; times in seconds."""
 
     def __init__(self, request: DraftRequest, link: Link, expires: float) -> None:
         self.link = link
         self.expires = expires
+        self.came = -math.inf
         self.wait_ms = 0.0
         self.asked = fitting(request, link.member.max_positions)
         self._missing = {row.sequence_id: row for row in self.asked.rows}
@@ -26,7 +28,7 @@ class Share:
         """Nothing more will come."""
         return not self._missing or not self.link.open
 
-    def add(self, reply: DraftReply) -> list[DraftBlock]:
+    def add(self, reply: DraftReply, now: float) -> list[DraftBlock]:
         """Takes what belongs to this request, the rest came late and is dropped. Returns what was taken.
 
         Raises ValueError for a block that no pool makes of its row.
@@ -41,6 +43,7 @@ class Share:
                 self.blocks[block.sequence_id] = block
                 del self._missing[block.sequence_id]
                 taken.append(block)
+                self.came = now
         self.wait_ms = reply.wait_ms
         return taken
 
@@ -49,9 +52,10 @@ class Share:
         """Rows that came with tokens. Refusals come at once, and say nothing of how fast the pool drafts."""
         return sum(bool(block.tokens) for block in self.blocks.values())
 
-    @property
-    def mostly_late(self) -> bool:
-        return len(self._missing) > self.num_drafted
+    def mostly_late(self, since: float) -> bool:
+        """since: what came later was waited for too long, if it is NOT_YET."""
+        not_yet = sum(block.status is DraftStatus.NOT_YET for block in self.blocks.values())
+        return len(self._missing) + (not_yet if self.came > since else 0) > self.num_drafted
 
 
 def wait_for(shares: Sequence[Share], clock: Callable[[], float]) -> None:

@@ -31,6 +31,7 @@ __all__ = ["LinkedDraftClient", "TransportConfig"]
 
 MAX_BRANCHES = 1024
 POOL_SHARE = 0.8  # of the deadline is the pool's, the rest is for the way
+LONG = 0.5  # of the deadline: what waits so long for nothing waits in vain
 
 T = TypeVar("T")
 
@@ -118,11 +119,13 @@ class LinkedDraftClient:
         current, self._asked = self._asked, None
         if current is None:
             return None
+        began = self._clock()
         for share in current.shares:
-            share.expires = self._clock() + self._config.deadline_s
+            share.expires = began + self._config.deadline_s
         wait_for(current.shares, self._clock)
+        long = began + LONG * self._config.deadline_s
         for route in self._links.routes.values():
-            if route.share in current.shares and route.link.open and route.share.mostly_late:
+            if route.share in current.shares and route.link.open and route.share.mostly_late(long):
                 route.backoff.missed()
         return merged(current.request, current.shares)
 
@@ -189,7 +192,7 @@ class LinkedDraftClient:
         route = routes.get(link.member.incarnation)
         if route is None or route.link is not link or route.share is None:
             return
-        for block in route.share.add(reply):
+        for block in route.share.add(reply, self._clock()):
             if block.status is DraftStatus.BUSY:
                 self._placement.refused(block.sequence_id, routes.keys())
             else:

@@ -6,7 +6,6 @@ import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import pytest
 
@@ -38,10 +37,10 @@ def chosen(*rows: Waiting, limits: PoolLimits = LIMITS, token_ms: float = 0.0, n
 def test_a_few_missing_positions_ride_along_and_many_are_settled_in_chunks() -> None:
     row = Waiting(1, "large", Priority.DRAFT, DEEP, 100, 67, 4)
     assert draft_part(row, 32, 0, 4) == Part(1, 100, 0, 0, 4)
-    assert draft_part(replace(row, settled=66), 32, 33, 4) == Part(1, 100, 99, 33, 4)
-    assert draft_part(replace(row, settled=0), 32, 40, 4) == Part(1, 40, 40, 40)
-    assert draft_part(replace(row, settled=40), 32, 59, 4) == Part(1, 100, 99, 59, 4)
-    assert draft_part(replace(row, settled=40), 32, 0, 4) is None
+    assert draft_part(row._replace(settled=66), 32, 33, 4) == Part(1, 100, 99, 33, 4)
+    assert draft_part(row._replace(settled=0), 32, 40, 4) == Part(1, 40, 40, 40)
+    assert draft_part(row._replace(settled=40), 32, 59, 4) == Part(1, 100, 99, 59, 4)
+    assert draft_part(row._replace(settled=40), 32, 0, 4) is None
 
 
 def test_a_parent_settles_all_that_its_forks_read() -> None:
@@ -54,7 +53,7 @@ def test_a_context_that_is_only_handed_over_stops_before_its_last_token() -> Non
 
 
 def test_drafts_go_first_and_branches_ride_along_where_they_leave_at_the_same_depth() -> None:
-    other = replace(branch(3), depth=SHALLOW)
+    other = branch(3)._replace(depth=SHALLOW)
     assert list(chosen(branch(1), other, draft(2))) == [2, 1]
     assert list(chosen(branch(1), other)) == [1, 3]
 
@@ -67,7 +66,7 @@ def test_branches_draft_no_more_tokens_than_who_waits() -> None:
 
 def test_a_fork_is_in_no_pass_before_that_of_its_parent() -> None:
     assert list(chosen(branch(1, lead=1), branch(2, parent=1))) == [1, 2]
-    assert list(chosen(replace(branch(1, lead=1), depth=SHALLOW), branch(2, parent=1), draft(3))) == [3]
+    assert list(chosen(branch(1, lead=1)._replace(depth=SHALLOW), branch(2, parent=1), draft(3))) == [3]
 
 
 def test_contexts_that_nobody_waits_for_take_little_of_a_pass_with_drafts_and_all_of_one_without() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,7 +13,7 @@ from drafters.client import LocalDraftClient
 from drafters.picks import PassRow, Pick
 from drafters.worker import DraftWorker
 from model.decoder import Decoder
-from protocol.draft import DraftRequest, DraftStatus
+from protocol.draft import DraftBlock, DraftRequest, DraftStatus
 from protocol.plan import DepthRule
 from tests.deployments.harness import Clock
 from tests.drafters.clients import CASCADE, PATIENCE_S, SAMPLED, TOKENS, Connect, draft, eventually, request, row
@@ -77,6 +78,26 @@ def test_an_unknown_sequence_needs_context_and_is_drafted_for_when_it_comes(
         (drafted,) = draft(client, row(1, TOKENS, 2), round_id=2)
     assert (refused.status, refused.base_length, refused.tokens) == (DraftStatus.NEED_CONTEXT, 8, ())
     assert (drafted.status, len(drafted.tokens)) == (DraftStatus.OK, 2)
+
+
+def test_a_row_whose_context_is_yet_to_be_read_holds_up_no_other_and_is_drafted_for_in_a_later_round(
+    connect: Connect, worker: DraftWorker, llama: Decoder
+) -> None:
+    long, rounds = [*TOKENS * 8], itertools.count(1)
+    with connect(worker, "target", PATIENCE_S) as client:
+
+        def ask(start: int) -> list[DraftBlock]:
+            rows = row(1, long, 2, start), row(2, TOKENS, 2, min(start, len(TOKENS)))
+            reply = client.draft(replace(request(*rows, round_id=next(rounds)), deadline_ms=1e3 * PATIENCE_S))
+            assert reply is not None
+            return list(reply.blocks)
+
+        slow, fast = ask(0)
+        assert (slow.status, slow.tokens, len(fast.tokens)) == (DraftStatus.NOT_YET, (), 2)
+        eventually(lambda: ask(len(long))[0].status is DraftStatus.OK)
+        (again, _) = ask(len(long))
+    expected = draft_from_scratch(llama, long, 2, CASCADE, SAMPLED)
+    assert again.tokens == tuple(token for token, _, _ in expected)
 
 
 def test_a_full_pool_says_so_row_by_row(connect: Connect, worker: DraftWorker) -> None:

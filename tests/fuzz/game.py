@@ -131,7 +131,7 @@ class Bench:
             link: Any = SimpleNamespace(open=True, member=SimpleNamespace(exits=EXITS, max_positions=128))
             rows = tuple(DraftRow(name, 0, (1, 2, 3, 4), 4, SamplingParams()) for name in range(3))
             share = Share(DraftRequest("target", 1, RULE, rows), link, 1.0)
-            share.add(message)
+            share.add(message, 0.0)
             merged(share.asked, [share])
             return
         for branch in message.branches:

@@ -43,7 +43,7 @@ def over_sockets(num_messages: int, seed: int) -> str:
             if links % ROUND_EVERY == 0:
                 honest.take(victim.draft(honest.ask()))
         honest.take(victim.draft(honest.ask()))
-        wait_until(lambda: server.num_streams == 1)
+        wait_until(lambda: server.num_targets == 1)
         wait_until(lambda: thread.stats().num_sequences == 3)
         assert thread.heartbeat_age_s() < 60, "the thread has ended"
         return f"{done} messages over {links} links, {honest.num_right} of the victim's drafts right"

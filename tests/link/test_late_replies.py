@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pytest
@@ -10,7 +10,7 @@ import pytest
 from link.backoff import MISSES, PAUSES_S, Backoff
 from link.share import Share
 from link.transport import LinkedDraftClient
-from protocol.draft import DraftReply, DraftRequest, DraftStatus
+from protocol.draft import DraftReply, DraftRequest, DraftStatus, refusal
 from protocol.plan import Plan
 from targets.drafting import Drafting
 from targets.sequence import Sequence as Decoding
@@ -169,6 +169,28 @@ def test_a_pool_that_forgets_and_is_slow_is_waited_for_three_times_only(
                 sequence.commit([7])
         assert len(misses) == MISSES
         assert len(seen_in_the_end(drafts, pool)) < 20
+    pool.kill()
+
+
+@pytest.mark.parametrize(("waited_s", "rests"), [(0.8 * LATE_S, True), (0.1 * LATE_S, False)])
+def test_a_pool_that_says_at_the_deadline_that_nothing_is_ready_is_as_late_as_one_that_says_nothing(
+    runner: LoopThread, monkeypatch: pytest.MonkeyPatch, waited_s: float, rests: bool
+) -> None:
+    """And one that says so at once, since a context is yet to be read, is not late."""
+    pool, clock = ScriptedPool(holds=True), Clock()
+
+    def answered(shares: Sequence[Share], _: object) -> None:
+        clock.now += waited_s
+        for share in shares:
+            blocks = tuple(refusal(row, DraftStatus.NOT_YET) for row in share.asked.rows)
+            share.add(DraftReply(TARGET, share.asked.round_id, blocks), clock())
+
+    monkeypatch.setattr("link.transport.wait_for", answered)
+    with client(runner, Directory(pool), clock=clock, deadline_s=LATE_S) as drafts:
+        wait_until(lambda: drafts.replica)
+        for round_id in range(MISSES):
+            assert drafts.draft(request(round_id, (1, 0, 4)))
+        assert (drafts.draft(request(MISSES, (1, 0, 4))) is None) is rests
     pool.kill()
 
 

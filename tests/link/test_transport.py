@@ -182,5 +182,5 @@ def test_many_targets_share_one_server(runner: LoopThread) -> None:
         for thread in threads:
             thread.join()
         assert sorted(results) == [("a", 1)] * 50 + [("b", 2)] * 50
-        assert pool.server.num_streams == 2
+        assert pool.server.num_targets == 2
     pool.kill()
