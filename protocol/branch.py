@@ -116,8 +116,8 @@ class BranchReply:
 
 @runtime_checkable
 class MirrorClient(DraftClient, Protocol):
-    """A target's way to a draft pool that works while the target does. Nothing here raises, and nothing but `answer`
-    and `branches` waits. `draft` is `ask` and then `answer`.
+    """A target's way to a draft pool that works while the target does. Nothing here raises, and nothing but `draft`
+    and `branches` waits.
     """
 
     def ask(self, request: DraftRequest) -> None:

@@ -60,9 +60,10 @@ def prior(costs: Costs) -> Belief:
     num_exits = len(costs.exits)
     offsets = PER_LAYER * (np.asarray(costs.exits) - costs.exits[0])
     level = math.log(RATE / (1 - RATE))
+    times = [MACHINE, PASS, PART, PASS, *[BESIDE] * len(AHEAD), *[PART] * num_exits]
     return Belief(
         accept=begin([level, *offsets.tolist()], [LEVEL, *[OFFSET] * num_exits]),
-        cost=begin([0.0] * (1 + DRAFT + num_exits), [MACHINE, PASS, PART, PASS, *[BESIDE] * len(AHEAD), *[PART] * num_exits]),
+        cost=begin([0.0] * (1 + DRAFT + num_exits), times),
         ahead=begin([0.0, *[0.9, 0.4] * len(AHEAD)], [1e-3, *[0.2, 0.3] * len(AHEAD)]),
         lags=(0.0,) * num_exits,
     )

@@ -1,7 +1,7 @@
 """What a drafter's confidence is worth: the probability that a token is right is a power of it, one exponent per exit.
 
-A power keeps products: a whole draft is right with the power of the product of its confidences for a probability, so the
-pool can end a draft by a bound on that product without knowing the exponent.
+A power keeps products: the probability that a whole draft is right is the power of the product of its confidences, so
+the pool can end a draft by a bound on that product without knowing the exponent.
 """
 
 from __future__ import annotations

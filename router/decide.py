@@ -6,9 +6,9 @@ An arm is off, or a mode with an exit, and is worth what its best length brings.
     ms(exit, n)     = pass(n) + draft(exit, n) - what of it is hidden behind the pass + rest
 
 a: the acceptance rate; g: how often a draft goes on behind a token, for it ends where the next one does not pay.
-All arms are compared by the mean of the belief. Then another one is tried if a sample of the belief (Thompson, 1933) says
-that it is better, with all of the catching up that it takes: what may well be better is played now and then, and what
-surely is worse is not.
+All arms are compared by the mean of the belief. Then another one is tried if a sample of the belief (Thompson, 1933)
+says that it is better, with all of the catching up that it takes: what may well be better is played now and then, and
+what surely is worse is not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from router.filters import Floats, sigmoid
 from router.tables import Costs
 
 MARGIN = 0.02  # gain that another arm must promise: below it, changes cost more than they bring (0.03: no better)
-HOPE = 0.5  # of a deviation, in samples: regret is 2.3 % with 0.5, 2.4 with 0.6, 3.0 with 1.0; with 0 deep exits stay unknown
+HOPE = 0.5  # deviations in samples: regret 2.3 % with 0.5, 2.4 with 0.6, 3.0 with 1.0; with 0 deep exits stay unknown
 HORIZON = 100.0  # rounds over which an arm pays back catching up: most of a text
 LOOK = 12.0  # and over which a trial does: with 100, trials of exits that lag cost 1.5 %
 

@@ -127,16 +127,14 @@ class EarlyExits:
         return self._ahead.proposals(schedule)
 
     def during(self, schedule: Schedule, proposals: Proposals, running: Pass) -> None:
-        request = self._ahead.tell(schedule, proposals)
-        if request is None:
-            return
-        places = [running.places(row.context.sequence_id) for row in request.rows]
-        picks = iter(running.early_picks(self._exit_layer, list(chain.from_iterable(places))))
-        rows = tuple(
-            HintRow(row.context.sequence_id, row.context.base_length, tuple(islice(picks, len(own))))
-            for row, own in zip(request.rows, places, strict=True)
-        )
-        self._client.hint(ExitHint(request.incarnation, request.round_id, rows))
+        if request := self._ahead.tell(schedule, proposals):
+            places = [running.places(row.context.sequence_id) for row in request.rows]
+            picks = iter(running.early_picks(self._exit_layer, list(chain.from_iterable(places))))
+            rows = tuple(
+                HintRow(row.context.sequence_id, row.context.base_length, tuple(islice(picks, len(own))))
+                for row, own in zip(request.rows, places, strict=True)
+            )
+            self._client.hint(ExitHint(request.incarnation, request.round_id, rows))
 
 
 def missing(lengths: Sequence[int], at_hand: Sequence[Proposal | None]) -> tuple[int, ...]:

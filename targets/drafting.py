@@ -43,8 +43,7 @@ class Drafting:
     def open(self, sequences: Iterable[Decoding], depth: DepthRule) -> None:
         """Hand over the context of admitted sequences, so that the pool prefills while the target does."""
         rows = tuple(self._row(sequence, length=0) for sequence in sequences)
-        if rows:
-            self.client.open(DraftRequest(self.incarnation, self.round_id, depth, rows))
+        self.client.open(DraftRequest(self.incarnation, self.round_id, depth, rows))
 
     def view(self, sequence: Decoding) -> SequenceView:
         """What a policy may see of a sequence: also how much the pool has yet to be handed, and whether it is asked."""

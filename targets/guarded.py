@@ -102,8 +102,7 @@ def sound(drafts: Drafts) -> Drafts:
 
 
 def _sound_reply(reply: DraftReply | None) -> DraftReply | None:
-    if reply is not None:
-        sound(reply.blocks)
-        if not 0 <= reply.wait_ms < inf:
-            raise Nonsense(f"a draft that waited for {reply.wait_ms} ms")
+    if reply is not None and not 0 <= reply.wait_ms < inf:
+        raise Nonsense(f"a draft that waited for {reply.wait_ms} ms")
+    sound(reply.blocks if reply is not None else ())
     return reply

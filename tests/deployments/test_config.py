@@ -9,6 +9,7 @@ import yaml
 
 from deployments.config import (
     AppConfig,
+    EmaSpeculation,
     FixedSpeculation,
     GoodputSpeculation,
     GrpcConfig,
@@ -20,10 +21,11 @@ from deployments.config import (
     TargetConfig,
     load_config,
 )
-from deployments.policies import depth_rule, depth_rules, goodput_config, needed_exits, policy
+from deployments.policies import adaptive, depth_rule, needed_exits, policy
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule, Mode
-from router.policy import Fixed, Off, Table
+from router.policy import Ema, Fixed, Goodput, Off, Table
+from tests.router.curves import curves
 
 DEMO = Path(__file__).parents[2] / "deployments" / "configs" / "demo.yaml"
 
@@ -123,17 +125,17 @@ def test_a_mistake_is_named_with_its_key_value_and_remedy(tmp_path: Path, text: 
         ("{table: {1: 4}}", ".table: belongs to policy table, this is goodput; say policy: table, or remove it"),
         (
             "{policy: fixed, depth: 2, cascade: true}",
-            ".cascade: belongs to policy goodput, this is fixed; say policy",
+            ".cascade: unknown key (value True); choose one of",
         ),
         (
             "{policy: table, depth: 2, table: {1: 4}, length: 3}",
-            ".length: belongs to policy goodput or fixed, this is table",
+            ".length: belongs to policy goodput or ema or fixed, this is table",
         ),
         (
             "{policy: fastest}",
-            ".policy: 'fastest' is no policy; choose one of goodput, fixed, table, or specul",
+            ".policy: 'fastest' is no policy; choose one of goodput, ema, fixed, table, or specul",
         ),
-        ("{policy: off}", ".policy: False is no policy; choose one of"),
+        ("{policy: off, length: 3}", ".policy: False is no policy; choose one of"),
         ("4", ": a mapping of keys is needed, got 4"),
         ("{policy: fixed, depth: 2, lenght: 3}", ".lenght: unknown key (value 3); did you mean length?"),
         ("{lenght: 3}", ".lenght: unknown key (value 3); did you mean length?"),
@@ -145,10 +147,8 @@ def test_a_mistake_is_named_with_its_key_value_and_remedy(tmp_path: Path, text: 
         ("{policy: table, depth: 2, table: {1: 65}}", ".table[1]: Input should be less than or equal to 64, got 65"),
         ("{policy: table, depth: 2, table: {0: 5}}", ".table[0]: Input should be greater than or equal to 1, got 0"),
         ("{policy: fixed, depth: cascade, thresholds: [0.5]}", ": 3 exits take 2 thresholds, 1 were given"),
-        ("{exits: [2, 4], thresholds: [0.5, 0.5]}", ": 2 exits take 1 thresholds, 2 were given"),
         ("{exits: [4, 2]}", ".exits: exits [4, 2] must ascend"),
         ("{length: 65}", ".length: Input should be less than or equal to 64, got 65"),
-        ("{probe_share: 2}", ".probe_share: Input should be less than or equal to 0.5, got 2"),
         ("{mirror: {fan_out: 0}}", ".mirror.fan_out: Input should be greater than or equal to 1, got 0"),
         ("{mirror: {fan_out: 9}}", ".mirror.fan_out: Input should be less than or equal to 8, got 9"),
         ("{mirror: {fanout: 4}}", ".mirror.fanout: unknown key (value 4); did you mean fan_out?"),
@@ -181,7 +181,7 @@ def test_what_is_not_yaml_or_not_there_is_said_so(tmp_path: Path) -> None:
         load_config(tmp_path / "none.yaml")
 
 
-@pytest.mark.parametrize("value", ["off", "false", "null", '"off"'])
+@pytest.mark.parametrize("value", ["off", "false", "null", '"off"', "{policy: off}"])
 def test_speculation_can_be_off(tmp_path: Path, value: str) -> None:
     config = load_config(write(tmp_path, f"targets: [{{name: a, path: x, speculation: {value}}}]"))
     assert config.targets[0].speculation is None
@@ -246,18 +246,14 @@ def test_sections_become_policies() -> None:
     assert policy(speculation()) == policy(speculation(policy="goodput")) == Off()  # until there is a drafter
 
 
-def test_goodput_chooses_from_every_exit_and_from_the_cascade_when_asked_to() -> None:
-    each = tuple(DepthRule((exit_,)) for exit_ in (2, 4, 6))
-    assert depth_rules(speculation(cascade=True), (2, 4, 6)) == (*each, DepthRule((2, 4, 6), (0.5, 0.5)))
-    assert depth_rules(speculation(), (2, 4, 6)) == each
-    assert depth_rules(speculation(cascade=True), (4,)) == (DepthRule((4,)),)
-    some = speculation(cascade=True, exits=[2, 6], thresholds=[0.8])
-    assert depth_rules(some, (2, 4, 6)) == (each[0], each[2], DepthRule((2, 6), (0.8,)))
-    assert (needed_exits(some), needed_exits(speculation())) == ((2, 6), ())
-    config = goodput_config(some, (2, 4, 6), max_rows=5)
-    assert (config.exits, config.max_rows, config.linked) == ((2, 4, 6), 5, True)
-    with pytest.raises(ValueError, match="3 exits need 2 thresholds"):
-        depth_rules(speculation(cascade=True, thresholds=[0.5]), (2, 4, 6))
+def test_adaptive_policies_choose_from_every_exit_or_from_those_named() -> None:
+    hand = curves()
+    for name, kind in (("goodput", Goodput), ("ema", Ema)):
+        every, some = speculation(policy=name), speculation(policy=name, exits=[2, 6], length=5)
+        assert (needed_exits(every), needed_exits(some)) == ((), (2, 6))
+        made = [adaptive(section, hand, (2, 4, 6), max_rows=5) for section in (every, some)]
+        assert all(isinstance(one, kind) for one in made)
+        assert [(one.costs.exits, one.costs.length) for one in made] == [((2, 4, 6), 12), ((2, 6), 5)]
 
 
 @pytest.mark.parametrize(
@@ -265,7 +261,8 @@ def test_goodput_chooses_from_every_exit_and_from_the_cascade_when_asked_to() ->
     [
         {"policy": "fixed", "depth": "cascade", "length": 3},
         {"policy": "table", "depth": 2, "table": {1: 6, 32: 0}},
-        {"exits": [2, 4], "cascade": False},
+        {"exits": [2, 4]},
+        {"policy": "ema", "length": 4},
         {"mirror": {"fan_out": 4, "exit_layer": 1, "modes": ["ahead", "serial"]}},
         {"policy": "fixed", "depth": 2, "mirror": "on"},
         {},
@@ -286,14 +283,14 @@ WEIGHTS = {"dtype", "execution", "kv_mb", "page_size", "path"}
 
 
 def test_the_options_are_these_and_a_new_one_shows_up_in_review() -> None:
-    drafted = {"deadline_ms", "exits", "mirror", "policy", "request_length", "thresholds"}
+    drafted = {"deadline_ms", "exits", "mirror", "policy", "request_length"}
     target = {"deterministic", "max_batch", "max_model_len", "max_queue", "name", "prefill_chunk", "speculation"}
     pool = {"host", "max_rows", "ports", "prefill_chunk", "rows_per_target", "sequence_ttl_s"}
     assert set(AppConfig.model_fields) == {"grpc", "http", "ingress", "placement", "pool", "targets"}
     assert set(TargetConfig.model_fields) == target | PLACEMENT | WEIGHTS
-    assert set(FixedSpeculation.model_fields) == drafted | {"depth", "length"}
-    assert set(TableSpeculation.model_fields) == drafted | {"depth", "table"}
-    assert set(GoodputSpeculation.model_fields) == drafted | {"cascade", "hysteresis", "length", "probe_share"}
+    assert set(FixedSpeculation.model_fields) == drafted | {"depth", "length", "thresholds"}
+    assert set(TableSpeculation.model_fields) == drafted | {"depth", "table", "thresholds"}
+    assert set(GoodputSpeculation.model_fields) == set(EmaSpeculation.model_fields) == drafted | {"length"}
     assert set(Mirror.model_fields) == {"exit_layer", "fan_out", "modes"}
     assert set(PoolConfig.model_fields) == pool | PLACEMENT | WEIGHTS
     ingress = {"host", "join_ms", "num_cpus", "num_replicas", "ports", "resources", "silence_s"}

@@ -178,7 +178,7 @@ class Stuck(Watched):
         return None
 
 
-@pytest.mark.parametrize("mode", [Mode.SERIAL, Mode.HINTED])
+@pytest.mark.parametrize("mode", [Mode.SERIAL, Mode.AHEAD_EARLY_EXIT])
 def test_a_round_waits_no_longer_than_the_deadline_however_slow_the_pool(
     target: TargetModel, drafter: Decoder, mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:

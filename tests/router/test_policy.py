@@ -1,7 +1,11 @@
+import numpy as np
 import pytest
 
-from protocol.plan import BatchView, DepthRule, Plan, SequenceView
-from router.policy import Fixed, Off
+from protocol.plan import BatchView, DepthRule, Plan, SequenceView, Speculation
+from protocol.record import Origin, RoundRecord, RowRecord
+from router.policy import Ema, Fixed, Goodput, Off, Policy, granted
+from router.tables import tables
+from tests.router.curves import curves
 
 RULE = DepthRule((2, 4), (0.5,))
 
@@ -35,3 +39,55 @@ def test_lengths_without_a_depth_are_refused():
 def test_a_ladder_must_ascend_and_have_a_threshold_between_rungs(exits, thresholds):
     with pytest.raises(ValueError, match=r"ascend|thresholds"):
         DepthRule(exits, thresholds)
+
+
+def test_a_row_that_may_not_be_drafted_for_is_not():
+    rows = (SequenceView(9, 50), SequenceView(9, 50, drafts=False))
+    assert Fixed(RULE, 4).plan(BatchView(rows)) == Plan(RULE, (4, 0))
+
+
+def ema() -> Ema:
+    return Ema(tables(curves(layer=0.02, row=0.002, token=0.05), (2, 4), 8, 8))
+
+
+def taught(policy: Policy, accepted: int, rounds: int) -> list[int]:
+    """Longest lengths of rounds in which so many tokens are accepted, if so many were drafted."""
+    lengths = []
+    for number in range(rounds):
+        plan = policy.plan(view(500, 500))
+        lengths.append(max(plan.lengths))
+        rows = [
+            RowRecord(at, length, min(length, accepted), Origin.FRESH, plan.depth, length)
+            for at, length in enumerate(plan.lengths)
+        ]
+        policy.observe(RoundRecord(number, plan, tuple(rows), 300.0, 2))
+    return lengths
+
+
+def test_the_moving_average_drafts_further_the_more_is_accepted_and_comes_back_from_off():
+    assert taught(ema(), 8, 60)[-1] == 8
+    hopeless = taught(ema(), 0, 120)
+    assert hopeless[40:].count(0) > 70
+    assert 1 <= sum(length > 0 for length in hopeless[40:]) <= 6
+
+
+def test_what_a_request_asks_for_itself_takes_the_place_of_the_plan():
+    rows = (
+        SequenceView(9, 50),
+        SequenceView(9, 3, asked=Speculation(6, 8)),
+        SequenceView(9, 50, asked=Speculation(0, 0)),
+    )
+    plan = granted(BatchView(rows), Plan(RULE, (4, 4, 4)))
+    assert (plan.lengths, plan.own) == ((4, 2, 0), (None, DepthRule((6,)), None))
+
+
+def test_a_router_decides_anew_when_the_batch_changes_and_keeps_its_plan_in_between():
+    policy = Goodput(tables(curves(), (2, 4), 8, 8), np.random.default_rng(0))
+    taught(policy, 4, 60)
+    while policy.decision.trial:
+        taught(policy, 4, 1)
+    before = policy.decision
+    assert policy.plan(view(500, 500)) == policy.plan(view(500, 500))
+    assert policy.decision is before
+    policy.plan(view(*[500] * 4))
+    assert policy.decision is not before

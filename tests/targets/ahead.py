@@ -11,8 +11,8 @@ from drafters.worker import DraftWorker
 from model.decoder import Decoder
 from protocol.branch import MirrorClient
 from protocol.plan import BatchView, DepthRule, Mode, Plan
-from protocol.record import RoundRecord
-from router.policy import Policy
+from protocol.request import GenerateRequest, SamplingParams, StopRules
+from router.policy import Policy, StaticPolicy
 from targets.ahead import AheadConfig
 from targets.engine import Engine, EngineConfig
 from tests.targets.conftest import LoadTarget
@@ -40,7 +40,7 @@ class Connect:
         return (stats.num_sequences, stats.num_free_pages) == (0, stats.num_pages)
 
 
-class Whimsical:
+class Whimsical(StaticPolicy):
     """Another rule and mode for every round, another length for every sequence; sometimes off."""
 
     def __init__(self, seed: int, longest: int = 6) -> None:
@@ -57,9 +57,6 @@ class Whimsical:
         stop = rng.choice([0.0, 0.0, 0.2])
         return Plan(depth, lengths, stop_probability=stop, mode=rng.choice(view.modes))
 
-    def observe(self, record: RoundRecord) -> None:
-        return None
-
 
 def engine_of(
     load: LoadTarget, client: MirrorClient, policy: Policy, ahead: AheadConfig = AHEAD, **config: int
@@ -72,3 +69,7 @@ def has_given_back(engine: Engine) -> bool:
     ledger = engine._model.ledger
     ledger.check()
     return ledger.num_free == ledger.num_pages
+
+
+def one_request(seed: int = 3, last: int = 7, num_tokens: int = 61) -> GenerateRequest:
+    return GenerateRequest(str(seed), (5, 6, last), SamplingParams(temperature=1.0, seed=seed), StopRules(num_tokens))

@@ -13,21 +13,32 @@ import pytest
 import targets.step
 from bench.faulty import Faults, FaultyClient
 from drafters.client import LocalDraftClient
-from drafters.worker import DraftWorker
 from model.decoder import Decoder
-from protocol.branch import AheadRequest, AheadRow, Branch, ExitHint
+from protocol.branch import Branch
 from protocol.draft import DraftReply, DraftRequest
 from protocol.errors import ConfigError
 from protocol.plan import BatchView, DepthRule, Mode, Plan, Speculation
-from protocol.record import Origin, RoundRecord
+from protocol.record import Origin
 from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules, TokenRun
-from router.policy import Fixed
+from router.policy import Fixed, StaticPolicy
 from targets.ahead import AheadConfig, missing
 from targets.engine import Engine
 from targets.proposals import Proposal
 from tests.model.families import VOCAB
 from tests.reference.engine import Collector, plain_texts, random_requests, run_all
-from tests.targets.ahead import AHEAD, DEEP, EARLY, MIXED, RULES, SHALLOW, Connect, Whimsical, engine_of, has_given_back
+from tests.targets.ahead import (
+    AHEAD,
+    DEEP,
+    EARLY,
+    MIXED,
+    RULES,
+    SHALLOW,
+    Connect,
+    Whimsical,
+    engine_of,
+    has_given_back,
+    one_request,
+)
 from tests.targets.conftest import LoadTarget
 
 
@@ -61,10 +72,6 @@ def test_the_text_is_the_plain_loops_over_a_good_link_and_the_pool_is_empty_in_t
     assert engine.stats().num_hits > 0
 
 
-def one_request(seed: int = 3, last: int = 7, num_tokens: int = 61) -> GenerateRequest:
-    return GenerateRequest(str(seed), (5, 6, last), SamplingParams(temperature=1.0, seed=seed), StopRules(num_tokens))
-
-
 def test_proposals_of_a_drafter_that_is_always_right_are_all_at_hand(load: LoadTarget, drafter: Decoder) -> None:
     engine = engine_of(load, Connect(drafter)(), Fixed(DEEP, 4, Mode.AHEAD))
     result = run_all(engine, [one_request()])
@@ -87,7 +94,7 @@ def test_the_first_proposal_of_a_prompt_is_at_hand_once_it_is_known_how_long_dra
     assert first == [Origin.FRESH, Origin.FULL, Origin.FULL]
 
 
-class ByTurns:
+class ByTurns(StaticPolicy):
     """Fixed, with another length and mode in every third round."""
 
     def __init__(self, usual: tuple[int, Mode], third: tuple[int, Mode]) -> None:
@@ -101,9 +108,6 @@ class ByTurns:
         self._num_rounds += 1
         length, mode = self._usual if self._num_rounds % 3 else self._third
         return replace(Fixed(DEEP, length).plan(view), mode=mode)
-
-    def observe(self, record: RoundRecord) -> None:
-        return None
 
 
 def test_what_is_at_hand_of_rounds_ahead_is_dropped_by_a_round_in_turn(load: LoadTarget, drafter: Decoder) -> None:
@@ -222,95 +226,6 @@ def test_a_cancelled_request_leaves_nothing_behind_here_or_at_the_pool(load: Loa
     assert all(collector.tokens[r.request_id] == texts[r.request_id] for r in others)
     assert has_given_back(engine)
     assert connect.is_empty()
-
-
-class Recorder(LocalDraftClient):
-    """Keeps what the target said, in order."""
-
-    def __init__(self, worker: DraftWorker) -> None:
-        super().__init__(worker, "engine")
-        self.said: list[DraftRequest | AheadRequest | ExitHint] = []
-
-    def open(self, request: DraftRequest) -> None:
-        self.said.append(request)
-        super().open(request)
-
-    def draft(self, request: DraftRequest) -> DraftReply | None:
-        self.said.append(request)
-        return super().draft(request)
-
-    def ahead(self, request: AheadRequest) -> None:
-        self.said.append(request)
-        super().ahead(request)
-
-    def hint(self, hint: ExitHint) -> None:
-        self.said.append(hint)
-        super().hint(hint)
-
-    @property
-    def aheads(self) -> list[AheadRequest]:
-        return [message for message in self.said if isinstance(message, AheadRequest)]
-
-    @property
-    def hints(self) -> list[ExitHint]:
-        return [message for message in self.said if isinstance(message, ExitHint)]
-
-
-def recorded(
-    load: LoadTarget, drafter: Decoder, requests: list[GenerateRequest], ahead: AheadConfig, **config: int
-) -> Recorder:
-    connect = Connect(drafter)
-    connect()
-    client = Recorder(connect.worker)
-    engine = engine_of(load, client, Fixed(SHALLOW, 3, ahead.modes[0]), ahead, **config)
-    assert run_all(engine, requests).tokens == plain_texts(load(), requests)
-    return client
-
-
-def test_the_pool_is_handed_each_committed_token_once_and_then_what_is_verified(
-    load: LoadTarget, drafter: Decoder
-) -> None:
-    request = one_request(num_tokens=40)
-    client = recorded(load, drafter, [request], EARLY)
-    text = [*request.prompt_ids, *plain_texts(load(), [request])["3"]]
-    known: list[int] = []
-    for message in client.said:
-        for row in () if isinstance(message, ExitHint) else message.rows:
-            context = row.context if isinstance(row, AheadRow) else row
-            assert context.start == len(known)
-            known += context.tokens
-    assert known == text[: len(known)]
-    assert len(known) > 20
-
-
-def test_a_hint_follows_what_is_verified_and_has_picks_for_every_place_behind_prompts_too(
-    load: LoadTarget, drafter: Decoder
-) -> None:
-    requests = random_requests(4, 9, VOCAB, max_tokens=24)
-    client = recorded(load, drafter, requests, EARLY, max_batch=3, prefill_chunk=7)
-    said = [message for message in client.said if not isinstance(message, DraftRequest)]
-    assert [type(message) for message in said] == [AheadRequest, ExitHint] * len(client.hints)
-    prompts = {i: len(request.prompt_ids) for i, request in enumerate(requests)}
-    num_first = 0
-    for asked, hint in zip(client.aheads, client.hints, strict=True):
-        assert hint.round_id == asked.round_id
-        for row, own in zip(hint.rows, asked.rows, strict=True):
-            verified = own.window
-            assert (row.sequence_id, row.base_length) == (own.context.sequence_id, own.context.base_length)
-            assert [len(picks) for picks in row.picks] == [2] * (len(verified) + 1)
-            if row.base_length == prompts[row.sequence_id]:
-                num_first += 1
-                assert verified == ()
-    assert num_first > 3
-
-
-def test_without_early_exits_there_is_no_hint_and_large_batches_get_fewer_branches(
-    load: LoadTarget, drafter: Decoder
-) -> None:
-    client = recorded(load, drafter, random_requests(2, 12, VOCAB, max_tokens=12), AHEAD)
-    assert client.hints == []
-    for message in client.aheads:
-        assert {row.fan_out for row in message.rows} <= set(range(64 // 12, min(8, 64 // len(message.rows)) + 1))
 
 
 def test_records_tell_of_the_last_rounds_in_order_and_the_counts_are_their_sums(

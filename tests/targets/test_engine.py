@@ -9,9 +9,8 @@ import pytest
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.errors import InvalidRequest, NotReady, PromptTooLong, QueueFull
 from protocol.plan import BatchView, DepthRule, Plan
-from protocol.record import RoundRecord
 from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules, TokenRun
-from router.policy import Fixed, Off
+from router.policy import Fixed, Off, StaticPolicy
 from targets.engine import Engine, EngineConfig
 from targets.sequence import Sequence
 from tests.model.families import VOCAB
@@ -20,7 +19,7 @@ from tests.reference.engine import Collector, ScriptedDrafter, plain_texts, rand
 DEPTH = DepthRule((1,))
 
 
-class Randomised:
+class Randomised(StaticPolicy):
     """Another length for every sequence and round."""
 
     def __init__(self, seed: int, longest: int) -> None:
@@ -33,9 +32,6 @@ class Randomised:
     def plan(self, view: BatchView) -> Plan:
         lengths = tuple(min(self._rng.randint(0, self._longest), s.remaining - 1) for s in view.sequences)
         return Plan(DEPTH if any(lengths) else None, lengths)
-
-    def observe(self, record: RoundRecord) -> None:
-        return None
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -186,16 +186,6 @@ def test_it_is_none_where_the_target_disagrees_or_refuses_a_token_before() -> No
         assert half_verified().resolve(1, text) is None
 
 
-def test_the_longer_of_two_branches_behind_one_outcome_is_taken_whichever_comes_first() -> None:
-    text = (7, 8, 1, 2)
-    for drafts in [((5,), (5, 6)), ((5, 6), (5,))]:
-        pipeline = in_flight()
-        pipeline.take([branch(1, text, tokens) for tokens in drafts])
-        found = pipeline.resolve(1, text)
-        assert found is not None
-        assert found.tokens == (5, 6)
-
-
 def test_what_is_late_foreign_or_beyond_the_round_is_fenced_off() -> None:
     pipeline = in_flight()
     fits = branch(1, (7, 8, 1), (4,))

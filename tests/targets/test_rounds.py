@@ -1,0 +1,63 @@
+"""What is folded over the records of rounds, against the obvious sums."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from protocol.plan import DepthRule, Mode, Plan
+from protocol.record import Origin, RoundRecord, RowRecord
+from router.confidence import Calibration
+from targets.rounds import ENOUGH, Rounds
+
+RULE = DepthRule((2, 4), (0.5,))
+
+
+def row(rng: random.Random) -> RowRecord:
+    count = rng.randint(0, 4)
+    if not count:
+        return RowRecord(1)
+    exits, sure = (rng.choice((2, 4, 77)),) * count, tuple(rng.random() for _ in range(count))
+    return RowRecord(1, count, rng.randint(0, count), rng.choice(list(Origin)), RULE, 4, exits, sure)
+
+
+def random_record(rng: random.Random, round_id: int) -> RoundRecord:
+    rows = tuple(row(rng) for _ in range(rng.randint(0, 4)))
+    lengths = tuple(4 * bool(each.num_proposed or rng.random() < 0.5) for each in rows)
+    plan = Plan(RULE if any(lengths) else None, lengths, mode=rng.choice(list(Mode)))
+    drafted, answered = 1.0 + rng.random(), rng.random() < 0.9
+    return RoundRecord(
+        round_id, plan, rows, 9.0, rng.randint(0, 9), answered=answered, planned_s=1.0, drafted_s=drafted
+    )
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_totals_are_sums_over_the_records(seed: int) -> None:
+    rng, rounds = random.Random(seed), Rounds()
+    records = [random_record(rng, index) for index in range(60)]
+    for record in records:
+        rounds.add(record)
+    totals, rows = rounds.totals, [each for record in records for each in record.rows]
+    assert (rounds.last(), rounds.last(7), rounds.num_failures) == (tuple(records), tuple(records[-7:]), 0)
+    assert totals.num_proposed == sum(each.num_proposed for each in rows)
+    assert totals.num_accepted == sum(each.num_accepted for each in rows)
+    assert totals.num_by_origin == {origin.value: sum(each.origin is origin for each in rows) for origin in Origin}
+    assert totals.num_unanswered == sum(not record.answered for record in records)
+    ahead = [record for record in records if record.plan.mode is not Mode.SERIAL]
+    pairs = [pair for record in ahead for pair in zip(record.plan.lengths, record.rows, strict=True)]
+    assert totals.num_misses == sum(length > 0 and not each.at_hand for length, each in pairs)
+    assert totals.draft_ms == pytest.approx(sum(record.draft_ms for record in records))
+
+
+def test_confidence_is_calibrated_by_the_tokens_up_to_the_first_refused_one_of_exits_that_were_asked_for() -> None:
+    sure = (0.9, 0.8, 0.7, 0.6)
+    told = RowRecord(1, 4, 1, Origin.FRESH, RULE, 4, (2, 2, 2, 2), sure)
+    made_up = RowRecord(2, 4, 4, Origin.FULL, RULE, 4, (77,) * 4, sure)
+    rounds = Rounds()
+    for index in range(ENOUGH // 2):
+        assert rounds.calibration.power(2) == 1.0
+        rounds.add(RoundRecord(index, Plan(RULE, (4, 4)), (told, made_up), 9.0, 2))
+    expected = Calibration().learned(2, sure[:2] * (ENOUGH // 2), [True, False] * (ENOUGH // 2))
+    assert rounds.calibration.power(2) == expected.power(2) != 1.0
+    assert rounds.calibration.power(77) == 1.0
