@@ -12,6 +12,7 @@ from rich.console import Console
 from cli.check_text import check_text
 from deployments.config import (
     AppConfig,
+    EmaSpeculation,
     GoodputSpeculation,
     Mirror,
     PoolConfig,
@@ -20,7 +21,7 @@ from deployments.config import (
     TargetConfig,
     load_config,
 )
-from deployments.policies import depth_rules, needed_exits
+from deployments.policies import needed_exits
 from deployments.process import check_pages, pool_positions, target_positions
 from drafters.manifest import Manifest, vocabulary_hash
 from model.config import read_config
@@ -103,11 +104,6 @@ def check_exits(name: str, speculation: Speculation, manifest: Manifest) -> None
             f"speculation of target {name} asks for depth {unknown[0]}; the drafter has the exits "
             f"{', '.join(map(str, manifest.exits))}"
         )
-    if isinstance(speculation, GoodputSpeculation):
-        try:
-            depth_rules(speculation, manifest.exits)
-        except ValueError as error:
-            raise ConfigError(f"speculation of target {name}: {error}") from None
 
 
 def check_mirror(target: TargetConfig, mirror: Mirror | None) -> None:
@@ -148,9 +144,9 @@ def summary(config: AppConfig) -> Iterator[str]:
 
 
 def in_words(speculation: Speculation) -> str:
-    if isinstance(speculation, GoodputSpeculation):
+    if isinstance(speculation, GoodputSpeculation | EmaSpeculation):
         exits = f"exits {', '.join(map(str, speculation.exits))}" if speculation.exits else "any exit"
-        return f"goodput, {exits}{' or the cascade' if speculation.cascade else ''}, length 0 to {speculation.length}"
+        return f"{speculation.policy}, {exits}, length 0 to {speculation.length}"
     if isinstance(speculation, TableSpeculation):
         steps = ", ".join(f"{length} from batch {batch}" for batch, length in speculation.table.items())
         return f"depth {speculation.depth}, length {steps}"

@@ -90,6 +90,8 @@ class _Tokens:
         tried = min(row.num_accepted + 1, row.num_proposed)
         self.accepted += row.num_accepted
         self.tried += tried
+        if len(row.confidences) < tried:  # nobody told
+            return
         self.confidences += row.confidences[:tried]
         self.right += [True] * row.num_accepted + [False] * (tried - row.num_accepted)
 
@@ -111,6 +113,7 @@ def _learn_tokens(belief: Belief, costs: Costs, records: Sequence[RoundRecord]) 
     for number, seen in enumerate(tokens):
         if seen.tried:
             accept = accept.counted(number, seen.accepted / BURSTS, seen.tried / BURSTS)
+        if seen.right:
             calibration = calibration.learned(costs.exits[number], seen.confidences, seen.right)
     return replace(
         belief,

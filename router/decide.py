@@ -93,7 +93,7 @@ def decide(belief: Belief, costs: Costs, view: BatchView, rng: np.random.Generat
     """held: the arm in use."""
     batch = batch_of(view, costs)
     if batch.room < 1:
-        return Decision()
+        return Decision(held)
     both = believed_and_hoped(belief, costs, batch, rng, held)
     off = batch.num_rows / float(both.off_ms[0])
     rates = both.rates

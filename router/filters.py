@@ -40,7 +40,8 @@ class Filter:
     @property
     def arms(self) -> Floats:
         """[arms]: what is believed of each, level included."""
-        return self.mean[1:] + self.mean[0]
+        arms: Floats = self.mean[1:] + self.mean[0]
+        return arms
 
     def _variance(self, arm: int) -> float:
         at = 1 + arm

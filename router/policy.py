@@ -170,6 +170,8 @@ class Goodput:
         """While little is known, during a trial and when the batch changes a decision is worth more than it costs."""
         if self.view is None or self._num_plans <= YOUNG or self.decision.trial or self._passed_ms >= PAUSE_MS:
             return True
+        if self.decision.arm.exit is not None and not self.decision.length:
+            return True  # there was no room for a draft
         before, now = len(self.view.sequences), len(view.sequences)
         return 4 * abs(now - before) > before or view.modes != self.view.modes
 

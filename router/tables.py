@@ -44,7 +44,8 @@ class Costs:
         """[1 + length]: a pass, by drafted tokens of each row."""
         known, contexts = self.verify[self.rows(num_rows)], self.contexts
         if len(contexts) == 1:
-            return known[0]
+            only: Floats = known[0]
+            return only
         right = min(max(int(contexts.searchsorted(context)), 1), len(contexts) - 1)
         left = float(contexts[right - 1])
         share = max((context - left) / (float(contexts[right]) - left), 0.0)

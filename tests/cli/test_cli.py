@@ -224,7 +224,7 @@ def test_check_tells_what_would_be_served(capsys: pytest.CaptureFixture[str], fa
     ("speculation", "words"),
     [
         ("{}", "goodput, any exit, length 0 to 12"),
-        ("{cascade: true}", "goodput, any exit or the cascade, length 0 to 12"),
+        ("{policy: ema}", "ema, any exit, length 0 to 12"),
         ("{exits: [2, 4], length: 6}", "goodput, exits 2, 4, length 0 to 6"),
         ("{policy: fixed, depth: 2, mirror: {exit_layer: 4}}", "depth 2, length 4, drafted ahead\n"),
         (
@@ -247,7 +247,6 @@ def test_check_tells_how_each_target_speculates(
         ("depth: 4", "depth: 3", "speculation of target large asks for depth 3; the drafter has the exits 2, 4"),
         (FIXED, "{exits: [2, 3]}", "speculation of target large asks for depth 3; the drafter has the exits 2, 4"),
         (FIXED, "{mirror: {exit_layer: 5}}", "mirror.exit_layer 5 of target large lies behind the 4 layers"),
-        (FIXED, "{cascade: true, thresholds: [0.5, 0.5]}", "speculation of target large: 2 exits need 1 thresholds"),
         ("page_size: 16, kv_mb: 8, spec", "max_model_len: 9999, spec", "max_model_len 9999 of target large exceeds"),
         ("path: large", "path: ./nowhere", "nowhere is not a directory"),
         ("path: drafter", "path: other", "have different vocabularies; train a drafter for it"),

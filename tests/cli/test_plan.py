@@ -73,8 +73,8 @@ def test_every_arm_is_printed_with_what_it_would_bring_and_the_choice_is_marked(
     speeds = [float(row[-1]) for row in found]
     assert float(chosen[-1]) == max(speeds)
     one = found[1]
-    assert [float(cell) for cell in one[3:7]] == pytest.approx([0.12, 1.28, 0.5, 3.4], abs=0.006)
-    assert speeds[1] == pytest.approx(1e3 * 3.4 / (0.12 + 1.28 + 0.5), rel=0.01)
+    assert [float(cell) for cell in one[3:7]] == pytest.approx([0.42, 1.28, 0.2, 3.4], abs=0.006)
+    assert speeds[1] == pytest.approx(1e3 * 3.4 / (0.42 + 1.28 + 0.2), rel=0.01)
 
 
 def test_what_is_left_of_the_sequences_and_hopeless_drafts_show(

@@ -234,8 +234,8 @@ def test_what_the_router_does_is_told_over_http(served: Served) -> None:
     with urllib.request.urlopen(f"{served.url}/debug/router") as response:
         told = json.load(response)
     assert told == {
-        "large": [{"policy": "fixed", "rule": "depth 4", "length": 4}],
-        "small": [{"policy": "fixed", "rule": "cascade 2-4", "length": 3}],
+        "large": [{"policy": "fixed", "depth": [4], "length": 4, "mode": "serial"}],
+        "small": [{"policy": "fixed", "depth": [2, 4], "length": 3, "mode": "serial"}],
     }
     assert served.target("large", "describe")["exits"] == (2, 4)
 

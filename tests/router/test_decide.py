@@ -104,7 +104,7 @@ def test_the_arm_in_use_stays_unless_another_promises_the_margin() -> None:
 def test_no_draft_where_there_is_no_room_or_no_row_may_be_drafted_for() -> None:
     rng, belief = np.random.default_rng(0), prior(COSTS)
     for hopeless in (view(4, remaining=1), view(4, drafts=False)):
-        assert decide(belief, COSTS, hopeless, rng, Arm(Mode.SERIAL, 0)).arm == OFF
+        assert decide(belief, COSTS, hopeless, rng, Arm(Mode.SERIAL, 0)).length == 0
     assert decide(belief, COSTS, view(4, remaining=3), rng, OFF).length <= 2
 
 
