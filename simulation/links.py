@@ -16,8 +16,7 @@ from simulation.loop import Actor, Loop
 from simulation.network import Faults, Wire
 from simulation.pool import Replica
 
-VOCABULARY = "table"
-NEED = Need(VOCABULARY, ())
+NEED = Need("table", ())
 
 
 class VirtualConnection(Connection):
@@ -167,7 +166,8 @@ class VirtualDraftClient(LinkedDraftClient):
 
 def member_of(replica: Replica) -> PoolMember:
     told, stats = replica.worker.describe(), replica.worker.stats()
-    return PoolMember("", replica.name, told.exits, VOCABULARY, told.max_positions, 0, stats, limits=replica.limits)
+    own = told.exits, NEED.vocabulary_hash, told.max_positions, 0, stats
+    return PoolMember("", replica.name, *own, limits=replica.limits)
 
 
 async def _nobody() -> Sequence[PoolMember]:

@@ -45,7 +45,7 @@ class Replica:
         return self._loop.now + 1e-3 * self._charge.ms
 
     def receive(self, owner: str, data: bytes, reply: Reply, fail: Event) -> None:
-        """owner: of the link that it came over. fail: ends that."""
+        """owner: of the link. fail: ends that."""
         self._post(lambda: self._read(owner, data, reply, fail))
 
     def drop(self, owner: str) -> None:

@@ -24,13 +24,12 @@ from model.decoder import Decoder
 from model.load import load_decoder
 from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource, ExitHint
 from protocol.draft import DraftReply, DraftRequest
-from protocol.plan import DepthRule
+from protocol.plan import DepthRule, Mode
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from protocol.stats import PassStats
-from router.modes import Mode
 from router.policy import Fixed
+from targets.ahead import AheadConfig
 from targets.engine import Engine, EngineConfig
-from targets.mirror import MirrorConfig
 from targets.model import TargetModel, load_target
 from tests.deployments.harness import (
     DEPTH,
@@ -160,11 +159,11 @@ def test_a_pool_killed_in_mid_branch_changes_no_text_and_the_next_one_drafts_ahe
     killer = threading.Thread(target=kill)
     killer.start()
     with pools.client() as drafts:
-        engine = mirror_engine(target, drafts)
+        engine = engine_ahead(target, drafts)
         assert run_all(engine, requests(4)).tokens == texts
         killer.join()
         wait_until(lambda: drafts.replica == "pool-1")
-        again = mirror_engine(target, drafts)
+        again = engine_ahead(target, drafts)
         assert run_all(again, requests(4)).tokens == texts
     assert dying.is_set()
     assert second.num_hints > 0
@@ -185,7 +184,7 @@ def test_a_round_waits_no_longer_than_the_deadline_however_slow_the_pool(
     texts = plain_texts(target, requests(2))
     with Pools(Stuck(drafter)).client() as drafts:
         waits = waits_of(monkeypatch)
-        engine = mirror_engine(target, drafts, MirrorConfig(modes=(mode,)))
+        engine = engine_ahead(target, drafts, mode)
         assert run_all(engine, requests(2)).tokens == texts
         (route,) = drafts._links.routes.values()
         assert route.backoff._misses == MISSES
@@ -219,11 +218,10 @@ def test_windows_that_come_while_the_target_verifies_are_at_hand_when_it_has(
             time.sleep(0.01)  # for the stream
 
         monkeypatch.setattr(drafts, "ahead", unhurried)
-        engine = mirror_engine(target, drafts, MirrorConfig(kappa=0))
+        engine = engine_ahead(target, drafts, Mode.AHEAD)
         assert run_all(engine, requests(2)).tokens == plain_texts(target, requests(2))
-        stats = engine.stats().mirror
-    assert stats is not None
-    assert stats.hits_full > stats.num_misses
+        stats = engine.stats()
+    assert stats.num_by_origin["full"] > stats.num_misses
 
 
 def ahead(round_id: int = 1) -> AheadRequest:
