@@ -16,8 +16,7 @@ from simulation.loop import Actor, Loop
 from simulation.network import Faults, Wire
 from simulation.pool import Replica
 
-VOCABULARY = "table"
-NEED = Need(VOCABULARY, ())
+NEED = Need("table", ())
 
 
 class VirtualConnection(Connection):
@@ -32,10 +31,8 @@ class VirtualConnection(Connection):
         self._back = Wire(loop, delay_s, faults, self._rng, self._reach_target)
         self._inbox: deque[bytes] = deque()
         self._reader: Actor | None = None
-        self._num_sent = self._num_received = 0
 
     def send(self, message: bytes) -> bool:
-        self._num_sent += len(message)
         if self.open and not self._there.send(message, self._loop.now):
             self.cut()
         return True
@@ -78,7 +75,7 @@ class VirtualConnection(Connection):
 
     @property
     def traffic(self) -> Traffic:
-        return Traffic(self._num_sent, self._num_received)
+        return Traffic()
 
     def _reach_pool(self, data: bytes) -> None:
         if self.open:
@@ -93,7 +90,6 @@ class VirtualConnection(Connection):
 
     def _reach_target(self, data: bytes) -> None:
         if self.open:
-            self._num_received += len(data)
             self._inbox.append(data)
             self._wake()
 
@@ -170,7 +166,8 @@ class VirtualDraftClient(LinkedDraftClient):
 
 def member_of(replica: Replica) -> PoolMember:
     told, stats = replica.worker.describe(), replica.worker.stats()
-    return PoolMember("", replica.name, told.exits, VOCABULARY, told.max_positions, 0, stats, limits=replica.limits)
+    own = told.exits, NEED.vocabulary_hash, told.max_positions, 0, stats
+    return PoolMember("", replica.name, *own, limits=replica.limits)
 
 
 async def _nobody() -> Sequence[PoolMember]:

@@ -1,11 +1,10 @@
 """Virtual time: one heap of events, and actors that wait in it.
 
-An event is a callback at a moment. It never waits, so a draft replica is made of callbacks: it computes a pass when the
-pass begins and schedules what follows at the moment the pass ends. A target is different: the code that is simulated
-(targets/step.py) blocks in mid-step, for a pass or a draft. So each target is an actor on a thread of its own, and the
-threads hand one baton over: whoever holds it runs the heap until its own turn comes. One thread runs at any moment, and
-events of one moment run in the order in which they were scheduled, so a simulation is deterministic. Generators would
-need a second implementation of the step, and greenlets a dependency; with a single target no thread is ever switched.
+An event is a callback at a moment. It never waits: a draft replica computes a pass when it begins and schedules what
+follows at its end. The step of a target blocks in the middle, for a pass or a draft. So each target is an actor on a
+thread of its own, and the threads hand one baton over: whoever holds it runs the heap until its own turn comes. One
+thread runs at any moment, and events of one moment run as they were scheduled, so a simulation is deterministic.
+Generators would need a second step, greenlets a dependency; with a single target no thread is ever switched.
 """
 
 from __future__ import annotations

@@ -35,11 +35,8 @@ class Wire:
     """One direction of one link. Messages arrive in the order in which they were sent, unless faults say otherwise."""
 
     def __init__(self, loop: Loop, delay_s: float, faults: Faults, rng: random.Random, deliver: Deliver) -> None:
-        self._loop = loop
-        self._delay_s = delay_s
-        self._faults = faults
-        self._rng = rng
-        self._deliver = deliver
+        self._loop, self._delay_s, self._faults = loop, delay_s, faults
+        self._rng, self._deliver = rng, deliver
         self._last = 0.0  # arrival
 
     def send(self, data: bytes, at: float) -> bool:

@@ -44,16 +44,11 @@ class Replica:
         """Within a pass, the time at its end."""
         return self._loop.now + 1e-3 * self._charge.ms
 
-    @property
-    def num_drafted(self) -> int:
-        return self.worker.stats().num_drafted
-
     def receive(self, owner: str, data: bytes, reply: Reply, fail: Event) -> None:
-        """owner: of the link that it came over. fail: ends that."""
+        """owner: of the link. fail: ends that."""
         self._post(lambda: self._read(owner, data, reply, fail))
 
     def drop(self, owner: str) -> None:
-        """Its link has ended."""
         self._post(lambda: self.worker.drop(owner))
 
     def _post(self, action: Event) -> None:

@@ -16,8 +16,7 @@ from simulation.text import Acceptance
 from targets.ahead import AheadConfig
 from targets.scheduler import SchedulerConfig
 
-SPARE = 128  # positions of a sequence beyond its text: what is drafted and refused
-PAGE = 16
+SPARE, PAGE = 128, 16  # positions of a sequence beyond its text, which are drafted and refused, and of a page
 
 
 @dataclass(frozen=True, slots=True)

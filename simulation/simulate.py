@@ -24,8 +24,6 @@ from targets.ahead import AheadConfig
 from targets.assemble import make_stepper
 from targets.scheduler import SchedulerConfig
 
-VOCAB = 1000
-
 
 @dataclass(frozen=True, slots=True)
 class TargetSpec:
@@ -44,13 +42,12 @@ class TargetSpec:
 
 @dataclass(frozen=True, slots=True)
 class PoolSpec:
-    """slower: how many times longer than profiled its passes take. delay_s: of a message; None: as profiled."""
+    """slower: how many times longer than profiled its passes take."""
 
     num_replicas: int = 1
     limits: PoolLimits = field(default_factory=PoolLimits)
     memory: Memory = field(default_factory=Memory)
     slower: float = 1.0
-    delay_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +57,7 @@ class Circumstances:
     seed: int = 0
     noise: float = 0.0
     faults: Faults = NONE
-    vocab_size: int = VOCAB
+    vocab_size: int = 1000
     second: float = 0.5
     early: tuple[float, float] = (0.5, 0.3)
 
@@ -92,7 +89,8 @@ class Simulation:
         self._around = around
         self._rng = random.Random(around.seed)
         self._curves = next((target.curves for target in targets if target.curves.drafter), targets[0].curves)
-        self.network = Network(self.loop, self._delay_s(pool), around.faults, around.seed)
+        delay_s = 0.5e-3 * self._curves.link_ms(8) if pool else 0.0
+        self.network = Network(self.loop, delay_s, around.faults, around.seed)
         for number in range(pool.num_replicas if pool else 0):
             self.add_replica(f"replica {number}")
         self.targets = [self._make_target(number, spec) for number, spec in enumerate(targets)]
@@ -111,11 +109,6 @@ class Simulation:
             target.stepper.model.ledger.check()
         for replica in self.network.living:
             replica.worker.check()
-
-    def _delay_s(self, pool: PoolSpec | None) -> float:
-        if pool is None:
-            return 0.0
-        return 0.5e-3 * self._curves.link_ms(8) if pool.delay_s is None else pool.delay_s
 
     def add_replica(self, name: str) -> None:
         assert self._pool is not None

@@ -51,7 +51,7 @@ def test_a_row_whose_context_is_being_read_does_not_hold_up_the_others() -> None
 
 
 def drafted_per_s(found: Simulation) -> float:
-    return sum(one.num_drafted for one in found.network.replicas) / found.elapsed_s
+    return sum(one.worker.stats().num_drafted for one in found.network.replicas) / found.elapsed_s
 
 
 def test_a_pool_grows_with_its_replicas() -> None:
