@@ -13,7 +13,7 @@ from importlib import metadata
 
 import torch
 
-from bench.cells import PAGE, PLAIN, Cell, CellOutcome, Subject, Timed, TokenIds
+from bench.cells import APART, PAGE, PLAIN, Cell, CellOutcome, Subject, Timed, TokenIds
 from bench.memory import PeakMemory
 from bench.policies import ADAPTIVE, GOODPUT, RoundRecorder, adaptive, draft_ms_per_token
 from deployments.local import check_vocabulary, complete, depth_rule
@@ -23,6 +23,7 @@ from drafters.limits import PoolLimits
 from drafters.nested import NestedDrafter, load_nested
 from drafters.worker import DraftWorker
 from protocol.errors import ConfigError
+from protocol.plan import Mode
 from protocol.record import RoundRecord
 from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun
 from router.costs import CostCurves, DrafterCosts, ModelKey
@@ -119,7 +120,8 @@ class DraftPoolEngine:
         if cell.mode == PLAIN:
             return Off()
         if cell.length:
-            return Fixed(depth_rule(self.exits, cell.depth), cell.length)
+            mode = APART[cell.mode][-1] if cell.mode in APART else Mode.SERIAL
+            return Fixed(depth_rule(self.exits, cell.depth), cell.length, mode)
         return self._choosing(cell.mode if cell.mode in ADAPTIVE else GOODPUT)
 
     def _choosing(self, name: str) -> Policy:

@@ -160,7 +160,6 @@ def engine_config(config: TargetConfig, incarnation: str) -> EngineConfig:
         prefill_chunk=config.prefill_chunk,
         max_model_len=config.max_model_len,
         incarnation=incarnation,
-        draft_deadline_ms=config.speculation.deadline_ms if config.speculation else 0.0,
     )
 
 

@@ -24,7 +24,6 @@ def make_stepper(
     client: DraftClient | None,
     config: SchedulerConfig,
     incarnation: str,
-    deadline_ms: float = 0.0,
     ahead: AheadConfig | None = None,
     clock: Clock = time.perf_counter,
 ) -> Stepper:
@@ -38,7 +37,7 @@ def make_stepper(
         return Stepper(model, guarded, scheduler, rounds=rounds, clock=clock)
     fence, vocab_size = rounds.fence("way to the draft pool"), model.decoder.config.vocab_size
     if ahead is None:
-        drafting = Drafting(GuardedDraftClient(client, fence), incarnation, vocab_size, deadline_ms)
+        drafting = Drafting(GuardedDraftClient(client, fence), incarnation, vocab_size)
         return Stepper(model, guarded, scheduler, drafting, rounds=rounds, clock=clock)
     if not isinstance(client, MirrorClient):
         raise ConfigError(f"{type(client).__name__} does not draft ahead; leave that out")
@@ -47,7 +46,7 @@ def make_stepper(
     if not 0 <= layer <= num_layers:
         raise ConfigError(f"exit_layer {layer} is not one of the model's {num_layers}")
     mirror = GuardedMirrorClient(client, fence)
-    drafting = Drafting(mirror, incarnation, vocab_size, deadline_ms)
+    drafting = Drafting(mirror, incarnation, vocab_size)
     whole = Ahead(drafting, mirror, guarded.opening, rounds, ahead.fan_out, clock)
     early = EarlyExits(whole, mirror, layer)
     sources: dict[Mode, Source] = {Mode.SERIAL: InTurn(drafting), Mode.AHEAD: whole, Mode.AHEAD_EARLY_EXIT: early}

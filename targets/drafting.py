@@ -31,12 +31,11 @@ class _Ask:
 
 @dataclass(slots=True)
 class Drafting:
-    """deadline_ms: within which the pool is to answer; 0: whenever it can."""
+    """The target's side of drafting: what each sequence has yet to hand over, and when to leave the pool alone."""
 
     client: DraftClient
     incarnation: str
     vocab_size: int  # of the target; a drafter's may be padded beyond it
-    deadline_ms: float = 0.0
     round_id: int = 0  # of the last call of `draft`
     _asks: dict[int, _Ask] = field(default_factory=dict)
 
@@ -56,7 +55,7 @@ class Drafting:
         rows = self._rows(decoding, plan)
         if plan.depth is None or not rows:
             return nothing(len(decoding))
-        request = DraftRequest(self.incarnation, self.round_id, plan.depth, tuple(rows.values()), self.deadline_ms)
+        request = DraftRequest(self.incarnation, self.round_id, plan.depth, tuple(rows.values()))
         reply = self.client.draft(request)
         if reply is None:
             self._take_back(request)

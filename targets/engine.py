@@ -32,14 +32,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """max_queue: requests that may wait beyond the batch before more are refused. draft_deadline_ms: for the pool."""
+    """max_queue: requests that may wait beyond the batch before more are refused."""
 
     max_batch: int = 16
     max_queue: int = 64
     prefill_chunk: int = 512
     max_model_len: int | None = None
     incarnation: str = "engine"
-    draft_deadline_ms: float = 0.0
 
     def __post_init__(self) -> None:
         if min(self.max_batch, self.prefill_chunk) < 1 or self.max_queue < 0:
@@ -60,8 +59,7 @@ class Engine:
         self.max_length = min(model.max_length, self.config.max_model_len or model.max_length)
         self._model = model
         own, limits = self.config, SchedulerConfig(self.config.max_batch, self.config.prefill_chunk)
-        deadline_ms = own.draft_deadline_ms
-        self._stepper = make_stepper(model, policy, draft_client, limits, own.incarnation, deadline_ms, ahead)
+        self._stepper = make_stepper(model, policy, draft_client, limits, own.incarnation, ahead)
         self._wake = threading.Condition()  # guards the four below
         self._submitted: deque[tuple[GenerateRequest, OnRun]] = deque()
         self._cancelled: deque[str] = deque()

@@ -20,7 +20,7 @@ from bench.exactness.faulty import FaultyClient, LinkFaults
 from bench.exactness.random_policy import RandomPolicy, random_wish
 from bench.ours import requests
 from bench.policies import ADAPTIVE, Prices, adaptive, ahead_config
-from deployments.local import complete, draft_policy
+from deployments.local import complete, depth_rule
 from drafters.client import LocalDraftClient
 from drafters.limits import PoolLimits
 from drafters.nested import NestedDrafter, load_nested
@@ -28,7 +28,7 @@ from drafters.worker import DraftWorker
 from model.execution import Execution
 from protocol.branch import MirrorClient
 from protocol.request import GenerateRequest
-from router.policy import Policy
+from router.policy import Fixed, Policy
 from targets import plain
 from targets.engine import Engine, EngineConfig
 from targets.model import TargetModel, load_target
@@ -160,7 +160,7 @@ def policy_of(worker: DraftWorker, cell: ExactnessCell) -> Policy:
         return RandomPolicy(exits, cell.length, Random(cell.length))
     if cell.depth in ADAPTIVE:
         return adaptive(str(cell.depth), Prices().curves(exits), exits, cell.batch, cell.length)
-    return draft_policy(worker, cell.depth, cell.length)
+    return Fixed(depth_rule(exits, cell.depth), cell.length, WAYS[cell.way][-1])
 
 
 def _differences(

@@ -96,7 +96,7 @@ def test_modes_are_those_of_a_plan_and_others_are_refused(family: Path, capsys: 
     with pytest.raises(SystemExit):
         main(["bench", "--target", str(family / "large"), "--modes", "plain,roads"])
     told = capsys.readouterr().err
-    assert "'roads' is unknown; choose from plain, fixed, goodput, serial, ahead, ahead_early_exit" in told
+    assert "'roads' is unknown; choose from plain, fixed, ema, goodput, serial, ahead, ahead_early_exit" in told
     assert main(["bench", "--target", str(family / "large"), "--modes", "plain,ahead"]) == 2
     assert "need --drafter" in capsys.readouterr().err
 

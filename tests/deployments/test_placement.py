@@ -1,4 +1,4 @@
-"""A pool of its own, or a drafter in every target: what configs become, what plan foretells, and the same text."""
+"""A pool of its own, or a drafter in every target: what configs become, what plan predicts, and the same text."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def by_placement(printed: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.split("│")[1:-1]] for line in lines if line.startswith("│")]
 
 
-def test_plan_foretells_both_placements_and_marks_the_best(
+def test_plan_predicts_both_placements_and_marks_the_best(
     path: Path, config: AppConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     for place in PLACES:
@@ -112,9 +112,9 @@ def test_plan_foretells_both_placements_and_marks_the_best(
     printed = capsys.readouterr().out
     found = by_placement(printed)
     assert [row[1:3] for row in found] == [
-        ["separate, in turn", "3 + 2"],
-        ["separate, mirror", "3 + 2"],
-        ["colocated, in turn", "5"],
+        ["separate, serial", "3 + 2"],
+        ["separate, ahead", "3 + 2"],
+        ["colocated, serial", "5"],
     ]
     rates = [float(row[-1]) for row in found]
     assert [bool(row[0]) for row in found] == [rate == max(rates) for rate in rates]
@@ -129,7 +129,7 @@ def test_plan_says_which_command_measures_the_other_placement(
     keep_curves(config)
     assert main(["plan", str(path)]) == 0
     printed = capsys.readouterr().out
-    assert [row[1] for row in by_placement(printed)] == ["separate, in turn", "separate, mirror"]
+    assert [row[1] for row in by_placement(printed)] == ["separate, serial", "separate, ahead"]
     assert "colocated is left out: what target large costs here is not known yet" in printed
     assert f"run draftpool profile {path} --placement colocated" in printed
 
@@ -145,7 +145,7 @@ def test_profiling_for_the_other_placement_is_what_plan_asks_for(
     capsys.readouterr()
     assert main(["plan", str(path)]) == 0
     printed = capsys.readouterr().out
-    assert by_placement(printed)[-1][1:3] == ["colocated, in turn", "2"]
+    assert by_placement(printed)[-1][1:3] == ["colocated, serial", "2"]
     assert "left out" not in printed
 
 
@@ -167,7 +167,7 @@ def test_a_target_with_its_own_drafter_writes_the_plain_text(config: AppConfig) 
     requests = random_requests(3, 5, model.decoder.config.vocab_size, max_tokens=24)
     engine = Engine(model, Fixed(DepthRule((4,)), 3), own.client)
     assert run_all(engine, requests).tokens == plain_texts(model, requests)
-    assert engine.stats().num_drafted > 0
+    assert engine.stats().num_proposed > 0
 
 
 def test_a_drafter_without_a_link_costs_as_much_otherwise() -> None:

@@ -163,7 +163,7 @@ def test_a_pool_that_forgets_and_is_slow_is_waited_for_three_times_only(
         sequences = [Decoding(index, generate(index), 4096) for index in range(2)]
         for _ in range(50):
             clock.now += 0.2
-            assert drafting.draft(sequences, Plan(DEPTH, (3, 3))).blocks == (None, None)
+            assert drafting.draft(sequences, Plan(DEPTH, (3, 3))).rows == (None, None)
             pool.worker.known.clear()
             for sequence in sequences:
                 sequence.commit([7])

@@ -85,13 +85,13 @@ def test_rows_of_length_zero_are_not_sent_and_a_round_of_them_asks_nothing():
 
 def test_a_row_is_asked_for_what_the_plan_says_of_it():
     client = Recorder()
-    drafting, deep = Drafting(client, "engine", VOCAB, deadline_ms=40.0), DepthRule((4,))
+    drafting, deep = Drafting(client, "engine", VOCAB), DepthRule((4,))
     members = [sequence(number) for number in range(3)]
     plan = Plan(RULE, (2, 0, 1), own=(None, None, deep), stop_probability=0.25)
     drafts = drafting.draft(members, plan)
     (request,) = client.requests
     asked = [DraftRow(0, 0, (1, 2, 3), 2, SAMPLING, None, 0.25), DraftRow(2, 0, (1, 2, 3), 1, SAMPLING, deep, 0.0)]
-    assert (request.rows, request.deadline_ms) == (tuple(asked), 40.0)
+    assert request.rows == tuple(asked)
     first, second, third = drafts.rows
     assert (first.rule, first.length, first.origin, first.tokens) == (RULE, 2, Origin.FRESH, (5, 5))
     assert (second, third.rule, third.length) == (None, deep, 1)
