@@ -35,9 +35,7 @@ MACHINE, PASS, BESIDE, PART = 0.3, 0.04, 0.3, 0.15  # of log times: all, passes,
 ROUND = 0.12  # standard deviation of a part's log time from round to round, as measured on two busy cores
 BURSTS = 1.5  # variance of accepted counts over that of independent tokens, for text is easy or hard for a while
 MEMORY = 1000.0  # rounds in which a belief decays to 1/e; with 300, lengths and exits flutter (-1 %)
-UNSEEN = (
-    400.0  # and the text's level while off, over the root of the rows; 130: trials cost 3 %, 700: switches are late
-)
+UNSEEN = 180.0  # and the text's level while off, over the root of the rows: with 250 a switch at 8 rows takes 20 rounds
 USUAL = 500.0  # rounds by which texts of this target become what is expected of the next
 STOPS = 100.0  # tokens that what is known of stops weighs
 WAITS = 5.0  # rounds that what is known of the wait at the pool weighs
