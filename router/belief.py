@@ -34,11 +34,9 @@ LEVEL, OFFSET = 1.0, 0.25  # deviations in log odds: texts differ by 1 to 3, exi
 MACHINE, PASS, BESIDE, PART = 0.3, 0.04, 0.3, 0.15  # of log times: all, passes, passes beside a draft, other parts
 ROUND = 0.12  # standard deviation of a part's log time from round to round, as measured on two busy cores
 BURSTS = 1.5  # variance of accepted counts over that of independent tokens, for text is easy or hard for a while
-MEMORY = (
-    1000.0  # rounds in which a belief decays to 1/e; 300 was 0.2 to 0.6 % worse (together with RATE), 2000 no better
-)
-# And the text's level while off, where nothing is seen, over rows ** BY_ROWS. A larger batch learns more of a trial, so it
-# looks sooner. At 8 rows a switch takes 16 rounds with this and 27 with twice as much; at one row 130 costs 3 % of off.
+MEMORY = 1000.0  # rounds in which a belief decays to 1/e; 300 was worse (changed with RATE), 2000 no better
+# And the text's level while off, where nothing is seen, over rows ** BY_ROWS: a larger batch learns more of a trial, so
+# it looks sooner. At 8 rows a switch takes 16 rounds with this and 27 with twice as much; 130 costs one row 3 % of off.
 UNSEEN, BY_ROWS = 300.0, 0.75
 USUAL = 500.0  # rounds by which texts of this target become what is expected of the next: off loses 1.1 % for 1.9 %
 STOPS = 100.0  # tokens that what is known of stops weighs
