@@ -34,11 +34,11 @@ LEVEL, OFFSET = 1.0, 0.25  # deviations in log odds: texts differ by 1 to 3, exi
 MACHINE, PASS, BESIDE, PART = 0.3, 0.04, 0.3, 0.15  # of log times: all, passes, passes beside a draft, other parts
 ROUND = 0.12  # standard deviation of a part's log time from round to round, as measured on two busy cores
 BURSTS = 1.5  # variance of accepted counts over that of independent tokens, for text is easy or hard for a while
-MEMORY = 1000.0  # rounds in which a belief decays to 1/e; with 300, lengths and exits flutter (-1 %)
-UNSEEN = (
-    400.0  # and the text's level while off, over the root of the rows; 130: trials cost 3 %, 700: switches are late
-)
-USUAL = 500.0  # rounds by which texts of this target become what is expected of the next
+MEMORY = 1000.0  # rounds in which a belief decays to 1/e; 300 was worse (changed with RATE), 2000 no better
+# And the text's level while off, where nothing is seen, over rows ** BY_ROWS: a larger batch learns more of a trial, so
+# it looks sooner. At 8 rows a switch takes 16 rounds with this and 27 with twice as much; 130 costs one row 3 % of off.
+UNSEEN, BY_ROWS = 300.0, 0.75
+USUAL = 500.0  # rounds by which texts of this target become what is expected of the next: off loses 1.1 % for 1.9 %
 STOPS = 100.0  # tokens that what is known of stops weighs
 WAITS = 5.0  # rounds that what is known of the wait at the pool weighs
 SETTLED = 16  # tokens; a draft that is handed more of a row is catching up
@@ -126,7 +126,7 @@ def _learn_tokens(belief: Belief, costs: Costs, records: Sequence[RoundRecord]) 
 
 def _doubt(records: Sequence[RoundRecord], drafted: bool) -> float:
     """How much more the level decays while off: sooner in large batches, where a round of drafting tells more."""
-    return 0.0 if drafted else len(records) * math.sqrt(len(records[-1].rows)) / UNSEEN
+    return 0.0 if drafted else len(records) * len(records[-1].rows) ** BY_ROWS / UNSEEN
 
 
 def _exit_of(row: RowRecord, costs: Costs) -> int | None:

@@ -19,8 +19,8 @@ from router.belief import learn, prior
 from router.decide import Decision, batch_of, decide, profiled
 from router.tables import Costs
 
-PAUSE_MS = 10.0  # of rounds between decisions at least: learning and deciding take 0.2 ms, so 2 % of the time at most
-YOUNG = 20  # rounds with a decision each: 1 % less regret over the first 200 in short rounds
+PAUSE_MS = 20.0  # of rounds between decisions at least: learning and deciding take 0.2 to 0.5 ms, 1 to 3 % of the time
+YOUNG = 20  # rounds with a decision each; guessed
 EMA_RATE, EMA_SHARE, EMA_REST = 0.7, 0.1, 32  # as guessed at first; of a round; rounds of rest
 
 
