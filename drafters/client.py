@@ -27,15 +27,26 @@ class LocalDraftClient:
         self._clock = clock
         self._deadline_s = deadline_s
         self._branches: list[Branch] = []
+        self._asked: tuple[DraftRequest, list[DraftReply]] | None = None
 
     def open(self, request: DraftRequest) -> None:
         self._worker.submit(request, _ignore)
 
     def draft(self, request: DraftRequest) -> DraftReply | None:
+        self.ask(request)
+        return self.answer()
+
+    def ask(self, request: DraftRequest) -> None:
         if math.isfinite(self._deadline_s):
             request = replace(request, deadline_ms=request.deadline_ms or 1e3 * self._deadline_s)
         replies: list[DraftReply] = []
+        self._asked = request, replies
         self._worker.submit(request, replies.append)
+
+    def answer(self) -> DraftReply | None:
+        if self._asked is None:
+            return None
+        (request, replies), self._asked = self._asked, None
         until = self._clock() + self._deadline_s
         if request.deadline_ms and _complete(request, replies):
             self._worker.step()  # what is NOT_YET there goes on meanwhile; nobody else steps the worker
