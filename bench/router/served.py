@@ -39,7 +39,7 @@ from protocol.errors import ConfigError
 
 NAMES = ("small-0", "small-1", "small-2", "small-3")
 DEADLINE_MS, PAGE_SIZE, MAX_BATCH = 100.0, 64, 16
-COUNTS = {"steps": "num_steps", "missed": "num_missed_drafts", "drafted": "num_drafted", "accepted": "num_accepted"}
+COUNTS = {"steps": "num_steps", "missed": "num_unanswered", "drafted": "num_proposed", "accepted": "num_accepted"}
 NOTE = "All processes share the machine's cores: how the pool behaves when it is short, not what drafting gains."
 
 
