@@ -104,7 +104,7 @@ class Ema:
         self._num_rested = 0
 
     def opening(self) -> DepthRule | None:
-        return DepthRule(self.costs.exits[:1])
+        return None if self._num_rested else DepthRule(self.costs.exits[:1])
 
     def plan(self, view: BatchView) -> Plan:
         if not view.sequences:
@@ -119,6 +119,8 @@ class Ema:
         if batch.num_rows / float(promised.off_ms[0]) >= goodput.max():
             self._num_rested += 1
             length = -1 if self._num_rested % EMA_REST else 0
+        else:
+            self._num_rested = 0
         return uniform(view, DepthRule((self.costs.exits[exit_],)), 1 + length)
 
     def observe(self, record: RoundRecord) -> None:
@@ -145,7 +147,9 @@ class Goodput:
         self._num_plans = 0
 
     def opening(self) -> DepthRule | None:
-        return DepthRule((self.costs.exits[self.decision.arm.exit or 0],))
+        """While off, contexts stay where they are: to hand them over is a part of what a trial costs."""
+        exit_ = self.decision.arm.exit
+        return None if exit_ is None and self.view is not None else DepthRule((self.costs.exits[exit_ or 0],))
 
     def plan(self, view: BatchView) -> Plan:
         if not view.sequences:

@@ -80,7 +80,7 @@ def test_the_recorder_sees_which_process_leaks() -> None:
             recorder.sample(number)
         rows = {row.process: row for row in recorder.result(base_after=2)}
         assert peak_mb(child.pid) == pytest.approx(recorder.peaks[child.pid], abs=4)
-    leak = next(row for name, row in rows.items() if name.startswith("python"))
+    leak = max(rows.values(), key=lambda row: row.growth)  # other children of this process may be there
     assert leak.grows
     assert leak.kib_per_request == pytest.approx(2048, rel=0.1)
     assert not rows["this process"].grows

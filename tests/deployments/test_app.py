@@ -8,7 +8,6 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -128,8 +127,9 @@ def test_a_round_goes_out_as_one_chunk(served: Served) -> None:
         for chunk in served.complete("large", stream=True, **settings(GREEDY, 64))
         for choice in chunk.choices
     ]
-    # A draft of 4, all accepted, and the target's own; two rounds where this process was slow to read.
-    assert Counter(chunks).most_common(1)[0][0] == 5
+    # A draft of 4, all accepted, and the target's own; several rounds where this process was slow to read.
+    assert 5 in chunks
+    assert min(chunks[1:-1], default=5) >= 5, "no round is cut in pieces"
 
 
 def test_a_draft_replica_killed_in_mid_stream_changes_no_text_and_targets_share_the_other(
