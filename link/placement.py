@@ -23,7 +23,7 @@ class _Home:
 
 
 @dataclass(slots=True)
-class Placement:
+class SequencePlacement:
     """Of one target. For one thread."""
 
     target: str

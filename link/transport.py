@@ -20,7 +20,7 @@ from link.connection import Traffic
 from link.discovery import Discover, Need, PoolMember
 from link.link import Link, read_any
 from link.links import Links, Route, TransportConfig
-from link.placement import Placement
+from link.placement import SequencePlacement
 from link.share import Share, check_exits, fitting, merged, wait_for
 from protocol.branch import AheadRequest, Branch, BranchReply, ExitHint
 from protocol.draft import DraftReply, DraftRequest, DraftStatus
@@ -61,7 +61,7 @@ class LinkedDraftClient:
         self._config = config or TransportConfig()
         self._clock = clock
         self._links = Links(incarnation, discover, need, self._config, clock, self._on_message, on_link)
-        self._placement = Placement(incarnation)
+        self._placement = SequencePlacement(incarnation)
         self._asked: _Round | None = None  # and not yet waited for
         self._branches: deque[Branch] = deque(maxlen=MAX_BRANCHES)
 
