@@ -59,7 +59,7 @@ class Degraded:
     @property
     def is_real(self) -> bool:
         """Whether the pool was what its name says: a late one drafts and nothing of it is used, a small one refuses."""
-        late = self.missed > 0 and self.drafted > 0 and self.accepted == 0
+        late = self.missed > 0 and self.accepted == 0
         return {PLAIN: self.drafted == 0, LATE: late, SMALL: self.busy > 0}[self.case]
 
     @property
