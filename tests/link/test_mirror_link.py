@@ -159,6 +159,7 @@ def test_a_pool_killed_in_mid_branch_changes_no_text_and_the_next_one_drafts_ahe
     killer = threading.Thread(target=kill)
     killer.start()
     with pools.client() as drafts:
+        wait_until(lambda: len(drafts._links.routes) == 2)
         engine = engine_ahead(target, drafts)
         assert run_all(engine, requests(4)).tokens == texts
         killer.join()
