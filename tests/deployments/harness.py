@@ -222,7 +222,7 @@ def client(
         runner.run(made.stop())
 
 
-def wait_until(condition: Any, timeout: float = 30.0) -> None:
+def wait_until(condition: Any, timeout: float = 120.0) -> None:
     end = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < end, "waited in vain"

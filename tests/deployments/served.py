@@ -115,7 +115,7 @@ def text_of(token_ids: tuple[int, ...]) -> str:
     return str(tiny_tokenizer().decode(list(token_ids), skip_special_tokens=True))
 
 
-def wait_until(condition: Callable[[], object], timeout: float = 30.0) -> None:
+def wait_until(condition: Callable[[], object], timeout: float = 120.0) -> None:
     end = time.monotonic() + timeout
     while not condition():
         assert time.monotonic() < end, "waited in vain"
