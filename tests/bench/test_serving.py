@@ -44,10 +44,10 @@ def target(app: Path, **changes: object) -> TargetConfig:
 
 
 def test_the_offline_process_gives_the_plain_loop_s_text_on_its_cores(app: Path) -> None:
-    core = min(os.sched_getaffinity(0))
+    core, others = min(os.sched_getaffinity(0)), set(psutil.Process().children())
     with OfflineEngine(target(app, cores=(core,)), PROMPTS, max_tokens=12) as offline:
         first, second = offline.run(), offline.run()
-        (child,) = psutil.Process().children()
+        (child,) = set(psutil.Process().children()) - others
         assert child.cpu_affinity() == [core]
     with plain_engine(app.parent / "large") as engine:
         texts = [decode(tiny_tokenizer(), expected(engine, 12, SamplingParams(0.0), prompt)) for prompt in PROMPTS]
@@ -125,8 +125,8 @@ def test_a_config_that_is_not_there_is_said_in_a_line(capsys: pytest.CaptureFixt
 
 def test_hundreds_of_requests_leave_nothing_behind_offline(both: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, report = measured(both, "--parts=offline", "--num-requests=800", "--base-after=400")
-    (row,) = report["memory"]["offline"]
-    assert (status, row["process"]) == (0, "this process"), row
+    (row,) = (row for row in report["memory"]["offline"] if row["process"] == "this process")
+    assert status == 0, report["memory"]
     assert row["peak"] > 100
     assert {"commit", "command"} <= set(report["machine"])
     assert capsys.readouterr().out.startswith("| offline |")
