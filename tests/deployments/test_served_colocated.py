@@ -44,7 +44,7 @@ def test_a_target_that_drafts_for_itself_gives_the_text_of_the_plain_loop(served
         answers = [threads.submit(served.complete, "large", **fields) for _ in range(3)]
         assert {tuple(answer.result().choices[0].model_dump()["token_ids"]) for answer in answers} == {wanted}
     stats = served.target("large", "stats")
-    assert 0 < stats["num_accepted"] <= stats["num_drafted"]
+    assert 0 < stats["num_accepted"] <= stats["num_proposed"]
     told = served.target("large", "describe")
     assert (told["draft_replica"], told["exits"]) == (told["incarnation"], (2, 4))
     wait_until(lambda: served.target("large", "stats")["num_running"] == 0)
@@ -59,4 +59,4 @@ def test_what_its_own_drafter_costs_is_what_a_target_chooses_by(served: Served, 
     assert tuple(answer.choices[0].model_dump()["token_ids"]) == wanted
     with urllib.request.urlopen(f"{served.url}/debug/router") as response:
         (router,) = json.load(response)["small"]
-    assert {rule["rule"] for rule in router["rules"]} == {"depth 2", "depth 4"}
+    assert {arm["arm"] for arm in router["arms"]} == {"off", "depth 2", "depth 4"}

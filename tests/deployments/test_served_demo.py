@@ -142,11 +142,11 @@ def test_http_gives_what_the_command_line_prints(
     def answer(seed: int, prompt: str) -> Answer:
         return ask(demo, case.model, prompt, seed=seed, **settings)
 
-    drafted = demo.target(case.model, "stats")["num_drafted"]
+    drafted = demo.target(case.model, "stats")["num_proposed"]
     with ThreadPoolExecutor(3) as threads:
         answers = list(threads.map(answer, range(3), prompts()))
     assert answers == [Answer(line["token_ids"], line["text"], line["finish_reason"]) for line in printed[case]]
-    assert speculation == AUTO or demo.target(case.model, "stats")["num_drafted"] > drafted
+    assert speculation == AUTO or demo.target(case.model, "stats")["num_proposed"] > drafted
 
 
 def test_the_router_tells_what_it_chose_from_and_what_came_of_it(demo: Served) -> None:
