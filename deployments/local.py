@@ -17,13 +17,11 @@ from drafters.nested import load_nested
 from drafters.worker import DraftWorker
 from model.execution import Execution
 from protocol.errors import ConfigError
-from protocol.plan import DepthRule
+from protocol.plan import DepthRule, cascade
 from protocol.request import FinishReason, GenerateRequest, SequenceStats, TokenRun
 from router.policy import Fixed, Off, Policy
 from targets.engine import Engine, EngineConfig
 from targets.model import TargetModel
-
-CASCADE_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +44,7 @@ class Completion:
 def depth_rule(exits: Sequence[int], depth: int | str | None) -> DepthRule:
     """The rule for an exit, the cascade, or (None) the deepest exit. Raises ConfigError if depth is not an exit."""
     if depth == "cascade":
-        return DepthRule(tuple(exits), (CASCADE_THRESHOLD,) * (len(exits) - 1))
+        return cascade(exits)
     chosen = exits[-1] if depth is None else int(depth)
     if chosen not in exits:
         raise ConfigError(f"depth {chosen} is not an exit of this drafter; choose one of {list(exits)} or cascade")

@@ -21,14 +21,13 @@ from deployments.config_speculation import (
     TableSpeculation,
 )
 from link.discovery import PoolMember
-from protocol.plan import BatchView, DepthRule, Mode, Plan
+from protocol.plan import BatchView, DepthRule, Mode, Plan, cascade
 from protocol.record import RoundRecord
 from router.costs import CostCurves, ModelKey, TargetCosts
 from router.explain import describe
 from router.policy import Ema, Fixed, Goodput, Off, Policy, Table
 from router.tables import tables
 
-THRESHOLD = 0.5
 SEED = 0  # of what exploring is drawn from
 
 logger = logging.getLogger(__name__)
@@ -64,8 +63,7 @@ def longest_draft(speculation: Speculation | None) -> int | None:
 def depth_rule(ladder: Ladder) -> DepthRule:
     if ladder.depth != "cascade":
         return DepthRule((ladder.depth,))
-    given = ladder.thresholds
-    return DepthRule(ladder.exits, (THRESHOLD,) * (len(ladder.exits) - 1) if given is None else given)
+    return cascade(ladder.exits, ladder.thresholds)
 
 
 def needed_exits(speculation: Speculation) -> tuple[int, ...]:

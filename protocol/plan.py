@@ -7,8 +7,11 @@ depth is a ladder of one rung, so the pool knows a single mechanism.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+
+CASCADE_THRESHOLD = 0.5
 
 
 class Mode(StrEnum):
@@ -31,6 +34,12 @@ class DepthRule:
             raise ValueError(f"exits {self.exits} must ascend; give at least one")
         if len(self.thresholds) != len(self.exits) - 1:
             raise ValueError(f"{len(self.exits)} exits need {len(self.exits) - 1} thresholds, got {self.thresholds}")
+
+
+def cascade(exits: Sequence[int], thresholds: Sequence[float] | None = None) -> DepthRule:
+    """The ladder through these exits. thresholds: one before each next exit; None: CASCADE_THRESHOLD each."""
+    given = (CASCADE_THRESHOLD,) * (len(exits) - 1) if thresholds is None else tuple(thresholds)
+    return DepthRule(tuple(exits), given)
 
 
 @dataclass(frozen=True, slots=True)
