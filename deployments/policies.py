@@ -52,7 +52,7 @@ def adaptive(
 
 
 def longest_draft(speculation: Speculation | None) -> int | None:
-    """That a request may ask for; None: without speculation it makes no difference."""
+    """The longest draft that a request may ask for; None without speculation, where it makes no difference."""
     if speculation is None:
         return None
     if speculation.request_length is not None:
@@ -87,7 +87,7 @@ class LinkedPolicy:
         self._planned: Policy = self._next  # a round is finished by the policy that planned it
 
     def linked(self, member: PoolMember) -> None:
-        """From now on drafts come from this replica."""
+        """Takes over the exits and costs of the replica that drafts from now on."""
         if member.costs is None or self._drafter == (member.costs.key, member.exits):
             return
         curves = CostCurves(self._name, self._costs, member.costs)

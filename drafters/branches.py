@@ -58,7 +58,7 @@ class Preparation:
 
     @property
     def lead_end(self) -> int:
-        """From here on all tokens of the sequence were drafted behind the proposal."""
+        """The position from which on all tokens of the sequence were drafted behind the proposal."""
         return self.base_length + len(self.asked.proposal) + 1
 
     @property
@@ -134,7 +134,7 @@ class Branches:
         request.going.add(cached.key[1])
 
     def hint(self, hint: ExitHint) -> None:
-        """Of a round that is over, or never began here, it is nothing."""
+        """Takes early picks. A hint for a round that is over, or never began here, is ignored."""
         for row in hint.rows:
             prepared = self._prepared.get((hint.incarnation, row.sequence_id))
             if prepared is None or (prepared.request.round_id, prepared.base_length) != (

@@ -163,7 +163,7 @@ def in_turns(rows: Iterable[Waiting], turns: Turns, taken: _Taken) -> Turns:
 
 
 def _take_turn(queue: deque[Waiting], credit: dict[str, int], taken: _Taken) -> bool:
-    """As many of a target's rows as its credit allows. Whether one of them found no budget left."""
+    """Takes as many of a target's rows as its credit allows. Returns whether one of them found no budget left."""
     passed_over = False
     while queue and not taken.is_full:
         row = queue[0]

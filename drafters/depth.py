@@ -45,7 +45,7 @@ class Watermarks:
         return Watermarks(tuple(min(mark, length) for mark in self.marks))
 
     def raised(self, segment: int, length: int) -> Watermarks:
-        """As if all segments down to this one had run the positions below `length`."""
+        """The watermarks if all segments down to this one had run the positions below `length`."""
         return Watermarks(tuple(max(mark, length) if own <= segment else mark for own, mark in enumerate(self.marks)))
 
     def check(self) -> None:

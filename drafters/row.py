@@ -85,7 +85,7 @@ def is_enough(picks: Sequence[Pick], length: int, stop_probability: float) -> bo
 
 
 def as_wanted(picks: Sequence[Pick], length: int, stop_probability: float) -> list[Pick]:
-    """As many of these, drafted before, as would be drafted now."""
+    """The first of these earlier picks, as many as would be drafted now."""
     lengths = (count for count in range(len(picks)) if is_enough(picks[:count], length, stop_probability))
     return list(picks[: next(lengths, len(picks))])
 

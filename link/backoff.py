@@ -24,7 +24,7 @@ class Ask(Enum):
 
 
 class Backoff:
-    """Of one replica. For one thread."""
+    """Whether to wait for one replica. For one thread."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock

@@ -139,12 +139,12 @@ class Connection:
         return bool(self._end.poll(0))
 
     def shut(self) -> None:
-        """From any thread: both sides see the end at once. The reader closes then."""
+        """Shuts the socket, from any thread: both sides see the end at once, and the reader closes it."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """By the reader, or when nobody reads any more."""
+        """Closes the socket. For the reader, or when nobody reads any more."""
         with self._sending:
             self._socket.close()
 

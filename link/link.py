@@ -32,7 +32,7 @@ OnEnd = Callable[["Link"], None]
 
 
 class Link:
-    """For any thread. on_message is called by the one that reads, and raises ValueError for what makes no sense; on_end
+    """One link to a draft replica, for any thread. on_message is called by the one that reads, and raises ValueError for what makes no sense; on_end
     once, by the one that finds the end.
     """
 
@@ -98,7 +98,7 @@ class Link:
         return self.connection.traffic
 
     def check(self) -> None:
-        """For while nobody reads: sends on what was kept, and ends the link if the replica is gone."""
+        """Called while nobody reads: sends on what was kept, and ends the link if the replica is gone."""
         if self.open:
             self.connection.flush()
         if self.open and self.connection.hung_up:

@@ -40,7 +40,7 @@ class TransportConfig:
 
 @dataclass(slots=True, eq=False)
 class Route:
-    """To one draft replica. share: what it was asked last."""
+    """The way to one draft replica. share: what it was asked last."""
 
     link: Link
     backoff: Backoff
@@ -133,7 +133,7 @@ class Links:
             await asyncio.sleep(self._config.lost_every_s)
 
     async def _connect(self) -> None:
-        """To every replica that can be used and is not linked yet."""
+        """Connects to every usable replica that is not linked yet."""
         members = await self._members()
         self._leave_unlisted({member.incarnation for member in members})
         usable = [member for member in members if self._need.met_by(member)]

@@ -24,7 +24,7 @@ class _Home:
 
 @dataclass(slots=True)
 class SequencePlacement:
-    """Of one target. For one thread."""
+    """The draft replica of each sequence of one target. For one thread."""
 
     target: str
     _homes: dict[int, _Home] = field(default_factory=dict)

@@ -80,7 +80,7 @@ class PoolServer:
         return True
 
     def name(self, target: str) -> str:
-        """Of a link, and of no other: two that say the same name share nothing."""
+        """The name of one link and of no other: two links that say the same name share nothing."""
         return f"{target}#{next(self._numbers)}"
 
     def ended(self, peer: _Peer) -> None:

@@ -95,7 +95,7 @@ class PoolThread:
         self._do(lambda: self._release(watched))
 
     def sweep(self, action: Callable[[float], None]) -> None:
-        """To be called on this thread every second or rarer, after everything that came was read, with the clock."""
+        """Has `action` called with the time, on this thread, at most every second, after all that came was read."""
         self._sweeps.append(action)
 
     def now(self) -> float:
@@ -112,7 +112,7 @@ class PoolThread:
         return time.monotonic() - self._beat if self._thread.is_alive() else float("inf")
 
     def stats(self) -> PoolStats:
-        """As of the last pass."""
+        """The worker's counts as of the last pass."""
         return self._stats
 
     def passes(self) -> tuple[tuple[float, PassStats], ...]:

@@ -119,7 +119,7 @@ class TokenStreams:
 
 
 class _Stream:
-    """To one ingress replica, opened again as long as requests of it are under way."""
+    """The stream to one ingress replica. It is opened again while requests of that ingress are under way."""
 
     def __init__(self, sink: SinkAddress, on_end: Callable[[_Stream], None]) -> None:
         self.sink = sink

@@ -166,7 +166,7 @@ class LinkedDraftClient:
         return min(1e3 * POOL_SHARE * self._config.deadline_s, MAX_DEADLINE_MS)
 
     def _split(self, rows: Iterable[T], sequence_id: Callable[[T], int]) -> list[tuple[Route, tuple[T, ...]]]:
-        """By the replicas that the rows' sequences are on. What came late is read first, and ends become known."""
+        """Splits rows by the replicas of their sequences. Reads what came late first, so that ended links are known."""
         for route in self._links.routes.values():
             route.link.read()
         routes: Mapping[str, Route] = self._links.routes

@@ -78,7 +78,7 @@ class HintRow:
 
 @dataclass(frozen=True, slots=True)
 class ExitHint:
-    """Of the round that an AheadRequest began."""
+    """The early picks of the round that an AheadRequest began."""
 
     incarnation: str
     round_id: int
@@ -124,7 +124,7 @@ class MirrorClient(DraftClient, Protocol):
         """Hand over what is being verified."""
 
     def hint(self, hint: ExitHint) -> None:
-        """Of the round that was handed over last."""
+        """Send early picks of the round that was handed over last."""
 
     def branches(self, timeout_s: float = 0.0) -> Sequence[Branch]:
         """What came since the last call; where nothing did, the first to come within timeout_s."""

@@ -33,7 +33,7 @@ Asking = DraftRequest | AheadRequest | ExitHint
 
 @dataclass(frozen=True, slots=True)
 class MessageLimits:
-    """Of one message of a target. tokens: of its rows together, proposals and picks counted."""
+    """Limits of one message of a target. tokens: of its rows together, proposals and picks counted."""
 
     rows: int = 64
     tokens: int = TOKENS

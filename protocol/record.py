@@ -79,7 +79,7 @@ class RoundRecord:
 
     @property
     def draft_ms(self) -> float:
-        """From asking to having the proposals."""
+        """The time from asking to having the proposals."""
         return 1e3 * (self.drafted_s - self.planned_s)
 
     @property

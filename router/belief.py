@@ -70,7 +70,7 @@ def prior(costs: Costs) -> Belief:
 
 
 def learn(belief: Belief, costs: Costs, records: Sequence[RoundRecord]) -> Belief:
-    """From rounds that followed each other."""
+    """The belief after these rounds, which followed each other."""
     records = [record for record in records if record.rows]
     if not records:
         return belief
@@ -79,7 +79,7 @@ def learn(belief: Belief, costs: Costs, records: Sequence[RoundRecord]) -> Belie
 
 @dataclass(slots=True)
 class _Tokens:
-    """Of one exit. tried: tokens up to the first that was refused, of which so many were accepted."""
+    """Tokens of one exit. tried: those up to the first refused one, itself included. accepted: how many of these were."""
 
     accepted: int = 0
     tried: int = 0
@@ -191,7 +191,7 @@ def _add_passes(parts: Parts, record: RoundRecord) -> None:
 
 
 def _learn_draft(parts: Parts, ahead: Filter, cost: Filter, costs: Costs, record: RoundRecord, exit_: int) -> Filter:
-    """From a round in which nothing had to be caught up with. Returns what is believed of drafting ahead."""
+    """Learns from a round in which the pool had nothing to catch up with. Returns the belief about drafting ahead."""
     waited, num_rows = record.draft_ms - record.wait_ms, len(record.rows)
     link = costs.link[costs.rows(num_rows)]
     if record.plan.mode in AHEAD:

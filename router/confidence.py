@@ -32,7 +32,7 @@ class Calibration:
         return min(probability, 1.0) ** (1 / self.power(exit_)) if probability > 0 else 0.0
 
     def learned(self, exit_: int, confidences: Sequence[float], right: Sequence[bool]) -> Calibration:
-        """From tokens of one exit: a step up the gradient of their likelihood."""
+        """Learns from tokens of one exit: one step up the gradient of their likelihood."""
         power = self.power(exit_)
         logs = np.log(np.minimum(np.maximum(np.asarray(confidences, np.float64), NEVER_SURE), 1 - NEVER_SURE))
         survived = np.exp(power * logs)

@@ -51,7 +51,7 @@ def dumps(curves: Sequence[CostCurves]) -> str:
 
 
 def dumps_costs(costs: TargetCosts | DrafterCosts) -> str:
-    """Of one model."""
+    """The costs of one model."""
     return _written(NAMES[type(costs)], asdict(costs))
 
 

@@ -70,7 +70,7 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """Of a round of every arm and length, by one or more beliefs.
+    """What a round of every arm and length brings and takes, under one or more beliefs.
 
     tokens, draft_ms: [beliefs, modes, exits, lengths from 1]; draft_ms is what of drafting is waited for. pass_ms: the
     same for all exits. rest_ms: the same for all modes and lengths; catching up is in it. off_ms: [beliefs].
@@ -125,17 +125,17 @@ def batch_of(view: BatchView, costs: Costs) -> Batch:
 
 
 def expected(belief: Belief, costs: Costs, batch: Batch) -> Outcomes:
-    """By the mean of the belief."""
+    """Outcomes under the mean of the belief."""
     return _outcomes(belief, costs, batch, belief.accept.arms[None], belief.cost.arms[None], (HORIZON,))
 
 
 def profiled(belief: Belief, costs: Costs, batch: Batch, odds: Floats) -> Outcomes:
-    """By the profile, and given log odds of acceptance for each exit."""
+    """Outcomes at the profile's costs, with these log odds of acceptance by exit."""
     return _outcomes(belief, costs, batch, odds[None], np.zeros((1, len(belief.cost.mean) - 1)), (HORIZON,))
 
 
 def believed_and_hoped(belief: Belief, costs: Costs, batch: Batch, rng: np.random.Generator, held: Arm) -> Outcomes:
-    """By the mean of the belief, and by a sample of what may set other arms apart from the one in use."""
+    """Outcomes under the mean of the belief, and under a sample of how other arms may differ from the one in use."""
     odds, factors = belief.accept.arms, belief.cost.arms
     luck, cheap, ahead = (HOPE * rng.standard_normal(3)).tolist()
     used = PLAIN if held.exit is None else WIDE + MODES.index(held.mode)

@@ -77,7 +77,7 @@ def best(found: Sequence[Option]) -> Option:
 
 
 def assumed(costs: Costs, rates: Mapping[int, float]) -> Belief:
-    """As at the beginning, but for these acceptance rates by exit; an exit left out lies between its neighbours."""
+    """The prior with these acceptance rates by exit; an exit that is left out lies between its neighbours."""
     known = sorted(rates)
     each = np.interp(costs.exits, known, [min(max(rates[exit_], 1e-4), 1 - 1e-4) for exit_ in known])
     return replace(prior(costs), accept=begin([0.0, *np.log(each / (1 - each))], [1.0] * (1 + len(each))))
@@ -129,7 +129,7 @@ def _goodput(policy: Goodput) -> dict[str, Any]:
 
 
 def _best_of_each(belief: Belief, costs: Costs, view: BatchView) -> list[Option]:
-    """Of every arm its best length."""
+    """The best length of every arm."""
     arms: dict[tuple[Mode, int | None], list[Option]] = {}
     for option in options(belief, costs, view):
         arms.setdefault((option.mode, option.depth), []).append(option)

@@ -37,7 +37,7 @@ class Costs:
     rest: tuple[float, ...]
 
     def rows(self, num_rows: int) -> int:
-        """As an index."""
+        """The index of this number of rows; larger batches take the last."""
         return min(num_rows, len(self.rest) - 1)
 
     def passes(self, num_rows: int, context: float) -> Floats:

@@ -44,7 +44,7 @@ class PoolCharge:
         self.ms += self.slower * max(self._down_to_ms(stop, *size) - self._down_to_ms(start, *size), 0.0)
 
     def take(self) -> float:
-        """Of the pass that has ended."""
+        """The cost of the pass that has ended."""
         ms, self.ms, self._num_tokens = self.ms, 0.0, 0
         return ms
 
@@ -58,5 +58,5 @@ class PoolCharge:
 
 
 def overheads(curves: CostCurves, max_rows: int) -> Sequence[float]:
-    """Of a round beside its passes, in ms, by decoding rows."""
+    """Milliseconds of a round beside its passes, by decoding rows."""
     return [curves.overhead_ms(max(rows, 1)) for rows in range(max_rows + 1)]

@@ -120,7 +120,7 @@ def _before(groups: Sequence[list[int]], slot: int) -> int:
 
 
 def table_config(vocab_size: int, num_layers: int, max_positions: int) -> DecoderConfig:
-    """Of no family: nothing but its sizes is read."""
+    """A config of no family: only its sizes are read."""
     windows, ropes = (None,) * num_layers, (Rope((1.0,)),) * num_layers
     sizes = vocab_size, HIDDEN, 1, num_layers, 1, 1, 1, max_positions
     return DecoderConfig("table", *sizes, (), None, None, "silu", 0.0, 1.0, windows, ropes)

@@ -63,11 +63,11 @@ class Loop:
         return self._running
 
     def sleep(self, seconds: float) -> None:
-        """For an actor: lets the others run so long."""
+        """Called by an actor: lets the others run for this long."""
         self.wait(self.now + seconds)
 
     def wait(self, until: float) -> None:
-        """For an actor: until then, or until somebody wakes it."""
+        """Called by an actor: waits until then, or until somebody wakes it."""
         actor = self.actor
         actor.ticket += 1
         ticket = actor.ticket

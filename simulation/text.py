@@ -104,7 +104,7 @@ def stage(rates: Mapping[int, float], concentration: float = math.inf, position:
 
 
 def quantiles(rate: float, concentration: float) -> tuple[float, ...]:
-    """Of a Beta distribution with this mean, ascending: a sample, moved to the mean."""
+    """Quantiles of a Beta distribution, ascending: a sample, moved to this mean."""
     if not 0 < rate < 1 or math.isinf(concentration):
         return (rate,)
     rng = random.Random(0)
@@ -164,7 +164,7 @@ class World:
 
 
 def seed_of(target: int, number: int) -> int:
-    """Of sequence `number` of a target, both counted from 0."""
+    """The seed of sequence `number` of a target, both counted from 0."""
     return target << 32 | number
 
 

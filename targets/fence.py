@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 
 class Fence:
-    """Of one part. Single-threaded."""
+    """A fence around one part. Single-threaded."""
 
     def __init__(self, part: str, rounds: Callable[[], int]) -> None:
         """part: its name in the log. rounds: how many there were so far."""

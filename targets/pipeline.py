@@ -44,7 +44,7 @@ class _Flight:
 
 
 class Pipeline:
-    """Of one target."""
+    """The branches that one target has at hand or expects."""
 
     def __init__(self) -> None:
         self._flights: dict[int, _Flight] = {}

@@ -50,7 +50,7 @@ class VerifyAxes:
 
     @property
     def num_positions(self) -> int:
-        """Of the longest row."""
+        """Tokens of the longest row."""
         return self.contexts[-1] + self.tokens_per_row[-1]
 
 

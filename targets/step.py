@@ -39,7 +39,7 @@ class Source(Protocol):
         """One for each decoding sequence, at most as long as planned. Called once in every round."""
 
     def during(self, schedule: Schedule, proposals: Proposals, running: Pass) -> None:
-        """As the pass begins. It may be run a part of its way here; the step finishes it."""
+        """Called as the pass begins. It may run a part of the pass; the step finishes it."""
 
 
 class InTurn:
