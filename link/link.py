@@ -32,8 +32,10 @@ OnEnd = Callable[["Link"], None]
 
 
 class Link:
-    """One link to a draft replica, for any thread. on_message is called by the one that reads, and raises ValueError for what makes no sense; on_end
-    once, by the one that finds the end.
+    """One link to a draft replica, for any thread.
+
+    on_message is called by the thread that reads, and raises ValueError for what makes no sense. on_end is called once,
+    by the thread that finds the end.
     """
 
     def __init__(

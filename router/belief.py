@@ -79,7 +79,7 @@ def learn(belief: Belief, costs: Costs, records: Sequence[RoundRecord]) -> Belie
 
 @dataclass(slots=True)
 class _Tokens:
-    """Tokens of one exit. tried: those up to the first refused one, itself included. accepted: how many of these were."""
+    """Tokens of one exit. tried: those up to and with the first refused one. accepted: of these."""
 
     accepted: int = 0
     tried: int = 0

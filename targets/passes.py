@@ -44,7 +44,7 @@ class Pass:
         return self._sound(self.model.pick(self.rows, self.sampling, self.positions)) if self.rows else []
 
     def _sound(self, picks: list[int]) -> list[list[int]]:
-        """The picks by row. A row that lacks one is run again without its draft, which may have spoiled all its places."""
+        """Picks by row. A row that lacks one is run again without its draft, which may have spoiled all its places."""
         own = iter(picks)
         rows = [[next(own) for _ in range(row.num_logits)] for row in self.rows]
         if NO_PICK not in picks:

@@ -36,8 +36,10 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class Proposals:
-    """The proposals of one round. rows: by decoding sequence, None where there is nothing to verify. num_fed: committed tokens that
-    the pool had to run for each row before it could draft, at most: before a first draft the whole context.
+    """The proposals of one round.
+
+    rows: by decoding sequence, None where there is nothing to verify. num_fed: committed tokens that the pool had to
+    run for each row before it could draft, at most: before a first draft the whole context.
     wait_ms: queued at the pool. answered: False where a draft was asked for in vain.
     """
 

@@ -48,7 +48,10 @@ class Rounds:
         self.totals = self.totals.plus(record)
 
     def _calibrate(self, record: RoundRecord) -> None:
-        """Learns from tokens up to the first refused one. Exits that nobody asked for, which a pool may make up, are left out."""
+        """Learns from tokens up to the first refused one.
+
+        Exits that nobody asked for, which a pool may make up, are left out.
+        """
         for row in record.rows:
             count = min(row.num_accepted + 1, row.num_proposed)
             if not count or row.rule is None or (exit_ := row.exits[count - 1]) not in row.rule.exits:
