@@ -32,10 +32,11 @@ from drafters.limits import PoolLimits
 from drafters.nested import load_nested
 from drafters.worker import DraftWorker
 from link.discovery import Need, PoolMember
+from link.links import TransportConfig
 from link.pool_server import PoolServer
 from link.pool_thread import Fail, PoolThread, Reply
 from link.secret import VARIABLE, Secret
-from link.transport import LinkedDraftClient, TransportConfig
+from link.transport import LinkedDraftClient
 from protocol.limits import MessageLimits, limits_of
 from protocol.stats import PoolStats
 from protocol.wire import PoolMessage, TargetMessage

@@ -21,7 +21,7 @@ from deployments.config_speculation import AdaptiveSpeculation, Mirror
 from deployments.policies import adaptive, policy
 from drafters.limits import PoolLimits
 from drafters.manifest import Manifest
-from link.transport import TransportConfig
+from link.links import TransportConfig
 from model.files import resolve
 from protocol.errors import ConfigError
 from protocol.plan import Mode

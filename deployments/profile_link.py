@@ -10,10 +10,11 @@ from contextlib import asynccontextmanager
 from drafters.profile import GREEDY, INCARNATION
 from drafters.worker import DraftWorker
 from link.discovery import Need, PoolMember
+from link.links import TransportConfig
 from link.pool_server import PoolServer
 from link.pool_thread import PoolThread
 from link.secret import Secret
-from link.transport import LinkedDraftClient, TransportConfig
+from link.transport import LinkedDraftClient
 from protocol.draft import DraftRequest, DraftRow
 from protocol.errors import DraftUnavailable
 from protocol.limits import limits_of

@@ -17,9 +17,10 @@ from deployments.profiling import startup_target_costs
 from drafters.manifest import vocabulary_hash
 from link.counts import told
 from link.discovery import Need, serve_discovery
+from link.links import TransportConfig
 from link.token_sink import SinkAddress
 from link.token_stream import TokenStreams
-from link.transport import LinkedDraftClient, TransportConfig
+from link.transport import LinkedDraftClient
 from model.execution import Execution, runs
 from model.files import resolve
 from protocol.errors import DraftPoolError, NotReady

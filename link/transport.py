@@ -27,8 +27,6 @@ from protocol.draft import DraftReply, DraftRequest, DraftStatus
 from protocol.limits import MAX_DEADLINE_MS
 from protocol.wire import CloseSequences, PoolMessage
 
-__all__ = ["LinkedDraftClient", "TransportConfig"]
-
 MAX_BRANCHES = 1024
 POOL_SHARE = 0.8  # of the deadline is the pool's, the rest is for the way
 LONG = 0.5  # of the deadline: what waits so long for nothing waits in vain

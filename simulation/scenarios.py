@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from link.transport import TransportConfig
+from link.links import TransportConfig
 from protocol.record import RoundRecord
 from router.costs import CostCurves
 from router.policy import Policy

@@ -14,10 +14,11 @@ from unittest.mock import patch
 
 from link.connection import Connection
 from link.discovery import Need, PoolMember
+from link.links import TransportConfig
 from link.pool_server import PoolServer
 from link.pool_thread import PoolThread, Reply
 from link.secret import Secret
-from link.transport import LinkedDraftClient, TransportConfig
+from link.transport import LinkedDraftClient
 from protocol.branch import AheadRequest, ExitHint
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.limits import limits_of

@@ -11,10 +11,11 @@ from contextlib import closing, contextmanager, suppress
 from drafters.limits import PoolLimits
 from drafters.worker import DraftWorker
 from link.discovery import Need, PoolMember
+from link.links import TransportConfig
 from link.pool_server import PoolServer
 from link.pool_thread import PoolThread
 from link.secret import Secret
-from link.transport import LinkedDraftClient, TransportConfig
+from link.transport import LinkedDraftClient
 from tests.deployments.harness import HASH, LoopThread, wait_until
 from tests.fuzz.game import NUM_ROWS, Victim, limits
 from tests.fuzz.integers import IntegerDrafter

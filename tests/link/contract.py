@@ -10,10 +10,11 @@ from weakref import WeakKeyDictionary
 
 from drafters.worker import DraftWorker
 from link.discovery import Need, PoolMember
+from link.links import TransportConfig
 from link.pool_server import PoolServer
 from link.pool_thread import PoolThread
 from link.secret import Secret
-from link.transport import LinkedDraftClient, TransportConfig
+from link.transport import LinkedDraftClient
 from protocol.draft import DraftClient
 from protocol.limits import limits_of
 from tests.deployments.harness import HASH, LoopThread, moved_by_waiting, wait_until

@@ -18,8 +18,9 @@ from drafters.worker import DraftWorker
 from link.backoff import MISSES
 from link.discovery import Need, PoolMember
 from link.link import Link
+from link.links import TransportConfig
 from link.pool_thread import Reply
-from link.transport import MAX_BRANCHES, LinkedDraftClient, TransportConfig
+from link.transport import MAX_BRANCHES, LinkedDraftClient
 from model.decoder import Decoder
 from model.load import load_decoder
 from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource, ExitHint

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from drafters.limits import PoolLimits
-from link.transport import TransportConfig
+from link.links import TransportConfig
 from model.pages import PageLedger
 from protocol.plan import BatchView, DepthRule, Mode, Plan
 from protocol.record import RoundRecord

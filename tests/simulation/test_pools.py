@@ -6,7 +6,7 @@ from dataclasses import replace
 from statistics import fmean
 
 from drafters.limits import PoolLimits
-from link.transport import TransportConfig
+from link.links import TransportConfig
 from protocol.plan import DepthRule
 from router.costs import CostCurves
 from router.policy import Fixed
