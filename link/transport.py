@@ -195,5 +195,5 @@ class LinkedDraftClient:
                 self._placement.refused(block.sequence_id, routes.keys())
             else:
                 self._placement.served(block.sequence_id)
-        if route.share.is_over and self._clock() <= route.share.expires and route.share.num_drafted:
+        if route.share.is_over and self._clock() < route.share.expires and route.share.num_drafted:
             route.backoff.answered()
