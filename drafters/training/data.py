@@ -85,7 +85,7 @@ def cached_rows(folder: Path, settings: object, count: int, make: Callable[[int]
     place = folder.with_name(f"{folder.name}-{digest}")
     place.mkdir(parents=True, exist_ok=True)
     files = [place / f"chunk-{index:04d}.npz" for index in range(count)]
-    for index, file in enumerate(tqdm(files, desc=folder.name, disable=None)):
+    for index, file in enumerate(tqdm(files, desc=folder.name)):
         if not file.exists():
             partial = file.with_suffix(".partial.npz")
             np.savez(partial, **vars(make(index)))

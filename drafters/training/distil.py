@@ -57,5 +57,8 @@ def continue_prompts(
         Rollout(row_slots, 0, prompt, length - len(prompt), params)
         for row_slots, prompt, length, params in zip(slots, prompts, lengths, sampling, strict=True)
     ]
-    picks = target.roll_out(rows, target.new_kv(int(ends[-1])), target.config.num_layers, None)
-    return [[*prompt, *(token for token, _, _ in own)] for prompt, own in zip(prompts, picks, strict=True)]
+    continuations = target.roll_out(rows, target.new_kv(int(ends[-1])), target.config.num_layers, None)
+    return [
+        [*prompt, *(token for token, _, _ in continuation)]
+        for prompt, continuation in zip(prompts, continuations, strict=True)
+    ]

@@ -48,7 +48,7 @@ def fit(
     state = restore(model, optimisers, checkpoint)
     saved = time.monotonic()
     model.train()
-    bar = tqdm(total=schedule.steps, initial=state.step, disable=None)
+    bar = tqdm(total=schedule.steps, initial=state.step)
     with bar, ThreadPoolExecutor(schedule.workers) as pool:
         while state.step < schedule.steps:
             started = time.monotonic()

@@ -47,28 +47,27 @@ def on_policy_rows(config: TrainDrafterConfig, stream: Tokens) -> list[TokenRows
         target, seed = load_teacher(path), config.seed + index
 
         def make(chunk: int, target: Decoder = target, seed: int = seed) -> TokenRows:
-            return judge([target], sample_rows(target, stream, options, (seed, chunk)), k)
+            return judge([target], sample_rows(target, stream, options, seed, chunk), k)
 
         settings = (config.corpus, options.model_copy(update={"tokens": 1}), path, k, config.seed)
         rows_by_target.append(cached_rows(config.work / f"on-policy-{path.name}", settings, count, make))
     return rows_by_target
 
 
-def sample_rows(target: Decoder, stream: Tokens, options: OnPolicy, seed: tuple[int, int]) -> Tokens:
-    """Rows [batch, row_length] that begin with prompts from `stream` and go on as `target` wills.
+def sample_rows(target: Decoder, stream: Tokens, options: OnPolicy, seed: int, chunk: int) -> Tokens:
+    """Rows [batch, row_length] that begin with prompts from `stream`, which the target continues.
 
-    seed: of the run, and the number of the chunk, which also chooses the temperature.
+    The number of the chunk chooses the temperature.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng((seed, chunk))
     shortest, longest = options.prompt_lengths
     prompts = []
     for size in rng.integers(shortest, longest + 1, options.batch).tolist():
         start = int(rng.integers(max(1, len(stream) - size)))
         prompts.append(stream[start : start + size].tolist())
-    temperature = options.temperatures[seed[1] % len(options.temperatures)]
-    sampling = [
-        SamplingParams(temperature=temperature, seed=own) for own in rng.integers(1 << 63, size=options.batch).tolist()
-    ]
+    temperature = options.temperatures[chunk % len(options.temperatures)]
+    seeds = rng.integers(1 << 63, size=options.batch).tolist()
+    sampling = [SamplingParams(temperature=temperature, seed=row_seed) for row_seed in seeds]
     return np.array(continue_prompts(target, prompts, [options.row_length] * options.batch, sampling), np.uint32)
 
 

@@ -69,7 +69,7 @@ def test_sampled_rows_begin_with_corpus_text_and_differ_between_chunks(checkpoin
     stream = np.arange(3, 103, dtype=np.uint32)
     options = OnPolicy(row_length=12, prompt_lengths=(4, 6), temperatures=(0.8,), batch=3)
     target = load_teacher(checkpoint)
-    chunks = [sample_rows(target, stream, options, (0, chunk)) for chunk in (0, 0, 1)]
+    chunks = [sample_rows(target, stream, options, 0, chunk) for chunk in (0, 0, 1)]
     assert chunks[0].shape == (3, 12)
     assert (np.diff(chunks[0][:, :4].astype(int)) == 1).all()
     assert (chunks[0] == chunks[1]).all()
