@@ -49,7 +49,8 @@ def fit(
     saved = time.monotonic()
     model.train()
     bar = tqdm(total=schedule.steps, initial=state.step)
-    with bar, ThreadPoolExecutor(schedule.workers) as pool:
+    cores = max(1, torch.get_num_threads() // schedule.workers)
+    with bar, ThreadPoolExecutor(schedule.workers, initializer=torch.set_num_threads, initargs=(cores,)) as pool:
         while state.step < schedule.steps:
             started = time.monotonic()
             loss = train_step(model, optimisers, losses, schedule, state.step, pool)

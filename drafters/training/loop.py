@@ -2,8 +2,7 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from drafters.training.export import export_drafter
 from drafters.training.fit import fit
 from drafters.training.losses import sorted_loss
 from drafters.training.optim import build_optimisers
-from drafters.training.rows import Mixture, prepare_mixture
+from drafters.training.rows import Mixture, corpus_rows, on_policy_rows
 
 log = logging.getLogger(__name__)
 
@@ -29,33 +28,17 @@ def train(config: TrainDrafterConfig) -> Path:
     """Trains the drafter of `config`, continuing an earlier run that stopped. Returns the folder it is exported to."""
     tokenizer, schedule = config.base.checkpoint, config.schedule
     check_vocabularies(tokenizer, config.targets)
-    mixture = prepare_mixture(config, read_stream(config.corpus, tokenizer))
+    stream = read_stream(config.corpus, tokenizer)
+    mixture = Mixture(corpus_rows(config, stream), on_policy_rows(config, stream), schedule, config.seed)
     model = build_model(config.base, config.seed).to(pick_device())
-    with divided_threads(schedule.workers):
-        state = fit(
-            model,
-            build_optimisers(model, schedule),
-            partial(step_losses, model, config, mixture),
-            schedule,
-            config.work / "fit",
-        )
+    optimisers, losses = build_optimisers(model, schedule), partial(step_losses, model, config, mixture)
+    state = fit(model, optimisers, losses, schedule, config.work / "fit")
     export_drafter(model, tokenizer, config.output, config.exits, config.targets)
     tokens = state.step * schedule.parts * schedule.part_tokens
     summary = {"steps": state.step, "tokens": tokens, "minutes": state.seconds / 60}
     (config.work / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     log.info("%d steps in %.1f minutes; the drafter is in %s", state.step, state.seconds / 60, config.output)
     return config.output
-
-
-@contextmanager
-def divided_threads(workers: int) -> Iterator[None]:
-    """Gives each of `workers` threads that start in this context its share of torch's threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, before // workers))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def step_losses(model: Any, config: TrainDrafterConfig, mixture: Mixture, step: int) -> list[Callable[[], Tensor]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from drafters.training.config import OnPolicy, TrainDrafterConfig
+from drafters.training.config import OnPolicy, TrainDrafterConfig, TrainingSchedule
 from drafters.training.data import TokenRows, Tokens, cached_rows
 from drafters.training.distil import continue_prompts, judge, load_teacher
 from model.decoder import Decoder
@@ -77,32 +77,24 @@ class Mixture:
 
     corpus: TokenRows
     on_policy: list[TokenRows]
-    parts: int
-    on_policy_parts: int
-    part_tokens: int
+    schedule: TrainingSchedule
     seed: int
 
     def step(self, step: int) -> list[TokenRows]:
         """The parts of `step`, corpus first."""
-        corpus_parts = self.parts - self.on_policy_parts
-        parts = [self._part(self.corpus, step * corpus_parts + part) for part in range(corpus_parts)]
-        for part in range(self.on_policy_parts):
-            turn, target = divmod(step * self.on_policy_parts + part, len(self.on_policy))
-            parts.append(self._part(self.on_policy[target], turn))
-        return parts
+        parts = self.schedule.parts
+        num_on_policy = round(self.schedule.on_policy_share * parts) if self.on_policy else 0
+        num_corpus = parts - num_on_policy
+        chosen = [self._part(self.corpus, step * num_corpus + part) for part in range(num_corpus)]
+        for part in range(num_on_policy):
+            turn, target = divmod(step * num_on_policy + part, len(self.on_policy))
+            chosen.append(self._part(self.on_policy[target], turn))
+        return chosen
 
     def _part(self, rows: TokenRows, turn: int) -> TokenRows:
         count, length = rows.tokens.shape
-        size = min(count, max(1, self.part_tokens // length))
+        size = min(count, max(1, self.schedule.part_tokens // length))
         epoch, place = divmod(turn, count // size)
         order = np.random.default_rng((self.seed, epoch)).permutation(count)
         chosen = order[place * size : (place + 1) * size]
         return TokenRows(rows.tokens[chosen], rows.ids[:, chosen], rows.logp[:, chosen])
-
-
-def prepare_mixture(config: TrainDrafterConfig, stream: Tokens) -> Mixture:
-    """All rows of `config`, from the cache where they are there."""
-    corpus, on_policy = corpus_rows(config, stream), on_policy_rows(config, stream)
-    schedule = config.schedule
-    on_policy_parts = round(schedule.on_policy_share * schedule.parts) if on_policy else 0
-    return Mixture(corpus, on_policy, schedule.parts, on_policy_parts, schedule.part_tokens, config.seed)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from drafters.training.config import Corpus, OnPolicy
+from drafters.training.config import Corpus, OnPolicy, TrainingSchedule
 from drafters.training.data import TokenRows, Tokens, cached_rows, read_documents, read_stream
 from drafters.training.distil import continue_prompts, judge, load_teacher
 from drafters.training.rows import Mixture, sample_rows
@@ -22,13 +22,14 @@ def rows(count: int, first: int = 0) -> TokenRows:
 
 
 def test_every_row_is_seen_once_an_epoch() -> None:
-    mixture = Mixture(rows(6), [], parts=2, on_policy_parts=0, part_tokens=8, seed=1)
+    mixture = Mixture(rows(6), [], TrainingSchedule(steps=3, parts=2, part_tokens=8), seed=1)
     seen = [int(part.tokens[0, 0]) for step in range(3) for part in mixture.step(step)]
     assert sorted(seen) == [0, 8, 16, 24, 32, 40]
 
 
 def test_parts_are_divided_between_corpus_and_every_target() -> None:
-    mixture = Mixture(rows(9), [rows(9, 1000), rows(9, 2000)], parts=4, on_policy_parts=3, part_tokens=8, seed=1)
+    schedule = TrainingSchedule(steps=2, parts=4, part_tokens=8, on_policy_share=0.75)
+    mixture = Mixture(rows(9), [rows(9, 1000), rows(9, 2000)], schedule, seed=1)
     firsts = [int(part.tokens[0, 0]) // 1000 for step in range(2) for part in mixture.step(step)]
     assert sorted(firsts) == [0, 0, 1, 1, 1, 2, 2, 2]
 
