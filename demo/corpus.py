@@ -5,7 +5,6 @@ file never moves another one. The corpus is identified by the sha256 over (path,
 has this hash, and a different Python is refused, because it would give different models.
 """
 
-import argparse
 import hashlib
 import sys
 import sysconfig
@@ -21,20 +20,12 @@ EXCLUDED_PARTS = frozenset({"site-packages", "test", "tests", "idle_test", "__py
 EXCLUDED_PREFIXES = ("config-", "_sysconfigdata")
 
 
-class CorpusError(RuntimeError):
-    """The running Python cannot supply the named corpus."""
-
-
 @dataclass(frozen=True)
 class SourceFile:
     """One file of the corpus; `path` is relative to the standard library, with forward slashes."""
 
     path: str
     text: str
-
-    @property
-    def held_out(self) -> bool:
-        return is_held_out(self.path)
 
 
 def is_held_out(path: str) -> bool:
@@ -51,27 +42,25 @@ def is_included(path: str) -> bool:
     return not any(part.startswith(EXCLUDED_PREFIXES) for part in parts)
 
 
-def check_python(root: Path | None = None) -> Path:
-    """The standard library's folder, or a CorpusError that says which Python is needed."""
-    if root is not None:
-        return root
-    running = ".".join(str(part) for part in sys.version_info[:3])
+def standard_library() -> Path:
+    """The standard library's folder. Raises RuntimeError unless this is the named Python."""
+    running = ".".join(map(str, sys.version_info[:3]))
     if running != PYTHON:
-        raise CorpusError(
+        raise RuntimeError(
             f"the demo corpus is the standard library of CPython {PYTHON}, but this is {running}: "
-            f"run the recipe with CPython {PYTHON}, or pass the folder of its library"
+            f"run the recipe with CPython {PYTHON}"
         )
     return Path(sysconfig.get_paths()["stdlib"])
 
 
 def read_corpus(root: Path | None = None) -> list[SourceFile]:
-    """All files of the corpus in the order of their paths."""
-    return list(_iterate(check_python(root)))
+    """All files of the corpus in the order of their paths. root: a standard library, by default the running one."""
+    return list(_iterate(root or standard_library()))
 
 
 def _iterate(root: Path) -> Iterator[SourceFile]:
-    for file in sorted(root.rglob("*.py"), key=lambda item: item.relative_to(root).as_posix()):
-        path = file.relative_to(root).as_posix()
+    for path in sorted(file.relative_to(root).as_posix() for file in root.rglob("*.py")):
+        file = root / path
         if not is_included(path) or not 0 < file.stat().st_size <= MAX_BYTES:
             continue
         try:
@@ -92,20 +81,5 @@ def corpus_hash(files: list[SourceFile]) -> str:
 
 def split(files: list[SourceFile]) -> tuple[list[SourceFile], list[SourceFile]]:
     """(training files, held-out files)."""
-    training = [file for file in files if not file.held_out]
-    return training, [file for file in files if file.held_out]
-
-
-def main() -> None:
-    """Prints a summary of the corpus."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--root", type=Path, help="a standard library folder (default: running)")
-    files = read_corpus(parser.parse_args().root)
-    for name, part in zip(("training", "held out"), split(files), strict=True):
-        size = sum(len(file.text.encode()) for file in part)
-        sys.stdout.write(f"{name}: {len(part)} files, {size / 1e6:.2f} MB\n")
-    sys.stdout.write(f"sha256: {corpus_hash(files)}\n")
-
-
-if __name__ == "__main__":
-    main()
+    training = [file for file in files if not is_held_out(file.path)]
+    return training, [file for file in files if is_held_out(file.path)]

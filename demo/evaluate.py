@@ -1,122 +1,147 @@
-"""Measures the drafter against both targets, writes results/evaluation.json and the drafter's card.
+"""Measures the demo models, and writes results/evaluation.json and the models' cards.
 
-Two figures per exit and target: greedy agreement on held-out text, and the acceptance rate on the target's
-continuations of held-out prompts at temperatures 0 and 0.8 (`demo.acceptance`). The latter comes with the share of
-repeated 8-grams, because greedy text of a small model loops, and loops are easy to draft.
+On held-out text: the loss of every exit, and how often its most likely token is a target's. Along each target's own
+continuations of held-out prompts: how often the drafter's pick is the target's under shared noise (coupled sampling;
+argmax at temperature 0). This is the probability that a drafted token is accepted if all before it were. It comes with
+the share of repeated 8-grams, because greedy text of a small model loops, and loops are easy to draft.
 """
 
 import argparse
 import json
 import logging
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from tqdm import tqdm
-from transformers import AutoModelForCausalLM
+from numpy.typing import NDArray
+from torch.nn.functional import cross_entropy
 
-from demo.acceptance import accepted, continue_prompts, groups, repeated
-from demo.cards import machine, write_drafter_card
-from demo.prepare import MODELS, ROOT, load_data
-from demo.tokenizer import EOS, load_tokenizer
-from drafters.manifest import Manifest
-from drafters.training.exits import exit_logits
-from drafters.training.stream import cut
+from demo.cards import machine, write_card
+from demo.prepare import HELD_OUT, MODELS, ROOT
+from drafters.training.config import Corpus, load_config
+from drafters.training.data import TokenRows, read_stream
+from drafters.training.distil import continue_prompts, load_teacher, logits_at
+from model.decoder import Decoder
+from model.tokenizer import load_tokenizer
+from protocol.request import SamplingParams
 
+RESULTS = ROOT / "results" / "evaluation.json"
+PROMPTS = ROOT / "prompts" / "heldout.jsonl"
 TEMPERATURES = (0.0, 0.8)
-SEQUENCE = 512
+SEQUENCE, EVERY = 512, 4
+GROUP = 32
+NGRAM = 8
 
 
-def load(folder: Path) -> Any:
-    """A model of the family, in bf16 and ready for inference."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="eager")
-    return model.eval()
-
-
-@torch.inference_mode()
-def on_held_out(drafter: Any, exits: Sequence[int], targets: dict[str, Any]) -> dict[str, Any]:
-    """For each exit, the loss in nats and the agreement of its argmax with each target's, on held-out text."""
-    stream = load_data().held_out
-    rows = cut(stream, range(0, len(stream) - SEQUENCE, 4 * SEQUENCE), SEQUENCE)
-    losses = torch.zeros(len(exits))
-    same = {name: torch.zeros(len(exits)) for name in targets}
-    parts = torch.split(rows, 4)
-    for part in tqdm(parts, desc="held-out text"):
-        logits = [at_exit[:, :-1].float() for at_exit in exit_logits(drafter, part, exits, torch.float32)]
-        labels = part[:, 1:].flatten()
-        losses += torch.stack([torch.nn.functional.cross_entropy(x.flatten(0, 1), labels) for x in logits])
-        for name, target in targets.items():
-            picks = target(input_ids=part[:, :-1], use_cache=False).logits.argmax(-1)
-            same[name] += torch.stack([(x.argmax(-1) == picks).float().mean() for x in logits])
+def on_held_out(
+    model: Decoder, exits: Sequence[int], targets: Mapping[str, Decoder], rows: Sequence[list[int]]
+) -> dict[str, Any]:
+    """For each exit, the loss in nats and the agreement of its argmax with each target's."""
+    losses, agreement = np.zeros(len(exits)), {name: np.zeros(len(exits)) for name in targets}
+    for row in rows:
+        picks = {name: last_logits(target, row).argmax(-1) for name, target in targets.items()}
+        for index, logits in enumerate(logits_at(model, row, exits)):
+            losses[index] += cross_entropy(logits[:-1], torch.tensor(row[1:], device=logits.device)).item()
+            for name, pick in picks.items():
+                agreement[name][index] += (logits.argmax(-1) == pick).float().mean().item()
     return {
-        "loss": by_exit(exits, losses / len(parts)),
-        "greedy_agreement": {name: by_exit(exits, counts / len(parts)) for name, counts in same.items()},
+        "loss": by_exit(exits, losses / len(rows)),
+        "greedy_agreement": {name: by_exit(exits, shares / len(rows)) for name, shares in agreement.items()},
     }
 
 
+def last_logits(model: Decoder, tokens: Sequence[int]) -> torch.Tensor:
+    return next(logits_at(model, tokens, [model.config.num_layers]))
+
+
 def on_continuations(
-    drafter: Any, exits: Sequence[int], target: Any, prompts: Sequence[list[int]], new: int, eos: int | None
+    drafter: Decoder, exits: Sequence[int], target: Decoder, prompts: Sequence[list[int]], new: int, eos: int | None
 ) -> dict[str, Any]:
     """For each temperature: acceptance rate by exit, number of tokens, and share of repeated 8-grams."""
-    found = {}
+    figures = {}
     for temperature in TEMPERATURES:
-        counts, num_drafted, shares = torch.zeros(len(exits), dtype=torch.long), 0, []
-        for tokens, seeds in tqdm(list(groups(prompts)), desc=f"continuations at {temperature}"):
-            text = continue_prompts(target, tokens, seeds, new, temperature)
-            hits, number = accepted(drafter, exits, text, eos)
-            counts, num_drafted = counts + hits, num_drafted + number
-            shares.append(repeated(text) * len(tokens))
-        found[str(temperature)] = {
-            "accepted": by_exit(exits, counts / num_drafted),
-            "tokens": num_drafted,
-            "repeated_8grams": round(sum(shares) / len(prompts), 4),
+        sampling = [SamplingParams(temperature=temperature, seed=seed) for seed in range(len(prompts))]
+        hits, num_tokens, repeated = np.zeros(len(exits)), 0, 0.0
+        for first in range(0, len(prompts), GROUP):
+            group, params = prompts[first : first + GROUP], sampling[first : first + GROUP]
+            texts = continue_prompts(target, group, [len(prompt) + new for prompt in group], params)
+            for text, prompt, how in zip(texts, group, params, strict=True):
+                row_hits, count = accepted(drafter, exits, text, len(prompt), how, eos)
+                hits, num_tokens = hits + row_hits, num_tokens + count
+                repeated += repeated_share(text, len(prompt))
+        figures[str(temperature)] = {
+            "accepted": by_exit(exits, hits / num_tokens),
+            "tokens": num_tokens,
+            "repeated_8grams": round(repeated / len(prompts), 4),
         }
-    return found
+    return figures
 
 
-def by_exit(exits: Sequence[int], values: torch.Tensor) -> dict[str, float]:
+def accepted(
+    drafter: Decoder, exits: Sequence[int], text: list[int], start: int, sampling: SamplingParams, eos: int | None
+) -> tuple[NDArray[np.int64], int]:
+    """(accepted tokens [exit], drafted tokens), over the tokens of `text` from `start` to its first `eos`."""
+    end = text.index(eos, start) + 1 if eos in text[start:] else len(text)
+    positions = range(start, end)
+    hits = []
+    for logits in logits_at(drafter, text[: end - 1], exits):
+        picks = drafter.pick(logits[start - 1 :], [sampling] * len(positions), positions)
+        hits.append(sum(pick == token for pick, token in zip(picks, text[start:end], strict=True)))
+    return np.array(hits), len(positions)
+
+
+def repeated_share(text: list[int], start: int) -> float:
+    """The share of positions from `start` on where an 8-gram ends that occurred earlier in the text."""
+    seen: set[tuple[int, ...]] = set()
+    repeated = 0
+    for end in range(NGRAM, len(text) + 1):
+        gram = tuple(text[end - NGRAM : end])
+        repeated += gram in seen and end > start
+        seen.add(gram)
+    return repeated / (len(text) - max(start, NGRAM - 1))
+
+
+def by_exit(exits: Sequence[int], values: NDArray[np.float64]) -> dict[str, float]:
     return {str(at): round(value, 4) for at, value in zip(exits, values.tolist(), strict=True)}
 
 
-def read_prompts(folder: Path, count: int) -> list[list[int]]:
-    """The first `count` committed prompts as token ids."""
-    tokenizer = load_tokenizer(folder)
-    lines = (ROOT / "prompts" / "heldout.jsonl").read_text().splitlines()[:count]
-    return [tokenizer.encode(json.loads(line)["prompt"]).ids for line in lines]
-
-
-def evaluate(folder: Path, names: Sequence[str], count: int, new: int) -> dict[str, Any]:
-    """All figures of the drafter in `folder` against the targets called `names`."""
-    drafter, exits = load(folder), Manifest.load(folder).exits
-    targets = {name: load(MODELS / name) for name in names}
-    eos = load_tokenizer(folder).token_to_id(EOS)
-    prompts = read_prompts(folder, count)
+def evaluate(num_prompts: int, new: int) -> dict[str, Any]:
+    """All figures of the family."""
+    models = {name: load_teacher(MODELS / name) for name in ("large", "small", "drafter")}
+    exits = {name: load_config(ROOT / f"{name}.yaml").exits for name in models}
+    tokenizer = load_tokenizer(MODELS / "drafter")
+    lines = PROMPTS.read_text().splitlines()[:num_prompts]
+    prompts = [tokenizer.encode(json.loads(line)["prompt"]) for line in lines]
+    stream = read_stream(Corpus(files=[HELD_OUT]), MODELS / "drafter")
+    rows = TokenRows.without_teachers(stream, SEQUENCE).tokens[::EVERY].tolist()
+    targets = {name: models[name] for name in ("large", "small")}
+    drafter = models["drafter"], exits["drafter"]
     return {
-        "command": f"python -m demo.evaluate --prompts {count} --new {new}",
+        "command": f"python -m demo.evaluate --prompts {num_prompts} --new {new}",
         "machine": machine(),
-        "held_out": on_held_out(drafter, exits, targets),
+        "held_out": on_held_out(*drafter, targets, rows),
+        "targets": {name: on_held_out(target, exits[name], {name: target}, rows) for name, target in targets.items()},
         "continuations": {
-            name: on_continuations(drafter, exits, target, prompts, new, eos) for name, target in targets.items()
+            name: on_continuations(*drafter, target, prompts, new, tokenizer.eos_token_id)
+            for name, target in targets.items()
         },
     }
 
 
 def main() -> None:
-    """Evaluates demo/models/drafter and writes the results and its card."""
+    """Evaluates the models in demo/models, and writes the results and the models' cards."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     parser = argparse.ArgumentParser(description=main.__doc__)
-    parser.add_argument("--drafter", type=Path, default=MODELS / "drafter")
     parser.add_argument("--prompts", type=int, default=128, help="held-out prompts to continue")
     parser.add_argument("--new", type=int, default=128, help="tokens of each continuation")
-    parser.add_argument("--output", type=Path, default=ROOT / "results" / "evaluation.json")
     options = parser.parse_args()
-    results = evaluate(options.drafter, ("large", "small"), options.prompts, options.new)
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(results, indent=2) + "\n")
-    if options.drafter == MODELS / "drafter":
-        write_drafter_card(results)
-    logging.info("%s", json.dumps(results, indent=2))
+    results = evaluate(options.prompts, options.new)
+    text = json.dumps(results, indent=2)
+    RESULTS.write_text(f"{text}\n")
+    for name in ("large", "small", "drafter"):
+        write_card(name, results)
+    logging.info("%s", text)
 
 
 if __name__ == "__main__":

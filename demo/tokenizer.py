@@ -66,8 +66,3 @@ def _settle(folder: Path) -> None:
     values["tokenizer_class"] = "PreTrainedTokenizerFast"
     config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n")
     (folder / "chat_template.jinja").unlink(missing_ok=True)
-
-
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer saved in a model folder."""
-    return Tokenizer.from_file(str(folder / "tokenizer.json"))

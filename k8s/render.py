@@ -10,14 +10,13 @@ from __future__ import annotations
 import re
 import sys
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 
 from deployments.app import APP_NAME
 from deployments.cluster import SERVICER
-from deployments.config import AppConfig, load_config
-from deployments.config_replica import Replicas
+from deployments.config import AppConfig, PoolConfig, TargetConfig, load_config
 
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = ROOT / "k8s" / "rayservice.yaml"
@@ -27,6 +26,8 @@ IMAGE_ROOT = PurePosixPath("/opt/draftpool")  # this repository in the image
 HTTP_PORT, GRPC_PORT = 8000, 9000
 DRAFT_PORTS = (50051, 50058)
 TARGET_RESOURCE, DRAFTER_RESOURCE = "draftpool_target", "draftpool_drafter"
+
+ModelReplicas = TypeVar("ModelReplicas", TargetConfig, PoolConfig)
 
 _BLOCK = re.compile(r"^  serveConfigV2: \|\n(?:    .*\n|\n)*", re.MULTILINE)
 
@@ -50,24 +51,16 @@ def arguments(config: AppConfig) -> dict[str, Any]:
 
 
 def on_cluster(config: AppConfig) -> AppConfig:
-    targets = tuple(
-        target.model_copy(update={"path": in_image(target.path), "resources": one_of(target, TARGET_RESOURCE)})
-        for target in config.targets
-    )
-    pool = config.pool and config.pool.model_copy(
-        update={
-            "path": in_image(config.pool.path),
-            "resources": one_of(config.pool, DRAFTER_RESOURCE),
-            "host": "node",
-            "ports": DRAFT_PORTS,
-        }
-    )
+    targets = tuple(in_pods(target, TARGET_RESOURCE) for target in config.targets)
+    pool = config.pool and in_pods(config.pool, DRAFTER_RESOURCE, host="node", ports=DRAFT_PORTS)
     ingress = config.ingress.model_copy(update={"host": "node"})
     return config.model_copy(update={"targets": targets, "pool": pool, "ingress": ingress})
 
 
-def one_of(replicas: Replicas, resource: str) -> dict[str, float]:
-    return {**replicas.resources, resource: 1.0}
+def in_pods(replicas: ModelReplicas, resource: str, **changes: object) -> ModelReplicas:
+    """The replicas with a path in the image, each in a pod that offers `resource`."""
+    places = {"path": in_image(replicas.path), "resources": {**replicas.resources, resource: 1.0}}
+    return replicas.model_copy(update=places | changes)
 
 
 def in_image(path: str) -> str:

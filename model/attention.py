@@ -1,7 +1,7 @@
 """Attention of a ragged batch over paged KV, with torch's scaled_dot_product_attention.
 
 For each group of rows, keys and values are gathered through their slots into a padded block and masked by position and
-window. The outputs of real queries return to the flat list. Other implementations are compared with this one.
+window. Other implementations are compared with this one.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from model.batch import RaggedBatch, RowGroup
+from model.batch import RaggedBatch
 
 
 def attend(
@@ -27,42 +27,18 @@ def attend(
 
     The keys and values of the batch must already be in their slots.
     """
-    if len(batch.groups) == 1:
-        return _attend_group(query, keys, values, batch.groups[0], scale, window, softcap)
     output = torch.empty_like(query, memory_format=torch.contiguous_format)
     for group in batch.groups:
-        output.index_copy_(0, group.flat_index, _attend_group(query, keys, values, group, scale, window, softcap))
+        block = (query[group.queries].transpose(1, 2), *group.gather(keys, values), group.mask(window))
+        if softcap is None:
+            attended = scaled_dot_product_attention(*block, scale=scale, enable_gqa=True)
+        else:
+            attended = _softcapped(*block, scale, softcap)
+        output[group.queries] = attended.transpose(1, 2)  # what is padding repeats a query, and so its output
     return output
 
 
-def _attend_group(
-    query: Tensor,
-    keys: Tensor,
-    values: Tensor,
-    group: RowGroup,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
-) -> Tensor:
-    """Returns [num_tokens of the group, heads, dim], in the order of group.flat_index."""
-    block_query = query.index_select(0, group.query_index.view(-1)).view(*group.query_index.shape, *query.shape[1:])
-    block_query = block_query.transpose(1, 2)
-    block_keys, block_values = group.gather(keys, values)
-    causal = group.is_causal(window) and softcap is None
-    mask = None if causal else group.mask(window)
-    if softcap is None:
-        output = scaled_dot_product_attention(
-            block_query, block_keys, block_values, mask, is_causal=causal, scale=scale, enable_gqa=True
-        )
-    else:
-        output = _softcapped(block_query, block_keys, block_values, mask, scale, softcap)
-    flat = output.transpose(1, 2).reshape(-1, *query.shape[1:])
-    return flat.index_select(0, group.real_index) if group.is_padded else flat
-
-
-def _softcapped(
-    query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, softcap: float
-) -> Tensor:
+def _softcapped(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, softcap: float) -> Tensor:
     """Attention with capped scores, as in transformers' eager Gemma2: cap, then mask, then softmax in float32.
 
     query: [rows, heads, new, dim]; keys, values: [rows, kv_heads, total, dim]; mask: [rows, 1, new, total].
@@ -71,7 +47,5 @@ def _softcapped(
     grouped = query.reshape(rows, keys.shape[1], -1, new, dim)
     scores = grouped @ keys[:, :, None].transpose(-1, -2) * scale
     scores = torch.tanh(scores / softcap) * softcap
-    if mask is not None:
-        scores = scores.masked_fill(~mask[:, :, None], float("-inf"))
-    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    weights = scores.masked_fill(~mask[:, :, None], float("-inf")).softmax(-1, dtype=torch.float32).to(query.dtype)
     return (weights @ values[:, :, None]).view(rows, heads, new, dim)

@@ -38,42 +38,29 @@ class BatchRow:
 class RowGroup:
     """The rows of one attention call, padded to [num_rows, max_new] queries and [num_rows, max_total] keys.
 
-    query_index: [num_rows, max_new] into the flat tokens; padding repeats a row's first token.
-    key_slots: [num_rows, max_total]; padding repeats the row's slot 0 and is masked.
-    query_positions: [num_rows, max_new].
-    flat_index: [num_tokens of the group], flat positions of the real queries in (row, query) order.
-    real_index: the same queries' places in the padded [num_rows * max_new].
+    queries: [num_rows, max_new] indices of flat tokens; padding repeats a row's first token.
+    positions: [num_rows, max_new] of the queries.
+    slots: [num_rows, max_total] of the keys; padding repeats the row's slot 0 and is masked.
     """
 
-    query_index: Tensor
-    key_slots: Tensor
-    query_positions: Tensor
-    flat_index: Tensor
-    real_index: Tensor
+    queries: Tensor
+    positions: Tensor
+    slots: Tensor
     _masks: dict[int | None, Tensor] = field(default_factory=dict, repr=False)
     _blocks: dict[torch.Size, Tensor] = field(default_factory=dict, repr=False)
-
-    @cached_property
-    def is_padded(self) -> bool:
-        return self.real_index.numel() < self.query_index.numel()
-
-    def is_causal(self, window: int | None) -> bool:
-        """Whether the mask is a plain triangle: a single row, all of it new, shorter than the window."""
-        num_rows, total = self.key_slots.shape
-        return num_rows == 1 and self.query_index.shape[1] == total and (window is None or window >= total)
 
     def gather(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """keys, values: [num_slots, kv_heads, dim]. Returns [num_rows, kv_heads, max_total, dim] of each.
 
-        The result is valid until the next call: all layers of a pass reuse one block of memory, because allocating
-        fresh pages costs more than copying.
+        The result is valid until the next call: all layers of a pass reuse one block of memory, because fresh memory
+        doubles the time of a pass.
         """
-        shape = torch.Size((*self.key_slots.shape, *keys.shape[1:]))
+        shape = torch.Size((*self.slots.shape, *keys.shape[1:]))
         if shape not in self._blocks:
             self._blocks[shape] = keys.new_empty((2, *shape))
         blocks = self._blocks[shape]
         for tensor, block in zip((keys, values), blocks, strict=True):
-            torch.index_select(tensor, 0, self.key_slots.view(-1), out=block.view(-1, *keys.shape[1:]))
+            torch.index_select(tensor, 0, self.slots.view(-1), out=block.view(-1, *keys.shape[1:]))
         return blocks[0].transpose(1, 2), blocks[1].transpose(1, 2)
 
     def mask(self, window: int | None) -> Tensor:
@@ -81,12 +68,12 @@ class RowGroup:
 
         Built once per pass for all layers with the same window.
         """
-        total = self.key_slots.shape[1]
+        total = self.slots.shape[1]
         if window is not None and window >= total:
             window = None
         if window not in self._masks:
-            keys = torch.arange(total, device=self.key_slots.device)
-            queries = self.query_positions[:, :, None]
+            keys = torch.arange(total, device=self.slots.device)
+            queries = self.positions[:, :, None]
             seen = keys <= queries
             if window is not None:
                 seen &= keys > queries - window
@@ -109,15 +96,14 @@ class RaggedBatch:
     @cached_property
     def positions(self) -> Tensor:
         """[num_tokens] int64."""
-        nothing = [np.empty(0, np.int64)]
-        return self._tensor(
-            np.concatenate(nothing + [np.arange(len(row.slots) - row.num_new, len(row.slots)) for row in self.rows])
-        )
+        positions = [np.arange(len(row.slots) - row.num_new, len(row.slots)) for row in self.rows]
+        return self._tensor(np.concatenate([np.empty(0, np.int64), *positions]))
 
     @cached_property
     def slots(self) -> Tensor:
         """[num_tokens] int64, the slot of each token's KV."""
-        return self._tensor(np.concatenate([np.empty(0, np.int64)] + [row.slots[-row.num_new :] for row in self.rows]))
+        slots = [row.slots[-row.num_new :] for row in self.rows]
+        return self._tensor(np.concatenate([np.empty(0, np.int64), *slots]))
 
     @cached_property
     def max_total(self) -> int:
@@ -137,19 +123,16 @@ class RaggedBatch:
         num_new = np.array([row.num_new for row in rows])
         totals = np.array([len(row.slots) for row in rows])
         columns = np.arange(num_new.max())
-        real = columns < num_new[:, None]
-        query_index = np.array([self.offsets[r] for r in members])[:, None] + np.where(real, columns, 0)
-        positions = (totals - num_new)[:, None] + np.where(real, columns, 0)
-        key_slots = np.empty((len(rows), totals.max()), np.int64)
+        columns = np.where(columns < num_new[:, None], columns, 0)
+        slots = np.empty((len(rows), totals.max()), np.int64)
         for r, row in enumerate(rows):
-            key_slots[r, : totals[r]] = row.slots
-            key_slots[r, totals[r] :] = row.slots[0]
+            slots[r, : totals[r]] = row.slots
+            slots[r, totals[r] :] = row.slots[0]
+        starts = np.array([self.offsets[r] for r in members])
         return RowGroup(
-            query_index=self._tensor(query_index),
-            key_slots=self._tensor(key_slots),
-            query_positions=self._tensor(positions),
-            flat_index=self._tensor(query_index[real]),
-            real_index=self._tensor(np.flatnonzero(real)),
+            queries=self._tensor(starts[:, None] + columns),
+            positions=self._tensor((totals - num_new)[:, None] + columns),
+            slots=self._tensor(slots),
         )
 
     def _tensor(self, array: npt.NDArray[np.int64]) -> Tensor:

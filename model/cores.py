@@ -20,18 +20,18 @@ def limit_cores(num_cores: int, share: float) -> int:
     return max(1, num_cores if math.isinf(share) else min(num_cores, math.ceil(share)))
 
 
-def cgroup_cores(mount: Path = MOUNT, own: Path = PROC_CGROUP) -> float:
+def cgroup_cores(mount: Path = MOUNT, process: Path = PROC_CGROUP) -> float:
     """The smallest CPU limit, in cores, of this process's cgroup and its parents; infinite without a limit."""
-    return min((share for folder in _folders(mount, own) for share in _shares(folder)), default=math.inf)
+    return min((share for folder in _folders(mount, process) for share in _shares(folder)), default=math.inf)
 
 
-def _folders(mount: Path, own: Path) -> Iterator[Path]:
+def _folders(mount: Path, process: Path) -> Iterator[Path]:
     """The folders of the process's CPU cgroup and its parents.
 
     In a container the path may lie outside the mount; then only the mounted root exists.
     """
     try:
-        lines = own.read_text().splitlines()
+        lines = process.read_text().splitlines()
     except OSError:
         return
     for line in lines:

@@ -17,8 +17,8 @@ from model.batch import RaggedBatch
 from model.config import DecoderConfig, Rope
 from model.decoder import DecoderWeights, LayerWeights
 from model.kv import PagedKV
-from model.rollout import Drafted, Rollout, roll_out, step
-from model.rope import rope_table
+from model.rollout import roll_out, step
+from model.rope import rope_angles
 from model.sampling import pick, pick_with_confidence
 from protocol.request import SamplingParams
 
@@ -42,48 +42,28 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return (normalized * weight).to(x.dtype)
 
 
+def rotation(rope: Rope, positions: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """positions: [n]. Returns cosines and sines, [n, 1, dim] each; the first half of the sines is negated."""
+    cos, sin = rope_angles(rope, positions)
+    return torch.cat([cos, cos], 1)[:, None].to(dtype), torch.cat([-sin, sin], 1)[:, None].to(dtype)
+
+
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates x: [n, heads, dim] by cos, sin: [n, 1, dim]. The first half of sin is negated, as in rotate_half."""
+    """Rotates x: [n, heads, dim], by what `rotation` returns."""
     return x * cos + x.roll(x.shape[-1] // 2, -1) * sin
-
-
-class RopeTable:
-    """A growing table of cos and sin by position, computed in float32 and stored in the model's dtype."""
-
-    def __init__(self, rope: Rope, max_positions: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._rope = rope
-        self._max_positions = max_positions
-        self._dtype = dtype
-        self._device = device
-        self._table = self._build(min(1024, max_positions))
-
-    def at(self, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
-        """positions: [n], all below `length`. Returns cos and sin, [n, 1, dim] each."""
-        if length > self._max_positions:
-            raise ValueError(f"position {length - 1} lies beyond the {self._max_positions} of this checkpoint")
-        if length > len(self._table):
-            self._table = self._build(min(2 * length, self._max_positions))
-        cos, sin = self._table.index_select(0, positions).unbind(1)
-        return cos[:, None], sin[:, None]
-
-    def _build(self, length: int) -> Tensor:
-        """[length, 2, dim]."""
-        cos, sin = (half.to(self._device) for half in rope_table(self._rope, length))
-        return torch.stack([torch.cat([cos, cos], 1), torch.cat([-sin, sin], 1)], 1).to(self._dtype)
 
 
 class EagerDecoder:
     """A model.decoder.Decoder in plain torch, for inference only."""
 
     is_deterministic = False
+    step = step
+    roll_out = roll_out
 
     def __init__(self, config: DecoderConfig, weights: DecoderWeights) -> None:
         self.config = config
         self.weights = weights
         self._activation = ACTIVATION_FUNCTIONS[config.activation]
-        self._tables = {
-            rope: RopeTable(rope, config.max_positions, self.dtype, self.device) for rope in set(config.ropes)
-        }
         # Rounded to the model's dtype before it multiplies, as Gemma was trained.
         scale = config.embedding_scale
         self._embedding_scale = None if scale is None else torch.tensor(scale).to(self.device, self.dtype)
@@ -116,11 +96,14 @@ class EagerDecoder:
 
     @torch.inference_mode()
     def run(self, hidden: Tensor, batch: RaggedBatch, kv: PagedKV, start: int, stop: int) -> Tensor:
-        tables = {
-            rope: self._tables[rope].at(batch.positions, batch.max_total) for rope in set(self.config.ropes[start:stop])
-        }
+        if batch.max_total > self.config.max_positions:
+            raise ValueError(
+                f"position {batch.max_total - 1} lies beyond the {self.config.max_positions} of this checkpoint"
+            )
+        ropes = self.config.ropes
+        rotations = {rope: rotation(rope, batch.positions, self.dtype) for rope in set(ropes[start:stop])}
         for layer in range(start, stop):
-            cos, sin = tables[self.config.ropes[layer]]
+            cos, sin = rotations[ropes[layer]]
             hidden = self._attention(layer, hidden, batch, kv, cos, sin)
             hidden = self._mlp(self.weights.layers[layer], hidden)
         return hidden
@@ -131,20 +114,6 @@ class EagerDecoder:
         if self.config.final_softcap is not None:
             logits = torch.tanh(logits / self.config.final_softcap) * self.config.final_softcap
         return logits.float()
-
-    def step(
-        self,
-        token_ids: Sequence[int],
-        batch: RaggedBatch,
-        kv: PagedKV,
-        wanted: Sequence[int],
-        sampling: Sequence[SamplingParams],
-        positions: Sequence[int],
-    ) -> list[int]:
-        return step(self, token_ids, batch, kv, wanted, sampling, positions)
-
-    def roll_out(self, rows: Sequence[Rollout], kv: PagedKV, depth: int, boundary: Tensor | None) -> list[Drafted]:
-        return roll_out(self, rows, kv, depth, boundary)
 
     @torch.inference_mode()
     def pick(self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> list[int]:

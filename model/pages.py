@@ -7,7 +7,7 @@ counts, so trunk and branches may be freed in any order.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +19,7 @@ Slots = npt.NDArray[np.int64]
 class _Table:
     pages: list[int]  # pages that this sequence references
     slots: Slots  # position -> slot, for all reserved positions
-    tail_pages: list[int] = field(default_factory=list)  # the last of `pages`, which it may write to
+    num_shared: int = 0  # the first so many pages are its trunk's; it may write to the others
     trunk_length: int = 0
 
 
@@ -72,7 +72,6 @@ class PageLedger:
                 self._references[page] = 1
             table = self._tables[sequence]
             table.pages += taken
-            table.tail_pages += taken
             table.slots = np.concatenate([table.slots, self._page_slots(taken)])
         return True
 
@@ -82,13 +81,10 @@ class PageLedger:
         if length < table.trunk_length:
             raise ValueError(f"cannot cut branch {sequence} to {length}, inside its trunk of {table.trunk_length}")
         keep = -(-(length - table.trunk_length) // self.page_size)
-        if keep >= len(table.tail_pages):
-            return
-        for page in table.tail_pages[keep:]:
-            table.pages.pop()
-            self._release(page)
-        del table.tail_pages[keep:]
         table.slots = table.slots[: table.trunk_length + keep * self.page_size]
+        for page in table.pages[table.num_shared + keep :]:
+            self._release(page)
+        del table.pages[table.num_shared + keep :]
 
     def fork(self, parent: int, child: int, length: int) -> None:
         """Opens `child` with the first `length` positions of `parent`, which it shares; its tail is its own."""
@@ -100,7 +96,7 @@ class PageLedger:
         shared = np.unique(slots // self.page_size).tolist()
         for page in shared:
             self._references[page] += 1
-        self._tables[child] = _Table(shared, slots, trunk_length=length)
+        self._tables[child] = _Table(shared, slots, len(shared), length)
 
     def free(self, sequence: int) -> None:
         for page in self._tables.pop(sequence).pages:

@@ -1,7 +1,4 @@
-"""Plain implementations of a target's step and a drafter's rollout, over any decoder.
-
-These are the plain ones; a decoder may do the same in one call.
-"""
+"""A target's step and a drafter's rollout, as plain loops over any decoder; a decoder may do the same in one call."""
 
 from __future__ import annotations
 
@@ -67,24 +64,6 @@ def step(
     return decoder.pick(decoder.logits(hidden, wanted), sampling, positions)
 
 
-@dataclass(slots=True)
-class _Rolling:
-    """A row on its way. new: the tokens of its next pass."""
-
-    rollout: Rollout
-    new: list[int]
-    drafted: Drafted = field(default_factory=list)
-
-    @property
-    def total(self) -> int:
-        """Positions when its next pass is done."""
-        return self.rollout.total + len(self.drafted)
-
-    def take(self, pick: tuple[int, float, int]) -> None:
-        self.drafted.append(pick)
-        self.new = [pick[0]]
-
-
 def roll_out(
     decoder: Decoder, rows: Sequence[Rollout], kv: PagedKV, depth: int, boundary: Tensor | None
 ) -> list[Drafted]:
@@ -92,17 +71,19 @@ def roll_out(
 
     boundary: [num_slots, hidden] in the decoder's hidden_dtype, where the hidden states on leaving `depth` are kept.
     """
-    rolling = [_Rolling(row, list(row.tokens)) for row in rows]
-    live = rolling
+    drafts: list[Drafted] = [[] for _ in rows]
+    live = list(zip(rows, drafts, strict=True))
     while live:
-        batch = build_batch([BatchRow(one.rollout.slots[: one.total], len(one.new)) for one in live], decoder.device)
-        hidden = decoder.run(decoder.embed(list(chain.from_iterable(one.new for one in live))), batch, kv, 0, depth)
+        new = [[draft[-1][0]] if draft else row.tokens for row, draft in live]
+        totals = [row.total + len(draft) for row, draft in live]
+        slots = [row.slots[:total] for (row, _), total in zip(live, totals, strict=True)]
+        batch = build_batch(list(map(BatchRow, slots, map(len, new))), decoder.device)
+        hidden = decoder.run(decoder.embed(list(chain.from_iterable(new))), batch, kv, 0, depth)
         if boundary is not None:
             boundary.index_copy_(0, batch.slots, hidden)
         logits = decoder.logits(hidden, [end - 1 for end in batch.offsets[1:]])
-        sampling, positions = [one.rollout.sampling for one in live], [one.total for one in live]
-        picks = zip(*decoder.pick_with_confidence(logits, sampling, positions), strict=True)
-        for one, pick in zip(live, picks, strict=True):
-            one.take(pick)
-        live = [one for one in live if one.rollout.goes_on(one.drafted)]
-    return [one.drafted for one in rolling]
+        picks = decoder.pick_with_confidence(logits, [row.sampling for row, _ in live], totals)
+        for (_, draft), pick in zip(live, zip(*picks, strict=True), strict=True):
+            draft.append(pick)
+        live = [(row, draft) for row, draft in live if row.goes_on(draft)]
+    return drafts

@@ -1,6 +1,5 @@
 """The model that training starts from: a fresh small Llama, or the first layers of a checkpoint."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,20 +9,21 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from drafters.manifest import vocabulary_hash
-from drafters.training.config import CheckpointBase, FreshBase, TrainDrafterConfig
+from drafters.training.config import Base, FreshShape
+from model.tokenizer import load_tokenizer
 from protocol.errors import ConfigError
 
 
-def build_model(config: TrainDrafterConfig) -> Any:
-    """The model of `config.base` in float32."""
-    if isinstance(config.base, CheckpointBase):
-        return first_layers(config.base)
-    torch.manual_seed(config.seed)
-    return fresh_llama(config.base)
+def build_model(base: Base, seed: int) -> Any:
+    """The model of `base` in float32. seed: of fresh weights."""
+    if base.fresh is None:
+        return first_layers(base)
+    torch.manual_seed(seed)
+    return fresh_llama(base, base.fresh)
 
 
-def first_layers(base: CheckpointBase) -> Any:
-    """The first `base.layers` layers of the checkpoint, with its embeddings, final norm and LM head."""
+def first_layers(base: Base) -> Any:
+    """The first layers of the checkpoint, with its embeddings, final norm and LM head."""
     config = AutoConfig.from_pretrained(base.checkpoint)
     if base.layers > config.num_hidden_layers:
         raise ConfigError(
@@ -37,24 +37,19 @@ def first_layers(base: CheckpointBase) -> Any:
     )
 
 
-def fresh_llama(base: FreshBase) -> Any:
-    """A new Llama with tied embeddings whose layers start as the identity (output projections zero)."""
-    special: dict[str, Any] = _special_ids(base.tokenizer)
-    model = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=_vocabulary_size(base.tokenizer),
-            hidden_size=base.hidden_size,
-            intermediate_size=base.intermediate_size,
-            num_hidden_layers=base.num_hidden_layers,
-            num_attention_heads=base.num_attention_heads,
-            num_key_value_heads=base.num_attention_heads,
-            head_dim=base.hidden_size // base.num_attention_heads,
-            max_position_embeddings=base.max_position_embeddings,
-            rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
-            tie_word_embeddings=True,
-            **special,
-        )
+def fresh_llama(base: Base, shape: FreshShape) -> Any:
+    """A new Llama with tied embeddings whose layers start as the identity (output projections are zero)."""
+    tokenizer = load_tokenizer(base.checkpoint)
+    config = LlamaConfig(
+        vocab_size=max(tokenizer.get_vocab().values()) + 1,
+        num_hidden_layers=base.layers,
+        **shape.model_dump(),
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
     )
+    model = LlamaForCausalLM(config)
     model.set_attn_implementation("eager")
     for layer in model.model.layers:
         nn.init.zeros_(layer.self_attn.o_proj.weight)
@@ -62,30 +57,8 @@ def fresh_llama(base: FreshBase) -> Any:
     return model
 
 
-def tokenizer_folder(config: TrainDrafterConfig) -> Path:
-    """The folder whose tokenizer the drafter takes over."""
-    base = config.base
-    return base.checkpoint if isinstance(base, CheckpointBase) else base.tokenizer
-
-
 def check_vocabularies(tokenizer: Path, targets: Sequence[Path]) -> None:
-    """Refuses a target whose token ids do not mean what the drafter's do."""
+    """Raises ConfigError for a target whose token ids do not mean what the drafter's do."""
     for target in targets:
         if vocabulary_hash(target) != vocabulary_hash(tokenizer):
             raise ConfigError(f"targets: {target} has another vocabulary than {tokenizer}: use one tokenizer for all")
-
-
-def _tokens(folder: Path) -> dict[str, int]:
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
-    added = {entry["content"]: entry["id"] for entry in tokenizer["added_tokens"]}
-    return {**tokenizer["model"]["vocab"], **added}
-
-
-def _vocabulary_size(folder: Path) -> int:
-    return max(_tokens(folder).values()) + 1
-
-
-def _special_ids(folder: Path) -> dict[str, int | None]:
-    names = json.loads((folder / "tokenizer_config.json").read_text())
-    tokens = _tokens(folder)
-    return {f"{name}_token_id": tokens.get(names.get(f"{name}_token", "")) for name in ("pad", "bos", "eos")}

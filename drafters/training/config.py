@@ -1,4 +1,4 @@
-"""The configuration of `draftpool train-drafter`: typed, closed, and with errors that say what to do.
+"""The configuration of `draftpool train-drafter`. Unknown keys are refused, and errors say what to do.
 
 Paths are relative to the folder of the YAML file.
 """
@@ -7,10 +7,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
 from protocol.errors import ConfigError
 
+
+def _anchor(path: Path, info: ValidationInfo) -> Path:
+    return (info.context or Path()) / path
+
+
+AnchoredPath = Annotated[Path, AfterValidator(_anchor)]
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
@@ -22,38 +28,30 @@ class RecipeSection(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class FreshBase(RecipeSection):
-    """A new Llama of this shape, over the tokenizer in `tokenizer` (a checkpoint folder)."""
+class FreshShape(RecipeSection):
+    """The shape of a new Llama."""
 
-    tokenizer: Path
     hidden_size: Positive
     intermediate_size: Positive
-    num_hidden_layers: Positive
     num_attention_heads: Positive
     max_position_embeddings: Positive = 2048
 
 
-class CheckpointBase(RecipeSection):
-    """The first `layers` layers of a HF checkpoint, with its embeddings, final norm and LM head."""
+class Base(RecipeSection):
+    """What training starts from: the tokenizer of the checkpoint folder `checkpoint` and a model of `layers` layers.
 
-    checkpoint: Path
+    The model has the checkpoint's first layers, embeddings, final norm and LM head, or, with `fresh`, new weights.
+    """
+
+    checkpoint: AnchoredPath
     layers: Positive
-
-
-def _kind(base: Any) -> str:
-    has = "checkpoint" in base if isinstance(base, dict) else isinstance(base, CheckpointBase)
-    return "first layers" if has else "fresh"
-
-
-Base = Annotated[
-    Annotated[FreshBase, Tag("fresh")] | Annotated[CheckpointBase, Tag("first layers")], Discriminator(_kind)
-]
+    fresh: FreshShape | None = None
 
 
 class Corpus(RecipeSection):
     """Text files, one document each, or .jsonl files with one document in `field` of each line."""
 
-    files: list[str] = Field(min_length=1)
+    files: list[AnchoredPath] = Field(min_length=1)
     field: str = "text"
     max_tokens: Positive | None = None
 
@@ -67,11 +65,20 @@ class OnPolicy(RecipeSection):
     temperatures: tuple[float, ...] = (0.0, 0.8)
     batch: Positive = 64
 
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.prompt_lengths[0] <= self.prompt_lengths[1] < self.row_length:
+            raise ValueError(
+                f"prompt_lengths {list(self.prompt_lengths)} must not decrease and must stay below "
+                f"row_length, {self.row_length}"
+            )
+        return self
+
 
 class Distillation(RecipeSection):
     """Weight of the KL term, log-probabilities kept per position, and corpus tokens that the targets judge.
 
-    Without `corpus_tokens` the targets judge all of the corpus; with it, training sees that much of it only.
+    Without `corpus_tokens` the targets judge the whole corpus; with it, training sees that much of it only.
     """
 
     weight: Annotated[float, Field(ge=0)] = 1.0
@@ -80,7 +87,10 @@ class Distillation(RecipeSection):
 
 
 class TrainingSchedule(RecipeSection):
-    """Length and speed of the run. A step sees `parts` batches of rows, each of about `part_tokens` tokens."""
+    """Length and speed of the run. A step sees `parts` batches of rows, each of about `part_tokens` tokens.
+
+    `workers` threads compute the parts, and divide the cores among them.
+    """
 
     steps: Positive
     parts: Positive = 4
@@ -95,36 +105,36 @@ class TrainingSchedule(RecipeSection):
 
 
 class TrainDrafterConfig(RecipeSection):
-    """Everything that `draftpool train-drafter` needs.
+    """Everything that `draftpool train-drafter` needs. `work` holds caches and checkpoints.
 
-    `work` holds caches and checkpoints; while the file `pause` exists, the run waits.
+    `exit_weights` are the exits' shares of the loss, equal by default; only their ratios count.
     """
 
-    output: Path
-    work: Path
-    pause: Path | None = None
+    output: AnchoredPath
+    work: AnchoredPath
     base: Base
     exits: tuple[Positive, ...] = Field(min_length=1)
+    exit_weights: tuple[Rate, ...] = ()
     corpus: Corpus
-    targets: list[Path] = []
+    targets: list[AnchoredPath] = []
     on_policy: OnPolicy | None = None
     distillation: Distillation = Field(default_factory=Distillation)
     schedule: TrainingSchedule
     seed: int = 0
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
 
-    @property
-    def depth(self) -> int:
-        return self.base.layers if isinstance(self.base, CheckpointBase) else self.base.num_hidden_layers
-
     @model_validator(mode="after")
     def _check(self) -> Self:
         if list(self.exits) != sorted(set(self.exits)):
             raise ValueError(f"exits {list(self.exits)} must increase: list each depth once, shallowest first")
-        if self.exits[-1] != self.depth:
+        if self.exits[-1] != self.base.layers:
             raise ValueError(
-                f"the last of exits is {self.exits[-1]}, but base has {self.depth} layers: "
+                f"the last of exits is {self.exits[-1]}, but base has {self.base.layers} layers: "
                 "end exits with the full depth, or give base fewer layers"
+            )
+        if self.exit_weights and len(self.exit_weights) != len(self.exits):
+            raise ValueError(
+                f"exit_weights has {len(self.exit_weights)} entries for {len(self.exits)} exits: give each one"
             )
         if self.on_policy is not None and not self.targets:
             raise ValueError("on_policy needs targets to sample from: list targets, or leave on_policy out")
@@ -132,7 +142,7 @@ class TrainDrafterConfig(RecipeSection):
 
 
 def load_config(path: Path) -> TrainDrafterConfig:
-    """The configuration in the YAML file `path`, with its paths made absolute."""
+    """The configuration in the YAML file `path`. Raises ConfigError."""
     try:
         values = yaml.safe_load(path.read_text())
     except FileNotFoundError:
@@ -140,32 +150,13 @@ def load_config(path: Path) -> TrainDrafterConfig:
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {error}") from None
     try:
-        return _anchor(TrainDrafterConfig.model_validate(values), path.resolve().parent)
+        return TrainDrafterConfig.model_validate(values, context=path.resolve().parent)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(path, item) for item in error.errors())) from None
 
 
-def _anchor(config: TrainDrafterConfig, folder: Path) -> TrainDrafterConfig:
-    base = config.base
-    if isinstance(base, CheckpointBase):
-        base = base.model_copy(update={"checkpoint": folder / base.checkpoint})
-    else:
-        base = base.model_copy(update={"tokenizer": folder / base.tokenizer})
-    files = [str(folder / pattern) for pattern in config.corpus.files]
-    return config.model_copy(
-        update={
-            "base": base,
-            "output": folder / config.output,
-            "work": folder / config.work,
-            "pause": config.pause and folder / config.pause,
-            "targets": [folder / target for target in config.targets],
-            "corpus": config.corpus.model_copy(update={"files": files}),
-        }
-    )
-
-
 def _explain(path: Path, item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"] if part not in ("fresh", "first layers")) or "(top level)"
+    key = ".".join(map(str, item["loc"])) or "(top level)"
     if item["type"] == "extra_forbidden":
         return f"{path}: unknown key {key}: remove it or check its spelling"
     if item["type"] == "missing":

@@ -1,52 +1,54 @@
-"""From text files to rows of tokens, and rows with what the targets say about them.
+"""From text files to rows of tokens, with what teachers say about them, kept on disk in chunks.
 
-Targets are run once, ahead of training: for every position of a row the k largest log-probabilities of each
-teacher are kept on disk, ids and float16 values. Rows are cached in chunks, one .npz file each, so that an
-interrupted preparation goes on where it stopped.
+Each chunk is one .npz file, so that an interrupted preparation continues where it stopped.
 """
 
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, fields
 from glob import glob
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from drafters.training.config import Corpus
-from drafters.training.fit import wait_while_paused
-from drafters.training.stream import Tokens, join_documents
+from model.tokenizer import load_tokenizer
 from protocol.errors import ConfigError
+
+Tokens = NDArray[np.uint32]
 
 
 @dataclass(frozen=True)
 class TokenRows:
     """Token rows [row, position] and, per teacher, ids and log-probabilities [teacher, row, position, k]."""
 
-    tokens: NDArray[np.uint32]
+    tokens: Tokens
     ids: NDArray[np.int32]
     logp: NDArray[np.float16]
 
     @classmethod
-    def without_teachers(cls, tokens: Tokens, length: int) -> "TokenRows":
-        """The stream `tokens` cut into rows of `length`."""
-        count = len(tokens) // length
-        empty = (0, count, length, 0)
-        rows = np.asarray(tokens[: count * length]).reshape(count, length)
-        return cls(rows, np.zeros(empty, np.int32), np.zeros(empty, np.float16))
+    def without_teachers(cls, stream: Tokens, length: int) -> "TokenRows":
+        """The stream cut into rows of `length`. Raises ConfigError if it is shorter than one."""
+        count = len(stream) // length
+        if count == 0:
+            raise ConfigError(
+                f"the corpus has {len(stream)} tokens, fewer than one row of {length}: "
+                "give more text or a smaller sequence_length"
+            )
+        none = (0, count, length, 0)
+        return cls(
+            stream[: count * length].reshape(count, length), np.zeros(none, np.int32), np.zeros(none, np.float16)
+        )
 
 
 def read_documents(corpus: Corpus) -> Iterator[str]:
     """Every document of the corpus, files in the order of their names."""
     for pattern in corpus.files:
-        paths = sorted(glob(pattern, recursive=True))
+        paths = sorted(glob(str(pattern), recursive=True))
         if not paths:
             raise ConfigError(f"corpus.files: nothing matches {pattern}: correct the path")
         for path in paths:
@@ -65,48 +67,36 @@ def _documents_of(path: Path, field: str) -> Iterator[str]:
 
 
 def read_stream(corpus: Corpus, folder: Path) -> Tokens:
-    """The corpus as one stream, with the tokenizer and the <bos>/<eos> of the checkpoint in `folder`."""
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    bos, eos = _mark(tokenizer, folder, "bos_token"), _mark(tokenizer, folder, "eos_token")
-    encoded = (tokenizer.encode(text, add_special_tokens=False).ids for text in read_documents(corpus))
-    return join_documents(encoded, bos, eos)[: corpus.max_tokens]
+    """The corpus as one stream [tokens] in the tokens of the checkpoint in `folder`.
+
+    Each document is between <bos> and <eos>, where the tokenizer has them.
+    """
+    tokenizer = load_tokenizer(folder)
+    before, after = ([] if mark is None else [mark] for mark in (tokenizer.bos_token_id, tokenizer.eos_token_id))
+    stream: list[int] = []
+    for document in read_documents(corpus):
+        stream += before + tokenizer.backend_tokenizer.encode(document, add_special_tokens=False).ids + after
+    return np.asarray(stream[: corpus.max_tokens], np.uint32)
 
 
-def _mark(tokenizer: Tokenizer, folder: Path, name: str) -> int | None:
-    path = folder / "tokenizer_config.json"
-    token = json.loads(path.read_text()).get(name) if path.exists() else None
-    token = token.get("content") if isinstance(token, dict) else token
-    return None if token is None else tokenizer.token_to_id(token)
-
-
-Chunk = Mapping[str, NDArray[Any]]
-
-
-def cached_chunks(
-    folder: Path, settings: object, count: int, make: Callable[[int], Chunk], workers: int, pause: Path | None
-) -> TokenRows:
-    """The rows of `count` chunks, made by `make(index)` where the cache for these settings lacks them."""
+def cached_rows(folder: Path, settings: object, count: int, make: Callable[[int], TokenRows]) -> TokenRows:
+    """The rows of `count` chunks; make(index) makes a chunk that is not on disk for these settings."""
     digest = hashlib.sha256(repr(settings).encode()).hexdigest()[:12]
     place = folder.with_name(f"{folder.name}-{digest}")
     place.mkdir(parents=True, exist_ok=True)
     files = [place / f"chunk-{index:04d}.npz" for index in range(count)]
-
-    def ensure(index: int) -> None:
-        wait_while_paused(pause)
-        if not files[index].exists():
-            partial = files[index].with_suffix(".partial.npz")
-            chunk = make(index)
-            np.savez(partial, tokens=chunk["tokens"], ids=chunk["ids"], logp=chunk["logp"])
-            os.replace(partial, files[index])
-
-    with ThreadPoolExecutor(workers) as pool:
-        list(tqdm(pool.map(ensure, range(count)), total=count, desc=folder.name))
-    return _join([dict(np.load(file, allow_pickle=False)) for file in files])
+    for index, file in enumerate(tqdm(files, desc=folder.name)):
+        if not file.exists():
+            partial = file.with_suffix(".partial.npz")
+            np.savez(partial, **vars(make(index)))
+            os.replace(partial, file)
+    return _join(TokenRows(**np.load(file)) for file in files)
 
 
-def _join(chunks: list[dict[str, NDArray[Any]]]) -> TokenRows:
-    return TokenRows(
-        np.concatenate([chunk["tokens"] for chunk in chunks]),
-        np.concatenate([chunk["ids"] for chunk in chunks], axis=1),
-        np.concatenate([chunk["logp"] for chunk in chunks], axis=1),
-    )
+def _join(chunks: Iterable[TokenRows]) -> TokenRows:
+    chunks = list(chunks)
+    joined = {}
+    for field in fields(TokenRows):
+        row_axis = 0 if field.name == "tokens" else 1
+        joined[field.name] = np.concatenate([getattr(chunk, field.name) for chunk in chunks], axis=row_axis)
+    return TokenRows(**joined)

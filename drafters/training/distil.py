@@ -1,136 +1,64 @@
-"""What the targets say: their log-probabilities on the corpus, and their own continuations of it.
+"""What the targets say: their log-probabilities on given text, and their own continuations of prompts.
 
-A drafter is judged on the target's own text, so part of its training data is exactly that: continuations that
-each target samples from prompts of the training corpus. A target's continuation is taught by that target alone
-(whoever reads it meets that target's distribution), corpus text by the mean over all targets.
+A drafter is judged on the target's own text, so part of its training data is exactly that. A continuation is taught
+by the target that wrote it (whoever reads it meets that target's distribution), corpus text by the mean over targets.
+Targets run as they are served, by native kernels where they can.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache
-from transformers.cache_utils import DynamicLayer
 
-from drafters.training.config import OnPolicy
-from drafters.training.data import Chunk
+from drafters.training.data import TokenRows, Tokens
 from drafters.training.exits import pick_device
-from drafters.training.stream import Tokens
-
-TEACHER_ROWS = 4
-
-
-def load_teacher(folder: Path) -> Any:
-    """The target in `folder`, in bf16 and with gradients off."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="eager")
-    return model.to(pick_device()).eval().requires_grad_(False)
+from model.batch import BatchRow, build_batch
+from model.decoder import Decoder
+from model.load import load_decoder
+from model.rollout import Rollout
+from protocol.request import SamplingParams
 
 
-def top_log_probs(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The `k` largest log-probabilities at each position: (ids int32, values float16), both [..., k]."""
-    values, ids = logits.float().log_softmax(-1).topk(k)
-    return ids.int(), values.half()
+def load_teacher(folder: Path) -> Decoder:
+    """The target in `folder`, in bf16."""
+    return load_decoder(folder, dtype=torch.bfloat16, device=pick_device())
 
 
-def judge(teachers: Sequence[Any], rows: Tokens, k: int) -> Chunk:
-    """A chunk: `rows` [row, position] with the top `k` of every teacher."""
-    ids: list[Tensor] = []
-    values: list[Tensor] = []
-    with torch.inference_mode():
-        for teacher in teachers:
-            tokens = torch.from_numpy(rows.astype(np.int64)).to(teacher.device)
-            parts = torch.split(tokens, TEACHER_ROWS)
-            tops = [top_log_probs(teacher(input_ids=part, use_cache=False).logits, k) for part in parts]
-            ids.append(torch.cat([top[0] for top in tops]))
-            values.append(torch.cat([top[1] for top in tops]))
-    return _chunk(torch.from_numpy(rows.astype(np.int64)), torch.stack(ids), torch.stack(values))
+def logits_at(decoder: Decoder, tokens: Sequence[int], exits: Sequence[int]) -> Iterator[Tensor]:
+    """Logits [position, vocabulary] after `exits` layers each, valid until the next is asked for."""
+    batch = build_batch([BatchRow(np.arange(len(tokens)), len(tokens))], decoder.device)
+    kv, hidden = decoder.new_kv(len(tokens)), decoder.embed(tokens)
+    for start, stop in zip((0, *exits), exits, strict=False):
+        hidden = decoder.run(hidden, batch, kv, start, stop)
+        yield decoder.logits(hidden, range(len(tokens)))
 
 
-def _chunk(tokens: Tensor, ids: Tensor, values: Tensor) -> Chunk:
-    return {
-        "tokens": tokens.cpu().numpy().astype(np.uint32),
-        "ids": ids.cpu().numpy(),
-        "logp": values.cpu().numpy(),
-    }
+def judge(teachers: Sequence[Decoder], tokens: Tokens, k: int) -> TokenRows:
+    """`tokens` [row, position] with the `k` largest log-probabilities of every teacher at each position."""
+    ids = np.empty((len(teachers), *tokens.shape, k), np.int32)
+    logp = np.empty(ids.shape, np.float16)
+    for index, teacher in enumerate(teachers):
+        for row, row_tokens in enumerate(tokens.tolist()):
+            (logits,) = logits_at(teacher, row_tokens, [teacher.config.num_layers])
+            largest = logits.log_softmax(-1).topk(k)
+            ids[index, row], logp[index, row] = largest.indices.cpu(), largest.values.cpu()
+    return TokenRows(tokens, ids, logp)
 
 
-def sampler(teacher: Any, stream: Tokens, options: OnPolicy, k: int, seed: int) -> Callable[[int], Chunk]:
-    """From a chunk number to rows that begin with a prompt from `stream` and go on as `teacher` wills."""
-
-    def make(index: int) -> Chunk:
-        rng = np.random.default_rng((seed, index))
-        prompt_length = int(rng.integers(options.prompt_lengths[0], options.prompt_lengths[1] + 1))
-        starts = rng.integers(0, len(stream) - prompt_length, options.batch)
-        prompts = np.stack([stream[start : start + prompt_length] for start in starts])
-        temperature = options.temperatures[index % len(options.temperatures)]
-        generator = torch.Generator(teacher.device).manual_seed(seed * 100_003 + index)
-        tokens = torch.from_numpy(prompts.astype(np.int64)).to(teacher.device)
-        return continue_rows(teacher, tokens, options.row_length, temperature, k, generator)
-
-    return make
-
-
-@torch.inference_mode()
-def continue_rows(
-    teacher: Any, tokens: Tensor, length: int, temperature: float, k: int, generator: torch.Generator
-) -> Chunk:
-    """`tokens` [row, position] continued to `length` at `temperature`, with the teacher's top `k` everywhere.
-
-    The log-probabilities are at temperature 1, whatever the sampling temperature.
-    """
-    cache, tops, new = roomy_cache(teacher.config), [], tokens
-    while True:
-        logits = teacher(input_ids=new, past_key_values=cache, use_cache=True).logits
-        tops.append(top_log_probs(logits, k))
-        if tokens.shape[1] == length:
-            break
-        new = draw(logits[:, -1].float(), temperature, generator)[:, None]
-        tokens = torch.cat([tokens, new], dim=1)
-    ids, values = (torch.cat([top[part] for top in tops], dim=1)[None] for part in (0, 1))
-    return _chunk(tokens, ids, values)
-
-
-def draw(logits: Tensor, temperature: float, generator: torch.Generator) -> Tensor:
-    """One token per row of logits [row, vocabulary]; argmax at temperature 0."""
-    if temperature == 0:
-        return logits.argmax(-1)
-    noise = torch.empty_like(logits).exponential_(generator=generator)
-    return (logits / temperature - noise.log()).argmax(-1)
-
-
-class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """A cache layer that writes into spare room, where DynamicLayer copies everything at every token."""
-
-    keys: Any
-    values: Any
-    room: tuple[Tensor, Tensor] | None = None
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """The keys and values [row, head, position, width] so far, new ones included."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        begin = self.get_seq_length()
-        end = begin + key_states.shape[-2]
-        if self.room is None or self.room[0].shape[-2] < end:
-            old = self.keys, self.values
-            rows, heads, _, width = key_states.shape
-            self.room = (
-                key_states.new_empty(rows, heads, 2 * end, width),
-                value_states.new_empty(rows, heads, 2 * end, value_states.shape[-1]),
-            )
-            if begin:
-                self.room[0][..., :begin, :], self.room[1][..., :begin, :] = old
-        self.room[0][..., begin:end, :], self.room[1][..., begin:end, :] = key_states, value_states
-        self.keys, self.values = self.room[0][..., :end, :], self.room[1][..., :end, :]
-        return self.keys, self.values
-
-
-def roomy_cache(config: Any) -> DynamicCache:
-    """An empty cache for a model of `config`, plain layers with spare room."""
-    cache = DynamicCache(config=config)
-    make: Callable[[], DynamicLayer] = RoomyLayer
-    cache.layers = [make() if type(layer) is DynamicLayer else layer for layer in cache.layers]
-    return cache
+def continue_prompts(
+    target: Decoder, prompts: Sequence[Sequence[int]], lengths: Sequence[int], sampling: Sequence[SamplingParams]
+) -> list[list[int]]:
+    """The prompts, continued by the target's picks to these lengths in tokens, past any end of text."""
+    ends = np.cumsum(lengths)
+    slots = np.split(np.arange(ends[-1]), ends[:-1])
+    rows = [
+        Rollout(row_slots, 0, prompt, length - len(prompt), params)
+        for row_slots, prompt, length, params in zip(slots, prompts, lengths, sampling, strict=True)
+    ]
+    continuations = target.roll_out(rows, target.new_kv(int(ends[-1])), target.config.num_layers, None)
+    return [
+        [*prompt, *(token for token, _, _ in continuation)]
+        for prompt, continuation in zip(prompts, continuations, strict=True)
+    ]

@@ -19,20 +19,14 @@ TOKENIZER_FILES = (
 )
 
 
-def export_checkpoint(model: Any, tokenizer: Path, folder: Path, dtype: torch.dtype = torch.bfloat16) -> None:
-    """Saves `model` in `dtype` as safetensors into `folder`, with the tokenizer files of `tokenizer`.
+def export_drafter(model: Any, tokenizer: Path, folder: Path, exits: Sequence[int], targets: Sequence[Path]) -> None:
+    """Saves `model` in bf16 as safetensors into `folder`, with the tokenizer files of `tokenizer` and draftpool.json.
 
     The model itself keeps its dtype.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    copy.deepcopy(model).to("cpu", dtype).save_pretrained(folder)
+    copy.deepcopy(model).to("cpu", torch.bfloat16).save_pretrained(folder)
     for name in TOKENIZER_FILES:
         if (tokenizer / name).exists():
             shutil.copyfile(tokenizer / name, folder / name)
-
-
-def export_drafter(model: Any, tokenizer: Path, folder: Path, exits: Sequence[int], targets: Sequence[Path]) -> None:
-    """`export_checkpoint`, and draftpool.json beside it."""
-    export_checkpoint(model, tokenizer, folder)
-    names = tuple(target.name for target in targets)
-    Manifest(tuple(exits), vocabulary_hash(folder), names).save(folder)
+    Manifest(tuple(exits), vocabulary_hash(folder), tuple(target.name for target in targets)).save(folder)

@@ -41,7 +41,15 @@ def exit_loss(logits: Tensor, labels: Tensor, ids: Tensor, teachers: Tensor, wei
     return loss + weight * torch.stack(divergences).mean()
 
 
-def sorted_loss(logits: Sequence[Tensor], labels: Tensor, ids: Tensor, teachers: Tensor, weight: float) -> Tensor:
-    """The mean of `exit_loss` over the logits of all exits."""
-    losses = [exit_loss(at_exit, labels, ids, teachers, weight) for at_exit in logits]
-    return torch.stack(losses).mean()
+def sorted_loss(
+    logits: Sequence[Tensor],
+    labels: Tensor,
+    ids: Tensor,
+    teachers: Tensor,
+    weight: float,
+    exit_weights: Sequence[float] = (),
+) -> Tensor:
+    """The mean of `exit_loss` over the logits of all exits, weighted by `exit_weights` if given."""
+    losses = torch.stack([exit_loss(at_exit, labels, ids, teachers, weight) for at_exit in logits])
+    shares = torch.tensor(exit_weights or [1.0] * len(logits), device=losses.device)
+    return (losses * shares).sum() / shares.sum()

@@ -8,11 +8,13 @@ steps, so that the schedule depends on the step alone and a resumed run follows 
 from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 
+from drafters.training.config import TrainingSchedule
+
 EMBEDDING_NAMES = ("embed_tokens", "lm_head")
 
 
-def build_optimisers(model: nn.Module, *, matrix_lr: float, other_lr: float, weight_decay: float) -> list[Optimizer]:
-    """[Muon, Muon, AdamW]: two halves of the hidden matrices, which can step at once, and the rest; none without any.
+def build_optimisers(model: nn.Module, schedule: TrainingSchedule) -> list[Optimizer]:
+    """[Muon, Muon, AdamW]: two halves of the hidden matrices, which can step at once, and the rest.
 
     Each group keeps its base rate in `initial_lr`.
     """
@@ -21,13 +23,12 @@ def build_optimisers(model: nn.Module, *, matrix_lr: float, other_lr: float, wei
     for name, parameter in model.named_parameters():
         hidden = parameter.ndim == 2 and not any(part in name for part in EMBEDDING_NAMES)
         (matrices if hidden else others).append(parameter)
+    matrix_rate, decay = schedule.matrix_learning_rate, schedule.weight_decay
     optimisers: list[Optimizer] = [
-        Muon(half, lr=matrix_lr, weight_decay=weight_decay, momentum=0.95, nesterov=True)
+        Muon(half, lr=matrix_rate, weight_decay=decay, momentum=0.95, nesterov=True)
         for half in (matrices[::2], matrices[1::2])
-        if half
     ]
-    if others:
-        optimisers.append(AdamW(others, lr=other_lr, betas=(0.9, 0.95), weight_decay=0.0))
+    optimisers.append(AdamW(others, lr=schedule.learning_rate, betas=(0.9, 0.95), weight_decay=0.0))
     for optimiser in optimisers:
         for group in optimiser.param_groups:
             group["initial_lr"] = group["lr"]

@@ -7,59 +7,68 @@ each kind is gone through epoch by epoch, so that a step number alone says which
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from drafters.training.config import TrainDrafterConfig
-from drafters.training.data import Chunk, TokenRows, cached_chunks
-from drafters.training.distil import judge, load_teacher, sampler
-from drafters.training.stream import Tokens
+from drafters.training.config import OnPolicy, TrainDrafterConfig, TrainingSchedule
+from drafters.training.data import TokenRows, Tokens, cached_rows
+from drafters.training.distil import continue_prompts, judge, load_teacher
+from model.decoder import Decoder
+from protocol.request import SamplingParams
 
 CHUNK_ROWS = 64
 
 
-@dataclass(frozen=True)
-class BatchPart:
-    """A share of a step's batch: tokens [row, position], teachers' ids and log-probs [teacher, row, position, k]."""
-
-    tokens: Tensor
-    ids: Tensor
-    logp: Tensor
-
-
 def corpus_rows(config: TrainDrafterConfig, stream: Tokens) -> TokenRows:
     """The corpus in rows of `sequence_length`, judged by all targets."""
-    length = config.schedule.sequence_length
+    length, k = config.schedule.sequence_length, config.distillation.top_k
     rows = TokenRows.without_teachers(stream, length)
     if not config.targets or config.distillation.weight == 0:
         return rows
     teachers = [load_teacher(target) for target in config.targets]
-    chosen = rows.tokens[np.random.default_rng(config.seed).permutation(len(rows.tokens))]
-    chosen = chosen[: max(1, (config.distillation.corpus_tokens or chosen.size) // length)]
-    k = config.distillation.top_k
-
-    def make(index: int) -> Chunk:
-        return judge(teachers, chosen[index * CHUNK_ROWS : (index + 1) * CHUNK_ROWS], k)
-
-    settings = (config.corpus, [str(target) for target in config.targets], chosen.shape, k, config.seed)
-    chunks = -(-len(chosen) // CHUNK_ROWS)
-    workers = config.schedule.workers
-    return cached_chunks(config.work / "corpus", settings, chunks, make, workers, config.pause)
+    tokens = np.random.default_rng(config.seed).permutation(rows.tokens)
+    tokens = tokens[: max(1, (config.distillation.corpus_tokens or tokens.size) // length)]
+    starts = range(0, len(tokens), CHUNK_ROWS)
+    settings = (config.corpus, config.targets, tokens.shape, k, config.seed)
+    return cached_rows(
+        config.work / "corpus",
+        settings,
+        len(starts),
+        lambda index: judge(teachers, tokens[starts[index] : starts[index] + CHUNK_ROWS], k),
+    )
 
 
 def on_policy_rows(config: TrainDrafterConfig, stream: Tokens) -> list[TokenRows]:
     """For each target, rows of its own continuations of prompts from the corpus, judged by itself."""
-    options = config.on_policy
+    options, k = config.on_policy, config.distillation.top_k
     if options is None:
         return []
-    k, found = config.distillation.top_k, []
-    for index, target in enumerate(config.targets):
-        make = sampler(load_teacher(target), stream, options, k, config.seed + index)
-        chunks = max(1, options.tokens // (options.batch * options.row_length))
-        settings = (config.corpus, options.model_copy(update={"tokens": 1}), str(target), k, config.seed)
-        place = config.work / f"on-policy-{target.name}"
-        found.append(cached_chunks(place, settings, chunks, make, config.schedule.workers, config.pause))
-    return found
+    count = max(1, options.tokens // (options.batch * options.row_length))
+    rows_by_target = []
+    for index, path in enumerate(config.targets):
+        target, seed = load_teacher(path), config.seed + index
+
+        def make(chunk: int, target: Decoder = target, seed: int = seed) -> TokenRows:
+            return judge([target], sample_rows(target, stream, options, seed, chunk), k)
+
+        settings = (config.corpus, options.model_copy(update={"tokens": 1}), path, k, config.seed)
+        rows_by_target.append(cached_rows(config.work / f"on-policy-{path.name}", settings, count, make))
+    return rows_by_target
+
+
+def sample_rows(target: Decoder, stream: Tokens, options: OnPolicy, seed: int, chunk: int) -> Tokens:
+    """Rows [batch, row_length] that begin with prompts from `stream`, which the target continues.
+
+    The number of the chunk chooses the temperature.
+    """
+    rng = np.random.default_rng((seed, chunk))
+    shortest, longest = options.prompt_lengths
+    prompts = []
+    for size in rng.integers(shortest, longest + 1, options.batch).tolist():
+        start = int(rng.integers(max(1, len(stream) - size)))
+        prompts.append(stream[start : start + size].tolist())
+    temperature = options.temperatures[chunk % len(options.temperatures)]
+    seeds = rng.integers(1 << 63, size=options.batch).tolist()
+    sampling = [SamplingParams(temperature=temperature, seed=row_seed) for row_seed in seeds]
+    return np.array(continue_prompts(target, prompts, [options.row_length] * options.batch, sampling), np.uint32)
 
 
 @dataclass(frozen=True)
@@ -68,36 +77,24 @@ class Mixture:
 
     corpus: TokenRows
     on_policy: list[TokenRows]
-    parts: int
-    on_policy_parts: int
-    part_tokens: int
+    schedule: TrainingSchedule
     seed: int
 
-    def step(self, step: int) -> list[BatchPart]:
+    def step(self, step: int) -> list[TokenRows]:
         """The parts of `step`, corpus first."""
-        corpus_parts = self.parts - self.on_policy_parts
-        found = [self._part(self.corpus, step * corpus_parts + part) for part in range(corpus_parts)]
-        for part in range(self.on_policy_parts):
-            turn, target = divmod(step * self.on_policy_parts + part, len(self.on_policy))
-            found.append(self._part(self.on_policy[target], turn))
-        return found
+        parts = self.schedule.parts
+        num_on_policy = round(self.schedule.on_policy_share * parts) if self.on_policy else 0
+        num_corpus = parts - num_on_policy
+        chosen = [self._part(self.corpus, step * num_corpus + part) for part in range(num_corpus)]
+        for part in range(num_on_policy):
+            turn, target = divmod(step * num_on_policy + part, len(self.on_policy))
+            chosen.append(self._part(self.on_policy[target], turn))
+        return chosen
 
-    def _part(self, rows: TokenRows, turn: int) -> BatchPart:
+    def _part(self, rows: TokenRows, turn: int) -> TokenRows:
         count, length = rows.tokens.shape
-        size = min(count, max(1, self.part_tokens // length))
+        size = min(count, max(1, self.schedule.part_tokens // length))
         epoch, place = divmod(turn, count // size)
         order = np.random.default_rng((self.seed, epoch)).permutation(count)
         chosen = order[place * size : (place + 1) * size]
-        return BatchPart(
-            torch.from_numpy(rows.tokens[chosen].astype(np.int64)),
-            torch.from_numpy(rows.ids[:, chosen]),
-            torch.from_numpy(rows.logp[:, chosen]),
-        )
-
-
-def prepare_mixture(config: TrainDrafterConfig, stream: Tokens) -> Mixture:
-    """All rows of `config`, from the cache where they are there."""
-    corpus, on_policy = corpus_rows(config, stream), on_policy_rows(config, stream)
-    schedule = config.schedule
-    on_policy_parts = round(schedule.on_policy_share * schedule.parts) if on_policy else 0
-    return Mixture(corpus, on_policy, schedule.parts, on_policy_parts, schedule.part_tokens, config.seed)
+        return TokenRows(rows.tokens[chosen], rows.ids[:, chosen], rows.logp[:, chosen])

@@ -7,6 +7,7 @@ Weights are drawn wide enough that logits are far from flat and greedy choices f
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -142,3 +143,8 @@ def _randomize(model: torch.nn.Module, seed: int, config: PreTrainedConfig) -> N
                 parameter.copy_(noise * 0.2 + mean - (1.0 if gemma else 0.0))
             else:
                 parameter.copy_(noise * 0.2)
+
+
+def change_config(directory: Path, change: dict[str, Any]) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))

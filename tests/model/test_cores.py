@@ -11,17 +11,17 @@ import pytest
 from model.cores import cgroup_cores, limit_cores, usable_cores
 
 
-def made(tmp_path: Path, own: str, files: dict[str, str]) -> float:
+def cores_within(tmp_path: Path, cgroup: str, files: dict[str, str]) -> float:
     for name, text in files.items():
         path = tmp_path / "mount" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text + "\n")
-    (tmp_path / "own").write_text(own + "\n")
-    return cgroup_cores(tmp_path / "mount", tmp_path / "own")
+    (tmp_path / "process").write_text(cgroup + "\n")
+    return cgroup_cores(tmp_path / "mount", tmp_path / "process")
 
 
 @pytest.mark.parametrize(
-    ("own", "files", "cores"),
+    ("cgroup", "files", "cores"),
     [
         ("0::/", {}, math.inf),
         ("0::/", {"cpu.max": "max 100000"}, math.inf),
@@ -39,9 +39,9 @@ def made(tmp_path: Path, own: str, files: dict[str, str]) -> float:
     ],
 )
 def test_the_least_share_of_all_cgroups_around_it_counts(
-    tmp_path: Path, own: str, files: dict[str, str], cores: float
+    tmp_path: Path, cgroup: str, files: dict[str, str], cores: float
 ) -> None:
-    assert made(tmp_path, own, files) == cores
+    assert cores_within(tmp_path, cgroup, files) == cores
 
 
 def test_without_cgroups_there_is_no_limit(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +14,12 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, apply_rotary_
 from model.batch import BatchRow, build_batch
 from model.config import Rope
 from model.decoder import Decoder
-from model.eager import RopeTable, rms_norm, rotate
+from model.eager import rms_norm, rotate, rotation
 from model.execution import Execution
 from model.kv import bytes_per_slot
 from model.load import load_decoder
 from tests.model.families import EXECUTIONS, make_checkpoint
 
-CPU = torch.device("cpu")
 ROPE = Rope(tuple((1.0 / 10000.0 ** (torch.arange(0, 16, 2) / 16)).tolist()), scaling=1.25)
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -52,7 +50,7 @@ def test_norms_round_where_each_family_does(dtype: torch.dtype) -> None:
 def test_rotation_equals_that_of_transformers(dtype: torch.dtype) -> None:
     query, keys = normal(9, 3, 16).to(dtype), normal(9, 2, 16, seed=1).to(dtype)
     positions = torch.tensor([0, 1, 2, 7, 100, 1023, 1024, 2000, 5])
-    cos, sin = RopeTable(ROPE, 4096, dtype, CPU).at(positions, 2001)
+    cos, sin = rotation(ROPE, positions, dtype)
     angles = positions[:, None].float() * torch.tensor(ROPE.inverse_frequencies)
     angles = torch.cat([angles, angles], -1)
     expected = apply_rotary_pos_emb(query, keys, (angles.cos() * 1.25).to(dtype), (angles.sin() * 1.25).to(dtype))
@@ -60,17 +58,10 @@ def test_rotation_equals_that_of_transformers(dtype: torch.dtype) -> None:
     torch.testing.assert_close(actual, expected, atol=0, rtol=0)
 
 
-def test_rotary_tables_grow_without_changing() -> None:
-    table = RopeTable(ROPE, 4096, torch.float32, CPU)
-    positions = torch.arange(100)
-    before = torch.cat(table.at(positions, 100), 1)
-    table.at(torch.tensor([3000]), 3001)
-    assert torch.equal(torch.cat(table.at(positions, 100), 1), before)
-
-
-def test_a_position_beyond_the_checkpoint_is_refused() -> None:
-    with pytest.raises(ValueError, match=re.escape("position 64 lies beyond the 64")):
-        RopeTable(ROPE, 64, torch.float32, CPU).at(torch.tensor([64]), 65)
+def test_a_position_beyond_the_checkpoint_is_refused(decoder: Decoder) -> None:
+    batch = build_batch([BatchRow(np.arange(257), 1)])
+    with pytest.raises(ValueError, match="position 256 lies beyond the 256"):
+        decoder.run(decoder.embed([5]), batch, decoder.new_kv(257), 0, 1)
 
 
 @torch.inference_mode()

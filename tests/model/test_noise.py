@@ -1,3 +1,5 @@
+"""The noise depends on seed, position and token only, and Philox gives its published vectors."""
+
 import math
 
 import pytest

@@ -1,3 +1,5 @@
+"""The page ledger loses no slot and gives none twice, whatever the schedule."""
+
 import random
 
 import pytest

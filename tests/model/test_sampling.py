@@ -1,3 +1,5 @@
+"""Filters are those of transformers, picks are exact samples, and confidences say what the noise decides."""
+
 import numpy as np
 import pytest
 import torch

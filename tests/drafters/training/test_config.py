@@ -22,16 +22,6 @@ def test_a_missing_key_is_named(values: dict[str, Any], tmp_path: Path) -> None:
         parse(values, tmp_path)
 
 
-def test_an_unknown_key_of_a_checkpoint_base_is_named_without_the_other_form(
-    values: dict[str, Any], tmp_path: Path
-) -> None:
-    values["base"] = {"checkpoint": "somewhere", "layers": 2, "exit": 1}
-    with pytest.raises(ConfigError) as caught:
-        parse(values, tmp_path)
-    assert "unknown key base.exit" in str(caught.value)
-    assert "hidden_size" not in str(caught.value)
-
-
 def test_exits_end_with_the_full_depth(values: dict[str, Any], tmp_path: Path) -> None:
     values["exits"] = [1]
     with pytest.raises(ConfigError, match="end exits with the full depth"):
@@ -44,12 +34,25 @@ def test_sampling_needs_targets(values: dict[str, Any], tmp_path: Path) -> None:
         parse(values, tmp_path)
 
 
+def test_every_exit_has_a_weight(values: dict[str, Any], tmp_path: Path) -> None:
+    values["exit_weights"] = [0.1]
+    with pytest.raises(ConfigError, match="1 entries for 2 exits"):
+        parse(values, tmp_path)
+
+
+def test_a_prompt_leaves_room_for_a_continuation(values: dict[str, Any], tmp_path: Path) -> None:
+    values["on_policy"] = {"row_length": 16, "prompt_lengths": [4, 16]}
+    with pytest.raises(ConfigError, match="must stay below row_length, 16"):
+        parse(values, tmp_path)
+
+
 def test_paths_belong_to_the_folder_of_the_file(values: dict[str, Any], tmp_path: Path) -> None:
     config = parse(values, tmp_path)
     assert config.output == tmp_path / "drafter"
-    assert config.corpus.files == [str(tmp_path / "*.txt")]
+    assert config.corpus.files == [tmp_path / "*.txt"]
 
 
-def test_the_demo_recipe_is_valid() -> None:
-    config = load_config(Path(__file__).parents[3] / "demo" / "drafter.yaml")
-    assert config.exits == (2, 4, 6)
+def test_the_demo_recipes_are_valid() -> None:
+    demo = Path(__file__).parents[3] / "demo"
+    exits = {name: load_config(demo / f"{name}.yaml").exits for name in ("large", "small", "drafter")}
+    assert exits == {"large": (6, 12), "small": (4, 8), "drafter": (2, 4, 6)}

@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from drafters.manifest import Manifest, vocabulary_hash
+from drafters.training import fit, loop
+from drafters.training.base import build_model
 from drafters.training.exits import exit_logits
 from drafters.training.loop import train
 from protocol.errors import ConfigError
@@ -23,19 +25,32 @@ def same(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> boo
     return all(torch.equal(first[name], second[name]) for name in first | second)
 
 
-def test_two_steps_and_two_more_are_four_steps(values: dict[str, Any], tmp_path: Path) -> None:
-    whole = weights(train(parse(values, tmp_path), progress=False))
-    values["work"] = "elsewhere"
+def test_a_run_that_was_interrupted_continues_to_the_same_weights(
+    values: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = weights(train(parse(values, tmp_path)))
+    values["work"], steps = "elsewhere", []
+
+    def interrupted(*args: Any) -> Any:
+        steps.append(args[-1])
+        if steps == [0, 1, 2]:
+            raise KeyboardInterrupt
+        return step_losses(*args)
+
+    step_losses = loop.step_losses
+    monkeypatch.setattr(loop, "step_losses", interrupted)
+    monkeypatch.setattr(fit, "CHECKPOINT_SECONDS", 0)
     config = parse(values, tmp_path)
-    half = weights(train(config, progress=False, stop_after=2))
-    assert not same(whole, half)
-    assert same(whole, weights(train(config, progress=False)))
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    assert same(whole, weights(train(config)))
+    assert steps == [0, 1, 2, 2, 3]
 
 
 def test_two_workers_give_the_same_weights_as_one(values: dict[str, Any], tmp_path: Path) -> None:
-    one = weights(train(parse(values, tmp_path), progress=False))
+    one = weights(train(parse(values, tmp_path)))
     values["work"], values["schedule"]["workers"] = "elsewhere", 2
-    assert same(one, weights(train(parse(values, tmp_path), progress=False)))
+    assert same(one, weights(train(parse(values, tmp_path))))
 
 
 def test_the_export_has_a_manifest_and_the_tokenizer_of_its_base(
@@ -43,7 +58,7 @@ def test_the_export_has_a_manifest_and_the_tokenizer_of_its_base(
 ) -> None:
     values["targets"] = [str(checkpoint)]
     values["on_policy"] = {"tokens": 128, "row_length": 16, "prompt_lengths": [4, 8], "batch": 4}
-    folder = train(parse(values, tmp_path), progress=False)
+    folder = train(parse(values, tmp_path))
     manifest = Manifest.load(folder)
     assert manifest.exits == (1, 2)
     assert manifest.vocabulary_hash == vocabulary_hash(checkpoint)
@@ -55,10 +70,8 @@ def test_the_first_layers_of_a_checkpoint_are_the_checkpoint_up_to_there(
     values: dict[str, Any], tmp_path: Path, checkpoint: Path
 ) -> None:
     values["base"] = {"checkpoint": str(checkpoint), "layers": 2}
-    config = parse(values, tmp_path)
-    from drafters.training.base import build_model
-
-    full, cut = AutoModelForCausalLM.from_pretrained(checkpoint), build_model(config)
+    full = AutoModelForCausalLM.from_pretrained(checkpoint)
+    cut = build_model(parse(values, tmp_path).base, 0)
     tokens = torch.arange(6)[None]
     expected = exit_logits(full, tokens, [1, 2], torch.float32)
     for mine, theirs in zip(exit_logits(cut, tokens, [1, 2], torch.float32), expected, strict=True):
@@ -71,4 +84,4 @@ def test_a_target_with_another_vocabulary_is_refused(values: dict[str, Any], tmp
     (other / "tokenizer.json").write_text('{"model": {"vocab": {"a": 0}}, "added_tokens": []}')
     values["targets"] = [str(other)]
     with pytest.raises(ConfigError, match="another vocabulary"):
-        train(parse(values, tmp_path), progress=False)
+        train(parse(values, tmp_path))

@@ -46,6 +46,14 @@ def test_it_is_the_mean_over_exits_of_next_token_loss_and_divergence_from_all_te
     assert loss.item() == pytest.approx(slow_loss(logits, labels, teachers, 0.7), rel=1e-5)
 
 
+def test_exits_count_by_the_ratios_of_their_weights() -> None:
+    logits = [torch.randn(POSITIONS, VOCABULARY) for _ in range(2)]
+    labels, none = torch.tensor([1, 2, 3, 4, 5]), torch.zeros(0, POSITIONS, 0)
+    shallow, deep = (sorted_loss([at_exit], labels, none, none, 1.0) for at_exit in logits)
+    loss = sorted_loss(logits, labels, none, none, 1.0, exit_weights=(0.5, 1.5))
+    torch.testing.assert_close(loss, shallow / 4 + 3 * deep / 4)
+
+
 def test_without_teachers_it_is_plain_sorted_fine_tuning() -> None:
     logits = [torch.randn(POSITIONS, VOCABULARY) for _ in range(2)]
     labels = torch.tensor([1, 2, 3, 4, 5])
