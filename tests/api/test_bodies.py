@@ -13,7 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
-from api.limits import MAX_BODY_BYTES
+from api.prompts import MAX_BODY_BYTES
 from protocol.pb import inference_pb2 as pb
 from tests.api.api_client import CHAT, COMPLETION, TEXT, Client, call, error_of
 from tests.api.api_twins import CHAT_TEMPLATE, ScriptedBackend, card, says, tiny_tokenizer

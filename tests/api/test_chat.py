@@ -45,7 +45,8 @@ async def test_a_chat_stream_opens_with_the_role(client: Client) -> None:
     ("messages", "words"),
     [
         ([], "at least 1 item"),
-        (None, "list"),
+        (None, "messages is missing"),
+        ("hello", "list"),
         ([{"role": "tool", "content": "x"}], "'assistant'"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "'text'"),
         ([{"role": "user", "content": "x", "colour": 1}], "colour"),

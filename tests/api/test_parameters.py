@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from api.check_fields import DROPPED, ONLY
 from api.openai import ChatCompletionRequest, CompletionRequest
+from api.unsupported import DROPPED, ONLY
 from tests.api.api_client import CHAT, COMPLETION, TEXT, Client, error_of
 from tests.api.api_twins import ScriptedBackend, says, tiny_tokenizer
 
