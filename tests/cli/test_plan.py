@@ -102,6 +102,6 @@ def test_what_is_missing_or_cannot_be_is_said_with_a_remedy(config: Path, capsys
         capsys, str(config), "--acceptance", "3:0.5"
     )
     assert "is not DEPTH:RATE,..., such as 2:0.6" in refused(capsys, str(config), "--acceptance", "often")
-    assert "1.5 is no share" in refused(capsys, str(config), "--acceptance", "2:1.5")
+    assert "'1.5' is not a number from 0 to 1" in refused(capsys, str(config), "--acceptance", "2:1.5")
     config.write_text(CONFIG.split("pool:")[0].replace(", speculation: {length: 4}", ""))
     assert "there is no pool to draft; add one" in refused(capsys, str(config))
