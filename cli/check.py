@@ -6,7 +6,9 @@ import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
-from cli.check_text import check_text
+from transformers import PreTrainedTokenizerFast
+
+from api.chat import render
 from cli.output import listed, say
 from deployments.config import AppConfig, PoolConfig, TargetConfig, load_config
 from deployments.config_speculation import AdaptiveSpeculation, Speculation, TableSpeculation
@@ -16,7 +18,8 @@ from drafters.manifest import Manifest, vocabulary_hash
 from model.config import read_config
 from model.files import resolve
 from model.load import check_weights
-from protocol.errors import ConfigError
+from model.tokenizer import end_token_warning, load_tokenizer, tokens_beyond
+from protocol.errors import ConfigError, InvalidRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -56,8 +59,8 @@ def check_target(target: TargetConfig) -> None:
 def check_pool(pool: PoolConfig) -> Manifest:
     directory = resolve(pool.path)
     read_config(directory)
-    manifest = manifest_of(pool)
-    if vocabulary_of(pool) != manifest.vocabulary_hash:
+    manifest = Manifest.load(directory)
+    if vocabulary_hash(directory) != manifest.vocabulary_hash:
         raise ConfigError(f"{directory}: the tokenizer is not the one its draftpool.json names; restore it")
     check_weights(directory)
     check_pages("pool", pool, pool_positions(pool, directory))
@@ -66,7 +69,7 @@ def check_pool(pool: PoolConfig) -> Manifest:
 
 def check_drafting(target: TargetConfig, speculation: Speculation, pool: PoolConfig, manifest: Manifest) -> None:
     """Raises ConfigError if the pool cannot draft for the target as its config says."""
-    if vocabulary_of(target) != manifest.vocabulary_hash:
+    if vocabulary_hash(resolve(target.path)) != manifest.vocabulary_hash:
         raise ConfigError(
             f"target {target.name} ({target.path}) and the pool ({pool.path}) have different vocabularies; "
             "train a drafter for it, or set speculation: off"
@@ -79,25 +82,9 @@ def check_drafting(target: TargetConfig, speculation: Speculation, pool: PoolCon
     num_layers = read_config(resolve(target.path)).num_layers
     if speculation.mirror is not None and (speculation.mirror.exit_layer or 0) > num_layers:
         raise ConfigError(
-            f"mirror.exit_layer {speculation.mirror.exit_layer} of target {target.name} exceeds the {num_layers} layers "
-            "of its checkpoint; lower it, or leave it out for half of them"
+            f"mirror.exit_layer {speculation.mirror.exit_layer} of target {target.name} exceeds the {num_layers} "
+            "layers of its checkpoint; lower it, or leave it out for half of them"
         )
-
-
-def manifest_of(pool: PoolConfig) -> Manifest:
-    """Raises ConfigError if it is damaged."""
-    try:
-        return Manifest.load(resolve(pool.path))
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
-def vocabulary_of(model: TargetConfig | PoolConfig) -> str:
-    """The hash of its vocabulary. Raises ConfigError for a damaged tokenizer."""
-    try:
-        return vocabulary_hash(resolve(model.path))
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
 
 
 def warnings(target: TargetConfig) -> Iterator[str]:
@@ -112,6 +99,31 @@ def warnings(target: TargetConfig) -> Iterator[str]:
         )
 
 
+def check_text(name: str, directory: Path) -> Iterator[str]:
+    """Yields warnings. Raises ConfigError for a tokenizer or a template that cannot work."""
+    tokenizer, vocab_size = load_tokenizer(directory), read_config(directory).vocab_size
+    rendered = render_sample(name, tokenizer)
+    if warning := end_token_warning(directory, tokenizer):
+        yield f"target {name}: {warning}"
+    if beyond := tokens_beyond(vocab_size, tokenizer):
+        yield (
+            f"the tokenizer of target {name} has {len(beyond)} tokens beyond the {vocab_size} of the embedding "
+            f"({', '.join(beyond[:3])}{', ...' if beyond[3:] else ''}); requests with them are refused"
+        )
+    if written := [token for token in beyond if token in rendered]:
+        yield f"the chat template of target {name} writes {written[0]}, so every chat request is refused"
+
+
+def render_sample(name: str, tokenizer: PreTrainedTokenizerFast) -> str:
+    """The rendered prompt of a chat with one message; empty without a template."""
+    if not tokenizer.chat_template:
+        return ""
+    try:
+        return render(tokenizer, [{"role": "user", "content": "hello"}])
+    except InvalidRequest as error:
+        raise ConfigError(f"the chat template of target {name} does not work: {error}; fix it, or remove it") from None
+
+
 def summary(config: AppConfig) -> Iterator[str]:
     for target in config.targets:
         decoder = read_config(resolve(target.path))
@@ -119,7 +131,7 @@ def summary(config: AppConfig) -> Iterator[str]:
         yield f"target {target.name}: {decoder.family}, {decoder.num_layers} layers, {target.dtype}, {how}"
     if config.pool is not None:
         where = "colocated" if config.placement == "colocated" else f"{config.pool.num_replicas} replicas"
-        yield f"pool: {where}, {config.pool.dtype}, exits {listed(manifest_of(config.pool).exits)}"
+        yield f"pool: {where}, {config.pool.dtype}, exits {listed(Manifest.load(resolve(config.pool.path)).exits)}"
     yield "ok"
 
 

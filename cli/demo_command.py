@@ -8,9 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,10 +22,9 @@ from cli.arguments import whole
 from cli.demo_gain import Gain, describe_run, fit_to_cores, gain_table, measure
 from cli.demo_streams import DemoRequest, StreamedCompletion, read, stream_all
 from cli.output import say, warn
-from cli.serve_command import starting, stopped_by_sigterm
+from cli.serve_command import started, stopped_by_sigterm
 from deployments.config import CONFIGS, AppConfig, HttpConfig, load_config
 from deployments.direct import open_url
-from deployments.session import local_ray
 from link.listening import free_port
 from model.cores import usable_cores
 
@@ -49,11 +45,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from cli.check import check_config
+
     num_cores = usable_cores()
     config = load_config(args.config) if args.config else fit_to_cores(load_config(CONFIG), num_cores)
     config = config.model_copy(update={"http": HttpConfig(port=free_port()), "grpc": None})
     requests = [DemoRequest(prompt, args.max_tokens) for prompt in ((args.prompt,) if args.prompt else PROMPTS)]
     console, errors = Console(), Console(stderr=True)
+    warn(check_config(config))
     with stopped_by_sigterm(), started(config, errors) as url:
         show_completions(config, url, requests[0], console)
         names = [target.name for target in config.targets]
@@ -62,30 +61,6 @@ def run(args: argparse.Namespace) -> int:
         gains = [Gain.of(of_target) for of_target in zip(*pairs, strict=True)]
         say(gain_table(gains, args.pairs), describe_run(config, num_cores, read_execution(url)))
     return 0
-
-
-@contextmanager
-def started(config: AppConfig, errors: Console) -> Iterator[str]:
-    """Starts the application and yields its URL. Checks the config while Ray starts, since both take seconds."""
-    with ThreadPoolExecutor(1) as thread, starting(errors) as (bar, progress):
-        warnings = thread.submit(collect_warnings, config)
-        with local_ray(config):
-            warn(warnings.result(), errors)
-            from deployments.cluster import serving  # slow to import; the other thread has already imported it
-
-            with serving(config, progress, delete=False) as url:
-                bar.stop()
-                yield url
-
-
-def collect_warnings(config: AppConfig) -> list[str]:
-    """Warnings about a config. Raises ConfigError or UnsupportedModel. Compiles the kernels if necessary."""
-    from cli.check import check_config
-    from deployments import cluster  # noqa: F401
-    from deployments.process import explain_slow_execution
-
-    slower = explain_slow_execution(config)
-    return [*check_config(config), *([f"warning: {slower}"] if slower else [])]
 
 
 def show_completions(config: AppConfig, url: str, ask: DemoRequest, console: Console) -> None:

@@ -13,12 +13,13 @@ from pathlib import Path
 from rich.table import Table
 
 from cli.arguments import rates, whole
-from cli.check import manifest_of
 from cli.output import listed, say, table
 from deployments.config import AppConfig, PoolConfig, TargetConfig, load_config
 from deployments.config_speculation import AdaptiveSpeculation, GoodputSpeculation
 from deployments.placement import PLACES, as_placed, pool_of
 from deployments.profile_store import find, model_key
+from drafters.manifest import Manifest
+from model.files import resolve
 from protocol.errors import ConfigError
 from protocol.plan import BatchView, Mode, SequenceView
 from router.belief import Belief, prior
@@ -61,7 +62,7 @@ def plan(config: AppConfig, place: str, args: argparse.Namespace) -> tuple[Optio
     """
     target, pool = find_target(config, args.target)
     settings = target.speculation if isinstance(target.speculation, AdaptiveSpeculation) else GoodputSpeculation()
-    exits = settings.exits or manifest_of(pool).exits
+    exits = settings.exits or Manifest.load(resolve(pool.path)).exits
     linked = config.placement == "separate"
     costs = tables(kept(place, target, pool), exits, settings.length, args.batch, linked=linked)
     sequence = SequenceView(args.context, args.remaining)

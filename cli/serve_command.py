@@ -6,7 +6,7 @@ import argparse
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -50,19 +50,17 @@ def started(config: AppConfig, console: Console, address: str | None = None) -> 
 
     if address is None and (slower := explain_slow_execution(config)):
         warn([f"warning: {slower}"], console)
-    with starting(console) as (bar, progress), running(config, address=address, progress=progress) as url:
-        bar.stop()
-        yield url
-
-
-@contextmanager
-def starting(console: Console) -> Iterator[tuple[Progress, Callable[[int, int], None]]]:
-    """A progress bar of running replicas, and what to tell it: how many are up, and how many there will be."""
     words = (SpinnerColumn(), TextColumn("starting"), BarColumn())
     counts = (TextColumn("{task.completed} of {task.total} replicas"), TimeElapsedColumn())
     with Progress(*words, *counts, console=console, transient=True) as bar:
         task = bar.add_task("start", total=None)
-        yield bar, lambda done, total: bar.update(task, completed=done, total=total)
+
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
+
+        with running(config, address=address, progress=show) as url:
+            bar.stop()
+            yield url
 
 
 def greeting(config: AppConfig, url: str) -> str:

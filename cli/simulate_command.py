@@ -13,7 +13,6 @@ import numpy as np
 
 from cli.acceptance_file import acceptance_of, one_rate, read_acceptance
 from cli.arguments import ALL, by_name, check_folder, one_of, rates, real, several, whole
-from cli.check import manifest_of
 from cli.output import listed, say
 from cli.plan_command import kept
 from cli.simulate_report import draw, report
@@ -21,7 +20,9 @@ from deployments.config import AppConfig, PoolConfig, TargetConfig, load_config
 from deployments.config_speculation import AdaptiveSpeculation, Mirror
 from deployments.policies import adaptive, policy
 from drafters.limits import PoolLimits
+from drafters.manifest import Manifest
 from link.links import TransportConfig
+from model.files import resolve
 from protocol.errors import ConfigError
 from protocol.plan import Mode
 from router.costs import CostCurves
@@ -104,7 +105,7 @@ def target_specs(args: argparse.Namespace, config: AppConfig, pool: PoolConfig) 
     for option, values in (("--rate", args.rate), ("--mode", args.mode)):
         if unknown := sorted(set(values) - {ALL, *names}):
             raise ConfigError(f"{option} names {unknown[0]!r}; the targets are {listed(names)}")
-    acceptance, exits = read_rates(args.acceptance), manifest_of(pool).exits
+    acceptance, exits = read_rates(args.acceptance), Manifest.load(resolve(pool.path)).exits
     specs: list[TargetSpec] = []
     for target in config.targets:
         spec = target_spec(args, target, pool, acceptance_of(acceptance, target.name, exits))

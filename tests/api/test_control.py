@@ -15,7 +15,7 @@ from api.backend import ModelCard
 from api.chat import chat_prompt
 from api.control import ControlTokens
 from api.openai import Message
-from cli.check_text import render_sample
+from cli.check import render_sample
 from protocol.errors import ConfigError, InvalidRequest
 from tests.api.api_client import TEXT, Client, error_of
 from tests.api.api_twins import CORPUS, ScriptedBackend, card, says, tiny_tokenizer
