@@ -21,18 +21,6 @@ from tests.api.api_twins import CHAT_TEMPLATE, ScriptedBackend, card, says, tiny
 JSON = {"content-type": "application/json"}
 
 
-@pytest.fixture
-def backend() -> ScriptedBackend:
-    return ScriptedBackend(says(TEXT))
-
-
-@pytest.fixture
-async def client(backend: ScriptedBackend) -> AsyncIterator[Client]:
-    async with Client(backend) as client:
-        yield client
-    assert backend.num_open == 0
-
-
 @pytest.mark.parametrize(
     "body",
     [b"", b"{", b"null", b"[]", b'"x"', b"\xff\xfe{}", b"[" * 50_000, b'{"model": NaNN}', b"1" * 5_000],

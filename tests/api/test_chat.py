@@ -11,18 +11,6 @@ from tests.api.api_client import TEXT, Client, error_of, events
 from tests.api.api_twins import ScriptedBackend, card, says, tiny_tokenizer
 
 
-@pytest.fixture
-def backend() -> ScriptedBackend:
-    return ScriptedBackend(says(TEXT))
-
-
-@pytest.fixture
-async def client(backend: ScriptedBackend) -> AsyncIterator[Client]:
-    async with Client(backend) as client:
-        yield client
-    assert backend.num_open == 0
-
-
 async def test_a_chat_completion_has_openais_shape(client: Client, backend: ScriptedBackend) -> None:
     body = (await client.chat()).json()
     assert body["id"].startswith("chatcmpl-")

@@ -18,18 +18,6 @@ from tests.api.api_client import COMPLETION, TEXT, Client, error_of, events
 from tests.api.api_twins import ScriptedBackend, card, runs_of, says
 
 
-@pytest.fixture
-def backend() -> ScriptedBackend:
-    return ScriptedBackend(says(TEXT))
-
-
-@pytest.fixture
-async def client(backend: ScriptedBackend) -> AsyncIterator[Client]:
-    async with Client(backend) as client:
-        yield client
-    assert backend.num_open == 0
-
-
 async def test_an_unknown_model_is_a_404(client: Client) -> None:
     for response in (await client.complete(model="huge"), await client.chat(model="huge")):
         error = error_of(response, 404)

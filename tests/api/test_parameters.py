@@ -15,18 +15,6 @@ from tests.api.api_client import CHAT, COMPLETION, TEXT, Client, error_of
 from tests.api.api_twins import ScriptedBackend, says, tiny_tokenizer
 
 
-@pytest.fixture
-def backend() -> ScriptedBackend:
-    return ScriptedBackend(says(TEXT))
-
-
-@pytest.fixture
-async def client(backend: ScriptedBackend) -> AsyncIterator[Client]:
-    async with Client(backend) as client:
-        yield client
-    assert backend.num_open == 0
-
-
 async def test_parameters_reach_the_request(client: Client, backend: ScriptedBackend) -> None:
     await client.complete(
         temperature=0.5, top_p=0.9, top_k=5, min_p=0.1, seed=-1, max_completion_tokens=9, stop_token_ids=[8]

@@ -20,18 +20,6 @@ from tests.api.api_twins import Script, ScriptedBackend, card, runs_of, says
 OFF = Speculation(0, 0)
 
 
-@pytest.fixture
-def backend() -> ScriptedBackend:
-    return ScriptedBackend(says(TEXT))
-
-
-@pytest.fixture
-async def client(backend: ScriptedBackend) -> AsyncIterator[Client]:
-    async with Client(backend) as client:
-        yield client
-    assert backend.num_open == 0
-
-
 @pytest.mark.parametrize(
     ("spelled", "meant"),
     [
