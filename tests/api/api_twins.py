@@ -83,6 +83,11 @@ def runs_of(
     return made
 
 
+def run(index: int, *tokens: int, last: bool = False) -> TokenRun:
+    """A run of the request r."""
+    return TokenRun("r", index, tokens, FinishReason.LENGTH if last else None)
+
+
 def says(text: str, size: int = 3) -> Script:
     """A script that answers every request with this text, a few tokens a round."""
     ids = tiny_tokenizer().encode(text, add_special_tokens=False)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
 
 import pytest
 
 from api.seeds import choice_seed
 from tests.api.api_client import TEXT, Client, events
-from tests.api.api_twins import ScriptedBackend, runs_of, says, tiny_tokenizer
+from tests.api.api_twins import ScriptedBackend, runs_of, tiny_tokenizer
 
 
 async def test_a_completion_has_openais_shape(client: Client, backend: ScriptedBackend) -> None:

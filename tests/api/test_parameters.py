@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from api.openai import ChatCompletionRequest, CompletionRequest
 from api.unsupported import DROPPED, ONLY
-from tests.api.api_client import CHAT, COMPLETION, TEXT, Client, error_of
-from tests.api.api_twins import ScriptedBackend, says, tiny_tokenizer
+from tests.api.api_client import CHAT, COMPLETION, Client, error_of
+from tests.api.api_twins import ScriptedBackend, tiny_tokenizer
 
 
 async def test_parameters_reach_the_request(client: Client, backend: ScriptedBackend) -> None:

@@ -10,11 +10,8 @@ import pytest
 
 from api.generation import BackendFault
 from api.runs import check_runs
-from protocol.request import FinishReason, TokenRun
-
-
-def run(index: int, *tokens: int, last: bool = False) -> TokenRun:
-    return TokenRun("r", index, tokens, FinishReason.LENGTH if last else None)
+from protocol.request import TokenRun
+from tests.api.api_twins import run
 
 
 async def source(*runs: TokenRun) -> AsyncGenerator[TokenRun, None]:

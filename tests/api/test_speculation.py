@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import reprlib
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,8 +13,8 @@ import pytest
 from protocol.pb import inference_pb2 as pb
 from protocol.plan import Speculation
 from protocol.request import SequenceStats
-from tests.api.api_client import TEXT, Client, Context, call, error_of, events
-from tests.api.api_twins import Script, ScriptedBackend, card, runs_of, says
+from tests.api.api_client import Client, Context, call, error_of, events
+from tests.api.api_twins import Script, ScriptedBackend, card, runs_of
 
 OFF = Speculation(0, 0)
 

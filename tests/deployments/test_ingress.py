@@ -6,8 +6,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,19 +18,16 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from api.generation import BackendFault
 from api.prompts import encode
-from api.runs import check_runs
 from api.trace import Track
 from deployments.ingress import NUM_TOKENIZER_THREADS, ServeBackend, translate_error
 from deployments.target import TargetReplica
 from link.discovery import PoolMember
-from link.secret import Secret
-from link.token_sink import SinkAddress, TokenSink
 from link.token_stream import TokenStreams
 from protocol.errors import DraftPoolError, InvalidRequest, NotReady, QueueFull, UnknownModel
-from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules, TokenRun
+from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun
 from protocol.stats import PoolStats
-from tests.api.api_twins import tiny_tokenizer
-from tests.deployments.ingress_twins import Step, play
+from tests.api.api_twins import run, tiny_tokenizer
+from tests.deployments.handle_twins import TOLD, Handle, serving
 
 REQUEST = GenerateRequest("r", (5,), SamplingParams(), StopRules(8))
 
