@@ -43,26 +43,26 @@ async def answer(backend: Backend, body: Body, request: Request, max_s: float | 
         # The first delta is awaited before the status goes out, so that a full queue is still a 429.
         deltas = limit.apply(deltas)
         first = await run_while_connected(request, anext(deltas))
-    return EventStream(_events(reply, jobs, first, deltas, request_id(request)), deltas)
+    return EventStream(_events(reply, len(jobs), first, deltas, request_id(request)), deltas)
 
 
 def _prepared(card: ModelCard, body: Body, prompts: Sequence[tuple[int, ...]]) -> tuple[Reply, list[GenerationJob]]:
     seed = draw_seed() if body.seed is None else body.seed
     seeds = [choice_seed(seed, index) for index in range(len(prompts))]
-    reply = reply_to(body, seeds)
+    reply = reply_to(body, seeds, [len(ids) for ids in prompts])
     jobs = [prepare(card, f"{reply.id}-{index}", ids, body, seeds[index]) for index, ids in enumerate(prompts)]
     return reply, jobs
 
 
 async def _events(
     reply: Reply,
-    jobs: Sequence[GenerationJob],
+    num_choices: int,
     first: Indexed,
     deltas: AsyncGenerator[Indexed, None],
     request_id: str,
 ) -> AsyncGenerator[str, None]:
-    for index, job in enumerate(jobs):
-        if opening := reply.opening(index, job.usage(0)):
+    for index in range(num_choices):
+        if opening := reply.opening(index):
             yield _event(opening)
     last: dict[int, Delta] = dict([first])
     try:

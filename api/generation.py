@@ -22,12 +22,6 @@ MAX_STOPS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Usage:
-    prompt_tokens: int
-    completion_tokens: int
-
-
-@dataclass(frozen=True, slots=True)
 class GenerationJob:
     """One completion that was checked and can run."""
 
@@ -35,23 +29,24 @@ class GenerationJob:
     request: GenerateRequest
     stops: tuple[str, ...]
 
-    def usage(self, num_tokens: int) -> Usage:
-        return Usage(len(self.request.prompt_ids), num_tokens)
-
 
 @dataclass(frozen=True, slots=True)
 class Delta:
     """The tokens and text that one round added.
 
-    index: of the first token. usage: totals so far. stats: set on the last delta, unless a stop string ended the text.
+    index: of the first token. stats: set on the last delta, unless a stop string ended the text.
     """
 
     index: int
     token_ids: tuple[int, ...]
     text: str
-    usage: Usage
     finish_reason: FinishReason | None = None
     stats: SequenceStats | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        """The tokens so far, those of this delta included."""
+        return self.index + len(self.token_ids)
 
 
 class BackendFault(Exception):
@@ -148,7 +143,7 @@ async def stream(backend: Backend, job: GenerationJob) -> AsyncGenerator[Delta, 
             piece = text.push(run.token_ids, last=run.finish_reason is not None)
             index, count = count, count + piece.num_tokens
             reason = FinishReason.STOP if piece.stopped else run.finish_reason
-            yield Delta(index, run.token_ids[: piece.num_tokens], piece.text, job.usage(count), reason, run.stats)
+            yield Delta(index, run.token_ids[: piece.num_tokens], piece.text, reason, run.stats)
             if reason is not None:
                 return
     raise BackendFault("the stream ended without a finish reason")
@@ -164,7 +159,7 @@ async def complete(backend: Backend, job: GenerationJob) -> AsyncGenerator[Delta
     run = await backend.complete(job.card.id, job.request)
     _check_finish(run)
     text = continuation(job.card.tokenizer, job.request.prompt_ids, run.token_ids)
-    yield Delta(0, run.token_ids, text, job.usage(len(run.token_ids)), run.finish_reason, run.stats)
+    yield Delta(0, run.token_ids, text, run.finish_reason, run.stats)
 
 
 def _check_finish(run: TokenRun) -> None:

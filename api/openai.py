@@ -10,16 +10,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from api import unsupported
 from api.seeds import unsigned_seed
-from api.unsupported import (
-    DROPPED,
-    DROPPED_IN_MESSAGE,
-    DROPPED_IN_STREAM_OPTIONS,
-    ONLY,
-    ONLY_IN_MESSAGE,
-    Allowed,
-    supported,
-)
 from protocol.errors import InvalidRequest
 from protocol.limits import MAX_LENGTH
 from protocol.plan import Speculation
@@ -49,17 +41,17 @@ class _Body(BaseModel):
     """only, dropped: fields to refuse unless they have these values, and fields to ignore."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    only: ClassVar[Allowed] = {}
+    only: ClassVar[unsupported.Allowed] = {}
     dropped: ClassVar[frozenset[str]] = frozenset()
 
     @model_validator(mode="before")
     @classmethod
     def _supported(cls, fields: Any) -> Any:
-        return supported(fields, cls.only, cls.dropped) if isinstance(fields, dict) else fields
+        return unsupported.supported(fields, cls.only, cls.dropped) if isinstance(fields, dict) else fields
 
 
 class StreamOptions(_Body):
-    dropped = DROPPED_IN_STREAM_OPTIONS
+    dropped = unsupported.DROPPED_IN_STREAM_OPTIONS
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
@@ -77,8 +69,8 @@ class GenerationBody(_Body):
     prompt_field: the caller's name for the prompt.
     """
 
-    only = ONLY
-    dropped = DROPPED
+    only = unsupported.ONLY
+    dropped = unsupported.DROPPED
     default_max_tokens: ClassVar[int | None] = None
     prompt_field: ClassVar[str] = "prompt"
 
@@ -144,15 +136,15 @@ class CompletionRequest(GenerationBody):
 
 
 class TextPart(_Body):
-    dropped = DROPPED_IN_MESSAGE
+    dropped = unsupported.DROPPED_IN_MESSAGE
 
     type: Literal["text"]
     text: str
 
 
 class Message(_Body):
-    only = ONLY_IN_MESSAGE
-    dropped = DROPPED_IN_MESSAGE
+    only = unsupported.ONLY_IN_MESSAGE
+    dropped = unsupported.DROPPED_IN_MESSAGE
 
     role: Literal["system", "developer", "user", "assistant"]
     content: Annotated[Annotated[list[TextPart], Field(fail_fast=True)], BeforeValidator(_parts)] = Field(

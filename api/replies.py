@@ -11,52 +11,51 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
-from api.generation import Delta, Usage
+from api.generation import Delta
 from api.openai import ChatCompletionRequest, DepthAndLength, GenerationBody, StreamOptions
-from protocol.request import SequenceStats
+from protocol.request import FinishReason, SequenceStats
 
 Json = dict[str, Any]
 
 
 class Reply:
-    """Builds the bodies of one response of /v1/completions. seeds: one per choice; the first is the request's."""
+    """Builds the bodies of one response of /v1/completions.
+
+    seeds, num_prompt_tokens: of each choice. The seed of the first is the request's.
+    """
 
     prefix = "cmpl-"
     whole_object = chunk_object = "text_completion"
 
-    def __init__(self, body: GenerationBody, seeds: Sequence[int]) -> None:
+    def __init__(self, body: GenerationBody, seeds: Sequence[int], num_prompt_tokens: Sequence[int]) -> None:
         self.id = f"{self.prefix}{uuid4().hex}"
         self._head = {"id": self.id, "created": int(time.time()), "model": body.model, "seed": seeds[0]}
-        self._seeds, self._with_token_ids = seeds, body.return_token_ids
-        self._usage = body.stream_options or StreamOptions()
+        self._seeds, self._num_prompt_tokens = seeds, num_prompt_tokens
+        self._with_token_ids, self._with_usage = body.return_token_ids, body.stream_options or StreamOptions()
         self._draft_length = body.speculation.length if isinstance(body.speculation, DepthAndLength) else None
 
     def whole(self, choices: Sequence[Sequence[Delta]]) -> Json:
         """The body of a response that is not streamed, from the deltas of each choice."""
-        made = [
-            self._choice(
-                index,
-                self._message("".join(delta.text for delta in deltas)),
-                deltas[-1],
-                [token for delta in deltas for token in delta.token_ids],
-            )
-            for index, deltas in enumerate(choices)
-        ]
-        return self._head | {"object": self.whole_object, "choices": made} | self._totals([d[-1] for d in choices])
+        joined = []
+        for index, deltas in enumerate(choices):
+            message = self._message("".join(delta.text for delta in deltas))
+            token_ids = [token for delta in deltas for token in delta.token_ids]
+            joined.append(self._choice(index, message, deltas[-1].finish_reason, token_ids))
+        last = {index: deltas[-1] for index, deltas in enumerate(choices)}
+        return self._head | {"object": self.whole_object, "choices": joined} | self._totals(last)
 
-    def opening(self, index: int, usage: Usage) -> Json | None:
+    def opening(self, index: int) -> Json | None:
         """The chunk before the first text of a choice, if the route has one."""
         return None
 
     def chunk(self, index: int, delta: Delta) -> Json:
-        return self._chunk(self._choice(index, self._part(delta.text), delta, delta.token_ids), delta.usage)
+        return self._chunk(index, self._part(delta.text), delta)
 
     def closing(self, last: Mapping[int, Delta]) -> Json | None:
         """The chunk after all choices, if the caller asked for it. last: the last delta of each choice."""
-        if not self._usage.include_usage:
+        if not self._with_usage.include_usage:
             return None
-        totals = self._totals([last[index] for index in sorted(last)])
-        return self._head | {"object": self.chunk_object, "choices": []} | totals
+        return self._head | {"object": self.chunk_object, "choices": []} | self._totals(last)
 
     def _message(self, text: str) -> Json:
         return {"text": text}
@@ -64,24 +63,29 @@ class Reply:
     def _part(self, text: str) -> Json:
         return {"text": text}
 
-    def _choice(self, index: int, fields: Json, delta: Delta | None, token_ids: Sequence[int]) -> Json:
-        reason = delta and delta.finish_reason and delta.finish_reason.value
+    def _choice(self, index: int, fields: Json, reason: FinishReason | None, token_ids: Sequence[int]) -> Json:
         choice = {"index": index, **fields, "logprobs": None, "finish_reason": reason, "seed": self._seeds[index]}
         return choice | {"token_ids": list(token_ids)} if self._with_token_ids else choice
 
-    def _chunk(self, choice: Json, so_far: Usage) -> Json:
+    def _chunk(self, index: int, fields: Json, delta: Delta) -> Json:
         """usage is null, as in OpenAI's API, if the last chunk has the totals."""
+        choice = self._choice(index, fields, delta.finish_reason, delta.token_ids)
         chunk = self._head | {"object": self.chunk_object, "choices": [choice]}
-        if self._usage.continuous_usage_stats:
-            return chunk | {"usage": usage([so_far])}
-        return chunk | {"usage": None} if self._usage.include_usage else chunk
+        if self._with_usage.continuous_usage_stats:
+            return chunk | {"usage": self._usage({index: delta})}
+        return chunk | {"usage": None} if self._with_usage.include_usage else chunk
 
-    def _totals(self, last: Sequence[Delta]) -> Json:
+    def _totals(self, last: Mapping[int, Delta]) -> Json:
         """The fields that are known only at the end."""
-        fields: Json = {"usage": usage([delta.usage for delta in last])}
-        if len(last) == 1 and last[0].stats is not None and last[0].stats.drafted:
-            fields["metrics"] = {"speculative_decoding": speculation(last[0].stats, self._draft_length)}
+        fields: Json = {"usage": self._usage(last)}
+        if len(last) == 1 and (stats := last[0].stats) is not None and stats.drafted:
+            fields["metrics"] = {"speculative_decoding": speculation(stats, self._draft_length)}
         return fields
+
+    def _usage(self, last: Mapping[int, Delta]) -> Json:
+        prompt = sum(self._num_prompt_tokens[index] for index in last)
+        completion = sum(delta.num_tokens for delta in last.values())
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
 class ChatReply(Reply):
@@ -90,8 +94,8 @@ class ChatReply(Reply):
     prefix = "chatcmpl-"
     whole_object, chunk_object = "chat.completion", "chat.completion.chunk"
 
-    def opening(self, index: int, usage: Usage) -> Json | None:
-        return self._chunk(self._choice(index, {"delta": {"role": "assistant", "content": ""}}, None, ()), usage)
+    def opening(self, index: int) -> Json | None:
+        return self._chunk(index, {"delta": {"role": "assistant", "content": ""}}, Delta(0, (), ""))
 
     def _message(self, text: str) -> Json:
         return {"message": {"role": "assistant", "content": text, "refusal": None}}
@@ -100,13 +104,9 @@ class ChatReply(Reply):
         return {"delta": {"content": text} if text else {}}
 
 
-def reply_to(body: GenerationBody, seeds: Sequence[int]) -> Reply:
-    return ChatReply(body, seeds) if isinstance(body, ChatCompletionRequest) else Reply(body, seeds)
-
-
-def usage(counts: Sequence[Usage]) -> Json:
-    prompt, completion = sum(count.prompt_tokens for count in counts), sum(count.completion_tokens for count in counts)
-    return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+def reply_to(body: GenerationBody, seeds: Sequence[int], num_prompt_tokens: Sequence[int]) -> Reply:
+    kind = ChatReply if isinstance(body, ChatCompletionRequest) else Reply
+    return kind(body, seeds, num_prompt_tokens)
 
 
 def speculation(stats: SequenceStats, length: int | None) -> Json:

@@ -98,8 +98,8 @@ def _response(job: GenerationJob, delta: Delta) -> pb.GenerateResponse:
     if delta.finish_reason is not None:
         response.finish_reason = _REASONS[delta.finish_reason]
         response.seed = job.request.sampling.seed
-        response.usage.prompt_tokens = delta.usage.prompt_tokens
-        response.usage.completion_tokens = delta.usage.completion_tokens
+        response.usage.prompt_tokens = len(job.request.prompt_ids)
+        response.usage.completion_tokens = delta.num_tokens
     if (stats := delta.stats) is not None:
         counts = pb.SpeculationStats(rounds=stats.rounds, drafted=stats.drafted, accepted=stats.accepted)
         response.stats.CopyFrom(counts)
