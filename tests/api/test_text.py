@@ -5,10 +5,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from api.text import Detokenizer, TextStream, decode, until_stop
+from tests.api.api_twins import byte_level
 
 TEXT = "grüße aus köln, naïve café 日本語 テスト 🙂🙃 👩‍👩‍👧 def add(a, b):\n    return a + b\n"
 SEEDS = range(60)
@@ -16,16 +17,7 @@ SEEDS = range(60)
 
 @pytest.fixture(scope="module")
 def tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE with few merges, so that most characters beyond ASCII take several tokens."""
-    bare = Tokenizer(models.BPE())
-    bare.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bare.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=300, special_tokens=["<|eos|>"], initial_alphabet=alphabet, show_progress=False
-    )
-    bare.train_from_iterator([TEXT], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=bare, eos_token="<|eos|>")
+    return PreTrainedTokenizerFast(tokenizer_object=byte_level([TEXT], 300, ["<|eos|>"]), eos_token="<|eos|>")
 
 
 def cut(items: Any, rng: random.Random) -> Iterator[Any]:
