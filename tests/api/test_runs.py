@@ -39,7 +39,7 @@ async def test_a_gap_is_a_fault() -> None:
     ],
     ids=["another token", "two that differ", "more than the end has", "none at the end"],
 )
-async def test_what_was_streamed_is_the_beginning_of_what_the_call_ends_with(runs: list[TokenRun]) -> None:
+async def test_streamed_tokens_that_differ_from_the_final_ones_are_a_fault(runs: list[TokenRun]) -> None:
     with pytest.raises(BackendFault):
         [each async for each in check_runs(source(*runs))]
 
@@ -49,7 +49,7 @@ async def test_a_stream_that_just_ends_is_a_fault() -> None:
         [each async for each in check_runs(source(run(0, 5)))]
 
 
-async def test_in_order_closes_what_it_reads() -> None:
+async def test_closing_the_checked_runs_closes_their_source() -> None:
     closed = []
 
     async def two() -> Any:

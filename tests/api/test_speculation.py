@@ -33,19 +33,16 @@ OFF = Speculation(0, 0)
     ],
     ids=str,
 )
-async def test_what_is_asked_for_reaches_the_request(
+async def test_the_field_reaches_the_request(
     client: Client, backend: ScriptedBackend, spelled: Any, meant: Speculation | None
 ) -> None:
     await client.complete(speculation=spelled)
     await client.chat(speculation=spelled)
     await client.complete(prompt=["a", "b"], speculation=spelled)
-    assert [request.speculation for request in backend.requests] == [meant] * 4
-
-
-async def test_without_the_field_the_policy_decides(client: Client, backend: ScriptedBackend) -> None:
     await client.complete()
-    await client.chat()
-    assert [request.speculation for request in backend.requests] == [None] * 2
+    assert [request.speculation for request in backend.requests] == [meant] * 4 + [None], (
+        "by default the policy decides"
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,7 +71,7 @@ async def test_without_the_field_the_policy_decides(client: Client, backend: Scr
     ],
     ids=str,
 )
-async def test_anything_else_is_a_400_that_names_value_and_remedy(
+async def test_any_other_value_is_a_400_that_names_it_and_the_valid_ones(
     client: Client, backend: ScriptedBackend, spelled: Any, complaint: str
 ) -> None:
     for response in (await client.complete(speculation=spelled), await client.chat(speculation=spelled)):
@@ -86,7 +83,7 @@ async def test_anything_else_is_a_400_that_names_value_and_remedy(
     assert backend.requests == []
 
 
-async def test_a_depth_that_the_drafter_has_not_is_a_400_that_names_those_it_has(
+async def test_an_unknown_depth_is_a_400_that_names_the_drafters_exits(
     client: Client, backend: ScriptedBackend, caplog: pytest.LogCaptureFixture
 ) -> None:
     backend.cards = (replace(card(), exits=(2, 4, 6)),)
@@ -103,7 +100,7 @@ async def test_a_depth_that_the_drafter_has_not_is_a_400_that_names_those_it_has
         assert (await client.complete(speculation=taken)).status_code == 200
 
 
-async def test_a_length_beyond_the_targets_limit_is_a_400_for_all_would_wait_for_it(backend: ScriptedBackend) -> None:
+async def test_a_length_above_the_targets_limit_is_a_400(backend: ScriptedBackend) -> None:
     backend.cards = (replace(card(), max_draft_length=6),)
     async with Client(backend) as client:
         error = error_of(await client.complete(speculation={"depth": 4, "length": 7}), 400)
@@ -116,7 +113,7 @@ async def test_a_length_beyond_the_targets_limit_is_a_400_for_all_would_wait_for
 
 
 @pytest.mark.parametrize("exits", [None, ()])
-async def test_where_the_exits_are_not_known_no_depth_is_refused(
+async def test_no_depth_is_refused_while_the_exits_are_unknown(
     client: Client, backend: ScriptedBackend, exits: tuple[int, ...] | None
 ) -> None:
     backend.cards = (replace(card(), exits=exits),)

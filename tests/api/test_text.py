@@ -171,7 +171,7 @@ def test_a_prompt_that_ends_inside_a_character_is_made_whole(tokenizer: PreTrain
     assert alone.push(ids[-4:]) == "𝄞b"
 
 
-def test_what_a_prompt_left_broken_is_not_told_again(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_broken_text_at_the_end_of_a_prompt_is_not_repeated(tokenizer: PreTrainedTokenizerFast) -> None:
     for prompt in (tokenizer.encode("a\ufffd"), tokenizer.encode("a𝄞")[:-1]):
         detokenizer = Detokenizer(tokenizer, prompt)
         assert detokenizer.push(tokenizer.encode("b")) + detokenizer.finish() == "b"

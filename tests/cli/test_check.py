@@ -26,7 +26,7 @@ def write(family: Path, text: str, tmp_path: Path) -> str:
     return str(config_beside(family, tmp_path, text))
 
 
-def test_check_tells_what_would_be_served(capsys: pytest.CaptureFixture[str], family: Path, tmp_path: Path) -> None:
+def test_check_describes_what_would_be_served(capsys: pytest.CaptureFixture[str], family: Path, tmp_path: Path) -> None:
     assert printed(capsys, "check", write(family, CONFIG, tmp_path)).splitlines() == [
         "target large: llama, 4 layers, fp32, depth 4, length 4",
         "pool: 1 replicas, fp32, exits 2, 4",
@@ -48,7 +48,7 @@ def test_check_tells_what_would_be_served(capsys: pytest.CaptureFixture[str], fa
         ("off", "no speculation"),
     ],
 )
-def test_check_tells_how_each_target_speculates(
+def test_check_describes_how_each_target_speculates(
     capsys: pytest.CaptureFixture[str], family: Path, tmp_path: Path, speculation: str, words: str
 ) -> None:
     path = write(family, CONFIG.replace(FIXED, speculation), tmp_path)
@@ -116,7 +116,7 @@ def checked(capsys: pytest.CaptureFixture[str], family: Path, tmp_path: Path) ->
     return printed(capsys, "check", path).splitlines()[0]
 
 
-def test_check_warns_where_the_files_name_different_ends(
+def test_check_warns_if_the_files_name_different_end_tokens(
     capsys: pytest.CaptureFixture[str], family: Path, tmp_path: Path
 ) -> None:
     changed(family, tmp_path, "generation_config.json", eos_token_id=7)
@@ -139,7 +139,7 @@ def test_check_warns_of_tokens_without_an_embedding(
     assert "writes <|im_start|>, so every chat request is refused" in second
 
 
-def test_check_renders_the_chat_template_once(capsys: pytest.CaptureFixture[str], family: Path, tmp_path: Path) -> None:
+def test_check_renders_the_chat_template(capsys: pytest.CaptureFixture[str], family: Path, tmp_path: Path) -> None:
     copy = changed(family, tmp_path, "tokenizer_config.json")
     path = write(family, CONFIG.replace("path: large", "path: ./copy"), tmp_path)
     for template, complaint in [
@@ -154,7 +154,7 @@ def test_check_renders_the_chat_template_once(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize("name", ["GPT2Tokenizer", "GemmaTokenizer"])
-def test_check_has_nothing_against_another_tokenizer_class(
+def test_check_accepts_another_tokenizer_class(
     capsys: pytest.CaptureFixture[str], family: Path, tmp_path: Path, name: str
 ) -> None:
     changed(family, tmp_path, "tokenizer_config.json", tokenizer_class=name)

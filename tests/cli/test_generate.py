@@ -33,7 +33,7 @@ def tiny(family: Path, *arguments: str) -> tuple[str, ...]:
     ],
     ids=str,
 )
-def test_a_prompt_that_cannot_be_is_named_by_its_line(
+def test_an_invalid_prompt_is_named_by_its_line(
     capsys: pytest.CaptureFixture[str], family: Path, tmp_path: Path, line: dict[str, object], message: str
 ) -> None:
     path = tmp_path / "p.jsonl"
@@ -43,7 +43,7 @@ def test_a_prompt_that_cannot_be_is_named_by_its_line(
     assert message in error
 
 
-def test_files_and_memory_that_are_not_there_are_said_so(
+def test_missing_files_and_too_little_memory_are_reported(
     capsys: pytest.CaptureFixture[str], family: Path, tmp_path: Path
 ) -> None:
     missing = refused(capsys, *tiny(family, "--prompts", str(tmp_path / "none.jsonl")))

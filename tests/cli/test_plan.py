@@ -65,7 +65,7 @@ def test_every_arm_is_printed_with_what_it_would_bring_and_the_choice_is_marked(
     assert speeds[1] == pytest.approx(1e3 * 3.4 / (0.42 + 1.28 + 0.2), rel=0.01)
 
 
-def test_what_is_left_of_the_sequences_and_hopeless_drafts_show(
+def test_short_sequences_and_hopeless_drafts_turn_speculation_off(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keep_curves(config)
@@ -77,7 +77,7 @@ def test_what_is_left_of_the_sequences_and_hopeless_drafts_show(
     assert "target small does not choose itself: its policy is not adaptive" in output
 
 
-def test_what_is_missing_or_cannot_be_is_said_with_a_remedy(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refusal_names_the_remedy(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
     plan = ("plan", str(config))
     missing = refused(capsys, *plan)
     assert f"what target large costs here is not known yet; run draftpool profile {config}" in missing

@@ -77,7 +77,7 @@ def test_the_same_seed_prints_the_same(profiled: Path, capsys: pytest.CaptureFix
     assert first == again != other
 
 
-def test_it_draws_where_matplotlib_is_installed(
+def test_a_plot_is_drawn_if_matplotlib_is_installed(
     profiled: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = ("--acceptance", ACCEPTANCE, "--replicas", "1,2", "--plot", str(profiled.parent / "plot.png"), *LOAD)
@@ -99,7 +99,9 @@ def acceptance_file(folder: Path, **values: object) -> Path:
     return path
 
 
-def test_an_acceptance_file_tells_each_target_its_own(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_acceptance_file_has_rates_for_each_target(
+    profiled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     easy = {"rates": {"2": 0.9, "4": 0.95}, "concentration": 8}
     hard = [{"rates": {"2": 0.1, "4": 0.1}}, {"rates": {"2": 0.2, "4": 0.2}, "from_position": 9, "from_ms": 5}]
     path = acceptance_file(profiled.parent, targets={"small": [easy], "*": hard})
@@ -119,7 +121,7 @@ def test_costs_that_were_never_measured_are_asked_for(config: Path, capsys: pyte
     assert f"run draftpool profile {config}" in error
 
 
-def test_what_cannot_be_simulated_is_refused_in_a_line(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_impossible_simulation_is_refused_in_one_line(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = profiled.parent
     wrong = {
         "the drafter has 2, 4": ("--acceptance", "2:0.6"),
@@ -147,9 +149,7 @@ def test_what_cannot_be_simulated_is_refused_in_a_line(profiled: Path, capsys: p
         ({"targets": {}, "schema_version": 1}, "schema_version"),
     ],
 )
-def test_an_acceptance_file_that_is_not_understood_is_refused(
-    tmp_path: Path, values: dict[str, object], told: str
-) -> None:
+def test_an_invalid_acceptance_file_is_refused(tmp_path: Path, values: dict[str, object], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         read_acceptance(acceptance_file(tmp_path, **values))
     (tmp_path / "acceptance.json").write_text("{")
@@ -166,9 +166,7 @@ def test_a_rate_is_one_for_all_or_one_for_each_name() -> None:
             arrival_rates(text)
 
 
-def test_a_mode_is_that_of_all_targets_or_of_those_named_and_ahead_is_told_of(
-    profiled: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_mode_applies_to_all_targets_or_to_those_named(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ("--acceptance", ACCEPTANCE, *LOAD)
     modes = ("serial", "ahead", "ahead_early_exit", "small:ahead,large:serial")
     outputs = {mode: simulated(capsys, profiled, *asked, "--mode", mode) for mode in modes}

@@ -48,7 +48,7 @@ GENERATE = ("generate", "--target", "none", "--prompt", "a")
         ("--seed", str(1 << 64), "--seed: seed 18446744073709551616 does not fit 64 bits"),
     ],
 )
-def test_a_value_that_cannot_be_is_refused_before_anything_is_loaded(
+def test_an_invalid_value_is_refused_before_anything_is_loaded(
     capsys: pytest.CaptureFixture[str], option: str, value: str, message: str
 ) -> None:
     assert message in refused(capsys, *GENERATE, option, value)

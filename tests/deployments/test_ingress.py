@@ -83,7 +83,7 @@ async def test_cancelling_the_reader_cancels_the_call(tokenizer_path: str, whole
         assert handle.responses[0].num_cancelled == 1
 
 
-async def test_a_target_is_known_once_it_has_told_about_itself_whatever_the_others_do(tokenizer_path: str) -> None:
+async def test_a_target_is_known_once_it_has_described_itself_whatever_the_others_do(tokenizer_path: str) -> None:
     async with serving(tokenizer_path, a=Handle(), b=Handle(told=ActorDiedError())) as backend:
         card = await backend.card("a")
         assert card is not None
@@ -102,7 +102,7 @@ async def test_a_target_is_ready_when_it_says_so(tokenizer_path: str) -> None:
         assert [await backend.ready(name) for name in "ab"] == [True, False]
 
 
-async def test_what_a_target_tells_anew_counts(tokenizer_path: str) -> None:
+async def test_the_latest_description_of_a_target_counts(tokenizer_path: str) -> None:
     async with serving(tokenizer_path, a=Handle()) as backend:
         assert await backend.card("a")
         backend._describe["a"].told = TOLD | {"max_model_len": 32}  # type: ignore[attr-defined]
@@ -155,14 +155,14 @@ async def test_statistics_are_of_every_replica_that_answers(tokenizer_path: str)
         assert (await backend.stats())["pool"] == []
 
 
-async def test_what_routers_believe_is_of_every_replica_that_answers(tokenizer_path: str) -> None:
+async def test_router_beliefs_come_from_every_replica_that_answers(tokenizer_path: str) -> None:
     up, down = Handle(), Handle(told=ActorDiedError())
     up.router = [{"policy": "off"}, ActorDiedError()]
     async with serving(tokenizer_path, a=up, b=down) as backend:
         assert await backend.router() == {"a": [{"policy": "off"}], "b": []}
 
 
-async def test_a_trace_names_no_incarnation_to_whoever_asks(tokenizer_path: str) -> None:
+async def test_a_trace_does_not_reveal_incarnations(tokenizer_path: str) -> None:
     up, pool = Handle(), Handle()
     up.trace = [Track("a-incarnation1", ()), Track("a-incarnation2", ())]
     pool.trace = [Track("pool-incarnation", ())]
@@ -214,7 +214,7 @@ def test_the_replicas_own_error_is_unwrapped_whichever_way_ray_wraps_it() -> Non
         (RuntimeError("secret"), RuntimeError),
     ],
 )
-async def test_a_lost_or_full_replica_is_told_in_our_words(
+async def test_a_lost_or_full_replica_raises_an_error_of_the_api(
     tokenizer_path: str, error: Exception, expected: type[Exception]
 ) -> None:
     async with serving(tokenizer_path, a=Handle([run(0, 5), error])) as backend:
