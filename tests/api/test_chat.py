@@ -99,3 +99,9 @@ async def test_chat_without_a_template_is_a_400_that_says_what_to_do() -> None:
         error = error_of(await client.chat(), 400)
     assert "no chat template" in error["message"]
     assert "/v1/completions" in error["message"]
+
+
+async def test_messages_with_too_many_tokens_are_named_as_messages(client: Client) -> None:
+    error = error_of(await client.chat(messages=[{"role": "user", "content": "a b c d " * 20}]), 400)
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+    assert "this model holds 64" in error["message"]

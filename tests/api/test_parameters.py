@@ -172,4 +172,6 @@ async def test_a_default_for_max_tokens_gives_way_to_a_long_prompt_and_an_explic
 ) -> None:
     assert (await client.complete(prompt=[70] * 60)).status_code == 200
     assert backend.requests[0].stop.max_tokens == 4
+    assert (await client.complete(prompt=[70] * 60, max_tokens=4)).status_code == 200
+    assert "ask for 4 at most" in error_of(await client.complete(prompt=[70] * 60, max_tokens=5), 400)["message"]
     assert "ask for 4 at most" in error_of(await client.complete(prompt=[70] * 60, max_tokens=16), 400)["message"]

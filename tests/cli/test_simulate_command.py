@@ -99,9 +99,7 @@ def acceptance_file(folder: Path, **values: object) -> Path:
     return path
 
 
-def test_an_acceptance_file_has_rates_for_each_target(
-    profiled: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_an_acceptance_file_has_rates_for_each_target(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     easy = {"rates": {"2": 0.9, "4": 0.95}, "concentration": 8}
     hard = [{"rates": {"2": 0.1, "4": 0.1}}, {"rates": {"2": 0.2, "4": 0.2}, "from_position": 9, "from_ms": 5}]
     path = acceptance_file(profiled.parent, targets={"small": [easy], "*": hard})
