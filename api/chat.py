@@ -23,15 +23,15 @@ async def chat_prompt(card: ModelCard, messages: Sequence[Message]) -> tuple[int
         raise InvalidRequest(
             f"model {card.id} has no chat template; use /v1/completions, or add one to its tokenizer", "messages"
         )
-    turns = [{"role": message.role, "content": message.text} for message in messages]
-    check_size(card, [turn["content"] for turn in turns], "messages")
-    return await asyncio.to_thread(_encode_turns, card, turns)
+    check_size(card, [message.text for message in messages], "messages")
+    return await asyncio.to_thread(_encode_messages, card, messages)
 
 
-def _encode_turns(card: ModelCard, turns: Turns) -> tuple[int, ...]:
-    marked = [_mark_turn(card, turn) for turn in turns]
+def _encode_messages(card: ModelCard, messages: Sequence[Message]) -> tuple[int, ...]:
+    mark = card.control.mark
+    turns = [{"role": one.role, "content": mark(one.text, of_model=one.role == "assistant")} for one in messages]
     try:
-        text = render(card.tokenizer, marked)
+        text = render(card.tokenizer, turns)
     except InvalidRequest as error:
         complaint = str(error).replace(START, "").replace(END, "")
         raise InvalidRequest(
@@ -42,18 +42,15 @@ def _encode_turns(card: ModelCard, turns: Turns) -> tuple[int, ...]:
     return token_ids(card, text, add_special_tokens=False)
 
 
-def _mark_turn(card: ModelCard, turn: dict[str, str]) -> dict[str, str]:
-    return turn | {"content": card.control.mark(turn["content"], of_model=turn["role"] == "assistant")}
-
-
 def render(tokenizer: PreTrainedTokenizerBase, turns: Turns) -> str:
     """The text of the prompt that asks for an answer to these turns.
 
     Raises InvalidRequest with the template's error. A template is code from the checkpoint, so it may raise anything.
     """
     try:
-        known = "developer" in tokenizer.get_chat_template()
-        sent: Any = [turn | {"role": "system"} if turn["role"] == "developer" and not known else turn for turn in turns]
-        return str(tokenizer.apply_chat_template(sent, tokenize=False, add_generation_prompt=True))
+        if "developer" not in tokenizer.get_chat_template():
+            turns = [turn | {"role": turn["role"].replace("developer", "system")} for turn in turns]
+        rendered: Any = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
     except Exception as error:
         raise InvalidRequest(f"{type(error).__name__}: {str(error)[:300]}", "messages") from None
+    return str(rendered)

@@ -36,14 +36,10 @@ class ControlTokens:
     @cached_property
     def _names(self) -> frozenset[str]:
         """Special tokens, and added tokens that look like <|...|> or occur in the template. Others are words."""
-        template = _source(self._tokenizer)
+        template = self._tokenizer.get_chat_template() if self._tokenizer.chat_template else ""
         ordinary = [token.content for token in self._added.values() if not token.special]
         control = (name for name in ordinary if _LOOKS_LIKE_CONTROL.fullmatch(name) or name in template)
         return frozenset(self.special) | {name for name in control if not name.isspace()}
-
-    @cached_property
-    def _written_by_models(self) -> re.Pattern[str]:
-        return _any_of(self.special)
 
     @cached_property
     def _all(self) -> re.Pattern[str]:
@@ -61,7 +57,7 @@ class ControlTokens:
         of_model: the text is an answer of the model. Models write control tokens that are not special themselves, so
         only special ones are marked.
         """
-        pattern = self._written_by_models if of_model else self._all
+        pattern = _any_of(self.special) if of_model else self._all
         text = pattern.sub(f"{START}\\g<0>{END}", _NONCHARACTERS.sub("\ufffd", text))
         beginnings, ends = self._parts
         bare = text.strip()
@@ -78,15 +74,17 @@ class ControlTokens:
 
         Raises InvalidRequest if the tokenizer cannot write a caller's control token as plain text.
         """
-        marks = re.compile(f"{START}({self._all.pattern}){END}|[{START}{END}]")
-        pieces = marks.split(rendered)  # text, a marked token or None, text, ...
+        tokenizer, original_ids = self._copy
+        pieces = re.split(
+            f"{START}({self._all.pattern}){END}|[{START}{END}]", rendered
+        )  # text, a marked token or None, ...
         count = 0
         for place in range(0, len(pieces), 2):
             pieces[place], num_replaced = self._all.subn(lambda match: self._spellings[match[0]], pieces[place])
             count += num_replaced
-        copied = self._copy.encode("".join(piece or "" for piece in pieces), add_special_tokens=False).ids
-        ids = tuple(self._numbers.get(token, token) for token in copied)
-        if sum(token in self._control_numbers for token in ids) != count:
+        copied = tokenizer.encode("".join(piece or "" for piece in pieces), add_special_tokens=False).ids
+        ids = tuple(original_ids.get(token, token) for token in copied)
+        if sum(token in self._added and self._added[token].content in self._names for token in ids) != count:
             raise InvalidRequest(
                 "messages hold a control token that this tokenizer cannot write as plain text; leave it out", "messages"
             )
@@ -97,38 +95,23 @@ class ControlTokens:
         return {name: _SPELLING.format(index) for index, name in enumerate(sorted(self._names))}
 
     @cached_property
-    def _control_numbers(self) -> frozenset[int]:
-        return frozenset(number for number, token in self._added.items() if token.content in self._names)
+    def _copy(self) -> tuple[Tokenizer, Mapping[int, int]]:
+        """A copy of the tokenizer with other spellings of the control tokens, and its added ids to the original's.
 
-    @cached_property
-    def _copy(self) -> Tokenizer:
-        """A copy of the tokenizer with other spellings of the control tokens. Built on first use; takes a second."""
+        Built on first use; takes a second.
+        """
         fields = json.loads(self._tokenizer.backend_tokenizer.to_str())
         fields["added_tokens"] = [token for token in fields["added_tokens"] if token["content"] not in self._names]
         copy = Tokenizer.from_str(json.dumps(fields | dict.fromkeys(("post_processor", "truncation", "padding"))))
         control = [token for token in self._added.values() if token.content in self._names]
         copy.add_special_tokens([self._respelled(token) for token in control])
-        return copy
+        ids = {self._spellings.get(token.content, token.content): number for number, token in self._added.items()}
+        return copy, {number: ids[token.content] for number, token in copy.get_added_tokens_decoder().items()}
 
     def _respelled(self, token: AddedToken) -> AddedToken:
-        return AddedToken(
-            self._spellings[token.content],
-            single_word=token.single_word,
-            lstrip=token.lstrip,
-            rstrip=token.rstrip,
-            normalized=False,
-        )
-
-    @cached_property
-    def _numbers(self) -> Mapping[int, int]:
-        """Ids of the copy's added tokens to ids of the original's."""
-        copied = self._copy.get_added_tokens_decoder()
-        original = {self._spellings.get(token.content, token.content): number for number, token in self._added.items()}
-        return {number: original[token.content] for number, token in copied.items()}
-
-
-def _source(tokenizer: PreTrainedTokenizerBase) -> str:
-    return tokenizer.get_chat_template() if tokenizer.chat_template else ""
+        spelling = self._spellings[token.content]
+        edges = {"single_word": token.single_word, "lstrip": token.lstrip, "rstrip": token.rstrip}
+        return AddedToken(spelling, **edges, normalized=False)
 
 
 def _any_of(names: Mapping[str, int] | frozenset[str]) -> re.Pattern[str]:

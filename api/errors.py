@@ -1,4 +1,4 @@
-"""Maps exceptions to what callers see over HTTP (status, OpenAI type and code) and gRPC.
+"""Maps errors to what callers see over HTTP (status, OpenAI type and code) and gRPC.
 
 An exception that is not in the table is a fault of the server: the caller gets the request id and nothing else.
 """
@@ -6,18 +6,23 @@ An exception that is not in the table is a fault of the server: the caller gets 
 from __future__ import annotations
 
 import logging
+import reprlib
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
 from grpc import StatusCode
+from pydantic_core import ErrorDetails
 
 from protocol.errors import InvalidRequest, ModelFault, NotReady, PromptTooLong, QueueFull, TimedOut, UnknownModel
 
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
+TEXTS = frozenset({"prompt", "messages", "stop"})  # fields whose values are a caller's text, which no error repeats
+UNIONS = frozenset({"prompt", "stop", "speculation"})  # pydantic reports one error per member of a union
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +49,10 @@ TABLE = MappingProxyType[type[BaseException], ErrorRow](
 )
 
 
+def error_body(message: str, type: str, param: str | None, code: str | None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": type, "param": param, "code": code}}
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """An error in the form that callers see."""
@@ -53,8 +62,7 @@ class Problem:
     param: str | None = None
 
     def body(self) -> dict[str, Any]:
-        fields = {"message": self.message, "type": self.row.type, "param": self.param, "code": self.row.code}
-        return {"error": fields}
+        return error_body(self.message, self.row.type, self.param, self.row.code)
 
 
 def to_problem(error: BaseException, request_id: str) -> Problem:
@@ -64,12 +72,43 @@ def to_problem(error: BaseException, request_id: str) -> Problem:
         frames = "".join(traceback.format_tb(error.__traceback__))
         logger.error("request %s failed with %s\n%s", request_id, type(error).__name__, frames)
         return Problem(FAULT, f"internal error; the log has more under request id {request_id}")
-    return Problem(row, printable(str(error)), getattr(error, "param", None) or _PARAMS.get(type(error)))
-
-
-_PARAMS = MappingProxyType[type[BaseException], str]({UnknownModel: "model"})
+    param = "model" if isinstance(error, UnknownModel) else getattr(error, "param", None)
+    return Problem(row, printable(str(error)), param)
 
 
 def printable(text: str) -> str:
     """The text with lone surrogates escaped, so that it can be encoded. They can come from a caller's JSON."""
     return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def invalid_request(errors: Sequence[ErrorDetails]) -> InvalidRequest:
+    """An error that explains the first of pydantic's errors and names its place in the request."""
+    first = errors[0]
+    place, name = first["loc"], str(first["loc"][0]) if first["loc"] else None
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, InvalidRequest):
+        return InvalidRequest(f"{_path(place)}: {cause}", name) if len(place) > 1 else cause
+    if first["type"] == "json_invalid":
+        return InvalidRequest(f"the body is not JSON: {cause} at character {place[0] if place else 0}")
+    if name is None:
+        return InvalidRequest("the body must be a JSON object, with content-type application/json")
+    if first["type"] == "extra_forbidden":
+        return InvalidRequest(f"unknown parameter {_path(place)[:100]!r}; leave it out", name[:100])
+    if first["type"] == "missing":
+        return InvalidRequest(f"{_path(place)} is missing", name)
+    given = "" if name in TEXTS else f", got {reprlib.repr(first['input'])}"
+    if name not in UNIONS:
+        return InvalidRequest(f"{_path(place)}: {first['msg']}{given}", name)
+    about = [_in_union(error) for error in errors[:8] if error["loc"][0] == name]
+    return InvalidRequest(f"{name}: {', or '.join(dict.fromkeys(about))}{given}", name)
+
+
+def _in_union(error: ErrorDetails) -> str:
+    """What a member of a union says, with the place inside it."""
+    place = _path(error["loc"][2:])
+    return f"{place}: {error['msg']}" if place else error["msg"]
+
+
+def _path(place: Sequence[int | str]) -> str:
+    """The path as code, such as messages[0].content[1].text."""
+    return "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place).removeprefix(".")

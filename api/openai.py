@@ -1,93 +1,133 @@
-"""OpenAI's request bodies: the supported fields and their types. `check_fields` handles all other fields."""
+"""OpenAI's request bodies: the supported fields, their types and defaults. `unsupported` handles all other fields.
+
+null means the default everywhere, as in OpenAI's schema.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from api.check_fields import DROPPED, DROPPED_IN_MESSAGE, ONLY, ONLY_IN_MESSAGE, check_fields, with_whole_numbers
-from api.generation import GenerationOptions
-from api.speculation import INT32_MAX, SpeculationField, parse_speculation
+from api import unsupported
+from api.seeds import unsigned_seed
 from protocol.errors import InvalidRequest
+from protocol.limits import MAX_LENGTH
 from protocol.plan import Speculation
+from protocol.request import SamplingParams
 
-COMPLETION_MAX_TOKENS = 16  # OpenAI's default for /v1/completions
 MAX_PROMPTS = 64
+INT32_MAX = (1 << 31) - 1
+OFF = Speculation(depth=0, length=0)
 
+
+def _whole(value: Any) -> Any:
+    """A whole float as an integer, since JSON has one type of number."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _parts(content: Any) -> Any:
+    """A plain string as one text part, so that errors in parts name their place."""
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
 Strings = Annotated[list[str], Field(fail_fast=True)]
-TokenIds = Annotated[list[int], Field(fail_fast=True)]
+TokenIds = Annotated[list[Whole], Field(fail_fast=True)]
 
 
 class _Body(BaseModel):
+    """only, dropped: fields to refuse unless they have these values, and fields to ignore."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    only: ClassVar[unsupported.Allowed] = {}
+    dropped: ClassVar[frozenset[str]] = frozenset()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _supported(cls, fields: Any) -> Any:
+        return unsupported.supported(fields, cls.only, cls.dropped) if isinstance(fields, dict) else fields
 
 
 class StreamOptions(_Body):
-    include_usage: bool | None = None
-    continuous_usage_stats: bool | None = None
+    dropped = unsupported.DROPPED_IN_STREAM_OPTIONS
 
-    @model_validator(mode="before")
-    @classmethod
-    def _check_fields(cls, fields: Any) -> Any:
-        return check_fields(fields, {}, frozenset({"include_obfuscation"}))
+    include_usage: bool = False
+    continuous_usage_stats: bool = False
 
 
-class _GenerationBody(_Body):
-    """The fields of both routes. null means the default everywhere, as in OpenAI's schema."""
+class DepthAndLength(_Body):
+    depth: Annotated[Whole, Field(ge=1, le=INT32_MAX)]
+    length: Annotated[Whole, Field(ge=1, le=MAX_LENGTH)]
+
+
+class GenerationBody(_Body):
+    """The fields of both routes.
+
+    default_max_tokens: tokens if the body has no limit, less if the context has less room; None: all the room.
+    prompt_field: the caller's name for the prompt.
+    """
+
+    only = unsupported.ONLY
+    dropped = unsupported.DROPPED
+    default_max_tokens: ClassVar[int | None] = None
+    prompt_field: ClassVar[str] = "prompt"
 
     model: str
-    max_tokens: int | None = None
-    max_completion_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = Field(None, ge=-1, le=INT32_MAX)
-    min_p: float | None = None
-    seed: int | None = None
-    stop: str | Strings | None = None
-    stop_token_ids: TokenIds | None = None
-    ignore_eos: bool | None = None
-    stream: bool | None = None
+    max_tokens: Whole | None = None
+    max_completion_tokens: Whole | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: Annotated[Whole, Field(ge=-1, le=INT32_MAX)] = 0
+    min_p: float = 0.0
+    seed: Whole | None = None
+    stop: str | Strings = Field(default_factory=list)
+    stop_token_ids: TokenIds = Field(default_factory=list)
+    ignore_eos: bool = False
+    stream: bool = False
     stream_options: StreamOptions | None = None
-    return_token_ids: bool | None = None
-    speculation: Annotated[
-        Speculation | None, PlainValidator(parse_speculation, json_schema_input_type=SpeculationField)
-    ] = None
+    return_token_ids: bool = False
+    speculation: Literal["auto", "off", False] | DepthAndLength = "auto"
 
-    @model_validator(mode="before")
-    @classmethod
-    def _check_fields(cls, fields: Any) -> Any:
-        return check_fields(with_whole_numbers(fields), ONLY, DROPPED)
-
-    def options(self, default_max_tokens: int | None, seed: int) -> GenerationOptions:
-        return GenerationOptions(
-            max_tokens=self._max_tokens(),
-            default_max_tokens=default_max_tokens,
-            temperature=1.0 if self.temperature is None else self.temperature,
-            top_k=max(self.top_k or 0, 0),  # -1 is off too, as in vLLM
-            top_p=1.0 if self.top_p is None else self.top_p,
-            min_p=0.0 if self.min_p is None else self.min_p,
-            seed=seed,
-            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
-            stop_token_ids=tuple(self.stop_token_ids or ()),
-            ignore_eos=bool(self.ignore_eos),
-            speculation=self.speculation,
-        )
-
-    def _max_tokens(self) -> int | None:
+    @model_validator(mode="after")
+    def _check_pairs(self) -> GenerationBody:
         old, new = self.max_tokens, self.max_completion_tokens
         if old is not None and new is not None and old != new:
             raise InvalidRequest(f"max_tokens {old} and max_completion_tokens {new} differ; send one", "max_tokens")
-        return old if new is None else new
+        if self.stream_options is not None and not self.stream:
+            raise InvalidRequest("stream_options need stream: true", "stream_options")
+        return self
+
+    @property
+    def limit(self) -> int | None:
+        """The tokens to generate at most, if the body says so."""
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def stops(self) -> tuple[str, ...]:
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    @property
+    def drafting(self) -> Speculation | None:
+        """How to draft; None: as the target's policy decides."""
+        if isinstance(self.speculation, DepthAndLength):
+            return Speculation(self.speculation.depth, self.speculation.length)
+        return None if self.speculation == "auto" else OFF
+
+    def sampling(self, seed: int) -> SamplingParams:
+        """Raises InvalidRequest for a value out of range. A top_k of -1 is off too, as in vLLM."""
+        return SamplingParams(self.temperature, max(self.top_k, 0), self.top_p, self.min_p, unsigned_seed(seed))
 
 
-class CompletionRequest(_GenerationBody):
+class CompletionRequest(GenerationBody):
+    default_max_tokens: ClassVar[int | None] = 16  # as OpenAI's
+
     prompt: str | Strings | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)]
-    add_special_tokens: bool | None = None  # null is true, as the tokenizer's own default
+    add_special_tokens: bool = True
 
     def prompts(self) -> Sequence[str | Sequence[int]]:
-        """One prompt per choice. A list of integers is one prompt."""
+        """One prompt per choice. A list of integers is one prompt. Raises InvalidRequest for none or too many."""
         is_single = isinstance(self.prompt, str) or (bool(self.prompt) and isinstance(self.prompt[0], int))
         prompts: list[Any] = [self.prompt] if is_single else list(self.prompt)
         if not 0 < len(prompts) <= MAX_PROMPTS:
@@ -96,35 +136,29 @@ class CompletionRequest(_GenerationBody):
 
 
 class TextPart(_Body):
+    dropped = unsupported.DROPPED_IN_MESSAGE
+
     type: Literal["text"]
     text: str
 
-    @model_validator(mode="before")
-    @classmethod
-    def _check_fields(cls, fields: Any) -> Any:
-        return check_fields(fields, {}, DROPPED_IN_MESSAGE)
-
-
-def _parts(content: Any) -> Any:
-    """A plain string as one text part, so that errors in parts name their place."""
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
-
 
 class Message(_Body):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: Annotated[Annotated[list[TextPart], Field(fail_fast=True)] | None, BeforeValidator(_parts)] = None
-    name: str | None = None
+    only = unsupported.ONLY_IN_MESSAGE
+    dropped = unsupported.DROPPED_IN_MESSAGE
 
-    @model_validator(mode="before")
-    @classmethod
-    def _check_fields(cls, fields: Any) -> Any:
-        return check_fields(fields, ONLY_IN_MESSAGE, DROPPED_IN_MESSAGE)
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Annotated[Annotated[list[TextPart], Field(fail_fast=True)], BeforeValidator(_parts)] = Field(
+        default_factory=list
+    )
+    name: str | None = None
 
     @property
     def text(self) -> str:
-        return "".join(part.text for part in self.content or ())
+        return "".join(part.text for part in self.content)
 
 
-class ChatCompletionRequest(_GenerationBody):
+class ChatCompletionRequest(GenerationBody):
+    prompt_field = "messages"
+
     messages: Annotated[list[Message], Field(fail_fast=True, min_length=1)]
-    add_special_tokens: Literal[False] | None = None  # the template writes them
+    add_special_tokens: Literal[False] = False  # the template writes them

@@ -6,135 +6,107 @@ has statistics of speculation in `metrics.speculative_decoding`, as in vLLM.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import uuid4
 
-from api.generation import Delta, Usage
-from protocol.request import SequenceStats
+from api.generation import Delta
+from api.openai import ChatCompletionRequest, DepthAndLength, GenerationBody, StreamOptions
+from protocol.request import FinishReason, SequenceStats
 
 Json = dict[str, Any]
 
 
-class Shape(Protocol):
-    """The parts of a reply that differ between the two routes."""
-
-    prefix: str
-    whole_object: str
-    chunk_object: str
-
-    def whole(self, text: str) -> Json: ...
-
-    def part(self, text: str) -> Json: ...
-
-    def opening(self) -> Json | None:
-        """The choice fields of a first chunk without text, or None if the route sends none."""
-
-
-class TextShape:
-    prefix = "cmpl-"
-    whole_object = "text_completion"
-    chunk_object = "text_completion"
-
-    def whole(self, text: str) -> Json:
-        return {"text": text}
-
-    def part(self, text: str) -> Json:
-        return {"text": text}
-
-    def opening(self) -> Json | None:
-        return None
-
-
-class ChatShape:
-    prefix = "chatcmpl-"
-    whole_object = "chat.completion"
-    chunk_object = "chat.completion.chunk"
-
-    def whole(self, text: str) -> Json:
-        return {"message": {"role": "assistant", "content": text, "refusal": None}}
-
-    def part(self, text: str) -> Json:
-        return {"delta": {"content": text} if text else {}}
-
-    def opening(self) -> Json | None:
-        return {"delta": {"role": "assistant", "content": ""}}
-
-
-@dataclass(frozen=True, slots=True)
-class CompletedChoice:
-    """One finished choice. last: its last delta."""
-
-    text: str
-    token_ids: tuple[int, ...]
-    last: Delta
-
-    @staticmethod
-    def join(deltas: Sequence[Delta]) -> CompletedChoice:
-        token_ids = tuple(token for delta in deltas for token in delta.token_ids)
-        return CompletedChoice("".join(delta.text for delta in deltas), token_ids, deltas[-1])
-
-
-@dataclass(frozen=True, slots=True)
 class Reply:
-    """Builds the bodies of one response from what is known before its first token.
+    """Builds the bodies of one response of /v1/completions.
 
-    seeds: one per choice; the first is the request's. draft_length: tokens per draft that the request set, if it did.
+    seeds, num_prompt_tokens: of each choice. The seed of the first is the request's.
     """
 
-    shape: Shape
-    id: str
-    created: int
-    model: str
-    seeds: Sequence[int]
-    with_token_ids: bool = False
-    draft_length: int | None = None
+    prefix = "cmpl-"
+    whole_object = chunk_object = "text_completion"
 
-    def whole(self, choices: Sequence[CompletedChoice]) -> Json:
-        body = self._head(self.shape.whole_object)
-        body["choices"] = [
-            self._choice(index, self.shape.whole(choice.text), choice.last, choice.token_ids)
-            for index, choice in enumerate(choices)
-        ]
-        return body | self.closing([choice.last for choice in choices])
+    def __init__(self, body: GenerationBody, seeds: Sequence[int], num_prompt_tokens: Sequence[int]) -> None:
+        self.id = f"{self.prefix}{uuid4().hex}"
+        self._head = {"id": self.id, "created": int(time.time()), "model": body.model, "seed": seeds[0]}
+        self._seeds, self._num_prompt_tokens = seeds, num_prompt_tokens
+        self._with_token_ids, self._with_usage = body.return_token_ids, body.stream_options or StreamOptions()
+        self._draft_length = body.speculation.length if isinstance(body.speculation, DepthAndLength) else None
+
+    def whole(self, choices: Sequence[Sequence[Delta]]) -> Json:
+        """The body of a response that is not streamed, from the deltas of each choice."""
+        joined = []
+        for index, deltas in enumerate(choices):
+            message = self._message("".join(delta.text for delta in deltas))
+            token_ids = [token for delta in deltas for token in delta.token_ids]
+            joined.append(self._choice(index, message, deltas[-1].finish_reason, token_ids))
+        last = {index: deltas[-1] for index, deltas in enumerate(choices)}
+        return self._head | {"object": self.whole_object, "choices": joined} | self._totals(last)
 
     def opening(self, index: int) -> Json | None:
-        fields = self.shape.opening()
-        if fields is None:
-            return None
-        choice = {"index": index, **fields, "logprobs": None, "finish_reason": None, "seed": self.seeds[index]}
-        return self._head(self.shape.chunk_object) | {"choices": [choice]}
+        """The chunk before the first text of a choice, if the route has one."""
+        return None
 
     def chunk(self, index: int, delta: Delta) -> Json:
-        choice = self._choice(index, self.shape.part(delta.text), delta, delta.token_ids)
-        return self._head(self.shape.chunk_object) | {"choices": [choice]}
+        return self._chunk(index, self._part(delta.text), delta)
 
-    def usage_chunk(self, last: Sequence[Delta]) -> Json:
-        return self._head(self.shape.chunk_object) | {"choices": []} | self.closing(last)
+    def closing(self, last: Mapping[int, Delta]) -> Json | None:
+        """The chunk after all choices, if the caller asked for it. last: the last delta of each choice."""
+        if not self._with_usage.include_usage:
+            return None
+        return self._head | {"object": self.chunk_object, "choices": []} | self._totals(last)
 
-    def closing(self, last: Sequence[Delta]) -> Json:
-        """The top-level fields that are known only at the end."""
-        fields: Json = {"usage": usage([delta.usage for delta in last])}
-        if len(last) == 1 and last[0].stats is not None and last[0].stats.drafted:
-            fields["metrics"] = {"speculative_decoding": speculation(last[0].stats, self.draft_length)}
+    def _message(self, text: str) -> Json:
+        return {"text": text}
+
+    def _part(self, text: str) -> Json:
+        return {"text": text}
+
+    def _choice(self, index: int, fields: Json, reason: FinishReason | None, token_ids: Sequence[int]) -> Json:
+        choice = {"index": index, **fields, "logprobs": None, "finish_reason": reason, "seed": self._seeds[index]}
+        return choice | {"token_ids": list(token_ids)} if self._with_token_ids else choice
+
+    def _chunk(self, index: int, fields: Json, delta: Delta) -> Json:
+        """usage is null, as in OpenAI's API, if the last chunk has the totals."""
+        choice = self._choice(index, fields, delta.finish_reason, delta.token_ids)
+        chunk = self._head | {"object": self.chunk_object, "choices": [choice]}
+        if self._with_usage.continuous_usage_stats:
+            return chunk | {"usage": self._usage({index: delta})}
+        return chunk | {"usage": None} if self._with_usage.include_usage else chunk
+
+    def _totals(self, last: Mapping[int, Delta]) -> Json:
+        """The fields that are known only at the end."""
+        fields: Json = {"usage": self._usage(last)}
+        if len(last) == 1 and (stats := last[0].stats) is not None and stats.drafted:
+            fields["metrics"] = {"speculative_decoding": speculation(stats, self._draft_length)}
         return fields
 
-    def _head(self, object_name: str) -> Json:
-        head = {"id": self.id, "object": object_name, "created": self.created, "model": self.model}
-        return head | {"seed": self.seeds[0]}
-
-    def _choice(self, index: int, fields: Json, delta: Delta, token_ids: Sequence[int]) -> Json:
-        reason = delta.finish_reason and delta.finish_reason.value
-        choice = {"index": index, **fields, "logprobs": None, "finish_reason": reason, "seed": self.seeds[index]}
-        return choice | {"token_ids": list(token_ids)} if self.with_token_ids else choice
+    def _usage(self, last: Mapping[int, Delta]) -> Json:
+        prompt = sum(self._num_prompt_tokens[index] for index in last)
+        completion = sum(delta.num_tokens for delta in last.values())
+        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 
 
-def usage(counts: Sequence[Usage]) -> Json:
-    return {
-        "prompt_tokens": sum(count.prompt_tokens for count in counts),
-        "completion_tokens": sum(count.completion_tokens for count in counts),
-        "total_tokens": sum(count.total_tokens for count in counts),
-    }
+class ChatReply(Reply):
+    """Builds the bodies of one response of /v1/chat/completions."""
+
+    prefix = "chatcmpl-"
+    whole_object, chunk_object = "chat.completion", "chat.completion.chunk"
+
+    def opening(self, index: int) -> Json | None:
+        return self._chunk(index, {"delta": {"role": "assistant", "content": ""}}, Delta(0, (), ""))
+
+    def _message(self, text: str) -> Json:
+        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+
+    def _part(self, text: str) -> Json:
+        return {"delta": {"content": text} if text else {}}
+
+
+def reply_to(body: GenerationBody, seeds: Sequence[int], num_prompt_tokens: Sequence[int]) -> Reply:
+    kind = ChatReply if isinstance(body, ChatCompletionRequest) else Reply
+    return kind(body, seeds, num_prompt_tokens)
 
 
 def speculation(stats: SequenceStats, length: int | None) -> Json:

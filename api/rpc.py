@@ -1,24 +1,24 @@
-"""The gRPC service of protocol/inference.proto over any Backend."""
+"""The gRPC service of protocol/inference.proto over any Backend. A message means what the same HTTP body means."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Protocol
+from typing import Any, ClassVar, Protocol
 from uuid import uuid4
 
 from grpc import StatusCode
+from pydantic import ValidationError
 
 from api.backend import Backend
-from api.errors import to_problem
-from api.generation import Delta, GenerationJob, GenerationOptions, find_model, loaded_models, prepare, run
-from api.limits import MAX_BODY_BYTES, too_large
-from api.prompts import encode
-from api.speculation import OFF, parse_speculation
+from api.errors import invalid_request, to_problem
+from api.generation import Delta, GenerationJob, find_model, loaded_models, prepare, stream
+from api.openai import CompletionRequest
+from api.prompts import MAX_BODY_BYTES, prompt_ids, too_large
+from api.seeds import draw_seed
 from protocol.errors import InvalidRequest
 from protocol.pb import inference_pb2 as pb
-from protocol.plan import Speculation
-from protocol.request import FinishReason, SequenceStats
+from protocol.request import FinishReason
 
 _REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
 
@@ -35,13 +35,22 @@ class CallRefused(Exception):
     """Ends a call whose status is already set on the context. Its text is shown to the caller."""
 
 
+class CallBody(CompletionRequest):
+    """The fields of a GenerateRequest."""
+
+    default_max_tokens: ClassVar[int | None] = None
+
+
 async def generate(
     backend: Backend, message: pb.GenerateRequest, context: Context
 ) -> AsyncGenerator[pb.GenerateResponse, None]:
     request_id = f"gen-{uuid4().hex}"
     try:
-        job = await _job(backend, message, request_id)
-        async with aclosing(run(backend, job)) as deltas:
+        body = _body(message)
+        card = await find_model(backend, body.model)
+        (prompt,) = await prompt_ids(card, body)
+        job = prepare(card, request_id, prompt, body, draw_seed() if body.seed is None else body.seed)
+        async with aclosing(stream(backend, job)) as deltas:
             async for delta in deltas:
                 yield _response(job, delta)
     except Exception as error:
@@ -63,30 +72,23 @@ def _refuse(error: Exception, request_id: str, context: Context) -> CallRefused:
     return CallRefused(problem.message)
 
 
-async def _job(backend: Backend, message: pb.GenerateRequest, request_id: str) -> GenerationJob:
+def _body(message: pb.GenerateRequest) -> CallBody:
+    """Raises InvalidRequest."""
     if (size := message.ByteSize()) > MAX_BODY_BYTES:
         raise InvalidRequest(too_large(str(size), MAX_BODY_BYTES))
-    card = await find_model(backend, message.model)
+    fields: dict[str, Any] = {field.name: value for field, value in message.ListFields()}
     kind = message.WhichOneof("prompt")
     if kind is None:
         raise InvalidRequest("prompt is missing; send text or token_ids", "prompt")
-    prompt_ids = await encode(card, message.text) if kind == "text" else tuple(message.token_ids.ids)
-    return prepare(card, request_id, prompt_ids, _options(message))
-
-
-def _options(message: pb.GenerateRequest) -> GenerationOptions:
-    fields = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "seed")
-    return GenerationOptions(
-        **{name: getattr(message, name) for name in fields if message.HasField(name)},
-        stop=tuple(message.stop),
-        stop_token_ids=tuple(message.stop_token_ids),
-        ignore_eos=message.ignore_eos,
-        speculation=_speculation(message.speculation) if message.HasField("speculation") else None,
-    )
-
-
-def _speculation(message: pb.Speculation) -> Speculation | None:
-    return parse_speculation({"depth": message.depth, "length": message.length}) if message.length else OFF
+    prompt = fields.pop(kind)
+    fields["prompt"] = prompt if kind == "text" else [list(prompt.ids)]
+    fields |= {"stop": list(message.stop), "stop_token_ids": list(message.stop_token_ids)}
+    if asked := fields.get("speculation"):
+        fields["speculation"] = {"depth": asked.depth, "length": asked.length} if asked.length else "off"
+    try:
+        return CallBody.model_validate(fields)
+    except ValidationError as error:
+        raise invalid_request(error.errors()) from None
 
 
 def _response(job: GenerationJob, delta: Delta) -> pb.GenerateResponse:
@@ -96,12 +98,9 @@ def _response(job: GenerationJob, delta: Delta) -> pb.GenerateResponse:
     if delta.finish_reason is not None:
         response.finish_reason = _REASONS[delta.finish_reason]
         response.seed = job.request.sampling.seed
-        response.usage.prompt_tokens = delta.usage.prompt_tokens
-        response.usage.completion_tokens = delta.usage.completion_tokens
-        if delta.stats is not None:
-            response.stats.CopyFrom(_stats(delta.stats))
+        response.usage.prompt_tokens = len(job.request.prompt_ids)
+        response.usage.completion_tokens = delta.num_tokens
+    if (stats := delta.stats) is not None:
+        counts = pb.SpeculationStats(rounds=stats.rounds, drafted=stats.drafted, accepted=stats.accepted)
+        response.stats.CopyFrom(counts)
     return response
-
-
-def _stats(stats: SequenceStats) -> pb.SpeculationStats:
-    return pb.SpeculationStats(rounds=stats.rounds, drafted=stats.drafted, accepted=stats.accepted)

@@ -26,57 +26,42 @@ class ClientGone(Exception):
     """The client closed the connection before the response began."""
 
 
-async def run_in_turn(turns: asyncio.Semaphore, stream: Stream) -> Stream:
-    """The deltas of a stream that starts when the semaphore has a slot."""
-    async with turns, aclosing(stream):
-        async for delta in stream:
-            yield delta
-
-
-async def merge(streams: Sequence[Stream]) -> AsyncGenerator[Indexed, None]:
-    """The deltas of all streams as they arrive. The first error ends all streams."""
+async def merge(streams: Sequence[Stream], max_open: int) -> AsyncGenerator[Indexed, None]:
+    """The deltas of all streams as they arrive, of at most `max_open` streams at once. The first error ends all."""
     if len(streams) == 1:
         async with aclosing(streams[0]) as only:
             async for delta in only:
                 yield 0, delta
         return
-    arrived: asyncio.Queue[Indexed | BaseException | None] = asyncio.Queue()
-    pumps = [asyncio.create_task(_pump(index, stream, arrived)) for index, stream in enumerate(streams)]
+    turns = asyncio.Semaphore(max_open)
+    arrived: asyncio.Queue[Indexed | asyncio.Task[None]] = asyncio.Queue()
+
+    async def pump(index: int, stream: Stream) -> None:
+        async with turns, aclosing(stream):
+            async for delta in stream:
+                arrived.put_nowait((index, delta))
+
+    pumps = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(streams)]
+    for task in pumps:
+        task.add_done_callback(arrived.put_nowait)
     try:
-        num_open = len(pumps)
-        while num_open:
-            item = await arrived.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
-                num_open -= 1
-            else:
+        for _ in pumps:
+            while not isinstance(item := await arrived.get(), asyncio.Task):
                 yield item
+            item.result()
     finally:
-        for pump in pumps:
-            pump.cancel()
+        for task in pumps:
+            task.cancel()
         await asyncio.gather(*pumps, return_exceptions=True)
 
 
-async def _pump(index: int, stream: Stream, arrived: asyncio.Queue[Indexed | BaseException | None]) -> None:
-    try:
-        async with aclosing(stream):
-            async for delta in stream:
-                arrived.put_nowait((index, delta))
-        arrived.put_nowait(None)
-    except Exception as error:
-        arrived.put_nowait(error)
-
-
-async def gather_or_cancel(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
-    """All results. The first error cancels the others."""
-    tasks = [asyncio.create_task(work) for work in works]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+async def collect(deltas: AsyncGenerator[Indexed, None], num_choices: int) -> list[list[Delta]]:
+    """All deltas, by choice."""
+    choices: list[list[Delta]] = [[] for _ in range(num_choices)]
+    async with aclosing(deltas):
+        async for index, delta in deltas:
+            choices[index].append(delta)
+    return choices
 
 
 async def run_while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:

@@ -6,8 +6,8 @@ U+FFFD, so a trailing U+FFFD is held back. A window starts where a character sta
 join to `decode` of all tokens, broken bytes included. For vocabularies with byte fallback (<0x..>) this holds for valid
 text. The cost per token is bounded by the window.
 
-StopMatcher ends a text at the first character that completes a stop string. The result depends on the text alone, not
-on how it was cut into runs. It holds back only a tail that may still become a stop string.
+A text ends before the stop string that is completed first. That depends on the text alone, not on how it was cut into
+runs. Only a tail that may still become a stop string is held back.
 """
 
 from __future__ import annotations
@@ -135,32 +135,16 @@ def _ending(tokenizer: TokenDecoder, prompt_ids: Sequence[int]) -> list[int]:
     return next((ending for ending in endings if not decode(tokenizer, ending).startswith(_BROKEN)), endings[0])
 
 
-class StopMatcher:
-    """Ends a text before the first stop string. stopped: whether one was found."""
+def until_stop(text: str, stops: Sequence[str]) -> tuple[str, str, bool]:
+    """Splits a text into what can be returned and the tail that may still become a stop string.
 
-    def __init__(self, stops: Sequence[str]) -> None:
-        self._stops = tuple(stops)
-        self._held = ""
-        self.stopped = False
-
-    def push(self, piece: str) -> str:
-        """The text that can be returned now; empty once `stopped`."""
-        if self.stopped:
-            return ""
-        text = self._held + piece
-        ends = [(start + len(stop), start) for stop in self._stops if (start := text.find(stop)) >= 0]
-        if ends:
-            self.stopped = True
-            self._held = ""
-            return text[: min(ends)[1]]
-        num_held = max((_overlap(text, stop) for stop in self._stops), default=0)
-        self._held = text[len(text) - num_held :]
-        return text[: len(text) - num_held]
-
-    def finish(self) -> str:
-        """The text that was held back."""
-        held, self._held = self._held, ""
-        return held
+    The third value is whether a stop string ended the text; what follows it is dropped.
+    """
+    ends = [(start + len(stop), start) for stop in stops if (start := text.find(stop)) >= 0]
+    if ends:
+        return text[: min(ends)[1]], "", True
+    at = len(text) - max((_overlap(text, stop) for stop in stops), default=0)
+    return text[:at], text[at:], False
 
 
 def _overlap(text: str, stop: str) -> int:
@@ -179,23 +163,25 @@ class Piece:
 
 
 class TextStream:
-    """Detokenizer and StopMatcher for one completion. Text and token count do not depend on how runs are cut."""
+    """The text of one completion up to a stop string. Text and token count do not depend on how runs are cut."""
 
     def __init__(self, tokenizer: TokenDecoder, stops: Sequence[str] = (), prompt_ids: Sequence[int] = ()) -> None:
         self._detokenizer = Detokenizer(tokenizer, prompt_ids)
-        self._matcher = StopMatcher(stops) if stops else None
+        self._stops = stops
+        self._held = ""
 
     def push(self, token_ids: Sequence[int], *, last: bool = False) -> Piece:
-        """The text of new tokens. last: no tokens follow, so held-back text is returned too."""
-        if self._matcher is None:
+        """The text of new tokens. last: no tokens follow, so held-back text is returned too. Not after a stop."""
+        if not self._stops:
             text = self._detokenizer.push(token_ids)
             return Piece(text + self._detokenizer.finish() if last else text, len(token_ids))
-        text = ""
+        text, stopped = "", False
         for count, token_id in enumerate(token_ids, start=1):
-            text += self._matcher.push(self._detokenizer.push((token_id,)))
-            if self._matcher.stopped:
-                return Piece(text, count, stopped=True)
+            ready, self._held, stopped = until_stop(self._held + self._detokenizer.push((token_id,)), self._stops)
+            text += ready
+            if stopped:
+                return Piece(text, count, stopped)
         if last:
-            text += self._matcher.push(self._detokenizer.finish())
-            text += self._matcher.finish()
-        return Piece(text, len(token_ids), self._matcher.stopped)
+            ready, self._held, stopped = until_stop(self._held + self._detokenizer.finish(), self._stops)
+            text += ready + self._held
+        return Piece(text, len(token_ids), stopped)

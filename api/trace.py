@@ -1,31 +1,29 @@
 """Rounds and passes as a picture, in the trace-event JSON that Perfetto and Chrome's tracing page open.
 
-A replica is a process with one track. On a target's a round is a slice, with its parts inside, end to end:
+A replica is a process with one track. On a target's track a round is a slice, with its parts inside, end to end:
 
     plan | draft | first layers | other layers | commit
 
-`draft` ends when the proposals are there. A pass without early picks is one slice, `verify`. On a draft
-replica's a pass is a slice, so one sees what was drafted while what was verified. All clocks are those of the machine,
-so replicas on several nodes are each right and shifted against each other.
+`draft` ends when the proposals are there. A pass without early picks is one slice, `verify`. On a draft replica's track
+a pass is a slice, so one sees what was drafted while what was verified. Each machine has its own clock: replicas on
+several nodes are shifted against each other.
 """
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from protocol.record import RoundRecord
 from protocol.stats import PassStats
 
-Event = dict[str, Any]
-
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """begin, end: seconds of a monotonic clock. args: what the picture tells beside it, as JSON takes it."""
+    """begin, end: seconds of a monotonic clock. args: counts to show beside it, as JSON values."""
 
     name: str
     begin: float
@@ -35,26 +33,41 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """Of one replica, in order; a slice that lies inside another follows it."""
+    """The slices of one replica, in order; a slice that lies inside another follows it."""
 
     name: str
     slices: tuple[Slice, ...]
 
 
 def rounds(records: Sequence[RoundRecord]) -> tuple[Slice, ...]:
-    """A round begins when the pass before it ends, and is drawn from when that one's tokens are committed."""
-    begins = [record.began_s for record in records[:1]] + [
-        max(record.began_s, before.ended_s) for before, record in pairwise(records)
-    ]
-    return tuple(
-        each
-        for begin, record in zip(begins, records, strict=True)
-        for each in (_whole(record, begin), *_parts(record, begin))
-    )
+    """A round begins when the pass before it ends, and is drawn from when that pass's tokens are committed."""
+    slices: list[Slice] = []
+    ended = -math.inf
+    for record in records:
+        begin, ended = max(record.began_s, ended), record.ended_s
+        slices += _round(record, begin)
+    return tuple(slices)
+
+
+def _round(record: RoundRecord, begin: float) -> Iterator[Slice]:
+    args = {
+        "origins": dict(Counter(row.origin.value for row in record.rows if row.origin)),
+        "proposed": [row.num_proposed for row in record.rows],
+        "accepted": [row.num_accepted for row in record.rows],
+        "committed": record.num_committed,
+        "prefill_tokens": record.num_prefill_tokens,
+    }
+    yield Slice(f"round {record.round_id} {record.plan.mode.value}", begin, record.ended_s, args)
+    early = [] if record.early_s is None else [("first layers", record.early_s)]
+    verified = ("other layers" if early else "verify", record.verified_s)
+    parts = [("plan", record.planned_s), ("draft", record.drafted_s), *early, verified, ("commit", record.ended_s)]
+    for name, end in parts:
+        yield Slice(name, begin, end, {})
+        begin = end
 
 
 def passes(ended: Sequence[tuple[float, PassStats]]) -> tuple[Slice, ...]:
-    """ended: when each pass did, and its counts."""
+    """ended: when each pass ended, and its counts."""
     return tuple(
         Slice(
             "pass",
@@ -67,49 +80,20 @@ def passes(ended: Sequence[tuple[float, PassStats]]) -> tuple[Slice, ...]:
 
 
 def as_json(targets: Sequence[Track], pool: Sequence[Track]) -> dict[str, Any]:
-    """Time begins with the first round; what the pool did before is left out. Without rounds there are no events."""
-    begins = [each.begin for track in targets for each in track.slices]
-    if not begins:
+    """Time begins with the first round; what the pool did before is left out. Without rounds there are no events.
+
+    Times are whole nanoseconds, told in microseconds: sums of durations stay exact, so slices nest.
+    """
+    origin = min((each.begin for track in targets for each in track.slices), default=None)
+    if origin is None:
         return {"traceEvents": []}
-    events: list[Event] = []
+    events: list[dict[str, Any]] = []
     for process, track in enumerate([*targets, *pool], start=1):
-        events += _events(track, process, min(begins))
+        place = {"pid": process, "tid": 1}
+        events.append(place | {"ph": "M", "name": "process_name", "args": {"name": track.name}})
+        for each in track.slices:
+            begin, end = (round(1e9 * (moment - origin)) for moment in (each.begin, each.end))
+            if begin >= 0:
+                times = {"ts": begin / 1e3, "dur": (end - begin) / 1e3}
+                events.append(place | times | {"ph": "X", "name": each.name, "args": dict(each.args)})
     return {"traceEvents": events, "displayTimeUnit": "ms"}
-
-
-def _whole(record: RoundRecord, begin: float) -> Slice:
-    args = {
-        "origins": dict(Counter(row.origin.value for row in record.rows if row.origin)),
-        "proposed": [row.num_proposed for row in record.rows],
-        "accepted": [row.num_accepted for row in record.rows],
-        "committed": record.num_committed,
-        "prefill_tokens": record.num_prefill_tokens,
-    }
-    return Slice(f"round {record.round_id} {record.plan.mode.value}", begin, record.ended_s, args)
-
-
-def _parts(record: RoundRecord, begin: float) -> Iterator[Slice]:
-    ends = [("plan", record.planned_s), ("draft", record.drafted_s)]
-    if record.early_s is None:
-        ends += [("verify", record.verified_s)]
-    else:
-        ends += [("first layers", record.early_s), ("other layers", record.verified_s)]
-    for name, end in [*ends, ("commit", record.ended_s)]:
-        yield Slice(name, begin, end, {})
-        begin = end
-
-
-def _events(track: Track, process: int, origin: float) -> Iterator[Event]:
-    """Whole nanoseconds, told in microseconds: sums of durations stay exact, so slices nest."""
-    own = {"pid": process, "tid": 1}
-    yield own | {"ph": "M", "name": "process_name", "args": {"name": track.name}}
-    for each in track.slices:
-        begin, end = (round(1e9 * (moment - origin)) for moment in (each.begin, each.end))
-        if begin >= 0:
-            yield own | {
-                "ph": "X",
-                "name": each.name,
-                "ts": begin / 1e3,
-                "dur": (end - begin) / 1e3,
-                "args": dict(each.args),
-            }

@@ -10,13 +10,13 @@ from typing import Annotated, Literal
 
 from pydantic import Field, ValidationError
 
+from cli.arguments import ALL
 from deployments.config_section import Count, Section
 from protocol.errors import ConfigError
 from simulation.text import Drawn, Rates, drawn, stage
 
 Probability = Annotated[float, Field(ge=0, le=1)]
 Stages = Annotated[tuple["StageConfig", ...], Field(min_length=1)]
-ALL = "*"
 
 
 class StageConfig(Section):

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
-from rich.console import Console
+from transformers import PreTrainedTokenizerFast
 
-from cli.check_text import check_text
+from api.chat import render
+from cli.output import listed, say
 from deployments.config import AppConfig, PoolConfig, TargetConfig, load_config
-from deployments.config_speculation import AdaptiveSpeculation, Mirror, Speculation, TableSpeculation
+from deployments.config_speculation import AdaptiveSpeculation, Speculation, TableSpeculation
 from deployments.policies import needed_exits
 from deployments.process import check_pages, pool_positions, target_positions
 from drafters.manifest import Manifest, vocabulary_hash
 from model.config import read_config
 from model.files import resolve
 from model.load import check_weights
-from protocol.errors import ConfigError
-
-T = TypeVar("T")
+from model.tokenizer import end_token_warning, load_tokenizer, tokens_beyond
+from protocol.errors import ConfigError, InvalidRequest
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,35 +28,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config = load_config(args.config)
-    for line in [*check_config(config), *summary(config)]:
-        Console().print(line, highlight=False, soft_wrap=True)
+    say(*check_config(config), *summary(config))
     return 0
 
 
 def check_config(config: AppConfig) -> list[str]:
     """Returns warnings. Raises ConfigError or UnsupportedModel for the first checkpoint that cannot be served."""
-    vocabularies = {target.name: check_target(target) for target in config.targets}
+    for target in config.targets:
+        check_target(target)
     if config.pool is not None:
-        check_drafting(config.targets, vocabularies, config.pool)
-    return list(warnings(config))
+        manifest = check_pool(config.pool)
+        for target in config.targets:
+            if target.speculation is not None:
+                check_drafting(target, target.speculation, config.pool, manifest)
+    return [f"warning: {warning}" for target in config.targets for warning in warnings(target)]
 
 
-def check_drafting(targets: Sequence[TargetConfig], vocabularies: Mapping[str, str], pool: PoolConfig) -> None:
-    manifest = check_pool(pool)
-    for target in targets:
-        if target.speculation is None:
-            continue
-        if vocabularies[target.name] != manifest.vocabulary_hash:
-            raise ConfigError(
-                f"target {target.name} ({target.path}) and the pool ({pool.path}) have different vocabularies; "
-                "train a drafter for it, or set speculation: off"
-            )
-        check_exits(target.name, target.speculation, manifest)
-        check_mirror(target, target.speculation.mirror)
-
-
-def check_target(target: TargetConfig) -> str:
-    """Checks a target and returns the hash of its vocabulary."""
+def check_target(target: TargetConfig) -> None:
     directory = resolve(target.path)
     positions = read_config(directory).max_positions
     if target.max_model_len is not None and target.max_model_len > positions:
@@ -67,13 +54,12 @@ def check_target(target: TargetConfig) -> str:
         )
     check_weights(directory)
     check_pages(f"target {target.name}", target, target_positions(target, directory))
-    return manifest_of(vocabulary_hash, directory)
 
 
 def check_pool(pool: PoolConfig) -> Manifest:
     directory = resolve(pool.path)
     read_config(directory)
-    manifest = manifest_of(Manifest.load, directory)
+    manifest = Manifest.load(directory)
     if vocabulary_hash(directory) != manifest.vocabulary_hash:
         raise ConfigError(f"{directory}: the tokenizer is not the one its draftpool.json names; restore it")
     check_weights(directory)
@@ -81,64 +67,81 @@ def check_pool(pool: PoolConfig) -> Manifest:
     return manifest
 
 
-def manifest_of(read: Callable[[Path], T], directory: Path) -> T:
-    """Reads a manifest. Raises ConfigError if it is damaged."""
-    try:
-        return read(directory)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-
-
-def check_exits(name: str, speculation: Speculation, manifest: Manifest) -> None:
+def check_drafting(target: TargetConfig, speculation: Speculation, pool: PoolConfig, manifest: Manifest) -> None:
+    """Raises ConfigError if the pool cannot draft for the target as its config says."""
+    if vocabulary_hash(resolve(target.path)) != manifest.vocabulary_hash:
+        raise ConfigError(
+            f"target {target.name} ({target.path}) and the pool ({pool.path}) have different vocabularies; "
+            "train a drafter for it, or set speculation: off"
+        )
     if unknown := sorted(set(needed_exits(speculation)) - set(manifest.exits)):
         raise ConfigError(
-            f"speculation of target {name} asks for depth {unknown[0]}; the drafter has the exits "
-            f"{', '.join(map(str, manifest.exits))}"
+            f"speculation of target {target.name} asks for depth {unknown[0]}; the drafter has the exits "
+            f"{listed(manifest.exits)}"
         )
-
-
-def check_mirror(target: TargetConfig, mirror: Mirror | None) -> None:
     num_layers = read_config(resolve(target.path)).num_layers
-    if mirror is not None and (mirror.exit_layer or 0) > num_layers:
+    if speculation.mirror is not None and (speculation.mirror.exit_layer or 0) > num_layers:
         raise ConfigError(
-            f"mirror.exit_layer {mirror.exit_layer} of target {target.name} exceeds the {num_layers} layers of "
-            "its checkpoint; lower it, or leave it out for half of them"
+            f"mirror.exit_layer {speculation.mirror.exit_layer} of target {target.name} exceeds the {num_layers} "
+            "layers of its checkpoint; lower it, or leave it out for half of them"
         )
 
 
-def warnings(config: AppConfig) -> Iterator[str]:
-    for target in config.targets:
-        directory = resolve(target.path)
-        yield from (f"warning: {warning}" for warning in check_text(target.name, directory))
-        held = target_positions(target, directory) // target.page_size * target.page_size
-        wanted = target.max_model_len or read_config(directory).max_positions
-        if held < wanted:
-            yield (
-                f"warning: kv_mb {target.kv_mb} of target {target.name} holds {held} positions, fewer than the "
-                f"{wanted} of its max_model_len; longer requests are refused; raise kv_mb, or lower max_model_len"
-            )
+def warnings(target: TargetConfig) -> Iterator[str]:
+    directory = resolve(target.path)
+    yield from check_text(target.name, directory)
+    held = target_positions(target, directory) // target.page_size * target.page_size
+    wanted = target.max_model_len or read_config(directory).max_positions
+    if held < wanted:
+        yield (
+            f"kv_mb {target.kv_mb} of target {target.name} holds {held} positions, fewer than the {wanted} of its "
+            "max_model_len; longer requests are refused; raise kv_mb, or lower max_model_len"
+        )
+
+
+def check_text(name: str, directory: Path) -> Iterator[str]:
+    """Yields warnings. Raises ConfigError for a tokenizer or a template that cannot work."""
+    tokenizer, vocab_size = load_tokenizer(directory), read_config(directory).vocab_size
+    rendered = render_sample(name, tokenizer)
+    if warning := end_token_warning(directory, tokenizer):
+        yield f"target {name}: {warning}"
+    if beyond := tokens_beyond(vocab_size, tokenizer):
+        yield (
+            f"the tokenizer of target {name} has {len(beyond)} tokens beyond the {vocab_size} of the embedding "
+            f"({', '.join(beyond[:3])}{', ...' if beyond[3:] else ''}); requests with them are refused"
+        )
+    if written := [token for token in beyond if token in rendered]:
+        yield f"the chat template of target {name} writes {written[0]}, so every chat request is refused"
+
+
+def render_sample(name: str, tokenizer: PreTrainedTokenizerFast) -> str:
+    """The rendered prompt of a chat with one message; empty without a template."""
+    if not tokenizer.chat_template:
+        return ""
+    try:
+        return render(tokenizer, [{"role": "user", "content": "hello"}])
+    except InvalidRequest as error:
+        raise ConfigError(f"the chat template of target {name} does not work: {error}; fix it, or remove it") from None
 
 
 def summary(config: AppConfig) -> Iterator[str]:
     for target in config.targets:
         decoder = read_config(resolve(target.path))
-        speculation = target.speculation
-        how = describe(speculation) if speculation else "no speculation"
-        if speculation and speculation.mirror:
-            how += ", drafted ahead"
+        how = describe(target.speculation) if target.speculation else "no speculation"
         yield f"target {target.name}: {decoder.family}, {decoder.num_layers} layers, {target.dtype}, {how}"
     if config.pool is not None:
-        exits = ", ".join(map(str, Manifest.load(resolve(config.pool.path)).exits))
         where = "colocated" if config.placement == "colocated" else f"{config.pool.num_replicas} replicas"
-        yield f"pool: {where}, {config.pool.dtype}, exits {exits}"
+        yield f"pool: {where}, {config.pool.dtype}, exits {listed(Manifest.load(resolve(config.pool.path)).exits)}"
     yield "ok"
 
 
 def describe(speculation: Speculation) -> str:
     if isinstance(speculation, AdaptiveSpeculation):
-        exits = f"exits {', '.join(map(str, speculation.exits))}" if speculation.exits else "any exit"
-        return f"{speculation.policy}, {exits}, length 0 to {speculation.length}"
-    if isinstance(speculation, TableSpeculation):
-        steps = ", ".join(f"{length} from batch {batch}" for batch, length in speculation.table.items())
-        return f"depth {speculation.depth}, length {steps}"
-    return f"depth {speculation.depth}, length {speculation.length}"
+        exits = f"exits {listed(speculation.exits)}" if speculation.exits else "any exit"
+        how = f"{speculation.policy}, {exits}, length 0 to {speculation.length}"
+    elif isinstance(speculation, TableSpeculation):
+        steps = listed(f"{length} from batch {batch}" for batch, length in speculation.table.items())
+        how = f"depth {speculation.depth}, length {steps}"
+    else:
+        how = f"depth {speculation.depth}, length {speculation.length}"
+    return f"{how}, drafted ahead" if speculation.mirror else how

@@ -8,9 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,15 +19,14 @@ from rich.progress import track
 from rich.text import Text
 
 from cli.arguments import whole
-from cli.demo_gain import Gain, describe_run, fit_to_cores, measure, table
+from cli.demo_gain import Gain, describe_run, fit_to_cores, gain_table, measure
 from cli.demo_streams import DemoRequest, StreamedCompletion, read, stream_all
-from cli.serve_command import progress_of, starting, stopped_by_sigterm
+from cli.output import say, warn
+from cli.serve_command import started, stopped_by_sigterm
 from deployments.config import CONFIGS, AppConfig, HttpConfig, load_config
 from deployments.direct import open_url
-from deployments.session import local_ray
 from link.listening import free_port
 from model.cores import usable_cores
-from protocol.errors import NotReady
 
 CONFIG = CONFIGS / "demo.yaml"
 PROMPTS = (
@@ -49,64 +45,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    from cli.check import check_config
+
     num_cores = usable_cores()
     config = load_config(args.config) if args.config else fit_to_cores(load_config(CONFIG), num_cores)
     config = config.model_copy(update={"http": HttpConfig(port=free_port()), "grpc": None})
-    prompts = (args.prompt,) if args.prompt else PROMPTS
-    errors = Console(stderr=True)
+    requests = [DemoRequest(prompt, args.max_tokens) for prompt in ((args.prompt,) if args.prompt else PROMPTS)]
+    console, errors = Console(), Console(stderr=True)
+    warn(check_config(config))
     with stopped_by_sigterm(), started(config, errors) as url:
-        show(config, url, [DemoRequest(prompt, args.max_tokens) for prompt in prompts], args.pairs, errors)
-        Console().print(describe_run(config, num_cores, read_execution(url)), highlight=False, soft_wrap=True)
+        show_completions(config, url, requests[0], console)
+        names = [target.name for target in config.targets]
+        turns = track(range(args.pairs), "with the pool and without", console=errors, transient=True)
+        pairs = [measure(lambda ask: stream_all(url, names, ask), requests[i % len(requests)], i) for i in turns]
+        gains = [Gain.of(of_target) for of_target in zip(*pairs, strict=True)]
+        say(gain_table(gains, args.pairs), describe_run(config, num_cores, read_execution(url)))
     return 0
 
 
-@contextmanager
-def started(config: AppConfig, errors: Console) -> Iterator[str]:
-    """Starts the application and yields its URL. Checks the config while Ray starts, since both take seconds."""
-    with ThreadPoolExecutor(1) as thread, starting(errors) as bar:
-        progress, warnings = progress_of(bar), thread.submit(collect_warnings, config)
-        with local_ray(config):
-            for warning in warnings.result():
-                errors.print(warning, highlight=False, soft_wrap=True, markup=False)
-            from deployments.cluster import serving  # slow to import; the other thread has already imported it
-
-            with serving(config, progress, delete=False) as url:
-                bar.stop()
-                yield url
-
-
-def collect_warnings(config: AppConfig) -> list[str]:
-    """Warnings about a config. Raises ConfigError or UnsupportedModel. Compiles the kernels if necessary."""
-    from cli.check import check_config
-    from deployments import cluster  # noqa: F401
-    from deployments.process import explain_slow_execution
-
-    slower = explain_slow_execution(config)
-    return [*check_config(config), *([f"warning: {slower}"] if slower else [])]
-
-
-def show(config: AppConfig, url: str, asks: Sequence[DemoRequest], num_pairs: int, errors: Console) -> None:
-    console = Console()
-    names = [target.name for target in config.targets]
+def show_completions(config: AppConfig, url: str, ask: DemoRequest, console: Console) -> None:
+    """Streams a completion from every target at the same time, once the targets are warm."""
     for target in config.targets:
-        warm_up(url, target.name, replace(asks[0], max_tokens=8), LINK_S if target.speculation else 0.0)
+        warm_up(url, target.name, replace(ask, max_tokens=8), LINK_S if target.speculation else 0.0)
     with Live(console=console) as live:
-        check_completions(stream_all(url, names, asks[0], lambda current: live.update(panels(current, asks[0].prompt))))
-    turns = track(range(num_pairs), "with the pool and without", console=errors, transient=True)
-    pairs = [measure(lambda ask: check_completions(stream_all(url, names, ask)), asks[i % len(asks)], i) for i in turns]
-    console.print(table([Gain.of([pair[i] for pair in pairs]) for i in range(len(names))], num_pairs))
+        stream_all(
+            url,
+            [target.name for target in config.targets],
+            ask,
+            lambda completions: live.update(Group(*(panel(completion, ask.prompt) for completion in completions))),
+        )
 
 
-def check_completions(completions: Sequence[StreamedCompletion]) -> Sequence[StreamedCompletion]:
-    """The completions. Raises NotReady with the error of the first that failed."""
-    for completion in completions:
-        if completion.error:
-            raise NotReady(f"{completion.model}: {completion.error}")
-    return completions
+def panel(completion: StreamedCompletion, prompt: str) -> Panel:
+    return Panel(Text(prompt, style="dim") + Text(completion.text), title=completion.model, title_align="left")
 
 
 def warm_up(url: str, model: str, ask: DemoRequest, seconds: float) -> None:
-    """Repeats a request until a draft was accepted, but no longer than `seconds`.
+    """Repeats a request until a draft was accepted, but no longer than `seconds`. Raises NotReady.
 
     Excludes startup from the measurement: the first passes choose kernels, and nothing is drafted before the target has
     connected to the pool.
@@ -115,17 +90,8 @@ def warm_up(url: str, model: str, ask: DemoRequest, seconds: float) -> None:
     while True:
         completion = StreamedCompletion(model)
         read(url, completion, ask)
-        if completion.num_accepted or completion.error or time.monotonic() > until:
+        if completion.num_accepted or time.monotonic() > until:
             return
-
-
-def panels(completions: Sequence[StreamedCompletion], prompt: str) -> Group:
-    return Group(
-        *(
-            Panel(Text(prompt, style="dim") + Text(completion.text), title=completion.model, title_align="left")
-            for completion in completions
-        )
-    )
 
 
 def read_execution(url: str) -> set[str]:

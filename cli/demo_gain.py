@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from rich.table import Table
 
 from cli.demo_streams import DemoRequest, StreamedCompletion
+from cli.output import listed, table
 from deployments.config import AppConfig
 
 MAX_THREADS = 4  # threads per target; the demo's targets are small
@@ -38,8 +39,8 @@ def describe_run(config: AppConfig, num_cores: int, steps: Collection[str]) -> s
     parts = [(target.name, target.num_replicas, target.threads) for target in config.targets]
     if config.pool is not None:
         parts.append(("drafter", config.pool.num_replicas, config.pool.threads))
-    listed = ", ".join(f"{name} {count} x {plural(threads, 'thread')}" for name, count, threads in parts)
-    return f"{plural(num_cores, 'core')}; replicas: {listed}; steps by {' and '.join(sorted(steps))}"
+    replicas = listed(f"{name} {count} x {plural(threads, 'thread')}" for name, count, threads in parts)
+    return f"{plural(num_cores, 'core')}; replicas: {replicas}; steps by {' and '.join(sorted(steps))}"
 
 
 def plural(number: int, noun: str) -> str:
@@ -51,8 +52,8 @@ def measure(ask_all: Callable[[DemoRequest], Sequence[StreamedCompletion]], ask:
 
     ask_all: sends a request to every target at the same time.
     """
-    made = {way: ask_all(replace(ask, speculation=way)) for way in (WITH, WITHOUT)[:: 1 if index % 2 else -1]}
-    return list(zip(made[WITH], made[WITHOUT], strict=True))
+    streamed = {way: ask_all(replace(ask, speculation=way)) for way in (WITH, WITHOUT)[:: 1 if index % 2 else -1]}
+    return list(zip(streamed[WITH], streamed[WITHOUT], strict=True))
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +83,12 @@ class Gain:
         )
 
 
-def table(gains: Sequence[Gain], num_pairs: int) -> Table:
-    made = Table(title=f"tokens per second, medians of {plural(num_pairs, 'pair')}", title_justify="left")
-    made.add_column("target")
-    for head in ("without pool", "with pool", "gain", "accepted a round"):
-        made.add_column(head, justify="right")
-    made.add_column("text")
-    for each in gains:
-        rates = (f"{each.without:.0f}", f"{each.with_pool:.0f}", f"{each.gain:.2f}x", f"{each.accepted_per_round:.2f}")
-        made.add_row(each.model, *rates, "the same" if each.same_text else "differs")
-    return made
+def gain_table(gains: Sequence[Gain], num_pairs: int) -> Table:
+    heads = ("without pool", "with pool", "gain", "accepted a round", "text")
+    title = f"tokens per second, medians of {plural(num_pairs, 'pair')}"
+    return table(title, ("target",), heads, map(_cells, gains))
+
+
+def _cells(gain: Gain) -> Iterator[str]:
+    yield from (gain.model, f"{gain.without:.0f}", f"{gain.with_pool:.0f}", f"{gain.gain:.2f}x")
+    yield from (f"{gain.accepted_per_round:.2f}", "the same" if gain.same_text else "differs")

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass
 from typing import Any
 from urllib.request import Request
 
 from deployments.direct import open_url
+from protocol.errors import NotReady
 
 POLL_S = 0.1
 
@@ -35,7 +36,6 @@ class StreamedCompletion:
     num_accepted: int = 0
     first_s: float = 0.0
     last_s: float = 0.0
-    error: str | None = None
 
     def take(self, event: dict[str, Any], now: float) -> None:
         for choice in event.get("choices", ()):
@@ -61,43 +61,30 @@ def stream_all(
     ask: DemoRequest,
     watch: Callable[[Sequence[StreamedCompletion]], None] = lambda completions: None,
 ) -> list[StreamedCompletion]:
-    """Streams a completion from each model.
+    """Streams a completion from each model. Raises NotReady if one fails.
 
     watch is called with all completions every tenth of a second, and once at the end.
     """
     completions = [StreamedCompletion(model) for model in models]
-    readers = [threading.Thread(target=read, args=(url, completion, ask), daemon=True) for completion in completions]
-    for reader in readers:
-        reader.start()
-    for reader in readers:
-        while reader.is_alive():
+    with ThreadPoolExecutor(len(models)) as threads:
+        reading = [threads.submit(read, url, completion, ask) for completion in completions]
+        while wait(reading, POLL_S).not_done:
             watch(completions)
-            reader.join(POLL_S)
     watch(completions)
+    for each in reading:
+        each.result()
     return completions
 
 
 def read(url: str, completion: StreamedCompletion, ask: DemoRequest) -> None:
+    """Streams one completion to its end. Raises NotReady if it fails."""
+    fixed = {"temperature": 0, "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True}}
+    body = json.dumps({"model": completion.model, **asdict(ask), **fixed}).encode()
+    request = Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
     try:
-        for event in events(url, completion.model, ask):
-            completion.take(event, time.perf_counter())
+        with open_url(request, timeout_s=120) as response:
+            for line in response:
+                if line.startswith(b"data: {"):
+                    completion.take(json.loads(line.removeprefix(b"data: ")), time.perf_counter())
     except OSError as error:
-        completion.error = str(error)
-
-
-def events(url: str, model: str, ask: DemoRequest) -> Iterator[dict[str, Any]]:
-    body = {
-        "model": model,
-        "prompt": ask.prompt,
-        "max_tokens": ask.max_tokens,
-        "speculation": ask.speculation,
-        "temperature": 0,
-        "ignore_eos": True,
-        "stream": True,
-        "stream_options": {"include_usage": True},
-    }
-    request = Request(f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"})
-    with open_url(request, timeout_s=120) as response:
-        for line in response:
-            if line.startswith(b"data: {"):
-                yield json.loads(line.removeprefix(b"data: "))
+        raise NotReady(f"{completion.model}: {error}") from None

@@ -7,17 +7,15 @@ from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from cli.arguments import whole
+from cli.arguments import check_folder, whole
 from cli.check import check_config
-from cli.plot import plot
+from cli.output import say, table, warn
 from deployments.config import load_config
 from deployments.placement import PLACES, as_placed
 from deployments.profile_store import keep, write
 from deployments.profiling import measure
-from protocol.errors import ConfigError
 from router.cost_files import dumps
 from router.costs import CostCurves, DrafterCosts
 
@@ -33,50 +31,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     config = as_placed(load_config(args.config), args.placement) if args.placement else load_config(args.config)
-    if args.out and not args.out.parent.is_dir():
-        raise ConfigError(f"--out {args.out}: there is no folder {args.out.parent}; create it, or name another")
-    errors = Console(stderr=True)
-    for warning in check_config(config):
-        errors.print(warning, highlight=False, soft_wrap=True)
+    check_folder("--out", args.out)
+    warn(check_config(config))
     curves = measure(config, args.repeat)
-    kept = dict.fromkeys(keep(costs) for one in curves for costs in (one.target, one.drafter) if costs is not None)
+    stored = dict.fromkeys(keep(costs) for one in curves for costs in (one.target, one.drafter) if costs is not None)
     if args.out:
         write(args.out, dumps(curves))
-    console = Console(highlight=False)
-    for part in report(curves):
-        console.print(part, soft_wrap=isinstance(part, str))
-    for path in [*kept, *([args.out] if args.out else [])]:
-        console.print(f"stored in {path}", soft_wrap=True)
+        stored[args.out] = None
+    say(*report(curves), *(f"stored in {path}" for path in stored))
     return 0
 
 
 def report(curves: list[CostCurves]) -> Iterator[str | Table]:
     for one in curves:
-        yield from (verify_table(one), verify_plot(one), target_line(one))
+        yield from (verify_table(one), target_line(one))
     drafter = next((one.drafter for one in curves if one.drafter), None)
     if drafter:
-        yield from (draft_table(drafter), draft_plot(drafter), drafter_line(drafter))
+        yield from (draft_table(drafter), drafter_line(drafter))
 
 
 def verify_table(curves: CostCurves) -> Table:
-    num_rows, tokens, contexts = curves.target.verify.points
-    made = Table("rows", "context", *(f"{size:.0f}/row" for size in tokens), title=f"{curves.name}: verify, ms")
-    for rows, context in product(num_rows, contexts):
-        cells = (f"{curves.target.verify.at(rows, size, context):.2f}" for size in tokens)
-        made.add_row(f"{rows:.0f}", f"{context:.0f}", *cells)
-    return made
-
-
-def verify_plot(curves: CostCurves) -> str:
-    """A plot over all tokens of the batch, with one series per context."""
-    num_rows, tokens, contexts = curves.target.verify.points
-    series = {
-        f"context {context:.0f}": [
-            (rows * size, curves.target.verify.at(rows, size, context)) for rows, size in product(num_rows, tokens)
-        ]
-        for context in contexts
-    }
-    return plot(f"{curves.name}: verify, ms", series, "tokens in the batch")
+    verify = curves.target.verify
+    num_rows, tokens, contexts = verify.points
+    rows = (
+        (f"{rows:.0f}", f"{context:.0f}", *(f"{verify.at(rows, size, context):.2f}" for size in tokens))
+        for rows, context in product(num_rows, contexts)
+    )
+    return table(f"{curves.name}: verify, ms", ("rows", "context"), [f"{size:.0f}/row" for size in tokens], rows)
 
 
 def target_line(curves: CostCurves) -> str:
@@ -90,22 +71,18 @@ def target_line(curves: CostCurves) -> str:
 
 
 def draft_table(drafter: DrafterCosts) -> Table:
-    num_rows, depths, news, lengths = drafter.draft.points
-    heads = (f"{new:.0f}+{length:.0f}" for length, new in product(lengths, news))
-    made = Table("rows", "depth", *heads, title="pool: draft, ms, by new tokens + drafted tokens of each row")
-    for rows, depth in product(num_rows, depths):
-        cells = (f"{drafter.draft.at(rows, depth, new, length):.2f}" for length, new in product(lengths, news))
-        made.add_row(f"{rows:.0f}", f"{depth:.0f}", *cells)
-    return made
-
-
-def draft_plot(drafter: DrafterCosts) -> str:
-    num_rows, depths, news, lengths = drafter.draft.points
-    series = {
-        f"depth {depth:.0f}": [(rows, drafter.draft.at(rows, depth, news[0], lengths[-1])) for rows in num_rows]
-        for depth in depths
-    }
-    return plot(f"pool: a draft of {lengths[-1]:.0f} tokens a row, ms", series, "rows")
+    draft = drafter.draft
+    num_rows, depths, news, lengths = draft.points
+    heads = [f"{new:.0f}+{length:.0f}" for length, new in product(lengths, news)]
+    rows = (
+        (
+            f"{rows:.0f}",
+            f"{depth:.0f}",
+            *(f"{draft.at(rows, depth, new, length):.2f}" for length, new in product(lengths, news)),
+        )
+        for rows, depth in product(num_rows, depths)
+    )
+    return table("pool: draft, ms, by new tokens + drafted tokens of each row", ("rows", "depth"), heads, rows)
 
 
 def drafter_line(drafter: DrafterCosts) -> str:

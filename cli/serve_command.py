@@ -6,7 +6,7 @@ import argparse
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from cli.arguments import whole
+from cli.output import say, warn
 from deployments.config import AppConfig, load_config
 
 
@@ -27,19 +28,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from cli.check import check_config
 
-    console = Console(stderr=True)
     config = load_config(args.config)
     if args.port is not None:
         config = config.model_copy(update={"http": config.http.model_copy(update={"port": args.port})})
-    for warning in check_config(config):
-        console.print(warning, highlight=False, soft_wrap=True)
+    warn(check_config(config))
     with stopped_by_sigterm():
         try:
-            with started(config, console, args.address) as url:
-                Console().print(greeting(config, url), highlight=False, soft_wrap=True)
+            with started(config, Console(stderr=True), args.address) as url:
+                say(greeting(config, url))
                 threading.Event().wait()
         except KeyboardInterrupt:
-            console.print("stopped")
+            warn(["stopped"])
     return 0
 
 
@@ -50,28 +49,18 @@ def started(config: AppConfig, console: Console, address: str | None = None) -> 
     from deployments.process import explain_slow_execution
 
     if address is None and (slower := explain_slow_execution(config)):
-        console.print(f"warning: {slower}", highlight=False, soft_wrap=True, markup=False)
-    with starting(console) as bar, running(config, address=address, progress=progress_of(bar)) as url:
-        bar.stop()
-        yield url
+        warn([f"warning: {slower}"], console)
+    words = (SpinnerColumn(), TextColumn("starting"), BarColumn())
+    counts = (TextColumn("{task.completed} of {task.total} replicas"), TimeElapsedColumn())
+    with Progress(*words, *counts, console=console, transient=True) as bar:
+        task = bar.add_task("start", total=None)
 
+        def show(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total)
 
-def starting(console: Console) -> Progress:
-    """A progress bar of running replicas."""
-    return Progress(
-        SpinnerColumn(),
-        TextColumn("starting"),
-        BarColumn(),
-        TextColumn("{task.completed} of {task.total} replicas"),
-        TimeElapsedColumn(),
-        console=console,
-        transient=True,
-    )
-
-
-def progress_of(bar: Progress) -> Callable[[int, int], None]:
-    task = bar.add_task("start", total=None)
-    return lambda done, total: bar.update(task, completed=done, total=total)
+        with running(config, address=address, progress=show) as url:
+            bar.stop()
+            yield url
 
 
 def greeting(config: AppConfig, url: str) -> str:

@@ -8,9 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from cli.arguments import whole
+from cli.output import say
 from deployments.direct import open_url
 from protocol.errors import ConfigError
 
@@ -34,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
         args.out.write_text(json.dumps(trace), encoding="utf-8")
     except OSError as error:
         raise ConfigError(f"cannot write {args.out}: {error.strerror}; name another file with --out") from None
-    Console().print(f"{num_rounds} rounds in {args.out}; open it in Perfetto", highlight=False, soft_wrap=True)
+    say(f"{num_rounds} rounds in {args.out}; open it in Perfetto")
     return 0
 
 

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from protocol.errors import ConfigError
+
 NAME = "draftpool.json"
 
 
@@ -34,7 +36,7 @@ class Manifest:
             return cls((depth,), vocabulary_hash(folder))
         manifest = _parse(_read_json(path), path)
         if manifest.exits[-1] > depth:
-            raise ValueError(f"{path}: exit {manifest.exits[-1]} is deeper than the model's {depth} layers")
+            raise ConfigError(f"{path}: exit {manifest.exits[-1]} is deeper than the model's {depth} layers")
         return manifest
 
     def save(self, folder: Path) -> None:
@@ -58,7 +60,7 @@ def vocabulary_hash(folder: Path) -> str:
     if isinstance(vocabulary, list):
         vocabulary = {entry[0]: index for index, entry in enumerate(vocabulary)}
     if not isinstance(vocabulary, dict):
-        raise ValueError(f"{path}: no model.vocab in it, so that vocabularies cannot be compared")
+        raise ConfigError(f"{path}: no model.vocab in it, so that vocabularies cannot be compared")
     added = {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens", [])}
     pairs = sorted({**vocabulary, **added}.items())
     return hashlib.sha256(json.dumps(pairs, separators=(",", ":")).encode()).hexdigest()
@@ -66,26 +68,26 @@ def vocabulary_hash(folder: Path) -> str:
 
 def _parse(values: Any, path: Path) -> Manifest:
     if not isinstance(values, dict) or set(values) - {"exits", "vocabulary_hash", "targets"}:
-        raise ValueError(f"{path}: expected the keys exits, vocabulary_hash and targets only")
+        raise ConfigError(f"{path}: expected the keys exits, vocabulary_hash and targets only")
     exits, digest, targets = (values.get(key) for key in ("exits", "vocabulary_hash", "targets"))
     if not isinstance(exits, list) or not all(type(exit_) is int for exit_ in exits):
-        raise ValueError(f"{path}: exits must be a list of whole numbers of layers, not {exits!r}")
+        raise ConfigError(f"{path}: exits must be a list of whole numbers of layers, not {exits!r}")
     if not isinstance(digest, str):
-        raise ValueError(f"{path}: vocabulary_hash must be a string, not {digest!r}")
+        raise ConfigError(f"{path}: vocabulary_hash must be a string, not {digest!r}")
     targets = [] if targets is None else targets
     if not isinstance(targets, list) or not all(isinstance(name, str) for name in targets):
-        raise ValueError(f"{path}: targets must be a list of names, not {targets!r}")
+        raise ConfigError(f"{path}: targets must be a list of names, not {targets!r}")
     try:
         return Manifest(tuple(exits), digest, tuple(targets))
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from None
+        raise ConfigError(f"{path}: {error}") from None
 
 
 def _depth(folder: Path) -> int:
     config = _read_json(folder / "config.json")
     depth = config.get("num_hidden_layers", config.get("text_config", {}).get("num_hidden_layers"))
     if type(depth) is not int or depth < 1:
-        raise ValueError(f"{folder / 'config.json'}: num_hidden_layers must be a whole number, not {depth!r}")
+        raise ConfigError(f"{folder / 'config.json'}: num_hidden_layers must be a whole number, not {depth!r}")
     return depth
 
 
@@ -93,6 +95,6 @@ def _read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ValueError(f"{path} is missing: a HF checkpoint directory is expected there") from None
+        raise ConfigError(f"{path} is missing: a HF checkpoint directory is expected there") from None
     except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+        raise ConfigError(f"{path} is not JSON: {error}") from None

@@ -26,6 +26,13 @@ class Client(httpx.AsyncClient):
     async def complete(self, **changes: Any) -> httpx.Response:
         return await self.post("/v1/completions", json=COMPLETION | changes)
 
+    async def complete_raw(self, **changes: Any) -> httpx.Response:
+        """As `complete`, for values that httpx would not write as JSON."""
+        return await self.send_raw("/v1/completions", json.dumps(COMPLETION | changes).encode())
+
+    async def send_raw(self, path: str, content: Any) -> httpx.Response:
+        return await self.post(path, content=content, headers={"content-type": "application/json"})
+
     async def chat(self, **changes: Any) -> httpx.Response:
         return await self.post("/v1/chat/completions", json=CHAT | changes)
 

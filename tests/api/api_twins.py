@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,24 +30,26 @@ CHAT_TEMPLATE = (
 CORPUS = ["def add(a, b):\n    return a + b\n", "grüße aus köln, naïve café 日本語 テスト 🙂🙃", "import os, sys"]
 
 
-@cache
-def tiny_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of 320 entries, so that characters beyond ASCII often take several tokens."""
+def byte_level(corpus: Sequence[str], vocab_size: int, special: Sequence[str] = ()) -> Tokenizer:
+    """Byte-level BPE with few merges, so that characters beyond ASCII often take several tokens."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=["<|bos|>", "<|eos|>", "<|pad|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
+        vocab_size=vocab_size, special_tokens=list(special), initial_alphabet=alphabet, show_progress=False
     )
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    wrapped = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<|bos|>", eos_token="<|eos|>", pad_token="<|pad|>"
-    )
-    wrapped.chat_template = chat_template
-    return wrapped
+    tokenizer.train_from_iterator(corpus, trainer)
+    return tokenizer
+
+
+@cache
+def tiny_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedTokenizerFast:
+    """320 entries."""
+    names = {"bos_token": "<|bos|>", "eos_token": "<|eos|>", "pad_token": "<|pad|>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level(CORPUS, 320, list(names.values())), **names)
+    tokenizer.chat_template = chat_template
+    return tokenizer
 
 
 def card(name: str = "tiny", max_model_len: int = 64, chat_template: str | None = CHAT_TEMPLATE) -> ModelCard:
@@ -83,21 +86,23 @@ def runs_of(
     return made
 
 
+def run(index: int, *tokens: int, last: bool = False) -> TokenRun:
+    """A run of the request r."""
+    return TokenRun("r", index, tokens, FinishReason.LENGTH if last else None)
+
+
 def says(text: str, size: int = 3) -> Script:
     """A script that answers every request with this text, a few tokens a round."""
     ids = tiny_tokenizer().encode(text, add_special_tokens=False)
     return lambda request: runs_of(request, *(ids[at : at + size] for at in range(0, len(ids), size)))
 
 
-@dataclass
-class ScriptedBackend:
-    """Plays a script per request: runs are yielded, errors raised, events waited for. away: targets not up."""
+class Twin(ABC):
+    """A backend without Ray. away: targets that are not up."""
 
-    script: Script
-    cards: Sequence[ModelCard] = field(default_factory=lambda: (card(),))
-    requests: list[GenerateRequest] = field(default_factory=list)
-    num_open: int = 0
+    cards: Sequence[ModelCard]
     away: Sequence[str] = ()
+    num_open: int = 0
 
     @property
     def names(self) -> Sequence[str]:
@@ -105,6 +110,9 @@ class ScriptedBackend:
 
     async def card(self, model: str) -> ModelCard | None:
         return None if model in self.away else next(card for card in self.cards if card.id == model)
+
+    async def ready(self, model: str) -> bool:
+        return model not in self.away
 
     async def stats(self) -> Mapping[str, Any]:
         return {"targets": {card.id: [{"num_running": self.num_open}] for card in self.cards}, "pool": []}
@@ -116,8 +124,24 @@ class ScriptedBackend:
         part = Slice("plan", 3.0, 3.5, {})
         return [Track(card.id, (part,) * num_rounds) for card in self.cards], [Track("pool", (part,))]
 
-    async def ready(self, model: str) -> bool:
-        return model not in self.away
+    @abstractmethod
+    def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]: ...
+
+    async def complete(self, model: str, request: GenerateRequest) -> TokenRun:
+        async with aclosing(self.generate(model, request)) as runs:
+            parts = [run async for run in runs]
+        return replace(parts[-1], index=0, token_ids=tuple(token for part in parts for token in part.token_ids))
+
+
+@dataclass
+class ScriptedBackend(Twin):
+    """Plays a script per request: runs are yielded, errors raised, events waited for."""
+
+    script: Script
+    cards: Sequence[ModelCard] = field(default_factory=lambda: (card(),))
+    requests: list[GenerateRequest] = field(default_factory=list)
+    num_open: int = 0
+    away: Sequence[str] = ()
 
     async def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
         self.requests.append(request)
@@ -134,42 +158,13 @@ class ScriptedBackend:
         finally:
             self.num_open -= 1
 
-    async def complete(self, model: str, request: GenerateRequest) -> TokenRun:
-        return await joined(self.generate(model, request))
 
-
-async def joined(runs: AsyncGenerator[TokenRun, None]) -> TokenRun:
-    """All runs as one, with the end of the last."""
-    async with aclosing(runs):
-        parts = [run async for run in runs]
-    return replace(parts[-1], index=0, token_ids=tuple(token for part in parts for token in part.token_ids))
-
-
-class EngineBackend:
+class EngineBackend(Twin):
     """A real engine in this process; what a target replica and the ingress do between them, without Ray."""
 
     def __init__(self, engine: Engine, model_card: ModelCard) -> None:
         self.engine = engine
-        self._card = model_card
-
-    @property
-    def names(self) -> Sequence[str]:
-        return (self._card.id,)
-
-    async def card(self, model: str) -> ModelCard | None:
-        return self._card
-
-    async def stats(self) -> Mapping[str, Any]:
-        return {"targets": {self._card.id: [asdict(self.engine.stats())]}, "pool": []}
-
-    async def router(self) -> Mapping[str, Any]:
-        return {self._card.id: [{"policy": "off"}]}
-
-    async def trace(self, num_rounds: int) -> tuple[Sequence[Track], Sequence[Track]]:
-        return (), ()
-
-    async def ready(self, model: str) -> bool:
-        return True
+        self.cards = (model_card,)
 
     async def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
         loop = asyncio.get_running_loop()
@@ -183,9 +178,6 @@ class EngineBackend:
             yield run
         finally:
             self.engine.cancel(request.request_id)
-
-    async def complete(self, model: str, request: GenerateRequest) -> TokenRun:
-        return await joined(self.generate(model, request))
 
 
 def make_engine(directory: Path, max_batch: int = 4, max_queue: int = 4) -> Engine:

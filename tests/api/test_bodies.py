@@ -13,24 +13,10 @@ from typing import Any
 import grpc
 import pytest
 
-from api.limits import MAX_BODY_BYTES
+from api.prompts import MAX_BODY_BYTES
 from protocol.pb import inference_pb2 as pb
 from tests.api.api_client import CHAT, COMPLETION, TEXT, Client, call, error_of
 from tests.api.api_twins import CHAT_TEMPLATE, ScriptedBackend, card, says, tiny_tokenizer
-
-JSON = {"content-type": "application/json"}
-
-
-@pytest.fixture
-def backend() -> ScriptedBackend:
-    return ScriptedBackend(says(TEXT))
-
-
-@pytest.fixture
-async def client(backend: ScriptedBackend) -> AsyncIterator[Client]:
-    async with Client(backend) as client:
-        yield client
-    assert backend.num_open == 0
 
 
 @pytest.mark.parametrize(
@@ -40,8 +26,7 @@ async def client(backend: ScriptedBackend) -> AsyncIterator[Client]:
 )
 async def test_a_malformed_body_is_a_400(client: Client, body: bytes) -> None:
     for path in ("/v1/completions", "/v1/chat/completions"):
-        response = await client.post(path, content=body, headers=JSON)
-        error_of(response, 400)
+        error_of(await client.send_raw(path, body), 400)
 
 
 async def test_a_missing_field_and_a_wrong_content_type_are_400s(client: Client) -> None:
@@ -57,7 +42,7 @@ async def test_a_body_over_the_limit_is_refused_whether_or_not_it_says_its_size(
 
     async with Client(ScriptedBackend(says(TEXT)), max_body_bytes=1000) as client:
         for content, size in ((b" " * 2000, "2000 bytes"), (drip(), "at least 1100 bytes")):
-            response = await client.post("/v1/completions", content=content, headers=JSON)
+            response = await client.send_raw("/v1/completions", content)
             error = error_of(response, 413)
             assert error["message"].startswith(f"the request has {size}, and this server takes at most 1000; send")
             assert (error["type"], error["code"]) == ("invalid_request_error", "request_too_large")
@@ -81,7 +66,7 @@ async def test_a_body_at_the_limit_is_read_and_one_over_it_is_not(
 ) -> None:
     content = body_of(path, num_bytes)
     assert len(content) == num_bytes
-    response = await client.post(path, content=content, headers=JSON)
+    response = await client.send_raw(path, content)
     error = error_of(response, status)
     assert error["code"] == ("request_too_large" if status == 413 else "context_length_exceeded")
     assert status == 400 or f"{num_bytes} bytes" in error["message"]

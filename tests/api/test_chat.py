@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
 from tests.api.api_client import TEXT, Client, error_of, events
 from tests.api.api_twins import ScriptedBackend, card, says, tiny_tokenizer
-
-
-@pytest.fixture
-def backend() -> ScriptedBackend:
-    return ScriptedBackend(says(TEXT))
-
-
-@pytest.fixture
-async def client(backend: ScriptedBackend) -> AsyncIterator[Client]:
-    async with Client(backend) as client:
-        yield client
-    assert backend.num_open == 0
 
 
 async def test_a_chat_completion_has_openais_shape(client: Client, backend: ScriptedBackend) -> None:
@@ -45,7 +32,8 @@ async def test_a_chat_stream_opens_with_the_role(client: Client) -> None:
     ("messages", "words"),
     [
         ([], "at least 1 item"),
-        (None, "list"),
+        (None, "messages is missing"),
+        ("hello", "list"),
         ([{"role": "tool", "content": "x"}], "'assistant'"),
         ([{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}], "'text'"),
         ([{"role": "user", "content": "x", "colour": 1}], "colour"),
@@ -84,7 +72,9 @@ async def test_a_refusal_names_the_place(client: Client, message: Any, message_s
     assert (error["message"], error["param"]) == (message_says, "messages")
 
 
-async def test_what_changes_no_answer_is_dropped_wherever_it_stands(client: Client, backend: ScriptedBackend) -> None:
+async def test_fields_that_change_no_answer_are_dropped_wherever_they_stand(
+    client: Client, backend: ScriptedBackend
+) -> None:
     cached = {"cache_control": {"type": "ephemeral"}}
     part = {"type": "text", "text": "x"}
     messages = [{"role": "user", "content": [part | cached]} | cached, {"role": "user", "content": [part]}]
@@ -111,7 +101,7 @@ async def test_chat_without_a_template_is_a_400_that_says_what_to_do() -> None:
     assert "/v1/completions" in error["message"]
 
 
-async def test_a_template_may_refuse_messages() -> None:
-    template = "{{ raise_exception('roles must alternate') }}"
-    async with Client(ScriptedBackend(says(TEXT), (card(chat_template=template),))) as client:
-        assert "roles must alternate" in error_of(await client.chat(), 400)["message"]
+async def test_messages_with_too_many_tokens_are_named_as_messages(client: Client) -> None:
+    error = error_of(await client.chat(messages=[{"role": "user", "content": "a b c d " * 20}]), 400)
+    assert (error["code"], error["param"]) == ("context_length_exceeded", "messages")
+    assert "this model holds 64" in error["message"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
 
@@ -16,18 +15,6 @@ from protocol.errors import InvalidRequest, NotReady, QueueFull
 from protocol.request import FinishReason, GenerateRequest
 from tests.api.api_client import COMPLETION, TEXT, Client, error_of, events
 from tests.api.api_twins import ScriptedBackend, card, runs_of, says
-
-
-@pytest.fixture
-def backend() -> ScriptedBackend:
-    return ScriptedBackend(says(TEXT))
-
-
-@pytest.fixture
-async def client(backend: ScriptedBackend) -> AsyncIterator[Client]:
-    async with Client(backend) as client:
-        yield client
-    assert backend.num_open == 0
 
 
 async def test_an_unknown_model_is_a_404(client: Client) -> None:

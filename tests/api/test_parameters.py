@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from api.check_fields import DROPPED, ONLY
 from api.openai import ChatCompletionRequest, CompletionRequest
-from tests.api.api_client import CHAT, COMPLETION, TEXT, Client, error_of
-from tests.api.api_twins import ScriptedBackend, says, tiny_tokenizer
-
-
-@pytest.fixture
-def backend() -> ScriptedBackend:
-    return ScriptedBackend(says(TEXT))
-
-
-@pytest.fixture
-async def client(backend: ScriptedBackend) -> AsyncIterator[Client]:
-    async with Client(backend) as client:
-        yield client
-    assert backend.num_open == 0
+from api.unsupported import DROPPED, ONLY
+from tests.api.api_client import CHAT, COMPLETION, Client, error_of
+from tests.api.api_twins import ScriptedBackend, tiny_tokenizer
 
 
 async def test_parameters_reach_the_request(client: Client, backend: ScriptedBackend) -> None:
@@ -41,10 +28,7 @@ async def test_parameters_reach_the_request(client: Client, backend: ScriptedBac
 
 async def test_a_whole_number_is_one_however_it_is_written(client: Client, backend: ScriptedBackend) -> None:
     whole = {"max_tokens": 9.0, "top_k": 5.0, "seed": 7.0, "stop_token_ids": [8.0], "prompt": [70.0, 71]}
-    body = json.dumps(COMPLETION | whole)
-    assert ".0" in body
-    response = await client.post("/v1/completions", content=body, headers={"content-type": "application/json"})
-    assert response.status_code == 200
+    assert (await client.complete(**whole)).status_code == 200
     request = backend.requests[0]
     assert (request.stop.max_tokens, request.sampling.top_k, request.sampling.seed) == (9, 5, 7)
     assert 8 in request.stop.stop_token_ids
@@ -160,9 +144,7 @@ async def test_harmless_fields_are_accepted(client: Client) -> None:
 async def test_a_bad_parameter_is_a_400_that_names_it(
     client: Client, backend: ScriptedBackend, changes: dict[str, Any], param: str
 ) -> None:
-    body = json.dumps(COMPLETION | changes)  # httpx would refuse lone surrogates
-    response = await client.post("/v1/completions", content=body, headers={"content-type": "application/json"})
-    error = error_of(response, 400)
+    error = error_of(await client.complete_raw(**changes), 400)
     assert error["param"] == param
     assert param in error["message"]
     assert error["type"] == "invalid_request_error"
@@ -177,10 +159,9 @@ JUNK += [[None], ["x", 1], [1, [2]], {"type": "text"}, {"\ud800": 1}, [{"role": 
 async def test_no_body_whatever_it_holds_is_answered_by_a_5xx_or_a_422(client: Client, seed: int) -> None:
     rng = random.Random(seed)
     fields = [*CompletionRequest.model_fields, *ChatCompletionRequest.model_fields, *ONLY, *DROPPED, "\ud800", "", "zz"]
-    headers = {"content-type": "application/json"}
     for path, base in (("/v1/completions", COMPLETION), ("/v1/chat/completions", CHAT)) * 6:
         body = base | {rng.choice(fields): rng.choice(JUNK) for _ in range(rng.randint(1, 3))}
-        response = await client.post(path, content=json.dumps(body), headers=headers)
+        response = await client.send_raw(path, json.dumps(body))
         if response.status_code != 200:
             assert response.status_code in (400, 404), response.text
             assert error_of(response, response.status_code)["message"]
@@ -191,4 +172,6 @@ async def test_a_default_for_max_tokens_gives_way_to_a_long_prompt_and_an_explic
 ) -> None:
     assert (await client.complete(prompt=[70] * 60)).status_code == 200
     assert backend.requests[0].stop.max_tokens == 4
+    assert (await client.complete(prompt=[70] * 60, max_tokens=4)).status_code == 200
+    assert "ask for 4 at most" in error_of(await client.complete(prompt=[70] * 60, max_tokens=5), 400)["message"]
     assert "ask for 4 at most" in error_of(await client.complete(prompt=[70] * 60, max_tokens=16), 400)["message"]

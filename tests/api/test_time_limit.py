@@ -47,14 +47,14 @@ async def test_the_operators_limit_holds_whatever_a_caller_asks() -> None:
             assert "0.05 s" in error_of(response, 408)["message"]
 
 
-async def test_in_time_nothing_is_different() -> None:
+async def test_an_answer_in_time_is_unchanged() -> None:
     async with Client(ScriptedBackend(says(TEXT)), request_timeout_s=60) as client:
         assert (await client.complete()).json()["choices"][0]["text"] == TEXT
         chunks = events(await client.complete(stream=True))
         assert "".join(chunk["choices"][0]["text"] for chunk in chunks) == TEXT
 
 
-async def test_serves_proxy_does_not_see_the_header_and_we_do() -> None:
+async def test_the_time_limit_header_is_hidden_from_serves_proxy() -> None:
     seen: list[Any] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

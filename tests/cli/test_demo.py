@@ -19,7 +19,7 @@ ASK = DemoRequest("import os", 8)
     ("num_cores", "draft_replicas", "threads"),
     [(1, 1, 1), (2, 1, 1), (3, 1, 1), (4, 2, 1), (6, 2, 2), (8, 2, 3), (64, 2, 4)],
 )
-def test_there_are_as_many_threads_as_there_are_cores_for(num_cores: int, draft_replicas: int, threads: int) -> None:
+def test_the_demo_fits_its_threads_to_the_cores(num_cores: int, draft_replicas: int, threads: int) -> None:
     made = fit_to_cores(load_config(CONFIG), num_cores)
     assert made.pool is not None
     assert (made.pool.num_replicas, made.pool.threads) == (draft_replicas, 1)
@@ -48,7 +48,7 @@ def test_a_gain_is_the_median_of_what_pairs_made() -> None:
     assert found.same_text
 
 
-def test_a_text_that_differs_once_is_told() -> None:
+def test_one_text_that_differs_is_reported() -> None:
     pairs = [(completion(2), completion(1)), (completion(2, "b"), completion(1, "a"))]
     assert not Gain.of(pairs).same_text
 

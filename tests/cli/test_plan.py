@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from cli.main import main
 from deployments.config import load_config
 from deployments.profile_store import keep, model_key
 from router.costs import Curve
+from tests.cli.commands import printed, refused
 from tests.deployments.checkpoints import config_beside
 from tests.router.curves import curves
 
@@ -42,16 +42,6 @@ def keep_curves(config: Path) -> None:
     keep(replace(hand.drafter, key=key, draft=Curve(draft.axes, points, tuple(ms))))
 
 
-def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    try:
-        status = main(["plan", *arguments])
-    except SystemExit as ended:
-        status = int(str(ended.code))
-    captured = capsys.readouterr()
-    assert (status, captured.out, captured.err.count("\n")) == (2, "", 1)
-    return captured.err
-
-
 def rows(output: str) -> list[list[str]]:
     """Cells of the first table's lines."""
     output = output.split("by placement")[0]
@@ -62,11 +52,9 @@ def test_every_arm_is_printed_with_what_it_would_bring_and_the_choice_is_marked(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keep_curves(config)
-    capsys.readouterr()
-    assert main(["plan", str(config), "--batch", "2", "--acceptance", "2:0.7,4:0.9"]) == 0
-    printed = capsys.readouterr().out
-    assert "large: rounds of 2 rows at 256 tokens, in ms" in printed
-    found = rows(printed)
+    output = printed(capsys, "plan", str(config), "--batch", "2", "--acceptance", "2:0.7,4:0.9")
+    assert "large: rounds of 2 rows at 256 tokens, in ms" in output
+    found = rows(output)
     assert [row[1] for row in found] == ["off"] + ["depth 2"] * 4 + ["depth 4"] * 4
     assert [row[2] for row in found[1:5]] == ["1", "2", "3", "4"]
     (chosen,) = [row for row in found if row[0]]
@@ -77,31 +65,29 @@ def test_every_arm_is_printed_with_what_it_would_bring_and_the_choice_is_marked(
     assert speeds[1] == pytest.approx(1e3 * 3.4 / (0.42 + 1.28 + 0.2), rel=0.01)
 
 
-def test_what_is_left_of_the_sequences_and_hopeless_drafts_show(
+def test_short_sequences_and_hopeless_drafts_turn_speculation_off(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     keep_curves(config)
-    capsys.readouterr()
-    assert main(["plan", str(config), "--remaining", "1"]) == 0
-    assert [row[:3] for row in rows(capsys.readouterr().out)] == [["→", "off", "0"]]
-    assert main(["plan", str(config), "--acceptance", "2:0,4:0"]) == 0
-    assert [row[1] for row in rows(capsys.readouterr().out) if row[0]] == ["off"]
-    assert main(["plan", str(config), "--target", "small"]) == 0
-    printed = capsys.readouterr().out
-    assert [row[2] for row in rows(printed) if row[1] == "depth 2"] == [str(n) for n in range(1, 13)]
-    assert "target small does not choose itself: its policy is not adaptive" in printed
+    plan = ("plan", str(config))
+    assert [row[:3] for row in rows(printed(capsys, *plan, "--remaining", "1"))] == [["→", "off", "0"]]
+    assert [row[1] for row in rows(printed(capsys, *plan, "--acceptance", "2:0,4:0")) if row[0]] == ["off"]
+    output = printed(capsys, *plan, "--target", "small")
+    assert [row[2] for row in rows(output) if row[1] == "depth 2"] == [str(n) for n in range(1, 13)]
+    assert "target small does not choose itself: its policy is not adaptive" in output
 
 
-def test_what_is_missing_or_cannot_be_is_said_with_a_remedy(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    capsys.readouterr()
-    missing = refused(capsys, str(config))
+def test_a_refusal_names_the_remedy(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = ("plan", str(config))
+    missing = refused(capsys, *plan)
     assert f"what target large costs here is not known yet; run draftpool profile {config}" in missing
     keep_curves(config)
-    assert "--target 'huge' is not in the config; it has large, small" in refused(capsys, str(config), "--target=huge")
-    assert "--acceptance names depth 3; the drafter has the exits 2, 4" in refused(
-        capsys, str(config), "--acceptance", "3:0.5"
-    )
-    assert "is not DEPTH:RATE,..., such as 2:0.6" in refused(capsys, str(config), "--acceptance", "often")
-    assert "1.5 is no share" in refused(capsys, str(config), "--acceptance", "2:1.5")
+    for argument, words in {
+        "--target=huge": "--target 'huge' is not in the config; it has large, small",
+        "--acceptance=3:0.5": "--acceptance names depth 3; the drafter has the exits 2, 4",
+        "--acceptance=often": "is not DEPTH:RATE,..., such as 2:0.6",
+        "--acceptance=2:1.5": "'1.5' is not a number from 0 to 1",
+    }.items():
+        assert words in refused(capsys, *plan, argument)
     config.write_text(CONFIG.split("pool:")[0].replace(", speculation: {length: 4}", ""))
-    assert "there is no pool to draft; add one" in refused(capsys, str(config))
+    assert "there is no pool to draft; add one" in refused(capsys, *plan)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from argparse import ArgumentTypeError
 from dataclasses import replace
@@ -12,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from cli.acceptance_file import read_acceptance
+from cli.arguments import by_name, real
 from cli.main import main
-from cli.simulate_command import arrival_rates, positive
 from deployments.config import load_config
 from deployments.profile_store import keep, model_key
 from protocol.errors import ConfigError
 from simulation.text import Place
+from tests.cli.commands import printed, refused
 from tests.deployments.checkpoints import config_beside
 from tests.router.curves import curves
 
@@ -52,14 +52,13 @@ def profiled(config: Path) -> Path:
     return config
 
 
-def simulated(config: Path, *arguments: str) -> int:
-    return main(["simulate", str(config), *arguments])
+def simulated(capsys: pytest.CaptureFixture[str], config: Path, *arguments: str) -> str:
+    return printed(capsys, "simulate", str(config), *arguments)
 
 
 def test_a_config_is_simulated_for_every_number_of_replicas(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert simulated(profiled, "--acceptance", ACCEPTANCE, "--replicas", "0,1,3", *LOAD) == 0
-    printed = capsys.readouterr().out
-    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in printed.splitlines() if "│" in line]
+    output = simulated(capsys, profiled, "--acceptance", ACCEPTANCE, "--replicas", "0,1,3", *LOAD)
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in output.splitlines() if "│" in line]
     assert [row[0] for row in rows if row[0]] == ["0", "1", "3"]
     for name in ("large", "small 1", "small 2", "plain"):
         own = [row for row in rows if row[2] == name]
@@ -68,32 +67,29 @@ def test_a_config_is_simulated_for_every_number_of_replicas(profiled: Path, caps
         assert own[0][8] == "1.00", "without a pool every round brings a token"
         assert all((float(row[8]) > 1.2) == (name != "plain") for row in own[1:])
     assert float(rows[-5][1].rstrip("%")) < float(next(row for row in rows if row[0] == "1")[1].rstrip("%"))
-    assert "small 1, 1 replica: " in printed
-    assert "3 tokens at depth 2" in printed
-    assert "draft replicas" in printed
+    assert "small 1, 1 replica: " in output
+    assert "3 tokens at depth 2" in output
 
 
 def test_the_same_seed_prints_the_same(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    printed = []
-    for seed in ("1", "1", "2"):
-        assert simulated(profiled, "--acceptance", ACCEPTANCE, *LOAD, "--seed", seed, "--noise", "0.1") == 0
-        printed.append(capsys.readouterr().out)
-    assert printed[0] == printed[1] != printed[2]
+    asked = ("--acceptance", ACCEPTANCE, *LOAD, "--noise", "0.1", "--seed")
+    first, again, other = (simulated(capsys, profiled, *asked, seed) for seed in ("1", "1", "2"))
+    assert first == again != other
 
 
-def test_it_draws_where_matplotlib_is_installed(
+def test_a_plot_is_drawn_if_matplotlib_is_installed(
     profiled: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = ("--acceptance", ACCEPTANCE, "--replicas", "1,2", "--plot", str(profiled.parent / "plot.png"), *LOAD)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    assert simulated(profiled, *asked) == 0
+    assert main(["simulate", str(profiled), *asked]) == 0
     captured = capsys.readouterr()
     assert "needs matplotlib" in captured.err
-    assert "tokens per second" in captured.out
+    assert "simulated" in captured.out
     monkeypatch.undo()
     pytest.importorskip("matplotlib")
     monkeypatch.setattr("deployments.profile_store.cache_directory", lambda: profiled.parent / "cache")
-    assert simulated(profiled, *asked) == 0
+    simulated(capsys, profiled, *asked)
     assert (profiled.parent / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -103,7 +99,7 @@ def acceptance_file(folder: Path, **values: object) -> Path:
     return path
 
 
-def test_an_acceptance_file_tells_each_target_its_own(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_acceptance_file_has_rates_for_each_target(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     easy = {"rates": {"2": 0.9, "4": 0.95}, "concentration": 8}
     hard = [{"rates": {"2": 0.1, "4": 0.1}}, {"rates": {"2": 0.2, "4": 0.2}, "from_position": 9, "from_ms": 5}]
     path = acceptance_file(profiled.parent, targets={"small": [easy], "*": hard})
@@ -111,31 +107,23 @@ def test_an_acceptance_file_tells_each_target_its_own(profiled: Path, capsys: py
     assert profiles["*"].stages[1].from_position == 9
     for position, moment, rate in ((8, 9.0, 0.1), (9, 4.0, 0.1), (9, 9.0, 0.2)):
         assert profiles["*"].at(Place(1, 0, position, moment), 0)[1] == pytest.approx(rate)
-    assert simulated(profiled, "--acceptance", str(path), *LOAD) == 0
-    lines = capsys.readouterr().out.splitlines()
+    lines = simulated(capsys, profiled, "--acceptance", str(path), *LOAD).splitlines()
     length = {
         name: float(next(line for line in lines if f" {name} " in line).split("│")[9]) for name in ("large", "small 1")
     }
     assert length["small 1"] > 2 > 1.5 > length["large"]
 
 
-def refused(capsys: pytest.CaptureFixture[str], config: Path, *arguments: str) -> str:
-    assert simulated(config, *arguments) == 2
-    captured = capsys.readouterr()
-    assert (captured.out, captured.err.count("\n")) == ("", 1)
-    return captured.err
-
-
 def test_costs_that_were_never_measured_are_asked_for(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    error = refused(capsys, config, "--acceptance", ACCEPTANCE)
+    error = refused(capsys, "simulate", str(config), "--acceptance", ACCEPTANCE)
     assert f"run draftpool profile {config}" in error
 
 
-def test_what_cannot_be_simulated_is_refused_in_a_line(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_impossible_simulation_is_refused_in_one_line(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = profiled.parent
     wrong = {
         "the drafter has 2, 4": ("--acceptance", "2:0.6"),
-        "no share": ("--acceptance", "2:1.6,4:0.5"),
+        "is not a number from 0 to 1": ("--acceptance", "2:1.6,4:0.5"),
         "is not DEPTH:RATE": ("--acceptance", "some"),
         "cannot read": ("--acceptance", str(folder / "none.json")),
         "--rate names 'other'": ("--acceptance", ACCEPTANCE, "--rate", "other:3"),
@@ -143,9 +131,9 @@ def test_what_cannot_be_simulated_is_refused_in_a_line(profiled: Path, capsys: p
         "there is no folder": ("--acceptance", ACCEPTANCE, "--plot", str(folder / "nowhere" / "a.png")),
     }
     for told, arguments in wrong.items():
-        assert told in refused(capsys, profiled, *arguments)
+        assert told in refused(capsys, "simulate", str(profiled), *arguments)
     profiled.write_text(CONFIG.split("pool:")[0].replace("policy: goodput", "policy: fixed, depth: 4"))
-    assert "pool" in refused(capsys, profiled, "--acceptance", ACCEPTANCE)
+    assert "pool" in refused(capsys, "simulate", str(profiled), "--acceptance", ACCEPTANCE)
 
 
 @pytest.mark.parametrize(
@@ -159,9 +147,7 @@ def test_what_cannot_be_simulated_is_refused_in_a_line(profiled: Path, capsys: p
         ({"targets": {}, "schema_version": 1}, "schema_version"),
     ],
 )
-def test_an_acceptance_file_that_is_not_understood_is_refused(
-    tmp_path: Path, values: dict[str, object], told: str
-) -> None:
+def test_an_invalid_acceptance_file_is_refused(tmp_path: Path, values: dict[str, object], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
         read_acceptance(acceptance_file(tmp_path, **values))
     (tmp_path / "acceptance.json").write_text("{")
@@ -169,51 +155,36 @@ def test_an_acceptance_file_that_is_not_understood_is_refused(
         read_acceptance(tmp_path / "acceptance.json")
 
 
-def test_rates_are_one_for_all_or_one_for_each_name() -> None:
-    assert arrival_rates("3") == {"all": 3.0}
+def test_a_rate_is_one_for_all_or_one_for_each_name() -> None:
+    arrival_rates = by_name(real(0))
+    assert arrival_rates("3") == {"*": 3.0}
     assert arrival_rates("large:3,small:0.5") == {"large": 3.0, "small": 0.5}
     for text in ("", "large:", "3,4", "3,large:4", "large:1,large:2", "-1", "nan", "inf"):
         with pytest.raises(ArgumentTypeError):
             arrival_rates(text)
-    assert positive("0.1") == pytest.approx(0.1)
-    assert not math.isnan(positive("0"))
 
 
-def test_a_mode_is_that_of_all_targets_or_of_those_named_and_ahead_is_told_of(
-    profiled: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    printed = {}
-    for mode in ("serial", "ahead", "ahead_early_exit", "small:ahead,large:serial"):
-        assert simulated(profiled, "--acceptance", ACCEPTANCE, *LOAD, "--mode", mode) == 0
-        printed[mode] = capsys.readouterr().out
-    assert simulated(profiled, "--acceptance", ACCEPTANCE, *LOAD) == 0
-    assert capsys.readouterr().out == printed["serial"], "as configured"
-    assert len(set(printed.values())) == len(printed)
-    assert simulated(profiled, "--acceptance", ACCEPTANCE, *LOAD, "--mode", "ahead", "--corrects", "0.9,0,0") == 0
-    assert capsys.readouterr().out != printed["ahead"]
+def test_a_mode_applies_to_all_targets_or_to_those_named(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("--acceptance", ACCEPTANCE, *LOAD)
+    modes = ("serial", "ahead", "ahead_early_exit", "small:ahead,large:serial")
+    outputs = {mode: simulated(capsys, profiled, *asked, "--mode", mode) for mode in modes}
+    assert simulated(capsys, profiled, *asked) == outputs["serial"], "as configured"
+    assert len(set(outputs.values())) == len(outputs)
+    assert simulated(capsys, profiled, *asked, "--mode", "ahead", "--corrects", "0.9,0,0") != outputs["ahead"]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--mode", "turbo"), "'turbo' is no mode"),
-        (("--mode", "small:ahead,serial"), "neither one mode"),
-        (("--mode", "ahead", "--corrects", "1.5"), "not three shares between 0 and 1"),
+        (("--mode", "turbo"), "'turbo' is none of serial, ahead"),
+        (("--mode", "small:ahead,serial"), "neither one value"),
+        (("--mode", "huge:ahead"), "--mode names 'huge'"),
+        (("--mode", "plain:ahead"), "plain does not speculate"),
+        (("--mode", "ahead", "--corrects", "1.5"), "'1.5' is not a number from 0 to 1"),
+        (("--mode", "ahead", "--corrects", "0.5"), "'0.5' has 1 values; give 3"),
     ],
 )
-def test_modes_that_cannot_be_read_are_refused(
+def test_a_mode_that_a_target_cannot_have_is_refused(
     profiled: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
 ) -> None:
-    with pytest.raises(SystemExit):
-        simulated(profiled, "--acceptance", ACCEPTANCE, *LOAD, *arguments)
-    assert message in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("mode", "message"), [("huge:ahead", "--mode names 'huge'"), ("plain:ahead", "plain does not speculate")]
-)
-def test_modes_of_targets_that_cannot_have_them_are_refused(
-    profiled: Path, capsys: pytest.CaptureFixture[str], mode: str, message: str
-) -> None:
-    assert simulated(profiled, "--acceptance", ACCEPTANCE, *LOAD, "--mode", mode) == 2
-    assert message in capsys.readouterr().err
+    assert message in refused(capsys, "simulate", str(profiled), "--acceptance", ACCEPTANCE, *LOAD, *arguments)

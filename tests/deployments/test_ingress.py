@@ -6,8 +6,7 @@ import asyncio
 import threading
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,90 +18,18 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from api.generation import BackendFault
 from api.prompts import encode
-from api.runs import check_runs
 from api.trace import Track
 from deployments.ingress import NUM_TOKENIZER_THREADS, ServeBackend, translate_error
 from deployments.target import TargetReplica
 from link.discovery import PoolMember
-from link.secret import Secret
-from link.token_sink import SinkAddress, TokenSink
 from link.token_stream import TokenStreams
 from protocol.errors import DraftPoolError, InvalidRequest, NotReady, QueueFull, UnknownModel
-from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules, TokenRun
+from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun
 from protocol.stats import PoolStats
-from tests.api.api_twins import tiny_tokenizer
-from tests.deployments.ingress_twins import Step, play
+from tests.api.api_twins import run, tiny_tokenizer
+from tests.deployments.handle_twins import TOLD, Handle, serving
 
 REQUEST = GenerateRequest("r", (5,), SamplingParams(), StopRules(8))
-TOLD = {"max_model_len": 64, "max_batch": 4, "vocab_size": 320, "eos_token_ids": (1,), "exits": (2, 4), "ready": True}
-TOLD |= {"longest_draft": 6}
-
-
-class Response:
-    """A unary response."""
-
-    def __init__(self, work: Coroutine[Any, Any, TokenRun | DraftPoolError]) -> None:
-        self._task = asyncio.create_task(work)
-        self.num_cancelled = 0
-
-    def __await__(self) -> Any:
-        return asyncio.shield(self._task).__await__()
-
-    def cancel(self) -> None:
-        self.num_cancelled += 1
-        self._task.cancel()
-
-
-class Answers:
-    """What a broadcast gives."""
-
-    def __init__(self, answers: Sequence[Any]) -> None:
-        self._answers = answers
-
-    async def results_async(self, timeout_s: float, return_exceptions: bool) -> Sequence[Any]:
-        return self._answers
-
-
-class Handle:
-    """A Serve handle that answers `describe` with `told`, `generate` with `steps`, broadcasts with the other lists."""
-
-    stats: Sequence[Any] = ()
-    router: Sequence[Any] = ()
-    trace: Sequence[Any] = ()
-
-    def __init__(self, steps: Sequence[Step] = (), told: Any = TOLD) -> None:
-        self.steps, self.told, self.responses = steps, told, list[Response]()
-        self._method = ""
-
-    def options(self, method_name: str, **options: Any) -> Handle:
-        made = Handle(self.steps, self.told)
-        made._method, made.responses = method_name, self.responses
-        return made
-
-    def remote(self, *args: Any) -> Any:
-        if self._method == "generate":
-            self.responses.append(Response(self._generate(*args)))
-            return self.responses[-1]
-        return self._describe()
-
-    async def _generate(self, request: GenerateRequest, sink: SinkAddress | None = None) -> TokenRun | DraftPoolError:
-        streams = TokenStreams()
-        try:
-            return await play(streams, request, sink, self.steps)
-        finally:
-            await streams.stop()
-
-    async def _describe(self) -> Any:
-        if isinstance(self.told, Exception):
-            raise self.told
-        if isinstance(self.told, asyncio.Event):
-            await self.told.wait()
-        return self.told
-
-    def broadcast(self, method_name: str, *args: int) -> Answers:
-        if isinstance(self.told, Exception):
-            raise self.told
-        return Answers({"router": self.router, "trace": self.trace}.get(method_name, self.stats))
 
 
 @pytest.fixture(scope="module")
@@ -110,19 +37,6 @@ def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     path: Path = tmp_path_factory.mktemp("tokenizer")
     tiny_tokenizer().save_pretrained(path)
     return str(path)
-
-
-@asynccontextmanager
-async def serving(tokenizer_path: str, pool: Any = None, **handles: Any) -> AsyncIterator[ServeBackend]:
-    secret = Secret.fresh()
-    sink = TokenSink(secret)
-    address = SinkAddress(await sink.start("127.0.0.1", (0, 0)), 20.0, secret)
-    yield ServeBackend(handles, dict.fromkeys(handles, tokenizer_path), sink, address, pool)
-    await sink.stop()
-
-
-def run(index: int, *tokens: int, last: bool = False) -> TokenRun:
-    return TokenRun("r", index, tokens, FinishReason.LENGTH if last else None)
 
 
 async def collect(backend: ServeBackend, model: str = "a") -> list[TokenRun]:
@@ -169,7 +83,7 @@ async def test_cancelling_the_reader_cancels_the_call(tokenizer_path: str, whole
         assert handle.responses[0].num_cancelled == 1
 
 
-async def test_a_target_is_known_once_it_has_told_about_itself_whatever_the_others_do(tokenizer_path: str) -> None:
+async def test_a_target_is_known_once_it_has_described_itself_whatever_the_others_do(tokenizer_path: str) -> None:
     async with serving(tokenizer_path, a=Handle(), b=Handle(told=ActorDiedError())) as backend:
         card = await backend.card("a")
         assert card is not None
@@ -188,7 +102,7 @@ async def test_a_target_is_ready_when_it_says_so(tokenizer_path: str) -> None:
         assert [await backend.ready(name) for name in "ab"] == [True, False]
 
 
-async def test_what_a_target_tells_anew_counts(tokenizer_path: str) -> None:
+async def test_the_latest_description_of_a_target_counts(tokenizer_path: str) -> None:
     async with serving(tokenizer_path, a=Handle()) as backend:
         assert await backend.card("a")
         backend._describe["a"].told = TOLD | {"max_model_len": 32}  # type: ignore[attr-defined]
@@ -241,14 +155,14 @@ async def test_statistics_are_of_every_replica_that_answers(tokenizer_path: str)
         assert (await backend.stats())["pool"] == []
 
 
-async def test_what_routers_believe_is_of_every_replica_that_answers(tokenizer_path: str) -> None:
+async def test_router_beliefs_come_from_every_replica_that_answers(tokenizer_path: str) -> None:
     up, down = Handle(), Handle(told=ActorDiedError())
     up.router = [{"policy": "off"}, ActorDiedError()]
     async with serving(tokenizer_path, a=up, b=down) as backend:
         assert await backend.router() == {"a": [{"policy": "off"}], "b": []}
 
 
-async def test_a_trace_names_no_incarnation_to_whoever_asks(tokenizer_path: str) -> None:
+async def test_a_trace_does_not_reveal_incarnations(tokenizer_path: str) -> None:
     up, pool = Handle(), Handle()
     up.trace = [Track("a-incarnation1", ()), Track("a-incarnation2", ())]
     pool.trace = [Track("pool-incarnation", ())]
@@ -300,7 +214,7 @@ def test_the_replicas_own_error_is_unwrapped_whichever_way_ray_wraps_it() -> Non
         (RuntimeError("secret"), RuntimeError),
     ],
 )
-async def test_a_lost_or_full_replica_is_told_in_our_words(
+async def test_a_lost_or_full_replica_raises_an_error_of_the_api(
     tokenizer_path: str, error: Exception, expected: type[Exception]
 ) -> None:
     async with serving(tokenizer_path, a=Handle([run(0, 5), error])) as backend:
@@ -310,36 +224,6 @@ async def test_a_lost_or_full_replica_is_told_in_our_words(
 
 def test_a_deployment_that_is_gone_is_not_ready() -> None:
     assert type(translate_error(DeploymentUnavailableError.__new__(DeploymentUnavailableError))) is NotReady
-
-
-async def source(*runs: TokenRun) -> AsyncGenerator[TokenRun, None]:
-    for each in runs:
-        yield each
-
-
-async def test_tokens_that_come_twice_are_dropped_by_their_index() -> None:
-    twice = source(run(0, 5, 6), run(0, 5), run(1, 6, 7), run(0, 5, 6, 7, 8), run(0, 5, 6, 7, 8, last=True))
-    assert [each async for each in check_runs(twice)] == [run(0, 5, 6), run(2, 7), run(3, 8), run(4, last=True)]
-
-
-async def test_a_gap_is_a_fault() -> None:
-    with pytest.raises(BackendFault, match="tokens 1 to 1 are missing"):
-        [each async for each in check_runs(source(run(0, 5), run(2, 7), run(3, 8, last=True)))]
-
-
-@pytest.mark.parametrize(
-    "runs",
-    [
-        [run(0, 5, 99), run(0, 5, 6, 7, last=True)],
-        [run(0, 5, 99), run(1, 6), run(0, 5, 99, 7, last=True)],
-        [run(0, 5), run(1, 99), run(2, 99), run(0, 5, 99, last=True)],
-        [run(0, 99), run(0, last=True)],
-    ],
-    ids=["another token", "two that differ", "more than the end has", "none at the end"],
-)
-async def test_what_was_streamed_is_the_beginning_of_what_the_call_ends_with(runs: list[TokenRun]) -> None:
-    with pytest.raises(BackendFault):
-        [each async for each in check_runs(source(*runs))]
 
 
 async def test_tokens_that_a_stranger_sends_to_the_sink_end_the_answer(tokenizer_path: str) -> None:
@@ -354,23 +238,3 @@ async def test_tokens_that_a_stranger_sends_to_the_sink_end_the_answer(tokenizer
         more.set()
         with pytest.raises(BackendFault):
             [each async for each in runs]
-
-
-async def test_a_stream_that_just_ends_is_a_fault() -> None:
-    with pytest.raises(BackendFault, match="without a finish reason"):
-        [each async for each in check_runs(source(run(0, 5)))]
-
-
-async def test_in_order_closes_what_it_reads() -> None:
-    closed = []
-
-    async def two() -> Any:
-        try:
-            yield run(0, 5)
-            yield run(1, 6)
-        finally:
-            closed.append(True)
-
-    async with aclosing(check_runs(two())) as runs:
-        await anext(runs)
-    assert closed == [True]

@@ -87,7 +87,7 @@ def test_both_proxies_give_the_same_tokens(client: httpx.Client, stub: Any) -> N
         (FAULT, 500, grpc.StatusCode.INTERNAL),
     ],
 )
-def test_a_targets_error_is_told_in_our_words(
+def test_a_targets_error_is_an_error_of_the_api(
     client: httpx.Client, stub: Any, what: int, status: int, code: grpc.StatusCode
 ) -> None:
     for stream in (False, True):
@@ -111,7 +111,7 @@ def test_a_refusal_leaves_no_traceback_in_the_targets_log(client: httpx.Client) 
     assert "InvalidRequest" not in log
 
 
-def test_a_request_whose_time_is_over_ends_in_our_words(client: httpx.Client) -> None:
+def test_a_request_whose_time_is_over_is_a_timeout_over_both_proxies(client: httpx.Client) -> None:
     fields = {"model": "tiny", "prompt": [HANG]}
     headers = {"x-request-timeout-seconds": "0.3"}
     response = client.post("/v1/completions", json=fields, headers=headers)

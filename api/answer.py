@@ -1,0 +1,81 @@
+"""Answers a request for completions over HTTP, whole or as a stream of server-sent events."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncGenerator, Sequence
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+
+from api.backend import Backend, ModelCard
+from api.chat import chat_prompt
+from api.errors import to_problem
+from api.generation import Delta, GenerationJob, complete, find_model, prepare, stream
+from api.middleware import request_id
+from api.openai import ChatCompletionRequest, CompletionRequest
+from api.prompts import prompt_ids
+from api.replies import Json, Reply, reply_to
+from api.seeds import choice_seed, draw_seed
+from api.streams import EventStream, Indexed, collect, merge, run_while_connected
+from api.time_limit import TimeLimit
+
+DONE = "data: [DONE]\n\n"
+
+Body = CompletionRequest | ChatCompletionRequest
+
+
+async def answer(backend: Backend, body: Body, request: Request, max_s: float | None) -> Response:
+    """The response. max_s: the operator's limit in seconds. Raises DraftPoolError before the response has begun."""
+    limit = TimeLimit(request.headers, max_s)
+    async with limit.enforced():
+        card = await find_model(backend, body.model)
+        if isinstance(body, ChatCompletionRequest):
+            prompts = [await chat_prompt(card, body.messages)]
+        else:
+            prompts = await prompt_ids(card, body)
+        reply, jobs = _prepared(card, body, prompts)
+        # At most one batch at once, so that a call with many prompts cannot fill a replica's queue.
+        run = stream if body.stream else complete
+        deltas = merge([run(backend, job) for job in jobs], card.max_batch)
+        if not body.stream:
+            return JSONResponse(reply.whole(await run_while_connected(request, collect(deltas, len(jobs)))))
+        # The first delta is awaited before the status goes out, so that a full queue is still a 429.
+        deltas = limit.apply(deltas)
+        first = await run_while_connected(request, anext(deltas))
+    return EventStream(_events(reply, len(jobs), first, deltas, request_id(request)), deltas)
+
+
+def _prepared(card: ModelCard, body: Body, prompts: Sequence[tuple[int, ...]]) -> tuple[Reply, list[GenerationJob]]:
+    seed = draw_seed() if body.seed is None else body.seed
+    seeds = [choice_seed(seed, index) for index in range(len(prompts))]
+    reply = reply_to(body, seeds, [len(ids) for ids in prompts])
+    jobs = [prepare(card, f"{reply.id}-{index}", ids, body, seeds[index]) for index, ids in enumerate(prompts)]
+    return reply, jobs
+
+
+async def _events(
+    reply: Reply,
+    num_choices: int,
+    first: Indexed,
+    deltas: AsyncGenerator[Indexed, None],
+    request_id: str,
+) -> AsyncGenerator[str, None]:
+    for index in range(num_choices):
+        if opening := reply.opening(index):
+            yield _event(opening)
+    last: dict[int, Delta] = dict([first])
+    try:
+        yield _event(reply.chunk(*first))
+        async for index, delta in deltas:
+            yield _event(reply.chunk(index, delta))
+            last[index] = delta
+        if totals := reply.closing(last):
+            yield _event(totals)
+    except Exception as error:
+        yield _event(to_problem(error, request_id).body())
+    yield DONE
+
+
+def _event(fields: Json) -> str:
+    return f"data: {json.dumps(fields, separators=(',', ':'))}\n\n"

@@ -1,0 +1,64 @@
+"""Request fields of OpenAI and vLLM that are not supported.
+
+Fields that cannot change the answer are dropped. Fields that can are refused by name unless they have their default:
+ignoring one silently would return a text that the caller did not ask for.
+"""
+
+from __future__ import annotations
+
+import json
+import reprlib
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from protocol.errors import InvalidRequest
+
+Allowed = Mapping[str, tuple[Any, ...]]  # values by field; null is always allowed
+
+
+def _allowed(*groups: tuple[Any, ...]) -> Allowed:
+    """groups: field names separated by spaces, then their allowed values."""
+    return MappingProxyType({name: tuple(values) for names, *values in groups for name in names.split()})
+
+
+DROPPED = frozenset(
+    {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
+    | {"priority", "request_id", "cache_control", "cache_salt"}
+)
+DROPPED_IN_MESSAGE = frozenset({"cache_control", "provider_specific_fields"})  # and in its parts
+DROPPED_IN_STREAM_OPTIONS = frozenset({"include_obfuscation"})
+
+ONLY = _allowed(
+    ("n best_of repetition_penalty length_penalty", 1),
+    ("frequency_penalty presence_penalty top_logprobs min_tokens", 0),
+    ("use_beam_search logprobs echo include_stop_str_in_output continue_final_message", False),
+    ("skip_special_tokens spaces_between_special_tokens add_generation_prompt", True),
+    ("parallel_tool_calls", False, True),
+    ("tool_choice function_call", "none", "auto"),
+    ("tools functions documents", []),
+    ("logit_bias chat_template_kwargs", {}),
+    ("suffix", ""),
+    ("response_format", {"type": "text"}),
+    ("modalities", ["text"]),
+    ("prompt_logprobs audio prediction reasoning_effort verbosity web_search_options chat_template", None),
+)
+ONLY_IN_MESSAGE = _allowed(
+    ("annotations tool_calls", []),
+    ("refusal audio function_call reasoning reasoning_content", None),
+)
+
+
+def supported(fields: Mapping[str, Any], only: Allowed, dropped: frozenset[str]) -> dict[str, Any]:
+    """The fields that a body has to handle itself: those that are set and supported. Raises InvalidRequest."""
+    given = {name: value for name, value in fields.items() if value is not None and name not in dropped}
+    for name in given.keys() & only.keys():
+        if not any(_is_equal(given[name], value) for value in only[name]):
+            value, default = reprlib.repr(given[name]), json.dumps(only[name][0])
+            raise InvalidRequest(f"{name} {value} is not supported; leave it out or send {default}", name)
+    return {name: value for name, value in given.items() if name not in only}
+
+
+def _is_equal(value: Any, other: Any) -> bool:
+    """Equality as in JSON, where true is not 1."""
+    return bool(value == other) and isinstance(value, bool) == isinstance(other, bool)
