@@ -10,8 +10,6 @@ import logging
 import threading
 from typing import Any
 
-import numpy as np
-
 from deployments.config_speculation import (
     AdaptiveSpeculation,
     EmaSpeculation,
@@ -27,8 +25,6 @@ from router.costs import CostCurves, ModelKey, TargetCosts
 from router.explain import describe
 from router.policy import Ema, Fixed, Goodput, Off, Policy, Table
 from router.tables import tables
-
-SEED = 0  # of what exploring is drawn from
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +44,7 @@ def adaptive(
 ) -> Ema | Goodput:
     """exits: the drafter's. linked: drafts come over a link. Raises ConfigError for curves without a drafter."""
     costs = tables(curves, settings.exits or exits, settings.length, max_rows, linked)
-    return Ema(costs) if isinstance(settings, EmaSpeculation) else Goodput(costs, np.random.default_rng(SEED))
+    return Ema(costs) if isinstance(settings, EmaSpeculation) else Goodput(costs)
 
 
 def longest_draft(speculation: Speculation | None) -> int | None:
