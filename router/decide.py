@@ -102,7 +102,8 @@ def decide(belief: Belief, costs: Costs, view: BatchView, held: Arm) -> Decision
     found = hoped(belief, costs, batch, held)
     paces = found.paces
     off: Floats = found.off_ms / batch.num_rows
-    best = np.column_stack((off, paces.min(axis=3).reshape(len(off), -1))).tolist()
+    drafted = paces.min(axis=3).reshape(len(off), -1)
+    best = [[plain, *each] for plain, each in zip(off.tolist(), drafted.tolist(), strict=True)]
     arms = [OFF, *(Arm(mode, exit_) for mode in batch.modes for exit_ in range(len(costs.exits)))]
     prices = [0.0, *catch_up_ms(belief, costs, batch) * len(batch.modes)]
     left = batch.num_rows * min(batch.remaining, HORIZON)

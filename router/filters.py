@@ -105,7 +105,7 @@ class Filter:
         """The belief about an arm moves by a step and has this variance now."""
         shared, doubt = self.cov[0] + self.cov[1 + arm], self._variance(arm)
         mean = self.mean + shared * (step / doubt)
-        cov = self.cov - np.outer(shared, shared) * ((doubt - variance) / doubt**2)
+        cov = self.cov - shared[:, None] * (shared * ((doubt - variance) / doubt**2))
         total, weight, changes = RECENT * self.surprise + surprise, RECENT**2 * self.weight + 1, self.num_changes
         if total**2 > SURPRISE**2 * weight:
             cov.flat[:: len(cov) + 1] += self.spread
