@@ -31,11 +31,11 @@ logger = logging.getLogger(__name__)
 
 def policy(speculation: Speculation | None) -> Policy:
     """What a target can start with; for an adaptive policy that is plain decoding."""
+    mode = speculation.mirror.modes[-1] if speculation and speculation.mirror else Mode.SERIAL
     if isinstance(speculation, FixedSpeculation):
-        mode = speculation.mirror.modes[-1] if speculation.mirror else Mode.SERIAL
         return Fixed(depth_rule(speculation), speculation.length, mode)
     if isinstance(speculation, TableSpeculation):
-        return Table(depth_rule(speculation), tuple(speculation.table.items()))
+        return Table(depth_rule(speculation), tuple(speculation.table.items()), mode)
     return Off()
 
 

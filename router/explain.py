@@ -92,8 +92,9 @@ def describe(policy: Policy) -> dict[str, Any]:
             return {"policy": "ema", "acceptance": _by_exit(policy.costs, policy.rates)}
         case Fixed(depth, length, mode):
             return {"policy": "fixed", "depth": list(depth.exits), "length": length, "mode": mode.value}
-        case Table(depth, lengths):
-            return {"policy": "table", "depth": list(depth.exits), "table": {str(rows): n for rows, n in lengths}}
+        case Table(depth, lengths, mode):
+            table = {str(rows): length for rows, length in lengths}
+            return {"policy": "table", "depth": list(depth.exits), "table": table, "mode": mode.value}
         case Off():
             return {"policy": "off"}
     raise TypeError(f"{type(policy).__name__} is no policy that can be described")

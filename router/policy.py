@@ -77,6 +77,7 @@ class Table(StaticPolicy):
 
     depth: DepthRule
     lengths: tuple[tuple[int, int], ...]
+    mode: Mode = Mode.SERIAL
 
     def __post_init__(self) -> None:
         batches = [batch for batch, _ in self.lengths]
@@ -88,7 +89,7 @@ class Table(StaticPolicy):
 
     def plan(self, view: BatchView) -> Plan:
         found = bisect_right(self.lengths, len(view.sequences), key=lambda entry: entry[0])
-        return uniform(view, self.depth, self.lengths[max(found - 1, 0)][1])
+        return replace(uniform(view, self.depth, self.lengths[max(found - 1, 0)][1]), mode=self.mode)
 
 
 class Ema:
