@@ -10,8 +10,6 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from statistics import median
 
-import numpy as np
-
 from protocol.errors import ConfigError
 from protocol.plan import BatchView, DepthRule, Mode, Plan
 from protocol.record import Origin, RoundRecord
@@ -33,7 +31,6 @@ from targets.ahead import AheadConfig
 
 OFF, FIXED, EMA, GOODPUT = "off", "fixed", "ema", "goodput"
 ADAPTIVE = (EMA, GOODPUT)  # those that choose depth and length from costs and acceptance
-SEED = 0  # of what exploring is drawn from
 POLICIES = (OFF, FIXED, *ADAPTIVE)
 
 
@@ -41,7 +38,7 @@ def adaptive(name: str, curves: CostCurves, exits: tuple[int, ...], max_rows: in
     """One that chooses among the exits, with drafts of up to `length` tokens. Raises ConfigError for another name."""
     costs = tables(curves, exits, length, max_rows, linked=True)
     if name == GOODPUT:
-        return Goodput(costs, np.random.default_rng(SEED))
+        return Goodput(costs)
     if name == EMA:
         return Ema(costs)
     raise ConfigError(f"{name!r} does not choose depth and length; choose from {', '.join(ADAPTIVE)}")

@@ -10,8 +10,6 @@ import logging
 import threading
 from typing import Any
 
-import numpy as np
-
 from deployments.config_speculation import (
     AdaptiveSpeculation,
     EmaSpeculation,
@@ -28,18 +26,16 @@ from router.explain import describe
 from router.policy import Ema, Fixed, Goodput, Off, Policy, Table
 from router.tables import tables
 
-SEED = 0  # of what exploring is drawn from
-
 logger = logging.getLogger(__name__)
 
 
 def policy(speculation: Speculation | None) -> Policy:
     """What a target can start with; for an adaptive policy that is plain decoding."""
+    mode = speculation.mirror.modes[-1] if speculation and speculation.mirror else Mode.SERIAL
     if isinstance(speculation, FixedSpeculation):
-        mode = speculation.mirror.modes[-1] if speculation.mirror else Mode.SERIAL
         return Fixed(depth_rule(speculation), speculation.length, mode)
     if isinstance(speculation, TableSpeculation):
-        return Table(depth_rule(speculation), tuple(speculation.table.items()))
+        return Table(depth_rule(speculation), tuple(speculation.table.items()), mode)
     return Off()
 
 
@@ -48,7 +44,7 @@ def adaptive(
 ) -> Ema | Goodput:
     """exits: the drafter's. linked: drafts come over a link. Raises ConfigError for curves without a drafter."""
     costs = tables(curves, settings.exits or exits, settings.length, max_rows, linked)
-    return Ema(costs) if isinstance(settings, EmaSpeculation) else Goodput(costs, np.random.default_rng(SEED))
+    return Ema(costs) if isinstance(settings, EmaSpeculation) else Goodput(costs)
 
 
 def longest_draft(speculation: Speculation | None) -> int | None:

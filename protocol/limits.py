@@ -19,7 +19,7 @@ MAX_PROPOSAL = 256  # tokens under verification
 MAX_PICKS = 64  # early picks at one place
 MAX_EXITS = 32
 MAX_DEPTH = 1 << 12  # layers
-MIN_EXPONENT, MAX_EXPONENT = 0.05, 20.0  # of a confidence, as router/confidence.py bounds it
+MIN_EXPONENT, MAX_EXPONENT = 0.05, 20.0  # of a confidence, as targets/confidence.py bounds it
 MAX_CLOSED = 4096  # sequences
 MAX_BLOCKS = 4096  # of a reply, and branches likewise
 MAX_WAIT_MS = MAX_DEADLINE_MS = 1e9

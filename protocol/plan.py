@@ -7,8 +7,8 @@ depth is a ladder of one rung, so the pool knows a single mechanism.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 CASCADE_THRESHOLD = 0.5
@@ -58,8 +58,9 @@ class Speculation:
 class SequenceView:
     """remaining: tokens this sequence may still commit (max_tokens and context length both counted).
 
-    num_unseen: committed tokens that the pool has yet to be handed, the newest one included. drafts: whether the pool
-    would be asked (not while it is too busy for the sequence, nor past the drafter's context).
+    num_unseen: committed tokens that the pool has yet to be handed, the newest one included, and until the first draft
+    those that it was handed at admission. drafts: whether the pool would be asked (not while it is too busy for the
+    sequence, nor past the drafter's context).
     """
 
     num_tokens: int
@@ -74,12 +75,14 @@ class SequenceView:
 class BatchView:
     """The decoding sequences of one round, in row order; prefills are counted apart.
 
-    modes: how the round may get its proposals, as the config and the way to the pool allow.
+    modes: how the round may get its proposals, as the config and the way to the pool allow. exponents: by exit, of the
+    power of a confidence that is the probability of a token to be right; 1 for an exit that is not named.
     """
 
     sequences: tuple[SequenceView, ...]
     num_prefilling: int = 0
     modes: tuple[Mode, ...] = (Mode.SERIAL,)
+    exponents: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """What a target believes of its rounds, and how rounds change that. Values and pure functions.
 
 accept    log odds that a drafted token is accepted if all before it were: a level of the text, an offset per exit
-cost      log of measured over profiled time: a level of the machine, an offset per part of a round
+cost      by size of batch, for a profile is off by another factor at each: log of measured over profiled time, a level
+          and an offset per part of a round
 ahead     by mode that drafts ahead: the share of rows that have a proposal, and the share that is waited for of
           what the pass could hide of a draft
 goes_on   how often drafts go on behind a token, and behind an accepted one: they end where the next does not pay
@@ -13,13 +14,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from protocol.plan import Mode
 from protocol.record import Origin, RoundRecord, RowRecord
-from router.confidence import Calibration
 from router.filters import Filter, begin
 from router.tables import Costs
 
@@ -31,7 +31,7 @@ DRAFT = WIDE + len(MODES)  # and drafts by exit
 RATE = 0.7  # acceptance rate of the first exit before anything is known; with 0.62 the first look at drafting is late
 PER_LAYER = 0.06  # log odds that a layer adds: of the demo's exits 0.01 to 0.1
 LEVEL, OFFSET = 1.0, 0.25  # deviations in log odds: texts differ by 1 to 3, exits by 0.1 to 0.6
-MACHINE, PASS, BESIDE, PART = 0.3, 0.04, 0.3, 0.15  # of log times: all, passes, passes beside a draft, other parts
+MACHINE, PASS, PART = 0.3, 0.04, 0.15  # of log times: all, passes, other parts; beside a draft passes vary as all do
 ROUND = 0.12  # standard deviation of a part's log time from round to round, as measured on two busy cores
 BURSTS = 1.5  # variance of accepted counts over that of independent tokens, for text is easy or hard for a while
 MEMORY = 1000.0  # rounds in which a belief decays to 1/e; 300 was worse (changed with RATE), 2000 no better
@@ -47,10 +47,9 @@ SETTLED = 16  # tokens; a draft that is handed more of a row is catching up
 @dataclass(frozen=True, slots=True)
 class Belief:
     accept: Filter
-    cost: Filter
+    cost: tuple[Filter, ...]
     ahead: Filter
     lags: tuple[float, ...]
-    calibration: Calibration = field(default_factory=Calibration)
     goes_on: float = 1.0
     goes_on_right: float = 1.0
     wait_ms: float = 0.0
@@ -60,10 +59,10 @@ def prior(costs: Costs) -> Belief:
     num_exits = len(costs.exits)
     offsets = PER_LAYER * (np.asarray(costs.exits) - costs.exits[0])
     level = math.log(RATE / (1 - RATE))
-    times = [MACHINE, PASS, PART, PASS, *[BESIDE] * len(AHEAD), *[PART] * num_exits]
+    times = [MACHINE, PASS, PART, PASS, *[MACHINE] * len(AHEAD), *[PART] * num_exits]
     return Belief(
         accept=begin([level, *offsets.tolist()], [LEVEL, *[OFFSET] * num_exits]),
-        cost=begin([0.0] * (1 + DRAFT + num_exits), times),
+        cost=(begin([0.0] * len(times), times),) * (1 + costs.size(len(costs.rest))),
         ahead=begin([0.0, *[0.9, 0.4] * len(AHEAD)], [1e-3, *[0.2, 0.3] * len(AHEAD)]),
         lags=(0.0,) * num_exits,
     )
@@ -77,48 +76,26 @@ def learn(belief: Belief, costs: Costs, records: Sequence[RoundRecord]) -> Belie
     return _learn_times(_learn_tokens(belief, costs, records), costs, records)
 
 
-@dataclass(slots=True)
-class _Tokens:
-    """Tokens of one exit. tried: those up to and with the first refused one. accepted: of these."""
-
-    accepted: int = 0
-    tried: int = 0
-    confidences: list[float] = field(default_factory=list)
-    right: list[bool] = field(default_factory=list)
-
-    def add(self, row: RowRecord) -> None:
-        tried = min(row.num_accepted + 1, row.num_proposed)
-        self.accepted += row.num_accepted
-        self.tried += tried
-        if len(row.confidences) < tried:  # nobody told
-            return
-        self.confidences += row.confidences[:tried]
-        self.right += [True] * row.num_accepted + [False] * (tried - row.num_accepted)
-
-
 def _learn_tokens(belief: Belief, costs: Costs, records: Sequence[RoundRecord]) -> Belief:
-    tokens = [_Tokens() for _ in costs.exits]
+    accepted, tried = [0] * len(costs.exits), [0] * len(costs.exits)
     on = ends = right = early = 0
     for record in records:
         for row in record.rows:
             exit_ = _exit_of(row, costs)
             if exit_ is not None:
-                tokens[exit_].add(row)
+                accepted[exit_] += row.num_accepted
+                tried[exit_] += min(row.num_accepted + 1, row.num_proposed)
                 ended, whole = row.num_proposed < row.length, row.num_accepted == row.num_proposed
                 on, ends = on + row.num_proposed - 1, ends + ended
                 right, early = right + row.num_accepted - whole, early + (ended and whole)
-    drafted, num_rounds = any(seen.tried for seen in tokens), len(records)
-    accept = belief.accept.settled(num_rounds / USUAL).decayed(num_rounds / MEMORY, _doubt(records, drafted))
-    calibration = belief.calibration
-    for number, seen in enumerate(tokens):
-        if seen.tried:
-            accept = accept.counted(number, seen.accepted / BURSTS, seen.tried / BURSTS)
-        if seen.right:
-            calibration = calibration.learned(costs.exits[number], seen.confidences, seen.right)
+    num_rounds = len(records)
+    accept = belief.accept.settled(num_rounds / USUAL).decayed(num_rounds / MEMORY, _doubt(records, any(tried)))
+    for exit_, count in enumerate(tried):
+        if count:
+            accept = accept.counted(exit_, accepted[exit_] / BURSTS, count / BURSTS)
     return replace(
         belief,
         accept=accept,
-        calibration=calibration,
         goes_on=(STOPS * belief.goes_on + on) / (STOPS + on + ends),
         goes_on_right=(STOPS * belief.goes_on_right + right) / (STOPS + right + early),
     )
@@ -170,12 +147,18 @@ def _learn_times(belief: Belief, costs: Costs, records: Sequence[RoundRecord]) -
                 if lags[exit_] <= SETTLED and all(row.num_fed <= SETTLED for row in record.rows):
                     ahead = _learn_draft(parts, ahead, belief.cost, costs, record, exit_)
         lags = _lags(lags, costs, record)
-    cost = belief.cost.decayed(len(records) / MEMORY)
+    return replace(belief, cost=_learn_parts(belief.cost, costs, parts), ahead=ahead, wait_ms=wait_ms, lags=lags)
+
+
+def _learn_parts(cost: tuple[Filter, ...], costs: Costs, parts: Parts) -> tuple[Filter, ...]:
+    known = list(cost)
     for (part, num_rows), times in parts.items():
-        profiled = times.profile(part, num_rows, costs)
+        at, profiled = costs.size(num_rows), times.profile(part, num_rows, costs)
+        if part == REST:  # of every round
+            known[at] = known[at].decayed(times.num_rounds / MEMORY)
         if times.measured > 0 and profiled > 0:
-            cost = cost.measured(part, math.log(times.measured / profiled), ROUND**2 / times.num_rounds)
-    return replace(belief, cost=cost, ahead=ahead, wait_ms=wait_ms, lags=lags)
+            known[at] = known[at].measured(part, math.log(times.measured / profiled), ROUND**2 / times.num_rounds)
+    return tuple(known)
 
 
 def _add_passes(parts: Parts, record: RoundRecord) -> None:
@@ -190,12 +173,16 @@ def _add_passes(parts: Parts, record: RoundRecord) -> None:
     rest.num_rounds += 1
 
 
-def _learn_draft(parts: Parts, ahead: Filter, cost: Filter, costs: Costs, record: RoundRecord, exit_: int) -> Filter:
+def _learn_draft(
+    parts: Parts, ahead: Filter, cost: tuple[Filter, ...], costs: Costs, record: RoundRecord, exit_: int
+) -> Filter:
     """Learns from a round in which the pool had nothing to catch up with. Returns the belief about drafting ahead."""
     waited, num_rows = record.draft_ms - record.wait_ms, len(record.rows)
     link = costs.link[costs.rows(num_rows)]
     if record.plan.mode in AHEAD:
-        whole = link + costs.draft_ms(exit_, record.plan.lengths) * math.exp(float(cost.arms[DRAFT + exit_]))
+        whole = link + costs.draft_ms(exit_, record.plan.lengths) * math.exp(
+            cost[costs.size(num_rows)].arm(DRAFT + exit_)
+        )
         return _ahead(ahead, record, waited, whole)
     lengths = [row.num_proposed if row.origin is Origin.FRESH else 0 for row in record.rows]
     if any(lengths):
@@ -225,6 +212,9 @@ def _planned(record: RoundRecord, costs: Costs) -> int | None:
 
 
 def _lags(lags: Sequence[float], costs: Costs, record: RoundRecord) -> tuple[float, ...]:
-    """Layers up to the exit have run all but what this round commits."""
+    """Layers up to the exit have run all but what this round commits. Deeper ones lack at least what was fed to it."""
     exit_, each = _planned(record, costs), record.num_committed / len(record.rows)
-    return tuple([each if exit_ is not None and at <= exit_ else lag + each for at, lag in enumerate(lags)])
+    if exit_ is None:
+        return tuple([lag + each for lag in lags])
+    fed = sum([row.num_fed for row in record.rows]) / len(record.rows)
+    return tuple([each if at <= exit_ else max(lag, fed) + each for at, lag in enumerate(lags)])

@@ -1,4 +1,4 @@
-"""The decision: how to get proposals, at which exit and how long, for the most committed tokens per second.
+"""The decision: how to get proposals, at which exit and how long, for the fewest milliseconds per committed token.
 
 An arm is off, or a mode with an exit, and is worth what its best length brings. Of n drafted tokens a row gets
 
@@ -6,14 +6,19 @@ An arm is off, or a mode with an exit, and is worth what its best length brings.
     ms(exit, n)     = pass(n) + draft(exit, n) - what of it is hidden behind the pass + rest
 
 a: the acceptance rate; g: how often a draft goes on behind a token, for it ends where the next one does not pay.
-All arms are compared by the mean of the belief. Then another one is tried if a sample of the belief (Thompson, 1933)
-says that it is better, with all of the catching up that it takes: what may well be better is played now and then, and
-what surely is worse is not.
+Arms are compared by the mean of the belief, and what an arm has to catch up with first is a price that the tokens left
+to the batch share. Then an arm is tried if what may be found out is worth more than it costs, in milliseconds:
+
+    expected improvement per token x tokens left > price + (loss per token x tokens of a trial)
+
+The expected improvement is that of a normal variable (Jones et al., 1998). Nothing is drawn by chance.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from math import erf, exp, pi, sqrt
 
 import numpy as np
 
@@ -22,10 +27,9 @@ from router.belief import AHEAD, DRAFT, MODES, PLAIN, REST, SETTLED, WIDE, Belie
 from router.filters import Floats, sigmoid
 from router.tables import Costs
 
-MARGIN = 0.02  # gain that another arm must promise; 0.03 was no better
-HOPE = 0.5  # deviations in samples: regret 2.3 % with 0.5, 2.4 with 0.6, 3.0 with 1.0; with 0 deep exits stay unknown
-HORIZON = 100.0  # rounds over which an arm pays back catching up: most of a text
-LOOK = 12.0  # and over which a trial does: 100 cost 1.5 %, 8 and 20 are within noise
+MARGIN = 0.02  # of the pace that another arm must promise
+HORIZON = 100.0  # tokens of a row for which what is found out is of use, at most
+LOOK = 32.0  # tokens of a row that a trial takes
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +60,7 @@ class Decision:
 @dataclass(frozen=True, slots=True)
 class Batch:
     """num_drafting: rows that may be drafted for. room: the longest draft of any of them. num_unseen: tokens of a row
-    that the pool has not seen. rounds: that the batch will last. Numbers of tokens and rounds are means.
+    that the pool has not seen. remaining: tokens that a row may still commit. Numbers of tokens are means.
     """
 
     num_rows: int
@@ -64,8 +68,9 @@ class Batch:
     context: float
     room: int
     num_unseen: float
-    rounds: float
+    remaining: float
     modes: tuple[Mode, ...]
+    exponents: Mapping[int, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,7 @@ class Outcomes:
     """What a round of every arm and length brings and takes, under one or more beliefs.
 
     tokens, draft_ms: [beliefs, modes, exits, lengths from 1]; draft_ms is what of drafting is waited for. pass_ms: the
-    same for all exits. rest_ms: the same for all modes and lengths; catching up is in it. off_ms: [beliefs].
+    same for all exits. rest_ms: the same for all arms. off_ms: [beliefs].
     """
 
     tokens: Floats
@@ -83,107 +88,115 @@ class Outcomes:
     off_ms: Floats
 
     @property
-    def rates(self) -> Floats:
-        """Tokens per ms."""
-        rates: Floats = self.tokens / (self.draft_ms + self.pass_ms + self.rest_ms)
-        return rates
+    def paces(self) -> Floats:
+        """Milliseconds per token."""
+        paces: Floats = (self.draft_ms + self.pass_ms + self.rest_ms) / self.tokens
+        return paces
 
 
-def decide(belief: Belief, costs: Costs, view: BatchView, rng: np.random.Generator, held: Arm) -> Decision:
+def decide(belief: Belief, costs: Costs, view: BatchView, held: Arm) -> Decision:
     """held: the arm in use."""
     batch = batch_of(view, costs)
     if batch.room < 1:
         return Decision(held)
-    both = believed_and_hoped(belief, costs, batch, rng, held)
-    off = batch.num_rows / float(both.off_ms[0])
-    rates = both.rates
-    known, hopes = rates.max(axis=3)
-    arm, rate = _best(known, off, batch)
-    kept = _rate(held, known, off, batch)
-    if kept * (1 + MARGIN) >= rate:
-        arm, rate = held, kept
-    if arm.exit is not None:
-        hopes[batch.modes.index(arm.mode), arm.exit] = 0.0
-    other, hope = _best(hopes, 0.0, batch)
-    trial = hope > rate * (1 + MARGIN)
-    return _sized(other if trial else arm, trial, rates[0], off, batch, costs, belief)
+    found = hoped(belief, costs, batch, held)
+    paces = found.paces
+    off: Floats = found.off_ms / batch.num_rows
+    drafted = paces.min(axis=3).reshape(len(off), -1)
+    best = [[plain, *each] for plain, each in zip(off.tolist(), drafted.tolist(), strict=True)]
+    arms = [OFF, *(Arm(mode, exit_) for mode in batch.modes for exit_ in range(len(costs.exits)))]
+    prices = [0.0, *catch_up_ms(belief, costs, batch) * len(batch.modes)]
+    left = batch.num_rows * min(batch.remaining, HORIZON)
+    owed = [pace + price / left for pace, price in zip(best[0], prices, strict=True)]
+    chosen = owed.index(min(owed))
+    if held in arms and owed[arms.index(held)] <= owed[chosen] * (1 + MARGIN):
+        chosen = arms.index(held)
+    tried = _worth_a_trial(best, prices, chosen, owed[chosen] / (1 + MARGIN), left, batch.num_rows)
+    return _sized(arms[tried], tried != chosen, paces[0], best[0][0], batch, costs, belief)
+
+
+def _worth_a_trial(
+    best: list[list[float]], prices: list[float], chosen: int, pace: float, left: float, num_rows: int
+) -> int:
+    """The arm from which most is to be gained over `pace` ms per token; the chosen one where none is worth a trial."""
+    tried, most = chosen, 0.0
+    for at, (mean, *hopes) in enumerate(zip(*best, strict=True)):
+        loss, doubt = mean - pace, sqrt(sum([(mean - hope) ** 2 for hope in hopes]))
+        worth = left * improvement(loss, doubt) - prices[at] - LOOK * num_rows * max(loss, 0.0)
+        if at != chosen and worth > most:
+            tried, most = at, worth
+    return tried
+
+
+def improvement(loss: float, doubt: float) -> float:
+    """By how much a normal variable of this deviation, around -loss, is above 0 in the mean."""
+    if doubt < 1e-9 * abs(loss) or not doubt:
+        return max(-loss, 0.0)
+    score = loss / doubt
+    return doubt * (exp(-(score**2) / 2) / sqrt(2 * pi) - score * (1 - erf(score / sqrt(2))) / 2)
 
 
 def batch_of(view: BatchView, costs: Costs) -> Batch:
     rows = view.sequences
     drafting = [row for row in rows if row.drafts and row.remaining > 1]
-    remaining = sum([row.remaining for row in rows]) / len(rows)
     return Batch(
         num_rows=len(rows),
         num_drafting=len(drafting),
         context=sum([row.num_tokens for row in rows]) / len(rows),
         room=min(max([row.remaining for row in drafting], default=1) - 1, costs.length),
         num_unseen=sum([row.num_unseen for row in drafting]) / max(len(drafting), 1),
-        rounds=max(remaining / 2, 1.0),
+        remaining=sum([row.remaining for row in rows]) / len(rows),
         modes=view.modes,
+        exponents=view.exponents,
     )
 
 
 def expected(belief: Belief, costs: Costs, batch: Batch) -> Outcomes:
     """Outcomes under the mean of the belief."""
-    return _outcomes(belief, costs, batch, belief.accept.arms[None], belief.cost.arms[None], (HORIZON,))
+    factors = belief.cost[costs.size(batch.num_rows)].arms
+    return _outcomes(belief, costs, batch, belief.accept.arms[None], factors[None], 0.0)
 
 
 def profiled(belief: Belief, costs: Costs, batch: Batch, odds: Floats) -> Outcomes:
     """Outcomes at the profile's costs, with these log odds of acceptance by exit."""
-    return _outcomes(belief, costs, batch, odds[None], np.zeros((1, len(belief.cost.mean) - 1)), (HORIZON,))
+    return _outcomes(belief, costs, batch, odds[None], np.zeros((1, DRAFT + len(costs.exits))), 0.0)
 
 
-def believed_and_hoped(belief: Belief, costs: Costs, batch: Batch, rng: np.random.Generator, held: Arm) -> Outcomes:
-    """Outcomes under the mean of the belief, and under a sample of how other arms may differ from the one in use."""
-    odds, factors = belief.accept.arms, belief.cost.arms
-    luck, cheap, ahead = (HOPE * rng.standard_normal(3)).tolist()
+def hoped(belief: Belief, costs: Costs, batch: Batch, held: Arm) -> Outcomes:
+    """Outcomes under the mean of the belief, where other arms accept a deviation more than the one in use than is
+    believed, and where they take a deviation less.
+    """
+    odds, cost = belief.accept.arms, belief.cost[costs.size(batch.num_rows)]
     used = PLAIN if held.exit is None else WIDE + MODES.index(held.mode)
-    doubts = cheap * belief.cost.doubts(used)
+    factors, doubts = cost.arms, cost.doubts(used)
     doubts[REST] = 0.0
-    hoped = odds + luck * belief.accept.doubts(held.exit)
+    more = odds + belief.accept.doubts(held.exit)
     return _outcomes(
-        belief, costs, batch, np.array((odds, hoped)), np.array((factors, factors - doubts)), (HORIZON, LOOK), ahead
+        belief, costs, batch, np.array((odds, more, odds)), np.array((factors, factors, factors - doubts)), 1.0
     )
 
 
-def _outcomes(
-    belief: Belief,
-    costs: Costs,
-    batch: Batch,
-    odds: Floats,
-    factors: Floats,
-    horizons: tuple[float, ...],
-    hope: float = 0.0,
-) -> Outcomes:
-    """odds, factors: [beliefs, arms]. horizons: of each belief. hope: deviations for the last belief's modes ahead."""
-    num_rows, drafting, factors = costs.rows(batch.num_rows), costs.rows(batch.num_drafting), np.exp(factors)
+def _outcomes(belief: Belief, costs: Costs, batch: Batch, odds: Floats, factors: Floats, hope: float) -> Outcomes:
+    """odds, factors: [beliefs, arms]. hope: deviations for the last belief's modes ahead."""
+    rows, drafting, factors = costs.rows(batch.num_rows), costs.rows(batch.num_drafting), np.exp(factors)
     places = costs.places[: batch.room]
     reach = belief.goes_on**places  # share of drafts that get to a place
-    passes = costs.passes(num_rows, batch.context)
+    passes = costs.passes(rows, batch.context)
     wide = np.interp(reach.cumsum() * (batch.num_drafting / batch.num_rows), costs.widths, passes)
-    there = drafting * reach
-    below = np.minimum(there.astype(np.int64), drafting - 1)
-    fewer, more = costs.steps[below, places], costs.steps[below + 1, places]
-    steps = fewer + (there - below)[:, None] * (more - fewer)
-    drafts = steps.cumsum(axis=0).T * factors[:, DRAFT:, None] + (costs.link[num_rows] + belief.wait_ms)
-    likely = sigmoid(odds)[:, :, None] ** (places + 1) * belief.goes_on_right**places
-    accepted = batch.num_drafting * likely.cumsum(axis=2)
-    rest = costs.rest[num_rows] * factors[:, REST]
-    price = catch_up_ms(belief, costs, batch) / np.minimum(batch.rounds, horizons)[:, None]
-    modes = [MODES.index(mode) for mode in batch.modes]
-    pass_ms = factors[:, [WIDE + mode for mode in modes], None, None] * wide
-    tokens, waited = accepted[:, None], drafts[:, None]
+    steps = costs.steps[drafting, :, : batch.room] - costs.slopes[drafting, :, : batch.room] * (1 - reach)
+    drafts = steps.cumsum(axis=1) * factors[:, DRAFT:, None] + (costs.link[rows] + belief.wait_ms)
+    right = sigmoid(odds)[:, :, None]
+    ratio = right * belief.goes_on_right
+    tokens = batch.num_rows + batch.num_drafting * right * (1 - ratio ** (places + 1)) / (1 - ratio)
+    modes = [WIDE + MODES.index(mode) for mode in batch.modes]
+    rest, pass_ms = costs.rest[rows] * factors[:, REST], factors[:, modes, None, None] * wide
+    off_ms = passes[0] * factors[:, PLAIN] + rest
+    tokens, waited = tokens[:, None], drafts[:, None]
     if batch.modes != (Mode.SERIAL,):
         served, exposed = _ahead(belief, batch.modes, len(odds), hope)
-        tokens, waited = served * tokens, waited - (1 - exposed) * np.minimum(waited, pass_ms)
-    return Outcomes(
-        batch.num_rows + tokens,
-        waited,
-        pass_ms,
-        (rest[:, None] + price)[:, None, :, None],
-        passes[0] * factors[:, PLAIN] + rest,
-    )
+        tokens = batch.num_rows + served * (tokens - batch.num_rows)
+        waited = waited - (1 - exposed) * np.minimum(waited, pass_ms)
+    return Outcomes(tokens, waited, pass_ms, rest[:, None, None, None], off_ms)
 
 
 def _ahead(belief: Belief, modes: tuple[Mode, ...], num_beliefs: int, hope: float) -> tuple[Floats, Floats]:
@@ -200,36 +213,28 @@ def _ahead(belief: Belief, modes: tuple[Mode, ...], num_beliefs: int, hope: floa
     return served, exposed
 
 
-def catch_up_ms(belief: Belief, costs: Costs, batch: Batch) -> Floats:
-    """[exits]: until layers have run all that they have not seen."""
-    lags = np.minimum(np.maximum(belief.lags, batch.num_unseen), batch.context)
-    owed: Floats = (costs.catch_up[costs.rows(batch.num_rows)] * lags * (lags > SETTLED)).cumsum()
+def catch_up_ms(belief: Belief, costs: Costs, batch: Batch) -> list[float]:
+    """By exit: until layers have run all that they have not seen."""
+    owed, total = [], 0.0
+    for lag, token_ms in zip(belief.lags, costs.catch_up[costs.rows(batch.num_rows)], strict=True):
+        unseen = min(max(lag, batch.num_unseen), batch.context)
+        total += token_ms * unseen if unseen > SETTLED else 0.0
+        owed.append(total)
     return owed
 
 
-def _best(rates: Floats, off: float, batch: Batch) -> tuple[Arm, float]:
-    """rates: [modes, exits]."""
-    best = int(rates.argmax())
-    rate = float(rates.flat[best])
-    return (Arm(batch.modes[best // rates.shape[1]], best % rates.shape[1]), rate) if rate > off else (OFF, off)
-
-
-def _rate(arm: Arm, rates: Floats, off: float, batch: Batch) -> float:
-    """0 for a mode that the batch cannot be played in."""
-    if arm.exit is None:
-        return off
-    return float(rates[batch.modes.index(arm.mode), arm.exit]) if arm.mode in batch.modes else 0.0
-
-
-def _sized(arm: Arm, trial: bool, rates: Floats, off: float, batch: Batch, costs: Costs, belief: Belief) -> Decision:
+def _sized(arm: Arm, trial: bool, paces: Floats, off: float, batch: Batch, costs: Costs, belief: Belief) -> Decision:
     """The arm at its best length. A lone row's draft is ended by its confidence only: nobody waits for it."""
     if arm.exit is None:
-        return Decision(rate=off)
-    own = rates[batch.modes.index(arm.mode), arm.exit]
-    length = 1 + int(own.argmax())
+        return Decision(rate=1 / off, trial=trial)
+    own = paces[batch.modes.index(arm.mode), arm.exit]
+    length = 1 + int(own.argmin())
+    pace = float(own[length - 1])
     step, place = costs.token_ms(arm.exit, batch.num_drafting, batch.num_rows, length, batch.context)
-    draft, verify = np.exp(belief.cost.arms[[DRAFT + arm.exit, WIDE + MODES.index(arm.mode)]]).tolist()
-    least = max(float(own[length - 1]), off) * (step * draft + place * verify)
-    stop = belief.calibration.confidence(costs.exits[arm.exit], least / float(sigmoid(belief.accept.arms[arm.exit])))
+    cost = belief.cost[costs.size(batch.num_rows)]
+    draft, verify = exp(cost.arm(DRAFT + arm.exit)), exp(cost.arm(WIDE + MODES.index(arm.mode)))
+    least = (step * draft + place * verify) / min(pace, off)
+    right = min(least / float(sigmoid(belief.accept.arms[arm.exit])), 1.0)  # that a draft must be so far, to go on
+    stop = right ** (1 / batch.exponents.get(costs.exits[arm.exit], 1.0))
     longest = batch.room if batch.num_drafting == 1 else length
-    return Decision(arm, longest, float(own[length - 1]), stop, trial)
+    return Decision(arm, longest, 1 / pace, stop, trial)

@@ -51,7 +51,7 @@ def options(belief: Belief, costs: Costs, view: BatchView) -> tuple[Option, ...]
     """Off, then by mode and exit every length that there is room for."""
     batch = batch_of(view, costs)
     found = expected(belief, costs, replace(batch, room=max(batch.room, 1), num_drafting=max(batch.num_drafting, 1)))
-    rest = costs.rest[costs.rows(batch.num_rows)] * float(np.exp(belief.cost.arms[REST]))
+    rest = float(found.rest_ms.flat[0])
     off = Option(Mode.SERIAL, None, 0, batch.num_rows, 0.0, float(found.off_ms[0]) - rest, rest)
     return (
         off,
@@ -63,7 +63,7 @@ def options(belief: Belief, costs: Costs, view: BatchView) -> tuple[Option, ...]
                 float(found.tokens[0, at, exit_, place]),
                 float(found.draft_ms[0, at, exit_, place]),
                 float(found.pass_ms[0, at, 0, place]),
-                float(found.rest_ms[0, 0, exit_, 0]),
+                rest,
             )
             for at, mode in enumerate(batch.modes)
             for exit_, depth in enumerate(costs.exits)
@@ -92,8 +92,9 @@ def describe(policy: Policy) -> dict[str, Any]:
             return {"policy": "ema", "acceptance": _by_exit(policy.costs, policy.rates)}
         case Fixed(depth, length, mode):
             return {"policy": "fixed", "depth": list(depth.exits), "length": length, "mode": mode.value}
-        case Table(depth, lengths):
-            return {"policy": "table", "depth": list(depth.exits), "table": {str(rows): n for rows, n in lengths}}
+        case Table(depth, lengths, mode):
+            table = {str(rows): length for rows, length in lengths}
+            return {"policy": "table", "depth": list(depth.exits), "table": table, "mode": mode.value}
         case Off():
             return {"policy": "off"}
     raise TypeError(f"{type(policy).__name__} is no policy that can be described")
@@ -101,7 +102,7 @@ def describe(policy: Policy) -> dict[str, Any]:
 
 def _goodput(policy: Goodput) -> dict[str, Any]:
     belief, costs, decision = policy.belief, policy.costs, policy.decision
-    exit_ = decision.arm.exit
+    exit_, exponents = decision.arm.exit, policy.view.exponents if policy.view else {}
     return {
         "policy": "goodput",
         "arm": {
@@ -115,16 +116,19 @@ def _goodput(policy: Goodput) -> dict[str, Any]:
         "arms": [] if policy.view is None else [_told(one) for one in _best_of_each(belief, costs, policy.view)],
         "acceptance": _by_exit(costs, sigmoid(belief.accept.arms)),
         "acceptance_deviations_log_odds": _by_exit(costs, belief.accept.doubts(None)),
-        "times_over_profile": _ratios(belief, costs),
+        "times_over_profile": _ratios(policy),
         "ahead": {
             mode.value: dict(zip(("served", "waited"), _rounded(belief.ahead.arms[2 * at : 2 * at + 2]), strict=True))
             for at, mode in enumerate(AHEAD)
         },
         "drafts_go_on": round(belief.goes_on, DIGITS),
-        "confidence_exponents": {str(at): round(power, DIGITS) for at, power in belief.calibration.powers.items()},
+        "confidence_exponents": {str(at): round(power, DIGITS) for at, power in exponents.items()},
         "wait_ms": round(belief.wait_ms, DIGITS),
         "unseen_tokens": _by_exit(costs, belief.lags),
-        "changes_noticed": {"text": belief.accept.num_changes, "machine": belief.cost.num_changes},
+        "changes_noticed": {
+            "text": belief.accept.num_changes,
+            "machine": sum(cost.num_changes for cost in belief.cost),
+        },
     }
 
 
@@ -147,8 +151,10 @@ def _told(option: Option) -> dict[str, Any]:
     }
 
 
-def _ratios(belief: Belief, costs: Costs) -> dict[str, float]:
-    ratios = _rounded(np.exp(belief.cost.arms))
+def _ratios(policy: Goodput) -> dict[str, float]:
+    """At the size of the batch."""
+    costs, num_rows = policy.costs, len(policy.view.sequences) if policy.view else 1
+    ratios = _rounded(np.exp(policy.belief.cost[costs.size(num_rows)].arms))
     passes = {f"verify, {mode.value}": ratios[WIDE + at] for at, mode in enumerate(MODES)}
     drafts = {f"draft, depth {depth}": ratios[DRAFT + at] for at, depth in enumerate(costs.exits)}
     return {"verify, nothing drafted": ratios[PLAIN], **passes, **drafts, "rest": ratios[REST]}

@@ -43,6 +43,10 @@ class Filter:
         arms: Floats = self.mean[1:] + self.mean[0]
         return arms
 
+    def arm(self, arm: int) -> float:
+        """What is believed of one, level included."""
+        return float(self.mean[0] + self.mean[1 + arm])
+
     def _variance(self, arm: int) -> float:
         at = 1 + arm
         return float(self.cov[0, 0] + 2 * self.cov[0, at] + self.cov[at, at])
@@ -78,7 +82,7 @@ class Filter:
 
     def measured(self, arm: int, value: float, variance: float) -> Filter:
         """A value with its variance."""
-        before, doubt = float(self.mean[0] + self.mean[1 + arm]), self._variance(arm)
+        before, doubt = self.arm(arm), self._variance(arm)
         limit = CLIP * math.sqrt(doubt + variance)
         off = min(max(value - before, -limit), limit)
         gain = doubt / (doubt + variance)
@@ -86,7 +90,7 @@ class Filter:
 
     def counted(self, arm: int, successes: float, trials: float) -> Filter:
         """Successes among trials, where the belief is about log odds."""
-        before, doubt = float(self.mean[0] + self.mean[1 + arm]), self._variance(arm)
+        before, doubt = self.arm(arm), self._variance(arm)
         odds, rate = before, _sigmoid(before)
         noise = trials * rate * (1 - rate)
         surprise = (successes - trials * rate) / math.sqrt(noise * (1 + noise * doubt))
@@ -101,7 +105,7 @@ class Filter:
         """The belief about an arm moves by a step and has this variance now."""
         shared, doubt = self.cov[0] + self.cov[1 + arm], self._variance(arm)
         mean = self.mean + shared * (step / doubt)
-        cov = self.cov - np.outer(shared, shared) * ((doubt - variance) / doubt**2)
+        cov = self.cov - shared[:, None] * (shared * ((doubt - variance) / doubt**2))
         total, weight, changes = RECENT * self.surprise + surprise, RECENT**2 * self.weight + 1, self.num_changes
         if total**2 > SURPRISE**2 * weight:
             cov.flat[:: len(cov) + 1] += self.spread

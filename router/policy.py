@@ -77,6 +77,7 @@ class Table(StaticPolicy):
 
     depth: DepthRule
     lengths: tuple[tuple[int, int], ...]
+    mode: Mode = Mode.SERIAL
 
     def __post_init__(self) -> None:
         batches = [batch for batch, _ in self.lengths]
@@ -88,7 +89,7 @@ class Table(StaticPolicy):
 
     def plan(self, view: BatchView) -> Plan:
         found = bisect_right(self.lengths, len(view.sequences), key=lambda entry: entry[0])
-        return uniform(view, self.depth, self.lengths[max(found - 1, 0)][1])
+        return replace(uniform(view, self.depth, self.lengths[max(found - 1, 0)][1]), mode=self.mode)
 
 
 class Ema:
@@ -114,9 +115,9 @@ class Ema:
             return Plan(None, (0,) * len(view.sequences))
         rates = np.asarray(self.rates)
         promised = profiled(self._prior, self.costs, batch, np.log(rates / (1 - rates)))
-        goodput = promised.rates[0, 0]
-        exit_, length = divmod(int(goodput.argmax()), goodput.shape[1])
-        if batch.num_rows / float(promised.off_ms[0]) >= goodput.max():
+        paces = promised.paces[0, 0]
+        exit_, length = divmod(int(paces.argmin()), paces.shape[1])
+        if float(promised.off_ms[0]) / batch.num_rows <= paces.min():
             self._num_rested += 1
             length = -1 if self._num_rested % EMA_REST else 0
         else:
@@ -136,9 +137,8 @@ class Ema:
 class Goodput:
     """The arm with the most expected tokens per second. Not thread-safe: the engine's thread owns it."""
 
-    def __init__(self, costs: Costs, rng: np.random.Generator) -> None:
-        """rng: what exploring is drawn from."""
-        self.costs, self._rng = costs, rng
+    def __init__(self, costs: Costs) -> None:
+        self.costs = costs
         self.belief = prior(costs)
         self.decision = Decision()
         self.view: BatchView | None = None  # of the last decision
@@ -157,7 +157,7 @@ class Goodput:
         self._num_plans += 1
         if self._is_due(view):
             self.belief = learn(self.belief, self.costs, self._records)
-            self.decision = decide(self.belief, self.costs, view, self._rng, self.decision.arm)
+            self.decision = decide(self.belief, self.costs, view, self.decision.arm)
             self.view, self._records, self._passed_ms = view, [], 0.0
         arm = self.decision.arm
         if arm.exit is None:

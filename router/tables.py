@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,18 +22,19 @@ class Costs:
 
     exits: of the drafter, in layers, ascending. length: of the longest draft. places: 0 to length - 1.
     verify[rows, context, n]: a pass with n drafted tokens for each row, over contexts; widths: 0 to length.
-    steps[rows, n, exit]: drafting the token behind n others, without the link.
-    catch_up[rows, exit]: one more unseen token of each row, for the layers between an exit and the one before.
+    steps[rows, exit, n]: drafting the token behind n others, without the link; slopes: what of it grows with rows.
+    catch_up[rows][exit]: one more unseen token of each row, for the layers between an exit and the one before.
     """
 
     exits: tuple[int, ...]
     length: int
     places: npt.NDArray[np.int64]
     widths: Floats
-    contexts: Floats
+    contexts: tuple[float, ...]
     verify: Floats
     steps: Floats
-    catch_up: Floats
+    slopes: Floats
+    catch_up: tuple[tuple[float, ...], ...]
     link: tuple[float, ...]
     rest: tuple[float, ...]
 
@@ -46,11 +48,15 @@ class Costs:
         if len(contexts) == 1:
             only: Floats = known[0]
             return only
-        right = min(max(int(contexts.searchsorted(context)), 1), len(contexts) - 1)
-        left = float(contexts[right - 1])
-        share = max((context - left) / (float(contexts[right]) - left), 0.0)
+        right = min(max(bisect_left(contexts, context), 1), len(contexts) - 1)
+        left = contexts[right - 1]
+        share = max((context - left) / (contexts[right] - left), 0.0)
         passes: Floats = known[right - 1] + share * (known[right] - known[right - 1])
         return passes
+
+    def size(self, num_rows: int) -> int:
+        """The number of this size of batch: 1, 2, 3 to 4, 5 to 8 and so on."""
+        return (self.rows(num_rows) - 1).bit_length()
 
     def verify_ms(self, num_rows: int, num_tokens: float, context: float) -> float:
         return float(np.interp(num_tokens / num_rows - 1, self.widths, self.passes(num_rows, context)))
@@ -65,15 +71,15 @@ class Costs:
             there -= ends[place]
             if not there:
                 break
-            total += float(self.steps[self.rows(there), place, exit_])
+            total += float(self.steps[self.rows(there), exit_, place])
         return total
 
     def token_ms(
         self, exit_: int, num_drafting: int, num_rows: int, length: int, context: float
     ) -> tuple[float, float]:
         """What one row's next token adds to a round: of a drafting step what grows with rows, and of the pass."""
-        rows, half = self.rows(num_drafting), self.rows(num_drafting) // 2
-        steps = float((self.steps[rows, :length, exit_] - self.steps[half, :length, exit_]).sum()) / (rows - half)
+        rows = self.rows(num_drafting)
+        steps = float(self.slopes[rows, exit_, :length].sum()) / rows
         passes = self.passes(num_rows, context)
         return steps / length, float(passes[length] - passes[0]) / (length * num_rows)
 
@@ -85,17 +91,21 @@ def tables(curves: CostCurves, exits: Sequence[int], length: int, max_rows: int,
         [[curves.verify_ms(max(n, 1), max(n, 1) * (1 + each), context) for each in lengths] for context in contexts]
         for n in rows
     ]
-    drafts = [[[curves.draft_ms(n, exit_, each) if n else 0.0 for exit_ in exits] for each in lengths] for n in rows]
+    drafts = [[[curves.draft_ms(n, exit_, each) if n else 0.0 for each in lengths] for exit_ in exits] for n in rows]
+    steps = np.maximum(np.diff(np.asarray(drafts)), 0.0)
+    sizes = np.maximum(np.arange(max_rows + 1.0), 1.0)
+    slopes = (steps - steps[np.arange(max_rows + 1) // 2]) * (sizes / np.ceil(sizes / 2))[:, None, None]
     ends = [[curves.catch_up_ms(max(n, 1), exit_, CATCH_UP) / CATCH_UP for exit_ in exits] for n in rows]
     return Costs(
         tuple(exits),
         length,
         np.arange(length),
         np.arange(1.0 + length),
-        np.asarray(contexts),
+        tuple(contexts),
         np.asarray(passes),
-        np.maximum(np.diff(np.asarray(drafts), axis=1), 0.0),
-        np.maximum(np.diff(np.asarray(ends), axis=1, prepend=0.0), 0.0),
+        steps,
+        np.clip(slopes, 0.0, steps),
+        tuple(map(tuple, np.maximum(np.diff(np.asarray(ends), axis=1, prepend=0.0), 0.0).tolist())),
         tuple(curves.link_ms(max(n, 1)) if linked else 0.0 for n in rows),
         tuple(curves.overhead_ms(max(n, 1)) for n in rows),
     )

@@ -24,6 +24,7 @@ MIN_SHARE = 0.25  # of the rows that want a draft: for fewer that the pool serve
 @dataclass(slots=True)
 class _Ask:
     sent: int = 0
+    opened: bool = False  # all of it was handed over at admission only: the pool may not have read it yet
     known: bool = False  # a draft came that had to wait for all of it
     silent_until: float = 0  # round number
     silence: int = 1
@@ -42,12 +43,15 @@ class Drafting:
     def open(self, sequences: Iterable[Decoding], depth: DepthRule) -> None:
         """Hand over the context of admitted sequences, so that the pool prefills while the target does."""
         rows = tuple(self._row(sequence, length=0) for sequence in sequences)
+        for row in rows:
+            self._ask(row.sequence_id).opened = True
         self.client.open(DraftRequest(self.incarnation, self.round_id, depth, rows))
 
     def view(self, sequence: Decoding) -> SequenceView:
         """What a policy may see of a sequence: also how much the pool has yet to be handed, and whether it is asked."""
         ask = self._asks.get(sequence.id, _Ask())
-        return sequence.view(len(sequence.tokens) - ask.sent, ask.silent_until <= self.round_id + 1)
+        seen = 0 if ask.opened else ask.sent
+        return sequence.view(len(sequence.tokens) - seen, ask.silent_until <= self.round_id + 1)
 
     def draft(self, decoding: Sequence[Decoding], plan: Plan) -> Proposals:
         """One round: drafts of at most the planned lengths. Rounds that ask for nothing count too."""
@@ -95,7 +99,7 @@ class Drafting:
         self, sequence: Decoding, length: int, depth: DepthRule | None = None, stop_probability: float = 0.0
     ) -> DraftRow:
         ask = self._ask(sequence.id)
-        start, ask.sent = ask.sent, len(sequence.tokens)
+        start, ask.sent, ask.opened = ask.sent, len(sequence.tokens), False
         tokens = tuple(sequence.tokens[start:])
         return DraftRow(sequence.id, start, tokens, length, sequence.request.sampling, depth, stop_probability)
 

@@ -7,7 +7,7 @@ from collections import deque
 from protocol.limits import MAX_ROUNDS
 from protocol.record import RoundRecord
 from protocol.stats import RoundStats
-from router.confidence import Calibration
+from targets.confidence import Calibration
 from targets.fence import Fence
 
 ENOUGH = 16  # tokens that confidence is calibrated by at a time

@@ -111,7 +111,12 @@ class Stepper:
         if not decoding or drafting is None:
             return self.scheduler.schedule(decoding, Plan(None, (0,) * len(decoding), mode=self._mode))
         num_prefilling = len(self.scheduler.running) - len(decoding)
-        view = BatchView(tuple(map(drafting.view, decoding)), num_prefilling, tuple(self._sources))
+        rows, modes, exponents = (
+            tuple(map(drafting.view, decoding)),
+            tuple(self._sources),
+            self.rounds.calibration.powers,
+        )
+        view = BatchView(rows, num_prefilling, modes, exponents)
         plan = granted(view, self.policy.plan(view))
         self._mode = plan.mode
         return self.scheduler.schedule(decoding, plan)

@@ -237,6 +237,8 @@ def test_sections_become_policies() -> None:
     assert policy(None) == Off()
     assert policy(speculation(policy="fixed", depth=4)) == Fixed(DepthRule((4,)), 4)
     assert policy(speculation(policy="table", depth=2, table={1: 6, 8: 0})) == Table(DepthRule((2,)), ((1, 6), (8, 0)))
+    ahead = speculation(policy="table", depth=2, table={1: 6}, mirror="on")
+    assert policy(ahead) == Table(DepthRule((2,)), ((1, 6),), ahead.mirror.modes[-1])
     assert policy(speculation()) == policy(speculation(policy="goodput")) == Off()  # until there is a drafter
 
 

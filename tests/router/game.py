@@ -18,6 +18,7 @@ from protocol.plan import BatchView, Mode, Plan, SequenceView
 from protocol.record import Origin, RoundRecord, RowRecord
 from router.filters import Floats, sigmoid
 from router.policy import Policy
+from targets.rounds import Rounds
 from tests.router.worlds import World
 
 POSITIONS = 4096
@@ -105,6 +106,7 @@ class Game:
     now_ms: float = 0.0
     tokens: int = 0
     records: list[RoundRecord] = field(default_factory=list)
+    rounds: Rounds = field(default_factory=Rounds)
     _at: list[int] = field(init=False)
     _at_hand: list[bool] = field(init=False)
     _pass_ms: float = 0.0  # of the round before
@@ -125,7 +127,8 @@ class Game:
         return (self.tokens - tokens) / (self.now_ms - now)
 
     def view(self) -> BatchView:
-        return BatchView(tuple(self._view(row) for row in range(self.batch)), modes=self.modes)
+        rows, exponents = tuple(self._view(row) for row in range(self.batch)), self.rounds.calibration.powers
+        return BatchView(rows, modes=self.modes, exponents=exponents)
 
     def round(self) -> None:
         view = self.view()
@@ -147,6 +150,7 @@ class Game:
         times = {name: moment / 1e3 for name, moment in zip(names, moments, strict=True)}
         self.records.append(RoundRecord(len(self.records), plan, rows, context, committed, **times))
         self.policy.observe(self.records[-1])
+        self.rounds.add(self.records[-1])
 
     def _view(self, row: int) -> SequenceView:
         """A row's texts follow each other; rows are in different places of theirs."""

@@ -11,7 +11,7 @@ import pytest
 from protocol.plan import DepthRule, Mode, Plan
 from protocol.record import Origin, RoundRecord, RowRecord
 from router.belief import AHEAD, DRAFT, PLAIN, REST, WIDE, Belief, learn, prior
-from router.filters import sigmoid
+from router.filters import Filter, sigmoid
 from router.policy import Fixed, Off, Policy
 from router.tables import tables
 from tests.router.game import Game, Luck, Truth
@@ -45,6 +45,11 @@ def learned(policy: Policy, rounds: int = 200, **game: object) -> Belief:
     return belief
 
 
+def at(belief: Belief, num_rows: int) -> Filter:
+    """What is believed of times in a batch of this size."""
+    return belief.cost[COSTS.size(num_rows)]
+
+
 def test_the_acceptance_rate_of_an_exit_is_learned_and_draws_the_others_along() -> None:
     belief = learned(Fixed(DepthRule((4,)), 4))
     rates = sigmoid(belief.accept.arms)
@@ -54,9 +59,9 @@ def test_the_acceptance_rate_of_an_exit_is_learned_and_draws_the_others_along() 
 
 
 def test_what_parts_take_beyond_their_profile_is_learned() -> None:
-    ratios = np.exp(learned(Fixed(DepthRule((4,)), 4), noise=0.05).cost.arms)
+    ratios = np.exp(learned(Fixed(DepthRule((4,)), 4), noise=0.05).cost[COSTS.size(4)].arms)
     assert [ratios[WIDE], ratios[REST], ratios[DRAFT + 1]] == pytest.approx([1.1, 1.3, 1.4], rel=0.07)
-    assert np.exp(learned(Off()).cost.arms)[PLAIN] == pytest.approx(1.1, rel=0.05)
+    assert math.exp(at(learned(Off()), 4).arm(PLAIN)) == pytest.approx(1.1, rel=0.05)
 
 
 def test_how_often_drafts_go_on_is_learned_from_those_that_ended_early() -> None:
@@ -69,7 +74,7 @@ def test_how_often_drafts_go_on_is_learned_from_those_that_ended_early() -> None
 
 def test_prompts_that_ride_along_teach_no_times_but_tokens() -> None:
     belief = learn(prior(COSTS), COSTS, [record(2, (4, 4), num_prefill_tokens=100)])
-    assert belief.cost.mean == pytest.approx(prior(COSTS).cost.mean)
+    assert at(belief, 1).mean == pytest.approx(at(prior(COSTS), 1).mean)
     assert belief.accept.arms[0] > prior(COSTS).accept.arms[0]
 
 
@@ -78,7 +83,7 @@ def test_drafts_that_catch_up_or_were_at_hand_teach_no_drafting_times(changed: d
     made = record(2, (4, 4))
     rows = tuple(replace(row, **changed) for row in made.rows)  # type: ignore[arg-type]
     belief = learn(prior(COSTS), COSTS, [replace(made, rows=rows)])
-    assert belief.cost.doubts(None)[DRAFT] == pytest.approx(belief.cost.doubts(None)[DRAFT + 1])
+    assert at(belief, 1).doubts(None)[DRAFT] == pytest.approx(at(belief, 1).doubts(None)[DRAFT + 1])
 
 
 def test_exits_of_another_drafter_and_cascades_teach_nothing_and_harm_nothing() -> None:
@@ -89,21 +94,31 @@ def test_exits_of_another_drafter_and_cascades_teach_nothing_and_harm_nothing() 
     assert learn(belief, COSTS, []) is belief
 
 
-def test_a_confidence_that_is_no_number_spoils_nothing() -> None:
-    made = record(2, (4, 2))
-    lie = replace(made, rows=(replace(made.rows[0], confidences=(math.nan,) * 4),))
-    belief = learn(prior(COSTS), COSTS, [lie] * 5)
-    assert belief.calibration.power(2) == 1.0
-    assert np.isfinite(belief.accept.mean).all()
-
-
-def test_the_exponent_of_confidences_is_learned() -> None:
-    assert learned(Fixed(DepthRule((2,)), 4), rounds=600, power=0.5).calibration.power(2) == pytest.approx(2.0, rel=0.2)
-
-
 def test_layers_lag_by_what_was_committed_since_they_ran() -> None:
     belief = learn(prior(COSTS), COSTS, [record(6, (4, 1)), record(2, (4, 2)), record(2, (4, 0))])
     assert belief.lags == (1.0, 6.0, 6.0)
+
+
+def test_deeper_layers_lack_the_contexts_that_shallower_ones_have_read() -> None:
+    read = record(2, (4, 1))
+    read = replace(read, rows=(replace(read.rows[0], num_fed=200),))
+    assert learn(prior(COSTS), COSTS, [read]).lags == (2.0, 202.0, 202.0)
+
+
+def test_what_a_pass_takes_in_one_size_of_batch_is_not_believed_of_another() -> None:
+    """At one row passes with drafts take as profiled, at eight twice as long."""
+    records = []
+    for num_rows, slower in ((1, 1.0), (8, 2.0)):
+        times = [COSTS.rest[num_rows], COSTS.link[num_rows] + COSTS.draft_ms(0, [4] * num_rows)]
+        times.append(slower * COSTS.verify_ms(num_rows, 5 * num_rows, 300.0))
+        planned, drafted, verified = (np.cumsum(times) / 1e3).tolist()
+        moments = {"planned_s": planned, "drafted_s": drafted, "verified_s": verified}
+        records.append(record(2, *[(4, 2)] * num_rows, **moments))
+    belief = prior(COSTS)
+    for _ in range(30):
+        belief = learn(belief, COSTS, records)
+    assert math.exp(at(belief, 1).arm(WIDE)) == pytest.approx(1.0, abs=0.05)
+    assert math.exp(at(belief, 7).arm(WIDE)) == pytest.approx(2.0, abs=0.1)
 
 
 def test_the_wait_at_the_pool_is_followed_and_is_no_drafting_time() -> None:
@@ -111,7 +126,7 @@ def test_the_wait_at_the_pool_is_followed_and_is_no_drafting_time() -> None:
     same = record(2, (4, 4))
     belief, plain = learn(prior(COSTS), COSTS, [made] * 20), learn(prior(COSTS), COSTS, [same] * 20)
     assert belief.wait_ms == pytest.approx(2.5, abs=0.1)
-    assert belief.cost.arms[DRAFT] == pytest.approx(plain.cost.arms[DRAFT], abs=0.02)
+    assert at(belief, 1).arm(DRAFT) == pytest.approx(at(plain, 1).arm(DRAFT), abs=0.02)
 
 
 @pytest.mark.parametrize("mode", AHEAD)

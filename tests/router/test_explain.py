@@ -44,7 +44,7 @@ def test_an_option_is_what_arithmetic_says() -> None:
 
 def test_a_live_router_tells_what_it_plays_and_believes_in_plain_values() -> None:
     large = world("large")
-    policy = Goodput(tables(large.curves, large.exits, 12, 8), np.random.default_rng(0))
+    policy = Goodput(tables(large.curves, large.exits, 12, 8))
     assert describe(policy)["arms"] == []
     truth, luck = Truth(large, {"draft 2": 1.5}), Luck(large, 4, 0)
     Game(policy, truth, luck, lambda turn: "code", 4, np.random.default_rng(0)).play(300)

@@ -53,8 +53,8 @@ def luck(name: str, batch: int, seed: int) -> Luck:
     return Luck(world(name), batch, seed)
 
 
-def router(name: str, seed: int) -> Goodput:
-    return Goodput(costs(name), np.random.default_rng(seed))
+def router(name: str) -> Goodput:
+    return Goodput(costs(name))
 
 
 def game(
@@ -79,7 +79,7 @@ def later(policy: Policy, name: str, text: str, batch: int, seed: int, **changes
 
 @pytest.mark.parametrize(("name", "text", "batch"), quick(CELLS, 5))
 def test_it_comes_close_to_the_best_constant_and_is_never_much_under_off(name: str, text: str, batch: int) -> None:
-    made = fmean(later(router(name, seed), name, text, batch, seed) for seed in range(8 if batch < 32 else 3))
+    made = fmean(later(router(name), name, text, batch, seed) for seed in range(8 if batch < 32 else 3))
     truth = Truth(world(name))
     assert made >= 0.96 * oracle.best_fixed(world(name), truth, text, batch)
     assert made >= 0.97 * oracle.off(truth, batch)
@@ -92,7 +92,7 @@ def test_with_a_profile_that_is_wrong_it_makes_about_as_much_as_the_best_constan
     shares, over_ema = [], []
     for name, text, batch in CELLS:
         seeds = range(4 if batch < 32 else 2)
-        made = fmean(later(router(name, seed), name, text, batch, seed, wrong=WRONG, noise=0.08) for seed in seeds)
+        made = fmean(later(router(name), name, text, batch, seed, wrong=WRONG, noise=0.08) for seed in seeds)
         ema = fmean(later(Ema(costs(name)), name, text, batch, seed, wrong=WRONG, noise=0.08) for seed in seeds)
         shares.append(made / oracle.best_fixed(world(name), Truth(world(name), WRONG), text, batch))
         over_ema.append(made / ema)
@@ -107,7 +107,7 @@ def test_the_first_200_rounds_lose_little_against_an_oracle_that_may_stop_drafts
     for name, text, batch in CELLS:
         best = oracle.best_fixed(world(name), Truth(world(name)), text, batch, oracle.STOPS)
         for seed in range(4 if batch < 32 else 2):
-            played = game(router(name, seed), name, text, batch, seed, noise=0.08)
+            played = game(router(name), name, text, batch, seed, noise=0.08)
             played.play(200)
             lost.append(1 - played.tokens / (best * played.now_ms))
     assert fmean(lost) <= 0.03  # the router before this one lost 4.7 %
@@ -134,7 +134,7 @@ def followed(name: str, texts: tuple[str, str], batch: int, seeds: int, switches
     best = {text: oracle.best_fixed(world(name), Truth(world(name)), text, batch, oracle.STOPS) for text in texts}
     for seed in range(seeds):
         rng = np.random.default_rng(seed)
-        policy, truth = router(name, seed), Truth(world(name))
+        policy, truth = router(name), Truth(world(name))
         played = Game(
             policy, truth, luck(name, batch, seed), lambda turn: texts[turn // stretch % 2], batch, rng, noise=0.05
         )
@@ -171,9 +171,7 @@ def test_a_hiccup_in_the_profile_keeps_no_exit_from_being_played() -> None:
     """Exit 2 seems to take 1.8 times as long as it does."""
     shares = []
     for seed in range(4):
-        played = game(
-            router("large", seed), "large", "code", 8, seed, wrong={"draft 2": 0.55, "draft 4": 1, "draft 6": 1}
-        )
+        played = game(router("large"), "large", "code", 8, seed, wrong={"draft 2": 0.55, "draft 4": 1, "draft 6": 1})
         played.play(300)
         drafting = [plan for plan in played.plans[150:] if any(plan.lengths)]
         shares.append(sum(plan.depth == DepthRule((2,)) for plan in drafting) / len(drafting))
@@ -185,7 +183,7 @@ def test_it_drafts_ahead_where_that_is_faster_and_only_there(beside: float, mode
     name, modes = "70B, pool on CPU", (Mode.SERIAL, Mode.AHEAD)
     shares = []
     for seed in range(4):
-        played = game(router(name, seed), name, "easy", 4, seed, modes=modes, beside=beside)
+        played = game(router(name), name, "easy", 4, seed, modes=modes, beside=beside)
         played.play(200)
         drafting = [plan for plan in played.plans[100:] if any(plan.lengths)]
         shares.append(sum(plan.mode is mode for plan in drafting) / len(drafting))
@@ -194,7 +192,7 @@ def test_it_drafts_ahead_where_that_is_faster_and_only_there(beside: float, mode
 
 def test_drafting_ahead_makes_more_than_the_best_constant_in_turn() -> None:
     name, modes = "70B, pool on CPU", (Mode.SERIAL, Mode.AHEAD)
-    made = fmean(later(router(name, seed), name, "easy", 4, seed, modes=modes) for seed in range(4))
+    made = fmean(later(router(name), name, "easy", 4, seed, modes=modes) for seed in range(4))
     fixed = [
         later(Fixed(DepthRule((exit_,)), length, Mode.AHEAD), name, "easy", 4, 0, modes=modes)
         for exit_ in world(name).exits

@@ -1,4 +1,3 @@
-import numpy as np
 import pytest
 
 from protocol.plan import BatchView, DepthRule, Plan, SequenceView, Speculation
@@ -82,7 +81,7 @@ def test_what_a_request_asks_for_itself_takes_the_place_of_the_plan():
 
 
 def test_a_router_decides_anew_when_the_batch_changes_and_keeps_its_plan_in_between():
-    policy = Goodput(tables(curves(), (2, 4), 8, 8), np.random.default_rng(0))
+    policy = Goodput(tables(curves(), (2, 4), 8, 8))
     taught(policy, 4, 60)
     while policy.decision.trial:
         taught(policy, 4, 1)

@@ -218,3 +218,11 @@ def test_a_row_that_is_not_ready_yet_is_asked_for_again_and_nothing_is_handed_ov
     client.status = DraftStatus.OK
     assert drafting.draft([member], Plan(RULE, (2,))).num_fed == (6,), "the whole context had to be run"
     assert drafting.draft([member], Plan(RULE, (2,))).num_fed == (0,)
+
+
+def test_what_was_handed_over_at_admission_counts_as_unseen_until_the_first_draft():
+    drafting, member = Drafting(Recorder(), "engine", VOCAB), sequence(0)
+    drafting.open([member], RULE)
+    assert drafting.view(member).num_unseen == 3
+    drafting.draft([member], Plan(RULE, (2,)))
+    assert drafting.view(member).num_unseen == 0

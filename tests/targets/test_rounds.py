@@ -8,7 +8,7 @@ import pytest
 
 from protocol.plan import DepthRule, Mode, Plan
 from protocol.record import Origin, RoundRecord, RowRecord
-from router.confidence import Calibration
+from targets.confidence import Calibration
 from targets.rounds import ENOUGH, Rounds
 
 RULE = DepthRule((2, 4), (0.5,))

@@ -27,10 +27,6 @@ class Calibration:
     def power(self, exit_: int) -> float:
         return self.powers.get(exit_, 1.0)
 
-    def confidence(self, exit_: int, probability: float) -> float:
-        """The product of confidences of a draft that is right with this probability."""
-        return min(probability, 1.0) ** (1 / self.power(exit_)) if probability > 0 else 0.0
-
     def learned(self, exit_: int, confidences: Sequence[float], right: Sequence[bool]) -> Calibration:
         """Learns from tokens of one exit: one step up the gradient of their likelihood."""
         power = self.power(exit_)
