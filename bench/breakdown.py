@@ -24,12 +24,13 @@ from bench.ours import requests
 from bench.policies import RoundRecorder
 from bench.workload import held_out
 from cli.arguments import whole
-from deployments.local import complete, open_engine
+from deployments.local import open_engine
 from model.native.decoder import NativeDecoder
 from protocol.errors import ConfigError
 from protocol.record import RoundRecord
 from protocol.request import SamplingParams
 from router.policy import Off
+from targets.complete import complete
 from targets.engine import EngineConfig
 from targets.model import TargetModel, load_target
 

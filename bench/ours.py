@@ -16,10 +16,12 @@ import torch
 from bench.cells import APART, PAGE, PLAIN, Cell, CellOutcome, Subject, Timed, TokenIds
 from bench.memory import PeakMemory
 from bench.policies import ADAPTIVE, GOODPUT, RoundRecorder, adaptive, draft_ms_per_token
-from deployments.local import check_vocabulary, complete, depth_rule
-from deployments.profiling import TargetLimits, drafter_costs, target_costs
+from deployments.config import TargetConfig
+from deployments.local import depth_rule
+from deployments.profiling import drafter_costs, target_costs
 from drafters.client import LocalDraftClient
 from drafters.limits import PoolLimits
+from drafters.manifest import check_vocabulary
 from drafters.nested import NestedDrafter, load_nested
 from drafters.worker import DraftWorker
 from protocol.errors import ConfigError
@@ -29,6 +31,7 @@ from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRu
 from router.costs import CostCurves, DrafterCosts, ModelKey
 from router.policy import Fixed, Off, Policy
 from targets import plain
+from targets.complete import complete
 from targets.engine import Engine, EngineConfig
 from targets.model import TargetModel, load_target
 
@@ -144,8 +147,9 @@ class DraftPoolEngine:
         """Of the loaded models as they stand."""
         subject = self._subject
         key = ModelKey("bench", "", str(subject.dtype), subject.threads, self.version)
-        limits = TargetLimits(subject.max_batch, subject.max_length, EngineConfig().prefill_chunk)
-        target = target_costs(self.model, subject.target.name, key, limits, PROFILE_REPEAT)
+        name, path = subject.target.name, str(subject.target)
+        config = TargetConfig(name=name, path=path, max_batch=subject.max_batch, max_model_len=subject.max_length)
+        target = target_costs(self.model, config, key, PROFILE_REPEAT)
         return CostCurves(subject.target.name, target, self._drafter_costs(key))
 
     def _drafter_costs(self, key: ModelKey) -> DrafterCosts:

@@ -33,8 +33,8 @@ from api.runs import check_runs
 from api.trace import Track
 from deployments.config import HttpConfig, IngressConfig
 from deployments.host import resolve_host
-from deployments.liveness import Census, Liveness, take_census
 from link.discovery import serve_discovery
+from link.liveness import Census, Liveness, take_census
 from link.secret import Secret
 from link.token_sink import SinkAddress, TokenSink
 from model.files import TEXT_FILES, resolve

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from ray import serve
@@ -11,8 +12,9 @@ from api.trace import Track, rounds
 from deployments.colocated import ColocatedDrafter, open_drafter
 from deployments.config import PoolConfig, TargetConfig
 from deployments.config_speculation import AdaptiveSpeculation, Speculation
-from deployments.policies import LinkedPolicy, longest_draft, needed_exits, policy
-from deployments.process import DTYPES, device_of, pin_process, target_positions
+from deployments.models import load_model
+from deployments.policies import adaptive, longest_draft, needed_exits, policy
+from deployments.process import pin_process
 from deployments.profiling import startup_target_costs
 from drafters.manifest import vocabulary_hash
 from link.counts import told
@@ -29,7 +31,7 @@ from router.explain import describe
 from router.policy import Policy
 from targets.ahead import AheadConfig
 from targets.engine import Engine, EngineConfig
-from targets.model import TargetModel, load_target
+from targets.linked_policy import LinkedPolicy
 
 HEARTBEAT_LIMIT_S = 60.0
 
@@ -51,7 +53,9 @@ class TargetReplica:
         self._policy: Policy = policy(config.speculation)
         if isinstance(config.speculation, AdaptiveSpeculation) and (pool, drafter) != (None, None):
             costs = await asyncio.to_thread(startup_target_costs, model, config)
-            self._policy = LinkedPolicy(config.name, costs, config.speculation, config.max_batch)
+            self._policy = LinkedPolicy(
+                config.name, costs, partial(adaptive, config.speculation, max_rows=config.max_batch)
+            )
         self._own = await asyncio.to_thread(self._own_drafter, drafter)
         self._client = self._draft_client(pool)
         if self._client is not None:
@@ -139,19 +143,6 @@ class TargetReplica:
         await self._streams.stop()
         if self._client is not None:
             await self._client.stop()
-
-
-def load_model(config: TargetConfig) -> TargetModel:
-    directory = resolve(config.path)
-    return load_target(
-        directory,
-        dtype=DTYPES[config.dtype],
-        num_positions=target_positions(config, directory),
-        page_size=config.page_size,
-        device=device_of(config),
-        execution=Execution(config.execution),
-        deterministic=bool(config.deterministic),
-    )
 
 
 def engine_config(config: TargetConfig, incarnation: str) -> EngineConfig:

@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from protocol.errors import ConfigError
+
 NAME = "draftpool.json"
 
 
@@ -62,6 +64,16 @@ def vocabulary_hash(folder: Path) -> str:
     added = {entry["content"]: entry["id"] for entry in tokenizer.get("added_tokens", [])}
     pairs = sorted({**vocabulary, **added}.items())
     return hashlib.sha256(json.dumps(pairs, separators=(",", ":")).encode()).hexdigest()
+
+
+def check_vocabulary(target: Path, drafter: Path) -> None:
+    """Raises ConfigError unless both directories hold the same vocabulary."""
+    try:
+        same = vocabulary_hash(target) == vocabulary_hash(drafter)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if not same:
+        raise ConfigError(f"{drafter} and {target} have different vocabularies; a drafter must share its target's")
 
 
 def _parse(values: Any, path: Path) -> Manifest:

@@ -20,7 +20,7 @@ from bench.exactness.faulty import FaultyClient, LinkFaults
 from bench.exactness.random_policy import RandomPolicy, random_wish
 from bench.ours import requests
 from bench.policies import ADAPTIVE, Prices, adaptive, ahead_config
-from deployments.local import complete, depth_rule
+from deployments.local import depth_rule
 from drafters.client import LocalDraftClient
 from drafters.limits import PoolLimits
 from drafters.nested import NestedDrafter, load_nested
@@ -30,6 +30,7 @@ from protocol.branch import MirrorClient
 from protocol.request import GenerateRequest
 from router.policy import Fixed, Policy
 from targets import plain
+from targets.complete import complete
 from targets.engine import Engine, EngineConfig
 from targets.model import TargetModel, load_target
 

@@ -20,12 +20,13 @@ from bench.client import LoadClient, RequestTemplate, ServedAnswer
 from bench.memory import Growth, MemoryRecorder
 from deployments.cluster import running
 from deployments.config import AppConfig, HttpConfig
-from deployments.local import complete, draft_policy, open_engine, open_worker
+from deployments.local import draft_policy, open_engine, open_worker
+from deployments.models import load_model
 from deployments.process import DTYPES, pin_process, pool_positions
-from deployments.target import load_model
 from link.listening import free_port
 from model.files import resolve
 from protocol.request import GenerateRequest, SamplingParams, StopRules
+from targets.complete import complete
 from targets.engine import Engine, EngineConfig
 
 TEMPERATURE = 0.8

@@ -21,12 +21,12 @@ from api.text import decode
 from bench import machine
 from bench.ours import requests
 from deployments.config import TargetConfig
-from deployments.local import complete
+from deployments.models import load_model
 from deployments.process import pin_process
-from deployments.target import load_model
 from model.files import resolve
 from protocol.request import GenerateRequest
 from router.policy import Off
+from targets.complete import complete
 from targets.engine import Engine, EngineConfig
 
 STOP_S = 20.0

@@ -18,10 +18,10 @@ from ray import serve
 
 from deployments.app import APP_NAME, POOL_NAME, target_deployment
 from deployments.config import AppConfig
-from deployments.local import complete
 from link.discovery import PoolMember
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from router.policy import Off
+from targets.complete import complete
 from targets.engine import Engine, EngineConfig
 from targets.model import load_target
 from tests.api.api_twins import tiny_tokenizer

@@ -13,9 +13,10 @@ from deployments.config_speculation import (
     FixedSpeculation,
     GoodputSpeculation,
     Mirror,
+    Speculation,
     TableSpeculation,
 )
-from deployments.policies import adaptive, depth_rule, needed_exits, policy
+from deployments.policies import adaptive, depth_rule, longest_draft, needed_exits, policy
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule, Mode
 from router.policy import Ema, Fixed, Goodput, Off, Table
@@ -291,3 +292,20 @@ def test_the_options_are_these_and_a_new_one_shows_up_in_review() -> None:
     assert set(IngressConfig.model_fields) == ingress
     assert set(HttpConfig.model_fields) == {"host", "port", "request_timeout_s", "cors_origins"}
     assert set(GrpcConfig.model_fields) == {"port", "request_timeout_s"}
+
+
+@pytest.mark.parametrize(
+    ("speculation", "longest"),
+    [
+        (None, None),
+        (FixedSpeculation(policy="fixed", depth=2, length=5), 5),
+        (TableSpeculation(policy="table", depth=2, table={1: 6, 4: 3}), 6),
+        (GoodputSpeculation(length=9), 9),
+        (GoodputSpeculation(length=9, request_length=2), 2),
+        (FixedSpeculation(policy="fixed", depth=2, length=5, request_length=64), 64),
+    ],
+)
+def test_a_request_may_draft_as_far_as_the_policy_does_or_the_config_says(
+    speculation: Speculation | None, longest: int | None
+) -> None:
+    assert longest_draft(speculation) == longest

@@ -15,20 +15,11 @@ from cli.main import main
 from cli.plot import plot
 from deployments.config import load_config
 from deployments.config_replica import Placement
-from deployments.pool import load_drafter
+from deployments.models import load_drafter, load_model
+from deployments.process import pinned_process
 from deployments.profile_store import find, fingerprint, keep, model_key, write
-from deployments.profiling import (
-    held_back,
-    measure_interleaved,
-    median_error,
-    midpoints,
-    pinned_process,
-    startup_drafter_costs,
-    startup_target_costs,
-    sweep,
-    thin,
-)
-from deployments.target import load_model
+from deployments.profiling import startup_drafter_costs, startup_target_costs
+from deployments.sweep import held_back, measure_interleaved, median_error, midpoints, sweep, thin
 from model.cores import usable_cores
 from protocol.errors import ConfigError
 from router.cost_files import cache_name, loads
@@ -188,7 +179,7 @@ def test_what_is_held_back_lies_between_the_points_and_its_error_is_the_curves()
     def bent(cell: tuple[int, ...]) -> float:
         return 1.0 + cell[0] + (1.0 if cell[0] == 5 else 0.0)
 
-    curve, error = sweep(bent, (("x",), ((1, 9),), ((5,),)), 1, "test")
+    curve, error = sweep(bent, ("x",), ((1, 9),), 1, "test")
     assert curve.ms == (2.0, 10.0)
     assert error == pytest.approx(1 / 7)
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
-from deployments.config_speculation import FixedSpeculation, GoodputSpeculation, Speculation, TableSpeculation
-from deployments.policies import LinkedPolicy, adaptive, longest_draft
+from deployments.config_speculation import GoodputSpeculation
+from deployments.policies import adaptive
 from link.discovery import PoolMember
 from protocol.plan import BatchView, DepthRule, Plan, SequenceView
 from protocol.record import Origin, RoundRecord, RowRecord
 from router.costs import Curve, DrafterCosts
 from router.policy import Goodput
+from targets.linked_policy import LinkedPolicy
 from tests.deployments.harness import Directory, LoopThread, ScriptedPool, client, member, request, wait_until
 from tests.router.curves import curves
 
@@ -36,8 +38,8 @@ def told(name: str, costs: DrafterCosts | None, exits: tuple[int, ...] = EXITS) 
     return replace(member(name), costs=costs, exits=exits)
 
 
-def learning(max_rows: int = 4) -> LinkedPolicy:
-    return LinkedPolicy("large", curves(overhead=0.05).target, SETTINGS, max_rows)
+def learning() -> LinkedPolicy:
+    return LinkedPolicy("large", curves(overhead=0.05).target, partial(adaptive, SETTINGS, max_rows=4))
 
 
 def play(policy: LinkedPolicy | Goodput, rounds: int) -> list[Plan]:
@@ -62,23 +64,6 @@ def play(policy: LinkedPolicy | Goodput, rounds: int) -> list[Plan]:
 
 def view(num_rows: int) -> BatchView:
     return BatchView(tuple(SequenceView(100, 1000, number) for number in range(num_rows)))
-
-
-@pytest.mark.parametrize(
-    ("speculation", "longest"),
-    [
-        (None, None),
-        (FixedSpeculation(policy="fixed", depth=2, length=5), 5),
-        (TableSpeculation(policy="table", depth=2, table={1: 6, 4: 3}), 6),
-        (GoodputSpeculation(length=9), 9),
-        (GoodputSpeculation(length=9, request_length=2), 2),
-        (FixedSpeculation(policy="fixed", depth=2, length=5, request_length=64), 64),
-    ],
-)
-def test_a_request_may_draft_as_far_as_the_policy_does_or_the_config_says(
-    speculation: Speculation | None, longest: int | None
-) -> None:
-    assert longest_draft(speculation) == longest
 
 
 def test_before_there_is_a_drafter_decoding_is_plain() -> None:
