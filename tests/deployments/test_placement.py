@@ -10,10 +10,9 @@ import torch
 
 from cli.main import main
 from deployments.app import build
-from deployments.capacity import cpus_needed
 from deployments.colocated import open_drafter
 from deployments.config import AppConfig, load_config
-from deployments.placement import PLACES, as_placed, pool_of, without_link
+from deployments.placement import PLACES, as_placed, cpus_needed, pool_of, without_link
 from deployments.profile_store import keep, model_key
 from model.files import resolve
 from protocol.errors import ConfigError
