@@ -60,9 +60,8 @@ bench-router: $(BENCH)  ## the router against its baselines: offline, as served,
 	$(BIN)/python -m bench.router.served
 	$(BIN)/python -m bench.router.slowed
 
-bench-ahead: $(BENCH)  ## drafting ahead on two cores, and a pool that does not keep up (an hour; leave it alone)
+bench-ahead: $(BENCH)  ## drafting ahead on two cores (an hour; leave it alone)
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.ahead
-	$(BIN)/python -m bench.degraded
 
 bench-peers:  ## OpenVINO GenAI in an environment of its own, for the benchmark's peer columns
 	$(PYTHON) -m venv $(PEERS)

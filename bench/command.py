@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from bench.arguments import listed, one_of
-from bench.cells import APART, OURS, Subject
+from bench.cells import OURS, Subject
 from bench.grid import MODES, PEERS, Grid
 from bench.report import save
 from bench.run import Engines, measure, opened
@@ -23,7 +23,7 @@ from model.files import resolve
 from model.native.library import default_threads
 from protocol.errors import ConfigError
 
-DRAFTING = (*OURS[1:], *APART, "assisted", "openvino-draft")
+DRAFTING = (*OURS[1:], "assisted", "openvino-draft")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -182,6 +182,12 @@ def test_the_command_writes_lines_a_table_and_a_file(
     assert table.count("| large |") == len(bests(report["cells"])) == 2 * (1 + 2)
 
 
+def test_an_unknown_mode_is_a_usage_error(family: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "--target", str(family / "large"), "--modes", "plain,roads"])
+    assert "'roads' is unknown; choose from plain, fixed, ema, goodput, generate" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
