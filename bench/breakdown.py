@@ -111,9 +111,7 @@ def sampling_ms(decoder: NativeDecoder, batch: int, temperature: float, passes: 
 def table(measured: list[StepParts], place: Any) -> str:
     """One line a step; times in ms."""
     rows = [asdict(step) for step in measured]
-    lines = [f"| {' | '.join(rows[0])} |", "|" + "---|" * len(rows[0])]
-    lines += [f"| {' | '.join(map(str, row.values()))} |" for row in rows]
-    return "\n".join([*lines, "", machine.footer(place)]) + "\n"
+    return machine.markdown(list(rows[0]), [list(row.values()) for row in rows], machine.footer(place))
 
 
 def main() -> int:
@@ -135,8 +133,7 @@ def main() -> int:
         for temperature in args.temperature
     ]
     report = {"machine": machine.describe(), "target": args.target.name, "steps": [asdict(step) for step in measured]}
-    machine.save(args.out, report, table(measured, report["machine"]))
-    sys.stdout.write(table(measured, report["machine"]))
+    machine.publish(args.out, report, table(measured, report["machine"]))
     return 0
 
 

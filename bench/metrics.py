@@ -46,7 +46,6 @@ class CellResult:
     acceptance_per_position: list[float]
     draft_ms_per_token: list[float]
     identical: float | None
-    peak_rss_mb: float | None
     speedup: Ratio | None = None
     total_speedup: float | None = None
 
@@ -83,7 +82,6 @@ def summary(engine: str, cell: Cell, repetitions: Sequence[Repetition], same: Se
         acceptance_per_position=by_position(passes, cell.length),
         draft_ms_per_token=[round(ms, 4) for ms in map(draft_ms, repetitions) if ms is not None],
         identical=sum(same) / len(same) if same else None,
-        peak_rss_mb=max((o.peak_rss_mb for o in outcomes if o.peak_rss_mb is not None), default=None),
     )
 
 

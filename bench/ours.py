@@ -14,7 +14,6 @@ from importlib import metadata
 import torch
 
 from bench.cells import APART, PAGE, PLAIN, Cell, CellOutcome, Subject, Timed, TokenIds
-from bench.memory import PeakMemory
 from bench.policies import ADAPTIVE, GOODPUT, RoundRecorder, adaptive, draft_ms_per_token
 from deployments.config import TargetConfig
 from deployments.local import depth_rule
@@ -100,12 +99,12 @@ class DraftPoolEngine:
             return readings[-1]
 
         handed, recorder = itertools.count(), RoundRecorder(self._policy(cell))
-        with self._started(cell, recorder, len(prompts)) as engine, PeakMemory() as peak:
+        with self._started(cell, recorder, len(prompts)) as engine:
             start = time.perf_counter()
             complete(engine, asked, lambda run: log[run.request_id].append((run, readings[next(handed)])), read)
         outputs = tuple(_timed(log[request.request_id], start) for request in asked)
         self.rounds.setdefault(cell, deque(maxlen=MAX_ROUNDS)).extend(recorder.rounds)
-        return CellOutcome(outputs, peak.mb, draft_ms_per_token(recorder.rounds))
+        return CellOutcome(outputs, draft_ms_per_token(recorder.rounds))
 
     @contextmanager
     def _started(self, cell: Cell, policy: RoundRecorder, num_prompts: int) -> Iterator[Engine]:

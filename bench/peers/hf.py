@@ -26,7 +26,6 @@ from transformers import (
 from transformers.utils import logging
 
 from bench.cells import PAGE, Cell, CellOutcome, Subject, Timed, TokenIds, Unavailable
-from bench.memory import PeakMemory
 
 PAD = 0
 NEVER = -1  # an EOS that no token is
@@ -68,11 +67,10 @@ class TransformersEngine:
     def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> CellOutcome:
         torch.manual_seed(0)
         options = self._options(cell)
-        with PeakMemory() as peak:
-            groups = [prompts[at : at + cell.batch] for at in range(0, len(prompts), cell.batch)]
-            start = time.perf_counter()
-            outputs = [self._batch(cell, group, max_tokens, options, start) for group in groups]
-        return CellOutcome(tuple(timed for group in outputs for timed in group), peak.mb)
+        groups = [prompts[at : at + cell.batch] for at in range(0, len(prompts), cell.batch)]
+        start = time.perf_counter()
+        outputs = [self._batch(cell, group, max_tokens, options, start) for group in groups]
+        return CellOutcome(tuple(timed for group in outputs for timed in group))
 
     def _options(self, cell: Cell) -> dict[str, Any]:
         if cell.mode == "lookup":
@@ -130,28 +128,27 @@ class ContinuousBatching:
         self._model = None
 
     def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> CellOutcome:
-        with PeakMemory() as peak:
-            made = self._model.generate_batch(
-                inputs=[list(prompt) for prompt in prompts],
-                generation_config=generation_config(cell.temperature, max_tokens, NEVER),
-                continuous_batching_config=ContinuousBatchingConfig(
-                    page_size=PAGE,
-                    num_blocks=self._subject.positions // PAGE + 1,
-                    max_batch_tokens=PREFILL_TOKENS,
-                    max_requests_per_batch=cell.batch,
-                    seed=0,
-                ),
-                record_timestamps=True,
-                progress_bar=False,
-                persistent_manager=False,
-            )
+        made = self._model.generate_batch(
+            inputs=[list(prompt) for prompt in prompts],
+            generation_config=generation_config(cell.temperature, max_tokens, NEVER),
+            continuous_batching_config=ContinuousBatchingConfig(
+                page_size=PAGE,
+                num_blocks=self._subject.positions // PAGE + 1,
+                max_batch_tokens=PREFILL_TOKENS,
+                max_requests_per_batch=cell.batch,
+                seed=0,
+            ),
+            record_timestamps=True,
+            progress_bar=False,
+            persistent_manager=False,
+        )
         if len(made) != len(prompts) or any(output.error for output in made.values()):
             raise Unavailable("continuous batching gave up on a request; its own log says why")
         outputs = tuple(
             Timed(tuple(output.generated_tokens), tuple(output.timestamps), output.created_time)
             for output in made.values()
         )
-        return CellOutcome(outputs, peak.mb)
+        return CellOutcome(outputs)
 
 
 def load(directory: Path, dtype: torch.dtype) -> Any:
