@@ -19,7 +19,7 @@ from bench.workload import Workload
 WARM_TOKENS = 12
 SETTLE_S = 0.05  # lets the threads of the engine before stop spinning
 Groups = list[list[tuple[int, ...]]]
-Tick = Callable[[], None]
+Tick = Callable[[], object]
 
 
 @dataclass(slots=True)
