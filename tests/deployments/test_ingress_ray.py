@@ -19,9 +19,9 @@ from deployments.session import attached_ray
 from protocol.pb import inference_pb2 as pb
 from protocol.pb import inference_pb2_grpc as pb_grpc
 from tests.api.api_twins import tiny_tokenizer
+from tests.deployments.harness import wait_until
 from tests.deployments.head import Head
 from tests.deployments.ingress_twins import COUNT, DIE, FAULT, FULL, HANG, NUM_TOKENS, REFUSE, ScriptedTarget
-from tests.deployments.served import wait_until
 
 pytestmark = pytest.mark.ray
 TOKENS = [80 + index for index in range(NUM_TOKENS)]
