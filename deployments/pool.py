@@ -67,7 +67,7 @@ class DraftPoolReplica:
             raise NotReady(f"the draft worker has not finished a step for {stuck_s:.0f} s")
 
     async def __del__(self) -> None:
-        """Serve's hook for a graceful end. Targets see the connection close and move on at once."""
+        """Serve calls it to end the replica. Targets see the connection close and move on at once."""
         self._server.stop()
         await asyncio.to_thread(self._thread.stop)
 

@@ -69,7 +69,7 @@ def test_a_pool_that_does_not_start_is_an_error(family: Path, monkeypatch: pytes
         pass
 
 
-def test_modes_of_a_pool_apart_are_those_of_a_plan() -> None:
+def test_the_modes_of_a_pool_apart_are_the_modes_of_a_plan() -> None:
     assert list(APART) == [*Mode, CHOSEN]
 
 

@@ -52,7 +52,7 @@ def test_growth_is_the_slope_behind_the_base() -> None:
 @pytest.mark.parametrize(
     ("base", "added", "grows"), [(100, 3.9, False), (100, 4.1, True), (900, 8.9, False), (900, 9.1, True)]
 )
-def test_growth_is_more_than_an_allocator_s_noise(base: float, added: float, grows: bool) -> None:
+def test_growth_must_exceed_the_noise_of_the_allocator(base: float, added: float, grows: bool) -> None:
     assert Growth("target", base, base, base, base, added, 0.0).grows is grows
 
 

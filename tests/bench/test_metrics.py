@@ -55,14 +55,14 @@ def test_acceptance_counts_the_bonus_in_the_length_and_not_in_the_rate() -> None
     assert figures.acceptance_rate == 0.5
 
 
-def test_what_an_engine_does_not_tell_is_none_and_not_zero() -> None:
+def test_figures_that_an_engine_does_not_report_are_none() -> None:
     figures = result(Cell("lookup", 1, None, 3), timed(0.1, 0.2, verified=(2,)))
     assert figures.acceptance_rate is None
     assert figures.draft_ms_per_token == []
     assert result(PLAIN, timed(0.1, 0.2)).mean_acceptance_length is None
 
 
-def test_speedups_stand_beside_the_plain_loop_of_the_same_batch_only() -> None:
+def test_speedups_compare_with_the_plain_loop_of_the_same_batch_only() -> None:
     plain = result(PLAIN, timed(1.0, 2.0), timed(1.0, 4.0))
     fast = result(Cell("fixed", 2, 2, 3), timed(1.0, 1.5), timed(1.0, 2.0))
     other = result(Cell("fixed", 4, 2, 3), timed(1.0, 1.5))

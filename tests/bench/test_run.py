@@ -193,7 +193,7 @@ def test_an_unknown_mode_is_a_usage_error(family: Path, capsys: pytest.CaptureFi
         (["--prompts", "nowhere.jsonl"], "cannot read nowhere.jsonl"),
     ],
 )
-def test_what_cannot_run_is_refused_at_once(
+def test_a_command_that_cannot_run_is_refused_at_once(
     family: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], complaint: str
 ) -> None:
     assert main(["bench", "--target", str(family / "large"), "--modes", "plain", *arguments]) == 2

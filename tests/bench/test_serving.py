@@ -110,7 +110,7 @@ def measured(config: Path, *options: str) -> tuple[int, dict[str, Any]]:
     return status, json.loads(out.read_text())
 
 
-def test_a_config_that_is_not_there_is_said_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_config_is_one_line_of_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--config=absent.yaml"]) == 2
     assert "absent.yaml" in capsys.readouterr().err
 

@@ -128,7 +128,7 @@ async def collect(backend: ServeBackend, model: str = "a") -> list[TokenRun]:
     return [each async for each in backend.generate(model, REQUEST)]
 
 
-async def test_tokens_come_while_the_call_is_under_way_and_the_last_with_its_end(tokenizer_path: str) -> None:
+async def test_tokens_arrive_during_the_call_and_the_last_ones_at_its_end(tokenizer_path: str) -> None:
     more = asyncio.Event()
     handle = Handle([run(0, 5, 6), more, run(2, 7), run(3, 8, last=True)])
     async with serving(tokenizer_path, a=handle) as backend, aclosing(backend.generate("a", REQUEST)) as runs:
@@ -168,7 +168,7 @@ async def test_cancelling_the_reader_cancels_the_call(tokenizer_path: str, whole
         assert handle.responses[0].num_cancelled == 1
 
 
-async def test_a_target_is_known_once_it_has_told_about_itself_whatever_the_others_do(tokenizer_path: str) -> None:
+async def test_a_target_has_a_card_once_it_has_described_itself_whatever_the_others_do(tokenizer_path: str) -> None:
     async with serving(tokenizer_path, a=Handle(), b=Handle(told=ActorDiedError())) as backend:
         card = await backend.card("a")
         assert card is not None
@@ -187,7 +187,7 @@ async def test_a_target_is_ready_when_it_says_so(tokenizer_path: str) -> None:
         assert [await backend.ready(name) for name in "ab"] == [True, False]
 
 
-async def test_what_a_target_tells_anew_counts(tokenizer_path: str) -> None:
+async def test_a_new_description_replaces_the_old_one(tokenizer_path: str) -> None:
     async with serving(tokenizer_path, a=Handle()) as backend:
         assert await backend.card("a")
         backend._describe["a"].told = TOLD | {"max_model_len": 32}  # type: ignore[attr-defined]
@@ -197,7 +197,7 @@ async def test_what_a_target_tells_anew_counts(tokenizer_path: str) -> None:
         assert card.max_model_len == 32
 
 
-async def test_a_target_that_does_not_answer_is_waited_for_a_second_or_so(tokenizer_path: str) -> None:
+async def test_a_target_that_does_not_answer_delays_readiness_by_about_a_second(tokenizer_path: str) -> None:
     no_progress = {name: Handle(told=asyncio.Event()) for name in "ab"}
     async with serving(tokenizer_path, **no_progress) as backend:
         began = time.monotonic()
@@ -205,7 +205,7 @@ async def test_a_target_that_does_not_answer_is_waited_for_a_second_or_so(tokeni
         assert time.monotonic() - began < 2
 
 
-async def test_however_many_prompts_come_at_once_few_threads_tokenize_them(
+async def test_two_threads_tokenize_however_many_prompts_arrive_at_once(
     tokenizer_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For what a thread has tokenized it keeps: its memory is the tokenizer's cache times the threads."""
@@ -247,7 +247,7 @@ async def test_what_routers_believe_is_of_every_replica_that_answers(tokenizer_p
         assert await backend.router() == {"a": [{"policy": "off"}], "b": []}
 
 
-async def test_a_trace_names_no_incarnation_to_whoever_asks(tokenizer_path: str) -> None:
+async def test_a_trace_shows_no_incarnation(tokenizer_path: str) -> None:
     up, pool = Handle(), Handle()
     up.trace = [Track("a-incarnation1", ()), Track("a-incarnation2", ())]
     pool.trace = [Track("pool-incarnation", ())]
@@ -263,7 +263,9 @@ async def test_an_unknown_model_has_no_handle(tokenizer_path: str) -> None:
 
 
 @pytest.mark.parametrize("refusal", [QueueFull("9 requests are queued"), InvalidRequest("no", "top_k")])
-async def test_a_refusal_comes_as_a_value_and_is_raised_here(tokenizer_path: str, refusal: DraftPoolError) -> None:
+async def test_a_refusal_that_a_replica_returns_is_raised_by_the_backend(
+    tokenizer_path: str, refusal: DraftPoolError
+) -> None:
     handle = Handle([refusal])
     async with serving(tokenizer_path, a=handle) as backend:
         for ask in (collect(backend), backend.complete("a", REQUEST)):
@@ -273,7 +275,7 @@ async def test_a_refusal_comes_as_a_value_and_is_raised_here(tokenizer_path: str
     assert [response.num_cancelled for response in handle.responses] == [0, 0]
 
 
-async def test_a_replica_refuses_by_a_value_which_serve_does_not_log() -> None:
+async def test_a_replica_returns_a_refusal_so_that_serve_does_not_log_it() -> None:
     class FullEngine:
         def submit(self, request: GenerateRequest, on_run: Any) -> None:
             raise QueueFull("9 requests are queued")
@@ -299,7 +301,7 @@ def test_the_replicas_own_error_is_unwrapped_whichever_way_ray_wraps_it() -> Non
         (RuntimeError("secret"), RuntimeError),
     ],
 )
-async def test_a_lost_or_full_replica_is_told_in_our_words(
+async def test_a_lost_or_full_replica_is_an_error_of_the_api(
     tokenizer_path: str, error: Exception, expected: type[Exception]
 ) -> None:
     async with serving(tokenizer_path, a=Handle([run(0, 5), error])) as backend:
@@ -311,7 +313,7 @@ def test_a_deployment_that_is_gone_is_not_ready() -> None:
     assert type(translate_error(DeploymentUnavailableError.__new__(DeploymentUnavailableError))) is NotReady
 
 
-async def test_tokens_that_a_stranger_sends_to_the_sink_end_the_answer(tokenizer_path: str) -> None:
+async def test_foreign_tokens_at_the_sink_end_the_answer_with_an_error(tokenizer_path: str) -> None:
     more = asyncio.Event()
     handle = Handle([more, run(0, 5, 6), run(2, 7, last=True)])
     async with serving(tokenizer_path, a=handle) as backend, aclosing(backend.generate("a", REQUEST)) as runs:

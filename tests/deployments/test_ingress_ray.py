@@ -87,7 +87,7 @@ def test_both_proxies_give_the_same_tokens(client: httpx.Client, stub: Any) -> N
         (FAULT, 500, grpc.StatusCode.INTERNAL),
     ],
 )
-def test_a_targets_error_is_told_in_our_words(
+def test_an_error_of_a_target_is_translated_for_both_protocols(
     client: httpx.Client, stub: Any, what: int, status: int, code: grpc.StatusCode
 ) -> None:
     for stream in (False, True):
@@ -111,7 +111,7 @@ def test_a_refusal_leaves_no_traceback_in_the_targets_log(client: httpx.Client) 
     assert "InvalidRequest" not in log
 
 
-def test_a_request_whose_time_is_over_ends_in_our_words(client: httpx.Client) -> None:
+def test_a_request_that_exceeds_its_time_limit_ends_with_an_error_of_the_api(client: httpx.Client) -> None:
     fields = {"model": "tiny", "prompt": [HANG]}
     headers = {"x-request-timeout-seconds": "0.3"}
     response = client.post("/v1/completions", json=fields, headers=headers)
@@ -132,7 +132,7 @@ def test_the_request_id_is_on_the_response_once(client: httpx.Client) -> None:
     assert response.headers.get_list("x-request-id") == ["mine"]
 
 
-def test_a_client_that_leaves_ends_the_targets_work(client: httpx.Client, stub: Any) -> None:
+def test_the_target_stops_when_its_client_leaves(client: httpx.Client, stub: Any) -> None:
     fields = {"model": "tiny", "prompt": [HANG], "stream": True}
     with client.stream("POST", "/v1/completions", json=fields) as response:
         next(response.iter_lines())

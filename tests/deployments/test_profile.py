@@ -73,7 +73,7 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     return captured.err
 
 
-def test_what_cannot_be_measured_or_kept_is_said_before_anything_is_loaded(
+def test_a_missing_config_or_folder_is_reported_before_anything_is_loaded(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "cannot read none.yaml" in refused(capsys, "none.yaml")
@@ -110,7 +110,7 @@ def test_a_replica_measures_itself_once_and_finds_it_at_the_next_start(
     assert caplog.text.count("measured costs in") == 2
 
 
-def test_a_replica_measures_again_when_what_is_kept_is_damaged_or_ends_before_its_batch(
+def test_a_replica_measures_again_if_stored_costs_are_damaged_or_end_before_its_batch(
     config: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     target = load_config(config).targets[0]
@@ -126,7 +126,7 @@ def test_a_replica_measures_again_when_what_is_kept_is_damaged_or_ends_before_it
     assert find(TargetCosts, costs.key) is not None
 
 
-def test_a_replica_that_cannot_keep_its_costs_starts_all_the_same(
+def test_a_replica_that_cannot_store_its_costs_starts_nevertheless(
     config: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (config.parent / "file").touch()
@@ -161,7 +161,7 @@ def test_sweeps_run_all_cells_in_turn_back_and_forth_and_the_first_does_not_coun
     assert seen == [*cells[::-1], *cells] * 2
 
 
-def test_what_is_held_back_lies_between_the_points_and_its_error_is_the_curves() -> None:
+def test_held_back_passes_lie_between_the_points_and_give_the_error_of_the_curve() -> None:
     assert midpoints((1, 2, 4, 8)) == (3, 6)
     assert midpoints((1, 2)) == (2,)
     assert midpoints((4,)) == (4,)
@@ -182,7 +182,7 @@ def test_what_is_held_back_lies_between_the_points_and_its_error_is_the_curves()
     assert error == pytest.approx(1 / 7)
 
 
-def test_a_process_is_bound_as_configured_only_meanwhile() -> None:
+def test_a_process_is_pinned_and_restored() -> None:
     cores, threads = os.sched_getaffinity(0), torch.get_num_threads()
     one = min(cores)
     with pinned_process(Placement(cores=(one,), threads=len(cores) + 1)):

@@ -49,7 +49,7 @@ def test_a_target_that_drafts_for_itself_gives_the_text_of_the_plain_loop(served
     assert served.get("/debug/stats")["pool"] == []
 
 
-def test_what_its_own_drafter_costs_is_what_a_target_chooses_by(served: Served, family: Path) -> None:
+def test_a_colocated_target_chooses_by_the_costs_of_its_own_drafter(served: Served, family: Path) -> None:
     with plain_engine(family / "small") as oracle:
         wanted = expected(oracle, 64, SAMPLED)
     assert served.tokens("small", SAMPLED, 64) == wanted

@@ -149,7 +149,7 @@ def test_http_gives_what_the_command_line_prints(
     assert speculation == AUTO or demo.target(case.model, "stats")["num_proposed"] > drafted
 
 
-def test_the_router_tells_what_it_chose_from_and_what_came_of_it(demo: Served) -> None:
+def test_the_router_shows_its_arms_and_its_belief(demo: Served) -> None:
     for model in TARGETS:
         whole(demo, model, prompts()[0], max_tokens=MAX_TOKENS, temperature=0.0)
     told = demo.get("/debug/router")

@@ -40,9 +40,7 @@ def test_before_the_first_request_there_is_nothing_to_trace(
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_what_is_drafted_ahead_changes_no_text(
-    served: Served, oracles: dict[str, Engine], sampling: SamplingParams
-) -> None:
+def test_drafting_ahead_changes_no_text(served: Served, oracles: dict[str, Engine], sampling: SamplingParams) -> None:
     oracle = {model: expected(oracles[model], 96, sampling) for model in TARGETS}
     before = served.target("large", "stats")
     with ThreadPoolExecutor(6) as threads:
@@ -66,7 +64,7 @@ def test_a_draft_replica_killed_while_it_drafts_ahead_changes_no_text(
     wait_until(lambda: served.target("large", "describe")["draft_replica"] not in (None, victim))
 
 
-def test_the_last_rounds_are_told_as_a_trace(
+def test_the_last_rounds_are_written_as_a_trace(
     served: Served, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     for model in TARGETS:

@@ -75,7 +75,7 @@ def test_before_there_is_a_drafter_decoding_is_plain() -> None:
     assert policy.describe() == {"policy": "off"}
 
 
-def test_with_a_drafter_it_is_the_router_itself() -> None:
+def test_with_a_drafter_it_plans_as_the_router_does() -> None:
     policy = learning()
     assert all(plan == Plan(None, (0, 0)) for plan in play(policy, 7))
     policy.linked(told("pool-0", drafter()))
@@ -87,7 +87,7 @@ def test_with_a_drafter_it_is_the_router_itself() -> None:
     assert policy.describe()["policy"] == "goodput"
 
 
-def test_another_replica_of_the_same_drafter_changes_nothing_and_another_drafter_all() -> None:
+def test_a_replica_of_the_same_drafter_changes_nothing_and_another_drafter_starts_anew() -> None:
     policy = learning()
     policy.linked(told("pool-0", drafter()))
     play(policy, 100)
@@ -123,7 +123,7 @@ class Measured(Directory):
         return [replace(pool.member, costs=self.costs[pool.name]) for pool in self.pools]
 
 
-def test_the_first_stream_turns_it_on_a_dead_pool_changes_nothing_and_another_drafter_starts_it_anew(
+def test_the_first_link_turns_it_on_and_a_dead_pool_changes_nothing(
     runner: LoopThread,
 ) -> None:
     policy, directory = learning(), Measured()
@@ -148,7 +148,7 @@ def test_the_first_stream_turns_it_on_a_dead_pool_changes_nothing_and_another_dr
             wait_until(lambda: drafts.replica is None)
 
 
-def test_a_policy_that_takes_no_drafter_keeps_no_stream_from_being_used(
+def test_a_link_is_used_even_if_the_policy_refuses_its_drafter(
     runner: LoopThread, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(member: PoolMember) -> None:
@@ -161,7 +161,7 @@ def test_a_policy_that_takes_no_drafter_keeps_no_stream_from_being_used(
     pool.kill()
 
 
-def test_it_can_be_looked_at_and_replaced_while_it_plans() -> None:
+def test_other_threads_describe_and_replace_it_while_it_plans() -> None:
     policy, over = learning(), threading.Event()
     failures: list[BaseException] = []
 
