@@ -8,9 +8,8 @@ scheduling and committing, and the wait for the interpreter while another thread
 from __future__ import annotations
 
 import sys
-import time
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,6 +20,7 @@ from transformers import AutoTokenizer
 from bench import machine
 from bench.arguments import RESULTS, add_target, add_threads, plain_parser
 from bench.ours import requests
+from bench.passes import median_ms
 from bench.policies import RoundRecorder
 from bench.workload import held_out
 from cli.arguments import whole
@@ -99,13 +99,8 @@ def steps(
 
 def sampling_ms(decoder: NativeDecoder, batch: int, temperature: float, passes: int = 200) -> float:
     logits = torch.randn(batch, decoder.config.vocab_size, generator=torch.Generator().manual_seed(0))
-    sampling = [SamplingParams(temperature, seed=seed) for seed in range(batch)]
-    times = []
-    for position in range(passes):
-        start = time.perf_counter()
-        decoder.pick(logits, sampling, [position] * batch)
-        times.append(1e3 * (time.perf_counter() - start))
-    return median(times)
+    sampling, position = [SamplingParams(temperature, seed=seed) for seed in range(batch)], count()
+    return median_ms(lambda: decoder.pick(logits, sampling, [next(position)] * batch), passes)
 
 
 def table(measured: list[StepParts], place: Any) -> str:

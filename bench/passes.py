@@ -98,7 +98,7 @@ def read_ms(num_bytes: int, passes: int) -> float:
     if why_not_native() is None:
         pool = thread_pool(num_threads())
         readers.append(lambda: library().dp_read(pool, values.data_ptr(), values.nbytes))
-    return min(_median_ms(reader, passes) for reader in readers)
+    return min(median_ms(reader, passes) for reader in readers)
 
 
 @torch.inference_mode()
@@ -109,9 +109,9 @@ def products_ms(model: TargetModel, width: int, passes: int) -> float:
     """
     decoder = model.decoder
     if isinstance(decoder, NativeDecoder):
-        return _median_ms(lambda: decoder.linear_pass(width), passes)
+        return median_ms(lambda: decoder.linear_pass(width), passes)
     if isinstance(decoder, EagerDecoder):
-        return _median_ms(lambda: _eager_products(decoder, width), passes)
+        return median_ms(lambda: _eager_products(decoder, width), passes)
     raise TypeError(f"{type(decoder).__name__} has no pass of linear layers alone")
 
 
@@ -124,8 +124,8 @@ def _eager_products(decoder: EagerDecoder, width: int) -> None:
     torch.nn.functional.linear(hidden, weights.head)
 
 
-def _median_ms(call: Callable[[], object], passes: int) -> float:
-    """After two calls that only warm up."""
+def median_ms(call: Callable[[], object], passes: int) -> float:
+    """The median time of a call, after two calls that only warm up."""
     return median([_timed(call) for _ in range(passes + 2)][2:])
 
 

@@ -49,7 +49,6 @@ class PairEngine(DraftPoolEngine):
         self.stats: dict[Cell, list[RoundStats]] = {}
         self.fan_out = 8
         self.exit_layer: int | None = None
-        self.describe = describe
         self._member = describe()
         self._link = LinkThread()
 
@@ -62,10 +61,8 @@ class PairEngine(DraftPoolEngine):
         incarnation = f"pair-{next(self._runs)}"
         config = EngineConfig(max_batch=cell.batch, max_queue=num_prompts, incarnation=incarnation)
         with self._link.client(self._member, incarnation, DEADLINE_S) as client:
-            drafts = client if cell.speculates else None
-            modes = APART.get(cell.mode, (Mode.SERIAL,))
-            ahead = ahead_config(modes, self.fan_out, self.exit_layer)
-            engine = Engine(self.model, policy, drafts, config, ahead)
+            ahead = ahead_config(APART.get(cell.mode, (Mode.SERIAL,)), self.fan_out, self.exit_layer)
+            engine = Engine(self.model, policy, client if cell.speculates else None, config, ahead)
             engine.start()
             try:
                 yield engine
