@@ -50,12 +50,12 @@ class MemoryRecorder:
 
     def sample(self, num_done: int) -> None:
         resident: dict[int, float] = {}
-        own = psutil.Process()
-        for process in [own, *own.children(recursive=True)]:
+        this = psutil.Process()
+        for process in [this, *this.children(recursive=True)]:
             with suppress(psutil.Error):
                 resident[process.pid] = process.memory_info().rss / MIB
                 if process.pid not in self.labels:
-                    self.labels[process.pid] = "this process" if process == own else label(process.cmdline())
+                    self.labels[process.pid] = "this process" if process == this else label(process.cmdline())
                 self.peaks[process.pid] = max(peak_mb(process.pid), resident[process.pid])
         self.num_done.append(num_done)
         self.samples.append(resident)
@@ -64,11 +64,11 @@ class MemoryRecorder:
         """By base, the largest first. Equal labels are numbered."""
         steady = [pid for pid in self.labels if all(pid in sample for sample in self.samples)]
         names = numbered({pid: self.labels[pid] for pid in steady})
-        found = [
+        rows = [
             growth(names[pid], self.peaks[pid], self.num_done, [sample[pid] for sample in self.samples], base_after)
             for pid in steady
         ]
-        return sorted(found, key=lambda one: -one.base)
+        return sorted(rows, key=lambda row: -row.base)
 
 
 def growth(process: str, peak: float, num_done: Sequence[int], resident: Sequence[float], base_after: int) -> Growth:

@@ -86,8 +86,8 @@ class DraftPoolEngine:
     def oracle(self, prompt: TokenIds, temperature: float, seed: int, max_tokens: int) -> tuple[int, ...]:
         """The plain loop's text: one sequence, one token a step."""
         sampling = SamplingParams(temperature, seed=seed)
-        made = plain.generate(self.model, GenerateRequest("0", tuple(prompt), sampling, StopRules(max_tokens)))
-        return tuple(made.tokens[len(prompt) :])
+        text = plain.generate(self.model, GenerateRequest("0", tuple(prompt), sampling, StopRules(max_tokens)))
+        return tuple(text.tokens[len(prompt) :])
 
     def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> CellOutcome:
         asked = requests(prompts, cell.temperature, max_tokens)

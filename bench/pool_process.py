@@ -97,11 +97,11 @@ def _described(process: subprocess.Popen[str], secret: Secret) -> PoolMember:
         line = ""
     if not line:
         raise RuntimeError("the draft replica's process did not start, or has ended; its error stands above")
-    told = json.loads(line)
-    costs = told.pop("costs")
-    told |= {"exits": tuple(told["exits"]), "stats": PoolStats(**told["stats"]), "secret": secret}
-    told |= {"limits": MessageLimits(**told["limits"])}
-    return PoolMember(**told, costs=costs and loads_costs(DrafterCosts, costs, "the draft replica's costs"))
+    fields = json.loads(line)
+    costs = fields.pop("costs")
+    fields |= {"exits": tuple(fields["exits"]), "stats": PoolStats(**fields["stats"]), "secret": secret}
+    fields |= {"limits": MessageLimits(**fields["limits"])}
+    return PoolMember(**fields, costs=costs and loads_costs(DrafterCosts, costs, "the draft replica's costs"))
 
 
 class LinkThread:

@@ -48,9 +48,9 @@ def facts(report: dict[str, Any]) -> list[str]:
     """Where and how it was measured."""
     place, settings = report["machine"], report["settings"]
     versions = ", ".join(f"{name} {version}" for name, version in place["engines"].items())
-    told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
+    listed = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
     return [
-        f"Medians of interleaved repetitions, with the 90 % interval of the paired ratio; {told}.",
+        f"Medians of interleaved repetitions, with the 90 % interval of the paired ratio; {listed}.",
         f"{machine.hardware(place)}, {versions}; commit {place['commit']}; `{place['command']}`.",
     ]
 

@@ -82,17 +82,17 @@ def comparison(
     serial = winners[Mode.SERIAL]
     in_turn = times(engine.rounds[serial])
     ahead = {mode: cell for mode, cell in winners.items() if mode != Mode.SERIAL}
-    found = {mode: hits(engine.stats.get(cell, [])) for mode, cell in ahead.items()}
+    hits_by_mode = {mode: hits(engine.stats.get(cell, [])) for mode, cell in ahead.items()}
     better = best({cell: rates[cell] for cell in (serial, plain)})
-    waits = {mode: one.wait_ms for mode, one in found.items()}
+    waits = {mode: one.wait_ms for mode, one in hits_by_mode.items()}
     return Comparison(
         batch=chosen.batch,
         temperature=chosen.temperature,
         best={mode: f"{cell.depth}/{cell.length}" for mode, cell in winners.items()},
         rates={cell.mode: round(median(rates[cell]), 1) for cell in (plain, *winners.values(), chosen)},
         gain={mode: paired_ratio(rates[cell], rates[serial]) for mode, cell in ahead.items()},
-        bound={mode: round(latency_bound(in_turn, one.share), 4) for mode, one in found.items()},
-        hits=found,
+        bound={mode: round(latency_bound(in_turn, one.share), 4) for mode, one in hits_by_mode.items()},
+        hits=hits_by_mode,
         hidden={mode: ms if ms is None else round(1 - ms / in_turn.draft_ms, 4) for mode, ms in waits.items()},
         chosen=paired_ratio(rates[chosen], rates[better]),
         played=plays(engine.rounds[chosen]),

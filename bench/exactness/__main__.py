@@ -92,17 +92,17 @@ def run(args: Namespace) -> int:
     kind = "" if args.matrix == "serial" else f".{args.matrix}"
     name = f"{args.target.name}.{precision.name}{kind}"
     results = run_matrix(subject, MATRICES[args.matrix](), args.out / f"{name}.cells.jsonl")
-    made = report(subject, args, results)
-    (args.out / f"{name}.json").write_text(json.dumps(made, indent=1) + "\n")
-    sys.stdout.write(json.dumps({key: value for key, value in made.items() if key != "machine"}, indent=1) + "\n")
-    beyond_ties = [one for one in made["plain_loop_against_generate"] or [] if one["gap"] > TIE]
-    return 1 if made["faults"] or beyond_ties else 0
+    summary = report(subject, args, results)
+    (args.out / f"{name}.json").write_text(json.dumps(summary, indent=1) + "\n")
+    sys.stdout.write(json.dumps({key: value for key, value in summary.items() if key != "machine"}, indent=1) + "\n")
+    beyond_ties = [one for one in summary["plain_loop_against_generate"] or [] if one["gap"] > TIE]
+    return 1 if summary["faults"] or beyond_ties else 0
 
 
-def parser() -> ArgumentParser:
-    made = plain_parser(__doc__)
-    add = made.add_argument
-    add_target(made)
+def arguments() -> ArgumentParser:
+    parser = plain_parser(__doc__)
+    add = parser.add_argument
+    add_target(parser)
     add("--drafter", type=Path, default=MODELS / "drafter")
     add("--matrix", choices=list(MATRICES), default="serial", help="default: %(default)s")
     add("--prompts", type=int, default=64)
@@ -111,9 +111,9 @@ def parser() -> ArgumentParser:
     add("--dtype", choices=sorted(DTYPES), default="fp32")
     add("--execution", choices=[*Execution], default=Execution.AUTO)
     add("--out", type=Path, default=RESULTS / "exactness")
-    add_threads(made)
-    return made
+    add_threads(parser)
+    return parser
 
 
 if __name__ == "__main__":
-    sys.exit(run(parser().parse_args()))
+    sys.exit(run(arguments().parse_args()))

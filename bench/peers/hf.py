@@ -90,7 +90,7 @@ class TransformersEngine:
     ) -> list[Timed]:
         ids, mask = left_padded(prompts)
         marks = StepMarks()
-        made = self._target.generate(
+        sequences = self._target.generate(
             input_ids=ids,
             attention_mask=mask,
             generation_config=generation_config(cell.temperature, max_tokens),
@@ -103,7 +103,7 @@ class TransformersEngine:
         arrived = tuple(now for (now, _), size in zip(marks.seen, sizes, strict=True) for _ in range(size))
         verified = tuple(sizes) if cell.speculates else ()
         drafted = num_drafted(sizes, cell.length, max_tokens) if cell.mode == "assisted" else None
-        return [Timed(tuple(row[width:]), arrived, start, verified, drafted) for row in made.tolist()]
+        return [Timed(tuple(row[width:]), arrived, start, verified, drafted) for row in sequences.tolist()]
 
 
 class ContinuousBatching:
@@ -128,7 +128,7 @@ class ContinuousBatching:
         self._model = None
 
     def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> CellOutcome:
-        made = self._model.generate_batch(
+        outputs = self._model.generate_batch(
             inputs=[list(prompt) for prompt in prompts],
             generation_config=generation_config(cell.temperature, max_tokens, NEVER),
             continuous_batching_config=ContinuousBatchingConfig(
@@ -142,13 +142,13 @@ class ContinuousBatching:
             progress_bar=False,
             persistent_manager=False,
         )
-        if len(made) != len(prompts) or any(output.error for output in made.values()):
+        if len(outputs) != len(prompts) or any(output.error for output in outputs.values()):
             raise Unavailable("continuous batching gave up on a request; its own log says why")
-        outputs = tuple(
+        timed = tuple(
             Timed(tuple(output.generated_tokens), tuple(output.timestamps), output.created_time)
-            for output in made.values()
+            for output in outputs.values()
         )
-        return CellOutcome(outputs)
+        return CellOutcome(timed)
 
 
 def load(directory: Path, dtype: torch.dtype) -> Any:

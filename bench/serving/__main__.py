@@ -43,9 +43,9 @@ def run(args: Namespace) -> int:
     return 1 if any(fails) else 0
 
 
-def parser() -> ArgumentParser:
-    made = plain_parser(__doc__)
-    add = made.add_argument
+def arguments() -> ArgumentParser:
+    parser = plain_parser(__doc__)
+    add = parser.add_argument
     add("--parts", type=listed(one_of(*PARTS)), default=list(PARTS), help=f"default: {','.join(PARTS)}")
     add("--config", type=Path, default=CONFIG, help="default: the demo family")
     add("--prompts", type=Path, default=HELD_OUT, help="default: held-out code")
@@ -61,11 +61,11 @@ def parser() -> ArgumentParser:
     add("--base-after", type=whole(0), default=200, help="for memory, requests (default: 200)")
     add("--every", type=whole(1), default=50, help="for memory, requests between samples (default: 50)")
     add("--out", type=Path, default=RESULTS / "serving.json")
-    return made
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return ended("bench.serving", run, parser().parse_args(argv))
+    return ended("bench.serving", run, arguments().parse_args(argv))
 
 
 if __name__ == "__main__":
