@@ -53,18 +53,15 @@ class TargetReplica:
         self._policy: Policy = policy(config.speculation)
         if isinstance(config.speculation, AdaptiveSpeculation) and (pool, drafter) != (None, None):
             costs = await asyncio.to_thread(startup_target_costs, model, config)
-            self._policy = LinkedPolicy(
-                config.name, costs, partial(adaptive, config.speculation, max_rows=config.max_batch)
-            )
+            make_policy = partial(adaptive, config.speculation, max_rows=config.max_batch)
+            self._policy = LinkedPolicy(config.name, costs, make_policy)
         self._colocated = await asyncio.to_thread(self._open_colocated, drafter)
         self._client = self._draft_client(pool)
         if self._client is not None:
             await self._client.start()
-        settings, drafts = (
-            engine_config(config, self._incarnation),
-            self._colocated.client if self._colocated else self._client,
-        )
-        self._engine = Engine(model, self._policy, drafts, settings, ahead_config(config.speculation))
+        client = self._colocated.client if self._colocated else self._client
+        settings = engine_config(config, self._incarnation)
+        self._engine = Engine(model, self._policy, client, settings, ahead_config(config.speculation))
         self._streams = TokenStreams()
         self._engine.start()
 
