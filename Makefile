@@ -46,10 +46,9 @@ test-all: $(READY)  ## all that needs no GPU
 exactness: $(READY)  ## the full matrix against the plain loop (about an hour; resumes)
 	$(BIN)/python -m bench.exactness
 
-bench: $(BENCH)  ## every engine, batch, depth and length; the bars; the README's table (hours; leave the machine alone)
+bench: $(BENCH)  ## every engine, batch, depth and length; the bars (hours; leave the machine alone)
 	$(BIN)/draftpool bench --target demo/models/large $(GRID) --out bench/results/large.json
 	$(BIN)/draftpool bench --target demo/models/small $(GRID) --out bench/results/small.json
-	$(BIN)/python -m bench.report bench/results/large.json bench/results/small.json
 	$(BIN)/python -m bench.bars --out bench/results/bars.json
 
 bench-serving: $(BENCH)  ## the served app against the engine alone, and memory over 2,000 requests (minutes)
@@ -60,9 +59,8 @@ bench-router: $(BENCH)  ## the router against its baselines: offline, as served,
 	$(BIN)/python -m bench.router.served
 	$(BIN)/python -m bench.router.slowed
 
-bench-ahead: $(BENCH)  ## drafting ahead on two cores, and a pool that does not keep up (an hour; leave it alone)
+bench-ahead: $(BENCH)  ## drafting ahead on two cores (an hour; leave it alone)
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.ahead
-	$(BIN)/python -m bench.degraded
 
 bench-peers:  ## OpenVINO GenAI in an environment of its own, for the benchmark's peer columns
 	$(PYTHON) -m venv $(PEERS)

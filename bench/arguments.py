@@ -51,17 +51,23 @@ def plain_parser(description: str | None, **defaults: object) -> ArgumentParser:
 def pairs_parser(description: str | None, **defaults: object) -> ArgumentParser:
     """Interleaved repetitions of every depth and length, with the demo drafter."""
     parser = plain_parser(description)
-    add = parser.add_argument
-    add("--drafter", type=Path, default=MODELS / "drafter")
-    add("--pairs", type=whole(2), default=15, help="interleaved repetitions (default: 15)")
-    add("--depths", type=listed(depth), default=[2, 4, 6, "cascade"])
-    add("--lengths", type=listed(whole(1, 64)), default=[1, 2, 3, 4, 6, 8])
-    add("--num-prompts", type=whole(1), default=4)
-    add("--max-tokens", type=whole(2), default=128)
-    add("--prompts", type=Path, default=HELD_OUT)
-    add("--out", type=Path)
+    parser.add_argument("--drafter", type=Path, default=MODELS / "drafter")
+    parser.add_argument("--pairs", type=whole(2), default=15, help="interleaved repetitions (default: 15)")
+    parser.add_argument("--out", type=Path)
+    add_settings(parser)
+    parser.set_defaults(num_prompts=4)
     parser.set_defaults(**defaults)
     return parser
+
+
+def add_settings(parser: ArgumentParser) -> None:
+    """Depths and lengths to draft at, and the prompts."""
+    add = parser.add_argument
+    add("--depths", type=listed(depth), default=[2, 4, 6, "cascade"], help="default: 2,4,6,cascade")
+    add("--lengths", type=listed(whole(1, 64)), default=[1, 2, 3, 4, 6, 8], help="default: 1,2,3,4,6,8")
+    add("--prompts", type=Path, default=HELD_OUT, help="JSON lines; Spec-Bench's are split by category")
+    add("--num-prompts", type=whole(1), default=8, help="of each cell, at the least (default: %(default)s)")
+    add("--max-tokens", type=whole(2), default=128, help="of each prompt (default: %(default)s)")
 
 
 def add_target(parser: ArgumentParser) -> None:

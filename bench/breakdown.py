@@ -8,9 +8,8 @@ scheduling and committing, and the wait for the interpreter while another thread
 from __future__ import annotations
 
 import sys
-import time
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import count, pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,15 +20,17 @@ from transformers import AutoTokenizer
 from bench import machine
 from bench.arguments import RESULTS, add_target, add_threads, plain_parser
 from bench.ours import requests
+from bench.passes import median_ms
 from bench.policies import RoundRecorder
 from bench.workload import held_out
 from cli.arguments import whole
-from deployments.local import complete, open_engine
+from deployments.local import open_engine
 from model.native.decoder import NativeDecoder
 from protocol.errors import ConfigError
 from protocol.record import RoundRecord
 from protocol.request import SamplingParams
 from router.policy import Off
+from targets.complete import complete
 from targets.engine import EngineConfig
 from targets.model import TargetModel, load_target
 
@@ -98,21 +99,14 @@ def steps(
 
 def sampling_ms(decoder: NativeDecoder, batch: int, temperature: float, passes: int = 200) -> float:
     logits = torch.randn(batch, decoder.config.vocab_size, generator=torch.Generator().manual_seed(0))
-    sampling = [SamplingParams(temperature, seed=seed) for seed in range(batch)]
-    times = []
-    for position in range(passes):
-        start = time.perf_counter()
-        decoder.pick(logits, sampling, [position] * batch)
-        times.append(1e3 * (time.perf_counter() - start))
-    return median(times)
+    sampling, position = [SamplingParams(temperature, seed=seed) for seed in range(batch)], count()
+    return median_ms(lambda: decoder.pick(logits, sampling, [next(position)] * batch), passes)
 
 
 def table(measured: list[StepParts], place: Any) -> str:
     """One line a step; times in ms."""
     rows = [asdict(step) for step in measured]
-    lines = [f"| {' | '.join(rows[0])} |", "|" + "---|" * len(rows[0])]
-    lines += [f"| {' | '.join(map(str, row.values()))} |" for row in rows]
-    return "\n".join([*lines, "", machine.footer(place)]) + "\n"
+    return machine.markdown(list(rows[0]), [list(row.values()) for row in rows], machine.footer(place))
 
 
 def main() -> int:
@@ -134,8 +128,7 @@ def main() -> int:
         for temperature in args.temperature
     ]
     report = {"machine": machine.describe(), "target": args.target.name, "steps": [asdict(step) for step in measured]}
-    machine.save(args.out, report, table(measured, report["machine"]))
-    sys.stdout.write(table(measured, report["machine"]))
+    machine.publish(args.out, report, table(measured, report["machine"]))
     return 0
 
 

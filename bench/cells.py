@@ -90,10 +90,9 @@ class Timed:
 
 @dataclass(frozen=True, slots=True)
 class CellOutcome:
-    """What one call gave. peak_rss_mb: of the process that ran it. draft_ms: of one drafted token. None: not known."""
+    """What one call gave. draft_ms: of one drafted token; None: not known."""
 
     outputs: tuple[Timed, ...]
-    peak_rss_mb: float | None
     draft_ms: float | None = None
 
 

@@ -5,25 +5,24 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
-from bench.arguments import listed, one_of
-from bench.cells import APART, OURS, Subject
+from bench.arguments import add_settings, listed, one_of
+from bench.cells import OURS, Subject
 from bench.grid import MODES, PEERS, Grid
 from bench.report import save
 from bench.run import Engines, measure, opened
-from bench.workload import EQUAL, HELD_OUT, KINDS, LONGEST, Workload, read_texts
-from cli.arguments import depth, whole
+from bench.workload import EQUAL, KINDS, LONGEST, Workload, read_texts
+from cli.arguments import whole
 from deployments.process import DTYPES
 from model.files import resolve
 from model.native.library import default_threads
 from protocol.errors import ConfigError
 
-DRAFTING = (*OURS[1:], *APART, "assisted", "openvino-draft")
+DRAFTING = (*OURS[1:], "assisted", "openvino-draft")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,9 +38,7 @@ def run(args: argparse.Namespace) -> int:
     with opened(subject, args.modes, args.url, args.url_model) as engines:
         total = (args.repeat + 1) * len(cells)
         with tqdm(total=total, unit="cell", disable=None) as bar:
-            results = measure(
-                engines, cells, workload, repeat=args.repeat, max_tokens=args.max_tokens, tick=lambda: _advance(bar)
-            )
+            results = measure(engines, cells, workload, repeat=args.repeat, max_tokens=args.max_tokens, tick=bar.update)
         say_left_out(engines)
     for result in results:
         if args.json:
@@ -90,38 +87,21 @@ def temperature(text: str) -> float:
     return value
 
 
-def _advance(bar: tqdm) -> None:  # type: ignore[type-arg]
-    bar.update()
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--target", required=True, help="checkpoint directory, or hub id")
-    parser.add_argument("--drafter", help="checkpoint directory")
-    add_grid(parser, modes=(*OURS, *PEERS), lengths=(1, 2, 3, 4, 6, 8))
-    parser.add_argument("--url", help="an OpenAI-compatible server, for mode url")
-    parser.add_argument("--url-model", help="its model (default: the first that it lists)")
-    parser.add_argument("--json", action="store_true", help="one JSON line a cell, instead of a table")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="result as JSON; a table goes beside it")
-
-
-def add_grid(parser: argparse.ArgumentParser, modes: Sequence[str], lengths: Sequence[int]) -> None:
-    """What is measured, on which prompts."""
     add = parser.add_argument
+    add("--target", required=True, help="checkpoint directory, or hub id")
+    add("--drafter", help="checkpoint directory")
     add("--batch", type=listed(whole(1)), default=[1, 8], help="batch sizes (default: 1,8)")
+    modes = (*OURS, *PEERS)
     add("--modes", type=listed(one_of(*MODES)), default=list(modes), help=f"default: {','.join(modes)}")
-    add(
-        "--depths",
-        type=listed(depth),
-        default=[2, 4, 6, "cascade"],
-        help="where fixed (default: 2,4,6,cascade)",
-    )
-    add("--lengths", type=listed(whole(1, 64)), default=list(lengths), help=f"default: {','.join(map(str, lengths))}")
+    add_settings(parser)
     add("--temperature", type=listed(temperature), default=[0.0], help="one or several (default: 0, greedy)")
     add("--kept-full", type=whole(0), default=0, metavar="N", help="also keep the batch full, N more batches queued")
-    add("--prompts", type=Path, default=HELD_OUT, help="JSON lines; Spec-Bench's are split by category")
     add("--workload", choices=KINDS, default="mixed", help="prompts of 32 to 512 tokens, of 128, or as they are")
-    add("--num-prompts", type=whole(1), default=8, help="of each cell, at the least (default: %(default)s)")
-    add("--max-tokens", type=whole(2), default=128, help="of each prompt (default: %(default)s)")
     add("--dtype", choices=sorted(DTYPES), default="bf16", help="default: %(default)s")
     add("--threads", type=whole(1), default=default_threads(), help="default: %(default)s")
     add("--repeat", type=whole(1), default=5, help="repetitions, interleaved (default: %(default)s)")
+    add("--url", help="an OpenAI-compatible server, for mode url")
+    add("--url-model", help="its model (default: the first that it lists)")
+    add("--json", action="store_true", help="one JSON line a cell, instead of a table")
+    add("--out", type=Path, metavar="FILE", help="result as JSON; a table goes beside it")

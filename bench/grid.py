@@ -10,7 +10,7 @@ from bench.policies import FIXED
 
 LENGTH_MODES = ("assisted", "lookup", "openvino-draft")  # one cell a batch and length
 PEERS = ("generate", "assisted", "lookup", "continuous", "openvino", "openvino-draft")
-MODES = (*OURS, *APART, *PEERS, "url")
+MODES = (*OURS, *PEERS, "url")
 EVERY_SETTING = (FIXED, *(mode for mode in APART if mode != CHOSEN))  # one cell a depth and length
 SINGLE = frozenset(("assisted", "lookup"))  # transformers speculates at batch 1 only
 

@@ -7,7 +7,7 @@ import platform
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,18 @@ def footer(place: Mapping[str, Any]) -> str:
     """The last line of a table: what `describe` told."""
     command = re.sub(r" --out \S+", "", str(place["command"]))  # where it went is where it lies
     return f"{hardware(place)}; commit {place['commit']}; `{command}`."
+
+
+def markdown(header: Sequence[str], rows: Iterable[Sequence[object]], *notes: str) -> str:
+    """A table, and the notes below it, one a line."""
+    lines = [f"| {' | '.join(map(str, line))} |" for line in [header, ["---"] * len(header), *rows]]
+    return "\n".join([*lines, *(["", *notes] if notes else [])]) + "\n"
+
+
+def publish(out: Path, report: Mapping[str, Any], table: str) -> None:
+    """Saves a result and prints its table."""
+    save(out, report, table)
+    sys.stdout.write(table)
 
 
 def save(out: Path, report: Mapping[str, Any], table: str) -> None:

@@ -1,4 +1,4 @@
-"""Resident memory: this process's peak while something runs, and whether a tree of processes grows with its requests.
+"""Whether the resident memory of a tree of processes grows with its requests.
 
 The first requests fill caches, so growth is measured after some of them: the slope of a straight line through all later
 samples, times the requests between them. One late jump moves a line less than it moves the difference of two samples.
@@ -10,36 +10,16 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import linear_regression
-from typing import Self
 
 import psutil
 
+from bench.machine import markdown
+
 MIB = 1 << 20
 GROWTH_SHARE, GROWTH_MB = 0.01, 4.0  # growth is what exceeds both; an allocator's own noise does not
-CLEAR_PEAK = Path("/proc/self/clear_refs")
-
-
-class PeakMemory:
-    """`mb` after the block: the highest resident memory of this process within it, all loaded engines included.
-
-    Where the kernel's mark cannot be set back, what is resident at the end.
-    """
-
-    mb = 0.0
-    _has_mark = False
-
-    def __enter__(self) -> Self:
-        with suppress(OSError):
-            CLEAR_PEAK.write_text("5")
-            self._has_mark = True
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        resident = psutil.Process().memory_info().rss / MIB
-        self.mb = round(max(peak_mb("self"), resident) if self._has_mark else resident, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +50,12 @@ class MemoryRecorder:
 
     def sample(self, num_done: int) -> None:
         resident: dict[int, float] = {}
-        own = psutil.Process()
-        for process in [own, *own.children(recursive=True)]:
+        this = psutil.Process()
+        for process in [this, *this.children(recursive=True)]:
             with suppress(psutil.Error):
                 resident[process.pid] = process.memory_info().rss / MIB
                 if process.pid not in self.labels:
-                    self.labels[process.pid] = "this process" if process == own else label(process.cmdline())
+                    self.labels[process.pid] = "this process" if process == this else label(process.cmdline())
                 self.peaks[process.pid] = max(peak_mb(process.pid), resident[process.pid])
         self.num_done.append(num_done)
         self.samples.append(resident)
@@ -84,11 +64,11 @@ class MemoryRecorder:
         """By base, the largest first. Equal labels are numbered."""
         steady = [pid for pid in self.labels if all(pid in sample for sample in self.samples)]
         names = numbered({pid: self.labels[pid] for pid in steady})
-        found = [
+        rows = [
             growth(names[pid], self.peaks[pid], self.num_done, [sample[pid] for sample in self.samples], base_after)
             for pid in steady
         ]
-        return sorted(found, key=lambda one: -one.base)
+        return sorted(rows, key=lambda row: -row.base)
 
 
 def growth(process: str, peak: float, num_done: Sequence[int], resident: Sequence[float], base_after: int) -> Growth:
@@ -129,7 +109,7 @@ def numbered(labels: Mapping[int, str]) -> dict[int, str]:
 
 
 def peak_mb(pid: int | str) -> float:
-    """The kernel's own mark since the process began, or since it was cleared; 0 where there is none."""
+    """The kernel's own mark since the process began; 0 where there is none."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("VmHWM"):
@@ -138,11 +118,5 @@ def peak_mb(pid: int | str) -> float:
 
 
 def growth_table(part: str, rows: Sequence[Growth]) -> str:
-    lines = [
-        f"| {part} | peak, MiB | under load | base | end | growth | KiB a request | grows |",
-        "|" + "---|" * 8,
-    ]
-    for row in rows:
-        figures = (row.peak, row.peak_under_load, row.base, row.end, row.growth, row.kib_per_request)
-        lines.append(f"| {row.process} | {' | '.join(map(str, figures))} | {'**yes**' if row.grows else 'no'} |")
-    return "\n".join(lines) + "\n"
+    header = (part, "peak, MiB", "under load", "base", "end", "growth", "KiB a request", "grows")
+    return markdown(header, [(*asdict(row).values(), "**yes**" if row.grows else "no") for row in rows])

@@ -2,10 +2,9 @@
 
 rate              tokens after the last first token / the time from then to the last token; prefill apart
 rate, kept full   all tokens / the window from the batch's filling up to its first slot left empty; prefill inside
-total rate        all tokens / (last token - hand-over), prefill and queue inside
 TTFT, TPOT        first token - hand-over; (last - first token) / (tokens - 1). Medians over prompts and repetitions
 acceptance length tokens of a verifying pass, its bonus included, mean over passes
-acceptance rate   accepted / drafted; by position: passes that accepted beyond it / passes
+acceptance rate   accepted / drafted
 """
 
 from __future__ import annotations
@@ -38,17 +37,13 @@ class CellResult:
     queue: int
     category: str
     tokens_per_second: list[float]
-    total_tokens_per_second: list[float]
     ttft_ms: float
     tpot_ms: float | None
     mean_acceptance_length: float | None
     acceptance_rate: float | None
-    acceptance_per_position: list[float]
     draft_ms_per_token: list[float]
     identical: float | None
-    peak_rss_mb: float | None
     speedup: Ratio | None = None
-    total_speedup: float | None = None
 
     @property
     def cell(self) -> Cell:
@@ -75,15 +70,12 @@ def summary(engine: str, cell: Cell, repetitions: Sequence[Repetition], same: Se
         queue=cell.queue,
         category=cell.category,
         tokens_per_second=[round(rate(repetition, cell), 2) for repetition in repetitions],
-        total_tokens_per_second=[round(total_rate(repetition), 2) for repetition in repetitions],
         ttft_ms=round(median(1e3 * (output.arrived[0] - output.started) for output in outputs), 3),
         tpot_ms=round(median(tpots), 4) if tpots else None,
         mean_acceptance_length=round(fmean(passes), 4) if passes else None,
         acceptance_rate=round((sum(passes) - len(passes)) / drafted, 4) if drafted else None,
-        acceptance_per_position=by_position(passes, cell.length),
         draft_ms_per_token=[round(ms, 4) for ms in map(draft_ms, repetitions) if ms is not None],
         identical=sum(same) / len(same) if same else None,
-        peak_rss_mb=max((o.peak_rss_mb for o in outcomes if o.peak_rss_mb is not None), default=None),
     )
 
 
@@ -109,42 +101,21 @@ def full_rate(outputs: Sequence[Timed], batch: int) -> float:
     return _per_second(sum(start < now <= end for output in outputs for now in output.arrived), end - start)
 
 
-def total_rate(repetition: Repetition) -> float:
-    tokens = sum(len(output.arrived) for outcome in repetition for output in outcome.outputs)
-    return tokens / sum(
-        max(o.arrived[-1] for o in outcome.outputs) - min(o.started for o in outcome.outputs) for outcome in repetition
-    )
-
-
 def draft_ms(repetition: Repetition) -> float | None:
     """Mean over groups of the cost of a drafted token; None where the engine did not draft, or does not tell."""
     known = [outcome.draft_ms for outcome in repetition if outcome.draft_ms is not None]
     return fmean(known) if known else None
 
 
-def by_position(passes: Sequence[int], length: int) -> list[float]:
-    """Share of all passes that accepted the draft token at each position."""
-    if not passes:
-        return []
-    return [round(sum(size - 1 > position for size in passes) / len(passes), 4) for position in range(length)]
-
-
 def with_speedups(results: Sequence[CellResult]) -> list[CellResult]:
     """Each result beside our plain loop's of the same batch, temperature, queue and category."""
-    plain = {_peers(result): result for result in results if result.mode == "plain"}
-    return [_with_speedup(result, plain.get(_peers(result))) for result in results]
-
-
-def _with_speedup(result: CellResult, plain: CellResult | None) -> CellResult:
-    if plain is None:
-        return result
-    return replace(
-        result,
-        speedup=paired_ratio(result.tokens_per_second, plain.tokens_per_second),
-        total_speedup=median(
-            a / b for a, b in zip(result.total_tokens_per_second, plain.total_tokens_per_second, strict=True)
-        ),
-    )
+    plain = {_peers(result): result.tokens_per_second for result in results if result.mode == "plain"}
+    return [
+        replace(result, speedup=paired_ratio(result.tokens_per_second, plain[_peers(result)]))
+        if _peers(result) in plain
+        else result
+        for result in results
+    ]
 
 
 def _peers(result: CellResult) -> Cell:

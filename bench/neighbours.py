@@ -73,13 +73,12 @@ def measure(model: TargetModel, count: int, pairs: int, seconds: float) -> tuple
 
 
 def table(alone: Sequence[float], beside: Sequence[float], ratio: Ratio, count: int, place: Mapping[str, Any]) -> str:
-    lines = [
-        "| busy neighbours | tokens/s | of alone | 90 % interval |",
-        "|---|---|---|---|",
-        f"| 0 | {median(alone):.0f} | 1 | |",
-        f"| {count} | {median(beside):.0f} | {ratio.median:.2f} | {ratio.low:.2f}-{ratio.high:.2f} |",
+    rows = [
+        (0, f"{median(alone):.0f}", 1, ""),
+        (count, f"{median(beside):.0f}", f"{ratio.median:.2f}", f"{ratio.low:.2f}-{ratio.high:.2f}"),
     ]
-    return "\n".join([*lines, "", machine.footer(place)]) + "\n"
+    header = ("busy neighbours", "tokens/s", "of alone", "90 % interval")
+    return machine.markdown(header, rows, machine.footer(place))
 
 
 def main() -> int:
@@ -95,9 +94,8 @@ def main() -> int:
     model = load_target(args.target, dtype=torch.bfloat16, num_positions=2 * CONTEXT, page_size=16)
     alone, beside = measure(model, args.neighbours, args.pairs, args.seconds)
     place, ratio = machine.describe(), paired_ratio(beside, alone)
-    text = table(alone, beside, ratio, args.neighbours, place)
-    machine.save(args.out, {"machine": place, "alone": alone, "beside": beside, "ratio": ratio.median}, text)
-    sys.stdout.write(text)
+    report = {"machine": place, "alone": alone, "beside": beside, "ratio": ratio.median}
+    machine.publish(args.out, report, table(alone, beside, ratio, args.neighbours, place))
     return 0
 
 

@@ -14,12 +14,13 @@ from importlib import metadata
 import torch
 
 from bench.cells import APART, PAGE, PLAIN, Cell, CellOutcome, Subject, Timed, TokenIds
-from bench.memory import PeakMemory
 from bench.policies import ADAPTIVE, GOODPUT, RoundRecorder, adaptive, draft_ms_per_token
-from deployments.local import check_vocabulary, complete, depth_rule
-from deployments.profiling import TargetLimits, drafter_costs, target_costs
+from deployments.config import TargetConfig
+from deployments.local import depth_rule
+from deployments.profiling import drafter_costs, target_costs
 from drafters.client import LocalDraftClient
 from drafters.limits import PoolLimits
+from drafters.manifest import check_vocabulary
 from drafters.nested import NestedDrafter, load_nested
 from drafters.worker import DraftWorker
 from protocol.errors import ConfigError
@@ -29,6 +30,7 @@ from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRu
 from router.costs import CostCurves, DrafterCosts, ModelKey
 from router.policy import Fixed, Off, Policy
 from targets import plain
+from targets.complete import complete
 from targets.engine import Engine, EngineConfig
 from targets.model import TargetModel, load_target
 
@@ -84,8 +86,8 @@ class DraftPoolEngine:
     def oracle(self, prompt: TokenIds, temperature: float, seed: int, max_tokens: int) -> tuple[int, ...]:
         """The plain loop's text: one sequence, one token a step."""
         sampling = SamplingParams(temperature, seed=seed)
-        made = plain.generate(self.model, GenerateRequest("0", tuple(prompt), sampling, StopRules(max_tokens)))
-        return tuple(made.tokens[len(prompt) :])
+        text = plain.generate(self.model, GenerateRequest("0", tuple(prompt), sampling, StopRules(max_tokens)))
+        return tuple(text.tokens[len(prompt) :])
 
     def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> CellOutcome:
         asked = requests(prompts, cell.temperature, max_tokens)
@@ -97,12 +99,12 @@ class DraftPoolEngine:
             return readings[-1]
 
         handed, recorder = itertools.count(), RoundRecorder(self._policy(cell))
-        with self._started(cell, recorder, len(prompts)) as engine, PeakMemory() as peak:
+        with self._started(cell, recorder, len(prompts)) as engine:
             start = time.perf_counter()
             complete(engine, asked, lambda run: log[run.request_id].append((run, readings[next(handed)])), read)
         outputs = tuple(_timed(log[request.request_id], start) for request in asked)
         self.rounds.setdefault(cell, deque(maxlen=MAX_ROUNDS)).extend(recorder.rounds)
-        return CellOutcome(outputs, peak.mb, draft_ms_per_token(recorder.rounds))
+        return CellOutcome(outputs, draft_ms_per_token(recorder.rounds))
 
     @contextmanager
     def _started(self, cell: Cell, policy: RoundRecorder, num_prompts: int) -> Iterator[Engine]:
@@ -144,8 +146,9 @@ class DraftPoolEngine:
         """Of the loaded models as they stand."""
         subject = self._subject
         key = ModelKey("bench", "", str(subject.dtype), subject.threads, self.version)
-        limits = TargetLimits(subject.max_batch, subject.max_length, EngineConfig().prefill_chunk)
-        target = target_costs(self.model, subject.target.name, key, limits, PROFILE_REPEAT)
+        name, path = subject.target.name, str(subject.target)
+        config = TargetConfig(name=name, path=path, max_batch=subject.max_batch, max_model_len=subject.max_length)
+        target = target_costs(self.model, config, key, PROFILE_REPEAT)
         return CostCurves(subject.target.name, target, self._drafter_costs(key))
 
     def _drafter_costs(self, key: ModelKey) -> DrafterCosts:

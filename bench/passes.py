@@ -98,7 +98,7 @@ def read_ms(num_bytes: int, passes: int) -> float:
     if why_not_native() is None:
         pool = thread_pool(num_threads())
         readers.append(lambda: library().dp_read(pool, values.data_ptr(), values.nbytes))
-    return min(_median_ms(reader, passes) for reader in readers)
+    return min(median_ms(reader, passes) for reader in readers)
 
 
 @torch.inference_mode()
@@ -109,9 +109,9 @@ def products_ms(model: TargetModel, width: int, passes: int) -> float:
     """
     decoder = model.decoder
     if isinstance(decoder, NativeDecoder):
-        return _median_ms(lambda: decoder.linear_pass(width), passes)
+        return median_ms(lambda: decoder.linear_pass(width), passes)
     if isinstance(decoder, EagerDecoder):
-        return _median_ms(lambda: _eager_products(decoder, width), passes)
+        return median_ms(lambda: _eager_products(decoder, width), passes)
     raise TypeError(f"{type(decoder).__name__} has no pass of linear layers alone")
 
 
@@ -124,8 +124,8 @@ def _eager_products(decoder: EagerDecoder, width: int) -> None:
     torch.nn.functional.linear(hidden, weights.head)
 
 
-def _median_ms(call: Callable[[], object], passes: int) -> float:
-    """After two calls that only warm up."""
+def median_ms(call: Callable[[], object], passes: int) -> float:
+    """The median time of a call, after two calls that only warm up."""
     return median([_timed(call) for _ in range(passes + 2)][2:])
 
 
@@ -154,15 +154,15 @@ def ratios(times: Mapping[str, Sequence[float]]) -> dict[str, Ratio]:
     }
 
 
-def table(times: Mapping[str, Sequence[float]], found: Mapping[str, Ratio], place: Mapping[str, Any]) -> str:
-    lines = ["| tokens in the pass | ms | ratio | 90 % interval |", "|---|---|---|---|"]
-    shown = {name.split()[0]: (name, ratio) for name, ratio in found.items()}
-    for name, taken in times.items():
-        told, ratio = shown.get(name, ("", None))
-        cells = (f"{ratio.median:.2f} ({told})", f"{ratio.low:.2f}-{ratio.high:.2f}") if ratio else ("", "")
-        label = "one read of the weights" if name == READ else name
-        lines.append(f"| {label} | {median(taken):.2f} | {cells[0]} | {cells[1]} |")
-    return "\n".join([*lines, "", machine.footer(place)]) + "\n"
+def table(times: Mapping[str, Sequence[float]], compared: Mapping[str, Ratio], place: Mapping[str, Any]) -> str:
+    by_width = {name.split()[0]: (name, ratio) for name, ratio in compared.items()}
+    rows = []
+    for width, taken in times.items():
+        name, ratio = by_width.get(width, ("", None))
+        cells = (f"{ratio.median:.2f} ({name})", f"{ratio.low:.2f}-{ratio.high:.2f}") if ratio else ("", "")
+        rows.append(("one read of the weights" if width == READ else width, f"{median(taken):.2f}", *cells))
+    header = ("tokens in the pass", "ms", "ratio", "90 % interval")
+    return machine.markdown(header, rows, machine.footer(place))
 
 
 def main() -> int:
@@ -178,11 +178,9 @@ def main() -> int:
         num_positions = CONTEXT + max(args.widths) + 16
         model = load_target(path, dtype=torch.bfloat16, num_positions=num_positions, page_size=16)
         times = measure(model, [1, *(width for width in args.widths if width != 1)], args.pairs)
-    place, found = machine.describe(), ratios(times)
-    text = table(times, found, place)
-    report = {"machine": place, "ms": times, "ratios": {name: ratio.median for name, ratio in found.items()}}
-    machine.save(args.out, report, text)
-    sys.stdout.write(text)
+    place, compared = machine.describe(), ratios(times)
+    report = {"machine": place, "ms": times, "ratios": {name: ratio.median for name, ratio in compared.items()}}
+    machine.publish(args.out, report, table(times, compared, place))
     return 0
 
 

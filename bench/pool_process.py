@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -31,20 +31,17 @@ from deployments.profiling import drafter_costs
 from drafters.limits import PoolLimits
 from drafters.nested import load_nested
 from drafters.worker import DraftWorker
-from link.discovery import Need, PoolMember
-from link.links import TransportConfig
-from link.pool_server import PoolServer
-from link.pool_thread import Fail, PoolThread, Reply
+from link import loopback
+from link.discovery import PoolMember
+from link.pool_thread import PoolThread
 from link.secret import VARIABLE, Secret
 from link.transport import LinkedDraftClient
-from protocol.limits import MessageLimits, limits_of
+from protocol.limits import MessageLimits
 from protocol.stats import PoolStats
-from protocol.wire import PoolMessage, TargetMessage
 from router.cost_files import dumps_costs, loads_costs
 from router.costs import DrafterCosts, ModelKey
 
 STOP_S = 20.0
-NAME, LOOPBACK = "pool", "127.0.0.1"
 POSITIONS_PER_ROW = 2048
 Describe = Callable[[], PoolMember]
 T = TypeVar("T")
@@ -52,24 +49,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class PoolSettings:
-    """cores: none, and it runs wherever the system puts it. late_ms: that every reply is held back, asleep.
+    """cores: none, and it runs wherever the system puts it.
 
     measured: by how many sweeps it measures what drafts cost, 0 for not at all.
     """
 
     drafter: Path
-    cores: tuple[int, ...] = ()
-    max_rows: int = 32
-    positions: int = 32 * POSITIONS_PER_ROW
-    dtype: torch.dtype = torch.bfloat16
-    late_ms: float = 0.0
+    cores: tuple[int, ...]
+    max_rows: int
+    dtype: torch.dtype
     measured: int = 0
 
     def command(self) -> list[str]:
         dtype = next(name for name, one in DTYPES.items() if one == self.dtype)
-        options = {"drafter": self.drafter.resolve(), "max-rows": self.max_rows, "positions": self.positions}
-        options |= {"dtype": dtype, "late-ms": self.late_ms, "measured": self.measured}
-        asked = [f"--{name}={value}" for name, value in options.items()]
+        options = {"drafter": self.drafter.resolve(), "max-rows": self.max_rows, "dtype": dtype}
+        asked = [f"--{name}={value}" for name, value in (options | {"measured": self.measured}).items()]
         return [sys.executable, "-m", "bench.pool_process", *asked, "--cores", *map(str, self.cores)]
 
 
@@ -103,22 +97,11 @@ def _described(process: subprocess.Popen[str], secret: Secret) -> PoolMember:
         line = ""
     if not line:
         raise RuntimeError("the draft replica's process did not start, or has ended; its error stands above")
-    told = json.loads(line)
-    costs = told.pop("costs")
-    told |= {"exits": tuple(told["exits"]), "stats": PoolStats(**told["stats"]), "secret": secret}
-    told |= {"limits": MessageLimits(**told["limits"])}
-    return PoolMember(**told, costs=costs and loads_costs(DrafterCosts, costs, "the draft replica's costs"))
-
-
-class LatePool(PoolThread):
-    late_s = 0.0
-
-    def receive(self, message: TargetMessage, reply: Reply, fail: Fail | None = None) -> None:
-        def later(answer: PoolMessage) -> None:
-            time.sleep(self.late_s)
-            reply(answer)
-
-        super().receive(message, later if self.late_s else reply, fail)
+    fields = json.loads(line)
+    costs = fields.pop("costs")
+    fields |= {"exits": tuple(fields["exits"]), "stats": PoolStats(**fields["stats"]), "secret": secret}
+    fields |= {"limits": MessageLimits(**fields["limits"])}
+    return PoolMember(**fields, costs=costs and loads_costs(DrafterCosts, costs, "the draft replica's costs"))
 
 
 class LinkThread:
@@ -133,8 +116,8 @@ class LinkThread:
 
     @contextmanager
     def client(self, member: PoolMember, incarnation: str, deadline_s: float) -> Iterator[LinkedDraftClient]:
-        """A target's own; drafts are made by this draft replica."""
-        client = self._wait(_connected(member, incarnation, deadline_s))
+        """A target's own client, linked with this draft replica."""
+        client = self._wait(loopback.connect(member, incarnation, deadline_s))
         try:
             yield client
         finally:
@@ -153,44 +136,21 @@ class LinkThread:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(STOP_S)
 
 
-async def _connected(member: PoolMember, incarnation: str, deadline_s: float) -> LinkedDraftClient:
-    async def discover() -> Sequence[PoolMember]:
-        return [member]
-
-    client = LinkedDraftClient(incarnation, discover, Need("", member.exits), TransportConfig(deadline_s))
-    await client.start()
-    async with asyncio.timeout(STOP_S):
-        while client.replica is None:
-            await asyncio.sleep(0.005)
-    return client
-
-
 @contextmanager
-def listening(worker: DraftWorker, max_rows: int, secret: Secret, late_ms: float = 0.0) -> Iterator[Describe]:
+def listening(worker: DraftWorker, max_rows: int, secret: Secret) -> Iterator[Describe]:
     """A draft replica in this process: the worker's thread behind its server."""
-    thread, told = LatePool(worker, time.monotonic), worker.describe()
-    thread.late_s = late_ms / 1e3
-    thread.start()
-    limits = limits_of(max_rows, told.max_positions)
-    server = PoolServer(thread, secret, limits)
-    address = server.start(LOOPBACK, (0, 0))
-    member = PoolMember(
-        address, NAME, told.exits, "", told.max_positions, 0, thread.stats(), limits=limits, secret=secret
-    )
-    try:
-        yield lambda: replace(member, stats=thread.stats())
-    finally:
-        server.stop()
-        thread.stop()
+    thread, info = PoolThread(worker, time.monotonic), worker.describe()
+    with loopback.listening(thread, info.exits, info.max_positions, max_rows, secret) as describe:
+        yield describe
 
 
 def serve(args: argparse.Namespace) -> None:
-    dtype = DTYPES[args.dtype]
-    drafter = load_nested(args.drafter, dtype=dtype, num_positions=args.positions, page_size=args.page_size)
+    positions = args.max_rows * POSITIONS_PER_ROW
+    drafter = load_nested(args.drafter, dtype=DTYPES[args.dtype], num_positions=positions, page_size=PAGE)
     key = ModelKey("bench", "", args.dtype, max(len(args.cores), 1), "")
     costs = dumps_costs(drafter_costs(drafter, key, args.max_rows, args.measured)) if args.measured else None
     worker = DraftWorker(drafter, PoolLimits(max_rows=args.max_rows), time.monotonic)
-    with listening(worker, args.max_rows, Secret.of(os.environ), args.late_ms) as describe:
+    with listening(worker, args.max_rows, Secret.of(os.environ)) as describe:
         for _ in sys.stdin:
             fields = asdict(replace(describe(), secret=None)) | {"costs": costs}
             sys.stdout.write(json.dumps(fields) + "\n")
@@ -201,11 +161,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--drafter", type=Path, required=True)
     parser.add_argument("--cores", type=int, nargs="*", default=[])
-    parser.add_argument("--max-rows", type=whole(1), default=32)
-    parser.add_argument("--positions", type=whole(1), default=32 * POSITIONS_PER_ROW)
-    parser.add_argument("--page-size", type=whole(1), default=PAGE)
-    parser.add_argument("--dtype", choices=sorted(DTYPES), default="bf16")
-    parser.add_argument("--late-ms", type=float, default=0.0)
+    parser.add_argument("--max-rows", type=whole(1), required=True)
+    parser.add_argument("--dtype", choices=sorted(DTYPES), required=True)
     parser.add_argument("--measured", type=whole(0), default=0)
     args = parser.parse_args()
     if args.cores:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
-from bench.cells import APART, OURS, BenchEngine, Cell, CellOutcome, Subject, TokenIds, Unavailable
+from bench.cells import OURS, BenchEngine, Cell, CellOutcome, Subject, TokenIds, Unavailable
 from bench.metrics import CellResult, Repetition, summary, with_speedups
 from bench.ours import DraftPoolEngine
 from bench.workload import Workload
@@ -19,7 +19,7 @@ from bench.workload import Workload
 WARM_TOKENS = 12
 SETTLE_S = 0.05  # lets the threads of the engine before stop spinning
 Groups = list[list[tuple[int, ...]]]
-Tick = Callable[[], None]
+Tick = Callable[[], object]
 
 
 @dataclass(slots=True)
@@ -62,10 +62,6 @@ def _peers(
     subject: Subject, modes: Sequence[str], url: str | None, model: str | None
 ) -> Iterator[tuple[BenchEngine, list[str]]]:
     """Each with those of its modes that are asked for; imported only then."""
-    if apart := [mode for mode in modes if mode in APART]:
-        from bench.ahead.apart import ApartEngine
-
-        yield ApartEngine(subject, apart), apart
     if generating := [mode for mode in modes if mode in ("generate", "assisted", "lookup")]:
         from bench.peers.hf import TransformersEngine
 

@@ -17,9 +17,10 @@ from api.text import Detokenizer, continuation
 from cli.arguments import depth, seed, whole
 from cli.prompts import PromptLine, read_prompts
 from deployments.config_replica import Weights
-from deployments.local import Completion, check_vocabulary, complete, draft_policy, open_engine, open_worker
+from deployments.local import draft_policy, open_engine, open_worker
 from deployments.process import DTYPES, check_pages, pool_positions, target_positions
 from deployments.progress import BAR_AFTER_S, loading
+from drafters.manifest import check_vocabulary
 from drafters.worker import DraftWorker
 from model.config import read_config
 from model.execution import Execution
@@ -28,6 +29,7 @@ from model.native.library import default_threads
 from model.tokenizer import end_tokens, load_tokenizer
 from protocol.errors import ConfigError, InvalidRequest
 from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun, check_prompt
+from targets.complete import Completion, complete
 from targets.engine import EngineConfig
 from targets.model import TargetModel, load_target
 

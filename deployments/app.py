@@ -16,7 +16,7 @@ from typing import Any
 from ray import serve
 from ray.serve import Application
 
-from deployments.config import AppConfig, IngressConfig, TargetConfig
+from deployments.config import AppConfig, IngressConfig, TargetConfig, with_paths
 from deployments.config_replica import Placement
 from deployments.config_speculation import GoodputSpeculation
 from deployments.ingress import Ingress
@@ -33,7 +33,7 @@ INGRESS_MARGIN = 64  # requests that an ingress accepts beyond its targets' limi
 
 
 def build(config: AppConfig) -> Application:
-    config = pinned_config(config)
+    config = with_paths(config, pin_revision)  # so that all replicas load the same commit, also when replaced
     learning = any(isinstance(target.speculation, GoodputSpeculation) for target in config.targets)
     apart = config.pool if config.placement == "separate" else None
     pool = deployment(DraftPoolReplica, pool_options(config)).bind(apart, learning) if apart else None
@@ -49,13 +49,6 @@ def build(config: AppConfig) -> Application:
         targets, tokenizers, config.ingress, pool, config.http
     )
     return app
-
-
-def pinned_config(config: AppConfig) -> AppConfig:
-    """The config with hub ids pinned to commits, so that all replicas load the same one, also when replaced."""
-    targets = tuple(target.model_copy(update={"path": pin_revision(target.path)}) for target in config.targets)
-    pool = config.pool and config.pool.model_copy(update={"path": pin_revision(config.pool.path)})
-    return config.model_copy(update={"targets": targets, "pool": pool})
 
 
 def deployment(replica: type, options: dict[str, Any]) -> Any:

@@ -14,9 +14,9 @@ from ray.serve.config import HTTPOptions, gRPCOptions
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
 from deployments.app import APP_NAME, build
-from deployments.capacity import num_replicas
-from deployments.config import AppConfig, GrpcConfig, HttpConfig
+from deployments.config import AppConfig, HttpConfig
 from deployments.direct import open_url
+from deployments.placement import num_replicas
 from deployments.session import attached_ray, local_ray, uninterrupted
 from protocol.errors import ConfigError, NotReady
 
@@ -64,16 +64,14 @@ def serving(config: AppConfig, progress: Progress = no_progress, *, delete: bool
 
 
 def start_proxies(config: AppConfig) -> None:
-    options = config.http
+    http, grpc = config.http, config.grpc
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     serve.start(
-        http_options=HTTPOptions(host=options.host, port=options.port),  # the ingress enforces the time limit
-        grpc_options=grpc_options(config.grpc) if config.grpc else None,
+        http_options=HTTPOptions(host=http.host, port=http.port),  # the ingress enforces the time limit
+        grpc_options=None
+        if grpc is None
+        else gRPCOptions(port=grpc.port, grpc_servicer_functions=[SERVICER], request_timeout_s=grpc.request_timeout_s),
     )
-
-
-def grpc_options(grpc: GrpcConfig) -> gRPCOptions:
-    return gRPCOptions(port=grpc.port, grpc_servicer_functions=[SERVICER], request_timeout_s=grpc.request_timeout_s)
 
 
 def check_absent() -> None:
@@ -88,7 +86,11 @@ def check_absent() -> None:
 @contextmanager
 def deployed(config: AppConfig, *, delete: bool) -> Iterator[None]:
     """Deploys the application; deletes it at the end if asked to. Errors of deleting do not hide earlier ones."""
-    deploy(config)
+    serve.run_many(
+        [serve.RunTarget(target=build(config), name=APP_NAME, route_prefix="/")],
+        wait_for_ingress_deployment_creation=False,
+        wait_for_applications_running=False,
+    )
     try:
         yield
     finally:
@@ -102,14 +104,6 @@ def delete_application() -> None:
         serve.delete(APP_NAME)
     except Exception as error:
         logger.warning("the application %s may still be on the cluster: %s", APP_NAME, error)
-
-
-def deploy(config: AppConfig) -> None:
-    serve.run_many(
-        [serve.RunTarget(target=build(config), name=APP_NAME, route_prefix="/")],
-        wait_for_ingress_deployment_creation=False,
-        wait_for_applications_running=False,
-    )
 
 
 def wait_until_running(config: AppConfig, progress: Progress) -> None:

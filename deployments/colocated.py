@@ -9,12 +9,12 @@ import time
 from dataclasses import dataclass
 
 from deployments.config import PoolConfig, TargetConfig
-from deployments.local import check_vocabulary
+from deployments.models import load_drafter
 from deployments.placement import without_link
-from deployments.pool import load_drafter, pool_limits
+from deployments.pool import pool_limits
 from deployments.profiling import startup_drafter_costs
 from drafters.client import LocalDraftClient
-from drafters.manifest import vocabulary_hash
+from drafters.manifest import check_vocabulary, vocabulary_hash
 from drafters.worker import DraftWorker
 from link.discovery import PoolMember
 from model.files import resolve

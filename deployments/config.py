@@ -6,7 +6,7 @@ not begin with ".", "/" or "~" is a Hugging Face hub id.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -152,12 +152,13 @@ def load_config(path: Path) -> AppConfig:
         config = AppConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error, AppConfig)}") from None
-    return resolve_paths(config, path.parent)
+    return with_paths(config, lambda model_path: _resolve(model_path, path.parent))
 
 
-def resolve_paths(config: AppConfig, base: Path) -> AppConfig:
-    targets = tuple(target.model_copy(update={"path": _resolve(target.path, base)}) for target in config.targets)
-    pool = config.pool and config.pool.model_copy(update={"path": _resolve(config.pool.path, base)})
+def with_paths(config: AppConfig, change: Callable[[str], str]) -> AppConfig:
+    """The config with the changed path of every model."""
+    targets = tuple(target.model_copy(update={"path": change(target.path)}) for target in config.targets)
+    pool = config.pool and config.pool.model_copy(update={"path": change(config.pool.path)})
     return config.model_copy(update={"targets": targets, "pool": pool})
 
 

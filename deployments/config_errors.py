@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -12,22 +11,6 @@ from pydantic_core import ErrorDetails
 
 Key = int | str
 Section = type[BaseModel]
-
-
-@dataclass
-class _Place:
-    """The place of an error.
-
-    keys: the path in the file. section: the section that the last key belongs to. twins: sections of other policies.
-    """
-
-    keys: list[Key] = field(default_factory=list)
-    section: Section | None = None
-    twins: list[Section] = field(default_factory=list)
-
-    def __str__(self) -> str:
-        path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in self.keys)
-        return path.lstrip(".") or "the config"
 
 
 def explain(error: ValidationError, model: Section) -> str:
@@ -45,10 +28,11 @@ def _inside(problem: ErrorDetails, outer: ErrorDetails) -> bool:
 
 
 def _describe(problem: ErrorDetails, model: Section) -> str:
-    where = _place(problem["loc"], model)
+    keys, section, others = _place(problem["loc"], model)
+    where = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in keys).lstrip(".") or "the config"
     match problem["type"]:
         case "extra_forbidden":
-            return f"{where}: {_remedy(where, problem['input'])}"
+            return f"{where}: {_remedy(str(keys[-1]), problem['input'], section, others)}"
         case "missing":
             return f"{where}: missing; add it"
         case "value_error":
@@ -61,33 +45,30 @@ def _describe(problem: ErrorDetails, model: Section) -> str:
     return f"{where}: {problem['msg']}, got {problem['input']!r}"
 
 
-def _place(keys: Sequence[Key], model: Section) -> _Place:
-    """The place for pydantic's keys, without the policy names that pydantic adds for a union of sections."""
-    place, sections = _Place(), [model]
-    for key in keys:
-        chosen = [section for section in sections if len(sections) > 1 and _policy(section) == key]
-        if chosen:
-            place.twins = [section for section in sections if section not in chosen]
-            sections = chosen
-            continue
-        if key == "[key]":  # pydantic's marker for a wrong key of a mapping; the key before it names it
-            continue
-        place.keys.append(key)
-        if isinstance(key, str):
-            place.section = sections[0] if sections else None
-            known = place.section.model_fields.get(key) if place.section else None
-            sections = list(_sections(known.annotation)) if known else []
-    return place
+def _place(loc: Sequence[Key], model: Section) -> tuple[list[Key], Section, list[Section]]:
+    """The keys as the file has them, the section of the last one, and its twins of other policies.
+
+    For a union of sections pydantic adds the name of the policy to the keys.
+    """
+    keys: list[Key] = []
+    section, others, below = model, list[Section](), [model]
+    for key in loc:
+        if len(below) > 1 and (chosen := [one for one in below if _policy(one) == key]):
+            others, below = [one for one in below if one not in chosen], chosen
+        elif key != "[key]":  # pydantic's marker for a wrong key of a mapping; the key before it names it
+            keys.append(key)
+            if isinstance(key, str) and below:
+                section = below[0]
+                known = section.model_fields.get(key)
+                below = list(_sections(known.annotation)) if known else []
+    return keys, section, others
 
 
-def _remedy(place: _Place, value: object) -> str:
-    key = str(place.keys[-1])
-    assert place.section is not None
-    owners = [_policy(twin) for twin in place.twins if key in twin.model_fields]
-    if owners:
-        current = _policy(place.section)
-        return f"belongs to policy {' or '.join(owners)}, this is {current}; set policy: {owners[0]}, or remove it"
-    known = sorted(place.section.model_fields)
+def _remedy(key: str, value: object, section: Section, others: Sequence[Section]) -> str:
+    if owners := [_policy(other) for other in others if key in other.model_fields]:
+        this = _policy(section)
+        return f"belongs to policy {' or '.join(owners)}, this is {this}; set policy: {owners[0]}, or remove it"
+    known = sorted(section.model_fields)
     close = difflib.get_close_matches(key, known, n=1)
     remedy = f"did you mean {close[0]}?" if close else f"choose one of {', '.join(known)}, or remove it"
     return f"unknown key (value {value!r}); {remedy}"

@@ -1,233 +1,26 @@
 """The ingress: a Serve deployment with OpenAI's API over HTTP and gRPC, in front of one handle per target.
 
-The API itself is in api/, which does not import Ray. This module implements its Backend over Serve handles: streams of
-runs, descriptions of replicas, and the translation of Ray's errors.
+The API itself is in api/, which does not import Ray; deployments/backend.py connects it with the targets.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import os
-import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
-from dataclasses import asdict, replace
-from functools import partial
-from typing import Any
 
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.grpc_util import RayServegRPCContext
-from ray.serve.handle import DeploymentHandle
 from starlette.types import ASGIApp
-from transformers import PreTrainedTokenizerFast
 
 from api import rpc
-from api.backend import ModelCard, max_token_bytes
-from api.control import ControlTokens
 from api.http import create_app
-from api.runs import check_runs
-from api.trace import Track
+from deployments.backend import Handle, ServeBackend
 from deployments.config import HttpConfig, IngressConfig
 from deployments.host import resolve_host
-from deployments.liveness import Census, Liveness, take_census
-from link.discovery import serve_discovery
 from link.secret import Secret
 from link.token_sink import SinkAddress, TokenSink
-from model.files import TEXT_FILES, resolve
-from model.tokenizer import end_token_warning, end_tokens, load_tokenizer
-from protocol.errors import DraftPoolError, NotReady, QueueFull, UnknownModel
 from protocol.pb import inference_pb2 as pb
-from protocol.request import GenerateRequest, TokenRun
-
-DESCRIBE_TIMEOUT_S = 1.0
-STATS_TIMEOUT_S = 2.0
-
-# Every thread that encodes keeps a cache of 10,000 words per tokenizer: 5 MiB for short words, 36 MiB for Chinese.
-# asyncio's default is four threads more than there are cores. Two, so that a long prompt does not delay the others.
-NUM_TOKENIZER_THREADS = 2
-
-logger = logging.getLogger(__name__)
-
-Handle = DeploymentHandle[Any]
-
-
-class ServeBackend:
-    """The API's Backend over Serve handles.
-
-    tokenizers: checkpoint directory per model id. Handles are configured once, because each new one starts a router.
-    Must be created on the event loop that uses it; replaces the loop's default executor by the tokenizer threads.
-    """
-
-    def __init__(
-        self,
-        handles: Mapping[str, Handle],
-        tokenizers: Mapping[str, str],
-        sink: TokenSink,
-        sink_address: SinkAddress,
-        pool: Handle | None = None,
-        silence_s: float = 20.0,
-    ) -> None:
-        threads = ThreadPoolExecutor(NUM_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
-        asyncio.get_running_loop().set_default_executor(threads)
-        # Over Serve's gRPC a call costs half of what it costs through the object store (Ray 2.60).
-        self._calls = {
-            model: handle.options(method_name="generate", _by_reference=False) for model, handle in handles.items()
-        }
-        self._sink, self._sink_address = sink, sink_address
-        self._liveness = {
-            model: Liveness(partial(open_requests, handle), silence_s) for model, handle in handles.items()
-        }
-        self._describe = {model: handle.options(method_name="describe") for model, handle in handles.items()}
-        self._handles = handles
-        self._pool = pool
-        self._pool_members = serve_discovery(pool) if pool is not None else None
-        self._tokenizers = {model: load_tokenizer_of(path) for model, path in tokenizers.items()}
-        self._control = {model: ControlTokens(tokenizer) for model, tokenizer in self._tokenizers.items()}
-        self._max_token_bytes = {model: max_token_bytes(tokenizer) for model, tokenizer in self._tokenizers.items()}
-        self._created = int(time.time())
-        self._cards: dict[str, ModelCard] = {}
-        self.names = tuple(handles)
-
-    async def card(self, model: str) -> ModelCard | None:
-        if model not in self._cards:
-            await self.ready(model)
-        return self._cards.get(model)
-
-    async def ready(self, model: str) -> bool:
-        try:
-            info = await asyncio.wait_for(self._ask(model), DESCRIBE_TIMEOUT_S)
-        except Exception:  # no answer in time: Serve is starting or restarting it
-            return False
-        self._cards[model] = self._make_card(model, info)
-        return bool(info["ready"])
-
-    async def _ask(self, model: str) -> Mapping[str, Any]:
-        info: Mapping[str, Any] = await self._describe[model].remote()
-        return info
-
-    def _make_card(self, model: str, info: Mapping[str, Any]) -> ModelCard:
-        return ModelCard(
-            id=model,
-            max_model_len=info["max_model_len"],
-            vocab_size=info["vocab_size"],
-            tokenizer=self._tokenizers[model],
-            control=self._control[model],
-            max_token_bytes=self._max_token_bytes[model],
-            eos_token_ids=end_tokens(tuple(info["eos_token_ids"]), self._tokenizers[model]),
-            created=self._created,
-            max_batch=info["max_batch"],
-            exits=tuple(info["exits"]),
-            max_draft_length=info["longest_draft"],
-        )
-
-    def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
-        return check_runs(self._runs(model, self._call(model), request))
-
-    async def complete(self, model: str, request: GenerateRequest) -> TokenRun:
-        return await self._answer(model, self._call(model), request)
-
-    async def _answer(self, model: str, call: Handle, request: GenerateRequest, *sink: SinkAddress) -> TokenRun:
-        """The reply to the call. Raises NotReady if its replica stops answering."""
-        async with self._liveness[model].watch(request.request_id):
-            return await await_reply(call.remote(request, *sink))
-
-    def _call(self, model: str) -> Handle:
-        if model not in self.names:
-            raise UnknownModel(f"model {model!r} does not exist; this server has {', '.join(self.names)}")
-        return self._calls[model]
-
-    async def _runs(self, model: str, call: Handle, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
-        """The runs that arrive at the sink, then the reply to the call, which repeats all tokens."""
-        with self._sink.open(request.request_id) as inbox:
-            end = asyncio.create_task(self._answer(model, call, request, self._sink_address))
-            end.add_done_callback(inbox.put_nowait)
-            try:
-                while (run := await inbox.get()) is not end:
-                    yield run
-                yield end.result()
-            finally:
-                end.cancel()
-
-    async def stats(self) -> Mapping[str, Any]:
-        members = await self._pool_members() if self._pool_members else ()
-        pool = [asdict(member.stats) | {"steps_run": member.steps and asdict(member.steps)} for member in members]
-        return {"targets": await self._broadcast("stats"), "pool": pool}
-
-    async def router(self) -> Mapping[str, Any]:
-        return await self._broadcast("router")
-
-    async def trace(self, num_rounds: int) -> tuple[Sequence[Track], Sequence[Track]]:
-        info = await self._broadcast("trace", num_rounds)
-        pool = await broadcast(self._pool, "trace") if self._pool else []
-        targets = [track for model, tracks in info.items() for track in _number_tracks(model, tracks)]
-        return targets, _number_tracks("pool", pool)
-
-    async def _broadcast(self, method: str, *args: int) -> dict[str, list[Any]]:
-        """The results of a method of all replicas, by target."""
-        info = await asyncio.gather(*(broadcast(handle, method, *args) for handle in self._handles.values()))
-        return dict(zip(self.names, info, strict=True))
-
-
-def _number_tracks(name: str, tracks: Sequence[Track]) -> list[Track]:
-    return [replace(track, name=f"{name} {index}") for index, track in enumerate(tracks)]
-
-
-def load_tokenizer_of(path: str) -> PreTrainedTokenizerFast:
-    directory = resolve(path, TEXT_FILES)
-    tokenizer = load_tokenizer(directory)
-    if warning := end_token_warning(directory, tokenizer):
-        logger.warning(warning)
-    return tokenizer
-
-
-async def await_reply(response: Any) -> TokenRun:
-    """The reply of a target's `generate`; raises its translated error. Cancelling the coroutine cancels the call."""
-    try:
-        answer: TokenRun | DraftPoolError = await response
-    except asyncio.CancelledError:
-        response.cancel()
-        raise
-    except Exception as error:
-        raise translate_error(error) from None
-    if isinstance(answer, DraftPoolError):
-        raise answer
-    return answer
-
-
-async def broadcast(handle: Handle, method: str, *args: int) -> list[Any]:
-    """The results of a method of all replicas, from those that answer in time."""
-    try:
-        response: Any = handle.broadcast(method, *args)
-        answers = await response.results_async(timeout_s=STATS_TIMEOUT_S, return_exceptions=True)
-    except Exception:  # no replica is there
-        return []
-    return [answer for answer in answers if not isinstance(answer, BaseException)]
-
-
-async def open_requests(handle: Handle, timeout_s: float) -> Census:
-    """Asks all replicas for their open requests. Raises if there are no replicas.
-
-    Serve's `results_async` cannot be used: it returns nothing unless all replicas answer.
-    """
-    response: Any = handle.broadcast("open_requests")
-    results = await response._fetch_replica_results_async()
-    return await take_census([result.get_async() for result in results], timeout_s)
-
-
-def translate_error(error: Exception) -> Exception:
-    """The replica's own error, or the API's error for a lost or full replica. Others are returned unchanged."""
-    if isinstance(error, RayTaskError):
-        cause = error.cause
-        return translate_error(cause) if isinstance(cause, Exception) and cause is not error else error
-    if isinstance(error, BackPressureError):
-        return QueueFull("too many requests are queued; try again later")
-    if isinstance(error, RayActorError | DeploymentUnavailableError):
-        return NotReady("the replica that await_reply was lost; send the request again")
-    return error
 
 
 @serve.deployment(name="ingress")

@@ -1,4 +1,4 @@
-"""Where drafts are made, and conversion of a config to the other placement.
+"""Where drafts are made, conversion of a config to the other placement, and the resources that a cluster needs for it.
 
 separate    the pool has its own threads and devices behind a link, and can draft while a target verifies
 colocated   each target replica runs the drafter in its own process: no link, and both use all threads in turn
@@ -6,10 +6,13 @@ colocated   each target replica runs the drafter in its own process: no link, an
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from dataclasses import replace
 from typing import Literal, get_args
 
 from deployments.config import POOL_PLACE, AppConfig, PoolConfig, TargetConfig
+from deployments.config_replica import Placement, Replicas
 from protocol.errors import ConfigError
 from router.costs import Curve, DrafterCosts
 
@@ -57,3 +60,27 @@ def without_link(costs: DrafterCosts) -> DrafterCosts:
     """The costs without the link, for a drafter in the target's own process."""
     link = costs.link
     return replace(costs, link=Curve(link.axes, link.points, (0.0,) * len(link.ms)))
+
+
+def num_replicas(config: AppConfig) -> int:
+    return config.ingress.num_replicas + sum(placement.num_replicas for placement in placements(config))
+
+
+def cpus_needed(config: AppConfig) -> float:
+    models = sum(placement.threads * placement.num_replicas for placement in placements(config))
+    return models + config.ingress.num_cpus * config.ingress.num_replicas
+
+
+def resources_needed(config: AppConfig) -> dict[str, float]:
+    """Custom resources by name. A local cluster is started with exactly these."""
+    needed: Counter[str] = Counter()
+    parts: list[Replicas] = [*placements(config), config.ingress]
+    for part in parts:
+        for name, amount in part.resources.items():
+            needed[name] += math.ceil(amount * part.num_replicas)
+    return {name: float(amount) for name, amount in needed.items()}
+
+
+def placements(config: AppConfig) -> list[Placement]:
+    """The placements of all models. A colocated drafter has none; it uses its target's."""
+    return [*config.targets, *([config.pool] if config.pool and config.placement == "separate" else [])]

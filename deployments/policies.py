@@ -6,10 +6,6 @@ costs, which a draft replica tells: until the first one does, decoding is plain.
 
 from __future__ import annotations
 
-import logging
-import threading
-from typing import Any
-
 from deployments.config_speculation import (
     AdaptiveSpeculation,
     EmaSpeculation,
@@ -18,15 +14,10 @@ from deployments.config_speculation import (
     Speculation,
     TableSpeculation,
 )
-from link.discovery import PoolMember
-from protocol.plan import BatchView, DepthRule, Mode, Plan, cascade
-from protocol.record import RoundRecord
-from router.costs import CostCurves, ModelKey, TargetCosts
-from router.explain import describe
+from protocol.plan import DepthRule, Mode, cascade
+from router.costs import CostCurves
 from router.policy import Ema, Fixed, Goodput, Off, Policy, Table
 from router.tables import tables
-
-logger = logging.getLogger(__name__)
 
 
 def policy(speculation: Speculation | None) -> Policy:
@@ -67,45 +58,3 @@ def needed_exits(speculation: Speculation) -> tuple[int, ...]:
     if isinstance(speculation, AdaptiveSpeculation):
         return speculation.exits or ()
     return depth_rule(speculation).exits
-
-
-class LinkedPolicy:
-    """An adaptive policy over whatever drafter the target is linked with, anew for each kind; plain before the first.
-
-    The engine's thread asks it; drafters come, and questions what it believes, from others: one lock.
-    """
-
-    def __init__(self, name: str, costs: TargetCosts, settings: AdaptiveSpeculation, max_rows: int) -> None:
-        self._name, self._costs, self._settings, self._max_rows = name, costs, settings, max_rows
-        self._drafter: tuple[ModelKey, tuple[int, ...]] | None = None
-        self._lock = threading.Lock()
-        self._next: Policy = Off()
-        self._planned: Policy = self._next  # a round is finished by the policy that planned it
-
-    def linked(self, member: PoolMember) -> None:
-        """Takes over the exits and costs of the replica that drafts from now on."""
-        if member.costs is None or self._drafter == (member.costs.key, member.exits):
-            return
-        curves = CostCurves(self._name, self._costs, member.costs)
-        made = adaptive(self._settings, curves, member.exits, self._max_rows)
-        with self._lock:
-            self._next = made
-        self._drafter = (member.costs.key, member.exits)
-        logger.info("choosing from exits %s of %s", member.exits, member.incarnation)
-
-    def describe(self) -> dict[str, Any]:
-        with self._lock:
-            return describe(self._next)
-
-    def opening(self) -> DepthRule | None:
-        with self._lock:
-            return self._next.opening()
-
-    def plan(self, view: BatchView) -> Plan:
-        with self._lock:
-            self._planned = self._next
-            return self._planned.plan(view)
-
-    def observe(self, record: RoundRecord) -> None:
-        with self._lock:
-            self._planned.observe(record)

@@ -12,11 +12,11 @@ from ray import serve
 from api.trace import Track, passes
 from deployments.config import PoolConfig
 from deployments.host import resolve_host
-from deployments.process import DTYPES, device_of, pin_process, pool_positions
+from deployments.models import load_drafter
+from deployments.process import pin_process
 from deployments.profiling import startup_drafter_costs
 from drafters.limits import PoolLimits
 from drafters.manifest import Manifest
-from drafters.nested import NestedDrafter, load_nested
 from drafters.worker import DraftWorker
 from link.discovery import PoolMember
 from link.pool_server import PoolServer
@@ -67,21 +67,9 @@ class DraftPoolReplica:
             raise NotReady(f"the draft worker has not finished a step for {stuck_s:.0f} s")
 
     async def __del__(self) -> None:
-        """Serve's hook for a graceful end. Targets see the connection close and move on at once."""
+        """Serve calls it to end the replica. Targets see the connection close and move on at once."""
         self._server.stop()
         await asyncio.to_thread(self._thread.stop)
-
-
-def load_drafter(config: PoolConfig) -> NestedDrafter:
-    directory = resolve(config.path)
-    return load_nested(
-        directory,
-        dtype=DTYPES[config.dtype],
-        num_positions=pool_positions(config, directory),
-        page_size=config.page_size,
-        device=device_of(config),
-        execution=Execution(config.execution),
-    )
 
 
 def pool_limits(config: PoolConfig) -> PoolLimits:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import MappingProxyType
 
@@ -41,6 +42,17 @@ def pin_process(placement: Placement) -> None:
     if threads < placement.threads:
         logger.warning("using %d threads instead of %d: affinity and cgroups allow no more", threads, placement.threads)
     torch.set_num_threads(threads)
+
+
+@contextmanager
+def pinned_process(placement: Placement) -> Iterator[None]:
+    """Pins this process as a replica's would be, and restores it at the end."""
+    before = {"cores": tuple(sorted(os.sched_getaffinity(0))), "threads": torch.get_num_threads()}
+    pin_process(placement)
+    try:
+        yield
+    finally:
+        pin_process(placement.model_copy(update=before))
 
 
 def device_of(placement: Placement) -> torch.device:

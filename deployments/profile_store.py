@@ -92,31 +92,28 @@ def find_or_measure(kind: type[T], key: ModelKey, enough: Callable[[T], bool], m
     The replicas of a node start together and would disturb each other, so one at a time measures, and the others find
     what it stored. Errors with files are logged; then costs are measured at every start.
     """
-    if (kept := _kept(kind, key)) is not None and enough(kept):
-        return kept
+
+    def stored() -> T | None:
+        try:
+            costs = find(kind, key)
+        except (OSError, ValueError) as error:
+            logger.warning("stored costs cannot be read and are measured again: %s", error)
+            return None
+        return costs if costs is not None and enough(costs) else None
+
+    if (costs := stored()) is not None:
+        return costs
     with _alone(cache_folder() / "measuring.lock"):
-        if (kept := _kept(kind, key)) is not None and enough(kept):
-            return kept
-        began = time.monotonic()
-        costs = measure()
-        logger.info(
-            "measured the cost of passes in %.1f s; median error of held-back passes %.0f %%",
-            time.monotonic() - began,
-            100 * costs.error,
-        )
+        if (costs := stored()) is not None:
+            return costs
+        began, costs = time.monotonic(), measure()
+        took_s, percent = time.monotonic() - began, 100 * costs.error
+        logger.info("measured costs in %.1f s; median error of held-back passes %.0f %%", took_s, percent)
         try:
             keep(costs)
         except ConfigError as error:
             logger.warning("costs cannot be stored and are measured at every start: %s", error)
         return costs
-
-
-def _kept(kind: type[T], key: ModelKey) -> T | None:
-    try:
-        return find(kind, key)
-    except (OSError, ValueError) as error:
-        logger.warning("stored costs cannot be read and are measured again: %s", error)
-        return None
 
 
 @contextmanager

@@ -21,8 +21,8 @@ from typing import Any
 import ray
 from ray import serve
 
-from deployments.capacity import cpus_needed, resources_needed
 from deployments.config import AppConfig
+from deployments.placement import cpus_needed, resources_needed
 from model.cores import usable_cores
 from protocol.errors import ConfigError
 
@@ -34,9 +34,7 @@ SERVE_SETTINGS = {
     "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
-    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(
-        64 << 20
-    ),  # so that our API refuses large requests before Serve does
+    "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": "67108864",  # so that our API refuses large requests before Serve does
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.proxy.middlewares",
     "grpc_proxy": "",  # or Serve's gRPC would use http_proxy, since no_proxy does not name the node
 }
@@ -106,13 +104,9 @@ def start_ray(folder: Path, **settings: Any) -> None:
 def end_processes_of(folder: Path) -> None:
     """Kills and reaps the processes that a Ray in this folder has left behind."""
     for popen in gc.get_objects():
-        if issubclass(type(popen), subprocess.Popen) and popen.returncode is None and mentions(popen.args, folder):
+        if issubclass(type(popen), subprocess.Popen) and popen.returncode is None and str(folder) in str(popen.args):
             popen.kill()
             popen.wait(timeout=10)
-
-
-def mentions(command: Any, folder: Path) -> bool:
-    return isinstance(command, list) and any(str(folder) in str(word) for word in command)
 
 
 def init_ray(**settings: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from ray import serve
@@ -11,8 +12,9 @@ from api.trace import Track, rounds
 from deployments.colocated import ColocatedDrafter, open_drafter
 from deployments.config import PoolConfig, TargetConfig
 from deployments.config_speculation import AdaptiveSpeculation, Speculation
-from deployments.policies import LinkedPolicy, longest_draft, needed_exits, policy
-from deployments.process import DTYPES, device_of, pin_process, target_positions
+from deployments.models import load_model
+from deployments.policies import adaptive, longest_draft, needed_exits, policy
+from deployments.process import pin_process
 from deployments.profiling import startup_target_costs
 from drafters.manifest import vocabulary_hash
 from link.counts import told
@@ -29,7 +31,7 @@ from router.explain import describe
 from router.policy import Policy
 from targets.ahead import AheadConfig
 from targets.engine import Engine, EngineConfig
-from targets.model import TargetModel, load_target
+from targets.linked_policy import LinkedPolicy
 
 HEARTBEAT_LIMIT_S = 60.0
 
@@ -38,7 +40,7 @@ class TargetReplica:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, config: TargetConfig, pool: Any = None, drafter: PoolConfig | None = None
     ) -> None:
-        """pool: the Serve handle of the draft pool. drafter: that this replica runs itself, in place of a pool.
+        """pool: the Serve handle of the draft pool. drafter: the config of a drafter inside this replica.
 
         Without either, or without speculation, decoding is plain.
         """
@@ -51,26 +53,28 @@ class TargetReplica:
         self._policy: Policy = policy(config.speculation)
         if isinstance(config.speculation, AdaptiveSpeculation) and (pool, drafter) != (None, None):
             costs = await asyncio.to_thread(startup_target_costs, model, config)
-            self._policy = LinkedPolicy(config.name, costs, config.speculation, config.max_batch)
-        self._own = await asyncio.to_thread(self._own_drafter, drafter)
+            make_policy = partial(adaptive, config.speculation, max_rows=config.max_batch)
+            self._policy = LinkedPolicy(config.name, costs, make_policy)
+        self._colocated = await asyncio.to_thread(self._open_colocated, drafter)
         self._client = self._draft_client(pool)
         if self._client is not None:
             await self._client.start()
-        settings, drafts = engine_config(config, self._incarnation), self._own.client if self._own else self._client
-        self._engine = Engine(model, self._policy, drafts, settings, ahead_config(config.speculation))
+        client = self._colocated.client if self._colocated else self._client
+        settings = engine_config(config, self._incarnation)
+        self._engine = Engine(model, self._policy, client, settings, ahead_config(config.speculation))
         self._streams = TokenStreams()
         self._engine.start()
 
-    def _own_drafter(self, pool: PoolConfig | None) -> ColocatedDrafter | None:
+    def _open_colocated(self, pool: PoolConfig | None) -> ColocatedDrafter | None:
         speculation = self._config.speculation
         if speculation is None or pool is None:
             return None
-        learns = self._policy if isinstance(self._policy, LinkedPolicy) else None
-        deadline_s = speculation.deadline_ms / 1e3
-        own = open_drafter(self._config, pool, self._incarnation, deadline_s, measured=learns is not None)
-        if learns is not None:
-            learns.linked(own.member)
-        return own
+        adaptive_policy = self._policy if isinstance(self._policy, LinkedPolicy) else None
+        deadline_s, measured = speculation.deadline_ms / 1e3, adaptive_policy is not None
+        drafter = open_drafter(self._config, pool, self._incarnation, deadline_s, measured=measured)
+        if adaptive_policy is not None:
+            adaptive_policy.linked(drafter.member)
+        return drafter
 
     def _draft_client(self, pool: Any) -> LinkedDraftClient | None:
         speculation = self._config.speculation
@@ -82,9 +86,9 @@ class TargetReplica:
         return LinkedDraftClient(self._incarnation, serve_discovery(pool), need, timing, on_link=on_link)
 
     async def generate(self, request: GenerateRequest, sink: SinkAddress | None = None) -> TokenRun | DraftPoolError:
-        """All that was committed, at the end; meanwhile it goes to the sink as it comes, where there is one.
+        """Returns all tokens at the end; sends them to the sink, if there is one, as they are committed.
 
-        A refusal of the engine is returned as a value, for Serve logs what is raised with its traceback.
+        Returns a refusal of the engine instead of raising it, because Serve logs exceptions with their tracebacks.
         """
         with self._streams.answer(request.request_id, sink) as answer:
             try:
@@ -98,12 +102,12 @@ class TargetReplica:
                 raise
 
     async def open_requests(self) -> tuple[str, ...]:
-        """Ids of the requests that are running or queued here: who tells them lives."""
+        """Ids of the requests that are running or queued here. A frozen replica does not answer."""
         return self._engine.open_requests
 
     async def describe(self) -> dict[str, object]:
-        """What the ingress has to know, in plain values."""
-        drafter = self._own.member if self._own else self._client.member if self._client else None
+        """What the ingress needs to know, in plain values."""
+        drafter = self._colocated.member if self._colocated else self._client.member if self._client else None
         return {
             "name": self._config.name,
             "incarnation": self._incarnation,
@@ -121,11 +125,11 @@ class TargetReplica:
         return told(self._engine.stats(), self._steps, self._client.traffic if self._client else None)
 
     async def trace(self, num_rounds: int) -> Track:
-        """The last rounds."""
+        """A track of the last rounds."""
         return Track(self._incarnation, rounds(self._engine.last_rounds(num_rounds)))
 
     async def router(self) -> dict[str, Any]:
-        """What the router believes, and the arms that it chose from last, in plain values."""
+        """The belief of the router and its last arms, in plain values."""
         return self._policy.describe() if isinstance(self._policy, LinkedPolicy) else describe(self._policy)
 
     async def check_health(self) -> None:
@@ -134,24 +138,11 @@ class TargetReplica:
             raise NotReady(f"the engine of {self._config.name} has not turned for {age:.0f} s")
 
     async def __del__(self) -> None:
-        """Serve's hook for a graceful end, after the requests in flight have finished."""
+        """Serve calls it to end the replica, after the requests in flight have finished."""
         await asyncio.to_thread(self._engine.stop)
         await self._streams.stop()
         if self._client is not None:
             await self._client.stop()
-
-
-def load_model(config: TargetConfig) -> TargetModel:
-    directory = resolve(config.path)
-    return load_target(
-        directory,
-        dtype=DTYPES[config.dtype],
-        num_positions=target_positions(config, directory),
-        page_size=config.page_size,
-        device=device_of(config),
-        execution=Execution(config.execution),
-        deterministic=bool(config.deterministic),
-    )
 
 
 def engine_config(config: TargetConfig, incarnation: str) -> EngineConfig:

@@ -66,6 +66,16 @@ def vocabulary_hash(folder: Path) -> str:
     return hashlib.sha256(json.dumps(pairs, separators=(",", ":")).encode()).hexdigest()
 
 
+def check_vocabulary(target: Path, drafter: Path) -> None:
+    """Raises ConfigError unless both directories hold the same vocabulary."""
+    try:
+        same = vocabulary_hash(target) == vocabulary_hash(drafter)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    if not same:
+        raise ConfigError(f"{drafter} and {target} have different vocabularies; a drafter must share its target's")
+
+
 def _parse(values: Any, path: Path) -> Manifest:
     if not isinstance(values, dict) or set(values) - {"exits", "vocabulary_hash", "targets"}:
         raise ConfigError(f"{path}: expected the keys exits, vocabulary_hash and targets only")

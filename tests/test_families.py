@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from deployments.local import complete, draft_policy, open_engine, open_worker
+from deployments.local import draft_policy, open_engine, open_worker
 from protocol.request import GenerateRequest, SamplingParams, StopRules
+from targets.complete import complete
 from targets.engine import EngineConfig
 from targets.model import load_target
 from tests.model.families import NAMES, VOCAB, WINDOW, make_checkpoint

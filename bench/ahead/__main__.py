@@ -82,17 +82,17 @@ def comparison(
     serial = winners[Mode.SERIAL]
     in_turn = times(engine.rounds[serial])
     ahead = {mode: cell for mode, cell in winners.items() if mode != Mode.SERIAL}
-    found = {mode: hits(engine.stats.get(cell, [])) for mode, cell in ahead.items()}
+    hits_by_mode = {mode: hits(engine.stats.get(cell, [])) for mode, cell in ahead.items()}
     better = best({cell: rates[cell] for cell in (serial, plain)})
-    waits = {mode: one.wait_ms for mode, one in found.items()}
+    waits = {mode: one.wait_ms for mode, one in hits_by_mode.items()}
     return Comparison(
         batch=chosen.batch,
         temperature=chosen.temperature,
         best={mode: f"{cell.depth}/{cell.length}" for mode, cell in winners.items()},
         rates={cell.mode: round(median(rates[cell]), 1) for cell in (plain, *winners.values(), chosen)},
         gain={mode: paired_ratio(rates[cell], rates[serial]) for mode, cell in ahead.items()},
-        bound={mode: round(latency_bound(in_turn, one.share), 4) for mode, one in found.items()},
-        hits=found,
+        bound={mode: round(latency_bound(in_turn, one.share), 4) for mode, one in hits_by_mode.items()},
+        hits=hits_by_mode,
         hidden={mode: ms if ms is None else round(1 - ms / in_turn.draft_ms, 4) for mode, ms in waits.items()},
         chosen=paired_ratio(rates[chosen], rates[better]),
         played=plays(engine.rounds[chosen]),
@@ -116,28 +116,22 @@ def measured(engine: PairEngine, args: Namespace, kind: str = "mixed") -> Iterat
 
 
 def table(cells: Sequence[Comparison], place: dict[str, object]) -> str:
-    lines = [
-        "| batch | T | mode | depth/length | tokens/s | over serial | bound | hits: full, runner-up, early, rest "
-        "| wait hidden on hits |",
-        "|" + "---|" * 9,
-    ]
-    for cell in cells:
-        lines += [_row(cell, mode) for mode in cell.rates]
-    lines += ["", *(_verdict(cell) for cell in cells)]
-    identical = min(cell.identical for cell in cells)
-    lines += [f"Identical to the plain loop: {identical:.0%} of outputs.", machine.footer(place)]
-    return "\n".join(lines) + "\n"
+    header = ["batch", "T", "mode", "depth/length", "tokens/s", "over serial", "bound"]
+    header += ["hits: full, runner-up, early, rest", "wait hidden on hits"]
+    rows = [_row(cell, mode) for cell in cells for mode in cell.rates]
+    identical = f"Identical to the plain loop: {min(cell.identical for cell in cells):.0%} of outputs."
+    return machine.markdown(header, rows, *map(_verdict, cells), identical, machine.footer(place))
 
 
-def _row(cell: Comparison, mode: str) -> str:
-    start = f"| {cell.batch} | {cell.temperature:g} | {mode} | {cell.best.get(mode, '')} | {cell.rates[mode]:.0f} |"
+def _row(cell: Comparison, mode: str) -> list[object]:
+    start = [cell.batch, f"{cell.temperature:g}", mode, cell.best.get(mode, ""), f"{cell.rates[mode]:.0f}"]
     if mode not in cell.gain:
-        return start + " |" * 4
-    gain, found, hidden = cell.gain[mode], cell.hits[mode], cell.hidden[mode]
-    sources = ", ".join(f"{share:.2f}" for share in (found.full, found.runner_up, found.early_exit, found.rest))
-    share = "" if hidden is None else f"{hidden:.2f}"
+        return [*start, "", "", "", ""]
+    gain, hit, hidden = cell.gain[mode], cell.hits[mode], cell.hidden[mode]
+    origins = ", ".join(f"{share:.2f}" for share in (hit.full, hit.runner_up, hit.early_exit, hit.rest))
     interval = f"{gain.median:.3f} ({gain.low:.3f}-{gain.high:.3f})"
-    return f"{start} {interval} | {cell.bound[mode]:.3f} | {found.share:.2f}: {sources} | {share} |"
+    share = "" if hidden is None else f"{hidden:.2f}"
+    return [*start, interval, f"{cell.bound[mode]:.3f}", f"{hit.share:.2f}: {origins}", share]
 
 
 def _verdict(cell: Comparison) -> str:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from bench.cells import APART, CHOSEN, Cell, Subject
 from bench.ours import DraftPoolEngine
 from bench.policies import RoundRecorder, ahead_config
-from bench.pool_process import POSITIONS_PER_ROW, Describe, LinkThread, PoolSettings, pool_process
+from bench.pool_process import Describe, LinkThread, PoolSettings, pool_process
 from protocol.errors import ConfigError
 from protocol.plan import Mode
 from protocol.stats import RoundStats
@@ -27,8 +27,7 @@ def paired(subject: Subject, cores: tuple[int, ...], *, measured: int = 0) -> It
     """
     if subject.drafter is None:
         raise ConfigError("there is no drafter to speculate with; give --drafter")
-    rows = 2 * subject.max_batch
-    place = PoolSettings(subject.drafter, cores, rows, rows * POSITIONS_PER_ROW, subject.dtype, measured=measured)
+    place = PoolSettings(subject.drafter, cores, 2 * subject.max_batch, subject.dtype, measured)
     with pool_process(place) as describe:
         engine = PairEngine(subject, describe)
         engine.open()
@@ -45,14 +44,12 @@ class PairEngine(DraftPoolEngine):
 
     name = "draftpool, pool apart"
 
-    def __init__(self, subject: Subject, describe: Describe, deadline_s: float = DEADLINE_S) -> None:
+    def __init__(self, subject: Subject, describe: Describe) -> None:
         super().__init__(replace(subject, drafter=None))
         self.stats: dict[Cell, list[RoundStats]] = {}
         self.fan_out = 8
         self.exit_layer: int | None = None
-        self.describe = describe
         self._member = describe()
-        self._deadline_s = deadline_s
         self._link = LinkThread()
 
     def close(self) -> None:
@@ -63,11 +60,9 @@ class PairEngine(DraftPoolEngine):
     def _started(self, cell: Cell, policy: RoundRecorder, num_prompts: int) -> Iterator[Engine]:
         incarnation = f"pair-{next(self._runs)}"
         config = EngineConfig(max_batch=cell.batch, max_queue=num_prompts, incarnation=incarnation)
-        with self._link.client(self._member, incarnation, self._deadline_s) as client:
-            drafts = client if cell.speculates else None
-            modes = APART.get(cell.mode, (Mode.SERIAL,))
-            ahead = ahead_config(modes, self.fan_out, self.exit_layer)
-            engine = Engine(self.model, policy, drafts, config, ahead)
+        with self._link.client(self._member, incarnation, DEADLINE_S) as client:
+            ahead = ahead_config(APART.get(cell.mode, (Mode.SERIAL,)), self.fan_out, self.exit_layer)
+            engine = Engine(self.model, policy, client if cell.speculates else None, config, ahead)
             engine.start()
             try:
                 yield engine

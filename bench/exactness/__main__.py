@@ -35,7 +35,6 @@ from bench.exactness.runs import (
     differs_from_generate,
     prepare,
     run_cell,
-    shares_of_identical_texts,
 )
 from bench.workload import code_and_questions
 from deployments.process import DTYPES
@@ -81,7 +80,6 @@ def report(subject: ExactnessSubject, args: Namespace, results: Sequence[dict[st
         **settings,
         "deterministic": subject.oracle.decoder.is_deterministic,
         "plain_loop_against_generate": None if against is None else [asdict(difference) for difference in against],
-        "plain_loop_as_in_eager": None if args.skip_eager else shares_of_identical_texts(subject, args.drafter),
         **summarise(results),
     }
 
@@ -92,21 +90,19 @@ def run(args: Namespace) -> int:
     precision = Precision(DTYPES[args.dtype], Execution(args.execution))
     subject = prepare(args.target, args.drafter, prompts, args.max_tokens, precision)
     kind = "" if args.matrix == "serial" else f".{args.matrix}"
-    name, (shard, num_shards) = f"{args.target.name}.{precision.name}{kind}", map(int, args.shard.split("/"))
-    results = run_matrix(subject, MATRICES[args.matrix]()[shard::num_shards], args.out / f"{name}.cells.jsonl")
-    if num_shards > 1:
-        return 0
-    made = report(subject, args, results)
-    (args.out / f"{name}.json").write_text(json.dumps(made, indent=1) + "\n")
-    sys.stdout.write(json.dumps({key: value for key, value in made.items() if key != "machine"}, indent=1) + "\n")
-    beyond_ties = [one for one in made["plain_loop_against_generate"] or [] if one["gap"] > TIE]
-    return 1 if made["faults"] or beyond_ties else 0
+    name = f"{args.target.name}.{precision.name}{kind}"
+    results = run_matrix(subject, MATRICES[args.matrix](), args.out / f"{name}.cells.jsonl")
+    summary = report(subject, args, results)
+    (args.out / f"{name}.json").write_text(json.dumps(summary, indent=1) + "\n")
+    sys.stdout.write(json.dumps({key: value for key, value in summary.items() if key != "machine"}, indent=1) + "\n")
+    beyond_ties = [one for one in summary["plain_loop_against_generate"] or [] if one["gap"] > TIE]
+    return 1 if summary["faults"] or beyond_ties else 0
 
 
-def parser() -> ArgumentParser:
-    made = plain_parser(__doc__)
-    add = made.add_argument
-    add_target(made)
+def arguments() -> ArgumentParser:
+    parser = plain_parser(__doc__)
+    add = parser.add_argument
+    add_target(parser)
     add("--drafter", type=Path, default=MODELS / "drafter")
     add("--matrix", choices=list(MATRICES), default="serial", help="default: %(default)s")
     add("--prompts", type=int, default=64)
@@ -114,12 +110,10 @@ def parser() -> ArgumentParser:
     add("--max-tokens", type=int, default=64)
     add("--dtype", choices=sorted(DTYPES), default="fp32")
     add("--execution", choices=[*Execution], default=Execution.AUTO)
-    add("--skip-eager", action="store_true", help="do not compare the plain loop with plain torch")
-    add("--shard", default="0/1", help="I/N: only every N-th cell from the I-th, and no summary")
     add("--out", type=Path, default=RESULTS / "exactness")
-    add_threads(made)
-    return made
+    add_threads(parser)
+    return parser
 
 
 if __name__ == "__main__":
-    sys.exit(run(parser().parse_args()))
+    sys.exit(run(arguments().parse_args()))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +19,7 @@ from bench.exactness.faulty import FaultyClient, LinkFaults
 from bench.exactness.random_policy import RandomPolicy, random_wish
 from bench.ours import requests
 from bench.policies import ADAPTIVE, Prices, adaptive, ahead_config
-from deployments.local import complete, depth_rule
+from deployments.local import depth_rule
 from drafters.client import LocalDraftClient
 from drafters.limits import PoolLimits
 from drafters.nested import NestedDrafter, load_nested
@@ -30,6 +29,7 @@ from protocol.branch import MirrorClient
 from protocol.request import GenerateRequest
 from router.policy import Fixed, Policy
 from targets import plain
+from targets.complete import complete
 from targets.engine import Engine, EngineConfig
 from targets.model import TargetModel, load_target
 
@@ -188,13 +188,3 @@ def differs_from_generate(subject: ExactnessSubject) -> list[Difference]:
         out: Any = reference.generate(ids, attention_mask=torch.ones_like(ids), **settings)
         got.append(tuple(out[0, ids.shape[1] :].tolist()))
     return list(_differences(subject, 0.0, requests(subject.prompts, 0.0, subject.max_tokens), got))
-
-
-def shares_of_identical_texts(subject: ExactnessSubject, drafter: Path) -> dict[str, float]:
-    """By temperature: how many prompts get the same text from the plain loop in plain torch."""
-    precision = Precision(subject.precision.dtype, Execution.EAGER)
-    eager = prepare(subject.target, drafter, subject.prompts, subject.max_tokens, precision)
-    return {
-        str(temperature): sum(map(operator.eq, texts, eager.texts[temperature])) / len(texts)
-        for temperature, texts in subject.texts.items()
-    }

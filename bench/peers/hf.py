@@ -26,7 +26,6 @@ from transformers import (
 from transformers.utils import logging
 
 from bench.cells import PAGE, Cell, CellOutcome, Subject, Timed, TokenIds, Unavailable
-from bench.memory import PeakMemory
 
 PAD = 0
 NEVER = -1  # an EOS that no token is
@@ -68,11 +67,10 @@ class TransformersEngine:
     def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> CellOutcome:
         torch.manual_seed(0)
         options = self._options(cell)
-        with PeakMemory() as peak:
-            groups = [prompts[at : at + cell.batch] for at in range(0, len(prompts), cell.batch)]
-            start = time.perf_counter()
-            outputs = [self._batch(cell, group, max_tokens, options, start) for group in groups]
-        return CellOutcome(tuple(timed for group in outputs for timed in group), peak.mb)
+        groups = [prompts[at : at + cell.batch] for at in range(0, len(prompts), cell.batch)]
+        start = time.perf_counter()
+        outputs = [self._batch(cell, group, max_tokens, options, start) for group in groups]
+        return CellOutcome(tuple(timed for group in outputs for timed in group))
 
     def _options(self, cell: Cell) -> dict[str, Any]:
         if cell.mode == "lookup":
@@ -92,7 +90,7 @@ class TransformersEngine:
     ) -> list[Timed]:
         ids, mask = left_padded(prompts)
         marks = StepMarks()
-        made = self._target.generate(
+        sequences = self._target.generate(
             input_ids=ids,
             attention_mask=mask,
             generation_config=generation_config(cell.temperature, max_tokens),
@@ -105,7 +103,7 @@ class TransformersEngine:
         arrived = tuple(now for (now, _), size in zip(marks.seen, sizes, strict=True) for _ in range(size))
         verified = tuple(sizes) if cell.speculates else ()
         drafted = num_drafted(sizes, cell.length, max_tokens) if cell.mode == "assisted" else None
-        return [Timed(tuple(row[width:]), arrived, start, verified, drafted) for row in made.tolist()]
+        return [Timed(tuple(row[width:]), arrived, start, verified, drafted) for row in sequences.tolist()]
 
 
 class ContinuousBatching:
@@ -130,28 +128,27 @@ class ContinuousBatching:
         self._model = None
 
     def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> CellOutcome:
-        with PeakMemory() as peak:
-            made = self._model.generate_batch(
-                inputs=[list(prompt) for prompt in prompts],
-                generation_config=generation_config(cell.temperature, max_tokens, NEVER),
-                continuous_batching_config=ContinuousBatchingConfig(
-                    page_size=PAGE,
-                    num_blocks=self._subject.positions // PAGE + 1,
-                    max_batch_tokens=PREFILL_TOKENS,
-                    max_requests_per_batch=cell.batch,
-                    seed=0,
-                ),
-                record_timestamps=True,
-                progress_bar=False,
-                persistent_manager=False,
-            )
-        if len(made) != len(prompts) or any(output.error for output in made.values()):
-            raise Unavailable("continuous batching gave up on a request; its own log says why")
-        outputs = tuple(
-            Timed(tuple(output.generated_tokens), tuple(output.timestamps), output.created_time)
-            for output in made.values()
+        outputs = self._model.generate_batch(
+            inputs=[list(prompt) for prompt in prompts],
+            generation_config=generation_config(cell.temperature, max_tokens, NEVER),
+            continuous_batching_config=ContinuousBatchingConfig(
+                page_size=PAGE,
+                num_blocks=self._subject.positions // PAGE + 1,
+                max_batch_tokens=PREFILL_TOKENS,
+                max_requests_per_batch=cell.batch,
+                seed=0,
+            ),
+            record_timestamps=True,
+            progress_bar=False,
+            persistent_manager=False,
         )
-        return CellOutcome(outputs, peak.mb)
+        if len(outputs) != len(prompts) or any(output.error for output in outputs.values()):
+            raise Unavailable("continuous batching gave up on a request; its own log says why")
+        timed = tuple(
+            Timed(tuple(output.generated_tokens), tuple(output.timestamps), output.created_time)
+            for output in outputs.values()
+        )
+        return CellOutcome(timed)
 
 
 def load(directory: Path, dtype: torch.dtype) -> Any:

@@ -80,7 +80,7 @@ class OpenVinoEngine:
             }
         )
         outputs = tuple(_timed(output, answer["started"], cell.length) for output in answer["outputs"])
-        return CellOutcome(outputs, answer["peak_rss_mb"])
+        return CellOutcome(outputs)
 
     def _options(self) -> dict[str, Any]:
         precision = {torch.bfloat16: "bf16", torch.float32: "f32"}[self._subject.dtype]

@@ -19,8 +19,6 @@ import numpy as np
 import openvino  # type: ignore[import-not-found,unused-ignore]
 import openvino_genai as genai  # type: ignore[import-not-found,unused-ignore]
 
-from bench.memory import PeakMemory
-
 
 class Pipelines:
     def __init__(self) -> None:
@@ -47,16 +45,15 @@ class Pipelines:
         waiting = [(index, _tensor(prompt)) for index, prompt in enumerate(command["prompts"])]
         outputs: list[dict[str, Any]] = [{"token_ids": [], "arrived": [], "runs": []} for _ in waiting]
         running: dict[int, Any] = {}
-        with PeakMemory() as peak:
-            start = time.perf_counter()
-            while waiting or running:
-                while waiting and len(running) < command["batch"]:
-                    index, tensor = waiting.pop(0)
-                    self._ids += 1
-                    running[index] = pipeline.add_request(self._ids, tensor, config)
-                pipeline.step()
-                _collect(running, outputs, command["max_tokens"])
-        return {"started": start, "outputs": outputs, "peak_rss_mb": peak.mb}
+        start = time.perf_counter()
+        while waiting or running:
+            while waiting and len(running) < command["batch"]:
+                index, tensor = waiting.pop(0)
+                self._ids += 1
+                running[index] = pipeline.add_request(self._ids, tensor, config)
+            pipeline.step()
+            _collect(running, outputs, command["max_tokens"])
+        return {"started": start, "outputs": outputs}
 
 
 def _collect(running: dict[int, Any], outputs: list[dict[str, Any]], max_tokens: int) -> None:

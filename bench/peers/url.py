@@ -45,7 +45,7 @@ class UrlEngine:
 
     def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> CellOutcome:
         try:
-            return CellOutcome(tuple(asyncio.run(self._run(cell, prompts, max_tokens))), None)
+            return CellOutcome(tuple(asyncio.run(self._run(cell, prompts, max_tokens))))
         except (httpx.HTTPError, ValueError) as error:
             raise Unavailable(f"a request failed: {error or type(error).__name__}") from None
 

@@ -1,9 +1,8 @@
 """Question: what does serving cost, in tokens per second against the engine alone, and in memory over thousands of
 requests?
 
-    speed     bench/serving/speed.py, over HTTP and offline in turn
-    served    bench/serving/memory.py, every process of the application of the config
-    offline   the same without Ray, in this process
+    speed     bench/serving/speed.py, over HTTP and the engine alone in turn
+    memory    bench/serving/memory.py, every process of the application of the config
 """
 
 from __future__ import annotations
@@ -13,45 +12,41 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import MappingProxyType
 
 from bench import machine
 from bench.arguments import CONFIG, RESULTS, ended, listed, one_of, plain_parser
 from bench.memory import growth_table
-from bench.serving.memory import measure_offline, measure_served
+from bench.serving.memory import measure_served
 from bench.serving.speed import measure_speed, speed_table
 from bench.workload import HELD_OUT
 from cli.arguments import whole
 from cli.prompts import read_prompts
 from deployments.config import load_config
 
-SPEED = "speed"
-MEMORY = MappingProxyType({"served": measure_served, "offline": measure_offline})
+SPEED, MEMORY = PARTS = ("speed", "memory")
 
 
 def run(args: Namespace) -> int:
     config = load_config(args.config)
     prompts = [prompt.text for prompt in read_prompts(args.prompts, 0)]
     speed = measure_speed(config, prompts, args) if SPEED in args.parts else []
-    memory = {part: MEMORY[part](config, prompts, args) for part in args.parts if part in MEMORY}
+    memory = measure_served(config, prompts, args) if MEMORY in args.parts else []
     place = machine.describe()
     settings = {name: str(value) for name, value in vars(args).items() if name != "out"}
-    grows = {part: [asdict(row) | {"grows": row.grows} for row in found] for part, found in memory.items()}
-    report = {"machine": place, "settings": settings, "memory": grows}
+    report = {"machine": place, "settings": settings}
     report |= {SPEED: [asdict(row) | {"bar": row.bar.as_json()} for row in speed]}
-    tables = [speed_table(speed)] if speed else []
-    tables += [growth_table(part, found) for part, found in memory.items()]
+    report |= {MEMORY: [asdict(row) | {"grows": row.grows} for row in memory]}
+    tables = ([speed_table(speed)] if speed else []) + ([growth_table("process", memory)] if memory else [])
     text = "\n".join([*tables, machine.footer(place)]) + "\n"
-    machine.save(args.out, report, text)
-    sys.stdout.write(text)
-    fails = [not row.bar.met for row in speed] + [row.grows for found in memory.values() for row in found]
+    machine.publish(args.out, report, text)
+    fails = [not row.bar.met for row in speed] + [row.grows for row in memory]
     return 1 if any(fails) else 0
 
 
-def parser() -> ArgumentParser:
-    made = plain_parser(__doc__)
-    add, parts = made.add_argument, (SPEED, *MEMORY)
-    add("--parts", type=listed(one_of(*parts)), default=list(parts), help=f"default: {','.join(parts)}")
+def arguments() -> ArgumentParser:
+    parser = plain_parser(__doc__)
+    add = parser.add_argument
+    add("--parts", type=listed(one_of(*PARTS)), default=list(PARTS), help=f"default: {','.join(PARTS)}")
     add("--config", type=Path, default=CONFIG, help="default: the demo family")
     add("--prompts", type=Path, default=HELD_OUT, help="default: held-out code")
     add("--concurrency", type=whole(1), default=8, help="requests under way (default: 8)")
@@ -66,11 +61,11 @@ def parser() -> ArgumentParser:
     add("--base-after", type=whole(0), default=200, help="for memory, requests (default: 200)")
     add("--every", type=whole(1), default=50, help="for memory, requests between samples (default: 50)")
     add("--out", type=Path, default=RESULTS / "serving.json")
-    return made
+    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return ended("bench.serving", run, parser().parse_args(argv))
+    return ended("bench.serving", run, arguments().parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,6 @@
-"""Memory while thousands of short sampled requests go through: each process's peak, and whether it grows.
+"""Memory of a served application while thousands of short sampled requests are streamed over HTTP.
 
-served    the application of a config, all targets and the pool, streamed over HTTP; each process of its cluster,
-          and this one, which is the client
-offline   the engine of the config's first target with the drafter, in this process and without Ray
+Each process of its cluster, and this one, which is the client: its peak, and whether it grows.
 """
 
 from __future__ import annotations
@@ -10,26 +8,17 @@ from __future__ import annotations
 import asyncio
 import itertools
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from tqdm import tqdm
-from transformers import AutoTokenizer
 
 from bench.client import LoadClient, RequestTemplate, ServedAnswer
 from bench.memory import Growth, MemoryRecorder
 from deployments.cluster import running
 from deployments.config import AppConfig, HttpConfig
-from deployments.local import complete, draft_policy, open_engine, open_worker
-from deployments.process import DTYPES, pin_process, pool_positions
-from deployments.target import load_model
 from link.listening import free_port
-from model.files import resolve
-from protocol.request import GenerateRequest, SamplingParams, StopRules
-from targets.engine import Engine, EngineConfig
 
 TEMPERATURE = 0.8
-LENGTH = 4  # of drafts, offline
 
 
 def measure_served(config: AppConfig, prompts: Sequence[str], args: Namespace) -> list[Growth]:
@@ -55,44 +44,3 @@ async def load(url: str, models: Sequence[str], prompts: Sequence[str], args: Na
         async with LoadClient(url, args.concurrency) as client:
             await client.closed_loop(ask, requests, args.concurrency, on_answer)
     return recorder
-
-
-def measure_offline(config: AppConfig, prompts: Sequence[str], args: Namespace) -> list[Growth]:
-    """Batches of `every` requests at a time, decoded `concurrency` at once."""
-    tokenizer = AutoTokenizer.from_pretrained(resolve(config.targets[0].path))
-    ids = [tuple(tokenizer.encode(prompt)) for prompt in prompts]
-    recorder = MemoryRecorder()
-    with offline_engine(config, args) as engine:
-        for first in tqdm(range(0, args.num_requests, args.every), "offline"):
-            complete(engine, requests(ids, first, args))
-            recorder.sample(first + args.every)
-    return recorder.result(args.base_after)
-
-
-def requests(ids: Sequence[tuple[int, ...]], first: int, args: Namespace) -> list[GenerateRequest]:
-    stop = StopRules(args.memory_tokens)
-    return [
-        GenerateRequest(str(number), ids[number % len(ids)], SamplingParams(TEMPERATURE, seed=number), stop)
-        for number in range(first, first + args.every)
-    ]
-
-
-@contextmanager
-def offline_engine(config: AppConfig, args: Namespace) -> Iterator[Engine]:
-    target, pool, worker = config.targets[0], config.pool, None
-    pin_process(target)
-    if pool is not None and target.speculation:
-        drafter = resolve(pool.path)
-        worker = open_worker(
-            drafter,
-            dtype=DTYPES[pool.dtype],
-            num_positions=pool_positions(pool, drafter),
-            page_size=pool.page_size,
-            max_rows=args.concurrency,
-        )
-    engine_config = EngineConfig(args.concurrency, args.every, target.prefill_chunk)
-    engine = open_engine(load_model(target), worker, draft_policy(worker, None, LENGTH), engine_config)
-    try:
-        yield engine
-    finally:
-        engine.stop()

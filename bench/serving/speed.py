@@ -19,8 +19,9 @@ from types import MappingProxyType
 
 from tqdm import tqdm
 
+from bench import machine
 from bench.client import LoadClient, RequestTemplate
-from bench.serving.offline import OfflineEngine, Timing
+from bench.serving.offline import Timing, engine_alone
 from bench.stats import Bar, paired_ratio
 from deployments.cluster import running
 from deployments.config import AppConfig, HttpConfig, TargetConfig
@@ -91,9 +92,9 @@ async def in_turn(modes: Mapping[str, Measure], repeat: int) -> dict[str, list[T
 
 async def measure(url: str, target: TargetConfig, prompts: Sequence[str], args: Namespace) -> list[ServedRates]:
     async with AsyncExitStack() as stack:
-        offline = stack.enter_context(OfflineEngine(target, prompts, args.max_tokens))
+        run_alone = stack.enter_context(engine_alone(target, prompts, args.max_tokens))
         client = await stack.enter_async_context(LoadClient(url, args.concurrency))
-        modes: dict[str, Measure] = {OFFLINE: lambda: asyncio.to_thread(offline.run)}
+        modes: dict[str, Measure] = {OFFLINE: lambda: asyncio.to_thread(run_alone)}
         for mode in BARS:
             ask = RequestTemplate(prompts, args.max_tokens, stream=mode == "streamed")
             modes[mode] = over_http(client, ask, target.name, args.concurrency)
@@ -120,15 +121,12 @@ def measure_speed(config: AppConfig, prompts: Sequence[str], args: Namespace) ->
 
 
 def speed_table(rows: Sequence[ServedRates]) -> str:
-    lines = [
-        "| answers | tokens/s | engine alone | ratio | 90 % interval | asked | met | same text |",
-        "|" + "---|" * 8,
-    ]
-    for row in rows:
-        bar = row.bar
-        lines.append(
-            f"| {row.mode} | {median(row.rates):.1f} | {median(row.offline):.1f} | {bar.ratio.median:.3f} "
-            f"| {bar.ratio.low:.3f}-{bar.ratio.high:.3f} | {bar.asked} | {'yes' if bar.met else '**no**'} "
-            f"| {row.identical:.1%} |"
-        )
-    return "\n".join(lines) + "\n"
+    header = ("answers", "tokens/s", "engine alone", "ratio", "90 % interval", "asked", "met", "same text")
+    return machine.markdown(header, map(_row, rows))
+
+
+def _row(row: ServedRates) -> list[object]:
+    bar, ratio = row.bar, row.bar.ratio
+    figures = [f"{median(row.rates):.1f}", f"{median(row.offline):.1f}", f"{ratio.median:.3f}"]
+    met = "yes" if bar.met else "**no**"
+    return [row.mode, *figures, f"{ratio.low:.3f}-{ratio.high:.3f}", bar.asked, met, f"{row.identical:.1%}"]

@@ -23,7 +23,7 @@ def target(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint("llama", tmp_path_factory.mktemp("passes"), seed=0, max_positions=512)
 
 
-def test_every_width_and_the_read_are_measured_as_often_and_compared_by_pairs(target: Path) -> None:
+def test_every_width_and_the_read_are_measured_equally_often_and_compared_by_pairs(target: Path) -> None:
     model = load_target(target, dtype=torch.bfloat16, num_positions=512, page_size=16)
     times = measure(model, [1, 5], pairs=3)
     assert {name: len(taken) for name, taken in times.items()} == {READ: 3, "1": 3, "5": 3}
@@ -43,7 +43,7 @@ def test_neighbours_are_gone_at_the_end(target: Path) -> None:
 
 
 @pytest.mark.parametrize("execution", [Execution.EAGER, Execution.AUTO])
-def test_the_read_and_the_products_are_those_of_the_model_itself(target: Path, execution: Execution) -> None:
+def test_the_read_and_the_products_cover_all_matrices_of_the_model(target: Path, execution: Execution) -> None:
     model = load_target(target, dtype=torch.float32, num_positions=512, page_size=256, execution=execution)
     weights = AutoModelForCausalLM.from_pretrained(target).named_parameters()
     tied = model.decoder.config.tied_embeddings  # of one that is not, only a row is read

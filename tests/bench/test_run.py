@@ -17,7 +17,6 @@ from bench.cells import Cell, CellOutcome, Subject, TokenIds, Unavailable
 from bench.grid import Grid
 from bench.peers.openvino import ENVIRONMENT, OpenVinoEngine
 from bench.peers.url import UrlEngine
-from bench.report import bests, readme_table
 from bench.run import measure, opened
 from bench.workload import Workload, read_texts
 from cli.main import main
@@ -178,8 +177,12 @@ def test_the_command_writes_lines_a_table_and_a_file(
     assert {line["identical"] for line in lines} == {1.0}
     assert {"commit", "command", "cpu"} <= report["machine"].keys()
     assert out.with_suffix(".md").read_text().count("\n| ") == len(lines) + 1
-    table = readme_table([report])
-    assert table.count("| large |") == len(bests(report["cells"])) == 2 * (1 + 2)
+
+
+def test_an_unknown_mode_is_a_usage_error(family: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["bench", "--target", str(family / "large"), "--modes", "plain,roads"])
+    assert "'roads' is unknown; choose from plain, fixed, ema, goodput, generate" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -190,7 +193,7 @@ def test_the_command_writes_lines_a_table_and_a_file(
         (["--prompts", "nowhere.jsonl"], "cannot read nowhere.jsonl"),
     ],
 )
-def test_what_cannot_run_is_refused_at_once(
+def test_a_command_that_cannot_run_is_refused_at_once(
     family: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], complaint: str
 ) -> None:
     assert main(["bench", "--target", str(family / "large"), "--modes", "plain", *arguments]) == 2

@@ -7,13 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from api.text import decode
 from bench.arguments import CONFIG
+from bench.memory import MemoryRecorder
 from bench.serving.__main__ import main
-from bench.serving.offline import OfflineEngine, Timing
+from bench.serving.offline import Timing, engine_alone
 from bench.serving.speed import in_turn, plain_config, served
 from deployments.config import AppConfig, TargetConfig, load_config
 from protocol.errors import ConfigError
@@ -43,24 +43,16 @@ def target(app: Path, **changes: object) -> TargetConfig:
     return load_config(app).targets[0].model_copy(update={"max_batch": 2, **changes})
 
 
-def test_the_offline_process_gives_the_plain_loop_s_text_on_its_cores(app: Path) -> None:
-    core, others = min(os.sched_getaffinity(0)), set(psutil.Process().children())
-    with OfflineEngine(target(app, cores=(core,)), PROMPTS, max_tokens=12) as offline:
-        first, second = offline.run(), offline.run()
-        (child,) = set(psutil.Process().children()) - others
-        assert child.cpu_affinity() == [core]
+def test_the_engine_alone_gives_the_plain_loops_text_and_leaves_this_process_where_it_was(app: Path) -> None:
+    before = os.sched_getaffinity(0)
+    with engine_alone(target(app, cores=(min(before),)), PROMPTS, max_tokens=12) as run:
+        first, second = run(), run()
+        assert os.sched_getaffinity(0) == before
     with plain_engine(app.parent / "large") as engine:
         texts = [decode(tiny_tokenizer(), expected(engine, 12, SamplingParams(0.0), prompt)) for prompt in PROMPTS]
     assert first.texts == second.texts == texts
     assert first.num_tokens == 36
     assert first.tokens_per_second == pytest.approx(36 / first.seconds)
-    assert not child.is_running()
-
-
-def test_an_offline_process_that_died_says_so(app: Path) -> None:
-    engine = OfflineEngine(target(app, path=str(app.parent / "absent")), PROMPTS, 4)
-    with engine, pytest.raises((RuntimeError, BrokenPipeError)):
-        engine.run()
 
 
 async def test_repetitions_are_interleaved_and_the_first_does_not_count() -> None:
@@ -118,18 +110,20 @@ def measured(config: Path, *options: str) -> tuple[int, dict[str, Any]]:
     return status, json.loads(out.read_text())
 
 
-def test_a_config_that_is_not_there_is_said_in_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_config_is_one_line_of_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--config=absent.yaml"]) == 2
     assert "absent.yaml" in capsys.readouterr().err
 
 
-def test_hundreds_of_requests_leave_nothing_behind_offline(both: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, report = measured(both, "--parts=offline", "--num-requests=800", "--base-after=400")
-    (row,) = (row for row in report["memory"]["offline"] if row["process"] == "this process")
-    assert status == 0, report["memory"]
-    assert row["peak"] > 100
-    assert {"commit", "command"} <= set(report["machine"])
-    assert capsys.readouterr().out.startswith("| offline |")
+def test_hundreds_of_requests_leave_nothing_behind(app: Path) -> None:
+    recorder = MemoryRecorder()
+    with engine_alone(target(app), PROMPTS * 16, max_tokens=8) as run:
+        for done in range(48, 801, 48):
+            run()
+            recorder.sample(done)
+    (row,) = (row for row in recorder.result(base_after=400) if row.process == "this process")
+    assert row.peak > 100
+    assert not row.grows, row
 
 
 @pytest.mark.slow
@@ -137,8 +131,8 @@ def test_hundreds_of_requests_leave_nothing_behind_offline(both: Path, capsys: p
 @pytest.mark.timeout(300)
 def test_the_command_measures_http_and_every_process(both: Path) -> None:
     core = min(os.sched_getaffinity(0))
-    options = ["--parts=speed,served", f"--cores={core}", "--pairs=1", "--max-tokens=8", "--num-requests=60"]
+    options = ["--parts=speed,memory", f"--cores={core}", "--pairs=1", "--max-tokens=8", "--num-requests=60"]
     _, report = measured(both, *options, "--every=10", "--base-after=20")
     assert [(one["mode"], one["identical"]) for one in report["speed"]] == [("whole", 1), ("streamed", 1)]
-    names = {row["process"] for row in report["memory"]["served"]}
+    names = {row["process"] for row in report["memory"]}
     assert {"target-large", "target-small", "draft-pool", "ingress", "ProxyActor", "raylet", "this process"} <= names

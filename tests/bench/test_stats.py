@@ -22,7 +22,7 @@ def test_the_interval_holds_most_medians_widens_with_noise_and_repeats_with_the_
     assert noisy != paired_ratio([1.0, 1.5, 0.5, 1.0, 2.0, 0.2, 1.0], [1.0] * 7)
 
 
-def test_lists_of_different_length_are_no_pairs() -> None:
+def test_lists_of_different_length_are_refused() -> None:
     with pytest.raises(ValueError, match="zip"):
         paired_ratio([1.0, 2.0], [1.0])
 

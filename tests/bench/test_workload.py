@@ -52,7 +52,7 @@ def test_spec_bench_is_split_into_its_subtasks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "line", ["nonsense", "[]", '{"text": "a"}', '{"turns": []}', '{"prompt": ""}', '{"prompt": 7}']
 )
-def test_a_line_that_is_no_prompt_is_refused_by_its_number(tmp_path: Path, line: str) -> None:
+def test_a_line_without_a_prompt_is_refused_with_its_number(tmp_path: Path, line: str) -> None:
     file = tmp_path / "prompts.jsonl"
     file.write_text(f'{{"prompt": "import os"}}\n{line}\n')
     with pytest.raises(ConfigError, match=r"prompts\.jsonl:2"):

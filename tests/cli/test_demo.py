@@ -9,8 +9,8 @@ import pytest
 from cli.demo_command import CONFIG
 from cli.demo_gain import Gain, describe_run, fit_to_cores, measure
 from cli.demo_streams import DemoRequest, StreamedCompletion
-from deployments.capacity import placements
 from deployments.config import load_config
+from deployments.placement import placements
 
 ASK = DemoRequest("import os", 8)
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
+import json
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,13 +18,14 @@ from ray import serve
 
 from deployments.app import APP_NAME, POOL_NAME, target_deployment
 from deployments.config import AppConfig
-from deployments.local import complete
 from link.discovery import PoolMember
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from router.policy import Off
+from targets.complete import complete
 from targets.engine import Engine, EngineConfig
 from targets.model import load_target
 from tests.api.api_twins import tiny_tokenizer
+from tests.deployments.harness import wait_until
 
 PROMPT = "def add(a, b):\n    return"
 
@@ -41,6 +42,14 @@ class Served:
     def complete(self, model: str, prompt: str = PROMPT, **settings: Any) -> Any:
         extra = {"ignore_eos": True, "return_token_ids": True, "top_k": settings.pop("top_k", 0)}
         return self.client.completions.create(model=model, prompt=prompt, extra_body=extra, **settings)
+
+    def tokens(self, model: str, sampling: SamplingParams, max_tokens: int) -> tuple[int, ...]:
+        answer = self.complete(model, **fields_of(sampling, max_tokens))
+        return tuple(answer.choices[0].model_dump()["token_ids"])
+
+    def get(self, path: str) -> Any:
+        with urllib.request.urlopen(f"{self.url}{path}") as response:
+            return json.load(response)
 
     def target(self, model: str, method: str) -> dict[str, Any]:
         (answer,) = self._broadcast(target_deployment(model), method)
@@ -111,12 +120,11 @@ def expected(engine: Engine, max_tokens: int, sampling: SamplingParams, prompt: 
     return completion.token_ids
 
 
+def fields_of(sampling: SamplingParams, max_tokens: int) -> dict[str, Any]:
+    """A request's fields."""
+    names = ("temperature", "top_p", "top_k", "seed")
+    return {"max_tokens": max_tokens} | {name: getattr(sampling, name) for name in names}
+
+
 def text_of(token_ids: tuple[int, ...]) -> str:
     return str(tiny_tokenizer().decode(list(token_ids), skip_special_tokens=True))
-
-
-def wait_until(condition: Callable[[], object], timeout: float = 120.0) -> None:
-    end = time.monotonic() + timeout
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.1)

@@ -8,7 +8,6 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,42 +22,20 @@ from protocol.pb import inference_pb2 as pb
 from protocol.pb.inference_pb2_grpc import InferenceStub
 from protocol.request import SamplingParams
 from targets.engine import Engine
-from tests.deployments.served import PROMPT, Served, expected, plain_engine, text_of, wait_until
+from tests.deployments.harness import wait_until
+from tests.deployments.served import PROMPT, Served, expected, fields_of, text_of
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("nothing_leaks")]
 
 GREEDY = SamplingParams(temperature=0.0)
 SAMPLED = SamplingParams(temperature=0.8, top_k=50, top_p=0.9, seed=1234)
 TARGETS = ("large", "small")
 
 
-@pytest.fixture(scope="module")
-def oracles(family: Path) -> Iterator[dict[str, Engine]]:
-    with plain_engine(family / "large") as large, plain_engine(family / "small") as small:
-        yield {"large": large, "small": small}
-
-
-@pytest.fixture(autouse=True)
-def _nothing_leaks(served: Served) -> Iterator[None]:
-    served.wait_until_drafting()
-    yield
-    served.wait_until_idle()
-
-
-def settings(sampling: SamplingParams, max_tokens: int) -> dict[str, Any]:
-    return {
-        "max_tokens": max_tokens,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "seed": sampling.seed,
-    }
-
-
 def streamed(served: Served, model: str, sampling: SamplingParams, max_tokens: int) -> tuple[tuple[int, ...], str]:
     ids: list[int] = []
     text = ""
-    for chunk in served.complete(model, stream=True, **settings(sampling, max_tokens)):
+    for chunk in served.complete(model, stream=True, **fields_of(sampling, max_tokens)):
         for choice in chunk.choices:
             ids += choice.model_dump()["token_ids"]
             text += choice.text
@@ -81,7 +58,7 @@ def test_http_gives_the_text_of_the_plain_loop(
 ) -> None:
     oracle = expected(oracles[model], 64, sampling)
     drafted = served.target(model, "stats")["num_proposed"]
-    whole = served.complete(model, **settings(sampling, 64))
+    whole = served.complete(model, **fields_of(sampling, 64))
     assert tuple(whole.choices[0].model_dump()["token_ids"]) == oracle
     assert whole.choices[0].text == text_of(oracle)
     assert whole.usage.completion_tokens == 64
@@ -108,7 +85,7 @@ def test_a_request_may_choose_its_own_speculation_and_gets_the_same_text(
 ) -> None:
     asked = {"depth": 2, "length": length} if length else "off"
     extra = {"ignore_eos": True, "return_token_ids": True, "top_k": SAMPLED.top_k, "speculation": asked}
-    fields = {name: value for name, value in settings(SAMPLED, 64).items() if name != "top_k"}
+    fields = {name: value for name, value in fields_of(SAMPLED, 64).items() if name != "top_k"}
     answer = served.client.completions.create(model="large", prompt=PROMPT, extra_body=extra, **fields).model_dump()
     assert tuple(answer["choices"][0]["token_ids"]) == expected(oracles["large"], 64, SAMPLED)
     counts = answer.get("metrics", {}).get("speculative_decoding")
@@ -124,7 +101,7 @@ def test_a_request_may_choose_its_own_speculation_and_gets_the_same_text(
 def test_a_round_goes_out_as_one_chunk(served: Served) -> None:
     chunks = [
         len(choice.model_dump()["token_ids"])
-        for chunk in served.complete("large", stream=True, **settings(GREEDY, 64))
+        for chunk in served.complete("large", stream=True, **fields_of(GREEDY, 64))
         for choice in chunk.choices
     ]
     # A draft of 4, all accepted, and the target's own; several rounds where this process was slow to read.
@@ -157,7 +134,7 @@ def test_a_draft_replica_killed_in_mid_stream_changes_no_text_and_targets_share_
 def test_a_client_gone_in_mid_stream_leaves_nothing_behind(served: Served) -> None:
     committed = served.target("large", "stats")["num_committed"]
     for _ in range(3):
-        stream = served.complete("large", stream=True, **settings(SAMPLED, 400))
+        stream = served.complete("large", stream=True, **fields_of(SAMPLED, 400))
         next(iter(stream))
         stream.close()
     served.wait_until_idle()
@@ -173,7 +150,7 @@ def test_more_requests_than_batch_and_queue_hold_are_refused_with_429(
     def ask(_: int) -> tuple[int, ...] | openai.RateLimitError:
         start.wait()
         try:
-            return tuple(served.complete("small", **settings(GREEDY, 200)).choices[0].model_dump()["token_ids"])
+            return served.tokens("small", GREEDY, 200)
         except openai.RateLimitError as error:
             return error
 
@@ -220,8 +197,7 @@ def post(served: Served, body: bytes) -> int:
 
 
 def test_statistics_of_every_replica_are_told_over_http(served: Served) -> None:
-    with urllib.request.urlopen(f"{served.url}/debug/stats") as response:
-        told = json.load(response)
+    told = served.get("/debug/stats")
     assert {model: len(replicas) for model, replicas in told["targets"].items()} == {"large": 1, "small": 1}
     assert told["targets"]["large"][0] == served.target("large", "stats")
     steps = [counts["steps_run"] for counts in (told["targets"]["large"][0], *told["pool"])]
@@ -231,9 +207,7 @@ def test_statistics_of_every_replica_are_told_over_http(served: Served) -> None:
 
 
 def test_what_the_router_does_is_told_over_http(served: Served) -> None:
-    with urllib.request.urlopen(f"{served.url}/debug/router") as response:
-        told = json.load(response)
-    assert told == {
+    assert served.get("/debug/router") == {
         "large": [{"policy": "fixed", "depth": [4], "length": 4, "mode": "serial"}],
         "small": [{"policy": "fixed", "depth": [2, 4], "length": 3, "mode": "serial"}],
     }
@@ -247,7 +221,7 @@ def test_a_second_serve_on_the_cluster_is_refused_and_the_first_goes_on(served: 
     assert done.returncode == 2, done.stderr
     assert "an application draftpool is on this cluster already (RUNNING)" in done.stderr
     assert "Traceback" not in done.stderr
-    assert served.complete("small", **settings(GREEDY, 8)).usage.completion_tokens == 8
+    assert served.complete("small", **fields_of(GREEDY, 8)).usage.completion_tokens == 8
 
 
 def test_every_replica_is_healthy(served: Served) -> None:
@@ -259,4 +233,4 @@ def test_health_is_503_while_a_target_is_away(served: Served) -> None:
     served.kill_target("small")
     wait_until(lambda: served.health() == 503)
     wait_until(lambda: served.health() == 200)
-    assert served.complete("small", **settings(GREEDY, 8)).usage.completion_tokens == 8
+    assert served.complete("small", **fields_of(GREEDY, 8)).usage.completion_tokens == 8

@@ -97,7 +97,7 @@ def test_a_second_start_is_refused_and_leaves_the_first_alone(serve: Serve) -> N
 
 
 @pytest.mark.parametrize("call", ["start", "run_many"])
-def test_what_was_not_deployed_is_not_deleted(serve: Serve, call: str) -> None:
+def test_an_application_that_was_not_deployed_is_not_deleted(serve: Serve, call: str) -> None:
     serve.trouble[call] = RuntimeError("the cause")
     with pytest.raises(RuntimeError, match="the cause"):
         start()
@@ -111,7 +111,7 @@ def test_an_application_that_fails_is_deleted_and_its_error_named(serve: Serve) 
     assert serve.applications == {}
 
 
-def test_trouble_with_deleting_does_not_hide_what_went_before(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_error_while_deleting_does_not_hide_the_earlier_one(serve: Serve, caplog: pytest.LogCaptureFixture) -> None:
     serve.starts_as = ApplicationStatus.DEPLOY_FAILED
     serve.trouble["delete"] = RuntimeError("no Serve instance is running")
     with pytest.raises(NotReady, match="no such thing"):
@@ -119,7 +119,7 @@ def test_trouble_with_deleting_does_not_hide_what_went_before(serve: Serve, capl
     assert "may still be on the cluster: no Serve instance is running" in caplog.text
 
 
-def test_a_port_that_is_taken_matters_to_a_local_cluster_only(serve: Serve) -> None:
+def test_a_port_in_use_is_refused_for_a_local_cluster_only(serve: Serve) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         config = CONFIG.model_copy(update={"http": HttpConfig(port=taken.getsockname()[1])})
         assert start(config) == f"http://127.0.0.1:{config.http.port}"
@@ -127,7 +127,7 @@ def test_a_port_that_is_taken_matters_to_a_local_cluster_only(serve: Serve) -> N
             pass
 
 
-def test_waiting_for_health_has_an_end(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_for_health_ends_at_the_limit_or_at_a_failure(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cluster, "answers", lambda url: False)
     serve.put(ApplicationStatus.RUNNING)
     with pytest.raises(NotReady, match="/ready does not answer after 0 s"):
@@ -140,7 +140,7 @@ def test_waiting_for_health_has_an_end(serve: Serve, monkeypatch: pytest.MonkeyP
         cluster.wait_until_healthy("http://127.0.0.1:1")
 
 
-def test_a_cluster_that_is_not_there_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_does_not_answer_is_a_config_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(**settings: Any) -> None:
         raise ConnectionError("nothing listens")
 
@@ -180,7 +180,7 @@ def test_our_own_server_is_asked_without_a_proxy() -> None:
 
 @pytest.mark.usefixtures("dead_proxy")
 @pytest.mark.parametrize("settings", [{}, session.SERVE_SETTINGS])
-async def test_a_channel_as_serve_makes_it_is_without_a_proxy_under_our_settings(
+async def test_our_settings_keep_the_channels_of_serve_away_from_a_proxy(
     monkeypatch: pytest.MonkeyPatch, settings: dict[str, str]
 ) -> None:
     for name, value in settings.items():
@@ -198,7 +198,7 @@ async def test_a_channel_as_serve_makes_it_is_without_a_proxy_under_our_settings
 
 
 @pytest.mark.parametrize("length", [session.MAX_BASE_BYTES, session.MAX_BASE_BYTES + 1])
-def test_rays_folder_is_made_where_its_sockets_have_short_paths(
+def test_the_folder_of_ray_is_where_its_sockets_have_short_paths(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, length: int
 ) -> None:
     with tempfile.TemporaryDirectory(dir="/tmp") as short:
@@ -212,7 +212,7 @@ def test_rays_folder_is_made_where_its_sockets_have_short_paths(
         made.rmdir()
 
 
-def test_no_place_for_rays_folder_is_one_line_that_names_tmpdir(
+def test_without_a_place_for_the_folder_of_ray_the_error_names_tmpdir(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / ("d" * 60)))
@@ -235,7 +235,7 @@ def test_a_local_ray_that_does_not_start_is_ended_and_tried_again(
     assert [process.returncode for process in left] == [-signal.SIGKILL] * 2
 
 
-def test_what_a_local_ray_left_dead_is_waited_for(tmp_path: Path) -> None:
+def test_a_dead_process_of_a_local_ray_is_reaped(tmp_path: Path) -> None:
     dead = subprocess.Popen([sys.executable, "-c", "pass", str(tmp_path)], stdout=subprocess.PIPE)
     assert dead.stdout is not None
     with dead.stdout:
@@ -244,7 +244,7 @@ def test_what_a_local_ray_left_dead_is_waited_for(tmp_path: Path) -> None:
     assert dead.returncode is not None
 
 
-def test_a_local_ray_that_never_starts_says_why(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_local_ray_that_never_starts_raises_its_last_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     def fail(**settings: Any) -> None:
         raise Exception("the current node timed out during startup")
 

@@ -13,9 +13,10 @@ from deployments.config_speculation import (
     FixedSpeculation,
     GoodputSpeculation,
     Mirror,
+    Speculation,
     TableSpeculation,
 )
-from deployments.policies import adaptive, depth_rule, needed_exits, policy
+from deployments.policies import adaptive, depth_rule, longest_draft, needed_exits, policy
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule, Mode
 from router.policy import Ema, Fixed, Goodput, Off, Table
@@ -156,7 +157,7 @@ def test_a_mistake_is_named_with_its_key_value_and_remedy(tmp_path: Path, text: 
         ("{policy: fixed, depth: 2, mirror: {exit_layer: -1}}", ".mirror.exit_layer: Input should be greater than or "),
     ],
 )
-def test_a_mistake_in_speculation_is_named_with_the_policy_that_it_belongs_to(
+def test_a_mistake_in_speculation_names_the_policy_that_has_the_key(
     tmp_path: Path, speculation: str, message: str
 ) -> None:
     text = f"targets: [{{name: a, path: x, speculation: {speculation}}}]\npool: {{path: x}}"
@@ -168,7 +169,7 @@ def test_several_mistakes_are_all_named_and_nothing_else(tmp_path: Path) -> None
     assert [clause.split(":")[0] for clause in message.split("; ") if ":" in clause] == ["targets[0].foo", "http.port"]
 
 
-def test_what_is_not_yaml_or_not_there_is_said_so(tmp_path: Path) -> None:
+def test_a_file_that_is_missing_or_not_yaml_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is not YAML"):
         load_config(write(tmp_path, "{"))
     with pytest.raises(ConfigError, match=r"cannot read .*none.yaml: No such file .*; name an existing YAML file"):
@@ -293,3 +294,20 @@ def test_the_options_are_these_and_a_new_one_shows_up_in_review() -> None:
     assert set(IngressConfig.model_fields) == ingress
     assert set(HttpConfig.model_fields) == {"host", "port", "request_timeout_s", "cors_origins"}
     assert set(GrpcConfig.model_fields) == {"port", "request_timeout_s"}
+
+
+@pytest.mark.parametrize(
+    ("speculation", "longest"),
+    [
+        (None, None),
+        (FixedSpeculation(policy="fixed", depth=2, length=5), 5),
+        (TableSpeculation(policy="table", depth=2, table={1: 6, 4: 3}), 6),
+        (GoodputSpeculation(length=9), 9),
+        (GoodputSpeculation(length=9, request_length=2), 2),
+        (FixedSpeculation(policy="fixed", depth=2, length=5, request_length=64), 64),
+    ],
+)
+def test_the_longest_draft_of_a_request_is_that_of_the_policy_unless_the_config_sets_it(
+    speculation: Speculation | None, longest: int | None
+) -> None:
+    assert longest_draft(speculation) == longest

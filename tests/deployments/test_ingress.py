@@ -19,7 +19,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from api.generation import BackendFault
 from api.prompts import encode
 from api.trace import Track
-from deployments.ingress import NUM_TOKENIZER_THREADS, ServeBackend, translate_error
+from deployments.backend import NUM_TOKENIZER_THREADS, ServeBackend, translate_error
 from deployments.target import TargetReplica
 from link.discovery import PoolMember
 from link.token_stream import TokenStreams
@@ -43,7 +43,7 @@ async def collect(backend: ServeBackend, model: str = "a") -> list[TokenRun]:
     return [each async for each in backend.generate(model, REQUEST)]
 
 
-async def test_tokens_come_while_the_call_is_under_way_and_the_last_with_its_end(tokenizer_path: str) -> None:
+async def test_tokens_arrive_during_the_call_and_the_last_ones_at_its_end(tokenizer_path: str) -> None:
     more = asyncio.Event()
     handle = Handle([run(0, 5, 6), more, run(2, 7), run(3, 8, last=True)])
     async with serving(tokenizer_path, a=handle) as backend, aclosing(backend.generate("a", REQUEST)) as runs:
@@ -112,7 +112,7 @@ async def test_the_latest_description_of_a_target_counts(tokenizer_path: str) ->
         assert card.max_model_len == 32
 
 
-async def test_a_target_that_does_not_answer_is_waited_for_a_second_or_so(tokenizer_path: str) -> None:
+async def test_a_target_that_does_not_answer_delays_readiness_by_about_a_second(tokenizer_path: str) -> None:
     no_progress = {name: Handle(told=asyncio.Event()) for name in "ab"}
     async with serving(tokenizer_path, **no_progress) as backend:
         began = time.monotonic()
@@ -120,7 +120,7 @@ async def test_a_target_that_does_not_answer_is_waited_for_a_second_or_so(tokeni
         assert time.monotonic() - began < 2
 
 
-async def test_however_many_prompts_come_at_once_few_threads_tokenize_them(
+async def test_two_threads_tokenize_however_many_prompts_arrive_at_once(
     tokenizer_path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """For what a thread has tokenized it keeps: its memory is the tokenizer's cache times the threads."""
@@ -178,7 +178,9 @@ async def test_an_unknown_model_has_no_handle(tokenizer_path: str) -> None:
 
 
 @pytest.mark.parametrize("refusal", [QueueFull("9 requests are queued"), InvalidRequest("no", "top_k")])
-async def test_a_refusal_comes_as_a_value_and_is_raised_here(tokenizer_path: str, refusal: DraftPoolError) -> None:
+async def test_a_refusal_that_a_replica_returns_is_raised_by_the_backend(
+    tokenizer_path: str, refusal: DraftPoolError
+) -> None:
     handle = Handle([refusal])
     async with serving(tokenizer_path, a=handle) as backend:
         for ask in (collect(backend), backend.complete("a", REQUEST)):
@@ -188,7 +190,7 @@ async def test_a_refusal_comes_as_a_value_and_is_raised_here(tokenizer_path: str
     assert [response.num_cancelled for response in handle.responses] == [0, 0]
 
 
-async def test_a_replica_refuses_by_a_value_which_serve_does_not_log() -> None:
+async def test_a_replica_returns_a_refusal_so_that_serve_does_not_log_it() -> None:
     class FullEngine:
         def submit(self, request: GenerateRequest, on_run: Any) -> None:
             raise QueueFull("9 requests are queued")

@@ -19,9 +19,9 @@ from deployments.session import attached_ray
 from protocol.pb import inference_pb2 as pb
 from protocol.pb import inference_pb2_grpc as pb_grpc
 from tests.api.api_twins import tiny_tokenizer
+from tests.deployments.harness import wait_until
 from tests.deployments.head import Head
 from tests.deployments.ingress_twins import COUNT, DIE, FAULT, FULL, HANG, NUM_TOKENS, REFUSE, ScriptedTarget
-from tests.deployments.served import wait_until
 
 pytestmark = pytest.mark.ray
 TOKENS = [80 + index for index in range(NUM_TOKENS)]
@@ -132,7 +132,7 @@ def test_the_request_id_is_on_the_response_once(client: httpx.Client) -> None:
     assert response.headers.get_list("x-request-id") == ["mine"]
 
 
-def test_a_client_that_leaves_ends_the_targets_work(client: httpx.Client, stub: Any) -> None:
+def test_the_target_stops_when_its_client_leaves(client: httpx.Client, stub: Any) -> None:
     fields = {"model": "tiny", "prompt": [HANG], "stream": True}
     with client.stream("POST", "/v1/completions", json=fields) as response:
         next(response.iter_lines())

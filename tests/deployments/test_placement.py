@@ -10,10 +10,9 @@ import torch
 
 from cli.main import main
 from deployments.app import build
-from deployments.capacity import cpus_needed
 from deployments.colocated import open_drafter
 from deployments.config import AppConfig, load_config
-from deployments.placement import PLACES, as_placed, pool_of, without_link
+from deployments.placement import PLACES, as_placed, cpus_needed, pool_of, without_link
 from deployments.profile_store import keep, model_key
 from model.files import resolve
 from protocol.errors import ConfigError
@@ -62,13 +61,13 @@ def test_the_same_threads_are_shared_in_turn_or_divided(config: AppConfig) -> No
         as_placed(one, "separate")
 
 
-def test_what_it_is_placed_as_is_a_config_that_would_be_accepted(config: AppConfig) -> None:
+def test_a_config_in_the_other_placement_is_valid(config: AppConfig) -> None:
     colocated = as_placed(config, "colocated")
     assert AppConfig.model_validate(colocated.model_dump()) == colocated
     assert [target.speculation and target.speculation.mirror for target in colocated.targets] == [None, None]
 
 
-def test_a_colocated_drafter_is_no_deployment_and_takes_no_threads_beside_its_targets(config: AppConfig) -> None:
+def test_a_colocated_drafter_has_no_deployment_and_no_threads_of_its_own(config: AppConfig) -> None:
     ingress = config.ingress.num_cpus
     assert cpus_needed(config) == 3 + 1 + 2 * 2 + ingress
     colocated = as_placed(config, "colocated")
@@ -134,7 +133,7 @@ def test_plan_says_which_command_measures_the_other_placement(
     assert f"run draftpool profile {path} --placement colocated" in printed
 
 
-def test_profiling_for_the_other_placement_is_what_plan_asks_for(
+def test_plan_finds_the_costs_that_profiling_the_other_placement_has_stored(
     path: Path, config: AppConfig, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tiny = "dtype: fp32, page_size: 16, kv_mb: 8"

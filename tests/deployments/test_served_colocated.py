@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from protocol.request import SamplingParams
-from tests.deployments.served import Served, expected, plain_engine, wait_until
+from tests.deployments.harness import wait_until
+from tests.deployments.served import Served, expected, plain_engine
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -40,23 +39,19 @@ def test_a_target_that_drafts_for_itself_gives_the_text_of_the_plain_loop(served
     with plain_engine(family / "large") as oracle:
         wanted = expected(oracle, 64, SAMPLED)
     with ThreadPoolExecutor(3) as threads:
-        fields = {"max_tokens": 64, "temperature": 0.8, "seed": 1234}
-        answers = [threads.submit(served.complete, "large", **fields) for _ in range(3)]
-        assert {tuple(answer.result().choices[0].model_dump()["token_ids"]) for answer in answers} == {wanted}
+        answers = [threads.submit(served.tokens, "large", SAMPLED, 64) for _ in range(3)]
+        assert {answer.result() for answer in answers} == {wanted}
     stats = served.target("large", "stats")
     assert 0 < stats["num_accepted"] <= stats["num_proposed"]
     told = served.target("large", "describe")
     assert (told["draft_replica"], told["exits"]) == (told["incarnation"], (2, 4))
     wait_until(lambda: served.target("large", "stats")["num_running"] == 0)
-    with urllib.request.urlopen(f"{served.url}/debug/stats") as response:
-        assert json.load(response)["pool"] == []
+    assert served.get("/debug/stats")["pool"] == []
 
 
-def test_what_its_own_drafter_costs_is_what_a_target_chooses_by(served: Served, family: Path) -> None:
+def test_a_colocated_target_chooses_by_the_costs_of_its_own_drafter(served: Served, family: Path) -> None:
     with plain_engine(family / "small") as oracle:
         wanted = expected(oracle, 64, SAMPLED)
-    answer = served.complete("small", max_tokens=64, temperature=0.8, seed=1234)
-    assert tuple(answer.choices[0].model_dump()["token_ids"]) == wanted
-    with urllib.request.urlopen(f"{served.url}/debug/router") as response:
-        (router,) = json.load(response)["small"]
+    assert served.tokens("small", SAMPLED, 64) == wanted
+    (router,) = served.get("/debug/router")["small"]
     assert {arm["arm"] for arm in router["arms"]} == {"off", "depth 2", "depth 4"}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import urllib.request
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -21,8 +20,9 @@ from bench.workload import HELD_OUT
 from cli.demo_command import CONFIG
 from deployments import cluster
 from deployments.config import AppConfig, HttpConfig, load_config
+from tests.deployments.harness import wait_until
 from tests.deployments.head import Head
-from tests.deployments.served import Served, wait_until
+from tests.deployments.served import Served
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -149,11 +149,10 @@ def test_http_gives_what_the_command_line_prints(
     assert speculation == AUTO or demo.target(case.model, "stats")["num_proposed"] > drafted
 
 
-def test_the_router_tells_what_it_chose_from_and_what_came_of_it(demo: Served) -> None:
+def test_the_router_shows_its_arms_and_its_belief(demo: Served) -> None:
     for model in TARGETS:
         whole(demo, model, prompts()[0], max_tokens=MAX_TOKENS, temperature=0.0)
-    with urllib.request.urlopen(f"{demo.url}/debug/router") as response:
-        told = json.load(response)
+    told = demo.get("/debug/router")
     for model in TARGETS:
         (router,) = told[model]
         assert router == demo.target(model, "router")

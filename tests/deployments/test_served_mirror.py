@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import json
-import urllib.request
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from cli.main import main
 from protocol.request import SamplingParams
 from targets.engine import Engine
-from tests.deployments.served import Served, expected, plain_engine, wait_until
+from tests.deployments.harness import wait_until
+from tests.deployments.served import Served, expected
 from tests.fixtures import CONFIG
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("nothing_leaks")]
 
 GREEDY = SamplingParams(temperature=0.0)
 SAMPLED = SamplingParams(temperature=0.8, top_k=50, top_p=0.9, seed=1234)
@@ -33,36 +31,6 @@ def config_text() -> str:
     )
 
 
-@pytest.fixture(scope="module")
-def oracles(family: Path) -> Iterator[dict[str, Engine]]:
-    with plain_engine(family / "large") as large, plain_engine(family / "small") as small:
-        yield {"large": large, "small": small}
-
-
-@pytest.fixture(autouse=True)
-def _nothing_leaks(served: Served) -> Iterator[None]:
-    served.wait_until_drafting()
-    yield
-    served.wait_until_idle()
-
-
-def ask(served: Served, model: str, sampling: SamplingParams, max_tokens: int) -> tuple[int, ...]:
-    answer = served.complete(
-        model,
-        max_tokens=max_tokens,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        seed=sampling.seed,
-    )
-    return tuple(answer.choices[0].model_dump()["token_ids"])
-
-
-def mirror(served: Served, model: str) -> dict[str, Any]:
-    counts: dict[str, Any] = served.target(model, "stats")
-    return counts
-
-
 def test_before_the_first_request_there_is_nothing_to_trace(
     served: Served, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -72,16 +40,14 @@ def test_before_the_first_request_there_is_nothing_to_trace(
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
-def test_what_is_drafted_ahead_changes_no_text(
-    served: Served, oracles: dict[str, Engine], sampling: SamplingParams
-) -> None:
+def test_drafting_ahead_changes_no_text(served: Served, oracles: dict[str, Engine], sampling: SamplingParams) -> None:
     oracle = {model: expected(oracles[model], 96, sampling) for model in TARGETS}
-    before = mirror(served, "large")
+    before = served.target("large", "stats")
     with ThreadPoolExecutor(6) as threads:
-        asked = [(model, threads.submit(ask, served, model, sampling, 96)) for model in TARGETS * 3]
+        asked = [(model, threads.submit(served.tokens, model, sampling, 96)) for model in TARGETS * 3]
         for model, answer in asked:
             assert answer.result(timeout=60) == oracle[model]
-    after = mirror(served, "large")
+    after = served.target("large", "stats")
     assert after["num_rounds"] > before["num_rounds"]
 
 
@@ -91,18 +57,18 @@ def test_a_draft_replica_killed_while_it_drafts_ahead_changes_no_text(
     oracle = expected(oracles["large"], 400, SAMPLED)
     victim = served.target("large", "describe")["draft_replica"]
     with ThreadPoolExecutor(2) as threads:
-        answers = [threads.submit(ask, served, "large", SAMPLED, 400) for _ in range(2)]
+        answers = [threads.submit(served.tokens, "large", SAMPLED, 400) for _ in range(2)]
         wait_until(lambda: served.target("large", "stats")["num_running"] == 2)
         served.kill_draft_replica(victim)
         assert [answer.result(timeout=60) for answer in answers] == [oracle, oracle]
     wait_until(lambda: served.target("large", "describe")["draft_replica"] not in (None, victim))
 
 
-def test_the_last_rounds_are_told_as_a_trace(
+def test_the_last_rounds_are_written_as_a_trace(
     served: Served, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     for model in TARGETS:
-        ask(served, model, GREEDY, 32)
+        served.tokens(model, GREEDY, 32)
     out = tmp_path / "trace.json"
     assert main(["trace", served.url, "--rounds=5", "--out", str(out)]) == 0
     assert "10 rounds in" in capsys.readouterr().out
@@ -121,9 +87,8 @@ def test_the_last_rounds_are_told_as_a_trace(
 
 
 def test_operators_see_how_drafting_ahead_goes(served: Served) -> None:
-    ask(served, "large", GREEDY, 64)
-    with urllib.request.urlopen(f"{served.url}/debug/stats") as response:
-        (counts,) = json.load(response)["targets"]["large"]
-    assert counts == mirror(served, "large")
+    served.tokens("large", GREEDY, 64)
+    (counts,) = served.get("/debug/stats")["targets"]["large"]
+    assert counts == served.target("large", "stats")
     assert counts["num_rounds"] > 0
     assert counts["ratios"]["hit_rate"] is None or 0 <= counts["ratios"]["hit_rate"] <= 1

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 
-from deployments.local import complete
 from link.discovery import PoolMember
 from link.handshake import MAGIC
 from link.link import connect
@@ -25,6 +24,7 @@ from protocol.draft import DraftStatus
 from protocol.request import GenerateRequest
 from protocol.wire import CloseSequences
 from router.policy import Fixed, Off
+from targets.complete import complete
 from targets.engine import Engine, EngineConfig
 from targets.model import TargetModel, load_target
 from tests.deployments.harness import (

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from deployments.local import complete
 from link.transport import LinkedDraftClient
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftStatus
 from protocol.wire import encode_pool
 from router.policy import Fixed, Off
+from targets.complete import complete
 from targets.engine import Engine, EngineConfig
 from targets.model import TargetModel, load_target
 from tests.deployments.harness import (

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
-from deployments.config_speculation import FixedSpeculation, GoodputSpeculation, Speculation, TableSpeculation
-from deployments.policies import LinkedPolicy, adaptive, longest_draft
+from deployments.config_speculation import GoodputSpeculation
+from deployments.policies import adaptive
 from link.discovery import PoolMember
 from protocol.plan import BatchView, DepthRule, Plan, SequenceView
 from protocol.record import Origin, RoundRecord, RowRecord
 from router.costs import Curve, DrafterCosts
 from router.policy import Goodput
+from targets.linked_policy import LinkedPolicy
 from tests.deployments.harness import Directory, LoopThread, ScriptedPool, client, member, request, wait_until
 from tests.router.curves import curves
 
@@ -36,8 +38,8 @@ def told(name: str, costs: DrafterCosts | None, exits: tuple[int, ...] = EXITS) 
     return replace(member(name), costs=costs, exits=exits)
 
 
-def learning(max_rows: int = 4) -> LinkedPolicy:
-    return LinkedPolicy("large", curves(overhead=0.05).target, SETTINGS, max_rows)
+def learning() -> LinkedPolicy:
+    return LinkedPolicy("large", curves(overhead=0.05).target, partial(adaptive, SETTINGS, max_rows=4))
 
 
 def play(policy: LinkedPolicy | Goodput, rounds: int) -> list[Plan]:
@@ -64,23 +66,6 @@ def view(num_rows: int) -> BatchView:
     return BatchView(tuple(SequenceView(100, 1000, number) for number in range(num_rows)))
 
 
-@pytest.mark.parametrize(
-    ("speculation", "longest"),
-    [
-        (None, None),
-        (FixedSpeculation(policy="fixed", depth=2, length=5), 5),
-        (TableSpeculation(policy="table", depth=2, table={1: 6, 4: 3}), 6),
-        (GoodputSpeculation(length=9), 9),
-        (GoodputSpeculation(length=9, request_length=2), 2),
-        (FixedSpeculation(policy="fixed", depth=2, length=5, request_length=64), 64),
-    ],
-)
-def test_a_request_may_draft_as_far_as_the_policy_does_or_the_config_says(
-    speculation: Speculation | None, longest: int | None
-) -> None:
-    assert longest_draft(speculation) == longest
-
-
 def test_before_there_is_a_drafter_decoding_is_plain() -> None:
     policy = learning()
     assert policy.opening() is None
@@ -90,7 +75,7 @@ def test_before_there_is_a_drafter_decoding_is_plain() -> None:
     assert policy.describe() == {"policy": "off"}
 
 
-def test_with_a_drafter_it_is_the_router_itself() -> None:
+def test_with_a_drafter_it_plans_as_the_router_does() -> None:
     policy = learning()
     assert all(plan == Plan(None, (0, 0)) for plan in play(policy, 7))
     policy.linked(told("pool-0", drafter()))
@@ -102,7 +87,7 @@ def test_with_a_drafter_it_is_the_router_itself() -> None:
     assert policy.describe()["policy"] == "goodput"
 
 
-def test_another_replica_of_the_same_drafter_changes_nothing_and_another_drafter_all() -> None:
+def test_a_replica_of_the_same_drafter_changes_nothing_and_another_drafter_starts_anew() -> None:
     policy = learning()
     policy.linked(told("pool-0", drafter()))
     play(policy, 100)
@@ -138,7 +123,7 @@ class Measured(Directory):
         return [replace(pool.member, costs=self.costs[pool.name]) for pool in self.pools]
 
 
-def test_the_first_stream_turns_it_on_a_dead_pool_changes_nothing_and_another_drafter_starts_it_anew(
+def test_the_first_link_turns_it_on_and_a_dead_pool_changes_nothing(
     runner: LoopThread,
 ) -> None:
     policy, directory = learning(), Measured()
@@ -163,7 +148,7 @@ def test_the_first_stream_turns_it_on_a_dead_pool_changes_nothing_and_another_dr
             wait_until(lambda: drafts.replica is None)
 
 
-def test_a_policy_that_takes_no_drafter_keeps_no_stream_from_being_used(
+def test_a_link_is_used_even_if_the_policy_refuses_its_drafter(
     runner: LoopThread, caplog: pytest.LogCaptureFixture
 ) -> None:
     def refuse(member: PoolMember) -> None:
@@ -176,7 +161,7 @@ def test_a_policy_that_takes_no_drafter_keeps_no_stream_from_being_used(
     pool.kill()
 
 
-def test_it_can_be_looked_at_and_replaced_while_it_plans() -> None:
+def test_other_threads_describe_and_replace_it_while_it_plans() -> None:
     policy, over = learning(), threading.Event()
     failures: list[BaseException] = []
 

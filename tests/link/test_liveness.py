@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import pytest
 
-from deployments.liveness import Census, Liveness, take_census
+from link.liveness import Census, Liveness, take_census
 from protocol.errors import NotReady
 
 SILENCE_S = 20.0

@@ -1,0 +1,37 @@
+"""Loads the models of a config, with their KV caches."""
+
+from __future__ import annotations
+
+from deployments.config import PoolConfig, TargetConfig
+from deployments.process import DTYPES, device_of, pool_positions, target_positions
+from drafters.nested import NestedDrafter, load_nested
+from model.execution import Execution
+from model.files import resolve
+from model.load import Progress
+from targets.model import TargetModel, load_target
+
+
+def load_model(config: TargetConfig, progress: Progress | None = None) -> TargetModel:
+    directory = resolve(config.path)
+    return load_target(
+        directory,
+        dtype=DTYPES[config.dtype],
+        num_positions=target_positions(config, directory),
+        page_size=config.page_size,
+        device=device_of(config),
+        execution=Execution(config.execution),
+        deterministic=bool(config.deterministic),
+        progress=progress,
+    )
+
+
+def load_drafter(config: PoolConfig) -> NestedDrafter:
+    directory = resolve(config.path)
+    return load_nested(
+        directory,
+        dtype=DTYPES[config.dtype],
+        num_positions=pool_positions(config, directory),
+        page_size=config.page_size,
+        device=device_of(config),
+        execution=Execution(config.execution),
+    )

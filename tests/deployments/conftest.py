@@ -1,0 +1,24 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from targets.engine import Engine
+from tests.deployments.served import Served, plain_engine
+
+
+@pytest.fixture(scope="module")
+def oracles(family: Path) -> Iterator[dict[str, Engine]]:
+    """The plain loop of each target."""
+    with plain_engine(family / "large") as large, plain_engine(family / "small") as small:
+        yield {"large": large, "small": small}
+
+
+@pytest.fixture
+def nothing_leaks(served: Served) -> Iterator[None]:
+    """The application drafts before the test, and holds no sequence and no page after it."""
+    served.wait_until_drafting()
+    yield
+    served.wait_until_idle()
