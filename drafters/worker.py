@@ -22,6 +22,7 @@ from drafters.choose import NO_TURNS, Part, Waiting, choose
 from drafters.intake import Intake
 from drafters.limits import PoolLimits
 from drafters.nested import NestedDrafter
+from drafters.pace import UNKNOWN
 from drafters.pending import Answer, BranchesReply, MeanWait, PendingBranches, PendingRequest, Reply
 from drafters.picks import PassRow, Pick
 from drafters.row import Priority, Row
@@ -30,7 +31,6 @@ from protocol.draft import DraftRequest, DraftStatus, refusal
 from protocol.stats import PassStats, PoolStats
 
 DEFAULT_LIMITS = PoolLimits()
-PACE = 0.2  # of a new pass in the mean time of a token
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,6 @@ class _Counts:
     passes: int = 0
     mixed_passes: int = 0
     drafted: int = 0
-    token_ms: float = 0.0  # of a pass, for each token that it makes of a row: a running mean
     wait: MeanWait = field(default_factory=MeanWait)
 
 
@@ -65,6 +64,7 @@ class DraftWorker:
         self._rows, self._cache = self._intake.rows, self._intake.cache
         self._counts = _Counts()
         self._turns = NO_TURNS
+        self._pace = UNKNOWN
 
     def describe(self) -> Description:
         return Description(self._drafter.exits, self._drafter.max_positions, self._drafter.vocab_size)
@@ -122,10 +122,8 @@ class DraftWorker:
     def step(self) -> PassStats | None:
         """One ragged pass; None when there is nothing to do."""
         began = self._clock()
-        self._intake.answer_late(began, self._counts.token_ms)
-        choice = choose(
-            [self._waiting(row) for row in self._rows], self._limits, self._turns, began, self._counts.token_ms
-        )
+        self._intake.answer_late(began, self._pace.token_ms)
+        choice = choose([self._waiting(row) for row in self._rows], self._limits, self._turns, began, self._pace)
         self._turns = choice.turns
         if not choice.parts:
             self._intake.reply()
@@ -227,9 +225,9 @@ class DraftWorker:
         num_targets = len({row.key[0] for row in rows})
         self._counts.passes += 1
         self._counts.mixed_passes += num_targets > 1
-        pass_ms = (self._clock() - began) * 1e3
-        if not num_prefill and (num_tokens := max(map(len, picks), default=0)):
-            self._counts.token_ms += PACE * (pass_ms / num_tokens - self._counts.token_ms)
+        now = self._clock()
+        pass_ms = (now - began) * 1e3
+        self._pace = self._pace.after(pass_ms, max(map(len, picks), default=0), num_prefill, now)
         return PassStats(
             num_rows=len(rows),
             num_targets=num_targets,
