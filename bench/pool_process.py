@@ -34,7 +34,7 @@ from drafters.worker import DraftWorker
 from link.discovery import Need, PoolMember
 from link.links import TransportConfig
 from link.pool_server import PoolServer
-from link.pool_thread import Fail, PoolThread, Reply
+from link.pool_thread import PoolThread, Reply
 from link.secret import VARIABLE, Secret
 from link.transport import LinkedDraftClient
 from protocol.limits import MessageLimits, limits_of
@@ -113,12 +113,12 @@ def _described(process: subprocess.Popen[str], secret: Secret) -> PoolMember:
 class LatePool(PoolThread):
     late_s = 0.0
 
-    def receive(self, message: TargetMessage, reply: Reply, fail: Fail | None = None) -> None:
+    def receive(self, message: TargetMessage, reply: Reply) -> None:
         def later(answer: PoolMessage) -> None:
             time.sleep(self.late_s)
             reply(answer)
 
-        super().receive(message, later if self.late_s else reply, fail)
+        super().receive(message, later if self.late_s else reply)
 
 
 class LinkThread:

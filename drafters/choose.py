@@ -1,8 +1,9 @@
 """Which rows are in the next pass, and how much of each. Pure: plain values in, a value out.
 
 First the drafts that a target waits for; then branches that leave where these do, so that the pass takes no longer;
-then contexts, as much of them as holds up a draft only a little. Within each kind the targets come in turn: deficit round-robin over tokens of work, so that a target
-with many rows, or long ones, takes no more of a pass than another that has something to do.
+then contexts, as much of them as holds up a draft only a little. Within each kind the targets come in turn: deficit
+round-robin over tokens of work, so that a target with many rows, or long ones, takes no more of a pass than another
+that has something to do.
 """
 
 from __future__ import annotations

@@ -18,9 +18,8 @@ from collections.abc import Callable, Sequence
 from link.connection import Connection, Traffic
 from link.discovery import PoolMember
 from link.handshake import Handshake
-from protocol.decode import decode_pool
 from protocol.limits import REPLY_BYTES, parts
-from protocol.wire import CloseSequences, PoolMessage, TargetMessage, encode_target
+from protocol.wire import CloseSequences, PoolMessage, TargetMessage, decode_pool, encode_target
 
 logger = logging.getLogger(__name__)
 

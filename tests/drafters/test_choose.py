@@ -73,8 +73,10 @@ def test_a_fork_is_in_no_pass_before_that_of_its_parent() -> None:
 @pytest.mark.parametrize(
     ("position_ms", "beside", "between"), [(0.0, 32, 256), (0.001, 32, 256), (0.01, 14, 112), (0.1, 1, 11), (9.0, 1, 1)]
 )
-def test_contexts_hold_up_drafts_by_a_share_of_what_a_draft_takes(position_ms: float, beside: int, between: int) -> None:
-    """Beside drafts by a share of one token, between them by one of a whole draft; in a lull there is nobody to wait."""
+def test_contexts_hold_up_drafts_by_a_share_of_what_a_draft_takes(
+    position_ms: float, beside: int, between: int
+) -> None:
+    """Beside drafts by a share of one token, between them by one of a whole draft; in a lull nobody waits."""
     pace = Pace(token_ms=2.0, position_ms=position_ms, drafted_s=10.0)
     assert chosen(context(1), draft(2), pace=pace, now=10.1)[1].num_prefill == beside
     assert chosen(context(1), pace=pace, now=10.1)[1].num_prefill == between

@@ -19,10 +19,9 @@ from link.handshake import MAGIC
 from link.pool_server import HALF_SENT_S, HANDSHAKE_S, MAX_STRANGERS
 from link.pool_thread import PoolThread
 from link.secret import NUM_BYTES, Secret
-from protocol.decode import decode_pool
 from protocol.draft import DraftRequest
 from protocol.pb import draft_pb2 as pb
-from protocol.wire import encode_target
+from protocol.wire import decode_pool, encode_target
 from tests.deployments.harness import Directory, LoopThread, ScriptedPool, client, request, wait_until
 from tests.link.strangers import connected, hung_up, proved, received, send
 
