@@ -27,7 +27,7 @@ from drafters.pending import Answer, BranchesReply, MeanWait, PendingBranches, P
 from drafters.picks import PassRow, Pick
 from drafters.row import Priority, Row
 from protocol.branch import AheadRequest, ExitHint
-from protocol.draft import DraftRequest, DraftStatus, refusal
+from protocol.draft import DraftRequest
 from protocol.stats import PassStats, PoolStats
 
 DEFAULT_LIMITS = PoolLimits()
@@ -74,28 +74,18 @@ class DraftWorker:
         now = self._clock()
         pending = PendingRequest(request, reply, now)
         self._intake.answered[pending] = None
-        unknown = self._intake.unknown_rules(request.incarnation, (row.depth or request.depth for row in request.rows))
         for index, row in enumerate(request.rows):
-            depth = row.depth or request.depth
-            if depth in unknown:
-                pending.answer(index, refusal(row, DraftStatus.OK))
-            else:
-                self._intake.take(Answer(pending, index, row), (request.incarnation, row.sequence_id), depth, now)
+            key = request.incarnation, row.sequence_id
+            self._intake.take(Answer(pending, index, row), key, row.depth or request.depth, now)
         self._intake.reply()
 
     def ahead(self, request: AheadRequest, reply: BranchesReply) -> None:
         """`reply` is called with the branches that later calls finish, and once with none when none will come."""
         pending = PendingBranches(request, reply)
         self._intake.branches.open(pending)
-        unknown = self._intake.unknown_rules(
-            request.incarnation, (row.context.depth or request.depth for row in request.rows)
-        )
         for row in request.rows:
-            key, depth = (request.incarnation, row.context.sequence_id), row.context.depth or request.depth
-            if depth in unknown:
-                self._intake.interrupt(key)
-            else:
-                self._intake.take_ahead(pending, key, row, depth, self._clock())
+            key = request.incarnation, row.context.sequence_id
+            self._intake.take_ahead(pending, key, row, row.context.depth or request.depth, self._clock())
         self._intake.reply()
 
     def hint(self, hint: ExitHint) -> None:

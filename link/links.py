@@ -144,10 +144,9 @@ class Links:
 
     async def _open(self, member: PoolMember) -> None:
         self._leave_alone(member)  # unless this goes well, whatever may go wrong
-        connection = await connect(member, self._target)
-        if connection is None:
-            return
-        self._use(member, connection)
+        connection = await asyncio.to_thread(connect, member, self._target)
+        if connection is not None:
+            self._use(member, connection)
 
     def _use(self, member: PoolMember, connection: Connection) -> None:
         link = Link(member, self._target, connection, self._on_message, self._on_end, self._clock)

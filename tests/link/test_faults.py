@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import threading
 from collections.abc import Iterator, Sequence
@@ -173,17 +172,13 @@ def test_an_idle_target_finds_a_dead_replica_behind_what_it_has_not_read(runner:
         wait_until(lambda: drafts.replica is None)
 
 
-def test_a_link_that_is_given_up_while_it_connects_closes_its_socket(runner: LoopThread) -> None:
+def test_a_replica_that_never_proves_itself_is_given_up_in_time_and_its_socket_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("link.link.CONNECT_TIMEOUT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         told = replace(member("pool-0", f"127.0.0.1:{silent.getsockname()[1]}"), secret=Secret.fresh())
-
-        async def give_up() -> None:
-            connecting = asyncio.create_task(connect(told, TARGET))
-            await asyncio.sleep(0.05)
-            connecting.cancel()
-            await asyncio.gather(connecting, return_exceptions=True)
-
-        runner.run(give_up())
+        assert connect(told, TARGET) is None
         with silent.accept()[0] as other:
             assert other.makefile("rb").read().startswith(MAGIC)  # and then its end
 
@@ -243,15 +238,17 @@ def test_no_pool_changes_a_text(runner: LoopThread, target: TargetModel, script:
     pool = ScriptedPool(**script)
     with client(runner, Directory(pool), deadline_s=0.05) as drafts:
         wait_until(lambda: drafts.replica)
-        killer = threading.Timer(0.05, pool.kill)
+        killer = threading.Thread(target=lambda: (wait_until(lambda: pool.worker.seen), pool.kill()))
         if not script:
             killer.start()
         engine = Engine(target, Fixed(DEPTH, 4), drafts, EngineConfig(incarnation=TARGET))
         assert finished(engine, requests) == plain
         assert pool.worker.seen
     assert target.ledger.num_free == target.ledger.num_pages
-    killer.cancel()
-    pool.kill()
+    if script:
+        pool.kill()
+    else:
+        killer.join()
 
 
 def finished(engine: Engine, requests: Sequence[GenerateRequest]) -> list[tuple[int, ...]]:
