@@ -70,9 +70,6 @@ class Answer:
     index: int
     asked: DraftRow
 
-    def advanced(self, row: Row) -> None:
-        """Nothing of it is handed over before it has ended."""
-
     def ended(self, row: Row, status: DraftStatus = DraftStatus.OK) -> None:
         """With what has been drafted, which may be less than was asked."""
         block = DraftBlock(

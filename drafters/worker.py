@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from drafters.branches import Branches
 from drafters.choose import NO_TURNS, Part, Waiting, choose
@@ -44,14 +44,6 @@ class Description:
     vocab_size: int
 
 
-@dataclass(slots=True)
-class _Counts:
-    passes: int = 0
-    mixed_passes: int = 0
-    drafted: int = 0
-    wait: MeanWait = field(default_factory=MeanWait)
-
-
 class DraftWorker:
     def __init__(
         self, drafter: NestedDrafter, limits: PoolLimits = DEFAULT_LIMITS, clock: Callable[[], float] = time.monotonic
@@ -62,7 +54,8 @@ class DraftWorker:
         self._clock = clock
         self._intake = Intake(drafter, limits, clock)
         self._rows, self._cache = self._intake.rows, self._intake.cache
-        self._counts = _Counts()
+        self._wait = MeanWait()
+        self._num_passes = self._num_mixed = self._num_drafted = 0
         self._turns = NO_TURNS
         self._pace = UNKNOWN
 
@@ -131,11 +124,11 @@ class DraftWorker:
             num_sequences=len(self._cache),
             num_free_pages=self._drafter.ledger.num_free,
             num_pages=self._drafter.ledger.num_pages,
-            num_passes=self._counts.passes,
-            num_mixed_passes=self._counts.mixed_passes,
-            num_drafted=self._counts.drafted,
+            num_passes=self._num_passes,
+            num_mixed_passes=self._num_mixed,
+            num_drafted=self._num_drafted,
             num_busy=self._intake.num_busy,
-            wait_ms=self._counts.wait.at(self._clock()),
+            wait_ms=self._wait.at(self._clock()),
             num_branches=self._intake.branches.num_finished,
         )
 
@@ -175,7 +168,7 @@ class DraftWorker:
     def _start(self, rows: Sequence[Row], now: float) -> None:
         for row in rows:
             if isinstance(row.sink, Answer) and row.sink.request.start(now):
-                self._counts.wait.add(row.sink.request.wait_ms or 0.0, now)
+                self._wait.add(row.sink.request.wait_ms or 0.0, now)
 
     def _run(self, rows: Sequence[Row], parts: Sequence[PassRow]) -> list[list[Pick]]:
         """What the pass gives for each row; nothing when it fails, and the rows are forgotten."""
@@ -201,7 +194,7 @@ class DraftWorker:
         for pick in picks:
             row.cached.add(pick)
         row.picks.extend(picks)
-        self._counts.drafted += len(picks)
+        self._num_drafted += len(picks)
         if picks:
             row.cached.last_used = self._clock()
         if isinstance(row.sink, Branches):
@@ -213,8 +206,8 @@ class DraftWorker:
 
     def _count(self, rows: Sequence[Row], picks: Sequence[Sequence[Pick]], began: float, num_prefill: int) -> PassStats:
         num_targets = len({row.key[0] for row in rows})
-        self._counts.passes += 1
-        self._counts.mixed_passes += num_targets > 1
+        self._num_passes += 1
+        self._num_mixed += num_targets > 1
         now = self._clock()
         pass_ms = (now - began) * 1e3
         self._pace = self._pace.after(pass_ms, max(map(len, picks), default=0), num_prefill, now)
