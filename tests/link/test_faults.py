@@ -38,6 +38,7 @@ from tests.deployments.harness import (
     request,
     wait_until,
 )
+from tests.link.rig import drafting_on
 
 FOREVER_S = 1e5  # who waits at all does not come back while a test lasts
 
@@ -71,8 +72,7 @@ def test_a_replica_killed_in_mid_draft_gives_none_long_before_the_deadline(runne
         wait_until(lambda: pool.worker.seen)
         pool.kill()
 
-    with client(runner, Directory(pool), deadline_s=FOREVER_S) as drafts:
-        wait_until(lambda: drafts.replica)
+    with drafting_on(runner, pool, deadline_s=FOREVER_S) as drafts:
         killer = threading.Thread(target=kill)
         killer.start()
         assert drafts.draft(request(1, (1, 0, 4))) is None
@@ -96,8 +96,7 @@ def test_a_link_that_brings_what_is_no_message_ends_and_the_next_one_works(
     runner: LoopThread, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = ScriptedPool()
-    with client(runner, Directory(pool), avoid_s=0.05) as drafts:
-        wait_until(lambda: drafts.replica)
+    with drafting_on(runner, pool, avoid_s=0.05) as drafts:
         broken = route(drafts)
         assert drafts.draft(request(1, (1, 0, 4)))
         next(iter(pool.server._targets)).connection.send(b"\xff\xff\xff")
@@ -105,7 +104,6 @@ def test_a_link_that_brings_what_is_no_message_ends_and_the_next_one_works(
         wait_until(lambda: route(drafts) not in (None, broken))
         assert drafts.draft(request(3, (1, 0, 4)))
     assert "draft replica pool-0 is left: what came is no message" in caplog.text
-    pool.kill()
 
 
 @pytest.mark.parametrize("greeting", [b"HTTP/1.1 400 Bad Request\r\n", b"draftpool link 0\n"])
@@ -162,8 +160,7 @@ def test_a_request_that_does_not_fit_into_the_kernels_buffer_gets_there_while_it
 
 def test_an_idle_target_finds_a_dead_replica_behind_what_it_has_not_read(runner: LoopThread) -> None:
     pool = ScriptedPool(holds=True)
-    with client(runner, Directory(pool), deadline_s=0.05) as drafts:
-        wait_until(lambda: drafts.replica)
+    with drafting_on(runner, pool, deadline_s=0.05) as drafts:
         assert drafts.draft(request(1, (1, 0, 4))) is None
         wait_until(lambda: pool.worker.seen)
         pool.release()
@@ -185,8 +182,7 @@ def test_a_replica_that_never_proves_itself_is_given_up_in_time_and_its_socket_c
 
 def test_a_target_that_dies_leaves_nothing_at_the_pool(runner: LoopThread) -> None:
     pool = ScriptedPool()
-    with client(runner, Directory(pool)) as drafts:
-        wait_until(lambda: drafts.replica)
+    with drafting_on(runner, pool) as drafts:
         assert drafts.draft(request(1, (1, 0, 4), (2, 0, 4)))
         assert len(pool.worker.known) == 2
         only = route(drafts)
@@ -195,7 +191,6 @@ def test_a_target_that_dies_leaves_nothing_at_the_pool(runner: LoopThread) -> No
         wait_until(lambda: not pool.worker.known)
         wait_until(lambda: pool.server.num_targets == 0)
     assert pool.worker.dropped == [f"{TARGET}#1"]
-    pool.kill()
 
 
 def test_discovery_that_fails_is_tried_again(runner: LoopThread, caplog: pytest.LogCaptureFixture) -> None:
@@ -236,8 +231,7 @@ def test_no_pool_changes_a_text(runner: LoopThread, target: TargetModel, script:
     requests = [generate(index) for index in range(4)]
     plain = finished(Engine(target, Off()), requests)
     pool = ScriptedPool(**script)
-    with client(runner, Directory(pool), deadline_s=0.05) as drafts:
-        wait_until(lambda: drafts.replica)
+    with drafting_on(runner, pool, deadline_s=0.05) as drafts:
         killer = threading.Thread(target=lambda: (wait_until(lambda: pool.worker.seen), pool.kill()))
         if not script:
             killer.start()
