@@ -144,7 +144,12 @@ class Links:
 
     async def _open(self, member: PoolMember) -> None:
         self._leave_alone(member)  # unless this goes well, whatever may go wrong
-        connection = await asyncio.to_thread(connect, member, self._target)
+        opening = asyncio.create_task(asyncio.to_thread(connect, member, self._target))
+        try:
+            connection = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            self._closing.add(asyncio.create_task(_abandon(opening)))
+            raise
         if connection is not None:
             self._use(member, connection)
 
@@ -193,3 +198,10 @@ class Links:
         task = asyncio.create_task(close_later())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+
+async def _abandon(opening: asyncio.Task[Connection | None]) -> None:
+    """The target has stopped meanwhile."""
+    connection = await opening
+    if connection is not None:
+        connection.close()

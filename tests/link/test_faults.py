@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 from deployments.local import complete
+from link.connection import Connection
 from link.discovery import PoolMember
 from link.handshake import MAGIC
 from link.link import connect
@@ -178,6 +180,24 @@ def test_a_replica_that_never_proves_itself_is_given_up_in_time_and_its_socket_c
         assert connect(told, TARGET) is None
         with silent.accept()[0] as other:
             assert other.makefile("rb").read().startswith(MAGIC)  # and then its end
+
+
+def test_a_target_that_stops_while_it_connects_closes_that_link(
+    runner: LoopThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, opened = ScriptedPool(), []
+
+    def slowly(told: PoolMember, name: str) -> Connection | None:
+        connection = connect(told, name)
+        opened.append(connection)
+        time.sleep(0.2)
+        return connection
+
+    monkeypatch.setattr("link.links.connect", slowly)
+    with client(runner, Directory(pool)):
+        wait_until(lambda: opened)
+    assert [connection.fileno() for connection in opened if connection] == [-1]
+    pool.kill()
 
 
 def test_a_target_that_dies_leaves_nothing_at_the_pool(runner: LoopThread) -> None:
