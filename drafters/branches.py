@@ -27,7 +27,7 @@ from drafters.outcomes import Candidate, Guess, Outcome, candidates
 from drafters.pending import PendingBranches
 from drafters.picks import Pick
 from drafters.row import Priority, Row, Rows, as_wanted
-from protocol.branch import AheadRow, Branch, BranchSource, ExitHint, HintRow, prefix_hash
+from protocol.branch import AheadRow, Branch, BranchSource, ExitHint, prefix_hash
 from protocol.draft import DraftRow
 from protocol.plan import DepthRule
 
@@ -142,7 +142,7 @@ class Branches:
                 row.base_length,
             ):
                 continue
-            prepared.early = self._sensible(row)
+            prepared.early = tuple(tuple(filter(self._is_token, picks)) for picks in row.picks)
             if prepared.has_lead:
                 self._spread(prepared)
 
@@ -152,9 +152,6 @@ class Branches:
             self._take_lead(prepared)
         else:
             self._tell(prepared, *next(one for one in prepared.begun.values() if one[1] is row))
-
-    def ended(self, row: Row) -> None:
-        """Nobody waits for what was drafted ahead."""
 
     def end(self, key: Key) -> None:
         """No more branches for this sequence, and none of those that it has."""
@@ -266,9 +263,9 @@ class Branches:
         else:
             prepared.request.going.discard(prepared.trunk.key[1])
 
-    def _sensible(self, row: HintRow) -> tuple[tuple[int, ...], ...]:
-        """The early picks that the drafter can go on from."""
-        return tuple(tuple(token for token in own if 0 <= token < self._vocab_size) for own in row.picks)
+    def _is_token(self, token: int) -> bool:
+        """Whether the drafter can go on from it."""
+        return 0 <= token < self._vocab_size
 
 
 def drafted_behind(path: Sequence[int], drafted: Sequence[Pick]) -> Sequence[Pick]:

@@ -15,8 +15,9 @@ BUSY: sequences that keep their pages and wait for each other's would never draf
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from itertools import chain
+from operator import attrgetter
 from typing import Protocol
 
 from drafters.cached_tokens import CachedTokens, Key, draft_room, positions_fed
@@ -197,73 +198,54 @@ class DraftCache:
         return min(length, room) if room > 0 else None
 
     def _make_room(self, key: Key, pages_short: int, rows_short: int, now: float) -> bool:
-        """At the cost of other sequences; False, and none evicted, when that is not enough."""
-        if pages_short <= 0 and rows_short <= 0:
-            return True
-        idle = [
-            self._victim(one)
-            for one in self._cached.values()
-            if one.key != key and self._rows.of(one) is None and now - one.last_used >= self._limits.idle_s
-        ]
-        chosen = evictions(idle, pages_short, rows_short)
-        if chosen is None:
-            chosen = evictions(
-                [*idle, *self._beyond_share(key, pages_short, {one.key for one in idle})], pages_short, rows_short
-            )
-        for other in chosen or ():
-            self._forgetter.forget(other)
-        return chosen is not None
+        """At the cost of other sequences, idle ones first; False, and none evicted, when that is not enough."""
+        chosen: list[CachedTokens] = []
+        for victim in chain(self._idle(key, now), self._beyond_share(key, pages_short, now)):
+            if pages_short <= 0 and rows_short <= 0:
+                break
+            chosen.append(victim)
+            pages_short -= self._num_pages(victim)
+            rows_short -= 1
+        if pages_short > 0 or rows_short > 0:
+            return False
+        for victim in chosen:
+            self._forgetter.forget(victim.key)
+        return True
 
-    def _beyond_share(self, key: Key, pages_short: int, known: set[Key]) -> Iterator[Victim]:
-        """Sequences that nobody waits for, of targets that hold more than an equal share, if this one holds less."""
-        others = self._owned.keys() - {key[0]}
-        page_share, row_share = (
-            total // (len(others) + 1) for total in (self._drafter.ledger.num_pages, self._limits.max_rows)
-        )
-        rows, pages = self._holds(key[0])
-        if pages + pages_short > page_share or rows + (key not in self._cached) > row_share:
+    def _is_idle(self, cached: CachedTokens, now: float) -> bool:
+        return self._rows.of(cached) is None and now - cached.last_used >= self._limits.idle_s
+
+    def _idle(self, key: Key, now: float) -> list[CachedTokens]:
+        """All others that are, the longest unused first."""
+        idle = (cached for cached in self._cached.values() if cached.key != key and self._is_idle(cached, now))
+        return sorted(idle, key=attrgetter("last_used"))
+
+    def _beyond_share(self, key: Key, pages_short: int, now: float) -> Iterator[CachedTokens]:
+        """Sequences that are not idle, but nobody waits for, of targets that hold more than an equal share, if this
+        one holds less. What they hold that is idle goes first.
+        """
+        targets = self._owned.keys() | {key[0]}
+        page_share = self._drafter.ledger.num_pages // len(targets)
+        row_share = self._limits.max_rows // len(targets)
+        held = self._held(key[0])
+        if sum(map(self._num_pages, held)) + pages_short > page_share:
             return
-        for target in others:
-            rows, pages = self._holds(target)
-            for one in sorted(
-                (one for one in self._cached.values() if one.key[0] == target), key=lambda one: one.last_used
-            ):
-                row = self._rows.of(one)
+        if len(held) + (key not in self._cached) > row_share:
+            return
+        for target in targets - {key[0]}:
+            held = self._held(target)
+            rows, pages = len(held), sum(map(self._num_pages, held))
+            for cached in sorted(held, key=lambda cached: (not self._is_idle(cached, now), cached.last_used)):
+                row = self._rows.of(cached)
                 if rows <= row_share and pages <= page_share:
                     break
-                if one.key not in known and (row is None or row.priority is not Priority.DRAFT):
-                    victim = self._victim(one)
-                    rows, pages = rows - 1, pages - victim.num_pages
-                    yield victim
+                if row is None or row.priority is not Priority.DRAFT:
+                    rows, pages = rows - 1, pages - self._num_pages(cached)
+                    if not self._is_idle(cached, now):
+                        yield cached
 
-    def _holds(self, target: str) -> tuple[int, int]:
-        """Sequences and pages."""
-        own = [self._num_pages(one) for one in self._cached.values() if one.key[0] == target]
-        return len(own), sum(own)
+    def _held(self, target: str) -> list[CachedTokens]:
+        return [cached for cached in self._cached.values() if cached.key[0] == target]
 
     def _num_pages(self, cached: CachedTokens) -> int:
         return self._drafter.ledger.capacity(cached.id) // self._drafter.ledger.page_size
-
-    def _victim(self, cached: CachedTokens) -> Victim:
-        return Victim(cached.key, cached.last_used, self._num_pages(cached))
-
-
-@dataclass(frozen=True, slots=True)
-class Victim:
-    """A sequence that may be evicted."""
-
-    key: Key
-    last_used: float
-    num_pages: int
-
-
-def evictions(victims: Iterable[Victim], pages_short: int, rows_short: int) -> list[Key] | None:
-    """Whom to evict, oldest last use first, to gain that many pages and rows; None when all would not do."""
-    chosen: list[Key] = []
-    for victim in sorted(victims, key=lambda one: one.last_used):
-        if pages_short <= 0 and rows_short <= 0:
-            break
-        chosen.append(victim.key)
-        pages_short -= victim.num_pages
-        rows_short -= 1
-    return chosen if pages_short <= 0 and rows_short <= 0 else None

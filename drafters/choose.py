@@ -1,8 +1,9 @@
 """Which rows are in the next pass, and how much of each. Pure: plain values in, a value out.
 
 First the drafts that a target waits for; then branches that leave where these do, so that the pass takes no longer;
-then contexts. Within each kind the targets come in turn: deficit round-robin over tokens of work, so that a target
-with many rows, or long ones, takes no more of a pass than another that has something to do.
+then contexts, as much of them as holds up a draft only a little. Within each kind the targets come in turn: deficit
+round-robin over tokens of work, so that a target with many rows, or long ones, takes no more of a pass than another
+that has something to do.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from types import MappingProxyType
 from typing import NamedTuple
 
 from drafters.limits import PoolLimits
+from drafters.pace import UNKNOWN, Pace
 from drafters.row import Priority
 from protocol.plan import DepthRule
 
@@ -83,14 +85,14 @@ class Choice:
 
 
 def choose(
-    rows: Sequence[Waiting], limits: PoolLimits, turns: Mapping[Priority, Turns], now: float, token_ms: float = 0.0
+    rows: Sequence[Waiting], limits: PoolLimits, turns: Mapping[Priority, Turns], now: float, pace: Pace = UNKNOWN
 ) -> Choice:
-    """rows: the longest waiting first, a fork behind its parent. token_ms: of a token of a draft; 0: not known."""
+    """rows: the longest waiting first, a fork behind its parent. pace: of the passes before."""
     by_priority: dict[Priority, list[Waiting]] = {}
     for row in rows:
         by_priority.setdefault(row.priority, []).append(row)
     drafts = by_priority.get(Priority.DRAFT, [])
-    length = draft_length(drafts, limits, now, token_ms)
+    length = draft_length(drafts, limits, now, pace.token_ms)
     parts: list[Part] = []
     budget = limits.prefill_tokens
     later = dict(turns)
@@ -100,9 +102,10 @@ def choose(
         if priority is not Priority.DRAFT and waited_for:
             depths = {row.depth for row in drafts if row.id in waited_for}
             own = [row for row in own if row.priority is Priority.CONTEXT or row.depth in depths]
-            budget = min(budget, limits.beside_tokens)
+        if priority is not Priority.DRAFT:
+            budget = min(budget, spare_positions(bool(waited_for), limits, now, pace))
         if priority is Priority.AHEAD:
-            length = branch_length(own, drafts, waited_for, limits, token_ms)
+            length = branch_length(own, drafts, waited_for, limits, pace.token_ms)
         taken = _Taken(limits.pass_rows - len(parts), budget, limits.max_ride, length, {part.id for part in parts})
         later[priority] = in_turns(own, turns[priority], taken)
         parts += taken.parts
@@ -202,6 +205,15 @@ def branch_length(
     elif token_ms and not any(row.lead for row in branches):
         most = min(most, int(limits.branch_ms / token_ms))
     return max(most, 1)
+
+
+def spare_positions(beside_drafts: bool, limits: PoolLimits, now: float, pace: Pace) -> int:
+    """Positions of contexts that nobody waits for. Rows that read one make a pass draft a single token for the others.
+    A pass without drafts holds up those that come in the middle of it.
+    """
+    if beside_drafts:
+        return pace.spare_positions(1, limits.beside_tokens)
+    return limits.prefill_tokens if pace.is_lull(now) else pace.spare_positions(limits.ahead, limits.prefill_tokens)
 
 
 def draft_part(row: Waiting, max_ride: int, budget: int, num_drafts: int) -> Part | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from drafters.branches import Branches
@@ -21,7 +21,6 @@ from drafters.picks import Pick
 from drafters.row import Priority, Row, Rows, as_wanted
 from protocol.branch import AheadRow
 from protocol.draft import DraftRow, DraftStatus, refusal
-from protocol.errors import ConfigError
 from protocol.plan import DepthRule
 from protocol.sparing import SparingLog
 
@@ -57,19 +56,11 @@ class Intake:
     def drop_forks(self, key: Key) -> None:
         self.branches.drop_forks(key)
 
-    def unknown_rules(self, incarnation: str, rules: Iterable[DepthRule]) -> set[DepthRule]:
-        """Those that name a depth which is no exit."""
-        unknown = set()
-        for rule in dict.fromkeys(rules):
-            try:
-                self._drafter.check_depth(rule)
-            except ConfigError as error:
-                self._log.warning(f"{incarnation}: {error}")
-                unknown.add(rule)
-        return unknown
-
     def take(self, answer: Answer, key: Key, depth: DepthRule, now: float) -> None:
         asked = answer.asked
+        if not self._has_exits(key, depth):
+            answer.request.answer(answer.index, refusal(asked, DraftStatus.OK))
+            return
         known = as_wanted(self.interrupt(key, asked, depth), asked.length, asked.stop_probability)
         status, length = self._admit(key, asked, depth, now, known)
         cached = self.cache.get(key)
@@ -89,6 +80,9 @@ class Intake:
         self._read_on(cached)
 
     def take_ahead(self, pending: PendingBranches, key: Key, row: AheadRow, depth: DepthRule, now: float) -> None:
+        if not self._has_exits(key, depth):
+            self.interrupt(key)
+            return
         wanted = row.length > 0 and row.fan_out > 0 and self._in_vocabulary(row.proposal)
         context = replace(row.context, length=len(row.proposal) + 1 + row.length if wanted else 0)
         known = self.interrupt(key, context, depth)
@@ -148,6 +142,12 @@ class Intake:
                 self.rows.remove(row.cached)
                 self.end(row, DraftStatus.OK if row.picks else DraftStatus.NOT_YET)
                 self._read_on(row.cached)
+
+    def _has_exits(self, key: Key, depth: DepthRule) -> bool:
+        unknown = sorted(set(depth.exits) - set(self._drafter.exits))
+        if unknown:
+            self._log.warning(f"{key}: depth {unknown[0]} is not an exit of this drafter; it has {self._drafter.exits}")
+        return not unknown
 
     def _makes_sense(self, key: Key, row: DraftRow) -> bool:
         sensible = row.start >= 0 and row.base_length > 0 and self._in_vocabulary(row.tokens)

@@ -101,12 +101,6 @@ class NestedDrafter:
     def device(self) -> torch.device:
         return self.decoder.device
 
-    def check_depth(self, depth: DepthRule) -> None:
-        """Raises ConfigError for a depth that is no exit."""
-        unknown = sorted(set(depth.exits) - set(self.exits))
-        if unknown:
-            raise ConfigError(f"depth {unknown[0]} is not an exit of this drafter; it has {self.exits}")
-
     def check(self) -> None:
         self.ledger.check()
         assert set(self._marks) == set(self.ledger.sequences), "watermarks and ledger know different sequences"

@@ -10,6 +10,7 @@ import logging
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 from drafters.row import Row
 from protocol.branch import AheadRequest, Branch, BranchReply
@@ -20,6 +21,8 @@ BranchesReply = Callable[[BranchReply], None]
 
 WAIT_DECAY = 0.9  # of the mean, per request
 WAIT_HALF_LIFE_S = 5.0
+
+R = TypeVar("R", DraftReply, BranchReply)
 
 logger = logging.getLogger(__name__)
 
@@ -56,10 +59,7 @@ class PendingRequest:
         blocks = tuple(self._fresh[index] for index in sorted(self._fresh))
         self._fresh.clear()
         reply = DraftReply(self._request.incarnation, self._request.round_id, blocks, self.wait_ms or 0.0)
-        try:
-            self._reply(reply)
-        except Exception:
-            logger.exception("a reply to %s could not be handed over", self._request.incarnation)
+        hand_over(self._reply, reply)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +69,6 @@ class Answer:
     request: PendingRequest
     index: int
     asked: DraftRow
-
-    def advanced(self, row: Row) -> None:
-        """Nothing of it is handed over before it has ended."""
 
     def ended(self, row: Row, status: DraftStatus = DraftStatus.OK) -> None:
         """With what has been drafted, which may be less than was asked."""
@@ -106,10 +103,15 @@ class PendingBranches:
             return
         self._told = len(self.going)
         branches, self._fresh = tuple(self._fresh), []
-        try:
-            self._reply(BranchReply(self._incarnation, self.round_id, branches, self._told))
-        except Exception:
-            logger.exception("branches for %s could not be handed over", self._incarnation)
+        hand_over(self._reply, BranchReply(self._incarnation, self.round_id, branches, self._told))
+
+
+def hand_over(reply: Callable[[R], None], message: R) -> None:
+    """Whoever cannot take it is left without, and nobody else."""
+    try:
+        reply(message)
+    except Exception:
+        logger.exception("what was drafted for %s could not be handed over", message.incarnation)
 
 
 @dataclass(slots=True)

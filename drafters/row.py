@@ -11,7 +11,6 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Protocol
 
 from drafters.cached_tokens import CachedTokens, Key
 from drafters.picks import Pick
@@ -23,19 +22,10 @@ class Priority(IntEnum):
     CONTEXT = 2  # nobody waits for it
 
 
-class RowSink(Protocol):
-    """Whom a row answers."""
-
-    def advanced(self, row: Row) -> None:
-        """It has more tokens than before."""
-
-    def ended(self, row: Row) -> None:
-        """It is drafted for no longer, whatever it has."""
-
-
 @dataclass(slots=True, kw_only=True, eq=False)
 class Row:
-    """cached: what it goes on from, and adds to. parent: the row whose sequence it forks. length: tokens wanted.
+    """cached: what it goes on from, and adds to. sink: whom it answers, a drafters.pending.Answer or Branches; None
+    for a context. parent: the row whose sequence it forks. length: tokens wanted.
 
     lead: tokens before those, which count for neither length nor stop. stop_probability: it ends behind the token at
     which the product of its confidences is at most this; 0 never ends it. deadline: seconds of the worker's clock.
@@ -44,7 +34,7 @@ class Row:
     cached: CachedTokens
     length: int
     priority: Priority
-    sink: RowSink | None = None
+    sink: object = None
     parent: Row | None = None
     lead: int = 0
     stop_probability: float = 0.0

@@ -15,22 +15,22 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from drafters.branches import Branches
 from drafters.choose import NO_TURNS, Part, Waiting, choose
 from drafters.intake import Intake
 from drafters.limits import PoolLimits
 from drafters.nested import NestedDrafter
+from drafters.pace import UNKNOWN
 from drafters.pending import Answer, BranchesReply, MeanWait, PendingBranches, PendingRequest, Reply
 from drafters.picks import PassRow, Pick
 from drafters.row import Priority, Row
 from protocol.branch import AheadRequest, ExitHint
-from protocol.draft import DraftRequest, DraftStatus, refusal
+from protocol.draft import DraftRequest
 from protocol.stats import PassStats, PoolStats
 
 DEFAULT_LIMITS = PoolLimits()
-PACE = 0.2  # of a new pass in the mean time of a token
 
 logger = logging.getLogger(__name__)
 
@@ -44,15 +44,6 @@ class Description:
     vocab_size: int
 
 
-@dataclass(slots=True)
-class _Counts:
-    passes: int = 0
-    mixed_passes: int = 0
-    drafted: int = 0
-    token_ms: float = 0.0  # of a pass, for each token that it makes of a row: a running mean
-    wait: MeanWait = field(default_factory=MeanWait)
-
-
 class DraftWorker:
     def __init__(
         self, drafter: NestedDrafter, limits: PoolLimits = DEFAULT_LIMITS, clock: Callable[[], float] = time.monotonic
@@ -63,8 +54,10 @@ class DraftWorker:
         self._clock = clock
         self._intake = Intake(drafter, limits, clock)
         self._rows, self._cache = self._intake.rows, self._intake.cache
-        self._counts = _Counts()
+        self._wait = MeanWait()
+        self._num_passes = self._num_mixed = self._num_drafted = 0
         self._turns = NO_TURNS
+        self._pace = UNKNOWN
 
     def describe(self) -> Description:
         return Description(self._drafter.exits, self._drafter.max_positions, self._drafter.vocab_size)
@@ -74,28 +67,18 @@ class DraftWorker:
         now = self._clock()
         pending = PendingRequest(request, reply, now)
         self._intake.answered[pending] = None
-        unknown = self._intake.unknown_rules(request.incarnation, (row.depth or request.depth for row in request.rows))
         for index, row in enumerate(request.rows):
-            depth = row.depth or request.depth
-            if depth in unknown:
-                pending.answer(index, refusal(row, DraftStatus.OK))
-            else:
-                self._intake.take(Answer(pending, index, row), (request.incarnation, row.sequence_id), depth, now)
+            key = request.incarnation, row.sequence_id
+            self._intake.take(Answer(pending, index, row), key, row.depth or request.depth, now)
         self._intake.reply()
 
     def ahead(self, request: AheadRequest, reply: BranchesReply) -> None:
         """`reply` is called with the branches that later calls finish, and once with none when none will come."""
         pending = PendingBranches(request, reply)
         self._intake.branches.open(pending)
-        unknown = self._intake.unknown_rules(
-            request.incarnation, (row.context.depth or request.depth for row in request.rows)
-        )
         for row in request.rows:
-            key, depth = (request.incarnation, row.context.sequence_id), row.context.depth or request.depth
-            if depth in unknown:
-                self._intake.interrupt(key)
-            else:
-                self._intake.take_ahead(pending, key, row, depth, self._clock())
+            key = request.incarnation, row.context.sequence_id
+            self._intake.take_ahead(pending, key, row, row.context.depth or request.depth, self._clock())
         self._intake.reply()
 
     def hint(self, hint: ExitHint) -> None:
@@ -122,10 +105,8 @@ class DraftWorker:
     def step(self) -> PassStats | None:
         """One ragged pass; None when there is nothing to do."""
         began = self._clock()
-        self._intake.answer_late(began, self._counts.token_ms)
-        choice = choose(
-            [self._waiting(row) for row in self._rows], self._limits, self._turns, began, self._counts.token_ms
-        )
+        self._intake.answer_late(began, self._pace.token_ms)
+        choice = choose([self._waiting(row) for row in self._rows], self._limits, self._turns, began, self._pace)
         self._turns = choice.turns
         if not choice.parts:
             self._intake.reply()
@@ -143,11 +124,11 @@ class DraftWorker:
             num_sequences=len(self._cache),
             num_free_pages=self._drafter.ledger.num_free,
             num_pages=self._drafter.ledger.num_pages,
-            num_passes=self._counts.passes,
-            num_mixed_passes=self._counts.mixed_passes,
-            num_drafted=self._counts.drafted,
+            num_passes=self._num_passes,
+            num_mixed_passes=self._num_mixed,
+            num_drafted=self._num_drafted,
             num_busy=self._intake.num_busy,
-            wait_ms=self._counts.wait.at(self._clock()),
+            wait_ms=self._wait.at(self._clock()),
             num_branches=self._intake.branches.num_finished,
         )
 
@@ -187,7 +168,7 @@ class DraftWorker:
     def _start(self, rows: Sequence[Row], now: float) -> None:
         for row in rows:
             if isinstance(row.sink, Answer) and row.sink.request.start(now):
-                self._counts.wait.add(row.sink.request.wait_ms or 0.0, now)
+                self._wait.add(row.sink.request.wait_ms or 0.0, now)
 
     def _run(self, rows: Sequence[Row], parts: Sequence[PassRow]) -> list[list[Pick]]:
         """What the pass gives for each row; nothing when it fails, and the rows are forgotten."""
@@ -213,7 +194,7 @@ class DraftWorker:
         for pick in picks:
             row.cached.add(pick)
         row.picks.extend(picks)
-        self._counts.drafted += len(picks)
+        self._num_drafted += len(picks)
         if picks:
             row.cached.last_used = self._clock()
         if isinstance(row.sink, Branches):
@@ -225,11 +206,11 @@ class DraftWorker:
 
     def _count(self, rows: Sequence[Row], picks: Sequence[Sequence[Pick]], began: float, num_prefill: int) -> PassStats:
         num_targets = len({row.key[0] for row in rows})
-        self._counts.passes += 1
-        self._counts.mixed_passes += num_targets > 1
-        pass_ms = (self._clock() - began) * 1e3
-        if not num_prefill and (num_tokens := max(map(len, picks), default=0)):
-            self._counts.token_ms += PACE * (pass_ms / num_tokens - self._counts.token_ms)
+        self._num_passes += 1
+        self._num_mixed += num_targets > 1
+        now = self._clock()
+        pass_ms = (now - began) * 1e3
+        self._pace = self._pace.after(pass_ms, max(map(len, picks), default=0), num_prefill, now)
         return PassStats(
             num_rows=len(rows),
             num_targets=num_targets,

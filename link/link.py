@@ -8,7 +8,6 @@ and more beside a pass that sweeps the caches, and a draft takes less than one.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import socket
 import threading
@@ -18,9 +17,8 @@ from collections.abc import Callable, Sequence
 from link.connection import Connection, Traffic
 from link.discovery import PoolMember
 from link.handshake import Handshake
-from protocol.decode import decode_pool
 from protocol.limits import REPLY_BYTES, parts
-from protocol.wire import CloseSequences, PoolMessage, TargetMessage, encode_target
+from protocol.wire import CloseSequences, PoolMessage, TargetMessage, decode_pool, encode_target
 
 logger = logging.getLogger(__name__)
 
@@ -130,43 +128,29 @@ def read_any(links: Sequence[Link], timeout_s: float) -> None:
         links[link].read()
 
 
-async def connect(member: PoolMember, name: str) -> Connection | None:
-    """None when nobody answers there, or nobody who holds the replica's secret. name: of this target."""
+def connect(member: PoolMember, name: str) -> Connection | None:
+    """None when nobody answers there in time, or nobody who holds the replica's secret. name: of this target."""
     try:
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            return await _connect(member, name)
-    except TimeoutError:
-        logger.info("%s did not answer", member.address)
-    except OSError as error:
+        return _connect(member, name, time.monotonic() + CONNECT_TIMEOUT_S)
+    except (OSError, EOFError) as error:
         logger.info("%s cannot be reached: %s", member.address, error)
     except ValueError as error:
         logger.warning("%s: %s", member.address, error)
     return None
 
 
-async def _connect(member: PoolMember, name: str) -> Connection:
-    """Raises OSError, and ValueError for somebody else."""
+def _connect(member: PoolMember, name: str, until: float) -> Connection:
+    """Raises OSError, EOFError, and ValueError for somebody else."""
     if member.secret is None:
         raise ValueError("nobody told the secret of this draft replica")
-    loop = asyncio.get_running_loop()
     host, _, port = member.address.rpartition(":")
-    family, kind, _, _, place = (await loop.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM))[0]
-    sock = socket.socket(family, kind)
+    sock = socket.create_connection((host.strip("[]"), int(port)), CONNECT_TIMEOUT_S)
     try:
-        sock.setblocking(False)
-        await loop.sock_connect(sock, place)
-        await _shake(sock, Handshake(member.secret, name))
-        return Connection(sock, REPLY_BYTES)
+        connection, handshake = Connection(sock, REPLY_BYTES), Handshake(member.secret, name)
+        while not connection.shake(handshake):
+            if not connection.wait(until - time.monotonic()):
+                raise TimeoutError("it does not prove who it is")
+        return connection
     except BaseException:
         sock.close()
         raise
-
-
-async def _shake(sock: socket.socket, handshake: Handshake) -> None:
-    loop = asyncio.get_running_loop()
-    while not handshake.done:
-        await loop.sock_sendall(sock, handshake.due())
-        chunk = await loop.sock_recv(sock, handshake.missing)
-        if not chunk:
-            raise ConnectionResetError("it hung up before it was proved who it is")
-        handshake.feed(chunk)

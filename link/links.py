@@ -144,10 +144,14 @@ class Links:
 
     async def _open(self, member: PoolMember) -> None:
         self._leave_alone(member)  # unless this goes well, whatever may go wrong
-        connection = await connect(member, self._target)
-        if connection is None:
-            return
-        self._use(member, connection)
+        opening = asyncio.create_task(asyncio.to_thread(connect, member, self._target))
+        try:
+            connection = await asyncio.shield(opening)
+        except asyncio.CancelledError:
+            self._closing.add(asyncio.create_task(_abandon(opening)))
+            raise
+        if connection is not None:
+            self._use(member, connection)
 
     def _use(self, member: PoolMember, connection: Connection) -> None:
         link = Link(member, self._target, connection, self._on_message, self._on_end, self._clock)
@@ -194,3 +198,10 @@ class Links:
         task = asyncio.create_task(close_later())
         self._closing.add(task)
         task.add_done_callback(self._closing.discard)
+
+
+async def _abandon(opening: asyncio.Task[Connection | None]) -> None:
+    """The target has stopped meanwhile."""
+    connection = await opening
+    if connection is not None:
+        connection.close()

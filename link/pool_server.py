@@ -17,10 +17,9 @@ from link.handshake import Handshake
 from link.listening import listen
 from link.pool_thread import PoolThread
 from link.secret import Secret
-from protocol.decode import decode_target
 from protocol.limits import MessageLimits
 from protocol.sparing import SparingLog
-from protocol.wire import PoolMessage, encode_pool
+from protocol.wire import PoolMessage, decode_target, encode_pool
 
 logger = logging.getLogger(__name__)
 
@@ -156,8 +155,11 @@ class _Peer:
                 self._begin(self._handshake)
         except EOFError:
             self.end()
-        except Exception as error:
+        except ValueError as error:
             self._server.log.warning(f"a link is closed: {error}")
+            self.end()
+        except Exception:
+            logger.exception("a message could not be acted on; its link is closed")
             self.end()
 
     def reply(self, message: PoolMessage) -> None:
@@ -189,7 +191,4 @@ class _Peer:
 
     def _read(self) -> None:
         for data in self.connection.receive():
-            self._thread.receive(decode_target(data, self.owner, self._server.limits), self.reply, self._fail)
-
-    def _fail(self, error: Exception) -> None:
-        self.end()
+            self._thread.receive(decode_target(data, self.owner, self._server.limits), self.reply)

@@ -1,8 +1,8 @@
-"""The thread that owns a DraftWorker: it reads the sockets of targets, fills a bounded inbox, and does pass after pass.
+"""The thread that owns a DraftWorker: it reads the sockets of targets, and does pass after pass.
 
 Between two passes it looks at the sockets, and when there is nothing to draft it sleeps until one has something to
-read, so no other thread stands between a target's message and the pass that answers it. What a message brings about
-may go wrong; then whoever sent it is told, and everything else goes on.
+read, so nothing stands between a target's message and the pass that answers it: what it cannot read yet waits in the
+kernel's buffer, and in the sender's backlog behind that.
 """
 
 from __future__ import annotations
@@ -18,21 +18,19 @@ from contextlib import suppress
 from typing import Protocol
 
 from protocol.branch import AheadRequest, ExitHint
-from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftStatus
+from protocol.draft import DraftRequest
 from protocol.stats import PassStats, PoolStats
 from protocol.wire import CloseSequences, PoolMessage, TargetMessage
 
 logger = logging.getLogger(__name__)
 
-MAX_INBOX = 256
-EXPIRE_EVERY_S = 1.0
+TIDY_EVERY_S = 1.0
 TURN_LIMIT_S = 30.0  # that the loop may take beside its passes before it counts as stuck
 PASS_LIMIT_S = 600.0  # the same of a pass: a long context through a large drafter, in plain torch on few cores
 LOG_EVERY_S = 30.0
 MAX_PASSES = 4096  # of which a trace can tell
 
 Reply = Callable[[PoolMessage], None]
-Fail = Callable[[Exception], None]
 
 
 class Watched(Protocol):
@@ -60,7 +58,7 @@ class PoolThread:
         """clock: the worker's own."""
         self._worker = worker
         self._clock = clock
-        self._inbox: deque[Callable[[], None]] = deque()
+        self._actions: deque[Callable[[], None]] = deque()  # of other threads
         self._selector = selectors.DefaultSelector()
         self._woken, self._wake = socket.socketpair()
         self._wake.setblocking(False)
@@ -68,7 +66,7 @@ class PoolThread:
         self._beat = time.monotonic()
         self._in_pass = False
         self._sweeps: list[Callable[[float], None]] = []
-        self._expired = self._swept = self._logged = clock()
+        self._tidied = self._logged = clock()
         self._stats = worker.stats()
         self._passes: deque[tuple[float, PassStats]] = deque(maxlen=MAX_PASSES)
         self._thread = threading.Thread(target=self._loop, name="draft-worker", daemon=True)
@@ -119,36 +117,19 @@ class PoolThread:
         """The last ones, oldest first: when each ended, and its counts."""
         return tuple(self._passes)
 
-    def receive(self, message: TargetMessage, reply: Reply, fail: Fail | None = None) -> None:
-        """`reply` is called on the worker's thread, as rows are answered, or from here when the inbox is full: what
-        nobody waits for is dropped then. fail: called there when the worker cannot do what the message asks.
-        """
-        has_room = len(self._inbox) < MAX_INBOX
-        match message:
-            case CloseSequences():
-                self._post(guarded(lambda: self._worker.close(message.incarnation, message.sequence_ids), fail))
-            case DraftRequest() if has_room:
-                self._post(guarded(lambda: self._worker.submit(message, reply), fail))
-            case DraftRequest():
-                reply(busy(message))
-            case AheadRequest() if has_room:
-                self._post(guarded(lambda: self._worker.ahead(message, reply), fail))
-            case ExitHint() if has_room:
-                self._post(guarded(lambda: self._worker.hint(message), fail))
+    def receive(self, message: TargetMessage, reply: Reply) -> None:
+        """On this thread, on which `reply` is called too, at once or after a pass."""
+        act(self._worker, message, reply)
 
     def drop(self, incarnation: str) -> None:
-        self._post(lambda: self._worker.drop(incarnation))
+        self._do(lambda: self._worker.drop(incarnation))
 
     def _do(self, action: Callable[[], None]) -> None:
         """At once on this thread, else as soon as it comes to it."""
         if threading.current_thread() is self._thread:
             action()
         else:
-            self._post(action)
-
-    def _post(self, action: Callable[[], None]) -> None:
-        self._inbox.append(action)
-        if threading.current_thread() is not self._thread:
+            self._actions.append(action)
             self._wake_up()
 
     def _wake_up(self) -> None:
@@ -171,10 +152,10 @@ class PoolThread:
     def _loop(self) -> None:
         try:
             idle = True
-            while self._take_inbox(wait=idle):
+            while self._read(wait=idle):
                 self._beat = time.monotonic()
                 idle = not self._step()
-                self._expire()
+                self._tidy()
         except Exception:
             logger.exception("the draft worker failed; this replica reports itself unhealthy")
         finally:
@@ -193,45 +174,34 @@ class PoolThread:
         self._stats = self._worker.stats()
         return done is not None
 
-    def _take_inbox(self, *, wait: bool) -> bool:
+    def _read(self, *, wait: bool) -> bool:
         """Does what arrived, first waiting for something when idle. False when the thread is to stop."""
-        idle = wait and not self._inbox and not self._stopping
+        idle = wait and not self._actions and not self._stopping
         for key, _ in self._selector.select(1.0 if idle else 0.0):
             key.data()
-        self._sweep()
-        for _ in range(len(self._inbox)):
-            self._inbox.popleft()()
+        while self._actions:
+            self._actions.popleft()()
         return not self._stopping
 
-    def _sweep(self) -> None:
+    def _tidy(self) -> None:
         now = self._clock()
-        if now - self._swept >= EXPIRE_EVERY_S:
-            self._swept = now
-            for action in self._sweeps:
-                action(now)
-
-    def _expire(self) -> None:
-        now = self._clock()
-        if now - self._expired >= EXPIRE_EVERY_S:
-            self._expired = now
-            self._worker.expire(now)
+        if now - self._tidied >= TIDY_EVERY_S:
+            self._tidied = now
+            for sweep in (*self._sweeps, self._worker.expire):
+                sweep(now)
         if now - self._logged >= LOG_EVERY_S:
             self._logged = now
             logger.info("%s", self._stats)
 
 
-def guarded(action: Callable[[], None], fail: Fail | None) -> Callable[[], None]:
-    def act() -> None:
-        try:
-            action()
-        except Exception as error:
-            logger.exception("a message could not be acted on")
-            if fail is not None:
-                fail(error)
-
-    return act
-
-
-def busy(request: DraftRequest) -> DraftReply:
-    blocks = tuple(DraftBlock(row.sequence_id, row.base_length, DraftStatus.BUSY) for row in request.rows)
-    return DraftReply(request.incarnation, request.round_id, blocks)
+def act(worker: Worker, message: TargetMessage, reply: Reply) -> None:
+    """What a target's message asks of the worker."""
+    match message:
+        case DraftRequest():
+            worker.submit(message, reply)
+        case AheadRequest():
+            worker.ahead(message, reply)
+        case ExitHint():
+            worker.hint(message)
+        case CloseSequences():
+            worker.close(message.incarnation, message.sequence_ids)

@@ -24,7 +24,7 @@ from link.placement import SequencePlacement
 from link.share import Share, check_exits, fitting, merged, wait_for
 from protocol.branch import AheadRequest, Branch, BranchReply, ExitHint
 from protocol.draft import DraftReply, DraftRequest, DraftStatus
-from protocol.limits import MAX_DEADLINE_MS
+from protocol.limits import MAX_MS
 from protocol.wire import CloseSequences, PoolMessage
 
 MAX_BRANCHES = 1024
@@ -161,7 +161,7 @@ class LinkedDraftClient:
 
     @property
     def _deadline_ms(self) -> float:
-        return min(1e3 * POOL_SHARE * self._config.deadline_s, MAX_DEADLINE_MS)
+        return min(1e3 * POOL_SHARE * self._config.deadline_s, MAX_MS)
 
     def _split(self, rows: Iterable[T], sequence_id: Callable[[T], int]) -> list[tuple[Route, tuple[T, ...]]]:
         """Splits rows by the replicas of their sequences. Reads what came late first, so that ended links are known."""

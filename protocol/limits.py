@@ -22,7 +22,7 @@ MAX_DEPTH = 1 << 12  # layers
 MIN_EXPONENT, MAX_EXPONENT = 0.05, 20.0  # of a confidence, as targets/confidence.py bounds it
 MAX_CLOSED = 4096  # sequences
 MAX_BLOCKS = 4096  # of a reply, and branches likewise
-MAX_WAIT_MS = MAX_DEADLINE_MS = 1e9
+MAX_MS = 1e9  # of a wait or a deadline
 REPLY_BYTES = 8 << 20
 TOKENS = 1 << 18
 ROW_TOKENS = 1024  # proposal and picks of a row

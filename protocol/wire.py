@@ -1,29 +1,26 @@
-"""Draft messages as bytes: the dataclasses of protocol/draft.py and branch.py to protocol/draft.proto.
+"""Draft messages as bytes and back: the dataclasses of protocol/draft.py and branch.py, and protocol/draft.proto.
 
-The way back is in protocol/decode.py.
+One table says of each dataclass how its fields are read from a message, and to which ranges they are held there. What
+is decoded is in range: lengths that agree, numbers that are finite, no more rows and tokens than one message may have
+(protocol/limits.py). What such a message asks for may still make no sense, and is then refused row by row.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
-from protocol.branch import AheadRequest, BranchReply, BranchSource, ExitHint
+from google.protobuf.message import DecodeError, Message
+
+from protocol import checks, limits
+from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource, ExitHint, HintRow
+from protocol.checks import REMEDY, at_most, within
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
+from protocol.limits import MAX_LENGTH, MessageLimits
 from protocol.pb import draft_pb2 as pb
 from protocol.plan import DepthRule
-
-STATUS = {
-    DraftStatus.OK: pb.STATUS_OK,
-    DraftStatus.NEED_CONTEXT: pb.STATUS_NEED_CONTEXT,
-    DraftStatus.BUSY: pb.STATUS_BUSY,
-    DraftStatus.TOO_LONG: pb.STATUS_TOO_LONG,
-    DraftStatus.NOT_YET: pb.STATUS_NOT_YET,
-}
-SOURCE = {
-    BranchSource.FULL: pb.SOURCE_FULL,
-    BranchSource.RUNNER_UP: pb.SOURCE_RUNNER_UP,
-    BranchSource.EARLY_EXIT: pb.SOURCE_EARLY_EXIT,
-}
+from protocol.request import SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,119 +31,237 @@ class CloseSequences:
 
 TargetMessage = DraftRequest | AheadRequest | ExitHint | CloseSequences
 PoolMessage = DraftReply | BranchReply
+Read = Callable[[Any], Any]  # a field's value from a message
+M = TypeVar("M", bound=Message)
+
+STATUS = {status: pb.Status.Value(f"STATUS_{status.name}") for status in DraftStatus}
+SOURCE = {source: pb.Source.Value(f"SOURCE_{source.name}") for source in BranchSource}
+STATUS_OF = {number: status for status, number in STATUS.items()}
+SOURCE_OF = {number: source for source, number in SOURCE.items()}
+KINDS = {"draft": DraftRequest, "ahead": AheadRequest, "hint": ExitHint, "close": CloseSequences} | {
+    "reply": DraftReply,
+    "branches": BranchReply,
+}
+NAMES = {kind: name for name, kind in KINDS.items()}
 
 
 def encode_target(message: TargetMessage) -> bytes:
-    match message:
-        case DraftRequest():
-            return pb.TargetMessage(draft=_encode_request(message)).SerializeToString()
-        case AheadRequest():
-            return pb.TargetMessage(ahead=_encode_ahead(message)).SerializeToString()
-        case ExitHint():
-            return pb.TargetMessage(hint=_encode_hint(message)).SerializeToString()
-        case CloseSequences():
-            close = pb.Close(sequence_ids=message.sequence_ids)
-            return pb.TargetMessage(close=close).SerializeToString()
+    return pb.TargetMessage(**{NAMES[type(message)]: _encode(message)}).SerializeToString()
 
 
 def encode_pool(message: PoolMessage) -> bytes:
-    match message:
-        case DraftReply():
-            return pb.PoolMessage(reply=_encode_reply(message)).SerializeToString()
-        case BranchReply():
-            return pb.PoolMessage(branches=_encode_branches(message)).SerializeToString()
+    return pb.PoolMessage(**{NAMES[type(message)]: _encode(message)}).SerializeToString()
 
 
-def _encode_request(message: DraftRequest) -> pb.DraftRequest:
-    return pb.DraftRequest(
-        round_id=message.round_id,
-        depth=_encode_rule(message.depth),
-        rows=map(_encode_row, message.rows),
-        deadline_ms=message.deadline_ms,
+def decode_target(data: bytes, incarnation: str, bounds: MessageLimits) -> TargetMessage:
+    """incarnation: of whoever holds the link. Raises ValueError for what no target of this version sends."""
+    name, content = _opened(pb.TargetMessage, data, bounds.num_bytes, "a target")
+    if name != "close":
+        _bound(name, content.rows, bounds)
+    message: TargetMessage = _decode(KINDS[name], content, incarnation=incarnation)
+    return message
+
+
+def decode_pool(data: bytes, incarnation: str) -> PoolMessage:
+    """incarnation: of whoever holds the link. Raises ValueError for what no pool of this version sends."""
+    name, content = _opened(pb.PoolMessage, data, limits.REPLY_BYTES, "a pool")
+    message: PoolMessage = _decode(KINDS[name], content, incarnation=incarnation)
+    return message
+
+
+def _opened(kind: type[M], data: bytes, most: int, sender: str) -> tuple[str, Any]:
+    if len(data) > most:
+        raise ValueError(f"a message of {len(data)} bytes came, {most} are allowed; {REMEDY}")
+    try:
+        message: Any = kind.FromString(data)
+    except DecodeError as error:
+        raise ValueError(f"what came is no message ({str(error)[:80]}); {REMEDY}") from None
+    name = message.WhichOneof("message")
+    if name is None:
+        raise ValueError(f"{sender} sent a message of unknown kind; {REMEDY}")
+    return name, getattr(message, name)
+
+
+def _bound(name: str, rows: Any, bounds: MessageLimits) -> None:
+    """Before anything is made of what came."""
+    at_most("rows", len(rows), bounds.rows)
+    if name == "hint":
+        num_tokens = sum(len(row.picks) + sum(len(picks.tokens) for picks in row.picks) for row in rows)
+    elif name == "ahead":
+        num_tokens = sum(len(row.context.tokens) + len(row.proposal) for row in rows)
+    else:
+        num_tokens = sum(len(row.tokens) for row in rows)
+    at_most("tokens", num_tokens, bounds.tokens)
+    checks.unique([(row.context if name == "ahead" else row).sequence_id for row in rows])
+
+
+class Record(NamedTuple):
+    """How one dataclass travels. check: of the message, before its fields are read. write: of the fields whose values
+    are no plain numbers or lists of such; their names are the same on both sides.
+    """
+
+    message: type[Message]
+    read: Mapping[str, Read]
+    write: Mapping[str, Read] = {}
+    check: Read | None = None
+
+
+def _encode(value: Any) -> Any:
+    message, read, write, _ = RECORDS[type(value)]
+    return message(
+        **{name: write[name](getattr(value, name)) if name in write else getattr(value, name) for name in read}
     )
 
 
-def _encode_reply(reply: DraftReply) -> pb.DraftReply:
-    return pb.DraftReply(
-        round_id=reply.round_id,
-        blocks=map(_encode_block, reply.blocks),
-        wait_ms=reply.wait_ms,
-    )
+def _encode_all(values: tuple[Any, ...]) -> list[Any]:
+    return [_encode(value) for value in values]
 
 
-def _encode_ahead(message: AheadRequest) -> pb.AheadRequest:
-    rows = [
-        pb.AheadRow(
-            context=_encode_row(row.context),
-            proposal=row.proposal,
-            length=row.length,
-            fan_out=row.fan_out,
-            stop_probability=row.stop_probability,
-            exponent=row.exponent,
-        )
-        for row in message.rows
-    ]
-    return pb.AheadRequest(round_id=message.round_id, depth=_encode_rule(message.depth), rows=rows)
+def _decode(kind: type[Any], message: Any, **known: Any) -> Any:
+    """known: fields that are not in the message."""
+    _, read, _, check = RECORDS[kind]
+    if check is not None:
+        check(message)
+    return kind(**known, **{name: field(message) for name, field in read.items()})
 
 
-def _encode_hint(message: ExitHint) -> pb.ExitHint:
-    rows = [
-        pb.HintRow(
-            sequence_id=row.sequence_id,
-            base_length=row.base_length,
-            picks=[pb.Picks(tokens=tokens) for tokens in row.picks],
-        )
-        for row in message.rows
-    ]
-    return pb.ExitHint(round_id=message.round_id, rows=rows)
+def _plain(name: str) -> Read:
+    return lambda message: getattr(message, name)
 
 
-def _encode_branches(message: BranchReply) -> pb.BranchReply:
-    branches = [
-        pb.Branch(
-            sequence_id=branch.sequence_id,
-            base_length=branch.base_length,
-            key=branch.key,
-            source=SOURCE[branch.source],
-            tokens=branch.tokens,
-            exits=branch.exits,
-            confidences=branch.confidences,
-            goes_on=branch.goes_on,
-        )
-        for branch in message.branches
-    ]
-    return pb.BranchReply(round_id=message.round_id, branches=branches, num_left=message.num_left)
+def _number(name: str, low: float = 0.0, high: float = 1.0) -> Read:
+    return lambda message: within(name, getattr(message, name), low, high)
 
 
-def _encode_row(row: DraftRow) -> pb.DraftRow:
-    sampling = pb.SamplingParams(
-        temperature=row.sampling.temperature,
-        top_k=row.sampling.top_k,
-        top_p=row.sampling.top_p,
-        min_p=row.sampling.min_p,
-        seed=row.sampling.seed,
-    )
-    return pb.DraftRow(
-        sequence_id=row.sequence_id,
-        start=row.start,
-        tokens=row.tokens,
-        length=row.length,
-        sampling=sampling,
-        depth=_encode_rule(row.depth) if row.depth else None,
-        stop_probability=row.stop_probability,
-    )
+def _count(name: str, what: str, most: int) -> Read:
+    return lambda message: at_most(what, getattr(message, name), most)
 
 
-def _encode_rule(rule: DepthRule) -> pb.DepthRule:
-    return pb.DepthRule(exits=rule.exits, thresholds=rule.thresholds)
+def _tokens(name: str = "tokens") -> Read:
+    return lambda message: checks.tokens(getattr(message, name))
 
 
-def _encode_block(block: DraftBlock) -> pb.DraftBlock:
-    return pb.DraftBlock(
-        sequence_id=block.sequence_id,
-        base_length=block.base_length,
-        status=STATUS[block.status],
-        tokens=block.tokens,
-        exits=block.exits,
-        confidences=block.confidences,
-    )
+def _one(kind: type[Any], name: str) -> Read:
+    return lambda message: _decode(kind, getattr(message, name)) if message.HasField(name) else None
+
+
+def _rows(kind: type[Any]) -> Read:
+    return lambda message: tuple(_decode(kind, row) for row in message.rows)
+
+
+def _rule(message: pb.DraftRequest | pb.AheadRequest) -> DepthRule:
+    """An empty one is refused as a rule, and so is none."""
+    rule: DepthRule = _decode(DepthRule, message.depth)
+    return rule
+
+
+def _blocks(reply: pb.DraftReply) -> tuple[DraftBlock, ...]:
+    """A block whose status is from a newer version is left out, as if it were late."""
+    at_most("blocks", len(reply.blocks), limits.MAX_BLOCKS)
+    return tuple(_decode(DraftBlock, block) for block in reply.blocks if block.status in STATUS_OF)
+
+
+def _branches(reply: pb.BranchReply) -> tuple[Branch, ...]:
+    at_most("branches", len(reply.branches), limits.MAX_BLOCKS)
+    return tuple(_decode(Branch, branch, round_id=reply.round_id) for branch in reply.branches)
+
+
+def _picks(row: pb.HintRow) -> tuple[tuple[int, ...], ...]:
+    at_most("places of early picks", len(row.picks), limits.MAX_PROPOSAL + 1)
+    at_most("early picks at a place", max((len(picks.tokens) for picks in row.picks), default=0), limits.MAX_PICKS)
+    return tuple(checks.tokens(picks.tokens) for picks in row.picks)
+
+
+def _check_block(block: pb.DraftBlock) -> None:
+    checks.draft(block)
+    if block.tokens and block.status != pb.STATUS_OK:
+        raise ValueError(f"{len(block.tokens)} tokens of a block that is {STATUS_OF[block.status]}; {REMEDY}")
+
+
+ROUND = {"round_id": _plain("round_id")}
+PLACE = {"sequence_id": _plain("sequence_id"), "base_length": _plain("base_length")}
+STOP = {"stop_probability": _number("stop_probability")}
+DRAFT: dict[str, Read] = {
+    "tokens": _tokens(),
+    "exits": lambda message: checks.exits(message.exits),
+    "confidences": lambda message: checks.shares("a confidence", message.confidences),
+}
+RECORDS: Mapping[type[Any], Record] = {
+    DepthRule: Record(
+        pb.DepthRule,
+        {
+            "exits": lambda rule: checks.exits(rule.exits),
+            "thresholds": lambda rule: checks.shares("a threshold", rule.thresholds),
+        },
+        check=lambda rule: at_most("exits of a depth rule", len(rule.exits), limits.MAX_EXITS),
+    ),
+    SamplingParams: Record(  # which holds the others to their ranges itself
+        pb.SamplingParams,
+        {name: _plain(name) for name in ("temperature", "top_p", "min_p", "seed")}
+        | {"top_k": _number("top_k", 0, limits.MAX_TOP_K)},
+    ),
+    DraftRow: Record(
+        pb.DraftRow,
+        {"sequence_id": _plain("sequence_id"), "start": _plain("start"), "tokens": _tokens()}
+        | {"length": _count("length", "tokens to draft", MAX_LENGTH), "depth": _one(DepthRule, "depth")}
+        | {"sampling": lambda row: _decode(SamplingParams, row.sampling)}
+        | STOP,
+        {"sampling": _encode, "depth": lambda rule: rule and _encode(rule)},
+        lambda row: checks.positions(row.start, len(row.tokens)),
+    ),
+    DraftRequest: Record(
+        pb.DraftRequest,
+        ROUND | {"depth": _rule, "rows": _rows(DraftRow)} | {"deadline_ms": _number("deadline_ms", 0.0, limits.MAX_MS)},
+        {"depth": _encode, "rows": _encode_all},
+    ),
+    AheadRow: Record(
+        pb.AheadRow,
+        {"context": lambda row: _decode(DraftRow, row.context), "proposal": _tokens("proposal")}
+        | {"length": _count("length", "tokens of a branch", MAX_LENGTH)}
+        | {"fan_out": _count("fan_out", "branches of a row", limits.MAX_FAN_OUT)}
+        | {"exponent": _number("exponent", limits.MIN_EXPONENT, limits.MAX_EXPONENT)}
+        | STOP,
+        {"context": _encode},
+        lambda row: at_most("tokens of a proposal", len(row.proposal), limits.MAX_PROPOSAL),
+    ),
+    AheadRequest: Record(
+        pb.AheadRequest, ROUND | {"depth": _rule, "rows": _rows(AheadRow)}, {"depth": _encode, "rows": _encode_all}
+    ),
+    HintRow: Record(
+        pb.HintRow,
+        PLACE | {"picks": _picks},
+        {"picks": lambda picks: [pb.Picks(tokens=tokens) for tokens in picks]},
+        lambda row: checks.positions(row.base_length, 0),
+    ),
+    ExitHint: Record(pb.ExitHint, ROUND | {"rows": _rows(HintRow)}, {"rows": _encode_all}),
+    CloseSequences: Record(
+        pb.Close,
+        {"sequence_ids": lambda close: tuple(close.sequence_ids)},
+        check=lambda close: at_most("sequences to close", len(close.sequence_ids), limits.MAX_CLOSED),
+    ),
+    DraftBlock: Record(
+        pb.DraftBlock,
+        PLACE | DRAFT | {"status": lambda block: STATUS_OF[block.status]},
+        {"status": STATUS.__getitem__},
+        _check_block,
+    ),
+    DraftReply: Record(
+        pb.DraftReply,
+        ROUND | {"blocks": _blocks, "wait_ms": _number("wait_ms", 0.0, limits.MAX_MS)},
+        {"blocks": _encode_all},
+    ),
+    Branch: Record(  # a source from a newer version counts as the drafter's own
+        pb.Branch,
+        PLACE
+        | DRAFT
+        | {"key": _plain("key"), "goes_on": _plain("goes_on")}
+        | {"source": lambda branch: SOURCE_OF.get(branch.source, BranchSource.RUNNER_UP)},
+        {"source": SOURCE.__getitem__},
+        checks.draft,
+    ),
+    BranchReply: Record(
+        pb.BranchReply,
+        ROUND | {"branches": _branches, "num_left": _plain("num_left")},
+        {"branches": _encode_all},
+    ),
+}

@@ -13,12 +13,9 @@ from collections.abc import Callable
 from drafters.limits import PoolLimits
 from drafters.nested import NestedDrafter
 from drafters.worker import DraftWorker
-from link.pool_thread import MAX_INBOX, busy
-from protocol.branch import AheadRequest, ExitHint
-from protocol.decode import decode_target
-from protocol.draft import DraftRequest
+from link.pool_thread import act
 from protocol.limits import MessageLimits, limits_of
-from protocol.wire import CloseSequences, PoolMessage, TargetMessage
+from protocol.wire import PoolMessage, decode_target
 from simulation.costs import PoolCharge
 from simulation.loop import Event, Loop
 
@@ -70,20 +67,7 @@ class Replica:
 
     def _read(self, owner: str, data: bytes, reply: Reply, fail: Event) -> None:
         try:
-            self._act(decode_target(data, owner, self.limits), reply)
+            act(self.worker, decode_target(data, owner, self.limits), reply)
         except ValueError as error:
             logger.info("replica %s leaves %s: %s", self.name, owner, error)
             fail()
-
-    def _act(self, message: TargetMessage, reply: Reply) -> None:
-        match message:
-            case CloseSequences():
-                self.worker.close(message.incarnation, message.sequence_ids)
-            case DraftRequest() if len(self._inbox) >= MAX_INBOX:
-                reply(busy(message))
-            case DraftRequest():
-                self.worker.submit(message, reply)
-            case AheadRequest():
-                self.worker.ahead(message, reply)
-            case ExitHint():
-                self.worker.hint(message)

@@ -141,7 +141,7 @@ class World:
     def drafted(self, state: int, seed: int, position: int, depth: int) -> tuple[int, float, int]:
         """What the drafter picks in this depth, its confidence, and its second choice."""
         target, number = owner_of(seed)
-        acceptance = self.acceptance[target]
+        acceptance = self.acceptance[target % len(self.acceptance)]  # a seed may be nobody's
         place = Place(mix(state, seed), number, position, self.now_ms())
         right, confidence = acceptance.at(place, acceptance.exits.index(depth))
         truth, wrong = self.pick(state, seed), self.other(state, seed, 0)

@@ -11,6 +11,7 @@ import pytest
 
 from drafters.choose import NO_TURNS, Choice, Part, Turns, Waiting, choose, context_part, draft_part, is_late
 from drafters.limits import PoolLimits
+from drafters.pace import UNKNOWN, Pace
 from drafters.row import Priority
 from protocol.plan import DepthRule
 
@@ -30,8 +31,8 @@ def branch(id_: int, target: str = "large", parent: int | None = None, lead: int
     return Waiting(id_, target, Priority.AHEAD, DEEP, 500, 498, 4 + lead, lead, parent=parent)
 
 
-def chosen(*rows: Waiting, limits: PoolLimits = LIMITS, token_ms: float = 0.0, now: float = 0.0) -> dict[int, Part]:
-    return {part.id: part for part in choose(rows, limits, NO_TURNS, now, token_ms).parts}
+def chosen(*rows: Waiting, limits: PoolLimits = LIMITS, pace: Pace = UNKNOWN, now: float = 0.0) -> dict[int, Part]:
+    return {part.id: part for part in choose(rows, limits, NO_TURNS, now, pace).parts}
 
 
 def test_a_few_missing_positions_ride_along_and_many_are_settled_in_chunks() -> None:
@@ -69,6 +70,27 @@ def test_a_fork_is_in_no_pass_before_that_of_its_parent() -> None:
     assert list(chosen(branch(1, lead=1)._replace(depth=SHALLOW), branch(2, parent=1), draft(3))) == [3]
 
 
+@pytest.mark.parametrize(
+    ("position_ms", "beside", "between"), [(0.0, 32, 256), (0.001, 32, 256), (0.01, 14, 112), (0.1, 1, 11), (9.0, 1, 1)]
+)
+def test_contexts_hold_up_drafts_by_a_share_of_what_a_draft_takes(
+    position_ms: float, beside: int, between: int
+) -> None:
+    """Beside drafts by a share of one token, between them by one of a whole draft; in a lull nobody waits."""
+    pace = Pace(token_ms=2.0, position_ms=position_ms, drafted_s=10.0)
+    assert chosen(context(1), draft(2), pace=pace, now=10.1)[1].num_prefill == beside
+    assert chosen(context(1), pace=pace, now=10.1)[1].num_prefill == between
+    assert chosen(context(1), pace=pace, now=11.0)[1].num_prefill == LIMITS.prefill_tokens
+
+
+def test_what_passes_took_tells_what_a_token_and_a_position_cost() -> None:
+    pace = UNKNOWN.after(6.0, 3, 0, 1.0)
+    assert (pace.token_ms, pace.position_ms, pace.drafted_s) == (2.0, 0.0, 1.0)
+    assert pace.after(7.0, 1, 10, 2.0).position_ms == 0.5  # beside a draft
+    assert pace.after(7.0, 0, 10, 2.0) == Pace(2.0, 0.5, 1.0)  # alone: such a pass takes no less than a token
+    assert pace.after(1.0, 0, 10, 2.0).position_ms == 0.0
+
+
 def test_contexts_that_nobody_waits_for_take_little_of_a_pass_with_drafts_and_all_of_one_without() -> None:
     assert chosen(context(1), draft(2))[1].num_prefill == LIMITS.beside_tokens
     assert chosen(context(1))[1].num_prefill == LIMITS.prefill_tokens
@@ -84,7 +106,7 @@ def test_a_pass_has_no_more_rows_than_it_may() -> None:
 @pytest.mark.parametrize(("left_ms", "length"), [(100.0, 8), (5.5, 5), (0.4, 1)])
 def test_a_pass_drafts_no_longer_than_its_first_deadline_allows(left_ms: float, length: int) -> None:
     rows = draft(1, num_left=8, deadline=1.0 + left_ms / 1e3), draft(2, num_left=8)
-    assert {part.num_drafts for part in chosen(*rows, token_ms=1.0, now=1.0).values()} == {length}
+    assert {part.num_drafts for part in chosen(*rows, pace=Pace(token_ms=1.0), now=1.0).values()} == {length}
 
 
 def test_what_has_nothing_yet_is_tried_as_long_as_there_is_time_and_what_has_something_ends_in_time() -> None:

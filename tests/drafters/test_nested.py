@@ -199,12 +199,6 @@ def test_a_threshold_is_passed_only_by_what_lies_above_it() -> None:
     assert leaves(rule, 2, 0.0)
 
 
-def test_a_depth_that_is_no_exit_is_refused_by_name(llama: Decoder) -> None:
-    drafter = NestedDrafter(llama, EXITS, num_pages=2, page_size=4)
-    with pytest.raises(ConfigError, match=r"depth 3 is not an exit of this drafter; it has \(1, 2, 4\)"):
-        drafter.check_depth(DepthRule((1, 3, 4), (0.5, 0.5)))
-
-
 @pytest.mark.parametrize("exits", [(), (2, 1), (0, 2), (2, 5), (2, 2)])
 def test_exits_that_do_not_ascend_within_the_layers_are_refused(llama: Decoder, exits: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match="must ascend within the 4 layers"):

@@ -39,7 +39,7 @@ def test_an_unknown_depth_is_logged_by_name_and_answered_with_nothing(
     pool = Pool(llama)
     block = pool.ask(row(1, text(4), 2), depth=DepthRule((3,)))
     assert (block.status, block.tokens) == (DraftStatus.OK, ())
-    assert "large: depth 3 is not an exit of this drafter; it has (1, 2, 4)" in caplog.text
+    assert "depth 3 is not an exit of this drafter; it has (1, 2, 4)" in caplog.text
 
 
 def test_only_the_rows_of_an_unknown_depth_are_answered_with_nothing(
@@ -58,7 +58,7 @@ def test_only_the_rows_of_an_unknown_depth_are_answered_with_nothing(
         1: expected(llama, tokens, 2),
         3: expected(llama, tokens, 2, SHALLOW),
     }
-    assert caplog.text.count("large: depth 3 is not an exit of this drafter; it has (1, 2, 4)") == 1
+    assert caplog.text.count("depth 3 is not an exit of this drafter; it has (1, 2, 4)") == 1
 
 
 @pytest.mark.parametrize("ahead", [1, 3, 16])

@@ -11,14 +11,14 @@ from drafters.limits import PoolLimits
 from drafters.picks import PassRow, Pick
 from drafters.row import Row
 from drafters.worker import DraftWorker
+from link.pool_thread import act
 from link.share import Share, check_exits, merged
 from protocol.branch import BranchReply
-from protocol.decode import decode_pool, decode_target
 from protocol.draft import DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.limits import MessageLimits, limits_of
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
-from protocol.wire import CloseSequences
+from protocol.wire import decode_pool, decode_target
 from targets.pipeline import Order, Pipeline
 from tests.fuzz.integers import EXITS, IntegerDrafter, drafted_behind
 
@@ -104,15 +104,7 @@ class Bench:
                 self.worker.drop(owner)
             return
         self.num_taken += 1
-        match message:
-            case DraftRequest():
-                self.worker.submit(message, _ignore)
-            case CloseSequences():
-                self.worker.close(owner, message.sequence_ids)
-            case _ if hasattr(message.rows[0] if message.rows else message, "context"):
-                self.worker.ahead(message, _ignore)
-            case _:
-                self.worker.hint(message)
+        act(self.worker, message, _ignore)
         self.worker.expire(self.clock.now)
         if self._rng.random() < 0.5:
             self.worker.step()

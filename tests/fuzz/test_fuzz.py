@@ -13,9 +13,10 @@ from google.protobuf.message import Message
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from protocol.decode import decode_pool, decode_target
+from protocol.branch import AheadRow
 from protocol.limits import MAX_POSITION, MAX_TOKEN
 from protocol.pb import draft_pb2 as pb
+from protocol.wire import RECORDS, decode_pool, decode_target
 from tests.fuzz.game import Bench, limits
 from tests.fuzz.messages import FLOATS, Messages
 from tests.fuzz.sockets import over_sockets
@@ -132,7 +133,9 @@ def test_a_pool_that_hostile_messages_fill_refuses_rows_and_goes_on(seed: int) -
 
 
 def test_an_exponent_that_is_not_checked_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("protocol.decode.MIN_EXPONENT", -1e4)
+    exponent = {"exponent": lambda row: row.exponent}
+    unchecked = RECORDS[AheadRow]._replace(read=RECORDS[AheadRow].read | exponent)  # type: ignore[operator]
+    monkeypatch.setitem(RECORDS, AheadRow, unchecked)  # type: ignore[arg-type]
     bench, sent = Bench(0), Messages(0)
 
     def play() -> None:

@@ -12,12 +12,11 @@ from drafters.nested import NestedDrafter
 from drafters.worker import DraftWorker
 from model.load import load_decoder
 from protocol.branch import AheadRequest, AheadRow
-from protocol.decode import decode_pool
 from protocol.draft import DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.pb import draft_pb2 as pb
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
-from protocol.wire import CloseSequences, encode_target
+from protocol.wire import CloseSequences, decode_pool, encode_target
 from tests.deployments.harness import wait_until
 from tests.link.contract import linked, replica_of
 from tests.link.strangers import hung_up, proved, received, send

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+from link.connection import Connection
 from link.discovery import PoolMember
 from link.handshake import MAGIC
 from link.link import connect
@@ -39,6 +40,7 @@ from tests.deployments.harness import (
     request,
     wait_until,
 )
+from tests.link.rig import drafting_on
 
 FOREVER_S = 1e5  # who waits at all does not come back while a test lasts
 
@@ -72,8 +74,7 @@ def test_a_replica_killed_in_mid_draft_gives_none_long_before_the_deadline(runne
         wait_until(lambda: pool.worker.seen)
         pool.kill()
 
-    with client(runner, Directory(pool), deadline_s=FOREVER_S) as drafts:
-        wait_until(lambda: drafts.replica)
+    with drafting_on(runner, pool, deadline_s=FOREVER_S) as drafts:
         killer = threading.Thread(target=kill)
         killer.start()
         assert drafts.draft(request(1, (1, 0, 4))) is None
@@ -97,8 +98,7 @@ def test_a_link_that_brings_what_is_no_message_ends_and_the_next_one_works(
     runner: LoopThread, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = ScriptedPool()
-    with client(runner, Directory(pool), avoid_s=0.05) as drafts:
-        wait_until(lambda: drafts.replica)
+    with drafting_on(runner, pool, avoid_s=0.05) as drafts:
         broken = route(drafts)
         assert drafts.draft(request(1, (1, 0, 4)))
         next(iter(pool.server._targets)).connection.send(b"\xff\xff\xff")
@@ -106,7 +106,6 @@ def test_a_link_that_brings_what_is_no_message_ends_and_the_next_one_works(
         wait_until(lambda: route(drafts) not in (None, broken))
         assert drafts.draft(request(3, (1, 0, 4)))
     assert "draft replica pool-0 is left: what came is no message" in caplog.text
-    pool.kill()
 
 
 @pytest.mark.parametrize("greeting", [b"HTTP/1.1 400 Bad Request\r\n", b"draftpool link 0\n"])
@@ -163,8 +162,7 @@ def test_a_request_that_does_not_fit_into_the_kernels_buffer_gets_there_while_it
 
 def test_an_idle_target_finds_a_dead_replica_behind_what_it_has_not_read(runner: LoopThread) -> None:
     pool = ScriptedPool(holds=True)
-    with client(runner, Directory(pool), deadline_s=0.05) as drafts:
-        wait_until(lambda: drafts.replica)
+    with drafting_on(runner, pool, deadline_s=0.05) as drafts:
         assert drafts.draft(request(1, (1, 0, 4))) is None
         wait_until(lambda: pool.worker.seen)
         pool.release()
@@ -173,25 +171,38 @@ def test_an_idle_target_finds_a_dead_replica_behind_what_it_has_not_read(runner:
         wait_until(lambda: drafts.replica is None)
 
 
-def test_a_link_that_is_given_up_while_it_connects_closes_its_socket(runner: LoopThread) -> None:
+def test_a_replica_that_never_proves_itself_is_given_up_in_time_and_its_socket_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("link.link.CONNECT_TIMEOUT_S", 0.1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         told = replace(member("pool-0", f"127.0.0.1:{silent.getsockname()[1]}"), secret=Secret.fresh())
-
-        async def give_up() -> None:
-            connecting = asyncio.create_task(connect(told, TARGET))
-            await asyncio.sleep(0.05)
-            connecting.cancel()
-            await asyncio.gather(connecting, return_exceptions=True)
-
-        runner.run(give_up())
+        assert connect(told, TARGET) is None
         with silent.accept()[0] as other:
             assert other.makefile("rb").read().startswith(MAGIC)  # and then its end
 
 
+def test_a_target_that_stops_while_it_connects_closes_that_link(
+    runner: LoopThread, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool, opened = ScriptedPool(), []
+
+    def slowly(told: PoolMember, name: str) -> Connection | None:
+        connection = connect(told, name)
+        opened.append(connection)
+        time.sleep(0.2)
+        return connection
+
+    monkeypatch.setattr("link.links.connect", slowly)
+    with client(runner, Directory(pool)):
+        wait_until(lambda: opened)
+    assert [connection.fileno() for connection in opened if connection] == [-1]
+    pool.kill()
+
+
 def test_a_target_that_dies_leaves_nothing_at_the_pool(runner: LoopThread) -> None:
     pool = ScriptedPool()
-    with client(runner, Directory(pool)) as drafts:
-        wait_until(lambda: drafts.replica)
+    with drafting_on(runner, pool) as drafts:
         assert drafts.draft(request(1, (1, 0, 4), (2, 0, 4)))
         assert len(pool.worker.known) == 2
         only = route(drafts)
@@ -200,7 +211,6 @@ def test_a_target_that_dies_leaves_nothing_at_the_pool(runner: LoopThread) -> No
         wait_until(lambda: not pool.worker.known)
         wait_until(lambda: pool.server.num_targets == 0)
     assert pool.worker.dropped == [f"{TARGET}#1"]
-    pool.kill()
 
 
 def test_discovery_that_fails_is_tried_again(runner: LoopThread, caplog: pytest.LogCaptureFixture) -> None:
@@ -241,17 +251,18 @@ def test_no_pool_changes_a_text(runner: LoopThread, target: TargetModel, script:
     requests = [generate(index) for index in range(4)]
     plain = finished(Engine(target, Off()), requests)
     pool = ScriptedPool(**script)
-    with client(runner, Directory(pool), deadline_s=0.05) as drafts:
-        wait_until(lambda: drafts.replica)
-        killer = threading.Timer(0.05, pool.kill)
+    with drafting_on(runner, pool, deadline_s=0.05) as drafts:
+        killer = threading.Thread(target=lambda: (wait_until(lambda: pool.worker.seen), pool.kill()))
         if not script:
             killer.start()
         engine = Engine(target, Fixed(DEPTH, 4), drafts, EngineConfig(incarnation=TARGET))
         assert finished(engine, requests) == plain
         assert pool.worker.seen
     assert target.ledger.num_free == target.ledger.num_pages
-    killer.cancel()
-    pool.kill()
+    if script:
+        pool.kill()
+    else:
+        killer.join()
 
 
 def finished(engine: Engine, requests: Sequence[GenerateRequest]) -> list[tuple[int, ...]]:

@@ -18,14 +18,13 @@ from tests.deployments.harness import (
     DEPTH,
     TARGET,
     Clock,
-    Directory,
     LoopThread,
     ScriptedPool,
-    client,
     generate,
     request,
     wait_until,
 )
+from tests.link.rig import drafting_on
 
 LATE_S = 0.05  # what is held back is late, however long that is
 
@@ -54,8 +53,7 @@ def seen_in_the_end(drafts: LinkedDraftClient, pool: ScriptedPool) -> list[int]:
 
 def test_a_late_reply_is_dropped_when_it_comes(runner: LoopThread) -> None:
     pool = ScriptedPool(holds=True)
-    with client(runner, Directory(pool), deadline_s=LATE_S) as drafts:
-        wait_until(lambda: drafts.replica)
+    with drafting_on(runner, pool, deadline_s=LATE_S) as drafts:
         assert drafts.draft(request(1, (1, 0, 4))) is None
         drafts._config = replace(drafts._config, deadline_s=30.0)
         wait_until(lambda: pool.worker.seen)
@@ -63,7 +61,6 @@ def test_a_late_reply_is_dropped_when_it_comes(runner: LoopThread) -> None:
         reply = drafts.draft(request(2, (1, 0, 5)))
         assert reply is not None
         assert (reply.round_id, reply.blocks[0].base_length) == (2, 5)
-    pool.kill()
 
 
 def partial(pool: ScriptedPool, drop: object) -> None:
@@ -79,15 +76,13 @@ def partial(pool: ScriptedPool, drop: object) -> None:
 def test_at_the_deadline_what_has_come_is_returned(runner: LoopThread) -> None:
     pool = ScriptedPool()
     partial(pool, lambda full: replace(full, blocks=full.blocks[:2]))
-    with client(runner, Directory(pool), deadline_s=LATE_S) as drafts:
-        wait_until(lambda: drafts.replica)
+    with drafting_on(runner, pool, deadline_s=LATE_S) as drafts:
         for round_id in range(MISSES + 2):
             drafts.ask(request(round_id, (1, 0, 4), (2, 0, 4), (3, 0, 4)))
             wait_until(lambda: read(drafts).num_drafted == 2)
             reply = drafts.answer()
             assert reply is not None
             assert [block.sequence_id for block in reply.blocks] == [1, 2]
-    pool.kill()
 
 
 @pytest.mark.parametrize("change", ["round", "base_length", "sequence"])
@@ -102,28 +97,23 @@ def test_a_reply_that_belongs_elsewhere_is_never_taken(runner: LoopThread, chang
 
     pool = ScriptedPool()
     partial(pool, elsewhere)
-    with client(runner, Directory(pool), deadline_s=LATE_S) as drafts:
-        wait_until(lambda: drafts.replica)
+    with drafting_on(runner, pool, deadline_s=LATE_S) as drafts:
         drafts.ask(request(5, (1, 0, 4)))
         wait_until(lambda: read(drafts).link.traffic.received_bytes)
         assert drafts.answer() is None
-    pool.kill()
 
 
 def test_a_pool_that_is_always_late_is_waited_for_three_times_only(runner: LoopThread) -> None:
     pool, clock = ScriptedPool(holds=True), Clock()
-    with client(runner, Directory(pool), clock=clock, deadline_s=LATE_S) as drafts:
-        wait_until(lambda: drafts.replica)
+    with drafting_on(runner, pool, clock=clock, deadline_s=LATE_S) as drafts:
         for round_id in range(2000):
             assert drafts.draft(request(round_id, (1, 0, 4))) is None
         assert seen_in_the_end(drafts, pool) == list(range(MISSES))
-    pool.kill()
 
 
 def test_drafting_resumes_when_the_pool_is_fast_again(runner: LoopThread) -> None:
     pool, clock = ScriptedPool(holds=True), Clock()
-    with client(runner, Directory(pool), clock=clock, deadline_s=LATE_S) as drafts:
-        wait_until(lambda: drafts.replica)
+    with drafting_on(runner, pool, clock=clock, deadline_s=LATE_S) as drafts:
         missed_all(drafts, pool)
         pool.release()
         drafts._config = replace(drafts._config, deadline_s=30.0)
@@ -133,13 +123,11 @@ def test_drafting_resumes_when_the_pool_is_fast_again(runner: LoopThread) -> Non
         wait_until(lambda: read(drafts).is_over)
         assert drafts.draft(request(10, (1, 0, 4)))
         assert seen_in_the_end(drafts, pool) == [*range(MISSES), 9, 10]
-    pool.kill()
 
 
 def test_a_slow_pool_that_refuses_at_once_is_not_taken_for_a_fast_one(runner: LoopThread) -> None:
     pool, clock = ScriptedPool(holds=True), Clock()
-    with client(runner, Directory(pool), clock=clock, deadline_s=LATE_S) as drafts:
-        wait_until(lambda: drafts.replica)
+    with drafting_on(runner, pool, clock=clock, deadline_s=LATE_S) as drafts:
         missed_all(drafts, pool)
         clock.now += PAUSES_S[0]
         assert drafts.draft(request(9, (2, 7, 9))) is None
@@ -147,7 +135,6 @@ def test_a_slow_pool_that_refuses_at_once_is_not_taken_for_a_fast_one(runner: Lo
         for round_id in range(10, 100):
             assert drafts.draft(request(round_id, (2, 0, 9))) is None
         assert seen_in_the_end(drafts, pool) == [*range(MISSES), 9]
-    pool.kill()
 
 
 def test_a_pool_that_forgets_and_is_slow_is_waited_for_three_times_only(
@@ -157,8 +144,7 @@ def test_a_pool_that_forgets_and_is_slow_is_waited_for_three_times_only(
     missed, misses = Backoff.missed, []
     monkeypatch.setattr(Backoff, "missed", lambda self: misses.append(self) or missed(self))
     pool, clock = ScriptedPool(holds=True), Clock()
-    with client(runner, Directory(pool), clock=clock, deadline_s=LATE_S) as drafts:
-        wait_until(lambda: drafts.replica)
+    with drafting_on(runner, pool, clock=clock, deadline_s=LATE_S) as drafts:
         drafting = Drafting(drafts, TARGET, vocab_size=4096)
         sequences = [Decoding(index, generate(index), 4096) for index in range(2)]
         for _ in range(50):
@@ -169,7 +155,6 @@ def test_a_pool_that_forgets_and_is_slow_is_waited_for_three_times_only(
                 sequence.commit([7])
         assert len(misses) == MISSES
         assert len(seen_in_the_end(drafts, pool)) < 20
-    pool.kill()
 
 
 @pytest.mark.parametrize(("waited_s", "rests"), [(0.8 * LATE_S, True), (0.1 * LATE_S, False)])
@@ -186,18 +171,15 @@ def test_a_pool_that_says_at_the_deadline_that_nothing_is_ready_is_as_late_as_on
             share.add(DraftReply(TARGET, share.asked.round_id, blocks), clock())
 
     monkeypatch.setattr("link.transport.wait_for", answered)
-    with client(runner, Directory(pool), clock=clock, deadline_s=LATE_S) as drafts:
-        wait_until(lambda: drafts.replica)
+    with drafting_on(runner, pool, clock=clock, deadline_s=LATE_S) as drafts:
         for round_id in range(MISSES):
             assert drafts.draft(request(round_id, (1, 0, 4)))
         assert (drafts.draft(request(MISSES, (1, 0, 4))) is None) is rests
-    pool.kill()
 
 
 def test_rows_that_are_refused_at_once_do_not_hide_that_the_others_are_late(runner: LoopThread) -> None:
     pool, clock = ScriptedPool(holds=True), Clock()
-    with client(runner, Directory(pool), clock=clock, deadline_s=LATE_S) as drafts:
-        wait_until(lambda: drafts.replica)
+    with drafting_on(runner, pool, clock=clock, deadline_s=LATE_S) as drafts:
         for round_id in range(MISSES):
             drafts.ask(request(round_id, (1, 0, 4), (8, 7, 9), (9, 7, 9)))
             wait_until(lambda: read(drafts).blocks)
@@ -206,7 +188,6 @@ def test_rows_that_are_refused_at_once_do_not_hide_that_the_others_are_late(runn
             assert [block.sequence_id for block in reply.blocks] == [8, 9]
         assert drafts.draft(request(MISSES, (1, 0, 4))) is None
         assert seen_in_the_end(drafts, pool) == list(range(MISSES))
-    pool.kill()
 
 
 def test_a_round_may_be_answered_in_several_messages_and_comes_in_the_order_of_its_rows(runner: LoopThread) -> None:
@@ -217,19 +198,15 @@ def test_a_round_may_be_answered_in_several_messages_and_comes_in_the_order_of_i
         submit(asked, lambda full: [reply(replace(full, blocks=(block,))) for block in full.blocks[::-1]] and None)
 
     pool.worker.submit = one_by_one  # type: ignore[method-assign]
-    with client(runner, Directory(pool)) as drafts:
-        wait_until(lambda: drafts.replica)
+    with drafting_on(runner, pool) as drafts:
         reply = drafts.draft(request(1, (1, 0, 4), (2, 0, 5), (3, 0, 6)))
         assert reply is not None
         assert [block.tokens for block in reply.blocks] == [(4, 5, 6), (5, 6, 7), (6, 7, 8)]
-    pool.kill()
 
 
 def test_a_busy_pool_answers_at_once(runner: LoopThread) -> None:
     pool = ScriptedPool(status=DraftStatus.BUSY)
-    with client(runner, Directory(pool)) as drafts:
-        wait_until(lambda: drafts.replica)
+    with drafting_on(runner, pool) as drafts:
         reply = drafts.draft(request(1, (1, 0, 4)))
         assert reply is not None
         assert [(block.status, block.tokens) for block in reply.blocks] == [(DraftStatus.BUSY, ())]
-    pool.kill()

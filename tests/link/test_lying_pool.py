@@ -29,6 +29,7 @@ from tests.deployments.harness import (
     request,
     wait_until,
 )
+from tests.link.rig import drafting_on
 
 Lie = Callable[[DraftBlock], DraftBlock]
 
@@ -62,15 +63,13 @@ def test_a_lie_ends_the_link_and_the_round_goes_without(
     runner: LoopThread, name: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = ScriptedPool()
-    with client(runner, Directory(pool), avoid_s=60.0) as drafts:
-        wait_until(lambda: drafts.replica)
+    with drafting_on(runner, pool, avoid_s=60.0) as drafts:
         assert drafts.draft(request(1, (1, 0, 4)))
         lying(pool, LIES[name])
         assert drafts.draft(request(2, (1, 0, 5))) is None
         assert drafts.replica is None
     assert "draft replica pool-0 is left" in caplog.text
     assert "Traceback" not in caplog.text
-    pool.kill()
 
 
 @pytest.mark.parametrize("data", [b"", b"\xff" * 30, b"\x0a\x02\x12\x00", b"\x12\x04\x12\x02\x08\x01"])
@@ -103,22 +102,18 @@ def test_no_lie_changes_a_text(runner: LoopThread, target: TargetModel, name: st
     plain = texts(target, Off(), None)
     pool = ScriptedPool()
     lying(pool, (LIES | HARMLESS)[name])
-    with client(runner, Directory(pool), avoid_s=0.05) as drafts:
-        wait_until(lambda: drafts.replica)
+    with drafting_on(runner, pool, avoid_s=0.05) as drafts:
         assert texts(target, Fixed(DEPTH, 3), drafts) == plain
         assert pool.worker.seen
-    pool.kill()
 
 
 def test_a_row_too_long_for_the_drafter_is_told_so_without_being_sent(runner: LoopThread) -> None:
     pool = ScriptedPool()
-    with client(runner, Directory(pool)) as drafts:
-        wait_until(lambda: drafts.replica)
+    with drafting_on(runner, pool) as drafts:
         reply = drafts.draft(request(1, (1, 0, 2049), (2, 0, 2048)))
         assert reply is not None
         assert [block.status for block in reply.blocks] == [DraftStatus.TOO_LONG, DraftStatus.OK]
         assert [row.sequence_id for row in pool.worker.seen[-1].rows] == [2]
-    pool.kill()
 
 
 def test_whatever_goes_wrong_while_it_rests_a_target_goes_on_looking(

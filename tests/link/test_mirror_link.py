@@ -44,6 +44,7 @@ from tests.deployments.harness import (
     wait_until,
 )
 from tests.link.contract import Replica
+from tests.link.rig import drafting_on
 from tests.reference.engine import plain_texts, run_all
 
 DEADLINE_S = 0.3
@@ -241,12 +242,10 @@ def test_branches_come_over_the_link(runner: LoopThread) -> None:
         reply(BranchReply(asked.incarnation, asked.round_id, (branch(1), branch(2))))
 
     pool.worker.ahead = answer  # type: ignore[method-assign]
-    with client(runner, Directory(pool)) as drafts:
-        wait_until(lambda: drafts.replica)
+    with drafting_on(runner, pool) as drafts:
         drafts.ahead(ahead())
         assert list(drafts.branches(timeout_s=10.0)) == [branch(1), branch(2)]
         assert list(drafts.branches()) == []
-    pool.kill()
 
 
 def test_without_a_replica_or_with_one_that_is_too_slow_nothing_is_sent_ahead(runner: LoopThread) -> None:
@@ -279,8 +278,7 @@ def test_the_newest_branches_are_kept_and_the_first_is_waited_for(
         reply(BranchReply(asked.incarnation, asked.round_id, tuple(branch(number) for number in keys)))
 
     pool.worker.ahead = answer  # type: ignore[method-assign]
-    with client(runner, Directory(pool)) as drafts:
-        wait_until(lambda: drafts.replica)
+    with drafting_on(runner, pool) as drafts:
         assert list(drafts.branches(0.05)) == []
         assert 0.04 < max(waits) <= 0.05
         waits.clear()
@@ -289,4 +287,3 @@ def test_the_newest_branches_are_kept_and_the_first_is_waited_for(
         waits.clear()
         drafts.ahead(ahead(2))
         assert list(drafts.branches(10.0)) == [branch(7, round_id=2)]
-    pool.kill()

@@ -19,11 +19,11 @@ from link.handshake import MAGIC
 from link.pool_server import HALF_SENT_S, HANDSHAKE_S, MAX_STRANGERS
 from link.pool_thread import PoolThread
 from link.secret import NUM_BYTES, Secret
-from protocol.decode import decode_pool
 from protocol.draft import DraftRequest
 from protocol.pb import draft_pb2 as pb
-from protocol.wire import encode_target
-from tests.deployments.harness import Directory, LoopThread, ScriptedPool, client, request, wait_until
+from protocol.wire import decode_pool, encode_target
+from tests.deployments.harness import LoopThread, ScriptedPool, request, wait_until
+from tests.link.rig import drafting_on
 from tests.link.strangers import connected, hung_up, proved, received, send
 
 
@@ -162,8 +162,7 @@ def test_a_message_that_the_worker_fails_on_ends_its_link_and_the_thread_goes_on
         submit(asked, reply)  # type: ignore[arg-type]
 
     pool.worker.submit = fails_for_the_intruder  # type: ignore[method-assign, assignment]
-    with client(runner, Directory(pool)) as drafts:
-        wait_until(lambda: drafts.replica)
+    with drafting_on(runner, pool) as drafts:
         with proved(pool.address, pool.secret) as sock:
             send(sock, encode_target(request(1, (1, 0, 4))))
             assert hung_up(sock)
@@ -195,15 +194,13 @@ def test_a_pool_without_files_hangs_up_on_who_connects_and_goes_on(
 
 def test_targets_that_come_together_are_all_taken_between_two_passes(runner: LoopThread) -> None:
     pool = ScriptedPool(delay_s=0.5)
-    with client(runner, Directory(pool), deadline_s=5.0) as drafts:
-        wait_until(lambda: drafts.replica)
+    with drafting_on(runner, pool, deadline_s=5.0) as drafts:
         drafts.ask(request(1, (1, 0, 4)))
         socks = [connected(pool.address) for _ in range(20)]
         for sock in socks:
             assert sock.recv(len(MAGIC), socket.MSG_WAITALL) == MAGIC
             sock.close()
         assert drafts.answer()
-    pool.kill()
 
 
 def test_a_pass_may_take_its_time_and_a_loop_that_stands_still_may_not(

@@ -8,12 +8,11 @@ import pytest
 from link.backoff import MISSES, PAUSES_S, RECOVERED, Ask, Backoff
 from link.discovery import Need, PoolMember
 from link.listening import bind
-from link.pool_thread import MAX_INBOX, PoolThread
+from link.pool_thread import PoolThread
 from link.transport import LinkedDraftClient
-from protocol.draft import DraftReply, DraftStatus
+from protocol.draft import DraftStatus
 from protocol.errors import ConfigError
 from protocol.limits import MessageLimits
-from protocol.wire import CloseSequences
 from tests.deployments.harness import Directory, LoopThread, ScriptedPool, ScriptedWorker, client, member, request
 from tests.deployments.harness import wait_until as wait
 
@@ -94,19 +93,6 @@ def test_a_drafter_must_share_vocabulary_and_exits() -> None:
     assert Need("vocabulary", (2, 6)).met_by(member("a"))
     assert not Need("another", (2,)).met_by(member("a"))
     assert not Need("vocabulary", (3,)).met_by(member("a"))
-
-
-def test_a_full_inbox_answers_busy_and_keeps_closes() -> None:
-    worker = ScriptedWorker()
-    thread = PoolThread(worker, time.monotonic)  # never started: nothing empties the inbox
-    replies: list[DraftReply] = []
-    for round_id in range(MAX_INBOX + 1):
-        thread.receive(request(round_id, (1, 0, 4)), replies.append)
-    assert [block.status for reply in replies for block in reply.blocks] == [DraftStatus.BUSY]
-    thread.receive(CloseSequences("target-1", (1,)), replies.append)
-    thread.start()
-    wait(lambda: worker.closed == [1])
-    thread.stop()
 
 
 def test_a_failed_worker_shows_in_the_heartbeat(caplog: pytest.LogCaptureFixture) -> None:

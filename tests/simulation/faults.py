@@ -1,4 +1,5 @@
-"""Games of faults: by seed some targets, a pool, and a network that delays, loses, reorders, doubles, cuts and lies.
+"""Games of faults: by seed some targets, a pool, a network that delays, loses, reorders, doubles, cuts and lies, and in
+every other game a target that sends the pool garbage.
 
     python -m tests.simulation.faults --seeds 2000
 
@@ -41,7 +42,7 @@ from simulation.text import Drawn, Rates, World
 from targets.ahead import AheadConfig
 from targets.plain import generate
 from targets.scheduler import SchedulerConfig
-from tests.simulation.lies import liar, plan_deaths
+from tests.simulation.lies import liar, plan_deaths, plan_hostility
 
 KEY = ModelKey("by hand", "0", "bf16", 1, "1")
 EXITS = (2, 4, 6)
@@ -77,17 +78,20 @@ class Erratic:
 
 @dataclass(frozen=True, slots=True)
 class Game:
-    """deaths: of draft replicas, in a second."""
+    """deaths: of draft replicas, in a second. hostile_s: how often a target sends garbage to the pool; 0: never."""
 
     targets: tuple[TargetSpec, ...]
     pool: PoolSpec
     around: Circumstances
     deaths: float
+    hostile_s: float = 0.0
 
     def simulation(self) -> Simulation:
-        found = Simulation(self.targets, self.pool, self.around)
-        plan_deaths(found, random.Random(self.around.seed), self.deaths)
-        return found
+        simulation = Simulation(self.targets, self.pool, self.around)
+        plan_deaths(simulation, random.Random(self.around.seed), self.deaths)
+        if self.hostile_s:
+            plan_hostility(simulation, self.around.seed, self.hostile_s)
+        return simulation
 
 
 def game(seed: int, ledger: Ledger = PageLedger) -> Game:
@@ -100,7 +104,7 @@ def game(seed: int, ledger: Ledger = PageLedger) -> Game:
         memory=Memory(rng.choice((12, 40, 400)), 4, rng.choice((60, 200)), ledger),
     )
     around = Circumstances(seed, noise=0.1, faults=_faults(rng), vocab_size=VOCAB)
-    return Game(targets, pool, around, rng.choice((0.0, 0.0, 2.0)))
+    return Game(targets, pool, around, rng.choice((0.0, 0.0, 2.0)), rng.choice((0.0, 0.0, 0.001, 0.01)))
 
 
 def play(one: Game) -> str:

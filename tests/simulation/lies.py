@@ -1,16 +1,19 @@
-"""What a draft replica says that no drafter means, and how one dies."""
+"""What a draft replica or a target says that none means, and how a replica dies."""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import count
 from typing import Any, TypeVar
 
 from protocol.branch import Branch
 from protocol.draft import DraftBlock, DraftReply
 from protocol.wire import PoolMessage
+from simulation.pool import Replica
 from simulation.simulate import Simulation
+from tests.fuzz.messages import Messages
 
 REVIVAL_S = 0.5  # after which another replica takes the place of one that died
 Draft = TypeVar("Draft", DraftBlock, Branch)
@@ -33,6 +36,28 @@ def plan_deaths(simulation: Simulation, rng: random.Random, rate: float) -> None
 
     if rate:
         simulation.loop.call_in(rng.expovariate(rate), die)
+
+
+def plan_hostility(simulation: Simulation, seed: int, every_s: float) -> None:
+    """A target sends every replica what none means, as often, until the others are served. What is refused ends its
+    link, and it comes again under another name.
+    """
+    messages, names = Messages(seed), count(1)
+
+    def send(replica: Replica, owner: str) -> None:
+        def begin_again() -> None:
+            nonlocal owner
+            replica.drop(owner)
+            owner = f"hostile#{next(names)}"
+
+        if all(served.reason for target in simulation.targets for served in target.served):
+            replica.drop(owner)
+        elif replica.open:
+            replica.receive(owner, messages.to_pool(), lambda _: None, begin_again)
+            simulation.loop.call_in(every_s, lambda: send(replica, owner))
+
+    for replica in simulation.network.living:
+        simulation.loop.call_in(every_s, lambda replica=replica: send(replica, "hostile#0"))
 
 
 def lie(message: PoolMessage, rng: random.Random) -> PoolMessage:

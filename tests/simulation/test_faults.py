@@ -8,6 +8,8 @@ import pytest
 
 from model.pages import PageLedger
 from protocol.branch import prefix_hash
+from protocol.limits import MessageLimits
+from protocol.wire import TargetMessage, decode_target
 from targets import pipeline
 from targets.proposals import Proposal
 from tests.simulation.faults import game, lost
@@ -70,6 +72,19 @@ class Unreturned(PageLedger):
 @pytest.mark.parametrize("ledger", [Uncounted, Unreturned])
 def test_a_ledger_that_forgets_a_fork_is_found(ledger: type[PageLedger]) -> None:
     assert next(lost(range(200), ledger))[1].startswith("the books")
+
+
+def test_a_pool_that_takes_a_hostile_target_for_another_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message is about the sequences of whoever sent the one before."""
+    honest = ["nobody"]
+
+    def careless(data: bytes, owner: str, limits: MessageLimits) -> TargetMessage:
+        if not owner.startswith("hostile"):
+            honest.append(owner)
+        return decode_target(data, honest[-1], limits)
+
+    monkeypatch.setattr("simulation.pool.decode_target", careless)
+    assert next(lost(seed for seed in range(200) if game(seed).hostile_s))[1]
 
 
 def test_a_branch_key_that_ignores_the_last_token_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from statistics import fmean
 
+import pytest
+
 from drafters.limits import PoolLimits
 from link.links import TransportConfig
 from protocol.plan import DepthRule
@@ -39,14 +41,17 @@ def target(
     )
 
 
-def test_a_row_whose_context_is_being_read_does_not_hold_up_the_others() -> None:
-    """The eighth comes later, and the pool takes 48 ms to read its prompt: three times what a draft takes."""
-    slow = linear_curves((14.0, 0.02, 0.0), (0.06, 0.004, 0.002), EXITS, prefill=(1.0, 0.0), link_ms=0.3)
+@pytest.mark.parametrize("num_tokens", [8, 60])
+@pytest.mark.parametrize("position_ms", [0.01, 0.03, 0.08, 0.16])
+def test_a_row_whose_context_is_being_read_does_not_hold_up_the_others(position_ms: float, num_tokens: int) -> None:
+    """The eighth comes later with a prompt of 1,500 tokens; the pool takes 15 to 240 ms to read it, for a draft 7."""
+    slow = linear_curves((14.0, 0.02, 0.0), (0.06, 0.004, position_ms / 16), EXITS, prefill=(1.0, 0.0), link_ms=0.3)
+    seven = target("a", 8, 100, curves=slow)
     took = []
-    for late in ([], [Arrival(0.2, 1500, 8)]):
-        first = target("a", 8, 100, curves=slow)
-        result = simulate([replace(first, arrivals=[*first.arrivals[:7], *late], memory=Memory())], PoolSpec())
-        took.append(fmean(one.ended_s or 0.0 for one in result.targets[0].served[:7]))
+    for late in ([], [Arrival(0.2, 1500, num_tokens)]):
+        spec = replace(seven, arrivals=[*seven.arrivals[:7], *late], memory=Memory())
+        served = simulate([spec], PoolSpec()).targets[0].served
+        took.append(fmean(request.ended_s or 0.0 for request in served[:7]))
     assert took[1] < 1.05 * took[0]
 
 

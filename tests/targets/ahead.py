@@ -29,6 +29,7 @@ class Connect:
 
     def __init__(self, decoder: Decoder, num_pages: int = 256) -> None:
         self.decoder, self.num_pages = decoder, num_pages
+        self()
 
     def __call__(self) -> LocalDraftClient:
         self.worker = DraftWorker(NestedDrafter(self.decoder, EXITS, self.num_pages, 8), PoolLimits(max_rows=16))

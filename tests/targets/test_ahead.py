@@ -132,24 +132,17 @@ class JustLate(LocalDraftClient):
 
 
 @pytest.mark.parametrize("comes", [True, False])
-def test_branches_that_are_just_late_are_waited_for_and_are_hits(
+def test_branches_that_are_just_late_are_waited_for_but_not_those_of_an_earlier_round(
     load: LoadTarget, drafter: Decoder, comes: bool
 ) -> None:
     requests = random_requests(3, 4, VOCAB, max_tokens=60)
-    connect = Connect(drafter)
-    connect()
-    client = JustLate(connect.worker, "engine")
+    client = JustLate(Connect(drafter).worker, "engine")
     client.comes = comes
     engine = engine_of(load, client, Fixed(DEEP, 4, Mode.AHEAD))
     assert run_all(engine, requests).tokens == plain_texts(load(), requests)
     assert (engine.stats().num_hits > 10) is comes
     assert client.num_waits > 10
-
-
-def test_branches_of_a_round_that_others_followed_are_not_waited_for(load: LoadTarget, drafter: Decoder) -> None:
-    connect = Connect(drafter)
-    connect()
-    client = JustLate(connect.worker, "engine")
+    client.num_waits = 0
     run_all(engine_of(load, client, ByTurns((4, Mode.SERIAL), (4, Mode.AHEAD)), MIXED), [one_request()])
     assert client.num_waits == 0
 
@@ -218,6 +211,7 @@ def test_a_cancelled_request_leaves_nothing_behind_here_or_at_the_pool(load: Loa
     engine.start()
     assert started.wait(30)
     engine.cancel("long")
+    engine.cancel("never known")
     collector.wait(4)
     engine.stop()
     texts = plain_texts(load(), [long, *others])

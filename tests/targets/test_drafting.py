@@ -121,12 +121,6 @@ def test_a_busy_pool_makes_a_sequence_silent_for_the_rounds_that_it_will_not_ask
     assert set(asked) == {(True, False), (False, True)}
 
 
-def test_a_pool_that_forgot_gets_everything_again():
-    client = Recorder(DraftStatus.NEED_CONTEXT)
-    rounds(client, 3)
-    assert [request.rows[0].start for request in client.requests] == [0, 0, 0]
-
-
 def test_a_full_pool_is_asked_ever_less_often_but_never_given_up():
     client = Recorder(DraftStatus.BUSY)
     rounds(client, 1000)
@@ -140,15 +134,11 @@ def test_a_full_pool_is_asked_ever_less_often_but_never_given_up():
 class OneRow(Recorder):
     """A pool with room for sequence 0 alone."""
 
-    def draft(self, request):
-        self.requests.append(request)
-        blocks = [
-            DraftBlock(r.sequence_id, r.base_length, DraftStatus.OK, (5,))
-            if r.sequence_id == 0
-            else DraftBlock(r.sequence_id, r.base_length, DraftStatus.BUSY)
-            for r in request.rows
-        ]
-        return DraftReply(request.incarnation, request.round_id, tuple(blocks))
+    def _block(self, row):
+        fits = row.sequence_id == 0
+        return DraftBlock(
+            row.sequence_id, row.base_length, DraftStatus.OK if fits else DraftStatus.BUSY, (5,) if fits else ()
+        )
 
 
 @pytest.mark.parametrize(("batch", "at_least", "at_most"), [(3, 300, 300), (4, 0, 12), (8, 0, 12)])
@@ -161,28 +151,29 @@ def test_a_batch_does_not_wait_for_a_pool_that_serves_few_of_its_rows(batch, at_
     assert at_least <= len(client.requests) <= at_most
 
 
-def test_a_sequence_past_the_drafters_context_is_never_asked_for_again():
-    client = Recorder(DraftStatus.TOO_LONG)
-    rounds(client, 200)
-    assert len(client.requests) == 1
+@pytest.mark.parametrize(
+    ("status", "starts"),
+    [
+        (DraftStatus.NEED_CONTEXT, [0, 0, 0]),
+        (None, [0, 0, 0]),  # the deadline was missed
+        (DraftStatus.TOO_LONG, [0]),  # for good
+        (DraftStatus.NOT_YET, [0, 3, 4]),  # nothing is handed over twice
+        (DraftStatus.OK, [0, 3, 4]),
+    ],
+)
+def test_what_is_handed_over_next_depends_on_the_answer(status, starts):
+    client = Recorder(status)
+    rounds(client, 3)
+    assert [request.rows[0].start for request in client.requests] == starts
 
 
-def test_after_a_missed_deadline_the_same_tokens_are_handed_over_again():
-    client = Recorder(status=None)
-    drafting, member = rounds(client, 2)
-    assert tokens(drafting, [member], [2]) == [()]
-    assert [request.rows[0].start for request in client.requests] == [0, 0, 0]
-
-
-def test_a_block_for_another_base_is_dropped_and_a_long_one_is_cut():
-    drafting = Drafting(Recorder(base_shift=1), "engine", VOCAB)
-    assert tokens(drafting, [sequence()], [2]) == [()]
-    assert tokens(Drafting(Recorder(), "engine", VOCAB), [sequence()], [2]) == [(5, 5)]
-
-
-def test_a_draft_ends_before_a_token_that_the_target_does_not_have():
-    assert tokens(Drafting(Recorder(), "engine", vocab_size=5), [sequence()], [2]) == [()]
-    assert tokens(Drafting(Recorder(), "engine", vocab_size=6), [sequence()], [2]) == [(5, 5)]
+@pytest.mark.parametrize(
+    ("base_shift", "vocab_size", "kept"), [(0, 100, (5, 5)), (1, 100, ()), (0, 5, ()), (0, 6, (5, 5))]
+)
+def test_a_draft_for_another_base_is_dropped_and_one_is_cut_at_its_length_and_at_a_token_that_the_target_lacks(
+    base_shift, vocab_size, kept
+):
+    assert tokens(Drafting(Recorder(base_shift=base_shift), "engine", vocab_size), [sequence()], [2]) == [kept]
 
 
 def test_only_sequences_the_pool_heard_of_are_closed():
@@ -210,13 +201,12 @@ def test_context_for_drafting_ahead_is_handed_over_once_too_and_not_while_a_sequ
     assert drafting.context(members[0], None) is None
 
 
-def test_a_row_that_is_not_ready_yet_is_asked_for_again_and_nothing_is_handed_over_twice():
+def test_a_row_that_was_not_ready_yet_waits_for_its_whole_context_once():
     client = Recorder(DraftStatus.NOT_YET)
     drafting, member = rounds(client, 3)
-    assert [(r.rows[0].start, r.rows[0].tokens) for r in client.requests] == [(0, (1, 2, 3)), (3, (7,)), (4, (7,))]
     assert drafting.view(member).drafts
     client.status = DraftStatus.OK
-    assert drafting.draft([member], Plan(RULE, (2,))).num_fed == (6,), "the whole context had to be run"
+    assert drafting.draft([member], Plan(RULE, (2,))).num_fed == (6,)
     assert drafting.draft([member], Plan(RULE, (2,))).num_fed == (0,)
 
 

@@ -1,12 +1,11 @@
 """The engine against the plain loop, whatever the drafter says and however little memory there is."""
 
 import random
-import threading
 from collections import Counter
 
 import pytest
 
-from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
+from protocol.draft import DraftRow
 from protocol.errors import InvalidRequest, NotReady, PromptTooLong, QueueFull
 from protocol.plan import BatchView, DepthRule, Plan
 from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules, TokenRun
@@ -59,78 +58,6 @@ def test_tokens_are_one_plus_rounds_plus_accepted_when_nothing_is_cut(load):
         assert len(result.tokens[request_id]) == 17 == 1 + stats.rounds + stats.accepted
 
 
-def test_forced_preemption_changes_no_token(load):
-    requests = random_requests(5, 8, VOCAB, max_tokens=30)
-    texts = plain_texts(load(), requests)
-    drafter = ScriptedDrafter(requests, texts, seed=2)
-    model = load(num_positions=128, page_size=4)
-    engine = Engine(model, Fixed(DEPTH, 4), drafter)
-    assert run_all(engine, requests).tokens == texts
-    assert engine.stats().num_preempted > 0
-    assert model.ledger.num_free == model.ledger.num_pages
-
-
-def test_a_lone_sequence_that_the_pool_was_too_busy_for_asks_again_some_rounds_later(load):
-    class Heedful(Fixed):
-        def plan(self, view: BatchView) -> Plan:
-            return super().plan(view) if all(sequence.drafts for sequence in view.sequences) else Plan(None, (0,))
-
-    class BusyOnce(ScriptedDrafter):
-        num_asked = 0
-
-        def draft(self, request: DraftRequest) -> DraftReply | None:
-            self.num_asked += 1
-            if self.num_asked > 1:
-                return super().draft(request)
-            self.close([row.sequence_id for row in request.rows])
-            rows = [DraftBlock(row.sequence_id, row.base_length, DraftStatus.BUSY) for row in request.rows]
-            return DraftReply(request.incarnation, request.round_id, tuple(rows))
-
-    requests = random_requests(3, 1, VOCAB)
-    drafter = BusyOnce(requests, plain_texts(load(), requests), seed=1)
-    run_all(Engine(load(), Heedful(DEPTH, 2), drafter), requests)
-    assert drafter.num_asked > 3
-
-
-def test_requests_join_and_leave_at_any_step(load):
-    requests = random_requests(7, 12, VOCAB, max_tokens=24)
-    texts = plain_texts(load(), requests)
-    engine = Engine(load(), Fixed(DEPTH, 3), ScriptedDrafter(requests, texts, seed=3), EngineConfig(max_batch=4))
-    collector = Collector()
-    engine.start()
-    for index, request in enumerate(requests):
-        engine.submit(request, collector)
-        if index % 3 == 2:
-            collector.wait_for_tokens(requests[index - 2].request_id, 5)
-    collector.wait(len(requests))
-    engine.stop()
-    assert collector.tokens == texts
-
-
-def test_a_cancelled_request_ends_at_once_and_gives_everything_back(load):
-    request = random_requests(1, 1, VOCAB)[0]
-    long = GenerateRequest("long", request.prompt_ids, request.sampling, StopRules(150))
-    texts = plain_texts(load(), [long])
-    drafter, model = ScriptedDrafter([long], texts, seed=1), load()
-    engine = Engine(model, Fixed(DEPTH, 2), drafter)
-    collector, started = Collector(), threading.Event()
-
-    def on_run(run):
-        collector(run)
-        started.set()
-
-    engine.submit(long, on_run)
-    engine.start()
-    assert started.wait(30)
-    engine.cancel("long")
-    engine.cancel("never known")
-    collector.wait(1)
-    engine.stop()
-    assert collector.reasons == {"long": FinishReason.ABORT}
-    assert collector.tokens["long"] == texts["long"][: len(collector.tokens["long"])]
-    assert (model.ledger.num_free, drafter.num_open) == (model.ledger.num_pages, 0)
-
-
 def test_the_queue_is_bounded_and_the_refused_request_leaves_no_trace(load):
     requests = random_requests(2, 4, VOCAB)
     engine = Engine(load(), Off(), config=EngineConfig(max_batch=1, max_queue=2))
@@ -146,14 +73,17 @@ def test_the_queue_is_bounded_and_the_refused_request_leaves_no_trace(load):
     engine.stop()
 
 
-def test_prompts_that_cannot_be_served_are_refused_by_name(load):
-    engine = Engine(load(num_positions=64), Off())
-    with pytest.raises(PromptTooLong, match="64 tokens and this model holds 64"):
-        engine.submit(prompt((1,) * 64), print)
-    with pytest.raises(InvalidRequest, match="empty"):
-        engine.submit(prompt(()), print)
-    with pytest.raises(InvalidRequest, match=f"vocabulary of {VOCAB}"):
-        engine.submit(prompt((VOCAB,)), print)
+@pytest.mark.parametrize(
+    ("ids", "error", "says"),
+    [
+        ((1,) * 64, PromptTooLong, "64 tokens and this model holds 64"),
+        ((), InvalidRequest, "empty"),
+        ((VOCAB,), InvalidRequest, f"vocabulary of {VOCAB}"),
+    ],
+)
+def test_a_prompt_that_cannot_be_served_is_refused_by_name(load, ids, error, says):
+    with pytest.raises(error, match=says):
+        Engine(load(num_positions=64), Off()).submit(prompt(ids), print)
 
 
 def test_a_prompt_that_fills_the_memory_but_for_one_token_gets_that_token(load):
@@ -177,14 +107,18 @@ def test_a_failing_step_ends_its_requests_with_an_error_and_the_engine_goes_on(l
         return commit(schedule, proposals, picks)
 
     monkeypatch.setattr(stepper, "commit", failing)
-    broken = run_all_but_stop(engine, requests[:1])
-    assert list(broken.reasons.values()) == [FinishReason.ERROR]
     collector = Collector()
+    engine.submit(requests[0], collector)
+    engine.start()
+    collector.wait(1)
+    assert collector.reasons == {requests[0].request_id: FinishReason.ERROR}
     for request in requests[1:]:
         engine.submit(request, collector)
-    collector.wait(2)
+    collector.wait(3)
     engine.stop()
-    assert collector.tokens == {r.request_id: texts[r.request_id] for r in requests[1:]}
+    assert {r.request_id: collector.tokens[r.request_id] for r in requests[1:]} == {
+        r.request_id: texts[r.request_id] for r in requests[1:]
+    }
     assert model.ledger.num_free == model.ledger.num_pages
 
 
@@ -220,34 +154,17 @@ def test_an_id_in_use_is_refused_and_the_first_request_goes_on(load):
     assert collector.tokens == plain_texts(load(), requests)
 
 
-def test_a_dead_engine_lets_nobody_wait_and_nobody_in(load, monkeypatch):
-    requests = random_requests(9, 2, VOCAB)
-    engine, collector = Engine(load(), Off()), Collector()
-
-    def broken():
-        raise RuntimeError("planted")
-
-    monkeypatch.setattr(engine, "_turn", broken)
-    engine.submit(requests[0], collector)
-    engine.start()
-    collector.wait(1)
-    engine._thread.join(10)
-    assert collector.reasons == {"0": FinishReason.ERROR}
-    assert engine.heartbeat_age_s() == float("inf")
-    with pytest.raises(NotReady):
-        engine.submit(requests[1], collector)
-
-
-def test_a_removal_that_fails_leaves_nobody_waiting_and_nobody_in(load, monkeypatch):
-    """The first one's step and removal fail; two more run, and the others wait for their turn."""
+@pytest.mark.parametrize("broken", [["turn"], ["commit", "remove"]])
+def test_a_dead_engine_lets_nobody_wait_and_nobody_in(load, monkeypatch, broken):
+    """Its turn fails, or the first request's step and removal do; two more run, and the others wait."""
     requests = random_requests(9, 5, VOCAB)
     engine, collector = Engine(load(), Off(), config=EngineConfig(max_batch=3)), Collector()
 
-    def broken(*_):
+    def fail(*_):
         raise RuntimeError("planted")
 
-    monkeypatch.setattr(engine._stepper, "commit", broken)
-    monkeypatch.setattr(engine._stepper, "remove", broken)
+    for name in broken:
+        monkeypatch.setattr(*((engine, "_turn") if name == "turn" else (engine._stepper, name)), fail)
     for request in requests:
         engine.submit(request, collector)
     engine.start()
@@ -282,15 +199,6 @@ def test_no_repr_carries_a_prompt_or_a_text():
     row = DraftRow(0, 0, (31341,), 2, request.sampling)
     assert "3133" not in repr([request, sequence])
     assert "3134" not in repr([run, row])
-
-
-def run_all_but_stop(engine: Engine, requests: list[GenerateRequest]) -> Collector:
-    collector = Collector()
-    for request in requests:
-        engine.submit(request, collector)
-    engine.start()
-    collector.wait(len(requests))
-    return collector
 
 
 def prompt(ids: tuple[int, ...]) -> GenerateRequest:

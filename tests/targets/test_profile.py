@@ -37,32 +37,31 @@ def test_the_largest_pass_of_any_grid_fits() -> None:
             assert ledger.reserve(name, axes.num_positions)
 
 
-class Watched:
-    """A pass that is recorded."""
-
-    def __init__(self, model: TargetModel, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.calls: list[list[ForwardRow]] = []
-        pick = TargetModel.pick
-
-        def record(one: TargetModel, rows: Sequence[ForwardRow], *how: Any) -> list[int]:
-            self.calls.append(list(rows))
-            return pick(one, rows, *how)
-
-        monkeypatch.setattr(TargetModel, "pick", record)
+Calls = list[list[ForwardRow]]
 
 
-def test_a_timed_pass_is_the_one_asked_for_and_takes_its_time(
-    load: LoadTarget, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """The rows of each pass."""
+    seen, pick = Calls(), TargetModel.pick
+
+    def record(model: TargetModel, rows: Sequence[ForwardRow], *how: Any) -> list[int]:
+        seen.append(list(rows))
+        return pick(model, rows, *how)
+
+    monkeypatch.setattr(TargetModel, "pick", record)
+    return seen
+
+
+def test_a_timed_pass_is_the_one_asked_for_and_takes_its_time(load: LoadTarget, calls: Calls) -> None:
     model = load(num_positions=1024, page_size=16)
-    watched = Watched(model, monkeypatch)
     with pass_timer(model, num_rows=3, num_positions=50) as measure:
         assert model.ledger.num_free == 64 - 3 * 4
         milliseconds = [measure(PassShape(2, 5, 40, num_logits=5)), measure(PassShape(3, 50, 0, num_logits=1))]
     assert min(milliseconds) > 0
-    shapes = [[(row.start, len(row.tokens), row.num_logits) for row in rows] for rows in watched.calls]
+    shapes = [[(row.start, len(row.tokens), row.num_logits) for row in rows] for rows in calls]
     assert shapes == [[(40, 5, 5)] * 2, [(0, 50, 1)] * 3]
-    assert len({row.sequence_id for row in watched.calls[1]}) == 3
+    assert len({row.sequence_id for row in calls[1]}) == 3
 
 
 def test_milliseconds_are_read_from_the_clock(load: LoadTarget) -> None:
@@ -104,8 +103,6 @@ def test_overhead_is_the_step_without_its_pass(load: LoadTarget, monkeypatch: py
     assert overhead_ms(model, 3) > 0
 
 
-def test_rounds_of_the_overhead_carry_drafts(load: LoadTarget, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load()
-    watched = Watched(model, monkeypatch)
-    overhead_ms(model, 2)
-    assert [[len(row.tokens) for row in rows] for rows in watched.calls[1:]] == [[5, 5]] * 6
+def test_rounds_of_the_overhead_carry_drafts(load: LoadTarget, calls: Calls) -> None:
+    overhead_ms(load(), 2)
+    assert [[len(row.tokens) for row in rows] for rows in calls[1:]] == [[5, 5]] * 6

@@ -25,30 +25,20 @@ def test_a_run_is_cut_behind_its_first_stop_token_and_at_the_room_left(run, room
     assert cut(run, room, frozenset({0})) == kept
 
 
-def test_a_stop_token_inside_a_run_ends_the_sequence_and_what_follows_is_gone():
-    seq = sequence()
-    assert seq.commit([5, 0, 6]) == (5, 0)
-    assert seq.finish_reason is FinishReason.STOP
-    assert seq.tokens[-2:] == [5, 0]
-
-
-def test_max_tokens_inside_a_run_ends_the_sequence():
-    seq = sequence(max_tokens=2)
-    assert seq.commit([5, 6, 7]) == (5, 6)
-    assert seq.finish_reason is FinishReason.LENGTH
-
-
-def test_the_context_length_ends_the_sequence_too():
-    seq = sequence(num_prompt=4, max_tokens=100, max_length=6)
-    assert seq.remaining == 2
-    seq.commit([5, 6])
-    assert seq.finish_reason is FinishReason.LENGTH
-
-
-def test_a_stop_token_that_is_the_last_allowed_token_is_a_stop():
-    seq = sequence(max_tokens=1)
-    seq.commit([0])
-    assert seq.finish_reason is FinishReason.STOP
+@pytest.mark.parametrize(
+    ("limits", "run", "kept", "reason"),
+    [
+        ({}, [5, 0, 6], (5, 0), FinishReason.STOP),
+        ({"max_tokens": 2}, [5, 6, 7], (5, 6), FinishReason.LENGTH),
+        ({"max_tokens": 100, "max_length": 6}, [5, 6], (5, 6), FinishReason.LENGTH),
+        ({"max_tokens": 1}, [0], (0,), FinishReason.STOP),
+        ({}, [5, 6], (5, 6), None),
+    ],
+)
+def test_a_sequence_ends_inside_a_run_at_a_stop_token_or_where_its_room_does(limits, run, kept, reason):
+    member = sequence(**limits)
+    assert member.commit(run) == kept
+    assert (member.finish_reason, tuple(member.tokens[4:])) == (reason, kept)
 
 
 def test_a_fresh_prompt_is_prefilled_whole_and_a_resumed_one_leaves_its_newest_token_to_a_round():
