@@ -8,7 +8,7 @@ import itertools
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib import metadata
 
 import torch
@@ -36,6 +36,7 @@ from targets.model import TargetModel, load_target
 
 PROFILE_REPEAT = 7
 MAX_ROUNDS = 1 << 14  # of a cell
+MAX_QUEUE = 4096
 
 
 def requests(prompts: Sequence[TokenIds], temperature: float, max_tokens: int) -> list[GenerateRequest]:
@@ -61,7 +62,8 @@ class DraftPoolEngine:
         self._worker: DraftWorker | None = None
         self._curves: CostCurves | None = None
         self._adaptive: dict[str, Policy] = {}
-        self._runs = itertools.count()
+        self._stack = ExitStack()
+        self._engines: dict[Cell, tuple[Engine, RoundRecorder]] = {}
 
     @property
     def model(self) -> TargetModel:
@@ -81,6 +83,8 @@ class DraftPoolEngine:
             self._worker = DraftWorker(self._drafter, PoolLimits(max_rows=subject.max_batch), time.monotonic)
 
     def close(self) -> None:
+        self._stack.close()
+        self._engines.clear()
         self._model = self._drafter = self._worker = None
 
     def oracle(self, prompt: TokenIds, temperature: float, seed: int, max_tokens: int) -> tuple[int, ...]:
@@ -98,19 +102,27 @@ class DraftPoolEngine:
             readings.append(time.perf_counter())
             return readings[-1]
 
-        handed, recorder = itertools.count(), RoundRecorder(self._policy(cell))
-        with self._started(cell, recorder, len(prompts)) as engine:
-            start = time.perf_counter()
-            complete(engine, asked, lambda run: log[run.request_id].append((run, readings[next(handed)])), read)
+        engine, recorder = self._engine(cell)
+        handed, before = itertools.count(), len(recorder.rounds)
+        start = time.perf_counter()
+        complete(engine, asked, lambda run: log[run.request_id].append((run, readings[next(handed)])), read)
         outputs = tuple(_timed(log[request.request_id], start) for request in asked)
-        self.rounds.setdefault(cell, deque(maxlen=MAX_ROUNDS)).extend(recorder.rounds)
-        return CellOutcome(outputs, draft_ms_per_token(recorder.rounds))
+        rounds = recorder.rounds[before:]
+        self.rounds.setdefault(cell, deque(maxlen=MAX_ROUNDS)).extend(rounds)
+        return CellOutcome(outputs, draft_ms_per_token(rounds))
+
+    def _engine(self, cell: Cell) -> tuple[Engine, RoundRecorder]:
+        """One for all runs of a cell, as a server has it: what it learns in one it knows in the next."""
+        if cell not in self._engines:
+            recorder = RoundRecorder(self._policy(cell))
+            config = EngineConfig(cell.batch, MAX_QUEUE, incarnation=f"bench-{len(self._engines)}")
+            engine = self._stack.enter_context(self._started(cell, recorder, config))
+            self._engines[cell] = engine, recorder
+        return self._engines[cell]
 
     @contextmanager
-    def _started(self, cell: Cell, policy: RoundRecorder, num_prompts: int) -> Iterator[Engine]:
-        incarnation = f"bench-{next(self._runs)}"
-        client = LocalDraftClient(self._drafting_worker(), incarnation) if cell.speculates else None
-        config = EngineConfig(max_batch=cell.batch, max_queue=num_prompts, incarnation=incarnation)
+    def _started(self, cell: Cell, policy: Policy, config: EngineConfig) -> Iterator[Engine]:
+        client = LocalDraftClient(self._drafting_worker(), config.incarnation) if cell.speculates else None
         engine = Engine(self.model, policy, client, config)
         engine.start()
         try:

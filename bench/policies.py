@@ -137,24 +137,19 @@ class Hits:
         return self.full + self.runner_up + self.early_exit + self.rest
 
 
-def hits(stats: Sequence[RoundStats]) -> Hits:
-    num_hits, num_rounds = num_at_hand(stats), sum(one.num_hit_rounds for one in stats)
-    num_outcomes = max(num_hits + sum(one.num_misses for one in stats), 1)
+def hits(stats: RoundStats) -> Hits:
+    num_outcomes = max(stats.num_hits + stats.num_misses, 1)
 
     def share(origin: Origin) -> float:
-        return round(sum(one.num_by_origin[origin] for one in stats) / num_outcomes, 4)
+        return round(stats.num_by_origin[origin] / num_outcomes, 4)
 
     return Hits(
         full=share(Origin.FULL),
         runner_up=share(Origin.RUNNER_UP),
         early_exit=share(Origin.EARLY_EXIT),
         rest=share(Origin.REST),
-        wait_ms=sum(one.hit_draft_ms for one in stats) / num_rounds if num_rounds else None,
+        wait_ms=stats.hit_draft_ms / stats.num_hit_rounds if stats.num_hit_rounds else None,
     )
-
-
-def num_at_hand(stats: Sequence[RoundStats]) -> int:
-    return sum(one.num_hits for one in stats)
 
 
 def latency_bound(serial: Times, hit_rate: float) -> float:

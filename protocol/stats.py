@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from protocol.plan import Mode
@@ -43,32 +43,49 @@ class RoundStats:
         """Proposals that were at hand."""
         return sum(self.num_by_origin.values()) - self.num_by_origin[Origin.FRESH]
 
-    def plus(self, record: RoundRecord) -> RoundStats:
-        origins = Counter(row.origin for row in record.rows)
-        wanted = sum(length > 0 for length in record.plan.lengths) if record.plan.mode is not Mode.SERIAL else 0
-        num_hits = sum(row.at_hand for row in record.rows)
-        waited = bool(origins[Origin.FRESH]) or not record.answered
-        hit = num_hits > 0 and not waited
+    def plus(self, records: Sequence[RoundRecord]) -> RoundStats:
+        """With these rounds."""
+        own = [_Counted.of(record) for record in records]
         return replace(
             self,
-            num_rounds=self.num_rounds + bool(record.rows),
-            num_prefill_tokens=self.num_prefill_tokens + record.num_prefill_tokens,
-            num_preempted=self.num_preempted + record.num_preempted,
-            num_proposed=self.num_proposed + record.num_proposed,
-            num_accepted=self.num_accepted + record.num_accepted,
-            num_committed=self.num_committed + record.num_committed,
-            num_unanswered=self.num_unanswered + (not record.answered),
-            num_by_origin={origin.value: self.num_by_origin[origin] + origins[origin] for origin in Origin},
-            num_misses=self.num_misses + max(wanted - num_hits, 0),
-            draft_ms=self.draft_ms + record.draft_ms,
-            wait_ms=self.wait_ms + record.wait_ms,
-            verify_ms=self.verify_ms + record.verify_ms,
-            rest_ms=self.rest_ms + record.rest_ms,
-            num_hit_rounds=self.num_hit_rounds + hit,
-            hit_draft_ms=self.hit_draft_ms + hit * record.draft_ms,
-            num_fresh_rounds=self.num_fresh_rounds + waited,
-            fresh_draft_ms=self.fresh_draft_ms + waited * record.draft_ms,
+            num_rounds=self.num_rounds + sum([bool(record.rows) for record in records]),
+            num_prefill_tokens=self.num_prefill_tokens + sum([record.num_prefill_tokens for record in records]),
+            num_preempted=self.num_preempted + sum([record.num_preempted for record in records]),
+            num_proposed=self.num_proposed + sum([record.num_proposed for record in records]),
+            num_accepted=self.num_accepted + sum([record.num_accepted for record in records]),
+            num_committed=self.num_committed + sum([record.num_committed for record in records]),
+            num_unanswered=self.num_unanswered + sum([not record.answered for record in records]),
+            num_by_origin={at: num + sum([one.origins[at] for one in own]) for at, num in self.num_by_origin.items()},
+            num_misses=self.num_misses + sum([one.num_misses for one in own]),
+            draft_ms=self.draft_ms + sum([record.draft_ms for record in records]),
+            wait_ms=self.wait_ms + sum([record.wait_ms for record in records]),
+            verify_ms=self.verify_ms + sum([record.verify_ms for record in records]),
+            rest_ms=self.rest_ms + sum([record.rest_ms for record in records]),
+            num_hit_rounds=self.num_hit_rounds + sum([one.hit for one in own]),
+            hit_draft_ms=self.hit_draft_ms + sum([one.hit * one.draft_ms for one in own]),
+            num_fresh_rounds=self.num_fresh_rounds + sum([one.waited for one in own]),
+            fresh_draft_ms=self.fresh_draft_ms + sum([one.waited * one.draft_ms for one in own]),
         )
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """origins: proposals of a round by origin. hit: all that it used was at hand. waited: for fresh proposals."""
+
+    origins: Counter[str]
+    num_misses: int
+    hit: bool
+    waited: bool
+    draft_ms: float
+
+    @classmethod
+    def of(cls, record: RoundRecord) -> _Counted:
+        origins = Counter([row.origin.value for row in record.rows if row.origin])
+        num_hits = origins.total() - origins[Origin.FRESH.value]
+        ahead = record.plan.mode is not Mode.SERIAL
+        wanted = sum([length > 0 for length in record.plan.lengths]) if ahead else 0
+        waited = bool(origins[Origin.FRESH.value]) or not record.answered
+        return cls(origins, max(wanted - num_hits, 0), num_hits > 0 and not waited, waited, record.draft_ms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -224,7 +224,7 @@ def catch_up_ms(belief: Belief, costs: Costs, batch: Batch) -> list[float]:
 
 
 def _sized(arm: Arm, trial: bool, paces: Floats, off: float, batch: Batch, costs: Costs, belief: Belief) -> Decision:
-    """The arm at its best length. A lone row's draft is ended by its confidence only: nobody waits for it."""
+    """The arm at its best length."""
     if arm.exit is None:
         return Decision(rate=1 / off, trial=trial)
     own = paces[batch.modes.index(arm.mode), arm.exit]
@@ -236,5 +236,4 @@ def _sized(arm: Arm, trial: bool, paces: Floats, off: float, batch: Batch, costs
     least = (step * draft + place * verify) / min(pace, off)
     right = min(least / float(sigmoid(belief.accept.arms[arm.exit])), 1.0)  # that a draft must be so far, to go on
     stop = right ** (1 / batch.exponents.get(costs.exits[arm.exit], 1.0))
-    longest = batch.room if batch.num_drafting == 1 else length
-    return Decision(arm, longest, 1 / pace, stop, trial)
+    return Decision(arm, length, 1 / pace, stop, trial)

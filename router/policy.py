@@ -9,18 +9,21 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, replace
+from math import exp
 from typing import Protocol
 
 import numpy as np
 
 from protocol.plan import BatchView, DepthRule, Mode, Plan, SequenceView
 from protocol.record import RoundRecord
-from router.belief import learn, prior
+from router.belief import BURSTS, learn, prior
 from router.decide import Decision, batch_of, decide, profiled
 from router.tables import Costs
 
-PAUSE_MS = 20.0  # of rounds between decisions at least: learning and deciding take 0.2 to 0.5 ms, 1 to 3 % of the time
-YOUNG = 20  # rounds with a decision each; guessed
+# Of rounds between decisions, which take 0.3 to 0.8 ms with what is learned before where caches are cold: at least, and
+# at most.
+PAUSE_MS, LONG_MS = 20.0, 100.0
+ODD = 2.0  # standard deviations of what is accepted that ask for a decision
 EMA_RATE, EMA_SHARE, EMA_REST = 0.7, 0.1, 32  # as guessed at first; of a round; rounds of rest
 
 
@@ -143,8 +146,7 @@ class Goodput:
         self.decision = Decision()
         self.view: BatchView | None = None  # of the last decision
         self._records: list[RoundRecord] = []
-        self._passed_ms = 0.0  # since the last decision
-        self._num_plans = 0
+        self._since = _Since()
 
     def opening(self) -> DepthRule | None:
         """While off, contexts stay where they are: to hand them over is a part of what a trial costs."""
@@ -154,11 +156,10 @@ class Goodput:
     def plan(self, view: BatchView) -> Plan:
         if not view.sequences:
             return Plan(None, ())
-        self._num_plans += 1
         if self._is_due(view):
             self.belief = learn(self.belief, self.costs, self._records)
             self.decision = decide(self.belief, self.costs, view, self.decision.arm)
-            self.view, self._records, self._passed_ms = view, [], 0.0
+            self.view, self._records, self._since = view, [], _Since()
         arm = self.decision.arm
         if arm.exit is None:
             return Plan(None, (0,) * len(view.sequences))
@@ -168,16 +169,39 @@ class Goodput:
 
     def observe(self, record: RoundRecord) -> None:
         self._records.append(record)
-        self._passed_ms += record.draft_ms + record.verify_ms + record.rest_ms
+        self._since.add(record)
 
     def _is_due(self, view: BatchView) -> bool:
-        """While little is known, during a trial and when the batch changes a decision is worth more than it costs."""
-        if self.view is None or self._num_plans <= YOUNG or self.decision.trial or self._passed_ms >= PAUSE_MS:
+        """During a trial, and when the batch or the text changes, a decision is worth more than it costs."""
+        if self.view is None or self.decision.trial or self._since.ms >= LONG_MS:
             return True
-        if self.decision.arm.exit is not None and not self.decision.length:
+        exit_, before, now = self.decision.arm.exit, len(self.view.sequences), len(view.sequences)
+        if exit_ is not None and not self.decision.length:
             return True  # there was no room for a draft
-        before, now = len(self.view.sequences), len(view.sequences)
-        return 4 * abs(now - before) > before or view.modes != self.view.modes
+        if self._since.ms < PAUSE_MS:
+            return False
+        odd = exit_ is not None and self._since.is_odd(self.belief.accept.arm(exit_))
+        return odd or 4 * abs(now - before) > before or view.modes != self.view.modes
+
+
+@dataclass(slots=True)
+class _Since:
+    """Rounds since the last decision. tried: drafted tokens up to and with the first refused one."""
+
+    ms: float = 0.0
+    tried: int = 0
+    accepted: int = 0
+
+    def add(self, record: RoundRecord) -> None:
+        self.ms += record.draft_ms + record.verify_ms + record.rest_ms
+        for row in record.rows:
+            self.tried += min(row.num_accepted + 1, row.num_proposed)
+            self.accepted += row.num_accepted
+
+    def is_odd(self, odds: float) -> bool:
+        """Whether more or less was accepted than chance explains."""
+        rate = 1 / (1 + exp(-odds))
+        return (self.accepted - self.tried * rate) ** 2 > ODD**2 * BURSTS * self.tried * rate * (1 - rate)
 
 
 def uniform(view: BatchView, depth: DepthRule, length: int) -> Plan:

@@ -1,4 +1,7 @@
-"""What reads the records of a target's rounds: totals, the worth of confidences, and the last ones for a trace."""
+"""What reads the records of a target's rounds: totals, the worth of confidences, and the last ones for a trace.
+
+A round takes a millisecond or few, so records are counted many at a time.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from targets.confidence import Calibration
 from targets.fence import Fence
 
 ENOUGH = 16  # tokens that confidence is calibrated by at a time
+UNCOUNTED = 64  # records, at most
 
 
 class Rounds:
@@ -18,7 +22,7 @@ class Rounds:
 
     def __init__(self) -> None:
         self.num_steps = 0
-        self.totals = RoundStats()
+        self._counted: tuple[RoundStats, list[RoundRecord]] = RoundStats(), []  # and records that are yet to be counted
         self.calibration = Calibration()
         self._fences: list[Fence] = []
         self._fence = self.fence("record of rounds")
@@ -43,9 +47,17 @@ class Rounds:
         """Oldest first."""
         return tuple(self._last)[-count:] if count else ()
 
+    @property
+    def totals(self) -> RoundStats:
+        totals, records = self._counted
+        return totals.plus(list(records))
+
     def _count(self, record: RoundRecord) -> None:
         self._last.append(record)
-        self.totals = self.totals.plus(record)
+        totals, records = self._counted
+        records.append(record)
+        if len(records) >= UNCOUNTED:
+            self._counted = totals.plus(records), []
 
     def _calibrate(self, record: RoundRecord) -> None:
         """Learns from tokens up to the first refused one.

@@ -92,8 +92,15 @@ class Stepper:
         picks = running.finish()
         verified = self.clock()
         runs, record = self.commit(schedule, proposals, picks)
-        record = replace(record, began_s=began, planned_s=planned, drafted_s=drafted, early_s=early)
-        record = replace(record, verified_s=verified, ended_s=self.clock())
+        record = replace(
+            record,
+            began_s=began,
+            planned_s=planned,
+            drafted_s=drafted,
+            early_s=early,
+            verified_s=verified,
+            ended_s=self.clock(),
+        )
         self._verified = verified if self.scheduler.has_work else None
         self.policy.observe(record)
         self.rounds.add(record)
@@ -111,12 +118,8 @@ class Stepper:
         if not decoding or drafting is None:
             return self.scheduler.schedule(decoding, Plan(None, (0,) * len(decoding), mode=self._mode))
         num_prefilling = len(self.scheduler.running) - len(decoding)
-        rows, modes, exponents = (
-            tuple(map(drafting.view, decoding)),
-            tuple(self._sources),
-            self.rounds.calibration.powers,
-        )
-        view = BatchView(rows, num_prefilling, modes, exponents)
+        rows, exponents = tuple(map(drafting.view, decoding)), self.rounds.calibration.powers
+        view = BatchView(rows, num_prefilling, tuple(self._sources), exponents)
         plan = granted(view, self.policy.plan(view))
         self._mode = plan.mode
         return self.scheduler.schedule(decoding, plan)

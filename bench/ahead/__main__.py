@@ -30,6 +30,7 @@ from bench.stats import Bar, Ratio, best, paired_ratio
 from bench.workload import Workload
 from cli.arguments import whole
 from protocol.plan import Mode
+from protocol.stats import RoundStats
 
 TARGET_CORE, POOL_CORE = 0, 1
 OF_BETTER = 0.98  # of the better of serial and off, that the router's choice has to reach
@@ -82,7 +83,7 @@ def comparison(
     serial = winners[Mode.SERIAL]
     in_turn = times(engine.rounds[serial])
     ahead = {mode: cell for mode, cell in winners.items() if mode != Mode.SERIAL}
-    hits_by_mode = {mode: hits(engine.stats.get(cell, [])) for mode, cell in ahead.items()}
+    hits_by_mode = {mode: hits(engine.stats.get(cell, RoundStats())) for mode, cell in ahead.items()}
     better = best({cell: rates[cell] for cell in (serial, plain)})
     waits = {mode: one.wait_ms for mode, one in hits_by_mode.items()}
     return Comparison(

@@ -8,12 +8,13 @@ from dataclasses import replace
 
 from bench.cells import APART, CHOSEN, Cell, Subject
 from bench.ours import DraftPoolEngine
-from bench.policies import RoundRecorder, ahead_config
+from bench.policies import ahead_config
 from bench.pool_process import Describe, LinkThread, PoolSettings, pool_process
 from protocol.errors import ConfigError
 from protocol.plan import Mode
 from protocol.stats import RoundStats
 from router.costs import DrafterCosts, ModelKey
+from router.policy import Policy
 from targets.engine import Engine, EngineConfig
 
 DEADLINE_S = 1.0
@@ -46,7 +47,6 @@ class PairEngine(DraftPoolEngine):
 
     def __init__(self, subject: Subject, describe: Describe) -> None:
         super().__init__(replace(subject, drafter=None))
-        self.stats: dict[Cell, list[RoundStats]] = {}
         self.fan_out = 8
         self.exit_layer: int | None = None
         self._member = describe()
@@ -56,19 +56,19 @@ class PairEngine(DraftPoolEngine):
         super().close()
         self._link.close()
 
+    @property
+    def stats(self) -> dict[Cell, RoundStats]:
+        return {cell: engine.stats() for cell, (engine, _) in self._engines.items() if cell.mode in APART}
+
     @contextmanager
-    def _started(self, cell: Cell, policy: RoundRecorder, num_prompts: int) -> Iterator[Engine]:
-        incarnation = f"pair-{next(self._runs)}"
-        config = EngineConfig(max_batch=cell.batch, max_queue=num_prompts, incarnation=incarnation)
-        with self._link.client(self._member, incarnation, DEADLINE_S) as client:
+    def _started(self, cell: Cell, policy: Policy, config: EngineConfig) -> Iterator[Engine]:
+        with self._link.client(self._member, config.incarnation, DEADLINE_S) as client:
             ahead = ahead_config(APART.get(cell.mode, (Mode.SERIAL,)), self.fan_out, self.exit_layer)
             engine = Engine(self.model, policy, client if cell.speculates else None, config, ahead)
             engine.start()
             try:
                 yield engine
             finally:
-                if ahead is not None:
-                    self.stats.setdefault(cell, []).append(engine.stats())
                 engine.stop()
 
     @property

@@ -96,13 +96,11 @@ def test_a_recorder_hands_everything_on() -> None:
 
 def test_hits_are_shares_of_the_outcomes_that_branches_were_drafted_for() -> None:
     none = dict.fromkeys(Origin, 0)
-    stats = RoundStats(
-        num_by_origin=none | {Origin.FULL: 3, Origin.RUNNER_UP: 2}, num_misses=5, num_hit_rounds=4, hit_draft_ms=2.0
-    )
-    found = hits([stats, RoundStats(num_by_origin=none | {Origin.EARLY_EXIT: 10})])
+    by_origin = none | {Origin.FULL: 3, Origin.RUNNER_UP: 2, Origin.EARLY_EXIT: 10}
+    found = hits(RoundStats(num_by_origin=by_origin, num_misses=5, num_hit_rounds=4, hit_draft_ms=2.0))
     assert (found.full, found.runner_up, found.early_exit, found.rest, found.share) == (0.15, 0.1, 0.5, 0.0, 0.75)
     assert found.wait_ms == 0.5
-    assert (hits([]).share, hits([]).wait_ms) == (0.0, None)
+    assert (hits(RoundStats()).share, hits(RoundStats()).wait_ms) == (0.0, None)
 
 
 def test_the_bound_hides_all_of_drafting_where_every_proposal_was_at_hand() -> None:
