@@ -39,7 +39,7 @@ MEMORY = 1000.0  # rounds in which a belief decays to 1/e; 300 was worse (change
 # it looks sooner. At 8 rows a switch takes 16 rounds with this and 27 with twice as much; 130 costs one row 3 % of off.
 UNSEEN, BY_ROWS = 300.0, 0.75
 USUAL = 500.0  # rounds by which texts of this target become what is expected of the next: off loses 1.1 % for 1.9 %
-STOPS = 100.0  # tokens that what is known of stops weighs
+STOPS = 100.0  # tokens that what is known of stops weighs; 50 follows a change of text ten rounds later
 WAITS = 5.0  # rounds that what is known of the wait at the pool weighs
 SETTLED = 16  # tokens; a draft that is handed more of a row is catching up
 

@@ -22,7 +22,7 @@ from router.tables import Costs
 
 # Of rounds between decisions, which take 0.3 to 0.8 ms with what is learned before where caches are cold: at least, and
 # at most.
-PAUSE_MS, LONG_MS = 20.0, 100.0
+PAUSE_MS, LONG_MS = 20.0, 40.0
 ODD = 2.0  # standard deviations of what is accepted that ask for a decision
 EMA_RATE, EMA_SHARE, EMA_REST = 0.7, 0.1, 32  # as guessed at first; of a round; rounds of rest
 

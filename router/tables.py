@@ -75,13 +75,15 @@ class Costs:
         return total
 
     def token_ms(
-        self, exit_: int, num_drafting: int, num_rows: int, length: int, context: float
+        self, exit_: int, num_drafting: int, num_rows: int, drafted: int, context: float
     ) -> tuple[float, float]:
-        """What one row's next token adds to a round: of a drafting step what grows with rows, and of the pass."""
+        """What one row's token behind so many adds to a round: of a drafting step what grows with rows, and of the pass.
+
+        A pass grows by steps of its kernels' width, so that the next token is not the mean of all.
+        """
         rows = self.rows(num_drafting)
-        steps = float(self.slopes[rows, exit_, :length].sum()) / rows
-        passes = self.passes(num_rows, context)
-        return steps / length, float(passes[length] - passes[0]) / (length * num_rows)
+        step, passes = float(self.slopes[rows, exit_, drafted]), self.passes(num_rows, context)
+        return step / rows, float(passes[drafted + 1] - passes[drafted]) / num_rows
 
 
 def tables(curves: CostCurves, exits: Sequence[int], length: int, max_rows: int, linked: bool = True) -> Costs:

@@ -26,7 +26,7 @@ from targets.sequence import Sequence
 from targets.step import Clock, Stepper
 
 GREEDY = SamplingParams(temperature=0.0)
-TOKENS_PER_ROW = (1, 2, 3, 5, 9)
+TOKENS_PER_ROW = (1, 2, 3, 5, 6, 9)
 CONTEXTS = (64, 256, 1024)  # the last one shrinks to what the memory holds
 DRAFTER_BYTES = 8 * MIB  # read between two passes
 NUM_STEPS, DRAFT_LENGTH = 6, 4  # of the rounds whose overhead is taken

@@ -45,7 +45,8 @@ def by_hand(belief: Belief, num_rows: int, mode: Mode, exit_: int, length: int) 
     curves, depth = LARGE.curves, LARGE.exits[exit_]
     factors = np.exp(belief.cost[0].arms)
     rate = 1 / (1 + math.exp(-float(belief.accept.arms[exit_])))
-    tokens, draft_ms, width = 0.0, 0.0, 0.0
+    passes = [curves.verify_ms(num_rows, num_rows * (1 + n), 256) for n in range(length + 1)]
+    tokens, draft_ms, verify_ms = 0.0, 0.0, passes[0]
     for place in range(length):
         step, of_half = (
             curves.draft_ms(n, depth, place + 1) - curves.draft_ms(n, depth, place) if n else 0.0
@@ -53,11 +54,9 @@ def by_hand(belief: Belief, num_rows: int, mode: Mode, exit_: int, length: int) 
         )
         grows = min(max((step - of_half) * num_rows / (num_rows - num_rows // 2), 0.0), step)
         draft_ms += step - grows * (1 - belief.goes_on**place)
-        width += belief.goes_on**place
+        verify_ms += belief.goes_on**place * (passes[place + 1] - passes[place])
         tokens += rate ** (place + 1) * belief.goes_on_right**place
-    low = min(int(width), length - 1) if length > 1 else 0
-    passes = [curves.verify_ms(num_rows, num_rows * (1 + n), 256) for n in (low, low + 1)]
-    verify_ms = (passes[0] + (width - low) * (passes[1] - passes[0])) * factors[WIDE + list(Mode).index(mode)]
+    verify_ms *= factors[WIDE + list(Mode).index(mode)]
     draft_ms = draft_ms * factors[DRAFT + exit_] + curves.link_ms(num_rows) + belief.wait_ms
     served = 1.0
     if mode is not Mode.SERIAL:
@@ -84,8 +83,7 @@ def test_what_is_sure_is_decided_as_arithmetic_says(seed: int) -> None:
     best = max(arms, key=lambda arm: arms[arm])
     found = decide(belief, COSTS, view(num_rows), best[0])
     assert (found.arm, found.rate, found.trial) == (best[0], pytest.approx(arms[best], rel=1e-4), False)
-    if num_rows > 1:  # a lone row is stopped by its confidence only
-        assert found.length == best[1]
+    assert found.length == best[1]
 
 
 def test_the_arm_in_use_stays_unless_another_promises_the_margin() -> None:
@@ -153,7 +151,10 @@ def test_a_lone_draft_ends_where_the_next_token_no_longer_pays_for_itself() -> N
     assert found.arm.exit is not None
     factors = np.exp(belief.cost[0].arms)
     length = max(range(1, 7), key=lambda number: by_hand(belief, 1, Mode.SERIAL, found.arm.exit, number))
-    step = curves.draft_ms(1, LARGE.exits[found.arm.exit], length) / length * factors[DRAFT + found.arm.exit]
-    place = (curves.verify_ms(1, 1 + length, 256) - curves.verify_ms(1, 1, 256)) / length * factors[WIDE]
+    step = curves.draft_ms(1, LARGE.exits[found.arm.exit], length + 1) - curves.draft_ms(
+        1, LARGE.exits[found.arm.exit], length
+    )
+    place = curves.verify_ms(1, 2 + length, 256) - curves.verify_ms(1, 1 + length, 256)
+    step, place = step * factors[DRAFT + found.arm.exit], place * factors[WIDE]
     next_is_right = 1 / (1 + math.exp(-float(belief.accept.arms[found.arm.exit])))
     assert found.stop_probability * next_is_right == pytest.approx(found.rate * (step + place), rel=1e-6)

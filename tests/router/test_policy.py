@@ -2,7 +2,7 @@ import pytest
 
 from protocol.plan import BatchView, DepthRule, Plan, SequenceView, Speculation
 from protocol.record import Origin, RoundRecord, RowRecord
-from router.policy import Ema, Fixed, Goodput, Off, Policy, granted
+from router.policy import PAUSE_MS, Ema, Fixed, Goodput, Off, Policy, granted
 from router.tables import tables
 from tests.router.curves import curves
 
@@ -88,5 +88,16 @@ def test_a_router_decides_anew_when_the_batch_changes_and_keeps_its_plan_in_betw
     before = policy.decision
     assert policy.plan(view(500, 500)) == policy.plan(view(500, 500))
     assert policy.decision is before
+    policy.observe(
+        RoundRecord(
+            0,
+            policy.plan(view(500, 500)),
+            (RowRecord(0), RowRecord(1)),
+            300.0,
+            2,
+            ended_s=PAUSE_MS / 1e3,
+            verified_s=PAUSE_MS / 1e3,
+        )
+    )
     policy.plan(view(*[500] * 4))
     assert policy.decision is not before
