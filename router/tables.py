@@ -77,7 +77,7 @@ class Costs:
     def token_ms(
         self, exit_: int, num_drafting: int, num_rows: int, drafted: int, context: float
     ) -> tuple[float, float]:
-        """What one row's token behind so many adds to a round: of a drafting step what grows with rows, and of the pass.
+        """What one row's token behind so many adds: of a drafting step what grows with rows, and of the pass.
 
         A pass grows by steps of its kernels' width, so that the next token is not the mean of all.
         """
