@@ -68,11 +68,21 @@ inline vf load_halves(const uint8_t* from) {
 #endif
 }
 
-// One byte a lane.
+// One byte a lane, signed or not.
 template <class B>
 inline vf load_bytes(const uint8_t* from) {
-    typedef B bytes __attribute__((vector_size(kLanes)));
-    return __builtin_convertvector(load<bytes>(from), vf);
+    constexpr bool is_signed = B(-1) < 0;
+#if defined(__AVX512F__)
+    const __m128i bytes = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+    return __builtin_convertvector((vi)(is_signed ? _mm512_cvtepi8_epi32(bytes) : _mm512_cvtepu8_epi32(bytes)), vf);
+#elif defined(__AVX2__)
+    const __m128i bytes = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(from));
+    return __builtin_convertvector((vi)(is_signed ? _mm256_cvtepi8_epi32(bytes) : _mm256_cvtepu8_epi32(bytes)), vf);
+#else
+    vf value;
+    for (int i = 0; i < kLanes; i++) value[i] = is_signed ? int8_t(from[i]) : from[i];
+    return value;
+#endif
 }
 
 template <Format>

@@ -19,6 +19,20 @@ struct alignas(16) InputBlock {
 inline vf load_inputs(const float* from) { return load_floats(from); }
 inline vf load_inputs(const bf16* from) { return (vf)(__builtin_convertvector(load<half_vu>(from), vu) << 16); }
 
+// Stores 32 integers as bytes.
+inline void store_bytes(int8_t* to, const vi (&from)[kBlockInputs / kLanes]) {
+#if defined(__AVX512F__)
+    for (int v = 0; v < 2; v++) store(to + v * kLanes, _mm512_cvtepi32_epi8((__m512i)from[v]));
+#elif defined(__AVX2__)
+    const __m256i low = _mm256_packs_epi32((__m256i)from[0], (__m256i)from[1]);
+    const __m256i high = _mm256_packs_epi32((__m256i)from[2], (__m256i)from[3]);
+    const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packing goes by halves of a register
+    store(to, _mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), order));
+#else
+    for (int i = 0; i < kBlockInputs; i++) to[i] = int8_t(from[i / kLanes][i % kLanes]);
+#endif
+}
+
 // Rounds 32 activations to int8; the largest becomes 127. What is not a finite number makes the scale NaN.
 template <class In>
 inline void quantize(const In* from, InputBlock& to) {
@@ -33,13 +47,12 @@ inline void quantize(const In* from, InputBlock& to) {
     }
     const float top = largest(most), inverse = top > 1e-36f ? 127.0f / top : 0.0f;
     to.scale = top / 127.0f + sum(odd);
-    vi sums[2] = {};
+    vi quants[vecs], sums[2] = {};
     for (int v = 0; v < vecs; v++) {
-        typedef int8_t bytes __attribute__((vector_size(kLanes)));
-        const vi quant = __builtin_convertvector(fma(x[v], splat(inverse), magic) - magic, vi);
-        store(to.quants + v * kLanes, __builtin_convertvector(quant, bytes));
-        sums[2 * v / vecs] += quant;
+        quants[v] = __builtin_convertvector(fma(x[v], splat(inverse), magic) - magic, vi);
+        sums[2 * v / vecs] += quants[v];
     }
+    store_bytes(to.quants, quants);
     for (int part = 0; part < 2; part++) to.sums[part] = to.scale * sum(__builtin_convertvector(sums[part], vf));
     to.sums[2] = to.sums[0] + to.sums[1];
 }
@@ -162,7 +175,10 @@ __attribute__((noinline)) void panel_times_rows(const InputBlock* inputs, size_t
 #pragma GCC unroll 8
         for (size_t line = 0; line < C::block_bytes; line += 64) __builtin_prefetch(at + line + kFetch);
         read_block<C>(panel, block, quants, scales);
-        for (int r = 0; r < rows; r++) own[r] = add_block<C>(inputs[r], quants, scales, own[r]);
+        for (int r = 0; r < rows; r++) {
+            if (!ROWS) __builtin_prefetch(inputs + stride + r);
+            own[r] = add_block<C>(inputs[r], quants, scales, own[r]);
+        }
     }
     for (int r = 0; r < rows; r++) sums[r * out_stride] = own[r];
 }

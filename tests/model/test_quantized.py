@@ -17,8 +17,9 @@ from model.decoder import Decoder, DecoderWeights
 from model.eager import EagerDecoder
 from model.int8 import Int8Weights
 from model.load import Checkpoint, Stored, load_decoder
+from model.native import compiler
 from model.native.decoder import NativeDecoder
-from model.native.library import LinearSpec, library, thread_pool
+from model.native.library import LinearSpec, features, library, thread_pool
 from model.native.memory import Arena
 from model.native.quantized import pack_strips, padded_columns
 from model.quantized import Int8Rows, QuantizedMatrix
@@ -90,6 +91,42 @@ def test_int8_takes_columns_that_fill_no_block(columns: int) -> None:
     matrix = Int8Rows.of(torch.from_numpy(weight))
     assert np.abs(matrix.dense() - weight).max() <= np.abs(weight).max() / 127 / 2 * 1.001
     np.testing.assert_allclose(Product(matrix)(x), x @ matrix.dense().T, atol=0.02 * columns**0.5)
+
+
+VNNI = compiler.InstructionSet(
+    "emulated_vnni",
+    (
+        *compiler.INSTRUCTION_SETS[-2].flags,
+        *("-D__AVXVNNI__", "-include", str(Path(__file__).parent / "native" / "emulated_vnni.h")),
+    ),
+    frozenset(),
+)
+
+
+@pytest.mark.parametrize("isa", [compiler.INSTRUCTION_SETS[-1], VNNI], ids=lambda isa: isa.name)
+def test_other_instruction_sets_compute_the_same_to_rounding(
+    isa: compiler.InstructionSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(3)
+    matrices = [random_blocks(name, 37, 512, rng) for name in FORMATS]
+    x = rng.normal(size=(19, 512)).astype(np.float32)
+    widest = [Product(matrix)(x) for matrix in matrices]
+    monkeypatch.setattr(compiler, "INSTRUCTION_SETS", (isa,))
+    forget_library()
+    try:
+        for matrix, expected in zip(matrices, widest, strict=True):
+            product = Product(matrix)
+            found = product(x)
+            np.testing.assert_allclose(found, expected, atol=1e-4)
+            np.testing.assert_array_equal(np.concatenate([product(x[r : r + 1]) for r in range(19)]), found)
+        assert features() == isa.name
+    finally:
+        forget_library()
+
+
+def forget_library() -> None:
+    library.cache_clear()
+    thread_pool.cache_clear()
 
 
 def test_extreme_quants_do_not_overflow() -> None:
