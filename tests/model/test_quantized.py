@@ -13,7 +13,7 @@ import torch
 from model.batch import CPU, BatchRow, build_batch
 from model.blocks import Blocks
 from model.config import read_config
-from model.decoder import Decoder, DecoderWeights
+from model.decoder import Decoder, DecoderWeights, LayerWeights, Linear
 from model.eager import EagerDecoder
 from model.int8 import Int8Weights
 from model.load import Checkpoint, Stored, load_decoder
@@ -22,8 +22,10 @@ from model.native.decoder import NativeDecoder
 from model.native.library import LinearSpec, features, library, thread_pool
 from model.native.memory import Arena
 from model.native.quantized import pack_strips, padded_columns
-from model.quantized import Int8Rows, QuantizedMatrix
+from model.native.weights import pack
+from model.quantized import Int8Rows, Matrix, QuantizedMatrix
 from protocol.errors import UnsupportedModel
+from protocol.request import SamplingParams
 from tests.model.families import make_checkpoint, needs_compiler
 from tests.model.random_blocks import CONFIG, FORMATS, RandomWeights, random_blocks
 
@@ -185,6 +187,42 @@ def test_a_token_has_the_same_bits_in_any_chunk_of_a_pass(formats: tuple[str, ..
     alone = logits_of(decoder, text, [1] * 90)
     for chunks in ([90], [5] * 18, [1, 2, 3, 4, 6, 7, 8, 17, 33, 9]):
         assert torch.equal(logits_of(decoder, text, chunks), alone)
+
+
+@pytest.mark.parametrize("formats", [("int8",) * 8, ("Q4_1",) * 8, MIXED], ids=["int8", "Q4_1", "mixed"])
+@pytest.mark.parametrize("sampling", [SamplingParams(temperature=0), SamplingParams(temperature=0.8, seed=7)])
+def test_verifying_drafts_picks_what_the_plain_loop_picks(formats: tuple[str, ...], sampling: SamplingParams) -> None:
+    decoder = NativeDecoder(CONFIG, RandomWeights(formats, dtype=torch.bfloat16))
+    plain, kv = [5, 6, 7], decoder.new_kv(256)
+    for position in range(60):
+        batch = build_batch([BatchRow(np.arange(position + 1), 1)])
+        (token,) = decoder.step([plain[position]], batch, kv, [0], [sampling], [position + 1])
+        plain += [token] * (position >= 2)
+    kv, start = decoder.new_kv(256), 0
+    for size in [3, *range(1, 11)]:
+        batch, after = build_batch([BatchRow(np.arange(start + size), size)]), range(start + 1, start + size + 1)
+        asked = plain[start : start + size], batch, kv, range(size), [sampling] * size, after
+        picks = decoder.step(*asked)
+        first = max(0, 2 - start)  # the prompt's own tokens are no picks
+        assert picks[first:] == plain[start + 1 + first : start + 1 + size]
+        start += size
+
+
+def test_packed_weights_are_all_that_is_kept() -> None:
+    weights = RandomWeights(("Q4_K", "Q4_K", "Q6_K", "Q6_K", "Q4_K", "Q4_K", "Q6_K", "Q6_K"))
+    matrices = [weights.embedding(), *(own.weight for layer in weights.layers() for own in linears(layer))]
+    stored = sum(part.data.nbytes for matrix in matrices for part in parts_of(matrix))
+    kept = sum(tensor.nbytes for tensor in pack(CONFIG, weights).tensors)
+    assert kept < 1.06 * stored
+
+
+def linears(layer: LayerWeights) -> tuple[Linear, ...]:
+    return layer.qkv, layer.out, layer.gate_up, layer.down
+
+
+def parts_of(matrix: Matrix) -> tuple[Blocks | Int8Rows, ...]:
+    assert isinstance(matrix, QuantizedMatrix)
+    return matrix.parts
 
 
 @torch.inference_mode()
