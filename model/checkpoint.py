@@ -78,7 +78,7 @@ class Checkpoint:
 
     def check(self, shapes: dict[str, tuple[int, ...]], optional: frozenset[str]) -> None:
         """Raises unless the files hold exactly these tensors. Ignores stored rotary frequencies."""
-        names = {name for name in self._source.shapes if not name.endswith("rotary_emb.inv_freq")}
+        names = {name for name in self.shapes if not name.endswith("rotary_emb.inv_freq")}
         if missing := sorted(shapes.keys() - names):
             raise ConfigError(f"{self.directory} lacks tensors that its config.json promises: {_some(missing)}")
         if unexpected := sorted(names - shapes.keys() - optional):
@@ -86,16 +86,20 @@ class Checkpoint:
                 f"{self.directory} holds tensors that its config.json does not explain: {_some(unexpected)}"
             )
         for name, shape in shapes.items():
-            found = self._source.shapes[name]
+            found = self.shapes[name]
             if found != shape:
                 raise ConfigError(f"{name} of {self.directory} has shape {found}; its config.json says {shape}")
 
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return self._source.shapes
+
     def __contains__(self, name: str) -> bool:
-        return name in self._source.shapes
+        return name in self.shapes
 
     def read(self, *names: str) -> Tensor:
         """A new tensor in the model's dtype: the named tensors concatenated along the first dimension."""
-        shapes = [self._source.shapes[name] for name in names]
+        shapes = [self.shapes[name] for name in names]
         rows = [shape[0] for shape in shapes]
         whole = torch.empty((sum(rows), *shapes[0][1:]), dtype=self.dtype, device=self.device)
         for name, part in zip(names, torch.split(whole, rows), strict=True):

@@ -41,7 +41,7 @@ _GEMMA_LAYER = MappingProxyType(
     }
 )
 ROPE_FREQUENCIES = "rope_freqs.weight"
-_CHUNK = 1 << 20  # weights that are made dense at a time
+_CHUNK = 1 << 16  # weights that are made dense at a time: what fits a core's cache
 
 
 class GgufCheckpoint:
@@ -61,13 +61,15 @@ class GgufCheckpoint:
         return {name: tensor.shape for name, tensor in self._stored.items()}
 
     def blocks(self, name: str) -> Blocks:
-        """The matrix as it lies in the file; where rows change places, a copy of its blocks."""
+        """A matrix as it lies in the file; where rows change places, a copy of its blocks. Not for vectors."""
+        if len(self._stored[name].shape) != 2:
+            raise ValueError(f"{name} is not a matrix; read it dense")
         blocks = _view(self._data, self._stored[name])
         order = self._row_order(name, blocks.shape[0])
         return blocks if order is None else blocks.rows(order)
 
     def dense(self, name: str, start: int, stop: int) -> npt.NDArray[np.float32]:
-        """Rows [start, stop) of a matrix, or entries of a vector, in float32."""
+        """Rows [start, stop) of a matrix, or entries of a vector, in float32, to be written on."""
         tensor = self._stored[name]
         if len(tensor.shape) == 1:
             vector = _view(self._data, tensor).dense().reshape(-1)
@@ -75,7 +77,10 @@ class GgufCheckpoint:
             vector = vector if order is None else vector[order]
             return vector[start:stop] - (self._norm_offset if name.endswith("norm.weight") else 0.0)
         order = self._row_order(name, tensor.shape[0])
-        return _view(self._data, tensor).rows(slice(start, stop) if order is None else order[start:stop]).dense()
+        rows = _view(self._data, tensor).rows(slice(start, stop) if order is None else order[start:stop])
+        # As one long row, because gguf dequantizes 16 rows at a time.
+        row = Blocks(rows.format, (1, rows.shape[0] * rows.shape[1]), rows.data.reshape(1, -1))
+        return np.require(row.dense(), requirements="W").reshape(rows.shape)
 
     def chunk(self, name: str) -> int:
         """How many rows of a tensor to make dense at a time."""
