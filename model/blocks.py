@@ -5,6 +5,7 @@ from enum import StrEnum
 
 import gguf
 import numpy as np
+import numpy.typing as npt
 
 
 class BlockFormat(StrEnum):
@@ -25,17 +26,21 @@ class BlockFormat(StrEnum):
 
 @dataclass(frozen=True)
 class Blocks:
-    """A matrix of `shape` (rows, columns); `data` holds its blocks, uint8 (rows, bytes of a row), often a view of a mapped file."""
+    """A matrix of `shape` (rows, columns).
+
+    data: its blocks, uint8 (rows, bytes of a row), often a view of a mapped file.
+    """
 
     format: BlockFormat
     shape: tuple[int, int]
-    data: np.ndarray
+    data: npt.NDArray[np.uint8]
 
-    def dense(self) -> np.ndarray:
+    def dense(self) -> npt.NDArray[np.float32]:
         """The same matrix in float32 (rows, columns)."""
         kind = gguf.GGMLQuantizationType[self.format.value]
         return gguf.quants.dequantize(self.data, kind).astype(np.float32, copy=False).reshape(self.shape)
 
-    def rows(self, index: np.ndarray) -> "Blocks":
+    def rows(self, index: npt.NDArray[np.intp] | slice) -> "Blocks":
         """The rows of `index`, in its order."""
-        return Blocks(self.format, (len(index), self.shape[1]), self.data[index])
+        data = self.data[index]
+        return Blocks(self.format, (len(data), self.shape[1]), data)

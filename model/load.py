@@ -1,4 +1,4 @@
-"""Loads a Decoder from a HF checkpoint directory with safetensors files.
+"""Loads a Decoder from a checkpoint directory (model/checkpoint.py).
 
 The names and shapes of tensors are checked against the config before any weight is read. Projections are fused while
 reading.
@@ -6,21 +6,19 @@ reading.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from model.batch import CPU
+from model.checkpoint import Checkpoint
 from model.config import DecoderConfig, read_config
 from model.decoder import Decoder, LayerWeights, Linear
 from model.execution import Execution, build_decoder
 from model.native.memory import release_freed_memory
-from protocol.errors import ConfigError, UnsupportedModel
+from protocol.errors import ConfigError
 
 Progress = Callable[[int, int], None]  # (loaded layers, all layers)
 
@@ -51,51 +49,6 @@ def _checked(directory: Path, config: DecoderConfig, dtype: torch.dtype, device:
     checkpoint = Checkpoint(directory, dtype, device)
     checkpoint.check(tensor_shapes(config), optional=frozenset({_HEAD} if config.tied_embeddings else ()))
     return checkpoint
-
-
-class Checkpoint:
-    """The tensors of one or several safetensors files, by name.
-
-    A file is closed after each read, because the pages of a mapped file stay in memory as long as it is open.
-    """
-
-    def __init__(self, directory: Path, dtype: torch.dtype, device: torch.device) -> None:
-        self.directory = directory
-        self.dtype = dtype
-        self.device = device
-        self._path_of: dict[str, Path] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        for path in _weight_files(directory):
-            with _opened(path) as file:
-                names = file.keys()
-                self._path_of.update(dict.fromkeys(names, path))
-                self._shapes.update((name, tuple(file.get_slice(name).get_shape())) for name in names)
-
-    def check(self, shapes: dict[str, tuple[int, ...]], optional: frozenset[str]) -> None:
-        """Raises unless the files hold exactly these tensors. Ignores stored rotary frequencies."""
-        names = {name for name in self._path_of if not name.endswith("rotary_emb.inv_freq")}
-        if missing := sorted(shapes.keys() - names):
-            raise ConfigError(f"{self.directory} lacks tensors that its config.json promises: {_some(missing)}")
-        if unexpected := sorted(names - shapes.keys() - optional):
-            raise UnsupportedModel(
-                f"{self.directory} holds tensors that its config.json does not explain: {_some(unexpected)}"
-            )
-        for name, shape in shapes.items():
-            found = self._shapes[name]
-            if found != shape:
-                raise ConfigError(f"{name} of {self.directory} has shape {found}; its config.json says {shape}")
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._path_of
-
-    def read(self, *names: str) -> Tensor:
-        """A new tensor in the model's dtype: the named tensors concatenated along the first dimension."""
-        rows = sum(self._shapes[name][0] for name in names)
-        whole = torch.empty((rows, *self._shapes[names[0]][1:]), dtype=self.dtype, device=self.device)
-        for name, part in zip(names, torch.split(whole, [self._shapes[name][0] for name in names]), strict=True):
-            with _opened(self._path_of[name]) as file:
-                part.copy_(file.get_tensor(name))
-        return whole
 
 
 class Stored:
@@ -203,33 +156,5 @@ def _read_norm(checkpoint: Checkpoint, config: DecoderConfig, name: str) -> Tens
     return config.norm_offset + weight.float() if config.norm_offset else weight
 
 
-def _opened(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise ConfigError(f"{path} is damaged or cut short ({error}); fetch it again") from None
-
-
-def _weight_files(directory: Path) -> list[Path]:
-    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if single.exists():
-        return [single]
-    if index.exists():
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        files = [directory / name for name in sorted(names)]
-        if absent := [file.name for file in files if not file.exists()]:
-            raise ConfigError(f"{directory} lacks shards that its index names: {_some(absent)}")
-        return files
-    remedy = "save it with model.save_pretrained(directory), which writes safetensors"
-    if any(directory.glob("*.bin")):
-        raise ConfigError(f"{directory} holds pickled .bin weights, which are never loaded; {remedy}")
-    raise ConfigError(f"{directory} holds no model.safetensors and no index of shards; {remedy}")
-
-
 def _name(layer: int, suffix: str) -> str:
     return f"model.layers.{layer}.{suffix}"
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = len(names) - 3
-    return ", ".join(names[:3]) + (f" and {rest} more" if rest > 0 else "")

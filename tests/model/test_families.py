@@ -374,7 +374,10 @@ class TestWeightFiles:
 
         def download(name: str, *, revision: str | None, allow_patterns: list[str]) -> str:
             asked.append((name, revision))
-            return str(tmp_path / "snapshots" / commits[revision])
+            snapshot = tmp_path / "snapshots" / commits[revision]
+            snapshot.mkdir(parents=True, exist_ok=True)
+            (snapshot / "config.json").touch()
+            return str(snapshot)
 
         monkeypatch.setattr(files, "snapshot_download", download)
         assert files.pin_revision("org/model") == "org/model@c0ffee"
