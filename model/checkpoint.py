@@ -11,8 +11,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from model.blocks import BlockFormat, Blocks
 from model.gguf.tensors import GgufCheckpoint
 from model.gguf.unpack import GGUF_NAME
+from model.quantized import Matrix, QuantizedMatrix
 from protocol.errors import ConfigError, UnsupportedModel
 
 
@@ -24,6 +26,9 @@ class TensorSource(Protocol):
 
     def copy(self, name: str, into: Tensor) -> None:
         """Writes a tensor into `into`, in its dtype and on its device."""
+
+    def blocks(self, name: str) -> Blocks | None:
+        """A matrix in a format of few bits, as it is stored; None: it is stored dense."""
 
 
 class SafetensorsFiles:
@@ -45,6 +50,9 @@ class SafetensorsFiles:
         with _opened(self._path_of[name]) as file:
             into.copy_(file.get_tensor(name))
 
+    def blocks(self, name: str) -> Blocks | None:
+        return None
+
 
 class GgufTensors:
     """The tensors of a GGUF file, made dense a few rows at a time."""
@@ -59,6 +67,10 @@ class GgufTensors:
             stop = min(start + step, len(into))
             into[start:stop].copy_(torch.from_numpy(self.checkpoint.dense(name, start, stop)))
         self.checkpoint.release()
+
+    def blocks(self, name: str) -> Blocks | None:
+        blocks = self.checkpoint.blocks(name)
+        return None if blocks.format in (BlockFormat.F32, BlockFormat.F16, BlockFormat.BF16) else blocks
 
 
 def tensor_source(directory: Path) -> TensorSource:
@@ -105,6 +117,11 @@ class Checkpoint:
         for name, part in zip(names, torch.split(whole, rows), strict=True):
             self._source.copy(name, part)
         return whole
+
+    def read_as_stored(self, *names: str) -> Matrix:
+        """The same, in blocks if all of the named matrices are stored in blocks."""
+        parts = [blocks for name in names if (blocks := self._source.blocks(name)) is not None]
+        return QuantizedMatrix(tuple(parts)) if len(parts) == len(names) else self.read(*names)
 
 
 def _opened(path: Path) -> Any:

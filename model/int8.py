@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import torch
+from torch import Tensor
 
 from model.decoder import LayerWeights, Linear, StoredWeights
 from model.quantized import Int8Rows, Matrix, QuantizedMatrix
 
 
-@dataclass(frozen=True)
 class Int8Weights:
     """A model.decoder.StoredWeights whose matrices are Int8Rows. Those that are quantized already stay as they are."""
 
-    stored: StoredWeights
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.stored.dtype
-
-    @property
-    def device(self) -> torch.device:
-        return self.stored.device
+    def __init__(self, stored: StoredWeights) -> None:
+        self.stored = stored
+        self.dtype, self.device = stored.dtype, stored.device
 
     def embedding(self) -> Matrix:
         return _rounded(self.stored.embedding())
@@ -32,7 +25,7 @@ class Int8Weights:
         head = self.stored.head()
         return None if head is None else _rounded(head)
 
-    def norm(self) -> torch.Tensor:
+    def norm(self) -> Tensor:
         return self.stored.norm()
 
     def layers(self) -> Iterator[LayerWeights]:

@@ -7,6 +7,7 @@ reading.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from enum import StrEnum
 from pathlib import Path
 
 import torch
@@ -17,8 +18,19 @@ from model.checkpoint import Checkpoint
 from model.config import DecoderConfig, read_config
 from model.decoder import Decoder, LayerWeights, Linear
 from model.execution import Execution, build_decoder
+from model.int8 import Int8Weights
 from model.native.memory import release_freed_memory
+from model.quantized import Matrix
 from protocol.errors import ConfigError
+
+
+class WeightFormat(StrEnum):
+    """DENSE: in the model's dtype. STORED: matrices in GGUF's blocks stay so. INT8: matrices by output channel."""
+
+    DENSE = "dense"
+    STORED = "stored"
+    INT8 = "int8"
+
 
 Progress = Callable[[int, int], None]  # (loaded layers, all layers)
 
@@ -33,11 +45,13 @@ def load_decoder(
     num_layers: int | None = None,
     execution: Execution = Execution.AUTO,
     progress: Progress | None = None,
+    weights: WeightFormat = WeightFormat.DENSE,
 ) -> Decoder:
     """Loads a decoder. num_layers: load only the first so many layers. Raises UnsupportedModel or ConfigError."""
     full = read_config(directory)
     config = full if num_layers is None else full.first_layers(num_layers)
-    return build_decoder(config, Stored(_checked(directory, full, dtype, device), config, progress), execution)
+    stored = Stored(_checked(directory, full, dtype, device), config, progress, weights)
+    return build_decoder(config, Int8Weights(stored) if weights is WeightFormat.INT8 else stored, execution)
 
 
 def check_weights(directory: Path) -> None:
@@ -54,21 +68,29 @@ def _checked(directory: Path, config: DecoderConfig, dtype: torch.dtype, device:
 class Stored:
     """The model.decoder.StoredWeights of a checkpoint."""
 
-    def __init__(self, checkpoint: Checkpoint, config: DecoderConfig, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: DecoderConfig,
+        progress: Progress | None,
+        weights: WeightFormat = WeightFormat.DENSE,
+    ) -> None:
         self.dtype = checkpoint.dtype
         self.device = checkpoint.device
         self._checkpoint = checkpoint
         self._config = config
         self._progress = progress
+        self._matrix = checkpoint.read_as_stored if weights is WeightFormat.STORED else checkpoint.read
 
-    def embedding(self) -> Tensor:
-        return self._checkpoint.read(_EMBEDDING)
+    def embedding(self) -> Matrix:
+        return self._matrix(_EMBEDDING)
 
-    def head(self) -> Tensor | None:
+    def head(self) -> Matrix | None:
         """The head, or None if it is tied. Raises ConfigError if a tied head differs from the embedding."""
         if not self._config.tied_embeddings:
-            return self._checkpoint.read(_HEAD)
-        if _HEAD in self._checkpoint and not torch.equal(self._checkpoint.read(_HEAD), self.embedding()):
+            return self._matrix(_HEAD)
+        read = self._checkpoint.read
+        if _HEAD in self._checkpoint and not torch.equal(read(_HEAD), read(_EMBEDDING)):
             raise ConfigError(
                 f"{self._checkpoint.directory} ties its embeddings but stores an {_HEAD} that differs from them"
             )
@@ -79,7 +101,7 @@ class Stored:
 
     def layers(self) -> Iterator[LayerWeights]:
         for layer in range(self._config.num_layers):
-            yield _read_layer(self._checkpoint, self._config, layer)
+            yield _read_layer(self._checkpoint, self._matrix, self._config, layer)
             release_freed_memory()
             if self._progress is not None:
                 self._progress(layer + 1, self._config.num_layers)
@@ -122,10 +144,12 @@ def _layer_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _read_layer(checkpoint: Checkpoint, config: DecoderConfig, layer: int) -> LayerWeights:
+def _read_layer(
+    checkpoint: Checkpoint, matrix: Callable[..., Matrix], config: DecoderConfig, layer: int
+) -> LayerWeights:
     def linear(bias: bool, *names: str) -> Linear:
         return Linear(
-            checkpoint.read(*(_name(layer, f"{name}.weight") for name in names)),
+            matrix(*(_name(layer, f"{name}.weight") for name in names)),
             checkpoint.read(*(_name(layer, f"{name}.bias") for name in names)) if bias else None,
         )
 

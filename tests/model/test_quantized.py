@@ -10,13 +10,11 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from model.batch import CPU, BatchRow, build_batch
+from model.batch import BatchRow, build_batch
 from model.blocks import Blocks
-from model.config import read_config
 from model.decoder import Decoder, DecoderWeights, LayerWeights, Linear
 from model.eager import EagerDecoder
-from model.int8 import Int8Weights
-from model.load import Checkpoint, Stored, load_decoder
+from model.load import WeightFormat, load_decoder
 from model.native import compiler
 from model.native.decoder import NativeDecoder
 from model.native.library import LinearSpec, features, library, thread_pool
@@ -238,11 +236,9 @@ def test_embeddings_are_those_of_the_blocks() -> None:
 @torch.inference_mode()
 def test_any_checkpoint_runs_in_int8_near_its_own_weights(family: str, tmp_path: Path) -> None:
     directory = make_checkpoint(family, tmp_path, seed=3)
-    checkpoint, config = Checkpoint(directory, torch.float32, CPU), read_config(directory)
     text = np.random.default_rng(1).integers(3, 160, 30).tolist()
     exact = logits_of(load_decoder(directory, dtype=torch.float32), text, [30])
-    weights = Int8Weights(Stored(checkpoint, config, None))
-    found = logits_of(NativeDecoder(config, weights), text, [30])
+    found = logits_of(load_decoder(directory, dtype=torch.float32, weights=WeightFormat.INT8), text, [30])
     assert (found - exact).std() < 0.1 * exact.std()
     assert not torch.equal(found, exact)
 

@@ -21,8 +21,8 @@ from model.execution import Execution
 from model.files import resolve
 from model.gguf.hf_rope import LLAMA3, llama3_factors
 from model.gguf.tensors import GgufCheckpoint
-from model.load import load_decoder
-from tests.model.families import EXECUTIONS, WINDOW, make_checkpoint
+from model.load import WeightFormat, load_decoder
+from tests.model.families import EXECUTIONS, WINDOW, make_checkpoint, needs_compiler
 from tests.model.gguf.files import Stored, Weights, permuted, write_gguf
 from tests.model.test_families import Sequences, assert_same, oracle_logits, random_tokens
 
@@ -157,6 +157,18 @@ def test_a_block_format_gives_the_logits_of_its_dense_weights(quantized: tuple[P
     expected = oracle_logits(AutoModelForCausalLM.from_pretrained(quantized[0], dtype=torch.float32), tokens)
     decoder = load_decoder(resolve(str(quantized[1])), dtype=torch.float32)
     assert_same(Sequences(decoder).forward({0: tokens})[0], expected)
+
+
+@needs_compiler
+def test_blocks_that_stay_as_they_are_give_nearly_these_logits(quantized: tuple[Path, Path, BlockFormat]) -> None:
+    """The kernels round activations to int8; matrices in floats are dense anyway."""
+    tokens, directory = random_tokens(0, 20), resolve(str(quantized[1]))
+    exact, found = (
+        Sequences(load_decoder(directory, dtype=torch.float32, weights=weights)).forward({0: tokens})[0]
+        for weights in (WeightFormat.DENSE, WeightFormat.STORED)
+    )
+    assert (found - exact).std() < 0.05 * exact.std()
+    assert torch.equal(found, exact) == (quantized[2] in (BlockFormat.F32, BlockFormat.F16, BlockFormat.BF16))
 
 
 def test_blocks_are_the_files_own_in_the_order_of_hf(quantized: tuple[Path, Path, BlockFormat]) -> None:
