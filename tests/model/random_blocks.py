@@ -28,6 +28,7 @@ HALVES = {
     "Q6_K": (208,),
 }
 FORMATS = ("int8", *HALVES)
+BLOCK_SIZES = {name: gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[name]][0] for name in HALVES}
 # The spread of weights in units of a block's scale.
 SPREAD = {
     "Q8_0": 74,

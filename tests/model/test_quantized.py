@@ -25,7 +25,7 @@ from model.quantized import Int8Rows, Matrix, QuantizedMatrix
 from protocol.errors import UnsupportedModel
 from protocol.request import SamplingParams
 from tests.model.families import make_checkpoint, needs_compiler
-from tests.model.random_blocks import CONFIG, FORMATS, RandomWeights, random_blocks
+from tests.model.random_blocks import BLOCK_SIZES, CONFIG, FORMATS, HALVES, RandomWeights, random_blocks
 
 pytestmark = needs_compiler
 
@@ -129,7 +129,18 @@ def forget_library() -> None:
     thread_pool.cache_clear()
 
 
-def test_extreme_quants_do_not_overflow() -> None:
+@pytest.mark.parametrize("name", HALVES)
+def test_the_largest_quants_and_inputs_do_not_overflow(name: str) -> None:
+    blocks = random_blocks(name, 16, 512, np.random.default_rng(0))
+    each = blocks.data.reshape(16, 512 // BLOCK_SIZES[name], -1)
+    halves = [place + byte for place in HALVES[name] for byte in (0, 1)]
+    each[:, :, [byte for byte in range(each.shape[2]) if byte not in halves]] = 255
+    x = np.array([[1.0] * 512, [-1.0] * 512], np.float32)
+    exact = x @ blocks.dense().T.astype(np.float64)
+    np.testing.assert_allclose(Product(blocks)(x), exact, atol=1e-5 * np.abs(blocks.dense()).sum(1).max())
+
+
+def test_extreme_bytes_do_not_overflow() -> None:
     rows = np.array([[-128] * 64, [127] * 64, [-127, 127] * 32], np.int8).view(np.uint8)
     scales = np.full((3, 4), np.frombuffer(np.float32(1).tobytes(), np.uint8))
     x = np.array([[1.0] * 64, [-1.0] * 64, [1.0, -1.0] * 32], np.float32)
