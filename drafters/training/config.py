@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationError, model_validator
 
+from model.files import resolve
 from protocol.errors import ConfigError
 
 Positive = Annotated[int, Field(gt=0)]
@@ -148,9 +149,9 @@ def load_config(path: Path) -> TrainDrafterConfig:
 def _anchor(config: TrainDrafterConfig, folder: Path) -> TrainDrafterConfig:
     base = config.base
     if isinstance(base, CheckpointBase):
-        base = base.model_copy(update={"checkpoint": folder / base.checkpoint})
+        base = base.model_copy(update={"checkpoint": _checkpoint(folder / base.checkpoint)})
     else:
-        base = base.model_copy(update={"tokenizer": folder / base.tokenizer})
+        base = base.model_copy(update={"tokenizer": _checkpoint(folder / base.tokenizer)})
     files = [str(folder / pattern) for pattern in config.corpus.files]
     return config.model_copy(
         update={
@@ -158,10 +159,15 @@ def _anchor(config: TrainDrafterConfig, folder: Path) -> TrainDrafterConfig:
             "output": folder / config.output,
             "work": folder / config.work,
             "pause": config.pause and folder / config.pause,
-            "targets": [folder / target for target in config.targets],
+            "targets": [_checkpoint(folder / target) for target in config.targets],
             "corpus": config.corpus.model_copy(update={"files": files}),
         }
     )
+
+
+def _checkpoint(path: Path) -> Path:
+    """The folder of a checkpoint; a GGUF file is unpacked. What does not exist is left to those who read it."""
+    return resolve(str(path)) if path.exists() else path
 
 
 def _explain(path: Path, item: Any) -> str:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from drafters.training.base import load_model
 from drafters.training.config import OnPolicy
 from drafters.training.data import Chunk
 from drafters.training.exits import pick_device
@@ -25,8 +26,7 @@ TEACHER_ROWS = 4
 
 def load_teacher(folder: Path) -> Any:
     """The target in `folder`, in bf16 and with gradients off."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, attn_implementation="eager")
-    return model.to(pick_device()).eval().requires_grad_(False)
+    return load_model(folder, torch.bfloat16).to(pick_device()).eval().requires_grad_(False)
 
 
 def top_log_probs(logits: Tensor, k: int) -> tuple[Tensor, Tensor]:
