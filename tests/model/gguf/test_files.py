@@ -73,9 +73,7 @@ def test_exits_beside_a_file_are_a_drafters(file: Path, tmp_path: Path) -> None:
     assert (tmp_path / NAME).exists()
 
 
-@pytest.mark.parametrize(
-    ("name", "asked"), [("org/model", "tiny.gguf"), ("org/model/other.gguf@v2", "other.gguf")]
-)
+@pytest.mark.parametrize(("name", "asked"), [("org/model", "tiny.gguf"), ("org/model/other.gguf@v2", "other.gguf")])
 def test_a_file_on_the_hub_is_downloaded_at_its_commit(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, asked: str
 ) -> None:
