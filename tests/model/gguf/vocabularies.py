@@ -43,8 +43,9 @@ def byte_level(pre: str, tokens: Sequence[str], merges: Sequence[str], **keys: A
 
 def sentencepiece(tokens: Sequence[str], **keys: Any) -> dict[str, Any]:
     """The tokens that are text, and all their characters, with scores that fall."""
-    texts = [text for text in map(_text, tokens) if text and "\n" not in text]
-    pieces = dict.fromkeys(text.replace(" ", "▁") for text in [*"".join(texts), *texts])
+    codes = {character: byte for byte, character in bytes_to_unicode().items()}
+    texts = [text for text in (_text(token, codes) for token in tokens) if text and "\n" not in text]
+    pieces = dict.fromkeys(text.replace(" ", "▁") for text in [*"".join(texts), *texts] if text not in ("<unk>", "<s>"))
     named = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256)), "<|im_start|>", "\n\n", "   "]
     kinds = [int(TokenKind.UNKNOWN), CONTROL, CONTROL, *[BYTE] * 256, CONTROL, USER_DEFINED, USER_DEFINED]
     return {
@@ -58,9 +59,8 @@ def sentencepiece(tokens: Sequence[str], **keys: Any) -> dict[str, Any]:
     } | keys
 
 
-def _text(token: str) -> str:
+def _text(token: str, codes: Mapping[str, int]) -> str:
     """The text of a byte-level token; empty if its bytes are no text."""
-    codes: Mapping[str, int] = {character: byte for byte, character in bytes_to_unicode().items()}
     try:
         return bytes(codes[character] for character in token).decode("utf-8")
     except (KeyError, UnicodeDecodeError):
