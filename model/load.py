@@ -25,10 +25,10 @@ from protocol.errors import ConfigError
 
 
 class WeightFormat(StrEnum):
-    """DENSE: in the model's dtype. STORED: matrices in GGUF's blocks stay so. INT8: matrices by output channel."""
+    """Of matrices. STORED: GGUF's blocks stay so, all else in the model's dtype. DENSE: all in it. INT8: int8 by channel."""
 
-    DENSE = "dense"
     STORED = "stored"
+    DENSE = "dense"
     INT8 = "int8"
 
 
@@ -45,7 +45,7 @@ def load_decoder(
     num_layers: int | None = None,
     execution: Execution = Execution.AUTO,
     progress: Progress | None = None,
-    weights: WeightFormat = WeightFormat.DENSE,
+    weights: WeightFormat = WeightFormat.STORED,
 ) -> Decoder:
     """Loads a decoder. num_layers: load only the first so many layers. Raises UnsupportedModel or ConfigError."""
     full = read_config(directory)
@@ -73,7 +73,7 @@ class Stored:
         checkpoint: Checkpoint,
         config: DecoderConfig,
         progress: Progress | None,
-        weights: WeightFormat = WeightFormat.DENSE,
+        weights: WeightFormat,
     ) -> None:
         self.dtype = checkpoint.dtype
         self.device = checkpoint.device

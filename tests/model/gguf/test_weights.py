@@ -82,7 +82,7 @@ def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_a_file_gives_the_logits_of_transformers(pair: tuple[Path, Path], execution: Execution) -> None:
     tokens = random_tokens(0, 4 * WINDOW)
     expected = oracle_logits(AutoModelForCausalLM.from_pretrained(pair[0], dtype=torch.float32), tokens)
-    decoder = load_decoder(resolve(str(pair[1])), dtype=torch.float32, execution=execution)
+    decoder = load_decoder(resolve(str(pair[1])), dtype=torch.float32, execution=execution, weights=WeightFormat.DENSE)
     assert_same(Sequences(decoder).forward({0: tokens})[0], expected)
 
 
@@ -155,7 +155,7 @@ def make_wide_llama(directory: Path) -> Path:
 def test_a_block_format_gives_the_logits_of_its_dense_weights(quantized: tuple[Path, Path, BlockFormat]) -> None:
     tokens = random_tokens(0, 20)
     expected = oracle_logits(AutoModelForCausalLM.from_pretrained(quantized[0], dtype=torch.float32), tokens)
-    decoder = load_decoder(resolve(str(quantized[1])), dtype=torch.float32)
+    decoder = load_decoder(resolve(str(quantized[1])), dtype=torch.float32, weights=WeightFormat.DENSE)
     assert_same(Sequences(decoder).forward({0: tokens})[0], expected)
 
 
