@@ -3,8 +3,8 @@
     {"op": "open", "name": ..., "file": GGUF, "threads": N, "batch": N, "context": N}
     {"op": "run", "name": ..., "prompts": [[ids]], "max_tokens": N, "batch": N, "temperature": T}
 
-Requests go to its server without HTTP, and are streamed, because only so the arrival of each token can be seen. Reuse of
-prompts is off, since they repeat.
+Requests go to its server without HTTP, and are streamed, because only so the arrival of each token can be seen. No
+prompt is reused, since they repeat.
 """
 
 from __future__ import annotations
