@@ -25,7 +25,7 @@ from protocol.errors import ConfigError
 
 
 class WeightFormat(StrEnum):
-    """Of matrices. STORED: as in the file, so GGUF's blocks stay packed. DENSE: in the model's dtype. INT8: by channel."""
+    """Of matrices. STORED: as in the file, GGUF's blocks packed. DENSE: in the model's dtype. INT8: by channel."""
 
     STORED = "stored"
     DENSE = "dense"
