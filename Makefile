@@ -62,10 +62,12 @@ bench-router: $(BENCH)  ## the router against its baselines: offline, as served,
 bench-ahead: $(BENCH)  ## drafting ahead on two cores (an hour; leave it alone)
 	OMP_NUM_THREADS=1 $(BIN)/python -m bench.ahead
 
-bench-peers:  ## OpenVINO GenAI in an environment of its own, for the benchmark's peer columns
+bench-peers:  ## OpenVINO GenAI and llama.cpp in environments of their own, for the benchmark's peer columns
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --requirement bench/peers/openvino-requirements.txt
 	$(PEERS)/bin/python -m pip uninstall --quiet --yes torchvision
+	$(PYTHON) -m venv .venv-llamacpp
+	.venv-llamacpp/bin/python -m pip install --quiet --requirement bench/peers/llamacpp-requirements.txt
 
 $(BENCH): $(READY)
 	$(PIP) --editable '.[dev,bench]'

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 
 from bench.policies import ADAPTIVE, FIXED
+from model.load import WeightFormat
 from protocol.plan import Mode
 
 TokenIds = Sequence[int]
@@ -54,7 +55,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What every engine loads. max_length: tokens of the longest sequence, prompt included."""
+    """What every engine loads. max_length: tokens of the longest sequence, prompt included. weights: of ours."""
 
     target: Path
     drafter: Path | None
@@ -62,6 +63,7 @@ class Subject:
     threads: int
     max_batch: int
     max_length: int
+    weights: WeightFormat = WeightFormat.STORED
 
     @property
     def positions(self) -> int:

@@ -19,6 +19,7 @@ from bench.workload import EQUAL, KINDS, LONGEST, Workload, read_texts
 from cli.arguments import whole
 from deployments.process import DTYPES
 from model.files import resolve
+from model.load import WeightFormat
 from model.native.library import default_threads
 from protocol.errors import ConfigError
 
@@ -45,7 +46,9 @@ def run(args: argparse.Namespace) -> int:
             sys.stdout.write(json.dumps(result.as_json()) + "\n")
     drafter = subject.drafter.name if subject.drafter else "none"
     settings = {"target": subject.target.name, "drafter": drafter, "prompts": args.prompts.name}
-    settings |= {name: getattr(args, name) for name in ("workload", "num_prompts", "max_tokens", "dtype", "repeat")}
+    settings |= {
+        name: getattr(args, name) for name in ("workload", "num_prompts", "max_tokens", "dtype", "weights", "repeat")
+    }
     text = save(results, settings, engines.versions, engines.left_out, args.out)
     if not args.json:
         sys.stdout.write(text)
@@ -69,6 +72,7 @@ def make_subject(args: argparse.Namespace) -> Subject:
         threads=args.threads,
         max_batch=max(args.batch),
         max_length=longest + args.max_tokens,
+        weights=WeightFormat(args.weights),
     )
 
 
@@ -99,6 +103,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--kept-full", type=whole(0), default=0, metavar="N", help="also keep the batch full, N more batches queued")
     add("--workload", choices=KINDS, default="mixed", help="prompts of 32 to 512 tokens, of 128, or as they are")
     add("--dtype", choices=sorted(DTYPES), default="bf16", help="default: %(default)s")
+    add("--weights", choices=[*WeightFormat], default=WeightFormat.STORED, help="of our target: %(default)s")
     add("--threads", type=whole(1), default=default_threads(), help="default: %(default)s")
     add("--repeat", type=whole(1), default=5, help="repetitions, interleaved (default: %(default)s)")
     add("--url", help="an OpenAI-compatible server, for mode url")

@@ -9,7 +9,7 @@ from bench.cells import APART, CHOSEN, OURS, Cell
 from bench.policies import FIXED
 
 LENGTH_MODES = ("assisted", "lookup", "openvino-draft")  # one cell a batch and length
-PEERS = ("generate", "assisted", "lookup", "continuous", "openvino", "openvino-draft")
+PEERS = ("generate", "assisted", "lookup", "continuous", "openvino", "openvino-draft", "llamacpp")
 MODES = (*OURS, *PEERS, "url")
 EVERY_SETTING = (FIXED, *(mode for mode in APART if mode != CHOSEN))  # one cell a depth and length
 SINGLE = frozenset(("assisted", "lookup"))  # transformers speculates at batch 1 only

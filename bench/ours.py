@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from importlib import metadata
+from typing import Any
 
 import torch
 
@@ -74,12 +75,11 @@ class DraftPoolEngine:
     def open(self) -> None:
         subject = self._subject
         torch.set_num_threads(subject.threads)
-        self._model = load_target(subject.target, dtype=subject.dtype, num_positions=subject.positions, page_size=PAGE)
+        options: dict[str, Any] = {"dtype": subject.dtype, "num_positions": subject.positions, "page_size": PAGE}
+        self._model = load_target(subject.target, weights=subject.weights, **options)
         if subject.drafter is not None:
             check_vocabulary(subject.target, subject.drafter)
-            self._drafter = load_nested(
-                subject.drafter, dtype=subject.dtype, num_positions=subject.positions, page_size=PAGE
-            )
+            self._drafter = load_nested(subject.drafter, **options)
             self._worker = DraftWorker(self._drafter, PoolLimits(max_rows=subject.max_batch), time.monotonic)
 
     def close(self) -> None:

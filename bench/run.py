@@ -74,6 +74,10 @@ def _peers(
         from bench.peers.openvino import OpenVinoEngine
 
         yield OpenVinoEngine(subject, openvino), openvino
+    if "llamacpp" in modes:
+        from bench.peers.llamacpp import LlamaCppEngine
+
+        yield LlamaCppEngine(subject), ["llamacpp"]
     if "url" in modes and url is not None:
         from bench.peers.url import UrlEngine
 

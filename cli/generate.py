@@ -25,6 +25,7 @@ from drafters.worker import DraftWorker
 from model.config import read_config
 from model.execution import Execution
 from model.files import resolve
+from model.load import WeightFormat
 from model.native.library import default_threads
 from model.tokenizer import end_tokens, load_tokenizer
 from protocol.errors import ConfigError, InvalidRequest
@@ -36,7 +37,7 @@ from targets.model import TargetModel, load_target
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--target", required=True, help="checkpoint directory, or hub id")
+    add("--target", required=True, help="checkpoint directory, GGUF file, or hub id")
     add("--drafter", help="checkpoint directory (default: plain decoding)")
     add("--depth", type=depth, help="an exit of the drafter, or cascade (default: the deepest)")
     add("--length", type=whole(0, 64), default=4, help="tokens drafted per round (default: %(default)s)")
@@ -54,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--execution", choices=[*Execution], default=Execution.AUTO, help="native kernels or plain torch: %(default)s")
     add("--deterministic", action="store_true", help="refuse to run on kernels that are not deterministic")
     add("--dtype", choices=sorted(DTYPES), default="bf16", help="default: %(default)s")
+    add("--weights", choices=[*WeightFormat], default=WeightFormat.STORED, help="of both models: %(default)s")
     add("--threads", type=whole(1), default=default_threads(), help="default: %(default)s")
     add("--page-size", type=whole(1), default=256, help="KV positions per page (default: %(default)s)")
     add("--kv-mb", type=whole(1), default=1024, help="KV memory per model (default: %(default)s)")
@@ -115,7 +117,7 @@ def open_models(args: argparse.Namespace, weights: Weights) -> tuple[TargetModel
     """Loads the target, and a worker with the drafter if one is given. Each has --kv-mb of KV memory."""
     target = resolve(args.target)
     options: dict[str, Any] = {"dtype": DTYPES[args.dtype], "page_size": args.page_size}
-    options["execution"] = Execution(args.execution)
+    options |= {"execution": Execution(args.execution), "weights": WeightFormat(args.weights)}
     with loading(target) as progress:
         model = load_target(
             target,

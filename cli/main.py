@@ -23,6 +23,7 @@ COMMANDS = MappingProxyType(
         "plan": ("cli.plan_command", "show what the router would choose for a batch, and why"),
         "simulate": ("cli.simulate_command", "predict tokens per second for a number of draft replicas"),
         "trace": ("cli.trace_command", "write what the last rounds of a running server took, for Perfetto"),
+        "import": ("cli.import_command", "write a GGUF file as a Hugging Face checkpoint"),
         "train-drafter": ("cli.train_command", "train a nested drafter for a target"),
     }
 )

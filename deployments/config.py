@@ -167,4 +167,4 @@ def _resolve(path: str, base: Path) -> str:
     if given.is_absolute():
         return str(given)
     beside = (base / given).resolve()
-    return str(beside) if beside.is_dir() or path.startswith(".") else path
+    return str(beside) if beside.exists() or path.startswith(".") else path

@@ -43,12 +43,14 @@ class Placement(Replicas):
 class Weights(Section):
     """A checkpoint, how it runs, and the memory of its KV cache.
 
-    path: directory or hub id. execution: native kernels, plain torch (eager), or native if possible (auto). page_size:
-    positions per KV page. kv_mb: MiB.
+    path: a directory, a GGUF file or a hub id. weights: matrices as the checkpoint stores them, so that GGUF's blocks
+    stay packed; dense, in dtype; or int8 by output channel. execution: native kernels, plain torch (eager), or native
+    if possible (auto). page_size: positions per KV page. kv_mb: MiB.
     """
 
     path: str
     dtype: Literal["fp32", "bf16"] = "bf16"
+    weights: Literal["stored", "dense", "int8"] = "stored"
     execution: Literal["auto", "native", "eager"] = "auto"
     page_size: Count = 256
     kv_mb: Count = 512

@@ -13,6 +13,7 @@ from drafters.limits import PoolLimits
 from drafters.nested import load_nested
 from drafters.worker import DraftWorker
 from model.execution import Execution
+from model.load import WeightFormat
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule, cascade
 from router.policy import Fixed, Off, Policy
@@ -51,6 +52,9 @@ def open_worker(
     page_size: int,
     max_rows: int,
     execution: Execution = Execution.AUTO,
+    weights: WeightFormat = WeightFormat.STORED,
 ) -> DraftWorker:
-    drafter = load_nested(directory, dtype=dtype, num_positions=num_positions, page_size=page_size, execution=execution)
+    drafter = load_nested(
+        directory, dtype=dtype, num_positions=num_positions, page_size=page_size, execution=execution, weights=weights
+    )
     return DraftWorker(drafter, PoolLimits(max_rows=max_rows), time.monotonic)

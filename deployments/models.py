@@ -7,7 +7,7 @@ from deployments.process import DTYPES, device_of, pool_positions, target_positi
 from drafters.nested import NestedDrafter, load_nested
 from model.execution import Execution
 from model.files import resolve
-from model.load import Progress
+from model.load import Progress, WeightFormat
 from targets.model import TargetModel, load_target
 
 
@@ -20,6 +20,7 @@ def load_model(config: TargetConfig, progress: Progress | None = None) -> Target
         page_size=config.page_size,
         device=device_of(config),
         execution=Execution(config.execution),
+        weights=WeightFormat(config.weights),
         deterministic=bool(config.deterministic),
         progress=progress,
     )
@@ -34,4 +35,5 @@ def load_drafter(config: PoolConfig) -> NestedDrafter:
         page_size=config.page_size,
         device=device_of(config),
         execution=Execution(config.execution),
+        weights=WeightFormat(config.weights),
     )

@@ -35,7 +35,8 @@ def model_key(weights: Weights, placement: Placement) -> ModelKey:
     device = device_of(placement)
     kind = "eager" if weights.execution == "eager" else kernels(device)
     versions = f"draftpool {version('draftpool')}, torch {torch.__version__}, {kind}, caches swept"
-    return ModelKey(device_name(device), fingerprint(resolve(weights.path)), weights.dtype, placement.threads, versions)
+    kind = weights.dtype if weights.weights == "stored" else f"{weights.dtype} {weights.weights}"
+    return ModelKey(device_name(device), fingerprint(resolve(weights.path)), kind, placement.threads, versions)
 
 
 def kernels(device: torch.device) -> str:

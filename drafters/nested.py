@@ -27,7 +27,7 @@ from model.config import read_config
 from model.decoder import Decoder
 from model.execution import Execution
 from model.kv import bytes_per_slot
-from model.load import load_decoder
+from model.load import WeightFormat, load_decoder
 from model.native.decoder import NativeDecoder
 from model.pages import PageLedger
 from model.rollout import Rollout
@@ -240,6 +240,7 @@ def load_nested(
     page_size: int,
     device: torch.device = CPU,
     execution: Execution = Execution.AUTO,
+    weights: WeightFormat = WeightFormat.STORED,
 ) -> NestedDrafter:
     """The checkpoint's layers up to its deepest exit, with KV and boundary states for `num_positions`.
 
@@ -252,7 +253,9 @@ def load_nested(
         exits = drafter_exits(directory)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    decoder = load_decoder(directory, dtype=dtype, device=device, num_layers=exits[-1], execution=execution)
+    decoder = load_decoder(
+        directory, dtype=dtype, device=device, num_layers=exits[-1], execution=execution, weights=weights
+    )
     return NestedDrafter(decoder, exits, num_positions // page_size, page_size)
 
 

@@ -8,7 +8,7 @@ layer, read the hidden states, and continue. There are two implementations over 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
 
 import torch
@@ -18,16 +18,17 @@ from torch import Tensor
 from model.batch import RaggedBatch
 from model.config import DecoderConfig
 from model.kv import PagedKV
+from model.quantized import Matrix, dense
 from model.rollout import Drafted, Rollout
 from protocol.request import SamplingParams
 
 
 class Linear(NamedTuple):
-    weight: Tensor  # [out, in]
+    weight: Matrix  # [out, in]
     bias: Tensor | None
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return F.linear(x, dense(self.weight, x.dtype), self.bias)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,13 @@ class LayerWeights:
     down: Linear
     mlp_post_norm: Tensor | None
 
+    def dense(self, dtype: torch.dtype) -> LayerWeights:
+        """The same without quantized matrices."""
+        qkv, out, gate_up, down = (
+            Linear(dense(own.weight, dtype), own.bias) for own in (self.qkv, self.out, self.gate_up, self.down)
+        )
+        return replace(self, qkv=qkv, out=out, gate_up=gate_up, down=down)
+
 
 class StoredWeights(Protocol):
     """The weights of a checkpoint, each read on request, so that repacking them never holds all weights twice."""
@@ -51,10 +59,10 @@ class StoredWeights(Protocol):
     dtype: torch.dtype
     device: torch.device
 
-    def embedding(self) -> Tensor:
+    def embedding(self) -> Matrix:
         """[vocab, hidden]."""
 
-    def head(self) -> Tensor | None:
+    def head(self) -> Matrix | None:
         """[vocab, hidden]; None: the embedding itself."""
 
     def norm(self) -> Tensor: ...
@@ -74,8 +82,11 @@ class DecoderWeights:
 
     @classmethod
     def read(cls, stored: StoredWeights) -> DecoderWeights:
-        embedding, head = stored.embedding(), stored.head()
-        return cls(embedding, tuple(stored.layers()), stored.norm(), embedding if head is None else head)
+        """Quantized matrices are made dense."""
+        dtype, head = stored.dtype, stored.head()
+        embedding = dense(stored.embedding(), dtype)
+        layers = tuple(layer.dense(dtype) for layer in stored.layers())
+        return cls(embedding, layers, stored.norm(), embedding if head is None else dense(head, dtype))
 
 
 class Decoder(Protocol):

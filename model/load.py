@@ -1,4 +1,4 @@
-"""Loads a Decoder from a HF checkpoint directory with safetensors files.
+"""Loads a Decoder from a checkpoint directory (model/checkpoint.py).
 
 The names and shapes of tensors are checked against the config before any weight is read. Projections are fused while
 reading.
@@ -6,21 +6,31 @@ reading.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from model.batch import CPU
+from model.checkpoint import Checkpoint
 from model.config import DecoderConfig, read_config
 from model.decoder import Decoder, LayerWeights, Linear
 from model.execution import Execution, build_decoder
+from model.int8 import Int8Weights
 from model.native.memory import release_freed_memory
-from protocol.errors import ConfigError, UnsupportedModel
+from model.quantized import Matrix
+from protocol.errors import ConfigError
+
+
+class WeightFormat(StrEnum):
+    """Of matrices. STORED: as in the file, GGUF's blocks packed. DENSE: in the model's dtype. INT8: by channel."""
+
+    STORED = "stored"
+    DENSE = "dense"
+    INT8 = "int8"
+
 
 Progress = Callable[[int, int], None]  # (loaded layers, all layers)
 
@@ -35,11 +45,13 @@ def load_decoder(
     num_layers: int | None = None,
     execution: Execution = Execution.AUTO,
     progress: Progress | None = None,
+    weights: WeightFormat = WeightFormat.STORED,
 ) -> Decoder:
     """Loads a decoder. num_layers: load only the first so many layers. Raises UnsupportedModel or ConfigError."""
     full = read_config(directory)
     config = full if num_layers is None else full.first_layers(num_layers)
-    return build_decoder(config, Stored(_checked(directory, full, dtype, device), config, progress), execution)
+    stored = Stored(_checked(directory, full, dtype, device), config, progress, weights)
+    return build_decoder(config, Int8Weights(stored) if weights is WeightFormat.INT8 else stored, execution)
 
 
 def check_weights(directory: Path) -> None:
@@ -53,69 +65,32 @@ def _checked(directory: Path, config: DecoderConfig, dtype: torch.dtype, device:
     return checkpoint
 
 
-class Checkpoint:
-    """The tensors of one or several safetensors files, by name.
-
-    A file is closed after each read, because the pages of a mapped file stay in memory as long as it is open.
-    """
-
-    def __init__(self, directory: Path, dtype: torch.dtype, device: torch.device) -> None:
-        self.directory = directory
-        self.dtype = dtype
-        self.device = device
-        self._path_of: dict[str, Path] = {}
-        self._shapes: dict[str, tuple[int, ...]] = {}
-        for path in _weight_files(directory):
-            with _opened(path) as file:
-                names = file.keys()
-                self._path_of.update(dict.fromkeys(names, path))
-                self._shapes.update((name, tuple(file.get_slice(name).get_shape())) for name in names)
-
-    def check(self, shapes: dict[str, tuple[int, ...]], optional: frozenset[str]) -> None:
-        """Raises unless the files hold exactly these tensors. Ignores stored rotary frequencies."""
-        names = {name for name in self._path_of if not name.endswith("rotary_emb.inv_freq")}
-        if missing := sorted(shapes.keys() - names):
-            raise ConfigError(f"{self.directory} lacks tensors that its config.json promises: {_some(missing)}")
-        if unexpected := sorted(names - shapes.keys() - optional):
-            raise UnsupportedModel(
-                f"{self.directory} holds tensors that its config.json does not explain: {_some(unexpected)}"
-            )
-        for name, shape in shapes.items():
-            found = self._shapes[name]
-            if found != shape:
-                raise ConfigError(f"{name} of {self.directory} has shape {found}; its config.json says {shape}")
-
-    def __contains__(self, name: str) -> bool:
-        return name in self._path_of
-
-    def read(self, *names: str) -> Tensor:
-        """A new tensor in the model's dtype: the named tensors concatenated along the first dimension."""
-        rows = sum(self._shapes[name][0] for name in names)
-        whole = torch.empty((rows, *self._shapes[names[0]][1:]), dtype=self.dtype, device=self.device)
-        for name, part in zip(names, torch.split(whole, [self._shapes[name][0] for name in names]), strict=True):
-            with _opened(self._path_of[name]) as file:
-                part.copy_(file.get_tensor(name))
-        return whole
-
-
 class Stored:
     """The model.decoder.StoredWeights of a checkpoint."""
 
-    def __init__(self, checkpoint: Checkpoint, config: DecoderConfig, progress: Progress | None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        config: DecoderConfig,
+        progress: Progress | None,
+        weights: WeightFormat,
+    ) -> None:
         self.dtype = checkpoint.dtype
         self.device = checkpoint.device
         self._checkpoint = checkpoint
         self._config = config
         self._progress = progress
+        self._matrix = checkpoint.read_as_stored if weights is WeightFormat.STORED else checkpoint.read
 
-    def embedding(self) -> Tensor:
-        return self._checkpoint.read(_EMBEDDING)
+    def embedding(self) -> Matrix:
+        return self._matrix(_EMBEDDING)
 
-    def head(self) -> Tensor | None:
+    def head(self) -> Matrix | None:
         """The head, or None if it is tied. Raises ConfigError if a tied head differs from the embedding."""
         if not self._config.tied_embeddings:
-            return self._checkpoint.read(_HEAD)
-        if _HEAD in self._checkpoint and not torch.equal(self._checkpoint.read(_HEAD), self.embedding()):
+            return self._matrix(_HEAD)
+        read = self._checkpoint.read
+        if _HEAD in self._checkpoint and not torch.equal(read(_HEAD), read(_EMBEDDING)):
             raise ConfigError(
                 f"{self._checkpoint.directory} ties its embeddings but stores an {_HEAD} that differs from them"
             )
@@ -126,7 +101,7 @@ class Stored:
 
     def layers(self) -> Iterator[LayerWeights]:
         for layer in range(self._config.num_layers):
-            yield _read_layer(self._checkpoint, self._config, layer)
+            yield _read_layer(self._checkpoint, self._matrix, self._config, layer)
             release_freed_memory()
             if self._progress is not None:
                 self._progress(layer + 1, self._config.num_layers)
@@ -169,10 +144,12 @@ def _layer_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-def _read_layer(checkpoint: Checkpoint, config: DecoderConfig, layer: int) -> LayerWeights:
+def _read_layer(
+    checkpoint: Checkpoint, matrix: Callable[..., Matrix], config: DecoderConfig, layer: int
+) -> LayerWeights:
     def linear(bias: bool, *names: str) -> Linear:
         return Linear(
-            checkpoint.read(*(_name(layer, f"{name}.weight") for name in names)),
+            matrix(*(_name(layer, f"{name}.weight") for name in names)),
             checkpoint.read(*(_name(layer, f"{name}.bias") for name in names)) if bias else None,
         )
 
@@ -203,33 +180,5 @@ def _read_norm(checkpoint: Checkpoint, config: DecoderConfig, name: str) -> Tens
     return config.norm_offset + weight.float() if config.norm_offset else weight
 
 
-def _opened(path: Path) -> Any:
-    try:
-        return safe_open(path, framework="pt")
-    except SafetensorError as error:
-        raise ConfigError(f"{path} is damaged or cut short ({error}); fetch it again") from None
-
-
-def _weight_files(directory: Path) -> list[Path]:
-    single, index = directory / "model.safetensors", directory / "model.safetensors.index.json"
-    if single.exists():
-        return [single]
-    if index.exists():
-        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        files = [directory / name for name in sorted(names)]
-        if absent := [file.name for file in files if not file.exists()]:
-            raise ConfigError(f"{directory} lacks shards that its index names: {_some(absent)}")
-        return files
-    remedy = "save it with model.save_pretrained(directory), which writes safetensors"
-    if any(directory.glob("*.bin")):
-        raise ConfigError(f"{directory} holds pickled .bin weights, which are never loaded; {remedy}")
-    raise ConfigError(f"{directory} holds no model.safetensors and no index of shards; {remedy}")
-
-
 def _name(layer: int, suffix: str) -> str:
     return f"model.layers.{layer}.{suffix}"
-
-
-def _some(names: Sequence[str]) -> str:
-    rest = len(names) - 3
-    return ", ".join(names[:3]) + (f" and {rest} more" if rest > 0 else "")

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.batch import BatchRow, RaggedBatch, build_batch
+from model.batch import CPU, BatchRow, RaggedBatch, build_batch
 from model.decoder import Decoder
 from model.execution import Execution
 from model.kv import PagedKV
-from model.load import Progress, load_decoder
+from model.load import Progress, WeightFormat, load_decoder
 from model.pages import PageLedger
 from protocol.errors import ConfigError
 from protocol.request import SamplingParams
@@ -110,14 +110,16 @@ def load_target(
     page_size: int,
     device: torch.device | None = None,
     execution: Execution = Execution.AUTO,
+    weights: WeightFormat = WeightFormat.STORED,
     deterministic: bool = False,
     progress: Progress | None = None,
 ) -> TargetModel:
     """A target whose KV holds num_positions, rounded down to whole pages. Raises UnsupportedModel for a family that is
     not covered, ConfigError when that is less than a page or when steps that must be deterministic are not.
     """
-    cpu = torch.device("cpu")
-    decoder = load_decoder(path, dtype=dtype, device=device or cpu, execution=execution, progress=progress)
+    decoder = load_decoder(
+        path, dtype=dtype, device=device or CPU, execution=execution, progress=progress, weights=weights
+    )
     if num_positions < page_size:
         raise ConfigError(f"KV memory for {num_positions} positions holds no page of {page_size}; raise it for {path}")
     if deterministic and not decoder.is_deterministic:

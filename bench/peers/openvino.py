@@ -8,7 +8,6 @@ decides what the plugin computes and stores in.
 from __future__ import annotations
 
 import hashlib
-import json
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,8 +15,9 @@ from typing import Any
 
 import torch
 
-from bench.cells import Cell, CellOutcome, Subject, Timed, TokenIds, Unavailable
+from bench.cells import Cell, CellOutcome, Subject, TokenIds, Unavailable
 from bench.machine import ROOT
+from bench.peers.worker_process import WorkerProcess, timed
 
 ENVIRONMENT = ROOT / ".venv-openvino"
 EXPORTS = ROOT / "bench/.cache/openvino"
@@ -34,25 +34,15 @@ class OpenVinoEngine:
         self._subject = subject
         self._modes = modes
         self._environment = environment
-        self._process: subprocess.Popen[str] | None = None
+        self._worker: WorkerProcess | None = None
         self.version = ""
 
     def open(self) -> None:
-        python = self._environment / "bin/python"
-        if not python.exists():
-            raise Unavailable(f"{self._environment.name} is not there; run 'make bench-peers'")
         if self._subject.threads < 2:
             raise Unavailable("its continuous-batching pipeline fails with one thread; give --threads 2 or more")
+        self._worker = WorkerProcess(self._environment, "bench.peers.openvino_worker")
         target = export(self._environment, self._subject.target)
         drafter = export(self._environment, self._subject.drafter) if self._subject.drafter else None
-        self._process = subprocess.Popen(
-            [python, "-m", "bench.peers.openvino_worker"],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
         for mode in self._modes:
             draft = str(drafter) if mode == "openvino-draft" else None
             if mode == "openvino-draft" and drafter is None:
@@ -61,11 +51,8 @@ class OpenVinoEngine:
             self.version = answer["version"]
 
     def close(self) -> None:
-        if self._process is not None:
-            process, self._process = self._process, None
-            with process:
-                assert process.stdin is not None
-                process.stdin.close()
+        if self._worker is not None:
+            self._worker.close()
 
     def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> CellOutcome:
         answer = self._ask(
@@ -79,8 +66,13 @@ class OpenVinoEngine:
                 "temperature": cell.temperature,
             }
         )
-        outputs = tuple(_timed(output, answer["started"], cell.length) for output in answer["outputs"])
+        outputs = tuple(timed(output, answer["started"], cell.length) for output in answer["outputs"])
         return CellOutcome(outputs)
+
+    def _ask(self, command: dict[str, Any]) -> dict[str, Any]:
+        if self._worker is None:
+            raise Unavailable("its worker is not running")
+        return self._worker.ask(command)
 
     def _options(self) -> dict[str, Any]:
         precision = {torch.bfloat16: "bf16", torch.float32: "f32"}[self._subject.dtype]
@@ -88,22 +80,6 @@ class OpenVinoEngine:
         if precision == "f32":
             properties["KV_CACHE_PRECISION"] = "f32"
         return {"properties": properties, "cache_gb": KV_GB, "batch": self._subject.max_batch}
-
-    def _ask(self, command: dict[str, Any]) -> dict[str, Any]:
-        if self._process is None or self._process.stdin is None or self._process.stdout is None:
-            raise Unavailable("its worker is not running")
-        try:
-            self._process.stdin.write(json.dumps(command) + "\n")
-            self._process.stdin.flush()
-        except BrokenPipeError:
-            pass
-        line = self._process.stdout.readline()
-        if not line:
-            raise Unavailable(f"its worker ended with status {self._process.wait()}")
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise Unavailable(answer["error"])
-        return answer
 
 
 def export(environment: Path, model: Path) -> Path:
@@ -120,9 +96,3 @@ def export(environment: Path, model: Path) -> Path:
     if done.returncode:
         raise Unavailable(f"optimum-cli cannot export {model.name}: {done.stderr.strip().splitlines()[-1]}")
     return folder
-
-
-def _timed(output: dict[str, Any], started: float, length: int) -> Timed:
-    """The first run is the prompt's own token; later ones are rounds. How much was drafted it does not say here."""
-    verified = tuple(output["runs"][1:]) if length else ()
-    return Timed(tuple(output["token_ids"]), tuple(output["arrived"]), started, verified)

@@ -10,6 +10,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 
 from drafters.manifest import vocabulary_hash
 from drafters.training.config import Base, FreshShape
+from model.checkpoint import GgufTensors
+from model.gguf.unpack import GGUF_NAME
 from model.tokenizer import load_tokenizer
 from protocol.errors import ConfigError
 
@@ -32,9 +34,21 @@ def first_layers(base: Base) -> Any:
     config.num_hidden_layers = base.layers
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[: base.layers]
-    return AutoModelForCausalLM.from_pretrained(
-        base.checkpoint, config=config, dtype=torch.float32, attn_implementation="eager"
-    )
+    return load_model(base.checkpoint, torch.float32, config)
+
+
+def load_model(folder: Path, dtype: torch.dtype, config: Any = None) -> Any:
+    """transformers' model of the checkpoint in `folder`, which may hold a GGUF file. config: instead of its own."""
+    auto: Any = AutoModelForCausalLM
+    if not (folder / GGUF_NAME).exists():
+        return auto.from_pretrained(folder, config=config, dtype=dtype, attn_implementation="eager")
+    config = config or AutoConfig.from_pretrained(folder)
+    model = auto.from_config(config, dtype=dtype, attn_implementation="eager")
+    stored = GgufTensors(folder / GGUF_NAME)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            stored.copy(name, parameter)
+    return model
 
 
 def fresh_llama(base: Base, shape: FreshShape) -> Any:

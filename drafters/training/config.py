@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
 
+from model.files import resolve
 from protocol.errors import ConfigError
 
 
@@ -16,7 +17,13 @@ def _anchor(path: Path, info: ValidationInfo) -> Path:
     return (info.context or Path()) / path
 
 
+def _checkpoint(path: Path) -> Path:
+    """The folder of a checkpoint; a GGUF file is unpacked. What does not exist is left to those who read it."""
+    return resolve(str(path)) if path.exists() else path
+
+
 AnchoredPath = Annotated[Path, AfterValidator(_anchor)]
+CheckpointPath = Annotated[AnchoredPath, AfterValidator(_checkpoint)]
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0)]
@@ -43,7 +50,7 @@ class Base(RecipeSection):
     The model has the checkpoint's first layers, embeddings, final norm and LM head, or, with `fresh`, new weights.
     """
 
-    checkpoint: AnchoredPath
+    checkpoint: CheckpointPath
     layers: Positive
     fresh: FreshShape | None = None
 
@@ -116,7 +123,7 @@ class TrainDrafterConfig(RecipeSection):
     exits: tuple[Positive, ...] = Field(min_length=1)
     exit_weights: tuple[Rate, ...] = ()
     corpus: Corpus
-    targets: list[AnchoredPath] = []
+    targets: list[CheckpointPath] = []
     on_policy: OnPolicy | None = None
     distillation: Distillation = Field(default_factory=Distillation)
     schedule: TrainingSchedule

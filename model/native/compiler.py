@@ -41,10 +41,12 @@ _AVX512 = _extend(
     "-mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512",
     "avx512f avx512bw avx512dq avx512vl",
 )
-_BF16 = _extend(_AVX512, "avx512_bf16", "-mavx512bf16", "avx512_bf16")
+_VNNI = _extend(_AVX512, "avx512_vnni", "-mavx512vnni", "avx512_vnni")
+_BF16 = _extend(_VNNI, "avx512_bf16", "-mavx512bf16", "avx512_bf16")
 _AMX = _extend(_BF16, "amx", "-mamx-tile -mamx-bf16 -DDRAFTPOOL_AMX", "amx_tile amx_bf16")
+_AVX2_VNNI = _extend(_AVX2, "avx2_vnni", "-mavxvnni", "avx_vnni")
 _PORTABLE = InstructionSet("portable", (), frozenset())
-INSTRUCTION_SETS = (_AMX, _BF16, _AVX512, _AVX2, _PORTABLE)
+INSTRUCTION_SETS = (_AMX, _BF16, _VNNI, _AVX512, _AVX2_VNNI, _AVX2, _PORTABLE)
 
 logger = logging.getLogger(__name__)
 

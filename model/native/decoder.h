@@ -1,35 +1,10 @@
 // Runs a range of layers over a ragged batch on all threads, in phases separated by barriers. Hidden states between
 // layers are float; the inputs of matrix products are T.
 #pragma once
-#include "attention.h"
-#include "ops.h"
+#include "layer.h"
 #include "sampling.h"
 
 namespace dp {
-
-struct Shape {
-    int vocab, hidden, inner, layers, heads, kv_heads, head_dim, dim;  // dim: head_dim padded as in the KV
-    Activation activation;
-    float norm_eps, query_scale, embedding_scale, attention_softcap, final_softcap;  // 0: none
-};
-
-template <class T>
-struct Layer {
-    const float *attention_norm, *qk_norm, *attention_post_norm, *mlp_norm, *mlp_post_norm;  // null: none
-    Linear<T> qkv, out, gate_up, down;  // gate_up: alternating strips of gate and up
-    int window;           // 0: none
-};
-
-// The buffers of one pass; their rows are the flat tokens.
-template <class T>
-struct Workspace {
-    Buffer<Input<T>> normed, query, attended, inner;
-    Buffer<float> qkv, branch, logits;
-    std::vector<std::vector<float>> scratch;  // one per thread
-    std::vector<float> partials;              // partial results of attention segments shared by several threads
-    std::vector<std::atomic<int>> left;       // unfinished segments of each head of each task
-    Stopwatch watch;                          // the caller's thread
-};
 
 template <class T>
 class Roller;
@@ -42,7 +17,8 @@ struct Decoder {
     std::vector<Layer<T>> layers;
     const float* norm;
     Linear<T> head;
-    const T* embedding;  // [vocab][hidden]; null: tied to the head
+    const T* embedding;  // [vocab][hidden]; null: in blocks, or tied to the head
+    const Strip* embedding_blocks;
     Pool* pool;
     Workspace<T> work;
 
@@ -59,12 +35,18 @@ struct Decoder {
 
     void embed(const int64_t* ids, int count, float* out) const {
         const float scale = shape.embedding_scale ? shape.embedding_scale : 1.0f;
+        const Strip* blocks = embedding_blocks ? embedding_blocks : embedding ? nullptr : head.quantized;
         for (int t = 0; t < count; t++) {
             const int64_t id = ids[t];
+            const int lane = int(id % kStrip);
             float* row = out + size_t(t) * shape.hidden;
+            if (blocks) {
+                read_strip(blocks[id / kStrip], lane, shape.hidden, row);
+                for (int k = 0; k < shape.hidden; k++) row[k] *= scale;
+                continue;
+            }
             const T* strip = embedding ? embedding + size_t(id) * shape.hidden : head.strip(int(id / kStrip));
-            for (int k = 0; k < shape.hidden; k++)
-                row[k] = scale * widen(embedding ? strip[k] : strip[place(k, int(id % kStrip))]);
+            for (int k = 0; k < shape.hidden; k++) row[k] = scale * widen(embedding ? strip[k] : strip[place(k, lane)]);
         }
     }
 
@@ -78,6 +60,7 @@ struct Decoder {
     // Scores of chosen rows of hidden states. index: [count]; out: [count][vocab].
     void logits(const float* hidden, const int64_t* index, int count, float* out) {
         work.normed.resize(count, shape.hidden);
+        work.blocks.resize(count, shape.hidden);
         work.watch.start();
         pool->run([&](int thread) { score(hidden, index, count, out, thread); });
     }
@@ -87,7 +70,8 @@ struct Decoder {
         reserve(tokens);
         work.logits.resize(tokens, std::max(shape.vocab, 2 * padded(shape.inner)));
         auto multiply_into = [&](const Buffer<Input<T>>& x, const Linear<T>& linear, const Buffer<float>& out, int thread) {
-            multiply(x.data, x.stride, tokens, linear, thread, *pool, [&](int row, int strip, vf* sums, int n) {
+            quantize_rows(x, linear, tokens, thread);
+            multiply(rows_of(x), tokens, linear, thread, *pool, [&](int row, int strip, vf* sums, int n) {
                 store_strips(out.row(row), strip, sums, n);
             });
             pool->barrier();
@@ -141,10 +125,9 @@ struct Decoder {
 
     void score(const float* hidden, const int64_t* index, int count, float* out, int thread) {
         const Range mine = share(count, thread, pool->size());
-        for (int r = mine.begin; r < mine.end; r++)
-            rms_norm(hidden + index[r] * shape.hidden, norm, shape.hidden, shape.norm_eps, work.normed.row(r));
+        for (int r = mine.begin; r < mine.end; r++) norm_row(hidden + index[r] * shape.hidden, norm, head, r);
         meet(thread, Stopwatch::rest);
-        multiply(work.normed.data, work.normed.stride, count, head, thread, *pool, [&](int row, int strip, vf* sums, int n) {
+        multiply(rows_of(work.normed), count, head, thread, *pool, [&](int row, int strip, vf* sums, int n) {
             for (int v = 0; v < n * kVecs; v++) put(out + size_t(row) * shape.vocab, strip * kStrip + v * kLanes, shape.vocab, capped(sums[v]));
         });
         meet(thread, Stopwatch::products);
@@ -161,6 +144,7 @@ struct Decoder {
     }
 
     void reserve(int tokens) {
+        work.blocks.resize(tokens, std::max({shape.hidden, shape.inner, shape.heads * shape.head_dim}));
         work.normed.resize(tokens, shape.hidden);
         work.query.resize(tokens, shape.heads * shape.dim);
         work.attended.resize(tokens, shape.heads * shape.head_dim);
@@ -178,9 +162,9 @@ struct Decoder {
 
     void layer(Pass& pass, int l, int thread) {
         const Layer<T>& weights = layers[l];
-        norm_rows(pass, weights.attention_norm, thread);
+        norm_rows(pass, weights.attention_norm, weights.qkv, thread);
         meet(thread, Stopwatch::rest);
-        multiply(work.normed.data, work.normed.stride, pass.tokens, weights.qkv, thread, *pool, [&](int row, int strip, vf* sums, int n) {
+        multiply(rows_of(work.normed), pass.tokens, weights.qkv, thread, *pool, [&](int row, int strip, vf* sums, int n) {
             store_strips(work.qkv.row(row), strip, sums, n);
         });
         meet(thread, Stopwatch::products);
@@ -189,9 +173,9 @@ struct Decoder {
         attention(pass, weights, l, thread);
         meet(thread, Stopwatch::attention);
         branch(pass, work.attended, weights.out, weights.attention_post_norm, thread);
-        norm_rows(pass, weights.mlp_norm, thread);
+        norm_rows(pass, weights.mlp_norm, weights.gate_up, thread);
         meet(thread, Stopwatch::rest);
-        multiply(work.normed.data, work.normed.stride, pass.tokens, weights.gate_up, thread, *pool, [&](int row, int strip, vf* sums, int n) {
+        multiply(rows_of(work.normed), pass.tokens, weights.gate_up, thread, *pool, [&](int row, int strip, vf* sums, int n) {
             for (int s = 0; s < n; s += 2, sums += 2 * kVecs)
                 for (int v = 0; v < kVecs; v++)
                     store_floats(work.inner.row(row) + (strip + s) / 2 * kStrip + v * kLanes, activate(shape.activation, sums[v]) * sums[kVecs + v]);
@@ -200,15 +184,34 @@ struct Decoder {
         branch(pass, work.inner, weights.down, weights.mlp_post_norm, thread);
     }
 
-    void norm_rows(const Pass& pass, const float* weight, int thread) {
+    Rows<T> rows_of(const Buffer<Input<T>>& x) { return {x.data, x.stride, &work.blocks}; }
+
+    // Normalizes the input of row t of a product.
+    void norm_row(const float* x, const float* weight, const Linear<T>& linear, int t) {
+        Input<T>* own = work.normed.row(t);
+        rms_norm(x, weight, shape.hidden, shape.norm_eps, own);
+        if (!linear.quantized) return;
+        for (int block = 0; block < linear.inputs / kBlockInputs; block++) quantize(own + block * kBlockInputs, work.blocks.at(block, t));
+    }
+
+    void norm_rows(const Pass& pass, const float* weight, const Linear<T>& linear, int thread) {
         const Range mine = share(pass.tokens, thread, pool->size());
-        for (int t = mine.begin; t < mine.end; t++)
-            rms_norm(pass.hidden + size_t(t) * shape.hidden, weight, shape.hidden, shape.norm_eps, work.normed.row(t));
+        for (int t = mine.begin; t < mine.end; t++) norm_row(pass.hidden + size_t(t) * shape.hidden, weight, linear, t);
+    }
+
+    // Rounds the input of a product with weights in blocks. All is complete when it returns.
+    void quantize_rows(const Buffer<Input<T>>& x, const Linear<T>& linear, int rows, int thread) {
+        if (!linear.quantized) return;
+        const Range mine = share(rows * (linear.inputs / kBlockInputs), thread, pool->size());
+        for (int i = mine.begin; i < mine.end; i++)
+            quantize(x.row(i % rows) + i / rows * kBlockInputs, work.blocks.at(i / rows, i % rows));
+        meet(thread, Stopwatch::rest);
     }
 
     // Adds a matrix product, optionally normalized, to the hidden states. All are complete when it returns.
     void branch(const Pass& pass, const Buffer<Input<T>>& x, const Linear<T>& linear, const float* post_norm, int thread) {
-        multiply(x.data, x.stride, pass.tokens, linear, thread, *pool, [&](int row, int strip, vf* sums, int n) {
+        quantize_rows(x, linear, pass.tokens, thread);
+        multiply(rows_of(x), pass.tokens, linear, thread, *pool, [&](int row, int strip, vf* sums, int n) {
             if (post_norm) return store_strips(work.branch.row(row), strip, sums, n);
             for (int v = 0; v < n * kVecs; v++)
                 add(pass.hidden + size_t(row) * shape.hidden, strip * kStrip + v * kLanes, shape.hidden, sums[v]);

@@ -14,7 +14,15 @@ from model.native.compiler import library_path
 
 
 class LinearSpec(Structure):
-    _fields_ = (("strips", c_void_p), ("bias", c_void_p), ("outputs", c_int32), ("inputs", c_int32))
+    """quantized: an array of StripSpec; null where the strips are dense."""
+
+    _fields_ = (
+        ("strips", c_void_p),
+        ("bias", c_void_p),
+        ("quantized", c_void_p),
+        ("outputs", c_int32),
+        ("inputs", c_int32),
+    )
 
 
 class LayerSpec(Structure):
@@ -44,6 +52,7 @@ class ModelSpec(Structure):
         ("norm", c_void_p),
         ("head", LinearSpec),
         ("embedding", c_void_p),
+        ("embedding_blocks", c_void_p),
     )
 
 
@@ -81,6 +90,9 @@ _CALLS: dict[str, tuple[object, list[object]]] = {
     "dp_times": (None, [c_void_p, POINTER(c_double)]),
     "dp_read": (c_uint64, [c_void_p, c_void_p, c_uint64]),
     "dp_pick": (None, [c_void_p, c_void_p, c_int, c_int, c_void_p, c_int, c_void_p]),
+    "dp_strip_bytes": (c_uint64, [c_int, c_int]),
+    "dp_pack": (None, [c_void_p, c_int, c_void_p, c_uint64, c_int, c_int, c_void_p, c_uint64]),
+    "dp_product": (None, [c_void_p, POINTER(LinearSpec), c_void_p, c_int, c_void_p]),
     "dp_gumbel": (None, [c_uint64, c_uint64, c_int, POINTER(c_double)]),
 }
 

@@ -8,7 +8,7 @@
 #include <type_traits>
 
 #include "pool.h"
-#include "simd.h"
+#include "quantized.h"
 
 namespace dp {
 
@@ -28,16 +28,22 @@ using Input = float;
 
 template <class T>
 struct Linear {
-    const T* strips;    // [num_strips][inputs][16], bf16: [num_strips][inputs / 2][16][2]
+    const T* strips;    // [num_strips][inputs][16], bf16: [num_strips][inputs / 2][16][2]; null: `quantized` instead
     const float* bias;  // [num_strips * 16] or null
-    int outputs, inputs;  // outputs as stored, inputs padded to even
+    const Strip* quantized;  // [num_strips]
+    int outputs, inputs;  // outputs as stored, inputs padded to even, or to whole blocks
 
     int num_strips() const { return (outputs + kStrip - 1) / kStrip; }
     const T* strip(int index) const { return strips + size_t(index) * inputs * kStrip; }
 };
 
-// Prefetch distance in bytes of weights.
-constexpr size_t kFetch = 4096;
+// The rows that a matrix is multiplied by: blocks for quantized weights, else floats.
+template <class T>
+struct Rows {
+    const Input<T>* dense;  // [rows][stride]
+    size_t stride;
+    InputBlocks* blocks;
+};
 
 // sum plus the products of pairs of bf16, lane by lane.
 inline vf add_pairs(vf sum, vu a, vu b) {
@@ -143,27 +149,42 @@ void sums_of_strips(const Input<T>* x, size_t stride, int rows, const Linear<T>&
     }
 }
 
-// The same plus the bias. Separate from the code that uses the sums, so that it is compiled once.
+// The same for weights in blocks, of up to kWideRows rows from `first` on.
+inline void sums_of_quantized(InputBlocks& x, int first, int rows, const Strip* strips, int inputs, int count, vf* sums) {
+    for (int s = 0; s < count; s++)
+        with_format(Format(strips[s].format), [&](auto f) {
+            using C = Codec<f()>;
+            for (int v = 0; v < kVecs; v++)
+                panel_product<C>(&x.at(0, first), x.rows, rows, strips[s].panels + v * C::panel_bytes(inputs),
+                                 inputs / kBlockInputs, sums + s * kVecs + v, count * kVecs);
+        });
+}
+
+// The same of either kind plus the bias. Separate from the code that uses the sums, so that it is compiled once.
 template <class T>
-__attribute__((noinline)) void biased_sums(const Input<T>* x, size_t stride, int rows, const Linear<T>& linear, int strip, int strips, vf* sums) {
-    sums_of_strips<T>(x, stride, rows, linear, strip, strips, sums);
+__attribute__((noinline)) void biased_sums(const Rows<T>& x, int first, int rows, const Linear<T>& linear, int strip, int strips, vf* sums) {
+    if (linear.quantized)
+        sums_of_quantized(*x.blocks, first, rows, linear.quantized + strip, linear.inputs, strips, sums);
+    else
+        sums_of_strips<T>(x.dense + first * x.stride, x.stride, rows, linear, strip, strips, sums);
     if (!linear.bias) return;
     for (int r = 0; r < rows; r++)
         for (int v = 0; v < strips * kVecs; v++, sums++) *sums += load_floats(linear.bias + strip * kStrip + v * kLanes);
 }
 
 // Computes this thread's share of the strips, in pairs, for all rows, in as few tiles of nearly equal size as possible.
-// x: [rows][stride]. Calls emit(row, strip, sums of that row, number of strips) with 1, 2 or 4 strips, never half a pair.
+// Calls emit(row, strip, sums of that row, number of strips) with 1, 2 or 4 strips, never half a pair.
 template <class T, class Emit>
-void multiply(const Input<T>* x, size_t stride, int rows, const Linear<T>& linear, int thread, Pool& pool, const Emit& emit) {
-    const int num_strips = linear.num_strips(), num_tiles = (rows + kRows - 1) / kRows;
-    vf sums[kRows * 4 * kVecs];
+void multiply(const Rows<T>& x, int rows, const Linear<T>& linear, int thread, Pool& pool, const Emit& emit) {
+    const int most = linear.quantized ? kWideRows : kRows;
+    const int num_strips = linear.num_strips(), num_tiles = (rows + most - 1) / most;
+    vf sums[kWideRows * 4 * kVecs];
     for (Range pairs; pool.take(thread, (num_strips + 1) / 2, 2, pairs);)
         for (int strip = 2 * pairs.begin, end = std::min(2 * pairs.end, num_strips), strips; strip < end; strip += strips) {
             strips = end - strip == 3 ? 2 : end - strip;
             for (int t = 0; t < num_tiles; t++) {
                 const Range own = share(rows, t, num_tiles);
-                biased_sums(x + own.begin * stride, stride, own.end - own.begin, linear, strip, strips, sums);
+                biased_sums(x, own.begin, own.end - own.begin, linear, strip, strips, sums);
                 for (int r = own.begin; r < own.end; r++) emit(r, strip, sums + (r - own.begin) * strips * kVecs, strips);
             }
         }

@@ -1,5 +1,6 @@
 // The C interface that model/native/library.py calls: plain structs and pointers, no exceptions, no Python.
 #include "decoder.h"
+#include "repack.h"
 #include "roll.h"
 #include "sampling.h"
 
@@ -10,6 +11,7 @@ namespace {
 struct LinearSpec {
     const void* strips;
     const float* bias;
+    const Strip* quantized;
     int32_t outputs, inputs;
 };
 
@@ -26,6 +28,7 @@ struct ModelSpec {
     const float* norm;
     LinearSpec head;
     const void* embedding;
+    const Strip* embedding_blocks;
 };
 
 struct BatchSpec {
@@ -49,7 +52,7 @@ struct Model {
 
 template <class T>
 Linear<T> linear(const LinearSpec& spec) {
-    return {static_cast<const T*>(spec.strips), spec.bias, spec.outputs, spec.inputs};
+    return {static_cast<const T*>(spec.strips), spec.bias, spec.quantized, spec.outputs, spec.inputs};
 }
 
 template <class T>
@@ -69,6 +72,7 @@ struct Typed final : Model {
         decoder.norm = s.norm;
         decoder.head = linear<T>(s.head);
         decoder.embedding = static_cast<const T*>(s.embedding);
+        decoder.embedding_blocks = s.embedding_blocks;
         decoder.pool = pool;
     }
 
@@ -175,6 +179,33 @@ uint64_t dp_read(Pool* pool, const void* data, uint64_t size) {
     uint64_t total = 0;
     for (uint64_t part : totals) total += part;
     return total;
+}
+
+uint64_t dp_strip_bytes(int format, int inputs) { return strip_bytes(Format(format), inputs); }
+
+// Packs rows of a file into strips of sixteen, `step` bytes apart, whose memory holds zeros.
+void dp_pack(Pool* pool, int format, const uint8_t* rows, uint64_t row_bytes, int count, int inputs, uint8_t* strips, uint64_t step) {
+    const int num_strips = (count + kStrip - 1) / kStrip;
+    pool->run([&](int thread) {
+        const Range mine = share(num_strips, thread, pool->size());
+        for (int s = mine.begin; s < mine.end; s++)
+            pack_strip(Format(format), rows + s * kStrip * row_bytes, row_bytes, std::min(kStrip, count - s * kStrip), inputs, strips + s * step);
+    });
+}
+
+// Products of rows of floats with one matrix in blocks. x: [rows][inputs]; out: [rows][outputs].
+void dp_product(Pool* pool, const LinearSpec* spec, const float* x, int rows, float* out) {
+    const Linear<float> own = linear<float>(*spec);
+    InputBlocks blocks;
+    blocks.resize(rows, own.inputs);
+    for (int i = 0; i < rows * own.inputs / kBlockInputs; i++)
+        quantize(x + size_t(i) * kBlockInputs, blocks.at(i % (own.inputs / kBlockInputs), i / (own.inputs / kBlockInputs)));
+    pool->run([&](int thread) {
+        multiply(Rows<float>{nullptr, 0, &blocks}, rows, own, thread, *pool, [&](int row, int strip, vf* sums, int n) {
+            for (int i = 0; i < n * kStrip && strip * kStrip + i < own.outputs; i++)
+                out[size_t(row) * own.outputs + strip * kStrip + i] = sums[i / kLanes][i % kLanes];
+        });
+    });
 }
 
 void dp_gumbel(uint64_t seed, int64_t position, int vocab, double* out) {

@@ -28,6 +28,9 @@ typedef int64_t vl __attribute__((vector_size(4 * kLanes)));
 typedef uint64_t vul __attribute__((vector_size(4 * kLanes)));
 typedef uint32_t quarter_vu __attribute__((vector_size(2 * kLanes)));  // as many elements as a register has doubles
 
+// Prefetch distance in bytes of weights.
+constexpr size_t kFetch = 4096;
+
 struct bf16 {
     uint16_t bits;
 };

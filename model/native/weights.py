@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,8 @@ from model.decoder import LayerWeights, Linear, StoredWeights
 from model.kv import padded_dim
 from model.native.library import LayerSpec, LinearSpec, ModelSpec
 from model.native.memory import Arena
+from model.native.quantized import pack_strips, padded_columns
+from model.quantized import QuantizedMatrix
 
 ROWS = 1024  # rows of a matrix to pack at a time
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_pytorch_tanh": 2, "relu": 3}
@@ -30,14 +33,20 @@ class Packed:
     arena: Arena = field(default_factory=Arena)
 
     def linear(self, linear: Linear) -> LinearSpec:
+        if isinstance(linear.weight, QuantizedMatrix):
+            return self._quantized([linear.weight], linear.weight.shape[0], linear.bias)
         outputs, inputs = linear.weight.shape
         return self._linear(torch.split(linear.weight, ROWS), outputs, inputs, linear.bias, linear.weight.dtype)
 
     def gated(self, gate_up: Linear) -> LinearSpec:
         """Alternates strips of gate and up, so that both factors of a product are computed together."""
+        bias = None if gate_up.bias is None else _mix(*gate_up.bias.chunk(2))
+        if isinstance(gate_up.weight, QuantizedMatrix):
+            inner = gate_up.weight.shape[0] // 2
+            halves = [gate_up.weight.rows(start, start + inner) for start in (0, inner)]
+            return self._quantized(halves, 2 * _up_to(inner, STRIP), bias)
         gate, up = gate_up.weight.chunk(2)
         parts = (_mix(*rows) for rows in zip(torch.split(gate, ROWS), torch.split(up, ROWS), strict=True))
-        bias = None if gate_up.bias is None else _mix(*gate_up.bias.chunk(2))
         return self._linear(parts, 2 * _up_to(len(gate), STRIP), gate.shape[1], bias, gate.dtype)
 
     def _linear(
@@ -51,7 +60,17 @@ class Packed:
             kept[done : done + len(part)] = part
             done += len(part)
         padded = None if bias is None else self.floats(_pad(bias, STRIP))
-        return LinearSpec(kept.data_ptr(), padded, outputs, _up_to(inputs, 2))
+        return LinearSpec(kept.data_ptr(), padded, None, outputs, _up_to(inputs, 2))
+
+    def _quantized(self, matrices: list[QuantizedMatrix], outputs: int, bias: Tensor | None) -> LinearSpec:
+        padded = None if bias is None else self.floats(_pad(bias, STRIP))
+        return LinearSpec(None, padded, self.strips(matrices), outputs, padded_columns(matrices[0].shape[1]))
+
+    def strips(self, matrices: list[QuantizedMatrix]) -> int:
+        """The address of a table of strips, which alternate between the matrices."""
+        table, kept = pack_strips(self.arena, matrices)
+        self.tensors += [table, *kept]
+        return table.data_ptr()
 
     def floats(self, tensor: Tensor | None) -> int | None:
         return None if tensor is None else self.keep(tensor.float())
@@ -64,7 +83,7 @@ class Packed:
 def pack(config: DecoderConfig, weights: StoredWeights) -> Packed:
     """Packs all weights. Each part is read, packed and dropped before the next; the largest first, for a low peak."""
     packed = Packed()
-    embedding, head = _ends(packed, weights)
+    head = _ends(packed, weights)
     windows = (window or 0 for window in config.windows)
     layers = list(
         map(partial(_layer, packed), weights.layers(), windows)
@@ -88,20 +107,22 @@ def pack(config: DecoderConfig, weights: StoredWeights) -> Packed:
         final_softcap=config.final_softcap or 0.0,
         layer=(LayerSpec * len(layers))(*layers),
         norm=packed.floats(weights.norm()),
-        head=head,
-        embedding=embedding,
+        **head,
     )
     return packed
 
 
-def _ends(packed: Packed, weights: StoredWeights) -> tuple[int | None, LinearSpec]:
-    """The embedding (None if tied to the head) and the head."""
+def _ends(packed: Packed, weights: StoredWeights) -> dict[str, Any]:
+    """Fields of ModelSpec: the head, and the embedding unless it is tied to the head."""
     head = weights.head()
     if head is None:
-        return None, packed.linear(Linear(weights.embedding(), None))
+        return {"head": packed.linear(Linear(weights.embedding(), None))}
     spec = packed.linear(Linear(head, None))
     del head
-    return packed.keep(weights.embedding()), spec
+    embedding = weights.embedding()
+    if isinstance(embedding, QuantizedMatrix):
+        return {"head": spec, "embedding_blocks": packed.strips([embedding])}
+    return {"head": spec, "embedding": packed.keep(embedding)}
 
 
 def strips(weight: Tensor) -> Tensor:

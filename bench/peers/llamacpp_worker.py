@@ -1,0 +1,80 @@
+"""llama.cpp in its own environment: reads one JSON command a line, answers with one JSON line each.
+
+    {"op": "open", "name": ..., "file": GGUF, "threads": N, "batch": N, "context": N}
+    {"op": "run", "name": ..., "prompts": [[ids]], "max_tokens": N, "batch": N, "temperature": T}
+
+Requests go to its server without HTTP, and are streamed, because only so the arrival of each token can be seen. No
+prompt is reused, since they repeat.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import xllamacpp  # type: ignore[import-not-found,unused-ignore]
+
+
+class Servers:
+    def __init__(self) -> None:
+        self._open: dict[str, Any] = {}
+
+    def open(self, command: dict[str, Any]) -> dict[str, Any]:
+        params = xllamacpp.CommonParams()
+        params.model.path = command["file"]
+        params.n_ctx = command["context"] * command["batch"]
+        params.n_parallel = command["batch"]
+        params.cpuparams.n_threads = params.cpuparams_batch.n_threads = command["threads"]
+        params.cache_ram_mib = 0
+        self._open[command["name"]] = xllamacpp.Server(params)
+        return {"version": xllamacpp.__version__}
+
+    def run(self, command: dict[str, Any]) -> dict[str, Any]:
+        """`batch` requests at once, until all are done."""
+        server = self._open[command["name"]]
+        start = time.perf_counter()
+        with ThreadPoolExecutor(command["batch"]) as threads:
+            outputs = list(threads.map(lambda prompt: _complete(server, prompt, command), command["prompts"]))
+        return {"started": start, "outputs": outputs}
+
+
+def _complete(server: Any, prompt: list[int], command: dict[str, Any]) -> dict[str, Any]:
+    output: dict[str, Any] = {"token_ids": [], "arrived": [], "runs": []}
+
+    def collect(chunk: Any) -> bool:
+        for event in chunk if isinstance(chunk, list) else [chunk]:
+            new = event.get("tokens", [])
+            output["token_ids"] += new
+            output["arrived"] += [time.perf_counter()] * len(new)
+            if new:
+                output["runs"].append(len(new))
+        return False  # go on
+
+    request = {"prompt": prompt, "n_predict": command["max_tokens"], "temperature": command["temperature"]}
+    request |= {"samplers": ["temperature"], "seed": 0, "ignore_eos": True, "cache_prompt": False}
+    server.handle_completions(request | {"stream": True, "return_tokens": True}, collect)
+    return output
+
+
+def main() -> None:
+    """Answers leave through a copy of stdout; whatever the library prints goes to stderr."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    servers = Servers()
+    operations = {"open": servers.open, "run": servers.run}
+    for line in sys.stdin:
+        command = json.loads(line)
+        try:
+            answer = operations[command["op"]](command)
+        except (RuntimeError, ValueError) as error:
+            answer = {"error": str(error).strip().splitlines()[-1]}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,33 @@
+// The parts of a model, and the buffers of a pass.
+#pragma once
+#include "attention.h"
+#include "ops.h"
+
+namespace dp {
+
+struct Shape {
+    int vocab, hidden, inner, layers, heads, kv_heads, head_dim, dim;  // dim: head_dim padded as in the KV
+    Activation activation;
+    float norm_eps, query_scale, embedding_scale, attention_softcap, final_softcap;  // 0: none
+};
+
+template <class T>
+struct Layer {
+    const float *attention_norm, *qk_norm, *attention_post_norm, *mlp_norm, *mlp_post_norm;  // null: none
+    Linear<T> qkv, out, gate_up, down;  // gate_up: alternating strips of gate and up
+    int window;           // 0: none
+};
+
+// The buffers of one pass; their rows are the flat tokens.
+template <class T>
+struct Workspace {
+    Buffer<Input<T>> normed, query, attended, inner;
+    InputBlocks blocks;  // of the next product, if its weights are in blocks
+    Buffer<float> qkv, branch, logits;
+    std::vector<std::vector<float>> scratch;  // one per thread
+    std::vector<float> partials;              // partial results of attention segments shared by several threads
+    std::vector<std::atomic<int>> left;       // unfinished segments of each head of each task
+    Stopwatch watch;                          // the caller's thread
+};
+
+}  // namespace dp
