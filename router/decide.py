@@ -235,6 +235,7 @@ def _sized(arm: Arm, trial: bool, paces: Floats, off: float, batch: Batch, costs
     cost = belief.cost[costs.size(batch.num_rows)]
     draft, verify = exp(cost.arm(DRAFT + arm.exit)), exp(cost.arm(WIDE + MODES.index(arm.mode)))
     least = (step * draft + place * verify) / min(pace, off)
-    right = min(least / float(sigmoid(belief.accept.arms[arm.exit])), 1.0)  # that a draft must be so far, to go on
+    # That a draft must be so far, to go on; a wider pass may take less than a narrower one.
+    right = min(max(least, 0.0) / float(sigmoid(belief.accept.arms[arm.exit])), 1.0)
     stop = right ** (1 / batch.exponents.get(costs.exits[arm.exit], 1.0))
     return Decision(arm, length, 1 / pace, stop, trial)

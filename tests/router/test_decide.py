@@ -145,6 +145,13 @@ def test_the_expected_improvement_is_the_mean_of_what_is_better(loss: float, dou
     assert improvement(loss, doubt) == pytest.approx(np.maximum(draws, 0).mean(), abs=3e-3)
 
 
+def test_a_draft_goes_on_where_the_wider_pass_takes_less_time() -> None:
+    belief = known(np.random.default_rng(5))
+    cheaper = replace(COSTS, verify=COSTS.verify[:, :, ::-1].copy(), steps=COSTS.steps * 0, slopes=COSTS.slopes * 0)
+    found = decide(belief, cheaper, view(1, modes=(Mode.SERIAL,)), Arm(Mode.SERIAL, 0))
+    assert (found.length, found.stop_probability) == (COSTS.length, 0.0)
+
+
 def test_a_lone_draft_ends_where_the_next_token_no_longer_pays_for_itself() -> None:
     belief, curves = replace(known(np.random.default_rng(5)), goes_on=1.0, goes_on_right=1.0, wait_ms=0.0), LARGE.curves
     found = decide(belief, COSTS, view(1, modes=(Mode.SERIAL,)), Arm(Mode.SERIAL, 0))
