@@ -3,7 +3,7 @@
     {"op": "open", "name": ..., "file": GGUF, "threads": N, "batch": N, "context": N}
     {"op": "run", "name": ..., "prompts": [[ids]], "max_tokens": N, "batch": N, "temperature": T}
 
-Requests go to its server without HTTP, and are streamed, because only so the arrival of each token can be seen. No
+Requests go to its own server over loopback and are streamed, because only so the arrival of each token can be seen. No
 prompt is reused, since they repeat.
 """
 
@@ -15,8 +15,11 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+from urllib.request import Request, urlopen
 
 import xllamacpp  # type: ignore[import-not-found,unused-ignore]
+
+EVENT, HEADERS = b"data: ", {"Content-Type": "application/json"}
 
 
 class Servers:
@@ -44,19 +47,16 @@ class Servers:
 
 def _complete(server: Any, prompt: list[int], command: dict[str, Any]) -> dict[str, Any]:
     output: dict[str, Any] = {"token_ids": [], "arrived": [], "runs": []}
-
-    def collect(chunk: Any) -> bool:
-        for event in chunk if isinstance(chunk, list) else [chunk]:
-            new = event.get("tokens", [])
+    body = {"prompt": prompt, "n_predict": command["max_tokens"], "temperature": command["temperature"]}
+    body |= {"samplers": ["temperature"], "seed": 0, "ignore_eos": True, "cache_prompt": False}
+    body |= {"stream": True, "return_tokens": True}
+    request = Request(f"{server.listening_address}/completion", json.dumps(body).encode(), HEADERS)
+    with urlopen(request) as events:
+        for line in events:
+            new = json.loads(line[len(EVENT) :]).get("tokens", []) if line.startswith(EVENT) else []
             output["token_ids"] += new
             output["arrived"] += [time.perf_counter()] * len(new)
-            if new:
-                output["runs"].append(len(new))
-        return False  # go on
-
-    request = {"prompt": prompt, "n_predict": command["max_tokens"], "temperature": command["temperature"]}
-    request |= {"samplers": ["temperature"], "seed": 0, "ignore_eos": True, "cache_prompt": False}
-    server.handle_completions(request | {"stream": True, "return_tokens": True}, collect)
+            output["runs"] += [len(new)] if new else []
     return output
 
 
