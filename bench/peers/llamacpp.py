@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from bench.cells import Cell, CellOutcome, Subject, TokenIds, Unavailable
 from bench.machine import ROOT
@@ -45,7 +46,7 @@ class LlamaCppEngine:
     def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> CellOutcome:
         if self._worker is None:
             raise Unavailable("its worker is not running")
-        command = {"op": "run", "name": "plain", "prompts": [list(prompt) for prompt in prompts]}
+        command: dict[str, Any] = {"op": "run", "name": "plain", "prompts": [list(prompt) for prompt in prompts]}
         command |= {"max_tokens": max_tokens, "batch": cell.batch, "temperature": cell.temperature}
         answer = self._worker.ask(command)
         return CellOutcome(tuple(timed(output, answer["started"], cell.length) for output in answer["outputs"]))
