@@ -38,9 +38,9 @@ class OpenVinoEngine:
         self.version = ""
 
     def open(self) -> None:
+        self._worker = WorkerProcess(self._environment, "bench.peers.openvino_worker")
         if self._subject.threads < 2:
             raise Unavailable("its continuous-batching pipeline fails with one thread; give --threads 2 or more")
-        self._worker = WorkerProcess(self._environment, "bench.peers.openvino_worker")
         target = export(self._environment, self._subject.target)
         drafter = export(self._environment, self._subject.drafter) if self._subject.drafter else None
         for mode in self._modes:

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,13 @@ import uvicorn
 from api.http import create_app
 from bench.cells import Cell, CellOutcome, Subject, TokenIds, Unavailable
 from bench.grid import Grid
+from bench.peers.llamacpp import LlamaCppEngine
 from bench.peers.openvino import ENVIRONMENT, OpenVinoEngine
 from bench.peers.url import UrlEngine
 from bench.run import measure, opened
 from bench.workload import Workload, read_texts
 from cli.main import main
+from model.gguf.unpack import GGUF_NAME
 from tests.api.api_twins import EngineBackend, card, make_engine, tiny_tokenizer
 from tests.deployments.checkpoints import make_family
 
@@ -198,3 +201,11 @@ def test_a_command_that_cannot_run_is_refused_at_once(
 ) -> None:
     assert main(["bench", "--target", str(family / "large"), "--modes", "plain", *arguments]) == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_llama_cpp_without_a_file_or_its_environment_says_what_to_do(subject: Subject, tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="give one as --target"):
+        LlamaCppEngine(subject, tmp_path / "absent").open()
+    (tmp_path / GGUF_NAME).touch()
+    with pytest.raises(Unavailable, match="make bench-peers"):
+        LlamaCppEngine(replace(subject, target=tmp_path), tmp_path / "absent").open()

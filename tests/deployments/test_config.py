@@ -276,7 +276,7 @@ def test_a_config_survives_the_way_through_a_serve_config_file(values: dict[str,
 
 
 PLACEMENT = {"cores", "num_gpus", "num_replicas", "resources", "threads"}
-WEIGHTS = {"dtype", "execution", "kv_mb", "page_size", "path"}
+WEIGHTS = {"dtype", "execution", "kv_mb", "page_size", "path", "weights"}
 
 
 def test_the_options_are_these_and_a_new_one_shows_up_in_review() -> None:

@@ -49,7 +49,7 @@ def test_a_config_is_measured_shown_and_kept(config: Path, capsys: pytest.Captur
     assert (large.name, small.name) == ("large", "small")
     assert small.drafter is None
     assert large.drafter is not None
-    assert large.target.verify.points == ((1, 2), (1, 2, 3, 5, 9), (64, 256, 503))
+    assert large.target.verify.points == ((1, 2), (1, 2, 3, 5, 6, 9), (64, 256, 503))
     assert large.drafter.draft.points == ((1, 2), (2, 4), (1, 4, 16), (1, 5))
     assert 0 < large.verify_ms(2, 6, 100) < 1e3
     assert 0 < large.draft_ms(2, 4, 4) < 1e3
@@ -168,7 +168,7 @@ def test_held_back_passes_lie_between_the_points_and_give_the_error_of_the_curve
     cells = held_back(((3, 6, 12), (4, 7), (160, 640)), 12)
     assert len(set(cells)) == 12
     assert held_back(((3, 6, 12), (4, 7), (160, 640)), 4) == cells[:4]
-    axes = ((1, 2, 4, 8, 16), (1, 2, 3, 5, 9), (64, 256, 759), (1, 5), (7,))
+    axes = ((1, 2, 4, 8, 16), (1, 2, 3, 5, 6, 9), (64, 256, 759), (1, 5), (7,))
     assert thin(axes, coarse=False) == axes
     assert thin(axes, coarse=True) == ((1, 4, 16), (1, 3, 9), (64, 759), (1, 5), (7,))
     curve = Curve(("x",), ((1.0, 9.0),), (1.0, 9.0))
