@@ -37,7 +37,7 @@ from targets.model import TargetModel, load_target
 
 PROFILE_REPEAT = 7
 MAX_ROUNDS = 1 << 14  # of a cell
-MAX_QUEUE = 4096
+MAX_QUEUE = 4096  # prompts of a run that wait
 
 
 def requests(prompts: Sequence[TokenIds], temperature: float, max_tokens: int) -> list[GenerateRequest]:
@@ -103,13 +103,13 @@ class DraftPoolEngine:
             return readings[-1]
 
         engine, recorder = self._engine(cell)
-        handed, before = itertools.count(), len(recorder.rounds)
+        handed = itertools.count()
+        recorder.rounds.clear()
         start = time.perf_counter()
         complete(engine, asked, lambda run: log[run.request_id].append((run, readings[next(handed)])), read)
         outputs = tuple(_timed(log[request.request_id], start) for request in asked)
-        rounds = recorder.rounds[before:]
-        self.rounds.setdefault(cell, deque(maxlen=MAX_ROUNDS)).extend(rounds)
-        return CellOutcome(outputs, draft_ms_per_token(rounds))
+        self.rounds.setdefault(cell, deque(maxlen=MAX_ROUNDS)).extend(recorder.rounds)
+        return CellOutcome(outputs, draft_ms_per_token(recorder.rounds))
 
     def _engine(self, cell: Cell) -> tuple[Engine, RoundRecorder]:
         """One for all runs of a cell, as a server has it: what it learns in one it knows in the next."""

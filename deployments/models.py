@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from deployments.config import PoolConfig, TargetConfig
 from deployments.process import DTYPES, device_of, pool_positions, target_positions
 from drafters.nested import NestedDrafter, load_nested
@@ -13,27 +15,23 @@ from targets.model import TargetModel, load_target
 
 def load_model(config: TargetConfig, progress: Progress | None = None) -> TargetModel:
     directory = resolve(config.path)
+    num_positions, deterministic = target_positions(config, directory), bool(config.deterministic)
     return load_target(
-        directory,
-        dtype=DTYPES[config.dtype],
-        num_positions=target_positions(config, directory),
-        page_size=config.page_size,
-        device=device_of(config),
-        execution=Execution(config.execution),
-        weights=WeightFormat(config.weights),
-        deterministic=bool(config.deterministic),
-        progress=progress,
+        directory, num_positions=num_positions, deterministic=deterministic, progress=progress, **_options(config)
     )
 
 
 def load_drafter(config: PoolConfig) -> NestedDrafter:
     directory = resolve(config.path)
-    return load_nested(
-        directory,
-        dtype=DTYPES[config.dtype],
-        num_positions=pool_positions(config, directory),
-        page_size=config.page_size,
-        device=device_of(config),
-        execution=Execution(config.execution),
-        weights=WeightFormat(config.weights),
-    )
+    return load_nested(directory, num_positions=pool_positions(config, directory), **_options(config))
+
+
+def _options(config: TargetConfig | PoolConfig) -> dict[str, Any]:
+    """What a config says of any model."""
+    return {
+        "dtype": DTYPES[config.dtype],
+        "page_size": config.page_size,
+        "device": device_of(config),
+        "execution": Execution(config.execution),
+        "weights": WeightFormat(config.weights),
+    }

@@ -57,7 +57,8 @@ class Rounds:
         totals, records = self._counted
         records.append(record)
         if len(records) >= UNCOUNTED:
-            self._counted = totals.plus(records), []
+            counted = self._fence.attempt(lambda: totals.plus(records), totals, always=True)
+            self._counted = counted, []  # what cannot be counted is left out, once
 
     def _calibrate(self, record: RoundRecord) -> None:
         """Learns from tokens up to the first refused one.

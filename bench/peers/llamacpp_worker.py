@@ -10,14 +10,14 @@ prompt is reused, since they repeat.
 from __future__ import annotations
 
 import json
-import os
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.request import Request, urlopen
 
 import xllamacpp  # type: ignore[import-not-found,unused-ignore]
+
+from bench.peers.worker_loop import answer_commands
 
 EVENT, HEADERS = b"data: ", {"Content-Type": "application/json"}
 
@@ -61,19 +61,8 @@ def _complete(server: Any, prompt: list[int], command: dict[str, Any]) -> dict[s
 
 
 def main() -> None:
-    """Answers leave through a copy of stdout; whatever the library prints goes to stderr."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
     servers = Servers()
-    operations = {"open": servers.open, "run": servers.run}
-    for line in sys.stdin:
-        command = json.loads(line)
-        try:
-            answer = operations[command["op"]](command)
-        except (RuntimeError, ValueError) as error:
-            answer = {"error": str(error).strip().splitlines()[-1]}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+    answer_commands({"open": servers.open, "run": servers.run})
 
 
 if __name__ == "__main__":

@@ -9,15 +9,14 @@ batch can be seen; it is as fast as `generate`. Prefix caching is off, since the
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import time
 from typing import Any
 
 import numpy as np
 import openvino  # type: ignore[import-not-found,unused-ignore]
 import openvino_genai as genai  # type: ignore[import-not-found,unused-ignore]
+
+from bench.peers.worker_loop import answer_commands
 
 
 class Pipelines:
@@ -85,19 +84,8 @@ def _tensor(prompt: list[int]) -> Any:
 
 
 def main() -> None:
-    """Answers leave through a copy of stdout; whatever the libraries print goes to stderr."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
     pipelines = Pipelines()
-    operations = {"open": pipelines.open, "run": pipelines.run}
-    for line in sys.stdin:
-        command = json.loads(line)
-        try:
-            answer = operations[command["op"]](command)
-        except RuntimeError as error:
-            answer = {"error": str(error).strip().splitlines()[-1]}
-        answers.write(json.dumps(answer) + "\n")
-        answers.flush()
+    answer_commands({"open": pipelines.open, "run": pipelines.run})
 
 
 if __name__ == "__main__":

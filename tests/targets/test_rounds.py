@@ -8,8 +8,9 @@ import pytest
 
 from protocol.plan import DepthRule, Mode, Plan
 from protocol.record import Origin, RoundRecord, RowRecord
+from protocol.stats import RoundStats
 from targets.confidence import Calibration
-from targets.rounds import ENOUGH, Rounds
+from targets.rounds import ENOUGH, UNCOUNTED, Rounds
 
 RULE = DepthRule((2, 4), (0.5,))
 
@@ -35,11 +36,11 @@ def random_record(rng: random.Random, round_id: int) -> RoundRecord:
 @pytest.mark.parametrize("seed", range(10))
 def test_totals_are_sums_over_the_records(seed: int) -> None:
     rng, rounds = random.Random(seed), Rounds()
-    records = [random_record(rng, index) for index in range(60)]
+    records = [random_record(rng, index) for index in range(3 * UNCOUNTED + 8)]
     for record in records:
         rounds.add(record)
     totals, rows = rounds.totals, [each for record in records for each in record.rows]
-    assert (rounds.last(), rounds.last(7), rounds.num_failures) == (tuple(records), tuple(records[-7:]), 0)
+    assert (rounds.last()[-60:], rounds.last(7), rounds.num_failures) == (tuple(records[-60:]), tuple(records[-7:]), 0)
     assert totals.num_proposed == sum(each.num_proposed for each in rows)
     assert totals.num_accepted == sum(each.num_accepted for each in rows)
     assert totals.num_by_origin == {origin.value: sum(each.origin is origin for each in rows) for origin in Origin}
@@ -48,6 +49,17 @@ def test_totals_are_sums_over_the_records(seed: int) -> None:
     pairs = [pair for record in ahead for pair in zip(record.plan.lengths, record.rows, strict=True)]
     assert totals.num_misses == sum(length > 0 and not each.at_hand for length, each in pairs)
     assert totals.draft_ms == pytest.approx(sum(record.draft_ms for record in records))
+
+
+def test_records_that_cannot_be_counted_are_left_out_and_later_ones_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds, records = Rounds(), [RoundRecord(index, Plan(None, (0,)), (RowRecord(1),), 9.0, 1) for index in range(90)]
+    with monkeypatch.context() as broken:
+        broken.setattr(RoundStats, "plus", None)
+        for record in records[:UNCOUNTED]:
+            rounds.add(record)
+    for record in records[UNCOUNTED:]:
+        rounds.add(record)
+    assert (rounds.totals.num_rounds, rounds.num_failures) == (90 - UNCOUNTED, 1)
 
 
 def test_confidence_is_calibrated_by_the_tokens_up_to_the_first_refused_one_of_exits_that_were_asked_for() -> None:
