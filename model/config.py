@@ -19,6 +19,7 @@ from protocol.errors import ConfigError, UnsupportedModel
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+HEAD_TOKEN_IDS = "head_token_ids"  # the key of config.json
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
 
 _GEMMA = ("gemma2", "gemma3_text")
@@ -39,7 +40,8 @@ class DecoderConfig:
 
     windows, ropes: one per layer; with a window of w, a token attends to itself and the w - 1 tokens before it; None:
     no window. norm_offset: added to norm weights (Gemma stores them around 0 and multiplies in float32). post_norms:
-    whether there are norms after attention and MLP too (Gemma).
+    whether there are norms after attention and MLP too (Gemma). head_token_ids: the tokens of the head's rows, ascending,
+    where the head is trimmed; empty: row i is token i.
     """
 
     family: str
@@ -69,6 +71,12 @@ class DecoderConfig:
     embedding_scale: float | None = None
     attention_softcap: float | None = None
     final_softcap: float | None = None
+    head_token_ids: tuple[int, ...] = ()
+
+    @property
+    def head_size(self) -> int:
+        """Rows of the LM head."""
+        return len(self.head_token_ids) or self.vocab_size
 
     def first_layers(self, num_layers: int) -> DecoderConfig:
         """The same model cut to its first layers, for early exits."""
@@ -119,7 +127,20 @@ def read_config(directory: Path) -> DecoderConfig:
         embedding_scale=hf.hidden_size**0.5 if gemma else None,
         attention_softcap=hf.attn_logit_softcapping if gemma else None,
         final_softcap=hf.final_logit_softcapping if gemma else None,
+        head_token_ids=_head_token_ids(raw, hf),
     )
+
+
+def _head_token_ids(raw: dict[str, Any], hf: Any) -> tuple[int, ...]:
+    ids = raw.get(HEAD_TOKEN_IDS, [])
+    if not isinstance(ids, list) or not all(type(token) is int for token in ids):
+        raise ConfigError(f"{HEAD_TOKEN_IDS} of config.json is not a list of token ids; trim the drafter again")
+    if ids and (len(ids) < 2 or ids != sorted(set(ids)) or ids[0] < 0 or ids[-1] >= hf.vocab_size or hf.tie_word_embeddings):
+        raise ConfigError(
+            f"{HEAD_TOKEN_IDS} of config.json must hold at least two ids that ascend below {hf.vocab_size}, and the head must not "
+            "be tied to the embedding; trim the drafter again"
+        )
+    return tuple(ids)
 
 
 def _refuse_family(family: object) -> None:

@@ -63,7 +63,7 @@ class StoredWeights(Protocol):
         """[vocab, hidden]."""
 
     def head(self) -> Matrix | None:
-        """[vocab, hidden]; None: the embedding itself."""
+        """[head_size, hidden]; None: the embedding itself."""
 
     def norm(self) -> Tensor: ...
 
@@ -73,7 +73,7 @@ class StoredWeights(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class DecoderWeights:
-    """head: [vocab, hidden], the embedding itself when they are tied."""
+    """head: [head_size, hidden], the embedding itself when they are tied."""
 
     embedding: Tensor
     layers: tuple[LayerWeights, ...]
@@ -117,8 +117,8 @@ class Decoder(Protocol):
         """
 
     def logits(self, hidden: Tensor, rows: Sequence[int]) -> Tensor:
-        """hidden: [n, hidden], the output of any layer. Returns [len(rows), vocab] float32, valid until
-        the next call.
+        """hidden: [n, hidden], the output of any layer. Returns [len(rows), head_size] float32, valid until
+        the next call; the columns are the tokens of config.head_token_ids.
         """
 
     def step(

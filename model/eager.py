@@ -63,6 +63,8 @@ class EagerDecoder:
     def __init__(self, config: DecoderConfig, weights: DecoderWeights) -> None:
         self.config = config
         self.weights = weights
+        ids = config.head_token_ids
+        self._token_ids = torch.tensor(ids, device=self.device) if ids else None
         self._activation = ACTIVATION_FUNCTIONS[config.activation]
         # Rounded to the model's dtype before it multiplies, as Gemma was trained.
         scale = config.embedding_scale
@@ -117,14 +119,14 @@ class EagerDecoder:
 
     @torch.inference_mode()
     def pick(self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> list[int]:
-        picks: list[int] = pick(logits, sampling, positions).tolist()
+        picks: list[int] = pick(logits, sampling, positions, self._token_ids).tolist()
         return picks
 
     @torch.inference_mode()
     def pick_with_confidence(
         self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]
     ) -> tuple[list[int], list[float], list[int]]:
-        picks, confidences, runner_ups = pick_with_confidence(logits, sampling, positions)
+        picks, confidences, runner_ups = pick_with_confidence(logits, sampling, positions, self._token_ids)
         return picks.tolist(), confidences.tolist(), runner_ups.tolist()
 
     def _attention(

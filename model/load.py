@@ -114,7 +114,7 @@ def tensor_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
         _NORM: (config.hidden_size,),
     }
     if not config.tied_embeddings:
-        shapes[_HEAD] = (config.vocab_size, config.hidden_size)
+        shapes[_HEAD] = (config.head_size, config.hidden_size)
     layer_shapes = _layer_shapes(config)
     for layer in range(config.num_layers):
         shapes |= {_name(layer, suffix): shape for suffix, shape in layer_shapes.items()}

@@ -6,6 +6,8 @@ communication and drafter-invariant speculative decoding"). The normalizer of lo
 and is left out.
 
 Filters are those of transformers, in its order: temperature, top-k, top-p, min-p. Temperature 0 is argmax.
+
+The columns of logits are all tokens or, of a trimmed head, those of `token_ids`, which ascend. Noise belongs to tokens.
 """
 
 from __future__ import annotations
@@ -23,33 +25,37 @@ NO_PICK = -1  # a score is NaN or the best one is infinite, so the model is brok
 _NEVER = -float("inf")
 
 
-def pick(logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> Tensor:
+def pick(
+    logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int], token_ids: Tensor | None = None
+) -> Tensor:
     """The picked token of each row, or NO_PICK: [num_rows] int64.
 
-    logits: [num_rows, vocab_size] float32. positions: the absolute position of each pick.
+    logits: [num_rows, columns] float32. positions: the absolute position of each pick. token_ids: [columns] int64.
     """
     noisy = [row for row, params in enumerate(sampling) if not params.is_greedy]
-    picks = _defined(*logits.max(dim=-1))
+    best, columns = logits.max(dim=-1)
+    picks = _named(columns, token_ids).where(best.isfinite(), NO_PICK)
     if noisy:
-        picks[noisy] = _defined(*_scores(logits, sampling, positions, noisy).max(dim=-1))
+        best, columns = _scores(logits, sampling, positions, noisy, token_ids).max(dim=-1)
+        picks[noisy] = _named(columns, token_ids).where(best.isfinite(), NO_PICK)
     return picks
 
 
-def _defined(best: Tensor, picks: Tensor) -> Tensor:
-    return picks.where(best.isfinite(), NO_PICK)
+def _named(columns: Tensor, token_ids: Tensor | None) -> Tensor:
+    return columns if token_ids is None else token_ids[columns]
 
 
 def pick_with_confidence(
-    logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]
+    logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int], token_ids: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Picks, their confidences in [0, 1] ([num_rows] float64), and the runner-ups ([num_rows] int64).
 
     At temperature 0 the confidence is the largest probability. Otherwise it is tanh(margin / 2) of the best two noisy
     scores, because the noise, not the maximum probability, decides the pick. The runner-up is the token with the best
-    score among the others, the first of equals. Instead of NO_PICK, returns token 0 with confidence 0 and runner-up -1,
-    because a drafter needs a token to continue.
+    score among the others, the first of equals. Instead of NO_PICK, returns the first token with confidence 0 and
+    runner-up -1, because a drafter needs a token to continue.
     """
-    scores = noisy_scores(logits, sampling, positions)
+    scores = noisy_scores(logits, sampling, positions, token_ids)
     best, picks = scores.max(dim=-1)
     defined = best.isfinite()
     second, runner_ups = scores.scatter_(-1, picks[:, None], _NEVER).max(dim=-1)
@@ -57,20 +63,23 @@ def pick_with_confidence(
     greedy = torch.tensor([params.is_greedy for params in sampling], device=logits.device)
     largest = (best.float() - logits.logsumexp(dim=-1)).exp().double()
     confidences = largest.where(greedy, ((best - second) / 2).tanh())
-    return picks.where(defined, 0), confidences.where(defined, 0.0), runner_ups.where(defined, -1)
+    tokens, others = (_named(columns, token_ids) for columns in (picks.where(defined, 0), runner_ups))
+    return tokens, confidences.where(defined, 0.0), others.where(defined, -1)
 
 
-def noisy_scores(logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> Tensor:
-    """The scores whose argmax is the pick, [num_rows, vocab_size] float64; plain logits at temperature 0."""
+def noisy_scores(
+    logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int], token_ids: Tensor | None = None
+) -> Tensor:
+    """The scores whose argmax is the pick, [num_rows, columns] float64; plain logits at temperature 0."""
     scores = logits.double()
     noisy = [row for row, params in enumerate(sampling) if not params.is_greedy]
     if noisy:
-        scores[noisy] = _scores(logits, sampling, positions, noisy)
+        scores[noisy] = _scores(logits, sampling, positions, noisy, token_ids)
     return scores
 
 
 def filter_logits(logits: Tensor, sampling: Sequence[SamplingParams]) -> Tensor:
-    """Logits divided by temperature, with filtered tokens at -inf: [num_rows, vocab_size]. No row may be greedy."""
+    """Logits divided by temperature, with filtered tokens at -inf: [num_rows, columns]. No row may be greedy."""
     scaled = logits / _column(logits, [params.temperature for params in sampling])
     if any(params.top_k for params in sampling):
         scaled = _top_k(scaled, [params.top_k or scaled.shape[-1] for params in sampling])
@@ -81,12 +90,23 @@ def filter_logits(logits: Tensor, sampling: Sequence[SamplingParams]) -> Tensor:
     return scaled
 
 
-def _scores(logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int], rows: list[int]) -> Tensor:
-    """Noisy scores of the given rows, [len(rows), vocab_size] float64."""
+def _scores(
+    logits: Tensor,
+    sampling: Sequence[SamplingParams],
+    positions: Sequence[int],
+    rows: list[int],
+    token_ids: Tensor | None,
+) -> Tensor:
+    """Noisy scores of the given rows, [len(rows), columns] float64."""
     chosen = [sampling[row] for row in rows]
     seeds = torch.tensor([_signed(params.seed) for params in chosen], device=logits.device)
     at = torch.tensor([positions[row] for row in rows], device=logits.device)
-    return gumbel(seeds, at, logits.shape[-1]).add_(filter_logits(logits[rows], chosen))
+    noise = gumbel(seeds, at, logits.shape[-1] if token_ids is None else int(token_ids[-1]) + 1)
+    return _columns(noise, token_ids).add_(filter_logits(logits[rows], chosen))
+
+
+def _columns(noise: Tensor, token_ids: Tensor | None) -> Tensor:
+    return noise if token_ids is None else noise[:, token_ids]
 
 
 def _top_k(scaled: Tensor, top_k: list[int]) -> Tensor:

@@ -5,12 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from drafters.manifest import vocabulary_hash
 from drafters.training.config import Base, FreshShape
 from model.checkpoint import GgufTensors
+from model.config import HEAD_TOKEN_IDS
 from model.gguf.unpack import GGUF_NAME
 from model.tokenizer import load_tokenizer
 from protocol.errors import ConfigError
@@ -49,6 +50,26 @@ def load_model(folder: Path, dtype: torch.dtype, config: Any = None) -> Any:
         for name, parameter in model.named_parameters():
             stored.copy(name, parameter)
     return model
+
+
+def trim_head(model: Any, token_ids: Sequence[int]) -> None:
+    """Gives the model an LM head of its own with rows for these tokens only, and keeps its embeddings as they are."""
+    kept = model.lm_head.weight.detach()[list(token_ids)].clone()
+    model.lm_head = nn.Linear(kept.shape[1], kept.shape[0], bias=False)
+    model.lm_head.weight = nn.Parameter(kept)
+    model.model.embed_tokens.weight = nn.Parameter(model.model.embed_tokens.weight.detach(), requires_grad=False)
+    model.config.tie_word_embeddings = False
+    setattr(model.config, HEAD_TOKEN_IDS, list(token_ids))
+
+
+def head_columns(model: Any) -> Tensor:
+    """[vocabulary] int64: the row of the LM head for each token, -1 if it has none."""
+    token_ids = getattr(model.config, HEAD_TOKEN_IDS, None)
+    if not token_ids:
+        return torch.arange(model.config.vocab_size, device=model.device)
+    columns = torch.full((model.config.vocab_size,), -1, dtype=torch.int64, device=model.device)
+    columns[token_ids] = torch.arange(len(token_ids), device=model.device)
+    return columns
 
 
 def fresh_llama(base: Base, shape: FreshShape) -> Any:

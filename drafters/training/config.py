@@ -47,12 +47,14 @@ class FreshShape(RecipeSection):
 class Base(RecipeSection):
     """What training starts from: the tokenizer of the checkpoint folder `checkpoint` and a model of `layers` layers.
 
-    The model has the checkpoint's first layers, embeddings, final norm and LM head, or, with `fresh`, new weights.
+    The model has the checkpoint's first layers, embeddings, final norm and LM head, or, with `fresh`, new weights. With
+    `head_size`, its LM head has rows for the corpus's most frequent tokens only, and its embeddings are not trained.
     """
 
     checkpoint: CheckpointPath
     layers: Positive
     fresh: FreshShape | None = None
+    head_size: Annotated[int, Field(ge=2)] | None = None
 
 
 class Corpus(RecipeSection):
@@ -96,7 +98,8 @@ class Distillation(RecipeSection):
 class TrainingSchedule(RecipeSection):
     """Length and speed of the run. A step sees `parts` batches of rows, each of about `part_tokens` tokens.
 
-    `workers` threads compute the parts, and divide the cores among them.
+    `workers` threads compute the parts, and divide the cores among them. `optimiser` is that of hidden matrices: Muon
+    needs fewer steps, AdamW less time for each where bf16 is slow.
     """
 
     steps: Positive
@@ -109,6 +112,7 @@ class TrainingSchedule(RecipeSection):
     learning_rate: Rate = 0.003
     weight_decay: Share = 0.0
     workers: Positive = 1
+    optimiser: Literal["muon", "adamw"] = "muon"
 
 
 class TrainDrafterConfig(RecipeSection):

@@ -69,13 +69,16 @@ def _documents_of(path: Path, field: str) -> Iterator[str]:
 def read_stream(corpus: Corpus, folder: Path) -> Tokens:
     """The corpus as one stream [tokens] in the tokens of the checkpoint in `folder`.
 
-    Each document is between <bos> and <eos>, where the tokenizer has them.
+    Each document is between <bos> and <eos>, where the tokenizer has them and the document does not.
     """
     tokenizer = load_tokenizer(folder)
-    before, after = ([] if mark is None else [mark] for mark in (tokenizer.bos_token_id, tokenizer.eos_token_id))
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
     stream: list[int] = []
     for document in read_documents(corpus):
-        stream += before + tokenizer.backend_tokenizer.encode(document, add_special_tokens=False).ids + after
+        ids = tokenizer.backend_tokenizer.encode(document, add_special_tokens=False).ids
+        before = [] if bos is None or ids[:1] == [bos] else [bos]
+        after = [] if eos is None or ids[-1:] == [eos] else [eos]
+        stream += before + ids + after
     return np.asarray(stream[: corpus.max_tokens], np.uint32)
 
 

@@ -80,7 +80,7 @@ def train_step(
     keep their order.
     """
     set_rates(optimisers, lr_factor(step, schedule.steps, round(schedule.warm_up * schedule.steps)))
-    parameters = list(model.parameters())
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
 
     def run(part: Callable[[], Tensor]) -> tuple[float, tuple[Tensor, ...]]:
         loss = part()

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drafters.training.base import build_model, check_vocabularies
+from drafters.head import count_tokens, most_frequent
+from drafters.training.base import build_model, check_vocabularies, head_columns, trim_head
 from drafters.training.config import TrainDrafterConfig
 from drafters.training.data import TokenRows, read_stream
 from drafters.training.exits import exit_logits, pick_device
@@ -20,6 +21,7 @@ from drafters.training.fit import fit
 from drafters.training.losses import sorted_loss
 from drafters.training.optim import build_optimisers
 from drafters.training.rows import Mixture, corpus_rows, on_policy_rows
+from model.ends import configured_eos
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +32,11 @@ def train(config: TrainDrafterConfig) -> Path:
     check_vocabularies(tokenizer, config.targets)
     stream = read_stream(config.corpus, tokenizer)
     mixture = Mixture(corpus_rows(config, stream), on_policy_rows(config, stream), schedule, config.seed)
-    model = build_model(config.base, config.seed).to(pick_device())
+    model = build_model(config.base, config.seed)
+    if config.base.head_size is not None:
+        counts = count_tokens(stream, model.config.vocab_size)
+        trim_head(model, most_frequent(counts, config.base.head_size, configured_eos(tokenizer)))
+    model.to(pick_device())
     optimisers, losses = build_optimisers(model, schedule), partial(step_losses, model, config, mixture)
     state = fit(model, optimisers, losses, schedule, config.work / "fit")
     export_drafter(model, tokenizer, config.output, config.exits, config.targets)
@@ -53,5 +59,8 @@ def part_loss(model: Any, config: TrainDrafterConfig, part: TokenRows, scale: fl
     logits = exit_logits(model, tokens, config.exits, getattr(torch, config.dtype))
     ids, teachers = (torch.from_numpy(side[:, :, :-1]).flatten(1, 2).to(model.device) for side in (part.ids, part.logp))
     flat = [at_exit[:, :-1].flatten(0, 1) for at_exit in logits]
-    labels = tokens[:, 1:].flatten()
-    return scale * sorted_loss(flat, labels, ids, teachers, config.distillation.weight, config.exit_weights)
+    columns = head_columns(model)
+    labels = columns[tokens[:, 1:].flatten()]
+    return scale * sorted_loss(
+        flat, labels, columns[ids.long()], teachers, config.distillation.weight, config.exit_weights
+    )

@@ -13,15 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SMALLEST_REST = 1e-4
+NEVER = -1e4
 
 
 def teacher_divergence(log_probs: Tensor, ids: Tensor, teacher: Tensor) -> Tensor:
     """Mean over positions of KL(teacher || exit) in nats, over the k kept tokens and the rest as one outcome.
 
-    log_probs: [n, vocabulary] of the exit. ids, teacher: [n, k] token ids and log-probabilities of the teacher.
+    log_probs: [n, columns] of the exit. ids, teacher: [n, k] columns and log-probabilities of the teacher; column -1 is
+    not in the head, and the teacher's other probabilities are raised to make up for it.
     """
-    kept = log_probs.gather(-1, ids.long())
-    teacher = teacher.float()
+    has_row = ids >= 0
+    kept = log_probs.gather(-1, ids.long().clamp_min(0)).masked_fill(~has_row, NEVER)
+    within = teacher.float().masked_fill(~has_row, NEVER)
+    lost = (teacher.float().exp() * ~has_row).sum(-1, keepdim=True)
+    teacher = within - (1 - lost).clamp_min(SMALLEST_REST).log()
     inside = (teacher.exp() * (teacher - kept)).sum(-1)
     teacher_rest = (1 - teacher.exp().sum(-1)).clamp_min(SMALLEST_REST)
     rest = (1 - kept.exp().sum(-1)).clamp_min(SMALLEST_REST)
@@ -31,10 +36,11 @@ def teacher_divergence(log_probs: Tensor, ids: Tensor, teacher: Tensor) -> Tenso
 def exit_loss(logits: Tensor, labels: Tensor, ids: Tensor, teachers: Tensor, weight: float) -> Tensor:
     """Next-token loss of one exit plus `weight` times its mean divergence from the teachers, in nats.
 
-    logits: [n, vocabulary]; labels: [n]; ids, teachers: [teacher, n, k], no teachers giving [0, n, k].
+    logits: [n, columns]; labels: [n]; ids, teachers: [teacher, n, k], no teachers giving [0, n, k]. Labels and ids are
+    columns; -1 has no row in the head.
     """
     log_probs = logits.float().log_softmax(-1)
-    loss = F.nll_loss(log_probs, labels)
+    loss = F.nll_loss(log_probs, labels, ignore_index=-1)
     if weight == 0 or len(ids) == 0:
         return loss
     divergences = [teacher_divergence(log_probs, i, t) for i, t in zip(ids, teachers, strict=True)]

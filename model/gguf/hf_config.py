@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from model.config import HEAD_TOKEN_IDS
 from model.gguf.header import GgufHeader
 from model.gguf.hf_rope import rope_parameters
 from protocol.errors import ConfigError, UnsupportedModel
@@ -105,6 +106,7 @@ def hf_config(header: GgufHeader, frequency_factors: Sequence[float] | None) -> 
         "rms_norm_eps": values.need("attention.layer_norm_rms_epsilon"),
         "rope_parameters": rope_parameters(values, head_dim, frequency_factors),
         "tie_word_embeddings": "output.weight" not in tensors,
+        HEAD_TOKEN_IDS: header.metadata.get(f"draftpool.{HEAD_TOKEN_IDS}", []),
         **_attention(values, family, hidden // heads, head_dim, tensors.keys()),
     }
 

@@ -19,6 +19,7 @@ struct Decoder {
     Linear<T> head;
     const T* embedding;  // [vocab][hidden]; null: in blocks, or tied to the head
     const Strip* embedding_blocks;
+    Columns columns;  // of the logits
     Pool* pool;
     Workspace<T> work;
 
@@ -57,7 +58,7 @@ struct Decoder {
         });
     }
 
-    // Scores of chosen rows of hidden states. index: [count]; out: [count][vocab].
+    // Scores of chosen rows of hidden states. index: [count]; out: [count][head_size].
     void logits(const float* hidden, const int64_t* index, int count, float* out) {
         work.normed.resize(count, shape.hidden);
         work.blocks.resize(count, shape.hidden);
@@ -68,7 +69,7 @@ struct Decoder {
     // Only the matrix products of one pass, over the usual buffers.
     void linears(int tokens) {
         reserve(tokens);
-        work.logits.resize(tokens, std::max(shape.vocab, 2 * padded(shape.inner)));
+        work.logits.resize(tokens, std::max(shape.head_size, 2 * padded(shape.inner)));
         auto multiply_into = [&](const Buffer<Input<T>>& x, const Linear<T>& linear, const Buffer<float>& out, int thread) {
             quantize_rows(x, linear, tokens, thread);
             multiply(rows_of(x), tokens, linear, thread, *pool, [&](int row, int strip, vf* sums, int n) {
@@ -128,7 +129,7 @@ struct Decoder {
         for (int r = mine.begin; r < mine.end; r++) norm_row(hidden + index[r] * shape.hidden, norm, head, r);
         meet(thread, Stopwatch::rest);
         multiply(rows_of(work.normed), count, head, thread, *pool, [&](int row, int strip, vf* sums, int n) {
-            for (int v = 0; v < n * kVecs; v++) put(out + size_t(row) * shape.vocab, strip * kStrip + v * kLanes, shape.vocab, capped(sums[v]));
+            for (int v = 0; v < n * kVecs; v++) put(out + size_t(row) * shape.head_size, strip * kStrip + v * kLanes, shape.head_size, capped(sums[v]));
         });
         meet(thread, Stopwatch::products);
     }

@@ -76,7 +76,7 @@ class NativeDecoder:
         weakref.finalize(self, self._library.dp_model_free, self._model)
         self._blocks = _Blocks()
         self._hidden = torch.empty(0, config.hidden_size)
-        self._logits = torch.empty(0, config.vocab_size)
+        self._logits = torch.empty(0, config.head_size)
         self._grow_angles(min(1024, config.max_positions))
 
     def new_kv(self, num_slots: int) -> PagedKV:
@@ -162,7 +162,7 @@ class NativeDecoder:
 
     def _logits_for(self, count: int) -> Tensor:
         if count > self._logits.shape[0]:
-            self._logits = torch.empty(2 * count, self.config.vocab_size)
+            self._logits = torch.empty(2 * count, self.config.head_size)
         return self._logits
 
     def pick(self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> list[int]:
@@ -202,7 +202,8 @@ class NativeDecoder:
             self._blocks.index.holding(wanted),
             count,
             self._logits_for(count).data_ptr(),
-            self.config.vocab_size,
+            self.config.head_size,
+            self._packed.spec.token_ids,
             self._blocks.how.address,
             self._blocks.picks.address,
         )
@@ -234,6 +235,7 @@ class NativeDecoder:
             self._pool,
             logits.data_ptr(),
             *logits.shape,
+            self._packed.spec.token_ids,
             self._blocks.how.address,
             int(confidence),
             self._blocks.picks.address,

@@ -6,7 +6,7 @@
 namespace dp {
 
 struct Shape {
-    int vocab, hidden, inner, layers, heads, kv_heads, head_dim, dim;  // dim: head_dim padded as in the KV
+    int head_size, hidden, inner, layers, heads, kv_heads, head_dim, dim;  // dim: head_dim padded as in the KV
     Activation activation;
     float norm_eps, query_scale, embedding_scale, attention_softcap, final_softcap;  // 0: none
 };

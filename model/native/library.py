@@ -42,7 +42,7 @@ class LayerSpec(Structure):
 
 class ModelSpec(Structure):
     _fields_ = (
-        *((name, c_int32) for name in ("vocab", "hidden", "inner", "layers", "heads", "kv_heads", "head_dim", "dim")),
+        *((name, c_int32) for name in ("head_size", "hidden", "inner", "layers", "heads", "kv_heads", "head_dim", "dim")),
         ("activation", c_int32),
         ("is_bf16", c_int32),
         *((name, c_float) for name in ("norm_eps", "query_scale", "embedding_scale")),
@@ -53,6 +53,7 @@ class ModelSpec(Structure):
         ("head", LinearSpec),
         ("embedding", c_void_p),
         ("embedding_blocks", c_void_p),
+        ("token_ids", c_void_p),
     )
 
 
@@ -82,14 +83,14 @@ _CALLS: dict[str, tuple[object, list[object]]] = {
         None,
         [
             *(c_void_p, c_void_p, POINTER(BatchSpec), c_void_p, c_void_p, c_int),
-            *(c_void_p, c_int, c_void_p, c_int, c_void_p, c_void_p),
+            *(c_void_p, c_int, c_void_p, c_int, c_void_p, c_void_p, c_void_p),
         ],
     ),
     "dp_roll": (None, [c_void_p, POINTER(BatchSpec), c_void_p, c_void_p, c_void_p, c_int, c_void_p, c_void_p]),
     "dp_linears": (None, [c_void_p, c_int]),
     "dp_times": (None, [c_void_p, POINTER(c_double)]),
     "dp_read": (c_uint64, [c_void_p, c_void_p, c_uint64]),
-    "dp_pick": (None, [c_void_p, c_void_p, c_int, c_int, c_void_p, c_int, c_void_p]),
+    "dp_pick": (None, [c_void_p, c_void_p, c_int, c_int, c_void_p, c_void_p, c_int, c_void_p]),
     "dp_strip_bytes": (c_uint64, [c_int, c_int]),
     "dp_pack": (None, [c_void_p, c_int, c_void_p, c_uint64, c_int, c_int, c_void_p, c_uint64]),
     "dp_product": (None, [c_void_p, POINTER(LinearSpec), c_void_p, c_int, c_void_p]),

@@ -22,13 +22,14 @@ struct LayerSpec {
 };
 
 struct ModelSpec {
-    int32_t vocab, hidden, inner, layers, heads, kv_heads, head_dim, dim, activation, is_bf16;
+    int32_t head_size, hidden, inner, layers, heads, kv_heads, head_dim, dim, activation, is_bf16;
     float norm_eps, query_scale, embedding_scale, attention_softcap, final_softcap;
     const LayerSpec* layer;
     const float* norm;
     LinearSpec head;
     const void* embedding;
     const Strip* embedding_blocks;
+    const int64_t* token_ids;
 };
 
 struct BatchSpec {
@@ -61,7 +62,7 @@ struct Typed final : Model {
     typename Decoder<T>::Pass pass;
 
     Typed(const ModelSpec& s, Pool* pool) {
-        decoder.shape = {s.vocab, s.hidden, s.inner, s.layers, s.heads, s.kv_heads, s.head_dim, s.dim, Activation(s.activation),
+        decoder.shape = {s.head_size, s.hidden, s.inner, s.layers, s.heads, s.kv_heads, s.head_dim, s.dim, Activation(s.activation),
                          s.norm_eps, s.query_scale, s.embedding_scale, s.attention_softcap, s.final_softcap};
         for (int l = 0; l < s.layers; l++) {
             const LayerSpec& from = s.layer[l];
@@ -73,6 +74,7 @@ struct Typed final : Model {
         decoder.head = linear<T>(s.head);
         decoder.embedding = static_cast<const T*>(s.embedding);
         decoder.embedding_blocks = s.embedding_blocks;
+        decoder.columns = {s.head_size, s.token_ids};
         decoder.pool = pool;
     }
 
@@ -138,20 +140,23 @@ void dp_logits(Model* model, const float* hidden, const int64_t* index, int coun
     model->logits(hidden, index, count, out);
 }
 
-void dp_pick(Pool* pool, const float* logits, int count, int vocab, const Picking* how, int wants_confidence, Pick* out) {
+// token_ids: of the columns of the logits; null: column c is token c.
+void dp_pick(Pool* pool, const float* logits, int count, int width, const int64_t* token_ids, const Picking* how, int wants_confidence,
+             Pick* out) {
+    const Columns columns{width, token_ids};
     auto work = [&](int thread) {
-        for (int r = thread; r < count; r += pool->size()) out[r] = pick(logits + size_t(r) * vocab, vocab, how[r], wants_confidence);
+        for (int r = thread; r < count; r += pool->size()) out[r] = pick(logits + size_t(r) * width, columns, how[r], wants_confidence);
     };
-    count == 1 ? void(out[0] = pick(logits, vocab, how[0], wants_confidence)) : pool->run(work);
+    count == 1 ? void(out[0] = pick(logits, columns, how[0], wants_confidence)) : pool->run(work);
 }
 
 // Embeds, runs all layers, and picks tokens from chosen rows, in one call.
 void dp_step(Model* model, Pool* pool, const BatchSpec* batch, const int64_t* ids, float* hidden, int num_layers, const int64_t* index,
-             int count, float* logits, int vocab, const Picking* how, Pick* out) {
+             int count, float* logits, int width, const int64_t* token_ids, const Picking* how, Pick* out) {
     dp_embed(model, ids, batch->num_tokens, hidden);
     dp_run(model, hidden, batch, 0, num_layers);
     dp_logits(model, hidden, index, count, logits);
-    dp_pick(pool, logits, count, vocab, how, false, out);
+    dp_pick(pool, logits, count, width, token_ids, how, false, out);
 }
 
 // Drafts up to limits[r].length tokens for every row r, into out, where each row has as many places.
@@ -212,7 +217,7 @@ void dp_gumbel(uint64_t seed, int64_t position, int vocab, double* out) {
     constexpr int halves = kLanes / 2;
     for (int begin = 0; begin < vocab; begin += kWords) {
         vu words[2];
-        philox(seed, uint64_t(position), uint64_t(begin) / 4, words);
+        neighbours(seed, uint64_t(position), uint64_t(begin) / 4, words);
         for (int j = 0; j < kWords && begin + j < vocab; j++) out[begin + j] = gumbel(half(words[j / kLanes], j / halves % 2))[j % halves];
     }
 }

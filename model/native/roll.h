@@ -75,15 +75,15 @@ class Roller {
         wanted_.clear();
         for (const Row& row : pass_.rows) wanted_.push_back(row.first + row.num_new - 1);
         picks_.resize(wanted_.size());
-        decoder_.work.logits.resize(int(wanted_.size()), decoder_.shape.vocab);
+        decoder_.work.logits.resize(int(wanted_.size()), decoder_.shape.head_size);
     }
 
     void pick_next(int thread) {
-        const int count = int(wanted_.size()), vocab = decoder_.shape.vocab, num_threads = decoder_.pool->size();
+        const int count = int(wanted_.size()), width = decoder_.shape.head_size, num_threads = decoder_.pool->size();
         float* logits = decoder_.work.logits.data;
         decoder_.score(pass_.hidden, wanted_.data(), count, logits, thread);
         for (int r = thread; r < count; r += num_threads)
-            picks_[r] = pick(logits + size_t(r) * vocab, vocab, drafts_[r].how, true);
+            picks_[r] = pick(logits + size_t(r) * width, decoder_.columns, drafts_[r].how, true);
         decoder_.pool->barrier();
     }
 

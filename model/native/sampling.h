@@ -26,14 +26,11 @@ inline vul product(vul word, uint32_t multiplier) {
 #endif
 }
 
-// Words of tokens 4 * begin .. 4 * begin + kWords - 1: neighbouring blocks, one per lane.
-constexpr int kWords = 2 * kLanes;
-
-inline void philox(uint64_t seed, uint64_t position, uint64_t begin, vu (&words)[2]) {
-    const vul low = vul{} + uint64_t(0xffffffff);
+// c[0]: the numbers of blocks, one per lane. Returns their four words in the lower halves of c.
+inline void philox(uint64_t seed, uint64_t position, vul (&c)[4]) {
     uint64_t key0 = seed & uint64_t(0xffffffff), key1 = seed >> 32;
-    vul c[4] = {vul{} + begin, vul{} + (position & uint64_t(0xffffffff))};
-    for (int lane = 0; lane < kLanes / 2; lane++) c[0][lane] += uint64_t(lane);
+    c[1] = vul{} + (position & uint64_t(0xffffffff));
+    c[2] = c[3] = vul{};
     for (int round = 0; round < 10; round++) {  // the upper halves of c hold garbage that no product reads
         vul first = product(c[0], 0xD2511F53u), second = product(c[2], 0xCD9E8D57u);
         c[0] = (second >> 32) ^ c[1] ^ key0;
@@ -43,6 +40,16 @@ inline void philox(uint64_t seed, uint64_t position, uint64_t begin, vu (&words)
         key0 = (key0 + 0x9E3779B9u) & uint64_t(0xffffffff);
         key1 = (key1 + 0xBB67AE85u) & uint64_t(0xffffffff);
     }
+}
+
+// Words of tokens 4 * begin .. 4 * begin + kWords - 1: neighbouring blocks.
+constexpr int kWords = 2 * kLanes;
+
+inline void neighbours(uint64_t seed, uint64_t position, uint64_t begin, vu (&words)[2]) {
+    const vul low = vul{} + uint64_t(0xffffffff);
+    vul c[4] = {vul{} + begin};
+    for (int lane = 0; lane < kLanes / 2; lane++) c[0][lane] += uint64_t(lane);
+    philox(seed, position, c);
     const vul even = (c[0] & low) | c[1] << 32, odd = (c[2] & low) | c[3] << 32;
 #if defined(__AVX512F__)
     words[0] = (vu)shuffle<0, 8, 1, 9, 2, 10, 3, 11>(even, odd);
@@ -51,6 +58,19 @@ inline void philox(uint64_t seed, uint64_t position, uint64_t begin, vu (&words)
     words[0] = (vu)shuffle<0, 4, 1, 5>(even, odd);
     words[1] = (vu)shuffle<2, 6, 3, 7>(even, odd);
 #endif
+}
+
+// Words of `count` tokens, at most kLanes of them.
+inline vu chosen(uint64_t seed, uint64_t position, const int64_t* ids, int count) {
+    constexpr int blocks = kLanes / 2;
+    vu words = {};
+    for (int first = 0; first < count; first += blocks) {
+        vul c[4] = {};
+        for (int lane = 0; lane < blocks && first + lane < count; lane++) c[0][lane] = uint64_t(ids[first + lane]) / 4;
+        philox(seed, position, c);
+        for (int lane = 0; lane < blocks && first + lane < count; lane++) words[first + lane] = uint32_t(c[ids[first + lane] % 4][lane]);
+    }
+    return words;
 }
 
 inline vd gumbel(quarter_vu words) {
@@ -97,14 +117,26 @@ struct TopTwo {
     }
 };
 
-// Picks the largest noisy score of scaled logits; confidence is tanh(margin / 2) of the best two.
-inline Pick noisy_pick(const float* logits, int vocab, float temperature, uint64_t seed, uint64_t position) {
+// The tokens of the columns of logits: ids, which ascend; null: column c is token c.
+struct Columns {
+    int count = 0;
+    const int64_t* ids = nullptr;
+
+    Pick named(Pick pick) const {
+        if (!ids) return pick;
+        return {ids[pick.token], pick.confidence, pick.runner_up < 0 ? pick.runner_up : ids[pick.runner_up]};
+    }
+};
+
+// Picks the largest noisy score of scaled logits; confidence is tanh(margin / 2) of the best two. Returns columns.
+inline Pick noisy_pick(const float* logits, const Columns& columns, float temperature, uint64_t seed, uint64_t position) {
     TopTwo top;
     vu words[2];
-    for (int at = 0; at < vocab; at += kLanes) {
-        if (at % kWords == 0) philox(seed, position, uint64_t(at) / 4, words);
-        const vu drawn = words[at / kLanes % 2];
-        const vf scaled = load_left(logits + at, vocab - at) / temperature;
+    for (int at = 0; at < columns.count; at += kLanes) {
+        const int left = columns.count - at;
+        if (!columns.ids && at % kWords == 0) neighbours(seed, position, uint64_t(at) / 4, words);
+        const vu drawn = columns.ids ? chosen(seed, position, columns.ids + at, std::min(left, kLanes)) : words[at / kLanes % 2];
+        const vf scaled = load_left(logits + at, left) / temperature;
         if (!top.may_take(scaled + gumbel_bound(drawn))) continue;
         const vd noise[2] = {gumbel(half(drawn, 0)), gumbel(half(drawn, 1))};
         for (int i = 0; i < kLanes; i++) top.offer(at + i, double(scaled[i]) + noise[i / (kLanes / 2)][i % (kLanes / 2)]);
@@ -113,11 +145,11 @@ inline Pick noisy_pick(const float* logits, int vocab, float temperature, uint64
     return top.pick(std::tanh((top.best - top.second) / 2));
 }
 
-// Picks the largest logit; confidence is its probability, if requested.
-inline Pick greedy_pick(const float* logits, int vocab, bool wants_confidence) {
+// Picks the largest logit; confidence is its probability, if requested. Returns columns.
+inline Pick greedy_pick(const float* logits, int count, bool wants_confidence) {
     TopTwo top;
-    for (int at = 0; at < vocab; at += kLanes) {
-        const vf own = load_left(logits + at, vocab - at);
+    for (int at = 0; at < count; at += kLanes) {
+        const vf own = load_left(logits + at, count - at);
         if (!top.may_take(own)) continue;
         for (int i = 0; i < kLanes; i++) top.offer(at + i, own[i]);
         if (top.undefined) break;
@@ -126,8 +158,8 @@ inline Pick greedy_pick(const float* logits, int vocab, bool wants_confidence) {
     const vf highest = splat(float(top.best));
     vf total = {};
     int at = 0;
-    for (; at + kLanes <= vocab; at += kLanes) total += exponential(load_floats(logits + at) - highest);
-    total += exponential(load_left(logits + at, vocab - at) - highest);
+    for (; at + kLanes <= count; at += kLanes) total += exponential(load_floats(logits + at) - highest);
+    total += exponential(load_left(logits + at, count - at) - highest);
     return top.pick(1.0 / double(sum(total)));
 }
 
@@ -137,9 +169,9 @@ struct Picking {
     int64_t position;
 };
 
-inline Pick pick(const float* logits, int vocab, const Picking& how, bool wants_confidence) {
-    return how.temperature > 0 ? noisy_pick(logits, vocab, how.temperature, how.seed, uint64_t(how.position))
-                               : greedy_pick(logits, vocab, wants_confidence);
+inline Pick pick(const float* logits, const Columns& columns, const Picking& how, bool wants_confidence) {
+    return columns.named(how.temperature > 0 ? noisy_pick(logits, columns, how.temperature, how.seed, uint64_t(how.position))
+                                             : greedy_pick(logits, columns.count, wants_confidence));
 }
 
 }  // namespace dp

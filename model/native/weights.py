@@ -89,7 +89,7 @@ def pack(config: DecoderConfig, weights: StoredWeights) -> Packed:
         map(partial(_layer, packed), weights.layers(), windows)
     )  # a loop variable would keep the last layer alive
     packed.spec = ModelSpec(
-        vocab=config.vocab_size,
+        head_size=config.head_size,
         hidden=config.hidden_size,
         inner=config.intermediate_size,
         layers=config.num_layers,
@@ -107,6 +107,7 @@ def pack(config: DecoderConfig, weights: StoredWeights) -> Packed:
         final_softcap=config.final_softcap or 0.0,
         layer=(LayerSpec * len(layers))(*layers),
         norm=packed.floats(weights.norm()),
+        token_ids=packed.keep(torch.tensor(config.head_token_ids)) if config.head_token_ids else None,
         **head,
     )
     return packed
