@@ -1,8 +1,8 @@
 """Chats that SmolLM2 writes by itself: what its drafter is trained on. No prompt is Spec-Bench's.
 
-An instructed model that is given the beginning of a user's turn writes a prompt of its own (Magpie, Xu et al. 2024). It then
-answers these prompts, half of them at temperature 0. Some prompts are put behind a text that the model wrote earlier, with
-a task for it, because answers that quote their prompt are drafted differently.
+An instructed model that is given the beginning of a user's turn writes a prompt of its own (Magpie, Xu et al. 2024). It
+then answers these prompts, half of them at temperature 0. Some prompts are put behind a text that the model wrote
+earlier, with a task for it, because answers that quote their prompt are drafted differently.
 """
 
 import argparse

@@ -1,7 +1,7 @@
-"""How often SmolLM2's drafter picks what SmolLM2 writes, by exit, on Spec-Bench's first turns; writes its results and card.
+"""How often SmolLM2's drafter picks what SmolLM2 writes, by exit, on Spec-Bench's first turns. Writes results and card.
 
-Along the target's own answers, the drafter's pick under coupled noise (argmax at temperature 0) is compared with the token
-that was written: the probability that a drafted token is accepted if all before it were.
+Along the target's own answers, the drafter's pick under coupled noise (argmax at temperature 0) is compared with the
+token that was written: the probability that a drafted token is accepted if all before it were.
 """
 
 import argparse
@@ -37,15 +37,15 @@ base_model: HuggingFaceTB/SmolLM2-135M-Instruct
 
 # A nested drafter for SmolLM2-135M-Instruct
 
-The first {layers} layers of the model, trained further so that layers {exits} all exit through the final norm and an LM
-head of {head:,} tokens. One drafter serves the dense weights and the quantized file alike. `draftpool train-drafter
-demo/smollm2.yaml` made it from texts that the target wrote by itself (`demo/chats.py`): {steps} steps, {tokens:.2f} M tokens,
-{minutes:.0f} minutes beside other work on {machine}.
+The first {layers} layers of the model, trained further so that layers {exits} all exit through the final norm and an
+LM head of {head:,} tokens. One drafter serves the dense weights and the quantized file alike. `draftpool train-drafter
+demo/smollm2.yaml` made it from texts that the target wrote by itself (`demo/chats.py`): {steps} steps, {tokens:.2f} M
+tokens, {minutes:.0f} minutes beside other work on {machine}.
 
 ## Accepted tokens
 
-Along the target's own answers to Spec-Bench's first turns, which were never trained on (`{command}`): the share of positions
-where the drafter's pick is the target's token, and the share of the target's tokens that the head has.
+Along the target's own answers to Spec-Bench's first turns, which were never trained on (`{command}`): the share of
+positions where the drafter's pick is the target's token, and the share of the target's tokens that the head has.
 
 {rows}
 """
