@@ -139,8 +139,8 @@ def _head_token_ids(raw: dict[str, Any], hf: Any) -> tuple[int, ...]:
         len(ids) < 2 or ids != sorted(set(ids)) or ids[0] < 0 or ids[-1] >= hf.vocab_size or hf.tie_word_embeddings
     ):
         raise ConfigError(
-            f"{HEAD_TOKEN_IDS} of config.json must hold at least two ids that ascend below {hf.vocab_size}, and the head "
-            "must not be tied to the embedding; trim the drafter again"
+            f"{HEAD_TOKEN_IDS} of config.json must hold at least two ids that ascend below {hf.vocab_size}, and the "
+            "head must not be tied to the embedding; trim the drafter again"
         )
     return tuple(ids)
 
