@@ -15,8 +15,6 @@ from model.tokenizer import load_tokenizer
 TEXT = "def add(first, second):\n    return first + second\n"
 SAID = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
 TEMPLATE = SAID + "{% if add_generation_prompt %}me:{% endif %}"
-    "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}me:{% endif %}"
-)
 
 
 @pytest.fixture(scope="module")
