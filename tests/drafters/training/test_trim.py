@@ -14,10 +14,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from cli.main import main
+from cli.trim_command import doubts
 from drafters.head import count_tokens
 from drafters.manifest import Manifest, vocabulary_hash
 from drafters.training.config import Corpus
 from drafters.trim import count_corpus, head_tokens, read_trimmable, write_trimmed
+from drafters.trim_choice import Head, TrimCosts, predict
 from drafters.trim_cost import measure, timed
 from model.config import read_config
 from model.decoder import Decoder
@@ -150,6 +152,12 @@ def test_calls_are_timed_in_turn_behind_turns_that_warm_up() -> None:
     calls = [lambda: order.append("a"), lambda: order.append("b") or next(clock)]
     assert timed(calls, 3, lambda: float(next(clock))) == [[1000.0] * 3, [2000.0] * 3]
     assert order == ["a", "b"] * 5
+
+
+@pytest.mark.parametrize(("times", "num_warnings"), [((0.1, 0.2, 0.4), 0), ((0.1, 0.0, 0.4), 1)])
+def test_times_that_do_not_grow_with_the_rows_are_doubted(times: tuple[float, ...], num_warnings: int) -> None:
+    heads = tuple(Head(size, 1.0, ms) for size, ms in enumerate(times, 10))
+    assert len(list(doubts(predict(TrimCosts(heads, 1.0, 0.7, (5.0, 6.0)))))) == num_warnings
 
 
 def test_the_fastest_size_is_written_unless_it_is_the_full_head(
