@@ -50,6 +50,17 @@ def test_spec_bench_is_split_into_its_subtasks(tmp_path: Path) -> None:
     assert prompts[0] == prompts[2] == tuple(tiny_tokenizer().encode("import writing"))
 
 
+def test_a_question_to_a_model_with_a_chat_template_is_asked_in_a_chat(tmp_path: Path) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text(json.dumps({"category": "qa", "turns": ["import os"]}) + "\n")
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{{ messages[0].role }}: {{ messages[0].content }}{% if add_generation_prompt %}\nme:{% endif %}"
+    )
+    (text,) = read_texts(file, tokenizer)
+    assert text.token_ids == tuple(tokenizer.encode("user: import os\nme:", add_special_tokens=False))
+
+
 @pytest.mark.parametrize(
     "line", ["nonsense", "[]", '{"text": "a"}', '{"turns": []}', '{"prompt": ""}', '{"prompt": 7}']
 )
