@@ -15,6 +15,7 @@ from bench.cells import Subject
 from bench.machine import ROOT
 from bench.workload import HELD_OUT, LONGEST, Workload, read_texts
 from cli.arguments import depth, whole
+from deployments.progress import loading
 from model.files import resolve
 from model.native.library import default_threads
 from protocol.errors import ConfigError, DraftPoolError
@@ -77,7 +78,8 @@ def add_target(parser: ArgumentParser) -> None:
 
 def checkpoint(text: str) -> Path:
     try:
-        return resolve(text)
+        with loading(text):
+            return resolve(text)
     except ConfigError as error:
         raise ArgumentTypeError(str(error)) from None
 

@@ -58,6 +58,7 @@ class Subject:
     """What every engine loads.
 
     max_length: tokens of the longest sequence, prompt included. weights: of ours. draft_gguf: llama.cpp's draft model.
+    ngram: tokens that llama.cpp's n-grams have to repeat.
     """
 
     target: Path
@@ -68,6 +69,7 @@ class Subject:
     max_length: int
     weights: WeightFormat = WeightFormat.STORED
     draft_gguf: Path | None = None
+    ngram: int = 12
 
     @property
     def positions(self) -> int:

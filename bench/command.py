@@ -21,6 +21,7 @@ from bench.run import Engines, measure, opened
 from bench.workload import EQUAL, KINDS, LONGEST, Workload, read_texts
 from cli.arguments import whole
 from deployments.process import DTYPES
+from deployments.progress import loading
 from model.files import resolve
 from model.load import WeightFormat
 from model.native.library import default_threads
@@ -31,7 +32,8 @@ DRAFTING = (*OURS[1:], "assisted", "openvino-draft")
 
 def run(args: argparse.Namespace) -> int:
     check(args)
-    subject = make_subject(args)
+    with loading(args.target):
+        subject = make_subject(args)
     texts = read_texts(args.prompts, AutoTokenizer.from_pretrained(subject.target))
     workload = Workload(texts, args.workload, args.num_prompts, args.prompt_tokens)
     grid = Grid(
@@ -63,6 +65,7 @@ def settings_of(args: argparse.Namespace, subject: Subject) -> dict[str, object]
     """What a result says of the run, beside its cells."""
     drafter = subject.drafter.name if subject.drafter else "none"
     settings = {"target": subject.target.name, "drafter": drafter, "prompts": args.prompts.name}
+    settings |= {"ngram": args.ngram} if "llamacpp-ngram" in args.modes else {}
     settings |= {"draft_gguf": subject.draft_gguf.name} if subject.draft_gguf else {}
     settings |= {"prompt_tokens": args.prompt_tokens} if args.workload == "equal" else {}
     names = ("workload", "num_prompts", "max_tokens", "dtype", "weights", "repeat")
@@ -85,6 +88,7 @@ def make_subject(args: argparse.Namespace) -> Subject:
         target=resolve(args.target),
         drafter=resolve(args.drafter) if args.drafter else None,
         draft_gguf=args.draft_gguf,
+        ngram=args.ngram,
         dtype=DTYPES[args.dtype],
         threads=args.threads,
         max_batch=max(args.batch),
@@ -113,6 +117,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--target", required=True, help="checkpoint directory, or hub id")
     add("--drafter", help="checkpoint directory")
     add("--draft-gguf", type=Path, metavar="FILE", help="the draft model of mode llamacpp-draft")
+    add("--ngram", type=whole(1), default=12, help="tokens that repeat before llamacpp-ngram drafts (default: its 12)")
     add("--batch", type=listed(whole(1)), default=[1, 8], help="batch sizes (default: 1,8)")
     modes = (*OURS, *PEERS)
     add("--modes", type=listed(one_of(*MODES)), default=list(modes), help=f"default: {','.join(modes)}")
@@ -133,10 +138,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--url", help="an OpenAI-compatible server, for mode url")
     add("--url-model", help="its model (default: the first that it lists)")
     add("--json", action="store_true", help="one JSON line a cell, instead of a table")
-    add(
-        *("--out",),
-        type=Path,
-        metavar="FILE",
-        help="result as JSON, a table beside it; both are written anew after every cell, so that an interrupted run "
-        "keeps what it has",
-    )
+    kept = "result as JSON, with a table; written anew after every cell, so an interrupted run keeps what it has"
+    add("--out", type=Path, metavar="FILE", help=kept)

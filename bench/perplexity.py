@@ -10,7 +10,6 @@ import math
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -21,8 +20,8 @@ from tqdm import tqdm
 
 from bench import machine
 from bench.arguments import add_target, add_threads, ended, listed, one_of, plain_parser
-from bench.cells import Subject, Unavailable
-from bench.peers.llamacpp import LlamaCppEngine
+from bench.cells import Unavailable
+from bench.peers.llamacpp import llama_cpp
 from bench.stats import paired_ratio
 from cli.arguments import whole
 from deployments.process import DTYPES
@@ -33,7 +32,6 @@ from model.tokenizer import load_tokenizer
 from protocol.errors import ConfigError
 
 Windows = Sequence[list[int]]
-Losses = dict[str, list[float]]  # by what judged: of each window the mean over its tokens, in nats
 REFERENCE, PEER = "dense fp32", "llamacpp"
 DTYPES_OF = {WeightFormat.DENSE: ("fp32", "bf16"), WeightFormat.STORED: ("bf16",), WeightFormat.INT8: ("bf16",)}
 
@@ -53,6 +51,7 @@ def windows_of(path: Path, tokenizer: Any, length: int, count: int) -> list[list
 
 
 def our_losses(target: Path, weights: WeightFormat, dtype: torch.dtype, windows: Windows) -> list[float]:
+    """Of each window the mean over its tokens, in nats."""
     with loading(target) as progress:
         decoder = load_decoder(target, dtype=dtype, weights=weights, progress=progress)
     losses = []
@@ -64,11 +63,9 @@ def our_losses(target: Path, weights: WeightFormat, dtype: torch.dtype, windows:
 
 def their_losses(target: Path, threads: int, windows: Windows) -> list[float]:
     """Raises Unavailable."""
-    subject = Subject(target, None, torch.bfloat16, threads, max_batch=1, max_length=len(windows[0]) + 1)
-    with closing(LlamaCppEngine(subject)) as engine:
-        engine.open()
+    with llama_cpp(target, threads, len(windows[0]) + 1) as peer:
         bar = tqdm(windows, unit="window", desc=PEER, leave=False, disable=None)
-        return [-fmean(engine.log_probabilities(window)) for window in bar]
+        return [-fmean(peer.log_probabilities(window)) for window in bar]
 
 
 def judged(args: Namespace, windows: Windows, left_out: dict[str, str]) -> Iterator[tuple[str, list[float]]]:
@@ -86,8 +83,7 @@ def run(args: Namespace) -> int:
     torch.set_num_threads(args.threads)
     windows = windows_of(args.text, load_tokenizer(args.target), args.window, args.windows)
     settings = {"target": args.target.name, "text": args.text.name, "windows": len(windows), "window": args.window}
-    left_out: dict[str, str] = {}
-    losses: Losses = {}
+    left_out, losses = dict[str, str](), dict[str, list[float]]()
     report = {"machine": machine.describe(), "settings": settings, "left_out": left_out, "losses": losses}
     for name, of_windows in judged(args, windows, left_out):
         losses[name] = of_windows

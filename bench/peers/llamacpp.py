@@ -5,9 +5,12 @@ It needs an environment of its own, which `make bench-peers` builds.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from bench.cells import Cell, CellOutcome, Subject, TokenIds, Unavailable
 from bench.machine import ROOT
@@ -18,9 +21,7 @@ ENVIRONMENT = ROOT / ".venv-llamacpp"
 
 
 class LlamaCppEngine:
-    """One worker process with a server for each mode and draft length, which holds as many sequences as the largest
-    batch.
-    """
+    """One worker process; its server for each mode and draft length holds as many sequences as the largest batch."""
 
     name = "llama.cpp"
     shares_noise = False
@@ -53,14 +54,28 @@ class LlamaCppEngine:
         answer = self._ask({"op": "judge", "window": list(window)} | self._server("llamacpp", 0))
         return list(answer["log_probabilities"])
 
+    def token_ids(self, text: str) -> list[int]:
+        """Special tokens in the text count as such."""
+        return list(self._ask({"op": "tokenize", "text": text} | self._server("llamacpp", 0))["token_ids"])
+
     def _server(self, mode: str, length: int) -> dict[str, Any]:
         """What the worker opens at its first use."""
         subject = self._subject
         draft = str(subject.draft_gguf) if mode == "llamacpp-draft" else None
-        server = {"mode": mode, "length": length, "file": str((subject.target / GGUF_NAME).resolve()), "draft": draft}
+        server = {"mode": mode, "length": length, "ngram": subject.ngram, "draft": draft}
+        server |= {"file": str((subject.target / GGUF_NAME).resolve())}
         return server | {"threads": subject.threads, "slots": subject.max_batch, "context": subject.max_length}
 
     def _ask(self, command: dict[str, Any]) -> dict[str, Any]:
         if self._worker is None:
             raise Unavailable("its worker is not running")
         return self._worker.ask(command)
+
+
+@contextmanager
+def llama_cpp(target: Path, threads: int = 1, max_length: int = 64) -> Iterator[LlamaCppEngine]:
+    """Plain and for one sequence. Raises Unavailable."""
+    subject = Subject(target, None, torch.bfloat16, threads, max_batch=1, max_length=max_length)
+    with closing(LlamaCppEngine(subject)) as engine:
+        engine.open()
+        yield engine

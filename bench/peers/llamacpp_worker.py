@@ -3,10 +3,11 @@
     {"op": "version"}
     {"op": "run", SERVER, "prompts": [[ids]], "max_tokens": N, "batch": N, "temperature": T}
     {"op": "judge", SERVER, "window": [ids]}
+    {"op": "tokenize", SERVER, "text": ...}
 
-SERVER is "mode", "length" (0: without speculation), "file", "draft" (a file or null), "threads", "slots", "context".
-It is opened at its first use. Requests go to it over loopback and are streamed, because only so the arrival of each
-token can be seen. No prompt of a run is reused, since they repeat.
+SERVER is "mode", "length" (0: without speculation), "ngram", "file", "draft" (a file or null), "threads", "slots" and
+"context". It is opened at its first use. Requests go to it over loopback and are streamed, because only so the
+arrival of each token can be seen. No prompt of a run is reused, since they repeat.
 """
 
 from __future__ import annotations
@@ -45,6 +46,11 @@ class Servers:
         server, window = self._server(command), command["window"]
         return {"log_probabilities": [_judge(server, window[:end], window[end]) for end in range(1, len(window))]}
 
+    def tokenize(self, command: dict[str, Any]) -> dict[str, Any]:
+        body = {"content": command["text"], "add_special": True, "parse_special": True}
+        with _asked(self._server(command), "tokenize", body) as answer:
+            return {"token_ids": json.load(answer)["tokens"]}
+
     def _server(self, command: dict[str, Any]) -> Any:
         key = command["mode"], command["length"]
         if key not in self._open:
@@ -65,7 +71,7 @@ def _speculate(speculative: Any, command: dict[str, Any]) -> None:
     types, draft = xllamacpp.common_speculative_type, command["draft"]
     if draft is None:
         speculative.types = [types.COMMON_SPECULATIVE_TYPE_NGRAM_SIMPLE]
-        speculative.ngram_simple.size_m = command["length"]
+        speculative.ngram_simple.size_n, speculative.ngram_simple.size_m = command["ngram"], command["length"]
     else:
         speculative.types = [types.COMMON_SPECULATIVE_TYPE_DRAFT_SIMPLE]
         own = speculative.draft
@@ -80,7 +86,7 @@ def _complete(server: Any, prompt: list[int], command: dict[str, Any]) -> dict[s
     body |= {"samplers": ["temperature"], "seed": 0, "ignore_eos": True, "cache_prompt": False}
     body |= {"stream": True, "return_tokens": True, "timings_per_token": command["length"] > 0}
     accepted = left = 0  # left: tokens of the pass that are still to come
-    with _asked(server, body) as events:
+    with _asked(server, "completion", body) as events:
         for line in events:
             event = json.loads(line[len(EVENT) :]) if line.startswith(EVENT) else {}
             new, told = event.get("tokens", []), event.get("timings", {})
@@ -99,20 +105,21 @@ def _judge(server: Any, context: list[int], token: int) -> float:
     """The log-probability of a token: what it is told of the token that it has to write, before any bias."""
     body = {"prompt": context, "n_predict": 1, "temperature": 0.0, "samplers": [], "cache_prompt": True}
     body |= {"n_probs": 1, "logit_bias": [[token, CERTAIN]]}
-    with _asked(server, body) as answer:
+    with _asked(server, "completion", body) as answer:
         (told,) = json.load(answer)["completion_probabilities"]
     if told["id"] != token:
         raise RuntimeError(f"it wrote {told['id']} in place of {token}")
     return float(told["logprob"])
 
 
-def _asked(server: Any, body: dict[str, Any]) -> Any:
-    return urlopen(Request(f"{server.listening_address}/completion", json.dumps(body).encode(), HEADERS))
+def _asked(server: Any, path: str, body: dict[str, Any]) -> Any:
+    return urlopen(Request(f"{server.listening_address}/{path}", json.dumps(body).encode(), HEADERS))
 
 
 def main() -> None:
     servers = Servers()
-    answer_commands({"version": servers.version, "run": servers.run, "judge": servers.judge})
+    own = (servers.version, servers.run, servers.judge, servers.tokenize)
+    answer_commands({operation.__name__: operation for operation in own})
 
 
 if __name__ == "__main__":
