@@ -6,7 +6,7 @@ cost      by size of batch, for a profile is off by another factor at each: log 
 ahead     by mode that drafts ahead: the share of rows that have a proposal, and the share that is waited for of
           what the pass could hide of a draft
 goes_on   how often drafts go on behind a token, and behind an accepted one: they end where the next does not pay
-wait_ms   that a request queues at the pool
+queue     that a request queues at the pool, over the time that its own draft takes there
 lags      by exit: tokens of each row that its layers have not run
 """
 
@@ -40,7 +40,7 @@ MEMORY = 1000.0  # rounds in which a belief decays to 1/e; 300 was worse (change
 UNSEEN, BY_ROWS = 300.0, 0.75
 USUAL = 500.0  # rounds by which texts of this target become what is expected of the next: off loses 1.1 % for 1.9 %
 STOPS = 100.0  # tokens that what is known of stops weighs; 50 follows a change of text ten rounds later
-WAITS = 5.0  # rounds that what is known of the wait at the pool weighs
+WAITS = 5.0  # rounds that what is known of the queue at the pool weighs
 SETTLED = 16  # tokens; a draft that is handed more of a row is catching up
 
 
@@ -52,7 +52,7 @@ class Belief:
     lags: tuple[float, ...]
     goes_on: float = 1.0
     goes_on_right: float = 1.0
-    wait_ms: float = 0.0
+    queue: float = 0.0
 
 
 def prior(costs: Costs) -> Belief:
@@ -137,17 +137,25 @@ Parts = dict[tuple[int, int], _Times]  # by part and number of rows
 
 def _learn_times(belief: Belief, costs: Costs, records: Sequence[RoundRecord]) -> Belief:
     parts: Parts = {}
-    wait_ms, lags, ahead = belief.wait_ms, belief.lags, belief.ahead
+    queue, lags, ahead = belief.queue, belief.lags, belief.ahead
     for record in records:
         if not record.num_prefill_tokens:
             _add_passes(parts, record)
             exit_ = _planned(record, costs)
             if exit_ is not None:
-                wait_ms += (record.wait_ms - wait_ms) / WAITS
+                queue += (_queued(record, belief.cost, costs, exit_) - queue) / WAITS
                 if lags[exit_] <= SETTLED and all(row.num_fed <= SETTLED for row in record.rows):
                     ahead = _learn_draft(parts, ahead, belief.cost, costs, record, exit_)
         lags = _lags(lags, costs, record)
-    return replace(belief, cost=_learn_parts(belief.cost, costs, parts), ahead=ahead, wait_ms=wait_ms, lags=lags)
+    return replace(belief, cost=_learn_parts(belief.cost, costs, parts), ahead=ahead, queue=queue, lags=lags)
+
+
+def _queued(record: RoundRecord, cost: tuple[Filter, ...], costs: Costs, exit_: int) -> float:
+    """Over the time of the draft, because it waits for drafts that are like it: who drafts less, all wait less for."""
+    draft_ms = costs.draft_ms(exit_, record.plan.lengths) * math.exp(
+        cost[costs.size(len(record.rows))].arm(DRAFT + exit_)
+    )
+    return record.wait_ms / draft_ms if draft_ms > 0 else 0.0
 
 
 def _learn_parts(cost: tuple[Filter, ...], costs: Costs, parts: Parts) -> tuple[Filter, ...]:

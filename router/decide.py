@@ -3,7 +3,7 @@
 An arm is off, or a mode with an exit, and is worth what its best length brings. Of n drafted tokens a row gets
 
     tokens(exit, n) = 1 + a + a^2 g + ... + a^n g^(n-1)
-    ms(exit, n)     = pass(n) + draft(exit, n) - what of it is hidden behind the pass + rest
+    ms(exit, n)     = pass(n) + draft(exit, n) (1 + queue) - what of it is hidden behind the pass + rest
 
 a: the acceptance rate; g: how often a draft goes on behind a token, for it ends where the next one does not pay.
 Arms are compared by the mean of the belief, and what an arm has to catch up with first is a price that the tokens left
@@ -184,7 +184,7 @@ def _outcomes(belief: Belief, costs: Costs, batch: Batch, odds: Floats, factors:
     passes = costs.passes(rows, batch.context)
     wide = passes[0] + batch.num_drafting / batch.num_rows * (reach * np.diff(passes)[: batch.room]).cumsum()
     steps = costs.steps[drafting, :, : batch.room] - costs.slopes[drafting, :, : batch.room] * (1 - reach)
-    drafts = steps.cumsum(axis=1) * factors[:, DRAFT:, None] + (costs.link[rows] + belief.wait_ms)
+    drafts = steps.cumsum(axis=1) * (factors[:, DRAFT:, None] * (1 + belief.queue)) + costs.link[rows]
     right = sigmoid(odds)[:, :, None]
     ratio = right * belief.goes_on_right
     tokens = batch.num_rows + batch.num_drafting * right * (1 - ratio ** (places + 1)) / (1 - ratio)
@@ -234,7 +234,7 @@ def _sized(arm: Arm, trial: bool, paces: Floats, off: float, batch: Batch, costs
     drafted = min(int(sum([belief.goes_on**place for place in range(length)])), costs.length - 1)
     step, place = costs.token_ms(arm.exit, batch.num_drafting, batch.num_rows, drafted, batch.context)
     cost = belief.cost[costs.size(batch.num_rows)]
-    draft, verify = exp(cost.arm(DRAFT + arm.exit)), exp(cost.arm(WIDE + MODES.index(arm.mode)))
+    draft, verify = exp(cost.arm(DRAFT + arm.exit)) * (1 + belief.queue), exp(cost.arm(WIDE + MODES.index(arm.mode)))
     least = (step * draft + place * verify) / min(pace, off)
     # That a draft must be so far, to go on; a wider pass may take less than a narrower one.
     right = min(max(least, 0.0) / float(sigmoid(belief.accept.arms[arm.exit])), 1.0)

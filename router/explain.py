@@ -123,7 +123,7 @@ def _goodput(policy: Goodput) -> dict[str, Any]:
         },
         "drafts_go_on": round(belief.goes_on, DIGITS),
         "confidence_exponents": {str(at): round(power, DIGITS) for at, power in exponents.items()},
-        "wait_ms": round(belief.wait_ms, DIGITS),
+        "queue_over_draft": round(belief.queue, DIGITS),
         "unseen_tokens": _by_exit(costs, belief.lags),
         "changes_noticed": {
             "text": belief.accept.num_changes,

@@ -121,11 +121,14 @@ def test_what_a_pass_takes_in_one_size_of_batch_is_not_believed_of_another() -> 
     assert math.exp(at(belief, 7).arm(WIDE)) == pytest.approx(2.0, abs=0.1)
 
 
-def test_the_wait_at_the_pool_is_followed_and_is_no_drafting_time() -> None:
+def test_the_queue_at_the_pool_is_followed_over_the_time_of_a_draft_and_is_no_drafting_time() -> None:
     made = record(2, (4, 4), drafted_s=0.0045, verified_s=0.0075, wait_ms=2.5)
     same = record(2, (4, 4))
-    belief, plain = learn(prior(COSTS), COSTS, [made] * 20), learn(prior(COSTS), COSTS, [same] * 20)
-    assert belief.wait_ms == pytest.approx(2.5, abs=0.1)
+    belief, plain = prior(COSTS), prior(COSTS)
+    for _ in range(20):
+        belief, plain = learn(belief, COSTS, [made] * 2), learn(plain, COSTS, [same] * 2)
+    draft_ms = COSTS.draft_ms(0, [4]) * math.exp(at(belief, 1).arm(DRAFT))
+    assert belief.queue == pytest.approx(2.5 / draft_ms, rel=0.05)
     assert at(belief, 1).arm(DRAFT) == pytest.approx(at(plain, 1).arm(DRAFT), abs=0.02)
 
 

@@ -36,7 +36,7 @@ def known(rng: np.random.Generator) -> Belief:
         ahead=begin([0.0, *ahead], [1e-6] * 5),
         goes_on=float(rng.uniform(0.6, 1)),
         goes_on_right=float(rng.uniform(0.8, 1)),
-        wait_ms=float(rng.uniform(0, 1)),
+        queue=float(rng.uniform(0, 1)),
     )
 
 
@@ -57,7 +57,7 @@ def by_hand(belief: Belief, num_rows: int, mode: Mode, exit_: int, length: int) 
         verify_ms += belief.goes_on**place * (passes[place + 1] - passes[place])
         tokens += rate ** (place + 1) * belief.goes_on_right**place
     verify_ms *= factors[WIDE + list(Mode).index(mode)]
-    draft_ms = draft_ms * factors[DRAFT + exit_] + curves.link_ms(num_rows) + belief.wait_ms
+    draft_ms = draft_ms * factors[DRAFT + exit_] * (1 + belief.queue) + curves.link_ms(num_rows)
     served = 1.0
     if mode is not Mode.SERIAL:
         served, waited = belief.ahead.arms[:2]
@@ -145,6 +145,17 @@ def test_the_expected_improvement_is_the_mean_of_what_is_better(loss: float, dou
     assert improvement(loss, doubt) == pytest.approx(np.maximum(draws, 0).mean(), abs=3e-3)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_the_longer_the_queue_at_the_pool_the_shorter_the_drafts(seed: int) -> None:
+    """For it is made of drafts like these."""
+    rng = np.random.default_rng(seed)
+    belief, asked = known(rng), view(int(rng.integers(1, 9)), modes=(Mode.SERIAL,))
+    found = [decide(replace(belief, queue=queue), COSTS, asked, OFF) for queue in (0.0, 0.5, 1.0, 2.0, 4.0, 50.0)]
+    lengths = [one.length for one in found if one.arm == found[0].arm]
+    assert lengths == sorted(lengths, reverse=True)
+    assert found[-1].arm == OFF
+
+
 def test_a_draft_goes_on_where_the_wider_pass_takes_less_time() -> None:
     belief = known(np.random.default_rng(5))
     cheaper = replace(COSTS, verify=COSTS.verify[:, :, ::-1].copy(), steps=COSTS.steps * 0, slopes=COSTS.slopes * 0)
@@ -153,7 +164,7 @@ def test_a_draft_goes_on_where_the_wider_pass_takes_less_time() -> None:
 
 
 def test_a_lone_draft_ends_where_the_next_token_no_longer_pays_for_itself() -> None:
-    belief, curves = replace(known(np.random.default_rng(5)), goes_on=1.0, goes_on_right=1.0, wait_ms=0.0), LARGE.curves
+    belief, curves = replace(known(np.random.default_rng(5)), goes_on=1.0, goes_on_right=1.0, queue=0.0), LARGE.curves
     found = decide(belief, COSTS, view(1, modes=(Mode.SERIAL,)), Arm(Mode.SERIAL, 0))
     assert found.arm.exit is not None
     factors = np.exp(belief.cost[0].arms)
