@@ -36,11 +36,15 @@ class PromptText:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """kind: mixed or equal lengths, or each text's own up to 512 tokens. num_prompts: of a cell, at the least."""
+    """kind: mixed or equal lengths, or each text's own up to 512 tokens. num_prompts: of a cell, at the least.
+
+    equal: tokens of each prompt of equal length.
+    """
 
     texts: tuple[PromptText, ...]
     kind: str
     num_prompts: int
+    equal: int = EQUAL
 
     @property
     def categories(self) -> list[str]:
@@ -60,7 +64,7 @@ class Workload:
             case "mixed":
                 return [_joined(pool, index, length) for index, length in enumerate(mixed_lengths(count))]
             case "equal":
-                return [_joined(pool, index, EQUAL) for index in range(count)]
+                return [_joined(pool, index, self.equal) for index in range(count)]
             case _:
                 return [pool[index % len(pool)][:LONGEST] for index in range(count)]
 

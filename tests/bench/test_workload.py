@@ -36,6 +36,7 @@ def test_batches_of_different_size_run_the_same_prompts() -> None:
 
 def test_equal_prompts_are_equally_long_and_a_full_batch_is_one_group() -> None:
     assert {len(p) for p in Workload(TEXTS, "equal", 4).groups(Cell("plain", 4))[0]} == {128}
+    assert {len(p) for p in Workload(TEXTS, "equal", 4, 512).groups(Cell("plain", 4))[0]} == {512}
     assert [len(group) for group in Workload(TEXTS, "equal", 4).groups(Cell("plain", 2, queue=6))] == [8]
 
 
