@@ -10,7 +10,7 @@ from deployments.config import AppConfig
 
 CHAT_PROMPTS = (
     "Why is the sky blue? Explain it to a curious child.",
-    "Write a short letter that invites a friend to a picnic by the lake.",
+    "Tell me a short story about a cat who wants to see the sea.",
     "How do I plant tomatoes in a pot? List the steps.",
 )
 CODE_PROMPTS = (
@@ -45,12 +45,12 @@ COMPLETION = Manner("/v1/completions", CODE_PROMPTS, lambda prompt: {"prompt": p
 
 @dataclass(frozen=True, slots=True)
 class DemoRequest:
-    """The request sent to every target. speculation: value of the request's field."""
+    """A request to every target. speculation: value of the request's field."""
 
     manner: Manner
     prompt: str
     max_tokens: int
-    speculation: str = "auto"
+    speculation: str | dict[str, int] = "auto"
 
     def body(self, model: str) -> dict[str, Any]:
         """Greedy, streamed, with the usage at the end."""

@@ -10,7 +10,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -25,12 +25,14 @@ from cli.demo_gain import Gain, describe_run, gain_table, measure
 from cli.demo_streams import StreamedCompletion, read, stream_all
 from cli.output import say, warn
 from cli.serve_command import started, stopped_by_sigterm
-from deployments.config import AppConfig, HttpConfig, load_config
+from deployments.config import AppConfig, HttpConfig, TargetConfig, load_config
 from deployments.direct import open_url
+from drafters.manifest import drafter_exits
 from link.listening import free_port
 from model.cores import usable_cores
+from model.files import resolve
 
-LINK_S = 10.0  # limit for a target to find the pool and to have a draft accepted
+LINK_S = 10.0  # limit for a target to find the pool and to have something drafted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
 def show_completions(config: AppConfig, url: str, ask: DemoRequest, console: Console) -> None:
     """Streams a completion from every target at the same time, once the targets are warm."""
     for target in config.targets:
-        warm_up(url, target.name, replace(ask, max_tokens=8), LINK_S if target.speculation else 0.0)
+        warm_up(url, target.name, replace(ask, max_tokens=8, speculation=drafted(config, target)))
     with Live(console=console) as live:
         stream_all(
             url,
@@ -79,17 +81,24 @@ def panel(completion: StreamedCompletion, ask: DemoRequest) -> Panel:
     return Panel(asked + Text(completion.text), title=completion.model, title_align="left")
 
 
-def warm_up(url: str, model: str, ask: DemoRequest, seconds: float) -> None:
-    """Repeats a request until a draft was accepted, but no longer than `seconds`. Raises NotReady.
+def drafted(config: AppConfig, target: TargetConfig) -> dict[str, int] | Literal["off"]:
+    """What a request asks for that is to be drafted for, where the target speculates."""
+    if config.pool is None or target.speculation is None:
+        return "off"
+    return {"depth": drafter_exits(resolve(config.pool.path))[0], "length": 1}
+
+
+def warm_up(url: str, model: str, ask: DemoRequest) -> None:
+    """Repeats a request until something was drafted for it, if it asks for that, but not for long. Raises NotReady.
 
     Excludes startup from the measurement: the first passes choose kernels, and nothing is drafted before the target has
     connected to the pool.
     """
-    until = time.monotonic() + seconds
+    until = time.monotonic() + LINK_S
     while True:
         completion = StreamedCompletion(model)
         read(url, completion, ask)
-        if completion.num_accepted or time.monotonic() > until:
+        if completion.num_drafted or ask.speculation == "off" or time.monotonic() > until:
             return
 
 

@@ -25,6 +25,7 @@ class StreamedCompletion:
     text: str = ""
     num_tokens: int = 0
     num_rounds: int = 0
+    num_drafted: int = 0
     num_accepted: int = 0
     first_s: float = 0.0
     last_s: float = 0.0
@@ -39,6 +40,7 @@ class StreamedCompletion:
             self.num_tokens = event["usage"]["completion_tokens"]
         counts = event.get("metrics", {}).get("speculative_decoding", {})
         self.num_rounds = counts.get("num_spec_steps", self.num_tokens - 1)
+        self.num_drafted = counts.get("num_draft_tokens", 0)
         self.num_accepted = counts.get("num_accepted_draft_tokens", 0)
 
     @property
