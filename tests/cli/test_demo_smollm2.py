@@ -12,7 +12,7 @@ from cli.demo_family import SMOLLM2, find_packages
 from deployments.config import load_config
 from protocol.errors import ConfigError
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]  # a busy machine takes its time
 
 
 @pytest.fixture
