@@ -15,8 +15,10 @@ from bench.cells import Subject
 from bench.machine import ROOT
 from bench.workload import HELD_OUT, LONGEST, Workload, read_texts
 from cli.arguments import depth, whole
+from deployments.progress import loading
+from model.files import resolve
 from model.native.library import default_threads
-from protocol.errors import DraftPoolError
+from protocol.errors import ConfigError, DraftPoolError
 
 MODELS, RESULTS = ROOT / "demo/models", ROOT / "bench/results"
 CONFIG = ROOT / "deployments/configs/demo.yaml"
@@ -71,7 +73,15 @@ def add_settings(parser: ArgumentParser) -> None:
 
 
 def add_target(parser: ArgumentParser) -> None:
-    parser.add_argument("--target", type=Path, default=MODELS / "large")
+    parser.add_argument("--target", type=checkpoint, default=MODELS / "large", help="folder, GGUF file or hub id")
+
+
+def checkpoint(text: str) -> Path:
+    try:
+        with loading(text):
+            return resolve(text)
+    except ConfigError as error:
+        raise ArgumentTypeError(str(error)) from None
 
 
 def add_threads(parser: ArgumentParser) -> None:

@@ -19,7 +19,7 @@ from bench.cells import Cell, Subject
 from bench.command import say_left_out
 from bench.grid import LENGTH_MODES, Grid
 from bench.metrics import CellResult, rate
-from bench.passes import products_ms, read_ms, step_ms, weight_bytes
+from bench.passes import products_ms, read_ms, step_bytes, step_ms
 from bench.run import Engines, measure, opened
 from bench.stats import SLACK, Bar, Ratio, Sense, best, paired_ratio
 from bench.workload import Workload
@@ -71,7 +71,7 @@ def winners(results: Sequence[CellResult]) -> list[Cell]:
 def floor_bars(bars: Bars, subject: Subject) -> None:
     """Read, matrix products and the plain loop in turn, all in the time of one pass or step."""
     cell, ours = Cell("plain", 1), bars.engines.ours
-    num_bytes = weight_bytes(ours.model.decoder.config, subject.dtype)
+    num_bytes = step_bytes(subject.target, subject.dtype, subject.weights)
     groups = bars.workload.groups(cell)
     reads, products, steps = [], [], []
     for _ in range(bars.pairs + 1):

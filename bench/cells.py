@@ -55,7 +55,11 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What every engine loads. max_length: tokens of the longest sequence, prompt included. weights: of ours."""
+    """What every engine loads.
+
+    max_length: tokens of the longest sequence, prompt included. weights: of ours. draft_gguf: llama.cpp's draft model.
+    ngram: tokens that llama.cpp's n-grams have to repeat.
+    """
 
     target: Path
     drafter: Path | None
@@ -64,6 +68,8 @@ class Subject:
     max_batch: int
     max_length: int
     weights: WeightFormat = WeightFormat.STORED
+    draft_gguf: Path | None = None
+    ngram: int = 12
 
     @property
     def positions(self) -> int:

@@ -5,19 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 from transformers import AutoTokenizer
 
+from bench import machine
 from bench.arguments import add_settings, listed, one_of
 from bench.cells import OURS, Subject
 from bench.grid import MODES, PEERS, Grid
+from bench.metrics import CellResult
 from bench.report import save
 from bench.run import Engines, measure, opened
 from bench.workload import EQUAL, KINDS, LONGEST, Workload, read_texts
 from cli.arguments import whole
 from deployments.process import DTYPES
+from deployments.progress import loading
 from model.files import resolve
 from model.load import WeightFormat
 from model.native.library import default_threads
@@ -28,31 +32,44 @@ DRAFTING = (*OURS[1:], "assisted", "openvino-draft")
 
 def run(args: argparse.Namespace) -> int:
     check(args)
-    subject = make_subject(args)
-    workload = Workload(
-        read_texts(args.prompts, AutoTokenizer.from_pretrained(subject.target)), args.workload, args.num_prompts
-    )
+    with loading(args.target):
+        subject = make_subject(args)
+    texts = read_texts(args.prompts, AutoTokenizer.from_pretrained(subject.target))
+    workload = Workload(texts, args.workload, args.num_prompts, args.prompt_tokens)
     grid = Grid(
         args.modes, args.batch, args.depths, args.lengths, args.temperature, workload.categories, args.kept_full
     )
     cells = grid.cells()
+    place, settings = machine.describe(), settings_of(args, subject)
     with opened(subject, args.modes, args.url, args.url_model) as engines:
-        total = (args.repeat + 1) * len(cells)
-        with tqdm(total=total, unit="cell", disable=None) as bar:
-            results = measure(engines, cells, workload, repeat=args.repeat, max_tokens=args.max_tokens, tick=bar.update)
+        place |= {"engines": engines.versions}
+        with tqdm(total=(args.repeat + 1) * len(cells), unit="cell", disable=None) as bar:
+
+            def keep(results: Sequence[CellResult]) -> None:
+                bar.update()
+                if results and args.out is not None:
+                    save(results, settings, place, engines.left_out, args.out)
+
+            results = measure(engines, cells, workload, repeat=args.repeat, max_tokens=args.max_tokens, tick=keep)
         say_left_out(engines)
     for result in results:
         if args.json:
             sys.stdout.write(json.dumps(result.as_json()) + "\n")
-    drafter = subject.drafter.name if subject.drafter else "none"
-    settings = {"target": subject.target.name, "drafter": drafter, "prompts": args.prompts.name}
-    settings |= {
-        name: getattr(args, name) for name in ("workload", "num_prompts", "max_tokens", "dtype", "weights", "repeat")
-    }
-    text = save(results, settings, engines.versions, engines.left_out, args.out)
+    text = save(results, settings, place, engines.left_out, args.out)
     if not args.json:
         sys.stdout.write(text)
     return 0 if results else 1
+
+
+def settings_of(args: argparse.Namespace, subject: Subject) -> dict[str, object]:
+    """What a result says of the run, beside its cells."""
+    drafter = subject.drafter.name if subject.drafter else "none"
+    settings = {"target": subject.target.name, "drafter": drafter, "prompts": args.prompts.name}
+    settings |= {"ngram": args.ngram} if "llamacpp-ngram" in args.modes else {}
+    settings |= {"draft_gguf": subject.draft_gguf.name} if subject.draft_gguf else {}
+    settings |= {"prompt_tokens": args.prompt_tokens} if args.workload == "equal" else {}
+    names = ("workload", "num_prompts", "max_tokens", "dtype", "weights", "repeat")
+    return settings | {name: getattr(args, name) for name in names}
 
 
 def check(args: argparse.Namespace) -> None:
@@ -61,13 +78,17 @@ def check(args: argparse.Namespace) -> None:
         raise ConfigError(f"modes {', '.join(DRAFTING)} need --drafter; give one, or leave them out of --modes")
     if ("url" in args.modes) != (args.url is not None):
         raise ConfigError("mode url and --url go together; give both or neither")
+    if "llamacpp-draft" in args.modes and (args.draft_gguf is None or not args.draft_gguf.is_file()):
+        raise ConfigError("mode llamacpp-draft needs --draft-gguf, a GGUF file with the target's vocabulary")
 
 
 def make_subject(args: argparse.Namespace) -> Subject:
-    longest = EQUAL if args.workload == "equal" else LONGEST
+    longest = args.prompt_tokens if args.workload == "equal" else LONGEST
     return Subject(
         target=resolve(args.target),
         drafter=resolve(args.drafter) if args.drafter else None,
+        draft_gguf=args.draft_gguf,
+        ngram=args.ngram,
         dtype=DTYPES[args.dtype],
         threads=args.threads,
         max_batch=max(args.batch),
@@ -95,13 +116,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--target", required=True, help="checkpoint directory, or hub id")
     add("--drafter", help="checkpoint directory")
+    add("--draft-gguf", type=Path, metavar="FILE", help="the draft model of mode llamacpp-draft")
+    add("--ngram", type=whole(1), default=12, help="tokens that repeat before llamacpp-ngram drafts (default: its 12)")
     add("--batch", type=listed(whole(1)), default=[1, 8], help="batch sizes (default: 1,8)")
     modes = (*OURS, *PEERS)
     add("--modes", type=listed(one_of(*MODES)), default=list(modes), help=f"default: {','.join(modes)}")
     add_settings(parser)
     add("--temperature", type=listed(temperature), default=[0.0], help="one or several (default: 0, greedy)")
     add("--kept-full", type=whole(0), default=0, metavar="N", help="also keep the batch full, N more batches queued")
-    add("--workload", choices=KINDS, default="mixed", help="prompts of 32 to 512 tokens, of 128, or as they are")
+    add(
+        "--workload",
+        choices=KINDS,
+        default="mixed",
+        help="prompts of 32 to 512 tokens, of equal length, or as they are",
+    )
+    add("--prompt-tokens", type=whole(1), default=EQUAL, help="of each prompt of equal length (default: %(default)s)")
     add("--dtype", choices=sorted(DTYPES), default="bf16", help="default: %(default)s")
     add("--weights", choices=[*WeightFormat], default=WeightFormat.STORED, help="of our target: %(default)s")
     add("--threads", type=whole(1), default=default_threads(), help="default: %(default)s")
@@ -109,4 +138,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--url", help="an OpenAI-compatible server, for mode url")
     add("--url-model", help="its model (default: the first that it lists)")
     add("--json", action="store_true", help="one JSON line a cell, instead of a table")
-    add("--out", type=Path, metavar="FILE", help="result as JSON; a table goes beside it")
+    kept = "result as JSON, with a table; written anew after every cell, so an interrupted run keeps what it has"
+    add("--out", type=Path, metavar="FILE", help=kept)

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from bench.cells import APART, CHOSEN, OURS, Cell
 from bench.policies import FIXED
 
-LENGTH_MODES = ("assisted", "lookup", "openvino-draft")  # one cell a batch and length
-PEERS = ("generate", "assisted", "lookup", "continuous", "openvino", "openvino-draft", "llamacpp")
-MODES = (*OURS, *PEERS, "url")
+LENGTH_MODES = ("assisted", "lookup", "openvino-draft", "llamacpp-draft", "llamacpp-ngram")  # a cell a batch and length
+PEERS = ("generate", "assisted", "lookup", "continuous", "openvino", "openvino-draft", "llamacpp", "llamacpp-ngram")
+MODES = (*OURS, *PEERS, "llamacpp-draft", "url")
 EVERY_SETTING = (FIXED, *(mode for mode in APART if mode != CHOSEN))  # one cell a depth and length
 SINGLE = frozenset(("assisted", "lookup"))  # transformers speculates at batch 1 only
 

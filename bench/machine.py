@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import subprocess
@@ -59,10 +60,12 @@ def publish(out: Path, report: Mapping[str, Any], table: str) -> None:
 
 
 def save(out: Path, report: Mapping[str, Any], table: str) -> None:
-    """A result as JSON, and its table beside it."""
+    """A result as JSON, and its table beside it. Each replaces an older one at once: no reader sees half of it."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    out.with_suffix(".md").write_text(table, encoding="utf-8")
+    for path, text in ((out, json.dumps(report, indent=1) + "\n"), (out.with_suffix(".md"), table)):
+        part = path.with_name(f"{path.name}.part")
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, path)
 
 
 def cpu_name() -> str:

@@ -2,6 +2,7 @@
 
 rate              tokens after the last first token / the time from then to the last token; prefill apart
 rate, kept full   all tokens / the window from the batch's filling up to its first slot left empty; prefill inside
+prompt rate       tokens of the prompts / the time from hand-over to the last one's first token, its sampling included
 TTFT, TPOT        first token - hand-over; (last - first token) / (tokens - 1). Medians over prompts and repetitions
 acceptance length tokens of a verifying pass, its bonus included, mean over passes
 acceptance rate   accepted / drafted
@@ -23,9 +24,10 @@ Repetition = Sequence[CellOutcome]  # one for each group of prompts
 class CellResult:
     """One value a repetition in the lists; None where an engine does not tell, or there is nothing to compare with.
 
+    prompt_tokens_per_second: empty for a batch kept full, where prompts come beside other tokens.
     draft_ms_per_token: layers, head, noise, bookkeeping, all but the drafter's prefill; empty where not known.
     identical: share of prompts whose tokens equal our plain loop's, over all repetitions.
-    speedup: of `tokens_per_second` over our plain loop's in the same repetition.
+    speedup: of `tokens_per_second` over our plain loop's in the same repetition, of those that both have.
     """
 
     engine: str
@@ -37,6 +39,7 @@ class CellResult:
     queue: int
     category: str
     tokens_per_second: list[float]
+    prompt_tokens_per_second: list[float]
     ttft_ms: float
     tpot_ms: float | None
     mean_acceptance_length: float | None
@@ -53,8 +56,12 @@ class CellResult:
         return asdict(self)
 
 
-def summary(engine: str, cell: Cell, repetitions: Sequence[Repetition], same: Sequence[bool] | None) -> CellResult:
-    """same: for every output whether it is our plain loop's, None where that cannot be."""
+def summary(
+    engine: str, cell: Cell, repetitions: Sequence[Repetition], prompt_tokens: int, same: Sequence[bool] | None
+) -> CellResult:
+    """prompt_tokens: of all prompts of a repetition. same: for every output whether it is our plain loop's, None where
+    that cannot be.
+    """
     outcomes = [outcome for repetition in repetitions for outcome in repetition]
     outputs = [output for outcome in outcomes for output in outcome.outputs]
     passes = [size for output in outputs for size in output.verified]
@@ -70,6 +77,9 @@ def summary(engine: str, cell: Cell, repetitions: Sequence[Repetition], same: Se
         queue=cell.queue,
         category=cell.category,
         tokens_per_second=[round(rate(repetition, cell), 2) for repetition in repetitions],
+        prompt_tokens_per_second=[
+            round(prompt_tokens / prefill_s(repetition), 2) for repetition in repetitions if not cell.queue
+        ],
         ttft_ms=round(median(1e3 * (output.arrived[0] - output.started) for output in outputs), 3),
         tpot_ms=round(median(tpots), 4) if tpots else None,
         mean_acceptance_length=round(fmean(passes), 4) if passes else None,
@@ -94,6 +104,11 @@ def decode(outcome: CellOutcome) -> tuple[int, float]:
     return tokens, max(output.arrived[-1] for output in outcome.outputs) - start
 
 
+def prefill_s(repetition: Repetition) -> float:
+    """Of groups that start together: until the last prompt of each has its first token."""
+    return sum(max(output.arrived[0] - output.started for output in outcome.outputs) for outcome in repetition)
+
+
 def full_rate(outputs: Sequence[Timed], batch: int) -> float:
     """Over the window that starts once `batch` prompts have their first token and ends when nothing refills a slot."""
     start = sorted(output.arrived[0] for output in outputs)[batch - 1]
@@ -111,11 +126,16 @@ def with_speedups(results: Sequence[CellResult]) -> list[CellResult]:
     """Each result beside our plain loop's of the same batch, temperature, queue and category."""
     plain = {_peers(result): result.tokens_per_second for result in results if result.mode == "plain"}
     return [
-        replace(result, speedup=paired_ratio(result.tokens_per_second, plain[_peers(result)]))
+        replace(result, speedup=_speedup(result.tokens_per_second, plain[_peers(result)]))
         if _peers(result) in plain
         else result
         for result in results
     ]
+
+
+def _speedup(rates: Sequence[float], plain: Sequence[float]) -> Ratio:
+    common = min(len(rates), len(plain))
+    return paired_ratio(rates[:common], plain[:common])
 
 
 def _peers(result: CellResult) -> Cell:

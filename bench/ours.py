@@ -19,6 +19,7 @@ from bench.policies import ADAPTIVE, GOODPUT, RoundRecorder, adaptive, draft_ms_
 from deployments.config import TargetConfig
 from deployments.local import depth_rule
 from deployments.profiling import drafter_costs, target_costs
+from deployments.progress import loading
 from drafters.client import LocalDraftClient
 from drafters.limits import PoolLimits
 from drafters.manifest import check_vocabulary
@@ -76,7 +77,8 @@ class DraftPoolEngine:
         subject = self._subject
         torch.set_num_threads(subject.threads)
         options: dict[str, Any] = {"dtype": subject.dtype, "num_positions": subject.positions, "page_size": PAGE}
-        self._model = load_target(subject.target, weights=subject.weights, **options)
+        with loading(subject.target) as progress:
+            self._model = load_target(subject.target, weights=subject.weights, progress=progress, **options)
         if subject.drafter is not None:
             check_vocabulary(subject.target, subject.drafter)
             self._drafter = load_nested(subject.drafter, **options)

@@ -2,6 +2,7 @@
 
 Widths and the read are measured one after the other, again and again; sampling included, at temperature 0, behind 256
 tokens of context. The read is the fastest of our kernel's and a few torch reductions over a buffer of the same size.
+How long loading took, and how much memory, stands below.
 """
 
 from __future__ import annotations
@@ -20,13 +21,16 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench import machine
-from bench.arguments import add_threads, listed, plain_parser
+from bench.arguments import add_threads, checkpoint, listed, plain_parser
+from bench.memory import MIB, peak_mb
 from bench.stats import Ratio, paired_ratio
 from cli.arguments import whole
-from model.config import DecoderConfig
+from deployments.progress import loading
+from model.checkpoint import tensor_source
+from model.config import read_config
 from model.eager import EagerDecoder
 from model.execution import why_not_native
-from model.load import tensor_shapes
+from model.load import WeightFormat, tensor_shapes
 from model.native.decoder import NativeDecoder
 from model.native.library import library, num_threads, thread_pool
 from model.native.memory import zeros
@@ -48,7 +52,7 @@ HALF_BILLION: dict[str, Any] = {  # 513 million parameters
 
 
 @contextmanager
-def checkpoint(target: Path | None) -> Iterator[Path]:
+def given_or_random(target: Path | None) -> Iterator[Path]:
     """The target, or for as long as it is needed a random Llama of half a billion parameters in bf16."""
     if target is not None:
         yield target
@@ -83,12 +87,22 @@ def _pass(model: TargetModel, width: int, sampling: SamplingParams) -> None:
     model.pick([row], [sampling] * width, range(CONTEXT + 1, CONTEXT + 1 + width))
 
 
-def weight_bytes(config: DecoderConfig, dtype: torch.dtype) -> int:
+def matrix_bytes(directory: Path, dtype: torch.dtype, weights: WeightFormat) -> dict[str, int]:
+    """Of every matrix as it is kept, without the kernels' padding."""
+    source, shapes = tensor_source(directory), tensor_shapes(read_config(directory))
+    sizes = {}
+    for name, (rows, columns) in ((name, shape) for name, shape in shapes.items() if len(shape) == 2):
+        blocks = source.blocks(name) if weights is WeightFormat.STORED else None
+        dense = rows * (columns + 4) if weights is WeightFormat.INT8 else rows * columns * dtype.itemsize
+        sizes[name] = dense if blocks is None else blocks.data.nbytes
+    return sizes
+
+
+def step_bytes(directory: Path, dtype: torch.dtype, weights: WeightFormat) -> int:
     """Of the matrices that one step reads: all layers' and the head's."""
-    shapes = tensor_shapes(config)
-    untied = {} if config.tied_embeddings else {"model.embed_tokens.weight"}
-    matrices = [shape for name, shape in shapes.items() if len(shape) == 2 and name not in untied]
-    return sum(rows * columns for rows, columns in matrices) * dtype.itemsize
+    untied = set() if read_config(directory).tied_embeddings else {"model.embed_tokens.weight"}
+    sizes = matrix_bytes(directory, dtype, weights)
+    return sum(size for name, size in sizes.items() if name not in untied)
 
 
 def read_ms(num_bytes: int, passes: int) -> float:
@@ -135,9 +149,20 @@ def _timed(call: Callable[[], object]) -> float:
     return 1e3 * (time.perf_counter() - start)
 
 
-def measure(model: TargetModel, widths: Sequence[int], pairs: int) -> dict[str, list[float]]:
-    """Milliseconds of a pass of each width, and of one read of the weights, in every repetition."""
-    num_bytes = weight_bytes(model.decoder.config, torch.bfloat16)
+def load(directory: Path, weights: WeightFormat, num_positions: int) -> tuple[TargetModel, dict[str, float]]:
+    """Of the process: its peak until then, and with loading."""
+    why_not_native()  # compiles the kernels
+    before, start = peak_mb("self"), time.perf_counter()
+    with loading(directory) as progress:
+        options: dict[str, Any] = {"dtype": torch.bfloat16, "weights": weights, "progress": progress}
+        model = load_target(directory, num_positions=num_positions, page_size=16, **options)
+    seconds, kept = time.perf_counter() - start, sum(matrix_bytes(directory, torch.bfloat16, weights).values())
+    found = {"seconds": seconds, "before_mb": before, "peak_mb": peak_mb("self"), "matrices_mb": kept / MIB}
+    return model, {name: round(value, 2) for name, value in found.items()}
+
+
+def measure(model: TargetModel, num_bytes: int, widths: Sequence[int], pairs: int) -> dict[str, list[float]]:
+    """Milliseconds of a pass of each width, and of one read of so many bytes of weights, in every repetition."""
     times: dict[str, list[float]] = {READ: [], **{str(width): [] for width in widths}}
     for _ in range(pairs):
         times[READ].append(read_ms(num_bytes, PASSES))
@@ -154,7 +179,7 @@ def ratios(times: Mapping[str, Sequence[float]]) -> dict[str, Ratio]:
     }
 
 
-def table(times: Mapping[str, Sequence[float]], compared: Mapping[str, Ratio], place: Mapping[str, Any]) -> str:
+def table(times: Mapping[str, Sequence[float]], compared: Mapping[str, Ratio], *notes: str) -> str:
     by_width = {name.split()[0]: (name, ratio) for name, ratio in compared.items()}
     rows = []
     for width, taken in times.items():
@@ -162,25 +187,36 @@ def table(times: Mapping[str, Sequence[float]], compared: Mapping[str, Ratio], p
         cells = (f"{ratio.median:.2f} ({name})", f"{ratio.low:.2f}-{ratio.high:.2f}") if ratio else ("", "")
         rows.append(("one read of the weights" if width == READ else width, f"{median(taken):.2f}", *cells))
     header = ("tokens in the pass", "ms", "ratio", "90 % interval")
-    return machine.markdown(header, rows, machine.footer(place))
+    return machine.markdown(header, rows, *notes)
+
+
+def loaded_note(found: Mapping[str, float]) -> str:
+    over = (found["peak_mb"] - found["before_mb"]) / found["matrices_mb"]
+    return (
+        f"Loaded in {found['seconds']:.1f} s; matrices {found['matrices_mb']:.0f} MiB; peak of the process "
+        f"{found['peak_mb']:.0f} MiB, {found['before_mb']:.0f} before loading: {over:.2f} of the matrices."
+    )
 
 
 def main() -> int:
     parser = plain_parser(__doc__)
-    parser.add_argument("--target", type=Path, help="default: a random Llama of half a billion parameters")
+    parser.add_argument("--target", type=checkpoint, help="default: a random Llama of half a billion parameters")
+    parser.add_argument("--weights", choices=[*WeightFormat], default=WeightFormat.STORED, help="default: %(default)s")
     parser.add_argument("--widths", type=listed(whole(1)), default=[1, 2, 3, 5, 9])
     parser.add_argument("--pairs", type=whole(2), default=15, help="default: %(default)s")
     parser.add_argument("--out", type=Path, required=True)
     add_threads(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    with checkpoint(args.target) as path:
-        num_positions = CONTEXT + max(args.widths) + 16
-        model = load_target(path, dtype=torch.bfloat16, num_positions=num_positions, page_size=16)
-        times = measure(model, [1, *(width for width in args.widths if width != 1)], args.pairs)
+    with given_or_random(args.target) as path:
+        weights = WeightFormat(args.weights)
+        model, found = load(path, weights, CONTEXT + max(args.widths) + 16)
+        num_bytes = step_bytes(path, torch.bfloat16, weights)
+        times = measure(model, num_bytes, [1, *(width for width in args.widths if width != 1)], args.pairs)
     place, compared = machine.describe(), ratios(times)
-    report = {"machine": place, "ms": times, "ratios": {name: ratio.median for name, ratio in compared.items()}}
-    machine.publish(args.out, report, table(times, compared, place))
+    report = {"machine": place, "loading": found, "read_bytes": num_bytes, "ms": times}
+    report |= {"ratios": {name: ratio.median for name, ratio in compared.items()}}
+    machine.publish(args.out, report, table(times, compared, loaded_note(found), machine.footer(place)))
     return 0
 
 

@@ -14,7 +14,8 @@ from bench.metrics import CellResult
 Row = dict[str, Any]  # one cell of a stored result
 VARIANTS = ("category", "temperature", "queue")  # columns that show only where they differ
 HEADER = (
-    *("batch", "engine", "mode", "depth", "length", "tokens/s", "against plain", "TTFT ms", "TPOT ms"),
+    *("batch", "engine", "mode", "depth", "length", "tokens/s", "against plain", "prompt tokens/s"),
+    *("TTFT ms", "TPOT ms"),
     *("acceptance length", "acceptance rate", "identical"),
 )
 
@@ -22,12 +23,11 @@ HEADER = (
 def save(
     results: Sequence[CellResult],
     settings: Mapping[str, object],
-    versions: Mapping[str, str],
+    place: Mapping[str, object],
     left_out: Mapping[str, str],
     out: Path | None,
 ) -> str:
-    """The Markdown; when `out` is given, it and the JSON are written too."""
-    place = machine.describe() | {"engines": versions}
+    """The Markdown; when `out` is given, it and the JSON are written too. place: what `describe` told, and engines."""
     cells = [result.as_json() for result in results]
     report = {"machine": place, "settings": settings, "left_out": left_out, "cells": cells}
     text = markdown(json.loads(json.dumps(report)))
@@ -49,8 +49,10 @@ def facts(report: dict[str, Any]) -> list[str]:
     place, settings = report["machine"], report["settings"]
     versions = ", ".join(f"{name} {version}" for name, version in place["engines"].items())
     listed = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
+    counts = [len(row["tokens_per_second"]) for row in report["cells"]]
     return [
-        f"Medians of interleaved repetitions, with the 90 % interval of the paired ratio; {listed}.",
+        f"Medians of {min(counts, default=0)} interleaved repetitions, with the 90 % interval of the paired ratio; "
+        f"{listed}.",
         f"{machine.hardware(place)}, {versions}; commit {place['commit']}; `{place['command']}`.",
     ]
 
@@ -66,6 +68,7 @@ def _columns(row: Row) -> list[str]:
         str(row["length"] or ""),
         f"{median(row['tokens_per_second']):.0f}",
         against,
+        _figure(median(row["prompt_tokens_per_second"] or [0]) or None, ".0f"),
         f"{row['ttft_ms']:.1f}",
         _figure(row["tpot_ms"], ".2f"),
         _figure(row["mean_acceptance_length"], ".2f"),

@@ -19,7 +19,7 @@ from bench.workload import Workload
 WARM_TOKENS = 12
 SETTLE_S = 0.05  # lets the threads of the engine before stop spinning
 Groups = list[list[tuple[int, ...]]]
-Tick = Callable[[], object]
+Tick = Callable[[Sequence[CellResult]], object]
 
 
 @dataclass(slots=True)
@@ -74,10 +74,10 @@ def _peers(
         from bench.peers.openvino import OpenVinoEngine
 
         yield OpenVinoEngine(subject, openvino), openvino
-    if "llamacpp" in modes:
+    if llamacpp := [mode for mode in modes if mode.startswith("llamacpp")]:
         from bench.peers.llamacpp import LlamaCppEngine
 
-        yield LlamaCppEngine(subject), ["llamacpp"]
+        yield LlamaCppEngine(subject), llamacpp
     if "url" in modes and url is not None:
         from bench.peers.url import UrlEngine
 
@@ -109,23 +109,31 @@ def measure(
     *,
     repeat: int,
     max_tokens: int,
-    tick: Tick = lambda: None,
+    tick: Tick | None = None,
 ) -> list[CellResult]:
-    """tick is called after each cell of each repetition, and of the warm-up before them."""
+    """tick is called after each cell of each repetition, and of the warm-up before them, with the results so far."""
     groups = {cell: workload.groups(cell) for cell in cells}
+    oracle = Oracle(engines.ours, max_tokens)
+    taken: dict[Cell, list[Repetition]] = {cell: [] for cell in cells}
+    results: dict[Cell, CellResult] = {}
+
+    def so_far() -> list[CellResult]:
+        return with_speedups([result for cell, result in results.items() if cell.mode in engines.by_mode])
+
     for cell in cells:
         _attempt(engines, cell, groups[cell], min(WARM_TOKENS, max_tokens))
-        tick()
-    taken: dict[Cell, list[Repetition]] = {cell: [] for cell in cells}
-    for _ in range(repeat):
-        for cell in cells:
-            outcomes = _attempt(engines, cell, groups[cell], max_tokens)
-            if outcomes is not None:
-                taken[cell].append(outcomes)
-            tick()
-    oracle = Oracle(engines.ours, max_tokens)
-    done = [cell for cell in cells if cell.mode in engines.by_mode]
-    return with_speedups([_result(engines.by_mode[c.mode], c, taken[c], oracle.texts(c, groups[c])) for c in done])
+        oracle.texts(cell, groups[cell])
+        if tick is not None:
+            tick([])
+    for cell in [*cells] * repeat:
+        outcomes = _attempt(engines, cell, groups[cell], max_tokens)
+        if outcomes is not None:
+            taken[cell].append(outcomes)
+            texts = oracle.texts(cell, groups[cell])
+            results[cell] = _result(engines.by_mode[cell.mode], cell, taken[cell], groups[cell], texts)
+        if tick is not None:
+            tick(so_far())
+    return so_far()
 
 
 def _attempt(engines: Engines, cell: Cell, groups: Groups, max_tokens: int) -> list[CellOutcome] | None:
@@ -141,11 +149,12 @@ def _attempt(engines: Engines, cell: Cell, groups: Groups, max_tokens: int) -> l
 
 
 def _result(
-    engine: BenchEngine, cell: Cell, repetitions: Sequence[Repetition], texts: Sequence[TokenIds]
+    engine: BenchEngine, cell: Cell, repetitions: Sequence[Repetition], groups: Groups, texts: Sequence[TokenIds]
 ) -> CellResult:
     outputs = [output for repetition in repetitions for outcome in repetition for output in outcome.outputs]
     # Sampled text of an engine with noise of its own is another text, and a server may not tell its token ids.
     comparable = (engine.shares_noise or not cell.temperature) and all(output.token_ids for output in outputs)
     expected = list(texts) * len(repetitions)
     same = [output.token_ids == text for output, text in zip(outputs, expected, strict=True)] if comparable else None
-    return summary(engine.name, cell, repetitions, same)
+    prompt_tokens = sum(len(prompt) for group in groups for prompt in group)
+    return summary(engine.name, cell, repetitions, prompt_tokens, same)

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from random import Random
 from statistics import median
 from typing import Literal, TypeVar
+
+import numpy as np
 
 NUM_RESAMPLES = 2000
 CONFIDENCE = 0.90
@@ -33,8 +34,8 @@ class Ratio:
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> Ratio:
     """Of ours over theirs, pair by pair. Raises ValueError unless both hold as many values, and at least one."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    random = Random(seed)
-    medians = sorted(median(random.choices(ratios, k=len(ratios))) for _ in range(NUM_RESAMPLES))
+    resamples = np.random.default_rng(seed).choice(ratios, (NUM_RESAMPLES, len(ratios)))
+    medians = np.sort(np.median(resamples, axis=1)).tolist()
     tail = round((1 - CONFIDENCE) / 2 * NUM_RESAMPLES)
     return Ratio(median(ratios), medians[tail], medians[-1 - tail], len(ratios))
 

@@ -36,11 +36,15 @@ class PromptText:
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """kind: mixed or equal lengths, or each text's own up to 512 tokens. num_prompts: of a cell, at the least."""
+    """kind: mixed or equal lengths, or each text's own up to 512 tokens. num_prompts: of a cell, at the least.
+
+    equal: tokens of each prompt of equal length.
+    """
 
     texts: tuple[PromptText, ...]
     kind: str
     num_prompts: int
+    equal: int = EQUAL
 
     @property
     def categories(self) -> list[str]:
@@ -60,7 +64,7 @@ class Workload:
             case "mixed":
                 return [_joined(pool, index, length) for index, length in enumerate(mixed_lengths(count))]
             case "equal":
-                return [_joined(pool, index, EQUAL) for index in range(count)]
+                return [_joined(pool, index, self.equal) for index in range(count)]
             case _:
                 return [pool[index % len(pool)][:LONGEST] for index in range(count)]
 
@@ -81,7 +85,9 @@ def _joined(pool: Sequence[tuple[int, ...]], first: int, length: int) -> tuple[i
 
 
 def read_texts(path: Path, tokenizer: Any) -> tuple[PromptText, ...]:
-    """Lines with a "prompt", or Spec-Bench's with "turns" and "category". Raises ConfigError naming the line."""
+    """Lines with a "prompt", or Spec-Bench's with "turns" and "category", of which the first turn is a chat's if the
+    tokenizer has a template. Raises ConfigError naming the line.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
@@ -97,16 +103,23 @@ def read_texts(path: Path, tokenizer: Any) -> tuple[PromptText, ...]:
 def _text(line: str, place: str, tokenizer: Any) -> PromptText:
     try:
         fields = json.loads(line)
-        text = fields["prompt"] if "prompt" in fields else fields["turns"][0]
+        text = fields["prompt"] if "prompt" in fields else _chat(fields["turns"][0], tokenizer)
         category = str(fields.get("category", ""))
     except (ValueError, KeyError, TypeError, IndexError):
         text = None
     if not isinstance(text, str):
         raise ConfigError(f'{place} needs a JSON object with a "prompt" string, or Spec-Bench\'s "turns"')
-    token_ids = tuple(tokenizer.encode(text))
+    token_ids = tuple(tokenizer.encode(text, add_special_tokens="prompt" in fields or not tokenizer.chat_template))
     if not token_ids:
         raise ConfigError(f"{place} holds an empty prompt")
     return PromptText(token_ids, "mt_bench" if category in MT_BENCH else category)
+
+
+def _chat(question: Any, tokenizer: Any) -> Any:
+    if not tokenizer.chat_template or not isinstance(question, str):
+        return question
+    message = [{"role": "user", "content": question}]
+    return tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True)
 
 
 def held_out(tokenizer: Any, count: int, max_tokens: int) -> list[tuple[int, ...]]:

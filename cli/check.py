@@ -14,6 +14,7 @@ from deployments.config import AppConfig, PoolConfig, TargetConfig, load_config
 from deployments.config_speculation import AdaptiveSpeculation, Speculation, TableSpeculation
 from deployments.policies import needed_exits
 from deployments.process import check_pages, pool_positions, target_positions
+from deployments.progress import loading
 from drafters.manifest import Manifest, vocabulary_hash
 from model.config import read_config
 from model.files import resolve
@@ -35,9 +36,11 @@ def run(args: argparse.Namespace) -> int:
 def check_config(config: AppConfig) -> list[str]:
     """Returns warnings. Raises ConfigError or UnsupportedModel for the first checkpoint that cannot be served."""
     for target in config.targets:
-        check_target(target)
+        with loading(target.path):
+            check_target(target)
     if config.pool is not None:
-        manifest = check_pool(config.pool)
+        with loading(config.pool.path):
+            manifest = check_pool(config.pool)
         for target in config.targets:
             if target.speculation is not None:
                 check_drafting(target, target.speculation, config.pool, manifest)

@@ -67,7 +67,8 @@ def run(args: argparse.Namespace) -> int:
     single = PromptLine(args.prompt, args.seed, "--prompt")
     prompts = read_prompts(args.prompts, args.seed) if args.prompts else [single]
     weights = Weights(path=args.target, dtype=args.dtype, page_size=args.page_size, kv_mb=args.kv_mb)
-    tokenizer = load_tokenizer(resolve(args.target))
+    with loading(args.target):
+        tokenizer = load_tokenizer(resolve(args.target))
     requests = make_requests(args, weights, prompts, tokenizer)
     model, worker = open_models(args, weights)
     config = EngineConfig(max_batch=args.batch, max_queue=len(prompts))
@@ -118,7 +119,7 @@ def open_models(args: argparse.Namespace, weights: Weights) -> tuple[TargetModel
     target = resolve(args.target)
     options: dict[str, Any] = {"dtype": DTYPES[args.dtype], "page_size": args.page_size}
     options |= {"execution": Execution(args.execution), "weights": WeightFormat(args.weights)}
-    with loading(target) as progress:
+    with loading(args.target) as progress:
         model = load_target(
             target,
             num_positions=target_positions(weights, target),
@@ -128,10 +129,11 @@ def open_models(args: argparse.Namespace, weights: Weights) -> tuple[TargetModel
         )
     if args.drafter is None:
         return model, None
-    drafter = resolve(args.drafter)
-    check_vocabulary(target, drafter)
-    num_positions = pool_positions(weights, drafter)
-    return model, open_worker(drafter, num_positions=num_positions, max_rows=args.batch, **options)
+    with loading(args.drafter):
+        drafter = resolve(args.drafter)
+        check_vocabulary(target, drafter)
+        num_positions = pool_positions(weights, drafter)
+        return model, open_worker(drafter, num_positions=num_positions, max_rows=args.batch, **options)
 
 
 def advance(bar: tqdm[Any], run: TokenRun) -> None:

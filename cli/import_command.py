@@ -21,12 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    directory = resolve(args.file)
+    with loading(args.file):
+        directory = resolve(args.file)
     if not (directory / GGUF_NAME).exists():
         raise ConfigError(f"{args.file} holds no GGUF file; give one, or use the checkpoint as it is")
     if args.out.exists() and any(args.out.iterdir()):
         raise ConfigError(f"{args.out} is not empty; name a new folder")
-    with loading(directory) as progress:
+    with loading(args.file) as progress:
         write_hf_folder(directory, args.out, DTYPES[args.dtype], progress)
     sys.stdout.write(f"{args.out}: {args.dtype} safetensors, config, tokenizer\n")
     return 0

@@ -24,6 +24,8 @@ COMMANDS = MappingProxyType(
         "simulate": ("cli.simulate_command", "predict tokens per second for a number of draft replicas"),
         "trace": ("cli.trace_command", "write what the last rounds of a running server took, for Perfetto"),
         "import": ("cli.import_command", "write a GGUF file as a Hugging Face checkpoint"),
+        "export-gguf": ("cli.export_command", "write a drafter as a GGUF file, with its target's metadata"),
+        "trim": ("cli.trim_command", "cut a drafter's LM head to the tokens that occur most in a corpus"),
         "train-drafter": ("cli.train_command", "train a nested drafter for a target"),
     }
 )

@@ -1,8 +1,8 @@
 """Chats that SmolLM2 writes by itself: what its drafter is trained on. No prompt is Spec-Bench's.
 
-An instructed model that is given the beginning of a user's turn writes a prompt of its own (Magpie, Xu et al. 2024). It then
-answers these prompts, half of them at temperature 0. Some prompts are put behind a text that the model wrote earlier, with
-a task for it, because answers that quote their prompt are drafted differently.
+An instructed model that is given the beginning of a user's turn writes a prompt of its own (Magpie, Xu et al. 2024). It
+then answers these prompts, half of them at temperature 0. Some prompts are put behind a text that the model wrote
+earlier, with a task for it, because answers that quote their prompt are drafted differently.
 """
 
 import argparse
@@ -87,7 +87,9 @@ class Chats:
         self, prompts: Sequence[list[int]], length: int, temperatures: Sequence[float], name: str
     ) -> list[list[int]]:
         """The new tokens of each prompt, up to `length`, and up to and with its first end."""
-        seeds = np.random.default_rng(list(f"{self.seed}:{name}".encode())).integers(1 << 63, size=len(prompts)).tolist()
+        seeds = (
+            np.random.default_rng(list(f"{self.seed}:{name}".encode())).integers(1 << 63, size=len(prompts)).tolist()
+        )
         sampling = [SamplingParams(temperature=own, seed=seed) for own, seed in zip(temperatures, seeds, strict=True)]
         rows = continue_prompts(self.target, prompts, [len(prompt) + length for prompt in prompts], sampling)
         return [self._until_end(row[len(prompt) :]) for row, prompt in zip(rows, prompts, strict=True)]

@@ -23,7 +23,6 @@ from drafters.link_profile import link_timer
 from drafters.nested import NestedDrafter
 from drafters.profile import LENGTHS, NUM_NEW, DraftRound, draft_timer, largest_batch
 from drafters.worker import DraftWorker
-from model.files import resolve
 from router.costs import (
     DRAFT_AXES,
     PREFILL_AXES,
@@ -58,14 +57,17 @@ def measure(config: AppConfig, repeat: int) -> list[CostCurves]:
 
 
 def measure_target(config: TargetConfig, repeat: int) -> TargetCosts:
-    with pinned_process(config), loading(resolve(config.path)) as progress:
-        model = load_model(config, progress)
+    with pinned_process(config):
+        with loading(config.path) as progress:
+            model = load_model(config, progress)
         return target_costs(model, config, model_key(config, config), repeat)
 
 
 def measure_drafter(config: PoolConfig, repeat: int) -> DrafterCosts:
     with pinned_process(config):
-        return drafter_costs(load_drafter(config), model_key(config, config), config.max_rows, repeat)
+        with loading(config.path):
+            drafter = load_drafter(config)
+        return drafter_costs(drafter, model_key(config, config), config.max_rows, repeat)
 
 
 def startup_target_costs(model: TargetModel, config: TargetConfig) -> TargetCosts:

@@ -1,9 +1,9 @@
 """Which rows are in the next pass, and how much of each. Pure: plain values in, a value out.
 
 First the drafts that a target waits for; then branches that leave where these do, so that the pass takes no longer;
-then contexts, as much of them as holds up a draft only a little. Within each kind the targets come in turn: deficit
-round-robin over tokens of work, so that a target with many rows, or long ones, takes no more of a pass than another
-that has something to do.
+then contexts, the more of them the more rows wait for theirs beside those that draft. Within each kind the targets
+come in turn: deficit round-robin over tokens of work, so that a target with many rows, or long ones, takes no more of a
+pass than another that has something to do.
 """
 
 from __future__ import annotations
@@ -103,7 +103,8 @@ def choose(
             depths = {row.depth for row in drafts if row.id in waited_for}
             own = [row for row in own if row.priority is Priority.CONTEXT or row.depth in depths]
         if priority is not Priority.DRAFT:
-            budget = min(budget, spare_positions(bool(waited_for), limits, now, pace))
+            num_waiting = max(len(by_priority.get(Priority.CONTEXT, ())), 1)
+            budget = min(budget, spare_positions(num_waiting, len(waited_for), limits, now, pace))
         if priority is Priority.AHEAD:
             length = branch_length(own, drafts, waited_for, limits, pace.token_ms)
         taken = _Taken(limits.pass_rows - len(parts), budget, limits.max_ride, length, {part.id for part in parts})
@@ -207,13 +208,15 @@ def branch_length(
     return max(most, 1)
 
 
-def spare_positions(beside_drafts: bool, limits: PoolLimits, now: float, pace: Pace) -> int:
+def spare_positions(num_waiting: int, num_drafting: int, limits: PoolLimits, now: float, pace: Pace) -> int:
     """Positions of contexts that nobody waits for. Rows that read one make a pass draft a single token for the others.
-    A pass without drafts holds up those that come in the middle of it.
+    A pass without drafts holds up those that come in the middle of it, as many as drafted last.
     """
-    if beside_drafts:
-        return pace.spare_positions(1, limits.beside_tokens)
-    return limits.prefill_tokens if pace.is_lull(now) else pace.spare_positions(limits.ahead, limits.prefill_tokens)
+    if num_drafting:
+        return pace.spare_positions(1, limits.beside_tokens, num_waiting, num_drafting)
+    if pace.is_lull(now):
+        return limits.prefill_tokens
+    return pace.spare_positions(limits.ahead, limits.prefill_tokens, num_waiting, pace.num_drafting)
 
 
 def draft_part(row: Waiting, max_ride: int, budget: int, num_drafts: int) -> Part | None:

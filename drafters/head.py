@@ -1,4 +1,4 @@
-"""Trimmed heads: a drafter's LM head with rows for the tokens that targets really write (VocabTrim, Goel et al. 2025)."""
+"""Trimmed heads: rows of an LM head for the tokens that targets really write (VocabTrim, Goel et al. 2025)."""
 
 from collections.abc import Iterable, Sequence
 

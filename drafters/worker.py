@@ -210,7 +210,8 @@ class DraftWorker:
         self._num_mixed += num_targets > 1
         now = self._clock()
         pass_ms = (now - began) * 1e3
-        self._pace = self._pace.after(pass_ms, max(map(len, picks), default=0), num_prefill, now)
+        num_drafting = sum(map(bool, picks))
+        self._pace = self._pace.after(pass_ms, max(map(len, picks), default=0), num_prefill, now, num_drafting)
         return PassStats(
             num_rows=len(rows),
             num_targets=num_targets,

@@ -40,8 +40,8 @@ class DecoderConfig:
 
     windows, ropes: one per layer; with a window of w, a token attends to itself and the w - 1 tokens before it; None:
     no window. norm_offset: added to norm weights (Gemma stores them around 0 and multiplies in float32). post_norms:
-    whether there are norms after attention and MLP too (Gemma). head_token_ids: the tokens of the head's rows, ascending,
-    where the head is trimmed; empty: row i is token i.
+    whether there are norms after attention and MLP too (Gemma). head_token_ids: the tokens of the head's rows,
+    ascending, where the head is trimmed; empty: row i is token i.
     """
 
     family: str
@@ -135,10 +135,12 @@ def _head_token_ids(raw: dict[str, Any], hf: Any) -> tuple[int, ...]:
     ids = raw.get(HEAD_TOKEN_IDS, [])
     if not isinstance(ids, list) or not all(type(token) is int for token in ids):
         raise ConfigError(f"{HEAD_TOKEN_IDS} of config.json is not a list of token ids; trim the drafter again")
-    if ids and (len(ids) < 2 or ids != sorted(set(ids)) or ids[0] < 0 or ids[-1] >= hf.vocab_size or hf.tie_word_embeddings):
+    if ids and (
+        len(ids) < 2 or ids != sorted(set(ids)) or ids[0] < 0 or ids[-1] >= hf.vocab_size or hf.tie_word_embeddings
+    ):
         raise ConfigError(
-            f"{HEAD_TOKEN_IDS} of config.json must hold at least two ids that ascend below {hf.vocab_size}, and the head must not "
-            "be tied to the embedding; trim the drafter again"
+            f"{HEAD_TOKEN_IDS} of config.json must hold at least two ids that ascend below {hf.vocab_size}, and the "
+            "head must not be tied to the embedding; trim the drafter again"
         )
     return tuple(ids)
 

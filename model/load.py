@@ -16,7 +16,7 @@ from torch import Tensor
 from model.batch import CPU
 from model.checkpoint import Checkpoint
 from model.config import DecoderConfig, read_config
-from model.decoder import Decoder, LayerWeights, Linear
+from model.decoder import Decoder, LayerWeights, Linear, StoredWeights
 from model.execution import Execution, build_decoder
 from model.int8 import Int8Weights
 from model.native.memory import release_freed_memory
@@ -48,10 +48,23 @@ def load_decoder(
     weights: WeightFormat = WeightFormat.STORED,
 ) -> Decoder:
     """Loads a decoder. num_layers: load only the first so many layers. Raises UnsupportedModel or ConfigError."""
+    config, stored = open_weights(directory, dtype, device, num_layers, progress, weights)
+    return build_decoder(config, stored, execution)
+
+
+def open_weights(
+    directory: Path,
+    dtype: torch.dtype,
+    device: torch.device,
+    num_layers: int | None,
+    progress: Progress | None,
+    weights: WeightFormat,
+) -> tuple[DecoderConfig, StoredWeights]:
+    """The config of a checkpoint's first layers and their weights, checked and not yet read. Raises as load_decoder."""
     full = read_config(directory)
     config = full if num_layers is None else full.first_layers(num_layers)
     stored = Stored(_checked(directory, full, dtype, device), config, progress, weights)
-    return build_decoder(config, Int8Weights(stored) if weights is WeightFormat.INT8 else stored, execution)
+    return config, Int8Weights(stored) if weights is WeightFormat.INT8 else stored
 
 
 def check_weights(directory: Path) -> None:

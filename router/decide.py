@@ -216,9 +216,10 @@ def _ahead(belief: Belief, modes: tuple[Mode, ...], num_beliefs: int, hope: floa
 def catch_up_ms(belief: Belief, costs: Costs, batch: Batch) -> list[float]:
     """By exit: until layers have run all that they have not seen."""
     owed, total = [], 0.0
-    for lag, token_ms in zip(belief.lags, costs.catch_up[costs.rows(batch.num_rows)], strict=True):
+    factors = np.exp(belief.cost[costs.size(batch.num_rows)].arms[DRAFT:]).tolist()
+    for lag, token_ms, factor in zip(belief.lags, costs.catch_up[costs.rows(batch.num_rows)], factors, strict=True):
         unseen = min(max(lag, batch.num_unseen), batch.context)
-        total += token_ms * unseen if unseen > SETTLED else 0.0
+        total += token_ms * factor * unseen if unseen > SETTLED else 0.0
         owed.append(total)
     return owed
 

@@ -1,8 +1,8 @@
 """A target's side of drafting: which tokens the pool has yet to see, and what its answers mean.
 
 One integer of a sequence says how many committed tokens were handed over. NEED_CONTEXT, the pool forgot, sets it back
-to 0. BUSY silences the sequence for a growing number of rounds, so that asking costs nothing when the pool is too
-small, TOO_LONG for good. NOT_YET costs this round's draft.
+to 0. BUSY and NOT_YET silence the sequence for a growing number of rounds, so that asking costs nothing while the pool
+is too small or reads a context, TOO_LONG for good.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from targets.proposals import Proposal, Proposals, nothing
 from targets.sequence import Sequence as Decoding
 
 MAX_SILENCE = 64  # rounds
+MAX_NOT_YET = 8  # rounds; four targets that share two cores with their pool lose a fifth where they ask in each
 MIN_SHARE = 0.25  # of the rows that want a draft: for fewer that the pool serves, the others do not wait
 
 
@@ -134,6 +135,9 @@ class Drafting:
                 ask.sent, ask.known = 0, False
                 ask.silence = min(2 * ask.silence, MAX_SILENCE)
                 ask.silent_until = self.round_id + ask.silence
+            case DraftStatus.NOT_YET:
+                ask.silent_until = self.round_id + ask.silence
+                ask.silence = min(2 * ask.silence, MAX_NOT_YET)
             case DraftStatus.TOO_LONG:
                 ask.silent_until = float("inf")
         drafted = Proposal(block.tokens, block.exits, block.confidences, Origin.FRESH, rule, row.length)

@@ -1,8 +1,8 @@
 """Compares our token ids of GGUF files with llama.cpp's, on lines of source code, questions and generated text.
 
-    python -m bench.peers.token_ids FILE.gguf ... --peer PYTHON --questions QUESTIONS.jsonl
+    python -m bench.peers.token_ids FILE.gguf ... --questions QUESTIONS.jsonl
 
-PYTHON: an interpreter with the package xllamacpp. Special tokens in a text count as such, and BOS is as the file says.
+Special tokens in a text count as such, and BOS is as the file says.
 """
 
 from __future__ import annotations
@@ -10,26 +10,15 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import subprocess
 import sys
 import sysconfig
-import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
+from bench.peers.llamacpp import llama_cpp
 from model.files import resolve
 from model.tokenizer import load_tokenizer
 
-SERVER = """
-import sys, xllamacpp
-parameters = xllamacpp.CommonParams()
-parameters.model.path, parameters.n_ctx, parameters.n_parallel, parameters.warmup = sys.argv[1], 64, 1, False
-parameters.cpuparams.n_threads = 1
-server = xllamacpp.Server(parameters)
-print("at", server.listening_address, flush=True)
-sys.stdin.read()
-"""
 ALPHABETS = (
     "0123456789",
     "0123456789.,+-*/=() ",
@@ -66,49 +55,25 @@ def generated(rng: random.Random) -> str:
     return "".join(runs)
 
 
-@contextmanager
-def llama_cpp(python: Path, file: Path) -> Iterator[str]:
-    """The address of a server with this file."""
-    process = subprocess.Popen(
-        [python, "-c", SERVER, file],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        yield next(line.split()[1] for line in process.stdout if line.startswith("at "))
-    finally:
-        process.communicate()
-
-
-def their_ids(address: str, text: str) -> list[int]:
-    body = json.dumps({"content": text, "add_special": True, "parse_special": True}).encode()
-    request = urllib.request.Request(f"{address}/tokenize", body, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request) as reply:
-        ids: list[int] = json.load(reply)["tokens"]
-    return ids
-
-
-def differences(file: Path, python: Path, texts: Sequence[str]) -> list[str]:
-    tokenizer = load_tokenizer(resolve(str(file)))
-    with llama_cpp(python, file) as address:
-        pairs = [(text, tokenizer.encode(text), their_ids(address, text)) for text in texts]
+def differences(file: Path, texts: Sequence[str]) -> list[str]:
+    """Raises bench.cells.Unavailable."""
+    directory = resolve(str(file))
+    tokenizer = load_tokenizer(directory)
+    with llama_cpp(directory) as peer:
+        pairs = [(text, tokenizer.encode(text), peer.token_ids(text)) for text in texts]
     return [f"{text!r}\n  ours   {ours}\n  theirs {theirs}" for text, ours, theirs in pairs if ours != theirs]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.gguf")
-    parser.add_argument("--peer", type=Path, required=True, metavar="PYTHON")
     parser.add_argument("--questions", type=Path, required=True)
     parser.add_argument("--lines", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     texts, failed = lines(args.questions, args.lines, args.seed), 0
     for file in args.files:
-        found = differences(file, args.peer, texts)
+        found = differences(file, texts)
         failed += len(found)
         sys.stdout.write(f"{file.name}: {len(found)} of {len(texts)} lines differ\n" + "\n".join(found[:SHOWN]) + "\n")
     return int(failed > 0)

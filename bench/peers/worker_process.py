@@ -48,6 +48,6 @@ class WorkerProcess:
 
 
 def timed(output: dict[str, Any], started: float, length: int) -> Timed:
-    """The first run is the prompt's own token; later ones are rounds. How much was drafted a worker does not say."""
+    """The first run is the prompt's own token; later ones are rounds. Not every worker says how much was drafted."""
     verified = tuple(output["runs"][1:]) if length else ()
-    return Timed(tuple(output["token_ids"]), tuple(output["arrived"]), started, verified)
+    return Timed(tuple(output["token_ids"]), tuple(output["arrived"]), started, verified, output.get("drafted"))

@@ -26,7 +26,12 @@ def export_drafter(model: Any, tokenizer: Path, folder: Path, exits: Sequence[in
     """
     folder.mkdir(parents=True, exist_ok=True)
     copy.deepcopy(model).to("cpu", torch.bfloat16).save_pretrained(folder)
+    copy_tokenizer(tokenizer, folder)
+    Manifest(tuple(exits), vocabulary_hash(folder), tuple(target.name for target in targets)).save(folder)
+
+
+def copy_tokenizer(tokenizer: Path, folder: Path) -> None:
+    """Copies what of TOKENIZER_FILES there is."""
     for name in TOKENIZER_FILES:
         if (tokenizer / name).exists():
             shutil.copyfile(tokenizer / name, folder / name)
-    Manifest(tuple(exits), vocabulary_hash(folder), tuple(target.name for target in targets)).save(folder)

@@ -55,10 +55,11 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """metadata: values by key; arrays are lists."""
+    """metadata: values by key; arrays are lists. types: a value's GGUFValueType, and its items' if any."""
 
     path: Path
     metadata: dict[str, Any]
+    types: dict[str, tuple[int, int | None]]
     tensors: dict[str, StoredTensor]
 
 
@@ -81,14 +82,15 @@ def _parse(path: Path, data: npt.NDArray[np.uint8]) -> GgufHeader:
     if (version := cursor.scalar("I")) not in VERSIONS:
         raise UnsupportedModel(f"{path} has GGUF version {version}; supported are 2 and 3: convert it again")
     num_tensors, num_values = cursor.scalar("Q"), cursor.scalar("Q")
-    metadata = {cursor.string(): cursor.value(cursor.scalar("I")) for _ in range(num_values)}
+    values = [(cursor.string(), *cursor.typed_value()) for _ in range(num_values)]
+    metadata = {key: value for key, value, _ in values}
     found = [_tensor_info(cursor) for _ in range(num_tensors)]
     alignment = metadata.get("general.alignment", 32)
     base = -(-cursor.at // alignment) * alignment
     tensors = {name: _tensor(path, name, shape, kind, base + start) for name, shape, kind, start in found}
     if any(tensor.start + tensor.num_bytes > len(data) for tensor in tensors.values()):
         raise struct.error(f"tensors lie beyond its {len(data)} bytes")
-    return GgufHeader(path, metadata, tensors)
+    return GgufHeader(path, metadata, {key: types for key, _, types in values}, tensors)
 
 
 def _tensor_info(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
@@ -131,6 +133,13 @@ class _Cursor:
 
     def string(self) -> str:
         return self.take(self.scalar("Q")).decode("utf-8")
+
+    def typed_value(self) -> tuple[Any, tuple[int, int | None]]:
+        """A value behind its type, and both types."""
+        kind, start = self.scalar("I"), self.at
+        value = self.value(kind)
+        items = int(self._data[start : start + 4].view("<u4")[0]) if kind == GGUFValueType.ARRAY else None
+        return value, (kind, items)
 
     def value(self, kind: int) -> Any:
         if kind == GGUFValueType.STRING:

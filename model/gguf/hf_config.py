@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from model.config import HEAD_TOKEN_IDS
 from model.gguf.header import GgufHeader
 from model.gguf.hf_rope import rope_parameters
 from protocol.errors import ConfigError, UnsupportedModel
@@ -27,6 +26,7 @@ ARCHITECTURES = MappingProxyType(
     }
 )
 FAMILY_OF = MappingProxyType({name: name for name in ARCHITECTURES} | {"gemma3": "gemma3_text"})
+HEAD_KEY = "draftpool.head_token_ids"  # of a trimmed head
 _WINDOW_PERIOD = MappingProxyType({"gemma2": 2, "gemma3": 6})  # one layer in so many, the last, attends to everything
 _LAYERS_OF_27B = MappingProxyType({"gemma2": 46, "gemma3": 62})  # these models scale queries by hidden / heads
 _KNOWN = frozenset(
@@ -106,7 +106,7 @@ def hf_config(header: GgufHeader, frequency_factors: Sequence[float] | None) -> 
         "rms_norm_eps": values.need("attention.layer_norm_rms_epsilon"),
         "rope_parameters": rope_parameters(values, head_dim, frequency_factors),
         "tie_word_embeddings": "output.weight" not in tensors,
-        HEAD_TOKEN_IDS: header.metadata.get(f"draftpool.{HEAD_TOKEN_IDS}", []),
+        "head_token_ids": header.metadata.get(HEAD_KEY, []),
         **_attention(values, family, hidden // heads, head_dim, tensors.keys()),
     }
 

@@ -5,42 +5,15 @@ from __future__ import annotations
 import mmap
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
 import numpy as np
 import numpy.typing as npt
 
 from model.blocks import Blocks
+from model.gguf.conversion import ROPE_FREQUENCIES, Conversion
 from model.gguf.header import GgufHeader, StoredTensor, read_header
 from protocol.errors import UnsupportedModel
 
-_ENDS = MappingProxyType(
-    {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"},
-)
-_LAYER = MappingProxyType(
-    {
-        "attn_norm": "input_layernorm",
-        "attn_q": "self_attn.q_proj",
-        "attn_k": "self_attn.k_proj",
-        "attn_v": "self_attn.v_proj",
-        "attn_output": "self_attn.o_proj",
-        "attn_q_norm": "self_attn.q_norm",
-        "attn_k_norm": "self_attn.k_norm",
-        "ffn_norm": "post_attention_layernorm",
-        "ffn_gate": "mlp.gate_proj",
-        "ffn_up": "mlp.up_proj",
-        "ffn_down": "mlp.down_proj",
-    }
-)
-_GEMMA_LAYER = MappingProxyType(
-    _LAYER
-    | {
-        "post_attention_norm": "post_attention_layernorm",
-        "ffn_norm": "pre_feedforward_layernorm",
-        "post_ffw_norm": "post_feedforward_layernorm",
-    }
-)
-ROPE_FREQUENCIES = "rope_freqs.weight"
 _CHUNK = 1 << 16  # weights that are made dense at a time: what fits a core's cache
 
 
@@ -52,9 +25,8 @@ class GgufCheckpoint:
     def __init__(self, path: Path) -> None:
         self.header = read_header(path)
         self._data = np.memmap(path, mode="r")
-        self._stored = _by_hf_name(self.header)
-        self._heads = _permuted_heads(self.header)
-        self._norm_offset = 1.0 if _is_gemma(self.header) else 0.0
+        self._conversion = Conversion(self.header)
+        self._stored = _by_hf_name(self.header, self._conversion)
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -65,7 +37,7 @@ class GgufCheckpoint:
         if len(self._stored[name].shape) != 2:
             raise ValueError(f"{name} is not a matrix; read it dense")
         blocks = _view(self._data, self._stored[name])
-        order = self._row_order(name, blocks.shape[0])
+        order = self._conversion.hf_order(name, blocks.shape[0])
         return blocks if order is None else blocks.rows(order)
 
     def dense(self, name: str, start: int, stop: int) -> npt.NDArray[np.float32]:
@@ -73,10 +45,10 @@ class GgufCheckpoint:
         tensor = self._stored[name]
         if len(tensor.shape) == 1:
             vector = _view(self._data, tensor).dense().reshape(-1)
-            order = self._row_order(name, len(vector))
+            order = self._conversion.hf_order(name, len(vector))
             vector = vector if order is None else vector[order]
-            return vector[start:stop] - (self._norm_offset if name.endswith("norm.weight") else 0.0)
-        order = self._row_order(name, tensor.shape[0])
+            return vector[start:stop] - self._conversion.offset(name)
+        order = self._conversion.hf_order(name, tensor.shape[0])
         rows = _view(self._data, tensor).rows(slice(start, stop) if order is None else order[start:stop])
         # As one long row, because gguf dequantizes 16 rows at a time.
         row = Blocks(rows.format, (1, rows.shape[0] * rows.shape[1]), rows.data.reshape(1, -1))
@@ -91,13 +63,6 @@ class GgufCheckpoint:
         """Gives the pages that were read back to the system. They are read again when they are needed."""
         whole: mmap.mmap = self._data._mmap  # type: ignore[attr-defined]
         whole.madvise(mmap.MADV_DONTNEED)
-
-    def _row_order(self, name: str, rows: int) -> npt.NDArray[np.intp] | None:
-        """The rows of the file in the order of HF: llama.cpp interleaves the two halves of each head."""
-        heads = next((heads for part, heads in self._heads.items() if part in name), None)
-        if heads is None:
-            return None
-        return np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
 
 
 def frequency_factors(header: GgufHeader) -> tuple[float, ...] | None:
@@ -114,32 +79,10 @@ def _view(data: npt.NDArray[np.uint8], tensor: StoredTensor) -> Blocks:
     return Blocks(tensor.format, (rows, tensor.shape[-1]), raw.reshape(rows, tensor.row_bytes))
 
 
-def _by_hf_name(header: GgufHeader) -> dict[str, StoredTensor]:
-    layer = _GEMMA_LAYER if _is_gemma(header) else _LAYER
-    named = {_hf_name(name, layer): tensor for name, tensor in header.tensors.items() if name != ROPE_FREQUENCIES}
+def _by_hf_name(header: GgufHeader, conversion: Conversion) -> dict[str, StoredTensor]:
+    named = {conversion.hf_name(name): tensor for name, tensor in header.tensors.items() if name != ROPE_FREQUENCIES}
     if unknown := sorted(tensor.name for name, tensor in named.items() if not name.startswith(("model.", "lm_head."))):
         raise UnsupportedModel(
             f"{header.path} holds tensors that no supported family has: {', '.join(unknown[:3])}; take another model"
         )
     return named
-
-
-def _hf_name(name: str, layer: Mapping[str, str]) -> str:
-    """The HF name; an unknown one stays as it is."""
-    stem, _, kind = name.rpartition(".")
-    if stem in _ENDS:
-        return f"{_ENDS[stem]}.{kind}"
-    _, _, rest = stem.partition(".")
-    number, _, part = rest.partition(".")
-    return f"model.layers.{number}.{layer[part]}.{kind}" if part in layer else name
-
-
-def _is_gemma(header: GgufHeader) -> bool:
-    return str(header.metadata.get("general.architecture")).startswith("gemma")
-
-
-def _permuted_heads(header: GgufHeader) -> dict[str, int]:
-    if header.metadata.get("general.architecture") != "llama":
-        return {}
-    heads = header.metadata["llama.attention.head_count"]
-    return {"q_proj": heads, "k_proj": header.metadata.get("llama.attention.head_count_kv", heads)}

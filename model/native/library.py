@@ -42,7 +42,10 @@ class LayerSpec(Structure):
 
 class ModelSpec(Structure):
     _fields_ = (
-        *((name, c_int32) for name in ("head_size", "hidden", "inner", "layers", "heads", "kv_heads", "head_dim", "dim")),
+        *(
+            (name, c_int32)
+            for name in ("head_size", "hidden", "inner", "layers", "heads", "kv_heads", "head_dim", "dim")
+        ),
         ("activation", c_int32),
         ("is_bf16", c_int32),
         *((name, c_float) for name in ("norm_eps", "query_scale", "embedding_scale")),

@@ -22,7 +22,7 @@ REPORT = {
 def result(mode: str, length: int, rates: list[float]) -> CellResult:
     cell = Cell(mode, 1, 2 if mode == "fixed" else None, length)
     output = Timed((1, 2), (0.1, 0.2), 0.0)
-    return replace(summary("any", cell, [[CellOutcome((output,))]] * len(rates), [True]), tokens_per_second=rates)
+    return replace(summary("any", cell, [[CellOutcome((output,))]] * len(rates), 1, [True]), tokens_per_second=rates)
 
 
 RESULTS = [

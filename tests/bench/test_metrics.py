@@ -10,6 +10,7 @@ from bench.cells import Cell, CellOutcome, Timed
 from bench.metrics import CellResult, full_rate, rate, summary, with_speedups
 
 PLAIN = Cell("plain", 2)
+PROMPT_TOKENS = 60  # of all prompts of a repetition
 
 
 def timed(*arrived: float, verified: tuple[int, ...] = (), drafted: int | None = None) -> Timed:
@@ -18,7 +19,7 @@ def timed(*arrived: float, verified: tuple[int, ...] = (), drafted: int | None =
 
 
 def result(cell: Cell, *outputs: Timed) -> CellResult:
-    return summary("draftpool", cell, [[CellOutcome(outputs)]] * 3, [True] * 3 * len(outputs))
+    return summary("draftpool", cell, [[CellOutcome(outputs)]] * 3, PROMPT_TOKENS, [True] * 3 * len(outputs))
 
 
 def test_a_batch_rate_leaves_prefill_out() -> None:
@@ -41,6 +42,15 @@ def test_a_full_batch_is_measured_only_while_it_is_full() -> None:
 
 def test_tokens_that_came_all_at_once_have_no_rate() -> None:
     assert rate([CellOutcome((timed(1.0, 1.0),))], Cell("url", 1)) == 0.0
+
+
+def test_a_prompt_rate_ends_with_the_last_first_token_of_each_group_and_a_full_batch_has_none() -> None:
+    assert result(PLAIN, timed(1.0, 9.0), timed(5.0, 6.0)).prompt_tokens_per_second == [60 / 5.0] * 3
+    groups = [CellOutcome((timed(1.0, 2.0),)), CellOutcome((timed(3.0, 4.0),))]
+    alone = summary("draftpool", Cell("plain", 1), [groups], PROMPT_TOKENS, None)
+    assert alone.prompt_tokens_per_second == [60 / 4.0]
+    full = result(replace(PLAIN, queue=1), timed(1.0, 2.0, 3.0), timed(2.0, 3.0, 4.0), timed(4.0, 5.0))
+    assert full.prompt_tokens_per_second == []
 
 
 def test_latencies_are_those_of_the_caller() -> None:
@@ -72,3 +82,11 @@ def test_speedups_compare_with_the_plain_loop_of_the_same_batch_only() -> None:
     assert two.speedup is not None
     assert two.speedup.median == pytest.approx(3.0, rel=0.02)  # 2 tokens in 1 s for 2 in 3 s
     assert three.speedup is None
+
+
+def test_a_speedup_in_the_midst_of_a_run_counts_the_repetitions_that_both_have() -> None:
+    plain, fast = result(PLAIN, timed(1.0, 2.0)), result(Cell("fixed", 2, 2, 3), timed(1.0, 1.5))
+    ahead = replace(plain, tokens_per_second=[*plain.tokens_per_second, 100.0])
+    _, speedup = (row.speedup for row in with_speedups([ahead, fast]))
+    assert speedup is not None
+    assert (speedup.median, speedup.num_pairs) == (2.0, 3)

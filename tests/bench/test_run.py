@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 import time
@@ -16,15 +17,20 @@ import uvicorn
 from api.http import create_app
 from bench.cells import Cell, CellOutcome, Subject, TokenIds, Unavailable
 from bench.grid import Grid
+from bench.ours import DraftPoolEngine
+from bench.peers import llamacpp, openvino
 from bench.peers.llamacpp import LlamaCppEngine
-from bench.peers.openvino import ENVIRONMENT, OpenVinoEngine
+from bench.peers.openvino import OpenVinoEngine
 from bench.peers.url import UrlEngine
 from bench.run import measure, opened
-from bench.workload import Workload, read_texts
+from bench.workload import PromptText, Workload, read_texts
 from cli.main import main
-from model.gguf.unpack import GGUF_NAME
+from drafters.training.distil import logits_at
+from model.gguf.unpack import GGUF_NAME, unpack
 from tests.api.api_twins import EngineBackend, card, make_engine, tiny_tokenizer
 from tests.deployments.checkpoints import make_family
+from tests.model.families import make_checkpoint
+from tests.model.gguf.files import write_gguf
 
 MAX_TOKENS = 12
 
@@ -115,7 +121,7 @@ def test_openvino_without_its_environment_says_what_to_run(subject: Subject, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not ENVIRONMENT.exists(), reason="make bench-peers has not been run")
+@pytest.mark.skipif(not openvino.ENVIRONMENT.exists(), reason="make bench-peers has not been run")
 def test_openvino_writes_the_same_text_plain_and_with_its_drafter(subject: Subject, workload: Workload) -> None:
     subject = Subject(subject.target, subject.drafter, torch.float32, 2, subject.max_batch, subject.max_length)
     modes = ("openvino", "openvino-draft")
@@ -182,6 +188,32 @@ def test_the_command_writes_lines_a_table_and_a_file(
     assert out.with_suffix(".md").read_text().count("\n| ") == len(lines) + 1
 
 
+def test_an_interrupted_run_keeps_the_repetitions_of_every_cell_that_it_finished(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = DraftPoolEngine.run, itertools.count()
+
+    def run(engine: DraftPoolEngine, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> CellOutcome:
+        if next(calls) == 5:  # after the warm-up of both cells, one repetition, and another of the first cell
+            raise KeyboardInterrupt
+        return real(engine, cell, prompts, max_tokens)
+
+    monkeypatch.setattr(DraftPoolEngine, "run", run)
+    out = tmp_path / "result.json"
+    argv = ["bench", "--target", str(family / "large"), "--drafter", str(family / "drafter"), "--batch", "1"]
+    argv += ["--modes", "plain,fixed", "--depths", "4", "--lengths", "3", "--workload", "equal", "--num-prompts", "1"]
+    argv += ["--max-tokens", "6", "--dtype", "fp32", "--threads", "1", "--repeat", "4", "--out", str(out)]
+    assert main(argv) == 130
+    cells = json.loads(out.read_text())["cells"]
+    assert [(cell["mode"], len(cell["tokens_per_second"]), cell["identical"]) for cell in cells] == [
+        ("plain", 2, 1.0),
+        ("fixed", 1, 1.0),
+    ]
+    assert cells[1]["speedup"]["num_pairs"] == 1
+    assert "Medians of 1 interleaved" in out.with_suffix(".md").read_text()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["result.json", "result.md"]
+
+
 def test_an_unknown_mode_is_a_usage_error(family: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["bench", "--target", str(family / "large"), "--modes", "plain,roads"])
@@ -193,6 +225,7 @@ def test_an_unknown_mode_is_a_usage_error(family: Path, capsys: pytest.CaptureFi
     [
         (["--modes", "fixed"], "need --drafter"),
         (["--modes", "url"], "--url"),
+        (["--modes", "llamacpp-draft"], "needs --draft-gguf"),
         (["--prompts", "nowhere.jsonl"], "cannot read nowhere.jsonl"),
     ],
 )
@@ -209,3 +242,29 @@ def test_llama_cpp_without_a_file_or_its_environment_says_what_to_do(subject: Su
     (tmp_path / GGUF_NAME).touch()
     with pytest.raises(Unavailable, match="make bench-peers"):
         LlamaCppEngine(replace(subject, target=tmp_path), tmp_path / "absent").open()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not llamacpp.ENVIRONMENT.exists(), reason="make bench-peers has not been run")
+def test_llama_cpp_tells_its_passes_and_its_probabilities(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.gguf.unpack.cache_directory", lambda: tmp_path / "cache")
+    file = write_gguf(make_checkpoint("qwen3", tmp_path / "hf", seed=0), tmp_path / "tiny.gguf")
+    subject = Subject(unpack(file), None, torch.float32, 1, max_batch=2, max_length=128, draft_gguf=file)
+    modes = ("llamacpp", "llamacpp-draft", "llamacpp-ngram")
+    workload = Workload((PromptText(tuple(range(3, 60))),), "own", 2)
+    with opened(subject, modes) as engines:
+        cells = Grid(modes, (1, 2), (), (3,)).cells()
+        results = measure(engines, cells, workload, repeat=1, max_tokens=MAX_TOKENS)
+        assert engines.left_out == {}
+        peer = engines.by_mode["llamacpp"]
+        assert isinstance(peer, LlamaCppEngine)
+        window = list(range(3, 40))
+        theirs = torch.tensor(peer.log_probabilities(window))
+        (logits,) = logits_at(engines.ours.model.decoder, window, [4])
+    ours = logits[:-1].log_softmax(-1).gather(1, torch.tensor(window[1:])[:, None])[:, 0]
+    torch.testing.assert_close(theirs, ours, atol=0.02, rtol=0.02)
+    assert all(min(result.prompt_tokens_per_second) > 0 for result in results)
+    # The draft model is the target, so it is right but where a batch of another width rounds otherwise.
+    drafted = [result for result in results if result.mode == "llamacpp-draft"]
+    assert [result.acceptance_rate for result in drafted] == [pytest.approx(1.0, abs=0.2)] * 2
+    assert all(result.mean_acceptance_length is not None and result.mean_acceptance_length > 2 for result in drafted)

@@ -36,6 +36,7 @@ def test_batches_of_different_size_run_the_same_prompts() -> None:
 
 def test_equal_prompts_are_equally_long_and_a_full_batch_is_one_group() -> None:
     assert {len(p) for p in Workload(TEXTS, "equal", 4).groups(Cell("plain", 4))[0]} == {128}
+    assert {len(p) for p in Workload(TEXTS, "equal", 4, 512).groups(Cell("plain", 4))[0]} == {512}
     assert [len(group) for group in Workload(TEXTS, "equal", 4).groups(Cell("plain", 2, queue=6))] == [8]
 
 
@@ -47,6 +48,17 @@ def test_spec_bench_is_split_into_its_subtasks(tmp_path: Path) -> None:
     assert workload.categories == ["mt_bench", "rag"]
     prompts = workload.prompts("mt_bench", 3)
     assert prompts[0] == prompts[2] == tuple(tiny_tokenizer().encode("import writing"))
+
+
+def test_a_question_to_a_model_with_a_chat_template_is_asked_in_a_chat(tmp_path: Path) -> None:
+    file = tmp_path / "questions.jsonl"
+    file.write_text(json.dumps({"category": "qa", "turns": ["import os"]}) + "\n")
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = (
+        "{{ messages[0].role }}: {{ messages[0].content }}{% if add_generation_prompt %}\nme:{% endif %}"
+    )
+    (text,) = read_texts(file, tokenizer)
+    assert text.token_ids == tuple(tokenizer.encode("user: import os\nme:", add_special_tokens=False))
 
 
 @pytest.mark.parametrize(

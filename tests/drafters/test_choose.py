@@ -6,6 +6,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -71,16 +72,26 @@ def test_a_fork_is_in_no_pass_before_that_of_its_parent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("position_ms", "beside", "between"), [(0.0, 32, 256), (0.001, 32, 256), (0.01, 14, 112), (0.1, 1, 11), (9.0, 1, 1)]
+    ("position_ms", "beside", "between"), [(0.0, 32, 256), (0.001, 32, 256), (0.01, 14, 114), (0.1, 1, 11), (9.0, 1, 1)]
 )
 def test_contexts_hold_up_drafts_by_a_share_of_what_a_draft_takes(
     position_ms: float, beside: int, between: int
 ) -> None:
     """Beside drafts by a share of one token, between them by one of a whole draft; in a lull nobody waits."""
-    pace = Pace(token_ms=2.0, position_ms=position_ms, drafted_s=10.0)
-    assert chosen(context(1), draft(2), pace=pace, now=10.1)[1].num_prefill == beside
+    pace = Pace(token_ms=2.0, position_ms=position_ms, drafted_s=10.0, num_drafting=7)
+    assert chosen(context(1), *map(draft, range(2, 9)), pace=pace, now=10.1)[1].num_prefill == beside
     assert chosen(context(1), pace=pace, now=10.1)[1].num_prefill == between
     assert chosen(context(1), pace=pace, now=11.0)[1].num_prefill == LIMITS.prefill_tokens
+
+
+@pytest.mark.parametrize(("num_waiting", "num_drafting", "positions"), [(1, 7, 7), (1, 1, 50), (4, 4, 50), (6, 2, 150)])
+def test_the_more_rows_wait_for_their_contexts_beside_those_that_draft_the_more_is_read(
+    num_waiting: int, num_drafting: int, positions: int
+) -> None:
+    pace = Pace(token_ms=1.0, position_ms=0.01, drafted_s=10.0)
+    rows = [*map(context, range(num_waiting)), *map(draft, range(10, 10 + num_drafting))]
+    parts = chosen(*rows, pace=pace, now=10.1, limits=replace(LIMITS, beside_tokens=1000))
+    assert sum(part.num_prefill for part in parts.values()) == positions
 
 
 def test_what_passes_took_tells_what_a_token_and_a_position_cost() -> None:

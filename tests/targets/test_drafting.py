@@ -131,6 +131,13 @@ def test_a_full_pool_is_asked_ever_less_often_but_never_given_up():
     assert all(request.rows[0].start == 0 for request in client.requests)
 
 
+def test_a_pool_that_reads_a_context_is_asked_again_at_once_and_then_ever_less_often():
+    client = Recorder(DraftStatus.NOT_YET)
+    rounds(client, 40)
+    asked = [request.round_id for request in client.requests]
+    assert [b - a for a, b in itertools.pairwise(asked)][:5] == [1, 2, 4, 8, 8]
+
+
 class OneRow(Recorder):
     """A pool with room for sequence 0 alone."""
 
@@ -157,7 +164,7 @@ def test_a_batch_does_not_wait_for_a_pool_that_serves_few_of_its_rows(batch, at_
         (DraftStatus.NEED_CONTEXT, [0, 0, 0]),
         (None, [0, 0, 0]),  # the deadline was missed
         (DraftStatus.TOO_LONG, [0]),  # for good
-        (DraftStatus.NOT_YET, [0, 3, 4]),  # nothing is handed over twice
+        (DraftStatus.NOT_YET, [0, 3]),  # nothing is handed over twice, and not every round asks
         (DraftStatus.OK, [0, 3, 4]),
     ],
 )

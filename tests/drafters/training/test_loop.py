@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -11,8 +12,11 @@ from transformers import AutoModelForCausalLM
 from drafters.manifest import Manifest, vocabulary_hash
 from drafters.training import fit, loop
 from drafters.training.base import build_model
+from drafters.training.data import read_stream
 from drafters.training.exits import exit_logits
 from drafters.training.loop import train
+from model.config import read_config
+from model.load import load_decoder
 from protocol.errors import ConfigError
 from tests.drafters.training.conftest import parse
 
@@ -85,3 +89,25 @@ def test_a_target_with_another_vocabulary_is_refused(values: dict[str, Any], tmp
     values["targets"] = [str(other)]
     with pytest.raises(ConfigError, match="another vocabulary"):
         train(parse(values, tmp_path))
+
+
+@pytest.mark.parametrize("optimiser", ["muon", "adamw"])
+def test_a_trimmed_head_has_the_most_frequent_tokens_and_embeddings_stay_as_they_were(
+    values: dict[str, Any], tmp_path: Path, checkpoint: Path, optimiser: str
+) -> None:
+    values["base"] = {"checkpoint": str(checkpoint), "layers": 2, "head_size": 9}
+    values["schedule"]["optimiser"] = optimiser
+    config = parse(values, tmp_path)
+    trained = train(config)
+    kept = read_config(trained).head_token_ids
+    counts = np.bincount(read_stream(config.corpus, checkpoint))
+    assert len(kept) == 9
+    assert set(kept) >= set(read_config(checkpoint).eos_token_ids)
+    assert set(np.argsort(-counts)[:8]) <= set(kept) | {2}
+    before, after = weights(checkpoint), weights(trained)
+    assert after["lm_head.weight"].shape == (9, 16)
+    assert torch.equal(after["model.embed_tokens.weight"], before["model.embed_tokens.weight"].bfloat16())
+    assert not torch.equal(
+        after["model.layers.0.mlp.up_proj.weight"], before["model.layers.0.mlp.up_proj.weight"].bfloat16()
+    )
+    load_decoder(trained, dtype=torch.float32)

@@ -77,3 +77,22 @@ def test_a_teacher_that_is_certain_gives_finite_gradients() -> None:
     assert SMALLEST_REST > 0
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
+
+
+def test_tokens_without_a_row_are_left_out_and_the_teacher_is_raised_to_make_up_for_them() -> None:
+    """As if the teacher could not have said them; labels without a row do not count."""
+    logits = torch.randn(POSITIONS, VOCABULARY, generator=torch.Generator().manual_seed(1))
+    labels = torch.tensor([0, -1, 10, 5, -1])
+    ids, values = teacher(4)
+    hidden = torch.zeros_like(ids, dtype=torch.bool)
+    hidden[0, 1] = hidden[2, 3] = hidden[3, 0] = True
+    expected = 0.0
+    for n, row in enumerate(logits.tolist()):
+        left = 1 - sum(math.exp(x) for x, out in zip(values[n].tolist(), hidden[n].tolist(), strict=True) if out)
+        kept = [i for i in range(KEPT) if not hidden[n, i]]
+        raised = [values[n, i].item() - math.log(left) for i in kept]
+        expected += 0.7 * slow_divergence(row, ids[n, kept].tolist(), raised) / POSITIONS
+        if labels[n] >= 0:
+            expected += (math.log(sum(math.exp(x) for x in row)) - row[int(labels[n])]) / 3
+    asked = ids.masked_fill(hidden, -1)[None], values[None]
+    assert sorted_loss([logits], labels, *asked, weight=0.7).item() == pytest.approx(expected, rel=1e-5)

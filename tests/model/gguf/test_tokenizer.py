@@ -1,16 +1,14 @@
 """Tokenizers of GGUF files give llama.cpp's ids, which `record` wrote down.
 
-    python -m tests.model.gguf.test_tokenizer PYTHON
+    python -m tests.model.gguf.test_tokenizer
 
-records them again; PYTHON: an interpreter with the package xllamacpp. On real files and thousands of lines:
-python -m bench.peers.token_ids.
+records them again. On real files and thousands of lines: python -m bench.peers.token_ids.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,7 +18,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from bench.peers.token_ids import llama_cpp, their_ids
+from bench.peers.llamacpp import llama_cpp
 from drafters.manifest import vocabulary_hash
 from model.config import read_config
 from model.files import resolve
@@ -170,18 +168,17 @@ def test_smollm2_cuts_numbers_into_digits() -> None:
     assert tokenizer.eos_token_id == 2
 
 
-def record(python: Path) -> None:
+def record() -> None:
     """Writes down llama.cpp's ids of all texts."""
     found = {}
     for name, vocabulary in CASES.items():
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            llama_cpp(python, write_model(Path(folder), vocabulary)) as address,
-        ):
-            found[name] = [their_ids(address, text) for text in TEXTS]
+        with tempfile.TemporaryDirectory() as folder:
+            directory = resolve(str(write_model(Path(folder), vocabulary)))
+            with llama_cpp(directory) as peer:
+                found[name] = [peer.token_ids(text) for text in TEXTS]
     lines = ",\n".join(f"{json.dumps(name)}: {json.dumps(ids)}" for name, ids in found.items())
     RECORDED.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
-    record(Path(sys.argv[1]))
+    record()
