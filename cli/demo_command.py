@@ -10,7 +10,7 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -19,28 +19,26 @@ from rich.progress import track
 from rich.text import Text
 
 from cli.arguments import whole
-from cli.demo_gain import Gain, describe_run, fit_to_cores, gain_table, measure
-from cli.demo_streams import DemoRequest, StreamedCompletion, read, stream_all
+from cli.demo_asking import DemoRequest, manner_of
+from cli.demo_family import demo_family
+from cli.demo_gain import Gain, describe_run, gain_table, measure
+from cli.demo_streams import StreamedCompletion, read, stream_all
 from cli.output import say, warn
 from cli.serve_command import started, stopped_by_sigterm
-from deployments.config import CONFIGS, AppConfig, HttpConfig, load_config
+from deployments.config import AppConfig, HttpConfig, TargetConfig, load_config
 from deployments.direct import open_url
+from drafters.manifest import drafter_exits
 from link.listening import free_port
 from model.cores import usable_cores
+from model.files import resolve
 
-CONFIG = CONFIGS / "demo.yaml"
-PROMPTS = (
-    'def read_lines(path):\n    """Return the lines of a text file, without their line ends."""\n',
-    "class Queue:\n    def __init__(self, size):\n",
-    "import argparse\n\n\ndef main():\n",
-)
-LINK_S = 10.0  # limit for a target to find the pool and to have a draft accepted
+LINK_S = 10.0  # limit for a target to find the pool and to have something drafted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, help="another config, which runs as it is (default: the demo family)")
-    parser.add_argument("--prompt", help="text to complete (default: heads of functions)")
-    parser.add_argument("--max-tokens", type=whole(2), default=64, help="default: %(default)s")
+    parser.add_argument("--config", type=Path, help="another config, which runs as it is (default: the demo's models)")
+    parser.add_argument("--prompt", help="a question, or for code models a text to complete (default: a few of each)")
+    parser.add_argument("--max-tokens", type=whole(2), default=96, help="default: %(default)s")
     parser.add_argument("--pairs", type=whole(1), default=5, help="measurements with and without the pool (default: 5)")
 
 
@@ -48,11 +46,13 @@ def run(args: argparse.Namespace) -> int:
     from cli.check import check_config
 
     num_cores = usable_cores()
-    config = load_config(args.config) if args.config else fit_to_cores(load_config(CONFIG), num_cores)
+    config, told = (load_config(args.config), []) if args.config else demo_family(num_cores)
     config = config.model_copy(update={"http": HttpConfig(port=free_port()), "grpc": None})
-    requests = [DemoRequest(prompt, args.max_tokens) for prompt in ((args.prompt,) if args.prompt else PROMPTS)]
     console, errors = Console(), Console(stderr=True)
-    warn(check_config(config))
+    warn([*told, *check_config(config)])
+    manner = manner_of(config)
+    prompts = (args.prompt,) if args.prompt else manner.prompts
+    requests = [DemoRequest(manner, prompt, args.max_tokens) for prompt in prompts]
     with stopped_by_sigterm(), started(config, errors) as url:
         show_completions(config, url, requests[0], console)
         names = [target.name for target in config.targets]
@@ -66,31 +66,39 @@ def run(args: argparse.Namespace) -> int:
 def show_completions(config: AppConfig, url: str, ask: DemoRequest, console: Console) -> None:
     """Streams a completion from every target at the same time, once the targets are warm."""
     for target in config.targets:
-        warm_up(url, target.name, replace(ask, max_tokens=8), LINK_S if target.speculation else 0.0)
+        warm_up(url, target.name, replace(ask, max_tokens=8, speculation=drafted(config, target)))
     with Live(console=console) as live:
         stream_all(
             url,
             [target.name for target in config.targets],
             ask,
-            lambda completions: live.update(Group(*(panel(completion, ask.prompt) for completion in completions))),
+            lambda completions: live.update(Group(*(panel(completion, ask) for completion in completions))),
         )
 
 
-def panel(completion: StreamedCompletion, prompt: str) -> Panel:
-    return Panel(Text(prompt, style="dim") + Text(completion.text), title=completion.model, title_align="left")
+def panel(completion: StreamedCompletion, ask: DemoRequest) -> Panel:
+    asked = Text(ask.prompt + ask.manner.gap, style="dim")
+    return Panel(asked + Text(completion.text), title=completion.model, title_align="left")
 
 
-def warm_up(url: str, model: str, ask: DemoRequest, seconds: float) -> None:
-    """Repeats a request until a draft was accepted, but no longer than `seconds`. Raises NotReady.
+def drafted(config: AppConfig, target: TargetConfig) -> dict[str, int] | Literal["off"]:
+    """What a request asks for that is to be drafted for, where the target speculates."""
+    if config.pool is None or target.speculation is None:
+        return "off"
+    return {"depth": drafter_exits(resolve(config.pool.path))[0], "length": 1}
+
+
+def warm_up(url: str, model: str, ask: DemoRequest) -> None:
+    """Repeats a request until something was drafted for it, if it asks for that, but not for long. Raises NotReady.
 
     Excludes startup from the measurement: the first passes choose kernels, and nothing is drafted before the target has
     connected to the pool.
     """
-    until = time.monotonic() + seconds
+    until = time.monotonic() + LINK_S
     while True:
         completion = StreamedCompletion(model)
         read(url, completion, ask)
-        if completion.num_accepted or time.monotonic() > until:
+        if completion.num_drafted or ask.speculation == "off" or time.monotonic() > until:
             return
 
 

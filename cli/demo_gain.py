@@ -8,30 +8,14 @@ from dataclasses import dataclass, replace
 
 from rich.table import Table
 
-from cli.demo_streams import DemoRequest, StreamedCompletion
+from cli.demo_asking import DemoRequest
+from cli.demo_streams import StreamedCompletion
 from cli.output import listed, table
 from deployments.config import AppConfig
 
-MAX_THREADS = 4  # threads per target; the demo's targets are small
 WITH, WITHOUT = "auto", "off"  # values of a request's speculation field
 
 Pair = tuple[StreamedCompletion, StreamedCompletion]  # (with the pool, without) for one target
-
-
-def fit_to_cores(config: AppConfig, num_cores: int) -> AppConfig:
-    """The config with as many draft replicas and threads per target as the cores allow, at least one of each.
-
-    A target waits while it is drafted for, so one draft replica and two targets with one thread each fit two cores.
-    """
-    num_targets = sum(target.num_replicas for target in config.targets)
-    pool, left = config.pool, num_cores
-    if pool is not None:
-        num_replicas = min(pool.num_replicas, max(1, num_cores - num_targets))
-        pool = pool.model_copy(update={"num_replicas": num_replicas, "threads": 1})
-        left -= num_replicas
-    threads = max(1, min(MAX_THREADS, left // num_targets))
-    targets = tuple(target.model_copy(update={"threads": threads}) for target in config.targets)
-    return config.model_copy(update={"targets": targets, "pool": pool})
 
 
 def describe_run(config: AppConfig, num_cores: int, steps: Collection[str]) -> str:

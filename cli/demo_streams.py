@@ -6,23 +6,15 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 from urllib.request import Request
 
+from cli.demo_asking import DemoRequest
 from deployments.direct import open_url
 from protocol.errors import NotReady
 
 POLL_S = 0.1
-
-
-@dataclass(frozen=True, slots=True)
-class DemoRequest:
-    """The request sent to every target. speculation: value of the request's field."""
-
-    prompt: str
-    max_tokens: int
-    speculation: str = "auto"
 
 
 @dataclass
@@ -33,6 +25,7 @@ class StreamedCompletion:
     text: str = ""
     num_tokens: int = 0
     num_rounds: int = 0
+    num_drafted: int = 0
     num_accepted: int = 0
     first_s: float = 0.0
     last_s: float = 0.0
@@ -41,11 +34,13 @@ class StreamedCompletion:
         for choice in event.get("choices", ()):
             self.first_s = self.first_s or now
             self.last_s = now
-            self.text += choice["text"]
+            part = choice.get("delta", choice)  # of a chat, or of a completion
+            self.text += part.get("content", "") + part.get("text", "")
         if event.get("usage"):
             self.num_tokens = event["usage"]["completion_tokens"]
         counts = event.get("metrics", {}).get("speculative_decoding", {})
         self.num_rounds = counts.get("num_spec_steps", self.num_tokens - 1)
+        self.num_drafted = counts.get("num_draft_tokens", 0)
         self.num_accepted = counts.get("num_accepted_draft_tokens", 0)
 
     @property
@@ -78,9 +73,8 @@ def stream_all(
 
 def read(url: str, completion: StreamedCompletion, ask: DemoRequest) -> None:
     """Streams one completion to its end. Raises NotReady if it fails."""
-    fixed = {"temperature": 0, "ignore_eos": True, "stream": True, "stream_options": {"include_usage": True}}
-    body = json.dumps({"model": completion.model, **asdict(ask), **fixed}).encode()
-    request = Request(f"{url}/v1/completions", body, {"Content-Type": "application/json"})
+    body = json.dumps(ask.body(completion.model)).encode()
+    request = Request(f"{url}{ask.manner.route}", body, {"Content-Type": "application/json"})
     try:
         with open_url(request, timeout_s=120) as response:
             for line in response:

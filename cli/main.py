@@ -15,7 +15,7 @@ from protocol.errors import DraftPoolError
 COMMANDS = MappingProxyType(
     {
         "serve": ("cli.serve_command", "serve the models of a config over HTTP and gRPC until Ctrl-C"),
-        "demo": ("cli.demo_command", "serve the demo models, stream one completion from each target, stop"),
+        "demo": ("cli.demo_command", "serve the demo models, stream an answer from each, measure the pool, stop"),
         "generate": ("cli.generate", "complete prompts in this process, without Ray"),
         "check": ("cli.check", "validate a config and its checkpoints, of the weights their names and shapes"),
         "bench": ("bench.command", "measure our loops and their peers on the same prompts and weights"),

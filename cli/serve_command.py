@@ -9,18 +9,22 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from shlex import quote
 from types import FrameType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from cli.arguments import whole
+from cli.demo_asking import manner_of
+from cli.demo_family import demo_family
 from cli.output import say, warn
 from deployments.config import AppConfig, load_config
+from model.cores import usable_cores
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("config", type=Path, metavar="CONFIG", help="YAML file")
+    parser.add_argument("config", type=Path, metavar="CONFIG", nargs="?", help="YAML file (default: the demo's models)")
     parser.add_argument("--address", help="Ray cluster to run on (default: start one on this machine)")
     parser.add_argument("--port", type=whole(1, 65535), help="HTTP port instead of the config's")
 
@@ -28,10 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from cli.check import check_config
 
-    config = load_config(args.config)
+    config, told = (load_config(args.config), []) if args.config else demo_family(usable_cores())
     if args.port is not None:
         config = config.model_copy(update={"http": config.http.model_copy(update={"port": args.port})})
-    warn(check_config(config))
+    warn([*told, *check_config(config)])
     with stopped_by_sigterm():
         try:
             with started(config, Console(stderr=True), args.address) as url:
@@ -64,12 +68,13 @@ def started(config: AppConfig, console: Console, address: str | None = None) -> 
 
 
 def greeting(config: AppConfig, url: str) -> str:
-    body = json.dumps({"model": config.targets[0].name, "prompt": "def fibonacci(n):", "max_tokens": 64})
+    manner = manner_of(config)
+    body = json.dumps({"model": config.targets[0].name, **manner.fields(manner.prompts[0]), "max_tokens": 96})
     grpc = f"gRPC on port {config.grpc.port}\n" if config.grpc else ""
     names = ", ".join(target.name for target in config.targets)
     return (
         f"{names} at {url}/v1\n{grpc}\n"
-        f"curl {url}/v1/completions -H 'Content-Type: application/json' -d '{body}'\n\nCtrl-C stops it."
+        f"curl {url}{manner.route} -H 'Content-Type: application/json' -d {quote(body)}\n\nCtrl-C stops it."
     )
 
 

@@ -1,7 +1,7 @@
 """The typed YAML config. Unknown keys are refused.
 
 A relative model path is resolved against the folder of the config file. A path that is not a directory there and does
-not begin with ".", "/" or "~" is a Hugging Face hub id.
+not begin with ".", "/", "~" or "package:" is a Hugging Face hub id.
 """
 
 from __future__ import annotations

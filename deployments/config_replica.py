@@ -43,9 +43,10 @@ class Placement(Replicas):
 class Weights(Section):
     """A checkpoint, how it runs, and the memory of its KV cache.
 
-    path: a directory, a GGUF file or a hub id. weights: matrices as the checkpoint stores them, so that GGUF's blocks
-    stay packed; dense, in dtype; or int8 by output channel. execution: native kernels, plain torch (eager), or native
-    if possible (auto). page_size: positions per KV page. kv_mb: MiB.
+    path: a directory, a GGUF file, either in an installed Python package (package:NAME==VERSION/FILE), or a hub id.
+    weights: matrices as the checkpoint stores them, so that GGUF's blocks stay packed; dense, in dtype; or int8 by
+    output channel. execution: native kernels, plain torch (eager), or native if possible (auto). page_size: positions
+    per KV page. kv_mb: MiB.
     """
 
     path: str

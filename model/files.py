@@ -1,4 +1,4 @@
-"""Finds the files of a checkpoint: a directory, a GGUF file, or a Hugging Face hub id, which is downloaded."""
+"""Finds the files of a checkpoint: a directory or a GGUF file, here, in an installed package or on the HF hub."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from huggingface_hub import HfApi, hf_hub_download, snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 
 from model.gguf.unpack import GGUF_NAME, unpack
+from model.packages import PREFIX, package_path
 from protocol.errors import ConfigError
 
 TEXT_FILES = ("*.json", "*.jinja")  # files of tokenizers and configs
@@ -19,11 +20,11 @@ _HUB_FILES = (*TEXT_FILES, "*.safetensors")
 def resolve(path_or_id: str, files: Sequence[str] = _HUB_FILES) -> Path:
     """The directory of a checkpoint.
 
-    path_or_id: an existing directory or GGUF file, or a hub id or id@revision, which is downloaded to the hub's cache;
-    the id of a GGUF file is owner/name/file.gguf. A GGUF file becomes a directory of the cache (model/gguf/unpack.py).
-    Raises ConfigError if it is none of these.
+    path_or_id: an existing directory or GGUF file; one in a package (model/packages.py); or a hub id or id@revision,
+    which is downloaded to the hub's cache, the id of a GGUF file being owner/name/file.gguf. A GGUF file becomes a
+    directory of the cache (model/gguf/unpack.py). Raises ConfigError if it is none of these.
     """
-    path = Path(path_or_id)
+    path = package_path(path_or_id) if path_or_id.startswith(PREFIX) else Path(path_or_id)
     if path.is_file() and path.suffix == GGUF:
         return unpack(path)
     if path.is_dir():
@@ -75,13 +76,13 @@ def _only(place: str, found: Sequence[str]) -> str | None:
 
 def _is_path(path_or_id: str) -> bool:
     file = path_or_id.partition("@")[0].endswith(GGUF)
-    return path_or_id.startswith((".", "/", "~")) or path_or_id.count("/") > (2 if file else 1)
+    return path_or_id.startswith((".", "/", "~", PREFIX)) or path_or_id.count("/") > (2 if file else 1)
 
 
 def pin_revision(path_or_id: str) -> str:
     """A hub id with its current commit, so that all replicas load the same weights.
 
-    A path is returned unchanged; it may be on another machine.
+    A path, or a file of a package, is returned unchanged; it may be on another machine.
     """
     if _is_path(path_or_id) or Path(path_or_id).exists():
         return path_or_id

@@ -1,35 +1,20 @@
-"""The demo's arrangement by cores, and the arithmetic of what it shows."""
+"""The arithmetic of what the demo shows."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import pytest
-
-from cli.demo_command import CONFIG
-from cli.demo_gain import Gain, describe_run, fit_to_cores, measure
-from cli.demo_streams import DemoRequest, StreamedCompletion
+from cli.demo_asking import COMPLETION, DemoRequest
+from cli.demo_family import CODE, fit_to_cores
+from cli.demo_gain import Gain, describe_run, measure
+from cli.demo_streams import StreamedCompletion
 from deployments.config import load_config
-from deployments.placement import placements
 
-ASK = DemoRequest("import os", 8)
-
-
-@pytest.mark.parametrize(
-    ("num_cores", "draft_replicas", "threads"),
-    [(1, 1, 1), (2, 1, 1), (3, 1, 1), (4, 2, 1), (6, 2, 2), (8, 2, 3), (64, 2, 4)],
-)
-def test_the_demo_fits_its_threads_to_the_cores(num_cores: int, draft_replicas: int, threads: int) -> None:
-    made = fit_to_cores(load_config(CONFIG), num_cores)
-    assert made.pool is not None
-    assert (made.pool.num_replicas, made.pool.threads) == (draft_replicas, 1)
-    assert [target.threads for target in made.targets] == [threads, threads]
-    total = sum(each.threads * each.num_replicas for each in placements(made))
-    assert total <= max(num_cores, 3), "each model has a thread at least"
+ASK = DemoRequest(COMPLETION, "import os", 8)
 
 
 def test_the_demo_says_on_what_it_ran() -> None:
-    told = describe_run(fit_to_cores(load_config(CONFIG), 2), 2, {"native kernels, avx2"})
+    told = describe_run(fit_to_cores(load_config(CODE), 2), 2, {"native kernels, avx2"})
     listed = "replicas: large 1 x 1 thread, small 1 x 1 thread, drafter 1 x 1 thread"
     assert told == f"2 cores; {listed}; steps by native kernels, avx2"
 

@@ -124,7 +124,7 @@ def test_serve_stops_clean_on_sigterm(family: Path, tmp_path: Path, run_marker: 
     assert server.stdout is not None
     greeting = [server.stdout.readline() for _ in range(4)]
     assert greeting[0] == f"large at http://127.0.0.1:{port}/v1\n"
-    assert any(line.startswith(f"curl http://127.0.0.1:{port}/v1/completions") for line in greeting)
+    assert any(line.startswith(f"curl http://127.0.0.1:{port}/v1/chat/completions") for line in greeting)
     with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as response:
         assert response.status == 200
     server.send_signal(signal.SIGTERM)

@@ -16,7 +16,7 @@ from tests.cli.commands import refused
     [
         ((), "the following arguments are required: COMMAND"),
         (("fly",), "invalid choice: 'fly'"),
-        (("serve",), "the following arguments are required: CONFIG"),
+        (("check",), "the following arguments are required: CONFIG"),
         (("serve", "no.yaml"), "cannot read no.yaml: No such file or directory; name an existing YAML file"),
         (("check", "no.yaml"), "cannot read no.yaml"),
         (("check", "a", "b"), "unrecognized arguments: b"),

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from bench.workload import HELD_OUT
-from cli.demo_command import CONFIG
+from cli.demo_family import CODE as CONFIG
 from deployments import cluster
 from deployments.config import AppConfig, HttpConfig, load_config
 from tests.deployments.harness import wait_until
