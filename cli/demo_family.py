@@ -1,4 +1,4 @@
-"""The models of the demo: SmolLM2 where its package and its drafter are, else the small code models; fitted to cores."""
+"""The models of the demo: SmolLM2 where its package and drafter are, else the small code models; fitted to cores."""
 
 from __future__ import annotations
 

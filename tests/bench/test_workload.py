@@ -44,7 +44,7 @@ def test_spec_bench_is_split_into_its_subtasks(tmp_path: Path) -> None:
     file = tmp_path / "questions.jsonl"
     rows = [{"category": name, "turns": [f"import {name}", "more"]} for name in ("writing", "coding", "rag")]
     file.write_text("\n".join(map(json.dumps, rows)) + "\n")
-    workload = Workload(read_texts(file, tiny_tokenizer()), "own", 2)
+    workload = Workload(read_texts(file, tiny_tokenizer(chat_template=None)), "own", 2)
     assert workload.categories == ["mt_bench", "rag"]
     prompts = workload.prompts("mt_bench", 3)
     assert prompts[0] == prompts[2] == tuple(tiny_tokenizer().encode("import writing"))
@@ -53,12 +53,10 @@ def test_spec_bench_is_split_into_its_subtasks(tmp_path: Path) -> None:
 def test_a_question_to_a_model_with_a_chat_template_is_asked_in_a_chat(tmp_path: Path) -> None:
     file = tmp_path / "questions.jsonl"
     file.write_text(json.dumps({"category": "qa", "turns": ["import os"]}) + "\n")
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = (
-        "{{ messages[0].role }}: {{ messages[0].content }}{% if add_generation_prompt %}\nme:{% endif %}"
-    )
+    said = "{{ messages[0].role }}: {{ messages[0].content }}"
+    tokenizer = tiny_tokenizer(said + "{% if add_generation_prompt %} me:{% endif %}")
     (text,) = read_texts(file, tokenizer)
-    assert text.token_ids == tuple(tokenizer.encode("user: import os\nme:", add_special_tokens=False))
+    assert text.token_ids == tuple(tokenizer.encode("user: import os me:", add_special_tokens=False))
 
 
 @pytest.mark.parametrize(
