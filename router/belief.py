@@ -32,6 +32,7 @@ RATE = 0.7  # acceptance rate of the first exit before anything is known; with 0
 PER_LAYER = 0.06  # log odds that a layer adds: of the demo's exits 0.01 to 0.1
 LEVEL, OFFSET = 1.0, 0.25  # deviations in log odds: texts differ by 1 to 3, exits by 0.1 to 0.6
 MACHINE, PASS, PART = 0.3, 0.04, 0.15  # of log times: all, passes, other parts; beside a draft passes vary as all do
+POOL, EXIT = 0.16, 0.05  # of log times of drafts: at all exits, for one pool makes them, and at each
 ROUND = 0.12  # standard deviation of a part's log time from round to round, as measured on two busy cores
 BURSTS = 1.5  # variance of accepted counts over that of independent tokens, for text is easy or hard for a while
 MEMORY = 1000.0  # rounds in which a belief decays to 1/e; 300 was worse (changed with RATE), 2000 no better
@@ -59,10 +60,11 @@ def prior(costs: Costs) -> Belief:
     num_exits = len(costs.exits)
     offsets = PER_LAYER * (np.asarray(costs.exits) - costs.exits[0])
     level = math.log(RATE / (1 - RATE))
-    times = [MACHINE, PASS, PART, PASS, *[MACHINE] * len(AHEAD), *[PART] * num_exits]
+    times = [MACHINE, PASS, PART, PASS, *[MACHINE] * len(AHEAD), *[EXIT] * num_exits]
     return Belief(
         accept=begin([level, *offsets.tolist()], [LEVEL, *[OFFSET] * num_exits]),
-        cost=(begin([0.0] * len(times), times),) * (1 + costs.size(len(costs.rest))),
+        cost=(begin([0.0] * len(times), times, range(DRAFT, DRAFT + num_exits), POOL),)
+        * (1 + costs.size(len(costs.rest))),
         ahead=begin([0.0, *[0.9, 0.4] * len(AHEAD)], [1e-3, *[0.2, 0.3] * len(AHEAD)]),
         lags=(0.0,) * num_exits,
     )

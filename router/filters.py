@@ -1,8 +1,8 @@
 """What arms have in common and what sets each apart: a level plus an offset per arm, as a Kalman filter (Kalman, 1960).
 
-The level moves most. So what one arm shows moves the belief about all of them, and the doubt about an arm that is not
-played grows. Belief decays towards the prior, which is forgetting. Where recent observations are off by more than
-chance, something changed, and everything is as doubtful as at the beginning.
+The level moves most, and arms may be related. So what one arm shows moves the belief about all of them, and the doubt
+about an arm that is not played grows. Belief decays towards the prior, which is forgetting. Where recent observations
+are off by more than chance, something changed, and everything is as doubtful as at the beginning.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ NEWTON = 4  # steps to the mode of a binomial posterior
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """mean, prior: [1 + arms], the level first. cov, spread: of the belief, and the prior's variances.
+    """mean, prior: [1 + arms], the level first. cov, spread: covariances of the belief and of the prior.
 
     surprise, weight: running sums of recent standardized innovations, and of their variances.
     """
@@ -65,13 +65,13 @@ class Filter:
         """So much of the belief, in log units, gives way to the prior, and of that about the level so much more."""
         keep = math.exp(-share)
         mean, cov = self.prior + keep * (self.mean - self.prior), self.cov * keep**2
-        cov.flat[:: len(cov) + 1] += (1 - keep**2) * self.spread
+        cov += (1 - keep**2) * self.spread
         if of_level:
             keep = math.exp(-of_level)
             mean[0] = self.prior[0] + keep * (mean[0] - self.prior[0])
             cov[0] *= keep
             cov[:, 0] *= keep
-            cov[0, 0] += (1 - keep**2) * self.spread[0]
+            cov[0, 0] += (1 - keep**2) * self.spread[0, 0]
         return Filter(mean, cov, self.prior, self.spread, self.surprise, self.weight, self.num_changes)
 
     def settled(self, share: float) -> Filter:
@@ -108,15 +108,21 @@ class Filter:
         cov = self.cov - shared[:, None] * (shared * ((doubt - variance) / doubt**2))
         total, weight, changes = RECENT * self.surprise + surprise, RECENT**2 * self.weight + 1, self.num_changes
         if total**2 > SURPRISE**2 * weight:
-            cov.flat[:: len(cov) + 1] += self.spread
+            cov += self.spread
             total, weight, changes = 0.0, 0.0, changes + 1
         return Filter(mean, cov, self.prior, self.spread, total, weight, changes)
 
 
-def begin(prior: Sequence[float], spread: Sequence[float]) -> Filter:
-    """prior: [1 + arms] guesses, the level first; spread: their standard deviations."""
-    guess, variances = np.asarray(prior, np.float64), np.square(np.asarray(spread, np.float64))
-    return Filter(guess, np.diag(variances), guess, variances)
+def begin(
+    prior: Sequence[float], spread: Sequence[float], related: Sequence[int] = (), relation: float = 0.0
+) -> Filter:
+    """prior: [1 + arms] guesses, the level first; spread: their standard deviations. related: arms that have something
+    more in common, of this standard deviation.
+    """
+    guess, cov = np.asarray(prior, np.float64), np.diag(np.square(np.asarray(spread, np.float64)))
+    at = 1 + np.asarray(related, np.int64)
+    cov[np.ix_(at, at)] += relation**2
+    return Filter(guess, cov, guess, cov)
 
 
 def sigmoid(odds: Floats) -> Floats:

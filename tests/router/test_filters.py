@@ -59,6 +59,14 @@ def test_what_one_arm_shows_tells_more_of_itself_than_of_another() -> None:
     assert after.doubts(0)[1] < after.doubts(None)[1]
 
 
+def test_what_one_arm_shows_tells_more_of_those_that_are_related_to_it() -> None:
+    belief = begin([0.0] * 4, [0.1, 0.2, 0.2, 0.2], related=(0, 1), relation=0.5)
+    for _ in range(30):
+        belief = belief.measured(0, 1.0, 0.01)
+    assert belief.arms[0] == pytest.approx(1.0, abs=0.1)
+    assert belief.arms[1] > 0.7 > 0.2 > belief.arms[2] > 0
+
+
 def test_a_hiccup_is_no_change_and_what_lasts_is_one() -> None:
     steady = begin([0.0, 0.0], [0.3, 0.1])
     for _ in range(50):
@@ -86,7 +94,7 @@ def test_belief_gives_way_to_the_prior_and_the_level_sooner_if_so_told() -> None
     kept, left = belief.decayed(1e-9), belief.decayed(40.0)
     assert kept.cov == pytest.approx(belief.cov)
     assert left.mean == pytest.approx(belief.prior)
-    assert left.cov == pytest.approx(np.diag(belief.spread), abs=1e-9)
+    assert left.cov == pytest.approx(belief.spread, abs=1e-9)
     level = belief.decayed(1e-9, 40.0)
     assert level.mean[0] == pytest.approx(belief.prior[0])
     assert level.mean[1:] == pytest.approx(belief.mean[1:])
