@@ -1,6 +1,7 @@
 """A trimmed head drafts what the whole head would if it could not draft other tokens."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from model.config import HEAD_TOKEN_IDS, read_config
 from model.decoder import Decoder
 from model.execution import Execution
 from model.load import load_decoder
-from model.rollout import Rollout, roll_out
+from model.rollout import Drafted, Rollout, roll_out
 from model.sampling import pick, pick_with_confidence
 from protocol.errors import ConfigError
 from protocol.request import SamplingParams
@@ -47,48 +48,59 @@ def draw_sampling(rng: np.random.Generator, count: int) -> list[SamplingParams]:
     return [SamplingParams(**kinds[row % 3], seed=seed) for row, seed in enumerate(seeds)]
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("execution", EXECUTIONS)
-def test_picks_are_those_of_logits_whose_other_tokens_are_impossible(
-    execution: Execution, seed: int, tmp_path: Path
-) -> None:
+@dataclass(frozen=True)
+class Case:
+    """A model, the same with a trimmed head of these tokens, and where the rest is drawn from."""
+
+    rng: np.random.Generator
+    ids: list[int]
+    whole: Decoder
+    trimmed: Decoder
+
+
+@pytest.fixture(params=SEEDS)
+def seed(request: pytest.FixtureRequest) -> int:
+    return int(request.param)
+
+
+@pytest.fixture(params=EXECUTIONS)
+def case(request: pytest.FixtureRequest, seed: int, tmp_path: Path) -> Case:
     rng = np.random.default_rng(seed)
     ids = random_ids(rng)
-    whole, trimmed = both(tmp_path, ids, execution)
-    logits = torch.from_numpy(rng.normal(size=(9, VOCAB)).astype(np.float32)) * 3
+    return Case(rng, ids, *both(tmp_path, ids, request.param))
+
+
+def test_picks_are_those_of_logits_whose_other_tokens_are_impossible(case: Case) -> None:
+    logits = torch.from_numpy(case.rng.normal(size=(9, VOCAB)).astype(np.float32)) * 3
     possible = torch.full_like(logits, -torch.inf)
-    possible[:, ids] = logits[:, ids]
-    sampling, positions = draw_sampling(rng, 9), rng.integers(1 << 20, size=9).tolist()
+    possible[:, case.ids] = logits[:, case.ids]
+    sampling, positions = draw_sampling(case.rng, 9), case.rng.integers(1 << 20, size=9).tolist()
     expected = pick_with_confidence(possible, sampling, positions)
-    tokens, confidences, others = trimmed.pick_with_confidence(logits[:, ids].contiguous(), sampling, positions)
-    assert tokens == expected[0].tolist() == trimmed.pick(logits[:, ids].contiguous(), sampling, positions)
+    kept = logits[:, case.ids].contiguous()
+    tokens, confidences, others = case.trimmed.pick_with_confidence(kept, sampling, positions)
+    assert tokens == expected[0].tolist() == case.trimmed.pick(kept, sampling, positions)
     assert confidences == pytest.approx(expected[1].tolist(), abs=1e-6)
     assert others == expected[2].tolist()
-    assert pick(possible, sampling, positions).tolist() == whole.pick(possible, sampling, positions)
+    assert pick(possible, sampling, positions).tolist() == case.whole.pick(possible, sampling, positions)
 
 
-@pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("execution", EXECUTIONS)
-def test_a_rollout_drafts_what_the_plain_loop_over_masked_logits_drafts(
-    execution: Execution, seed: int, tmp_path: Path
-) -> None:
-    rng = np.random.default_rng(seed)
-    ids = random_ids(rng)
-    whole, trimmed = both(tmp_path, ids, execution)
+def test_a_rollout_drafts_what_the_plain_loop_over_masked_logits_drafts(case: Case) -> None:
     mask = torch.full((VOCAB,), -torch.inf)
-    mask[ids] = 0
-    logits = whole.logits
+    mask[case.ids] = 0
+    whole, logits = case.whole, case.whole.logits
     whole.logits = lambda hidden, rows: logits(hidden, rows) + mask  # type: ignore[method-assign]
     rows = [
-        Rollout(np.arange(64 * row, 64 * row + 40), 0, rng.integers(VOCAB, size=5 + row).tolist(), 12, sampling)
-        for row, sampling in enumerate(draw_sampling(rng, 3))
+        Rollout(np.arange(64 * row, 64 * row + 40), 0, case.rng.integers(VOCAB, size=5 + row).tolist(), 12, sampling)
+        for row, sampling in enumerate(draw_sampling(case.rng, 3))
     ]
     depth = whole.config.num_layers
     expected = roll_out(whole, rows, whole.new_kv(192), depth, None)
-    drafted = trimmed.roll_out(rows, trimmed.new_kv(192), depth, None)
-    assert [[token for token, _, _ in draft] for draft in drafted] == [
-        [token for token, _, _ in draft] for draft in expected
-    ]
+    drafted = case.trimmed.roll_out(rows, case.trimmed.new_kv(192), depth, None)
+    assert tokens_of(drafted) == tokens_of(expected)
+
+
+def tokens_of(drafts: list[Drafted]) -> list[list[int]]:
+    return [[token for token, _, _ in draft] for draft in drafts]
 
 
 @pytest.mark.parametrize("ids", [[5], [5, 4], [5, 5], [-1, 5], [5, VOCAB], ["5", 6], 7])
