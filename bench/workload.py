@@ -59,7 +59,8 @@ class Workload:
         return [prompts[group::num_groups] for group in range(num_groups)]
 
     def prompts(self, category: str, count: int) -> list[tuple[int, ...]]:
-        pool = [text.token_ids for text in self.texts if text.category == category]
+        texts = [text for text in self.texts if text.category == category]
+        pool = [text.token_ids for text in texts or self.texts[:: max(1, len(self.texts) // count)]]  # evenly of all
         match self.kind:
             case "mixed":
                 return [_joined(pool, index, length) for index, length in enumerate(mixed_lengths(count))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
@@ -12,6 +12,7 @@ from api.chat import render
 from cli.output import listed, say
 from deployments.config import AppConfig, PoolConfig, TargetConfig, load_config
 from deployments.config_speculation import AdaptiveSpeculation, Speculation, TableSpeculation
+from deployments.models import translation_to
 from deployments.policies import needed_exits
 from deployments.process import check_pages, pool_positions, target_positions
 from deployments.progress import loading
@@ -72,10 +73,11 @@ def check_pool(pool: PoolConfig) -> Manifest:
 
 def check_drafting(target: TargetConfig, speculation: Speculation, pool: PoolConfig, manifest: Manifest) -> None:
     """Raises ConfigError if the pool cannot draft for the target as its config says."""
-    if vocabulary_hash(resolve(target.path)) != manifest.vocabulary_hash:
+    translates = vocabulary_hash(resolve(target.path)) != manifest.vocabulary_hash
+    if translates and speculation.mirror is not None:
         raise ConfigError(
-            f"target {target.name} ({target.path}) and the pool ({pool.path}) have different vocabularies; "
-            "train a drafter for it, or set speculation: off"
+            f"target {target.name} ({target.path}) and the pool ({pool.path}) have different vocabularies, and a draft "
+            "through a translation does not come ahead; set mirror: off"
         )
     if unknown := sorted(set(needed_exits(speculation)) - set(manifest.exits)):
         raise ConfigError(
@@ -135,7 +137,17 @@ def summary(config: AppConfig) -> Iterator[str]:
     if config.pool is not None:
         where = "colocated" if config.placement == "colocated" else f"{config.pool.num_replicas} replicas"
         yield f"pool: {where}, {config.pool.dtype}, exits {listed(Manifest.load(resolve(config.pool.path)).exits)}"
+        yield from translations(config.targets, config.pool)
     yield "ok"
+
+
+def translations(targets: Sequence[TargetConfig], pool: PoolConfig) -> Iterator[str]:
+    """How much of its vocabulary a target shares with a drafter of another one."""
+    for target in targets:
+        found = translation_to(pool, target)
+        if found is not None:
+            shared = len(found.to_target) / len(found.to_drafter)
+            yield f"target {target.name}: the drafter has another tokenizer, and {shared:.0%} of its tokens"
 
 
 def describe(speculation: Speculation) -> str:

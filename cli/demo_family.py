@@ -1,9 +1,6 @@
-"""The models of the demo: SmolLM2 where its package and drafter are, else the small code models; fitted to cores."""
+"""The models of the demo: SmolLM2 where its package is, else the small code models; fitted to cores."""
 
 from __future__ import annotations
-
-from collections.abc import Iterable
-from pathlib import Path
 
 from deployments.config import CONFIGS, AppConfig, load_config
 from model.packages import PREFIX, package_path
@@ -17,24 +14,18 @@ def demo_family(num_cores: int) -> tuple[AppConfig, list[str]]:
     """The family that is here, fitted to the cores, and a line about the one that is not."""
     config, told = load_config(SMOLLM2), list[str]()
     try:
-        find_packages(target.path for target in config.targets)
-        _find_drafter(config)
+        find_packages(config)
     except ConfigError as error:
         config, told = load_config(CODE), [f"the small code models, without SmolLM2: {error}"]
     return fit_to_cores(config, num_cores), told
 
 
-def find_packages(paths: Iterable[str]) -> None:
-    """Raises ConfigError for the first path whose package is not installed."""
-    for path in paths:
+def find_packages(config: AppConfig) -> None:
+    """Raises ConfigError for the first model whose package is not installed."""
+    pool = [config.pool.path] if config.pool else []
+    for path in (*pool, *(target.path for target in config.targets)):
         if path.startswith(PREFIX):
             package_path(path)
-
-
-def _find_drafter(config: AppConfig) -> None:
-    """Raises ConfigError where the pool's drafter is not there."""
-    if config.pool is not None and not Path(config.pool.path).exists():
-        raise ConfigError(f"{config.pool.path} is not there; demo/smollm2.yaml says how to train it")
 
 
 def fit_to_cores(config: AppConfig, num_cores: int) -> AppConfig:

@@ -20,7 +20,7 @@ from deployments.config_replica import Weights
 from deployments.local import draft_policy, open_engine, open_worker
 from deployments.process import DTYPES, check_pages, pool_positions, target_positions
 from deployments.progress import BAR_AFTER_S, loading
-from drafters.manifest import check_vocabulary
+from drafters.translation import Translation, translation_between
 from drafters.worker import DraftWorker
 from model.config import read_config
 from model.execution import Execution
@@ -72,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
     requests = make_requests(args, weights, prompts, tokenizer)
     model, worker = open_models(args, weights)
     config = EngineConfig(max_batch=args.batch, max_queue=len(prompts))
-    engine = open_engine(model, worker, draft_policy(worker, args.depth, args.length), config)
+    policy = draft_policy(worker, args.depth, args.length)
+    engine = open_engine(model, worker, policy, config, translation_of(args))
     streamed = len(requests) == 1 and not args.json
     try:
         with tqdm(total=len(requests), unit="prompt", delay=BAR_AFTER_S, disable=streamed) as bar:
@@ -131,9 +132,13 @@ def open_models(args: argparse.Namespace, weights: Weights) -> tuple[TargetModel
         return model, None
     with loading(args.drafter):
         drafter = resolve(args.drafter)
-        check_vocabulary(target, drafter)
         num_positions = pool_positions(weights, drafter)
         return model, open_worker(drafter, num_positions=num_positions, max_rows=args.batch, **options)
+
+
+def translation_of(args: argparse.Namespace) -> Translation | None:
+    """Between the target's tokens and those of a drafter of another tokenizer."""
+    return translation_between(resolve(args.target), resolve(args.drafter)) if args.drafter else None
 
 
 def advance(bar: tqdm[Any], run: TokenRun) -> None:

@@ -38,9 +38,7 @@ def build(config: AppConfig) -> Application:
     apart = config.pool if config.placement == "separate" else None
     pool = deployment(DraftPoolReplica, pool_options(config)).bind(apart, learning) if apart else None
     targets = {
-        target.name: deployment(TargetReplica, target_options(target)).bind(
-            target, pool, None if apart else pool_of(config, target)
-        )
+        target.name: deployment(TargetReplica, target_options(target)).bind(target, pool, pool_of(config, target))
         for target in config.targets
     }
     tokenizers = {target.name: target.path for target in config.targets}

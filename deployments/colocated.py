@@ -14,7 +14,7 @@ from deployments.placement import without_link
 from deployments.pool import pool_limits
 from deployments.profiling import startup_drafter_costs
 from drafters.client import LocalDraftClient
-from drafters.manifest import check_vocabulary, vocabulary_hash
+from drafters.manifest import vocabulary_hash
 from drafters.worker import DraftWorker
 from link.discovery import PoolMember
 from model.files import resolve
@@ -34,9 +34,8 @@ def open_drafter(
     """Loads the drafter.
 
     pool: the pool's config as placed for this target (deployments/placement.py). measured: whether a policy needs the
-    cost of drafts. Raises ConfigError if target and drafter have different vocabularies.
+    cost of drafts.
     """
-    check_vocabulary(resolve(config.path), resolve(pool.path))
     drafter = load_drafter(pool)
     costs = without_link(startup_drafter_costs(drafter, pool)) if measured else None
     worker = DraftWorker(drafter, pool_limits(pool), time.monotonic)

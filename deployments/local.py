@@ -11,6 +11,8 @@ import torch
 from drafters.client import LocalDraftClient
 from drafters.limits import PoolLimits
 from drafters.nested import load_nested
+from drafters.translated import reached
+from drafters.translation import Translation
 from drafters.worker import DraftWorker
 from model.execution import Execution
 from model.load import WeightFormat
@@ -36,9 +38,15 @@ def draft_policy(worker: DraftWorker | None, depth: int | str | None, length: in
     return Fixed(depth_rule(worker.describe().exits, depth), length) if worker else Off()
 
 
-def open_engine(model: TargetModel, worker: DraftWorker | None, policy: Policy, config: EngineConfig) -> Engine:
-    """Starts an engine. Its drafter, if there is one, runs in the engine's thread."""
-    client = LocalDraftClient(worker, config.incarnation) if worker else None
+def open_engine(
+    model: TargetModel,
+    worker: DraftWorker | None,
+    policy: Policy,
+    config: EngineConfig,
+    translation: Translation | None = None,
+) -> Engine:
+    """Starts an engine. Its drafter, if there is one, runs in the engine's thread. translation: to its vocabulary."""
+    client = reached(LocalDraftClient(worker, config.incarnation), translation) if worker else None
     engine = Engine(model, policy, client, config)
     engine.start()
     return engine

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from deployments.config import PoolConfig, TargetConfig
 from deployments.process import DTYPES, device_of, pool_positions, target_positions
 from drafters.nested import NestedDrafter, load_nested
+from drafters.translation import Translation, translation_between
 from model.execution import Execution
-from model.files import resolve
+from model.files import TEXT_FILES, resolve
 from model.load import Progress, WeightFormat
+from protocol.errors import ConfigError
 from targets.model import TargetModel, load_target
+
+logger = logging.getLogger(__name__)
 
 
 def load_model(config: TargetConfig, progress: Progress | None = None) -> TargetModel:
@@ -24,6 +29,20 @@ def load_model(config: TargetConfig, progress: Progress | None = None) -> Target
 def load_drafter(config: PoolConfig) -> NestedDrafter:
     directory = resolve(config.path)
     return load_nested(directory, num_positions=pool_positions(config, directory), **_options(config))
+
+
+def translation_to(drafter: PoolConfig, config: TargetConfig) -> Translation | None:
+    """To the tokens of a drafter of another tokenizer; None where there is nothing to translate.
+
+    A drafter whose tokenizer is not to be had on this node is left alone, and so may be its target by the pool.
+    """
+    if config.speculation is None:
+        return None
+    try:
+        return translation_between(resolve(config.path), resolve(drafter.path, TEXT_FILES))
+    except ConfigError as error:
+        logger.warning("target %s takes drafts of its own vocabulary only: %s", config.name, error)
+        return None
 
 
 def _options(config: TargetConfig | PoolConfig) -> dict[str, Any]:

@@ -11,12 +11,14 @@ from ray import serve
 from api.trace import Track, rounds
 from deployments.colocated import ColocatedDrafter, open_drafter
 from deployments.config import PoolConfig, TargetConfig
+from deployments.config_replica import Weights
 from deployments.config_speculation import AdaptiveSpeculation, Speculation
-from deployments.models import load_model
+from deployments.models import load_model, translation_to
 from deployments.policies import adaptive, longest_draft, needed_exits, policy
 from deployments.process import pin_process
 from deployments.profiling import startup_target_costs
 from drafters.manifest import vocabulary_hash
+from drafters.translated import TranslatedDraftClient
 from link.counts import told
 from link.discovery import Need, serve_discovery
 from link.links import TransportConfig
@@ -24,7 +26,7 @@ from link.token_sink import SinkAddress
 from link.token_stream import TokenStreams
 from link.transport import LinkedDraftClient
 from model.execution import Execution, runs
-from model.files import resolve
+from model.files import TEXT_FILES, resolve
 from protocol.errors import DraftPoolError, NotReady
 from protocol.request import GenerateRequest, TokenRun
 from router.explain import describe
@@ -40,7 +42,7 @@ class TargetReplica:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
         self, config: TargetConfig, pool: Any = None, drafter: PoolConfig | None = None
     ) -> None:
-        """pool: the Serve handle of the draft pool. drafter: the config of a drafter inside this replica.
+        """pool: the Serve handle of the draft pool; None: the drafter runs inside this replica. drafter: its config.
 
         Without either, or without speculation, decoding is plain.
         """
@@ -51,17 +53,21 @@ class TargetReplica:
         self._decoder = model.decoder.config
         self._steps = runs(model.decoder, Execution(config.execution))
         self._policy: Policy = policy(config.speculation)
-        if isinstance(config.speculation, AdaptiveSpeculation) and (pool, drafter) != (None, None):
+        if isinstance(config.speculation, AdaptiveSpeculation) and drafter is not None:
             costs = await asyncio.to_thread(startup_target_costs, model, config)
             make_policy = partial(adaptive, config.speculation, max_rows=config.max_batch)
             self._policy = LinkedPolicy(config.name, costs, make_policy)
-        self._colocated = await asyncio.to_thread(self._open_colocated, drafter)
-        self._client = self._draft_client(pool)
+        self._colocated = await asyncio.to_thread(self._open_colocated, None if pool else drafter)
+        translation = await asyncio.to_thread(translation_to, drafter, config) if drafter else None
+        self._client = self._draft_client(pool, drafter if drafter and translation else config)
         if self._client is not None:
             await self._client.start()
         client = self._colocated.client if self._colocated else self._client
+        self._translated = TranslatedDraftClient(client, translation) if client and translation else None
         settings = engine_config(config, self._incarnation)
-        self._engine = Engine(model, self._policy, client, settings, ahead_config(config.speculation))
+        self._engine = Engine(
+            model, self._policy, self._translated or client, settings, ahead_config(config.speculation)
+        )
         self._streams = TokenStreams()
         self._engine.start()
 
@@ -76,11 +82,12 @@ class TargetReplica:
             adaptive_policy.linked(drafter.member)
         return drafter
 
-    def _draft_client(self, pool: Any) -> LinkedDraftClient | None:
+    def _draft_client(self, pool: Any, reads: Weights) -> LinkedDraftClient | None:
+        """reads: the checkpoint whose vocabulary the drafter must have."""
         speculation = self._config.speculation
         if speculation is None or pool is None:
             return None
-        need = Need(vocabulary_hash(resolve(self._config.path)), needed_exits(speculation))
+        need = Need(vocabulary_hash(resolve(reads.path, TEXT_FILES)), needed_exits(speculation))
         timing = TransportConfig(deadline_s=speculation.deadline_ms / 1e3)
         on_link = self._policy.linked if isinstance(self._policy, LinkedPolicy) else None
         return LinkedDraftClient(self._incarnation, serve_discovery(pool), need, timing, on_link=on_link)
@@ -122,7 +129,8 @@ class TargetReplica:
         }
 
     async def stats(self) -> dict[str, Any]:
-        return told(self._engine.stats(), self._steps, self._client.traffic if self._client else None)
+        traffic = self._client.traffic if self._client else None
+        return told(self._engine.stats(), self._steps, traffic, self._translated.counts if self._translated else None)
 
     async def trace(self, num_rounds: int) -> Track:
         """A track of the last rounds."""

@@ -15,6 +15,8 @@ from drafters.training.config import Corpus
 from drafters.training.data import read_stream
 from drafters.training.export import copy_tokenizer
 from model.config import DecoderConfig, read_config
+from model.gguf.header import read_header
+from model.gguf.trim import trim_gguf
 from model.gguf.unpack import GGUF_NAME
 from model.tokenizer import end_tokens, load_tokenizer
 from protocol.errors import ConfigError
@@ -25,8 +27,6 @@ SIZES = (2048, 4096, 8192, 16384, 32768)  # tried besides the full vocabulary
 def read_trimmable(folder: Path) -> DecoderConfig:
     """Raises ConfigError for a drafter whose head cannot be trimmed."""
     config = read_config(folder)
-    if (folder / GGUF_NAME).exists():
-        raise ConfigError(f"{folder} is a GGUF file; write it as a folder with draftpool import, and trim that")
     if config.head_token_ids:
         raise ConfigError(f"the head of {folder} is trimmed already; trim the folder that it was made from")
     return config
@@ -57,12 +57,17 @@ def head_tokens(folder: Path, config: DecoderConfig, counts: Counts, size: int) 
 
 
 def write_trimmed(folder: Path, out: Path, token_ids: Sequence[int]) -> None:
-    """The drafter in `folder` with a head of these tokens, in its own dtype, as a checkpoint of its own."""
-    dtype = AutoConfig.from_pretrained(folder).dtype or torch.float32
+    """The drafter in `folder` with a head of these tokens, in its own dtype or blocks, as a checkpoint of its own."""
     manifest = Manifest.load(folder)
-    model = load_model(folder, dtype)
-    trim_head(model, token_ids)
     out.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(out)
-    copy_tokenizer(folder, out)
-    Manifest(manifest.exits, vocabulary_hash(out), manifest.targets).save(out)
+    if (folder / GGUF_NAME).exists():
+        trim_gguf(read_header(folder / GGUF_NAME), out / GGUF_NAME, token_ids, _silent)
+    else:
+        model = load_model(folder, AutoConfig.from_pretrained(folder).dtype or torch.float32)
+        trim_head(model, token_ids)
+        model.save_pretrained(out)
+        copy_tokenizer(folder, out)
+    Manifest(manifest.exits, vocabulary_hash(folder), manifest.targets).save(out)
+
+
+def _silent(done: int, total: int) -> None: ...

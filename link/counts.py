@@ -6,20 +6,29 @@ from dataclasses import asdict
 from typing import Any
 
 from link.connection import Traffic
-from protocol.stats import EngineStats, Runs
+from protocol.stats import EngineStats, Runs, TranslationCounts
 
 
-def told(stats: EngineStats, steps: Runs, traffic: Traffic | None = None) -> dict[str, Any]:
-    """steps: who takes them. traffic: with draft replicas; None where there is no link to any."""
+def told(
+    stats: EngineStats, steps: Runs, traffic: Traffic | None = None, translated: TranslationCounts | None = None
+) -> dict[str, Any]:
+    """steps: who takes them. traffic: with draft replicas; None where there is no link to any. translated: for a
+    drafter of another tokenizer.
+    """
     return asdict(stats) | {
         "ratios": ratios(stats),
         "steps_run": asdict(steps),
         "link": traffic and link(traffic, stats.num_steps),
+        "translation": translated and translation(translated),
     }
 
 
 def link(traffic: Traffic, num_rounds: int) -> dict[str, float | None]:
     return asdict(traffic) | {"bytes_per_round": _ratio(traffic.sent_bytes + traffic.received_bytes, num_rounds)}
+
+
+def translation(counts: TranslationCounts) -> dict[str, float | None]:
+    return asdict(counts) | {"shared": _ratio(counts.num_shared, counts.num_tokens)}
 
 
 def ratios(stats: EngineStats) -> dict[str, float | None]:

@@ -101,6 +101,14 @@ class EngineStats(RoundStats):
 
 
 @dataclass(frozen=True, slots=True)
+class TranslationCounts:
+    """Tokens that a target handed to a drafter of another tokenizer, and how many of them both vocabularies have."""
+
+    num_tokens: int = 0
+    num_shared: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class PassStats:
     """One ragged pass of a draft replica: how many rows of how many targets, and where they left."""
 

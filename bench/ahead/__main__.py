@@ -105,13 +105,13 @@ def _winner(results: Sequence[CellResult], mode: str) -> Cell:
     return best({result.cell: result.tokens_per_second for result in results if result.mode == mode})
 
 
-def measured(engine: PairEngine, args: Namespace, kind: str = "mixed") -> Iterator[Comparison]:
+def measured(engine: PairEngine, args: Namespace) -> Iterator[Comparison]:
     engine.fan_out, engine.exit_layer = args.fan_out, args.exit_layer
     modes = (PLAIN, *Mode, CHOSEN)
     engines = Engines(engine, dict.fromkeys(modes, engine), {engine.name: engine.version})
     for temperature in args.temperatures:
         for batch in args.batch:
-            workload = workload_of(args, args.target, max(batch, args.num_prompts), kind)
+            workload = workload_of(args, args.target, max(batch, args.num_prompts))
             chosen = Cell(CHOSEN, batch, temperature=temperature)
             yield compare(engines, engine, workload, chosen, args)
 
@@ -142,7 +142,7 @@ def _verdict(cell: Comparison) -> str:
 
 
 def report(cells: Sequence[Comparison], place: dict[str, object], args: Namespace) -> dict[str, Any]:
-    names = ("pairs", "sweep", "depths", "lengths", "max_tokens", "fan_out", "exit_layer")
+    names = ("weights", "workload", "pairs", "sweep", "depths", "lengths", "max_tokens", "fan_out", "exit_layer")
     settings = {name: getattr(args, name) for name in names}
     bars = [cell.bar.as_json() for cell in cells]
     return {"machine": place, "settings": settings, "cells": [asdict(cell) for cell in cells], "bars": bars}

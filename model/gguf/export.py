@@ -9,7 +9,6 @@ import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from model.gguf.conversion import ROPE_FREQUENCIES, Conversion
 from model.gguf.header import GgufHeader
 from model.gguf.hf_config import HEAD_KEY, hf_config
 from model.gguf.tensors import frequency_factors
-from model.gguf.writer import NewTensor, Weights, write_file
+from model.gguf.writer import NewTensor, Weights, quantized, write_file
 from model.load import Progress, check_weights, tensor_shapes
 from protocol.errors import ConfigError
 
@@ -129,11 +128,11 @@ class _Source:
 
     def tensor(self, name: str, stored: BlockFormat, shape: tuple[int, ...]) -> NewTensor:
         _refuse_broken_blocks(name, stored, shape[-1])
-        return NewTensor(self.conversion.gguf_name(name), stored, shape, partial(self._read, name))
+        return NewTensor(self.conversion.gguf_name(name), stored, shape, lambda: quantized(self._read(name), stored))
 
     def full_head(self, stored: BlockFormat) -> NewTensor:
         shape = (self.config.vocab_size, self.config.hidden_size)
-        return replace(self.tensor(_HEAD, stored, shape), read=self._read_full_head)
+        return replace(self.tensor(_HEAD, stored, shape), read=lambda: quantized(self._read_full_head(), stored))
 
     def _read(self, name: str) -> Weights:
         weights: Weights = self.checkpoint.read(name).numpy() + np.float32(self.conversion.offset(name))

@@ -83,10 +83,10 @@ def test_one_table_compares_modes_and_the_routers_choice_at_every_batch(family: 
         "depths": [2, 4],
         "lengths": [3],
     }
-    args = Namespace(batch=[1, 3], temperatures=[0.0], **scale, **ahead)
+    args = Namespace(batch=[1, 3], workload="equal", weights="stored", temperatures=[0.0], **scale, **ahead)
     args.target, args.prompts = family / "large", family / "prompts.jsonl"
     with paired(subject_of(family), (), measured=1) as engine:
-        cells = list(measured(engine, args, "equal"))
+        cells = list(measured(engine, args))
     assert [cell.batch for cell in cells] == [1, 3]
     for cell in cells:
         assert set(cell.rates) == {"plain", *Mode, CHOSEN}

@@ -63,7 +63,6 @@ def test_check_describes_how_each_target_speculates(
         (FIXED, "{mirror: {exit_layer: 5}}", "mirror.exit_layer 5 of target large exceeds the 4 layers"),
         ("page_size: 16, kv_mb: 8, spec", "max_model_len: 9999, spec", "max_model_len 9999 of target large exceeds"),
         ("path: large", "path: ./nowhere", "nowhere is not a directory"),
-        ("path: drafter", "path: other", "have different vocabularies; train a drafter for it"),
         ("path: large", "path: ./cut", "model.safetensors is damaged or cut short"),
         ("path: large", "path: ./mute", "the chat template of target large does not work: TemplateSyntaxError: "),
         ("path: drafter", "path: ./deeper", "lacks tensors that its config.json promises: model.layers.4."),

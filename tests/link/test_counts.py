@@ -4,7 +4,7 @@ import json
 
 from link.connection import Traffic
 from link.counts import told
-from protocol.stats import EngineStats, RoundStats, Runs
+from protocol.stats import EngineStats, RoundStats, Runs, TranslationCounts
 
 EAGER = Runs("torch, cpu", "no C++ compiler was found")
 NOW = {"num_running": 1, "num_waiting": 0, "num_free_pages": 6, "num_pages": 8, "num_steps": 20}
@@ -43,4 +43,10 @@ def test_every_count_is_told_and_what_one_would_work_out_from_them() -> None:
 def test_before_the_first_round_there_are_no_ratios() -> None:
     counts = told(EngineStats(**NOW), EAGER)
     assert set(counts["ratios"].values()) == {None}
-    assert counts["link"] is None
+    assert counts["link"] is counts["translation"] is None
+    assert told(EngineStats(**NOW), EAGER, None, TranslationCounts())["translation"]["shared"] is None
+
+
+def test_a_translation_tells_how_much_of_the_text_both_vocabularies_have() -> None:
+    counts = told(EngineStats(**NOW), EAGER, None, TranslationCounts(num_tokens=200, num_shared=150))
+    assert counts["translation"] == {"num_tokens": 200, "num_shared": 150, "shared": 0.75}

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import gguf
 import pytest
 import torch
+from gguf import GGMLQuantizationType
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -24,6 +26,7 @@ from drafters.trim_cost import measure, timed
 from model.config import read_config
 from model.decoder import Decoder
 from model.execution import Execution
+from model.files import resolve
 from model.load import WeightFormat, load_decoder
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule
@@ -31,6 +34,8 @@ from protocol.request import SamplingParams
 from tests.cli.commands import printed, refused
 from tests.drafters.training.conftest import TEXT
 from tests.model.families import EXECUTIONS, make_checkpoint
+from tests.model.gguf.files import write_gguf
+from tests.model.gguf.test_export import make_exact
 from tests.reference.drafting import draft_from_scratch
 
 KEPT = (1, 2, 3, 17, 40, 41, 77, 99, 130, 159)
@@ -66,12 +71,36 @@ def test_a_trimmed_drafter_drafts_as_if_the_other_tokens_did_not_exist(
     folder = make_checkpoint(family, tmp_path / "full", seed=5)
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {}}}))
     write_trimmed(folder, tmp_path / "trimmed", KEPT)
-    trimmed, whole = (
-        load_decoder(path, dtype=torch.float32, execution=execution) for path in (tmp_path / "trimmed", folder)
-    )
+    assert_drafts_as_if_masked(tmp_path / "trimmed", folder, execution)
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("stored", [GGMLQuantizationType.F32, GGMLQuantizationType.Q8_0])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2"])
+def test_a_trimmed_gguf_file_keeps_its_blocks(
+    family: str, stored: GGMLQuantizationType, execution: Execution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("model.gguf.unpack.cache_directory", lambda: tmp_path / "cache")
+    checkpoint = make_exact(family, tmp_path / "hf")
+    quantize = gguf.quants.quantize
+    file = write_gguf(checkpoint, tmp_path / "whole.gguf", store=lambda _, weights: (quantize(weights, stored), stored))
+    folder = resolve(str(file))
+    write_trimmed(folder, tmp_path / "trimmed", KEPT)
+    trimmed = resolve(str(tmp_path / "trimmed"))
+    assert_drafts_as_if_masked(trimmed, folder, execution, depths=(2, 3))
+    assert Manifest.load(trimmed) == Manifest.load(folder)
+    assert read_config(trimmed).head_token_ids == KEPT
+    with pytest.raises(ConfigError, match="is trimmed already"):
+        read_trimmable(trimmed)
+
+
+def assert_drafts_as_if_masked(
+    trimmed_folder: Path, folder: Path, execution: Execution, depths: Sequence[int] = (2, 4)
+) -> None:
+    trimmed, whole = (load_decoder(path, dtype=torch.float32, execution=execution) for path in (trimmed_folder, folder))
     masked: Any = Masked(whole, KEPT)
     for sampling in SAMPLINGS:
-        for depth in (2, 4):
+        for depth in depths:
             drafts = [
                 draft_from_scratch(decoder, [5, 9, 13], 12, DepthRule((depth,)), sampling)
                 for decoder in (trimmed, masked)
