@@ -21,11 +21,10 @@ def demo_family(num_cores: int) -> tuple[AppConfig, list[str]]:
 
 
 def find_packages(config: AppConfig) -> None:
-    """Raises ConfigError for the first model whose package is not installed."""
-    pool = [config.pool.path] if config.pool else []
-    for path in (*pool, *(target.path for target in config.targets)):
-        if path.startswith(PREFIX):
-            package_path(path)
+    """Raises ConfigError for the first target whose package is not installed."""
+    for target in config.targets:
+        if target.path.startswith(PREFIX):
+            package_path(target.path)
 
 
 def fit_to_cores(config: AppConfig, num_cores: int) -> AppConfig:

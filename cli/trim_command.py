@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
             say("the full head is the fastest: nothing is written")
             return 1
     token_ids = head_tokens(folder, config, counts, chosen)
-    write_trimmed(folder, args.out, token_ids)
+    write_trimmed(args.folder, args.out, token_ids)
     say(f"{args.out}: {len(token_ids)} of {config.vocab_size} rows, {coverage(counts, token_ids):.2%} of the corpus")
     return 0
 

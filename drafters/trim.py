@@ -1,24 +1,21 @@
-"""Trims the LM head of a drafter that is there: which tokens stay, and the folder with their rows only."""
+"""Trims the LM head of a drafter that is there: which tokens stay, and the folder that names them."""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from transformers import AutoConfig
-
 from drafters.head import Counts, count_tokens, most_frequent
-from drafters.manifest import Manifest, vocabulary_hash
-from drafters.training.base import load_model, trim_head
+from drafters.manifest import NAME, Manifest
 from drafters.training.config import Corpus
 from drafters.training.data import read_stream
-from drafters.training.export import copy_tokenizer
-from model.config import DecoderConfig, read_config
-from model.gguf.header import read_header
-from model.gguf.trim import trim_gguf
-from model.gguf.unpack import GGUF_NAME
+from model.config import HEAD_TOKEN_IDS, DecoderConfig, read_config
+from model.files import resolve
 from model.tokenizer import end_tokens, load_tokenizer
+from model.trimmed import CHECKPOINT
 from protocol.errors import ConfigError
 
 SIZES = (2048, 4096, 8192, 16384, 32768)  # tried besides the full vocabulary
@@ -56,18 +53,10 @@ def head_tokens(folder: Path, config: DecoderConfig, counts: Counts, size: int) 
     return most_frequent(counts, size, ends)
 
 
-def write_trimmed(folder: Path, out: Path, token_ids: Sequence[int]) -> None:
-    """The drafter in `folder` with a head of these tokens, in its own dtype or blocks, as a checkpoint of its own."""
-    manifest = Manifest.load(folder)
+def write_trimmed(given: str, out: Path, token_ids: Sequence[int]) -> None:
+    """Writes a drafter that reads the checkpoint `given`, with a head of these tokens only (model/trimmed.py)."""
+    folder = resolve(given)
     out.mkdir(parents=True, exist_ok=True)
-    if (folder / GGUF_NAME).exists():
-        trim_gguf(read_header(folder / GGUF_NAME), out / GGUF_NAME, token_ids, _silent)
-    else:
-        model = load_model(folder, AutoConfig.from_pretrained(folder).dtype or torch.float32)
-        trim_head(model, token_ids)
-        model.save_pretrained(out)
-        copy_tokenizer(folder, out)
-    Manifest(manifest.exits, vocabulary_hash(folder), manifest.targets).save(out)
-
-
-def _silent(done: int, total: int) -> None: ...
+    checkpoint = os.path.relpath(given, out) if Path(given).exists() else given
+    values = asdict(Manifest.load(folder)) | {CHECKPOINT: checkpoint, HEAD_TOKEN_IDS: list(token_ids)}
+    (out / NAME).write_text(json.dumps(values) + "\n", encoding="utf-8")

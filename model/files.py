@@ -10,6 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError
 
 from model.gguf.unpack import GGUF_NAME, unpack
 from model.packages import PREFIX, package_path
+from model.trimmed import CHECKPOINT, linked, named, read_reference
 from protocol.errors import ConfigError
 
 TEXT_FILES = ("*.json", "*.jinja")  # files of tokenizers and configs
@@ -60,12 +61,15 @@ def _hub_id(path_or_id: str) -> tuple[str, str, str | None]:
 
 
 def _directory(path: Path) -> Path:
-    """A directory that holds a GGUF file instead of safetensors is that file."""
+    """A directory that holds a GGUF file instead of safetensors is that file; one with a manifest alone is trimmed."""
     unpacked = (path / "config.json").exists() and (path / GGUF_NAME).exists()
     if unpacked or any(path.glob("*.safetensors*")):
         return path
     found = _only(str(path), sorted(file.name for file in path.glob(f"*{GGUF}")))
-    return path if found is None else unpack(path / found)
+    if found is not None:
+        return unpack(path / found)
+    manifest = read_reference(path)
+    return path if manifest is None else linked(path, manifest, resolve(named(path, manifest[CHECKPOINT])))
 
 
 def _only(place: str, found: Sequence[str]) -> str | None:

@@ -20,7 +20,7 @@ from model.decoder import Decoder, LayerWeights, Linear, StoredWeights
 from model.execution import Execution, build_decoder
 from model.int8 import Int8Weights
 from model.native.memory import release_freed_memory
-from model.quantized import Matrix
+from model.quantized import Matrix, rows_of
 from protocol.errors import ConfigError
 
 
@@ -74,8 +74,19 @@ def check_weights(directory: Path) -> None:
 
 def _checked(directory: Path, config: DecoderConfig, dtype: torch.dtype, device: torch.device) -> Checkpoint:
     checkpoint = Checkpoint(directory, dtype, device)
-    checkpoint.check(tensor_shapes(config), optional=frozenset({_HEAD} if config.tied_embeddings else ()))
+    shapes, whole = tensor_shapes(config), _whole_head(checkpoint, config)
+    if whole is not None:
+        del shapes[_HEAD]
+    checkpoint.check(shapes, optional=frozenset({_HEAD} if config.tied_embeddings or whole == _HEAD else ()))
     return checkpoint
+
+
+def _whole_head(checkpoint: Checkpoint, config: DecoderConfig) -> str | None:
+    """The matrix that has the rows of a trimmed head among others (model/trimmed.py), if it is stored whole."""
+    stored = checkpoint.shapes.get(_HEAD)
+    if not config.head_token_ids or (stored is not None and stored[0] != config.vocab_size):
+        return None
+    return _EMBEDDING if stored is None else _HEAD
 
 
 class Stored:
@@ -100,6 +111,8 @@ class Stored:
 
     def head(self) -> Matrix | None:
         """The head, or None if it is tied. Raises ConfigError if a tied head differs from the embedding."""
+        if (whole := _whole_head(self._checkpoint, self._config)) is not None:
+            return rows_of(self._matrix(whole), self._config.head_token_ids)
         if not self._config.tied_embeddings:
             return self._matrix(_HEAD)
         read = self._checkpoint.read

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,6 +72,16 @@ class QuantizedMatrix:
 
 
 Matrix = Tensor | QuantizedMatrix
+
+
+def rows_of(matrix: Matrix, rows: Sequence[int]) -> Matrix:
+    """A copy of these rows of a matrix, which has one part if it is quantized."""
+    if isinstance(matrix, Tensor):
+        return matrix[list(rows)]
+    (part,) = matrix.parts
+    shape, data = (len(rows), part.shape[1]), part.data[list(rows)]
+    own = Int8Rows(shape, data) if isinstance(part, Int8Rows) else Blocks(part.format, shape, data)
+    return QuantizedMatrix((own,))
 
 
 def dense(matrix: Matrix, dtype: torch.dtype) -> Tensor:

@@ -9,6 +9,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,13 @@ from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, LlamaFileType
 
 from model.batch import CPU
 from model.blocks import BlockFormat
-from model.checkpoint import Checkpoint
+from model.checkpoint import Checkpoint, tensor_source
 from model.config import HEAD_TOKEN_IDS, DecoderConfig, read_config
 from model.gguf.conversion import ROPE_FREQUENCIES, Conversion
 from model.gguf.header import GgufHeader
 from model.gguf.hf_config import HEAD_KEY, hf_config
 from model.gguf.tensors import frequency_factors
-from model.gguf.writer import NewTensor, Weights, quantized, write_file
+from model.gguf.writer import NewTensor, Weights, write_file
 from model.load import Progress, check_weights, tensor_shapes
 from protocol.errors import ConfigError
 
@@ -50,6 +51,8 @@ def export_gguf(directory: Path, like: GgufHeader, out: Path, options: ExportOpt
     """progress: called with the tensors done, and all. Raises ConfigError or UnsupportedModel before it writes."""
     check_weights(directory)
     config = read_config(directory).first_layers(options.depth)
+    if config.head_token_ids and tensor_source(directory).shapes.get(_HEAD, ())[:1] != (config.head_size,):
+        raise ConfigError(f"{directory} reads its head from another checkpoint; export that one")
     header = first_layers(like, options.depth)
     _refuse_other_shape(directory, config, header)
     token_ids = () if options.full_head else config.head_token_ids
@@ -128,11 +131,11 @@ class _Source:
 
     def tensor(self, name: str, stored: BlockFormat, shape: tuple[int, ...]) -> NewTensor:
         _refuse_broken_blocks(name, stored, shape[-1])
-        return NewTensor(self.conversion.gguf_name(name), stored, shape, lambda: quantized(self._read(name), stored))
+        return NewTensor(self.conversion.gguf_name(name), stored, shape, partial(self._read, name))
 
     def full_head(self, stored: BlockFormat) -> NewTensor:
         shape = (self.config.vocab_size, self.config.hidden_size)
-        return replace(self.tensor(_HEAD, stored, shape), read=lambda: quantized(self._read_full_head(), stored))
+        return replace(self.tensor(_HEAD, stored, shape), read=self._read_full_head)
 
     def _read(self, name: str) -> Weights:
         weights: Weights = self.checkpoint.read(name).numpy() + np.float32(self.conversion.offset(name))

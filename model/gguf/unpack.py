@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,18 @@ def unpack(path: Path) -> Path:
         return directory
     header = read_header(path)
     _refuse_parts(header)
+
+    def fill(part: Path) -> None:
+        write_texts(header, part)
+        (part / GGUF_NAME).symlink_to(path.resolve())
+        if (beside := path.parent / MANIFEST_NAME).exists():
+            shutil.copyfile(beside, part / MANIFEST_NAME)
+
+    return made_once(directory, fill)
+
+
+def made_once(directory: Path, fill: Callable[[Path], None]) -> Path:
+    """A directory of the cache, which appears when it is filled. Raises ConfigError where it cannot be written."""
     try:
         directory.parent.mkdir(parents=True, exist_ok=True)
         part = Path(tempfile.mkdtemp(prefix=f"{directory.name}.", dir=directory.parent))
@@ -41,10 +54,7 @@ def unpack(path: Path) -> Path:
     except OSError as error:
         raise ConfigError(f"cannot write to {directory.parent}: {error.strerror}; set DRAFTPOOL_CACHE") from None
     try:
-        write_texts(header, part)
-        (part / GGUF_NAME).symlink_to(path.resolve())
-        if (beside := path.parent / MANIFEST_NAME).exists():
-            shutil.copyfile(beside, part / MANIFEST_NAME)
+        fill(part)
         _put(part, directory)
     finally:
         shutil.rmtree(part, ignore_errors=True)

@@ -17,18 +17,17 @@ from model.blocks import BlockFormat
 from model.gguf.header import GgufHeader
 
 Weights = npt.NDArray[np.float32]
-Stored = npt.NDArray[np.uint8] | Weights
 WRITABLE = tuple(BlockFormat[name] for name in ("Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "BF16", "F16", "F32"))
 
 
 @dataclass(frozen=True, slots=True)
 class NewTensor:
-    """format: its blocks divide the rows. read: gives the blocks of its rows, in the order of the file."""
+    """format: one of WRITABLE, whose blocks divide the rows. read: gives its numbers in the order of the file."""
 
     name: str
     format: BlockFormat
     shape: tuple[int, ...]
-    read: Callable[[], Stored]
+    read: Callable[[], Weights]
 
     @property
     def kind(self) -> GGMLQuantizationType:
@@ -37,12 +36,6 @@ class NewTensor:
     @property
     def num_bytes(self) -> int:
         return prod(gguf.quant_shape_to_byte_shape(self.shape, self.kind))
-
-
-def quantized(numbers: Weights, stored: BlockFormat) -> Stored:
-    """Rows of numbers in a format of WRITABLE."""
-    blocks: Stored = gguf.quants.quantize(numbers, GGMLQuantizationType[stored.value])
-    return blocks
 
 
 def write_file(
@@ -67,7 +60,7 @@ def write_file(
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for done, tensor in enumerate(tensors, 1):
-            writer.write_tensor_data(tensor.read())
+            writer.write_tensor_data(gguf.quants.quantize(tensor.read(), tensor.kind))
             progress(done, len(tensors))
         writer.close()
         os.replace(partial, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,10 +31,7 @@ def pinned() -> str:
 
 
 def path_in_package() -> str:
-    """Of both targets and of the drafter."""
-    config = load_config(SMOLLM2)
-    assert config.pool is not None
-    (path,) = {model.path for model in (*config.targets, config.pool)}
+    (path,) = {target.path for target in load_config(SMOLLM2).targets}
     return path
 
 
@@ -44,6 +42,9 @@ def test_all_models_are_one_file_of_the_package_that_the_makefile_installs() -> 
         ("smollm2-q4", "stored"),
     ]
     assert path_in_package().startswith(f"package:{pinned()}/")
+    assert config.pool is not None
+    drafter = json.loads(Path(config.pool.path, "draftpool.json").read_text("utf-8"))
+    assert drafter["checkpoint"] == path_in_package()
 
 
 def test_with_the_package_the_demo_is_smollm2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,7 +27,7 @@ from model.config import read_config
 from model.decoder import Decoder
 from model.execution import Execution
 from model.files import resolve
-from model.load import WeightFormat, load_decoder
+from model.load import WeightFormat, check_weights, load_decoder
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
@@ -70,40 +70,74 @@ def test_a_trimmed_drafter_drafts_as_if_the_other_tokens_did_not_exist(
     """With heads of their own and tied ones."""
     folder = make_checkpoint(family, tmp_path / "full", seed=5)
     (folder / "tokenizer.json").write_text(json.dumps({"model": {"vocab": {}}}))
-    write_trimmed(folder, tmp_path / "trimmed", KEPT)
-    assert_drafts_as_if_masked(tmp_path / "trimmed", folder, execution)
+    assert_drafts_as_if_masked(trimmed(folder, tmp_path / "trimmed"), folder, execution)
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
 @pytest.mark.parametrize("stored", [GGMLQuantizationType.F32, GGMLQuantizationType.Q8_0])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "gemma2"])
 def test_a_trimmed_gguf_file_keeps_its_blocks(
-    family: str, stored: GGMLQuantizationType, execution: Execution, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, stored: GGMLQuantizationType, execution: Execution, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("model.gguf.unpack.cache_directory", lambda: tmp_path / "cache")
     checkpoint = make_exact(family, tmp_path / "hf")
     quantize = gguf.quants.quantize
     file = write_gguf(checkpoint, tmp_path / "whole.gguf", store=lambda _, weights: (quantize(weights, stored), stored))
-    folder = resolve(str(file))
-    write_trimmed(folder, tmp_path / "trimmed", KEPT)
-    trimmed = resolve(str(tmp_path / "trimmed"))
-    assert_drafts_as_if_masked(trimmed, folder, execution, depths=(2, 3))
-    assert Manifest.load(trimmed) == Manifest.load(folder)
-    assert read_config(trimmed).head_token_ids == KEPT
+    folder, directory = resolve(str(file)), trimmed(file, tmp_path / "trimmed")
+    assert_drafts_as_if_masked(directory, folder, execution, depths=(2, 3))
+    assert Manifest.load(directory) == Manifest.load(folder)
+    assert read_config(directory).head_token_ids == KEPT
     with pytest.raises(ConfigError, match="is trimmed already"):
-        read_trimmable(trimmed)
+        read_trimmable(directory)
+
+
+def trimmed(checkpoint: Path, out: Path) -> Path:
+    """The directory of the checkpoint with a head of KEPT."""
+    write_trimmed(str(checkpoint), out, KEPT)
+    return resolve(str(out))
+
+
+def test_a_trimmed_folder_may_move_with_its_checkpoint(checkpoint: Path, tmp_path: Path) -> None:
+    shutil.copytree(checkpoint, tmp_path / "here" / "whole")
+    trimmed(tmp_path / "here" / "whole", tmp_path / "here" / "trimmed")
+    shutil.move(tmp_path / "here", tmp_path / "there")
+    directory = resolve(str(tmp_path / "there" / "trimmed"))
+    assert read_config(directory).head_token_ids == KEPT
+    check_weights(directory)
+    assert vocabulary_hash(directory) == Manifest.load(directory).vocabulary_hash == vocabulary_hash(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        ("{", "draftpool.json cannot be read"),
+        ('{"exits": [2]}', "holds no weights, and its draftpool.json names no checkpoint; trim it again"),
+        ('{"checkpoint": ".", "head_token_ids": [1, 2]}', "which is trimmed already; name the checkpoint behind it"),
+        ('{"checkpoint": "./nowhere", "head_token_ids": [1, 2]}', "nowhere is not a directory"),
+    ],
+)
+def test_a_folder_without_weights_that_names_no_checkpoint_is_refused(
+    tmp_path: Path, manifest: str, message: str
+) -> None:
+    (tmp_path / "draftpool.json").write_text(manifest)
+    with pytest.raises(ConfigError, match=message):
+        resolve(str(tmp_path))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("model.gguf.unpack", "model.trimmed"):
+        monkeypatch.setattr(f"{module}.cache_directory", lambda: tmp_path / "cache")
 
 
 def assert_drafts_as_if_masked(
     trimmed_folder: Path, folder: Path, execution: Execution, depths: Sequence[int] = (2, 4)
 ) -> None:
-    trimmed, whole = (load_decoder(path, dtype=torch.float32, execution=execution) for path in (trimmed_folder, folder))
+    own, whole = (load_decoder(path, dtype=torch.float32, execution=execution) for path in (trimmed_folder, folder))
     masked: Any = Masked(whole, KEPT)
     for sampling in SAMPLINGS:
         for depth in depths:
             drafts = [
-                draft_from_scratch(decoder, [5, 9, 13], 12, DepthRule((depth,)), sampling)
-                for decoder in (trimmed, masked)
+                draft_from_scratch(decoder, [5, 9, 13], 12, DepthRule((depth,)), sampling) for decoder in (own, masked)
             ]
             (tokens, _, certain), (expected, _, certain_too) = (zip(*draft, strict=True) for draft in drafts)
             assert tokens == expected
@@ -130,13 +164,13 @@ def test_a_folder_is_written_with_the_tokens_of_the_corpus(
     counts = count_corpus(folder, read_config(folder), Corpus(files=[corpus]))
     occurring = int((counts > 0).sum())
     assert "100.00% of the corpus" in printed(capsys, *command(folder, out, corpus, "--size", str(occurring)))
-    config = read_config(out)
+    config = read_config(resolve(str(out)))
     assert config.head_token_ids == tuple(counts.nonzero()[0].tolist())
     assert not config.tied_embeddings
-    assert Manifest.load(out) == Manifest.load(folder)
+    assert Manifest.load(resolve(str(out))) == Manifest.load(folder)
     half = tmp_path / "half"
     printed(capsys, *command(folder, half, corpus, "--size", str(occurring // 2)))
-    kept = read_config(half).head_token_ids
+    kept = read_config(resolve(str(half))).head_token_ids
     assert len(kept) == occurring // 2
     assert min(counts[list(kept)]) >= max(counts[sorted(set(config.head_token_ids) - set(kept))])
 
@@ -165,7 +199,7 @@ def test_what_cannot_be_trimmed_is_refused(
     printed(capsys, *command(checkpoint, out, corpus, "--size", "50"))
     assert "is not empty; name a new folder" in refused(capsys, *command(checkpoint, out, corpus, "--size", "50"))
     with pytest.raises(ConfigError, match="trimmed already"):
-        read_trimmable(out)
+        read_trimmable(resolve(str(out)))
 
 
 def test_every_size_and_width_is_measured(checkpoint: Path) -> None:
@@ -202,5 +236,5 @@ def test_the_fastest_size_is_written_unless_it_is_the_full_head(
     status = main(command(folder, out, corpus, *options))
     text = capsys.readouterr().out
     assert all(cell in text for cell in ("2048", "4096", "100.00%"))
-    written = len(read_config(out).head_token_ids) if out.exists() else 4096
+    written = len(read_config(resolve(str(out))).head_token_ids) if out.exists() else 4096
     assert (status, written) in ((0, 2048), (1, 4096)), "which one is the fastest, so short a time does not say"
