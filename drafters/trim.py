@@ -12,7 +12,8 @@ from drafters.head import Counts, count_tokens, most_frequent
 from drafters.manifest import NAME, Manifest
 from drafters.training.config import Corpus
 from drafters.training.data import read_stream
-from model.config import HEAD_TOKEN_IDS, DecoderConfig, read_config
+from model.config import DecoderConfig, read_config
+from model.ends import HEAD_TOKEN_IDS
 from model.files import resolve
 from model.tokenizer import end_tokens, load_tokenizer
 from model.trimmed import CHECKPOINT

@@ -14,12 +14,11 @@ import torch
 from transformers import AutoConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from model.ends import configured_eos, read_json
+from model.ends import HEAD_TOKEN_IDS, configured_eos, read_json
 from protocol.errors import ConfigError, UnsupportedModel
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text")
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-HEAD_TOKEN_IDS = "head_token_ids"  # the key of config.json
 ACTIVATIONS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
 
 _GEMMA = ("gemma2", "gemma3_text")

@@ -1,4 +1,4 @@
-"""The tokens that end an answer, according to the files of a checkpoint."""
+"""What the files of a checkpoint say of tokens: those that end an answer, and the key of those that a head has."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from protocol.errors import ConfigError
+
+HEAD_TOKEN_IDS = "head_token_ids"  # the key of config.json with the tokens of a trimmed head
 
 
 def generation_eos(directory: Path) -> tuple[int, ...]:

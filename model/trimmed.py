@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from model.config import HEAD_TOKEN_IDS
+from model.ends import HEAD_TOKEN_IDS
 from model.gguf.unpack import MANIFEST_NAME, made_once
 from model.native.compiler import cache_directory
 from protocol.errors import ConfigError

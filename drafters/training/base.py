@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaFor
 from drafters.manifest import vocabulary_hash
 from drafters.training.config import Base, FreshShape
 from model.checkpoint import GgufTensors
-from model.config import HEAD_TOKEN_IDS
+from model.ends import HEAD_TOKEN_IDS
 from model.gguf.unpack import GGUF_NAME
 from model.tokenizer import load_tokenizer
 from protocol.errors import ConfigError

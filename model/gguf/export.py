@@ -21,7 +21,8 @@ from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter, LlamaFileType
 from model.batch import CPU
 from model.blocks import BlockFormat
 from model.checkpoint import Checkpoint, tensor_source
-from model.config import HEAD_TOKEN_IDS, DecoderConfig, read_config
+from model.config import DecoderConfig, read_config
+from model.ends import HEAD_TOKEN_IDS
 from model.gguf.conversion import ROPE_FREQUENCIES, Conversion
 from model.gguf.header import GgufHeader
 from model.gguf.hf_config import HEAD_KEY, hf_config

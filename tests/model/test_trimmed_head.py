@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.config import HEAD_TOKEN_IDS, read_config
+from model.config import read_config
 from model.decoder import Decoder
+from model.ends import HEAD_TOKEN_IDS
 from model.execution import Execution
 from model.load import load_decoder
 from model.rollout import Drafted, Rollout, roll_out
