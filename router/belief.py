@@ -42,6 +42,7 @@ UNSEEN, BY_ROWS = 300.0, 0.75
 USUAL = 500.0  # rounds by which texts of this target become what is expected of the next: off loses 1.1 % for 1.9 %
 STOPS = 100.0  # tokens that what is known of stops weighs; 50 follows a change of text ten rounds later
 WAITS = 5.0  # rounds that what is known of the wait at the pool weighs
+MOST = 3.0  # of a draft that is waited for ahead, by what a pass could hide of it
 SETTLED = 16  # tokens; a draft that is handed more of a row is catching up
 
 
@@ -182,10 +183,9 @@ def _learn_draft(
     waited, num_rows = record.draft_ms - record.wait_ms, len(record.rows)
     link = costs.link[costs.rows(num_rows)]
     if record.plan.mode in AHEAD:
-        whole = link + costs.draft_ms(exit_, record.plan.lengths) * math.exp(
-            cost[costs.size(num_rows)].arm(DRAFT + exit_)
-        )
-        return _ahead(ahead, record, waited, whole)
+        drafted = [row.num_proposed for row in record.rows]
+        factor = math.exp(cost[costs.size(num_rows)].arm(DRAFT + exit_))
+        return _ahead(ahead, record, waited, link + costs.draft_ms(exit_, drafted) * factor)
     lengths = [row.num_proposed if row.origin is Origin.FRESH else 0 for row in record.rows]
     if any(lengths):
         times = parts.setdefault((DRAFT + exit_, num_rows), _Times())
@@ -196,13 +196,13 @@ def _learn_draft(
 
 
 def _ahead(ahead: Filter, record: RoundRecord, waited: float, whole: float) -> Filter:
-    """whole: ms of a draft that nothing hides."""
+    """whole: ms of these drafts where nothing hides them. They take longer beside branches that nobody wants."""
     at = 2 * AHEAD.index(record.plan.mode)
     planned = [row for row, length in zip(record.rows, record.plan.lengths, strict=True) if length]
     served = sum(row.num_proposed > 0 for row in planned) / len(planned)
     hidden = (whole - waited) / max(min(whole, record.verify_ms), 1e-6)
     ahead = ahead.decayed(1 / MEMORY).measured(at, served, 0.1 / len(planned))
-    return ahead.measured(at + 1, 1 - min(max(hidden, 0.0), 1.0), 0.2)
+    return ahead.measured(at + 1, 1 - min(max(hidden, 1 - MOST), 1.0), 0.2)
 
 
 def _planned(record: RoundRecord, costs: Costs) -> int | None:

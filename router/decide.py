@@ -23,7 +23,7 @@ from math import erf, exp, pi, sqrt
 import numpy as np
 
 from protocol.plan import BatchView, Mode
-from router.belief import AHEAD, DRAFT, MODES, PLAIN, REST, SETTLED, WIDE, Belief
+from router.belief import AHEAD, DRAFT, MODES, MOST, PLAIN, REST, SETTLED, WIDE, Belief
 from router.filters import Floats, sigmoid
 from router.tables import Costs
 
@@ -209,7 +209,7 @@ def _ahead(belief: Belief, modes: tuple[Mode, ...], num_beliefs: int, hope: floa
             found[:, :, number, 0, 0] = mean[at : at + 2, None]
             found[0, -1, number] += hope * doubts[at]
             found[1, -1, number] -= hope * doubts[at + 1]
-    served, exposed = found.clip(0.0, 1.0)
+    served, exposed = found.clip(0.0, np.array([1.0, MOST])[:, None, None, None, None])
     return served, exposed
 
 

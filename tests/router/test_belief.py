@@ -132,8 +132,21 @@ def test_the_wait_at_the_pool_is_followed_and_is_no_drafting_time() -> None:
 @pytest.mark.parametrize("mode", AHEAD)
 def test_how_many_rows_are_served_ahead_and_what_is_waited_for_is_learned(mode: Mode) -> None:
     at = 2 * AHEAD.index(mode)
-    waits = record(2, (4, 4), (0, 0), mode=mode, drafted_s=0.006, verified_s=0.009)
-    hides = record(2, (4, 4), (4, 1), mode=mode, drafted_s=0.001)
-    slow, fast = (learn(prior(COSTS), COSTS, [made] * 60).ahead.arms for made in (waits, hides))
-    assert [slow[at], fast[at]] == pytest.approx([0.5, 1.0], abs=0.05)
-    assert [slow[at + 1], fast[at + 1]] == pytest.approx([1.0, 0.0], abs=0.12)
+    whole = (COSTS.link[2] + COSTS.draft_ms(0, [4])) / 1e3
+    hides, waits, queues = (
+        record(2, (4, 4), served, mode=mode, drafted_s=0.001 + share * whole, verified_s=1.0)
+        for served, share in (((4, 1), 0.0), ((0, 0), 1.0), ((0, 0), 2.0))
+    )
+    fast, slow, slower = (learn(prior(COSTS), COSTS, [made] * 60).ahead.arms for made in (hides, waits, queues))
+    assert [fast[at], slow[at]] == pytest.approx([1.0, 0.5], abs=0.05)
+    assert [fast[at + 1], slow[at + 1], slower[at + 1]] == pytest.approx([0.0, 1.0, 2.0], abs=0.12)
+
+
+@pytest.mark.parametrize("mode", AHEAD)
+def test_a_draft_that_ended_early_hid_no_more_than_itself(mode: Mode) -> None:
+    """Of eight tokens planned, two were drafted, and waited for."""
+    whole = (COSTS.link[1] + COSTS.draft_ms(0, [2])) / 1e3
+    made = record(2, (2, 1), mode=mode, drafted_s=0.001 + whole, verified_s=1.0)
+    made = replace(made, plan=replace(made.plan, lengths=(8,)))
+    belief = learn(prior(COSTS), COSTS, [made] * 60)
+    assert belief.ahead.arms[2 * AHEAD.index(mode) + 1] == pytest.approx(1.0, abs=0.12)
