@@ -39,7 +39,7 @@ def arguments(tmp_path: Path, **changes: object) -> Namespace:
     scale = {"batch": [1], "depths": [2, 4], "lengths": [2], "pairs": 2, "sweep": 1, "num_prompts": 1, "max_tokens": 8}
     paths = {"targets": [tmp_path / "large"], "drafter": tmp_path / "drafter", "prompts": tmp_path / "prompts.jsonl"}
     paths |= {"out": tmp_path / "results" / "router.json"}
-    rest = {"threads": 1, "kept_full": 0, "policies": list(POLICIES)}
+    rest = {"weights": "stored", "workload": "mixed", "threads": 1, "kept_full": 0, "policies": list(POLICIES)}
     return Namespace(**{**scale, **paths, **rest, **changes})
 
 
