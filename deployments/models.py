@@ -34,7 +34,7 @@ def load_drafter(config: PoolConfig) -> NestedDrafter:
 def translation_to(drafter: PoolConfig, config: TargetConfig) -> Translation | None:
     """To the tokens of a drafter of another tokenizer; None where there is nothing to translate.
 
-    A drafter whose tokenizer is not to be had on this node is left alone, and so may be its target by the pool.
+    Without the drafter's tokenizer on this node, the target takes drafts of its own vocabulary only.
     """
     if config.speculation is None:
         return None

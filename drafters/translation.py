@@ -32,8 +32,7 @@ class Translation:
 
     def write(self, drafted: Sequence[int]) -> tuple[int, ...]:
         """The target's tokens, up to the first that it does not have."""
-        found = (self.to_target.get(token) for token in drafted)
-        return tuple(token for token in takewhile(lambda token: token is not None, found) if token is not None)
+        return tuple(self.to_target[token] for token in takewhile(self.to_target.__contains__, drafted))
 
     def shares(self, token: int) -> bool:
         """Whether the target's token lies in the intersection."""
