@@ -29,8 +29,8 @@ AUTO = "auto"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("folder", metavar="FOLDER", help="the drafter's checkpoint directory")
-    add("out", type=Path, metavar="OUT", help="new folder for the drafter with the trimmed head")
+    add("folder", metavar="FOLDER", help="the drafter: directory, GGUF file, file of a package, or hub id")
+    add("out", type=Path, metavar="OUT", help="new folder, which names the checkpoint and the tokens of its head")
     add("--corpus", nargs="+", type=Path, required=True, metavar="FILE", help="what targets write: text or .jsonl")
     add("--field", default="text", help="of a .jsonl line (default: %(default)s)")
     add("--size", type=size, default=AUTO, help="rows of the head, or auto: the fastest, measured here (default)")

@@ -14,31 +14,23 @@ from drafters.manifest import Manifest, vocabulary_hash
 from protocol.request import SamplingParams
 from targets.engine import Engine
 from tests.deployments.served import Served, expected
+from tests.fixtures import CONFIG
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("nothing_leaks")]
 
 GREEDY = SamplingParams(temperature=0.0)
 SAMPLED = SamplingParams(temperature=0.8, seed=1234)
+CASCADE = "policy: fixed, depth: cascade, exits: [2, 4], thresholds: [0.5], length: 3, deadline_ms"
 
 
 @pytest.fixture(scope="module")
 def config_text(family: Path) -> str:
     if not (family / "stranger").exists():
         renumber(family / "drafter", family / "stranger")
-    return """
-targets:
-  - name: large
-    path: large
-    dtype: fp32
-    page_size: 16
-    kv_mb: 8
-    max_batch: 4
-    speculation: {policy: fixed, depth: 4, length: 4, deadline_ms: 500}
-  - {name: small, path: small, dtype: fp32, page_size: 16, kv_mb: 8, max_batch: 2, speculation: {deadline_ms: 500}}
-pool: {path: stranger, dtype: fp32, page_size: 16, kv_mb: 8}
-http: {port: %d}
-grpc: {port: %d}
-"""
+    text = CONFIG.replace("path: drafter", "path: stranger").replace(CASCADE, "deadline_ms")
+    assert "stranger" in text
+    assert "cascade" not in text
+    return text
 
 
 def renumber(drafter: Path, out: Path) -> None:
