@@ -17,8 +17,8 @@ import torch
 from bench.cells import APART, PAGE, PLAIN, Cell, CellOutcome, Subject, Timed, TokenIds
 from bench.policies import ADAPTIVE, GOODPUT, RoundRecorder, adaptive, draft_ms_per_token
 from deployments.config import TargetConfig
-from deployments.local import depth_rule
-from deployments.profiling import drafter_costs, target_costs
+from deployments.local import depth_rule, open_own
+from deployments.profiling import drafter_costs, own_drafter_costs, target_costs
 from deployments.progress import loading
 from drafters.client import LocalDraftClient
 from drafters.limits import PoolLimits
@@ -26,6 +26,9 @@ from drafters.nested import NestedDrafter, load_nested
 from drafters.translated import reached
 from drafters.translation import Translation, translation_between
 from drafters.worker import DraftWorker
+from model.execution import Execution
+from model.load import WeightFormat
+from protocol.draft import DraftClient
 from protocol.errors import ConfigError
 from protocol.plan import Mode
 from protocol.record import RoundRecord
@@ -36,6 +39,7 @@ from targets import plain
 from targets.complete import complete
 from targets.engine import Engine, EngineConfig
 from targets.model import TargetModel, load_target
+from targets.own_client import OwnDraftClient
 
 PROFILE_REPEAT = 7
 MAX_ROUNDS = 1 << 14  # of a cell
@@ -63,6 +67,7 @@ class DraftPoolEngine:
         self._model: TargetModel | None = None
         self._drafter: NestedDrafter | None = None
         self._worker: DraftWorker | None = None
+        self._own: OwnDraftClient | None = None
         self._translation: Translation | None = None
         self._curves: CostCurves | None = None
         self._adaptive: dict[str, Policy] = {}
@@ -81,7 +86,10 @@ class DraftPoolEngine:
         options: dict[str, Any] = {"dtype": subject.dtype, "num_positions": subject.positions, "page_size": PAGE}
         with loading(subject.target) as progress:
             self._model = load_target(subject.target, weights=subject.weights, progress=progress, **options)
-        if subject.drafter is not None:
+        if subject.drafter is None:
+            return
+        self._own = open_own(self._model, subject.target, subject.drafter, Execution.AUTO, WeightFormat.STORED)
+        if self._own is None:
             self._translation = translation_between(subject.target, subject.drafter)
             self._drafter = load_nested(subject.drafter, **options)
             self._worker = DraftWorker(self._drafter, PoolLimits(max_rows=subject.max_batch), time.monotonic)
@@ -89,7 +97,7 @@ class DraftPoolEngine:
     def close(self) -> None:
         self._stack.close()
         self._engines.clear()
-        self._model = self._drafter = self._worker = None
+        self._model = self._drafter = self._worker = self._own = None
 
     def oracle(self, prompt: TokenIds, temperature: float, seed: int, max_tokens: int) -> tuple[int, ...]:
         """The plain loop's text: one sequence, one token a step."""
@@ -126,14 +134,17 @@ class DraftPoolEngine:
 
     @contextmanager
     def _started(self, cell: Cell, policy: Policy, config: EngineConfig) -> Iterator[Engine]:
-        own = LocalDraftClient(self._drafting_worker(), config.incarnation) if cell.speculates else None
-        client = own and reached(own, self._translation)
-        engine = Engine(self.model, policy, client, config)
+        engine = Engine(self.model, policy, self._client(config) if cell.speculates else None, config)
         engine.start()
         try:
             yield engine
         finally:
             engine.stop()
+
+    def _client(self, config: EngineConfig) -> DraftClient:
+        if self._own is not None:
+            return self._own
+        return reached(LocalDraftClient(self._drafting_worker(), config.incarnation), self._translation)
 
     def _policy(self, cell: Cell) -> Policy:
         if cell.mode == PLAIN:
@@ -152,6 +163,8 @@ class DraftPoolEngine:
 
     @property
     def exits(self) -> tuple[int, ...]:
+        if self._own is not None:
+            return self._own.exits
         return self._drafting_worker().describe().exits
 
     def _drafting_worker(self) -> DraftWorker:
@@ -169,6 +182,8 @@ class DraftPoolEngine:
         return CostCurves(subject.target.name, target, self._drafter_costs(key))
 
     def _drafter_costs(self, key: ModelKey) -> DrafterCosts:
+        if self._own is not None:
+            return own_drafter_costs(self.model, self._own, key, self._subject.max_batch, PROFILE_REPEAT)
         if self._drafter is None:
             raise ConfigError("there is no drafter to speculate with; give --drafter")
         return drafter_costs(self._drafter, key, self._subject.max_batch, PROFILE_REPEAT)

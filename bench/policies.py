@@ -7,7 +7,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median
 
 from protocol.errors import ConfigError
@@ -29,9 +29,16 @@ from router.policy import Ema, Goodput, Policy
 from router.tables import tables
 from targets.ahead import AheadConfig
 
-OFF, FIXED, EMA, GOODPUT = "off", "fixed", "ema", "goodput"
-ADAPTIVE = (EMA, GOODPUT)  # those that choose depth and length from costs and acceptance
-POLICIES = (OFF, FIXED, *ADAPTIVE)
+OFF, FIXED, EMA, GOODPUT, NOSTOP = "off", "fixed", "ema", "goodput", "nostop"
+POLICIES = (OFF, FIXED, EMA, GOODPUT)
+ADAPTIVE = (EMA, GOODPUT, NOSTOP)  # those that choose depth and length from costs and acceptance
+
+
+class NoStop(Goodput):
+    """Goodput whose drafts end at their length only."""
+
+    def plan(self, view: BatchView) -> Plan:
+        return replace(super().plan(view), stop_probability=0.0)
 
 
 def adaptive(name: str, curves: CostCurves, exits: tuple[int, ...], max_rows: int, length: int = 12) -> Policy:
@@ -41,6 +48,8 @@ def adaptive(name: str, curves: CostCurves, exits: tuple[int, ...], max_rows: in
         return Goodput(costs)
     if name == EMA:
         return Ema(costs)
+    if name == NOSTOP:
+        return NoStop(costs)
     raise ConfigError(f"{name!r} does not choose depth and length; choose from {', '.join(ADAPTIVE)}")
 
 

@@ -17,11 +17,10 @@ from api.text import Detokenizer, continuation
 from cli.arguments import depth, seed, whole
 from cli.prompts import PromptLine, read_prompts
 from deployments.config_replica import Weights
-from deployments.local import draft_policy, open_engine, open_worker
+from deployments.local import LocalDrafter, draft_policy, open_drafter, open_engine
 from deployments.process import DTYPES, check_pages, pool_positions, target_positions
 from deployments.progress import BAR_AFTER_S, loading
-from drafters.translation import Translation, translation_between
-from drafters.worker import DraftWorker
+from drafters.translation import translation_between
 from model.config import read_config
 from model.execution import Execution
 from model.files import resolve
@@ -70,10 +69,9 @@ def run(args: argparse.Namespace) -> int:
     with loading(args.target):
         tokenizer = load_tokenizer(resolve(args.target))
     requests = make_requests(args, weights, prompts, tokenizer)
-    model, worker = open_models(args, weights)
+    model, drafter = open_models(args, weights)
     config = EngineConfig(max_batch=args.batch, max_queue=len(prompts))
-    policy = draft_policy(worker, args.depth, args.length)
-    engine = open_engine(model, worker, policy, config, translation_of(args))
+    engine = open_engine(model, drafter, draft_policy(drafter, args.depth, args.length), config)
     streamed = len(requests) == 1 and not args.json
     try:
         with tqdm(total=len(requests), unit="prompt", delay=BAR_AFTER_S, disable=streamed) as bar:
@@ -115,8 +113,8 @@ def make_requests(
     return requests
 
 
-def open_models(args: argparse.Namespace, weights: Weights) -> tuple[TargetModel, DraftWorker | None]:
-    """Loads the target, and a worker with the drafter if one is given. Each has --kv-mb of KV memory."""
+def open_models(args: argparse.Namespace, weights: Weights) -> tuple[TargetModel, LocalDrafter | None]:
+    """Loads the target, and the drafter if one is given. Each has --kv-mb of KV memory."""
     target = resolve(args.target)
     options: dict[str, Any] = {"dtype": DTYPES[args.dtype], "page_size": args.page_size}
     options |= {"execution": Execution(args.execution), "weights": WeightFormat(args.weights)}
@@ -132,13 +130,9 @@ def open_models(args: argparse.Namespace, weights: Weights) -> tuple[TargetModel
         return model, None
     with loading(args.drafter):
         drafter = resolve(args.drafter)
-        num_positions = pool_positions(weights, drafter)
-        return model, open_worker(drafter, num_positions=num_positions, max_rows=args.batch, **options)
-
-
-def translation_of(args: argparse.Namespace) -> Translation | None:
-    """Between the target's tokens and those of a drafter of another tokenizer."""
-    return translation_between(resolve(args.target), resolve(args.drafter)) if args.drafter else None
+        num_positions, translation = pool_positions(weights, drafter), translation_between(target, drafter)
+        sizes = {"num_positions": num_positions, "max_rows": args.batch}
+        return model, open_drafter(model, target, drafter, translation=translation, **sizes, **options)
 
 
 def advance(bar: tqdm[Any], run: TokenRun) -> None:

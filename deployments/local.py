@@ -1,26 +1,42 @@
-"""A target and its drafter in one process, without Ray. `draftpool generate` and exactness runs use it."""
+"""A drafter in its target's process: with KV of its own, or on the target's where both are one model.
+
+`draftpool generate`, tests and benchmarks use it without Ray; deployments/colocated.py does in a replica.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from drafters.client import LocalDraftClient
 from drafters.limits import PoolLimits
+from drafters.manifest import drafter_exits
 from drafters.nested import load_nested
 from drafters.translated import reached
 from drafters.translation import Translation
 from drafters.worker import DraftWorker
 from model.execution import Execution
-from model.load import WeightFormat
+from model.load import WeightFormat, load_decoder
+from model.siblings import are_siblings
+from protocol.draft import DraftClient
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule, cascade
 from router.policy import Fixed, Off, Policy
 from targets.engine import Engine, EngineConfig
 from targets.model import TargetModel
+from targets.own_client import OwnDraftClient
+
+INCARNATION = "local"
+
+
+@dataclass(frozen=True, slots=True)
+class LocalDrafter:
+    client: DraftClient
+    exits: tuple[int, ...]
 
 
 def depth_rule(exits: Sequence[int], depth: int | str | None) -> DepthRule:
@@ -33,27 +49,22 @@ def depth_rule(exits: Sequence[int], depth: int | str | None) -> DepthRule:
     return DepthRule((chosen,))
 
 
-def draft_policy(worker: DraftWorker | None, depth: int | str | None, length: int) -> Policy:
-    """A fixed depth and length, or plain decoding without a worker."""
-    return Fixed(depth_rule(worker.describe().exits, depth), length) if worker else Off()
+def draft_policy(drafter: LocalDrafter | None, depth: int | str | None, length: int) -> Policy:
+    """A fixed depth and length, or plain decoding without a drafter."""
+    return Fixed(depth_rule(drafter.exits, depth), length) if drafter else Off()
 
 
-def open_engine(
-    model: TargetModel,
-    worker: DraftWorker | None,
-    policy: Policy,
-    config: EngineConfig,
-    translation: Translation | None = None,
-) -> Engine:
-    """Starts an engine. Its drafter, if there is one, runs in the engine's thread. translation: to its vocabulary."""
-    client = reached(LocalDraftClient(worker, config.incarnation), translation) if worker else None
-    engine = Engine(model, policy, client, config)
+def open_engine(model: TargetModel, drafter: LocalDrafter | None, policy: Policy, config: EngineConfig) -> Engine:
+    """Starts an engine. Its drafter, if there is one, runs in the engine's thread."""
+    engine = Engine(model, policy, drafter and drafter.client, config)
     engine.start()
     return engine
 
 
-def open_worker(
-    directory: Path,
+def open_drafter(
+    model: TargetModel,
+    target: Path,
+    drafter: Path,
     *,
     dtype: torch.dtype,
     num_positions: int,
@@ -61,8 +72,24 @@ def open_worker(
     max_rows: int,
     execution: Execution = Execution.AUTO,
     weights: WeightFormat = WeightFormat.STORED,
-) -> DraftWorker:
-    drafter = load_nested(
-        directory, dtype=dtype, num_positions=num_positions, page_size=page_size, execution=execution, weights=weights
+    translation: Translation | None = None,
+) -> LocalDrafter:
+    """target: the model's checkpoint. translation: to the vocabulary of a drafter that has another."""
+    if (own := open_own(model, target, drafter, execution, weights)) is not None:
+        return LocalDrafter(own, own.exits)
+    nested = load_nested(
+        drafter, dtype=dtype, num_positions=num_positions, page_size=page_size, execution=execution, weights=weights
     )
-    return DraftWorker(drafter, PoolLimits(max_rows=max_rows), time.monotonic)
+    worker = DraftWorker(nested, PoolLimits(max_rows=max_rows), time.monotonic)
+    return LocalDrafter(reached(LocalDraftClient(worker, INCARNATION), translation), nested.exits)
+
+
+def open_own(
+    model: TargetModel, target: Path, drafter: Path, execution: Execution, weights: WeightFormat
+) -> OwnDraftClient | None:
+    """The drafter on the target's KV; None where it is another model, or leaves at exits before the last layer."""
+    decoder = model.decoder
+    if drafter_exits(drafter) != (decoder.config.num_layers,) or not are_siblings(target, drafter):
+        return None
+    own = load_decoder(drafter, dtype=decoder.dtype, device=decoder.device, execution=execution, weights=weights)
+    return OwnDraftClient(model, own)

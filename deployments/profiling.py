@@ -36,7 +36,8 @@ from router.costs import (
     row_points,
 )
 from targets.model import TargetModel
-from targets.profile import PassShape, overhead_ms, pass_timer, verify_axes
+from targets.own_client import OwnDraftClient
+from targets.profile import OWN_LENGTHS, PassShape, overhead_ms, own_draft_timer, pass_timer, verify_axes
 
 PREFILL_TOKENS = (16, 64, 256, 512)
 START_REPEAT, START_ROWS = 3, 16
@@ -137,6 +138,26 @@ def drafter_costs(
         )
     link = asyncio.run(measure_link(DraftWorker(drafter), num_rows, repeat))
     return DrafterCosts(key, draft, link, error)
+
+
+def own_drafter_costs(
+    model: TargetModel,
+    client: OwnDraftClient,
+    key: ModelKey,
+    max_rows: int,
+    repeat: int,
+    start_clock: Clock | None = None,
+) -> DrafterCosts:
+    """Measures a drafter on the target's KV, which has no context to catch up with and no link."""
+    coarse = start_clock is not None
+    (num_rows,) = thin((row_points(min(max_rows, model.ledger.num_free)),), coarse)
+    points = (num_rows, client.exits, (1,), OWN_LENGTHS)
+    between = (midpoints(num_rows), *points[1:3], midpoints(OWN_LENGTHS))
+    with own_draft_timer(model, client, num_rows[-1], start_clock or time.perf_counter) as time_draft:
+        draft, error = sweep(
+            lambda cell: time_draft(cell[0], cell[3]), DRAFT_AXES, points, repeat, "own drafter", between
+        )
+    return DrafterCosts(key, draft, Curve(ROW_AXES, ((1.0,),), (0.0,)), error)
 
 
 async def measure_link(worker: DraftWorker, num_rows: tuple[int, ...], repeat: int) -> Curve:

@@ -34,6 +34,7 @@ from router.policy import Policy
 from targets.ahead import AheadConfig
 from targets.engine import Engine, EngineConfig
 from targets.linked_policy import LinkedPolicy
+from targets.model import TargetModel
 
 HEARTBEAT_LIMIT_S = 60.0
 
@@ -57,7 +58,7 @@ class TargetReplica:
             costs = await asyncio.to_thread(startup_target_costs, model, config)
             make_policy = partial(adaptive, config.speculation, max_rows=config.max_batch)
             self._policy = LinkedPolicy(config.name, costs, make_policy)
-        self._colocated = await asyncio.to_thread(self._open_colocated, None if pool else drafter)
+        self._colocated = await asyncio.to_thread(self._open_colocated, model, None if pool else drafter)
         translation = await asyncio.to_thread(translation_to, drafter, config) if drafter else None
         self._client = self._draft_client(pool, drafter if drafter and translation else config)
         if self._client is not None:
@@ -71,15 +72,15 @@ class TargetReplica:
         self._streams = TokenStreams()
         self._engine.start()
 
-    def _open_colocated(self, pool: PoolConfig | None) -> ColocatedDrafter | None:
+    def _open_colocated(self, model: TargetModel, pool: PoolConfig | None) -> ColocatedDrafter | None:
         speculation = self._config.speculation
         if speculation is None or pool is None:
             return None
         adaptive_policy = self._policy if isinstance(self._policy, LinkedPolicy) else None
         deadline_s, measured = speculation.deadline_ms / 1e3, adaptive_policy is not None
-        drafter = open_drafter(self._config, pool, self._incarnation, deadline_s, measured=measured)
-        if adaptive_policy is not None:
-            adaptive_policy.linked(drafter.member)
+        drafter = open_drafter(model, self._config, pool, self._incarnation, deadline_s, measured=measured)
+        if adaptive_policy is not None and drafter.costs is not None:
+            adaptive_policy.drafted_by(drafter.costs, drafter.exits)
         return drafter
 
     def _draft_client(self, pool: Any, reads: Weights) -> LinkedDraftClient | None:
@@ -114,7 +115,8 @@ class TargetReplica:
 
     async def describe(self) -> dict[str, object]:
         """What the ingress needs to know, in plain values."""
-        drafter = self._colocated.member if self._colocated else self._client.member if self._client else None
+        member = self._client.member if self._client else None
+        drafter = self._colocated or member
         return {
             "name": self._config.name,
             "incarnation": self._incarnation,
@@ -123,7 +125,7 @@ class TargetReplica:
             "longest_draft": longest_draft(self._config.speculation),
             "vocab_size": self._decoder.vocab_size,
             "eos_token_ids": tuple(self._decoder.eos_token_ids),
-            "draft_replica": drafter.incarnation if drafter else None,
+            "draft_replica": self._incarnation if self._colocated else member.incarnation if member else None,
             "exits": drafter.exits if drafter else (),
             "ready": self._engine.heartbeat_age_s() <= HEARTBEAT_LIMIT_S,
         }

@@ -10,7 +10,7 @@ from typing import Any
 from link.discovery import PoolMember
 from protocol.plan import BatchView, DepthRule, Plan
 from protocol.record import RoundRecord
-from router.costs import CostCurves, ModelKey, TargetCosts
+from router.costs import CostCurves, DrafterCosts, ModelKey, TargetCosts
 from router.explain import describe
 from router.policy import Off, Policy
 
@@ -34,13 +34,17 @@ class LinkedPolicy:
 
     def linked(self, member: PoolMember) -> None:
         """Takes over the exits and costs of the replica that drafts from now on."""
-        if member.costs is None or self._drafter == (member.costs.key, member.exits):
+        if member.costs is not None:
+            self.drafted_by(member.costs, member.exits)
+
+    def drafted_by(self, costs: DrafterCosts, exits: tuple[int, ...]) -> None:
+        if self._drafter == (costs.key, exits):
             return
-        policy = self._make(CostCurves(self._name, self._costs, member.costs), member.exits)
+        policy = self._make(CostCurves(self._name, self._costs, costs), exits)
         with self._lock:
             self._next = policy
-        self._drafter = (member.costs.key, member.exits)
-        logger.info("choosing from exits %s of %s", member.exits, member.incarnation)
+        self._drafter = (costs.key, exits)
+        logger.info("choosing from exits %s", exits)
 
     def describe(self) -> dict[str, Any]:
         with self._lock:

@@ -6,14 +6,14 @@ Times do not depend on what the tokens are. So rows are given pages and a contex
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
 
 from model.pages import PageLedger
 from model.sweep import MIB, sweeper
-from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftStatus
+from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule
 from protocol.request import GenerateRequest, SamplingParams, StopRules
@@ -21,6 +21,7 @@ from router.costs import row_points
 from router.policy import Fixed
 from targets.drafting import Drafting
 from targets.model import ForwardRow, TargetModel
+from targets.own_client import OwnDraftClient
 from targets.scheduler import Scheduler, SchedulerConfig
 from targets.sequence import Sequence
 from targets.step import Clock, Stepper
@@ -29,6 +30,7 @@ GREEDY = SamplingParams(temperature=0.0)
 TOKENS_PER_ROW = (1, 2, 3, 5, 6, 9)
 CONTEXTS = (64, 256, 1024)  # the last one shrinks to what the memory holds
 DRAFTER_BYTES = 8 * MIB  # read between two passes
+OWN_LENGTHS = (1, 5)  # of drafts of an own drafter
 NUM_STEPS, DRAFT_LENGTH = 6, 4  # of the rounds whose overhead is taken
 
 
@@ -82,12 +84,42 @@ def pass_timer(
         model.pick(rows, [GREEDY] * len(positions), positions)
         return 1e3 * (clock() - began)
 
+    with _pages(model, names, num_positions):
+        yield measure
+
+
+@contextmanager
+def own_draft_timer(
+    model: TargetModel, client: OwnDraftClient, num_rows: int, clock: Clock = time.perf_counter
+) -> Iterator[Callable[[int, int], float]]:
+    """Times drafts on the model's own KV in milliseconds, of at most so many rows, by rows and length."""
+    room = min(CONTEXTS[1], model.max_length, model.ledger.num_free // num_rows * model.ledger.page_size)
+    context = room - OWN_LENGTHS[-1] - 1
+    names = range(-num_rows, 0)
+    sweep = sweeper(DRAFTER_BYTES, model.decoder.device)
+
+    def measure(rows: int, length: int) -> float:
+        asked = tuple(DraftRow(name, context, (0,), length, GREEDY) for name in names[:rows])
+        sweep()
+        began = clock()
+        client.draft(DraftRequest("profile", 0, DepthRule(client.exits), asked))
+        return 1e3 * (clock() - began)
+
+    with _pages(model, names, room):
+        yield measure
+
+
+@contextmanager
+def _pages(model: TargetModel, names: Collection[int], num_positions: int) -> Iterator[None]:
+    """Sequences with pages for so many positions each. All are given back at the end."""
     for name in names:
         model.ledger.open(name)
     try:
-        if not all(model.ledger.reserve(name, num_positions) for name in names):
-            raise ConfigError(f"the KV memory does not hold {num_rows} rows of {num_positions} positions; raise kv_mb")
-        yield measure
+        if num_positions < 1 or not all(model.ledger.reserve(name, num_positions) for name in names):
+            raise ConfigError(
+                f"the KV memory does not hold {len(names)} rows of {num_positions} positions; raise kv_mb"
+            )
+        yield
     finally:
         for name in names:
             model.ledger.free(name)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from deployments.local import draft_policy, open_engine, open_worker
+from deployments.local import draft_policy, open_drafter, open_engine
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from targets.complete import complete
 from targets.engine import EngineConfig
@@ -42,11 +42,11 @@ def test_a_family_is_equal_to_generate_plain_and_speculative(name, tmp_path):
     ]
     expected = generated(target, rows)
     for drafter in (None, target, stranger):
-        worker = None
+        model, own = load_target(target, dtype=torch.float32, num_positions=2048, page_size=16), None
         if drafter:
-            worker = open_worker(drafter, dtype=torch.float32, num_positions=2048, page_size=16, max_rows=8)
-        model = load_target(target, dtype=torch.float32, num_positions=2048, page_size=16)
-        engine = open_engine(model, worker, draft_policy(worker, None, 3), EngineConfig(prefill_chunk=8))
+            sizes = {"num_positions": 2048, "page_size": 16, "max_rows": 8}
+            own = open_drafter(model, target, drafter, dtype=torch.float32, **sizes)
+        engine = open_engine(model, own, draft_policy(own, None, 3), EngineConfig(prefill_chunk=8))
         completions = complete(engine, requests)
         engine.stop()
         assert [c.token_ids for c in completions] == expected

@@ -204,7 +204,12 @@ def main() -> int:
     parser = pairs_parser(__doc__, out=RESULTS / "router.json")
     add, choices = parser.add_argument, f"{OFF} and {FIXED} always run"
     add("--targets", type=listed(checkpoint), default=[MODELS / "large", MODELS / "small"])
-    add("--policies", type=listed(one_of(*POLICIES)), default=list(POLICIES), help=f"{','.join(POLICIES)}; {choices}")
+    add(
+        "--policies",
+        type=listed(one_of(*POLICIES, *ADAPTIVE)),
+        default=list(POLICIES),
+        help=f"{','.join(POLICIES)}; {choices}",
+    )
     add("--batch", type=listed(whole(1)), default=[1, 2, 4, 8, 16, 32])
     add("--kept-full", type=whole(0), default=0, help="batches that wait, so that no slot is empty")
     add_sweep(parser, repeat=3)

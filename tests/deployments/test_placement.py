@@ -161,9 +161,9 @@ def test_a_target_with_its_own_drafter_writes_the_plain_text(config: AppConfig) 
     target = config.targets[1]
     pool = pool_of(config.model_copy(update={"placement": "colocated"}), target)
     assert pool is not None
-    own = open_drafter(target, pool, "engine", 10.0, measured=False)
-    assert own.member.exits == (2, 4)
     model = load_target(resolve(target.path), dtype=torch.float32, num_positions=2048, page_size=16)
+    own = open_drafter(model, target, pool, "engine", 10.0, measured=False)
+    assert own.exits == (2, 4)
     requests = random_requests(3, 5, model.decoder.config.vocab_size, max_tokens=24)
     engine = Engine(model, Fixed(DepthRule((4,)), 3), own.client)
     assert run_all(engine, requests).tokens == plain_texts(model, requests)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from model.decoder import Decoder
+from model.execution import Execution
 from model.load import load_decoder
 from targets.model import TargetModel, load_target
 from tests.model.families import make_checkpoint
@@ -29,7 +30,9 @@ def drafter(llama: Path) -> Decoder:
 def load(llama: Path) -> LoadTarget:
     """A tiny fp32 target with as many KV positions as asked for."""
 
-    def loader(num_positions: int = 4096, page_size: int = 16) -> TargetModel:
-        return load_target(llama, dtype=torch.float32, num_positions=num_positions, page_size=page_size)
+    def loader(num_positions: int = 4096, page_size: int = 16, execution: Execution = Execution.AUTO) -> TargetModel:
+        return load_target(
+            llama, dtype=torch.float32, num_positions=num_positions, page_size=page_size, execution=execution
+        )
 
     return loader
