@@ -56,7 +56,7 @@ def draft_policy(drafter: LocalDrafter | None, depth: int | str | None, length: 
 
 def open_engine(model: TargetModel, drafter: LocalDrafter | None, policy: Policy, config: EngineConfig) -> Engine:
     """Starts an engine. Its drafter, if there is one, runs in the engine's thread."""
-    engine = Engine(model, policy, drafter and drafter.client, config)
+    engine = Engine(model, policy, drafter.client if drafter else None, config)
     engine.start()
     return engine
 
