@@ -62,7 +62,6 @@ struct Decoder {
     void logits(const float* hidden, const int64_t* index, int count, float* out) {
         work.normed.resize(count, shape.hidden);
         work.blocks.resize(count, shape.hidden);
-        work.watch.start();
         pool->run([&](int thread) { score(hidden, index, count, out, thread); });
     }
 
@@ -108,7 +107,6 @@ struct Decoder {
         pass.tasks = attention_tasks(pass.rows);
         pass.num_segments = 1;
         if (pool->size() > 1 && int(pass.tasks.size()) * shape.kv_heads < kShared * pool->size()) share_segments(pass);
-        work.watch.start();
     }
 
     // Splits heads into segments if there are too few heads of tasks to keep all threads busy.
@@ -127,11 +125,11 @@ struct Decoder {
     void score(const float* hidden, const int64_t* index, int count, float* out, int thread) {
         const Range mine = share(count, thread, pool->size());
         for (int r = mine.begin; r < mine.end; r++) norm_row(hidden + index[r] * shape.hidden, norm, head, r);
-        meet(thread, Stopwatch::rest);
+        pool->barrier();
         multiply(rows_of(work.normed), count, head, thread, *pool, [&](int row, int strip, vf* sums, int n) {
             for (int v = 0; v < n * kVecs; v++) put(out + size_t(row) * shape.head_size, strip * kStrip + v * kLanes, shape.head_size, capped(sums[v]));
         });
-        meet(thread, Stopwatch::products);
+        pool->barrier();
     }
 
     static void put(float* row, int column, int width, vf value) {
@@ -155,33 +153,28 @@ struct Decoder {
         work.scratch.resize(pool->size());
     }
 
-    // Returns when all threads have finished the phase.
-    void meet(int thread, Stopwatch::Phase phase) {
-        pool->barrier();
-        if (thread == 0) work.watch.lap(phase);
-    }
 
     void layer(Pass& pass, int l, int thread) {
         const Layer<T>& weights = layers[l];
         norm_rows(pass, weights.attention_norm, weights.qkv, thread);
-        meet(thread, Stopwatch::rest);
+        pool->barrier();
         multiply(rows_of(work.normed), pass.tokens, weights.qkv, thread, *pool, [&](int row, int strip, vf* sums, int n) {
             store_strips(work.qkv.row(row), strip, sums, n);
         });
-        meet(thread, Stopwatch::products);
+        pool->barrier();
         place_heads(pass, weights, l, thread);
-        meet(thread, Stopwatch::rest);
+        pool->barrier();
         attention(pass, weights, l, thread);
-        meet(thread, Stopwatch::attention);
+        pool->barrier();
         branch(pass, work.attended, weights.out, weights.attention_post_norm, thread);
         norm_rows(pass, weights.mlp_norm, weights.gate_up, thread);
-        meet(thread, Stopwatch::rest);
+        pool->barrier();
         multiply(rows_of(work.normed), pass.tokens, weights.gate_up, thread, *pool, [&](int row, int strip, vf* sums, int n) {
             for (int s = 0; s < n; s += 2, sums += 2 * kVecs)
                 for (int v = 0; v < kVecs; v++)
                     store_floats(work.inner.row(row) + (strip + s) / 2 * kStrip + v * kLanes, activate(shape.activation, sums[v]) * sums[kVecs + v]);
         });
-        meet(thread, Stopwatch::products);
+        pool->barrier();
         branch(pass, work.inner, weights.down, weights.mlp_post_norm, thread);
     }
 
@@ -206,7 +199,7 @@ struct Decoder {
         const Range mine = share(rows * (linear.inputs / kBlockInputs), thread, pool->size());
         for (int i = mine.begin; i < mine.end; i++)
             quantize(x.row(i % rows) + i / rows * kBlockInputs, work.blocks.at(i / rows, i % rows));
-        meet(thread, Stopwatch::rest);
+        pool->barrier();
     }
 
     // Adds a matrix product, optionally normalized, to the hidden states. All are complete when it returns.
@@ -217,7 +210,7 @@ struct Decoder {
             for (int v = 0; v < n * kVecs; v++)
                 add(pass.hidden + size_t(row) * shape.hidden, strip * kStrip + v * kLanes, shape.hidden, sums[v]);
         });
-        meet(thread, Stopwatch::products);
+        pool->barrier();
         if (!post_norm) return;
         const Range mine = share(pass.tokens, thread, pool->size());
         for (int t = mine.begin; t < mine.end; t++) {
@@ -225,7 +218,7 @@ struct Decoder {
             rms_norm(own, post_norm, shape.hidden, shape.norm_eps, own);
             for (int i = 0; i < shape.hidden; i++) hidden[i] += own[i];
         }
-        meet(thread, Stopwatch::rest);
+        pool->barrier();
     }
 
     // Normalizes and rotates queries and keys, and writes keys and values to their slots.

@@ -11,7 +11,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -34,14 +34,6 @@ from protocol.request import SamplingParams
 _PICKING = np.dtype([("temperature", np.float32), ("seed", np.uint64), ("position", np.int64)], align=True)
 _PICK = np.dtype([("token", np.int64), ("confidence", np.float64), ("runner_up", np.int64)])
 _LIMIT = np.dtype([("length", np.int64), ("stop_probability", np.float64)])
-
-
-class PhaseTimes(NamedTuple):
-    """Milliseconds per phase. rest: norms, rotations, writing KV, activations."""
-
-    products: float
-    attention: float
-    rest: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,12 +204,6 @@ class NativeDecoder:
     def linear_pass(self, num_tokens: int) -> None:
         """Only the matrix products of a pass over num_tokens rows: a lower bound, for benchmarks."""
         self._library.dp_linears(self._model, num_tokens)
-
-    def phase_ms(self) -> PhaseTimes:
-        """Time in passes so far, without sampling and Python."""
-        seconds = (ctypes.c_double * 3)()
-        self._library.dp_times(self._model, seconds)
-        return PhaseTimes(*(1e3 * own for own in seconds))
 
     def _picks(
         self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int], confidence: bool

@@ -27,7 +27,6 @@ struct Workspace {
     std::vector<std::vector<float>> scratch;  // one per thread
     std::vector<float> partials;              // partial results of attention segments shared by several threads
     std::vector<std::atomic<int>> left;       // unfinished segments of each head of each task
-    Stopwatch watch;                          // the caller's thread
 };
 
 }  // namespace dp

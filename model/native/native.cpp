@@ -48,7 +48,6 @@ struct Model {
     virtual void logits(const float* hidden, const int64_t* index, int count, float* out) = 0;
     virtual void roll(const BatchSpec& batch, const int64_t* ids, const Picking* how, Limit* limits, int depth, float* boundary, Pick* out) = 0;
     virtual void linears(int tokens) = 0;
-    virtual void times(double* out) = 0;
 };
 
 template <class T>
@@ -112,8 +111,6 @@ struct Typed final : Model {
     }
 
     void linears(int tokens) override { decoder.linears(tokens); }
-
-    void times(double* out) override { std::copy_n(decoder.work.watch.seconds, int(Stopwatch::num_phases), out); }
 };
 
 }  // namespace
@@ -167,9 +164,6 @@ void dp_roll(Model* model, const BatchSpec* batch, const int64_t* ids, const Pic
 
 // Only the matrix products of all layers and the head over `tokens` rows: a lower bound, for benchmarks.
 void dp_linears(Model* model, int tokens) { model->linears(tokens); }
-
-// Seconds per phase since the model was created.
-void dp_times(Model* model, double* out) { model->times(out); }
 
 // Reads `size` bytes (a multiple of 64) once with all threads, to measure memory bandwidth.
 uint64_t dp_read(Pool* pool, const void* data, uint64_t size) {

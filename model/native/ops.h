@@ -1,7 +1,6 @@
 // Operations on one row between two matrix products, and their buffers.
 #pragma once
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <cstdlib>
 #include <memory>
@@ -9,25 +8,6 @@
 #include "linear.h"
 
 namespace dp {
-
-// One thread's time per phase; waiting at a barrier counts for the phase before it.
-class Stopwatch {
-   public:
-    enum Phase { products, attention, rest, num_phases };
-
-    void start() { since_ = std::chrono::steady_clock::now(); }
-
-    void lap(Phase phase) {
-        const auto now = std::chrono::steady_clock::now();
-        seconds[phase] += std::chrono::duration<double>(now - since_).count();
-        since_ = now;
-    }
-
-    double seconds[num_phases] = {};
-
-   private:
-    std::chrono::steady_clock::time_point since_;
-};
 
 enum class Activation : int { silu, gelu, gelu_tanh, relu };
 
