@@ -117,6 +117,7 @@ class DraftPoolEngine:
         engine, recorder = self._engine(cell)
         handed = itertools.count()
         recorder.rounds.clear()
+        self.model.ledger.forget()  # every run reads its prompts
         start = time.perf_counter()
         complete(engine, asked, lambda run: log[run.request_id].append((run, readings[next(handed)])), read)
         outputs = tuple(_timed(log[request.request_id], start) for request in asked)

@@ -46,14 +46,14 @@ class Weights(Section):
     path: a directory, a GGUF file, either in an installed Python package (package:NAME==VERSION/FILE), or a hub id.
     weights: matrices as the checkpoint stores them, so that GGUF's blocks stay packed; dense, in dtype; or int8 by
     output channel. execution: native kernels, plain torch (eager), or native if possible (auto). page_size: positions
-    per KV page. kv_mb: MiB.
+    per KV page; prompts that begin alike share full pages. kv_mb: MiB.
     """
 
     path: str
     dtype: Literal["fp32", "bf16"] = "bf16"
     weights: Literal["stored", "dense", "int8"] = "stored"
     execution: Literal["auto", "native", "eager"] = "auto"
-    page_size: Count = 256
+    page_size: Count = 32
     kv_mb: Count = 512
 
 

@@ -3,11 +3,16 @@
 A sequence holds pages and finds a position at `slots(sequence)[position]`, so rollback only shortens the sequence and
 moves nothing. A fork shares the slots of its trunk below the fork point and owns only its tail. Pages have reference
 counts, so trunk and branches may be freed in any order.
+
+A full page whose positions will not change may be kept under a key: sequences with the same beginning adopt it. Kept
+pages that nobody holds count as free; the one that was let go first is taken first.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -34,10 +39,13 @@ class PageLedger:
         self._free = list(range(num_pages - 1, -1, -1))
         self._references = [0] * num_pages
         self._tables: dict[int, _Table] = {}
+        self._kept: dict[bytes, int] = {}
+        self._keys: dict[int, bytes] = {}  # of kept pages
+        self._idle: dict[int, None] = {}  # kept pages that nobody holds, in the order in which they were let go
 
     @property
     def num_free(self) -> int:
-        return len(self._free)
+        return len(self._free) + len(self._idle)
 
     @property
     def sequences(self) -> tuple[int, ...]:
@@ -67,13 +75,50 @@ class PageLedger:
         if needed > self.num_free:
             return False
         if needed:
-            taken = [self._free.pop() for _ in range(needed)]
-            for page in taken:
-                self._references[page] = 1
+            taken = [self._take() for _ in range(needed)]
             table = self._tables[sequence]
             table.pages += taken
             table.slots = np.concatenate([table.slots, self._page_slots(taken)])
         return True
+
+    def adopt(self, sequence: int, keys: Iterable[bytes]) -> int:
+        """Gives an empty sequence the pages kept under these keys, up to the first that is not there. Returns how many
+        positions, which it must not write.
+        """
+        pages = list(map(self._kept.__getitem__, takewhile(self._kept.__contains__, keys)))
+        for page in pages:
+            self._references[page] += 1
+            self._idle.pop(page, None)
+        table = self._tables[sequence]
+        table.pages += pages
+        table.slots = np.concatenate([table.slots, self._page_slots(pages)])
+        return len(pages) * self.page_size
+
+    def swap(self, sequence: int, index: int, key: bytes) -> bool:
+        """Puts the page kept under this key in the place of one of the sequence's own. Returns whether there is one."""
+        page, table = self._kept.get(key), self._tables[sequence]
+        if page is None:
+            return False
+        self._references[page] += 1
+        self._idle.pop(page, None)
+        self._release(table.pages[index])
+        table.pages[index] = page
+        table.slots = table.slots.copy()
+        table.slots[index * self.page_size : (index + 1) * self.page_size] = self._page_slots([page])
+        return True
+
+    def keep(self, sequence: int, index: int, key: bytes) -> None:
+        """Others may adopt this page of a sequence, unless there is one with its key. Nobody writes to it any more."""
+        page = self._tables[sequence].pages[index]
+        if key not in self._kept and page not in self._keys:
+            self._kept[key], self._keys[page] = page, key
+
+    def forget(self) -> None:
+        """Nothing is kept any more; who holds a page goes on holding it."""
+        self._free += self._idle
+        self._idle.clear()
+        self._kept.clear()
+        self._keys.clear()
 
     def truncate(self, sequence: int, length: int) -> None:
         """Releases the sequence's own pages that lie entirely at or beyond `length`."""
@@ -99,7 +144,7 @@ class PageLedger:
         self._tables[child] = _Table(shared, slots, len(shared), length)
 
     def free(self, sequence: int) -> None:
-        for page in self._tables.pop(sequence).pages:
+        for page in reversed(self._tables.pop(sequence).pages):  # a beginning is of use without its end
             self._release(page)
 
     def check(self) -> None:
@@ -111,14 +156,32 @@ class PageLedger:
             for page in table.pages:
                 held[page] += 1
         assert held == self._references, "reference counts do not match the tables"
-        assert len(set(self._free)) == len(self._free), "a page is free twice"
-        assert sorted(self._free) == [p for p, n in enumerate(held) if n == 0], "free list and tables disagree"
+        free = [*self._free, *self._idle]
+        assert len(set(free)) == len(free), "a page is free twice"
+        assert {page: key for key, page in self._kept.items()} == self._keys, "a page is kept under another key"
+        assert set(self._idle) <= set(self._keys), "an idle page is not kept"
+        assert not set(self._free) & set(self._keys), "a kept page lies among the empty ones"
+        assert sorted(free) == [p for p, n in enumerate(held) if n == 0], "free list and tables disagree"
 
     def _page_slots(self, pages: list[int]) -> Slots:
         first = np.asarray(pages, np.int64)[:, None] * self.page_size
         return (first + np.arange(self.page_size)).reshape(-1)
 
+    def _take(self) -> int:
+        """A page for one sequence."""
+        if self._free:
+            page = self._free.pop()
+        else:
+            page = next(iter(self._idle))
+            del self._idle[page], self._kept[self._keys.pop(page)]
+        self._references[page] = 1
+        return page
+
     def _release(self, page: int) -> None:
         self._references[page] -= 1
-        if self._references[page] == 0:
+        if self._references[page]:
+            return
+        if page in self._keys:
+            self._idle[page] = None
+        else:
             self._free.append(page)

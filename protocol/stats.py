@@ -97,6 +97,7 @@ class EngineStats(RoundStats):
     num_free_pages: int
     num_pages: int
     num_steps: int
+    num_adopted_tokens: int = 0  # of prompts, whose KV another request had left
     num_failures: int = 0  # of policy, way to the pool and record of rounds; requests went on without them
 
 

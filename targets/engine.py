@@ -121,6 +121,7 @@ class Engine:
             num_free_pages=ledger.num_free,
             num_pages=ledger.num_pages,
             num_steps=rounds.num_steps,
+            num_adopted_tokens=scheduler.num_adopted,
             num_failures=rounds.num_failures,
             **{each.name: getattr(rounds.totals, each.name) for each in fields(rounds.totals)},
         )

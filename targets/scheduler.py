@@ -13,7 +13,10 @@ from dataclasses import dataclass, replace
 
 from model.pages import PageLedger
 from protocol.plan import Plan
+from targets.prefixes import page_keys
 from targets.sequence import Sequence
+
+SHORT_SHARE = 0.25  # of the prompt tokens in a step, for the prompts with the least left
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,7 @@ class Scheduler:
         self._config = config
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of admission, oldest first
+        self.num_adopted = 0  # prompt tokens whose KV was there already
 
     @property
     def has_work(self) -> bool:
@@ -66,19 +70,52 @@ class Scheduler:
         while self.waiting and len(self.running) < self._config.max_batch:
             sequence = self.waiting[0]
             self._ledger.open(sequence.id)
+            self._adopt(sequence)
             needed = self._ledger.missing(sequence.id, len(sequence.tokens))
             if needed + len(self.running) > self._ledger.num_free:
                 self._ledger.free(sequence.id)
+                sequence.computed = sequence.num_kept = 0
                 break
             self._ledger.reserve(sequence.id, len(sequence.tokens))
+            self.num_adopted += sequence.computed
             self.running.append(self.waiting.popleft())
             admitted.append(sequence)
         return admitted
+
+    def _adopt(self, sequence: Sequence) -> None:
+        """Begins behind the longest beginning whose KV is kept. One token is left to run, which gives the next."""
+        size = self._ledger.page_size
+        sequence.keys = page_keys(sequence.keys, sequence.tokens, size)
+        sequence.computed = self._ledger.adopt(sequence.id, sequence.keys[: (sequence.prefill_end - 1) // size])
+        sequence.num_kept = sequence.computed // size
+
+    def _skip(self, sequence: Sequence) -> None:
+        """Goes on behind what another has run of the same prompt since this one was admitted."""
+        size, last = self._ledger.page_size, (sequence.prefill_end - 1) // self._ledger.page_size
+        while sequence.num_kept < last:
+            if not self._ledger.swap(sequence.id, sequence.num_kept, sequence.keys[sequence.num_kept]):
+                break
+            sequence.num_kept += 1
+            self.num_adopted += sequence.num_kept * size - sequence.computed
+            sequence.computed = sequence.num_kept * size
+
+    def keep(self, sequence: Sequence) -> None:
+        """Full pages of committed tokens that have KV may be adopted from now on."""
+        size, num_sure = self._ledger.page_size, min(sequence.computed, len(sequence.tokens))
+        if sequence.num_kept == num_sure // size:
+            return
+        sequence.keys = page_keys(sequence.keys, sequence.tokens, size)
+        for index in range(sequence.num_kept, num_sure // size):
+            self._ledger.keep(sequence.id, index, sequence.keys[index])
+        sequence.num_kept = num_sure // size
 
     def schedule(self, decoding: list[Sequence], plan: Plan) -> Schedule:
         """plan: one length for each of the decoding sequences, which lose the ones that are preempted."""
         lengths = self._affordable(decoding, plan)
         num_preempted = self._reserve(decoding, lengths)
+        for sequence in self.running:
+            if not sequence.is_decoding:
+                self._skip(sequence)
         taken = tuple(chunks(self.running, self._config.prefill_chunk))
         return Schedule(tuple(decoding), _cut(plan, tuple(lengths[: len(decoding)])), taken, num_preempted)
 
@@ -104,7 +141,7 @@ class Scheduler:
     def _preempt_youngest(self) -> Sequence:
         victim = self.running.pop()
         self._ledger.free(victim.id)
-        victim.computed = 0
+        victim.computed = victim.num_kept = 0
         self.waiting.appendleft(victim)
         return victim
 
@@ -117,11 +154,15 @@ def _cut(plan: Plan, lengths: tuple[int, ...]) -> Plan:
 
 
 def chunks(running: Iterable[Sequence], budget: int) -> list[tuple[Sequence, int]]:
-    """Prompt tokens for this step, oldest sequence first, together at most `budget`."""
-    taken = []
-    for sequence in running:
-        size = min(sequence.prefill_end - sequence.computed, budget)
-        if size > 0:
-            taken.append((sequence, size))
+    """Prompt tokens for this step, together at most `budget`: oldest sequence first, but for a share that goes to those
+    with the least left to read, so that a short prompt does not wait for long ones.
+    """
+    reading = [(sequence, sequence.prefill_end - sequence.computed) for sequence in running if not sequence.is_decoding]
+    sizes = dict.fromkeys([sequence.id for sequence, _ in reading], 0)
+    shortest = sorted(reading, key=lambda one: one[1])
+    for order, end in ((shortest, budget - int(budget * SHORT_SHARE)), (reading, 0)):
+        for sequence, left in order:
+            size = min(left - sizes[sequence.id], budget - end)
+            sizes[sequence.id] += size
             budget -= size
-    return taken
+    return [(sequence, sizes[sequence.id]) for sequence, _ in reading if sizes[sequence.id]]

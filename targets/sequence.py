@@ -15,7 +15,10 @@ from protocol.request import FinishReason, GenerateRequest, SequenceStats
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """max_length: tokens that fit, prompt included (context length and KV memory both counted)."""
+    """max_length: tokens that fit, prompt included (context length and KV memory both counted).
+
+    keys: names of its first full pages (targets/prefixes.py). num_kept: how many of its pages others may adopt.
+    """
 
     id: int
     request: GenerateRequest
@@ -28,6 +31,8 @@ class Sequence:
     histogram: list[int] = field(default_factory=list)  # [n]: rounds in which n drafted tokens were accepted
     finish_reason: FinishReason | None = None
     num_prompt: int = field(init=False)
+    keys: list[bytes] = field(default_factory=list, repr=False)
+    num_kept: int = 0
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt_ids)

@@ -142,6 +142,8 @@ class Stepper:
             sequence.computed += size
             if own:
                 runs.append(self._commit_run(sequence, own))
+            else:
+                self.scheduler.keep(sequence)
         return tuple(runs), RoundRecord(
             round_id=self.rounds.num_steps,
             plan=schedule.plan,
@@ -164,6 +166,7 @@ class Stepper:
         """run: of which the last may be NO_PICK."""
         index, sound = sequence.num_generated, run if run[-1] != NO_PICK else run[:-1]
         kept = sequence.commit(sound) if sound else ()
+        self.scheduler.keep(sequence)
         if len(sound) < len(run) and sequence.finish_reason is None:
             logger.error(_UNDEFINED, sequence.request.request_id, len(sequence.tokens))
             sequence.finish_reason = FinishReason.UNDEFINED

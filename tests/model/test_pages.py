@@ -101,3 +101,84 @@ def test_a_leaked_page_is_noticed():
     ledger._tables.clear()
     with pytest.raises(AssertionError, match="reference counts"):
         ledger.check()
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_beginnings_are_found_again_with_what_was_written_there_until_their_pages_are_taken(seed):
+    """Sequences over few texts; what is full is kept, and each new one adopts what is there and writes the rest."""
+    rng = random.Random(seed)
+    page_size = rng.choice([1, 2, 4])
+    ledger = PageLedger(rng.randint(8, 20), page_size)
+    texts = [[rng.randrange(3) for _ in range(4 * page_size)] for _ in range(4)]
+    memory: dict[int, tuple[int, ...]] = {}
+    held: dict[int, list[int]] = {}
+    num_adopted = 0
+    for number in range(80):
+        if held and rng.random() < 0.5:
+            gone = rng.choice(list(held))
+            ledger.free(gone)
+            del held[gone]
+        text = rng.choice(texts)[: rng.randint(1, 4 * page_size)]
+        keys = [repr(text[: end + page_size]).encode() for end in range(0, len(text) - page_size + 1, page_size)]
+        ledger.open(number)
+        known = ledger.adopt(number, keys)
+        num_adopted += known
+        if not ledger.reserve(number, len(text)):
+            ledger.free(number)
+            continue
+        held[number] = text
+        for position in range(known, len(text)):
+            memory[int(ledger.slots(number)[position])] = tuple(text[: position + 1])
+        for index in range(known // page_size, len(text) // page_size):
+            ledger.keep(number, index, keys[index])
+        ledger.check()
+        for other, own in held.items():
+            slots = ledger.slots(other)[: len(own)]
+            assert [memory[int(slot)] for slot in slots] == [tuple(own[: at + 1]) for at in range(len(own))]
+    assert num_adopted > 0
+    for number in held:
+        ledger.free(number)
+    assert ledger.num_free == ledger.num_pages
+
+
+def test_a_page_of_ones_own_gives_way_to_a_kept_one():
+    ledger = PageLedger(4, 4)
+    for sequence in (1, 2):
+        ledger.open(sequence)
+        ledger.reserve(sequence, 8)
+    ledger.keep(1, 0, b"the same")
+    assert ledger.swap(2, 0, b"the same")
+    assert not ledger.swap(2, 1, b"another")
+    assert ledger.slots(2)[:4].tolist() == ledger.slots(1)[:4].tolist()
+    assert ledger.num_free == 1
+    ledger.check()
+
+
+def test_of_a_beginning_the_end_is_forgotten_first():
+    ledger = PageLedger(3, 4)
+    ledger.open(1)
+    ledger.reserve(1, 12)
+    for index, key in enumerate((b"a", b"ab", b"abc")):
+        ledger.keep(1, index, key)
+    ledger.free(1)
+    ledger.open(2)
+    ledger.reserve(2, 4)
+    ledger.open(3)
+    assert ledger.adopt(3, [b"a", b"ab", b"abc"]) == 8
+    ledger.check()
+
+
+def test_what_is_forgotten_is_free_and_found_by_nobody():
+    ledger = PageLedger(4, 4)
+    for sequence, key in ((1, b"a"), (2, b"b")):
+        ledger.open(sequence)
+        ledger.reserve(sequence, 4)
+        ledger.keep(sequence, 0, key)
+    ledger.free(1)
+    ledger.forget()
+    ledger.check()
+    ledger.open(3)
+    assert (ledger.adopt(3, [b"a"]), ledger.adopt(3, [b"b"])) == (0, 0)
+    ledger.free(2)
+    ledger.check()
+    assert ledger.num_free == 4

@@ -106,12 +106,44 @@ def test_the_youngest_is_preempted_and_comes_back_before_those_that_waited():
     assert sched.waiting[0].num_generated > 0
 
 
-def test_prefills_share_the_token_budget_oldest_first():
+def test_prefills_take_the_token_budget_oldest_first_and_a_quarter_of_it_shortest_first():
     sched = scheduler(num_pages=64, prefill_chunk=10)
     for number, size in enumerate((6, 9, 5)):
         sched.add(sequence(number, size))
     sched.admit()
-    assert [(m.id, size) for m, size in planned(sched).chunks] == [(0, 6), (1, 4)]
+    assert [(m.id, size) for m, size in planned(sched).chunks] == [(0, 6), (1, 2), (2, 2)]
+
+
+def test_a_short_prompt_does_not_wait_for_fifteen_long_ones_and_the_oldest_keeps_its_pace():
+    sched = scheduler(num_pages=2000, prefill_chunk=64)
+    for number in range(15):
+        sched.add(sequence(number, 300))
+    sched.add(sequence(15, 40))
+    sched.admit()
+    ended = {}
+    for step in range(200):
+        schedule = planned(sched)
+        before = {member.id for member in sched.running if member.num_generated}
+        execute(sched, schedule, random.Random(0))
+        ended |= {m.id: step for m in sched.running if m.num_generated and m.id not in before}
+        if len(ended) == 16:
+            break
+    assert ended[15] <= 40 // 16, "a quarter of 64 tokens a step is its own"
+    assert ended[0] <= 300 // 48, "three quarters are the oldest's"
+    assert sorted(ended, key=ended.__getitem__)[:2] == [15, 0]
+
+
+@pytest.mark.parametrize("seed", range(50))
+def test_chunks_spend_the_whole_budget_where_there_is_that_much_to_read(seed):
+    rng = random.Random(seed)
+    sched = scheduler(num_pages=4000, prefill_chunk=rng.randint(1, 80))
+    for number in range(rng.randint(1, 12)):
+        sched.add(sequence(number, rng.randint(1, 60), max_length=4000))
+    sched.admit()
+    taken = {m.id: size for m, size in planned(sched).chunks}
+    wanted = {member.id: member.prefill_end for member in sched.running}
+    assert sum(taken.values()) == min(sched._config.prefill_chunk, sum(wanted.values()))
+    assert all(0 < size <= wanted[number] for number, size in taken.items())
 
 
 def test_a_plan_loses_the_rows_that_are_preempted_and_its_drafts_when_pages_are_short():
