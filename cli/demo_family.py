@@ -30,11 +30,12 @@ def find_packages(config: AppConfig) -> None:
 def fit_to_cores(config: AppConfig, num_cores: int) -> AppConfig:
     """The config with as many draft replicas and threads per target as the cores allow, at least one of each.
 
-    A target waits while it is drafted for, so one draft replica and two targets with one thread each fit two cores.
+    A target waits while it is drafted for, so one draft replica and two targets with one thread each fit two cores. A
+    colocated drafter takes its target's threads.
     """
     num_targets = sum(target.num_replicas for target in config.targets)
     pool, left = config.pool, num_cores
-    if pool is not None:
+    if pool is not None and config.placement == "separate":
         num_replicas = min(pool.num_replicas, max(1, num_cores - num_targets))
         pool = pool.model_copy(update={"num_replicas": num_replicas, "threads": 1})
         left -= num_replicas

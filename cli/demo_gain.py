@@ -21,7 +21,7 @@ Pair = tuple[StreamedCompletion, StreamedCompletion]  # (with the pool, without)
 def describe_run(config: AppConfig, num_cores: int, steps: Collection[str]) -> str:
     """A line about cores, replicas and threads. steps: how the models run."""
     parts = [(target.name, target.num_replicas, target.threads) for target in config.targets]
-    if config.pool is not None:
+    if config.pool is not None and config.placement == "separate":
         parts.append(("drafter", config.pool.num_replicas, config.pool.threads))
     replicas = listed(f"{name} {count} x {plural(threads, 'thread')}" for name, count, threads in parts)
     return f"{plural(num_cores, 'core')}; replicas: {replicas}; steps by {' and '.join(sorted(steps))}"

@@ -96,20 +96,27 @@ def test_a_config_whose_package_is_not_there_is_refused_with_the_remedy(
         assert "; pip install --no-deps no-such-package==3.1" in refused(capsys, command, str(without_package))
 
 
-@pytest.mark.parametrize("config", [CODE, SMOLLM2])
 @pytest.mark.parametrize(
     ("num_cores", "draft_replicas", "threads"),
     [(1, 1, 1), (2, 1, 1), (3, 1, 1), (4, 2, 1), (6, 2, 2), (8, 2, 3), (64, 2, 4)],
 )
-def test_the_demo_fits_its_threads_to_the_cores(
-    config: Path, num_cores: int, draft_replicas: int, threads: int
+def test_the_code_family_fits_its_threads_and_its_pool_to_the_cores(
+    num_cores: int, draft_replicas: int, threads: int
 ) -> None:
-    made = fit_to_cores(load_config(config), num_cores)
+    made = fit_to_cores(load_config(CODE), num_cores)
     assert made.pool is not None
     assert (made.pool.num_replicas, made.pool.threads) == (draft_replicas, 1)
     assert [target.threads for target in made.targets] == [threads, threads]
     total = sum(each.threads * each.num_replicas for each in placements(made))
     assert total <= max(num_cores, 3), "each model has a thread at least"
+
+
+@pytest.mark.parametrize(("num_cores", "threads"), [(1, 1), (2, 1), (5, 2), (64, 4)])
+def test_smollm2s_targets_take_all_cores_for_they_draft_for_themselves(num_cores: int, threads: int) -> None:
+    config = load_config(SMOLLM2)
+    made = fit_to_cores(config, num_cores)
+    assert [target.threads for target in made.targets] == [threads, threads]
+    assert (made.placement, made.pool) == ("colocated", config.pool)
 
 
 def test_models_whose_template_opens_an_answer_are_asked_for_one(family: Path, tmp_path: Path) -> None:

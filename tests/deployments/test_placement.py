@@ -21,6 +21,7 @@ from router.costs import Curve
 from router.policy import Fixed
 from targets.engine import Engine
 from targets.model import load_target
+from targets.own_client import OwnDraftClient
 from tests.deployments.checkpoints import config_beside
 from tests.reference.engine import plain_texts, random_requests, run_all
 from tests.router.curves import curves
@@ -168,6 +169,23 @@ def test_a_target_with_its_own_drafter_writes_the_plain_text(config: AppConfig) 
     engine = Engine(model, Fixed(DepthRule((4,)), 3), own.client)
     assert run_all(engine, requests).tokens == plain_texts(model, requests)
     assert engine.stats().num_proposed > 0
+
+
+def test_a_target_whose_drafter_is_its_own_model_drafts_on_its_own_kv_and_knows_the_cost(config: AppConfig) -> None:
+    target = config.targets[0]
+    assert config.pool is not None
+    pool = config.pool.model_copy(update={"path": target.path, "weights": "int8"})
+    model = load_target(resolve(target.path), dtype=torch.float32, num_positions=2048, page_size=16)
+    own = open_drafter(model, target, pool, "engine", 10.0, measured=True)
+    assert isinstance(own.client, OwnDraftClient)
+    assert own.costs is not None
+    assert (own.exits, own.costs.link.at(4)) == ((4,), 0.0)
+    assert own.costs.draft.at(2, 4, 1, 3) == own.costs.draft.at(2, 4, 900, 3) > own.costs.draft.at(2, 4, 1, 1)
+    assert model.ledger.num_free == model.ledger.num_pages
+    requests = random_requests(3, 5, model.decoder.config.vocab_size, max_tokens=24)
+    engine = Engine(model, Fixed(DepthRule((4,)), 3), own.client)
+    assert run_all(engine, requests).tokens == plain_texts(model, requests)
+    assert engine.stats().num_accepted > 0
 
 
 def test_a_drafter_without_a_link_costs_as_much_otherwise() -> None:
