@@ -16,6 +16,7 @@ from bench.arguments import add_settings, listed, one_of
 from bench.cells import OURS, Subject
 from bench.grid import MODES, PEERS, Grid
 from bench.metrics import CellResult
+from bench.policies import NOSTOP
 from bench.report import save
 from bench.run import Engines, measure, opened
 from bench.workload import EQUAL, KINDS, LONGEST, Workload, read_texts
@@ -119,7 +120,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--draft-gguf", type=Path, metavar="FILE", help="the draft model of mode llamacpp-draft")
     add("--ngram", type=whole(1), default=12, help="tokens that repeat before llamacpp-ngram drafts (default: its 12)")
     add("--batch", type=listed(whole(1)), default=[1, 8], help="batch sizes (default: 1,8)")
-    modes = (*OURS, *PEERS)
+    modes = (*(mode for mode in OURS if mode != NOSTOP), *PEERS)
     add("--modes", type=listed(one_of(*MODES)), default=list(modes), help=f"default: {','.join(modes)}")
     add_settings(parser)
     add("--temperature", type=listed(temperature), default=[0.0], help="one or several (default: 0, greedy)")

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from bench.policies import ADAPTIVE
+from bench.policies import EMA, GOODPUT
 from protocol.plan import Mode
 
 BATCHES = (1, 4, 16)
 DEPTHS: tuple[int | str, ...] = (2, 4, 6, "cascade")
 RANDOM = "random"
-CHOOSING = (RANDOM, *ADAPTIVE)  # stand for a depth in a cell: these policies choose their own, up to its length
+CHOOSING = (RANDOM, EMA, GOODPUT)  # stand for a depth in a cell: these policies choose their own, up to its length
 LENGTHS = tuple(range(9))
 TEMPERATURES = (0.0, 0.8)
 SERIAL, ANY = Mode.SERIAL.value, "any"

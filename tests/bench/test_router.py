@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from bench.policies import ADAPTIVE, GOODPUT, POLICIES
+from bench.policies import GOODPUT, POLICIES
 from bench.router.__main__ import OF_BEST, Measured, against_each, bars, run, table
 from bench.stats import Ratio, paired_ratio
 from protocol.errors import ConfigError
 from tests.deployments.checkpoints import make_family
 
 PLACE: dict[str, object] = dict.fromkeys(("cpu", "threads", "torch", "commit", "command"), "?")
+
+CHOOSE = {"ema", "goodput"}
 
 
 def of(share: float) -> Ratio:
@@ -55,8 +57,8 @@ def test_one_run_measures_plain_every_fixed_setting_and_every_policy_that_choose
     made = json.loads(args.out.read_text())
     (cell,) = made["cells"]
     assert set(cell["swept"]) == {"2/2", "4/2"}
-    assert set(cell["rates"]) == {"plain", "fixed", *ADAPTIVE}
-    assert set(cell["over_fixed"]) == set(cell["over_off"]) == set(made["against_each_fixed"]) == set(ADAPTIVE)
+    assert set(cell["rates"]) == {"plain", "fixed", *CHOOSE}
+    assert set(cell["over_fixed"]) == set(cell["over_off"]) == set(made["against_each_fixed"]) == CHOOSE
     assert cell["identical"] == 1.0
     assert all(sum(played.values()) == pytest.approx(1, abs=1e-2) for played in cell["played"].values())
     assert made["settings"]["pairs"] == 2

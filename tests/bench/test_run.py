@@ -217,7 +217,7 @@ def test_an_interrupted_run_keeps_the_repetitions_of_every_cell_that_it_finished
 def test_an_unknown_mode_is_a_usage_error(family: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["bench", "--target", str(family / "large"), "--modes", "plain,roads"])
-    assert "'roads' is unknown; choose from plain, fixed, ema, goodput, generate" in capsys.readouterr().err
+    assert "'roads' is unknown; choose from plain, fixed, ema, goodput, nostop, generate" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
