@@ -9,20 +9,25 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from api.backend import Backend, ModelCard
-from api.chat import chat_prompt
+from api.call_replies import CallingReply
+from api.calls import Calling
+from api.chat import calling, chat_prompt, rendering
 from api.errors import to_problem
-from api.generation import Delta, GenerationJob, complete, find_model, prepare, stream
+from api.generation import Delta, Echo, GenerationJob, complete, find_model, prepare, stream
 from api.middleware import request_id
 from api.openai import ChatCompletionRequest, CompletionRequest
 from api.prompts import prompt_ids
-from api.replies import Json, Reply, reply_to
+from api.replies import ChatReply, Json, Reply
+from api.response_replies import ResponseReply
+from api.responses import ResponsesRequest
 from api.seeds import choice_seed, draw_seed
 from api.streams import EventStream, Indexed, collect, merge, run_while_connected
 from api.time_limit import TimeLimit
+from protocol.errors import InvalidRequest
 
 DONE = "data: [DONE]\n\n"
 
-Body = CompletionRequest | ChatCompletionRequest
+Body = CompletionRequest | ChatCompletionRequest | ResponsesRequest
 
 
 async def answer(backend: Backend, body: Body, request: Request, max_s: float | None) -> Response:
@@ -30,11 +35,7 @@ async def answer(backend: Backend, body: Body, request: Request, max_s: float | 
     limit = TimeLimit(request.headers, max_s)
     async with limit.enforced():
         card = await find_model(backend, body.model)
-        if isinstance(body, ChatCompletionRequest):
-            prompts = [await chat_prompt(card, body.messages)]
-        else:
-            prompts = await prompt_ids(card, body)
-        reply, jobs = _prepared(card, body, prompts)
+        reply, jobs = await _prepared(card, body)
         # At most one batch at once, so that a call with many prompts cannot fill a replica's queue.
         run = stream if body.stream else complete
         deltas = merge([run(backend, job) for job in jobs], card.max_batch)
@@ -43,15 +44,61 @@ async def answer(backend: Backend, body: Body, request: Request, max_s: float | 
         # The first delta is awaited before the status goes out, so that a full queue is still a 429.
         deltas = limit.apply(deltas)
         first = await run_while_connected(request, anext(deltas))
+    if isinstance(reply, ResponseReply):
+        return EventStream(reply.events(first[1], deltas, request_id(request)), deltas)
     return EventStream(_events(reply, len(jobs), first, deltas, request_id(request)), deltas)
 
 
-def _prepared(card: ModelCard, body: Body, prompts: Sequence[tuple[int, ...]]) -> tuple[Reply, list[GenerationJob]]:
+async def _prepared(card: ModelCard, body: Body) -> tuple[Reply | ResponseReply, list[GenerationJob]]:
+    """The reply, and a job for each choice."""
     seed = draw_seed() if body.seed is None else body.seed
-    seeds = [choice_seed(seed, index) for index in range(len(prompts))]
-    reply = reply_to(body, seeds, [len(ids) for ids in prompts])
-    jobs = [prepare(card, f"{reply.id}-{index}", ids, body, seeds[index]) for index, ids in enumerate(prompts)]
+    if isinstance(body, ResponsesRequest):
+        return await _prepared_response(card, body, seed)
+    how = None
+    if isinstance(body, ChatCompletionRequest):
+        prompts: list[tuple[int, ...]] = [await chat_prompt(card, body.messages, rendering(body))]
+        echoes: list[Echo] = [""]
+        how = calling(card, body)
+    else:
+        prompts, echoes = await prompt_ids(card, body), body.echoes()
+    seeds = [choice_seed(seed, index) for index in range(len(prompts) * body.n)]
+    reply = _reply(body, seeds, [len(ids) for ids in prompts], how)
+    jobs = []
+    for index, seed in enumerate(seeds):  # as in OpenAI's API, the choices of a prompt stand together
+        prompt, echo = prompts[index // body.n], echoes[index // body.n]
+        jobs.append(prepare(card, f"{reply.id}-{index}", prompt, body, seed, echo=echo, marks=_marks(how)))
     return reply, jobs
+
+
+async def _prepared_response(
+    card: ModelCard, body: ResponsesRequest, seed: int
+) -> tuple[ResponseReply, list[GenerationJob]]:
+    """The same for a response: the chat that it asks for, and errors that name its own fields."""
+    chat = body.chat()
+    try:
+        prompt = await chat_prompt(card, chat.messages, rendering(chat))
+        how = calling(card, chat)
+        reply = ResponseReply(body, seed, len(prompt), how)
+        return reply, [prepare(card, reply.id, prompt, chat, seed, marks=_marks(how))]
+    except InvalidRequest as error:
+        error.param = "max_output_tokens" if error.param == "max_tokens" else error.param
+        raise
+
+
+def _marks(how: Calling | None) -> Sequence[str]:
+    return how.parser.marks if how else ()
+
+
+def _reply(
+    body: CompletionRequest | ChatCompletionRequest,
+    seeds: Sequence[int],
+    num_prompt_tokens: Sequence[int],
+    how: Calling | None,
+) -> Reply:
+    if how is not None:
+        return CallingReply(body, seeds, num_prompt_tokens, how)
+    kind = ChatReply if isinstance(body, ChatCompletionRequest) else Reply
+    return kind(body, seeds, num_prompt_tokens)
 
 
 async def _events(

@@ -21,7 +21,8 @@ from protocol.errors import InvalidRequest, ModelFault, NotReady, PromptTooLong,
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
-TEXTS = frozenset({"prompt", "messages", "stop"})  # fields whose values are a caller's text, which no error repeats
+# Fields whose values are a caller's text, which no error repeats.
+TEXTS = frozenset({"prompt", "messages", "stop", "tools", "chat_template_kwargs", "input", "instructions"})
 UNIONS = frozenset({"prompt", "stop", "speculation"})  # pydantic reports one error per member of a union
 
 
@@ -87,7 +88,8 @@ def invalid_request(errors: Sequence[ErrorDetails]) -> InvalidRequest:
     place, name = first["loc"], str(first["loc"][0]) if first["loc"] else None
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InvalidRequest):
-        return InvalidRequest(f"{_path(place)}: {cause}", name) if len(place) > 1 else cause
+        is_named = not place or (len(place) == 1 and cause.param is not None)
+        return cause if is_named else InvalidRequest(f"{_path(place)}: {cause}", name)
     if first["type"] == "json_invalid":
         return InvalidRequest(f"the body is not JSON: {cause} at character {place[0] if place else 0}")
     if name is None:
