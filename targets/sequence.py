@@ -30,8 +30,8 @@ class Sequence:
     num_prompt: int = field(init=False)
 
     def __post_init__(self) -> None:
-        self.tokens = list(self.request.prompt_ids)
-        self.num_prompt = len(self.tokens)
+        self.tokens = [*self.request.prompt_ids, *self.request.resume_ids]
+        self.num_prompt = len(self.request.prompt_ids)
 
     @property
     def num_generated(self) -> int:
