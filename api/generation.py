@@ -204,7 +204,7 @@ def _text_of(job: GenerationJob) -> tuple[str, TextStream]:
 
 
 def _check_finish(run: TokenRun) -> None:
-    if run.finish_reason is FinishReason.ABORT:
+    if run.finish_reason in (FinishReason.ABORT, FinishReason.CLOSED):
         raise NotReady("the model was stopped while it answered; send the request again")
     if run.finish_reason is FinishReason.ERROR:
         raise BackendFault("the engine failed")

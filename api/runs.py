@@ -10,13 +10,16 @@ from api.generation import BackendFault
 from protocol.request import TokenRun
 
 
-async def check_runs(runs: AsyncGenerator[TokenRun, None]) -> AsyncGenerator[TokenRun, None]:
+async def check_runs(
+    runs: AsyncGenerator[TokenRun, None], sent: list[int] | None = None
+) -> AsyncGenerator[TokenRun, None]:
     """Passes runs on without the tokens that came before.
 
-    Raises BackendFault at a gap, if the last run is missing, or if a repeated token differs from the first time. The
-    last run of a call repeats all of its tokens, so a token that the target did not write is always noticed.
+    sent: the tokens that were passed on; those of `runs` are added. Raises BackendFault at a gap, if the last run is
+    missing, or if a repeated token differs from the first time. The last run of a call repeats all of its tokens, so a
+    token that the target did not write is always noticed.
     """
-    sent: list[int] = []
+    sent = [] if sent is None else sent
     async with aclosing(runs):
         async for run in runs:
             count, last = len(sent), run.finish_reason is not None
@@ -27,9 +30,9 @@ async def check_runs(runs: AsyncGenerator[TokenRun, None]) -> AsyncGenerator[Tok
                 raise BackendFault("tokens that were sent twice differ")
             if last and run.index + len(run.token_ids) < count:
                 raise BackendFault("more tokens were streamed than the last run has")
+            sent += fresh
             if fresh or last:
                 yield replace(run, index=count, token_ids=fresh)
-            sent += fresh
             if last:
                 return
     raise BackendFault("the stream ended without a finish reason")

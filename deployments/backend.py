@@ -7,18 +7,26 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
+import grpc
+import grpc.aio
 from ray.exceptions import RayActorError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    ReplicaUnavailableError,
+    RequestCancelledError,
+)
 from ray.serve.handle import DeploymentHandle
 from transformers import PreTrainedTokenizerFast
 
 from api.backend import ModelCard, max_token_bytes
 from api.control import ControlTokens
-from api.runs import check_runs
+from api.survival import Recovery, survive
 from api.trace import Track
 from link.discovery import serve_discovery
 from link.liveness import Census, Liveness, take_census
@@ -34,6 +42,10 @@ STATS_TIMEOUT_S = 2.0
 # Every thread that encodes keeps a cache of 10,000 words per tokenizer: 5 MiB for short words, 36 MiB for Chinese.
 # asyncio's default is four threads more than there are cores. Two, so that a long prompt does not delay the others.
 NUM_TOKENIZER_THREADS = 2
+
+# How a call ends whose connection broke. A replica's own errors come as its answer.
+BROKEN = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL})
+LOST = RayActorError | DeploymentUnavailableError | ReplicaUnavailableError | RequestCancelledError
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +67,7 @@ class ServeBackend:
         sink_address: SinkAddress,
         pool: Handle | None = None,
         silence_s: float = 20.0,
+        recovery: Recovery | None = None,
     ) -> None:
         threads = ThreadPoolExecutor(NUM_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
         asyncio.get_running_loop().set_default_executor(threads)
@@ -63,8 +76,10 @@ class ServeBackend:
             model: handle.options(method_name="generate", _by_reference=False) for model, handle in handles.items()
         }
         self._sink, self._sink_address = sink, sink_address
+        self._recovery = recovery or Recovery()
         self._liveness = {
-            model: Liveness(partial(open_requests, handle), silence_s) for model, handle in handles.items()
+            model: Liveness(partial(open_requests, handle), silence_s, self._recovery.within_s)
+            for model, handle in handles.items()
         }
         self._describe = {model: handle.options(method_name="describe") for model, handle in handles.items()}
         self._handles = handles
@@ -110,10 +125,17 @@ class ServeBackend:
         )
 
     def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
-        return check_runs(self._runs(model, self._call(model), request))
+        return survive(partial(self._runs, model, self._call(model)), request, self._recovery)
 
     async def complete(self, model: str, request: GenerateRequest) -> TokenRun:
-        return await self._answer(model, self._call(model), request)
+        """Several runs come where a replica was stopped in between."""
+        async with aclosing(survive(partial(self._whole, model, self._call(model)), request, self._recovery)) as runs:
+            parts = [run async for run in runs]
+        return replace(parts[-1], index=0, token_ids=tuple(token for part in parts for token in part.token_ids))
+
+    async def _whole(self, model: str, call: Handle, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
+        """The reply to the call alone."""
+        yield await self._answer(model, call, request)
 
     async def _answer(self, model: str, call: Handle, request: GenerateRequest, *sink: SinkAddress) -> TokenRun:
         """The reply to the call. Raises NotReady if its replica stops answering."""
@@ -170,12 +192,18 @@ def load_tokenizer_of(path: str) -> PreTrainedTokenizerFast:
 
 
 async def await_reply(response: Any) -> TokenRun:
-    """The reply of a target's `generate`; raises its translated error. Cancelling the coroutine cancels the call."""
+    """The reply of a target's `generate`; raises its translated error. Cancelling the coroutine cancels the call.
+
+    A call that somebody else has cancelled is lost, for CancelledError would end our caller without a word.
+    """
     try:
         answer: TokenRun | DraftPoolError = await response
     except asyncio.CancelledError:
         response.cancel()
-        raise
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise NotReady("the call was cancelled at the replica; send the request again") from None
     except Exception as error:
         raise translate_error(error) from None
     if isinstance(answer, DraftPoolError):
@@ -194,12 +222,15 @@ async def broadcast(handle: Handle, method: str, *args: int) -> list[Any]:
 
 
 async def open_requests(handle: Handle, timeout_s: float) -> Census:
-    """Asks all replicas for their open requests. Raises if there are no replicas.
+    """Asks all replicas for their open requests. Without replicas there are none.
 
     Serve's `results_async` cannot be used: it returns nothing unless all replicas answer.
     """
     response: Any = handle.broadcast("open_requests")
-    results = await response._fetch_replica_results_async()
+    try:
+        results = await response._fetch_replica_results_async()
+    except DeploymentUnavailableError:
+        return Census()
     return await take_census([result.get_async() for result in results], timeout_s)
 
 
@@ -210,6 +241,6 @@ def translate_error(error: Exception) -> Exception:
         return translate_error(cause) if isinstance(cause, Exception) and cause is not error else error
     if isinstance(error, BackPressureError):
         return QueueFull("too many requests are queued; try again later")
-    if isinstance(error, RayActorError | DeploymentUnavailableError):
+    if isinstance(error, LOST) or (isinstance(error, grpc.aio.AioRpcError) and error.code() in BROKEN):
         return NotReady("the replica that had the request was lost; send the request again")
     return error

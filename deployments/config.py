@@ -87,13 +87,16 @@ class GrpcConfig(Section):
 class IngressConfig(Listener, Replicas):
     """The ingress. Targets stream tokens to its replicas.
 
-    join_ms: how long tokens of a stream may wait for more, under load. silence_s: seconds after which a request fails
-    if no replica confirms that it has it.
+    join_ms: how long tokens of a stream may wait for more, under load. silence_s: seconds after which a request lost
+    its replica if none confirms that it has it. reissues: replicas that a request may lose and still go on at another;
+    0: none. recover_s: seconds that it may look for one.
     """
 
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
     join_ms: Annotated[float, Field(ge=0, le=1000)] = 20.0
     silence_s: Seconds = 20.0
+    reissues: Annotated[int, Field(ge=0)] = 5
+    recover_s: Seconds = 120.0
 
 
 class AppConfig(Section):

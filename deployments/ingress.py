@@ -15,6 +15,7 @@ from starlette.types import ASGIApp
 
 from api import rpc
 from api.http import create_app
+from api.survival import Recovery
 from deployments.backend import Handle, ServeBackend
 from deployments.config import HttpConfig, IngressConfig
 from deployments.host import resolve_host
@@ -41,7 +42,8 @@ class Ingress:
         self._sink = TokenSink(secret)
         address = await self._sink.start(resolve_host(config.host), config.ports)
         sink_address = SinkAddress(address, config.join_ms, secret)
-        self._backend = ServeBackend(handles, tokenizers, self._sink, sink_address, pool, config.silence_s)
+        recovery = Recovery(config.reissues, config.recover_s)
+        self._backend = ServeBackend(handles, tokenizers, self._sink, sink_address, pool, config.silence_s, recovery)
 
     async def __del__(self) -> None:
         await self._sink.stop()

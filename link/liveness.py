@@ -1,7 +1,8 @@
 """Detects that the replica of a request has frozen. A frozen process closes no connection and sends no error.
 
 While a request runs, all replicas of its target are asked from time to time which requests they have. If one does not
-answer, and no other has the request, the request fails. All requests of a target share one census.
+answer, and no other has the request, the request fails. So does one that no replica has for too long: it waits where
+none is there to take it. All requests of a target share one census.
 """
 
 from __future__ import annotations
@@ -30,15 +31,21 @@ class Liveness:
     """Watches the replicas of one target."""
 
     def __init__(
-        self, take: TakeCensus, silence_s: float, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+        self,
+        take: TakeCensus,
+        silence_s: float,
+        wait_s: float,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """silence_s: seconds after which a request fails: half until the census, half to answer it."""
-        self._take, self._pause_s, self._sleep = take, silence_s / 2, sleep
-        self._running: asyncio.Task[Census] | None = None
+        """silence_s: seconds after which a request fails: half until the census, half to answer it. wait_s: seconds
+        that a request may be with no replica.
+        """
+        self._take, self._pause_s, self._wait_s, self._sleep = take, silence_s / 2, wait_s, sleep
+        self._running: asyncio.Task[Census | None] | None = None
 
     @asynccontextmanager
     async def watch(self, request_id: str) -> AsyncIterator[None]:
-        """Raises NotReady in the body if the request's replica does not answer."""
+        """Raises NotReady in the body if the request's replica does not answer, or if it has had none for too long."""
         watch = asyncio.create_task(self._wait_until_lost(request_id))
         try:
             async with asyncio.timeout(None) as limit:
@@ -46,28 +53,38 @@ class Liveness:
                 yield
         except TimeoutError:
             if limit.expired():
-                raise NotReady("the replica that had the request does not answer; send the request again") from None
+                raise NotReady(f"{watch.result()}; send the request again") from None
             raise
         finally:
             watch.cancel()
 
-    async def _wait_until_lost(self, request_id: str) -> None:
+    async def _wait_until_lost(self, request_id: str) -> str:
+        """Returns why it is lost."""
+        waited_s = 0.0
         while True:
             await self._sleep(self._pause_s)
             census = await self._census()
-            if not census.is_complete and request_id not in census.request_ids:
-                return
+            if census is None:
+                continue
+            if request_id in census.request_ids:
+                waited_s = 0.0
+                continue
+            if not census.is_complete:
+                return "the replica that had the request does not answer"
+            waited_s += self._pause_s
+            if waited_s >= self._wait_s:
+                return f"no replica has taken the request within {waited_s:g} s"
 
-    async def _census(self) -> Census:
+    async def _census(self) -> Census | None:
         if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._take_or_empty())
+            self._running = asyncio.create_task(self._take_if_possible())
         return await asyncio.shield(self._running)
 
-    async def _take_or_empty(self) -> Census:
+    async def _take_if_possible(self) -> Census | None:
         try:
             return await self._take(self._pause_s)
-        except Exception:  # there are no replicas; calls fail by themselves
-            return Census()
+        except Exception:  # nothing is known; calls fail by themselves
+            return None
 
 
 async def take_census(answers: Iterable[Awaitable[Any]], timeout_s: float) -> Census:

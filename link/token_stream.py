@@ -56,24 +56,27 @@ class StreamedRuns:
         """on_tokens: called on the engine's thread when tokens came, with whether they are the first."""
         self.ended: asyncio.Future[TokenRun] = asyncio.get_running_loop().create_future()
         self._request_id = request_id
+        self._first = 0  # the index of the first token; not 0 where the answer began at another replica
         self._token_ids: list[int] = []
         self._num_taken = 0
         self._on_tokens = on_tokens
 
     def add(self, run: TokenRun) -> None:
+        if not self._token_ids:
+            self._first = run.index
         if run.finish_reason is not None:
             self.ended.get_loop().call_soon_threadsafe(self._end, run)
             return
         self._token_ids += run.token_ids
         if self._on_tokens is not None:
-            self._on_tokens(run.index == 0)
+            self._on_tokens(run.index == self._first)
 
     def take(self, most: int) -> pb.Run | None:
         """The tokens that were not taken yet, so many of them."""
         fresh = self._token_ids[self._num_taken : self._num_taken + most]
         if not fresh:
             return None
-        run = pb.Run(request_id=self._request_id, index=self._num_taken, token_ids=fresh)
+        run = pb.Run(request_id=self._request_id, index=self._first + self._num_taken, token_ids=fresh)
         self._num_taken += len(fresh)
         return run
 
@@ -83,7 +86,7 @@ class StreamedRuns:
 
     def _end(self, run: TokenRun) -> None:
         if not self.ended.done():
-            self.ended.set_result(replace(run, index=0, token_ids=(*self._token_ids, *run.token_ids)))
+            self.ended.set_result(replace(run, index=self._first, token_ids=(*self._token_ids, *run.token_ids)))
 
 
 class TokenStreams:

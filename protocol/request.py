@@ -19,6 +19,7 @@ class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
     ABORT = "abort"  # cancelled by the caller
+    CLOSED = "closed"  # the engine was stopped; another one can go on with the request
     ERROR = "error"  # the engine failed; the log says why
     UNDEFINED = "undefined"  # the model's scores are no numbers: there is no next token
 
@@ -72,11 +73,16 @@ class StopRules:
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
+    """resume_ids: the answer's first tokens, which another replica gave. The answer goes on behind them; they count for
+    max_tokens, and the index of its next token is their number.
+    """
+
     request_id: str
     prompt_ids: tuple[int, ...] = field(repr=False)
     sampling: SamplingParams
     stop: StopRules
     speculation: Speculation | None = None  # None: as the target's policy decides
+    resume_ids: tuple[int, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +111,15 @@ def check_prompt(request: GenerateRequest, max_length: int, vocab_size: int) -> 
     num_prompt = len(request.prompt_ids)
     if num_prompt == 0:
         raise InvalidRequest("the prompt is empty; send at least one token", "prompt")
-    if num_prompt >= max_length:
+    num_resumed, stop = len(request.resume_ids), request.stop
+    if num_resumed >= stop.max_tokens or not stop.stop_token_ids.isdisjoint(request.resume_ids):
+        raise InvalidRequest(f"the answer ended within the {num_resumed} tokens that it is to go on from", "resume_ids")
+    if num_prompt + num_resumed >= max_length:
         raise PromptTooLong(
-            f"the prompt has {num_prompt} tokens and this model holds {max_length}, one for the answer at least; "
-            "shorten the prompt",
+            f"the prompt has {num_prompt + num_resumed} tokens and this model holds {max_length}, one for the answer "
+            "at least; shorten the prompt",
             "prompt",
         )
-    if not 0 <= min(request.prompt_ids) <= max(request.prompt_ids) < vocab_size:
+    token_ids = request.prompt_ids + request.resume_ids
+    if not 0 <= min(token_ids) <= max(token_ids) < vocab_size:
         raise InvalidRequest(f"a prompt token is outside the vocabulary of {vocab_size}", "prompt")

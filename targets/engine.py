@@ -32,7 +32,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """max_queue: requests that may wait beyond the batch before more are refused."""
+    """max_queue: requests that may wait beyond the batch before more are refused; those whose answer began elsewhere
+    have another batch of places.
+    """
 
     max_batch: int = 16
     max_queue: int = 64
@@ -74,7 +76,7 @@ class Engine:
         self._thread.start()
 
     def stop(self) -> None:
-        """Cancels what is left and waits for the thread."""
+        """Ends what is left with FinishReason.CLOSED and waits for the thread."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -92,7 +94,7 @@ class Engine:
                 raise NotReady("the engine is stopping; send the request to another replica")
             if request.request_id in self._open:
                 raise InvalidRequest(f"request {request.request_id} is running already; give each its own id")
-            if len(self._open) >= self.config.max_batch + self.config.max_queue:
+            if len(self._open) >= self._room(request):
                 raise QueueFull(f"{len(self._open)} requests are running or queued; try again later")
             self._open.add(request.request_id)
             self._submitted.append((request, on_run))
@@ -130,8 +132,13 @@ class Engine:
         """Oldest first."""
         return self._stepper.rounds.last(count)
 
+    def _room(self, request: GenerateRequest) -> int:
+        """Requests that may be open beside this one."""
+        room = self.config.max_batch + self.config.max_queue
+        return room + self.config.max_batch if request.resume_ids else room
+
     def _loop(self) -> None:
-        reason = FinishReason.ABORT
+        reason = FinishReason.CLOSED
         try:
             while self._take_inbox():
                 self._beat = time.monotonic()
@@ -148,7 +155,7 @@ class Engine:
             self._stopping = True
             late, self._submitted = self._submitted, deque()
         for request, on_run in late:
-            _told(on_run, TokenRun(request.request_id, 0, (), reason, SequenceStats()))
+            _told(on_run, TokenRun(request.request_id, len(request.resume_ids), (), reason, SequenceStats()))
         try:
             self._end(self._live, reason)
         except Exception:

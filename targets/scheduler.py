@@ -54,7 +54,11 @@ class Scheduler:
         return [sequence for sequence in self.running if sequence.is_decoding]
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        """One whose answer has begun elsewhere goes before those that have none yet."""
+        if sequence.num_generated:
+            self.waiting.appendleft(sequence)
+        else:
+            self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence) -> None:
         """Finished or cancelled: give its pages back. Nothing happens to one that is gone already."""

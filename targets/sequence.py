@@ -35,8 +35,8 @@ class Sequence:
     num_kept: int = 0
 
     def __post_init__(self) -> None:
-        self.tokens = list(self.request.prompt_ids)
-        self.num_prompt = len(self.tokens)
+        self.tokens = [*self.request.prompt_ids, *self.request.resume_ids]
+        self.num_prompt = len(self.request.prompt_ids)
 
     @property
     def num_generated(self) -> int:

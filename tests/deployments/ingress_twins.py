@@ -15,7 +15,7 @@ from link.token_stream import TokenStreams
 from protocol.errors import DraftPoolError, InvalidRequest, QueueFull
 from protocol.request import FinishReason, GenerateRequest, SequenceStats, TokenRun
 
-COUNT, FULL, REFUSE, FAULT, DIE, HANG = range(70, 76)
+COUNT, FULL, REFUSE, FAULT, DIE, HANG, POISON = range(70, 77)
 NUM_TOKENS = 8
 
 Step = TokenRun | Exception | asyncio.Event | float
@@ -39,7 +39,7 @@ async def play(
 
 
 class ScriptedTarget:
-    """The first prompt token says what it does."""
+    """The first prompt token says what it does. DIE kills the replica that has it first, POISON each one."""
 
     def __init__(self) -> None:
         self._open: list[str] = []
@@ -65,7 +65,7 @@ class ScriptedTarget:
     async def generate(self, request: GenerateRequest, sink: SinkAddress | None = None) -> TokenRun | DraftPoolError:
         what = request.prompt_ids[0]
         self._streams = self._streams or TokenStreams()
-        if what == DIE:
+        if what == POISON or (what == DIE and not request.resume_ids):
             asyncio.get_running_loop().call_later(0.5, os._exit, 1)
         self._open.append(request.request_id)
         try:
@@ -83,10 +83,10 @@ def script(request: GenerateRequest, what: int) -> list[Step]:
     if what in refusals:
         return [refusals[what]]
     steps: list[Step] = []
-    for index in range(NUM_TOKENS):
+    for index in range(len(request.resume_ids), NUM_TOKENS):
         last = index == NUM_TOKENS - 1
         reason, stats = (FinishReason.LENGTH, SequenceStats(7, 4, 2)) if last else (None, None)
         steps.append(TokenRun(request.request_id, index, (80 + index,), reason, stats))
-        if what in (HANG, DIE) and index == 2:
+        if what in (HANG, DIE, POISON) and index == 2:
             steps.append(asyncio.Event())
     return steps

@@ -52,8 +52,12 @@ class Served:
             return json.load(response)
 
     def target(self, model: str, method: str) -> dict[str, Any]:
-        (answer,) = self._broadcast(target_deployment(model), method)
-        return dict(answer)
+        (answer,) = self.targets(model, method)
+        return answer
+
+    def targets(self, model: str, method: str) -> list[dict[str, Any]]:
+        """What each replica of a target says, in the same order whatever is asked."""
+        return [dict(answer) for answer in self._broadcast(target_deployment(model), method)]
 
     def pool(self) -> list[PoolMember]:
         return [answer for answer in self._broadcast(POOL_NAME, "describe") if isinstance(answer, PoolMember)]
@@ -82,14 +86,14 @@ class Served:
 
     def wait_until_drafting(self) -> None:
         names = [target.name for target in self.config.targets]
-        wait_until(lambda: all(self.target(name, "describe")["draft_replica"] for name in names))
+        wait_until(lambda: all(told["draft_replica"] for name in names for told in self.targets(name, "describe")))
 
     def wait_until_idle(self) -> None:
         """Every page is free again, at the targets and at the pool, and no sequence is open."""
-        stats = [target.name for target in self.config.targets]
+        names = [target.name for target in self.config.targets]
 
         def idle() -> bool:
-            engines = [self.target(name, "stats") for name in stats]
+            engines = [told for name in names for told in self.targets(name, "stats")]
             pages = all(engine["num_free_pages"] == engine["num_pages"] for engine in engines)
             queues = all(engine["num_running"] == engine["num_waiting"] == 0 for engine in engines)
             pools = [member.stats for member in self.pool()]

@@ -228,7 +228,8 @@ def test_the_options_are_these_and_a_new_one_shows_up_in_review() -> None:
     assert set(GoodputSpeculation.model_fields) == set(EmaSpeculation.model_fields) == drafted | {"length"}
     assert set(Mirror.model_fields) == {"exit_layer", "fan_out", "modes"}
     assert set(PoolConfig.model_fields) == pool | PLACEMENT | WEIGHTS
-    ingress = {"host", "join_ms", "num_cpus", "num_replicas", "ports", "resources", "silence_s"}
+    ingress = {"host", "join_ms", "num_cpus", "num_replicas", "ports", "recover_s", "reissues"}
+    ingress |= {"resources", "silence_s"}
     assert set(IngressConfig.model_fields) == ingress
     assert set(HttpConfig.model_fields) == {"host", "port", "request_timeout_s", "cors_origins"}
     assert set(GrpcConfig.model_fields) == {"port", "request_timeout_s"}

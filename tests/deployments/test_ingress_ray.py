@@ -21,7 +21,17 @@ from protocol.pb import inference_pb2_grpc as pb_grpc
 from tests.api.api_twins import tiny_tokenizer
 from tests.deployments.harness import wait_until
 from tests.deployments.head import Head
-from tests.deployments.ingress_twins import COUNT, DIE, FAULT, FULL, HANG, NUM_TOKENS, REFUSE, ScriptedTarget
+from tests.deployments.ingress_twins import (
+    COUNT,
+    DIE,
+    FAULT,
+    FULL,
+    HANG,
+    NUM_TOKENS,
+    POISON,
+    REFUSE,
+    ScriptedTarget,
+)
 
 pytestmark = pytest.mark.ray
 TOKENS = [80 + index for index in range(NUM_TOKENS)]
@@ -36,7 +46,9 @@ def head(tmp_path_factory: pytest.TempPathFactory, ray_head: Head) -> Iterator[H
     options: dict[str, Any] = {"max_ongoing_requests": 50, "ray_actor_options": {"num_cpus": 0}}
     with attached_ray(ray_head.address):
         target = serve.deployment(ScriptedTarget).options(name="target-tiny", **options).bind()
-        serve.run(Ingress.options(**options).bind({"tiny": target}, {"tiny": path}, IngressConfig()), name=APP_NAME)
+        serve.run(
+            Ingress.options(**options).bind({"tiny": target}, {"tiny": path}, IngressConfig(reissues=1)), name=APP_NAME
+        )
         yield ray_head
         serve.delete(APP_NAME)
 
@@ -55,7 +67,11 @@ def stub(head: Head, client: httpx.Client) -> Iterator[Any]:
 
 
 def complete(client: httpx.Client, what: int, **fields: Any) -> httpx.Response:
-    return client.post("/v1/completions", json={"model": "tiny", "prompt": [what], "return_token_ids": True} | fields)
+    return client.post("/v1/completions", json=asking(what, **fields))
+
+
+def asking(what: int, **fields: Any) -> dict[str, Any]:
+    return {"model": "tiny", "prompt": [what], "return_token_ids": True} | fields
 
 
 def call(stub: Any, what: int) -> Any:
@@ -143,14 +159,26 @@ def test_the_target_stops_when_its_client_leaves(client: httpx.Client, stub: Any
     wait_until(lambda: not num_open())  # of itself the target would never end
 
 
-def test_a_target_that_dies_is_an_error_event_and_the_next_request_is_served(client: httpx.Client, stub: Any) -> None:
-    with client.stream("POST", "/v1/completions", json={"model": "tiny", "prompt": [DIE], "stream": True}) as response:
+def test_an_answer_goes_on_when_its_target_dies(client: httpx.Client, stub: Any) -> None:
+    with client.stream("POST", "/v1/completions", json=asking(DIE, stream=True)) as response:
+        *chunks, done = [line.removeprefix("data: ") for line in response.iter_lines() if line]
+    assert done == "[DONE]"
+    choices = [json.loads(chunk)["choices"][0] for chunk in chunks]
+    assert [token for choice in choices for token in choice["token_ids"]] == TOKENS
+    assert choices[-1]["finish_reason"] == "length"
+    assert [token for part in call(stub, DIE) for token in part.token_ids] == TOKENS
+
+
+def test_a_request_that_kills_every_target_is_an_error_and_the_next_one_is_served(
+    client: httpx.Client, stub: Any
+) -> None:
+    with client.stream("POST", "/v1/completions", json=asking(POISON, stream=True)) as response:
         assert response.status_code == 200
         lines = [line.removeprefix("data: ") for line in response.iter_lines() if line]
     assert lines[-1] == "[DONE]"
     assert "lost" in json.loads(lines[-2])["error"]["message"]
     assert complete(client, COUNT).json()["choices"][0]["token_ids"] == TOKENS
     with pytest.raises(grpc.RpcError) as caught:
-        list(call(stub, DIE))
+        list(call(stub, POISON))
     error: Any = caught.value
     assert error.code() is grpc.StatusCode.UNAVAILABLE

@@ -10,7 +10,7 @@ import pytest
 from link.liveness import Census, Liveness, take_census
 from protocol.errors import NotReady
 
-SILENCE_S = 20.0
+SILENCE_S, WAIT_S = 20.0, 120.0
 GONE, BUSY, HERE = Census(is_complete=False), Census(), Census(frozenset({"r"}), is_complete=False)
 
 
@@ -37,7 +37,7 @@ class Replicas:
         await (asyncio.sleep(0) if self.told else asyncio.Event().wait())
 
     def liveness(self) -> Liveness:
-        return Liveness(self.take, SILENCE_S, self.sleep)
+        return Liveness(self.take, SILENCE_S, WAIT_S, self.sleep)
 
 
 async def held(liveness: Liveness, answer: Callable[[], asyncio.Future[str]], name: str = "r") -> str:
@@ -52,9 +52,9 @@ async def test_a_request_whose_replica_is_frozen_is_given_up_after_one_question(
     assert (replicas.num_taken, replicas.waited) == (1, SILENCE_S / 2)
 
 
-@pytest.mark.parametrize("told", [BUSY, HERE, RuntimeError("no replica is there")])
+@pytest.mark.parametrize("told", [BUSY, HERE, RuntimeError("the cluster is busy")])
 async def test_a_request_is_waited_for_while_its_replica_tells_of_it_or_all_answer(told: Census | Exception) -> None:
-    """Where all answer the request may still be on its way; where none is there the call itself learns that."""
+    """Where all answer the request may still be on its way; where nothing is known the call itself learns that."""
     replicas = Replicas(told, told, told)
     answer = asyncio.get_running_loop().create_future()
     waiting = asyncio.create_task(held(replicas.liveness(), lambda: answer))
@@ -68,6 +68,19 @@ async def test_a_request_is_given_up_when_its_replica_freezes_later() -> None:
     with pytest.raises(NotReady):
         await held(replicas.liveness(), asyncio.get_running_loop().create_future)
     assert replicas.waited == 3 * SILENCE_S / 2
+
+
+async def test_a_request_that_no_replica_takes_is_given_up_in_the_end() -> None:
+    replicas = Replicas(*[BUSY] * 20)
+    with pytest.raises(NotReady, match="no replica has taken the request within 120 s"):
+        await held(replicas.liveness(), asyncio.get_running_loop().create_future)
+    assert replicas.waited == WAIT_S
+
+
+async def test_a_replica_that_has_the_request_now_and_then_is_waited_for() -> None:
+    replicas = Replicas(*([BUSY] * 11 + [HERE] + [RuntimeError("the cluster is busy")] * 3) * 4, GONE)
+    with pytest.raises(NotReady, match="does not answer"):
+        await held(replicas.liveness(), asyncio.get_running_loop().create_future)
 
 
 async def test_what_the_call_raises_itself_comes_through() -> None:

@@ -94,6 +94,23 @@ async def test_the_end_has_every_token_and_the_last_run_comes_with_it_only() -> 
             assert inbox.empty()
 
 
+async def test_an_answer_that_began_elsewhere_keeps_its_indices() -> None:
+    async with pair() as (sink, address, streams):
+        with sink.open("r") as inbox, streams.answer("r", address) as answer:
+            answer.add(run("r", 7, 5, 6))
+            assert await soon(inbox) == run("r", 7, 5, 6)
+            answer.add(run("r", 9, 7))
+            assert await soon(inbox) == run("r", 9, 7)
+            answer.take_again()
+            answer.add(run("r", 10, 8))
+            assert await soon(inbox) == run("r", 7, 5, 6, 7, 8)
+            answer.add(end("r", 11, 9))
+            assert await asyncio.wait_for(answer.ended, 5) == end("r", 7, 5, 6, 7, 8, 9)
+        with streams.answer("s", address) as answer:
+            answer.add(end("s", 4))
+            assert await asyncio.wait_for(answer.ended, 5) == end("s", 4)
+
+
 async def test_without_a_sink_nothing_is_sent() -> None:
     streams = TokenStreams()
     with streams.answer("r", None) as answer:

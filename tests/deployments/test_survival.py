@@ -1,0 +1,260 @@
+"""Replicas with real engines that die at any point: every request ends with the text of the plain loop."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from api.generation import Delta, GenerationJob, complete, stream
+from api.http import create_app
+from api.survival import Recovery
+from api.text import TextStream, continuation
+from deployments.backend import ServeBackend
+from protocol.errors import NotReady
+from protocol.plan import DepthRule
+from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules
+from router.policy import Fixed
+from targets import plain
+from targets.engine import Engine, EngineConfig
+from targets.model import TargetModel, load_target
+from tests.api.api_client import error_of, events
+from tests.api.api_twins import card, tiny_tokenizer
+from tests.deployments.mortal_twins import MODEL, Death, Target, served
+from tests.reference.engine import ScriptedDrafter, plain_texts, random_requests
+
+VOCAB = 320
+CARD = replace(card(MODEL), max_model_len=256)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A request, and what the plain loop makes of it."""
+
+    job: GenerationJob
+    streamed: bool
+    token_ids: tuple[int, ...]
+    text: str
+    reason: FinishReason
+
+
+@pytest.fixture(scope="module")
+def oracle(family: Path) -> TargetModel:
+    return load(family)
+
+
+def load(family: Path) -> TargetModel:
+    return load_target(family / "large", dtype=torch.float32, num_positions=384, page_size=8)
+
+
+def make_case(oracle: TargetModel, request: GenerateRequest, rng: random.Random) -> Case:
+    """Some end at a token, some at a stop string, some at their length; half are streamed."""
+    ids = plain.generate(oracle, request).tokens[len(request.prompt_ids) :]
+    if rng.random() < 0.3:
+        stop = StopRules(request.stop.max_tokens, frozenset([rng.choice(ids)]))
+        request = replace(request, stop=stop)
+    sequence = plain.generate(oracle, request)
+    ids, reason = sequence.tokens[len(request.prompt_ids) :], sequence.finish_reason
+    assert reason is not None
+    text, stops = continuation(tiny_tokenizer(), request.prompt_ids, ids), ()
+    if rng.random() < 0.4 and len(text) > 4:
+        at = rng.randrange(len(text) - 2)
+        stops = (text[at : at + 3],)
+    piece = TextStream(tiny_tokenizer(), stops, request.prompt_ids).push(ids, last=True)
+    reason = FinishReason.STOP if piece.stopped else reason
+    job = GenerationJob(CARD, request, stops)
+    return Case(job, rng.random() < 0.6, tuple(ids[: piece.num_tokens]), piece.text, reason)
+
+
+def cases(oracle: TargetModel, seed: int, count: int = 8) -> list[Case]:
+    rng = random.Random(seed)
+    return [make_case(oracle, request, rng) for request in random_requests(seed, count, VOCAB, max_tokens=30)]
+
+
+def engines(family: Path, oracle: TargetModel, made: list[Case], seed: int) -> Callable[[], Engine]:
+    """Of one target; each drafts with errors of its own."""
+    requests = [case.job.request for case in made]
+    endless = [replace(request, stop=StopRules(request.stop.max_tokens)) for request in requests]
+    texts = plain_texts(oracle, endless)
+    rng = random.Random(seed)
+
+    def make() -> Engine:
+        drafter = ScriptedDrafter(requests, texts, rng.getrandbits(32), accuracy=0.7, trouble=0.1)
+        config = EngineConfig(max_batch=rng.choice([2, 4, 16]), prefill_chunk=rng.choice([7, 64]))
+        return Engine(load(family), Fixed(DepthRule((1,)), rng.choice([2, 4])), drafter, config)
+
+    return make
+
+
+async def answer(backend: ServeBackend, case: Case) -> list[Delta]:
+    run = stream if case.streamed else complete
+    async with aclosing(run(backend, case.job)) as deltas:
+        return [delta async for delta in deltas]
+
+
+async def assert_nothing_is_left(backend: ServeBackend, target: Target) -> None:
+    assert backend._sink._inboxes == {}
+    async with asyncio.timeout(20):
+        while any(replica.engine.open_requests for replica in target.replicas):
+            await asyncio.sleep(0.01)
+    for replica in target.replicas:
+        await asyncio.to_thread(replica.engine.stop)
+        ledger = replica.engine._model.ledger
+        ledger.check()
+        assert ledger.num_free == ledger.num_pages
+
+
+@pytest.fixture
+async def no_task_is_left() -> AsyncIterator[None]:
+    before = asyncio.all_tasks()
+    yield
+    async with asyncio.timeout(5):
+        while asyncio.all_tasks() - before - {asyncio.current_task()}:
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.usefixtures("no_task_is_left")
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("death", Death)
+async def test_every_answer_is_the_plain_loops_whenever_replicas_die(
+    family: Path, oracle: TargetModel, death: Death, seed: int
+) -> None:
+    made, rng = cases(oracle, seed), random.Random(seed)
+    dooms = [rng.randrange(20), *(() if death is Death.FROZEN else (rng.randrange(60), 0))]
+    target = Target(engines(family, oracle, made, seed), dooms, death, seed)
+    async with served(target, str(family / "large"), num_replicas=1 + seed % 2) as backend:
+        answers = await asyncio.gather(*(answer(backend, case) for case in made))
+        for case, deltas in zip(made, answers, strict=True):
+            assert tuple(token for delta in deltas for token in delta.token_ids) == case.token_ids
+            assert "".join(delta.text for delta in deltas) == case.text
+            assert deltas[-1].finish_reason is case.reason
+            assert deltas[-1].num_tokens == len(case.token_ids)
+        assert len(target.asked) > len(made), "a replica died while it had requests"
+        await assert_nothing_is_left(backend, target)
+
+
+async def test_no_token_is_decoded_twice(family: Path, oracle: TargetModel) -> None:
+    """Nor is a long answer waited for again: what was streamed goes with it."""
+    request = replace(random_requests(3, 1, VOCAB, max_tokens=60)[0], request_id="r")
+    case = Case(GenerationJob(CARD, request, ()), True, (), "", FinishReason.LENGTH)
+    target = Target(slow(engines(family, oracle, [case], 3), 0.02), [8], Death.KILLED, 3)
+    async with served(target, str(family / "large"), num_replicas=1) as backend:
+        deltas = await answer(backend, case)
+    last = target.asked[-1]
+    assert 0 < len(last.resume_ids) < 60
+    (living,) = target.replicas
+    assert living.engine.stats().num_committed == 60 - len(last.resume_ids)
+    assert deltas[-1].num_tokens == 60
+
+
+async def test_a_request_that_kills_each_replica_ends_with_an_error(family: Path, oracle: TargetModel) -> None:
+    made = cases(oracle, 5, 1)
+    target = Target(engines(family, oracle, made, 5), [0] * 9, Death.KILLED, 5)
+    async with served(target, str(family / "large"), 2, Recovery(reissues=2)) as backend:
+        with pytest.raises(NotReady, match="lost"):
+            await answer(backend, made[0])
+        assert len(target.asked) == 3
+        assert backend._sink._inboxes == {}
+
+
+async def test_without_any_replica_the_search_ends(family: Path, oracle: TargetModel) -> None:
+    made = cases(oracle, 6, 1)
+    target = Target(engines(family, oracle, made, 6), [1], Death.KILLED, 6)
+    target.replaces = False
+    began = time.monotonic()
+    async with served(target, str(family / "large"), 1, Recovery(within_s=1.0)) as backend:
+        with pytest.raises(NotReady):
+            await answer(backend, made[0])
+    assert 1.0 <= time.monotonic() - began < 10.0
+
+
+def slow(make: Callable[[], Engine], step_s: float) -> Callable[[], Engine]:
+    """Engines whose steps take so long."""
+
+    def slowed() -> Engine:
+        engine = make()
+        step = engine._stepper.step
+
+        def later() -> Any:
+            time.sleep(step_s)
+            return step()
+
+        engine._stepper.step = later  # type: ignore[method-assign]
+        return engine
+
+    return slowed
+
+
+@pytest.mark.usefixtures("no_task_is_left")
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_client_that_goes_after_a_reissue_stops_the_work_within_two_rounds(
+    family: Path, oracle: TargetModel, streamed: bool
+) -> None:
+    request = GenerateRequest("r", (5, 6, 7), SamplingParams(temperature=0.8, seed=9), StopRules(200))
+    case = Case(GenerationJob(CARD, request, ()), streamed, (), "", FinishReason.LENGTH)
+    target = Target(slow(engines(family, oracle, [case], 7), 0.1), [2], Death.KILLED, 7)
+    async with served(target, str(family / "large"), num_replicas=1) as backend:
+        reader = asyncio.create_task(answer(backend, case))
+        async with asyncio.timeout(30):
+            while not (target.dead and target.replicas and target.replicas[0].engine.open_requests):
+                await asyncio.sleep(0.01)
+        (living,) = target.replicas
+        await asyncio.sleep(0.3)
+        num_steps = living.engine.stats().num_steps
+        assert num_steps > 0
+        reader.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await reader
+        await assert_nothing_is_left(backend, target)
+        assert living.engine.stats().num_steps - num_steps <= 2
+
+
+@pytest.mark.usefixtures("no_task_is_left")
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_a_client_that_goes_while_no_replica_is_there_leaves_nothing(
+    family: Path, oracle: TargetModel, streamed: bool
+) -> None:
+    made = [replace(case, streamed=streamed) for case in cases(oracle, 8, 3)]
+    target = Target(engines(family, oracle, made, 8), [2], Death.KILLED, 8)
+    target.replaces = False
+    async with served(target, str(family / "large"), num_replicas=1) as backend:
+        readers = [asyncio.create_task(answer(backend, case)) for case in made]
+        async with asyncio.timeout(30):
+            while len(target.asked) < 2 * len(made) or target.replicas:
+                await asyncio.sleep(0.01)
+        for reader in readers:
+            reader.cancel()
+        assert {type(each) for each in await asyncio.gather(*readers, return_exceptions=True)} == {
+            asyncio.CancelledError
+        }
+        await assert_nothing_is_left(backend, target)
+
+
+async def test_a_time_limit_in_the_search_is_an_error_event_or_a_408(family: Path, oracle: TargetModel) -> None:
+    body = {"model": MODEL, "prompt": [5, 6, 7], "max_tokens": 40, "ignore_eos": True, "seed": 3}
+    request = GenerateRequest("x", (5, 6, 7), SamplingParams(seed=3), StopRules(40))
+    case = Case(GenerationJob(CARD, request, ()), True, (), "", FinishReason.LENGTH)
+    for stream_it in (True, False):
+        target = Target(slow(engines(family, oracle, [case], 4), 0.05), [4], Death.KILLED, 4)
+        target.replaces = False
+        async with served(target, str(family / "large"), num_replicas=1) as backend:
+            transport = httpx.ASGITransport(create_app(backend))
+            async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=30) as client:
+                headers = {"x-request-timeout-seconds": "1"}
+                response = await client.post("/v1/completions", json=body | {"stream": stream_it}, headers=headers)
+            if stream_it:
+                *chunks, last = events(response)
+                assert chunks, "the first tokens came before"
+                assert last["error"]["code"] == "request_timeout"
+            else:
+                assert error_of(response, 408)["code"] == "request_timeout"
+            await assert_nothing_is_left(backend, target)
