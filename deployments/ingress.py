@@ -47,6 +47,7 @@ class Ingress:
         address = await self._sink.start(resolve_host(config.host), config.ports)
         sink_address = SinkAddress(address, config.join_ms, secret)
         self._backend = ServeBackend(handles, tokenizers, self._sink, sink_address, pool, config.silence_s)
+        self._backend.warm_up()
 
     async def __del__(self) -> None:
         await self._sink.stop()
