@@ -13,8 +13,9 @@ from model.files import resolve
 from model.tokenizer import load_tokenizer
 from protocol.errors import ConfigError
 
-NAMES = {target.path: target.name for config in (CODE, SMOLLM2) for target in load_config(config).targets}
-PATHS = {name: path for path, name in NAMES.items()}  # several targets may have one
+TARGETS = [target for config in (CODE, SMOLLM2) for target in load_config(config).targets]
+NAMES = {target.path: target.name for target in reversed(TARGETS)}  # several targets may have one checkpoint
+PATHS = {name: path for path, name in NAMES.items()}
 CHECKPOINTS = tuple(PATHS)
 
 

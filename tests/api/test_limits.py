@@ -19,7 +19,7 @@ from tests.api.api_client import CHAT, COMPLETION, TEXT, error_of
 from tests.api.api_twins import ScriptedBackend, says
 from tests.bench.http_server import http_server
 
-LIMITS = RequestLimits(headers=30, head_bytes=2000, body_bytes=10_000, body_s=0.5, depth=16)
+LIMITS = RequestLimits(headers=30, head_bytes=2000, body_bytes=10_000, body_s=0.5, values=200, depth=16)
 BOTH = ["/v1/completions", "/v1/chat/completions"]
 JSON = {"content-type": "application/json"}
 
@@ -82,12 +82,20 @@ def nested(depth: int, opening: str = "[", closing: str = "]") -> bytes:
 
 @pytest.mark.parametrize("path", BOTH)
 def test_a_body_that_nests_too_deep_is_a_400_that_says_how_deep(client: httpx.Client, path: str) -> None:
-    for body in (nested(17), nested(4000), nested(17, '{"a":[', "]}").replace(b"[]", b"[1]"), b"[" * 9000):
+    for body in (nested(17), nested(150), nested(17, '{"a":[', "]}").replace(b"[]", b"[1]"), b"[" * 150):
         message = error_of(client.post(path, content=body, headers=JSON), 400)["message"]
         assert "deep; send 16 at most" in message
     harmless = COMPLETION | {"prompt": "[{" * 40 + '\\"' + "[{" * 40, "metadata": {"x": ["[[" * 30]}}
     assert "deep" not in client.post("/v1/completions", json=harmless).text
     assert client.post("/v1/completions", content=nested(16), headers=JSON).status_code == 200
+
+
+def test_more_lists_and_objects_than_are_checked_in_time_are_a_400(client: httpx.Client) -> None:
+    message = {"role": "user", "content": ""}
+    many = client.post("/v1/chat/completions", json=CHAT | {"messages": [message] * 199})
+    assert error_of(many, 400)["message"] == "the body has 201 lists and objects; send 200 at most"
+    fewer = client.post("/v1/chat/completions", json=CHAT | {"messages": [message] * 198})
+    assert "lists and objects" not in fewer.text
 
 
 def value_of(rng: random.Random, room: int) -> Any:
@@ -102,10 +110,13 @@ def text_of(rng: random.Random) -> str:
     return "".join(rng.choices(['"', "\\", "[", "]", "{", "}", "\n", "a", "ü", "\u2028", "\x00"], k=rng.randrange(6)))
 
 
-def depth_of(value: Any) -> int:
+def nesting_of(value: Any) -> tuple[int, int]:
     if isinstance(value, dict):
         value = list(value.values())
-    return 1 + max(map(depth_of, value), default=0) if isinstance(value, list) else 0
+    if not isinstance(value, list):
+        return 0, 0
+    inner = list(map(nesting_of, value))
+    return 1 + sum(count for count, _ in inner), 1 + max((depth for _, depth in inner), default=0)
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -114,14 +125,13 @@ def test_nesting_is_what_a_parser_finds(seed: int) -> None:
     for _ in range(50):
         value = value_of(rng, rng.randrange(9))
         for escaped in (True, False):
-            found, parsed = nesting(json.dumps(value, ensure_ascii=escaped).encode()), depth_of(value)
-            assert found == parsed or (found == 0 and parsed == 1)  # one bracket is not worth counting
+            assert nesting(json.dumps(value, ensure_ascii=escaped).encode()) == nesting_of(value)
 
 
 def test_a_large_body_of_nothing_but_brackets_is_counted_in_no_time() -> None:
     began = time.process_time()
-    assert nesting(b"[]" * (2 << 20)) == 1
-    assert nesting((b"[" * 32 + b"]" * 32) * (1 << 16)) == 32
+    assert nesting(b"[]" * (2 << 20)) == (2 << 20, 1)
+    assert nesting((b"[" * 32 + b"]" * 32) * (1 << 16)) == (1 << 21, 32)
     assert time.process_time() - began < 2.0
 
 
