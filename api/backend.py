@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
 from api.control import ControlTokens
+from api.rendering import Renderer
 from api.trace import Track
 from protocol.request import GenerateRequest, TokenRun
 
@@ -33,6 +34,7 @@ class ModelCard:
     max_batch: int
     exits: tuple[int, ...] | None = None
     max_draft_length: int | None = None
+    renderer: Renderer = field(default_factory=Renderer)
 
 
 def max_token_bytes(tokenizer: PreTrainedTokenizerBase) -> int:

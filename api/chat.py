@@ -1,4 +1,4 @@
-"""Turns chat messages into token ids with the tokenizer's chat template, in a thread beside the event loop."""
+"""Turns chat messages into token ids with the tokenizer's chat template, beside the event loop."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from api.backend import ModelCard
 from api.call_parsers import parser_of
 from api.calls import Calling
-from api.control import CUT, END, START, ControlTokens
+from api.control import CUT, MARK, ControlTokens
 from api.openai import ChatCompletionRequest, Message
-from api.prompts import check_size, token_ids
+from api.prompts import MAX_BODY_BYTES, check_size, token_ids
 from protocol.errors import InvalidRequest
 
 Turns = list[dict[str, Any]]
 KWARGS = "chat_template_kwargs"
+MOST_BYTES = 4 * MAX_BODY_BYTES  # of a prompt: templates add little to what they are given
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +91,16 @@ async def chat_prompt(card: ModelCard, messages: Sequence[Message], how: Renderi
     _check_variables(card, how)
     if calls and "tool_calls" not in _words(_template(card, how.tools)):
         raise InvalidRequest(f"the chat template of {card.id} writes no tool_calls; leave them out", how.place)
-    return await asyncio.to_thread(_encode_messages, card, messages, how)
+    arguments = await asyncio.to_thread(_marked_arguments, card, messages, how)
+    most_bytes = min(card.max_model_len * card.max_token_bytes, MOST_BYTES)
+    try:
+        text = await card.renderer.render(arguments, most_bytes)
+        text = _up_to_cut(text) if how.continues else text
+    except InvalidRequest as error:
+        complaint = str(error).replace(MARK, "")
+        message = f"the chat template of {card.id} refuses these messages: {complaint}"
+        raise type(error)(message, how.place) from None
+    return await asyncio.to_thread(_encode, card, text)
 
 
 def _json(value: Any) -> str:
@@ -112,17 +123,19 @@ def _check_variables(card: ModelCard, how: Rendering) -> None:
             )
 
 
-def _encode_messages(card: ModelCard, messages: Sequence[Message], how: Rendering) -> tuple[int, ...]:
+def _marked_arguments(card: ModelCard, messages: Sequence[Message], how: Rendering) -> dict[str, Any]:
     control = card.control
-    tools, variables = control.mark_all(how.tools), control.mark_all(how.variables)
-    try:
-        text = render(card.tokenizer, _turns(control, messages), replace(how, tools=tools, variables=variables))
-    except InvalidRequest as error:
-        complaint = str(error).replace(START, "").replace(END, "")
-        raise InvalidRequest(f"the chat template of {card.id} refuses these messages: {complaint}", how.place) from None
-    if START in text or END in text:
-        return card.control.encode(text)
-    return token_ids(card, text, add_special_tokens=False)
+    marked = replace(how, tools=control.mark_all(list(how.tools)), variables=control.mark_all(dict(how.variables)))
+    return template_arguments(card.tokenizer, _turns(control, messages), marked)
+
+
+def _encode(card: ModelCard, rendered: str) -> tuple[int, ...]:
+    text = card.control.plain(rendered)
+    if text is not None:
+        ids = token_ids(card, text, add_special_tokens=False)
+        if card.control.are_of_template(ids, text):
+            return ids
+    return card.control.encode(rendered)
 
 
 def _turns(control: ControlTokens, messages: Sequence[Message]) -> Turns:
@@ -143,27 +156,28 @@ def _turns(control: ControlTokens, messages: Sequence[Message]) -> Turns:
     return turns
 
 
-def render(tokenizer: PreTrainedTokenizerBase, turns: Turns, how: Rendering = USUAL) -> str:
-    """The text of the prompt that asks for an answer to these turns.
-
-    Raises InvalidRequest with the template's error. A template is code from the checkpoint, so it may raise anything.
-    """
+def template_arguments(tokenizer: PreTrainedTokenizerBase, turns: Turns, how: Rendering = USUAL) -> dict[str, Any]:
+    """What transformers' render_jinja_template takes for the prompt that asks for an answer to these turns."""
     if how.continues:
         last = turns[-1]
         turns = [*turns[:-1], last | {"content": f"{last['content']}{CUT} "}]
+    template = tokenizer.get_chat_template(tools=list(how.tools) or None)
+    if "developer" not in template:
+        turns = [turn | {"role": turn["role"].replace("developer", "system")} for turn in turns]
+    given = {"conversations": [turns], "chat_template": template, "add_generation_prompt": how.opens}
+    return {**tokenizer.special_tokens_map, **how.variables, **given, "tools": list(how.tools) or None}
+
+
+def render(tokenizer: PreTrainedTokenizerBase, turns: Turns, how: Rendering = USUAL) -> str:
+    """The text of that prompt, rendered here and without limits: what api/rendering.py does in a process of its own.
+
+    Raises InvalidRequest with the template's error. A template is code from the checkpoint, so it may raise anything.
+    """
     try:
-        if "developer" not in tokenizer.get_chat_template(tools=list(how.tools) or None):
-            turns = [turn | {"role": turn["role"].replace("developer", "system")} for turn in turns]
-        rendered: Any = tokenizer.apply_chat_template(
-            turns,
-            tools=list(how.tools) or None,
-            tokenize=False,
-            add_generation_prompt=how.opens,
-            **how.variables,
-        )
+        texts: Any = render_jinja_template(**template_arguments(tokenizer, turns, how))[0]
     except Exception as error:
         raise InvalidRequest(f"{type(error).__name__}: {str(error)[:300]}", how.place) from None
-    return _up_to_cut(str(rendered)) if how.continues else str(rendered)
+    return _up_to_cut(str(texts[0])) if how.continues else str(texts[0])
 
 
 def _up_to_cut(rendered: str) -> str:

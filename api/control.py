@@ -1,17 +1,19 @@
 """Control tokens, which only a chat template may write. In a message, the same characters stay plain text.
 
-Before the template runs, each message is marked with Unicode noncharacters, which no message may contain: START and END
-around the spelling of a control token, and one of the two where the edge of a message could be half of a control token.
-The template may then trim, split and join. In the rendered text, a spelling between marks came from the caller; every
-other one came from the template. Only the template's become control tokens: each is replaced by a spelling made of
-noncharacters, and a copy of the tokenizer reads that spelling as the token.
+Before the template runs, each message is marked: MARK, a Unicode noncharacter that no message may contain, follows
+every character that a control token begins with. The template may then trim, split, cut, join and delete; whatever it
+makes of a message, no control token comes out without a mark in it, except where the template removes the mark itself.
+In an answer of the model, which templates search for tags, only whole control tokens are marked. Where the edge of a
+message could be half of a control token, it is marked too. Only what has no mark becomes a control token. If a message
+spells one, the template's are replaced by spellings made of noncharacters, and a copy of the tokenizer reads these as
+the tokens.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -20,8 +22,9 @@ from transformers import PreTrainedTokenizerBase
 
 from protocol.errors import InvalidRequest
 
-START, END = "\ufdd0", "\ufdd1"
+MARK = "\ufdd0"
 CUT = "\ufdd4"  # where a prompt ends that goes on with its last message
+_NOTHING = "(?!)"
 _SPELLING = "\ufdd2{}\ufdd3"
 _NONCHARACTERS = re.compile("[\ufdd0-\ufdef]")
 _LOOKS_LIKE_CONTROL = re.compile(r"<\|.*\|>")
@@ -45,7 +48,19 @@ class ControlTokens:
 
     @cached_property
     def _all(self) -> re.Pattern[str]:
-        return _any_of(self._names)
+        return re.compile(f"({_any_of(self._names)})")
+
+    @cached_property
+    def _of_template(self) -> re.Pattern[str]:
+        """Without a mark inside. A control token of one character has it behind itself, if it is a message's."""
+        short = frozenset(name for name in self._names if len(name) == 1)
+        return re.compile(f"({_any_of(self._names - short)}|(?:{_any_of(short)})(?!{MARK}))")
+
+    @cached_property
+    def _beginnings(self) -> tuple[re.Pattern[str], re.Pattern[str]]:
+        """The first characters of control tokens, and of whole special ones."""
+        first = "|".join(sorted({re.escape(name[0]) for name in self._names})) or _NOTHING
+        return re.compile(first), re.compile(f"(?={_any_of(self.special)}).", re.DOTALL)
 
     @cached_property
     def _parts(self) -> tuple[frozenset[str], frozenset[str]]:
@@ -54,22 +69,33 @@ class ControlTokens:
         return frozenset(name[:size] for name, size in sizes), frozenset(name[size:] for name, size in sizes)
 
     def mark(self, text: str, *, of_model: bool = False) -> str:
-        """The text with START and END around control tokens.
+        """The text with marks.
 
         of_model: the text is an answer of the model. Models write control tokens that are not special themselves, so
         only special ones are marked.
         """
-        pattern = _any_of(self.special) if of_model else self._all
-        text = pattern.sub(f"{START}\\g<0>{END}", _NONCHARACTERS.sub("\ufffd", text))
+        text = _NONCHARACTERS.sub("\ufffd", text)
+        of_any, of_special = self._beginnings
+        marked = (of_special if of_model else of_any).sub(f"\\g<0>{MARK}", text)
         beginnings, ends = self._parts
         bare = text.strip()
         longest = max(map(len, self._names), default=0)
         sizes = range(1, min(longest, len(bare) + 1))
         if any(bare[-size:] in beginnings for size in sizes):
-            text = f"{text.rstrip()}{END}{text[len(text.rstrip()) :]}"
+            marked = f"{marked.rstrip()}{MARK}{marked[len(marked.rstrip()) :]}"
         if any(bare[:size] in ends for size in sizes):
-            text = f"{text[: -len(text.lstrip())]}{START}{text.lstrip()}"
-        return text
+            marked = f"{marked[: len(marked) - len(marked.lstrip())]}{MARK}{marked.lstrip()}"
+        return marked
+
+    def plain(self, rendered: str) -> str | None:
+        """The text without marks, if nothing in it but the template's reads as a control token."""
+        text = rendered.replace(MARK, "")
+        same = [piece.replace(MARK, "") for piece in self._of_template.split(rendered)] == self._all.split(text)
+        return text if same else None
+
+    def are_of_template(self, ids: Sequence[int], text: str) -> bool:
+        """Whether there are no more control tokens than a text spells: a tokenizer may normalize others to one."""
+        return self._num_control(ids) <= len(self._all.findall(text))
 
     def mark_all(self, value: Any) -> Any:
         """A JSON value with every text in it marked, keys too."""
@@ -85,20 +111,18 @@ class ControlTokens:
         Raises InvalidRequest if the tokenizer cannot write a caller's control token as plain text.
         """
         tokenizer, original_ids = self._copy
-        pieces = re.split(
-            f"{START}({self._all.pattern}){END}|[{START}{END}]", rendered
-        )  # text, a marked token or None, ...
-        count = 0
-        for place in range(0, len(pieces), 2):
-            pieces[place], num_replaced = self._all.subn(lambda match: self._spellings[match[0]], pieces[place])
-            count += num_replaced
-        copied = tokenizer.encode("".join(piece or "" for piece in pieces), add_special_tokens=False).ids
+        pieces = [piece.replace(MARK, "") for piece in self._of_template.split(rendered)]  # text, a token, text, ...
+        pieces[1::2] = [self._spellings[name] for name in pieces[1::2]]
+        copied = tokenizer.encode("".join(pieces), add_special_tokens=False).ids
         ids = tuple(original_ids.get(token, token) for token in copied)
-        if sum(token in self._added and self._added[token].content in self._names for token in ids) != count:
+        if self._num_control(ids) != len(pieces) // 2:
             raise InvalidRequest(
                 "messages hold a control token that this tokenizer cannot write as plain text; leave it out", "messages"
             )
         return ids
+
+    def _num_control(self, ids: Sequence[int]) -> int:
+        return sum(token in self._added and self._added[token].content in self._names for token in ids)
 
     @cached_property
     def _spellings(self) -> Mapping[str, str]:
@@ -124,6 +148,6 @@ class ControlTokens:
         return AddedToken(spelling, **edges, normalized=False)
 
 
-def _any_of(names: Mapping[str, int] | frozenset[str]) -> re.Pattern[str]:
+def _any_of(names: Mapping[str, int] | frozenset[str]) -> str:
     """A pattern of all names, longest first, because one may be a prefix of another."""
-    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or "(?!)")
+    return "|".join(map(re.escape, sorted(names, key=len, reverse=True))) or _NOTHING

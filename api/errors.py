@@ -16,7 +16,18 @@ from typing import Any
 from grpc import StatusCode
 from pydantic_core import ErrorDetails
 
-from protocol.errors import InvalidRequest, ModelFault, NotReady, PromptTooLong, QueueFull, TimedOut, UnknownModel
+from protocol.errors import (
+    BodyTooLarge,
+    HeadTooLarge,
+    InvalidRequest,
+    ModelFault,
+    NotReady,
+    PromptTooLong,
+    QueueFull,
+    TimedOut,
+    Unauthenticated,
+    UnknownModel,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +51,10 @@ FAULT = ErrorRow(500, "server_error", "internal_error", StatusCode.INTERNAL)
 TABLE = MappingProxyType[type[BaseException], ErrorRow](
     {
         PromptTooLong: ErrorRow(400, "invalid_request_error", "context_length_exceeded", StatusCode.INVALID_ARGUMENT),
+        BodyTooLarge: ErrorRow(413, "invalid_request_error", "request_too_large", StatusCode.INVALID_ARGUMENT),
+        HeadTooLarge: ErrorRow(431, "invalid_request_error", "headers_too_large", StatusCode.INVALID_ARGUMENT),
         InvalidRequest: ErrorRow(400, "invalid_request_error", None, StatusCode.INVALID_ARGUMENT),
+        Unauthenticated: ErrorRow(401, "invalid_request_error", "invalid_api_key", StatusCode.UNAUTHENTICATED),
         UnknownModel: ErrorRow(404, "invalid_request_error", "model_not_found", StatusCode.NOT_FOUND),
         QueueFull: ErrorRow(429, "rate_limit_error", "rate_limit_exceeded", StatusCode.RESOURCE_EXHAUSTED, retry=True),
         NotReady: ErrorRow(503, "service_unavailable", "not_ready", StatusCode.UNAVAILABLE, retry=True),
@@ -64,6 +78,11 @@ class Problem:
 
     def body(self) -> dict[str, Any]:
         return error_body(self.message, self.row.type, self.param, self.row.code)
+
+    def headers(self) -> dict[str, str]:
+        if self.row.status == 401:
+            return {"www-authenticate": 'Bearer realm="draftpool"'}
+        return {"retry-after": str(RETRY_AFTER_S)} if self.row.retry else {}
 
 
 def to_problem(error: BaseException, request_id: str) -> Problem:

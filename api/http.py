@@ -14,18 +14,18 @@ from starlette.middleware.cors import CORSMiddleware
 
 from api.answer import answer
 from api.backend import Backend, ModelCard
-from api.errors import RETRY_AFTER_S, error_body, invalid_request, printable, to_problem
+from api.door import OPEN, Door, DoorMiddleware
+from api.errors import error_body, invalid_request, printable, to_problem
 from api.generation import check_model, find_model, loaded_models
+from api.limits import CLIENT_GONE_STATUS, LIMITS, LimitsMiddleware, RequestLimits
 from api.middleware import RequestIdMiddleware, request_id
 from api.openai import ChatCompletionRequest, CompletionRequest
-from api.prompts import MAX_BODY_BYTES
 from api.responses import ResponsesRequest
 from api.streams import ClientGone
 from api.trace import as_json
 from protocol.errors import DraftPoolError, NotReady
 from protocol.limits import MAX_ROUNDS
 
-CLIENT_GONE_STATUS = 499  # nginx's number; the client has left, so only access logs show it
 DEFAULT_ROUNDS = 64
 
 Json = dict[str, Any]
@@ -34,7 +34,8 @@ Json = dict[str, Any]
 def create_app(
     backend: Backend,
     *,
-    max_body_bytes: int = MAX_BODY_BYTES,
+    door: Door = OPEN,
+    limits: RequestLimits = LIMITS,
     echo_request_id: bool = True,
     request_timeout_s: float | None = None,
     cors_origins: Sequence[str] = (),
@@ -44,8 +45,10 @@ def create_app(
     request_timeout_s: upper limit for a completion. cors_origins: sites whose pages may call the API.
     """
     app = FastAPI(title="DraftPool", docs_url=None, redoc_url=None)
-    app.add_middleware(RequestIdMiddleware, max_body_bytes=max_body_bytes, echo_id=echo_request_id)
-    if cors_origins:  # the outermost middleware, so that pages can read errors too
+    app.add_middleware(LimitsMiddleware, limits=limits)
+    app.add_middleware(DoorMiddleware, door=door)
+    app.add_middleware(RequestIdMiddleware, echo_id=echo_request_id)
+    if cors_origins:  # the outermost middleware, so that pages can read errors too, and ask without a key if they may
         app.add_middleware(
             CORSMiddleware,
             allow_origins=cors_origins,
@@ -123,8 +126,7 @@ def _add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(DraftPoolError)
     async def draftpool_error(request: Request, error: DraftPoolError) -> Response:
         problem = to_problem(error, request_id(request))
-        headers = {"retry-after": str(RETRY_AFTER_S)} if problem.row.retry else None
-        return JSONResponse(problem.body(), problem.row.status, headers)
+        return JSONResponse(problem.body(), problem.row.status, problem.headers())
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -137,11 +139,10 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def framework_error(request: Request, error: HTTPException) -> Response:
-        """Unknown path or method (404), body too large (413) or unreadable (400)."""
+        """Unknown path or method (404), or a body that is unreadable (400)."""
         status, message = error.status_code, str(error.detail)
         if status in (404, 405):
             allowed = (error.headers or {}).get("Allow")
             hint = f"; it takes {allowed}" if allowed else ""
             status, message = 404, printable(f"{request.method} {request.url.path[:200]} does not exist{hint}")
-        code = "request_too_large" if status == 413 else None
-        return JSONResponse(error_body(message, "invalid_request_error", None, code), status, error.headers)
+        return JSONResponse(error_body(message, "invalid_request_error", None, None), status, error.headers)

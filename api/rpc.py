@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from contextlib import aclosing
 from typing import Any, ClassVar, Protocol
 from uuid import uuid4
@@ -11,12 +11,13 @@ from grpc import StatusCode
 from pydantic import ValidationError
 
 from api.backend import Backend
+from api.door import HEADER, Door
 from api.errors import invalid_request, to_problem
 from api.generation import Delta, GenerationJob, find_model, loaded_models, prepare, stream
 from api.openai import CompletionRequest
 from api.prompts import MAX_BODY_BYTES, prompt_ids, too_large
 from api.seeds import draw_seed
-from protocol.errors import InvalidRequest
+from protocol.errors import InvalidRequest, Unauthenticated
 from protocol.pb import inference_pb2 as pb
 from protocol.request import FinishReason
 
@@ -30,6 +31,8 @@ class Context(Protocol):
 
     def set_details(self, details: str) -> None: ...
 
+    def invocation_metadata(self) -> Iterable[tuple[str, str]]: ...
+
 
 class CallRefused(Exception):
     """Ends a call whose status is already set on the context. Its text is shown to the caller."""
@@ -39,6 +42,14 @@ class CallBody(CompletionRequest):
     """The fields of a GenerateRequest."""
 
     default_max_tokens: ClassVar[int | None] = None
+
+
+def admit(door: Door, context: Context) -> None:
+    """Raises CallRefused, with UNAUTHENTICATED, for a caller without a key. Every RPC begins with it."""
+    try:
+        door.admit_caller(dict(context.invocation_metadata()).get(HEADER))
+    except Unauthenticated as error:
+        raise _refuse(error, f"call-{uuid4().hex}", context) from None
 
 
 async def generate(

@@ -72,9 +72,10 @@ def greeting(config: AppConfig, url: str) -> str:
     body = json.dumps({"model": config.targets[0].name, **manner.fields(manner.prompts[0]), "max_tokens": 96})
     grpc = f"gRPC on port {config.grpc.port}\n" if config.grpc else ""
     names = ", ".join(target.name for target in config.targets)
+    key = " -H 'Authorization: Bearer KEY'" if config.access.keys_file else ""
     return (
         f"{names} at {url}/v1\n{grpc}\n"
-        f"curl {url}{manner.route} -H 'Content-Type: application/json' -d {quote(body)}\n\nCtrl-C stops it."
+        f"curl {url}{manner.route} -H 'Content-Type: application/json'{key} -d {quote(body)}\n\nCtrl-C stops it."
     )
 
 

@@ -7,10 +7,11 @@ import http.client
 import json
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 from cli.arguments import whole
 from cli.output import say
-from deployments.direct import open_url
+from deployments.direct import OWN_KEY, open_url
 from protocol.errors import ConfigError
 
 TIMEOUT_S = 30.0
@@ -43,5 +44,9 @@ def fetch_trace(url: str, num_rounds: int) -> dict[str, Any]:
         with open_url(f"{url.rstrip('/')}/debug/trace?rounds={num_rounds}", TIMEOUT_S) as reply:
             trace: dict[str, Any] = json.load(reply)
             return trace
+    except HTTPError as error:
+        if error.code == 401:
+            raise ConfigError(f"{url} lets operators in only with an admin key; set {OWN_KEY} to one") from None
+        raise ConfigError(f"{url} answers {error}; give the URL that serve printed") from None
     except (OSError, ValueError, http.client.HTTPException) as error:
         raise ConfigError(f"no DraftPool server answers at {url}: {error}; give the URL that serve printed") from None

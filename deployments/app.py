@@ -44,7 +44,7 @@ def build(config: AppConfig) -> Application:
     tokenizers = {target.name: target.path for target in config.targets}
     ingress: Any = Ingress  # already a deployment; its decorator has no types
     app: Application = ingress.options(**ingress_options(config)).bind(
-        targets, tokenizers, config.ingress, pool, config.http
+        targets, tokenizers, config.ingress, pool, config.http, config.access
     )
     return app
 

@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerFast
 
 from api.backend import ModelCard, max_token_bytes
 from api.control import ControlTokens
+from api.rendering import Renderer
 from api.survival import Recovery, survive
 from api.trace import Track
 from link.discovery import serve_discovery
@@ -87,10 +88,17 @@ class ServeBackend:
         self._pool_members = serve_discovery(pool) if pool is not None else None
         self._tokenizers = {model: load_tokenizer_of(path) for model, path in tokenizers.items()}
         self._control = {model: ControlTokens(tokenizer) for model, tokenizer in self._tokenizers.items()}
+        self._renderers = {model: Renderer() for model in tokenizers}
         self._max_token_bytes = {model: max_token_bytes(tokenizer) for model, tokenizer in self._tokenizers.items()}
         self._created = int(time.time())
         self._cards: dict[str, ModelCard] = {}
         self.names = tuple(handles)
+
+    def warm_up(self) -> None:
+        """Starts what the first chat would have to wait for."""
+        for model, renderer in self._renderers.items():
+            if self._tokenizers[model].chat_template:
+                renderer.start()
 
     async def card(self, model: str) -> ModelCard | None:
         if model not in self._cards:
@@ -122,6 +130,7 @@ class ServeBackend:
             max_batch=info["max_batch"],
             exits=tuple(info["exits"]),
             max_draft_length=info["longest_draft"],
+            renderer=self._renderers[model],
         )
 
     def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:

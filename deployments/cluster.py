@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from ray import serve
 from ray.serve.config import HTTPOptions, gRPCOptions
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
+from deployments.access import check_access
 from deployments.app import APP_NAME, build
 from deployments.config import AppConfig, HttpConfig
 from deployments.direct import open_url
@@ -39,9 +41,10 @@ def running(config: AppConfig, *, address: str | None = None, progress: Progress
     """Starts the application, yields its URL once every model answers, and stops it at the end.
 
     address: of a Ray cluster; None: starts a local cluster and stops it at the end. Raises ConfigError if the port is
-    in use or the cluster already runs the application, NotReady if the application cannot start.
+    in use, if keys are missing, or if the cluster already runs the application, NotReady if it cannot start.
     """
     if address is None:
+        check_access(config, os.environ)  # on a cluster, the ingress has the keys and the environment
         check_port(config.http)  # on a cluster, Serve itself may hold the port
     with local_ray(config) if address is None else attached_ray(address):
         check_absent()

@@ -13,6 +13,7 @@ from typing import Annotated, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, field_validator, model_validator
 
+from deployments.config_access import AccessConfig
 from deployments.config_errors import explain
 from deployments.config_replica import Listener, Placement, Replicas, Weights
 from deployments.config_section import Count, Port, Seconds, Section
@@ -112,6 +113,7 @@ class AppConfig(Section):
     ingress: IngressConfig = IngressConfig()
     http: HttpConfig = HttpConfig()
     grpc: GrpcConfig | None = None
+    access: AccessConfig = AccessConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -155,6 +157,7 @@ def load_config(path: Path) -> AppConfig:
         config = AppConfig.model_validate(values)
     except ValidationError as error:
         raise ConfigError(f"{path}: {explain(error, AppConfig)}") from None
+    config = config.model_copy(update={"access": config.access.beside(path.parent)})
     return with_paths(config, lambda model_path: _resolve(model_path, path.parent))
 
 

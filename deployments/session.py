@@ -35,6 +35,7 @@ SERVE_SETTINGS = {
     "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
     "RAY_SERVE_RUN_ROUTER_IN_SEPARATE_LOOP": "0",
     "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": "67108864",  # so that our API refuses large requests before Serve does
+    "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": "16777216",  # of the proxies; Serve's 2 GiB would be read before we are asked
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.proxy.middlewares",
     "grpc_proxy": "",  # or Serve's gRPC would use http_proxy, since no_proxy does not name the node
 }

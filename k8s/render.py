@@ -2,7 +2,7 @@
 
 KubeRay takes the Serve config as a string inside its manifest. To keep it equal to the tested config, it is rendered
 from deployments/configs/demo.yaml. On a cluster it differs in addresses that other pods can reach, paths inside the
-image, and one custom resource per worker group, which gives every replica its own pod.
+image, files of API keys, and one custom resource per worker group, which gives every replica its own pod.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import yaml
 from deployments.app import APP_NAME
 from deployments.cluster import SERVICER
 from deployments.config import AppConfig, PoolConfig, TargetConfig, load_config
+from deployments.config_access import AccessConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 MANIFEST = ROOT / "k8s" / "rayservice.yaml"
@@ -25,6 +26,7 @@ CONFIG = ROOT / "deployments" / "configs" / "demo.yaml"
 IMAGE_ROOT = PurePosixPath("/opt/draftpool")  # this repository in the image
 HTTP_PORT, GRPC_PORT = 8000, 9000
 DRAFT_PORTS = (50051, 50058)
+KEYS = PurePosixPath("/etc/draftpool/keys")  # where pods see the Secret draftpool-keys, which its user makes
 TARGET_RESOURCE, DRAFTER_RESOURCE = "draftpool_target", "draftpool_drafter"
 
 ModelReplicas = TypeVar("ModelReplicas", TargetConfig, PoolConfig)
@@ -54,7 +56,8 @@ def on_cluster(config: AppConfig) -> AppConfig:
     targets = tuple(in_pods(target, TARGET_RESOURCE) for target in config.targets)
     pool = config.pool and in_pods(config.pool, DRAFTER_RESOURCE, host="node", ports=DRAFT_PORTS)
     ingress = config.ingress.model_copy(update={"host": "node"})
-    return config.model_copy(update={"targets": targets, "pool": pool, "ingress": ingress})
+    access = AccessConfig(keys_file=str(KEYS / "api-keys"), admin_keys_file=str(KEYS / "admin-keys"))
+    return config.model_copy(update={"targets": targets, "pool": pool, "ingress": ingress, "access": access})
 
 
 def in_pods(replicas: ModelReplicas, resource: str, **changes: object) -> ModelReplicas:

@@ -3,7 +3,10 @@
     DraftPoolError
     |-- UserError (ValueError)      the caller can act on it: names the value and the remedy
     |   |-- InvalidRequest          400  a parameter is out of range or malformed
-    |   |   `-- PromptTooLong       400
+    |   |   |-- PromptTooLong       400
+    |   |   |-- BodyTooLarge        413
+    |   |   `-- HeadTooLarge        431  URL and headers
+    |   |-- Unauthenticated         401
     |   |-- UnknownModel            404
     |   |-- ConfigError             refused at start-up
     |   `-- UnsupportedModel        refused at start-up
@@ -38,6 +41,18 @@ class InvalidRequest(UserError):
 
 
 class PromptTooLong(InvalidRequest):
+    pass
+
+
+class BodyTooLarge(InvalidRequest):
+    pass
+
+
+class HeadTooLarge(InvalidRequest):
+    pass
+
+
+class Unauthenticated(UserError):
     pass
 
 

@@ -35,6 +35,7 @@ targets:
 pool: {path: drafter, num_replicas: 2, dtype: fp32, page_size: 16, kv_mb: 8}
 http: {port: %d}
 grpc: {port: %d}
+access: {open: true}
 """
 
 

@@ -58,15 +58,19 @@ def error_of(response: httpx.Response, status: int) -> dict[str, Any]:
 class Context:
     """What a servicer is told of a call, and what it says of its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, **metadata: str) -> None:
         self.code = grpc.StatusCode.OK
         self.details = ""
+        self._metadata = metadata
 
     def set_code(self, code: grpc.StatusCode) -> None:
         self.code = code
 
     def set_details(self, details: str) -> None:
         self.details = details
+
+    def invocation_metadata(self) -> list[tuple[str, str]]:
+        return list(self._metadata.items())
 
 
 async def call(backend: ScriptedBackend, message: pb.GenerateRequest) -> Context:

@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from api.backend import ModelCard, max_token_bytes
 from api.control import ControlTokens
+from api.rendering import Renderer
 from api.trace import Slice, Track
 from protocol.request import FinishReason, GenerateRequest, SequenceStats, TokenRun
 from router.policy import Off
@@ -52,6 +53,12 @@ def tiny_tokenizer(chat_template: str | None = CHAT_TEMPLATE) -> PreTrainedToken
     return tokenizer
 
 
+@cache
+def renderer() -> Renderer:
+    """One for all: each has a process."""
+    return Renderer()
+
+
 def card(name: str = "tiny", max_model_len: int = 64, chat_template: str | None = CHAT_TEMPLATE) -> ModelCard:
     tokenizer = tiny_tokenizer(chat_template)
     return ModelCard(
@@ -64,6 +71,7 @@ def card(name: str = "tiny", max_model_len: int = 64, chat_template: str | None 
         (tokenizer.eos_token_id,),
         1_700_000_000,
         max_batch=4,
+        renderer=renderer(),
     )
 
 

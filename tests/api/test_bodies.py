@@ -13,6 +13,7 @@ from typing import Any
 import grpc
 import pytest
 
+from api.limits import RequestLimits
 from api.prompts import MAX_BODY_BYTES
 from protocol.pb import inference_pb2 as pb
 from tests.api.api_client import CHAT, COMPLETION, TEXT, Client, call, error_of
@@ -40,7 +41,7 @@ async def test_a_body_over_the_limit_is_refused_whether_or_not_it_says_its_size(
         for _ in range(20):
             yield b" " * 100
 
-    async with Client(ScriptedBackend(says(TEXT)), max_body_bytes=1000) as client:
+    async with Client(ScriptedBackend(says(TEXT)), limits=RequestLimits(body_bytes=1000)) as client:
         for content, size in ((b" " * 2000, "2000 bytes"), (drip(), "at least 1100 bytes")):
             response = await client.send_raw("/v1/completions", content)
             error = error_of(response, 413)

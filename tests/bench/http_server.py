@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import uvicorn
 
@@ -15,9 +16,10 @@ from link.listening import free_port
 
 
 @contextmanager
-def http_server(backend: Backend) -> Iterator[str]:
-    """Yields its URL; a thread of this process runs it."""
-    config = uvicorn.Config(create_app(backend), port=free_port(), log_level="error", lifespan="off", loop="asyncio")
+def http_server(backend: Backend, **options: Any) -> Iterator[str]:
+    """Yields its URL; a thread of this process runs it. options: of create_app."""
+    app = create_app(backend, **options)
+    config = uvicorn.Config(app, port=free_port(), log_level="error", lifespan="off", loop="asyncio")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

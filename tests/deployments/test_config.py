@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from deployments.config import AppConfig, GrpcConfig, HttpConfig, IngressConfig, PoolConfig, TargetConfig, load_config
+from deployments.config_access import AccessConfig
 from deployments.config_speculation import (
     EmaSpeculation,
     FixedSpeculation,
@@ -50,7 +51,7 @@ def test_the_demo_config_loads_and_names_the_demo_models() -> None:
     [
         (
             "a: 1\ntargets: [{name: a, path: x}]",
-            "a: unknown key (value 1); choose one of grpc, http, ingress, placement, pool, t",
+            "a: unknown key (value 1); choose one of access, grpc, http, ingress, placement, pool, t",
         ),
         ("targets: [{name: a, path: x, thredas: 3}]", "targets[0].thredas: unknown key (value 3); did you mean thread"),
         (
@@ -221,7 +222,7 @@ def test_the_options_are_these_and_a_new_one_shows_up_in_review() -> None:
     drafted = {"deadline_ms", "exits", "mirror", "policy", "request_length"}
     target = {"deterministic", "max_batch", "max_model_len", "max_queue", "name", "prefill_chunk", "speculation"}
     pool = {"host", "max_rows", "ports", "prefill_chunk", "rows_per_target", "sequence_ttl_s"}
-    assert set(AppConfig.model_fields) == {"grpc", "http", "ingress", "placement", "pool", "targets"}
+    assert set(AppConfig.model_fields) == {"access", "grpc", "http", "ingress", "placement", "pool", "targets"}
     assert set(TargetConfig.model_fields) == target | PLACEMENT | WEIGHTS
     assert set(FixedSpeculation.model_fields) == drafted | {"depth", "length", "thresholds"}
     assert set(TableSpeculation.model_fields) == drafted | {"depth", "table", "thresholds"}
@@ -233,3 +234,4 @@ def test_the_options_are_these_and_a_new_one_shows_up_in_review() -> None:
     assert set(IngressConfig.model_fields) == ingress
     assert set(HttpConfig.model_fields) == {"host", "port", "request_timeout_s", "cors_origins"}
     assert set(GrpcConfig.model_fields) == {"port", "request_timeout_s"}
+    assert set(AccessConfig.model_fields) == {"open", "keys_file", "admin_keys_file"}

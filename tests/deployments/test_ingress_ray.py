@@ -14,6 +14,7 @@ from ray import serve
 
 from deployments.app import APP_NAME
 from deployments.config import IngressConfig
+from deployments.config_access import AccessConfig
 from deployments.ingress import Ingress
 from deployments.session import attached_ray
 from protocol.pb import inference_pb2 as pb
@@ -34,8 +35,9 @@ from tests.deployments.ingress_twins import (
 )
 
 pytestmark = pytest.mark.ray
+KEY, ADMIN = "key-of-a-caller-here", "key-of-an-operator"
 TOKENS = [80 + index for index in range(NUM_TOKENS)]
-METADATA = (("application", APP_NAME),)
+METADATA = (("application", APP_NAME), ("authorization", f"Bearer {KEY}"))
 
 
 @pytest.fixture(scope="module")
@@ -43,19 +45,24 @@ def head(tmp_path_factory: pytest.TempPathFactory, ray_head: Head) -> Iterator[H
     """The application is up as long as the fixture is."""
     path = str(tmp_path_factory.mktemp("tokenizer"))
     tiny_tokenizer().save_pretrained(path)
+    files = {f"{name}_file": tmp_path_factory.mktemp(name) / "file" for name in ("keys", "admin_keys")}
+    for file, key in zip(files.values(), (KEY, ADMIN), strict=True):
+        file.write_text(key)
+    access = AccessConfig.model_validate({name: str(file) for name, file in files.items()})
     options: dict[str, Any] = {"max_ongoing_requests": 50, "ray_actor_options": {"num_cpus": 0}}
     with attached_ray(ray_head.address):
         target = serve.deployment(ScriptedTarget).options(name="target-tiny", **options).bind()
-        serve.run(
-            Ingress.options(**options).bind({"tiny": target}, {"tiny": path}, IngressConfig(reissues=1)), name=APP_NAME
+        bound = Ingress.options(**options).bind(
+            {"tiny": target}, {"tiny": path}, IngressConfig(reissues=1), access=access
         )
+        serve.run(bound, name=APP_NAME)
         yield ray_head
         serve.delete(APP_NAME)
 
 
 @pytest.fixture
 def client(head: Head) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=head.url, timeout=30) as client:
+    with httpx.Client(base_url=head.url, timeout=30, headers={"authorization": f"Bearer {KEY}"}) as client:
         wait_until(lambda: client.get("/ready").status_code == 200)
         yield client
 
@@ -74,9 +81,9 @@ def asking(what: int, **fields: Any) -> dict[str, Any]:
     return {"model": "tiny", "prompt": [what], "return_token_ids": True} | fields
 
 
-def call(stub: Any, what: int) -> Any:
+def call(stub: Any, what: int, metadata: Any = METADATA) -> Any:
     request = pb.GenerateRequest(model="tiny", token_ids=pb.TokenIds(ids=[what]))
-    return stub.Generate(request, metadata=METADATA)
+    return stub.Generate(request, metadata=metadata)
 
 
 def num_open() -> int:
@@ -93,6 +100,33 @@ def test_both_proxies_give_the_same_tokens(client: httpx.Client, stub: Any) -> N
     assert parts[-1].finish_reason == pb.FINISH_REASON_LENGTH
     models = stub.ListModels(pb.ListModelsRequest(), metadata=METADATA).models
     assert [model.id for model in models] == [card["id"] for card in client.get("/v1/models").json()["data"]]
+
+
+def test_without_a_key_both_proxies_refuse(client: httpx.Client, stub: Any, head: Head) -> None:
+    response = httpx.post(f"{head.url}/v1/completions", json={"model": "tiny", "prompt": [COUNT]})
+    assert response.status_code == 401
+    assert response.json()["error"]["code"] == "invalid_api_key"
+    assert response.headers["www-authenticate"].startswith("Bearer")
+    assert httpx.get(f"{head.url}/health").status_code == 200
+    for metadata in (METADATA[:1], (METADATA[0], ("authorization", "Bearer wrong"))):
+        with pytest.raises(grpc.RpcError) as caught:
+            list(call(stub, COUNT, metadata))
+        error: Any = caught.value
+        assert error.code() is grpc.StatusCode.UNAUTHENTICATED
+        assert "Traceback" not in error.details()
+
+
+def test_limits_hold_behind_both_proxies(client: httpx.Client, stub: Any) -> None:
+    chunked = client.post("/v1/completions", content=(b" " * (1 << 16) for _ in range(80)))
+    assert (chunked.status_code, chunked.json()["error"]["code"]) == (413, "request_too_large")
+    assert client.get("/health", headers={"x": "y" * 40_000}).status_code == 431
+    assert client.post("/v1/completions", content=b"[" * 100_000).status_code == 400
+    for size, code in ((5, grpc.StatusCode.INVALID_ARGUMENT), (20, grpc.StatusCode.RESOURCE_EXHAUSTED)):
+        with pytest.raises(grpc.RpcError) as caught:
+            list(stub.Generate(pb.GenerateRequest(model="tiny", text="x" * (size << 20)), metadata=METADATA))
+        error: Any = caught.value
+        assert error.code() is code
+        assert "Traceback" not in error.details()
 
 
 @pytest.mark.parametrize(
@@ -140,7 +174,9 @@ def test_a_request_whose_time_is_over_is_a_timeout_over_both_proxies(client: htt
 
 
 def test_statistics_are_told_over_http(client: httpx.Client) -> None:
-    assert client.get("/debug/stats").json() == {"targets": {"tiny": [{"num_running": 0}]}, "pool": []}
+    assert client.get("/debug/stats").status_code == 401
+    told = client.get("/debug/stats", headers={"authorization": f"Bearer {ADMIN}"})
+    assert told.json() == {"targets": {"tiny": [{"num_running": 0}]}, "pool": []}
 
 
 def test_the_request_id_is_on_the_response_once(client: httpx.Client) -> None:

@@ -32,6 +32,7 @@ targets:
 pool: {path: drafter, dtype: fp32, page_size: 16, kv_mb: 8}
 http: {port: %d}
 grpc: {port: %d}
+access: {open: true}
 """
 
 

@@ -20,6 +20,7 @@ from bench.workload import HELD_OUT
 from cli.demo_family import CODE as CONFIG
 from deployments import cluster
 from deployments.config import AppConfig, HttpConfig, load_config
+from deployments.config_access import AccessConfig
 from tests.deployments.harness import wait_until
 from tests.deployments.head import Head
 from tests.deployments.served import Served
@@ -87,7 +88,8 @@ def fp32(config: AppConfig, http_port: int) -> AppConfig:
     assert config.pool is not None
     pool = config.pool.model_copy(update={"dtype": "fp32", "path": str(DRAFTER)})
     http = HttpConfig(port=http_port)
-    return config.model_copy(update={"targets": tuple(targets), "pool": pool, "http": http, "grpc": None})
+    changes = {"targets": tuple(targets), "pool": pool, "http": http, "access": AccessConfig(open=True)}
+    return config.model_copy(update=changes)
 
 
 @pytest.fixture(scope="module")

@@ -201,6 +201,24 @@ def test_there_is_no_secret_in_the_manifest(manifest: dict[str, Any]) -> None:
     assert manifest["spec"]["rayClusterConfig"]["authOptions"] == {"mode": "token"}
 
 
+def test_the_keys_come_from_a_secret_that_the_pods_of_the_ingress_see(
+    config: AppConfig, groups: dict[str, Any]
+) -> None:
+    assert (config.access.open, config.http.host) == (False, "127.0.0.1")  # the proxies' host is Serve's
+    pod = groups["targets"]["template"]["spec"]
+    (volume,), (container,) = pod["volumes"], pod["containers"]
+    assert volume == {"name": "keys", "secret": {"secretName": "draftpool-keys"}}  # and not optional
+    (mount,) = container["volumeMounts"]
+    assert (mount["name"], mount["readOnly"]) == (volume["name"], True)
+    files = [config.access.keys_file, config.access.admin_keys_file]
+    assert files == [f"{mount['mountPath']}/{name}" for name in ("api-keys", "admin-keys")]
+    command = re.search(r"kubectl create secret .*", render.MANIFEST.read_text(encoding="utf-8"))
+    assert command is not None
+    assert re.findall(r"--from-file=([^=]+)=", command[0]) == ["api-keys", "admin-keys"]
+    assert command[0].split()[4] == "draftpool-keys"
+    assert "volumes" not in groups["drafters"]["template"]["spec"]
+
+
 def test_nobody_reaches_rays_ports_and_the_links_but_the_pods_and_the_operator(
     manifest: dict[str, Any], config: AppConfig
 ) -> None:
