@@ -16,11 +16,16 @@ from api.answer import answer
 from api.backend import Backend, ModelCard
 from api.errors import RETRY_AFTER_S, error_body, invalid_request, printable, to_problem
 from api.generation import check_model, find_model, loaded_models
+from api.meter import Meter
+from api.metered import MeterMiddleware
+from api.metrics import Gather, add_metrics_route, gather_own
 from api.middleware import RequestIdMiddleware, request_id
 from api.openai import ChatCompletionRequest, CompletionRequest
 from api.prompts import MAX_BODY_BYTES
 from api.streams import ClientGone
+from api.tokenize import add_token_routes
 from api.trace import as_json
+from api.version import version
 from protocol.errors import DraftPoolError, NotReady
 from protocol.limits import MAX_ROUNDS
 
@@ -37,13 +42,19 @@ def create_app(
     echo_request_id: bool = True,
     request_timeout_s: float | None = None,
     cors_origins: Sequence[str] = (),
+    meter: Meter | None = None,
+    gather: Gather | None = None,
 ) -> FastAPI:
     """The application.
 
-    request_timeout_s: upper limit for a completion. cors_origins: sites whose pages may call the API.
+    request_timeout_s: upper limit for a completion. cors_origins: sites whose pages may call the API. meter: counts
+    what this application answers; None: one of its own. gather: the counts of all processes that make up the API; None:
+    there is no other.
     """
+    meter = meter or Meter()
     app = FastAPI(title="DraftPool", docs_url=None, redoc_url=None)
     app.add_middleware(RequestIdMiddleware, max_body_bytes=max_body_bytes, echo_id=echo_request_id)
+    app.add_middleware(MeterMiddleware, meter=meter)
     if cors_origins:  # the outermost middleware, so that pages can read errors too
         app.add_middleware(
             CORSMiddleware,
@@ -55,13 +66,15 @@ def create_app(
 
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        return await answer(backend, body, request, request_timeout_s)
+        return await answer(backend, body, request, request_timeout_s, meter)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
-        return await answer(backend, body, request, request_timeout_s)
+        return await answer(backend, body, request, request_timeout_s, meter)
 
     _add_model_routes(app, backend)
+    add_token_routes(app, backend)
+    add_metrics_route(app, backend, gather or gather_own(meter))
     _add_debug_routes(app, backend)
     _add_error_handlers(app)
     return app
@@ -83,6 +96,10 @@ def _add_model_routes(app: FastAPI, backend: Backend) -> None:
         if missing := [name for name, is_ready in zip(names, answers, strict=True) if not is_ready]:
             raise NotReady(f"not ready: {', '.join(missing)}; try again later")
         return Response()
+
+    @app.get("/version")
+    async def version_of_server() -> Json:
+        return {"version": version()}
 
     @app.get("/v1/models")
     async def models() -> Json:

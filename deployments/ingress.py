@@ -6,18 +6,22 @@ The API itself is in api/, which does not import Ray; deployments/backend.py con
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from functools import cached_property
 
+from prometheus_client.metrics_core import Metric
 from ray import serve
 from ray.serve.grpc_util import RayServegRPCContext
 from starlette.types import ASGIApp
 
 from api import rpc
 from api.http import create_app
-from deployments.backend import Handle, ServeBackend
+from api.meter import Meter
+from deployments.backend import Handle, ServeBackend, broadcast
 from deployments.config import HttpConfig, IngressConfig
 from deployments.host import resolve_host
+from link.counts import replica_name
 from link.secret import Secret
 from link.token_sink import SinkAddress, TokenSink
 from protocol.pb import inference_pb2 as pb
@@ -42,6 +46,8 @@ class Ingress:
         address = await self._sink.start(resolve_host(config.host), config.ports)
         sink_address = SinkAddress(address, config.join_ms, secret)
         self._backend = ServeBackend(handles, tokenizers, self._sink, sink_address, pool, config.silence_s)
+        self._meter = Meter(replica_name(serve.get_replica_context().replica_id.unique_id))
+        self._is_only = config.num_replicas == 1
 
     async def __del__(self) -> None:
         await self._sink.stop()
@@ -52,16 +58,34 @@ class Ingress:
             echo_request_id=False,  # Serve's proxy echoes it
             request_timeout_s=self._http.request_timeout_s,
             cors_origins=self._http.cors_origins,
+            meter=self._meter,
+            gather=self._gather,
         )
+
+    @cached_property
+    def _all(self) -> Handle:
+        """Of all replicas of the ingress, this one too."""
+        context = serve.get_replica_context()
+        return serve.get_deployment_handle(context.deployment, context.app_name)
+
+    async def counts(self) -> tuple[str, list[Metric]]:
+        """The name of this replica, and what it has counted."""
+        return self._meter.replica, self._meter.families()
+
+    async def _gather(self) -> Sequence[Metric]:
+        """The counts of all replicas of the ingress that answer, so that it is the same which one is asked."""
+        own = await self.counts()
+        others: list[tuple[str, list[Metric]]] = [] if self._is_only else await broadcast(self._all, "counts")
+        return [metric for families in dict([own, *others]).values() for metric in families]
 
     async def Generate(
         self, request: pb.GenerateRequest, grpc_context: RayServegRPCContext
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        async with aclosing(rpc.generate(self._backend, request, grpc_context)) as responses:
+        async with aclosing(rpc.generate(self._backend, request, grpc_context, self._meter)) as responses:
             async for response in responses:
                 yield response
 
     async def ListModels(
         self, request: pb.ListModelsRequest, grpc_context: RayServegRPCContext
     ) -> pb.ListModelsResponse:
-        return await rpc.list_models(self._backend, request, grpc_context)
+        return await rpc.list_models(self._backend, request, grpc_context, self._meter)
