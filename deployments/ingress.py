@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
-from functools import cached_property
 
 from prometheus_client.metrics_core import Metric
 from ray import serve
@@ -48,6 +47,7 @@ class Ingress:
         self._backend = ServeBackend(handles, tokenizers, self._sink, sink_address, pool, config.silence_s)
         self._meter = Meter(replica_name(serve.get_replica_context().replica_id.unique_id))
         self._is_only = config.num_replicas == 1
+        self._handle: Handle | None = None
 
     async def __del__(self) -> None:
         await self._sink.stop()
@@ -62,12 +62,6 @@ class Ingress:
             gather=self._gather,
         )
 
-    @cached_property
-    def _all(self) -> Handle:
-        """Of all replicas of the ingress, this one too."""
-        context = serve.get_replica_context()
-        return serve.get_deployment_handle(context.deployment, context.app_name)
-
     async def counts(self) -> tuple[str, list[Metric]]:
         """The name of this replica, and what it has counted."""
         return self._meter.replica, self._meter.families()
@@ -75,8 +69,15 @@ class Ingress:
     async def _gather(self) -> Sequence[Metric]:
         """The counts of all replicas of the ingress that answer, so that it is the same which one is asked."""
         own = await self.counts()
-        others: list[tuple[str, list[Metric]]] = [] if self._is_only else await broadcast(self._all, "counts")
+        others: list[tuple[str, list[Metric]]] = [] if self._is_only else await broadcast(self._replicas(), "counts")
         return [metric for families in dict([own, *others]).values() for metric in families]
+
+    def _replicas(self) -> Handle:
+        """The handle of all replicas of the ingress, made once, because each new one starts a router."""
+        if self._handle is None:
+            context = serve.get_replica_context()
+            self._handle = serve.get_deployment_handle(context.deployment, context.app_name)
+        return self._handle
 
     async def Generate(
         self, request: pb.GenerateRequest, grpc_context: RayServegRPCContext
