@@ -14,6 +14,8 @@ from api.calls import Calling
 from api.chat import calling, chat_prompt, rendering
 from api.errors import to_problem
 from api.generation import Delta, Echo, GenerationJob, complete, find_model, prepare, stream
+from api.meter import Meter
+from api.metered import streamed, whole
 from api.middleware import request_id
 from api.openai import ChatCompletionRequest, CompletionRequest
 from api.prompts import prompt_ids
@@ -30,15 +32,16 @@ DONE = "data: [DONE]\n\n"
 Body = CompletionRequest | ChatCompletionRequest | ResponsesRequest
 
 
-async def answer(backend: Backend, body: Body, request: Request, max_s: float | None) -> Response:
+async def answer(backend: Backend, body: Body, request: Request, max_s: float | None, meter: Meter) -> Response:
     """The response. max_s: the operator's limit in seconds. Raises DraftPoolError before the response has begun."""
+    arrived = meter.clock()
     limit = TimeLimit(request.headers, max_s)
     async with limit.enforced():
         card = await find_model(backend, body.model)
         reply, jobs = await _prepared(card, body)
         # At most one batch at once, so that a call with many prompts cannot fill a replica's queue.
-        run = stream if body.stream else complete
-        deltas = merge([run(backend, job) for job in jobs], card.max_batch)
+        run, counted = (stream, streamed) if body.stream else (complete, whole)
+        deltas = merge([counted(meter, job, run(backend, job), arrived) for job in jobs], card.max_batch)
         if not body.stream:
             return JSONResponse(reply.whole(await run_while_connected(request, collect(deltas, len(jobs)))))
         # The first delta is awaited before the status goes out, so that a full queue is still a 429.

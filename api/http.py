@@ -18,11 +18,16 @@ from api.door import OPEN, Door, DoorMiddleware
 from api.errors import error_body, invalid_request, printable, to_problem
 from api.generation import check_model, find_model, loaded_models
 from api.limits import CLIENT_GONE_STATUS, LIMITS, LimitsMiddleware, RequestLimits
+from api.meter import Meter
+from api.metered import MeterMiddleware
+from api.metrics import Gather, add_metrics_route, gather_own
 from api.middleware import RequestIdMiddleware, request_id
 from api.openai import ChatCompletionRequest, CompletionRequest
 from api.responses import ResponsesRequest
 from api.streams import ClientGone
+from api.tokenize import add_token_routes
 from api.trace import as_json
+from api.version import version
 from protocol.errors import DraftPoolError, NotReady
 from protocol.limits import MAX_ROUNDS
 
@@ -39,15 +44,21 @@ def create_app(
     echo_request_id: bool = True,
     request_timeout_s: float | None = None,
     cors_origins: Sequence[str] = (),
+    meter: Meter | None = None,
+    gather: Gather | None = None,
 ) -> FastAPI:
     """The application.
 
-    request_timeout_s: upper limit for a completion. cors_origins: sites whose pages may call the API.
+    request_timeout_s: upper limit for a completion. cors_origins: sites whose pages may call the API. meter: counts
+    what this application answers; None: one of its own. gather: the counts of all processes that make up the API; None:
+    there is no other.
     """
+    meter = meter or Meter()
     app = FastAPI(title="DraftPool", docs_url=None, redoc_url=None)
     app.add_middleware(LimitsMiddleware, limits=limits)
     app.add_middleware(DoorMiddleware, door=door)
     app.add_middleware(RequestIdMiddleware, echo_id=echo_request_id)
+    app.add_middleware(MeterMiddleware, meter=meter)
     if cors_origins:  # the outermost middleware, so that pages can read errors too, and ask without a key if they may
         app.add_middleware(
             CORSMiddleware,
@@ -59,17 +70,19 @@ def create_app(
 
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        return await answer(backend, body, request, request_timeout_s)
+        return await answer(backend, body, request, request_timeout_s, meter)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
-        return await answer(backend, body, request, request_timeout_s)
+        return await answer(backend, body, request, request_timeout_s, meter)
 
     @app.post("/v1/responses")
     async def responses(body: ResponsesRequest, request: Request) -> Response:
-        return await answer(backend, body, request, request_timeout_s)
+        return await answer(backend, body, request, request_timeout_s, meter)
 
     _add_model_routes(app, backend)
+    add_token_routes(app, backend)
+    add_metrics_route(app, backend, gather or gather_own(meter))
     _add_debug_routes(app, backend)
     _add_error_handlers(app)
     return app
@@ -91,6 +104,10 @@ def _add_model_routes(app: FastAPI, backend: Backend) -> None:
         if missing := [name for name, is_ready in zip(names, answers, strict=True) if not is_ready]:
             raise NotReady(f"not ready: {', '.join(missing)}; try again later")
         return Response()
+
+    @app.get("/version")
+    async def version_of_server() -> Json:
+        return {"version": version()}
 
     @app.get("/v1/models")
     async def models() -> Json:

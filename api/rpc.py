@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Iterable, Iterator
+from contextlib import aclosing, contextmanager
 from typing import Any, ClassVar, Protocol
 from uuid import uuid4
 
@@ -12,8 +12,10 @@ from pydantic import ValidationError
 
 from api.backend import Backend
 from api.door import HEADER, Door
-from api.errors import invalid_request, to_problem
+from api.errors import Problem, invalid_request, to_problem
 from api.generation import Delta, GenerationJob, find_model, loaded_models, prepare, stream
+from api.meter import Meter
+from api.metered import streamed
 from api.openai import CompletionRequest
 from api.prompts import MAX_BODY_BYTES, prompt_ids, too_large
 from api.seeds import draw_seed
@@ -49,39 +51,54 @@ def admit(door: Door, context: Context) -> None:
     try:
         door.admit_caller(dict(context.invocation_metadata()).get(HEADER))
     except Unauthenticated as error:
-        raise _refuse(error, f"call-{uuid4().hex}", context) from None
+        raise _refuse(to_problem(error, f"call-{uuid4().hex}"), context) from None
+
+
+def _refuse(problem: Problem, context: Context) -> CallRefused:
+    context.set_code(problem.row.grpc)
+    context.set_details(problem.message)
+    return CallRefused(problem.message)
 
 
 async def generate(
-    backend: Backend, message: pb.GenerateRequest, context: Context
+    backend: Backend, message: pb.GenerateRequest, context: Context, meter: Meter | None = None
 ) -> AsyncGenerator[pb.GenerateResponse, None]:
-    request_id = f"gen-{uuid4().hex}"
-    try:
+    """meter: counts the call; None: it is counted nowhere."""
+    request_id, meter = f"gen-{uuid4().hex}", meter or Meter()
+    arrived = meter.clock()
+    with _answering("Generate", request_id, context, meter):
         body = _body(message)
         card = await find_model(backend, body.model)
         (prompt,) = await prompt_ids(card, body)
         (echo,) = body.echoes()
         job = prepare(card, request_id, prompt, body, draw_seed() if body.seed is None else body.seed, echo=echo)
-        async with aclosing(stream(backend, job)) as deltas:
+        async with aclosing(streamed(meter, job, stream(backend, job), arrived)) as deltas:
             async for delta in deltas:
                 yield _response(job, delta)
-    except Exception as error:
-        raise _refuse(error, request_id, context) from None
 
 
-async def list_models(backend: Backend, message: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
-    try:
+async def list_models(
+    backend: Backend, message: pb.ListModelsRequest, context: Context, meter: Meter | None = None
+) -> pb.ListModelsResponse:
+    """meter: as for `generate`."""
+    with _answering("ListModels", f"list-{uuid4().hex}", context, meter or Meter()):
         cards = await loaded_models(backend)
+        return pb.ListModelsResponse(models=[pb.Model(id=card.id, max_model_len=card.max_model_len) for card in cards])
+
+
+@contextmanager
+def _answering(method: str, request_id: str, context: Context, meter: Meter) -> Iterator[None]:
+    """Counts the call by its status. Ends it with the status of the error, if there is one."""
+    code = StatusCode.CANCELLED
+    try:
+        yield
+        code = StatusCode.OK
     except Exception as error:
-        raise _refuse(error, f"list-{uuid4().hex}", context) from None
-    return pb.ListModelsResponse(models=[pb.Model(id=card.id, max_model_len=card.max_model_len) for card in cards])
-
-
-def _refuse(error: Exception, request_id: str, context: Context) -> CallRefused:
-    problem = to_problem(error, request_id)
-    context.set_code(problem.row.grpc)
-    context.set_details(problem.message)
-    return CallRefused(problem.message)
+        problem = to_problem(error, request_id)
+        code = problem.row.grpc
+        raise _refuse(problem, context) from None
+    finally:
+        meter.calls.labels(method, code.name).inc()
 
 
 def _body(message: pb.GenerateRequest) -> CallBody:

@@ -29,7 +29,8 @@ from api.control import ControlTokens
 from api.rendering import Renderer
 from api.survival import Recovery, survive
 from api.trace import Track
-from link.discovery import serve_discovery
+from link.counts import replica_name
+from link.discovery import PoolMember, serve_discovery
 from link.liveness import Census, Liveness, take_census
 from link.token_sink import SinkAddress, TokenSink
 from model.files import TEXT_FILES, resolve
@@ -170,8 +171,7 @@ class ServeBackend:
 
     async def stats(self) -> Mapping[str, Any]:
         members = await self._pool_members() if self._pool_members else ()
-        pool = [asdict(member.stats) | {"steps_run": member.steps and asdict(member.steps)} for member in members]
-        return {"targets": await self._broadcast("stats"), "pool": pool}
+        return {"targets": await self._broadcast("stats"), "pool": [_counts(member) for member in members]}
 
     async def router(self) -> Mapping[str, Any]:
         return await self._broadcast("router")
@@ -186,6 +186,11 @@ class ServeBackend:
         """The results of a method of all replicas, by target."""
         info = await asyncio.gather(*(broadcast(handle, method, *args) for handle in self._handles.values()))
         return dict(zip(self.names, info, strict=True))
+
+
+def _counts(member: PoolMember) -> dict[str, Any]:
+    steps = {"steps_run": member.steps and asdict(member.steps)}
+    return asdict(member.stats) | steps | {"replica": replica_name(member.incarnation)}
 
 
 def _number_tracks(name: str, tracks: Sequence[Track]) -> list[Track]:

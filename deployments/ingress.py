@@ -6,21 +6,24 @@ The API itself is in api/, which does not import Ray; deployments/backend.py con
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
+from prometheus_client.metrics_core import Metric
 from ray import serve
 from ray.serve.grpc_util import RayServegRPCContext
 from starlette.types import ASGIApp
 
 from api import rpc
 from api.http import create_app
+from api.meter import Meter
 from api.survival import Recovery
 from deployments.access import listens_beyond_loopback, open_door
-from deployments.backend import Handle, ServeBackend
+from deployments.backend import Handle, ServeBackend, broadcast
 from deployments.config import HttpConfig, IngressConfig
 from deployments.config_access import AccessConfig
 from deployments.host import resolve_host
+from link.counts import replica_name
 from link.secret import Secret
 from link.token_sink import SinkAddress, TokenSink
 from protocol.pb import inference_pb2 as pb
@@ -50,6 +53,9 @@ class Ingress:
         recovery = Recovery(config.reissues, config.recover_s)
         self._backend = ServeBackend(handles, tokenizers, self._sink, sink_address, pool, config.silence_s, recovery)
         self._backend.warm_up()
+        self._meter = Meter(replica_name(serve.get_replica_context().replica_id.unique_id))
+        self._is_only = config.num_replicas == 1
+        self._handle: Handle | None = None
 
     async def __del__(self) -> None:
         await self._sink.stop()
@@ -61,13 +67,32 @@ class Ingress:
             door=self._door,
             request_timeout_s=self._http.request_timeout_s,
             cors_origins=self._http.cors_origins,
+            meter=self._meter,
+            gather=self._gather,
         )
+
+    async def counts(self) -> tuple[str, list[Metric]]:
+        """The name of this replica, and what it has counted."""
+        return self._meter.replica, self._meter.families()
+
+    async def _gather(self) -> Sequence[Metric]:
+        """The counts of all replicas of the ingress that answer, so that it is the same which one is asked."""
+        own = await self.counts()
+        others: list[tuple[str, list[Metric]]] = [] if self._is_only else await broadcast(self._replicas(), "counts")
+        return [metric for families in dict([own, *others]).values() for metric in families]
+
+    def _replicas(self) -> Handle:
+        """The handle of all replicas of the ingress, made once, because each new one starts a router."""
+        if self._handle is None:
+            context = serve.get_replica_context()
+            self._handle = serve.get_deployment_handle(context.deployment, context.app_name)
+        return self._handle
 
     async def Generate(
         self, request: pb.GenerateRequest, grpc_context: RayServegRPCContext
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         rpc.admit(self._door, grpc_context)
-        async with aclosing(rpc.generate(self._backend, request, grpc_context)) as responses:
+        async with aclosing(rpc.generate(self._backend, request, grpc_context, self._meter)) as responses:
             async for response in responses:
                 yield response
 
@@ -75,4 +100,4 @@ class Ingress:
         self, request: pb.ListModelsRequest, grpc_context: RayServegRPCContext
     ) -> pb.ListModelsResponse:
         rpc.admit(self._door, grpc_context)
-        return await rpc.list_models(self._backend, request, grpc_context)
+        return await rpc.list_models(self._backend, request, grpc_context, self._meter)

@@ -19,7 +19,7 @@ from deployments.process import pin_process
 from deployments.profiling import startup_target_costs
 from drafters.manifest import vocabulary_hash
 from drafters.translated import TranslatedDraftClient
-from link.counts import told
+from link.counts import replica_name, told
 from link.discovery import Need, serve_discovery
 from link.links import TransportConfig
 from link.token_sink import SinkAddress
@@ -132,7 +132,10 @@ class TargetReplica:
 
     async def stats(self) -> dict[str, Any]:
         traffic = self._client.traffic if self._client else None
-        return told(self._engine.stats(), self._steps, traffic, self._translated.counts if self._translated else None)
+        translated = self._translated.counts if self._translated else None
+        return told(self._engine.stats(), self._steps, traffic, translated) | {
+            "replica": replica_name(self._incarnation)
+        }
 
     async def trace(self, num_rounds: int) -> Track:
         """A track of the last rounds."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from hashlib import sha256
 from typing import Any
 
 from link.connection import Traffic
@@ -21,6 +22,11 @@ def told(
         "link": traffic and link(traffic, stats.num_steps),
         "translation": translated and translation(translated),
     }
+
+
+def replica_name(incarnation: str) -> str:
+    """A short name of a replica, new with every start, that does not reveal its incarnation."""
+    return sha256(incarnation.encode()).hexdigest()[:8]
 
 
 def link(traffic: Traffic, num_rounds: int) -> dict[str, float | None]:

@@ -14,7 +14,8 @@ from protocol.record import Origin, RoundRecord
 class RoundStats:
     """Totals over rounds, folded from their records.
 
-    num_rounds: those with decoding sequences. num_unanswered: those that asked for drafts in vain. num_by_origin: how
+    num_rounds: those with decoding sequences. num_accepted_by_position: [n], proposals of which more than n tokens were
+    accepted; as long as the longest proposal. num_unanswered: rounds that asked for drafts in vain. num_by_origin: how
     many proposals came from where. num_misses: rows of rounds ahead that were to have a proposal, and none was at hand.
     draft_ms, verify_ms, rest_ms: parts of the rounds; wait_ms: queued at the pool. hit_draft_ms: of the num_hit_rounds
     that had proposals at hand and waited for no fresh ones, fresh_draft_ms: of the num_fresh_rounds that did.
@@ -25,6 +26,7 @@ class RoundStats:
     num_preempted: int = 0
     num_proposed: int = 0
     num_accepted: int = 0
+    num_accepted_by_position: tuple[int, ...] = ()
     num_committed: int = 0
     num_unanswered: int = 0
     num_by_origin: Mapping[str, int] = field(default_factory=lambda: {origin.value: 0 for origin in Origin})
@@ -53,6 +55,7 @@ class RoundStats:
             num_preempted=self.num_preempted + sum([record.num_preempted for record in records]),
             num_proposed=self.num_proposed + sum([record.num_proposed for record in records]),
             num_accepted=self.num_accepted + sum([record.num_accepted for record in records]),
+            num_accepted_by_position=_with_rows(self.num_accepted_by_position, records),
             num_committed=self.num_committed + sum([record.num_committed for record in records]),
             num_unanswered=self.num_unanswered + sum([not record.answered for record in records]),
             num_by_origin={at: num + sum([one.origins[at] for one in own]) for at, num in self.num_by_origin.items()},
@@ -66,6 +69,15 @@ class RoundStats:
             num_fresh_rounds=self.num_fresh_rounds + sum([one.waited for one in own]),
             fresh_draft_ms=self.fresh_draft_ms + sum([one.waited * one.draft_ms for one in own]),
         )
+
+
+def _with_rows(counts: tuple[int, ...], records: Sequence[RoundRecord]) -> tuple[int, ...]:
+    """The counts by position with the rows of these rounds."""
+    rows = [row for record in records for row in record.rows]
+    longest = max([row.num_proposed for row in rows], default=0)
+    added = Counter([position for row in rows for position in range(row.num_accepted)])
+    before = counts + (0,) * (longest - len(counts))
+    return tuple([count + added[position] for position, count in enumerate(before)])
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,6 +117,7 @@ class Engine:
 
     def stats(self) -> EngineStats:
         scheduler, ledger, rounds = self._stepper.scheduler, self._model.ledger, self._stepper.rounds
+        totals = rounds.totals  # once, so that its counts are of the same rounds
         return EngineStats(
             num_running=len(scheduler.running),
             num_waiting=len(scheduler.waiting),
@@ -125,7 +126,7 @@ class Engine:
             num_steps=rounds.num_steps,
             num_adopted_tokens=scheduler.num_adopted,
             num_failures=rounds.num_failures,
-            **{each.name: getattr(rounds.totals, each.name) for each in fields(rounds.totals)},
+            **{each.name: getattr(totals, each.name) for each in fields(totals)},
         )
 
     def last_rounds(self, count: int = MAX_ROUNDS) -> tuple[RoundRecord, ...]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,16 @@ from api.backend import ModelCard, max_token_bytes
 from api.control import ControlTokens
 from api.rendering import Renderer
 from api.trace import Slice, Track
+from drafters.client import LocalDraftClient
+from drafters.limits import PoolLimits
+from drafters.nested import NestedDrafter
+from drafters.worker import DraftWorker
+from link.counts import told
+from model.load import load_decoder
+from protocol.plan import DepthRule
 from protocol.request import FinishReason, GenerateRequest, SequenceStats, TokenRun
-from router.policy import Off
+from protocol.stats import Runs
+from router.policy import Fixed, Off
 from targets.engine import Engine, EngineConfig
 from targets.model import load_target
 
@@ -170,9 +179,16 @@ class ScriptedBackend(Twin):
 class EngineBackend(Twin):
     """A real engine in this process; what a target replica and the ingress do between them, without Ray."""
 
-    def __init__(self, engine: Engine, model_card: ModelCard) -> None:
+    def __init__(self, engine: Engine, model_card: ModelCard, worker: DraftWorker | None = None) -> None:
+        """worker: that drafts for the engine."""
         self.engine = engine
         self.cards = (model_card,)
+        self.worker = worker
+
+    async def stats(self) -> Mapping[str, Any]:
+        target = told(self.engine.stats(), Runs("torch, cpu")) | {"replica": "target-0"}
+        pool = [asdict(self.worker.stats()) | {"replica": "pool-0"}] if self.worker else []
+        return {"targets": {self.cards[0].id: [target]}, "pool": pool}
 
     async def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
         loop = asyncio.get_running_loop()
@@ -188,8 +204,8 @@ class EngineBackend(Twin):
             self.engine.cancel(request.request_id)
 
 
-def make_engine(directory: Path, max_batch: int = 4, max_queue: int = 4) -> Engine:
-    """A started plain engine over a random two-layer Llama with the tiny tokenizer's vocabulary."""
+def save_tiny(directory: Path) -> None:
+    """A random two-layer Llama with the tiny tokenizer's vocabulary."""
     tokenizer = tiny_tokenizer()
     torch.manual_seed(11)
     config = LlamaConfig(
@@ -205,7 +221,23 @@ def make_engine(directory: Path, max_batch: int = 4, max_queue: int = 4) -> Engi
         initializer_range=0.4,
     )
     LlamaForCausalLM(config).save_pretrained(directory)
+
+
+def make_engine(directory: Path, max_batch: int = 4, max_queue: int = 4) -> Engine:
+    """A started plain engine over the tiny Llama."""
+    save_tiny(directory)
     model = load_target(directory, dtype=torch.float32, num_positions=4096, page_size=16)
     engine = Engine(model, Off(), None, EngineConfig(max_batch=max_batch, max_queue=max_queue))
     engine.start()
     return engine
+
+
+def make_drafting_engine(directory: Path) -> tuple[Engine, DraftWorker]:
+    """A started engine over the tiny Llama, and the worker that drafts three tokens a round with its first layer."""
+    save_tiny(directory)
+    model = load_target(directory, dtype=torch.float32, num_positions=4096, page_size=16)
+    drafter = NestedDrafter(load_decoder(directory, dtype=torch.float32), (1, 2), num_pages=256, page_size=16)
+    worker = DraftWorker(drafter, PoolLimits(), time.monotonic)
+    engine = Engine(model, Fixed(DepthRule((1,)), 3), LocalDraftClient(worker, "engine"), EngineConfig(max_batch=4))
+    engine.start()
+    return engine, worker

@@ -21,6 +21,7 @@ from api.prompts import encode
 from api.trace import Track
 from deployments.backend import NUM_TOKENIZER_THREADS, ServeBackend, translate_error
 from deployments.target import TargetReplica
+from link.counts import replica_name
 from link.discovery import PoolMember
 from link.token_stream import TokenStreams
 from protocol.errors import DraftPoolError, InvalidRequest, NotReady, QueueFull, UnknownModel
@@ -150,7 +151,8 @@ async def test_statistics_are_of_every_replica_that_answers(tokenizer_path: str)
     async with serving(tokenizer_path, pool, a=up, b=down) as backend:
         told = await backend.stats()
     assert told["targets"] == {"a": [{"num_running": 1}, {"num_running": 0}], "b": []}
-    assert told["pool"] == [asdict(counts) | {"steps_run": None}]
+    assert told["pool"] == [asdict(counts) | {"steps_run": None, "replica": replica_name("pool-0")}]
+    assert "pool-0" not in str(told), "an incarnation is not told"
     async with serving(tokenizer_path, a=up) as backend:
         assert (await backend.stats())["pool"] == []
 

@@ -43,6 +43,9 @@ def test_totals_are_sums_over_the_records(seed: int) -> None:
     assert (rounds.last()[-60:], rounds.last(7), rounds.num_failures) == (tuple(records[-60:]), tuple(records[-7:]), 0)
     assert totals.num_proposed == sum(each.num_proposed for each in rows)
     assert totals.num_accepted == sum(each.num_accepted for each in rows)
+    positions = range(max(each.num_proposed for each in rows))
+    assert totals.num_accepted_by_position == tuple(sum(each.num_accepted > at for each in rows) for at in positions)
+    assert sum(totals.num_accepted_by_position) == totals.num_accepted
     assert totals.num_by_origin == {origin.value: sum(each.origin is origin for each in rows) for origin in Origin}
     assert totals.num_unanswered == sum(not record.answered for record in records)
     ahead = [record for record in records if record.plan.mode is not Mode.SERIAL]
