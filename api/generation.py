@@ -15,6 +15,7 @@ from api.openai import GenerationBody
 from api.prompts import check_text
 from api.text import TextStream, continuation
 from protocol.errors import InvalidRequest, ModelFault, NotReady, PromptTooLong, UnknownModel
+from protocol.logit_rules import check_rules
 from protocol.plan import Speculation
 from protocol.request import FinishReason, GenerateRequest, SequenceStats, StopRules, TokenRun, check_prompt
 
@@ -88,7 +89,9 @@ def prepare(
     room = card.max_model_len - len(prompt_ids)
     default = max(1, min(room, body.default_max_tokens or room))
     rules = StopRules(default if body.limit is None else body.limit, stop_ids)
-    request = GenerateRequest(request_id, prompt_ids, body.sampling(seed), rules, body.drafting)
+    logits = body.rules(stop_ids)
+    request = GenerateRequest(request_id, prompt_ids, body.sampling(seed), rules, body.drafting, logits)
+    check_rules(logits, card.vocab_size)
     try:
         check_prompt(request, card.max_model_len, card.vocab_size)
     except InvalidRequest as error:
@@ -135,7 +138,7 @@ async def stream(backend: Backend, job: GenerationJob) -> AsyncGenerator[Delta, 
 
     Closing the generator cancels the request, and so does a stop string.
     """
-    text = TextStream(job.card.tokenizer, job.stops, job.request.prompt_ids)
+    text = TextStream(job.card.tokenizer, job.stops, job.request.prompt_ids, job.request.rules.min_tokens)
     count = 0
     async with aclosing(backend.generate(job.card.id, job.request)) as runs:
         async for run in runs:

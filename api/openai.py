@@ -11,9 +11,11 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from api import unsupported
+from api.logit_bias import read_bias
 from api.seeds import unsigned_seed
 from protocol.errors import InvalidRequest
 from protocol.limits import MAX_LENGTH
+from protocol.logit_rules import LogitRules
 from protocol.plan import Speculation
 from protocol.request import SamplingParams
 
@@ -85,6 +87,11 @@ class GenerationBody(_Body):
     stop: str | Strings = Field(default_factory=list)
     stop_token_ids: TokenIds = Field(default_factory=list)
     ignore_eos: bool = False
+    min_tokens: Whole = 0
+    logit_bias: dict[str, float] = Field(default_factory=dict)
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
     stream: bool = False
     stream_options: StreamOptions | None = None
     return_token_ids: bool = False
@@ -118,6 +125,13 @@ class GenerationBody(_Body):
     def sampling(self, seed: int) -> SamplingParams:
         """Raises InvalidRequest for a value out of range. A top_k of -1 is off too, as in vLLM."""
         return SamplingParams(self.temperature, max(self.top_k, 0), self.top_p, self.min_p, unsigned_seed(seed))
+
+    def rules(self, stop_ids: frozenset[int]) -> LogitRules:
+        """stop_ids: the tokens that end the text. Raises InvalidRequest for a value out of range."""
+        penalties = self.frequency_penalty, self.presence_penalty, self.repetition_penalty
+        return LogitRules(
+            read_bias(self.logit_bias), *penalties, self.min_tokens, stop_ids if self.min_tokens else frozenset()
+        )
 
 
 class CompletionRequest(GenerationBody):

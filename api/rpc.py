@@ -83,6 +83,7 @@ def _body(message: pb.GenerateRequest) -> CallBody:
     prompt = fields.pop(kind)
     fields["prompt"] = prompt if kind == "text" else [list(prompt.ids)]
     fields |= {"stop": list(message.stop), "stop_token_ids": list(message.stop_token_ids)}
+    fields["logit_bias"] = {str(token): bias for token, bias in message.logit_bias.items()}
     if asked := fields.get("speculation"):
         fields["speculation"] = {"depth": asked.depth, "length": asked.length} if asked.length else "off"
     try:

@@ -30,14 +30,14 @@ DROPPED_IN_MESSAGE = frozenset({"cache_control", "provider_specific_fields"})  #
 DROPPED_IN_STREAM_OPTIONS = frozenset({"include_obfuscation"})
 
 ONLY = _allowed(
-    ("n best_of repetition_penalty length_penalty", 1),
-    ("frequency_penalty presence_penalty top_logprobs min_tokens", 0),
+    ("n best_of length_penalty", 1),
+    ("top_logprobs", 0),
     ("use_beam_search logprobs echo include_stop_str_in_output continue_final_message", False),
     ("skip_special_tokens spaces_between_special_tokens add_generation_prompt", True),
     ("parallel_tool_calls", False, True),
     ("tool_choice function_call", "none", "auto"),
     ("tools functions documents", []),
-    ("logit_bias chat_template_kwargs", {}),
+    ("chat_template_kwargs", {}),
     ("suffix", ""),
     ("response_format", {"type": "text"}),
     ("modalities", ["text"]),

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from protocol.errors import InvalidRequest, PromptTooLong
+from protocol.logit_rules import NO_RULES, LogitRules
 from protocol.plan import Speculation
 
 SEED_BITS = 64
@@ -77,6 +78,15 @@ class GenerateRequest:
     sampling: SamplingParams
     stop: StopRules
     speculation: Speculation | None = None  # None: as the target's policy decides
+    rules: LogitRules = NO_RULES
+
+    def __post_init__(self) -> None:
+        if self.rules.min_tokens > self.stop.max_tokens:
+            raise InvalidRequest(
+                f"min_tokens {self.rules.min_tokens} exceeds max_tokens {self.stop.max_tokens}; send less, or a larger "
+                "max_tokens",
+                "min_tokens",
+            )
 
 
 @dataclass(frozen=True, slots=True)

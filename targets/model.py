@@ -21,6 +21,7 @@ from model.load import Progress, WeightFormat, load_decoder
 from model.pages import PageLedger
 from protocol.errors import ConfigError
 from protocol.request import SamplingParams
+from targets.scoring import Scoring, apply_rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +32,14 @@ class ForwardRow:
     start: int
     tokens: Sequence[int] = field(repr=False)
     num_logits: int
+    scoring: Scoring | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Halfway:
     """A pass behind its first `layer` layers. To be finished before another begins."""
 
+    rows: Sequence[ForwardRow]
     hidden: Tensor
     batch: RaggedBatch
     wanted: list[int]
@@ -67,19 +70,25 @@ class TargetModel:
     def pick(
         self, rows: Sequence[ForwardRow], sampling: Sequence[SamplingParams], positions: Sequence[int]
     ) -> list[int]:
-        """The picks from what `forward` would return. positions: the absolute position that each will take."""
+        """The picks from what `forward` would return. positions: the absolute position that each will take.
+
+        One call of the decoder, unless a row asks for more.
+        """
+        if any(row.scoring for row in rows):
+            return self.finish(self.run_to(rows, self.decoder.config.num_layers), sampling, positions)
         tokens, batch, wanted = self._batch(rows)
         return self.decoder.step(tokens, batch, self.kv, wanted, sampling, positions)
 
     def run_to(self, rows: Sequence[ForwardRow], layer: int) -> Halfway:
         """The first `layer` layers of what `pick` runs."""
         tokens, batch, wanted = self._batch(rows)
-        return Halfway(self.decoder.run(self.decoder.embed(tokens), batch, self.kv, 0, layer), batch, wanted, layer)
+        hidden = self.decoder.run(self.decoder.embed(tokens), batch, self.kv, 0, layer)
+        return Halfway(rows, hidden, batch, wanted, layer)
 
     def early_picks(
         self, half: Halfway, places: Sequence[int], sampling: Sequence[SamplingParams], positions: Sequence[int]
     ) -> list[tuple[int, ...]]:
-        """What it would pick so far, and the runner-up. places: of the pass's wanted logits, which."""
+        """What it would pick so far without rules, and the runner-up. places: of the pass's wanted logits, which."""
         logits = self.decoder.logits(half.hidden, [half.wanted[place] for place in places])
         own = [sampling[place] for place in places], [positions[place] for place in places]
         picks, _, runner_ups = self.decoder.pick_with_confidence(logits, *own)
@@ -88,7 +97,9 @@ class TargetModel:
     def finish(self, half: Halfway, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> list[int]:
         """The layers that are left; returns what `pick` would have, bit for bit."""
         hidden = self.decoder.run(half.hidden, half.batch, self.kv, half.layer, self.decoder.config.num_layers)
-        return self.decoder.pick(self.decoder.logits(hidden, half.wanted), sampling, positions)
+        logits = self.decoder.logits(hidden, half.wanted)
+        apply_rules(logits, half.rows, positions, self.decoder.config)
+        return self.decoder.pick(logits, sampling, positions)
 
     def _batch(self, rows: Sequence[ForwardRow]) -> tuple[list[int], RaggedBatch, list[int]]:
         """Tokens, their rows, and the flat indices of those whose logits are wanted."""

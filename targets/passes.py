@@ -11,6 +11,7 @@ from protocol.request import SamplingParams
 from targets.model import ForwardRow, Halfway, TargetModel
 from targets.proposals import Proposal, Proposals
 from targets.scheduler import Schedule
+from targets.scoring import scoring
 from targets.sequence import Sequence
 
 
@@ -79,10 +80,13 @@ def ending(schedule: Schedule) -> list[Sequence]:
 
 
 def _verify_row(sequence: Sequence, proposal: Proposal | None) -> ForwardRow:
-    tokens = [sequence.tokens[-1], *(proposal.tokens if proposal else ())]
-    return ForwardRow(sequence.id, sequence.computed, tokens, num_logits=len(tokens))
+    draft = proposal.tokens if proposal else ()
+    asked = scoring(sequence.request, sequence.tokens, draft)
+    return ForwardRow(sequence.id, sequence.computed, [sequence.tokens[-1], *draft], len(draft) + 1, asked)
 
 
 def _chunk_row(sequence: Sequence, size: int) -> ForwardRow:
     tokens = sequence.tokens[sequence.computed : sequence.computed + size]
-    return ForwardRow(sequence.id, sequence.computed, tokens, int(sequence.gives_first(size)))
+    gives_first = sequence.gives_first(size)
+    asked = scoring(sequence.request, sequence.tokens) if gives_first else None
+    return ForwardRow(sequence.id, sequence.computed, tokens, int(gives_first), asked)
