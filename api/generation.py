@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from api.backend import Backend, ModelCard
 from api.openai import GenerationBody
 from api.prompts import check_text
+from api.scores import Score, Scores
 from api.text import Shown, TextStream, TokenDecoder
 from protocol.errors import InvalidRequest, ModelFault, NotReady, PromptTooLong, UnknownModel
+from protocol.logit_rules import check_rules
 from protocol.plan import Speculation
 from protocol.request import FinishReason, GenerateRequest, SequenceStats, StopRules, TokenRun, check_prompt
 
@@ -42,7 +44,8 @@ class GenerationJob:
 class Delta:
     """The tokens and text that one round added.
 
-    index: of the first token. stats: set on the last delta, unless a stop string ended the text.
+    index: of the first token. stats: set on the last delta, unless a stop string ended the text. scores: of the tokens,
+    if the request asks for logprobs.
     """
 
     index: int
@@ -50,6 +53,7 @@ class Delta:
     text: str
     finish_reason: FinishReason | None = None
     stats: SequenceStats | None = None
+    scores: tuple[Score, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -106,7 +110,10 @@ def prepare(
     room = card.max_model_len - len(prompt_ids)
     default = max(1, min(room, body.default_max_tokens or room))
     rules = StopRules(default if body.limit is None else body.limit, stop_ids)
-    request = GenerateRequest(request_id, prompt_ids, body.sampling(seed), rules, body.drafting)
+    logits = body.rules(stop_ids)
+    check_rules(logits, card.vocab_size)
+    asked = body.drafting, logits, body.num_logprobs
+    request = GenerateRequest(request_id, prompt_ids, body.sampling(seed), rules, *asked)
     try:
         check_prompt(request, card.max_model_len, card.vocab_size)
     except InvalidRequest as error:
@@ -167,7 +174,7 @@ async def stream(backend: Backend, job: GenerationJob) -> AsyncGenerator[Delta, 
     Closing the generator cancels the request, and so does a stop string.
     """
     echo, text = _text_of(job)
-    count = 0
+    scores, count = Scores(job.card.spellings), 0
     async with aclosing(backend.generate(job.card.id, job.request)) as runs:
         async for run in runs:
             _check_finish(run)
@@ -175,7 +182,9 @@ async def stream(backend: Backend, job: GenerationJob) -> AsyncGenerator[Delta, 
             index, count = count, count + piece.num_tokens
             reason = FinishReason.STOP if piece.stopped else run.finish_reason
             shown = piece.text + piece.stop if job.keeps_stop else piece.text
-            yield Delta(index, run.token_ids[: piece.num_tokens], echo + shown, reason, run.stats)
+            token_ids = run.token_ids[: piece.num_tokens]
+            told = scores.read(token_ids, run.logprobs)
+            yield Delta(index, token_ids, echo + shown, reason, run.stats, told)
             echo = ""
             if reason is not None:
                 return
@@ -192,14 +201,17 @@ async def complete(backend: Backend, job: GenerationJob) -> AsyncGenerator[Delta
     run = await backend.complete(job.card.id, job.request)
     _check_finish(run)
     echo, text = _text_of(job)
-    yield Delta(0, run.token_ids, echo + text.push(run.token_ids, last=True).text, run.finish_reason, run.stats)
+    scores = Scores(job.card.spellings).read(run.token_ids, run.logprobs)
+    shown = echo + text.push(run.token_ids, last=True).text
+    yield Delta(0, run.token_ids, shown, run.finish_reason, run.stats, scores)
 
 
 def _text_of(job: GenerationJob) -> tuple[str, TextStream]:
     """What the text of a job begins with, and the text of its tokens."""
+    num_sure = job.request.rules.min_tokens
     if isinstance(job.echo, str):
-        return job.echo, TextStream(job.decoder, job.stops, job.request.prompt_ids)
-    text = TextStream(job.decoder, job.stops)
+        return job.echo, TextStream(job.decoder, job.stops, job.request.prompt_ids, num_sure)
+    text = TextStream(job.decoder, job.stops, (), num_sure)
     return text.echo(job.echo), text
 
 

@@ -11,11 +11,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from api import unsupported
+from api.logit_bias import read_bias
 from api.seeds import unsigned_seed
 from api.shapes import Body, JsonObject
 from api.tools import Tool, ToolCall, ToolChoice, Tools
 from protocol.errors import InvalidRequest
 from protocol.limits import MAX_LENGTH
+from protocol.logit_rules import LogitRules, check_top
 from protocol.plan import Speculation
 from protocol.request import SamplingParams
 
@@ -78,6 +80,11 @@ class GenerationBody(Body):
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
+    min_tokens: Whole = 0
+    logit_bias: dict[str, float] = Field(default_factory=dict)
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_penalty: float = 1.0
     stream: bool = False
     stream_options: StreamOptions | None = None
     return_token_ids: bool = False
@@ -108,9 +115,21 @@ class GenerationBody(Body):
             return Speculation(self.speculation.depth, self.speculation.length)
         return None if self.speculation == "auto" else OFF
 
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the most probable tokens to tell with each token; None: no logprobs."""
+        return None
+
     def sampling(self, seed: int) -> SamplingParams:
         """Raises InvalidRequest for a value out of range. A top_k of -1 is off too, as in vLLM."""
         return SamplingParams(self.temperature, max(self.top_k, 0), self.top_p, self.min_p, unsigned_seed(seed))
+
+    def rules(self, stop_ids: frozenset[int]) -> LogitRules:
+        """stop_ids: the tokens that end the text. Raises InvalidRequest for a value out of range."""
+        penalties = self.frequency_penalty, self.presence_penalty, self.repetition_penalty
+        return LogitRules(
+            read_bias(self.logit_bias), *penalties, self.min_tokens, stop_ids if self.min_tokens else frozenset()
+        )
 
 
 class CompletionRequest(GenerationBody):
@@ -120,6 +139,11 @@ class CompletionRequest(GenerationBody):
     echo: bool = False
     prompt: str | Strings | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)]
     add_special_tokens: bool = True
+    logprobs: Whole | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
 
     def prompts(self) -> Sequence[str | Sequence[int]]:
         """Each for `n` choices. A list of integers is one prompt. Raises InvalidRequest for none or too many."""
@@ -189,6 +213,8 @@ class ChatCompletionRequest(GenerationBody):
     tools: Tools = Field(default_factory=list)
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = True
+    logprobs: bool = False
+    top_logprobs: Whole = 0
 
     @model_validator(mode="after")
     def _check_ending(self) -> ChatCompletionRequest:
@@ -200,6 +226,17 @@ class ChatCompletionRequest(GenerationBody):
         if self.continue_final_message and self.messages[-1].tool_calls:
             raise InvalidRequest("a message with tool_calls cannot be continued", "continue_final_message")
         return self
+
+    @model_validator(mode="after")
+    def _check_logprobs(self) -> ChatCompletionRequest:
+        check_top(self.top_logprobs, "top_logprobs")
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidRequest(f"top_logprobs {self.top_logprobs} need logprobs: true", "top_logprobs")
+        return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.top_logprobs if self.logprobs else None
 
     @property
     def offered(self) -> Sequence[Tool]:

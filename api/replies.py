@@ -12,7 +12,9 @@ from typing import Any
 from uuid import uuid4
 
 from api.generation import Delta
+from api.logprobs import chat_logprobs, completion_logprobs
 from api.openai import DepthAndLength, GenerationBody, StreamOptions
+from api.scores import Score
 from protocol.request import FinishReason, SequenceStats
 
 Json = dict[str, Any]
@@ -38,11 +40,11 @@ class Reply:
         """The body of a response that is not streamed, from the deltas of each choice."""
         joined = []
         for index, deltas in enumerate(choices):
-            text, token_ids = (
-                "".join(each.text for each in deltas),
-                [token for each in deltas for token in each.token_ids],
-            )
-            joined.append(self._choice(index, *self._message(index, text, deltas[-1].finish_reason), token_ids))
+            text = "".join(each.text for each in deltas)
+            token_ids = [token for each in deltas for token in each.token_ids]
+            scores = [score for each in deltas for score in each.scores]
+            message = self._message(index, text, deltas[-1].finish_reason)
+            joined.append(self._choice(index, *message, token_ids, scores))
         last = {index: deltas[-1] for index, deltas in enumerate(choices)}
         return self._head | {"object": self.whole_object, "choices": joined} | self._totals(last)
 
@@ -59,6 +61,9 @@ class Reply:
             return None
         return self._head | {"object": self.chunk_object, "choices": []} | self._totals(last)
 
+    def _logprobs(self, scores: Sequence[Score]) -> Json:
+        return completion_logprobs(scores)
+
     def _message(self, index: int, text: str, reason: FinishReason | None) -> tuple[Json, str | None]:
         """What a choice with this text says, and the finish reason to tell."""
         return {"text": text}, reason
@@ -67,13 +72,16 @@ class Reply:
         """The same for what a delta adds."""
         return {"text": delta.text}, delta.finish_reason
 
-    def _choice(self, index: int, fields: Json, reason: str | None, token_ids: Sequence[int]) -> Json:
-        choice = {"index": index, **fields, "logprobs": None, "finish_reason": reason, "seed": self._seeds[index]}
+    def _choice(
+        self, index: int, fields: Json, reason: str | None, token_ids: Sequence[int], scores: Sequence[Score]
+    ) -> Json:
+        logprobs = self._logprobs(scores) if scores else None
+        choice = {"index": index, **fields, "logprobs": logprobs, "finish_reason": reason, "seed": self._seeds[index]}
         return choice | {"token_ids": list(token_ids)} if self._with_token_ids else choice
 
     def _chunk(self, index: int, fields: Json, reason: str | None, delta: Delta) -> Json:
         """usage is null, as in OpenAI's API, if the last chunk has the totals."""
-        choice = self._choice(index, fields, reason, delta.token_ids)
+        choice = self._choice(index, fields, reason, delta.token_ids, delta.scores)
         chunk = self._head | {"object": self.chunk_object, "choices": [choice]}
         if self._with_usage.continuous_usage_stats:
             return chunk | {"usage": self._usage({index: delta})}
@@ -97,6 +105,9 @@ class ChatReply(Reply):
 
     def opening(self, index: int) -> Json | None:
         return self._chunk(index, {"delta": {"role": "assistant", "content": ""}}, None, Delta(0, (), ""))
+
+    def _logprobs(self, scores: Sequence[Score]) -> Json:
+        return chat_logprobs(scores)
 
     def _message(self, index: int, text: str, reason: FinishReason | None) -> tuple[Json, str | None]:
         return {"message": {"role": "assistant", "content": text, "refusal": None}}, reason

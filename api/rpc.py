@@ -18,6 +18,7 @@ from api.meter import Meter
 from api.metered import streamed
 from api.openai import CompletionRequest
 from api.prompts import MAX_BODY_BYTES, prompt_ids, too_large
+from api.scores import Score, ScoredToken
 from api.seeds import draw_seed
 from protocol.errors import InvalidRequest, Unauthenticated
 from protocol.pb import inference_pb2 as pb
@@ -112,6 +113,7 @@ def _body(message: pb.GenerateRequest) -> CallBody:
     prompt = fields.pop(kind)
     fields["prompt"] = prompt if kind == "text" else [list(prompt.ids)]
     fields |= {"stop": list(message.stop), "stop_token_ids": list(message.stop_token_ids)}
+    fields["logit_bias"] = {str(token): bias for token, bias in message.logit_bias.items()}
     if asked := fields.get("speculation"):
         fields["speculation"] = {"depth": asked.depth, "length": asked.length} if asked.length else "off"
     try:
@@ -124,6 +126,7 @@ def _response(job: GenerationJob, delta: Delta) -> pb.GenerateResponse:
     response = pb.GenerateResponse(
         request_id=job.request.request_id, index=delta.index, token_ids=delta.token_ids, text=delta.text
     )
+    response.logprobs.extend(map(_logprobs, delta.scores))
     if delta.finish_reason is not None:
         response.finish_reason = _REASONS[delta.finish_reason]
         response.seed = job.request.sampling.seed
@@ -133,3 +136,11 @@ def _response(job: GenerationJob, delta: Delta) -> pb.GenerateResponse:
         counts = pb.SpeculationStats(rounds=stats.rounds, drafted=stats.drafted, accepted=stats.accepted)
         response.stats.CopyFrom(counts)
     return response
+
+
+def _logprobs(score: Score) -> pb.Logprobs:
+    return pb.Logprobs(chosen=_token(score.chosen), top=map(_token, score.top))
+
+
+def _token(token: ScoredToken) -> pb.TokenLogprob:
+    return pb.TokenLogprob(token_id=token.token_id, logprob=token.logprob, spelling=token.spelling)

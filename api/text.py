@@ -181,9 +181,17 @@ class Piece:
 class TextStream:
     """The text of one completion up to a stop string. Text and token count do not depend on how runs are cut."""
 
-    def __init__(self, tokenizer: TokenDecoder, stops: Sequence[str] = (), prompt_ids: Sequence[int] = ()) -> None:
+    def __init__(
+        self,
+        tokenizer: TokenDecoder,
+        stops: Sequence[str] = (),
+        prompt_ids: Sequence[int] = (),
+        min_tokens: int = 0,
+    ) -> None:
+        """min_tokens: so many tokens are written whatever they spell; a stop string begins behind them."""
         self._detokenizer = Detokenizer(tokenizer, prompt_ids)
         self._stops = stops
+        self._num_unstopped = min_tokens
         self._held = ""
 
     def echo(self, prompt_ids: Sequence[int]) -> str:
@@ -197,6 +205,10 @@ class TextStream:
             return Piece(text + self._detokenizer.finish() if last else text, len(token_ids))
         text, stopped = "", False
         for count, token_id in enumerate(token_ids, start=1):
+            if self._num_unstopped:
+                self._num_unstopped -= 1
+                text += self._detokenizer.push((token_id,))
+                continue
             ready, self._held, stopped = until_stop(self._held + self._detokenizer.push((token_id,)), self._stops)
             text += ready
             if stopped:

@@ -32,13 +32,11 @@ DROPPED_IN_FUNCTION = frozenset({"strict", "cache_control"})
 DROPPED_IN_STREAM_OPTIONS = frozenset({"include_obfuscation"})
 
 ONLY = _allowed(
-    ("best_of repetition_penalty length_penalty", 1),
-    ("frequency_penalty presence_penalty top_logprobs min_tokens", 0),
-    ("use_beam_search logprobs", False),
+    ("best_of length_penalty", 1),
+    ("use_beam_search", False),
     ("spaces_between_special_tokens", True),
     ("function_call", "none", "auto"),
     ("functions documents", []),
-    ("logit_bias", {}),
     ("suffix", ""),
     ("response_format", {"type": "text"}),
     ("modalities", ["text"]),
@@ -51,6 +49,7 @@ ONLY_IN_COMPLETIONS = _allowed(
     ("tools", []),
     ("tool_choice", "none", "auto"),
     ("parallel_tool_calls", False, True),
+    ("top_logprobs", 0),
     beside=ONLY,
 )
 ONLY_IN_RESPONSES = _allowed(

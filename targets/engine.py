@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields
 from protocol.draft import DraftClient
 from protocol.errors import ConfigError, InvalidRequest, NotReady, QueueFull
 from protocol.limits import MAX_ROUNDS
+from protocol.logit_rules import check_rules
 from protocol.record import RoundRecord
 from protocol.request import FinishReason, GenerateRequest, SequenceStats, TokenRun, check_prompt
 from protocol.stats import EngineStats
@@ -88,7 +89,9 @@ class Engine:
 
         Raises PromptTooLong, InvalidRequest, QueueFull, or NotReady when stopping.
         """
-        check_prompt(request, self.max_length, self._model.decoder.config.vocab_size)
+        vocab_size = self._model.decoder.config.vocab_size
+        check_prompt(request, self.max_length, vocab_size)
+        check_rules(request.rules, vocab_size)
         with self._wake:
             if self._stopping:
                 raise NotReady("the engine is stopping; send the request to another replica")

@@ -21,6 +21,7 @@ from model.load import Progress, WeightFormat, load_decoder
 from model.pages import PageLedger
 from protocol.errors import ConfigError
 from protocol.request import SamplingParams
+from targets.scoring import Picks, Scoring, apply_rules, logprobs, raw_logprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,12 +32,14 @@ class ForwardRow:
     start: int
     tokens: Sequence[int] = field(repr=False)
     num_logits: int
+    scoring: Scoring | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Halfway:
     """A pass behind its first `layer` layers. To be finished before another begins."""
 
+    rows: Sequence[ForwardRow]
     hidden: Tensor
     batch: RaggedBatch
     wanted: list[int]
@@ -68,27 +71,40 @@ class TargetModel:
         self, rows: Sequence[ForwardRow], sampling: Sequence[SamplingParams], positions: Sequence[int]
     ) -> list[int]:
         """The picks from what `forward` would return. positions: the absolute position that each will take."""
+        return self.scored_picks(rows, sampling, positions).token_ids
+
+    def scored_picks(
+        self, rows: Sequence[ForwardRow], sampling: Sequence[SamplingParams], positions: Sequence[int]
+    ) -> Picks:
+        """The picks and what their rows ask for beside. One call of the decoder, unless a row asks for something."""
+        if any(row.scoring for row in rows):
+            return self.finish(self.run_to(rows, self.decoder.config.num_layers), sampling, positions)
         tokens, batch, wanted = self._batch(rows)
-        return self.decoder.step(tokens, batch, self.kv, wanted, sampling, positions)
+        return Picks(self.decoder.step(tokens, batch, self.kv, wanted, sampling, positions))
 
     def run_to(self, rows: Sequence[ForwardRow], layer: int) -> Halfway:
         """The first `layer` layers of what `pick` runs."""
         tokens, batch, wanted = self._batch(rows)
-        return Halfway(self.decoder.run(self.decoder.embed(tokens), batch, self.kv, 0, layer), batch, wanted, layer)
+        hidden = self.decoder.run(self.decoder.embed(tokens), batch, self.kv, 0, layer)
+        return Halfway(rows, hidden, batch, wanted, layer)
 
     def early_picks(
         self, half: Halfway, places: Sequence[int], sampling: Sequence[SamplingParams], positions: Sequence[int]
     ) -> list[tuple[int, ...]]:
-        """What it would pick so far, and the runner-up. places: of the pass's wanted logits, which."""
+        """What it would pick so far without rules, and the runner-up. places: of the pass's wanted logits, which."""
         logits = self.decoder.logits(half.hidden, [half.wanted[place] for place in places])
         own = [sampling[place] for place in places], [positions[place] for place in places]
         picks, _, runner_ups = self.decoder.pick_with_confidence(logits, *own)
         return [tuple(token for token in pair if token >= 0) for pair in zip(picks, runner_ups, strict=True)]
 
-    def finish(self, half: Halfway, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> list[int]:
-        """The layers that are left; returns what `pick` would have, bit for bit."""
+    def finish(self, half: Halfway, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> Picks:
+        """The layers that are left; returns what `scored_picks` would have, bit for bit."""
         hidden = self.decoder.run(half.hidden, half.batch, self.kv, half.layer, self.decoder.config.num_layers)
-        return self.decoder.pick(self.decoder.logits(hidden, half.wanted), sampling, positions)
+        logits = self.decoder.logits(hidden, half.wanted)
+        raw = raw_logprobs(logits, half.rows, self.decoder.config)
+        apply_rules(logits, half.rows, positions, self.decoder.config)
+        picks = self.decoder.pick(logits, sampling, positions)
+        return Picks(picks, logprobs(raw, picks))
 
     def _batch(self, rows: Sequence[ForwardRow]) -> tuple[list[int], RaggedBatch, list[int]]:
         """Tokens, their rows, and the flat indices of those whose logits are wanted."""

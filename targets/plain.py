@@ -6,6 +6,7 @@ from model.sampling import NO_PICK
 from protocol.errors import ModelFault
 from protocol.request import GenerateRequest
 from targets.model import ForwardRow, TargetModel
+from targets.scoring import scoring
 from targets.sequence import Sequence
 
 
@@ -18,7 +19,7 @@ def generate(model: TargetModel, request: GenerateRequest) -> Sequence:
             if not model.ledger.reserve(sequence.id, len(sequence.tokens)):
                 raise RuntimeError(f"{model.ledger.num_free} free pages do not hold {len(sequence.tokens)} tokens")
             new = sequence.tokens[sequence.computed :]
-            row = ForwardRow(sequence.id, sequence.computed, new, num_logits=1)
+            row = ForwardRow(sequence.id, sequence.computed, new, 1, scoring(request, sequence.tokens))
             picks = model.pick([row], [request.sampling], [len(sequence.tokens)])
             if picks == [NO_PICK]:
                 raise ModelFault(f"no token {len(sequence.tokens)}: the model's scores are not numbers")

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from drafters.nested import NestedDrafter
 from drafters.worker import DraftWorker
 from link.counts import told
 from model.load import load_decoder
+from model.vocabulary import Spellings
 from protocol.plan import DepthRule
 from protocol.request import FinishReason, GenerateRequest, SequenceStats, TokenRun
 from protocol.stats import Runs
@@ -81,6 +83,7 @@ def card(name: str = "tiny", max_model_len: int = 64, chat_template: str | None 
         1_700_000_000,
         max_batch=4,
         renderer=renderer(),
+        spellings=Spellings(tokenizer),
     )
 
 
@@ -147,7 +150,11 @@ class Twin(ABC):
     async def complete(self, model: str, request: GenerateRequest) -> TokenRun:
         async with aclosing(self.generate(model, request)) as runs:
             parts = [run async for run in runs]
-        return replace(parts[-1], index=0, token_ids=tuple(token for part in parts for token in part.token_ids))
+        token_ids, logprobs = ([each for part in parts for each in own(part)] for own in (_tokens, _logprobs))
+        return replace(parts[-1], index=0, token_ids=tuple(token_ids), logprobs=tuple(logprobs))
+
+
+_tokens, _logprobs = attrgetter("token_ids"), attrgetter("logprobs")
 
 
 @dataclass

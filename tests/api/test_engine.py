@@ -19,6 +19,7 @@ from api import rpc
 from api.http import create_app
 from api.text import decode
 from protocol import build
+from protocol.logit_rules import NO_RULES, LogitRules
 from protocol.pb import inference_pb2 as pb
 from protocol.pb import inference_pb2_grpc as pb_grpc
 from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun
@@ -72,7 +73,14 @@ def nothing_leaks(engine: Engine) -> Iterator[None]:
     assert stats.num_free_pages == stats.num_pages
 
 
-def direct(engine: Engine, prompt: str, temperature: float, seed: int, max_tokens: int = MAX_TOKENS) -> list[int]:
+def direct(
+    engine: Engine,
+    prompt: str,
+    temperature: float,
+    seed: int,
+    max_tokens: int = MAX_TOKENS,
+    rules: LogitRules = NO_RULES,
+) -> list[int]:
     """The engine's own answer, without any API."""
     done = threading.Event()
     tokens: list[int] = []
@@ -83,8 +91,9 @@ def direct(engine: Engine, prompt: str, temperature: float, seed: int, max_token
             done.set()
 
     ids = tuple(tiny_tokenizer().encode(prompt))
-    rules = StopRules(max_tokens, frozenset({tiny_tokenizer().eos_token_id}))
-    engine.submit(GenerateRequest("direct", ids, SamplingParams(temperature, seed=seed), rules), on_run)
+    stop = StopRules(max_tokens, frozenset({tiny_tokenizer().eos_token_id}))
+    sampling = SamplingParams(temperature, seed=seed)
+    engine.submit(GenerateRequest("direct", ids, sampling, stop, rules=rules), on_run)
     assert done.wait(30)
     return tokens
 
@@ -105,6 +114,31 @@ def test_the_official_client_gets_the_engines_own_tokens(
     assert "".join(chunk.choices[0].text for chunk in chunks[:-1]) == whole.choices[0].text
     assert chunks[-2].choices[0].finish_reason == whole.choices[0].finish_reason
     assert chunks[-1].usage == whole.usage
+
+
+RULES = LogitRules(((70, 4.0), (9, -100.0)), 1.5, -0.5, 1.2, 12, frozenset({tiny_tokenizer().eos_token_id}))
+RULES_IN_JSON = {"repetition_penalty": 1.2, "min_tokens": 12}
+RULES_OF_OPENAI: dict[str, Any] = {
+    "frequency_penalty": 1.5,
+    "presence_penalty": -0.5,
+    "logit_bias": {"70": 4, "9": -100},
+}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.8])
+async def test_logit_rules_mean_the_same_over_http_over_grpc_and_in_the_engine(
+    engine: Engine, url: str, stub: Any, temperature: float
+) -> None:
+    expected = direct(engine, PROMPTS[0], temperature, 5, rules=RULES)
+    assert expected != direct(engine, PROMPTS[0], temperature, 5)
+    asked: Any = {"model": "tiny", "temperature": temperature, "seed": 5, "max_tokens": MAX_TOKENS}
+    extra = RULES_IN_JSON | {"return_token_ids": True}
+    async with openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0) as client:
+        made = await client.completions.create(prompt=PROMPTS[0], **asked, **RULES_OF_OPENAI, extra_body=extra)
+    assert made.choices[0].model_dump()["token_ids"] == expected
+    rules = RULES_IN_JSON | RULES_OF_OPENAI | {"logit_bias": {70: 4.0, 9: -100.0}}
+    parts = [part async for part in stub.Generate(pb.GenerateRequest(text=PROMPTS[0], **asked, **rules))]
+    assert [token for part in parts for token in part.token_ids] == expected
 
 
 def test_a_drawn_seed_repeats_the_text(client: openai.OpenAI) -> None:
@@ -147,8 +181,8 @@ def test_the_official_client_sees_our_errors_as_its_own(client: openai.OpenAI) -
         client.completions.create(model="huge", prompt="a")
     with pytest.raises(openai.BadRequestError, match="shorten"):
         client.completions.create(model="tiny", prompt="word " * 300)
-    with pytest.raises(openai.BadRequestError, match="logprobs"):
-        client.completions.create(model="tiny", prompt="a", logprobs=2)
+    with pytest.raises(openai.BadRequestError, match="logprobs 21 is not in"):
+        client.completions.create(model="tiny", prompt="a", logprobs=21)
     assert [model.id for model in client.models.list()] == ["tiny"]
     assert client.models.retrieve("tiny").owned_by == "draftpool"
 
@@ -266,6 +300,9 @@ async def test_grpc_lists_models(stub: Any) -> None:
         (pb.GenerateRequest(model="tiny", text=""), grpc.StatusCode.INVALID_ARGUMENT),
         (pb.GenerateRequest(model="tiny", text="a", max_tokens=0), grpc.StatusCode.INVALID_ARGUMENT),
         (pb.GenerateRequest(model="tiny", text="a", top_p=0.0), grpc.StatusCode.INVALID_ARGUMENT),
+        (pb.GenerateRequest(model="tiny", text="a", logit_bias={999: 1.0}), grpc.StatusCode.INVALID_ARGUMENT),
+        (pb.GenerateRequest(model="tiny", text="a", presence_penalty=-3.0), grpc.StatusCode.INVALID_ARGUMENT),
+        (pb.GenerateRequest(model="tiny", text="a", max_tokens=3, min_tokens=4), grpc.StatusCode.INVALID_ARGUMENT),
         (pb.GenerateRequest(model="tiny", text="word " * 300), grpc.StatusCode.INVALID_ARGUMENT),
         (pb.GenerateRequest(model="tiny", token_ids=pb.TokenIds(ids=[999])), grpc.StatusCode.INVALID_ARGUMENT),
     ],

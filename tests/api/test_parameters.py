@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from api.openai import ChatCompletionRequest, CompletionRequest
+from api.text import decode
 from api.unsupported import DROPPED, ONLY
-from tests.api.api_client import CHAT, COMPLETION, Client, error_of
+from protocol.logit_rules import LogitRules
+from tests.api.api_client import CHAT, COMPLETION, Client, error_of, events
 from tests.api.api_twins import ScriptedBackend, tiny_tokenizer
 
 
@@ -24,6 +26,44 @@ async def test_parameters_reach_the_request(client: Client, backend: ScriptedBac
     assert request.sampling.seed == (1 << 64) - 1
     assert request.stop.max_tokens == 9
     assert request.stop.stop_token_ids == {8, tiny_tokenizer().eos_token_id}
+
+
+async def test_logit_rules_reach_the_request(client: Client, backend: ScriptedBackend) -> None:
+    penalties = {"frequency_penalty": 0.5, "presence_penalty": -1, "repetition_penalty": 1.25}
+    await client.complete(logit_bias={"9": -100, "5": 2.5}, min_tokens=4.0, stop_token_ids=[8], **penalties)
+    await client.chat(**penalties)
+    first, second = backend.requests
+    stops = frozenset({8, tiny_tokenizer().eos_token_id})
+    assert first.rules == LogitRules(((5, 2.5), (9, -100.0)), 0.5, -1.0, 1.25, 4, stops)
+    assert second.rules == LogitRules((), 0.5, -1.0, 1.25)
+
+
+async def test_logprobs_reach_the_request(client: Client, backend: ScriptedBackend) -> None:
+    for count in (0, 20, None):
+        assert (await client.complete(logprobs=count)).status_code == 200
+    for fields in ({"logprobs": True}, {"logprobs": True, "top_logprobs": 20}, {"logprobs": False, "top_logprobs": 0}):
+        assert (await client.chat(**fields)).status_code == 200
+    assert [request.logprobs for request in backend.requests] == [0, 20, None, 0, 20, None]
+
+
+@pytest.mark.parametrize("fields", [{"top_logprobs": 2}, {"logprobs": True, "top_logprobs": 21}, {"top_logprobs": -1}])
+async def test_a_chat_with_bad_top_logprobs_is_a_400_that_names_them(client: Client, fields: dict[str, Any]) -> None:
+    error = error_of(await client.chat(**fields), 400)
+    assert error["param"] == "top_logprobs"
+    assert "top_logprobs" in error["message"]
+
+
+async def test_a_stop_string_ends_nothing_before_min_tokens(client: Client) -> None:
+    whole = (await client.complete(stop="no such thing")).json()["choices"][0]
+    for count in range(12):
+        for stream in (False, True):
+            answer = await client.complete(stop=["e", "d", " "], min_tokens=count, stream=stream)
+            parts = [event["choices"][0]["text"] for event in events(answer)] if stream else []
+            text = "".join(parts) if stream else answer.json()["choices"][0]["text"]
+            sure = decode(tiny_tokenizer(), tiny_tokenizer().encode(whole["text"])[:count])
+            assert text.startswith(sure.rstrip("\ufffd"))
+            assert not set("ed ") & set(text[len(sure) :])
+            assert len(text) < len(whole["text"])
 
 
 async def test_a_whole_number_is_one_however_it_is_written(client: Client, backend: ScriptedBackend) -> None:
@@ -97,15 +137,35 @@ async def test_harmless_fields_are_accepted(client: Client) -> None:
         ({"continue_final_message": True}, "continue_final_message"),
         ({"chat_template_kwargs": {"a": 1}}, "chat_template_kwargs"),
         ({"best_of": 2}, "best_of"),
-        ({"logprobs": 0}, "logprobs"),
         ({"echo": 1}, "echo"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"logprobs": -1}, "logprobs"),
+        ({"logprobs": True}, "logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
         ({"suffix": "end"}, "suffix"),
-        ({"frequency_penalty": 0.1}, "frequency_penalty"),
-        ({"repetition_penalty": 1.1}, "repetition_penalty"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"frequency_penalty": 2.1}, "frequency_penalty"),
+        ({"frequency_penalty": True}, "frequency_penalty"),
+        ({"presence_penalty": -3}, "presence_penalty"),
+        ({"presence_penalty": float("nan")}, "presence_penalty"),
+        ({"repetition_penalty": 0}, "repetition_penalty"),
+        ({"repetition_penalty": float("inf")}, "repetition_penalty"),
+        ({"logit_bias": {"5": 101}}, "logit_bias"),
+        ({"logit_bias": {"5": "much"}}, "logit_bias"),
+        ({"logit_bias": {"five": 1}}, "logit_bias"),
+        ({"logit_bias": {"05": 1}}, "logit_bias"),
+        ({"logit_bias": {"-5": 1}}, "logit_bias"),
+        ({"logit_bias": {"\u0665": 1}}, "logit_bias"),
+        ({"logit_bias": {"9" * 5000: 1}}, "logit_bias"),
+        ({"logit_bias": {"320": 1}}, "logit_bias"),
+        ({"logit_bias": {str(token): 1 for token in range(1025)}}, "logit_bias"),
+        ({"logit_bias": [[5, 1]]}, "logit_bias"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
         ({"tools": [{"type": "function"}]}, "tools"),
-        ({"min_tokens": 3}, "min_tokens"),
+        ({"min_tokens": -1}, "min_tokens"),
+        ({"min_tokens": 2.5}, "min_tokens"),
+        ({"min_tokens": 17}, "min_tokens"),
+        ({"min_tokens": 4, "max_tokens": 3}, "min_tokens"),
+        ({"min_tokens": 1, "stop_token_ids": [*range(320)]}, "min_tokens"),
         ({"temprature": 0}, "temprature"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"stream": True, "stream_options": {"what": 1}}, "stream_options"),
