@@ -16,7 +16,16 @@ from typing import Any
 from grpc import StatusCode
 from pydantic_core import ErrorDetails
 
-from protocol.errors import InvalidRequest, ModelFault, NotReady, PromptTooLong, QueueFull, TimedOut, UnknownModel
+from protocol.errors import (
+    Aborted,
+    InvalidRequest,
+    ModelFault,
+    NotReady,
+    PromptTooLong,
+    QueueFull,
+    TimedOut,
+    UnknownModel,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +53,7 @@ TABLE = MappingProxyType[type[BaseException], ErrorRow](
         QueueFull: ErrorRow(429, "rate_limit_error", "rate_limit_exceeded", StatusCode.RESOURCE_EXHAUSTED, retry=True),
         NotReady: ErrorRow(503, "service_unavailable", "not_ready", StatusCode.UNAVAILABLE, retry=True),
         TimedOut: ErrorRow(408, "timeout_error", "request_timeout", StatusCode.DEADLINE_EXCEEDED),
+        Aborted: ErrorRow(499, "aborted_error", "request_aborted", StatusCode.CANCELLED),
         ModelFault: ErrorRow(500, "server_error", "model_fault", StatusCode.INTERNAL),
     }
 )

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 from uuid import uuid4
 
 from grpc import StatusCode
 from pydantic import ValidationError
 
 from api.backend import Backend
-from api.errors import invalid_request, to_problem
+from api.chat import chat_prompt
+from api.errors import RETRY_AFTER_S, invalid_request, to_problem
 from api.generation import Delta, GenerationJob, find_model, loaded_models, prepare, stream
-from api.openai import CompletionRequest
+from api.openai import ChatCompletionRequest, CompletionRequest
 from api.prompts import MAX_BODY_BYTES, prompt_ids, too_large
 from api.seeds import draw_seed
 from protocol.errors import InvalidRequest
@@ -30,6 +31,8 @@ class Context(Protocol):
 
     def set_details(self, details: str) -> None: ...
 
+    def set_trailing_metadata(self, trailing_metadata: Any) -> None: ...
+
 
 class CallRefused(Exception):
     """Ends a call whose status is already set on the context. Its text is shown to the caller."""
@@ -39,6 +42,9 @@ class CallBody(CompletionRequest):
     """The fields of a GenerateRequest."""
 
     default_max_tokens: ClassVar[int | None] = None
+
+
+Body = TypeVar("Body", CallBody, ChatCompletionRequest)
 
 
 async def generate(
@@ -54,19 +60,38 @@ async def generate(
             async for delta in deltas:
                 yield _response(job, delta)
     except Exception as error:
-        raise _refuse(error, request_id, context) from None
+        raise refuse(error, request_id, context) from None
+
+
+async def chat(
+    backend: Backend, message: pb.ChatRequest, context: Context
+) -> AsyncGenerator[pb.GenerateResponse, None]:
+    request_id = f"gen-{uuid4().hex}"
+    try:
+        body = _chat_body(message)
+        card = await find_model(backend, body.model)
+        prompt = await chat_prompt(card, body.messages)
+        job = prepare(card, request_id, prompt, body, draw_seed() if body.seed is None else body.seed)
+        async with aclosing(stream(backend, job)) as deltas:
+            async for delta in deltas:
+                yield _response(job, delta)
+    except Exception as error:
+        raise refuse(error, request_id, context) from None
 
 
 async def list_models(backend: Backend, message: pb.ListModelsRequest, context: Context) -> pb.ListModelsResponse:
     try:
         cards = await loaded_models(backend)
     except Exception as error:
-        raise _refuse(error, f"list-{uuid4().hex}", context) from None
+        raise refuse(error, f"list-{uuid4().hex}", context) from None
     return pb.ListModelsResponse(models=[pb.Model(id=card.id, max_model_len=card.max_model_len) for card in cards])
 
 
-def _refuse(error: Exception, request_id: str, context: Context) -> CallRefused:
+def refuse(error: Exception, request_id: str, context: Context) -> CallRefused:
+    """The exception that ends the call, with the status of `error` set on the context."""
     problem = to_problem(error, request_id)
+    if problem.row.retry:
+        context.set_trailing_metadata((("retry-after", str(RETRY_AFTER_S)),))
     context.set_code(problem.row.grpc)
     context.set_details(problem.message)
     return CallRefused(problem.message)
@@ -74,19 +99,41 @@ def _refuse(error: Exception, request_id: str, context: Context) -> CallRefused:
 
 def _body(message: pb.GenerateRequest) -> CallBody:
     """Raises InvalidRequest."""
-    if (size := message.ByteSize()) > MAX_BODY_BYTES:
-        raise InvalidRequest(too_large(str(size), MAX_BODY_BYTES))
-    fields: dict[str, Any] = {field.name: value for field, value in message.ListFields()}
+    _check_size(message)
     kind = message.WhichOneof("prompt")
     if kind is None:
         raise InvalidRequest("prompt is missing; send text or token_ids", "prompt")
-    prompt = fields.pop(kind)
-    fields["prompt"] = prompt if kind == "text" else [list(prompt.ids)]
+    prompt = message.text if kind == "text" else [list(message.token_ids.ids)]
+    return _validated(CallBody, _options(message) | {"prompt": prompt})
+
+
+def _chat_body(message: pb.ChatRequest) -> ChatCompletionRequest:
+    """Raises InvalidRequest."""
+    _check_size(message)
+    if (kind := message.options.WhichOneof("prompt")) is not None:
+        raise InvalidRequest(f"options.{kind} is a prompt, and the messages are one; leave it out", "prompt")
+    messages = [{"role": one.role, "content": one.content} for one in message.messages]
+    return _validated(ChatCompletionRequest, _options(message.options) | {"messages": messages})
+
+
+def _check_size(message: pb.GenerateRequest | pb.ChatRequest) -> None:
+    if (size := message.ByteSize()) > MAX_BODY_BYTES:
+        raise InvalidRequest(too_large(str(size), MAX_BODY_BYTES))
+
+
+def _options(message: pb.GenerateRequest) -> dict[str, Any]:
+    """The fields of the same HTTP body but for the prompt."""
+    fields: dict[str, Any] = {field.name: value for field, value in message.ListFields()}
+    fields = {name: value for name, value in fields.items() if name not in ("text", "token_ids")}
     fields |= {"stop": list(message.stop), "stop_token_ids": list(message.stop_token_ids)}
     if asked := fields.get("speculation"):
         fields["speculation"] = {"depth": asked.depth, "length": asked.length} if asked.length else "off"
+    return fields
+
+
+def _validated(kind: type[Body], fields: dict[str, Any]) -> Body:
     try:
-        return CallBody.model_validate(fields)
+        return kind.model_validate(fields)
     except ValidationError as error:
         raise invalid_request(error.errors()) from None
 

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 from api.backend import ModelCard, max_token_bytes
 from api.control import ControlTokens
+from api.open_requests import OpenRequests
 from api.runs import check_runs
 from api.trace import Track
 from link.discovery import serve_discovery
@@ -76,6 +77,7 @@ class ServeBackend:
         self._created = int(time.time())
         self._cards: dict[str, ModelCard] = {}
         self.names = tuple(handles)
+        self.open = OpenRequests()
 
     async def card(self, model: str) -> ModelCard | None:
         if model not in self._cards:
@@ -110,10 +112,10 @@ class ServeBackend:
         )
 
     def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
-        return check_runs(self._runs(model, self._call(model), request))
+        return self.open.watch(request.request_id, check_runs(self._runs(model, self._call(model), request)))
 
     async def complete(self, model: str, request: GenerateRequest) -> TokenRun:
-        return await self._answer(model, self._call(model), request)
+        return await self.open.run(request.request_id, self._answer(model, self._call(model), request))
 
     async def _answer(self, model: str, call: Handle, request: GenerateRequest, *sink: SinkAddress) -> TokenRun:
         """The reply to the call. Raises NotReady if its replica stops answering."""
@@ -183,7 +185,7 @@ async def await_reply(response: Any) -> TokenRun:
     return answer
 
 
-async def broadcast(handle: Handle, method: str, *args: int) -> list[Any]:
+async def broadcast(handle: Handle, method: str, *args: int | str) -> list[Any]:
     """The results of a method of all replicas, from those that answer in time."""
     try:
         response: Any = handle.broadcast(method, *args)

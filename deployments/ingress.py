@@ -9,15 +9,17 @@ import os
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 
+from grpc_health.v1 import health_pb2
 from ray import serve
 from ray.serve.grpc_util import RayServegRPCContext
 from starlette.types import ASGIApp
 
-from api import rpc
+from api import rpc, rpc_models
 from api.http import create_app
 from deployments.backend import Handle, ServeBackend
 from deployments.config import HttpConfig, IngressConfig
 from deployments.host import resolve_host
+from deployments.siblings import Siblings
 from link.secret import Secret
 from link.token_sink import SinkAddress, TokenSink
 from protocol.pb import inference_pb2 as pb
@@ -42,6 +44,7 @@ class Ingress:
         address = await self._sink.start(resolve_host(config.host), config.ports)
         sink_address = SinkAddress(address, config.join_ms, secret)
         self._backend = ServeBackend(handles, tokenizers, self._sink, sink_address, pool, config.silence_s)
+        self._siblings = Siblings()
 
     async def __del__(self) -> None:
         await self._sink.stop()
@@ -65,3 +68,43 @@ class Ingress:
         self, request: pb.ListModelsRequest, grpc_context: RayServegRPCContext
     ) -> pb.ListModelsResponse:
         return await rpc.list_models(self._backend, request, grpc_context)
+
+    async def Chat(
+        self, request: pb.ChatRequest, grpc_context: RayServegRPCContext
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
+        async with aclosing(rpc.chat(self._backend, request, grpc_context)) as responses:
+            async for response in responses:
+                yield response
+
+    async def GetModelInfo(self, request: pb.GetModelInfoRequest, grpc_context: RayServegRPCContext) -> pb.ModelInfo:
+        return await rpc_models.model_info(self._backend, request, grpc_context)
+
+    async def GetLoads(self, request: pb.GetLoadsRequest, grpc_context: RayServegRPCContext) -> pb.GetLoadsResponse:
+        return await rpc_models.loads(self._backend, request, grpc_context)
+
+    async def Abort(self, request: pb.AbortRequest, grpc_context: RayServegRPCContext) -> pb.AbortResponse:
+        return await rpc_models.abort(self._abort, request, grpc_context)
+
+    async def abort_here(self, request_id: str) -> bool:
+        """Ends a request that this replica answers; whether there was one."""
+        return self._backend.open.abort(request_id)
+
+    async def _abort(self, request_id: str) -> bool:
+        return await self.abort_here(request_id) or any(await self._siblings.ask("abort_here", request_id))
+
+    async def Check(
+        self, request: health_pb2.HealthCheckRequest, grpc_context: RayServegRPCContext
+    ) -> health_pb2.HealthCheckResponse:
+        """grpc.health.v1. Serve's proxy calls it like our own RPCs."""
+        return await rpc_models.check(self._backend, request, grpc_context)
+
+    async def List(
+        self, request: health_pb2.HealthListRequest, grpc_context: RayServegRPCContext
+    ) -> health_pb2.HealthListResponse:
+        return await rpc_models.list_health(self._backend)
+
+    async def Watch(
+        self, request: health_pb2.HealthCheckRequest, grpc_context: RayServegRPCContext
+    ) -> AsyncGenerator[health_pb2.HealthCheckResponse, None]:
+        raise rpc_models.refuse_watch(grpc_context)
+        yield

@@ -61,12 +61,16 @@ class Context:
     def __init__(self) -> None:
         self.code = grpc.StatusCode.OK
         self.details = ""
+        self.trailing: dict[str, str] = {}
 
     def set_code(self, code: grpc.StatusCode) -> None:
         self.code = code
 
     def set_details(self, details: str) -> None:
         self.details = details
+
+    def set_trailing_metadata(self, trailing_metadata: Any) -> None:
+        self.trailing = dict(trailing_metadata)
 
 
 async def call(backend: ScriptedBackend, message: pb.GenerateRequest) -> Context:

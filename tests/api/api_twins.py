@@ -17,6 +17,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from api.backend import ModelCard, max_token_bytes
 from api.control import ControlTokens
+from api.open_requests import OpenRequests
 from api.trace import Slice, Track
 from protocol.request import FinishReason, GenerateRequest, SequenceStats, TokenRun
 from router.policy import Off
@@ -103,6 +104,7 @@ class Twin(ABC):
     cards: Sequence[ModelCard]
     away: Sequence[str] = ()
     num_open: int = 0
+    open: OpenRequests
 
     @property
     def names(self) -> Sequence[str]:
@@ -124,8 +126,11 @@ class Twin(ABC):
         part = Slice("plan", 3.0, 3.5, {})
         return [Track(card.id, (part,) * num_rounds) for card in self.cards], [Track("pool", (part,))]
 
+    def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
+        return self.open.watch(request.request_id, self.runs(request))
+
     @abstractmethod
-    def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]: ...
+    def runs(self, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]: ...
 
     async def complete(self, model: str, request: GenerateRequest) -> TokenRun:
         async with aclosing(self.generate(model, request)) as runs:
@@ -142,8 +147,9 @@ class ScriptedBackend(Twin):
     requests: list[GenerateRequest] = field(default_factory=list)
     num_open: int = 0
     away: Sequence[str] = ()
+    open: OpenRequests = field(default_factory=OpenRequests)
 
-    async def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
+    async def runs(self, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
         self.requests.append(request)
         self.num_open += 1
         try:
@@ -165,8 +171,9 @@ class EngineBackend(Twin):
     def __init__(self, engine: Engine, model_card: ModelCard) -> None:
         self.engine = engine
         self.cards = (model_card,)
+        self.open = OpenRequests()
 
-    async def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
+    async def runs(self, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
         loop = asyncio.get_running_loop()
         arrived: asyncio.Queue[TokenRun] = asyncio.Queue()
         self.engine.submit(request, lambda run: loop.call_soon_threadsafe(arrived.put_nowait, run))
