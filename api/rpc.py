@@ -91,7 +91,7 @@ def refuse(error: Exception, request_id: str, context: Context) -> CallRefused:
     """The exception that ends the call, with the status of `error` set on the context."""
     problem = to_problem(error, request_id)
     if problem.row.retry:
-        context.set_trailing_metadata((("retry-after", str(RETRY_AFTER_S)),))
+        context.set_trailing_metadata([("retry-after", str(RETRY_AFTER_S))])
     context.set_code(problem.row.grpc)
     context.set_details(problem.message)
     return CallRefused(problem.message)
