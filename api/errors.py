@@ -17,6 +17,7 @@ from grpc import StatusCode
 from pydantic_core import ErrorDetails
 
 from protocol.errors import (
+    Aborted,
     BodyTooLarge,
     HeadTooLarge,
     InvalidRequest,
@@ -59,6 +60,7 @@ TABLE = MappingProxyType[type[BaseException], ErrorRow](
         QueueFull: ErrorRow(429, "rate_limit_error", "rate_limit_exceeded", StatusCode.RESOURCE_EXHAUSTED, retry=True),
         NotReady: ErrorRow(503, "service_unavailable", "not_ready", StatusCode.UNAVAILABLE, retry=True),
         TimedOut: ErrorRow(408, "timeout_error", "request_timeout", StatusCode.DEADLINE_EXCEEDED),
+        Aborted: ErrorRow(499, "aborted_error", "request_aborted", StatusCode.CANCELLED),
         ModelFault: ErrorRow(500, "server_error", "model_fault", StatusCode.INTERNAL),
     }
 )

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing, contextmanager
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 from uuid import uuid4
 
 from grpc import StatusCode
 from pydantic import ValidationError
 
 from api.backend import Backend
+from api.chat import chat_prompt
 from api.door import HEADER, Door
-from api.errors import Problem, invalid_request, to_problem
+from api.errors import RETRY_AFTER_S, invalid_request, to_problem
 from api.generation import Delta, GenerationJob, find_model, loaded_models, prepare, stream
 from api.meter import Meter
 from api.metered import streamed
-from api.openai import CompletionRequest
+from api.openai import ChatCompletionRequest, CompletionRequest
 from api.prompts import MAX_BODY_BYTES, prompt_ids, too_large
 from api.scores import Score, ScoredToken
 from api.seeds import draw_seed
@@ -35,10 +36,15 @@ class Context(Protocol):
     def set_details(self, details: str) -> None: ...
 
     def invocation_metadata(self) -> Iterable[tuple[str, str]]: ...
+    def set_trailing_metadata(self, trailing_metadata: Any) -> None: ...
 
 
 class CallRefused(Exception):
     """Ends a call whose status is already set on the context. Its text is shown to the caller."""
+
+    def __init__(self, message: str = "", code: StatusCode = StatusCode.UNKNOWN) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class CallBody(CompletionRequest):
@@ -47,18 +53,25 @@ class CallBody(CompletionRequest):
     default_max_tokens: ClassVar[int | None] = None
 
 
+Body = TypeVar("Body", CallBody, ChatCompletionRequest)
+
+
 def admit(door: Door, context: Context) -> None:
-    """Raises CallRefused, with UNAUTHENTICATED, for a caller without a key. Every RPC begins with it."""
+    """Raises CallRefused, with UNAUTHENTICATED, for a caller without a key. Every RPC of ours begins with it."""
     try:
         door.admit_caller(dict(context.invocation_metadata()).get(HEADER))
     except Unauthenticated as error:
-        raise _refuse(to_problem(error, f"call-{uuid4().hex}"), context) from None
+        raise refuse(error, f"call-{uuid4().hex}", context) from None
 
 
-def _refuse(problem: Problem, context: Context) -> CallRefused:
+def refuse(error: Exception, request_id: str, context: Context) -> CallRefused:
+    """The exception that ends the call, with the status of `error` set on the context."""
+    problem = to_problem(error, request_id)
+    if problem.row.retry:
+        context.set_trailing_metadata([("retry-after", str(RETRY_AFTER_S))])
     context.set_code(problem.row.grpc)
     context.set_details(problem.message)
-    return CallRefused(problem.message)
+    return CallRefused(problem.message, problem.row.grpc)
 
 
 async def generate(
@@ -73,6 +86,22 @@ async def generate(
         (prompt,) = await prompt_ids(card, body)
         (echo,) = body.echoes()
         job = prepare(card, request_id, prompt, body, draw_seed() if body.seed is None else body.seed, echo=echo)
+        async with aclosing(streamed(meter, job, stream(backend, job), arrived)) as deltas:
+            async for delta in deltas:
+                yield _response(job, delta)
+
+
+async def chat(
+    backend: Backend, message: pb.ChatRequest, context: Context, meter: Meter | None = None
+) -> AsyncGenerator[pb.GenerateResponse, None]:
+    """meter: as for `generate`."""
+    request_id, meter = f"gen-{uuid4().hex}", meter or Meter()
+    arrived = meter.clock()
+    with _answering("Chat", request_id, context, meter):
+        body = _chat_body(message)
+        card = await find_model(backend, body.model)
+        prompt = await chat_prompt(card, body.messages)
+        job = prepare(card, request_id, prompt, body, draw_seed() if body.seed is None else body.seed)
         async with aclosing(streamed(meter, job, stream(backend, job), arrived)) as deltas:
             async for delta in deltas:
                 yield _response(job, delta)
@@ -95,29 +124,54 @@ def _answering(method: str, request_id: str, context: Context, meter: Meter) -> 
         yield
         code = StatusCode.OK
     except Exception as error:
-        problem = to_problem(error, request_id)
-        code = problem.row.grpc
-        raise _refuse(problem, context) from None
+        refused = refuse(error, request_id, context)
+        code = refused.code
+        raise refused from None
     finally:
         meter.calls.labels(method, code.name).inc()
 
 
 def _body(message: pb.GenerateRequest) -> CallBody:
     """Raises InvalidRequest."""
-    if (size := message.ByteSize()) > MAX_BODY_BYTES:
-        raise InvalidRequest(too_large(str(size), MAX_BODY_BYTES))
-    fields: dict[str, Any] = {field.name: value for field, value in message.ListFields()}
+    _check_size(message)
     kind = message.WhichOneof("prompt")
     if kind is None:
         raise InvalidRequest("prompt is missing; send text or token_ids", "prompt")
-    prompt = fields.pop(kind)
-    fields["prompt"] = prompt if kind == "text" else [list(prompt.ids)]
+    prompt = message.text if kind == "text" else [list(message.token_ids.ids)]
+    return _validated(CallBody, _options(message) | {"prompt": prompt})
+
+
+def _chat_body(message: pb.ChatRequest) -> ChatCompletionRequest:
+    """Raises InvalidRequest."""
+    _check_size(message)
+    if (kind := message.options.WhichOneof("prompt")) is not None:
+        raise InvalidRequest(f"options.{kind} is a prompt, and the messages are one; leave it out", "prompt")
+    messages = [{"role": one.role, "content": one.content} for one in message.messages]
+    options = _options(message.options)
+    if "logprobs" in options:
+        options |= {"logprobs": True, "top_logprobs": options["logprobs"]}
+    return _validated(ChatCompletionRequest, options | {"messages": messages})
+
+
+def _check_size(message: pb.GenerateRequest | pb.ChatRequest) -> None:
+    if (size := message.ByteSize()) > MAX_BODY_BYTES:
+        raise InvalidRequest(too_large(str(size), MAX_BODY_BYTES))
+
+
+def _options(message: pb.GenerateRequest) -> dict[str, Any]:
+    """The fields of the same HTTP body but for the prompt."""
+    fields: dict[str, Any] = {field.name: value for field, value in message.ListFields()}
+    fields = {name: value for name, value in fields.items() if name not in ("text", "token_ids")}
     fields |= {"stop": list(message.stop), "stop_token_ids": list(message.stop_token_ids)}
     fields["logit_bias"] = {str(token): bias for token, bias in message.logit_bias.items()}
     if asked := fields.get("speculation"):
         fields["speculation"] = {"depth": asked.depth, "length": asked.length} if asked.length else "off"
+    return fields
+
+
+def _validated(kind: type[Body], fields: dict[str, Any]) -> Body:
     try:
-        return CallBody.model_validate(fields)
+        return kind.model_validate(fields)
     except ValidationError as error:
         raise invalid_request(error.errors()) from None
 

@@ -26,6 +26,7 @@ from transformers import PreTrainedTokenizerFast
 
 from api.backend import ModelCard, max_token_bytes
 from api.control import ControlTokens
+from api.open_requests import OpenRequests
 from api.rendering import Renderer
 from api.survival import Recovery, survive
 from api.trace import Track
@@ -96,6 +97,7 @@ class ServeBackend:
         self._created = int(time.time())
         self._cards: dict[str, ModelCard] = {}
         self.names = tuple(handles)
+        self.open = OpenRequests()
 
     def warm_up(self) -> None:
         """Starts what the first chat would have to wait for."""
@@ -138,13 +140,19 @@ class ServeBackend:
         )
 
     def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
-        return survive(partial(self._runs, model, self._call(model)), request, self._recovery)
+        runs = survive(partial(self._runs, model, self._call(model)), request, self._recovery)
+        return self.open.watch(request.request_id, runs)
 
     async def complete(self, model: str, request: GenerateRequest) -> TokenRun:
+        return await self.open.run(request.request_id, self._complete(model, request))
+
+    async def _complete(self, model: str, request: GenerateRequest) -> TokenRun:
         """Several runs come where a replica was stopped in between."""
         async with aclosing(survive(partial(self._whole, model, self._call(model)), request, self._recovery)) as runs:
             parts = [run async for run in runs]
-        return replace(parts[-1], index=0, token_ids=tuple(token for part in parts for token in part.token_ids))
+        token_ids = tuple(token for part in parts for token in part.token_ids)
+        logprobs = tuple(told for part in parts for told in part.logprobs)
+        return replace(parts[-1], index=0, token_ids=token_ids, logprobs=logprobs)
 
     async def _whole(self, model: str, call: Handle, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
         """The reply to the call alone."""
@@ -228,7 +236,7 @@ async def await_reply(response: Any) -> TokenRun:
     return answer
 
 
-async def broadcast(handle: Handle, method: str, *args: int) -> list[Any]:
+async def broadcast(handle: Handle, method: str, *args: int | str) -> list[Any]:
     """The results of a method of all replicas, from those that answer in time."""
     try:
         response: Any = handle.broadcast(method, *args)

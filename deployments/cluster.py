@@ -25,7 +25,10 @@ from protocol.errors import ConfigError, NotReady
 POLL_S = 0.2
 HEALTHY_LIMIT_S = 60.0  # from the start of the last replica to the first 200
 FAILED = (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY)
-SERVICER = "protocol.pb.inference_pb2_grpc.add_InferenceServicer_to_server"
+SERVICERS = (
+    "protocol.pb.inference_pb2_grpc.add_InferenceServicer_to_server",
+    "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server",
+)
 
 logger = logging.getLogger(__name__)
 
@@ -73,7 +76,9 @@ def start_proxies(config: AppConfig) -> None:
         http_options=HTTPOptions(host=http.host, port=http.port),  # the ingress enforces the time limit
         grpc_options=None
         if grpc is None
-        else gRPCOptions(port=grpc.port, grpc_servicer_functions=[SERVICER], request_timeout_s=grpc.request_timeout_s),
+        else gRPCOptions(
+            port=grpc.port, grpc_servicer_functions=list(SERVICERS), request_timeout_s=grpc.request_timeout_s
+        ),
     )
 
 

@@ -9,20 +9,22 @@ import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 
+from grpc_health.v1 import health_pb2
 from prometheus_client.metrics_core import Metric
 from ray import serve
 from ray.serve.grpc_util import RayServegRPCContext
 from starlette.types import ASGIApp
 
-from api import rpc
+from api import rpc, rpc_models
 from api.http import create_app
 from api.meter import Meter
 from api.survival import Recovery
 from deployments.access import listens_beyond_loopback, open_door
-from deployments.backend import Handle, ServeBackend, broadcast
+from deployments.backend import Handle, ServeBackend
 from deployments.config import HttpConfig, IngressConfig
 from deployments.config_access import AccessConfig
 from deployments.host import resolve_host
+from deployments.siblings import Siblings
 from link.counts import replica_name
 from link.secret import Secret
 from link.token_sink import SinkAddress, TokenSink
@@ -55,7 +57,7 @@ class Ingress:
         self._backend.warm_up()
         self._meter = Meter(replica_name(serve.get_replica_context().replica_id.unique_id))
         self._is_only = config.num_replicas == 1
-        self._handle: Handle | None = None
+        self._siblings = Siblings()
 
     async def __del__(self) -> None:
         await self._sink.stop()
@@ -78,15 +80,8 @@ class Ingress:
     async def _gather(self) -> Sequence[Metric]:
         """The counts of all replicas of the ingress that answer, so that it is the same which one is asked."""
         own = await self.counts()
-        others: list[tuple[str, list[Metric]]] = [] if self._is_only else await broadcast(self._replicas(), "counts")
+        others: list[tuple[str, list[Metric]]] = [] if self._is_only else await self._siblings.ask("counts")
         return [metric for families in dict([own, *others]).values() for metric in families]
-
-    def _replicas(self) -> Handle:
-        """The handle of all replicas of the ingress, made once, because each new one starts a router."""
-        if self._handle is None:
-            context = serve.get_replica_context()
-            self._handle = serve.get_deployment_handle(context.deployment, context.app_name)
-        return self._handle
 
     async def Generate(
         self, request: pb.GenerateRequest, grpc_context: RayServegRPCContext
@@ -101,3 +96,47 @@ class Ingress:
     ) -> pb.ListModelsResponse:
         rpc.admit(self._door, grpc_context)
         return await rpc.list_models(self._backend, request, grpc_context, self._meter)
+
+    async def Chat(
+        self, request: pb.ChatRequest, grpc_context: RayServegRPCContext
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
+        rpc.admit(self._door, grpc_context)
+        async with aclosing(rpc.chat(self._backend, request, grpc_context, self._meter)) as responses:
+            async for response in responses:
+                yield response
+
+    async def GetModelInfo(self, request: pb.GetModelInfoRequest, grpc_context: RayServegRPCContext) -> pb.ModelInfo:
+        rpc.admit(self._door, grpc_context)
+        return await rpc_models.model_info(self._backend, request, grpc_context)
+
+    async def GetLoads(self, request: pb.GetLoadsRequest, grpc_context: RayServegRPCContext) -> pb.GetLoadsResponse:
+        rpc.admit(self._door, grpc_context)
+        return await rpc_models.loads(self._backend, request, grpc_context)
+
+    async def Abort(self, request: pb.AbortRequest, grpc_context: RayServegRPCContext) -> pb.AbortResponse:
+        rpc.admit(self._door, grpc_context)
+        return await rpc_models.abort(self._abort, request, grpc_context)
+
+    async def abort_here(self, request_id: str) -> bool:
+        """Ends a request that this replica answers; whether there was one."""
+        return self._backend.open.abort(request_id)
+
+    async def _abort(self, request_id: str) -> bool:
+        return await self.abort_here(request_id) or any(await self._siblings.ask("abort_here", request_id))
+
+    async def Check(
+        self, request: health_pb2.HealthCheckRequest, grpc_context: RayServegRPCContext
+    ) -> health_pb2.HealthCheckResponse:
+        """grpc.health.v1, without a key like /ready. Serve's proxy calls it like our own RPCs."""
+        return await rpc_models.check(self._backend, request, grpc_context)
+
+    async def List(
+        self, request: health_pb2.HealthListRequest, grpc_context: RayServegRPCContext
+    ) -> health_pb2.HealthListResponse:
+        return await rpc_models.list_health(self._backend)
+
+    async def Watch(
+        self, request: health_pb2.HealthCheckRequest, grpc_context: RayServegRPCContext
+    ) -> AsyncGenerator[health_pb2.HealthCheckResponse, None]:
+        raise rpc_models.refuse_watch(grpc_context)
+        yield

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import yaml
 
 from deployments.app import APP_NAME
-from deployments.cluster import SERVICER
+from deployments.cluster import SERVICERS
 from deployments.config import AppConfig, PoolConfig, TargetConfig, load_config
 from deployments.config_access import AccessConfig
 
@@ -37,7 +37,7 @@ _BLOCK = re.compile(r"^  serveConfigV2: \|\n(?:    .*\n|\n)*", re.MULTILINE)
 def serve_config(config: AppConfig) -> dict[str, Any]:
     """The content of Serve's config file for this application on a cluster."""
     application = {"name": APP_NAME, "route_prefix": "/", "import_path": "deployments.app:build"}
-    grpc = {"port": GRPC_PORT, "grpc_servicer_functions": [SERVICER]}
+    grpc = {"port": GRPC_PORT, "grpc_servicer_functions": list(SERVICERS)}
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": "0.0.0.0", "port": HTTP_PORT},

@@ -13,6 +13,7 @@
     |-- QueueFull                   429  try again later
     |-- NotReady                    503  models are still loading, or shutting down
     |-- TimedOut                    408  the request's time is over
+    |-- Aborted                     499  somebody ended the request by its id
     |-- ModelFault                  500  the model gives no token: its scores are not numbers
     `-- DraftUnavailable            never reaches a caller: the target decodes without a draft
 
@@ -77,6 +78,10 @@ class NotReady(DraftPoolError):
 
 
 class TimedOut(DraftPoolError):
+    pass
+
+
+class Aborted(DraftPoolError):
     pass
 
 

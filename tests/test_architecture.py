@@ -32,6 +32,10 @@ def test_decisions_and_bookkeeping_import_nothing_heavy():
     assert imported(LIGHT, HEAVY) == ""
 
 
+def test_the_client_imports_nothing_of_the_server_that_is_heavy():
+    assert imported(["draftpool"], [*HEAVY, "tokenizers", "starlette", "numpy"]) == ""
+
+
 def test_the_engine_and_the_api_import_no_ray():
     assert imported(["targets.engine", "drafters.worker", "api.http", "cli.generate"], ["ray"]) == ""
 

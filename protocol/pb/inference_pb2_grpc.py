@@ -39,10 +39,30 @@ class InferenceStub:
                 request_serializer=protocol_dot_pb_dot_inference__pb2.GenerateRequest.SerializeToString,
                 response_deserializer=protocol_dot_pb_dot_inference__pb2.GenerateResponse.FromString,
                 _registered_method=True)
+        self.Chat = channel.unary_stream(
+                '/draftpool.v1.Inference/Chat',
+                request_serializer=protocol_dot_pb_dot_inference__pb2.ChatRequest.SerializeToString,
+                response_deserializer=protocol_dot_pb_dot_inference__pb2.GenerateResponse.FromString,
+                _registered_method=True)
+        self.Abort = channel.unary_unary(
+                '/draftpool.v1.Inference/Abort',
+                request_serializer=protocol_dot_pb_dot_inference__pb2.AbortRequest.SerializeToString,
+                response_deserializer=protocol_dot_pb_dot_inference__pb2.AbortResponse.FromString,
+                _registered_method=True)
         self.ListModels = channel.unary_unary(
                 '/draftpool.v1.Inference/ListModels',
                 request_serializer=protocol_dot_pb_dot_inference__pb2.ListModelsRequest.SerializeToString,
                 response_deserializer=protocol_dot_pb_dot_inference__pb2.ListModelsResponse.FromString,
+                _registered_method=True)
+        self.GetModelInfo = channel.unary_unary(
+                '/draftpool.v1.Inference/GetModelInfo',
+                request_serializer=protocol_dot_pb_dot_inference__pb2.GetModelInfoRequest.SerializeToString,
+                response_deserializer=protocol_dot_pb_dot_inference__pb2.ModelInfo.FromString,
+                _registered_method=True)
+        self.GetLoads = channel.unary_unary(
+                '/draftpool.v1.Inference/GetLoads',
+                request_serializer=protocol_dot_pb_dot_inference__pb2.GetLoadsRequest.SerializeToString,
+                response_deserializer=protocol_dot_pb_dot_inference__pb2.GetLoadsResponse.FromString,
                 _registered_method=True)
 
 
@@ -56,8 +76,35 @@ class InferenceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Chat(self, request, context):
+        """As Generate, for messages that the model's chat template makes a prompt of.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Abort(self, request, context):
+        """Ends a request that another call or HTTP began; that call ends with CANCELLED.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListModels(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetModelInfo(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetLoads(self, request, context):
+        """What the replicas hold now, of those that answer.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -70,10 +117,30 @@ def add_InferenceServicer_to_server(servicer, server):
                     request_deserializer=protocol_dot_pb_dot_inference__pb2.GenerateRequest.FromString,
                     response_serializer=protocol_dot_pb_dot_inference__pb2.GenerateResponse.SerializeToString,
             ),
+            'Chat': grpc.unary_stream_rpc_method_handler(
+                    servicer.Chat,
+                    request_deserializer=protocol_dot_pb_dot_inference__pb2.ChatRequest.FromString,
+                    response_serializer=protocol_dot_pb_dot_inference__pb2.GenerateResponse.SerializeToString,
+            ),
+            'Abort': grpc.unary_unary_rpc_method_handler(
+                    servicer.Abort,
+                    request_deserializer=protocol_dot_pb_dot_inference__pb2.AbortRequest.FromString,
+                    response_serializer=protocol_dot_pb_dot_inference__pb2.AbortResponse.SerializeToString,
+            ),
             'ListModels': grpc.unary_unary_rpc_method_handler(
                     servicer.ListModels,
                     request_deserializer=protocol_dot_pb_dot_inference__pb2.ListModelsRequest.FromString,
                     response_serializer=protocol_dot_pb_dot_inference__pb2.ListModelsResponse.SerializeToString,
+            ),
+            'GetModelInfo': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetModelInfo,
+                    request_deserializer=protocol_dot_pb_dot_inference__pb2.GetModelInfoRequest.FromString,
+                    response_serializer=protocol_dot_pb_dot_inference__pb2.ModelInfo.SerializeToString,
+            ),
+            'GetLoads': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetLoads,
+                    request_deserializer=protocol_dot_pb_dot_inference__pb2.GetLoadsRequest.FromString,
+                    response_serializer=protocol_dot_pb_dot_inference__pb2.GetLoadsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -114,6 +181,60 @@ class Inference:
             _registered_method=True)
 
     @staticmethod
+    def Chat(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/draftpool.v1.Inference/Chat',
+            protocol_dot_pb_dot_inference__pb2.ChatRequest.SerializeToString,
+            protocol_dot_pb_dot_inference__pb2.GenerateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Abort(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/draftpool.v1.Inference/Abort',
+            protocol_dot_pb_dot_inference__pb2.AbortRequest.SerializeToString,
+            protocol_dot_pb_dot_inference__pb2.AbortResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListModels(request,
             target,
             options=(),
@@ -130,6 +251,60 @@ class Inference:
             '/draftpool.v1.Inference/ListModels',
             protocol_dot_pb_dot_inference__pb2.ListModelsRequest.SerializeToString,
             protocol_dot_pb_dot_inference__pb2.ListModelsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetModelInfo(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/draftpool.v1.Inference/GetModelInfo',
+            protocol_dot_pb_dot_inference__pb2.GetModelInfoRequest.SerializeToString,
+            protocol_dot_pb_dot_inference__pb2.ModelInfo.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetLoads(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/draftpool.v1.Inference/GetLoads',
+            protocol_dot_pb_dot_inference__pb2.GetLoadsRequest.SerializeToString,
+            protocol_dot_pb_dot_inference__pb2.GetLoadsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -19,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from api.backend import ModelCard, max_token_bytes
 from api.control import ControlTokens
+from api.open_requests import OpenRequests
 from api.rendering import Renderer
 from api.trace import Slice, Track
 from drafters.client import LocalDraftClient
@@ -123,6 +124,7 @@ class Twin(ABC):
     cards: Sequence[ModelCard]
     away: Sequence[str] = ()
     num_open: int = 0
+    open: OpenRequests
 
     @property
     def names(self) -> Sequence[str]:
@@ -144,8 +146,11 @@ class Twin(ABC):
         part = Slice("plan", 3.0, 3.5, {})
         return [Track(card.id, (part,) * num_rounds) for card in self.cards], [Track("pool", (part,))]
 
+    def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
+        return self.open.watch(request.request_id, self.runs(request))
+
     @abstractmethod
-    def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]: ...
+    def runs(self, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]: ...
 
     async def complete(self, model: str, request: GenerateRequest) -> TokenRun:
         async with aclosing(self.generate(model, request)) as runs:
@@ -166,8 +171,9 @@ class ScriptedBackend(Twin):
     requests: list[GenerateRequest] = field(default_factory=list)
     num_open: int = 0
     away: Sequence[str] = ()
+    open: OpenRequests = field(default_factory=OpenRequests)
 
-    async def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
+    async def runs(self, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
         self.requests.append(request)
         self.num_open += 1
         try:
@@ -191,13 +197,14 @@ class EngineBackend(Twin):
         self.engine = engine
         self.cards = (model_card,)
         self.worker = worker
+        self.open = OpenRequests()
 
     async def stats(self) -> Mapping[str, Any]:
         target = told(self.engine.stats(), Runs("torch, cpu")) | {"replica": "target-0"}
         pool = [asdict(self.worker.stats()) | {"replica": "pool-0"}] if self.worker else []
         return {"targets": {self.cards[0].id: [target]}, "pool": pool}
 
-    async def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
+    async def runs(self, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
         loop = asyncio.get_running_loop()
         arrived: asyncio.Queue[TokenRun] = asyncio.Queue()
         self.engine.submit(request, lambda run: loop.call_soon_threadsafe(arrived.put_nowait, run))

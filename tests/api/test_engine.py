@@ -6,7 +6,6 @@ import asyncio
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing
 from typing import Any
 
 import grpc
@@ -15,7 +14,6 @@ import openai
 import pytest
 import uvicorn
 
-from api import rpc
 from api.http import create_app
 from api.text import decode
 from protocol import build
@@ -25,6 +23,7 @@ from protocol.pb import inference_pb2_grpc as pb_grpc
 from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun
 from targets.engine import Engine
 from tests.api.api_twins import EngineBackend, card, make_engine, tiny_tokenizer
+from tests.api.rpc_server import rpc_server
 
 PROMPTS = ["import os", "def add(a, b):", "grüße aus", "日本"]
 MAX_TOKENS = 24
@@ -243,30 +242,10 @@ async def test_many_requests_at_once_get_the_texts_that_they_get_alone(engine: E
     assert [body["choices"][0]["text"] for body in bodies] == expected
 
 
-class Servicer:
-    """What Ray Serve's proxy does with the ingress's methods, on a plain grpc.aio server."""
-
-    def __init__(self, backend: EngineBackend) -> None:
-        self._backend = backend
-
-    async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateResponse]:
-        async with aclosing(rpc.generate(self._backend, request, context)) as responses:
-            async for response in responses:
-                yield response
-
-    async def ListModels(self, request: pb.ListModelsRequest, context: Any) -> pb.ListModelsResponse:
-        return await rpc.list_models(self._backend, request, context)
-
-
 @pytest.fixture
 async def stub(backend: EngineBackend) -> AsyncIterator[Any]:
-    server = grpc.aio.server()
-    pb_grpc.add_InferenceServicer_to_server(Servicer(backend), server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+    async with rpc_server(backend) as address, grpc.aio.insecure_channel(address) as channel:
         yield pb_grpc.InferenceStub(channel)
-    await server.stop(None)
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from ray import serve
 
 from deployments.app import APP_NAME
@@ -17,6 +18,7 @@ from deployments.config import IngressConfig
 from deployments.config_access import AccessConfig
 from deployments.ingress import Ingress
 from deployments.session import attached_ray
+from draftpool import Client, QueueFull, Retries, TimedOut
 from protocol.pb import inference_pb2 as pb
 from protocol.pb import inference_pb2_grpc as pb_grpc
 from tests.api.api_twins import tiny_tokenizer
@@ -193,6 +195,61 @@ def test_the_target_stops_when_its_client_leaves(client: httpx.Client, stub: Any
     time.sleep(0.1)  # Serve's proxy can miss a cancel that comes while it writes
     running.cancel()
     wait_until(lambda: not num_open())  # of itself the target would never end
+
+
+def test_the_target_stops_at_an_abort_and_at_a_deadline(client: httpx.Client, stub: Any) -> None:
+    running = call(stub, HANG)
+    aborted = stub.Abort(pb.AbortRequest(request_id=next(running).request_id), metadata=METADATA)
+    assert aborted.was_open
+    request = pb.GenerateRequest(model="tiny", token_ids=pb.TokenIds(ids=[HANG]))
+    late = stub.Generate(request, metadata=METADATA, timeout=0.5)
+    for ended, code in ((running, grpc.StatusCode.CANCELLED), (late, grpc.StatusCode.DEADLINE_EXCEEDED)):
+        with pytest.raises(grpc.RpcError) as caught:
+            list(ended)
+        error: Any = caught.value
+        assert error.code() is code
+        assert "Traceback" not in error.details()
+    wait_until(lambda: not num_open())
+    assert not stub.Abort(pb.AbortRequest(request_id="gen-unknown"), metadata=METADATA).was_open
+
+
+def test_serves_proxy_passes_on_what_is_beside_the_completions(client: httpx.Client, head: Head, stub: Any) -> None:
+    messages = [pb.ChatMessage(role="user", content="a")]
+    options = pb.GenerateRequest(model="tiny")
+    parts = list(stub.Chat(pb.ChatRequest(messages=messages, options=options), metadata=METADATA))
+    assert [token for part in parts for token in part.token_ids] == TOKENS
+    info = stub.GetModelInfo(pb.GetModelInfoRequest(model="tiny"), metadata=METADATA)
+    assert (info.max_model_len, info.vocab_size, list(info.exits)) == (64, 320, [2])
+    (load,) = stub.GetLoads(pb.GetLoadsRequest(), metadata=METADATA).models
+    assert [(replica.num_running, replica.HasField("num_pages")) for replica in load.replicas] == [(0, False)]
+    with grpc.insecure_channel(f"127.0.0.1:{head.grpc_port}") as channel:
+        health: Any = health_pb2_grpc.HealthStub(channel)
+        for service in ("", "draftpool.v1.Inference", "tiny"):  # a prober sends no application
+            told = health.Check(health_pb2.HealthCheckRequest(service=service))
+            assert told.status == health_pb2.HealthCheckResponse.SERVING
+        for call_, code in (
+            (lambda: health.Check(health_pb2.HealthCheckRequest(service="huge")), grpc.StatusCode.NOT_FOUND),
+            (lambda: list(health.Watch(health_pb2.HealthCheckRequest())), grpc.StatusCode.UNIMPLEMENTED),
+        ):
+            with pytest.raises(grpc.RpcError) as caught:
+                call_()
+            error: Any = caught.value
+            assert error.code() is code
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_the_client_works_behind_both_proxies(client: httpx.Client, head: Head, scheme: str) -> None:
+    url = head.url if scheme == "http" else f"grpc://127.0.0.1:{head.grpc_port}"
+    with Client(url, retries=Retries(most=0), timeout_s=30) as ours:
+        assert list(ours.complete("tiny", [COUNT]).token_ids) == TOKENS
+        with pytest.raises(QueueFull, match="queued"):
+            ours.complete("tiny", [FULL])
+        with pytest.raises(TimedOut):
+            ours.complete("tiny", [HANG], timeout_s=0.5)
+        with ours.stream("tiny", [HANG]) as deltas:
+            assert next(deltas).token_ids
+            time.sleep(0.1)  # Serve's proxy can miss a cancel that comes while it writes
+    wait_until(lambda: not num_open())
 
 
 def test_an_answer_goes_on_when_its_target_dies(client: httpx.Client, stub: Any) -> None:

@@ -1,0 +1,51 @@
+"""Clients of all four kinds: those that wait and those for asyncio, over HTTP and over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing
+from functools import partial
+from typing import Any
+
+import pytest
+
+from draftpool import AsyncClient, Client
+from tests.api.api_twins import Twin
+from tests.client.servers import Servers, Waiting, serving
+from tests.deployments.harness import LoopThread
+
+Serve = Callable[[Twin], AbstractContextManager[Servers]]
+Connect = Callable[..., Any]  # (servers, **options of the client) -> a client that waits
+
+
+@pytest.fixture(scope="session")
+def serve() -> Iterator[Serve]:
+    """On one loop for all, which outlives the clients."""
+    loop = LoopThread(asyncio.new_event_loop())
+    yield partial(serving, loop)
+    loop.close()
+
+
+@pytest.fixture(params=["http", "grpc"])
+def transport(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(params=["client", "async client"])
+def connect(request: pytest.FixtureRequest, transport: str) -> Iterator[Connect]:
+    with ExitStack() as stack:
+
+        def open_client(servers: Servers, **options: Any) -> Any:
+            if request.param == "client":
+                return stack.enter_context(Client(servers.url(transport), **options))
+            if sleep := options.pop("sleep", None):
+
+                async def asleep(seconds: float) -> None:
+                    sleep(seconds)
+
+                options["sleep"] = asleep
+            waiting = Waiting(servers, AsyncClient, url=servers.url(transport), **options)
+            return stack.enter_context(closing(waiting))
+
+        yield open_client
