@@ -160,7 +160,7 @@ def test_a_page_may_ask_whether_it_may_without_a_key_and_reads_the_refusal(clien
     assert refused.headers["access-control-allow-origin"] == SITE
 
 
-class Servicer:
+class Servicer(pb_grpc.InferenceServicer):
     """As the ingress: every call is admitted first."""
 
     def __init__(self, backend: ScriptedBackend, door: Door) -> None:
