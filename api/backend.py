@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from api.control import ControlTokens
 from api.trace import Track
+from model.vocabulary import Spellings
 from protocol.request import GenerateRequest, TokenRun
 
 
@@ -31,6 +32,7 @@ class ModelCard:
     eos_token_ids: tuple[int, ...]
     created: int
     max_batch: int
+    spellings: Spellings
     exits: tuple[int, ...] | None = None
     max_draft_length: int | None = None
 

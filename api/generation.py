@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from api.backend import Backend, ModelCard
 from api.openai import GenerationBody
 from api.prompts import check_text
+from api.scores import Score, Scores
 from api.text import TextStream, continuation
 from protocol.errors import InvalidRequest, ModelFault, NotReady, PromptTooLong, UnknownModel
 from protocol.logit_rules import check_rules
@@ -35,7 +36,8 @@ class GenerationJob:
 class Delta:
     """The tokens and text that one round added.
 
-    index: of the first token. stats: set on the last delta, unless a stop string ended the text.
+    index: of the first token. stats: set on the last delta, unless a stop string ended the text. scores: of the tokens,
+    if the request asks for logprobs.
     """
 
     index: int
@@ -43,6 +45,7 @@ class Delta:
     text: str
     finish_reason: FinishReason | None = None
     stats: SequenceStats | None = None
+    scores: tuple[Score, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -90,8 +93,9 @@ def prepare(
     default = max(1, min(room, body.default_max_tokens or room))
     rules = StopRules(default if body.limit is None else body.limit, stop_ids)
     logits = body.rules(stop_ids)
-    request = GenerateRequest(request_id, prompt_ids, body.sampling(seed), rules, body.drafting, logits)
     check_rules(logits, card.vocab_size)
+    asked = body.drafting, logits, body.num_logprobs
+    request = GenerateRequest(request_id, prompt_ids, body.sampling(seed), rules, *asked)
     try:
         check_prompt(request, card.max_model_len, card.vocab_size)
     except InvalidRequest as error:
@@ -139,14 +143,15 @@ async def stream(backend: Backend, job: GenerationJob) -> AsyncGenerator[Delta, 
     Closing the generator cancels the request, and so does a stop string.
     """
     text = TextStream(job.card.tokenizer, job.stops, job.request.prompt_ids, job.request.rules.min_tokens)
-    count = 0
+    scores, count = Scores(job.card.spellings), 0
     async with aclosing(backend.generate(job.card.id, job.request)) as runs:
         async for run in runs:
             _check_finish(run)
             piece = text.push(run.token_ids, last=run.finish_reason is not None)
             index, count = count, count + piece.num_tokens
             reason = FinishReason.STOP if piece.stopped else run.finish_reason
-            yield Delta(index, run.token_ids[: piece.num_tokens], piece.text, reason, run.stats)
+            token_ids = run.token_ids[: piece.num_tokens]
+            yield Delta(index, token_ids, piece.text, reason, run.stats, scores.read(token_ids, run.logprobs))
             if reason is not None:
                 return
     raise BackendFault("the stream ended without a finish reason")
@@ -162,7 +167,8 @@ async def complete(backend: Backend, job: GenerationJob) -> AsyncGenerator[Delta
     run = await backend.complete(job.card.id, job.request)
     _check_finish(run)
     text = continuation(job.card.tokenizer, job.request.prompt_ids, run.token_ids)
-    yield Delta(0, run.token_ids, text, run.finish_reason, run.stats)
+    scores = Scores(job.card.spellings).read(run.token_ids, run.logprobs)
+    yield Delta(0, run.token_ids, text, run.finish_reason, run.stats, scores)
 
 
 def _check_finish(run: TokenRun) -> None:

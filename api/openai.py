@@ -15,7 +15,7 @@ from api.logit_bias import read_bias
 from api.seeds import unsigned_seed
 from protocol.errors import InvalidRequest
 from protocol.limits import MAX_LENGTH
-from protocol.logit_rules import LogitRules
+from protocol.logit_rules import LogitRules, check_top
 from protocol.plan import Speculation
 from protocol.request import SamplingParams
 
@@ -122,6 +122,11 @@ class GenerationBody(_Body):
             return Speculation(self.speculation.depth, self.speculation.length)
         return None if self.speculation == "auto" else OFF
 
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many of the most probable tokens to tell with each token; None: no logprobs."""
+        return None
+
     def sampling(self, seed: int) -> SamplingParams:
         """Raises InvalidRequest for a value out of range. A top_k of -1 is off too, as in vLLM."""
         return SamplingParams(self.temperature, max(self.top_k, 0), self.top_p, self.min_p, unsigned_seed(seed))
@@ -135,10 +140,16 @@ class GenerationBody(_Body):
 
 
 class CompletionRequest(GenerationBody):
+    only = unsupported.ONLY_IN_COMPLETION
     default_max_tokens: ClassVar[int | None] = 16  # as OpenAI's
 
     prompt: str | Strings | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)]
     add_special_tokens: bool = True
+    logprobs: Whole | None = None
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.logprobs
 
     def prompts(self) -> Sequence[str | Sequence[int]]:
         """One prompt per choice. A list of integers is one prompt. Raises InvalidRequest for none or too many."""
@@ -176,3 +187,16 @@ class ChatCompletionRequest(GenerationBody):
 
     messages: Annotated[list[Message], Field(fail_fast=True, min_length=1)]
     add_special_tokens: Literal[False] = False  # the template writes them
+    logprobs: bool = False
+    top_logprobs: Whole = 0
+
+    @model_validator(mode="after")
+    def _check_logprobs(self) -> ChatCompletionRequest:
+        check_top(self.top_logprobs, "top_logprobs")
+        if self.top_logprobs and not self.logprobs:
+            raise InvalidRequest(f"top_logprobs {self.top_logprobs} need logprobs: true", "top_logprobs")
+        return self
+
+    @property
+    def num_logprobs(self) -> int | None:
+        return self.top_logprobs if self.logprobs else None

@@ -12,7 +12,9 @@ from typing import Any
 from uuid import uuid4
 
 from api.generation import Delta
+from api.logprobs import chat_logprobs, completion_logprobs
 from api.openai import ChatCompletionRequest, DepthAndLength, GenerationBody, StreamOptions
+from api.scores import Score
 from protocol.request import FinishReason, SequenceStats
 
 Json = dict[str, Any]
@@ -40,7 +42,8 @@ class Reply:
         for index, deltas in enumerate(choices):
             message = self._message("".join(delta.text for delta in deltas))
             token_ids = [token for delta in deltas for token in delta.token_ids]
-            joined.append(self._choice(index, message, deltas[-1].finish_reason, token_ids))
+            scores = [score for delta in deltas for score in delta.scores]
+            joined.append(self._choice(index, message, deltas[-1].finish_reason, token_ids, scores))
         last = {index: deltas[-1] for index, deltas in enumerate(choices)}
         return self._head | {"object": self.whole_object, "choices": joined} | self._totals(last)
 
@@ -57,19 +60,25 @@ class Reply:
             return None
         return self._head | {"object": self.chunk_object, "choices": []} | self._totals(last)
 
+    def _logprobs(self, scores: Sequence[Score]) -> Json:
+        return completion_logprobs(scores)
+
     def _message(self, text: str) -> Json:
         return {"text": text}
 
     def _part(self, text: str) -> Json:
         return {"text": text}
 
-    def _choice(self, index: int, fields: Json, reason: FinishReason | None, token_ids: Sequence[int]) -> Json:
-        choice = {"index": index, **fields, "logprobs": None, "finish_reason": reason, "seed": self._seeds[index]}
+    def _choice(
+        self, index: int, fields: Json, reason: FinishReason | None, token_ids: Sequence[int], scores: Sequence[Score]
+    ) -> Json:
+        logprobs = self._logprobs(scores) if scores else None
+        choice = {"index": index, **fields, "logprobs": logprobs, "finish_reason": reason, "seed": self._seeds[index]}
         return choice | {"token_ids": list(token_ids)} if self._with_token_ids else choice
 
     def _chunk(self, index: int, fields: Json, delta: Delta) -> Json:
         """usage is null, as in OpenAI's API, if the last chunk has the totals."""
-        choice = self._choice(index, fields, delta.finish_reason, delta.token_ids)
+        choice = self._choice(index, fields, delta.finish_reason, delta.token_ids, delta.scores)
         chunk = self._head | {"object": self.chunk_object, "choices": [choice]}
         if self._with_usage.continuous_usage_stats:
             return chunk | {"usage": self._usage({index: delta})}
@@ -96,6 +105,9 @@ class ChatReply(Reply):
 
     def opening(self, index: int) -> Json | None:
         return self._chunk(index, {"delta": {"role": "assistant", "content": ""}}, Delta(0, (), ""))
+
+    def _logprobs(self, scores: Sequence[Score]) -> Json:
+        return chat_logprobs(scores)
 
     def _message(self, text: str) -> Json:
         return {"message": {"role": "assistant", "content": text, "refusal": None}}

@@ -15,6 +15,7 @@ from api.errors import invalid_request, to_problem
 from api.generation import Delta, GenerationJob, find_model, loaded_models, prepare, stream
 from api.openai import CompletionRequest
 from api.prompts import MAX_BODY_BYTES, prompt_ids, too_large
+from api.scores import Score, ScoredToken
 from api.seeds import draw_seed
 from protocol.errors import InvalidRequest
 from protocol.pb import inference_pb2 as pb
@@ -96,6 +97,7 @@ def _response(job: GenerationJob, delta: Delta) -> pb.GenerateResponse:
     response = pb.GenerateResponse(
         request_id=job.request.request_id, index=delta.index, token_ids=delta.token_ids, text=delta.text
     )
+    response.logprobs.extend(map(_logprobs, delta.scores))
     if delta.finish_reason is not None:
         response.finish_reason = _REASONS[delta.finish_reason]
         response.seed = job.request.sampling.seed
@@ -105,3 +107,11 @@ def _response(job: GenerationJob, delta: Delta) -> pb.GenerateResponse:
         counts = pb.SpeculationStats(rounds=stats.rounds, drafted=stats.drafted, accepted=stats.accepted)
         response.stats.CopyFrom(counts)
     return response
+
+
+def _logprobs(score: Score) -> pb.Logprobs:
+    return pb.Logprobs(chosen=_token(score.chosen), top=map(_token, score.top))
+
+
+def _token(token: ScoredToken) -> pb.TokenLogprob:
+    return pb.TokenLogprob(token_id=token.token_id, logprob=token.logprob, spelling=token.spelling)

@@ -28,7 +28,7 @@ async def check_runs(runs: AsyncGenerator[TokenRun, None]) -> AsyncGenerator[Tok
             if last and run.index + len(run.token_ids) < count:
                 raise BackendFault("more tokens were streamed than the last run has")
             if fresh or last:
-                yield replace(run, index=count, token_ids=fresh)
+                yield replace(run, index=count, token_ids=fresh, logprobs=run.logprobs[count - run.index :])
             sent += fresh
             if last:
                 return

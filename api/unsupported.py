@@ -31,8 +31,7 @@ DROPPED_IN_STREAM_OPTIONS = frozenset({"include_obfuscation"})
 
 ONLY = _allowed(
     ("n best_of length_penalty", 1),
-    ("top_logprobs", 0),
-    ("use_beam_search logprobs echo include_stop_str_in_output continue_final_message", False),
+    ("use_beam_search echo include_stop_str_in_output continue_final_message", False),
     ("skip_special_tokens spaces_between_special_tokens add_generation_prompt", True),
     ("parallel_tool_calls", False, True),
     ("tool_choice function_call", "none", "auto"),
@@ -43,6 +42,7 @@ ONLY = _allowed(
     ("modalities", ["text"]),
     ("prompt_logprobs audio prediction reasoning_effort verbosity web_search_options chat_template", None),
 )
+ONLY_IN_COMPLETION = MappingProxyType({**ONLY, "top_logprobs": (0,)})
 ONLY_IN_MESSAGE = _allowed(
     ("annotations tool_calls", []),
     ("refusal audio function_call reasoning reasoning_content", None),

@@ -25,6 +25,7 @@ from link.liveness import Census, Liveness, take_census
 from link.token_sink import SinkAddress, TokenSink
 from model.files import TEXT_FILES, resolve
 from model.tokenizer import end_token_warning, end_tokens, load_tokenizer
+from model.vocabulary import Spellings
 from protocol.errors import DraftPoolError, NotReady, QueueFull, UnknownModel
 from protocol.request import GenerateRequest, TokenRun
 
@@ -72,6 +73,7 @@ class ServeBackend:
         self._pool_members = serve_discovery(pool) if pool is not None else None
         self._tokenizers = {model: load_tokenizer_of(path) for model, path in tokenizers.items()}
         self._control = {model: ControlTokens(tokenizer) for model, tokenizer in self._tokenizers.items()}
+        self._spellings = {model: Spellings(tokenizer) for model, tokenizer in self._tokenizers.items()}
         self._max_token_bytes = {model: max_token_bytes(tokenizer) for model, tokenizer in self._tokenizers.items()}
         self._created = int(time.time())
         self._cards: dict[str, ModelCard] = {}
@@ -105,6 +107,7 @@ class ServeBackend:
             eos_token_ids=end_tokens(tuple(info["eos_token_ids"]), self._tokenizers[model]),
             created=self._created,
             max_batch=info["max_batch"],
+            spellings=self._spellings[model],
             exits=tuple(info["exits"]),
             max_draft_length=info["longest_draft"],
         )

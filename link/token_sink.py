@@ -26,15 +26,14 @@ import grpc.aio
 
 from link.listening import bind
 from link.secret import NUM_BYTES, Secret
-from protocol.checks import at_most, positions, tokens
+from link.token_runs import MAX_RUNS, from_message
+from protocol.checks import at_most
 from protocol.pb import tokens_pb2 as pb
 from protocol.pb.tokens_pb2_grpc import add_TokensServicer_to_server
-from protocol.request import TokenRun
 
 logger = logging.getLogger(__name__)
 
 MAX_MESSAGE = 4 << 20
-MAX_RUNS = 4096  # of a message
 MAX_STREAMS = 256
 MAX_STRANGERS = 64  # streams that have proved nothing
 HANDSHAKE_S = 5.0
@@ -126,7 +125,7 @@ class TokenSink:
         """Raises ValueError for what no target sends."""
         at_most("runs", len(batch.runs), MAX_RUNS)
         for run in batch.runs:
-            positions(run.index, len(run.token_ids))
-            inbox = self._inboxes.get(run.request_id)
+            read = from_message(run)
+            inbox = self._inboxes.get(read.request_id)
             if inbox is not None:
-                inbox.put_nowait(TokenRun(run.request_id, run.index, tokens(run.token_ids)))
+                inbox.put_nowait(read)

@@ -19,14 +19,15 @@ import grpc
 import grpc.aio
 
 from link.secret import NUM_BYTES
-from link.token_sink import HANDSHAKE_S, MAX_RUNS, NONCE, PROOF, SinkAddress
+from link.token_runs import MAX_RUNS, MAX_TOKENS, to_message, weight
+from link.token_sink import HANDSHAKE_S, NONCE, PROOF, SinkAddress
+from protocol.logit_rules import TokenLogprobs
 from protocol.pb import tokens_pb2 as pb
 from protocol.pb.tokens_pb2_grpc import TokensStub
 from protocol.request import TokenRun
 
 logger = logging.getLogger(__name__)
 
-MAX_TOKENS = 1 << 18  # of a message
 CHUNK_MS = 3.0  # several times what a chunk costs on its way out, so that most of the time is left to the model
 RETRY_S = 0.5
 
@@ -57,6 +58,7 @@ class StreamedRuns:
         self.ended: asyncio.Future[TokenRun] = asyncio.get_running_loop().create_future()
         self._request_id = request_id
         self._token_ids: list[int] = []
+        self._logprobs: list[TokenLogprobs] = []
         self._num_taken = 0
         self._on_tokens = on_tokens
 
@@ -64,18 +66,25 @@ class StreamedRuns:
         if run.finish_reason is not None:
             self.ended.get_loop().call_soon_threadsafe(self._end, run)
             return
+        self._logprobs += run.logprobs  # before the tokens, which the loop looks at first
         self._token_ids += run.token_ids
         if self._on_tokens is not None:
             self._on_tokens(run.index == 0)
 
+    @property
+    def weight(self) -> int:
+        """What one of its tokens takes of a message."""
+        return weight(self._logprobs)
+
     def take(self, most: int) -> pb.Run | None:
         """The tokens that were not taken yet, so many of them."""
-        fresh = self._token_ids[self._num_taken : self._num_taken + most]
+        begin = self._num_taken
+        fresh = self._token_ids[begin : begin + most]
         if not fresh:
             return None
-        run = pb.Run(request_id=self._request_id, index=self._num_taken, token_ids=fresh)
         self._num_taken += len(fresh)
-        return run
+        told = self._logprobs[begin : self._num_taken]
+        return to_message(TokenRun(self._request_id, begin, tuple(fresh), logprobs=tuple(told)))
 
     def take_again(self) -> None:
         """The next `take` gives everything from the first token on."""
@@ -83,7 +92,8 @@ class StreamedRuns:
 
     def _end(self, run: TokenRun) -> None:
         if not self.ended.done():
-            self.ended.set_result(replace(run, index=0, token_ids=(*self._token_ids, *run.token_ids)))
+            token_ids, logprobs = (*self._token_ids, *run.token_ids), (*self._logprobs, *run.logprobs)
+            self.ended.set_result(replace(run, index=0, token_ids=token_ids, logprobs=logprobs))
 
 
 class TokenStreams:
@@ -153,11 +163,15 @@ class _Stream:
         runs: list[pb.Run] = []
         room = MAX_TOKENS
         for answer in self.answers:
-            if room and len(runs) < MAX_RUNS and (run := answer.take(room)):
+            weight = answer.weight
+            most = room // weight if len(runs) < MAX_RUNS else 0
+            run = answer.take(most)
+            num_taken = len(run.token_ids) if run else 0
+            if run:
                 runs.append(run)
-                room -= len(run.token_ids)
-        if not room or len(runs) == MAX_RUNS:
-            self._due.set()  # the next message has the rest
+                room -= num_taken * weight
+            if num_taken == most:
+                self._due.set()  # the next message has the rest
         return pb.TokenBatch(runs=runs)
 
     async def _run(self) -> None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
@@ -24,10 +26,36 @@ def pieces(tokenizer: PreTrainedTokenizerFast) -> dict[int, Piece]:
     """By token id. Byte-level vocabularies (GPT-2's alphabet) and SentencePiece's with byte fallback."""
     added = tokenizer.added_tokens_decoder
     vocabulary = {token: index for token, index in tokenizer.get_vocab().items() if index not in added}
-    byte_level = not any(token.startswith(SPACE) for token in vocabulary)
-    spell = _byte_level if byte_level else _sentencepiece
+    spell = _speller(vocabulary)
     ordinary = {index: Piece(spell(token)) for token, index in vocabulary.items()}
     return ordinary | {index: Piece(token.content.encode(), token.special) for index, token in added.items()}
+
+
+class Spellings:
+    """As `pieces`, one token at a time: cheap where few are asked for."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[int, Piece] = {
+            index: Piece(token.content.encode(), token.special)
+            for index, token in tokenizer.added_tokens_decoder.items()
+        }
+
+    def __getitem__(self, token_id: int) -> Piece:
+        """An empty one for an id that no token has, as in vocabularies that are padded."""
+        if (piece := self._known.get(token_id)) is None:
+            tokens = self._tokenizer.convert_ids_to_tokens([token_id]) if token_id < len(self._tokenizer) else [""]
+            piece = self._known[token_id] = Piece(self._spell(tokens[0]))
+        return piece
+
+    @cached_property
+    def _spell(self) -> Callable[[str], bytes]:
+        added = {token.content for token in self._tokenizer.added_tokens_decoder.values()}
+        return _speller(token for token in self._tokenizer.get_vocab() if token not in added)
+
+
+def _speller(vocabulary: Iterable[str]) -> Callable[[str], bytes]:
+    return _sentencepiece if any(token.startswith(SPACE) for token in vocabulary) else _byte_level
 
 
 _ALPHABET = {character: byte for byte, character in bytes_to_unicode().items()}  # type: ignore[no-untyped-call]

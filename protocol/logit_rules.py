@@ -1,4 +1,4 @@
-"""What a request changes of the logits before a token is picked."""
+"""What a request changes of the logits before a token is picked, and what it is told of them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ MAX_BIASED = 1024  # tokens
 MAX_BIAS = 100.0
 MAX_PENALTY = 2.0
 MIN_REPETITION, MAX_REPETITION = 0.01, 100.0
+MAX_TOP = 20  # tokens that are told at a place beside the picked one
+MAX_TOLD = 1 << 20  # logprobs of one request: 16 MiB on their way
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,22 @@ class LogitRules:
 
 
 NO_RULES = LogitRules()
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Logprobs at the place of one generated token, under the model's own distribution: temperature 1, and before
+    rules and filters. top: the most probable tokens, best first.
+    """
+
+    chosen: float
+    top: tuple[tuple[int, float], ...] = field(default=(), repr=False)
+
+
+def check_top(count: int, name: str) -> None:
+    """Raises InvalidRequest. name: the caller's for the number of tokens to be told."""
+    if not 0 <= count <= MAX_TOP:
+        raise InvalidRequest(f"{name} {count} is not in [0, {MAX_TOP}]; send {MAX_TOP} at most", name)
 
 
 def check_rules(rules: LogitRules, vocab_size: int) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from protocol.errors import InvalidRequest, PromptTooLong
-from protocol.logit_rules import NO_RULES, LogitRules
+from protocol.logit_rules import MAX_TOLD, NO_RULES, LogitRules, TokenLogprobs, check_top
 from protocol.plan import Speculation
 
 SEED_BITS = 64
@@ -79,8 +79,17 @@ class GenerateRequest:
     stop: StopRules
     speculation: Speculation | None = None  # None: as the target's policy decides
     rules: LogitRules = NO_RULES
+    logprobs: int | None = None  # how many of the most probable tokens to tell at each place; None: no logprobs
 
     def __post_init__(self) -> None:
+        if self.logprobs is not None:
+            check_top(self.logprobs, "logprobs")
+            if (1 + self.logprobs) * self.stop.max_tokens > MAX_TOLD:
+                raise InvalidRequest(
+                    f"max_tokens {self.stop.max_tokens} with {self.logprobs} top logprobs is too long an answer; ask "
+                    f"for {MAX_TOLD // (1 + self.logprobs)} tokens at most",
+                    "max_tokens",
+                )
         if self.rules.min_tokens > self.stop.max_tokens:
             raise InvalidRequest(
                 f"min_tokens {self.rules.min_tokens} exceeds max_tokens {self.stop.max_tokens}; send less, or a larger "
@@ -101,13 +110,17 @@ class SequenceStats:
 
 @dataclass(frozen=True, slots=True)
 class TokenRun:
-    """The tokens that one round committed; `index` is the position of the first among the generated tokens."""
+    """The tokens that one round committed; `index` is the position of the first among the generated tokens.
+
+    logprobs: of each token if the request asks for them, else empty.
+    """
 
     request_id: str
     index: int
     token_ids: tuple[int, ...] = field(repr=False)
     finish_reason: FinishReason | None = None
     stats: SequenceStats | None = None  # set with finish_reason
+    logprobs: tuple[TokenLogprobs, ...] = field(default=(), repr=False)
 
 
 def check_prompt(request: GenerateRequest, max_length: int, vocab_size: int) -> None:

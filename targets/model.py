@@ -21,7 +21,7 @@ from model.load import Progress, WeightFormat, load_decoder
 from model.pages import PageLedger
 from protocol.errors import ConfigError
 from protocol.request import SamplingParams
-from targets.scoring import Scoring, apply_rules
+from targets.scoring import Picks, Scoring, apply_rules, logprobs, raw_logprobs
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +70,17 @@ class TargetModel:
     def pick(
         self, rows: Sequence[ForwardRow], sampling: Sequence[SamplingParams], positions: Sequence[int]
     ) -> list[int]:
-        """The picks from what `forward` would return. positions: the absolute position that each will take.
+        """The picks from what `forward` would return. positions: the absolute position that each will take."""
+        return self.scored_picks(rows, sampling, positions).token_ids
 
-        One call of the decoder, unless a row asks for more.
-        """
+    def scored_picks(
+        self, rows: Sequence[ForwardRow], sampling: Sequence[SamplingParams], positions: Sequence[int]
+    ) -> Picks:
+        """The picks and what their rows ask for beside. One call of the decoder, unless a row asks for something."""
         if any(row.scoring for row in rows):
             return self.finish(self.run_to(rows, self.decoder.config.num_layers), sampling, positions)
         tokens, batch, wanted = self._batch(rows)
-        return self.decoder.step(tokens, batch, self.kv, wanted, sampling, positions)
+        return Picks(self.decoder.step(tokens, batch, self.kv, wanted, sampling, positions))
 
     def run_to(self, rows: Sequence[ForwardRow], layer: int) -> Halfway:
         """The first `layer` layers of what `pick` runs."""
@@ -94,12 +97,14 @@ class TargetModel:
         picks, _, runner_ups = self.decoder.pick_with_confidence(logits, *own)
         return [tuple(token for token in pair if token >= 0) for pair in zip(picks, runner_ups, strict=True)]
 
-    def finish(self, half: Halfway, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> list[int]:
-        """The layers that are left; returns what `pick` would have, bit for bit."""
+    def finish(self, half: Halfway, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> Picks:
+        """The layers that are left; returns what `scored_picks` would have, bit for bit."""
         hidden = self.decoder.run(half.hidden, half.batch, self.kv, half.layer, self.decoder.config.num_layers)
         logits = self.decoder.logits(hidden, half.wanted)
+        raw = raw_logprobs(logits, half.rows, self.decoder.config)
         apply_rules(logits, half.rows, positions, self.decoder.config)
-        return self.decoder.pick(logits, sampling, positions)
+        picks = self.decoder.pick(logits, sampling, positions)
+        return Picks(picks, logprobs(raw, picks))
 
     def _batch(self, rows: Sequence[ForwardRow]) -> tuple[list[int], RaggedBatch, list[int]]:
         """Tokens, their rows, and the flat indices of those whose logits are wanted."""

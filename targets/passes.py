@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence as Run
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 from model.sampling import NO_PICK
+from protocol.logit_rules import TokenLogprobs
 from protocol.request import SamplingParams
 from targets.model import ForwardRow, Halfway, TargetModel
 from targets.proposals import Proposal, Proposals
 from targets.scheduler import Schedule
-from targets.scoring import scoring
+from targets.scoring import Picks, scoring
 from targets.sequence import Sequence
 
 
@@ -24,6 +25,7 @@ class Pass:
     sampling: list[SamplingParams]
     positions: list[int]
     half: Halfway | None = None
+    logprobs: list[list[TokenLogprobs]] = field(default_factory=list)  # by row when it is finished, as far as asked for
 
     def places(self, sequence_id: int) -> range:
         """Which of the picks are those of a sequence."""
@@ -42,18 +44,20 @@ class Pass:
         """What is left to run, and the picks by row; empty inside a prompt."""
         if self.half is not None:
             return self._sound(self.model.finish(self.half, self.sampling, self.positions))
-        return self._sound(self.model.pick(self.rows, self.sampling, self.positions)) if self.rows else []
+        return self._sound(self.model.scored_picks(self.rows, self.sampling, self.positions)) if self.rows else []
 
-    def _sound(self, picks: list[int]) -> list[list[int]]:
+    def _sound(self, picks: Picks) -> list[list[int]]:
         """Picks by row. A row that lacks one is run again without its draft, which may have spoiled all its places."""
-        own = iter(picks)
-        rows = [[next(own) for _ in range(row.num_logits)] for row in self.rows]
-        if NO_PICK not in picks:
+        places = [range(at, at + row.num_logits) for row, at in zip(self.rows, self._firsts, strict=False)]
+        rows = [[picks.token_ids[place] for place in own] for own in places]
+        self.logprobs = [[picks.logprobs[place] for place in own if place in picks.logprobs] for own in places]
+        if NO_PICK not in picks.token_ids:
             return rows
         for index, (row, at) in enumerate(zip(self.rows, self._firsts, strict=False)):
             if row.num_logits > 1 and NO_PICK in rows[index]:
                 alone = replace(row, tokens=row.tokens[:1], num_logits=1)
-                rows[index] = self.model.pick([alone], [self.sampling[at]], [self.positions[at]])
+                again = self.model.scored_picks([alone], [self.sampling[at]], [self.positions[at]])
+                rows[index], self.logprobs[index] = again.token_ids, list(again.logprobs.values())
         return rows
 
     @property

@@ -1,8 +1,8 @@
-"""What a row of a pass asks of its logits beyond a pick."""
+"""What a row of a pass asks of its logits beyond a pick: rules that change them, and their logprobs."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from model.config import DecoderConfig
 from model.logit_rules import adjusted
-from protocol.logit_rules import LogitRules
+from model.sampling import NO_PICK
+from protocol.logit_rules import NO_RULES, LogitRules, TokenLogprobs
 from protocol.request import GenerateRequest
 
 if TYPE_CHECKING:
@@ -20,19 +21,31 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """tokens: what stands before the row's last place, and maybe more; the prompt comes first."""
+    """tokens: what stands before the row's last place, and maybe more; the prompt comes first. Empty without rules.
+
+    num_top: tokens to tell at each place; None: no logprobs.
+    """
 
     rules: LogitRules
     num_prompt: int
     tokens: Sequence[int] = field(repr=False)
+    num_top: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Picks:
+    """token_ids: of each place, or NO_PICK. logprobs: of the picks at places that ask for them."""
+
+    token_ids: list[int]
+    logprobs: Mapping[int, TokenLogprobs] = field(default_factory=dict)
 
 
 def scoring(request: GenerateRequest, committed: Sequence[int], drafted: Sequence[int] = ()) -> Scoring | None:
     """None for a row that asks for nothing, so that it costs nothing. committed: tokens, the prompt first."""
     num_prompt = len(request.prompt_ids)
-    if not request.rules.acts_behind(len(committed) - num_prompt):
-        return None
-    return Scoring(request.rules, num_prompt, [*committed, *drafted])
+    if request.rules.acts_behind(len(committed) - num_prompt):
+        return Scoring(request.rules, num_prompt, [*committed, *drafted], request.logprobs)
+    return None if request.logprobs is None else Scoring(NO_RULES, num_prompt, (), request.logprobs)
 
 
 @torch.inference_mode()
@@ -41,16 +54,45 @@ def apply_rules(logits: Tensor, rows: Sequence[ForwardRow], positions: Sequence[
 
     logits: [sum of num_logits, columns] float32. positions: of each place; so many tokens stand before it.
     """
-    place = 0
-    for row in rows:
-        if (asked := row.scoring) is not None:
+    for asked, places in _asking(rows):
+        if asked.rules != NO_RULES:
             tokens = torch.tensor(asked.tokens, dtype=torch.int64, device=logits.device)
             prompt, text = tokens[: asked.num_prompt], tokens[asked.num_prompt :]
-            for index in range(place, place + row.num_logits):
-                before = text[: positions[index] - asked.num_prompt]
-                whole = _by_token(logits[index], config)
-                logits[index] = _by_column(adjusted(whole, asked.rules, prompt, before), config)
-        place += row.num_logits
+            for place in places:
+                before = text[: positions[place] - asked.num_prompt]
+                whole = _by_token(logits[place], config)
+                logits[place] = _by_column(adjusted(whole, asked.rules, prompt, before), config)
+
+
+@torch.inference_mode()
+def raw_logprobs(logits: Tensor, rows: Sequence[ForwardRow], config: DecoderConfig) -> dict[int, tuple[Tensor, int]]:
+    """Of each place that asks for them: the logprobs of all tokens, and how many of them are told."""
+    return {
+        place: (_by_token(logits[place], config).log_softmax(-1), asked.num_top)
+        for asked, places in _asking(rows)
+        if asked.num_top is not None
+        for place in places
+    }
+
+
+@torch.inference_mode()
+def logprobs(raw: Mapping[int, tuple[Tensor, int]], picks: Sequence[int]) -> dict[int, TokenLogprobs]:
+    told = {}
+    for place, (whole, num_top) in raw.items():
+        if picks[place] != NO_PICK:
+            values, tokens = whole.topk(min(num_top, len(whole)))
+            top = zip(tokens.tolist(), values.tolist(), strict=True)
+            told[place] = TokenLogprobs(whole[picks[place]].item(), tuple(top))
+    return told
+
+
+def _asking(rows: Sequence[ForwardRow]) -> Iterator[tuple[Scoring, range]]:
+    """What rows ask, and their places."""
+    first = 0
+    for row in rows:
+        if row.scoring is not None:
+            yield row.scoring, range(first, first + row.num_logits)
+        first += row.num_logits
 
 
 def _by_token(logits: Tensor, config: DecoderConfig) -> Tensor:

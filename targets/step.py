@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from model.sampling import NO_PICK
+from protocol.logit_rules import TokenLogprobs
 from protocol.plan import BatchView, Mode, Plan
 from protocol.record import RoundRecord, RowRecord
 from protocol.request import FinishReason, TokenRun
@@ -91,7 +92,7 @@ class Stepper:
         early = self.clock() if running.half else None
         picks = running.finish()
         verified = self.clock()
-        runs, record = self.commit(schedule, proposals, picks)
+        runs, record = self.commit(schedule, proposals, picks, running.logprobs)
         record = replace(
             record,
             began_s=began,
@@ -125,9 +126,11 @@ class Stepper:
         return self.scheduler.schedule(decoding, plan)
 
     def commit(
-        self, schedule: Schedule, proposals: Proposals, picks: list[list[int]]
+        self, schedule: Schedule, proposals: Proposals, picks: list[list[int]], logprobs: list[list[TokenLogprobs]]
     ) -> tuple[tuple[TokenRun, ...], RoundRecord]:
-        """picks: by row, one more for a decoding sequence than tokens were verified. The record has no times yet."""
+        """picks: by row, one more for a decoding sequence than tokens were verified. logprobs: likewise, of rows that
+        ask for them. The record has no times yet.
+        """
         decoding, chunks = schedule.decoding, schedule.chunks
         context = sum(len(sequence.tokens) for sequence in decoding) / max(len(decoding), 1)
         runs, rows = [], []
@@ -137,11 +140,11 @@ class Stepper:
             sequence.count(row.num_proposed, row.num_accepted)
             sequence.computed += 1 + row.num_accepted
             rows.append(row)
-            runs.append(self._commit_run(sequence, own[: row.num_accepted + 1]))
-        for (sequence, size), own in zip(chunks, picks[len(decoding) :], strict=True):
+            runs.append(self._commit_run(sequence, own[: row.num_accepted + 1], logprobs[index]))
+        for index, (sequence, size) in enumerate(chunks, len(decoding)):
             sequence.computed += size
-            if own:
-                runs.append(self._commit_run(sequence, own))
+            if own := picks[index]:
+                runs.append(self._commit_run(sequence, own, logprobs[index]))
         return tuple(runs), RoundRecord(
             round_id=self.rounds.num_steps,
             plan=schedule.plan,
@@ -160,18 +163,19 @@ class Stepper:
         if self.drafting:
             self.drafting.close(sequence)
 
-    def _commit_run(self, sequence: Sequence, run: list[int]) -> TokenRun:
-        """run: of which the last may be NO_PICK."""
+    def _commit_run(self, sequence: Sequence, run: list[int], logprobs: list[TokenLogprobs]) -> TokenRun:
+        """run: of which the last may be NO_PICK. logprobs: of at least those that are kept, or none."""
         index, sound = sequence.num_generated, run if run[-1] != NO_PICK else run[:-1]
         kept = sequence.commit(sound) if sound else ()
         if len(sound) < len(run) and sequence.finish_reason is None:
             logger.error(_UNDEFINED, sequence.request.request_id, len(sequence.tokens))
             sequence.finish_reason = FinishReason.UNDEFINED
+        told = tuple(logprobs[: len(kept)])
         if sequence.finish_reason is None:
             self.model.ledger.truncate(sequence.id, len(sequence.tokens))
-            return TokenRun(sequence.request.request_id, index, kept)
+            return TokenRun(sequence.request.request_id, index, kept, logprobs=told)
         self.remove(sequence)
-        return TokenRun(sequence.request.request_id, index, kept, sequence.finish_reason, sequence.stats)
+        return TokenRun(sequence.request.request_id, index, kept, sequence.finish_reason, sequence.stats, told)
 
 
 def _row_record(sequence: Sequence, proposal: Proposal | None, num_fed: int, picks: list[int]) -> RowRecord:

@@ -15,6 +15,7 @@ from drafters.nested import NestedDrafter
 from drafters.picks import PassRow, Pick
 from protocol.request import SamplingParams
 from targets.model import ForwardRow, TargetModel
+from targets.scoring import Picks
 
 
 @dataclass(slots=True)
@@ -48,11 +49,11 @@ class SlowedTarget(TargetModel):
     device: SlowDevice
     step_ms: Callable[[Sequence[ForwardRow]], float]
 
-    def pick(
+    def scored_picks(
         self, rows: Sequence[ForwardRow], sampling: Sequence[SamplingParams], positions: Sequence[int]
-    ) -> list[int]:
+    ) -> Picks:
         began = self.device.clock()
-        picks = TargetModel.pick(self, rows, sampling, positions)
+        picks = TargetModel.scored_picks(self, rows, sampling, positions)
         self.device.finish(began, self.step_ms(rows))
         return picks
 

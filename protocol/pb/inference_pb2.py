@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprotocol/pb/inference.proto\x12\x0c\x64raftpool.v1\"\xc3\x05\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x16.draftpool.v1.TokenIdsH\x00\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x07 \x01(\rH\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x04H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0b \x03(\r\x12\x12\n\nignore_eos\x18\x0c \x01(\x08\x12.\n\x0bspeculation\x18\r \x01(\x0b\x32\x19.draftpool.v1.Speculation\x12\x1e\n\x11\x66requency_penalty\x18\x14 \x01(\x01H\x07\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x15 \x01(\x01H\x08\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x16 \x01(\x01H\t\x88\x01\x01\x12@\n\nlogit_bias\x18\x17 \x03(\x0b\x32,.draftpool.v1.GenerateRequest.LogitBiasEntry\x12\x12\n\nmin_tokens\x18\x18 \x01(\r\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x08\n\x06promptB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seedB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x15\n\x13_repetition_penalty\",\n\x0bSpeculation\x12\r\n\x05\x64\x65pth\x18\x01 \x01(\r\x12\x0e\n\x06length\x18\x02 \x01(\r\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xf8\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x31\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x1a.draftpool.v1.FinishReason\x12\"\n\x05usage\x18\x06 \x01(\x0b\x32\x13.draftpool.v1.Usage\x12-\n\x05stats\x18\x07 \x01(\x0b\x32\x1e.draftpool.v1.SpeculationStats\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\"E\n\x10SpeculationStats\x12\x0e\n\x06rounds\x18\x01 \x01(\r\x12\x0f\n\x07\x64rafted\x18\x02 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\r\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.draftpool.v1.Model\"*\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xa9\x01\n\tInference\x12K\n\x08Generate\x12\x1d.draftpool.v1.GenerateRequest\x1a\x1e.draftpool.v1.GenerateResponse0\x01\x12O\n\nListModels\x12\x1f.draftpool.v1.ListModelsRequest\x1a .draftpool.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprotocol/pb/inference.proto\x12\x0c\x64raftpool.v1\"\xe7\x05\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x16.draftpool.v1.TokenIdsH\x00\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x07 \x01(\rH\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x04H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0b \x03(\r\x12\x12\n\nignore_eos\x18\x0c \x01(\x08\x12.\n\x0bspeculation\x18\r \x01(\x0b\x32\x19.draftpool.v1.Speculation\x12\x1e\n\x11\x66requency_penalty\x18\x14 \x01(\x01H\x07\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x15 \x01(\x01H\x08\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x16 \x01(\x01H\t\x88\x01\x01\x12@\n\nlogit_bias\x18\x17 \x03(\x0b\x32,.draftpool.v1.GenerateRequest.LogitBiasEntry\x12\x12\n\nmin_tokens\x18\x18 \x01(\r\x12\x15\n\x08logprobs\x18\x19 \x01(\rH\n\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x08\n\x06promptB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seedB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x15\n\x13_repetition_penaltyB\x0b\n\t_logprobs\",\n\x0bSpeculation\x12\r\n\x05\x64\x65pth\x18\x01 \x01(\r\x12\x0e\n\x06length\x18\x02 \x01(\r\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xa2\x02\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x31\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x1a.draftpool.v1.FinishReason\x12\"\n\x05usage\x18\x06 \x01(\x0b\x32\x13.draftpool.v1.Usage\x12-\n\x05stats\x18\x07 \x01(\x0b\x32\x1e.draftpool.v1.SpeculationStats\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x00\x88\x01\x01\x12(\n\x08logprobs\x18\x14 \x03(\x0b\x32\x16.draftpool.v1.LogprobsB\x07\n\x05_seed\"_\n\x08Logprobs\x12*\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x1a.draftpool.v1.TokenLogprob\x12\'\n\x03top\x18\x02 \x03(\x0b\x32\x1a.draftpool.v1.TokenLogprob\"C\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x10\n\x08spelling\x18\x03 \x01(\x0c\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\"E\n\x10SpeculationStats\x12\x0e\n\x06rounds\x18\x01 \x01(\r\x12\x0f\n\x07\x64rafted\x18\x02 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\r\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.draftpool.v1.Model\"*\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xa9\x01\n\tInference\x12K\n\x08Generate\x12\x1d.draftpool.v1.GenerateRequest\x1a\x1e.draftpool.v1.GenerateResponse0\x01\x12O\n\nListModels\x12\x1f.draftpool.v1.ListModelsRequest\x1a .draftpool.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,28 +33,32 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GENERATEREQUEST_LOGITBIASENTRY']._loaded_options = None
   _globals['_GENERATEREQUEST_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=1331
-  _globals['_FINISHREASON']._serialized_end=1426
+  _globals['_FINISHREASON']._serialized_start=1575
+  _globals['_FINISHREASON']._serialized_end=1670
   _globals['_GENERATEREQUEST']._serialized_start=46
-  _globals['_GENERATEREQUEST']._serialized_end=753
-  _globals['_GENERATEREQUEST_LOGITBIASENTRY']._serialized_start=559
-  _globals['_GENERATEREQUEST_LOGITBIASENTRY']._serialized_end=607
-  _globals['_SPECULATION']._serialized_start=755
-  _globals['_SPECULATION']._serialized_end=799
-  _globals['_TOKENIDS']._serialized_start=801
-  _globals['_TOKENIDS']._serialized_end=824
-  _globals['_GENERATERESPONSE']._serialized_start=827
-  _globals['_GENERATERESPONSE']._serialized_end=1075
-  _globals['_USAGE']._serialized_start=1077
-  _globals['_USAGE']._serialized_end=1134
-  _globals['_SPECULATIONSTATS']._serialized_start=1136
-  _globals['_SPECULATIONSTATS']._serialized_end=1205
-  _globals['_LISTMODELSREQUEST']._serialized_start=1207
-  _globals['_LISTMODELSREQUEST']._serialized_end=1226
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1228
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1285
-  _globals['_MODEL']._serialized_start=1287
-  _globals['_MODEL']._serialized_end=1329
-  _globals['_INFERENCE']._serialized_start=1429
-  _globals['_INFERENCE']._serialized_end=1598
+  _globals['_GENERATEREQUEST']._serialized_end=789
+  _globals['_GENERATEREQUEST_LOGITBIASENTRY']._serialized_start=582
+  _globals['_GENERATEREQUEST_LOGITBIASENTRY']._serialized_end=630
+  _globals['_SPECULATION']._serialized_start=791
+  _globals['_SPECULATION']._serialized_end=835
+  _globals['_TOKENIDS']._serialized_start=837
+  _globals['_TOKENIDS']._serialized_end=860
+  _globals['_GENERATERESPONSE']._serialized_start=863
+  _globals['_GENERATERESPONSE']._serialized_end=1153
+  _globals['_LOGPROBS']._serialized_start=1155
+  _globals['_LOGPROBS']._serialized_end=1250
+  _globals['_TOKENLOGPROB']._serialized_start=1252
+  _globals['_TOKENLOGPROB']._serialized_end=1319
+  _globals['_USAGE']._serialized_start=1321
+  _globals['_USAGE']._serialized_end=1378
+  _globals['_SPECULATIONSTATS']._serialized_start=1380
+  _globals['_SPECULATIONSTATS']._serialized_end=1449
+  _globals['_LISTMODELSREQUEST']._serialized_start=1451
+  _globals['_LISTMODELSREQUEST']._serialized_end=1470
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1472
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1529
+  _globals['_MODEL']._serialized_start=1531
+  _globals['_MODEL']._serialized_end=1573
+  _globals['_INFERENCE']._serialized_start=1673
+  _globals['_INFERENCE']._serialized_end=1842
 # @@protoc_insertion_point(module_scope)

@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from api.backend import ModelCard, max_token_bytes
 from api.control import ControlTokens
 from api.trace import Slice, Track
+from model.vocabulary import Spellings
 from protocol.request import FinishReason, GenerateRequest, SequenceStats, TokenRun
 from router.policy import Off
 from targets.engine import Engine, EngineConfig
@@ -64,6 +66,7 @@ def card(name: str = "tiny", max_model_len: int = 64, chat_template: str | None 
         (tokenizer.eos_token_id,),
         1_700_000_000,
         max_batch=4,
+        spellings=Spellings(tokenizer),
     )
 
 
@@ -130,7 +133,11 @@ class Twin(ABC):
     async def complete(self, model: str, request: GenerateRequest) -> TokenRun:
         async with aclosing(self.generate(model, request)) as runs:
             parts = [run async for run in runs]
-        return replace(parts[-1], index=0, token_ids=tuple(token for part in parts for token in part.token_ids))
+        token_ids, logprobs = ([each for part in parts for each in own(part)] for own in (_tokens, _logprobs))
+        return replace(parts[-1], index=0, token_ids=tuple(token_ids), logprobs=tuple(logprobs))
+
+
+_tokens, _logprobs = attrgetter("token_ids"), attrgetter("logprobs")
 
 
 @dataclass

@@ -38,6 +38,21 @@ async def test_logit_rules_reach_the_request(client: Client, backend: ScriptedBa
     assert second.rules == LogitRules((), 0.5, -1.0, 1.25)
 
 
+async def test_logprobs_reach_the_request(client: Client, backend: ScriptedBackend) -> None:
+    for count in (0, 20, None):
+        assert (await client.complete(logprobs=count)).status_code == 200
+    for fields in ({"logprobs": True}, {"logprobs": True, "top_logprobs": 20}, {"logprobs": False, "top_logprobs": 0}):
+        assert (await client.chat(**fields)).status_code == 200
+    assert [request.logprobs for request in backend.requests] == [0, 20, None, 0, 20, None]
+
+
+@pytest.mark.parametrize("fields", [{"top_logprobs": 2}, {"logprobs": True, "top_logprobs": 21}, {"top_logprobs": -1}])
+async def test_a_chat_with_bad_top_logprobs_is_a_400_that_names_them(client: Client, fields: dict[str, Any]) -> None:
+    error = error_of(await client.chat(**fields), 400)
+    assert error["param"] == "top_logprobs"
+    assert "top_logprobs" in error["message"]
+
+
 async def test_a_stop_string_ends_nothing_before_min_tokens(client: Client) -> None:
     whole = (await client.complete(stop="no such thing")).json()["choices"][0]
     for count in range(12):
@@ -114,7 +129,10 @@ async def test_harmless_fields_are_accepted(client: Client) -> None:
         ({"n": 2}, "n"),
         ({"n": True}, "n"),
         ({"best_of": 2}, "best_of"),
-        ({"logprobs": 0}, "logprobs"),
+        ({"logprobs": 21}, "logprobs"),
+        ({"logprobs": -1}, "logprobs"),
+        ({"logprobs": True}, "logprobs"),
+        ({"top_logprobs": 2}, "top_logprobs"),
         ({"echo": True}, "echo"),
         ({"suffix": "end"}, "suffix"),
         ({"frequency_penalty": 2.1}, "frequency_penalty"),

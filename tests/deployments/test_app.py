@@ -98,6 +98,28 @@ def test_a_request_may_choose_its_own_speculation_and_gets_the_same_text(
     assert sum(n * steps for n, steps in enumerate(histogram)) == counts["num_accepted_draft_tokens"] > 0
 
 
+def test_rules_and_logprobs_are_the_same_with_drafts_and_without_whole_and_in_a_stream(served: Served) -> None:
+    extra = {"ignore_eos": True, "return_token_ids": True, "repetition_penalty": 1.2}
+    asked: dict[str, Any] = {"model": "large", "prompt": PROMPT, "max_tokens": 48, "seed": 7, "logprobs": 3}
+    asked |= {"frequency_penalty": 0.5, "presence_penalty": -0.5, "logit_bias": {"70": 2.5}}
+    answers = []
+    for speculation in ("off", {"depth": 4, "length": 3}):
+        own = extra | {"speculation": speculation}
+        whole = served.client.completions.create(**asked, extra_body=own).model_dump()
+        chunks = [chunk.choices[0].model_dump() for chunk in served.client.completions.create(
+            **asked, extra_body=own, stream=True
+        )]  # fmt: skip
+        (choice,) = whole["choices"]
+        assert [token for chunk in chunks for token in chunk["token_ids"]] == choice["token_ids"]
+        for name, values in choice["logprobs"].items():
+            assert [each for chunk in chunks for each in chunk["logprobs"][name]] == values
+        answers.append((whole.get("metrics"), choice["token_ids"], choice["logprobs"]))
+    (off, *plain), (drafted, *same) = answers
+    assert plain == same
+    assert off is None
+    assert drafted["speculative_decoding"]["num_accepted_draft_tokens"] > 0
+
+
 def test_a_round_goes_out_as_one_chunk(served: Served) -> None:
     chunks = [
         len(choice.model_dump()["token_ids"])

@@ -105,8 +105,19 @@ async def test_no_token_goes_to_who_listens_in_place_of_the_ingress(caplog: pyte
         pb.TokenBatch(runs=[pb.Run(request_id="r", token_ids=[1 << 31])]),
         pb.TokenBatch(runs=[pb.Run(request_id="r", index=1 << 31)]),
         pb.TokenBatch(runs=[pb.Run(request_id="r")] * (token_sink.MAX_RUNS + 1)),
+        pb.TokenBatch(runs=[pb.Run(request_id="r", token_ids=[5, 6], logprobs=[pb.Logprobs()])]),
+        *(
+            pb.TokenBatch(runs=[pb.Run(request_id="r", token_ids=[5], logprobs=[logprobs])])
+            for logprobs in (
+                pb.Logprobs(chosen=0.5),
+                pb.Logprobs(top_ids=[5], top=[float("nan")]),
+                pb.Logprobs(top_ids=[5]),
+                pb.Logprobs(top_ids=[1 << 31], top=[-1.0]),
+                pb.Logprobs(top_ids=range(21), top=[-1.0] * 21),
+            )
+        ),
     ],
-    ids=["token", "index", "runs"],
+    ids=["token", "index", "runs", "logprobs", "above 0", "nan", "top", "top token", "many"],
 )
 async def test_what_no_target_sends_ends_its_own_stream(batch: pb.TokenBatch) -> None:
     async with pair() as (sink, address, streams):

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from drafters.translation import Translation, translation
-from model.vocabulary import Piece, pieces
+from model.vocabulary import Piece, Spellings, pieces
 from tests.model.gguf.test_tokenizer import CASES, TEXTS, tokenizer_of
 
 BYTE_LEVEL, SENTENCEPIECE = "smollm", "sentencepiece without a space in front"
@@ -22,6 +22,14 @@ def test_the_spellings_of_a_text_are_its_bytes(tmp_path: Path, name: str) -> Non
     for text in TEXTS:
         ids = tokenizer.encode(text, add_special_tokens=False)
         assert b"".join(known[token].spelling for token in ids) == text.encode()
+
+
+@pytest.mark.parametrize("name", [BYTE_LEVEL, SENTENCEPIECE])
+def test_one_at_a_time_they_are_the_same(tmp_path: Path, name: str) -> None:
+    tokenizer = tokenizer_of(tmp_path, CASES[name])
+    spellings = Spellings(tokenizer)
+    assert {token: spellings[token] for token in pieces(tokenizer)} == pieces(tokenizer)
+    assert spellings[len(tokenizer) + 5] == Piece(b"")
 
 
 def test_tokens_that_mean_something_by_name_are_special(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 import pytest
 
 from protocol.errors import DraftPoolError, InvalidRequest, PromptTooLong, UserError
-from protocol.logit_rules import MAX_BIASED, LogitRules, check_rules
+from protocol.logit_rules import MAX_BIASED, MAX_TOLD, LogitRules, check_rules
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 
 
@@ -79,3 +79,17 @@ def test_rules_that_leave_no_token_or_name_one_that_is_not_there_are_refused():
     for token in (-1, 10):
         with pytest.raises(InvalidRequest, match=f"token {token}, which is outside the vocabulary of 10"):
             check_rules(LogitRules(((token, 1.0),)), 10)
+
+
+def test_more_logprobs_than_a_request_may_ask_for_are_refused():
+    def asking(count, max_tokens=4):
+        return GenerateRequest("r", (1,), SamplingParams(), StopRules(max_tokens), logprobs=count)
+
+    assert [asking(count).logprobs for count in (None, 0, 20)] == [None, 0, 20]
+    for count in (-1, 21):
+        with pytest.raises(InvalidRequest, match=f"logprobs {count} is not in .0, 20.; send 20 at most"):
+            asking(count)
+    asking(20, MAX_TOLD // 21)
+    with pytest.raises(InvalidRequest, match=f"ask for {MAX_TOLD // 21} tokens at most") as caught:
+        asking(20, MAX_TOLD // 21 + 1)
+    assert caught.value.param == "max_tokens"

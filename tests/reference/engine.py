@@ -7,6 +7,7 @@ import threading
 from collections.abc import Sequence
 
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftStatus
+from protocol.logit_rules import TokenLogprobs
 from protocol.request import FinishReason, GenerateRequest, SamplingParams, SequenceStats, StopRules, TokenRun
 from targets import plain
 from targets.engine import Engine
@@ -38,6 +39,7 @@ class Collector:
         self.tokens: dict[str, list[int]] = {}
         self.reasons: dict[str, FinishReason] = {}
         self.stats: dict[str, SequenceStats] = {}
+        self.logprobs: dict[str, list[TokenLogprobs]] = {}
         self._changed = threading.Condition()
 
     def __call__(self, run: TokenRun) -> None:
@@ -46,6 +48,8 @@ class Collector:
             assert run.index == len(tokens)
             assert run.request_id not in self.reasons
             tokens += run.token_ids
+            self.logprobs.setdefault(run.request_id, []).extend(run.logprobs)
+            assert len(run.logprobs) in (0, len(run.token_ids))
             if run.finish_reason is not None:
                 self.reasons[run.request_id] = run.finish_reason
                 assert run.stats is not None

@@ -101,10 +101,10 @@ def test_a_failing_step_ends_its_requests_with_an_error_and_the_engine_goes_on(l
     stepper = engine._stepper
     commit, failures = stepper.commit, iter([True])
 
-    def failing(schedule, proposals, picks):
+    def failing(*args):
         if next(failures, False):
             raise RuntimeError("planted")
-        return commit(schedule, proposals, picks)
+        return commit(*args)
 
     monkeypatch.setattr(stepper, "commit", failing)
     collector = Collector()

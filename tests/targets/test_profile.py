@@ -12,6 +12,7 @@ from model.pages import PageLedger
 from protocol.errors import ConfigError
 from targets.model import ForwardRow, TargetModel
 from targets.profile import PassShape, VerifyAxes, overhead_ms, pass_timer, verify_axes
+from targets.scoring import Picks
 from tests.targets.conftest import LoadTarget
 
 
@@ -45,13 +46,13 @@ Calls = list[list[ForwardRow]]
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
     """The rows of each pass."""
-    seen, pick = Calls(), TargetModel.pick
+    seen, pick = Calls(), TargetModel.scored_picks
 
-    def record(model: TargetModel, rows: Sequence[ForwardRow], *how: Any) -> list[int]:
+    def record(model: TargetModel, rows: Sequence[ForwardRow], *how: Any) -> Picks:
         seen.append(list(rows))
         return pick(model, rows, *how)
 
-    monkeypatch.setattr(TargetModel, "pick", record)
+    monkeypatch.setattr(TargetModel, "scored_picks", record)
     return seen
 
 
@@ -93,13 +94,13 @@ def test_overhead_is_the_step_without_its_pass(load: LoadTarget, monkeypatch: py
     """A clock that only the pass moves."""
     now = [0.0]
     model = load()
-    pick = TargetModel.pick
+    pick = TargetModel.scored_picks
 
-    def slow(one: TargetModel, rows: Sequence[ForwardRow], *how: Any) -> list[int]:
+    def slow(one: TargetModel, rows: Sequence[ForwardRow], *how: Any) -> Picks:
         now[0] += 5.0
         return pick(one, rows, *how)
 
-    monkeypatch.setattr(TargetModel, "pick", slow)
+    monkeypatch.setattr(TargetModel, "scored_picks", slow)
     assert overhead_ms(model, 3, clock=lambda: now[0]) == 0
     assert now[0] == 35.0  # a prefill and six rounds
     assert overhead_ms(model, 3) > 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,9 @@ def cut(text: Sequence[int]) -> tuple[list[int], bool]:
 
 
 def some_requests() -> list[GenerateRequest]:
-    return [r for r in random_requests(5, 40, VOCAB, max_tokens=24) if BROKEN not in r.prompt_ids]
+    """Half of them ask for logprobs."""
+    requests = [r for r in random_requests(5, 40, VOCAB, max_tokens=24) if BROKEN not in r.prompt_ids]
+    return [replace(r, logprobs=2) if index % 2 else r for index, r in enumerate(requests)]
 
 
 def assert_only_they_ended(result: Collector, texts: dict[str, list[int]], log: pytest.LogCaptureFixture) -> None:
@@ -60,6 +63,9 @@ def assert_only_they_ended(result: Collector, texts: dict[str, list[int]], log: 
     assert result.tokens == {name: text for name, (text, _) in expected.items()}
     assert {name for name, reason in result.reasons.items() if reason is FinishReason.UNDEFINED} == undefined
     assert FinishReason.ERROR not in result.reasons.values()
+    num_told = sum(map(len, result.logprobs.values()))
+    assert num_told == sum(len(result.tokens[name]) for name, told in result.logprobs.items() if told)
+    assert all(value <= 0 for told in result.logprobs.values() for own in told for value in (own.chosen, own.top[1][1]))
     logged = [record.args[0] for record in log.records if "not numbers" in record.message and record.args]
     assert sorted(logged) == sorted(undefined)
 
