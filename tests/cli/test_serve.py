@@ -19,6 +19,7 @@ from uuid import uuid4
 import pytest
 from rich.console import Console
 
+from api.keys import KEYS
 from cli.serve_command import started
 from deployments.config import AppConfig, load_config
 from link.listening import free_port
@@ -94,7 +95,8 @@ def test_demo_streams_from_every_target_and_leaves_nothing_running(
     patient = CONFIG.replace("length: 4}", "length: 4, deadline_ms: 20000}")
     config = str(config_beside(family, tmp_path, patient + "ingress: {num_cpus: 0}"))
     command = [sys.executable, "-m", "cli.main", "demo", "--config", config, "--max-tokens", "40", "--pairs", "2"]
-    done = subprocess.run(command, capture_output=True, text=True, env=run_marker, check=False)
+    keys = {KEYS: "key-of-the-environment"}  # the server demands it, and the demo shows it
+    done = subprocess.run(command, capture_output=True, text=True, env=run_marker | keys, check=False)
     assert done.returncode == 0, done.stderr
     rows = [line.split("│")[1:-1] for line in done.stdout.splitlines() if line.startswith("│ large")]
     assert [(name.strip(), text.strip()) for name, *_, text in rows] == [("large", "the same")]
@@ -125,8 +127,9 @@ def test_serve_stops_clean_on_sigterm(family: Path, tmp_path: Path, run_marker: 
     greeting = [server.stdout.readline() for _ in range(4)]
     assert greeting[0] == f"large at http://127.0.0.1:{port}/v1\n"
     assert any(line.startswith(f"curl http://127.0.0.1:{port}/v1/chat/completions") for line in greeting)
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/health") as response:
-        assert response.status == 200
+    for path in ("health", "v1/models", "debug/stats"):  # on loopback, without keys
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}") as response:
+            assert response.status == 200
     server.send_signal(signal.SIGTERM)
     output, errors = server.communicate(timeout=60)
     assert server.returncode == 0

@@ -118,6 +118,14 @@ def test_without_a_key_both_proxies_refuse(client: httpx.Client, stub: Any, head
         assert "Traceback" not in error.details()
 
 
+def test_a_chat_is_rendered_beside_the_ingress(client: httpx.Client) -> None:
+    fields = {"model": "tiny", "messages": [{"role": "user", "content": "hi <|eos|>"}], "return_token_ids": True}
+    for _ in range(3):
+        response = client.post("/v1/chat/completions", json=fields)
+        assert response.status_code == 200, response.text
+        assert response.json()["choices"][0]["token_ids"] == TOKENS
+
+
 def test_limits_hold_behind_both_proxies(client: httpx.Client, stub: Any) -> None:
     chunked = client.post("/v1/completions", content=(b" " * (1 << 16) for _ in range(80)))
     assert (chunked.status_code, chunked.json()["error"]["code"]) == (413, "request_too_large")
