@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from api import rpc
+from api.backend import ModelCard
 from api.meter import Meter
 from protocol.errors import QueueFull
 from protocol.pb import inference_pb2 as pb
@@ -185,19 +186,26 @@ async def test_times_are_those_between_request_and_pieces() -> None:
             clock.now += wait
             yield run
 
-    async with Client(ScriptedBackend(script), meter=Meter(clock=clock)) as client:  # type: ignore[arg-type]
+    class Thinking(ScriptedBackend):
+        """Takes a second before it knows the model."""
+
+        async def card(self, model: str) -> ModelCard | None:
+            clock.now += 1.0
+            return await super().card(model)
+
+    async with Client(Thinking(script), meter=Meter(clock=clock)) as client:  # type: ignore[arg-type]
         await client.complete(stream=True)
         found = scrape_of(await client.get("/metrics"))
-        assert found.value("draftpool_time_to_first_token_seconds_sum") == 3.0
+        assert found.value("draftpool_time_to_first_token_seconds_sum") == 4.0
         assert found.value("draftpool_inter_token_latency_seconds_sum") == 0.75
         assert found.value("draftpool_inter_token_latency_seconds_count") == 2
         assert found.value("draftpool_request_time_per_output_token_seconds_sum") == 0.75 / 5
-        assert found.value("draftpool_e2e_request_latency_seconds_sum") == 3.75
+        assert found.value("draftpool_e2e_request_latency_seconds_sum") == 4.75
         assert found.value("draftpool_time_to_first_token_seconds_bucket", le="2.5") == 0
         assert found.value("draftpool_time_to_first_token_seconds_bucket", le="5.0") == 1
         await client.complete()
         found = scrape_of(await client.get("/metrics"))
-    assert found.value("draftpool_e2e_request_latency_seconds_sum") == 7.5
+    assert found.value("draftpool_e2e_request_latency_seconds_sum") == 9.5
     assert found.value("draftpool_time_to_first_token_seconds_count") == 1, "a whole answer has no first piece"
 
 

@@ -54,6 +54,16 @@ def test_totals_are_sums_over_the_records(seed: int) -> None:
     assert totals.draft_ms == pytest.approx(sum(record.draft_ms for record in records))
 
 
+def test_positions_are_counted_from_the_first_proposal_that_long() -> None:
+    def record(num_proposed: int, num_accepted: int) -> RoundRecord:
+        row = RowRecord(1, num_proposed, num_accepted, Origin.FRESH, RULE, num_proposed)
+        return RoundRecord(0, Plan(RULE, (num_proposed,)), (row,), 9.0, 1 + num_accepted)
+
+    totals = RoundStats().plus([record(1, 1), record(2, 1)])
+    assert totals.num_accepted_by_position == (2, 0)
+    assert totals.plus([record(4, 3), record(1, 0)]).num_accepted_by_position == (3, 1, 1, 0)
+
+
 def test_records_that_cannot_be_counted_are_left_out_and_later_ones_count(monkeypatch: pytest.MonkeyPatch) -> None:
     rounds, records = Rounds(), [RoundRecord(index, Plan(None, (0,)), (RowRecord(1),), 9.0, 1) for index in range(90)]
     with monkeypatch.context() as broken:
