@@ -113,7 +113,7 @@ def prepare(
     logits = body.rules(stop_ids)
     check_rules(logits, card.vocab_size)
     asked = body.drafting, logits, body.num_logprobs
-    request = GenerateRequest(request_id, prompt_ids, body.sampling(seed), rules, *asked)
+    request = GenerateRequest(request_id, prompt_ids, body.sampling(seed), rules, *asked, grammar=body.grammar)
     try:
         check_prompt(request, card.max_model_len, card.vocab_size)
     except InvalidRequest as error:

@@ -14,6 +14,7 @@ from api import unsupported
 from api.logit_bias import read_bias
 from api.seeds import unsigned_seed
 from api.shapes import Body, JsonObject
+from api.structured import ResponseFormat, StructuredOutputs, grammar_of
 from api.tools import Tool, ToolCall, ToolChoice, Tools
 from protocol.errors import InvalidRequest
 from protocol.limits import MAX_LENGTH
@@ -85,6 +86,8 @@ class GenerationBody(Body):
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
     repetition_penalty: float = 1.0
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     return_token_ids: bool = False
@@ -98,6 +101,19 @@ class GenerationBody(Body):
         if self.stream_options is not None and not self.stream:
             raise InvalidRequest("stream_options need stream: true", "stream_options")
         return self
+
+    @model_validator(mode="after")
+    def _check_grammar(self) -> GenerationBody:
+        if grammar_of(self.response_format, self.structured_outputs):
+            for name, value in (("ignore_eos", self.ignore_eos), ("min_tokens", self.min_tokens)):
+                if value:
+                    raise InvalidRequest(f"{name} {value} and an answer that ends by its form; leave {name} out", name)
+        return self
+
+    @property
+    def grammar(self) -> str:
+        """Of the answer; empty: none."""
+        return grammar_of(self.response_format, self.structured_outputs)
 
     @property
     def limit(self) -> int | None:
@@ -140,6 +156,12 @@ class CompletionRequest(GenerationBody):
     prompt: str | Strings | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)]
     add_special_tokens: bool = True
     logprobs: Whole | None = None
+
+    @model_validator(mode="after")
+    def _check_offsets(self) -> CompletionRequest:
+        if self.echo and self.logprobs is not None:
+            raise InvalidRequest("echo has no logprobs of the prompt to tell; send one of echo and logprobs", "echo")
+        return self
 
     @property
     def num_logprobs(self) -> int | None:

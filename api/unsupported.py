@@ -38,7 +38,6 @@ ONLY = _allowed(
     ("function_call", "none", "auto"),
     ("functions documents", []),
     ("suffix", ""),
-    ("response_format", {"type": "text"}),
     ("modalities", ["text"]),
     ("prompt_logprobs audio prediction reasoning_effort verbosity web_search_options chat_template", None),
 )

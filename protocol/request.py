@@ -86,6 +86,7 @@ class GenerateRequest:
     rules: LogitRules = NO_RULES
     logprobs: int | None = None  # how many of the most probable tokens to tell at each place; None: no logprobs
     resume_ids: tuple[int, ...] = field(default=(), repr=False)
+    grammar: str = field(default="", repr=False)  # of the text, as llguidance reads it; empty: none
 
     def __post_init__(self) -> None:
         if self.logprobs is not None:

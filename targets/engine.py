@@ -91,6 +91,7 @@ class Engine:
         """
         vocab_size = self._model.decoder.config.vocab_size
         check_prompt(request, self.max_length, vocab_size)
+        self._model.constraint(request)  # compiled here, so that the loop does not wait for it
         check_rules(request.rules, vocab_size)
         with self._wake:
             if self._stopping:
@@ -184,7 +185,7 @@ class Engine:
             cancelled, self._cancelled = self._cancelled, deque()
             stopping = self._stopping
         for request, on_run in submitted:
-            sequence = Sequence(self._next_id, request, self.max_length)
+            sequence = Sequence(self._next_id, request, self.max_length, constraint=self._model.constraint(request))
             self._live[request.request_id] = sequence, on_run
             self._stepper.scheduler.add(sequence)
             self._next_id += 1

@@ -19,8 +19,9 @@ from model.execution import Execution
 from model.kv import PagedKV
 from model.load import Progress, WeightFormat, load_decoder
 from model.pages import PageLedger
-from protocol.errors import ConfigError
-from protocol.request import SamplingParams
+from protocol.errors import ConfigError, InvalidRequest
+from protocol.request import GenerateRequest, SamplingParams
+from targets.grammar import Constraint, Grammars
 from targets.scoring import Picks, Scoring, apply_rules, logprobs, raw_logprobs
 
 
@@ -51,6 +52,15 @@ class TargetModel:
     decoder: Decoder
     ledger: PageLedger
     kv: PagedKV
+    grammars: Grammars | None = field(default=None, kw_only=True)
+
+    def constraint(self, request: GenerateRequest) -> Constraint | None:
+        """Of a request with a grammar. Raises InvalidRequest where it does not compile, or there is no tokenizer."""
+        if not request.grammar:
+            return None
+        if self.grammars is None:
+            raise InvalidRequest("this model has no tokenizer to read a grammar with", "response_format")
+        return self.grammars.constraint(request.grammar)
 
     @property
     def max_length(self) -> int:
@@ -59,7 +69,8 @@ class TargetModel:
 
     def with_kv(self, num_pages: int, page_size: int) -> TargetModel:
         """The same weights with an empty KV of its own. Steps of both must not run at once."""
-        return TargetModel(self.decoder, PageLedger(num_pages, page_size), self.decoder.new_kv(num_pages * page_size))
+        kv = self.decoder.new_kv(num_pages * page_size)
+        return TargetModel(self.decoder, PageLedger(num_pages, page_size), kv, grammars=self.grammars)
 
     def forward(self, rows: Sequence[ForwardRow]) -> Tensor:
         """[sum of num_logits, vocab_size] float32, in row order, until the next pass. Their positions are reserved."""

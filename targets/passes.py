@@ -85,12 +85,12 @@ def ending(schedule: Schedule) -> list[Sequence]:
 
 def _verify_row(sequence: Sequence, proposal: Proposal | None) -> ForwardRow:
     draft = proposal.tokens if proposal else ()
-    asked = scoring(sequence.request, sequence.tokens, draft)
+    asked = scoring(sequence.request, sequence.tokens, draft, sequence.constraint)
     return ForwardRow(sequence.id, sequence.computed, [sequence.tokens[-1], *draft], len(draft) + 1, asked)
 
 
 def _chunk_row(sequence: Sequence, size: int) -> ForwardRow:
     tokens = sequence.tokens[sequence.computed : sequence.computed + size]
     gives_first = sequence.gives_first(size)
-    asked = scoring(sequence.request, sequence.tokens) if gives_first else None
+    asked = scoring(sequence.request, sequence.tokens, (), sequence.constraint) if gives_first else None
     return ForwardRow(sequence.id, sequence.computed, tokens, int(gives_first), asked)

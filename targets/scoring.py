@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from model.logit_rules import adjusted
 from model.sampling import NO_PICK
 from protocol.logit_rules import NO_RULES, LogitRules, TokenLogprobs
 from protocol.request import GenerateRequest
+from targets.grammar import Constraint, Masks
 
 if TYPE_CHECKING:
     from targets.model import ForwardRow
@@ -23,13 +25,14 @@ if TYPE_CHECKING:
 class Scoring:
     """tokens: what stands before the row's last place, and maybe more; the prompt comes first. Empty without rules.
 
-    num_top: tokens to tell at each place; None: no logprobs.
+    num_top: tokens to tell at each place; None: no logprobs. masks: what the row's grammar allows, by place.
     """
 
     rules: LogitRules
     num_prompt: int
     tokens: Sequence[int] = field(repr=False)
     num_top: int | None = None
+    masks: Masks | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +43,20 @@ class Picks:
     logprobs: Mapping[int, TokenLogprobs] = field(default_factory=dict)
 
 
-def scoring(request: GenerateRequest, committed: Sequence[int], drafted: Sequence[int] = ()) -> Scoring | None:
+def scoring(
+    request: GenerateRequest,
+    committed: Sequence[int],
+    drafted: Sequence[int] = (),
+    constraint: Constraint | None = None,
+) -> Scoring | None:
     """None for a row that asks for nothing, so that it costs nothing. committed: tokens, the prompt first."""
     num_prompt = len(request.prompt_ids)
+    masks = constraint.masks(committed[num_prompt:], drafted) if constraint else None
     if request.rules.acts_behind(len(committed) - num_prompt):
-        return Scoring(request.rules, num_prompt, [*committed, *drafted], request.logprobs)
-    return None if request.logprobs is None else Scoring(NO_RULES, num_prompt, (), request.logprobs)
+        return Scoring(request.rules, num_prompt, [*committed, *drafted], request.logprobs, masks)
+    if masks is None and request.logprobs is None:
+        return None
+    return Scoring(NO_RULES, num_prompt, (), request.logprobs, masks)
 
 
 @torch.inference_mode()
@@ -62,6 +73,11 @@ def apply_rules(logits: Tensor, rows: Sequence[ForwardRow], positions: Sequence[
                 before = text[: positions[place] - asked.num_prompt]
                 whole = _by_token(logits[place], config)
                 logits[place] = _by_column(adjusted(whole, asked.rules, prompt, before), config)
+        if asked.masks is not None:
+            allowed = np.unpackbits(asked.masks[: len(places)].view(np.uint8), axis=1, bitorder="little")
+            for place, own in zip(places, torch.from_numpy(allowed).to(logits.device), strict=True):
+                banned = own[: config.vocab_size] == 0
+                logits[place].masked_fill_(_by_column(banned, config), -float("inf"))
 
 
 @torch.inference_mode()

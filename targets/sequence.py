@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 
 from protocol.plan import SequenceView
 from protocol.request import FinishReason, GenerateRequest, SequenceStats
+from targets.grammar import Constraint
 
 
 @dataclass(slots=True, eq=False)
@@ -18,6 +19,7 @@ class Sequence:
     """max_length: tokens that fit, prompt included (context length and KV memory both counted).
 
     keys: names of its first full pages (targets/prefixes.py). num_kept: how many of its pages others may adopt.
+    constraint: of a request with a grammar.
     """
 
     id: int
@@ -33,6 +35,7 @@ class Sequence:
     num_prompt: int = field(init=False)
     keys: list[bytes] = field(default_factory=list, repr=False)
     num_kept: int = 0
+    constraint: Constraint | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         self.tokens = [*self.request.prompt_ids, *self.request.resume_ids]

@@ -34,6 +34,7 @@ from protocol.request import FinishReason, GenerateRequest, SequenceStats, Token
 from protocol.stats import Runs
 from router.policy import Fixed, Off
 from targets.engine import Engine, EngineConfig
+from targets.grammar import Grammars
 from targets.model import load_target
 
 CHAT_TEMPLATE = (
@@ -237,10 +238,15 @@ def save_tiny(directory: Path) -> None:
     LlamaForCausalLM(config).save_pretrained(directory)
 
 
+def grammars() -> Grammars:
+    tokenizer = tiny_tokenizer()
+    return Grammars(tokenizer.backend_tokenizer.to_str(), len(tokenizer), [tokenizer.eos_token_id])
+
+
 def make_engine(directory: Path, max_batch: int = 4, max_queue: int = 4) -> Engine:
     """A started plain engine over the tiny Llama."""
     save_tiny(directory)
-    model = load_target(directory, dtype=torch.float32, num_positions=4096, page_size=16)
+    model = replace(load_target(directory, dtype=torch.float32, num_positions=4096, page_size=16), grammars=grammars())
     engine = Engine(model, Off(), None, EngineConfig(max_batch=max_batch, max_queue=max_queue))
     engine.start()
     return engine
@@ -249,7 +255,7 @@ def make_engine(directory: Path, max_batch: int = 4, max_queue: int = 4) -> Engi
 def make_drafting_engine(directory: Path) -> tuple[Engine, DraftWorker]:
     """A started engine over the tiny Llama, and the worker that drafts three tokens a round with its first layer."""
     save_tiny(directory)
-    model = load_target(directory, dtype=torch.float32, num_positions=4096, page_size=16)
+    model = replace(load_target(directory, dtype=torch.float32, num_positions=4096, page_size=16), grammars=grammars())
     drafter = NestedDrafter(load_decoder(directory, dtype=torch.float32), (1, 2), num_pages=256, page_size=16)
     worker = DraftWorker(drafter, PoolLimits(), time.monotonic)
     engine = Engine(model, Fixed(DepthRule((1,)), 3), LocalDraftClient(worker, "engine"), EngineConfig(max_batch=4))

@@ -1,0 +1,83 @@
+"""Grammars: which tokens a text may go on with, as masks over the vocabulary, by llguidance.
+
+A mask is a pure function of a grammar and of the tokens generated before a place. A matcher that has read other tokens
+goes back to where they part and reads on, so a draft, its rejection and a preempted sequence all find the same masks.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import takewhile
+
+import numpy as np
+import numpy.typing as npt
+from llguidance import LLMatcher, LLTokenizer
+
+from protocol.errors import InvalidRequest
+
+Masks = npt.NDArray[np.int32]  # [places, vocab_size / 32], a bit for each token that may come
+
+KEPT = 128  # compiled grammars
+QUIET = 0
+
+
+class Grammars:
+    """Compiled grammars of one vocabulary. Several threads may ask."""
+
+    def __init__(self, tokenizer: str, vocab_size: int, eos_token_ids: Sequence[int]) -> None:
+        """tokenizer: the text of its tokenizer.json."""
+        self._tokenizer = LLTokenizer(tokenizer, n_vocab=vocab_size, eos_token=list(eos_token_ids))
+        self.num_words = -(-vocab_size // 32)
+        self._compiled: OrderedDict[str, LLMatcher] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def constraint(self, grammar: str) -> Constraint:
+        """For one text. Raises InvalidRequest for a grammar that is none, or too large."""
+        with self._lock:
+            matcher = self._compiled.pop(grammar, None)
+        if matcher is None:
+            matcher = LLMatcher(self._tokenizer, grammar, log_level=QUIET)
+        if matcher.is_error():
+            raise InvalidRequest(f"the grammar does not compile: {matcher.get_error()[:300]}", "response_format")
+        with self._lock:
+            self._compiled[grammar] = matcher
+            if len(self._compiled) > KEPT:
+                self._compiled.popitem(last=False)
+            return Constraint(matcher.deep_copy(), self.num_words)
+
+
+class Constraint:
+    """A grammar on its way through one text."""
+
+    def __init__(self, matcher: LLMatcher, num_words: int) -> None:
+        self._matcher, self._num_words = matcher, num_words
+        self._read: list[int] = []
+
+    def masks(self, generated: Sequence[int], draft: Sequence[int] = ()) -> Masks:
+        """What may come behind the generated tokens, and behind each token of the draft. Behind a token of the draft
+        that the grammar refuses all may come: that place is never reached.
+        """
+        masks = np.full((1 + len(draft), self._num_words), -1, np.int32)
+        self._go_to(generated)
+        for place in range(1 + len(draft)):
+            if place and not self._consume(draft[place - 1]):
+                break
+            self._matcher.unsafe_compute_mask_ptr(masks[place].ctypes.data, 4 * self._num_words)
+        return masks
+
+    def _go_to(self, generated: Sequence[int]) -> None:
+        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._read, generated, strict=False)))
+        if len(self._read) > shared:
+            self._matcher.rollback(len(self._read) - shared)
+            del self._read[shared:]
+        for token in generated[shared:]:
+            if not self._consume(token):
+                raise ValueError(f"token {len(self._read)} of a text is not one that its grammar allows")
+
+    def _consume(self, token: int) -> bool:
+        if self._matcher.try_consume_tokens([token]) != 1:
+            return False
+        self._read.append(token)
+        return True
