@@ -9,9 +9,9 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from api.backend import Backend, ModelCard
-from api.chat import chat_prompt
+from api.chat import chat_prompt, rendering
 from api.errors import to_problem
-from api.generation import Delta, GenerationJob, complete, find_model, prepare, stream
+from api.generation import Delta, Echo, GenerationJob, complete, find_model, prepare, stream
 from api.middleware import request_id
 from api.openai import ChatCompletionRequest, CompletionRequest
 from api.prompts import prompt_ids
@@ -31,10 +31,10 @@ async def answer(backend: Backend, body: Body, request: Request, max_s: float | 
     async with limit.enforced():
         card = await find_model(backend, body.model)
         if isinstance(body, ChatCompletionRequest):
-            prompts = [await chat_prompt(card, body.messages)]
+            prompts, echoes = [await chat_prompt(card, body.messages, rendering(body))], [""]
         else:
-            prompts = await prompt_ids(card, body)
-        reply, jobs = _prepared(card, body, prompts)
+            prompts, echoes = await prompt_ids(card, body), body.echoes()
+        reply, jobs = _prepared(card, body, prompts, echoes)
         # At most one batch at once, so that a call with many prompts cannot fill a replica's queue.
         run = stream if body.stream else complete
         deltas = merge([run(backend, job) for job in jobs], card.max_batch)
@@ -46,11 +46,17 @@ async def answer(backend: Backend, body: Body, request: Request, max_s: float | 
     return EventStream(_events(reply, len(jobs), first, deltas, request_id(request)), deltas)
 
 
-def _prepared(card: ModelCard, body: Body, prompts: Sequence[tuple[int, ...]]) -> tuple[Reply, list[GenerationJob]]:
+def _prepared(
+    card: ModelCard, body: Body, prompts: Sequence[tuple[int, ...]], echoes: Sequence[Echo]
+) -> tuple[Reply, list[GenerationJob]]:
+    """As in OpenAI's API, the choices of a prompt stand together."""
     seed = draw_seed() if body.seed is None else body.seed
-    seeds = [choice_seed(seed, index) for index in range(len(prompts))]
+    seeds = [choice_seed(seed, index) for index in range(len(prompts) * body.n)]
     reply = reply_to(body, seeds, [len(ids) for ids in prompts])
-    jobs = [prepare(card, f"{reply.id}-{index}", ids, body, seeds[index]) for index, ids in enumerate(prompts)]
+    jobs = [
+        prepare(card, f"{reply.id}-{index}", prompts[index // body.n], body, seed, echoes[index // body.n])
+        for index, seed in enumerate(seeds)
+    ]
     return reply, jobs
 
 

@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Mapping
 from functools import cached_property
+from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 from transformers import PreTrainedTokenizerBase
@@ -20,6 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from protocol.errors import InvalidRequest
 
 START, END = "\ufdd0", "\ufdd1"
+CUT = "\ufdd4"  # where a prompt ends that goes on with its last message
 _SPELLING = "\ufdd2{}\ufdd3"
 _NONCHARACTERS = re.compile("[\ufdd0-\ufdef]")
 _LOOKS_LIKE_CONTROL = re.compile(r"<\|.*\|>")
@@ -68,6 +70,14 @@ class ControlTokens:
         if any(bare[:size] in ends for size in sizes):
             text = f"{text[: -len(text.lstrip())]}{START}{text.lstrip()}"
         return text
+
+    def mark_all(self, value: Any) -> Any:
+        """A JSON value with every text in it marked, keys too."""
+        if isinstance(value, str):
+            return self.mark(value)
+        if isinstance(value, dict):
+            return {self.mark(key): self.mark_all(each) for key, each in value.items()}
+        return [self.mark_all(each) for each in value] if isinstance(value, list) else value
 
     def encode(self, rendered: str) -> tuple[int, ...]:
         """Token ids of a text rendered from marked messages.

@@ -87,7 +87,8 @@ def invalid_request(errors: Sequence[ErrorDetails]) -> InvalidRequest:
     place, name = first["loc"], str(first["loc"][0]) if first["loc"] else None
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, InvalidRequest):
-        return InvalidRequest(f"{_path(place)}: {cause}", name) if len(place) > 1 else cause
+        is_named = not place or (len(place) == 1 and cause.param is not None)
+        return cause if is_named else InvalidRequest(f"{_path(place)}: {cause}", name)
     if first["type"] == "json_invalid":
         return InvalidRequest(f"the body is not JSON: {cause} at character {place[0] if place else 0}")
     if name is None:

@@ -13,21 +13,29 @@ from dataclasses import dataclass
 from api.backend import Backend, ModelCard
 from api.openai import GenerationBody
 from api.prompts import check_text
-from api.text import TextStream, continuation
+from api.text import Shown, TextStream, TokenDecoder
 from protocol.errors import InvalidRequest, ModelFault, NotReady, PromptTooLong, UnknownModel
 from protocol.plan import Speculation
 from protocol.request import FinishReason, GenerateRequest, SequenceStats, StopRules, TokenRun, check_prompt
 
 MAX_STOPS = 16
 
+Echo = str | tuple[int, ...]  # what a text begins with: text, or the text of token ids
+
 
 @dataclass(frozen=True, slots=True)
 class GenerationJob:
-    """One completion that was checked and can run."""
+    """One completion that was checked and can run.
+
+    decoder: makes text of tokens. keeps_stop: whether the stop string that ends the text is part of it.
+    """
 
     card: ModelCard
     request: GenerateRequest
     stops: tuple[str, ...]
+    decoder: TokenDecoder
+    keeps_stop: bool = False
+    echo: Echo = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +85,7 @@ async def loaded_models(backend: Backend) -> list[ModelCard]:
 
 
 def prepare(
-    card: ModelCard, request_id: str, prompt_ids: tuple[int, ...], body: GenerationBody, seed: int
+    card: ModelCard, request_id: str, prompt_ids: tuple[int, ...], body: GenerationBody, seed: int, echo: Echo = ""
 ) -> GenerationJob:
     """Checks a request and returns its job. Raises InvalidRequest or PromptTooLong."""
     _check_stops(body.stops)
@@ -100,7 +108,19 @@ def prepare(
             f"tokens of {card.id}; ask for {room} at most",
             "max_tokens",
         )
-    return GenerationJob(card, request, body.stops)
+    decoder = _decoder(card, body, stop_ids)
+    return GenerationJob(card, request, body.stops, decoder, body.include_stop_str_in_output, echo)
+
+
+def _decoder(card: ModelCard, body: GenerationBody, stop_ids: frozenset[int]) -> TokenDecoder:
+    """Shows the special tokens that the body asks for. One that ends the text is part of it as a stop string would be."""
+    special = card.control.special
+    hidden = frozenset(special.values())
+    if not body.skip_special_tokens:
+        hidden = frozenset() if body.include_stop_str_in_output else hidden & stop_ids
+    elif body.include_stop_str_in_output:
+        hidden -= {special[stop] for stop in body.stops if stop in special}
+    return card.tokenizer if len(hidden) == len(special) else Shown(card.tokenizer, hidden)
 
 
 def _check_stops(stops: tuple[str, ...]) -> None:
@@ -135,7 +155,7 @@ async def stream(backend: Backend, job: GenerationJob) -> AsyncGenerator[Delta, 
 
     Closing the generator cancels the request, and so does a stop string.
     """
-    text = TextStream(job.card.tokenizer, job.stops, job.request.prompt_ids)
+    echo, text = _text_of(job)
     count = 0
     async with aclosing(backend.generate(job.card.id, job.request)) as runs:
         async for run in runs:
@@ -143,7 +163,9 @@ async def stream(backend: Backend, job: GenerationJob) -> AsyncGenerator[Delta, 
             piece = text.push(run.token_ids, last=run.finish_reason is not None)
             index, count = count, count + piece.num_tokens
             reason = FinishReason.STOP if piece.stopped else run.finish_reason
-            yield Delta(index, run.token_ids[: piece.num_tokens], piece.text, reason, run.stats)
+            shown = piece.text + piece.stop if job.keeps_stop else piece.text
+            yield Delta(index, run.token_ids[: piece.num_tokens], echo + shown, reason, run.stats)
+            echo = ""
             if reason is not None:
                 return
     raise BackendFault("the stream ended without a finish reason")
@@ -158,8 +180,16 @@ async def complete(backend: Backend, job: GenerationJob) -> AsyncGenerator[Delta
         return
     run = await backend.complete(job.card.id, job.request)
     _check_finish(run)
-    text = continuation(job.card.tokenizer, job.request.prompt_ids, run.token_ids)
-    yield Delta(0, run.token_ids, text, run.finish_reason, run.stats)
+    echo, text = _text_of(job)
+    yield Delta(0, run.token_ids, echo + text.push(run.token_ids, last=True).text, run.finish_reason, run.stats)
+
+
+def _text_of(job: GenerationJob) -> tuple[str, TextStream]:
+    """What the text of a job begins with, and the text of its tokens."""
+    if isinstance(job.echo, str):
+        return job.echo, TextStream(job.decoder, job.stops, job.request.prompt_ids)
+    text = TextStream(job.decoder, job.stops)
+    return text.echo(job.echo), text
 
 
 def _check_finish(run: TokenRun) -> None:

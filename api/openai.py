@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from api import unsupported
 from api.seeds import unsigned_seed
+from api.shapes import Body, JsonObject
 from protocol.errors import InvalidRequest
 from protocol.limits import MAX_LENGTH
 from protocol.plan import Speculation
 from protocol.request import SamplingParams
 
 MAX_PROMPTS = 64
+MAX_CHOICES = 128
 INT32_MAX = (1 << 31) - 1
 OFF = Speculation(depth=0, length=0)
 
@@ -37,32 +39,19 @@ Strings = Annotated[list[str], Field(fail_fast=True)]
 TokenIds = Annotated[list[Whole], Field(fail_fast=True)]
 
 
-class _Body(BaseModel):
-    """only, dropped: fields to refuse unless they have these values, and fields to ignore."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    only: ClassVar[unsupported.Allowed] = {}
-    dropped: ClassVar[frozenset[str]] = frozenset()
-
-    @model_validator(mode="before")
-    @classmethod
-    def _supported(cls, fields: Any) -> Any:
-        return unsupported.supported(fields, cls.only, cls.dropped) if isinstance(fields, dict) else fields
-
-
-class StreamOptions(_Body):
+class StreamOptions(Body):
     dropped = unsupported.DROPPED_IN_STREAM_OPTIONS
 
     include_usage: bool = False
     continuous_usage_stats: bool = False
 
 
-class DepthAndLength(_Body):
+class DepthAndLength(Body):
     depth: Annotated[Whole, Field(ge=1, le=INT32_MAX)]
     length: Annotated[Whole, Field(ge=1, le=MAX_LENGTH)]
 
 
-class GenerationBody(_Body):
+class GenerationBody(Body):
     """The fields of both routes.
 
     default_max_tokens: tokens if the body has no limit, less if the context has less room; None: all the room.
@@ -82,9 +71,12 @@ class GenerationBody(_Body):
     top_k: Annotated[Whole, Field(ge=-1, le=INT32_MAX)] = 0
     min_p: float = 0.0
     seed: Whole | None = None
+    n: Annotated[Whole, Field(ge=1, le=MAX_CHOICES)] = 1
     stop: str | Strings = Field(default_factory=list)
     stop_token_ids: TokenIds = Field(default_factory=list)
     ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
     stream: bool = False
     stream_options: StreamOptions | None = None
     return_token_ids: bool = False
@@ -121,28 +113,42 @@ class GenerationBody(_Body):
 
 
 class CompletionRequest(GenerationBody):
+    only = {**unsupported.ONLY, **unsupported.ONLY_IN_COMPLETIONS}
     default_max_tokens: ClassVar[int | None] = 16  # as OpenAI's
 
+    echo: bool = False
     prompt: str | Strings | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)]
     add_special_tokens: bool = True
 
     def prompts(self) -> Sequence[str | Sequence[int]]:
-        """One prompt per choice. A list of integers is one prompt. Raises InvalidRequest for none or too many."""
+        """Each for `n` choices. A list of integers is one prompt. Raises InvalidRequest for none or too many."""
         is_single = isinstance(self.prompt, str) or (bool(self.prompt) and isinstance(self.prompt[0], int))
         prompts: list[Any] = [self.prompt] if is_single else list(self.prompt)
         if not 0 < len(prompts) <= MAX_PROMPTS:
             raise InvalidRequest(f"{len(prompts)} prompts in one request; send 1 to {MAX_PROMPTS}", "prompt")
+        if len(prompts) * self.n > MAX_CHOICES:
+            raise InvalidRequest(
+                f"n {self.n} for {len(prompts)} prompts are more than {MAX_CHOICES} choices; send fewer", "n"
+            )
         return prompts
 
 
-class TextPart(_Body):
+    def echoes(self) -> list[str | tuple[int, ...]]:
+        """What the text of each prompt's choices begins with: nothing, or the prompt as it was sent."""
+        prompts = self.prompts()
+        if not self.echo:
+            return [""] * len(prompts)
+        return [prompt if isinstance(prompt, str) else tuple(prompt) for prompt in prompts]
+
+
+class TextPart(Body):
     dropped = unsupported.DROPPED_IN_MESSAGE
 
     type: Literal["text"]
     text: str
 
 
-class Message(_Body):
+class Message(Body):
     only = unsupported.ONLY_IN_MESSAGE
     dropped = unsupported.DROPPED_IN_MESSAGE
 
@@ -158,7 +164,22 @@ class Message(_Body):
 
 
 class ChatCompletionRequest(GenerationBody):
+    """add_generation_prompt: None means unless the last message is to be continued."""
+
+    only = {**unsupported.ONLY, **unsupported.ONLY_IN_CHAT}
     prompt_field = "messages"
 
     messages: Annotated[list[Message], Field(fail_fast=True, min_length=1)]
     add_special_tokens: Literal[False] = False  # the template writes them
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool = False
+    chat_template_kwargs: JsonObject = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_ending(self) -> ChatCompletionRequest:
+        if self.continue_final_message and self.add_generation_prompt:
+            raise InvalidRequest(
+                "continue_final_message goes on with the last message and add_generation_prompt begins another; send one",
+                "continue_final_message",
+            )
+        return self

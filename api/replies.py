@@ -21,7 +21,7 @@ Json = dict[str, Any]
 class Reply:
     """Builds the bodies of one response of /v1/completions.
 
-    seeds, num_prompt_tokens: of each choice. The seed of the first is the request's.
+    seeds: of each choice; the first is the request's. num_prompt_tokens: of each prompt, which has `n` choices in a row.
     """
 
     prefix = "cmpl-"
@@ -30,7 +30,7 @@ class Reply:
     def __init__(self, body: GenerationBody, seeds: Sequence[int], num_prompt_tokens: Sequence[int]) -> None:
         self.id = f"{self.prefix}{uuid4().hex}"
         self._head = {"id": self.id, "created": int(time.time()), "model": body.model, "seed": seeds[0]}
-        self._seeds, self._num_prompt_tokens = seeds, num_prompt_tokens
+        self._seeds, self._num_prompt_tokens, self._n = seeds, num_prompt_tokens, body.n
         self._with_token_ids, self._with_usage = body.return_token_ids, body.stream_options or StreamOptions()
         self._draft_length = body.speculation.length if isinstance(body.speculation, DepthAndLength) else None
 
@@ -83,7 +83,7 @@ class Reply:
         return fields
 
     def _usage(self, last: Mapping[int, Delta]) -> Json:
-        prompt = sum(self._num_prompt_tokens[index] for index in last)
+        prompt = sum(self._num_prompt_tokens[number] for number in {index // self._n for index in last})
         completion = sum(delta.num_tokens for delta in last.values())
         return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
 

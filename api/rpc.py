@@ -49,7 +49,8 @@ async def generate(
         body = _body(message)
         card = await find_model(backend, body.model)
         (prompt,) = await prompt_ids(card, body)
-        job = prepare(card, request_id, prompt, body, draw_seed() if body.seed is None else body.seed)
+        (echo,) = body.echoes()
+        job = prepare(card, request_id, prompt, body, draw_seed() if body.seed is None else body.seed, echo)
         async with aclosing(stream(backend, job)) as deltas:
             async for delta in deltas:
                 yield _response(job, delta)

@@ -40,6 +40,17 @@ def continuation(tokenizer: TokenDecoder, prompt_ids: Sequence[int], token_ids: 
     return detokenizer.push(token_ids) + detokenizer.finish()
 
 
+class Shown:
+    """A tokenizer whose texts show special tokens too, all but the hidden ones."""
+
+    def __init__(self, tokenizer: TokenDecoder, hidden: frozenset[int]) -> None:
+        self._tokenizer = tokenizer
+        self._hidden = hidden
+
+    def decode(self, token_ids: list[int], skip_special_tokens: bool, **options: bool) -> str | list[str]:
+        return self._tokenizer.decode([token for token in token_ids if token not in self._hidden], False, **options)
+
+
 class Detokenizer:
     """Decodes tokens piece by piece.
 
@@ -138,11 +149,12 @@ def _ending(tokenizer: TokenDecoder, prompt_ids: Sequence[int]) -> list[int]:
 def until_stop(text: str, stops: Sequence[str]) -> tuple[str, str, bool]:
     """Splits a text into what can be returned and the tail that may still become a stop string.
 
-    The third value is whether a stop string ended the text; what follows it is dropped.
+    The third value is whether a stop string ended the text: then the second is that string, and what follows is dropped.
     """
     ends = [(start + len(stop), start) for stop in stops if (start := text.find(stop)) >= 0]
     if ends:
-        return text[: min(ends)[1]], "", True
+        end, start = min(ends)
+        return text[:start], text[start:end], True
     at = len(text) - max((_overlap(text, stop) for stop in stops), default=0)
     return text[:at], text[at:], False
 
@@ -155,11 +167,15 @@ def _overlap(text: str, stop: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text from one push. num_tokens: pushed tokens up to the stop string, or all of them."""
+    """Text from one push. num_tokens: pushed tokens up to the stop string, or all. stop: the string that ended it."""
 
     text: str
     num_tokens: int
-    stopped: bool = False
+    stop: str = ""
+
+    @property
+    def stopped(self) -> bool:
+        return bool(self.stop)
 
 
 class TextStream:
@@ -169,6 +185,10 @@ class TextStream:
         self._detokenizer = Detokenizer(tokenizer, prompt_ids)
         self._stops = stops
         self._held = ""
+
+    def echo(self, prompt_ids: Sequence[int]) -> str:
+        """The text of a prompt, before the first push. A character that it leaves incomplete comes with the tokens."""
+        return self._detokenizer.push(prompt_ids)
 
     def push(self, token_ids: Sequence[int], *, last: bool = False) -> Piece:
         """The text of new tokens. last: no tokens follow, so held-back text is returned too. Not after a stop."""
@@ -180,8 +200,8 @@ class TextStream:
             ready, self._held, stopped = until_stop(self._held + self._detokenizer.push((token_id,)), self._stops)
             text += ready
             if stopped:
-                return Piece(text, count, stopped)
-        if last:
-            ready, self._held, stopped = until_stop(self._held + self._detokenizer.finish(), self._stops)
-            text += ready + self._held
-        return Piece(text, len(token_ids), stopped)
+                return Piece(text, count, self._held)
+        if not last:
+            return Piece(text, len(token_ids))
+        ready, rest, stopped = until_stop(self._held + self._detokenizer.finish(), self._stops)
+        return Piece(text + ready, len(token_ids), rest) if stopped else Piece(text + ready + rest, len(token_ids))

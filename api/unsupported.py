@@ -30,19 +30,25 @@ DROPPED_IN_MESSAGE = frozenset({"cache_control", "provider_specific_fields"})  #
 DROPPED_IN_STREAM_OPTIONS = frozenset({"include_obfuscation"})
 
 ONLY = _allowed(
-    ("n best_of repetition_penalty length_penalty", 1),
+    ("best_of repetition_penalty length_penalty", 1),
     ("frequency_penalty presence_penalty top_logprobs min_tokens", 0),
-    ("use_beam_search logprobs echo include_stop_str_in_output continue_final_message", False),
-    ("skip_special_tokens spaces_between_special_tokens add_generation_prompt", True),
+    ("use_beam_search logprobs", False),
+    ("spaces_between_special_tokens", True),
     ("parallel_tool_calls", False, True),
     ("tool_choice function_call", "none", "auto"),
     ("tools functions documents", []),
-    ("logit_bias chat_template_kwargs", {}),
+    ("logit_bias", {}),
     ("suffix", ""),
     ("response_format", {"type": "text"}),
     ("modalities", ["text"]),
     ("prompt_logprobs audio prediction reasoning_effort verbosity web_search_options chat_template", None),
 )
+ONLY_IN_COMPLETIONS = _allowed(
+    ("continue_final_message", False),
+    ("add_generation_prompt", True),
+    ("chat_template_kwargs", {}),
+)
+ONLY_IN_CHAT = _allowed(("echo", False))
 ONLY_IN_MESSAGE = _allowed(
     ("annotations tool_calls", []),
     ("refusal audio function_call reasoning reasoning_content", None),

@@ -24,33 +24,33 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprotocol/pb/inference.proto\x12\x0c\x64raftpool.v1\"\x99\x03\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x16.draftpool.v1.TokenIdsH\x00\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x07 \x01(\rH\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x04H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0b \x03(\r\x12\x12\n\nignore_eos\x18\x0c \x01(\x08\x12.\n\x0bspeculation\x18\r \x01(\x0b\x32\x19.draftpool.v1.SpeculationB\x08\n\x06promptB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seed\",\n\x0bSpeculation\x12\r\n\x05\x64\x65pth\x18\x01 \x01(\r\x12\x0e\n\x06length\x18\x02 \x01(\r\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xf8\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x31\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x1a.draftpool.v1.FinishReason\x12\"\n\x05usage\x18\x06 \x01(\x0b\x32\x13.draftpool.v1.Usage\x12-\n\x05stats\x18\x07 \x01(\x0b\x32\x1e.draftpool.v1.SpeculationStats\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\"E\n\x10SpeculationStats\x12\x0e\n\x06rounds\x18\x01 \x01(\r\x12\x0f\n\x07\x64rafted\x18\x02 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\r\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.draftpool.v1.Model\"*\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xa9\x01\n\tInference\x12K\n\x08Generate\x12\x1d.draftpool.v1.GenerateRequest\x1a\x1e.draftpool.v1.GenerateResponse0\x01\x12O\n\nListModels\x12\x1f.draftpool.v1.ListModelsRequest\x1a .draftpool.v1.ListModelsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprotocol/pb/inference.proto\x12\x0c\x64raftpool.v1\"\x85\x04\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x16.draftpool.v1.TokenIdsH\x00\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x07 \x01(\rH\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x04H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0b \x03(\r\x12\x12\n\nignore_eos\x18\x0c \x01(\x08\x12.\n\x0bspeculation\x18\r \x01(\x0b\x32\x19.draftpool.v1.Speculation\x12\"\n\x1ainclude_stop_str_in_output\x18\x1e \x01(\x08\x12 \n\x13skip_special_tokens\x18\x1f \x01(\x08H\x07\x88\x01\x01\x12\x0c\n\x04\x65\x63ho\x18  \x01(\x08\x42\x08\n\x06promptB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seedB\x16\n\x14_skip_special_tokens\",\n\x0bSpeculation\x12\r\n\x05\x64\x65pth\x18\x01 \x01(\r\x12\x0e\n\x06length\x18\x02 \x01(\r\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xf8\x01\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x31\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x1a.draftpool.v1.FinishReason\x12\"\n\x05usage\x18\x06 \x01(\x0b\x32\x13.draftpool.v1.Usage\x12-\n\x05stats\x18\x07 \x01(\x0b\x32\x1e.draftpool.v1.SpeculationStats\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_seed\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\"E\n\x10SpeculationStats\x12\x0e\n\x06rounds\x18\x01 \x01(\r\x12\x0f\n\x07\x64rafted\x18\x02 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\r\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.draftpool.v1.Model\"*\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xa9\x01\n\tInference\x12K\n\x08Generate\x12\x1d.draftpool.v1.GenerateRequest\x1a\x1e.draftpool.v1.GenerateResponse0\x01\x12O\n\nListModels\x12\x1f.draftpool.v1.ListModelsRequest\x1a .draftpool.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protocol.pb.inference_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISHREASON']._serialized_start=1033
-  _globals['_FINISHREASON']._serialized_end=1128
+  _globals['_FINISHREASON']._serialized_start=1141
+  _globals['_FINISHREASON']._serialized_end=1236
   _globals['_GENERATEREQUEST']._serialized_start=46
-  _globals['_GENERATEREQUEST']._serialized_end=455
-  _globals['_SPECULATION']._serialized_start=457
-  _globals['_SPECULATION']._serialized_end=501
-  _globals['_TOKENIDS']._serialized_start=503
-  _globals['_TOKENIDS']._serialized_end=526
-  _globals['_GENERATERESPONSE']._serialized_start=529
-  _globals['_GENERATERESPONSE']._serialized_end=777
-  _globals['_USAGE']._serialized_start=779
-  _globals['_USAGE']._serialized_end=836
-  _globals['_SPECULATIONSTATS']._serialized_start=838
-  _globals['_SPECULATIONSTATS']._serialized_end=907
-  _globals['_LISTMODELSREQUEST']._serialized_start=909
-  _globals['_LISTMODELSREQUEST']._serialized_end=928
-  _globals['_LISTMODELSRESPONSE']._serialized_start=930
-  _globals['_LISTMODELSRESPONSE']._serialized_end=987
-  _globals['_MODEL']._serialized_start=989
-  _globals['_MODEL']._serialized_end=1031
-  _globals['_INFERENCE']._serialized_start=1131
-  _globals['_INFERENCE']._serialized_end=1300
+  _globals['_GENERATEREQUEST']._serialized_end=563
+  _globals['_SPECULATION']._serialized_start=565
+  _globals['_SPECULATION']._serialized_end=609
+  _globals['_TOKENIDS']._serialized_start=611
+  _globals['_TOKENIDS']._serialized_end=634
+  _globals['_GENERATERESPONSE']._serialized_start=637
+  _globals['_GENERATERESPONSE']._serialized_end=885
+  _globals['_USAGE']._serialized_start=887
+  _globals['_USAGE']._serialized_end=944
+  _globals['_SPECULATIONSTATS']._serialized_start=946
+  _globals['_SPECULATIONSTATS']._serialized_end=1015
+  _globals['_LISTMODELSREQUEST']._serialized_start=1017
+  _globals['_LISTMODELSREQUEST']._serialized_end=1036
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1038
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1095
+  _globals['_MODEL']._serialized_start=1097
+  _globals['_MODEL']._serialized_end=1139
+  _globals['_INFERENCE']._serialized_start=1239
+  _globals['_INFERENCE']._serialized_end=1408
 # @@protoc_insertion_point(module_scope)
