@@ -9,13 +9,15 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from api.backend import Backend, ModelCard
-from api.chat import chat_prompt, rendering
+from api.call_replies import CallingReply
+from api.calls import Calling
+from api.chat import calling, chat_prompt, rendering
 from api.errors import to_problem
 from api.generation import Delta, Echo, GenerationJob, complete, find_model, prepare, stream
 from api.middleware import request_id
 from api.openai import ChatCompletionRequest, CompletionRequest
 from api.prompts import prompt_ids
-from api.replies import Json, Reply, reply_to
+from api.replies import ChatReply, Json, Reply
 from api.seeds import choice_seed, draw_seed
 from api.streams import EventStream, Indexed, collect, merge, run_while_connected
 from api.time_limit import TimeLimit
@@ -52,12 +54,21 @@ def _prepared(
     """As in OpenAI's API, the choices of a prompt stand together."""
     seed = draw_seed() if body.seed is None else body.seed
     seeds = [choice_seed(seed, index) for index in range(len(prompts) * body.n)]
-    reply = reply_to(body, seeds, [len(ids) for ids in prompts])
-    jobs = [
-        prepare(card, f"{reply.id}-{index}", prompts[index // body.n], body, seed, echoes[index // body.n])
-        for index, seed in enumerate(seeds)
-    ]
+    how = calling(card, body) if isinstance(body, ChatCompletionRequest) else None
+    reply = _reply(body, seeds, [len(ids) for ids in prompts], how)
+    marks = how.parser.marks if how else ()
+    jobs = []
+    for index, seed in enumerate(seeds):
+        prompt, echo = prompts[index // body.n], echoes[index // body.n]
+        jobs.append(prepare(card, f"{reply.id}-{index}", prompt, body, seed, echo=echo, marks=marks))
     return reply, jobs
+
+
+def _reply(body: Body, seeds: Sequence[int], num_prompt_tokens: Sequence[int], how: Calling | None) -> Reply:
+    if how is not None:
+        return CallingReply(body, seeds, num_prompt_tokens, how)
+    kind = ChatReply if isinstance(body, ChatCompletionRequest) else Reply
+    return kind(body, seeds, num_prompt_tokens)
 
 
 async def _events(

@@ -13,7 +13,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from api.backend import ModelCard
-from api.control import CUT, END, START
+from api.call_parsers import parser_of
+from api.calls import Calling
+from api.control import CUT, END, START, ControlTokens
 from api.openai import ChatCompletionRequest, Message
 from api.prompts import check_size, token_ids
 from protocol.errors import InvalidRequest
@@ -24,7 +26,7 @@ KWARGS = "chat_template_kwargs"
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """What a template is told beside the messages.
+    """What a template is told beside the messages. tools: in OpenAI's shape.
 
     opens: whether the prompt opens the model's turn. continues: whether it ends within the last message. variables: the
     template's own, such as enable_thinking.
@@ -33,6 +35,7 @@ class Rendering:
     opens: bool = True
     continues: bool = False
     variables: Mapping[str, Any] = field(default_factory=dict)
+    tools: Sequence[Mapping[str, Any]] = ()
 
 
 USUAL = Rendering()
@@ -41,7 +44,35 @@ USUAL = Rendering()
 def rendering(body: ChatCompletionRequest) -> Rendering:
     """What a request asks of the template."""
     opens = not body.continue_final_message if body.add_generation_prompt is None else body.add_generation_prompt
-    return Rendering(opens, body.continue_final_message, body.chat_template_kwargs)
+    tools = [tool.definition() for tool in body.offered]
+    return Rendering(opens, body.continue_final_message, body.chat_template_kwargs, tools)
+
+
+def calling(card: ModelCard, body: ChatCompletionRequest) -> Calling | None:
+    """How answers may call the offered tools, by what the chat template teaches; None without tools.
+
+    Raises InvalidRequest if the template has no tools, or teaches calls that no parser reads.
+    """
+    if not body.offered:
+        return None
+    template = _template(card, body.offered)
+    parser = parser_of(template)
+    if "tools" not in _words(template) or parser is None:
+        lacks = "has no tools" if "tools" not in _words(template) else "teaches calls in a form that is not read here"
+        raise InvalidRequest(
+            f'the chat template of {card.id} {lacks}; leave tools out, send tool_choice "none", or ask another model',
+            "tools",
+        )
+    names = frozenset(tool.function.name for tool in body.offered)
+    return Calling(parser, names, None if body.parallel_tool_calls else 1)
+
+
+def _template(card: ModelCard, tools: Sequence[Any] = ()) -> str:
+    return str(card.tokenizer.get_chat_template(tools=list(tools) or None))
+
+
+def _words(template: str) -> frozenset[str]:
+    return frozenset(re.findall(r"\w+", template))
 
 
 async def chat_prompt(card: ModelCard, messages: Sequence[Message], how: Rendering = USUAL) -> tuple[int, ...]:
@@ -50,20 +81,28 @@ async def chat_prompt(card: ModelCard, messages: Sequence[Message], how: Renderi
         raise InvalidRequest(
             f"model {card.id} has no chat template; use /v1/completions, or add one to its tokenizer", "messages"
         )
-    check_size(card, [message.text for message in messages], "messages")
-    check_size(card, [json.dumps(how.variables, ensure_ascii=False)], KWARGS)
-    _check_variables(card, how.variables)
+    calls = [call.model_dump() for message in messages for call in message.tool_calls]
+    check_size(card, [*(message.text for message in messages), *map(_json, calls)], "messages")
+    check_size(card, [_json(how.variables)], KWARGS)
+    check_size(card, map(_json, how.tools), "tools")
+    _check_variables(card, how)
+    if calls and "tool_calls" not in _words(_template(card, how.tools)):
+        raise InvalidRequest(f"the chat template of {card.id} writes no tool_calls; leave them out", "messages")
     return await asyncio.to_thread(_encode_messages, card, messages, how)
 
 
-def _check_variables(card: ModelCard, variables: Mapping[str, Any]) -> None:
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _check_variables(card: ModelCard, how: Rendering) -> None:
     """Raises InvalidRequest for a variable that the API sets itself, or that the template does not read."""
-    if not variables:
+    if not how.variables:
         return
     tokenizer = card.tokenizer
     ours = {"messages", "conversations", *inspect.signature(tokenizer.apply_chat_template).parameters}
-    words = set(re.findall(r"\w+", tokenizer.get_chat_template()))
-    for name in variables:
+    words = _words(_template(card, how.tools))
+    for name in how.variables:
         if name in ours or name in tokenizer.special_tokens_map:
             raise InvalidRequest(f"{KWARGS} cannot set {name!r}; leave it out", KWARGS)
         if name not in words:
@@ -73,10 +112,10 @@ def _check_variables(card: ModelCard, variables: Mapping[str, Any]) -> None:
 
 
 def _encode_messages(card: ModelCard, messages: Sequence[Message], how: Rendering) -> tuple[int, ...]:
-    mark = card.control.mark
-    turns = [{"role": one.role, "content": mark(one.text, of_model=one.role == "assistant")} for one in messages]
+    control = card.control
+    tools, variables = control.mark_all(how.tools), control.mark_all(how.variables)
     try:
-        text = render(card.tokenizer, turns, replace(how, variables=card.control.mark_all(how.variables)))
+        text = render(card.tokenizer, _turns(control, messages), replace(how, tools=tools, variables=variables))
     except InvalidRequest as error:
         complaint = str(error).replace(START, "").replace(END, "")
         raise InvalidRequest(
@@ -85,6 +124,24 @@ def _encode_messages(card: ModelCard, messages: Sequence[Message], how: Renderin
     if START in text or END in text:
         return card.control.encode(text)
     return token_ids(card, text, add_special_tokens=False)
+
+
+def _turns(control: ControlTokens, messages: Sequence[Message]) -> Turns:
+    """The messages as templates take them. A result of a function has the name of the one that was called."""
+    turns: Turns = []
+    called: dict[str, str] = {}
+    for message in messages:
+        content = control.mark(message.text, of_model=message.role == "assistant")
+        turn: dict[str, Any] = {"role": message.role, "content": content}
+        if message.tool_calls:
+            turn["tool_calls"] = control.mark_all([call.model_dump() for call in message.tool_calls])
+            called |= {call.id: call.function.name for call in message.tool_calls}
+        if message.tool_call_id is not None:
+            turn["tool_call_id"] = control.mark(message.tool_call_id)
+            name = message.name or called.get(message.tool_call_id)
+            turn |= {"name": control.mark(name)} if name else {}
+        turns.append(turn)
+    return turns
 
 
 def render(tokenizer: PreTrainedTokenizerBase, turns: Turns, how: Rendering = USUAL) -> str:
@@ -96,10 +153,14 @@ def render(tokenizer: PreTrainedTokenizerBase, turns: Turns, how: Rendering = US
         last = turns[-1]
         turns = [*turns[:-1], last | {"content": f"{last['content']}{CUT} "}]
     try:
-        if "developer" not in tokenizer.get_chat_template():
+        if "developer" not in tokenizer.get_chat_template(tools=list(how.tools) or None):
             turns = [turn | {"role": turn["role"].replace("developer", "system")} for turn in turns]
         rendered: Any = tokenizer.apply_chat_template(
-            turns, tokenize=False, add_generation_prompt=how.opens, **how.variables
+            turns,
+            tools=list(how.tools) or None,
+            tokenize=False,
+            add_generation_prompt=how.opens,
+            **how.variables,
         )
     except Exception as error:
         raise InvalidRequest(f"{type(error).__name__}: {str(error)[:300]}", "messages") from None

@@ -6,7 +6,7 @@ Both front ends use this module, so the same request gives the same tokens over 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -85,9 +85,19 @@ async def loaded_models(backend: Backend) -> list[ModelCard]:
 
 
 def prepare(
-    card: ModelCard, request_id: str, prompt_ids: tuple[int, ...], body: GenerationBody, seed: int, echo: Echo = ""
+    card: ModelCard,
+    request_id: str,
+    prompt_ids: tuple[int, ...],
+    body: GenerationBody,
+    seed: int,
+    *,
+    echo: Echo = "",
+    marks: Sequence[str] = (),
 ) -> GenerationJob:
-    """Checks a request and returns its job. Raises InvalidRequest or PromptTooLong."""
+    """Checks a request and returns its job. marks: tokens that have text in any case.
+
+    Raises InvalidRequest or PromptTooLong.
+    """
     _check_stops(body.stops)
     _check_drafting(card, body.drafting)
     eos = () if body.ignore_eos else card.eos_token_ids
@@ -108,18 +118,19 @@ def prepare(
             f"tokens of {card.id}; ask for {room} at most",
             "max_tokens",
         )
-    decoder = _decoder(card, body, stop_ids)
+    decoder = _decoder(card, body, stop_ids, marks)
     return GenerationJob(card, request, body.stops, decoder, body.include_stop_str_in_output, echo)
 
 
-def _decoder(card: ModelCard, body: GenerationBody, stop_ids: frozenset[int]) -> TokenDecoder:
-    """Shows the special tokens that the body asks for. One that ends the text is part of it as a stop string would be."""
+def _decoder(card: ModelCard, body: GenerationBody, stop_ids: frozenset[int], marks: Sequence[str]) -> TokenDecoder:
+    """Shows marks and the special tokens that the body asks for. One that ends the text is treated as a stop string."""
     special = card.control.special
     hidden = frozenset(special.values())
     if not body.skip_special_tokens:
         hidden = frozenset() if body.include_stop_str_in_output else hidden & stop_ids
     elif body.include_stop_str_in_output:
         hidden -= {special[stop] for stop in body.stops if stop in special}
+    hidden -= {special[mark] for mark in marks if mark in special}
     return card.tokenizer if len(hidden) == len(special) else Shown(card.tokenizer, hidden)
 
 

@@ -13,6 +13,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from api import unsupported
 from api.seeds import unsigned_seed
 from api.shapes import Body, JsonObject
+from api.tools import Tool, ToolCall, ToolChoice, Tools
 from protocol.errors import InvalidRequest
 from protocol.limits import MAX_LENGTH
 from protocol.plan import Speculation
@@ -113,7 +114,7 @@ class GenerationBody(Body):
 
 
 class CompletionRequest(GenerationBody):
-    only = {**unsupported.ONLY, **unsupported.ONLY_IN_COMPLETIONS}
+    only = unsupported.ONLY_IN_COMPLETIONS
     default_max_tokens: ClassVar[int | None] = 16  # as OpenAI's
 
     echo: bool = False
@@ -131,7 +132,6 @@ class CompletionRequest(GenerationBody):
                 f"n {self.n} for {len(prompts)} prompts are more than {MAX_CHOICES} choices; send fewer", "n"
             )
         return prompts
-
 
     def echoes(self) -> list[str | tuple[int, ...]]:
         """What the text of each prompt's choices begins with: nothing, or the prompt as it was sent."""
@@ -152,11 +152,23 @@ class Message(Body):
     only = unsupported.ONLY_IN_MESSAGE
     dropped = unsupported.DROPPED_IN_MESSAGE
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Annotated[Annotated[list[TextPart], Field(fail_fast=True)], BeforeValidator(_parts)] = Field(
         default_factory=list
     )
     name: str | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True)] = Field(default_factory=list)
+    tool_call_id: str | None = None
+
+    @model_validator(mode="after")
+    def _check_role(self) -> Message:
+        if self.tool_calls and self.role != "assistant":
+            raise InvalidRequest(f"tool_calls are the assistant's, not the {self.role}'s; leave them out", "tool_calls")
+        if (self.tool_call_id is not None) is not (self.role == "tool"):
+            raise InvalidRequest(
+                "tool_call_id belongs to messages of role tool, and each of them has one", "tool_call_id"
+            )
+        return self
 
     @property
     def text(self) -> str:
@@ -166,7 +178,7 @@ class Message(Body):
 class ChatCompletionRequest(GenerationBody):
     """add_generation_prompt: None means unless the last message is to be continued."""
 
-    only = {**unsupported.ONLY, **unsupported.ONLY_IN_CHAT}
+    only = unsupported.ONLY_IN_CHAT
     prompt_field = "messages"
 
     messages: Annotated[list[Message], Field(fail_fast=True, min_length=1)]
@@ -174,12 +186,22 @@ class ChatCompletionRequest(GenerationBody):
     add_generation_prompt: bool | None = None
     continue_final_message: bool = False
     chat_template_kwargs: JsonObject = Field(default_factory=dict)
+    tools: Tools = Field(default_factory=list)
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True
 
     @model_validator(mode="after")
     def _check_ending(self) -> ChatCompletionRequest:
         if self.continue_final_message and self.add_generation_prompt:
             raise InvalidRequest(
-                "continue_final_message goes on with the last message and add_generation_prompt begins another; send one",
+                "continue_final_message goes on with the last message, add_generation_prompt begins another; send one",
                 "continue_final_message",
             )
+        if self.continue_final_message and self.messages[-1].tool_calls:
+            raise InvalidRequest("a message with tool_calls cannot be continued", "continue_final_message")
         return self
+
+    @property
+    def offered(self) -> Sequence[Tool]:
+        """The tools that the model is told of. It cannot call what it does not know."""
+        return self.tools if self.tool_choice == "auto" else ()

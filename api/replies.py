@@ -12,7 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 from api.generation import Delta
-from api.openai import ChatCompletionRequest, DepthAndLength, GenerationBody, StreamOptions
+from api.openai import DepthAndLength, GenerationBody, StreamOptions
 from protocol.request import FinishReason, SequenceStats
 
 Json = dict[str, Any]
@@ -21,7 +21,7 @@ Json = dict[str, Any]
 class Reply:
     """Builds the bodies of one response of /v1/completions.
 
-    seeds: of each choice; the first is the request's. num_prompt_tokens: of each prompt, which has `n` choices in a row.
+    seeds: of each choice; the first is the request's. num_prompt_tokens: of each prompt; it has `n` choices in a row.
     """
 
     prefix = "cmpl-"
@@ -32,15 +32,17 @@ class Reply:
         self._head = {"id": self.id, "created": int(time.time()), "model": body.model, "seed": seeds[0]}
         self._seeds, self._num_prompt_tokens, self._n = seeds, num_prompt_tokens, body.n
         self._with_token_ids, self._with_usage = body.return_token_ids, body.stream_options or StreamOptions()
-        self._draft_length = body.speculation.length if isinstance(body.speculation, DepthAndLength) else None
+        self._body = body
 
     def whole(self, choices: Sequence[Sequence[Delta]]) -> Json:
         """The body of a response that is not streamed, from the deltas of each choice."""
         joined = []
         for index, deltas in enumerate(choices):
-            message = self._message("".join(delta.text for delta in deltas))
-            token_ids = [token for delta in deltas for token in delta.token_ids]
-            joined.append(self._choice(index, message, deltas[-1].finish_reason, token_ids))
+            text, token_ids = (
+                "".join(each.text for each in deltas),
+                [token for each in deltas for token in each.token_ids],
+            )
+            joined.append(self._choice(index, *self._message(index, text, deltas[-1].finish_reason), token_ids))
         last = {index: deltas[-1] for index, deltas in enumerate(choices)}
         return self._head | {"object": self.whole_object, "choices": joined} | self._totals(last)
 
@@ -49,7 +51,7 @@ class Reply:
         return None
 
     def chunk(self, index: int, delta: Delta) -> Json:
-        return self._chunk(index, self._part(delta.text), delta)
+        return self._chunk(index, *self._part(index, delta), delta)
 
     def closing(self, last: Mapping[int, Delta]) -> Json | None:
         """The chunk after all choices, if the caller asked for it. last: the last delta of each choice."""
@@ -57,19 +59,21 @@ class Reply:
             return None
         return self._head | {"object": self.chunk_object, "choices": []} | self._totals(last)
 
-    def _message(self, text: str) -> Json:
-        return {"text": text}
+    def _message(self, index: int, text: str, reason: FinishReason | None) -> tuple[Json, str | None]:
+        """What a choice with this text says, and the finish reason to tell."""
+        return {"text": text}, reason
 
-    def _part(self, text: str) -> Json:
-        return {"text": text}
+    def _part(self, index: int, delta: Delta) -> tuple[Json, str | None]:
+        """The same for what a delta adds."""
+        return {"text": delta.text}, delta.finish_reason
 
-    def _choice(self, index: int, fields: Json, reason: FinishReason | None, token_ids: Sequence[int]) -> Json:
+    def _choice(self, index: int, fields: Json, reason: str | None, token_ids: Sequence[int]) -> Json:
         choice = {"index": index, **fields, "logprobs": None, "finish_reason": reason, "seed": self._seeds[index]}
         return choice | {"token_ids": list(token_ids)} if self._with_token_ids else choice
 
-    def _chunk(self, index: int, fields: Json, delta: Delta) -> Json:
+    def _chunk(self, index: int, fields: Json, reason: str | None, delta: Delta) -> Json:
         """usage is null, as in OpenAI's API, if the last chunk has the totals."""
-        choice = self._choice(index, fields, delta.finish_reason, delta.token_ids)
+        choice = self._choice(index, fields, reason, delta.token_ids)
         chunk = self._head | {"object": self.chunk_object, "choices": [choice]}
         if self._with_usage.continuous_usage_stats:
             return chunk | {"usage": self._usage({index: delta})}
@@ -77,10 +81,7 @@ class Reply:
 
     def _totals(self, last: Mapping[int, Delta]) -> Json:
         """The fields that are known only at the end."""
-        fields: Json = {"usage": self._usage(last)}
-        if len(last) == 1 and (stats := last[0].stats) is not None and stats.drafted:
-            fields["metrics"] = {"speculative_decoding": speculation(stats, self._draft_length)}
-        return fields
+        return {"usage": self._usage(last)} | statistics([*last.values()], self._body)
 
     def _usage(self, last: Mapping[int, Delta]) -> Json:
         prompt = sum(self._num_prompt_tokens[number] for number in {index // self._n for index in last})
@@ -95,18 +96,21 @@ class ChatReply(Reply):
     whole_object, chunk_object = "chat.completion", "chat.completion.chunk"
 
     def opening(self, index: int) -> Json | None:
-        return self._chunk(index, {"delta": {"role": "assistant", "content": ""}}, Delta(0, (), ""))
+        return self._chunk(index, {"delta": {"role": "assistant", "content": ""}}, None, Delta(0, (), ""))
 
-    def _message(self, text: str) -> Json:
-        return {"message": {"role": "assistant", "content": text, "refusal": None}}
+    def _message(self, index: int, text: str, reason: FinishReason | None) -> tuple[Json, str | None]:
+        return {"message": {"role": "assistant", "content": text, "refusal": None}}, reason
 
-    def _part(self, text: str) -> Json:
-        return {"delta": {"content": text} if text else {}}
+    def _part(self, index: int, delta: Delta) -> tuple[Json, str | None]:
+        return {"delta": {"content": delta.text} if delta.text else {}}, delta.finish_reason
 
 
-def reply_to(body: GenerationBody, seeds: Sequence[int], num_prompt_tokens: Sequence[int]) -> Reply:
-    kind = ChatReply if isinstance(body, ChatCompletionRequest) else Reply
-    return kind(body, seeds, num_prompt_tokens)
+def statistics(last: Sequence[Delta], body: GenerationBody) -> Json:
+    """The field `metrics`, if there is one choice and tokens were drafted for it. last: the last delta of each choice."""
+    if len(last) != 1 or (stats := last[0].stats) is None or not stats.drafted:
+        return {}
+    length = body.speculation.length if isinstance(body.speculation, DepthAndLength) else None
+    return {"metrics": {"speculative_decoding": speculation(stats, length)}}
 
 
 def speculation(stats: SequenceStats, length: int | None) -> Json:

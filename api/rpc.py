@@ -50,7 +50,7 @@ async def generate(
         card = await find_model(backend, body.model)
         (prompt,) = await prompt_ids(card, body)
         (echo,) = body.echoes()
-        job = prepare(card, request_id, prompt, body, draw_seed() if body.seed is None else body.seed, echo)
+        job = prepare(card, request_id, prompt, body, draw_seed() if body.seed is None else body.seed, echo=echo)
         async with aclosing(stream(backend, job)) as deltas:
             async for delta in deltas:
                 yield _response(job, delta)

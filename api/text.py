@@ -149,7 +149,7 @@ def _ending(tokenizer: TokenDecoder, prompt_ids: Sequence[int]) -> list[int]:
 def until_stop(text: str, stops: Sequence[str]) -> tuple[str, str, bool]:
     """Splits a text into what can be returned and the tail that may still become a stop string.
 
-    The third value is whether a stop string ended the text: then the second is that string, and what follows is dropped.
+    The third value is whether a stop string ended the text; then the second is that string, and the rest is dropped.
     """
     ends = [(start + len(stop), start) for stop in stops if (start := text.find(stop)) >= 0]
     if ends:

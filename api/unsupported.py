@@ -17,9 +17,10 @@ from protocol.errors import InvalidRequest
 Allowed = Mapping[str, tuple[Any, ...]]  # values by field; null is always allowed
 
 
-def _allowed(*groups: tuple[Any, ...]) -> Allowed:
+def _allowed(*groups: tuple[Any, ...], beside: Allowed | None = None) -> Allowed:
     """groups: field names separated by spaces, then their allowed values."""
-    return MappingProxyType({name: tuple(values) for names, *values in groups for name in names.split()})
+    own = {name: tuple(values) for names, *values in groups for name in names.split()}
+    return MappingProxyType({**(beside or {}), **own})
 
 
 DROPPED = frozenset(
@@ -27,6 +28,7 @@ DROPPED = frozenset(
     | {"priority", "request_id", "cache_control", "cache_salt"}
 )
 DROPPED_IN_MESSAGE = frozenset({"cache_control", "provider_specific_fields"})  # and in its parts
+DROPPED_IN_FUNCTION = frozenset({"strict", "cache_control"})
 DROPPED_IN_STREAM_OPTIONS = frozenset({"include_obfuscation"})
 
 ONLY = _allowed(
@@ -34,9 +36,8 @@ ONLY = _allowed(
     ("frequency_penalty presence_penalty top_logprobs min_tokens", 0),
     ("use_beam_search logprobs", False),
     ("spaces_between_special_tokens", True),
-    ("parallel_tool_calls", False, True),
-    ("tool_choice function_call", "none", "auto"),
-    ("tools functions documents", []),
+    ("function_call", "none", "auto"),
+    ("functions documents", []),
     ("logit_bias", {}),
     ("suffix", ""),
     ("response_format", {"type": "text"}),
@@ -47,10 +48,27 @@ ONLY_IN_COMPLETIONS = _allowed(
     ("continue_final_message", False),
     ("add_generation_prompt", True),
     ("chat_template_kwargs", {}),
+    ("tools", []),
+    ("tool_choice", "none", "auto"),
+    ("parallel_tool_calls", False, True),
+    beside=ONLY,
 )
-ONLY_IN_CHAT = _allowed(("echo", False))
+ONLY_IN_RESPONSES = _allowed(
+    ("store background return_token_ids logprobs", False),
+    ("n", 1),
+    ("top_logprobs", 0),
+    ("include", []),
+    ("truncation", "disabled"),
+    ("text", {"format": {"type": "text"}}, {}),
+    ("reasoning", {}),
+    ("previous_response_id conversation prompt max_tool_calls moderation context_management", None),
+    ("max_tokens max_completion_tokens", None),
+    beside=ONLY,
+)
+ONLY_IN_TEXT_PART = _allowed(("annotations", []))
+ONLY_IN_CHAT = _allowed(("echo", False), beside=ONLY)
 ONLY_IN_MESSAGE = _allowed(
-    ("annotations tool_calls", []),
+    ("annotations", []),
     ("refusal audio function_call reasoning reasoning_content", None),
 )
 

@@ -62,9 +62,7 @@ def test_choices_of_a_chat_are_the_same_streamed_and_whole(official: openai.Open
     assert len(set(texts)) == 4
 
 
-async def test_choices_ask_for_no_more_at_once_than_a_replica_decodes(
-    client: Client, backend: ScriptedBackend
-) -> None:
+async def test_choices_ask_for_no_more_at_once_than_a_replica_decodes(client: Client, backend: ScriptedBackend) -> None:
     assert (await client.chat(n=128)).status_code == 200
     assert len({request.sampling.seed for request in backend.requests}) == 128
     assert error_of(await client.chat(n=129), 400)["message"] == "n: Input should be less than or equal to 128, got 129"
@@ -103,7 +101,11 @@ def writes(ids: Sequence[int]) -> Script:
 
 
 async def test_the_stop_string_is_part_of_the_text_if_asked_for(client: Client) -> None:
-    for stop, text in ((" add", "grüße 🙂 def add"), ([")", "(a"], "grüße 🙂 def add(a"), ("\n   ", TEXT[: -len(" return")])):
+    for stop, text in (
+        (" add", "grüße 🙂 def add"),
+        ([")", "(a"], "grüße 🙂 def add(a"),
+        ("\n   ", TEXT[: -len(" return")]),
+    ):
         body = (await client.complete(stop=stop, include_stop_str_in_output=True)).json()
         assert (body["choices"][0]["text"], body["choices"][0]["finish_reason"]) == (text, "stop")
         chunks = events(await client.complete(stop=stop, include_stop_str_in_output=True, stream=True))
