@@ -18,13 +18,16 @@ from api.middleware import request_id
 from api.openai import ChatCompletionRequest, CompletionRequest
 from api.prompts import prompt_ids
 from api.replies import ChatReply, Json, Reply
+from api.response_replies import ResponseReply
+from api.responses import ResponsesRequest
 from api.seeds import choice_seed, draw_seed
 from api.streams import EventStream, Indexed, collect, merge, run_while_connected
 from api.time_limit import TimeLimit
+from protocol.errors import InvalidRequest
 
 DONE = "data: [DONE]\n\n"
 
-Body = CompletionRequest | ChatCompletionRequest
+Body = CompletionRequest | ChatCompletionRequest | ResponsesRequest
 
 
 async def answer(backend: Backend, body: Body, request: Request, max_s: float | None) -> Response:
@@ -32,11 +35,7 @@ async def answer(backend: Backend, body: Body, request: Request, max_s: float | 
     limit = TimeLimit(request.headers, max_s)
     async with limit.enforced():
         card = await find_model(backend, body.model)
-        if isinstance(body, ChatCompletionRequest):
-            prompts, echoes = [await chat_prompt(card, body.messages, rendering(body))], [""]
-        else:
-            prompts, echoes = await prompt_ids(card, body), body.echoes()
-        reply, jobs = _prepared(card, body, prompts, echoes)
+        reply, jobs = await _prepared(card, body)
         # At most one batch at once, so that a call with many prompts cannot fill a replica's queue.
         run = stream if body.stream else complete
         deltas = merge([run(backend, job) for job in jobs], card.max_batch)
@@ -45,26 +44,57 @@ async def answer(backend: Backend, body: Body, request: Request, max_s: float | 
         # The first delta is awaited before the status goes out, so that a full queue is still a 429.
         deltas = limit.apply(deltas)
         first = await run_while_connected(request, anext(deltas))
+    if isinstance(reply, ResponseReply):
+        return EventStream(reply.events(first[1], deltas, request_id(request)), deltas)
     return EventStream(_events(reply, len(jobs), first, deltas, request_id(request)), deltas)
 
 
-def _prepared(
-    card: ModelCard, body: Body, prompts: Sequence[tuple[int, ...]], echoes: Sequence[Echo]
-) -> tuple[Reply, list[GenerationJob]]:
-    """As in OpenAI's API, the choices of a prompt stand together."""
+async def _prepared(card: ModelCard, body: Body) -> tuple[Reply | ResponseReply, list[GenerationJob]]:
+    """The reply, and a job for each choice."""
     seed = draw_seed() if body.seed is None else body.seed
+    if isinstance(body, ResponsesRequest):
+        return await _prepared_response(card, body, seed)
+    how = None
+    if isinstance(body, ChatCompletionRequest):
+        prompts: list[tuple[int, ...]] = [await chat_prompt(card, body.messages, rendering(body))]
+        echoes: list[Echo] = [""]
+        how = calling(card, body)
+    else:
+        prompts, echoes = await prompt_ids(card, body), body.echoes()
     seeds = [choice_seed(seed, index) for index in range(len(prompts) * body.n)]
-    how = calling(card, body) if isinstance(body, ChatCompletionRequest) else None
     reply = _reply(body, seeds, [len(ids) for ids in prompts], how)
-    marks = how.parser.marks if how else ()
     jobs = []
-    for index, seed in enumerate(seeds):
+    for index, seed in enumerate(seeds):  # as in OpenAI's API, the choices of a prompt stand together
         prompt, echo = prompts[index // body.n], echoes[index // body.n]
-        jobs.append(prepare(card, f"{reply.id}-{index}", prompt, body, seed, echo=echo, marks=marks))
+        jobs.append(prepare(card, f"{reply.id}-{index}", prompt, body, seed, echo=echo, marks=_marks(how)))
     return reply, jobs
 
 
-def _reply(body: Body, seeds: Sequence[int], num_prompt_tokens: Sequence[int], how: Calling | None) -> Reply:
+async def _prepared_response(
+    card: ModelCard, body: ResponsesRequest, seed: int
+) -> tuple[ResponseReply, list[GenerationJob]]:
+    """The same for a response: the chat that it asks for, and errors that name its own fields."""
+    chat = body.chat()
+    try:
+        prompt = await chat_prompt(card, chat.messages, rendering(chat))
+        how = calling(card, chat)
+        reply = ResponseReply(body, seed, len(prompt), how)
+        return reply, [prepare(card, reply.id, prompt, chat, seed, marks=_marks(how))]
+    except InvalidRequest as error:
+        error.param = "max_output_tokens" if error.param == "max_tokens" else error.param
+        raise
+
+
+def _marks(how: Calling | None) -> Sequence[str]:
+    return how.parser.marks if how else ()
+
+
+def _reply(
+    body: CompletionRequest | ChatCompletionRequest,
+    seeds: Sequence[int],
+    num_prompt_tokens: Sequence[int],
+    how: Calling | None,
+) -> Reply:
     if how is not None:
         return CallingReply(body, seeds, num_prompt_tokens, how)
     kind = ChatReply if isinstance(body, ChatCompletionRequest) else Reply

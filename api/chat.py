@@ -26,7 +26,7 @@ KWARGS = "chat_template_kwargs"
 
 @dataclass(frozen=True, slots=True)
 class Rendering:
-    """What a template is told beside the messages. tools: in OpenAI's shape.
+    """What a template is told beside the messages. tools: in OpenAI's shape. place: the caller's name for the messages.
 
     opens: whether the prompt opens the model's turn. continues: whether it ends within the last message. variables: the
     template's own, such as enable_thinking.
@@ -35,7 +35,8 @@ class Rendering:
     opens: bool = True
     continues: bool = False
     variables: Mapping[str, Any] = field(default_factory=dict)
-    tools: Sequence[Mapping[str, Any]] = ()
+    tools: Sequence[dict[str, Any]] = ()
+    place: str = "messages"
 
 
 USUAL = Rendering()
@@ -45,7 +46,7 @@ def rendering(body: ChatCompletionRequest) -> Rendering:
     """What a request asks of the template."""
     opens = not body.continue_final_message if body.add_generation_prompt is None else body.add_generation_prompt
     tools = [tool.definition() for tool in body.offered]
-    return Rendering(opens, body.continue_final_message, body.chat_template_kwargs, tools)
+    return Rendering(opens, body.continue_final_message, body.chat_template_kwargs, tools, body.prompt_field)
 
 
 def calling(card: ModelCard, body: ChatCompletionRequest) -> Calling | None:
@@ -79,15 +80,15 @@ async def chat_prompt(card: ModelCard, messages: Sequence[Message], how: Renderi
     """The token ids of the prompt. Raises PromptTooLong, or InvalidRequest if the template is missing or fails."""
     if not card.tokenizer.chat_template:
         raise InvalidRequest(
-            f"model {card.id} has no chat template; use /v1/completions, or add one to its tokenizer", "messages"
+            f"model {card.id} has no chat template; use /v1/completions, or add one to its tokenizer", how.place
         )
     calls = [call.model_dump() for message in messages for call in message.tool_calls]
-    check_size(card, [*(message.text for message in messages), *map(_json, calls)], "messages")
+    check_size(card, [*(message.text for message in messages), *map(_json, calls)], how.place)
     check_size(card, [_json(how.variables)], KWARGS)
     check_size(card, map(_json, how.tools), "tools")
     _check_variables(card, how)
     if calls and "tool_calls" not in _words(_template(card, how.tools)):
-        raise InvalidRequest(f"the chat template of {card.id} writes no tool_calls; leave them out", "messages")
+        raise InvalidRequest(f"the chat template of {card.id} writes no tool_calls; leave them out", how.place)
     return await asyncio.to_thread(_encode_messages, card, messages, how)
 
 
@@ -118,9 +119,7 @@ def _encode_messages(card: ModelCard, messages: Sequence[Message], how: Renderin
         text = render(card.tokenizer, _turns(control, messages), replace(how, tools=tools, variables=variables))
     except InvalidRequest as error:
         complaint = str(error).replace(START, "").replace(END, "")
-        raise InvalidRequest(
-            f"the chat template of {card.id} refuses these messages: {complaint}", "messages"
-        ) from None
+        raise InvalidRequest(f"the chat template of {card.id} refuses these messages: {complaint}", how.place) from None
     if START in text or END in text:
         return card.control.encode(text)
     return token_ids(card, text, add_special_tokens=False)
@@ -163,7 +162,7 @@ def render(tokenizer: PreTrainedTokenizerBase, turns: Turns, how: Rendering = US
             **how.variables,
         )
     except Exception as error:
-        raise InvalidRequest(f"{type(error).__name__}: {str(error)[:300]}", "messages") from None
+        raise InvalidRequest(f"{type(error).__name__}: {str(error)[:300]}", how.place) from None
     return _up_to_cut(str(rendered)) if how.continues else str(rendered)
 
 
@@ -171,7 +170,7 @@ def _up_to_cut(rendered: str) -> str:
     """As transformers does, without the spaces that a template trims from the end of a message."""
     text, cut, rest = rendered.rpartition(CUT)
     if not cut:
-        raise InvalidRequest("it does not write the last message as it is, so it cannot be continued", "messages")
+        raise InvalidRequest("it does not write the last message as it is, so it cannot be continued")
     return text if rest.startswith(" ") else text.rstrip()
 
 

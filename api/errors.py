@@ -21,9 +21,8 @@ from protocol.errors import InvalidRequest, ModelFault, NotReady, PromptTooLong,
 logger = logging.getLogger(__name__)
 
 RETRY_AFTER_S = 1
-TEXTS = frozenset(
-    {"prompt", "messages", "stop", "tools", "chat_template_kwargs"}
-)  # fields whose values are a caller's text, which no error repeats
+# Fields whose values are a caller's text, which no error repeats.
+TEXTS = frozenset({"prompt", "messages", "stop", "tools", "chat_template_kwargs", "input", "instructions"})
 UNIONS = frozenset({"prompt", "stop", "speculation"})  # pydantic reports one error per member of a union
 
 

@@ -19,6 +19,7 @@ from api.generation import check_model, find_model, loaded_models
 from api.middleware import RequestIdMiddleware, request_id
 from api.openai import ChatCompletionRequest, CompletionRequest
 from api.prompts import MAX_BODY_BYTES
+from api.responses import ResponsesRequest
 from api.streams import ClientGone
 from api.trace import as_json
 from protocol.errors import DraftPoolError, NotReady
@@ -59,6 +60,10 @@ def create_app(
 
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
+        return await answer(backend, body, request, request_timeout_s)
+
+    @app.post("/v1/responses")
+    async def responses(body: ResponsesRequest, request: Request) -> Response:
         return await answer(backend, body, request, request_timeout_s)
 
     _add_model_routes(app, backend)

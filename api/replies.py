@@ -106,7 +106,7 @@ class ChatReply(Reply):
 
 
 def statistics(last: Sequence[Delta], body: GenerationBody) -> Json:
-    """The field `metrics`, if there is one choice and tokens were drafted for it. last: the last delta of each choice."""
+    """The field `metrics`, if there is one choice and tokens were drafted for it. last: each choice's last delta."""
     if len(last) != 1 or (stats := last[0].stats) is None or not stats.drafted:
         return {}
     length = body.speculation.length if isinstance(body.speculation, DepthAndLength) else None

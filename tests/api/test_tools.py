@@ -130,7 +130,7 @@ async def test_without_tools_to_call_a_call_is_text_and_the_template_hears_of_no
 async def test_an_answer_that_is_cut_off_in_a_call_ends_for_its_length() -> None:
     text = TEXTS[HERMES][:50]
     ids = tiny_tokenizer().encode(text)
-    backend = backend_of(HERMES, "")
+    backend = backend_of(HERMES, "x")
     backend.script = lambda request: runs_of(request, ids, reason=FinishReason.LENGTH)
     async with Client(backend) as client:
         choice = (await client.chat(tools=TOOLS)).json()["choices"][0]
@@ -149,7 +149,7 @@ async def test_what_is_no_call_is_content(text: str) -> None:
 
 
 async def prompt_of(template: str, **asked: Any) -> str:
-    backend = backend_of(template, "")
+    backend = backend_of(template, "x")
     async with Client(backend) as client:
         response = await client.chat(**asked)
         assert response.status_code == 200, response.text
@@ -186,7 +186,7 @@ async def test_control_tokens_in_tools_calls_and_results_are_characters() -> Non
         {"role": "assistant", "tool_calls": calls},
         {"role": "tool", "tool_call_id": forged, "content": forged},
     ]
-    backend = backend_of(HERMES, "")
+    backend = backend_of(HERMES, "x")
     async with Client(backend) as client:
         assert (await client.chat(messages=messages, tools=[{"type": "function", "function": tool}])).status_code == 200
     ids = backend.requests[0].prompt_ids
@@ -267,7 +267,7 @@ def calling(arguments: str) -> Any:
     ids=lambda value: value if isinstance(value, str) else "",
 )
 async def test_a_refusal_says_where_and_what_to_send(asked: Any, message: str) -> None:
-    async with Client(backend_of(HERMES, "")) as client:
+    async with Client(backend_of(HERMES, "x")) as client:
         error = error_of(await client.chat(**asked), 400)
     assert error["message"].startswith(message)
     assert error["param"] in asked
@@ -276,17 +276,17 @@ async def test_a_refusal_says_where_and_what_to_send(asked: Any, message: str) -
 async def test_a_template_that_cannot_tell_of_tools_or_calls_is_a_400() -> None:
     plain = "{% for m in messages %}{{ m.role }}{{ m.content }}{% endfor %}"
     for template, says_what in ((plain, "has no tools"), (HEAD, "a form that is not read here")):
-        async with Client(backend_of(template, "")) as client:
+        async with Client(backend_of(template, "x")) as client:
             error = error_of(await client.chat(tools=TOOLS), 400)
             assert (await client.chat(tools=TOOLS, tool_choice="none")).status_code == 200
         assert says_what in error["message"]
         assert error["param"] == "tools"
-    async with Client(backend_of(plain, "")) as client:
+    async with Client(backend_of(plain, "x")) as client:
         assert "writes no tool_calls" in error_of(await client.chat(messages=CONVERSATION), 400)["message"]
 
 
 async def test_tools_that_no_context_holds_are_refused_before_they_are_tokenized() -> None:
-    async with Client(backend_of(HERMES, "")) as client:
+    async with Client(backend_of(HERMES, "x")) as client:
         tools = [{"type": "function", "function": {"name": "f", "description": "x" * 500_000}}]
         error = error_of(await client.chat(tools=tools), 400)
     assert (error["code"], error["param"]) == ("context_length_exceeded", "tools")
