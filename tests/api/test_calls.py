@@ -52,6 +52,8 @@ CASES: list[tuple[type[Parser], str, Told]] = [
     (Hermes, f"<tool_call>{FIND}</tool_call>\n<tool_call>\n{ADD}\n</tool_call>\n", [FIND_TOLD, ADD_TOLD]),
     (Hermes, f"I look.\n\n<tool_call>\n{FIND}\n</tool_call>", ["I look.", FIND_TOLD]),
     (Hermes, f"<tool_call>{ADD}</tool_call> Done. ", [ADD_TOLD, " Done."]),
+    (Hermes, f"I look.\n<tool_call>{ADD}</tool_call>Done", ["I look.", ADD_TOLD, "Done"]),
+    (Hermes, f"<tool_call>{ADD} </to you", [ADD_TOLD, " </to you"]),
     (Hermes, f"<tool_call>\n{FIND[:-1]}", [FIND_TOLD]),
     (Hermes, f"<tool_call>\n{FIND[:-3]}", [["find", FIND_TOLD[1][:-2]]]),
     (Hermes, f"<tool_call>\n{FIND}\n</tool_c", [FIND_TOLD]),
@@ -150,7 +152,8 @@ def test_well_formed_answers_tell_what_the_obvious_reading_tells(seed: int) -> N
     parts = []
     for _ in range(rng.randint(1, 5)):
         arguments = {
-            rng.choice("abc"): rng.choice([1, "x", None, [{}], {"d": "é\n"}]) for _ in range(rng.randint(0, 3))
+            rng.choice("abc"): rng.choice([1, "x", None, [{}], {"d": "é\n"}, "\\", 'q\\"'])
+            for _ in range(rng.randint(0, 3))
         }
         call = json.dumps({"name": rng.choice(["find", "add", "nobody"]), "arguments": arguments})
         parts.append(rng.choice([f"<tool_call>\n{call}\n</tool_call>", "some words", "a < b {", "\n", " \n "]))
