@@ -17,6 +17,7 @@ def told(
     drafter of another tokenizer.
     """
     return asdict(stats) | {
+        "num_accepted_by_position": list(stats.num_accepted_by_position),
         "ratios": ratios(stats),
         "steps_run": asdict(steps),
         "link": traffic and link(traffic, stats.num_steps),

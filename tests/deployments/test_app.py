@@ -22,6 +22,7 @@ from protocol.pb import inference_pb2 as pb
 from protocol.pb.inference_pb2_grpc import InferenceStub
 from protocol.request import SamplingParams
 from targets.engine import Engine
+from tests.api.scrape import Scrape
 from tests.deployments.harness import wait_until
 from tests.deployments.served import PROMPT, Served, expected, fields_of, text_of
 
@@ -226,6 +227,22 @@ def test_statistics_of_every_replica_are_told_over_http(served: Served) -> None:
     assert all(one == steps[0] and one["by"] for one in steps)
     assert len(told["pool"]) == 2
     assert all(counts["num_free_pages"] == counts["num_pages"] > 0 for counts in told["pool"])
+
+
+def test_metrics_have_the_counts_of_every_replica_under_its_name(served: Served) -> None:
+    assert served.complete("large", **fields_of(GREEDY, 8)).usage.completion_tokens == 8
+    served.wait_until_idle()
+    told = served.get("/debug/stats")
+    with urllib.request.urlopen(f"{served.url}/metrics") as response:
+        found = Scrape(response.read().decode())
+    for model in TARGETS:
+        (counts,) = told["targets"][model]
+        whose = {"model": model, "replica": counts["replica"]}
+        assert found.value("draftpool_spec_decode_num_draft_tokens_total", **whose) == counts["num_proposed"]
+        assert found.value("vllm:spec_decode_num_accepted_tokens_total", model_name=model) == counts["num_accepted"]
+    assert found.value("draftpool_generation_tokens_total", model="large") >= 8
+    assert found.by("draftpool_pool_sequences", "replica") == {counts["replica"]: 0 for counts in told["pool"]}
+    assert len(found.by("draftpool_pool_sequences", "replica")) == 2
 
 
 def test_what_the_router_does_is_told_over_http(served: Served) -> None:

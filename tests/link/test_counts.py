@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 
 from link.connection import Traffic
-from link.counts import told
+from link.counts import replica_name, told
 from protocol.stats import EngineStats, RoundStats, Runs, TranslationCounts
 
 EAGER = Runs("torch, cpu", "no C++ compiler was found")
@@ -45,6 +45,18 @@ def test_before_the_first_round_there_are_no_ratios() -> None:
     assert set(counts["ratios"].values()) == {None}
     assert counts["link"] is counts["translation"] is None
     assert told(EngineStats(**NOW), EAGER, None, TranslationCounts())["translation"]["shared"] is None
+
+
+def test_counts_are_what_json_keeps() -> None:
+    counts = told(EngineStats(**NOW, num_accepted_by_position=(3, 1)), EAGER, Traffic(1, 2), TranslationCounts(3, 2))
+    assert json.loads(json.dumps(counts)) == counts
+
+
+def test_the_name_of_a_replica_is_its_own_and_does_not_reveal_the_incarnation() -> None:
+    names = {replica_name(f"large-{index}") for index in range(100)}
+    assert len(names) == 100
+    assert replica_name("large-7") == replica_name("large-7")
+    assert not any("large" in name for name in names)
 
 
 def test_a_translation_tells_how_much_of_the_text_both_vocabularies_have() -> None:
