@@ -174,7 +174,7 @@ async def test_streams_go_on_behind_what_their_readers_have(
 
 async def test_a_replica_that_still_has_the_request_takes_it_again(family: Path, oracle: TargetModel) -> None:
     """Its connection breaks, and the round in which it would learn of that takes longer than the pause."""
-    request = replace(random_requests(3, 1, VOCAB, max_tokens=8)[0], request_id="r")
+    request = replace(random_requests(3, 1, VOCAB, max_tokens=30)[0], request_id="r")
     expected = plain_texts(oracle, [request])["r"]
     case = Case(GenerationJob(CARD, request, ()), True, (), "", FinishReason.LENGTH)
     target = Target(slow(engines(family, oracle, [case], 3), 0.3), [1], Death.CUT, 3)
