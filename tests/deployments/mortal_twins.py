@@ -73,16 +73,16 @@ class Replica:
         def told(run: TokenRun) -> None:
             self._num_runs += 1
             if self._last_run is not None and self._num_runs > self._last_run:
-                loop.call_soon_threadsafe(self._die)
+                loop.call_soon_threadsafe(self.die)
                 if self.death not in (Death.CLOSED, Death.CUT):
                     return
             on_run(run)
 
         if self._last_run == 0:
-            loop.call_soon(self._die)
+            loop.call_soon(self.die)
         self._submit(request, told)
 
-    def _die(self) -> None:
+    def die(self) -> None:
         if self.died.done() or self._last_run is None:
             return
         self.died.set_result(None)

@@ -15,6 +15,7 @@ import openai
 import ray
 import torch
 from ray import serve
+from ray.serve.exceptions import DeploymentUnavailableError
 
 from deployments.app import APP_NAME, POOL_NAME, target_deployment
 from deployments.config import AppConfig
@@ -56,8 +57,9 @@ class Served:
         return answer
 
     def targets(self, model: str, method: str) -> list[dict[str, Any]]:
-        """What each replica of a target says, in the same order whatever is asked."""
-        return [dict(answer) for answer in self._broadcast(target_deployment(model), method)]
+        """What each living replica of a target says, in the same order whatever is asked."""
+        answers = self._broadcast(target_deployment(model), method)
+        return [dict(answer) for answer in answers if not isinstance(answer, BaseException)]
 
     def pool(self) -> list[PoolMember]:
         return [answer for answer in self._broadcast(POOL_NAME, "describe") if isinstance(answer, PoolMember)]
@@ -103,7 +105,10 @@ class Served:
 
     def _broadcast(self, deployment: str, method: str) -> list[Any]:
         handle = serve.get_deployment_handle(deployment, APP_NAME)
-        return list(handle.broadcast(method).results(timeout_s=10, return_exceptions=True))
+        try:
+            return list(handle.broadcast(method).results(timeout_s=10, return_exceptions=True))
+        except DeploymentUnavailableError:  # no replica is there
+            return []
 
 
 @contextmanager

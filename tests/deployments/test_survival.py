@@ -101,6 +101,13 @@ async def answer(backend: ServeBackend, case: Case) -> list[Delta]:
         return [delta async for delta in deltas]
 
 
+def assert_is_the_plain_loops(case: Case, deltas: list[Delta]) -> None:
+    assert tuple(token for delta in deltas for token in delta.token_ids) == case.token_ids
+    assert "".join(delta.text for delta in deltas) == case.text
+    assert deltas[-1].finish_reason is case.reason
+    assert deltas[-1].num_tokens == len(case.token_ids)
+
+
 async def assert_nothing_is_left(backend: ServeBackend, target: Target) -> None:
     assert backend._sink._inboxes == {}
     async with asyncio.timeout(20):
@@ -129,17 +136,52 @@ async def test_every_answer_is_the_plain_loops_whenever_replicas_die(
     family: Path, oracle: TargetModel, death: Death, seed: int
 ) -> None:
     made, rng = cases(oracle, seed), random.Random(seed)
-    dooms = [rng.randrange(20), *(() if death is Death.FROZEN else (rng.randrange(60), 0))]
-    target = Target(engines(family, oracle, made, seed), dooms, death, seed)
+    dooms = [rng.randrange(10, 30), *(() if death is Death.FROZEN else (rng.randrange(60), 0))]
+    target = Target(slow(engines(family, oracle, made, seed), 0.01), dooms, death, seed)
     async with served(target, str(family / "large"), num_replicas=1 + seed % 2) as backend:
         answers = await asyncio.gather(*(answer(backend, case) for case in made))
         for case, deltas in zip(made, answers, strict=True):
-            assert tuple(token for delta in deltas for token in delta.token_ids) == case.token_ids
-            assert "".join(delta.text for delta in deltas) == case.text
-            assert deltas[-1].finish_reason is case.reason
-            assert deltas[-1].num_tokens == len(case.token_ids)
+            assert_is_the_plain_loops(case, deltas)
         assert len(target.asked) > len(made), "a replica died while it had requests"
         await assert_nothing_is_left(backend, target)
+
+
+@pytest.mark.usefixtures("no_task_is_left")
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("death", Death)
+async def test_streams_go_on_behind_what_their_readers_have(
+    family: Path, oracle: TargetModel, death: Death, seed: int
+) -> None:
+    made = [replace(case, streamed=True) for case in cases(oracle, 20 + seed)]
+    target, num_read = Target(slow(engines(family, oracle, made, seed), 0.02), [1 << 30], death, seed), 0
+
+    async def read(backend: ServeBackend, case: Case) -> None:
+        nonlocal num_read
+        deltas = []
+        async with aclosing(stream(backend, case.job)) as running:
+            async for delta in running:
+                deltas.append(delta)
+                num_read += len(delta.token_ids)
+                if num_read > 20 and len(target.asked) == len(made):
+                    target.replicas[0].die()
+        assert_is_the_plain_loops(case, deltas)
+
+    async with served(target, str(family / "large"), num_replicas=1) as backend:
+        await asyncio.gather(*(read(backend, case) for case in made))
+        assert sum(len(request.resume_ids) for request in target.asked) > 5
+        await assert_nothing_is_left(backend, target)
+
+
+async def test_a_replica_that_still_has_the_request_takes_it_again(family: Path, oracle: TargetModel) -> None:
+    """Its connection breaks, and the round in which it would learn of that takes longer than the pause."""
+    request = replace(random_requests(3, 1, VOCAB, max_tokens=30)[0], request_id="r")
+    expected = plain_texts(oracle, [request])["r"]
+    case = Case(GenerationJob(CARD, request, ()), True, (), "", FinishReason.LENGTH)
+    target = Target(slow(engines(family, oracle, [case], 3), 0.3), [1], Death.CUT, 3)
+    async with served(target, str(family / "large"), num_replicas=1) as backend:
+        deltas = await answer(backend, case)
+    assert [token for delta in deltas for token in delta.token_ids] == expected
+    assert len(target.asked) == 2
 
 
 async def test_no_token_is_decoded_twice(family: Path, oracle: TargetModel) -> None:
