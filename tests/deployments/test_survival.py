@@ -177,9 +177,16 @@ async def test_a_replica_that_still_has_the_request_takes_it_again(family: Path,
     request = replace(random_requests(3, 1, VOCAB, max_tokens=30)[0], request_id="r")
     expected = plain_texts(oracle, [request])["r"]
     case = Case(GenerationJob(CARD, request, ()), True, (), "", FinishReason.LENGTH)
-    target = Target(slow(engines(family, oracle, [case], 3), 0.3), [1], Death.CUT, 3)
-    async with served(target, str(family / "large"), num_replicas=1) as backend:
-        deltas = await answer(backend, case)
+    target, deltas = Target(slow(engines(family, oracle, [case], 3), 0.4), [1 << 30], Death.CUT, 3), list[Delta]()
+    async with (
+        served(target, str(family / "large"), num_replicas=1) as backend,
+        aclosing(stream(backend, case.job)) as running,
+    ):
+        async for delta in running:
+            if not deltas:
+                await asyncio.sleep(0.1)  # the next round is under way
+                target.replicas[0].die()
+            deltas.append(delta)
     assert [token for delta in deltas for token in delta.token_ids] == expected
     assert len(target.asked) == 2
 
