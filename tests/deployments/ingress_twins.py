@@ -87,6 +87,6 @@ def script(request: GenerateRequest, what: int) -> list[Step]:
         last = index == NUM_TOKENS - 1
         reason, stats = (FinishReason.LENGTH, SequenceStats(7, 4, 2)) if last else (None, None)
         steps.append(TokenRun(request.request_id, index, (80 + index,), reason, stats))
-        if what in (HANG, DIE, POISON) and index == 2:
+        if (what in (HANG, DIE) and index == 2) or (what == POISON and index >= 2):
             steps.append(asyncio.Event())
     return steps

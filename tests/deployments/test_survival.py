@@ -101,9 +101,18 @@ async def answer(backend: ServeBackend, case: Case) -> list[Delta]:
         return [delta async for delta in deltas]
 
 
+def text_of(case: Case, deltas: list[Delta]) -> str:
+    """The case's text. Without stop strings, bytes that are no characters depend on how the tokens were cut."""
+    if case.job.stops:
+        return case.text
+    text = TextStream(tiny_tokenizer(), (), case.job.request.prompt_ids)
+    parts = [case.token_ids[delta.index : delta.num_tokens] for delta in deltas]
+    return "".join(text.push(part, last=number == len(parts)).text for number, part in enumerate(parts, start=1))
+
+
 def assert_is_the_plain_loops(case: Case, deltas: list[Delta]) -> None:
     assert tuple(token for delta in deltas for token in delta.token_ids) == case.token_ids
-    assert "".join(delta.text for delta in deltas) == case.text
+    assert "".join(delta.text for delta in deltas) == text_of(case, deltas)
     assert deltas[-1].finish_reason is case.reason
     assert deltas[-1].num_tokens == len(case.token_ids)
 
@@ -162,7 +171,7 @@ async def test_streams_go_on_behind_what_their_readers_have(
             async for delta in running:
                 deltas.append(delta)
                 num_read += len(delta.token_ids)
-                if num_read > 20 and len(target.asked) == len(made):
+                if num_read > 20 and len(target.asked) == len(made) and target.replicas:
                     target.replicas[0].die()
         assert_is_the_plain_loops(case, deltas)
 
@@ -177,9 +186,16 @@ async def test_a_replica_that_still_has_the_request_takes_it_again(family: Path,
     request = replace(random_requests(3, 1, VOCAB, max_tokens=30)[0], request_id="r")
     expected = plain_texts(oracle, [request])["r"]
     case = Case(GenerationJob(CARD, request, ()), True, (), "", FinishReason.LENGTH)
-    target = Target(slow(engines(family, oracle, [case], 3), 0.3), [1], Death.CUT, 3)
-    async with served(target, str(family / "large"), num_replicas=1) as backend:
-        deltas = await answer(backend, case)
+    target, deltas = Target(slow(engines(family, oracle, [case], 3), 0.4), [1 << 30], Death.CUT, 3), list[Delta]()
+    async with (
+        served(target, str(family / "large"), num_replicas=1) as backend,
+        aclosing(stream(backend, case.job)) as running,
+    ):
+        async for delta in running:
+            if not deltas:
+                await asyncio.sleep(0.1)  # the next round is under way
+                target.replicas[0].die()
+            deltas.append(delta)
     assert [token for delta in deltas for token in delta.token_ids] == expected
     assert len(target.asked) == 2
 
@@ -250,9 +266,10 @@ async def test_a_client_that_goes_after_a_reissue_stops_the_work_within_two_roun
             while not (target.dead and target.replicas and target.replicas[0].engine.open_requests):
                 await asyncio.sleep(0.01)
         (living,) = target.replicas
-        await asyncio.sleep(0.3)
+        async with asyncio.timeout(30):
+            while not living.engine.stats().num_steps:
+                await asyncio.sleep(0.01)
         num_steps = living.engine.stats().num_steps
-        assert num_steps > 0
         reader.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reader
