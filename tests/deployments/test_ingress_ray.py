@@ -248,7 +248,7 @@ def test_serves_proxy_passes_on_what_is_beside_the_completions(client: httpx.Cli
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
 def test_the_client_works_behind_both_proxies(client: httpx.Client, head: Head, scheme: str) -> None:
     url = head.url if scheme == "http" else f"grpc://127.0.0.1:{head.grpc_port}"
-    with Client(url, retries=Retries(most=0), timeout_s=30) as ours:
+    with Client(url, api_key=KEY, retries=Retries(most=0), timeout_s=30) as ours:
         assert list(ours.complete("tiny", [COUNT]).token_ids) == TOKENS
         with pytest.raises(QueueFull, match="queued"):
             ours.complete("tiny", [FULL])

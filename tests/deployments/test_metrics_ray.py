@@ -11,6 +11,7 @@ from ray import serve
 
 from deployments.app import APP_NAME
 from deployments.config import IngressConfig
+from deployments.config_access import AccessConfig
 from deployments.ingress import Ingress
 from deployments.session import attached_ray
 from tests.api.api_twins import tiny_tokenizer
@@ -31,7 +32,7 @@ def client(tmp_path_factory: pytest.TempPathFactory, ray_head: Head) -> Iterator
     with attached_ray(ray_head.address), httpx.Client(base_url=ray_head.url, timeout=30) as client:
         target = serve.deployment(ScriptedTarget).options(name="target-tiny", **options).bind()
         ingress = Ingress.options(num_replicas=2, **options).bind(
-            {"tiny": target}, {"tiny": path}, IngressConfig(num_replicas=2)
+            {"tiny": target}, {"tiny": path}, IngressConfig(num_replicas=2), access=AccessConfig(open=True)
         )
         serve.run(ingress, name=APP_NAME)
         wait_until(lambda: client.get("/ready").status_code == 200)

@@ -74,7 +74,7 @@ def test_a_colocated_drafter_has_no_deployment_and_no_threads_of_its_own(config:
     colocated = as_placed(config, "colocated")
     assert cpus_needed(colocated) == 5 + 3 + ingress
     for placed, is_deployed in ((config, True), (colocated, False)):
-        targets, *_, pool, _ = build(placed)._bound_deployment.init_args
+        targets, _, _, pool, *_ = build(placed)._bound_deployment.init_args
         assert (pool is not None) is is_deployed
         for target in targets.values():
             own, own_pool, drafter = target._bound_deployment.init_args

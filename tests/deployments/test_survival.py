@@ -71,7 +71,7 @@ def make_case(oracle: TargetModel, request: GenerateRequest, rng: random.Random)
         stops = (text[at : at + 3],)
     piece = TextStream(tiny_tokenizer(), stops, request.prompt_ids).push(ids, last=True)
     reason = FinishReason.STOP if piece.stopped else reason
-    job = GenerationJob(CARD, request, stops)
+    job = GenerationJob(CARD, request, stops, CARD.tokenizer)
     return Case(job, rng.random() < 0.6, tuple(ids[: piece.num_tokens]), piece.text, reason)
 
 
@@ -185,7 +185,7 @@ async def test_a_replica_that_still_has_the_request_takes_it_again(family: Path,
     """Its connection breaks, and the round in which it would learn of that takes longer than the pause."""
     request = replace(random_requests(3, 1, VOCAB, max_tokens=30)[0], request_id="r")
     expected = plain_texts(oracle, [request])["r"]
-    case = Case(GenerationJob(CARD, request, ()), True, (), "", FinishReason.LENGTH)
+    case = Case(GenerationJob(CARD, request, (), CARD.tokenizer), True, (), "", FinishReason.LENGTH)
     target, deltas = Target(slow(engines(family, oracle, [case], 3), 0.4), [1 << 30], Death.CUT, 3), list[Delta]()
     async with (
         served(target, str(family / "large"), num_replicas=1) as backend,
@@ -203,7 +203,7 @@ async def test_a_replica_that_still_has_the_request_takes_it_again(family: Path,
 async def test_no_token_is_decoded_twice(family: Path, oracle: TargetModel) -> None:
     """Nor is a long answer waited for again: what was streamed goes with it."""
     request = replace(random_requests(3, 1, VOCAB, max_tokens=60)[0], request_id="r")
-    case = Case(GenerationJob(CARD, request, ()), True, (), "", FinishReason.LENGTH)
+    case = Case(GenerationJob(CARD, request, (), CARD.tokenizer), True, (), "", FinishReason.LENGTH)
     target = Target(slow(engines(family, oracle, [case], 3), 0.02), [8], Death.KILLED, 3)
     async with served(target, str(family / "large"), num_replicas=1) as backend:
         deltas = await answer(backend, case)
@@ -258,7 +258,7 @@ async def test_a_client_that_goes_after_a_reissue_stops_the_work_within_two_roun
     family: Path, oracle: TargetModel, streamed: bool
 ) -> None:
     request = GenerateRequest("r", (5, 6, 7), SamplingParams(temperature=0.8, seed=9), StopRules(200))
-    case = Case(GenerationJob(CARD, request, ()), streamed, (), "", FinishReason.LENGTH)
+    case = Case(GenerationJob(CARD, request, (), CARD.tokenizer), streamed, (), "", FinishReason.LENGTH)
     target = Target(slow(engines(family, oracle, [case], 7), 0.1), [2], Death.KILLED, 7)
     async with served(target, str(family / "large"), num_replicas=1) as backend:
         reader = asyncio.create_task(answer(backend, case))
@@ -301,7 +301,7 @@ async def test_a_client_that_goes_while_no_replica_is_there_leaves_nothing(
 async def test_a_time_limit_in_the_search_is_an_error_event_or_a_408(family: Path, oracle: TargetModel) -> None:
     body = {"model": MODEL, "prompt": [5, 6, 7], "max_tokens": 40, "ignore_eos": True, "seed": 3}
     request = GenerateRequest("x", (5, 6, 7), SamplingParams(seed=3), StopRules(40))
-    case = Case(GenerationJob(CARD, request, ()), True, (), "", FinishReason.LENGTH)
+    case = Case(GenerationJob(CARD, request, (), CARD.tokenizer), True, (), "", FinishReason.LENGTH)
     for stream_it in (True, False):
         target = Target(slow(engines(family, oracle, [case], 4), 0.05), [4], Death.KILLED, 4)
         target.replaces = False
