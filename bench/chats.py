@@ -18,10 +18,9 @@ import torch
 from bench import machine
 from bench.arguments import RESULTS, add_target, add_threads, ended, plain_parser
 from bench.ours import requests
-from bench.stats import Ratio, paired_ratio
+from bench.stats import paired_ratio
 from cli.arguments import whole
 from deployments.local import open_engine
-from deployments.progress import loading
 from model.load import WeightFormat
 from router.policy import Off
 from targets.complete import complete
@@ -34,9 +33,9 @@ Turns = list[tuple[int, float]]  # tokens before each answer, and the millisecon
 
 
 def chat(engine: Engine, model: TargetModel, args: Namespace, number: int, keeps: bool) -> Turns:
-    said, turns = [100 + number], Turns()
+    said, turns, num_tokens = [number], Turns(), model.decoder.config.vocab_size
     for turn in range(args.turns):
-        said += [100 + (number + turn + place) % 1000 for place in range(args.question)]
+        said += [(100 + number + turn + place) % num_tokens for place in range(args.question)]
         if not keeps:
             model.ledger.forget()
         asked = requests([said], 0.0, args.answer)
@@ -52,9 +51,7 @@ def measure(args: Namespace) -> list[tuple[Turns, Turns]]:
     torch.set_num_threads(args.threads)
     length = 1 + args.turns * (args.question + args.answer)
     sizes = {"num_positions": 2 * length + 4 * PAGE, "page_size": PAGE}
-    with loading(str(args.target)) as progress:
-        weights = WeightFormat(args.weights)
-        model = load_target(args.target, dtype=torch.bfloat16, weights=weights, progress=progress, **sizes)
+    model = load_target(args.target, dtype=torch.bfloat16, weights=WeightFormat(args.weights), **sizes)
     engine = open_engine(model, None, Off(), EngineConfig(max_batch=1))
     try:
         chat(engine, model, args, 0, keeps=False)  # warms up
@@ -66,19 +63,14 @@ def measure(args: Namespace) -> list[tuple[Turns, Turns]]:
         engine.stop()
 
 
-def ratios(pairs: Sequence[tuple[Turns, Turns]]) -> list[Ratio]:
-    """By turn: how many times as long the first token takes where all is read anew."""
-    turns = range(len(pairs[0][0]))
-    return [paired_ratio([anew[t][1] for _, anew in pairs], [kept[t][1] for kept, _ in pairs]) for t in turns]
-
-
 def table(pairs: Sequence[tuple[Turns, Turns]], place: dict[str, object]) -> str:
+    """ratio: how many times as long the first token takes where all is read anew."""
     rows = []
-    for turn, ratio in enumerate(ratios(pairs)):
-        kept, anew = (median(one[turn][1] for one in way) for way in zip(*pairs, strict=True))
-        context = pairs[0][0][turn][0]
+    for turn, (context, _) in enumerate(pairs[0][0]):
+        kept, anew = ([one[turn][1] for one in way] for way in zip(*pairs, strict=True))
+        ratio = paired_ratio(anew, kept)
         spread = f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
-        rows.append((turn + 1, context, f"{kept:.0f}", f"{anew:.0f}", spread))
+        rows.append((turn + 1, context, f"{median(kept):.0f}", f"{median(anew):.0f}", spread))
     heads = ("turn", "tokens before the answer", "first token, ms", "read anew, ms", "ratio")
     return machine.markdown(heads, rows, machine.footer(place))
 

@@ -52,6 +52,7 @@ class TargetReplica:
         self._incarnation = f"{config.name}-{serve.get_replica_context().replica_id.unique_id}"
         model = await asyncio.to_thread(load_model, config)
         self._decoder = model.decoder.config
+        self._constraint = model.constraint
         self._steps = runs(model.decoder, Execution(config.execution))
         self._policy: Policy = policy(config.speculation)
         if isinstance(config.speculation, AdaptiveSpeculation) and drafter is not None:
@@ -100,6 +101,8 @@ class TargetReplica:
         """
         with self._streams.answer(request.request_id, sink) as answer:
             try:
+                if request.grammar:
+                    await asyncio.to_thread(self._constraint, request)  # compiled for the engine, beside the loop
                 self._engine.submit(request, answer.add)
             except DraftPoolError as refusal:
                 return refusal
