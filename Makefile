@@ -24,7 +24,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(PIP) --editable '.[dev]'
 	@touch $@
 
-demo: smollm2  ## two targets and their draft pool on this machine, an answer from each and what the pool brings, then stop
+demo: smollm2  ## two targets and their drafter on this machine, an answer from each and what drafts bring, then stop
 	$(BIN)/draftpool demo
 
 serve: smollm2  ## stay up on 127.0.0.1:8000 until Ctrl-C
