@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
+from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
@@ -64,12 +66,14 @@ async def _prepared(card: ModelCard, body: Body) -> tuple[Reply | ResponseReply,
         how = calling(card, body)
     else:
         prompts, echoes = await prompt_ids(card, body), body.echoes()
+    grammar = await asyncio.to_thread(body.grammar) if body.is_shaped else ""
     seeds = [choice_seed(seed, index) for index in range(len(prompts) * body.n)]
     reply = _reply(body, seeds, [len(ids) for ids in prompts], how)
     jobs = []
     for index, seed in enumerate(seeds):  # as in OpenAI's API, the choices of a prompt stand together
         prompt, echo = prompts[index // body.n], echoes[index // body.n]
-        jobs.append(prepare(card, f"{reply.id}-{index}", prompt, body, seed, echo=echo, marks=_marks(how)))
+        beside: dict[str, Any] = {"echo": echo, "marks": _marks(how), "grammar": grammar}
+        jobs.append(prepare(card, f"{reply.id}-{index}", prompt, body, seed, **beside))
     return reply, jobs
 
 

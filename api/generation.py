@@ -97,8 +97,9 @@ def prepare(
     *,
     echo: Echo = "",
     marks: Sequence[str] = (),
+    grammar: str = "",
 ) -> GenerationJob:
-    """Checks a request and returns its job. marks: tokens that have text in any case.
+    """Checks a request and returns its job. marks: tokens that have text in any case. grammar: of the answer.
 
     Raises InvalidRequest or PromptTooLong.
     """
@@ -113,7 +114,7 @@ def prepare(
     logits = body.rules(stop_ids)
     check_rules(logits, card.vocab_size)
     asked = body.drafting, logits, body.num_logprobs
-    request = GenerateRequest(request_id, prompt_ids, body.sampling(seed), rules, *asked, grammar=body.grammar)
+    request = GenerateRequest(request_id, prompt_ids, body.sampling(seed), rules, *asked, grammar=grammar)
     try:
         check_prompt(request, card.max_model_len, card.vocab_size)
     except InvalidRequest as error:

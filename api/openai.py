@@ -104,15 +104,19 @@ class GenerationBody(Body):
 
     @model_validator(mode="after")
     def _check_grammar(self) -> GenerationBody:
-        if grammar_of(self.response_format, self.structured_outputs):
+        if self.is_shaped:
             for name, value in (("ignore_eos", self.ignore_eos), ("min_tokens", self.min_tokens)):
                 if value:
                     raise InvalidRequest(f"{name} {value} and an answer that ends by its form; leave {name} out", name)
         return self
 
     @property
+    def is_shaped(self) -> bool:
+        asked = self.response_format
+        return self.structured_outputs is not None or (asked is not None and asked.type != "text")
+
     def grammar(self) -> str:
-        """Of the answer; empty: none."""
+        """Of the answer; empty: none. A large one takes seconds to check. Raises InvalidRequest."""
         return grammar_of(self.response_format, self.structured_outputs)
 
     @property
