@@ -46,8 +46,8 @@ class ResponseFormat(Body):
     @property
     def grammar(self) -> str:
         if self.json_schema is not None:
-            return of_json(self.json_schema.json_schema)
-        return "" if self.type == "text" else of_json(dict(ANY_OBJECT))
+            return of_json(self.json_schema.json_schema, "response_format")
+        return "" if self.type == "text" else of_json(dict(ANY_OBJECT), "response_format")
 
 
 class StructuredOutputs(Body):
@@ -73,11 +73,11 @@ class StructuredOutputs(Body):
             return str(LLMatcher.grammar_from_regex("|".join(map(re.escape, self.choice))))
         if self.lark:
             return str(LLMatcher.grammar_from_lark(self.lark))
-        return of_json(self.json_schema or dict(ANY_OBJECT))
+        return of_json(self.json_schema or dict(ANY_OBJECT), "structured_outputs")
 
 
-def of_json(schema: dict[str, Any] | str) -> str:
-    """Raises InvalidRequest for a text that is no JSON object."""
+def of_json(schema: dict[str, Any] | str, place: str) -> str:
+    """place: the caller's name for the schema. Raises InvalidRequest for a text that is no JSON object."""
     try:
         return str(
             LLMatcher.grammar_from_json_schema(
@@ -85,7 +85,7 @@ def of_json(schema: dict[str, Any] | str) -> str:
             )
         )
     except ValueError as error:
-        raise InvalidRequest(f"the schema is no JSON object: {str(error)[:200]}", "response_format") from None
+        raise InvalidRequest(f"the schema is no JSON object: {str(error)[:200]}", place) from None
 
 
 def grammar_of(response_format: ResponseFormat | None, structured: StructuredOutputs | None) -> str:

@@ -58,6 +58,7 @@ ONLY_IN_RESPONSES = _allowed(
     ("include", []),
     ("truncation", "disabled"),
     ("text", {"format": {"type": "text"}}, {}),
+    ("response_format structured_outputs", None),
     ("reasoning", {}),
     ("previous_response_id conversation prompt max_tool_calls moderation context_management", None),
     ("max_tokens max_completion_tokens", None),

@@ -1,6 +1,6 @@
-"""`draftpool demo`: runs the demo targets with their draft pool on this machine.
+"""`draftpool demo`: runs the demo targets and what drafts for them on this machine.
 
-Shows a completion from each target at the same time, and then the speed with and without the pool.
+Shows a completion from each target at the same time, and then the speed with drafts and without.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, help="another config, which runs as it is (default: the demo's models)")
     parser.add_argument("--prompt", help="a question, or for code models a text to complete (default: a few of each)")
     parser.add_argument("--max-tokens", type=whole(2), default=96, help="default: %(default)s")
-    parser.add_argument("--pairs", type=whole(1), default=5, help="measurements with and without the pool (default: 5)")
+    parser.add_argument("--pairs", type=whole(1), default=5, help="measurements with drafts and without (default: 5)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     with stopped_by_sigterm(), started(config, errors) as url:
         show_completions(config, url, requests[0], console)
         names = [target.name for target in config.targets]
-        turns = track(range(args.pairs), "with the pool and without", console=errors, transient=True)
+        turns = track(range(args.pairs), "with drafts and without", console=errors, transient=True)
         pairs = [measure(lambda ask: stream_all(url, names, ask), requests[i % len(requests)], i) for i in turns]
         gains = [Gain.of(of_target) for of_target in zip(*pairs, strict=True)]
         say(gain_table(gains, args.pairs), describe_run(config, num_cores, read_execution(url)))

@@ -1,4 +1,4 @@
-"""Measures every target with and without the shared pool, in turn."""
+"""Measures every target with drafts and without, in turn."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from deployments.config import AppConfig
 
 WITH, WITHOUT = "auto", "off"  # values of a request's speculation field
 
-Pair = tuple[StreamedCompletion, StreamedCompletion]  # (with the pool, without) for one target
+Pair = tuple[StreamedCompletion, StreamedCompletion]  # (with drafts, without) for one target
 
 
 def describe_run(config: AppConfig, num_cores: int, steps: Collection[str]) -> str:
@@ -44,12 +44,13 @@ def measure(ask_all: Callable[[DemoRequest], Sequence[StreamedCompletion]], ask:
 class Gain:
     """Results of one target.
 
-    with_pool, without: tokens per second, medians. gain: median of the ratio of each pair. accepted_per_round: tokens.
+    with_drafts, without: tokens per second, medians. gain: median of the ratio of each pair. accepted_per_round: of
+    drafted tokens.
     same_text: whether both texts of every pair are equal.
     """
 
     model: str
-    with_pool: float
+    with_drafts: float
     without: float
     gain: float
     accepted_per_round: float
@@ -59,7 +60,7 @@ class Gain:
     def of(cls, pairs: Sequence[Pair]) -> Gain:
         return cls(
             model=pairs[0][0].model,
-            with_pool=statistics.median(on.tokens_per_second for on, _ in pairs),
+            with_drafts=statistics.median(on.tokens_per_second for on, _ in pairs),
             without=statistics.median(off.tokens_per_second for _, off in pairs),
             gain=statistics.median(on.tokens_per_second / (off.tokens_per_second or 1.0) for on, off in pairs),
             accepted_per_round=sum(on.num_accepted for on, _ in pairs) / max(1, sum(on.num_rounds for on, _ in pairs)),
@@ -68,11 +69,11 @@ class Gain:
 
 
 def gain_table(gains: Sequence[Gain], num_pairs: int) -> Table:
-    heads = ("without pool", "with pool", "gain", "accepted a round", "text")
+    heads = ("without drafts", "with drafts", "gain", "accepted a round", "text")
     title = f"tokens per second, medians of {plural(num_pairs, 'pair')}"
     return table(title, ("target",), heads, map(_cells, gains))
 
 
 def _cells(gain: Gain) -> Iterator[str]:
-    yield from (gain.model, f"{gain.without:.0f}", f"{gain.with_pool:.0f}", f"{gain.gain:.2f}x")
+    yield from (gain.model, f"{gain.without:.0f}", f"{gain.with_drafts:.0f}", f"{gain.gain:.2f}x")
     yield from (f"{gain.accepted_per_round:.2f}", "the same" if gain.same_text else "differs")

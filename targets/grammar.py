@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
-from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -40,7 +39,7 @@ class Grammars:
         if matcher is None:
             matcher = LLMatcher(self._tokenizer, grammar, log_level=QUIET)
         if matcher.is_error():
-            raise InvalidRequest(f"the grammar does not compile: {matcher.get_error()[:300]}", "response_format")
+            raise InvalidRequest(f"the grammar does not compile: {matcher.get_error()[:300]}")
         with self._lock:
             self._compiled[grammar] = matcher
             if len(self._compiled) > KEPT:
@@ -57,24 +56,27 @@ class Constraint:
 
     def masks(self, generated: Sequence[int], draft: Sequence[int] = ()) -> Masks:
         """What may come behind the generated tokens, and behind each token of the draft. Behind a token of the draft
-        that the grammar refuses all may come: that place is never reached.
+        that the grammar refuses all may come: that place is never reached. Nothing may come behind a text that it
+        refuses, so that this text ends and no other.
         """
         masks = np.full((1 + len(draft), self._num_words), -1, np.int32)
-        self._go_to(generated)
+        if not self._go_to(generated):
+            return np.zeros_like(masks)
         for place in range(1 + len(draft)):
             if place and not self._consume(draft[place - 1]):
                 break
             self._matcher.unsafe_compute_mask_ptr(masks[place].ctypes.data, 4 * self._num_words)
         return masks
 
-    def _go_to(self, generated: Sequence[int]) -> None:
-        shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self._read, generated, strict=False)))
+    def _go_to(self, generated: Sequence[int]) -> bool:
+        """Whether the grammar allows these tokens."""
+        shared = min(len(self._read), len(generated))
+        while self._read[:shared] != list(generated[:shared]):
+            shared -= 1
         if len(self._read) > shared:
             self._matcher.rollback(len(self._read) - shared)
             del self._read[shared:]
-        for token in generated[shared:]:
-            if not self._consume(token):
-                raise ValueError(f"token {len(self._read)} of a text is not one that its grammar allows")
+        return all(self._consume(token) for token in generated[shared:])
 
     def _consume(self, token: int) -> bool:
         if self._matcher.try_consume_tokens([token]) != 1:

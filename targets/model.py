@@ -59,7 +59,7 @@ class TargetModel:
         if not request.grammar:
             return None
         if self.grammars is None:
-            raise InvalidRequest("this model has no tokenizer to read a grammar with", "response_format")
+            raise InvalidRequest("this model has no tokenizer to read a grammar with")
         return self.grammars.constraint(request.grammar)
 
     @property

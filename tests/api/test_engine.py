@@ -12,9 +12,7 @@ import grpc
 import httpx
 import openai
 import pytest
-import uvicorn
 
-from api.http import create_app
 from api.text import decode
 from protocol import build
 from protocol.logit_rules import NO_RULES, LogitRules
@@ -24,6 +22,7 @@ from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRu
 from targets.engine import Engine
 from tests.api.api_twins import EngineBackend, card, make_engine, tiny_tokenizer
 from tests.api.rpc_server import rpc_server
+from tests.api.served import served
 
 PROMPTS = ["import os", "def add(a, b):", "grüße aus", "日本"]
 MAX_TOKENS = 24
@@ -43,16 +42,8 @@ def backend(engine: Engine) -> EngineBackend:
 
 @pytest.fixture(scope="module")
 def url(backend: EngineBackend) -> Iterator[str]:
-    """The app under uvicorn on a free loopback port."""
-    config = uvicorn.Config(create_app(backend), host="127.0.0.1", port=0, log_level="error", ws="none")
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
-    server.should_exit = True
-    thread.join()
+    with served(backend) as url:
+        yield url
 
 
 @pytest.fixture

@@ -93,6 +93,7 @@ async def test_the_openai_client_streams_json(engine: Engine) -> None:
         ({"response_format": FORMAT, "ignore_eos": True}, "ignore_eos", "leave ignore_eos out"),
         ({"response_format": FORMAT, "min_tokens": 3}, "min_tokens", "leave min_tokens out"),
         ({"structured_outputs": {}}, "structured_outputs", "send one of"),
+        ({"structured_outputs": {"json": "[1"}}, "structured_outputs", "no JSON object"),
         ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs", "send one of"),
         ({"structured_outputs": {"regex": "("}}, "structured_outputs", "cannot be used"),
         ({"structured_outputs": {"grammar": "begin: x"}}, "structured_outputs", "cannot be used"),
@@ -107,6 +108,13 @@ async def test_what_cannot_be_is_a_400_that_names_the_field(
     error = error_of(await client.post("/v1/completions", json=body), 400)
     assert error["param"] == param
     assert says in error["message"]
+
+
+@pytest.mark.parametrize("fields", [{"response_format": FORMAT}, {"structured_outputs": {"regex": "a"}}])
+async def test_a_response_refuses_by_name_what_it_would_not_hold(client: Client, fields: dict[str, Any]) -> None:
+    body = {"model": "tiny", "input": "a", "store": False} | fields
+    error = error_of(await client.post("/v1/responses", json=body), 400)
+    assert error["param"] in fields
 
 
 def test_a_text_needs_no_grammar() -> None:

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-import uvicorn
 
-from api.http import create_app
 from bench.cells import Cell, CellOutcome, Subject, TokenIds, Unavailable
 from bench.grid import Grid
 from bench.ours import DraftPoolEngine
@@ -28,6 +24,7 @@ from cli.main import main
 from drafters.training.distil import logits_at
 from model.gguf.unpack import GGUF_NAME, unpack
 from tests.api.api_twins import EngineBackend, card, make_engine, tiny_tokenizer
+from tests.api.served import served
 from tests.deployments.checkpoints import make_family
 from tests.model.families import make_checkpoint
 from tests.model.gguf.files import write_gguf
@@ -135,15 +132,8 @@ def test_openvino_writes_the_same_text_plain_and_with_its_drafter(subject: Subje
 def url(tmp_path: Path) -> Iterator[str]:
     """Our own API over a real engine, on a free loopback port."""
     engine = make_engine(tmp_path)
-    app = create_app(EngineBackend(engine, card(max_model_len=engine.max_length)))
-    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="error", ws="none"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/v1"
-    server.should_exit = True
-    thread.join()
+    with served(EngineBackend(engine, card(max_model_len=engine.max_length))) as url:
+        yield url
     engine.stop()
 
 

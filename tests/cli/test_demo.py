@@ -28,7 +28,7 @@ def completion(rate: float, text: str = "a", accepted: int = 0) -> StreamedCompl
 def test_a_gain_is_the_median_of_what_pairs_made() -> None:
     pairs = [(completion(on, accepted=75), completion(off)) for on, off in ((20, 10), (30, 10), (90, 100))]
     found = Gain.of(pairs)
-    assert (found.with_pool, found.without, found.gain) == (30, 10, 2.0)
+    assert (found.with_drafts, found.without, found.gain) == (30, 10, 2.0)
     assert found.accepted_per_round == 1.5
     assert found.same_text
 

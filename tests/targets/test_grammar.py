@@ -121,3 +121,11 @@ def test_a_grammar_that_is_none_or_that_no_tokenizer_can_read_is_refused(load):
         Engine(load(), Fixed(DepthRule((1,)), 2)).submit(request, print)
     with pytest.raises(InvalidRequest, match="no tokenizer to read a grammar with"):
         Engine(replace(load(), grammars=None), Fixed(DepthRule((1,)), 2)).submit(requests(0)[0], print)
+
+
+def test_behind_a_text_that_its_grammar_refuses_nothing_may_come_and_the_matcher_finds_back(grammars):
+    text = TOKENIZER.encode(EXAMPLES[2], add_special_tokens=False)
+    constraint, fresh = (grammars.constraint(of_schema(SCHEMAS[2])) for _ in range(2))
+    foreign = next(token for token in range(3, len(TOKENIZER)) if token != text[0] and TOKENIZER.decode([token]) == "x")
+    assert not constraint.masks([foreign], text).any()
+    assert (constraint.masks(text[:1]) == fresh.masks(text[:1])).all()
