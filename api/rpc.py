@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any, ClassVar, Protocol, TypeVar
 from uuid import uuid4
@@ -78,33 +78,48 @@ async def generate(
     backend: Backend, message: pb.GenerateRequest, context: Context, meter: Meter | None = None
 ) -> AsyncGenerator[pb.GenerateResponse, None]:
     """meter: counts the call; None: it is counted nowhere."""
-    request_id, meter = f"gen-{uuid4().hex}", meter or Meter()
-    arrived = meter.clock()
-    with _answering("Generate", request_id, context, meter):
+
+    async def prepared(request_id: str) -> GenerationJob:
         body = _body(message)
         card = await find_model(backend, body.model)
         (prompt,) = await prompt_ids(card, body)
         (echo,) = body.echoes()
-        job = prepare(card, request_id, prompt, body, draw_seed() if body.seed is None else body.seed, echo=echo)
-        async with aclosing(streamed(meter, job, stream(backend, job), arrived)) as deltas:
-            async for delta in deltas:
-                yield _response(job, delta)
+        return prepare(card, request_id, prompt, body, _seed(body), echo=echo)
+
+    async with aclosing(_answers("Generate", backend, prepared, context, meter or Meter())) as responses:
+        async for response in responses:
+            yield response
 
 
 async def chat(
     backend: Backend, message: pb.ChatRequest, context: Context, meter: Meter | None = None
 ) -> AsyncGenerator[pb.GenerateResponse, None]:
     """meter: as for `generate`."""
-    request_id, meter = f"gen-{uuid4().hex}", meter or Meter()
-    arrived = meter.clock()
-    with _answering("Chat", request_id, context, meter):
+
+    async def prepared(request_id: str) -> GenerationJob:
         body = _chat_body(message)
         card = await find_model(backend, body.model)
-        prompt = await chat_prompt(card, body.messages)
-        job = prepare(card, request_id, prompt, body, draw_seed() if body.seed is None else body.seed)
+        return prepare(card, request_id, await chat_prompt(card, body.messages), body, _seed(body))
+
+    async with aclosing(_answers("Chat", backend, prepared, context, meter or Meter())) as responses:
+        async for response in responses:
+            yield response
+
+
+async def _answers(
+    method: str, backend: Backend, prepared: Callable[[str], Awaitable[GenerationJob]], context: Context, meter: Meter
+) -> AsyncGenerator[pb.GenerateResponse, None]:
+    """The responses to one call. prepared: its job, by the id of the request."""
+    request_id, arrived = f"gen-{uuid4().hex}", meter.clock()
+    with _answering(method, request_id, context, meter):
+        job = await prepared(request_id)
         async with aclosing(streamed(meter, job, stream(backend, job), arrived)) as deltas:
             async for delta in deltas:
                 yield _response(job, delta)
+
+
+def _seed(body: CallBody | ChatCompletionRequest) -> int:
+    return draw_seed() if body.seed is None else body.seed
 
 
 async def list_models(
