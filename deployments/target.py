@@ -9,10 +9,11 @@ from typing import Any
 from ray import serve
 
 from api.trace import Track, rounds
-from deployments.colocated import ColocatedDrafter, open_drafter
+from deployments.colocated import open_drafter
 from deployments.config import PoolConfig, TargetConfig
 from deployments.config_replica import Weights
 from deployments.config_speculation import AdaptiveSpeculation, Speculation
+from deployments.local import LocalDrafter
 from deployments.models import load_model, translation_to
 from deployments.policies import adaptive, longest_draft, needed_exits, policy
 from deployments.process import pin_process
@@ -73,7 +74,7 @@ class TargetReplica:
         self._streams = TokenStreams()
         self._engine.start()
 
-    def _open_colocated(self, model: TargetModel, pool: PoolConfig | None) -> ColocatedDrafter | None:
+    def _open_colocated(self, model: TargetModel, pool: PoolConfig | None) -> LocalDrafter | None:
         speculation = self._config.speculation
         if speculation is None or pool is None:
             return None
