@@ -71,6 +71,9 @@ class Backend(Protocol):
     async def router(self) -> Mapping[str, Any]:
         """What the router of each target replica believes, by target, as JSON values."""
 
+    async def token_counts(self) -> Mapping[str, Any]:
+        """By target, the hash of its vocabulary and how often each token was written, where the config counts them."""
+
     async def trace(self, num_rounds: int) -> tuple[Sequence[Track], Sequence[Track]]:
         """The last rounds of each target replica, and the last passes of each draft replica.
 

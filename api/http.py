@@ -124,7 +124,7 @@ def _model(card: ModelCard) -> Json:
 
 
 def _add_debug_routes(app: FastAPI, backend: Backend) -> None:
-    """For operators: counters of replicas, the router's beliefs, and a trace of recent rounds."""
+    """For operators: counters of replicas, the router's beliefs, counts of tokens, and a trace of recent rounds."""
 
     @app.get("/debug/stats")
     async def stats() -> Mapping[str, Any]:
@@ -133,6 +133,11 @@ def _add_debug_routes(app: FastAPI, backend: Backend) -> None:
     @app.get("/debug/router")
     async def router() -> Mapping[str, Any]:
         return await backend.router()
+
+    @app.get("/debug/tokens")
+    async def tokens() -> Mapping[str, Any]:
+        """How often each token was written, for `draftpool trim --counts`."""
+        return await backend.token_counts()
 
     @app.get("/debug/trace")
     async def trace(rounds: Annotated[int, Query(ge=1, le=MAX_ROUNDS)] = DEFAULT_ROUNDS) -> Json:

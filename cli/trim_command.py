@@ -11,9 +11,10 @@ from rich.table import Table
 
 from cli.arguments import real, whole
 from cli.output import listed, say, table, warn
+from cli.token_counts import read_counts
 from deployments.process import DTYPES
 from drafters.head import Counts, coverage
-from drafters.manifest import Manifest
+from drafters.manifest import Manifest, vocabulary_hash
 from drafters.training.config import Corpus
 from drafters.translation import Translation, translation_between
 from drafters.trim import SIZES, allowed, count_corpus, head_tokens, read_trimmable, write_trimmed
@@ -32,7 +33,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("folder", metavar="FOLDER", help="the drafter: directory, GGUF file, file of a package, or hub id")
     add("out", type=Path, metavar="OUT", help="new folder, which names the checkpoint and the tokens of its head")
-    add("--corpus", nargs="+", type=Path, required=True, metavar="FILE", help="what targets write: text or .jsonl")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--corpus", nargs="+", type=Path, metavar="FILE", help="what targets write: text or .jsonl")
+    counted = "what targets wrote: a server's URL, or a file with what its /debug/tokens told (count_tokens: true)"
+    what.add_argument("--counts", metavar="FILE_OR_URL", help=counted)
     add("--field", default="text", help="of a .jsonl line (default: %(default)s)")
     add("--also-in", metavar="CHECKPOINT", help="keep only tokens that this target of another tokenizer has, too (TLI)")
     add("--size", type=size, default=AUTO, help="rows of the head, or auto: the fastest, measured here (default)")
@@ -58,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("--size auto needs --target, whose passes are measured; give it, or a number of rows")
     translation = translation_to(args.also_in, folder)
     among = allowed(config, translation)
-    counts = count_corpus(folder, config, Corpus(files=args.corpus, field=args.field))
+    counts = counts_of(args, folder, config, translation)
     chosen = args.size
     if chosen == AUTO:
         predictions = predict(measured_costs(args, folder, config, counts, among))
@@ -70,10 +74,20 @@ def run(args: argparse.Namespace) -> int:
             return 1
     token_ids = head_tokens(folder, config, counts, chosen, among)
     write_trimmed(args.folder, args.out, token_ids)
-    say(f"{args.out}: {len(token_ids)} of {config.vocab_size} rows, {coverage(counts, token_ids):.2%} of the corpus")
+    say(
+        f"{args.out}: {len(token_ids)} of {config.vocab_size} rows, {coverage(counts, token_ids):.2%} of what was counted"
+    )
     if translation is not None:
-        say(f"{len(among)} tokens are in both vocabularies, {coverage(counts, among):.2%} of the corpus")
+        say(f"{len(among)} tokens are in both vocabularies, {coverage(counts, among):.2%} of what was counted")
     return 0
+
+
+def counts_of(args: argparse.Namespace, folder: Path, config: DecoderConfig, translation: Translation | None) -> Counts:
+    """How often each of the drafter's tokens is written."""
+    if args.corpus:
+        return count_corpus(folder, config, Corpus(files=args.corpus, field=args.field))
+    other = {vocabulary_hash(resolve(args.also_in, TEXT_FILES)): translation.to_drafter} if translation else {}
+    return read_counts(args.counts, config.vocab_size, vocabulary_hash(folder), other)
 
 
 def translation_to(target: str | None, folder: Path) -> Translation | None:

@@ -141,6 +141,11 @@ class TargetReplica:
             "replica": replica_name(self._incarnation)
         }
 
+    async def token_counts(self) -> tuple[str, dict[int, int]]:
+        """The hash of the vocabulary, and how often each token was written here."""
+        directory = resolve(self._config.path, TEXT_FILES)
+        return await asyncio.to_thread(vocabulary_hash, directory), self._engine.token_counts()
+
     async def trace(self, num_rounds: int) -> Track:
         """A track of the last rounds."""
         return Track(self._incarnation, rounds(self._engine.last_rounds(num_rounds)))
@@ -169,6 +174,7 @@ def engine_config(config: TargetConfig, incarnation: str) -> EngineConfig:
         prefill_chunk=config.prefill_chunk,
         max_model_len=config.max_model_len,
         incarnation=incarnation,
+        count_tokens=config.count_tokens,
     )
 
 

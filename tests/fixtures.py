@@ -22,6 +22,7 @@ targets:
     page_size: 16
     kv_mb: 8
     max_batch: 4
+    count_tokens: true
     max_queue: 2
     speculation: {policy: fixed, depth: 4, length: 4, deadline_ms: 500}
   - name: small

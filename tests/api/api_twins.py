@@ -143,6 +143,9 @@ class Twin(ABC):
     async def router(self) -> Mapping[str, Any]:
         return {card.id: [{"policy": "off"}] for card in self.cards}
 
+    async def token_counts(self) -> Mapping[str, Any]:
+        return {card.id: {"vocabulary_hash": "abc", "counts": {5: 2}} for card in self.cards}
+
     async def trace(self, num_rounds: int) -> tuple[Sequence[Track], Sequence[Track]]:
         part = Slice("plan", 3.0, 3.5, {})
         return [Track(card.id, (part,) * num_rounds) for card in self.cards], [Track("pool", (part,))]

@@ -165,7 +165,7 @@ def test_a_folder_is_written_with_the_tokens_of_the_corpus(
     Manifest((2, 4), vocabulary_hash(folder), ("large",)).save(folder)
     counts = count_corpus(folder, read_config(folder), Corpus(files=[corpus]))
     occurring = int((counts > 0).sum())
-    assert "100.00% of the corpus" in printed(capsys, *command(folder, out, corpus, "--size", str(occurring)))
+    assert "100.00% of what was counted" in printed(capsys, *command(folder, out, corpus, "--size", str(occurring)))
     config = read_config(resolve(str(out)))
     assert config.head_token_ids == tuple(counts.nonzero()[0].tolist())
     assert not config.tied_embeddings
