@@ -74,9 +74,8 @@ def run(args: argparse.Namespace) -> int:
             return 1
     token_ids = head_tokens(folder, config, counts, chosen, among)
     write_trimmed(args.folder, args.out, token_ids)
-    say(
-        f"{args.out}: {len(token_ids)} of {config.vocab_size} rows, {coverage(counts, token_ids):.2%} of what was counted"
-    )
+    rows, share = f"{len(token_ids)} of {config.vocab_size} rows", coverage(counts, token_ids)
+    say(f"{args.out}: {rows}, {share:.2%} of what was counted")
     if translation is not None:
         say(f"{len(among)} tokens are in both vocabularies, {coverage(counts, among):.2%} of what was counted")
     return 0
