@@ -65,6 +65,9 @@ class Backend(Protocol):
     async def ready(self, model: str) -> bool:
         """Whether one of `names` can take requests. Answers within about a second."""
 
+    async def loading(self, model: str) -> str:
+        """How far replicas of one of `names` are that start now; empty where none does."""
+
     async def stats(self) -> Mapping[str, Any]:
         """Counters of every replica, as JSON values."""
 

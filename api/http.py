@@ -102,7 +102,9 @@ def _add_model_routes(app: FastAPI, backend: Backend) -> None:
         names = list(backend.names) if model is None else [model]
         answers = await asyncio.gather(*map(backend.ready, names))
         if missing := [name for name, is_ready in zip(names, answers, strict=True) if not is_ready]:
-            raise NotReady(f"not ready: {', '.join(missing)}; try again later")
+            loading = await asyncio.gather(*map(backend.loading, missing))
+            told = [f"{name} ({how})" if how else name for name, how in zip(missing, loading, strict=True)]
+            raise NotReady(f"not ready: {', '.join(told)}; try again later")
         return Response()
 
     @app.get("/version")

@@ -31,6 +31,7 @@ from api.open_requests import OpenRequests
 from api.rendering import Renderer
 from api.survival import Recovery, survive
 from api.trace import Track
+from deployments.loading import stages
 from link.counts import replica_name
 from link.discovery import PoolMember, serve_discovery
 from link.liveness import Census, Liveness, take_census
@@ -118,6 +119,11 @@ class ServeBackend:
             return False
         self._cards[model] = self._make_card(model, info)
         return bool(info["ready"])
+
+    async def loading(self, model: str) -> str:
+        deployment = self._handles[model].deployment_name
+        found = [stage for stage in await asyncio.to_thread(stages) if stage.deployment == deployment]
+        return ", ".join(stage.progress for stage in found)
 
     async def _ask(self, model: str) -> Mapping[str, Any]:
         info: Mapping[str, Any] = await self._describe[model].remote()

@@ -13,6 +13,7 @@ from deployments.colocated import open_drafter
 from deployments.config import PoolConfig, TargetConfig
 from deployments.config_replica import Weights
 from deployments.config_speculation import AdaptiveSpeculation, Speculation
+from deployments.loading import Loading, shown
 from deployments.local import LocalDrafter
 from deployments.models import load_model, translation_to
 from deployments.policies import adaptive, longest_draft, needed_exits, policy
@@ -50,16 +51,24 @@ class TargetReplica:
         """
         pin_process(config)
         self._config = config
-        self._incarnation = f"{config.name}-{serve.get_replica_context().replica_id.unique_id}"
-        model = await asyncio.to_thread(load_model, config)
+        context = serve.get_replica_context()
+        replica = context.replica_id.unique_id
+        self._incarnation = f"{config.name}-{replica}"
+        with shown(context.deployment, replica) as loading:
+            await self._start(config, pool, drafter, loading)
+
+    async def _start(self, config: TargetConfig, pool: Any, drafter: PoolConfig | None, loading: Loading) -> None:
+        model = await asyncio.to_thread(load_model, config, loading.weights)
         self._decoder = model.decoder.config
         self._constraint = model.constraint
         self._steps = runs(model.decoder, Execution(config.execution))
         self._policy: Policy = policy(config.speculation)
         if isinstance(config.speculation, AdaptiveSpeculation) and drafter is not None:
+            loading.phase("costs of passes")
             costs = await asyncio.to_thread(startup_target_costs, model, config)
             make_policy = partial(adaptive, config.speculation, max_rows=config.max_batch)
             self._policy = LinkedPolicy(config.name, costs, make_policy)
+        loading.phase("drafter")
         self._colocated = await asyncio.to_thread(self._open_colocated, model, None if pool else drafter)
         translation = await asyncio.to_thread(translation_to, drafter, config) if drafter else None
         self._client = self._draft_client(pool, drafter if drafter and translation else config)

@@ -82,7 +82,8 @@ def served(family: Path, config_text: str, ray_head: Head) -> Iterator[Served]:
     config = load_config(path)
     app = Served(config, ray_head.url)
 
-    def watch(running: int, total: int) -> None:
+    def watch(running: int, total: int, loading: str) -> None:
+        app.loading_at_start.append(loading)
         if running < total:
             app.statuses_at_start.append(app.health(timeout=1))
 

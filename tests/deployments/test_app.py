@@ -20,6 +20,7 @@ import ray
 from ray import serve
 
 from cli.main import main
+from deployments.loading import stages
 from model.config import read_config
 from model.files import resolve
 from protocol.pb import inference_pb2 as pb
@@ -54,6 +55,13 @@ def test_health_turns_ok_once_when_every_model_is_ready(served: Served) -> None:
     assert set(before) <= {0, 404, 503}  # 404: Serve has no route yet
     assert served.health() == 200
     assert [model.id for model in served.client.models.list()] == list(TARGETS)
+
+
+def test_replicas_show_what_they_load_until_they_run(served: Served) -> None:
+    seen = " ".join(served.loading_at_start)
+    for part in ("draft-pool: weights", "target-large: ", "target-small: "):
+        assert part in seen
+    assert stages() == []
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
