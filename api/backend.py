@@ -65,11 +65,17 @@ class Backend(Protocol):
     async def ready(self, model: str) -> bool:
         """Whether one of `names` can take requests. Answers within about a second."""
 
+    async def loading(self, model: str) -> str:
+        """How far replicas of one of `names` are that start now; empty where none does."""
+
     async def stats(self) -> Mapping[str, Any]:
         """Counters of every replica, as JSON values."""
 
     async def router(self) -> Mapping[str, Any]:
         """What the router of each target replica believes, by target, as JSON values."""
+
+    async def token_counts(self) -> Mapping[str, Any]:
+        """By target, the hash of its vocabulary and how often each token was written, where the config counts them."""
 
     async def trace(self, num_rounds: int) -> tuple[Sequence[Track], Sequence[Track]]:
         """The last rounds of each target replica, and the last passes of each draft replica.

@@ -102,7 +102,9 @@ def _add_model_routes(app: FastAPI, backend: Backend) -> None:
         names = list(backend.names) if model is None else [model]
         answers = await asyncio.gather(*map(backend.ready, names))
         if missing := [name for name, is_ready in zip(names, answers, strict=True) if not is_ready]:
-            raise NotReady(f"not ready: {', '.join(missing)}; try again later")
+            loading = await asyncio.gather(*map(backend.loading, missing))
+            told = [f"{name} ({how})" if how else name for name, how in zip(missing, loading, strict=True)]
+            raise NotReady(f"not ready: {', '.join(told)}; try again later")
         return Response()
 
     @app.get("/version")
@@ -124,7 +126,7 @@ def _model(card: ModelCard) -> Json:
 
 
 def _add_debug_routes(app: FastAPI, backend: Backend) -> None:
-    """For operators: counters of replicas, the router's beliefs, and a trace of recent rounds."""
+    """For operators: counters of replicas, the router's beliefs, counts of tokens, and a trace of recent rounds."""
 
     @app.get("/debug/stats")
     async def stats() -> Mapping[str, Any]:
@@ -133,6 +135,11 @@ def _add_debug_routes(app: FastAPI, backend: Backend) -> None:
     @app.get("/debug/router")
     async def router() -> Mapping[str, Any]:
         return await backend.router()
+
+    @app.get("/debug/tokens")
+    async def tokens() -> Mapping[str, Any]:
+        """How often each token was written, for `draftpool trim --counts`."""
+        return await backend.token_counts()
 
     @app.get("/debug/trace")
     async def trace(rounds: Annotated[int, Query(ge=1, le=MAX_ROUNDS)] = DEFAULT_ROUNDS) -> Json:

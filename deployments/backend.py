@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -30,6 +31,7 @@ from api.open_requests import OpenRequests
 from api.rendering import Renderer
 from api.survival import Recovery, survive
 from api.trace import Track
+from deployments.loading import stages
 from link.counts import replica_name
 from link.discovery import PoolMember, serve_discovery
 from link.liveness import Census, Liveness, take_census
@@ -118,6 +120,11 @@ class ServeBackend:
         self._cards[model] = self._make_card(model, info)
         return bool(info["ready"])
 
+    async def loading(self, model: str) -> str:
+        deployment = self._handles[model].deployment_name
+        found = [stage for stage in await asyncio.to_thread(stages) if stage.deployment == deployment]
+        return ", ".join(stage.progress for stage in found)
+
     async def _ask(self, model: str) -> Mapping[str, Any]:
         info: Mapping[str, Any] = await self._describe[model].remote()
         return info
@@ -187,6 +194,10 @@ class ServeBackend:
     async def router(self) -> Mapping[str, Any]:
         return await self._broadcast("router")
 
+    async def token_counts(self) -> Mapping[str, Any]:
+        told = await self._broadcast("token_counts")
+        return {model: _summed(replicas) for model, replicas in told.items()}
+
     async def trace(self, num_rounds: int) -> tuple[Sequence[Track], Sequence[Track]]:
         info = await self._broadcast("trace", num_rounds)
         pool = await broadcast(self._pool, "trace") if self._pool else []
@@ -202,6 +213,14 @@ class ServeBackend:
 def _counts(member: PoolMember) -> dict[str, Any]:
     steps = {"steps_run": member.steps and asdict(member.steps)}
     return asdict(member.stats) | steps | {"replica": replica_name(member.incarnation)}
+
+
+def _summed(replicas: Sequence[tuple[str, Mapping[int, int]]]) -> dict[str, Any]:
+    """Over the replicas of one target, which have one vocabulary."""
+    counts: Counter[int] = Counter()
+    for _, own in replicas:
+        counts.update(own)
+    return {"vocabulary_hash": replicas[0][0] if replicas else None, "counts": dict(sorted(counts.items()))}
 
 
 def _number_tracks(name: str, tracks: Sequence[Track]) -> list[Track]:

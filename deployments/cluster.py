@@ -18,6 +18,7 @@ from deployments.access import check_access
 from deployments.app import APP_NAME, build
 from deployments.config import AppConfig, HttpConfig
 from deployments.direct import open_url
+from deployments.loading import stages
 from deployments.placement import num_replicas
 from deployments.session import attached_ray, local_ray, uninterrupted
 from protocol.errors import ConfigError, NotReady
@@ -32,10 +33,10 @@ SERVICERS = (
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]  # (running replicas, all replicas)
+Progress = Callable[[int, int, str], None]  # (running replicas, all replicas, what others are loading)
 
 
-def no_progress(running: int, total: int) -> None:
+def no_progress(running: int, total: int, loading: str) -> None:
     """Shows no progress."""
 
 
@@ -119,7 +120,7 @@ def wait_until_running(config: AppConfig, progress: Progress) -> None:
     while True:
         app = application()
         states = [state for part in app.deployments.values() for state in part.replica_states.items()]
-        progress(sum(count for state, count in states if state == "RUNNING"), total)
+        progress(sum(count for state, count in states if state == "RUNNING"), total, ", ".join(map(str, stages())))
         if app.status is ApplicationStatus.RUNNING:
             return
         time.sleep(POLL_S)

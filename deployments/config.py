@@ -32,7 +32,8 @@ class TargetConfig(Placement, Weights):
     deterministic: true refuses to start unless the result of a row is independent of the other rows, bit for bit; null
     accepts either. Native kernels are deterministic. max_batch: sequences decoded at once. max_queue: requests that may
     wait. max_model_len: tokens; null: what the checkpoint allows. prefill_chunk: prompt tokens per pass. speculation:
-    null or off, or of policy off: plain decoding.
+    null or off, or of policy off: plain decoding. count_tokens: counts how often each token is written, for
+    `draftpool trim`.
     """
 
     name: Name
@@ -42,6 +43,7 @@ class TargetConfig(Placement, Weights):
     max_model_len: Annotated[int, Field(ge=2)] | None = None
     prefill_chunk: Count = 512
     speculation: Speculation | None = None
+    count_tokens: bool = False
 
     @field_validator("speculation", mode="before")
     @classmethod

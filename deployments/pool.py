@@ -12,6 +12,7 @@ from ray import serve
 from api.trace import Track, passes
 from deployments.config import PoolConfig
 from deployments.host import resolve_host
+from deployments.loading import shown
 from deployments.models import load_drafter
 from deployments.process import pin_process
 from deployments.profiling import startup_drafter_costs
@@ -34,8 +35,12 @@ class DraftPoolReplica:
     async def __init__(self, config: PoolConfig, measured: bool = False) -> None:  # type: ignore[misc]  # Serve awaits it
         """measured: whether targets need the cost of drafts."""
         pin_process(config)
-        drafter = await asyncio.to_thread(load_drafter, config)
-        costs = await asyncio.to_thread(startup_drafter_costs, drafter, config) if measured else None
+        context = serve.get_replica_context()
+        replica = context.replica_id.unique_id
+        with shown(context.deployment, replica) as loading:
+            drafter = await asyncio.to_thread(load_drafter, config)
+            loading.phase("costs of drafts")
+            costs = await asyncio.to_thread(startup_drafter_costs, drafter, config) if measured else None
         worker = DraftWorker(drafter, pool_limits(config), time.monotonic)
         self._thread = PoolThread(worker, time.monotonic)
         secret, limits = Secret.of(os.environ), limits_of(config.max_rows, worker.describe().max_positions)
@@ -43,7 +48,7 @@ class DraftPoolReplica:
         self._thread.start()
         self._member = PoolMember(
             address=self._server.start(resolve_host(config.host), config.ports),
-            incarnation=f"pool-{serve.get_replica_context().replica_id.unique_id}",
+            incarnation=f"pool-{replica}",
             exits=worker.describe().exits,
             vocabulary_hash=Manifest.load(resolve(config.path)).vocabulary_hash,
             max_positions=worker.describe().max_positions,

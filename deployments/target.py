@@ -9,10 +9,12 @@ from typing import Any
 from ray import serve
 
 from api.trace import Track, rounds
-from deployments.colocated import ColocatedDrafter, open_drafter
+from deployments.colocated import open_drafter
 from deployments.config import PoolConfig, TargetConfig
 from deployments.config_replica import Weights
 from deployments.config_speculation import AdaptiveSpeculation, Speculation
+from deployments.loading import Loading, shown
+from deployments.local import LocalDrafter
 from deployments.models import load_model, translation_to
 from deployments.policies import adaptive, longest_draft, needed_exits, policy
 from deployments.process import pin_process
@@ -49,16 +51,24 @@ class TargetReplica:
         """
         pin_process(config)
         self._config = config
-        self._incarnation = f"{config.name}-{serve.get_replica_context().replica_id.unique_id}"
-        model = await asyncio.to_thread(load_model, config)
+        context = serve.get_replica_context()
+        replica = context.replica_id.unique_id
+        self._incarnation = f"{config.name}-{replica}"
+        with shown(context.deployment, replica) as loading:
+            await self._start(config, pool, drafter, loading)
+
+    async def _start(self, config: TargetConfig, pool: Any, drafter: PoolConfig | None, loading: Loading) -> None:
+        model = await asyncio.to_thread(load_model, config, loading.weights)
         self._decoder = model.decoder.config
         self._constraint = model.constraint
         self._steps = runs(model.decoder, Execution(config.execution))
         self._policy: Policy = policy(config.speculation)
         if isinstance(config.speculation, AdaptiveSpeculation) and drafter is not None:
+            loading.phase("costs of passes")
             costs = await asyncio.to_thread(startup_target_costs, model, config)
             make_policy = partial(adaptive, config.speculation, max_rows=config.max_batch)
             self._policy = LinkedPolicy(config.name, costs, make_policy)
+        loading.phase("drafter")
         self._colocated = await asyncio.to_thread(self._open_colocated, model, None if pool else drafter)
         translation = await asyncio.to_thread(translation_to, drafter, config) if drafter else None
         self._client = self._draft_client(pool, drafter if drafter and translation else config)
@@ -73,7 +83,7 @@ class TargetReplica:
         self._streams = TokenStreams()
         self._engine.start()
 
-    def _open_colocated(self, model: TargetModel, pool: PoolConfig | None) -> ColocatedDrafter | None:
+    def _open_colocated(self, model: TargetModel, pool: PoolConfig | None) -> LocalDrafter | None:
         speculation = self._config.speculation
         if speculation is None or pool is None:
             return None
@@ -140,6 +150,11 @@ class TargetReplica:
             "replica": replica_name(self._incarnation)
         }
 
+    async def token_counts(self) -> tuple[str, dict[int, int]]:
+        """The hash of the vocabulary, and how often each token was written here."""
+        directory = resolve(self._config.path, TEXT_FILES)
+        return await asyncio.to_thread(vocabulary_hash, directory), self._engine.token_counts()
+
     async def trace(self, num_rounds: int) -> Track:
         """A track of the last rounds."""
         return Track(self._incarnation, rounds(self._engine.last_rounds(num_rounds)))
@@ -168,6 +183,7 @@ def engine_config(config: TargetConfig, incarnation: str) -> EngineConfig:
         prefill_chunk=config.prefill_chunk,
         max_model_len=config.max_model_len,
         incarnation=incarnation,
+        count_tokens=config.count_tokens,
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """max_queue: requests that may wait beyond the batch before more are refused; those whose answer began elsewhere
-    have another batch of places.
+    have another batch of places. count_tokens: whether to count how often each token is committed.
     """
 
     max_batch: int = 16
@@ -42,6 +43,7 @@ class EngineConfig:
     prefill_chunk: int = 512
     max_model_len: int | None = None
     incarnation: str = "engine"
+    count_tokens: bool = False
 
     def __post_init__(self) -> None:
         if min(self.max_batch, self.prefill_chunk) < 1 or self.max_queue < 0:
@@ -63,6 +65,8 @@ class Engine:
         self._model = model
         own, limits = self.config, SchedulerConfig(self.config.max_batch, self.config.prefill_chunk)
         self._stepper = make_stepper(model, policy, draft_client, limits, own.incarnation, ahead)
+        vocab_size = model.decoder.config.vocab_size if own.count_tokens else 0
+        self._token_counts = array("q", bytes(8 * vocab_size))
         self._wake = threading.Condition()  # guards the four below
         self._submitted: deque[tuple[GenerateRequest, OnRun]] = deque()
         self._cancelled: deque[str] = deque()
@@ -137,6 +141,10 @@ class Engine:
         """Oldest first."""
         return self._stepper.rounds.last(count)
 
+    def token_counts(self) -> dict[int, int]:
+        """How often each token was committed since the start, by its id; empty unless they are counted. No order."""
+        return {token: count for token, count in enumerate(self._token_counts) if count}
+
     def _room(self, request: GenerateRequest) -> int:
         """Requests that may be open beside this one."""
         room = self.config.max_batch + self.config.max_queue
@@ -194,6 +202,9 @@ class Engine:
 
     def _deliver(self, run: TokenRun) -> None:
         _, on_run = self._live[run.request_id]
+        if self._token_counts:
+            for token in run.token_ids:
+                self._token_counts[token] += 1
         if run.finish_reason is not None:
             self._forget(run.request_id)
         if not _told(on_run, run):

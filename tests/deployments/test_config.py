@@ -220,7 +220,16 @@ WEIGHTS = {"dtype", "execution", "kv_mb", "page_size", "path", "weights"}
 
 def test_the_options_are_these_and_a_new_one_shows_up_in_review() -> None:
     drafted = {"deadline_ms", "exits", "mirror", "policy", "request_length"}
-    target = {"deterministic", "max_batch", "max_model_len", "max_queue", "name", "prefill_chunk", "speculation"}
+    target = {
+        "count_tokens",
+        "deterministic",
+        "max_batch",
+        "max_model_len",
+        "max_queue",
+        "name",
+        "prefill_chunk",
+        "speculation",
+    }
     pool = {"host", "max_rows", "ports", "prefill_chunk", "rows_per_target", "sequence_ttl_s"}
     assert set(AppConfig.model_fields) == {"access", "grpc", "http", "ingress", "placement", "pool", "targets"}
     assert set(TargetConfig.model_fields) == target | PLACEMENT | WEIGHTS
