@@ -12,8 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from model.pages import PageLedger
+from model.prefixes import page_keys
 from protocol.plan import Plan
-from targets.prefixes import page_keys
 from targets.sequence import Sequence
 
 SHORT_SHARE = 0.25  # of the prompt tokens in a step, for the prompts with the least left
@@ -74,6 +74,7 @@ class Scheduler:
         while self.waiting and len(self.running) < self._config.max_batch:
             sequence = self.waiting[0]
             self._ledger.open(sequence.id)
+            sequence.keys = page_keys(sequence.keys, sequence.tokens, self._ledger.page_size)
             self._adopt(sequence)
             needed = self._ledger.missing(sequence.id, len(sequence.tokens))
             if needed + len(self.running) > self._ledger.num_free:
@@ -86,22 +87,15 @@ class Scheduler:
             admitted.append(sequence)
         return admitted
 
-    def _adopt(self, sequence: Sequence) -> None:
-        """Begins behind the longest beginning whose KV is kept. One token is left to run, which gives the next."""
-        size = self._ledger.page_size
-        sequence.keys = page_keys(sequence.keys, sequence.tokens, size)
-        sequence.computed = self._ledger.adopt(sequence.id, sequence.keys[: (sequence.prefill_end - 1) // size])
-        sequence.num_kept = sequence.computed // size
-
-    def _skip(self, sequence: Sequence) -> None:
-        """Goes on behind what another has run of the same prompt since this one was admitted."""
-        size, last = self._ledger.page_size, (sequence.prefill_end - 1) // self._ledger.page_size
-        while sequence.num_kept < last:
-            if not self._ledger.swap(sequence.id, sequence.num_kept, sequence.keys[sequence.num_kept]):
-                break
-            sequence.num_kept += 1
-            self.num_adopted += sequence.num_kept * size - sequence.computed
+    def _adopt(self, sequence: Sequence) -> int:
+        """Goes on behind the longest beginning whose KV is kept. One token is left to run, which gives the next."""
+        size, before = self._ledger.page_size, sequence.computed
+        last = (sequence.prefill_end - 1) // size
+        found = self._ledger.adopt(sequence.id, sequence.num_kept, sequence.keys[sequence.num_kept : last])
+        if found:
+            sequence.num_kept += found
             sequence.computed = sequence.num_kept * size
+        return sequence.computed - before
 
     def keep(self, sequence: Sequence) -> None:
         """Full pages of committed tokens that have KV may be adopted from now on."""
@@ -119,7 +113,7 @@ class Scheduler:
         num_preempted = self._reserve(decoding, lengths)
         for sequence in self.running:
             if not sequence.is_decoding:
-                self._skip(sequence)
+                self.num_adopted += self._adopt(sequence)
         taken = tuple(chunks(self.running, self._config.prefill_chunk))
         return Schedule(tuple(decoding), _cut(plan, tuple(lengths[: len(decoding)])), taken, num_preempted)
 
