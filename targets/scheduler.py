@@ -16,15 +16,16 @@ from model.prefixes import page_keys
 from protocol.plan import Plan
 from targets.sequence import Sequence
 
-SHORT_SHARE = 0.25  # of the prompt tokens in a step, for the prompts with the least left
-
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
-    """prefill_chunk: prompt tokens in one step, over all sequences."""
+    """prefill_chunk: prompt tokens in one step, over all sequences. short_share: of these, for the prompts with the
+    least left (docs/decisions/0016-short-prompts.md).
+    """
 
     max_batch: int = 16
     prefill_chunk: int = 512
+    short_share: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +115,7 @@ class Scheduler:
         for sequence in self.running:
             if not sequence.is_decoding:
                 self.num_adopted += self._adopt(sequence)
-        taken = tuple(chunks(self.running, self._config.prefill_chunk))
+        taken = tuple(chunks(self.running, self._config))
         return Schedule(tuple(decoding), _cut(plan, tuple(lengths[: len(decoding)])), taken, num_preempted)
 
     def _affordable(self, decoding: list[Sequence], plan: Plan) -> list[int]:
@@ -151,14 +152,15 @@ def _cut(plan: Plan, lengths: tuple[int, ...]) -> Plan:
     return replace(plan, depth=plan.depth if any(lengths) else None, lengths=lengths, own=plan.own[: len(lengths)])
 
 
-def chunks(running: Iterable[Sequence], budget: int) -> list[tuple[Sequence, int]]:
-    """Prompt tokens for this step, together at most `budget`: oldest sequence first, but for a share that goes to those
+def chunks(running: Iterable[Sequence], config: SchedulerConfig) -> list[tuple[Sequence, int]]:
+    """Prompt tokens for this step: oldest sequence first, but for a share that goes to those
     with the least left to read, so that a short prompt does not wait for long ones.
     """
     reading = [(sequence, sequence.prefill_end - sequence.computed) for sequence in running if not sequence.is_decoding]
     sizes = dict.fromkeys([sequence.id for sequence, _ in reading], 0)
     shortest = sorted(reading, key=lambda one: one[1])
-    for order, end in ((shortest, budget - int(budget * SHORT_SHARE)), (reading, 0)):
+    budget = config.prefill_chunk
+    for order, end in ((shortest, budget - int(budget * config.short_share)), (reading, 0)):
         for sequence, left in order:
             size = min(left - sizes[sequence.id], budget - end)
             sizes[sequence.id] += size
