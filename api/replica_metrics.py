@@ -124,8 +124,20 @@ POOL = (
     gauge("pool_wait_seconds", "Time that a row waits for its pass, a running mean.", count("wait_ms", unit=1e-3)),
     counter("pool_passes", "Passes of the drafter.", count("num_passes")),
     counter("pool_mixed_passes", "Passes with rows of several targets.", count("num_mixed_passes")),
+    counter("pool_rows", "Rows of the drafter's passes.", count("num_rows")),
+    counter(
+        "pool_pass_seconds",
+        "Time in passes of the drafter; per second, the share of it that the replica is busy.",
+        count("pass_ms", unit=1e-3),
+    ),
+    counter("pool_read_tokens", "Tokens of texts that passes read, drafted ones apart.", count("num_read")),
+    counter("pool_prefix_hit_tokens", "Tokens of texts that another sequence had read.", count("num_adopted")),
     counter("pool_drafted_tokens", "Tokens that were drafted.", count("num_drafted")),
     counter("pool_busy", "Rows that were answered BUSY.", count("num_busy")),
+    counter(
+        "pool_not_yet", "Rows that were answered NOT_YET: without a draft, for want of time.", count("num_not_yet")
+    ),
+    counter("pool_evictions", "Sequences that made room for others.", count("num_evicted")),
     counter("pool_branches", "Branches that were handed over whole.", count("num_branches")),
 )
 

@@ -134,7 +134,12 @@ class PassStats:
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:
-    """What a draft replica tells of itself. Sequences are open ones; wait_ms is a running mean."""
+    """What a draft replica tells of itself. Sequences are open ones; wait_ms is a running mean.
+
+    num_rows: of all passes. pass_ms: that passes took. num_evicted: sequences that made room for others. num_read:
+    tokens of contexts and of what was committed since, as far as passes ran them. num_adopted: those that others had
+    read.
+    """
 
     num_sequences: int
     num_free_pages: int
@@ -145,6 +150,12 @@ class PoolStats:
     num_busy: int
     wait_ms: float
     num_branches: int = 0  # handed over whole
+    num_rows: int = 0
+    pass_ms: float = 0.0
+    num_not_yet: int = 0
+    num_evicted: int = 0
+    num_read: int = 0
+    num_adopted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

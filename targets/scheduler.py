@@ -12,19 +12,20 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from model.pages import PageLedger
+from model.prefixes import page_keys
 from protocol.plan import Plan
-from targets.prefixes import page_keys
 from targets.sequence import Sequence
-
-SHORT_SHARE = 0.25  # of the prompt tokens in a step, for the prompts with the least left
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
-    """prefill_chunk: prompt tokens in one step, over all sequences."""
+    """prefill_chunk: prompt tokens in one step, over all sequences. short_share: of these, for the prompts with the
+    least left (docs/decisions/0016-short-prompts.md).
+    """
 
     max_batch: int = 16
     prefill_chunk: int = 512
+    short_share: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class Scheduler:
         while self.waiting and len(self.running) < self._config.max_batch:
             sequence = self.waiting[0]
             self._ledger.open(sequence.id)
+            sequence.keys = page_keys(sequence.keys, sequence.tokens, self._ledger.page_size)
             self._adopt(sequence)
             needed = self._ledger.missing(sequence.id, len(sequence.tokens))
             if needed + len(self.running) > self._ledger.num_free:
@@ -86,22 +88,15 @@ class Scheduler:
             admitted.append(sequence)
         return admitted
 
-    def _adopt(self, sequence: Sequence) -> None:
-        """Begins behind the longest beginning whose KV is kept. One token is left to run, which gives the next."""
-        size = self._ledger.page_size
-        sequence.keys = page_keys(sequence.keys, sequence.tokens, size)
-        sequence.computed = self._ledger.adopt(sequence.id, sequence.keys[: (sequence.prefill_end - 1) // size])
-        sequence.num_kept = sequence.computed // size
-
-    def _skip(self, sequence: Sequence) -> None:
-        """Goes on behind what another has run of the same prompt since this one was admitted."""
-        size, last = self._ledger.page_size, (sequence.prefill_end - 1) // self._ledger.page_size
-        while sequence.num_kept < last:
-            if not self._ledger.swap(sequence.id, sequence.num_kept, sequence.keys[sequence.num_kept]):
-                break
-            sequence.num_kept += 1
-            self.num_adopted += sequence.num_kept * size - sequence.computed
+    def _adopt(self, sequence: Sequence) -> int:
+        """Goes on behind the longest beginning whose KV is kept. One token is left to run, which gives the next."""
+        size, before = self._ledger.page_size, sequence.computed
+        last = (sequence.prefill_end - 1) // size
+        found = self._ledger.adopt(sequence.id, sequence.num_kept, sequence.keys[sequence.num_kept : last])
+        if found:
+            sequence.num_kept += found
             sequence.computed = sequence.num_kept * size
+        return sequence.computed - before
 
     def keep(self, sequence: Sequence) -> None:
         """Full pages of committed tokens that have KV may be adopted from now on."""
@@ -119,8 +114,8 @@ class Scheduler:
         num_preempted = self._reserve(decoding, lengths)
         for sequence in self.running:
             if not sequence.is_decoding:
-                self._skip(sequence)
-        taken = tuple(chunks(self.running, self._config.prefill_chunk))
+                self.num_adopted += self._adopt(sequence)
+        taken = tuple(chunks(self.running, self._config))
         return Schedule(tuple(decoding), _cut(plan, tuple(lengths[: len(decoding)])), taken, num_preempted)
 
     def _affordable(self, decoding: list[Sequence], plan: Plan) -> list[int]:
@@ -157,14 +152,15 @@ def _cut(plan: Plan, lengths: tuple[int, ...]) -> Plan:
     return replace(plan, depth=plan.depth if any(lengths) else None, lengths=lengths, own=plan.own[: len(lengths)])
 
 
-def chunks(running: Iterable[Sequence], budget: int) -> list[tuple[Sequence, int]]:
-    """Prompt tokens for this step, together at most `budget`: oldest sequence first, but for a share that goes to those
+def chunks(running: Iterable[Sequence], config: SchedulerConfig) -> list[tuple[Sequence, int]]:
+    """Prompt tokens for this step: oldest sequence first, but for a share that goes to those
     with the least left to read, so that a short prompt does not wait for long ones.
     """
     reading = [(sequence, sequence.prefill_end - sequence.computed) for sequence in running if not sequence.is_decoding]
     sizes = dict.fromkeys([sequence.id for sequence, _ in reading], 0)
     shortest = sorted(reading, key=lambda one: one[1])
-    for order, end in ((shortest, budget - int(budget * SHORT_SHARE)), (reading, 0)):
+    budget = config.prefill_chunk
+    for order, end in ((shortest, budget - int(budget * config.short_share)), (reading, 0)):
         for sequence, left in order:
             size = min(left - sizes[sequence.id], budget - end)
             sizes[sequence.id] += size

@@ -18,7 +18,7 @@ from targets.grammar import Constraint
 class Sequence:
     """max_length: tokens that fit, prompt included (context length and KV memory both counted).
 
-    keys: names of its first full pages (targets/prefixes.py). num_kept: how many of its pages others may adopt.
+    keys: names of its first full pages (model/prefixes.py). num_kept: how many of its pages others may adopt.
     constraint: of a request with a grammar.
     """
 

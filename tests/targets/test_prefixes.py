@@ -4,11 +4,11 @@ import random
 
 import pytest
 
+from model.prefixes import page_keys
 from protocol.plan import DepthRule
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from router.policy import Fixed, Off
 from targets.engine import Engine, EngineConfig
-from targets.prefixes import page_keys
 from tests.model.families import EXECUTIONS, VOCAB
 from tests.reference.engine import Collector, ScriptedDrafter, plain_texts, run_all
 from tests.targets.test_engine import Randomised

@@ -106,12 +106,12 @@ def test_the_youngest_is_preempted_and_comes_back_before_those_that_waited():
     assert sched.waiting[0].num_generated > 0
 
 
-def test_prefills_take_the_token_budget_oldest_first_and_a_quarter_of_it_shortest_first():
+def test_prefills_take_the_token_budget_oldest_first_and_a_half_of_it_shortest_first():
     sched = scheduler(num_pages=64, prefill_chunk=10)
     for number, size in enumerate((6, 9, 5)):
         sched.add(sequence(number, size))
     sched.admit()
-    assert [(m.id, size) for m, size in planned(sched).chunks] == [(0, 6), (1, 2), (2, 2)]
+    assert [(m.id, size) for m, size in planned(sched).chunks] == [(0, 5), (2, 5)]
 
 
 def test_a_short_prompt_does_not_wait_for_fifteen_long_ones_and_the_oldest_keeps_its_pace():
@@ -128,8 +128,8 @@ def test_a_short_prompt_does_not_wait_for_fifteen_long_ones_and_the_oldest_keeps
         ended |= {m.id: step for m in sched.running if m.num_generated and m.id not in before}
         if len(ended) == 16:
             break
-    assert ended[15] <= 40 // 16, "a quarter of 64 tokens a step is its own"
-    assert ended[0] <= 300 // 48, "three quarters are the oldest's"
+    assert ended[15] <= 40 // 32, "a half of 64 tokens a step is its own"
+    assert ended[0] <= 300 // 32, "the other half is the oldest's"
     assert sorted(ended, key=ended.__getitem__)[:2] == [15, 0]
 
 
