@@ -44,7 +44,7 @@ def build(config: AppConfig) -> Application:
     tokenizers = {target.name: target.path for target in config.targets}
     ingress: Any = Ingress  # already a deployment; its decorator has no types
     app: Application = ingress.options(**ingress_options(config)).bind(
-        targets, tokenizers, config.ingress, pool, config.http, config.access
+        targets, tokenizers, config.ingress, pool, config.http, config.access, held(config)
     )
     return app
 
@@ -69,12 +69,12 @@ def pool_options(config: AppConfig) -> dict[str, Any]:
 
 def target_options(target: TargetConfig) -> dict[str, Any]:
     """Serve options of a target. The engine refuses what exceeds its queue, so Serve's limits are larger."""
-    held = target.max_batch + target.max_queue
+    held_by_one = target.max_batch + target.max_queue
     return {
         "name": target_deployment(target.name),
         "num_replicas": target.num_replicas,
-        "max_ongoing_requests": held + INGRESS_MARGIN,
-        "max_queued_requests": held * target.num_replicas + INGRESS_MARGIN,
+        "max_ongoing_requests": held_by_one + INGRESS_MARGIN,
+        "max_queued_requests": held_by_one * target.num_replicas + INGRESS_MARGIN,
         "graceful_shutdown_wait_loop_s": 0.1,
         "graceful_shutdown_timeout_s": 60,
         "health_check_period_s": 5,
@@ -82,12 +82,16 @@ def target_options(target: TargetConfig) -> dict[str, Any]:
     }
 
 
+def held(config: AppConfig) -> dict[str, int]:
+    """Requests that all replicas of a target hold, by its name."""
+    return {target.name: (target.max_batch + target.max_queue) * target.num_replicas for target in config.targets}
+
+
 def ingress_options(config: AppConfig) -> dict[str, Any]:
-    held = sum((target.max_batch + target.max_queue) * target.num_replicas for target in config.targets)
     ingress: IngressConfig = config.ingress
     return {
         "num_replicas": ingress.num_replicas,
-        "max_ongoing_requests": held + INGRESS_MARGIN,
+        "max_ongoing_requests": sum(held(config).values()) + INGRESS_MARGIN,
         "graceful_shutdown_wait_loop_s": 0.1,
         "graceful_shutdown_timeout_s": 60,
         "ray_actor_options": {

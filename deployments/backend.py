@@ -27,6 +27,7 @@ from transformers import PreTrainedTokenizerFast
 from api.backend import ModelCard, max_token_bytes
 from api.control import ControlTokens
 from api.open_requests import OpenRequests
+from api.places import Places
 from api.rendering import Renderer
 from api.survival import Recovery, survive
 from api.trace import Track
@@ -44,7 +45,8 @@ DESCRIBE_TIMEOUT_S = 1.0
 STATS_TIMEOUT_S = 2.0
 
 # Every thread that encodes keeps a cache of 10,000 words per tokenizer: 5 MiB for short words, 36 MiB for Chinese.
-# asyncio's default is four threads more than there are cores. Two, so that a long prompt does not delay the others.
+# asyncio's default is four threads more than there are cores. Two of each model, so that a long prompt does not delay
+# the others, and no model's prompts those of another.
 NUM_TOKENIZER_THREADS = 2
 
 # How a call ends whose connection broke. A replica's own errors come as its answer.
@@ -59,8 +61,8 @@ Handle = DeploymentHandle[Any]
 class ServeBackend:
     """The API's Backend over Serve handles.
 
-    tokenizers: checkpoint directory per model id. Handles are configured once, because each new one starts a router.
-    Must be created on the event loop that uses it; replaces the loop's default executor by the tokenizer threads.
+    tokenizers: checkpoint directory per model id. most: what is answered at once, by model id; others have no bound.
+    Handles are configured once, because each new one starts a router. Must be created on the event loop that uses it.
     """
 
     def __init__(
@@ -72,9 +74,13 @@ class ServeBackend:
         pool: Handle | None = None,
         silence_s: float = 20.0,
         recovery: Recovery | None = None,
+        most: Mapping[str, int] | None = None,
     ) -> None:
-        threads = ThreadPoolExecutor(NUM_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
-        asyncio.get_running_loop().set_default_executor(threads)
+        self._places = {model: Places((most or {}).get(model)) for model in tokenizers}
+        self._threads = {
+            model: ThreadPoolExecutor(NUM_TOKENIZER_THREADS, thread_name_prefix=f"tokenizer-{model}")
+            for model in tokenizers
+        }
         # Over Serve's gRPC a call costs half of what it costs through the object store (Ray 2.60).
         self._calls = {
             model: handle.options(method_name="generate", _by_reference=False) for model, handle in handles.items()
@@ -137,6 +143,8 @@ class ServeBackend:
             exits=tuple(info["exits"]),
             max_draft_length=info["longest_draft"],
             renderer=self._renderers[model],
+            places=self._places[model],
+            threads=self._threads[model],
         )
 
     def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:

@@ -44,7 +44,9 @@ class Ingress:
         pool: Handle | None = None,
         http: HttpConfig | None = None,
         access: AccessConfig | None = None,
+        most: Mapping[str, int] | None = None,
     ) -> None:
+        """most: requests that are answered here at once, by model; others have no bound."""
         self._http = http or HttpConfig()
         is_public = await listens_beyond_loopback()
         self._door = open_door(access or AccessConfig(), os.environ, is_public=is_public)
@@ -53,7 +55,9 @@ class Ingress:
         address = await self._sink.start(resolve_host(config.host), config.ports)
         sink_address = SinkAddress(address, config.join_ms, secret)
         recovery = Recovery(config.reissues, config.recover_s)
-        self._backend = ServeBackend(handles, tokenizers, self._sink, sink_address, pool, config.silence_s, recovery)
+        self._backend = ServeBackend(
+            handles, tokenizers, self._sink, sink_address, pool, config.silence_s, recovery, most
+        )
         self._backend.warm_up()
         self._meter = Meter(replica_name(serve.get_replica_context().replica_id.unique_id))
         self._is_only = config.num_replicas == 1

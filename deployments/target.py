@@ -165,6 +165,7 @@ def engine_config(config: TargetConfig, incarnation: str) -> EngineConfig:
     return EngineConfig(
         max_batch=config.max_batch,
         max_queue=config.max_queue,
+        max_wait_s=config.max_wait_s,
         prefill_chunk=config.prefill_chunk,
         max_model_len=config.max_model_len,
         incarnation=incarnation,
