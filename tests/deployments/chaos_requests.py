@@ -90,7 +90,7 @@ def asks(models: Sequence[str], prompts: Sequence[str], count: int, rng: random.
             "temperature": 0.8 * ((number // 2 + number // 20) % 2),
             "seed": number,
         }
-        fields |= {"max_tokens": rng.randrange(24, 120), "return_token_ids": True}
+        fields |= {"max_tokens": rng.randrange(40, 200), "return_token_ids": True}
         kind = KINDS[number // len(models) % len(KINDS)]
         said = {"messages": [{"role": "user", "content": prompt}]} if kind in ("chat", "tools") else {"prompt": prompt}
         made.append(Ask(number, kind, fields | said | _shape(kind, number)))

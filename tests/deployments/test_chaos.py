@@ -218,7 +218,8 @@ def report(outcomes: Sequence[Outcome], kills: Sequence[Kill]) -> None:
     told = ", ".join(f"{count} {end}" for end, count in sorted(ends.items()))
     kinds = Counter(f"{one.kind} over {one.protocol}" for one in outcomes)
     mix = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
-    place = machine.describe()
+    command = f"DRAFTPOOL_CHAOS_REQUESTS={NUM_REQUESTS} pytest tests/deployments/test_chaos.py"
+    place = machine.describe() | {"command": command}
     notes = (f"{len(outcomes)} requests: {told}; {again} asked for again, their ingress had died.", f"Of them {mix}.")
     table = machine.markdown(header, rows, *notes, "", machine.footer(place))
     print(table)  # noqa: T201
