@@ -21,7 +21,7 @@ from deployments.config_speculation import Speculation
 from protocol.errors import ConfigError
 
 CONFIGS = Path(__file__).parent / "configs"  # configs that ship with the project
-POOL_PLACE = ("num_replicas", "threads", "cores", "num_gpus")  # keys that only a separate pool has
+POOL_PLACE = ("num_replicas", "threads", "cores", "num_gpus", "autoscaling")  # keys that only a separate pool has
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 

@@ -9,6 +9,7 @@ from typing import Any
 from ray import serve
 
 from api.trace import Track, rounds
+from deployments.autoscaling import BUSY
 from deployments.colocated import ColocatedDrafter, open_drafter
 from deployments.config import PoolConfig, TargetConfig
 from deployments.config_replica import Weights
@@ -139,6 +140,10 @@ class TargetReplica:
         return told(self._engine.stats(), self._steps, traffic, translated) | {
             "replica": replica_name(self._incarnation)
         }
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """For Serve: requests over those that are decoded at once."""
+        return {BUSY: len(self._engine.open_requests) / self._config.max_batch}
 
     async def trace(self, num_rounds: int) -> Track:
         """A track of the last rounds."""
