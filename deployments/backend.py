@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import asdict, replace
@@ -56,12 +56,19 @@ LOST = RayActorError | DeploymentUnavailableError | ReplicaUnavailableError | Re
 logger = logging.getLogger(__name__)
 
 Handle = DeploymentHandle[Any]
+AskOthers = Callable[[str], Awaitable[Sequence[Mapping[str, Any] | None]]]
+
+
+async def nobody(model: str) -> Sequence[Mapping[str, Any] | None]:
+    """The other ingresses, where there is one alone."""
+    return ()
 
 
 class ServeBackend:
     """The API's Backend over Serve handles.
 
     tokenizers: checkpoint directory per model id. most: what is answered at once, by model id; others have no bound.
+    ask_others: the descriptions of a model that other ingresses have.
     Handles are configured once, because each new one starts a router. Must be created on the event loop that uses it.
     """
 
@@ -75,6 +82,7 @@ class ServeBackend:
         silence_s: float = 20.0,
         recovery: Recovery | None = None,
         most: Mapping[str, int] | None = None,
+        ask_others: AskOthers = nobody,
     ) -> None:
         self._places = {model: Places((most or {}).get(model)) for model in tokenizers}
         self._threads = {
@@ -102,6 +110,8 @@ class ServeBackend:
         self._max_token_bytes = {model: max_token_bytes(tokenizer) for model, tokenizer in self._tokenizers.items()}
         self._created = int(time.time())
         self._cards: dict[str, ModelCard] = {}
+        self._descriptions: dict[str, Mapping[str, Any]] = {}
+        self._ask_others = ask_others
         self.names = tuple(handles)
         self.open = OpenRequests()
 
@@ -112,17 +122,27 @@ class ServeBackend:
                 renderer.start()
 
     async def card(self, model: str) -> ModelCard | None:
-        if model not in self._cards:
-            await self.ready(model)
+        """Of a target that is away other ingresses may know: requests then wait for it here as they do there."""
+        if model not in self._cards and not await self.ready(model) and model not in self._cards:
+            for info in await self._ask_others(model):
+                if info is not None:
+                    self._learn(model, info)
         return self._cards.get(model)
+
+    def description(self, model: str) -> Mapping[str, Any] | None:
+        """The last one that a target gave of itself."""
+        return self._descriptions.get(model)
 
     async def ready(self, model: str) -> bool:
         try:
             info = await asyncio.wait_for(self._ask(model), DESCRIBE_TIMEOUT_S)
         except Exception:  # no answer in time: Serve is starting or restarting it
             return False
-        self._cards[model] = self._make_card(model, info)
+        self._learn(model, info)
         return bool(info["ready"])
+
+    def _learn(self, model: str, info: Mapping[str, Any]) -> None:
+        self._descriptions[model], self._cards[model] = info, self._make_card(model, info)
 
     async def _ask(self, model: str) -> Mapping[str, Any]:
         info: Mapping[str, Any] = await self._describe[model].remote()

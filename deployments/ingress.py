@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
+from typing import Any
 
 from grpc_health.v1 import health_pb2
 from prometheus_client.metrics_core import Metric
@@ -20,7 +22,7 @@ from api.http import create_app
 from api.meter import Meter
 from api.survival import Recovery
 from deployments.access import listens_beyond_loopback, open_door
-from deployments.backend import Handle, ServeBackend
+from deployments.backend import Handle, ServeBackend, nobody
 from deployments.config import HttpConfig, IngressConfig
 from deployments.config_access import AccessConfig
 from deployments.host import resolve_host
@@ -55,13 +57,14 @@ class Ingress:
         address = await self._sink.start(resolve_host(config.host), config.ports)
         sink_address = SinkAddress(address, config.join_ms, secret)
         recovery = Recovery(config.reissues, config.recover_s)
+        self._siblings = Siblings()
+        others = nobody if config.num_replicas == 1 else partial(self._siblings.ask, "description")
         self._backend = ServeBackend(
-            handles, tokenizers, self._sink, sink_address, pool, config.silence_s, recovery, most
+            handles, tokenizers, self._sink, sink_address, pool, config.silence_s, recovery, most, others
         )
         self._backend.warm_up()
         self._meter = Meter(replica_name(serve.get_replica_context().replica_id.unique_id))
         self._is_only = config.num_replicas == 1
-        self._siblings = Siblings()
 
     async def __del__(self) -> None:
         await self._sink.stop()
@@ -76,6 +79,10 @@ class Ingress:
             meter=self._meter,
             gather=self._gather,
         )
+
+    async def description(self, model: str) -> Mapping[str, Any] | None:
+        """What this replica knows of a target."""
+        return self._backend.description(model)
 
     async def counts(self) -> tuple[str, list[Metric]]:
         """The name of this replica, and what it has counted."""

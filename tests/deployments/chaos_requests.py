@@ -81,6 +81,10 @@ class Broken(Exception):
     """The answer did not come to its end."""
 
 
+class Refused(Exception):
+    """The server asks to try again later, before anything of the answer came."""
+
+
 def asks(models: Sequence[str], prompts: Sequence[str], count: int, rng: random.Random) -> list[Ask]:
     made = []
     for number in range(count):
@@ -131,7 +135,7 @@ class Asker:
         return _add(Answer(), response.json())
 
     async def stream(self, order: Order) -> Answer:
-        """Raises Broken."""
+        """Raises Broken or Refused."""
         answer, num_pieces = Answer(), 0
         pieces = self._over_http(order.ask, answer) if order.protocol == "http" else self._over_grpc(order.ask, answer)
         try:
@@ -141,14 +145,17 @@ class Asker:
                     if num_pieces == order.cancel_after:
                         break
         except (httpx.HTTPError, ValueError, grpc.RpcError) as error:
-            raise Broken(f"{type(error).__name__}: {str(error)[:300]}") from error
+            refused = isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.UNAVAILABLE
+            kind = Refused if refused and not answer.token_ids and _retry_after(error) else Broken
+            raise kind(f"{type(error).__name__}: {str(error)[:300]}") from error
         return answer
 
     async def _over_http(self, ask: Ask, answer: Answer) -> AsyncGenerator[None, None]:
         body = ask.fields | {"stream": True}
         async with self._http.stream("POST", ask.path, json=body) as response:
             if response.status_code != 200:
-                raise ValueError(f"{response.status_code}: {(await response.aread())[:200]!r}")
+                told = f"{response.status_code}: {(await response.aread())[:200]!r}"
+                raise Refused(told) if "retry-after" in response.headers else Broken(told)
             async with aclosing(events(response)) as chunks:
                 async for chunk in chunks:
                     _add(answer, chunk)
@@ -184,6 +191,10 @@ def _add(answer: Answer, body: dict[str, Any]) -> Answer:
         calls = "".join(f"{one.get('name') or ''}{one.get('arguments') or ''}" for one in called)
         answer.add(choice.get("token_ids") or (), text, choice["finish_reason"], calls)
     return answer
+
+
+def _retry_after(error: Any) -> bool:
+    return "retry-after" in dict(error.trailing_metadata() or ())
 
 
 def texts_of(made: Sequence[Ask]) -> list[Ask]:

@@ -33,7 +33,7 @@ from targets.complete import complete
 from targets.engine import Engine, EngineConfig
 from targets.model import load_target
 from tests.deployments.chaos_kills import INGRESS, Kill, Killer
-from tests.deployments.chaos_requests import Answer, Ask, Asker, Broken, Order, asks, orders, texts_of
+from tests.deployments.chaos_requests import Answer, Ask, Asker, Broken, Order, Refused, asks, orders, texts_of
 from tests.deployments.harness import wait_until
 from tests.deployments.head import Head
 from tests.deployments.served import Served
@@ -45,7 +45,7 @@ NUM_TEXTS = 40  # asked for again and again
 UNDER_WAY = 8
 PAUSE_S = (3.0, 7.0)  # between kills
 LIMIT_S = 180.0  # for one request, and for a replica to come back
-MAX_TRIES = 5
+NOTED_S = 3.0  # in which Serve notes that a replica is dead
 MODELS = Path(__file__).resolve().parents[2] / "demo/models"
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600 + 8 * NUM_REQUESTS)]
@@ -88,7 +88,9 @@ def config_text() -> str:
 
 @dataclass
 class Outcome:
-    """What became of an order. breaks: why earlier tries did not end, each while an ingress died."""
+    """What became of an order. breaks: why earlier tries did not end, each as an ingress died. num_refused: times that it
+    was asked to come back, before anything of the answer came.
+    """
 
     kind: str
     protocol: str
@@ -97,6 +99,7 @@ class Outcome:
     began_s: float = 0.0
     ended_s: float = 0.0
     longest_pause_s: float = 0.0
+    num_refused: int = 0
     breaks: list[str] = field(default_factory=list)
 
 
@@ -187,11 +190,15 @@ async def outcome_of(order: Order, right: Answer, asker: Asker, kills: Sequence[
         tried_s = time.monotonic()
         try:
             answer = await asker.stream(order)
+        except Refused as error:
+            await asyncio.sleep(1.0)
+            outcome.num_refused += 1
+            outcome.end = "" if time.monotonic() - outcome.began_s < LIMIT_S else f"refused: {error}"
         except Broken as error:
+            broke_s = time.monotonic()
             await asyncio.sleep(1.0)  # the kill may be noted a moment later
-            excused = any(kill.role == INGRESS and _overlaps(kill, tried_s) for kill in kills)
             outcome.breaks.append(str(error))
-            outcome.end = "" if excused and len(outcome.breaks) < MAX_TRIES else "lost"
+            outcome.end = "" if any(_broke(kill, tried_s, broke_s) for kill in kills) else "lost"
         else:
             pauses = [after - before for before, after in pairwise([tried_s, *answer.moments])]
             outcome.longest_pause_s = max(pauses, default=0.0)
@@ -200,8 +207,9 @@ async def outcome_of(order: Order, right: Answer, asker: Asker, kills: Sequence[
     return outcome
 
 
-def _overlaps(kill: Kill, tried_s: float) -> bool:
-    return kill.whole_s is None or kill.whole_s >= tried_s
+def _broke(kill: Kill, tried_s: float, broke_s: float) -> bool:
+    """Whether an ingress died while the answer came, or so lately that it was still sent requests."""
+    return kill.role == INGRESS and tried_s - NOTED_S <= kill.killed_s <= broke_s + NOTED_S
 
 
 def _end(order: Order, answer: Answer, right: Answer) -> str:
@@ -220,7 +228,13 @@ def report(outcomes: Sequence[Outcome], kills: Sequence[Kill]) -> None:
     mix = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
     command = f"DRAFTPOOL_CHAOS_REQUESTS={NUM_REQUESTS} pytest tests/deployments/test_chaos.py"
     place = machine.describe() | {"command": command}
-    notes = (f"{len(outcomes)} requests: {told}; {again} asked for again, their ingress had died.", f"Of them {mix}.")
+    later = sum(bool(one.num_refused) for one in outcomes)
+    notes = (
+        f"{len(outcomes)} requests: {told}. {again} times one was asked for again, because its ingress had died; {later} "
+        "were told to come back before they began (503).",
+        f"Of them {mix}. {UNDER_WAY} at a time; a replica was killed every {PAUSE_S[0]:g} to {PAUSE_S[1]:g} s where its "
+        "deployment was whole.",
+    )
     table = machine.markdown(header, rows, *notes, "", machine.footer(place))
     print(table)  # noqa: T201
     if OUT:
