@@ -88,8 +88,8 @@ def config_text() -> str:
 
 @dataclass
 class Outcome:
-    """What became of an order. breaks: why earlier tries did not end, each as an ingress died. num_refused: times that it
-    was asked to come back, before anything of the answer came.
+    """What became of an order. breaks: why earlier tries did not end, each as an ingress died. num_refused: times that
+    it was asked to come back, before anything of the answer came.
     """
 
     kind: str
@@ -230,10 +230,9 @@ def report(outcomes: Sequence[Outcome], kills: Sequence[Kill]) -> None:
     place = machine.describe() | {"command": command}
     later = sum(bool(one.num_refused) for one in outcomes)
     notes = (
-        f"{len(outcomes)} requests: {told}. {again} times one was asked for again, because its ingress had died; {later} "
-        "were told to come back before they began (503).",
-        f"Of them {mix}. {UNDER_WAY} at a time; a replica was killed every {PAUSE_S[0]:g} to {PAUSE_S[1]:g} s where its "
-        "deployment was whole.",
+        f"{len(outcomes)} requests, {UNDER_WAY} at a time: {told}. {again} times one was asked for again because its "
+        f"ingress had died; {later} were told to come back before they began (503). Of them {mix}.",
+        f"A replica is killed every {PAUSE_S[0]:g} to {PAUSE_S[1]:g} s, none of a deployment that lacks one.",
     )
     table = machine.markdown(header, rows, *notes, "", machine.footer(place))
     print(table)  # noqa: T201
