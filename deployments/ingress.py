@@ -5,6 +5,7 @@ The API itself is in api/, which does not import Ray; deployments/backend.py con
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
@@ -63,10 +64,12 @@ class Ingress:
             handles, tokenizers, self._sink, sink_address, pool, config.silence_s, recovery, most, others
         )
         self._backend.warm_up()
+        self._learning = asyncio.gather(*map(self._backend.card, self._backend.names))
         self._meter = Meter(replica_name(serve.get_replica_context().replica_id.unique_id))
         self._is_only = config.num_replicas == 1
 
     async def __del__(self) -> None:
+        self._learning.cancel()
         await self._sink.stop()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:

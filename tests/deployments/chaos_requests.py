@@ -146,7 +146,7 @@ class Asker:
                         break
         except (httpx.HTTPError, ValueError, grpc.RpcError) as error:
             refused = isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.UNAVAILABLE
-            kind = Refused if refused and not answer.token_ids and _retry_after(error) else Broken
+            kind = Refused if refused and not answer.token_ids else Broken
             raise kind(f"{type(error).__name__}: {str(error)[:300]}") from error
         return answer
 
@@ -191,10 +191,6 @@ def _add(answer: Answer, body: dict[str, Any]) -> Answer:
         calls = "".join(f"{one.get('name') or ''}{one.get('arguments') or ''}" for one in called)
         answer.add(choice.get("token_ids") or (), text, choice["finish_reason"], calls)
     return answer
-
-
-def _retry_after(error: Any) -> bool:
-    return "retry-after" in dict(error.trailing_metadata() or ())
 
 
 def texts_of(made: Sequence[Ask]) -> list[Ask]:
