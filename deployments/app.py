@@ -111,6 +111,7 @@ def replicas(placement: Placement, places: int = 0) -> dict[str, Any]:
     if given is None:
         return {"num_replicas": placement.num_replicas}
     kwargs = {"busy": given.busy, "calm": given.calm, "places": places}
+    policy: Any = AutoscalingPolicy  # its constructor has no types
     return {
         "autoscaling_config": AutoscalingConfig(
             min_replicas=given.min_replicas,
@@ -118,7 +119,7 @@ def replicas(placement: Placement, places: int = 0) -> dict[str, Any]:
             upscale_delay_s=given.up_after_s,
             downscale_delay_s=given.down_after_s,
             look_back_period_s=LOOK_BACK_S,
-            policy=AutoscalingPolicy(policy_function=BusyPolicy, policy_kwargs=kwargs),
+            policy=policy(policy_function=BusyPolicy, policy_kwargs=kwargs),
         )
     }
 

@@ -40,10 +40,10 @@ class EngineConfig:
 
     max_batch: int = 16
     max_queue: int = 64
-    max_wait_s: float | None = None
     prefill_chunk: int = 512
     max_model_len: int | None = None
     incarnation: str = "engine"
+    max_wait_s: float | None = None
 
     def __post_init__(self) -> None:
         if min(self.max_batch, self.prefill_chunk) < 1 or self.max_queue < 0:
