@@ -40,7 +40,8 @@ async def answer(backend: Backend, body: Body, request: Request, max_s: float | 
     limit = TimeLimit(request.headers, max_s)
     async with limit.enforced():
         card = await find_model(backend, body.model)
-        reply, jobs = await _prepared(card, body)
+        with card.places.entered():
+            reply, jobs = await _prepared(card, body)
         # At most one batch at once, so that a call with many prompts cannot fill a replica's queue.
         run, counted = (stream, streamed) if body.stream else (complete, whole)
         deltas = merge([counted(meter, job, run(backend, job), arrived) for job in jobs], card.max_batch)

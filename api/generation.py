@@ -114,7 +114,9 @@ def prepare(
     logits = body.rules(stop_ids)
     check_rules(logits, card.vocab_size)
     asked = body.drafting, logits, body.num_logprobs
-    request = GenerateRequest(request_id, prompt_ids, body.sampling(seed), rules, *asked, grammar=grammar)
+    request = GenerateRequest(
+        request_id, prompt_ids, body.sampling(seed), rules, *asked, grammar=grammar, priority=body.priority
+    )
     try:
         check_prompt(request, card.max_model_len, card.vocab_size)
     except InvalidRequest as error:

@@ -20,7 +20,7 @@ from protocol.errors import InvalidRequest
 from protocol.limits import MAX_LENGTH
 from protocol.logit_rules import LogitRules, check_top
 from protocol.plan import Speculation
-from protocol.request import SamplingParams
+from protocol.request import MAX_PRIORITY, SamplingParams
 
 MAX_PROMPTS = 64
 MAX_CHOICES = 128
@@ -92,6 +92,7 @@ class GenerationBody(Body):
     stream_options: StreamOptions | None = None
     return_token_ids: bool = False
     speculation: Literal["auto", "off", False] | DepthAndLength = "auto"
+    priority: Annotated[Whole, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
 
     @model_validator(mode="after")
     def _check_pairs(self) -> GenerationBody:

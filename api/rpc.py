@@ -82,7 +82,8 @@ async def generate(
     async def prepared(request_id: str) -> GenerationJob:
         body = _body(message)
         card = await find_model(backend, body.model)
-        (prompt,) = await prompt_ids(card, body)
+        with card.places.entered():
+            (prompt,) = await prompt_ids(card, body)
         (echo,) = body.echoes()
         return prepare(card, request_id, prompt, body, _seed(body), echo=echo)
 
@@ -99,7 +100,9 @@ async def chat(
     async def prepared(request_id: str) -> GenerationJob:
         body = _chat_body(message)
         card = await find_model(backend, body.model)
-        return prepare(card, request_id, await chat_prompt(card, body.messages), body, _seed(body))
+        with card.places.entered():
+            prompt = await chat_prompt(card, body.messages)
+        return prepare(card, request_id, prompt, body, _seed(body))
 
     async with aclosing(_answers("Chat", backend, prepared, context, meter or Meter())) as responses:
         async for response in responses:

@@ -5,8 +5,8 @@ Prompts become tokens as in the completion routes, so the count is the one that 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar
 
@@ -75,7 +75,7 @@ def add_token_routes(app: FastAPI, backend: Backend) -> None:
     async def detokenize(body: DetokenizeRequest) -> Json:
         card = await _card(backend, body.model)
         _check_tokens(card, body.tokens)
-        return {"prompt": await asyncio.to_thread(_text, card, body.tokens)}
+        return {"prompt": await card.beside(partial(_text, card, body.tokens))}
 
 
 async def _card(backend: Backend, model: str | None) -> ModelCard:

@@ -25,7 +25,7 @@ def _allowed(*groups: tuple[Any, ...], beside: Allowed | None = None) -> Allowed
 
 DROPPED = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
-    | {"priority", "request_id", "cache_control", "cache_salt"}
+    | {"request_id", "cache_control", "cache_salt"}
 )
 DROPPED_IN_MESSAGE = frozenset({"cache_control", "provider_specific_fields"})  # and in its parts
 DROPPED_IN_FUNCTION = frozenset({"strict", "cache_control"})

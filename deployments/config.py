@@ -21,7 +21,7 @@ from deployments.config_speculation import Speculation
 from protocol.errors import ConfigError
 
 CONFIGS = Path(__file__).parent / "configs"  # configs that ship with the project
-POOL_PLACE = ("num_replicas", "threads", "cores", "num_gpus")  # keys that only a separate pool has
+POOL_PLACE = ("num_replicas", "threads", "cores", "num_gpus", "autoscaling")  # keys that only a separate pool has
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 
@@ -31,7 +31,8 @@ class TargetConfig(Placement, Weights):
 
     deterministic: true refuses to start unless the result of a row is independent of the other rows, bit for bit; null
     accepts either. Native kernels are deterministic. max_batch: sequences decoded at once. max_queue: requests that may
-    wait. max_model_len: tokens; null: what the checkpoint allows. prefill_chunk: prompt tokens per pass. speculation:
+    wait. max_wait_s: seconds; a request whose first token would take longer is refused with 429; null: none is.
+    max_model_len: tokens; null: what the checkpoint allows. prefill_chunk: prompt tokens per pass. speculation:
     null or off, or of policy off: plain decoding. count_tokens: counts how often each token is written, for
     `draftpool trim`.
     """
@@ -40,6 +41,7 @@ class TargetConfig(Placement, Weights):
     deterministic: bool | None = None
     max_batch: Count = 16
     max_queue: Annotated[int, Field(ge=0)] = 64
+    max_wait_s: Seconds | None = None
     max_model_len: Annotated[int, Field(ge=2)] | None = None
     prefill_chunk: Count = 512
     speculation: Speculation | None = None

@@ -5,9 +5,12 @@ The API itself is in api/, which does not import Ray; deployments/backend.py con
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
+from typing import Any
 
 from grpc_health.v1 import health_pb2
 from prometheus_client.metrics_core import Metric
@@ -20,7 +23,7 @@ from api.http import create_app
 from api.meter import Meter
 from api.survival import Recovery
 from deployments.access import listens_beyond_loopback, open_door
-from deployments.backend import Handle, ServeBackend
+from deployments.backend import Handle, ServeBackend, nobody
 from deployments.config import HttpConfig, IngressConfig
 from deployments.config_access import AccessConfig
 from deployments.host import resolve_host
@@ -44,7 +47,9 @@ class Ingress:
         pool: Handle | None = None,
         http: HttpConfig | None = None,
         access: AccessConfig | None = None,
+        most: Mapping[str, int] | None = None,
     ) -> None:
+        """most: requests that are answered here at once, by model; others have no bound."""
         self._http = http or HttpConfig()
         is_public = await listens_beyond_loopback()
         self._door = open_door(access or AccessConfig(), os.environ, is_public=is_public)
@@ -53,13 +58,18 @@ class Ingress:
         address = await self._sink.start(resolve_host(config.host), config.ports)
         sink_address = SinkAddress(address, config.join_ms, secret)
         recovery = Recovery(config.reissues, config.recover_s)
-        self._backend = ServeBackend(handles, tokenizers, self._sink, sink_address, pool, config.silence_s, recovery)
+        self._siblings = Siblings()
+        others = nobody if config.num_replicas == 1 else partial(self._siblings.ask, "description")
+        self._backend = ServeBackend(
+            handles, tokenizers, self._sink, sink_address, pool, config.silence_s, recovery, most, others
+        )
         self._backend.warm_up()
+        self._learning = asyncio.gather(*map(self._backend.card, self._backend.names))
         self._meter = Meter(replica_name(serve.get_replica_context().replica_id.unique_id))
         self._is_only = config.num_replicas == 1
-        self._siblings = Siblings()
 
     async def __del__(self) -> None:
+        self._learning.cancel()
         await self._sink.stop()
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
@@ -72,6 +82,10 @@ class Ingress:
             meter=self._meter,
             gather=self._gather,
         )
+
+    async def description(self, model: str) -> Mapping[str, Any] | None:
+        """What this replica knows of a target."""
+        return self._backend.description(model)
 
     async def counts(self) -> tuple[str, list[Metric]]:
         """The name of this replica, and what it has counted."""

@@ -10,6 +10,7 @@ from dataclasses import replace
 from ray import serve
 
 from api.trace import Track, passes
+from deployments.autoscaling import BUSY, busy_share
 from deployments.config import PoolConfig
 from deployments.host import resolve_host
 from deployments.loading import shown
@@ -27,6 +28,8 @@ from model.execution import Execution, runs
 from model.files import resolve
 from protocol.errors import NotReady
 from protocol.limits import limits_of
+
+BUSY_WINDOW_S = 2.0
 
 
 class DraftPoolReplica:
@@ -62,6 +65,11 @@ class DraftPoolReplica:
 
     async def describe(self) -> PoolMember:
         return replace(self._member, num_targets=self._server.num_targets, stats=self._thread.stats())
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """For Serve: the share of its time that it spent in passes lately."""
+        passes = [(ended_s, 1e-3 * done.pass_ms) for ended_s, done in self._thread.passes()]
+        return {BUSY: busy_share(passes, self._thread.now(), BUSY_WINDOW_S)}
 
     async def trace(self) -> Track:
         """A track of the last passes."""

@@ -9,6 +9,7 @@ from typing import Any
 from ray import serve
 
 from api.trace import Track, rounds
+from deployments.autoscaling import BUSY
 from deployments.colocated import open_drafter
 from deployments.config import PoolConfig, TargetConfig
 from deployments.config_replica import Weights
@@ -155,6 +156,10 @@ class TargetReplica:
         directory = resolve(self._config.path, TEXT_FILES)
         return await asyncio.to_thread(vocabulary_hash, directory), self._engine.token_counts()
 
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """For Serve: requests over those that are decoded at once."""
+        return {BUSY: len(self._engine.open_requests) / self._config.max_batch}
+
     async def trace(self, num_rounds: int) -> Track:
         """A track of the last rounds."""
         return Track(self._incarnation, rounds(self._engine.last_rounds(num_rounds)))
@@ -180,6 +185,7 @@ def engine_config(config: TargetConfig, incarnation: str) -> EngineConfig:
     return EngineConfig(
         max_batch=config.max_batch,
         max_queue=config.max_queue,
+        max_wait_s=config.max_wait_s,
         prefill_chunk=config.prefill_chunk,
         max_model_len=config.max_model_len,
         incarnation=incarnation,

@@ -31,6 +31,7 @@ class Options(TypedDict, total=False):
     stop_token_ids: Sequence[int]
     ignore_eos: bool
     speculation: Literal["off"] | Speculation
+    priority: int
     timeout_s: float
 
 

@@ -13,6 +13,7 @@ from protocol.logit_rules import MAX_TOLD, NO_RULES, LogitRules, TokenLogprobs, 
 from protocol.plan import Speculation
 
 SEED_BITS = 64
+MAX_PRIORITY = 1000  # and its negative
 MIN_TEMPERATURE = 1e-5
 
 
@@ -75,7 +76,7 @@ class StopRules:
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """resume_ids: the answer's first tokens, which another replica gave. The answer goes on behind them; they count for
-    max_tokens, and the index of its next token is their number.
+    max_tokens, and the index of its next token is their number. priority: the lower, the earlier its turn.
     """
 
     request_id: str
@@ -87,6 +88,7 @@ class GenerateRequest:
     logprobs: int | None = None  # how many of the most probable tokens to tell at each place; None: no logprobs
     resume_ids: tuple[int, ...] = field(default=(), repr=False)
     grammar: str = field(default="", repr=False)  # of the text, as llguidance reads it; empty: none
+    priority: int = 0
 
     def __post_init__(self) -> None:
         if self.logprobs is not None:

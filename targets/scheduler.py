@@ -1,13 +1,13 @@
 """Which sequences take part in a step, and with how many tokens. Decides over integers; tensors never come here.
 
 One step holds a verify row for every decoding sequence and, within a token budget, chunks of prompts. Decoding goes
-first: its pages are reserved before a round, lengths fall to 0 when pages run short, and only then is the youngest
-sequence preempted, to be computed again at the same positions.
+first: its pages are reserved before a round, lengths fall to 0 when pages run short, and only then is the last sequence
+by rank preempted, to be computed again at the same positions.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -42,9 +42,10 @@ class Scheduler:
     def __init__(self, ledger: PageLedger, config: SchedulerConfig) -> None:
         self._ledger = ledger
         self._config = config
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []  # in order of admission, oldest first
+        self.waiting: list[Sequence] = []  # by turn
+        self.running: list[Sequence] = []  # by rank: the last is preempted first
         self.num_adopted = 0  # prompt tokens whose KV was there already
+        self.room = config.max_batch  # sequences that run at once, as far as pages reached when some waited last
 
     @property
     def has_work(self) -> bool:
@@ -55,11 +56,7 @@ class Scheduler:
         return [sequence for sequence in self.running if sequence.is_decoding]
 
     def add(self, sequence: Sequence) -> None:
-        """One whose answer has begun elsewhere goes before those that have none yet."""
-        if sequence.num_generated:
-            self.waiting.appendleft(sequence)
-        else:
-            self.waiting.append(sequence)
+        insort(self.waiting, sequence, key=turn)
 
     def remove(self, sequence: Sequence) -> None:
         """Finished or cancelled: give its pages back. Nothing happens to one that is gone already."""
@@ -72,6 +69,7 @@ class Scheduler:
     def admit(self) -> list[Sequence]:
         """Waiting sequences, in order, while there is room in the batch and a page for each running one besides."""
         admitted = []
+        self.room = self._config.max_batch
         while self.waiting and len(self.running) < self._config.max_batch:
             sequence = self.waiting[0]
             self._ledger.open(sequence.id)
@@ -81,10 +79,11 @@ class Scheduler:
             if needed + len(self.running) > self._ledger.num_free:
                 self._ledger.free(sequence.id)
                 sequence.computed = sequence.num_kept = 0
+                self.room = len(self.running)
                 break
             self._ledger.reserve(sequence.id, len(sequence.tokens))
             self.num_adopted += sequence.computed
-            self.running.append(self.waiting.popleft())
+            insort(self.running, self.waiting.pop(0), key=rank)
             admitted.append(sequence)
         return admitted
 
@@ -125,24 +124,34 @@ class Scheduler:
         return list(plan.lengths) if needed <= self._ledger.num_free else [0] * len(decoding)
 
     def _reserve(self, decoding: list[Sequence], lengths: list[int]) -> int:
-        """Pages for every row, oldest first; preempts the youngest running sequence while they are short."""
+        """Pages for every row, by rank; preempts the last running sequence while they are short."""
         num_preempted = row = 0
         while row < len(decoding):
             if self._ledger.reserve(decoding[row].id, len(decoding[row].tokens) + lengths[row]):
                 row += 1
                 continue
-            victim = self._preempt_youngest()
+            victim = self._preempt_last()
             num_preempted += 1
             if victim in decoding:
                 decoding.remove(victim)
         return num_preempted
 
-    def _preempt_youngest(self) -> Sequence:
+    def _preempt_last(self) -> Sequence:
         victim = self.running.pop()
         self._ledger.free(victim.id)
         victim.computed = victim.num_kept = 0
-        self.waiting.appendleft(victim)
+        self.add(victim)
         return victim
+
+
+def rank(sequence: Sequence) -> tuple[int, int]:
+    """Who keeps its pages longest: by priority, then by arrival."""
+    return sequence.request.priority, sequence.id
+
+
+def turn(sequence: Sequence) -> tuple[int, bool, int]:
+    """Who is admitted next: by priority, then those whose answer has begun, here or elsewhere, then by arrival."""
+    return sequence.request.priority, not sequence.num_generated, sequence.id
 
 
 def _cut(plan: Plan, lengths: tuple[int, ...]) -> Plan:
@@ -153,7 +162,7 @@ def _cut(plan: Plan, lengths: tuple[int, ...]) -> Plan:
 
 
 def chunks(running: Iterable[Sequence], config: SchedulerConfig) -> list[tuple[Sequence, int]]:
-    """Prompt tokens for this step: oldest sequence first, but for a share that goes to those
+    """Prompt tokens for this step: by rank, but for a share that goes to those
     with the least left to read, so that a short prompt does not wait for long ones.
     """
     reading = [(sequence, sequence.prefill_end - sequence.computed) for sequence in running if not sequence.is_decoding]

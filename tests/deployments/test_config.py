@@ -79,7 +79,7 @@ def test_the_demo_config_loads_and_names_the_demo_models() -> None:
         ),
         (
             "targets: [{name: a, path: x}]\npool: {path: x, num_replicas: 2, cores: [1]}",
-            "pool: cores [1] would pin all replicas of num_replicas 2 to the same CPUs",
+            "pool: cores [1] would pin all 2 replicas to the same CPUs",
         ),
         (
             "targets: [{name: a, path: x, num_gpus: 4}]",
@@ -214,7 +214,7 @@ def test_a_config_survives_the_way_through_a_serve_config_file(values: dict[str,
         assert AppConfig.model_validate(dumped) == config
 
 
-PLACEMENT = {"cores", "num_gpus", "num_replicas", "resources", "threads"}
+PLACEMENT = {"autoscaling", "cores", "num_gpus", "num_replicas", "resources", "threads"}
 WEIGHTS = {"dtype", "execution", "kv_mb", "page_size", "path", "weights"}
 
 
@@ -226,6 +226,7 @@ def test_the_options_are_these_and_a_new_one_shows_up_in_review() -> None:
         "max_batch",
         "max_model_len",
         "max_queue",
+        "max_wait_s",
         "name",
         "prefill_chunk",
         "speculation",

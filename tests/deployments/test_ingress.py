@@ -97,6 +97,22 @@ async def test_a_target_is_known_once_it_has_described_itself_whatever_the_other
         assert [await backend.ready(name) for name in "ab"] == [True, False]
 
 
+async def test_a_target_that_is_away_is_known_from_another_ingress(tokenizer_path: str) -> None:
+    away = Handle(told=ActorDiedError())
+    async with serving(tokenizer_path, a=away) as new, serving(tokenizer_path, a=Handle()) as old:
+        assert await old.card("a")
+
+        async def ask(model: str) -> list[Any]:
+            return [new.description(model), old.description(model)]
+
+        assert await new.card("a") is None, "nobody was asked yet"
+        new._ask_others = ask
+        card = await new.card("a")
+        assert card is not None
+        assert card.max_model_len == TOLD["max_model_len"]
+        assert not await new.ready("a"), "it is away all the same"
+
+
 async def test_a_target_is_ready_when_it_says_so(tokenizer_path: str) -> None:
     late = Handle(told=TOLD | {"ready": False})
     async with serving(tokenizer_path, a=Handle(), b=late) as backend:
