@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from api.answer import answer
+from api.answer import Service, answer
 from api.backend import Backend, ModelCard
 from api.door import OPEN, Door, DoorMiddleware
 from api.errors import error_body, invalid_request, printable, to_problem
@@ -24,7 +24,8 @@ from api.metrics import Gather, add_metrics_route, gather_own
 from api.middleware import RequestIdMiddleware, request_id
 from api.openai import ChatCompletionRequest, CompletionRequest
 from api.responses import ResponsesRequest
-from api.streams import ClientGone
+from api.spans import NO_SPANS, Spans
+from api.streams import NO_HEARTBEAT, ClientGone, Heartbeat
 from api.tokenize import add_token_routes
 from api.trace import as_json
 from api.version import version
@@ -46,6 +47,8 @@ def create_app(
     cors_origins: Sequence[str] = (),
     meter: Meter | None = None,
     gather: Gather | None = None,
+    heartbeat: Heartbeat = NO_HEARTBEAT,
+    spans: Spans = NO_SPANS,
 ) -> FastAPI:
     """The application.
 
@@ -54,6 +57,7 @@ def create_app(
     there is no other.
     """
     meter = meter or Meter()
+    service = Service(backend, meter, request_timeout_s, heartbeat, spans)
     app = FastAPI(title="DraftPool", docs_url=None, redoc_url=None)
     app.add_middleware(LimitsMiddleware, limits=limits)
     app.add_middleware(DoorMiddleware, door=door)
@@ -70,15 +74,15 @@ def create_app(
 
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        return await answer(backend, body, request, request_timeout_s, meter)
+        return await answer(service, body, request)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
-        return await answer(backend, body, request, request_timeout_s, meter)
+        return await answer(service, body, request)
 
     @app.post("/v1/responses")
     async def responses(body: ResponsesRequest, request: Request) -> Response:
-        return await answer(backend, body, request, request_timeout_s, meter)
+        return await answer(service, body, request)
 
     _add_model_routes(app, backend)
     add_token_routes(app, backend)

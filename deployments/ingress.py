@@ -5,6 +5,7 @@ The API itself is in api/, which does not import Ray; deployments/backend.py con
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
@@ -18,13 +19,16 @@ from starlette.types import ASGIApp
 from api import rpc, rpc_models
 from api.http import create_app
 from api.meter import Meter
+from api.streams import Heartbeat
 from api.survival import Recovery
 from deployments.access import listens_beyond_loopback, open_door
 from deployments.backend import Handle, ServeBackend
 from deployments.config import HttpConfig, IngressConfig
 from deployments.config_access import AccessConfig
+from deployments.config_telemetry import TelemetryConfig
 from deployments.host import resolve_host
 from deployments.siblings import Siblings
+from deployments.telemetry import begin_telemetry
 from link.counts import replica_name
 from link.secret import Secret
 from link.token_sink import SinkAddress, TokenSink
@@ -44,8 +48,11 @@ class Ingress:
         pool: Handle | None = None,
         http: HttpConfig | None = None,
         access: AccessConfig | None = None,
+        telemetry: TelemetryConfig | None = None,
     ) -> None:
         self._http = http or HttpConfig()
+        name = replica_name(serve.get_replica_context().replica_id.unique_id)
+        self._spans = begin_telemetry(telemetry or TelemetryConfig(), name)
         is_public = await listens_beyond_loopback()
         self._door = open_door(access or AccessConfig(), os.environ, is_public=is_public)
         secret = Secret.of(os.environ)
@@ -55,12 +62,13 @@ class Ingress:
         recovery = Recovery(config.reissues, config.recover_s)
         self._backend = ServeBackend(handles, tokenizers, self._sink, sink_address, pool, config.silence_s, recovery)
         self._backend.warm_up()
-        self._meter = Meter(replica_name(serve.get_replica_context().replica_id.unique_id))
+        self._meter = Meter(name)
         self._is_only = config.num_replicas == 1
         self._siblings = Siblings()
 
     async def __del__(self) -> None:
         await self._sink.stop()
+        await asyncio.to_thread(self._spans.close)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return create_app(
@@ -71,6 +79,8 @@ class Ingress:
             cors_origins=self._http.cors_origins,
             meter=self._meter,
             gather=self._gather,
+            heartbeat=Heartbeat(self._http.heartbeat_s),
+            spans=self._spans,
         )
 
     async def counts(self) -> tuple[str, list[Metric]]:
@@ -87,7 +97,7 @@ class Ingress:
         self, request: pb.GenerateRequest, grpc_context: RayServegRPCContext
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         rpc.admit(self._door, grpc_context)
-        async with aclosing(rpc.generate(self._backend, request, grpc_context, self._meter)) as responses:
+        async with aclosing(rpc.generate(self._backend, request, grpc_context, self._meter, self._spans)) as responses:
             async for response in responses:
                 yield response
 
@@ -101,7 +111,7 @@ class Ingress:
         self, request: pb.ChatRequest, grpc_context: RayServegRPCContext
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         rpc.admit(self._door, grpc_context)
-        async with aclosing(rpc.chat(self._backend, request, grpc_context, self._meter)) as responses:
+        async with aclosing(rpc.chat(self._backend, request, grpc_context, self._meter, self._spans)) as responses:
             async for response in responses:
                 yield response
 

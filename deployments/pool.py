@@ -11,13 +11,16 @@ from ray import serve
 
 from api.trace import Track, passes
 from deployments.config import PoolConfig
+from deployments.config_telemetry import TelemetryConfig
 from deployments.host import resolve_host
 from deployments.models import load_drafter
 from deployments.process import pin_process
 from deployments.profiling import startup_drafter_costs
+from deployments.telemetry import begin_telemetry
 from drafters.limits import PoolLimits
 from drafters.manifest import Manifest
 from drafters.worker import DraftWorker
+from link.counts import replica_name
 from link.discovery import PoolMember
 from link.pool_server import PoolServer
 from link.pool_thread import PoolThread
@@ -31,8 +34,12 @@ from protocol.limits import limits_of
 class DraftPoolReplica:
     """One replica of the draft pool. Serve places and watches it; drafts travel over its own connections."""
 
-    async def __init__(self, config: PoolConfig, measured: bool = False) -> None:  # type: ignore[misc]  # Serve awaits it
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, config: PoolConfig, measured: bool = False, telemetry: TelemetryConfig | None = None
+    ) -> None:
         """measured: whether targets need the cost of drafts."""
+        incarnation = f"pool-{serve.get_replica_context().replica_id.unique_id}"
+        begin_telemetry(telemetry or TelemetryConfig(), replica_name(incarnation))
         pin_process(config)
         drafter = await asyncio.to_thread(load_drafter, config)
         costs = await asyncio.to_thread(startup_drafter_costs, drafter, config) if measured else None
@@ -43,7 +50,7 @@ class DraftPoolReplica:
         self._thread.start()
         self._member = PoolMember(
             address=self._server.start(resolve_host(config.host), config.ports),
-            incarnation=f"pool-{serve.get_replica_context().replica_id.unique_id}",
+            incarnation=incarnation,
             exits=worker.describe().exits,
             vocabulary_hash=Manifest.load(resolve(config.path)).vocabulary_hash,
             max_positions=worker.describe().max_positions,

@@ -44,6 +44,8 @@ class Scheduler:
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []  # in order of admission, oldest first
         self.num_adopted = 0  # prompt tokens whose KV was there already
+        self.num_queried = 0  # prompt tokens of sequences that were admitted for the first time
+        self.num_hits = 0  # of these, adopted ones
 
     @property
     def has_work(self) -> bool:
@@ -81,7 +83,8 @@ class Scheduler:
                 sequence.computed = sequence.num_kept = 0
                 break
             self._ledger.reserve(sequence.id, len(sequence.tokens))
-            self.num_adopted += sequence.computed
+            self.num_queried += 0 if sequence.was_preempted else len(sequence.tokens)
+            self._count_adopted(sequence, sequence.computed)
             self.running.append(self.waiting.popleft())
             admitted.append(sequence)
         return admitted
@@ -100,8 +103,15 @@ class Scheduler:
             if not self._ledger.swap(sequence.id, sequence.num_kept, sequence.keys[sequence.num_kept]):
                 break
             sequence.num_kept += 1
-            self.num_adopted += sequence.num_kept * size - sequence.computed
+            self._count_adopted(sequence, sequence.num_kept * size - sequence.computed)
             sequence.computed = sequence.num_kept * size
+
+    def _count_adopted(self, sequence: Sequence, num_tokens: int) -> None:
+        """A preempted sequence adopts what it has read itself, which is no hit."""
+        self.num_adopted += num_tokens
+        if not sequence.was_preempted:
+            self.num_hits += num_tokens
+            sequence.num_cached += num_tokens
 
     def keep(self, sequence: Sequence) -> None:
         """Full pages of committed tokens that have KV may be adopted from now on."""
@@ -146,6 +156,7 @@ class Scheduler:
         victim = self.running.pop()
         self._ledger.free(victim.id)
         victim.computed = victim.num_kept = 0
+        victim.was_preempted = True
         self.waiting.appendleft(victim)
         return victim
 
