@@ -23,6 +23,7 @@ from api.metered import MeterMiddleware
 from api.metrics import Gather, add_metrics_route, gather_own
 from api.middleware import RequestIdMiddleware, request_id
 from api.openai import ChatCompletionRequest, CompletionRequest
+from api.openapi import describe
 from api.responses import ResponsesRequest
 from api.spans import NO_SPANS, Spans
 from api.streams import NO_HEARTBEAT, ClientGone, Heartbeat
@@ -89,6 +90,7 @@ def create_app(
     add_metrics_route(app, backend, gather or gather_own(meter))
     _add_debug_routes(app, backend)
     _add_error_handlers(app)
+    describe(app, backend, is_keyed=door.keys is not None)
     return app
 
 
@@ -160,10 +162,11 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def framework_error(request: Request, error: HTTPException) -> Response:
-        """Unknown path or method (404), or a body that is unreadable (400)."""
-        status, message = error.status_code, str(error.detail)
-        if status in (404, 405):
+        """Unknown path (404) or method (405), or a body that is unreadable (400)."""
+        message = str(error.detail)
+        if error.status_code in (404, 405):
             allowed = (error.headers or {}).get("Allow")
             hint = f"; it takes {allowed}" if allowed else ""
-            status, message = 404, printable(f"{request.method} {request.url.path[:200]} does not exist{hint}")
-        return JSONResponse(error_body(message, "invalid_request_error", None, None), status, error.headers)
+            message = printable(f"{request.method} {request.url.path[:200]} does not exist{hint}")
+        body = error_body(message, "invalid_request_error", None, None)
+        return JSONResponse(body, error.status_code, error.headers)
