@@ -145,6 +145,7 @@ def _finish(schema: Json, models: Sequence[str]) -> None:
                     member[after] = member.pop(before)
             if member.get("const") is False:
                 member["enum"] = [member.pop("const"), 0]  # which Python says are equal
+                member.pop("type", None)
             _merge(member, RANGES.get(name, {}).get(str(member.get("type")), {}))
             if name == "model" and member.get("type") == "string":
                 member["enum"] = list(models)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import subprocess
 import sys
@@ -65,15 +66,23 @@ class Collector:
         return span
 
 
-@pytest.fixture
-def collector() -> Iterator[Collector]:
+@contextmanager
+def collecting() -> Iterator[Collector]:
     made = Collector()
     thread = threading.Thread(target=made.server.serve_forever)
     thread.start()
-    yield made
-    made.server.shutdown()
-    thread.join()
-    made.server.server_close()
+    try:
+        yield made
+    finally:
+        made.server.shutdown()
+        thread.join()
+        made.server.server_close()
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with collecting() as made:
+        yield made
 
 
 @contextmanager
@@ -222,6 +231,7 @@ async def test_a_collector_that_is_down_fails_no_request() -> None:
     opened = open_spans("http://127.0.0.1:9", {}, "replica-1")
     async with Client(ScriptedBackend(says(TEXT)), spans=opened) as client:
         assert (await client.complete()).status_code == 200
+    await asyncio.to_thread(opened.close)
 
 
 def test_without_an_endpoint_there_are_no_spans_and_nothing_is_imported() -> None:
