@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Sequence
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fastapi import Request, Response
@@ -25,34 +27,64 @@ from api.replies import ChatReply, Json, Reply
 from api.response_replies import ResponseReply
 from api.responses import ResponsesRequest
 from api.seeds import choice_seed, draw_seed
-from api.streams import EventStream, Indexed, collect, merge, run_while_connected
+from api.spans import NO_SPANS, Asked, Span, Spans
+from api.streams import NO_HEARTBEAT, Begun, EventStream, Heartbeat, Indexed, collect, merge, run_while_connected
 from api.time_limit import TimeLimit
 from protocol.errors import InvalidRequest
+
+logger = logging.getLogger(__name__)
 
 DONE = "data: [DONE]\n\n"
 
 Body = CompletionRequest | ChatCompletionRequest | ResponsesRequest
 
 
-async def answer(backend: Backend, body: Body, request: Request, max_s: float | None, meter: Meter) -> Response:
-    """The response. max_s: the operator's limit in seconds. Raises DraftPoolError before the response has begun."""
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What answers are made with. max_s: the operator's limit for one, in seconds."""
+
+    backend: Backend
+    meter: Meter
+    max_s: float | None = None
+    heartbeat: Heartbeat = NO_HEARTBEAT
+    spans: Spans = NO_SPANS
+
+
+async def answer(service: Service, body: Body, request: Request) -> Response:
+    """The response. Raises DraftPoolError before it has begun."""
+    operation = "text_completion" if isinstance(body, CompletionRequest) else "chat"
+    span = service.spans.begin(Asked(operation, body.model, body.stream), request.headers)
+    try:
+        return await _answer(service, body, request, span)
+    except BaseException as error:
+        span.fail(error)
+        raise
+
+
+async def _answer(service: Service, body: Body, request: Request, span: Span) -> Response:
+    backend, meter = service.backend, service.meter
     arrived = meter.clock()
-    limit = TimeLimit(request.headers, max_s)
+    limit = TimeLimit(request.headers, service.max_s)
     async with limit.enforced():
         card = await find_model(backend, body.model)
         with card.places.entered():
             reply, jobs = await _prepared(card, body)
+            logger.info("answering as %s with %d choices", reply.id, len(jobs))
+            jobs = [replace(job, request=span.carried(job.request)) for job in jobs]
         # At most one batch at once, so that a call with many prompts cannot fill a replica's queue.
         run, counted = (stream, streamed) if body.stream else (complete, whole)
         deltas = merge([counted(meter, job, run(backend, job), arrived) for job in jobs], card.max_batch)
+        deltas = span.follow(deltas, reply.id, [job.request for job in jobs])
         if not body.stream:
             return JSONResponse(reply.whole(await run_while_connected(request, collect(deltas, len(jobs)))))
         # The first delta is awaited before the status goes out, so that a full queue is still a 429.
-        deltas = limit.apply(deltas)
-        first = await run_while_connected(request, anext(deltas))
-    if isinstance(reply, ResponseReply):
-        return EventStream(reply.events(first[1], deltas, request_id(request)), deltas)
-    return EventStream(_events(reply, len(jobs), first, deltas, request_id(request)), deltas)
+        begun = Begun(limit.apply(deltas))
+        try:
+            await run_while_connected(request, begun.begin(service.heartbeat))
+        except BaseException:
+            await begun.aclose()
+            raise
+    return EventStream(service.heartbeat.kept(_all_events(reply, len(jobs), begun, request_id(request))), begun)
 
 
 async def _prepared(card: ModelCard, body: Body) -> tuple[Reply | ResponseReply, list[GenerationJob]]:
@@ -109,19 +141,22 @@ def _reply(
     return kind(body, seeds, num_prompt_tokens)
 
 
+def _all_events(
+    reply: Reply | ResponseReply, num_choices: int, deltas: AsyncIterator[Indexed], request_id: str
+) -> AsyncGenerator[str, None]:
+    if isinstance(reply, ResponseReply):
+        return reply.events(deltas, request_id)
+    return _events(reply, num_choices, deltas, request_id)
+
+
 async def _events(
-    reply: Reply,
-    num_choices: int,
-    first: Indexed,
-    deltas: AsyncGenerator[Indexed, None],
-    request_id: str,
+    reply: Reply, num_choices: int, deltas: AsyncIterator[Indexed], request_id: str
 ) -> AsyncGenerator[str, None]:
     for index in range(num_choices):
         if opening := reply.opening(index):
             yield _event(opening)
-    last: dict[int, Delta] = dict([first])
+    last: dict[int, Delta] = {}
     try:
-        yield _event(reply.chunk(*first))
         async for index, delta in deltas:
             yield _event(reply.chunk(index, delta))
             last[index] = delta

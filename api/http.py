@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from api.answer import answer
+from api.answer import Service, answer
 from api.backend import Backend, ModelCard
 from api.door import OPEN, Door, DoorMiddleware
 from api.errors import error_body, invalid_request, printable, to_problem
@@ -23,8 +23,10 @@ from api.metered import MeterMiddleware
 from api.metrics import Gather, add_metrics_route, gather_own
 from api.middleware import RequestIdMiddleware, request_id
 from api.openai import ChatCompletionRequest, CompletionRequest
+from api.openapi import describe
 from api.responses import ResponsesRequest
-from api.streams import ClientGone
+from api.spans import NO_SPANS, Spans
+from api.streams import NO_HEARTBEAT, ClientGone, Heartbeat
 from api.tokenize import add_token_routes
 from api.trace import as_json
 from api.version import version
@@ -46,6 +48,8 @@ def create_app(
     cors_origins: Sequence[str] = (),
     meter: Meter | None = None,
     gather: Gather | None = None,
+    heartbeat: Heartbeat = NO_HEARTBEAT,
+    spans: Spans = NO_SPANS,
 ) -> FastAPI:
     """The application.
 
@@ -54,6 +58,7 @@ def create_app(
     there is no other.
     """
     meter = meter or Meter()
+    service = Service(backend, meter, request_timeout_s, heartbeat, spans)
     app = FastAPI(title="DraftPool", docs_url=None, redoc_url=None)
     app.add_middleware(LimitsMiddleware, limits=limits)
     app.add_middleware(DoorMiddleware, door=door)
@@ -70,21 +75,22 @@ def create_app(
 
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        return await answer(backend, body, request, request_timeout_s, meter)
+        return await answer(service, body, request)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
-        return await answer(backend, body, request, request_timeout_s, meter)
+        return await answer(service, body, request)
 
     @app.post("/v1/responses")
     async def responses(body: ResponsesRequest, request: Request) -> Response:
-        return await answer(backend, body, request, request_timeout_s, meter)
+        return await answer(service, body, request)
 
     _add_model_routes(app, backend)
     add_token_routes(app, backend)
     add_metrics_route(app, backend, gather or gather_own(meter))
     _add_debug_routes(app, backend)
     _add_error_handlers(app)
+    describe(app, backend, is_keyed=door.keys is not None)
     return app
 
 
@@ -163,10 +169,11 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def framework_error(request: Request, error: HTTPException) -> Response:
-        """Unknown path or method (404), or a body that is unreadable (400)."""
-        status, message = error.status_code, str(error.detail)
-        if status in (404, 405):
+        """Unknown path (404) or method (405), or a body that is unreadable (400)."""
+        message = str(error.detail)
+        if error.status_code in (404, 405):
             allowed = (error.headers or {}).get("Allow")
             hint = f"; it takes {allowed}" if allowed else ""
-            status, message = 404, printable(f"{request.method} {request.url.path[:200]} does not exist{hint}")
-        return JSONResponse(error_body(message, "invalid_request_error", None, None), status, error.headers)
+            message = printable(f"{request.method} {request.url.path[:200]} does not exist{hint}")
+        body = error_body(message, "invalid_request_error", None, None)
+        return JSONResponse(body, error.status_code, error.headers)

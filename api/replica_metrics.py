@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from protocol.stats import QUEUE_BOUNDS_S
 
 Told = Mapping[str, Any]
 Values = Mapping[str, float]  # by the value of a row's own label
@@ -66,6 +69,12 @@ TARGET = (
         "prefill_tokens", "Prompt tokens that were computed, again after a preemption.", count("num_prefill_tokens")
     ),
     counter("committed_tokens", "Tokens that rounds and prompts gave.", count("num_committed")),
+    counter(
+        "prefix_cache_queries",
+        "Prompt tokens of requests when they were admitted, looked up among the kept ones.",
+        count("num_queried_tokens"),
+    ),
+    counter("prefix_cache_hits", "Of these, tokens whose KV was kept: not computed.", count("num_hit_tokens")),
     counter("num_preemptions", "Sequences that lost their KV memory to others.", count("num_preempted")),
     counter("spec_decode_num_drafts", "Proposals that were verified.", drafts),
     counter("spec_decode_num_draft_tokens", "Proposed tokens that were verified.", count("num_proposed")),
@@ -153,8 +162,23 @@ def replica_families(stats: Mapping[str, Any]) -> Iterator[Metric]:
     yield GaugeMetricFamily("draftpool_pool_replicas", "Replicas of the pool that answer.", len(pool))
     of_targets = [([model, name], told) for model, replicas in targets.items() for name, told in _named(replicas)]
     yield from (_family(row, ["model", "replica"], of_targets) for row in TARGET)
+    yield _queue_times(of_targets)
     of_pool = [([name], told) for name, told in _named(pool)]
     yield from (_family(row, ["replica"], of_pool) for row in POOL)
+
+
+def _queue_times(told: Sequence[tuple[list[str], Told]]) -> Metric:
+    family = HistogramMetricFamily(
+        "draftpool_request_queue_time_seconds",
+        "From a request at the target to its place in the batch, once for each.",
+        labels=["model", "replica"],
+    )
+    bounds = [*map(str, QUEUE_BOUNDS_S), "+Inf"]
+    for whose, counts in told:
+        if (times := counts.get("queue_times")) is not None:
+            buckets = list(zip(bounds, accumulate(times["counts"]), strict=True))
+            family.add_metric(whose, buckets, times["sum_s"])
+    return family
 
 
 def _named(replicas: Sequence[Told]) -> list[tuple[str, Told]]:

@@ -72,7 +72,7 @@ def _chat_parts(parts: list[TextPart]) -> list[Fields]:
 
 
 def _kind(item: Any) -> Any:
-    return item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", None)
+    return item.get("type") or "message" if isinstance(item, dict) else getattr(item, "type", None)
 
 
 Item = Annotated[

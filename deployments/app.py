@@ -39,15 +39,16 @@ def build(config: AppConfig) -> Application:
     config = with_paths(config, pin_revision)  # so that all replicas load the same commit, also when replaced
     learning = any(isinstance(target.speculation, GoodputSpeculation) for target in config.targets)
     apart = config.pool if config.placement == "separate" else None
-    pool = deployment(DraftPoolReplica, pool_options(config)).bind(apart, learning) if apart else None
+    told = config.telemetry
+    pool = deployment(DraftPoolReplica, pool_options(config)).bind(apart, learning, told) if apart else None
     targets = {
-        target.name: deployment(TargetReplica, target_options(target)).bind(target, pool, pool_of(config, target))
+        target.name: deployment(TargetReplica, target_options(target)).bind(target, pool, pool_of(config, target), told)
         for target in config.targets
     }
     tokenizers = {target.name: target.path for target in config.targets}
     ingress: Any = Ingress  # already a deployment; its decorator has no types
     app: Application = ingress.options(**ingress_options(config)).bind(
-        targets, tokenizers, config.ingress, pool, config.http, config.access, held(config)
+        targets, tokenizers, config.ingress, pool, config.http, config.access, held(config), told
     )
     return app
 

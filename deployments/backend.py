@@ -187,7 +187,7 @@ class ServeBackend:
             parts = [run async for run in runs]
         token_ids = tuple(token for part in parts for token in part.token_ids)
         logprobs = tuple(told for part in parts for told in part.logprobs)
-        return replace(parts[-1], index=0, token_ids=token_ids, logprobs=logprobs)
+        return replace(parts[-1], index=0, token_ids=token_ids, logprobs=logprobs, num_cached=parts[0].num_cached)
 
     async def _whole(self, model: str, call: Handle, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
         """The reply to the call alone."""

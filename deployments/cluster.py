@@ -21,6 +21,7 @@ from deployments.direct import open_url
 from deployments.loading import stages
 from deployments.placement import num_replicas
 from deployments.session import attached_ray, local_ray, uninterrupted
+from deployments.telemetry import check_telemetry
 from protocol.errors import ConfigError, NotReady
 
 POLL_S = 0.2
@@ -49,6 +50,7 @@ def running(config: AppConfig, *, address: str | None = None, progress: Progress
     """
     if address is None:
         check_access(config, os.environ)  # on a cluster, the ingress has the keys and the environment
+        check_telemetry(config)
         check_port(config.http)  # on a cluster, Serve itself may hold the port
     with local_ray(config) if address is None else attached_ray(address):
         check_absent()
@@ -78,7 +80,10 @@ def start_proxies(config: AppConfig) -> None:
         grpc_options=None
         if grpc is None
         else gRPCOptions(
-            port=grpc.port, grpc_servicer_functions=list(SERVICERS), request_timeout_s=grpc.request_timeout_s
+            port=grpc.port,
+            grpc_servicer_functions=list(SERVICERS),
+            request_timeout_s=grpc.request_timeout_s,
+            enable_reflection=grpc.reflection,
         ),
     )
 

@@ -18,6 +18,7 @@ from deployments.config_errors import explain
 from deployments.config_replica import Listener, Placement, Replicas, Weights
 from deployments.config_section import Count, Port, Seconds, Section
 from deployments.config_speculation import Speculation
+from deployments.config_telemetry import TelemetryConfig
 from protocol.errors import ConfigError
 
 CONFIGS = Path(__file__).parent / "configs"  # configs that ship with the project
@@ -73,20 +74,26 @@ class HttpConfig(Section):
     """The HTTP API.
 
     request_timeout_s: upper limit for a completion; null: none. cors_origins: sites whose pages may call the API, such
-    as https://chat.example.org; "*" for all.
+    as https://chat.example.org; "*" for all. heartbeat_s: a stream that has been silent for so long gets a comment, so
+    that nobody in between takes it for dead; null: none.
     """
 
     host: str = "127.0.0.1"
     port: Port = 8000
     request_timeout_s: Seconds | None = None
     cors_origins: tuple[Origin, ...] = ()
+    heartbeat_s: Seconds | None = None
 
 
 class GrpcConfig(Section):
-    """The gRPC API. Ray Serve's proxy listens on every interface, without TLS. Without this section it is off."""
+    """The gRPC API. Ray Serve's proxy listens on every interface, without TLS. Without this section it is off.
+
+    reflection: whether anybody, also without a key, may ask the proxy which services there are.
+    """
 
     port: Port = 9000
     request_timeout_s: Seconds | None = None
+    reflection: bool = False
 
 
 class IngressConfig(Listener, Replicas):
@@ -118,6 +125,7 @@ class AppConfig(Section):
     http: HttpConfig = HttpConfig()
     grpc: GrpcConfig | None = None
     access: AccessConfig = AccessConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -21,13 +21,16 @@ from starlette.types import ASGIApp
 from api import rpc, rpc_models
 from api.http import create_app
 from api.meter import Meter
+from api.streams import Heartbeat
 from api.survival import Recovery
 from deployments.access import listens_beyond_loopback, open_door
 from deployments.backend import Handle, ServeBackend, nobody
 from deployments.config import HttpConfig, IngressConfig
 from deployments.config_access import AccessConfig
+from deployments.config_telemetry import TelemetryConfig
 from deployments.host import resolve_host
 from deployments.siblings import Siblings
+from deployments.telemetry import begin_telemetry
 from link.counts import replica_name
 from link.secret import Secret
 from link.token_sink import SinkAddress, TokenSink
@@ -48,9 +51,12 @@ class Ingress:
         http: HttpConfig | None = None,
         access: AccessConfig | None = None,
         most: Mapping[str, int] | None = None,
+        telemetry: TelemetryConfig | None = None,
     ) -> None:
         """most: requests that are answered here at once, by model; others have no bound."""
         self._http = http or HttpConfig()
+        name = replica_name(serve.get_replica_context().replica_id.unique_id)
+        self._spans = begin_telemetry(telemetry or TelemetryConfig(), name)
         is_public = await listens_beyond_loopback()
         self._door = open_door(access or AccessConfig(), os.environ, is_public=is_public)
         secret = Secret.of(os.environ)
@@ -65,12 +71,13 @@ class Ingress:
         )
         self._backend.warm_up()
         self._learning = asyncio.gather(*map(self._backend.card, self._backend.names))
-        self._meter = Meter(replica_name(serve.get_replica_context().replica_id.unique_id))
+        self._meter = Meter(name)
         self._is_only = config.num_replicas == 1
 
     async def __del__(self) -> None:
         self._learning.cancel()
         await self._sink.stop()
+        await asyncio.to_thread(self._spans.close)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return create_app(
@@ -81,6 +88,8 @@ class Ingress:
             cors_origins=self._http.cors_origins,
             meter=self._meter,
             gather=self._gather,
+            heartbeat=Heartbeat(self._http.heartbeat_s),
+            spans=self._spans,
         )
 
     async def description(self, model: str) -> Mapping[str, Any] | None:
@@ -101,7 +110,7 @@ class Ingress:
         self, request: pb.GenerateRequest, grpc_context: RayServegRPCContext
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         rpc.admit(self._door, grpc_context)
-        async with aclosing(rpc.generate(self._backend, request, grpc_context, self._meter)) as responses:
+        async with aclosing(rpc.generate(self._backend, request, grpc_context, self._meter, self._spans)) as responses:
             async for response in responses:
                 yield response
 
@@ -115,7 +124,7 @@ class Ingress:
         self, request: pb.ChatRequest, grpc_context: RayServegRPCContext
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         rpc.admit(self._door, grpc_context)
-        async with aclosing(rpc.chat(self._backend, request, grpc_context, self._meter)) as responses:
+        async with aclosing(rpc.chat(self._backend, request, grpc_context, self._meter, self._spans)) as responses:
             async for response in responses:
                 yield response
 

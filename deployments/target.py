@@ -8,18 +8,21 @@ from typing import Any
 
 from ray import serve
 
+from api.logs import request_logged
 from api.trace import Track, rounds
 from deployments.autoscaling import BUSY
 from deployments.colocated import open_drafter
 from deployments.config import PoolConfig, TargetConfig
 from deployments.config_replica import Weights
 from deployments.config_speculation import AdaptiveSpeculation, Speculation
+from deployments.config_telemetry import TelemetryConfig
 from deployments.loading import Loading, shown
 from deployments.local import LocalDrafter
 from deployments.models import load_model, translation_to
 from deployments.policies import adaptive, longest_draft, needed_exits, policy
 from deployments.process import pin_process
 from deployments.profiling import startup_target_costs
+from deployments.telemetry import begin_telemetry
 from drafters.manifest import vocabulary_hash
 from drafters.translated import TranslatedDraftClient
 from link.counts import replica_name, told
@@ -44,17 +47,22 @@ HEARTBEAT_LIMIT_S = 60.0
 
 class TargetReplica:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, config: TargetConfig, pool: Any = None, drafter: PoolConfig | None = None
+        self,
+        config: TargetConfig,
+        pool: Any = None,
+        drafter: PoolConfig | None = None,
+        telemetry: TelemetryConfig | None = None,
     ) -> None:
         """pool: the Serve handle of the draft pool; None: the drafter runs inside this replica. drafter: its config.
 
         Without either, or without speculation, decoding is plain.
         """
-        pin_process(config)
         self._config = config
         context = serve.get_replica_context()
         replica = context.replica_id.unique_id
         self._incarnation = f"{config.name}-{replica}"
+        self._spans = begin_telemetry(telemetry or TelemetryConfig(), replica_name(self._incarnation))
+        pin_process(config)
         with shown(context.deployment, replica) as loading:
             await self._start(config, pool, drafter, loading)
 
@@ -110,15 +118,21 @@ class TargetReplica:
 
         Returns a refusal of the engine instead of raising it, because Serve logs exceptions with their tracebacks.
         """
-        with self._streams.answer(request.request_id, sink) as answer:
+        with (
+            request_logged(request.request_id),
+            self._spans.answering(self._config.name, request) as tell,
+            self._streams.answer(request.request_id, sink) as answer,
+        ):
             try:
                 if request.grammar:
                     await asyncio.to_thread(self._constraint, request)  # compiled for the engine, beside the loop
                 self._engine.submit(request, answer.add)
             except DraftPoolError as refusal:
+                tell(refusal)
                 return refusal
             try:
-                return await answer.ended
+                tell(await answer.ended)
+                return answer.ended.result()
             except asyncio.CancelledError:
                 self._engine.cancel(request.request_id)
                 raise
@@ -176,6 +190,7 @@ class TargetReplica:
     async def __del__(self) -> None:
         """Serve calls it to end the replica, after the requests in flight have finished."""
         await asyncio.to_thread(self._engine.stop)
+        await asyncio.to_thread(self._spans.close)
         await self._streams.stop()
         if self._client is not None:
             await self._client.stop()

@@ -23,17 +23,21 @@ def to_message(run: TokenRun) -> pb.Run:
         pb.Logprobs(chosen=own.chosen, top_ids=[token for token, _ in own.top], top=[value for _, value in own.top])
         for own in run.logprobs
     )
-    return pb.Run(request_id=run.request_id, index=run.index, token_ids=run.token_ids, logprobs=told)
+    return pb.Run(
+        request_id=run.request_id, index=run.index, token_ids=run.token_ids, logprobs=told, num_cached=run.num_cached
+    )
 
 
 def from_message(message: pb.Run) -> TokenRun:
     """Raises ValueError for what no target sends."""
     num_tokens, num_told = len(message.token_ids), len(message.logprobs)
     positions(message.index, num_tokens)
+    positions(0, message.num_cached)
     if num_told not in (0, num_tokens):
         raise ValueError(f"{num_told} logprobs came with {num_tokens} tokens; {REMEDY}")
     told = tuple(map(_logprobs, message.logprobs))
-    return TokenRun(message.request_id, message.index, tokens(message.token_ids), logprobs=told)
+    ids = tokens(message.token_ids)
+    return TokenRun(message.request_id, message.index, ids, logprobs=told, num_cached=message.num_cached)
 
 
 def _logprobs(message: pb.Logprobs) -> TokenLogprobs:

@@ -61,6 +61,7 @@ class StreamedRuns:
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
         self._num_taken = 0
+        self._num_cached = 0
         self._on_tokens = on_tokens
 
     def add(self, run: TokenRun) -> None:
@@ -69,6 +70,7 @@ class StreamedRuns:
         if run.finish_reason is not None:
             self.ended.get_loop().call_soon_threadsafe(self._end, run)
             return
+        self._num_cached = run.num_cached
         self._logprobs += run.logprobs  # before the tokens, which the loop looks at first
         self._token_ids += run.token_ids
         if self._on_tokens is not None:
@@ -87,7 +89,8 @@ class StreamedRuns:
             return None
         self._num_taken += len(fresh)
         told = self._logprobs[begin : self._num_taken]
-        return to_message(TokenRun(self._request_id, self._first + begin, tuple(fresh), logprobs=tuple(told)))
+        index, cached = self._first + begin, self._num_cached
+        return to_message(TokenRun(self._request_id, index, tuple(fresh), logprobs=tuple(told), num_cached=cached))
 
     def take_again(self) -> None:
         """The next `take` gives everything from the first token on."""

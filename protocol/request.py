@@ -77,6 +77,7 @@ class StopRules:
 class GenerateRequest:
     """resume_ids: the answer's first tokens, which another replica gave. The answer goes on behind them; they count for
     max_tokens, and the index of its next token is their number. priority: the lower, the earlier its turn.
+    traceparent: the span that the request belongs to, as W3C's header names it; empty: it is not traced.
     """
 
     request_id: str
@@ -89,6 +90,7 @@ class GenerateRequest:
     resume_ids: tuple[int, ...] = field(default=(), repr=False)
     grammar: str = field(default="", repr=False)  # of the text, as llguidance reads it; empty: none
     priority: int = 0
+    traceparent: str = ""
 
     def __post_init__(self) -> None:
         if self.logprobs is not None:
@@ -108,6 +110,15 @@ class GenerateRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class SequenceTimes:
+    """Seconds of a sequence at its target: in the queue, from there to the first token, from there to the last."""
+
+    queued_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceStats:
     """rounds counts decode steps (prefill gives the first token): tokens = 1 + rounds + accepted, before the cut."""
 
@@ -115,13 +126,15 @@ class SequenceStats:
     drafted: int = 0
     accepted: int = 0
     histogram: tuple[int, ...] = ()  # [n]: rounds in which n drafted tokens were accepted
+    times: SequenceTimes = field(default=SequenceTimes(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class TokenRun:
     """The tokens that one round committed; `index` is the position of the first among the generated tokens.
 
-    logprobs: of each token if the request asks for them, else empty.
+    logprobs: of each token if the request asks for them, else empty. num_cached: tokens of the prompt whose KV was kept
+    from requests before, so that they were not read.
     """
 
     request_id: str
@@ -130,6 +143,7 @@ class TokenRun:
     finish_reason: FinishReason | None = None
     stats: SequenceStats | None = None  # set with finish_reason
     logprobs: tuple[TokenLogprobs, ...] = field(default=(), repr=False)
+    num_cached: int = 0
 
 
 def check_prompt(request: GenerateRequest, max_length: int, vocab_size: int) -> None:

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from protocol.plan import Mode
 from protocol.record import Origin, RoundRecord
+
+# Upper bounds of the times in a queue that are counted apart, in seconds.
+QUEUE_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 480.0)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueTimes:
+    """counts: [n], requests that waited no longer than the bound n and longer than the one before; the last one: longer
+    than all bounds.
+    """
+
+    counts: tuple[int, ...] = (0,) * (len(QUEUE_BOUNDS_S) + 1)
+    sum_s: float = 0.0
+
+    def plus(self, waited_s: float) -> QueueTimes:
+        place = bisect_left(QUEUE_BOUNDS_S, waited_s)
+        counts = (*self.counts[:place], self.counts[place] + 1, *self.counts[place + 1 :])
+        return QueueTimes(counts, self.sum_s + waited_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +128,10 @@ class EngineStats(RoundStats):
     num_free_pages: int
     num_pages: int
     num_steps: int
-    num_adopted_tokens: int = 0  # of prompts, whose KV another request had left
+    num_adopted_tokens: int = 0  # of prompts, whose KV another request had left; again after a preemption
+    num_queried_tokens: int = 0  # of prompts when they were first admitted
+    num_hit_tokens: int = 0  # of these, adopted ones
+    queue_times: QueueTimes = field(default_factory=QueueTimes)
     num_failures: int = 0  # of policy, way to the pool and record of rounds; requests went on without them
 
 

@@ -71,7 +71,7 @@ class Engine:
         vocab_size = model.decoder.config.vocab_size if own.count_tokens else 0
         self._token_counts = array("q", bytes(8 * vocab_size))
         self._wake = threading.Condition()  # guards the four below
-        self._submitted: deque[tuple[GenerateRequest, OnRun]] = deque()
+        self._submitted: deque[tuple[GenerateRequest, OnRun, float]] = deque()  # with the time of the stepper's clock
         self._cancelled: deque[str] = deque()
         self._stopping = False
         self._open: set[str] = set()  # submitted and not finished
@@ -110,7 +110,7 @@ class Engine:
                 raise QueueFull(f"{len(self._open)} requests are running or queued; try again later")
             self._check_wait(request)
             self._open.add(request.request_id)
-            self._submitted.append((request, on_run))
+            self._submitted.append((request, on_run, self._stepper.clock()))
             self._wake.notify()
 
     def cancel(self, request_id: str) -> None:
@@ -138,6 +138,9 @@ class Engine:
             num_pages=ledger.num_pages,
             num_steps=rounds.num_steps,
             num_adopted_tokens=scheduler.num_adopted,
+            num_queried_tokens=scheduler.num_queried,
+            num_hit_tokens=scheduler.num_hits,
+            queue_times=self._stepper.queue_times,
             num_failures=rounds.num_failures,
             **{each.name: getattr(totals, each.name) for each in fields(totals)},
         )
@@ -188,7 +191,7 @@ class Engine:
         with self._wake:
             self._stopping = True
             late, self._submitted = self._submitted, deque()
-        for request, on_run in late:
+        for request, on_run, _ in late:
             _told(on_run, TokenRun(request.request_id, len(request.resume_ids), (), reason, SequenceStats()))
         try:
             self._end(self._live, reason)
@@ -214,8 +217,9 @@ class Engine:
             submitted, self._submitted = self._submitted, deque()
             cancelled, self._cancelled = self._cancelled, deque()
             stopping = self._stopping
-        for request, on_run in submitted:
-            sequence = Sequence(self._next_id, request, self.max_length, constraint=self._model.constraint(request))
+        for request, on_run, arrived_s in submitted:
+            constraint = self._model.constraint(request)
+            sequence = Sequence(self._next_id, request, self.max_length, constraint=constraint, arrived_s=arrived_s)
             self._live[request.request_id] = sequence, on_run
             self._stepper.scheduler.add(sequence)
             self._next_id += 1
@@ -237,6 +241,7 @@ class Engine:
         ending = [self._live[request_id] for request_id in request_ids]
         for sequence, on_run in ending:
             self._forget(sequence)
+            sequence.ended_s = self._stepper.clock()
             _told(on_run, TokenRun(sequence.request.request_id, sequence.num_generated, (), reason, sequence.stats))
         for sequence, _ in ending:
             self._stepper.remove(sequence)

@@ -46,6 +46,8 @@ class Scheduler:
         self.running: list[Sequence] = []  # by rank: the last is preempted first
         self.num_adopted = 0  # prompt tokens whose KV was there already
         self.room = config.max_batch  # sequences that run at once, as far as pages reached when some waited last
+        self.num_queried = 0  # prompt tokens of sequences that were admitted for the first time
+        self.num_hits = 0  # of these, adopted ones
 
     @property
     def has_work(self) -> bool:
@@ -82,7 +84,8 @@ class Scheduler:
                 self.room = len(self.running)
                 break
             self._ledger.reserve(sequence.id, len(sequence.tokens))
-            self.num_adopted += sequence.computed
+            self.num_queried += 0 if sequence.was_preempted else len(sequence.tokens)
+            self._count_adopted(sequence, sequence.computed)
             insort(self.running, self.waiting.pop(0), key=rank)
             admitted.append(sequence)
         return admitted
@@ -96,6 +99,13 @@ class Scheduler:
             sequence.num_kept += found
             sequence.computed = sequence.num_kept * size
         return sequence.computed - before
+
+    def _count_adopted(self, sequence: Sequence, num_tokens: int) -> None:
+        """A preempted sequence adopts what it has read itself, which is no hit."""
+        self.num_adopted += num_tokens
+        if not sequence.was_preempted:
+            self.num_hits += num_tokens
+            sequence.num_cached += num_tokens
 
     def keep(self, sequence: Sequence) -> None:
         """Full pages of committed tokens that have KV may be adopted from now on."""
@@ -113,7 +123,7 @@ class Scheduler:
         num_preempted = self._reserve(decoding, lengths)
         for sequence in self.running:
             if not sequence.is_decoding:
-                self.num_adopted += self._adopt(sequence)
+                self._count_adopted(sequence, self._adopt(sequence))
         taken = tuple(chunks(self.running, self._config))
         return Schedule(tuple(decoding), _cut(plan, tuple(lengths[: len(decoding)])), taken, num_preempted)
 
@@ -140,6 +150,7 @@ class Scheduler:
         victim = self.running.pop()
         self._ledger.free(victim.id)
         victim.computed = victim.num_kept = 0
+        victim.was_preempted = True
         self.add(victim)
         return victim
 

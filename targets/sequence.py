@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Run
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from protocol.plan import SequenceView
-from protocol.request import FinishReason, GenerateRequest, SequenceStats
+from protocol.request import FinishReason, GenerateRequest, SequenceStats, SequenceTimes
 from targets.grammar import Constraint
 
 
@@ -19,7 +20,9 @@ class Sequence:
     """max_length: tokens that fit, prompt included (context length and KV memory both counted).
 
     keys: names of its first full pages (model/prefixes.py). num_kept: how many of its pages others may adopt.
-    constraint: of a request with a grammar.
+    constraint: of a request with a grammar. num_cached: tokens of the prompt whose KV was kept, when it was first read.
+    arrived_s, admitted_s, first_s, ended_s: by the stepper's clock; when it came, was first admitted, had its first
+    token and its last.
     """
 
     id: int
@@ -36,6 +39,12 @@ class Sequence:
     keys: list[bytes] = field(default_factory=list, repr=False)
     num_kept: int = 0
     constraint: Constraint | None = field(default=None, repr=False)
+    arrived_s: float = 0.0
+    admitted_s: float | None = None
+    first_s: float | None = None
+    ended_s: float | None = None
+    num_cached: int = 0
+    was_preempted: bool = False
 
     def __post_init__(self) -> None:
         self.tokens = [*self.request.prompt_ids, *self.request.resume_ids]
@@ -65,7 +74,13 @@ class Sequence:
 
     @property
     def stats(self) -> SequenceStats:
-        return SequenceStats(self.rounds, self.drafted, self.accepted, tuple(self.histogram))
+        return SequenceStats(self.rounds, self.drafted, self.accepted, tuple(self.histogram), self.times)
+
+    @property
+    def times(self) -> SequenceTimes:
+        """Of the parts that have ended."""
+        marks = [self.arrived_s, self.admitted_s, self.first_s, self.ended_s]
+        return SequenceTimes(*[0.0 if a is None or b is None else b - a for a, b in pairwise(marks)])
 
     def view(self, num_unseen: int, drafts: bool) -> SequenceView:
         return SequenceView(len(self.tokens), self.remaining, self.id, num_unseen, drafts, self.request.speculation)

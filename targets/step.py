@@ -17,6 +17,7 @@ from protocol.logit_rules import TokenLogprobs
 from protocol.plan import BatchView, Mode, Plan
 from protocol.record import RoundRecord, RowRecord
 from protocol.request import FinishReason, TokenRun
+from protocol.stats import QueueTimes
 from router.policy import Policy, granted
 from targets.drafting import Drafting
 from targets.model import TargetModel
@@ -74,6 +75,7 @@ class Stepper:
         """sources: by the modes that a plan may have; without any, proposals come in turn. rounds: reads records."""
         self.model, self.policy, self.scheduler, self.drafting = model, policy, scheduler, drafting
         self.rounds, self.clock = rounds or Rounds(), clock
+        self.queue_times = QueueTimes()
         self._in_turn = InTurn(drafting)
         self._sources: Mapping[Mode, Source] = sources or {Mode.SERIAL: self._in_turn}
         self._mode = Mode.SERIAL  # of the last batch
@@ -110,9 +112,17 @@ class Stepper:
     def admit(self) -> None:
         """Those that there is room for; the pool is handed their context."""
         admitted = self.scheduler.admit()
+        self._count_waits(admitted)
         depth = self.policy.opening()
         if self.drafting and admitted and depth is not None:
             self.drafting.open(admitted, depth)
+
+    def _count_waits(self, admitted: list[Sequence]) -> None:
+        """Of those that are admitted for the first time."""
+        for sequence in admitted:
+            if sequence.admitted_s is None:
+                sequence.admitted_s = self.clock()
+                self.queue_times = self.queue_times.plus(sequence.times.queued_s)
 
     def plan(self) -> Schedule:
         decoding, drafting = self.scheduler.decoding, self.drafting
@@ -174,11 +184,15 @@ class Stepper:
             logger.error(_UNDEFINED, sequence.request.request_id, len(sequence.tokens))
             sequence.finish_reason = FinishReason.UNDEFINED
         told = tuple(logprobs[: len(kept)])
+        if sequence.first_s is None:
+            sequence.first_s = self.clock()
+        request_id, num_cached = sequence.request.request_id, sequence.num_cached
         if sequence.finish_reason is None:
             self.model.ledger.truncate(sequence.id, len(sequence.tokens))
-            return TokenRun(sequence.request.request_id, index, kept, logprobs=told)
+            return TokenRun(request_id, index, kept, logprobs=told, num_cached=num_cached)
+        sequence.ended_s = self.clock()
         self.remove(sequence)
-        return TokenRun(sequence.request.request_id, index, kept, sequence.finish_reason, sequence.stats, told)
+        return TokenRun(request_id, index, kept, sequence.finish_reason, sequence.stats, told, num_cached)
 
 
 def _row_record(sequence: Sequence, proposal: Proposal | None, num_fed: int, picks: list[int]) -> RowRecord:

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprotocol/pb/inference.proto\x12\x0c\x64raftpool.v1\"\xe5\x06\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x16.draftpool.v1.TokenIdsH\x00\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x07 \x01(\rH\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x04H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0b \x03(\r\x12\x12\n\nignore_eos\x18\x0c \x01(\x08\x12.\n\x0bspeculation\x18\r \x01(\x0b\x32\x19.draftpool.v1.Speculation\x12\x10\n\x08priority\x18\x0e \x01(\x11\x12\"\n\x1ainclude_stop_str_in_output\x18\x1e \x01(\x08\x12 \n\x13skip_special_tokens\x18\x1f \x01(\x08H\x07\x88\x01\x01\x12\x0c\n\x04\x65\x63ho\x18  \x01(\x08\x12\x1e\n\x11\x66requency_penalty\x18\x14 \x01(\x01H\x08\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x15 \x01(\x01H\t\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x16 \x01(\x01H\n\x88\x01\x01\x12@\n\nlogit_bias\x18\x17 \x03(\x0b\x32,.draftpool.v1.GenerateRequest.LogitBiasEntry\x12\x12\n\nmin_tokens\x18\x18 \x01(\r\x12\x15\n\x08logprobs\x18\x19 \x01(\rH\x0b\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x08\n\x06promptB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seedB\x16\n\x14_skip_special_tokensB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x15\n\x13_repetition_penaltyB\x0b\n\t_logprobs\",\n\x0bSpeculation\x12\r\n\x05\x64\x65pth\x18\x01 \x01(\r\x12\x0e\n\x06length\x18\x02 \x01(\r\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xa2\x02\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x31\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x1a.draftpool.v1.FinishReason\x12\"\n\x05usage\x18\x06 \x01(\x0b\x32\x13.draftpool.v1.Usage\x12-\n\x05stats\x18\x07 \x01(\x0b\x32\x1e.draftpool.v1.SpeculationStats\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x00\x88\x01\x01\x12(\n\x08logprobs\x18\x14 \x03(\x0b\x32\x16.draftpool.v1.LogprobsB\x07\n\x05_seed\"_\n\x08Logprobs\x12*\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x1a.draftpool.v1.TokenLogprob\x12\'\n\x03top\x18\x02 \x03(\x0b\x32\x1a.draftpool.v1.TokenLogprob\"C\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x10\n\x08spelling\x18\x03 \x01(\x0c\"9\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\"E\n\x10SpeculationStats\x12\x0e\n\x06rounds\x18\x01 \x01(\r\x12\x0f\n\x07\x64rafted\x18\x02 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\r\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.draftpool.v1.Model\"*\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\"j\n\x0b\x43hatRequest\x12+\n\x08messages\x18\x01 \x03(\x0b\x32\x19.draftpool.v1.ChatMessage\x12.\n\x07options\x18\x02 \x01(\x0b\x32\x1d.draftpool.v1.GenerateRequest\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"!\n\rAbortResponse\x12\x10\n\x08was_open\x18\x01 \x01(\x08\"$\n\x13GetModelInfoRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xca\x01\n\tModelInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x15\n\reos_token_ids\x18\x04 \x03(\r\x12\x11\n\tmax_batch\x18\x05 \x01(\r\x12\r\n\x05\x65xits\x18\x06 \x03(\r\x12\x1d\n\x10max_draft_length\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x11has_chat_template\x18\x08 \x01(\x08\x42\x13\n\x11_max_draft_length\" \n\x0fGetLoadsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"d\n\x10GetLoadsResponse\x12\'\n\x06models\x18\x01 \x03(\x0b\x32\x17.draftpool.v1.ModelLoad\x12\'\n\x04pool\x18\x02 \x03(\x0b\x32\x19.draftpool.v1.ReplicaLoad\"G\n\tModelLoad\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x08replicas\x18\x02 \x03(\x0b\x32\x19.draftpool.v1.ReplicaLoad\"\xb7\x01\n\x0bReplicaLoad\x12\x18\n\x0bnum_running\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0bnum_waiting\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x1b\n\x0enum_free_pages\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x16\n\tnum_pages\x18\x04 \x01(\rH\x03\x88\x01\x01\x42\x0e\n\x0c_num_runningB\x0e\n\x0c_num_waitingB\x11\n\x0f_num_free_pagesB\x0c\n\n_num_pages*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xc7\x03\n\tInference\x12K\n\x08Generate\x12\x1d.draftpool.v1.GenerateRequest\x1a\x1e.draftpool.v1.GenerateResponse0\x01\x12\x43\n\x04\x43hat\x12\x19.draftpool.v1.ChatRequest\x1a\x1e.draftpool.v1.GenerateResponse0\x01\x12@\n\x05\x41\x62ort\x12\x1a.draftpool.v1.AbortRequest\x1a\x1b.draftpool.v1.AbortResponse\x12O\n\nListModels\x12\x1f.draftpool.v1.ListModelsRequest\x1a .draftpool.v1.ListModelsResponse\x12J\n\x0cGetModelInfo\x12!.draftpool.v1.GetModelInfoRequest\x1a\x17.draftpool.v1.ModelInfo\x12I\n\x08GetLoads\x12\x1d.draftpool.v1.GetLoadsRequest\x1a\x1e.draftpool.v1.GetLoadsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bprotocol/pb/inference.proto\x12\x0c\x64raftpool.v1\"\xe5\x06\n\x0fGenerateRequest\x12\r\n\x05model\x18\x01 \x01(\t\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12+\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x16.draftpool.v1.TokenIdsH\x00\x12\x17\n\nmax_tokens\x18\x04 \x01(\rH\x01\x88\x01\x01\x12\x18\n\x0btemperature\x18\x05 \x01(\x01H\x02\x88\x01\x01\x12\x12\n\x05top_p\x18\x06 \x01(\x01H\x03\x88\x01\x01\x12\x12\n\x05top_k\x18\x07 \x01(\rH\x04\x88\x01\x01\x12\x12\n\x05min_p\x18\x08 \x01(\x01H\x05\x88\x01\x01\x12\x11\n\x04seed\x18\t \x01(\x04H\x06\x88\x01\x01\x12\x0c\n\x04stop\x18\n \x03(\t\x12\x16\n\x0estop_token_ids\x18\x0b \x03(\r\x12\x12\n\nignore_eos\x18\x0c \x01(\x08\x12.\n\x0bspeculation\x18\r \x01(\x0b\x32\x19.draftpool.v1.Speculation\x12\x10\n\x08priority\x18\x0e \x01(\x11\x12\"\n\x1ainclude_stop_str_in_output\x18\x1e \x01(\x08\x12 \n\x13skip_special_tokens\x18\x1f \x01(\x08H\x07\x88\x01\x01\x12\x0c\n\x04\x65\x63ho\x18  \x01(\x08\x12\x1e\n\x11\x66requency_penalty\x18\x14 \x01(\x01H\x08\x88\x01\x01\x12\x1d\n\x10presence_penalty\x18\x15 \x01(\x01H\t\x88\x01\x01\x12\x1f\n\x12repetition_penalty\x18\x16 \x01(\x01H\n\x88\x01\x01\x12@\n\nlogit_bias\x18\x17 \x03(\x0b\x32,.draftpool.v1.GenerateRequest.LogitBiasEntry\x12\x12\n\nmin_tokens\x18\x18 \x01(\r\x12\x15\n\x08logprobs\x18\x19 \x01(\rH\x0b\x88\x01\x01\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x08\n\x06promptB\r\n\x0b_max_tokensB\x0e\n\x0c_temperatureB\x08\n\x06_top_pB\x08\n\x06_top_kB\x08\n\x06_min_pB\x07\n\x05_seedB\x16\n\x14_skip_special_tokensB\x14\n\x12_frequency_penaltyB\x13\n\x11_presence_penaltyB\x15\n\x13_repetition_penaltyB\x0b\n\t_logprobs\",\n\x0bSpeculation\x12\r\n\x05\x64\x65pth\x18\x01 \x01(\r\x12\x0e\n\x06length\x18\x02 \x01(\r\"\x17\n\x08TokenIds\x12\x0b\n\x03ids\x18\x01 \x03(\r\"\xa2\x02\n\x10GenerateResponse\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x31\n\rfinish_reason\x18\x05 \x01(\x0e\x32\x1a.draftpool.v1.FinishReason\x12\"\n\x05usage\x18\x06 \x01(\x0b\x32\x13.draftpool.v1.Usage\x12-\n\x05stats\x18\x07 \x01(\x0b\x32\x1e.draftpool.v1.SpeculationStats\x12\x11\n\x04seed\x18\x08 \x01(\x04H\x00\x88\x01\x01\x12(\n\x08logprobs\x18\x14 \x03(\x0b\x32\x16.draftpool.v1.LogprobsB\x07\n\x05_seed\"_\n\x08Logprobs\x12*\n\x06\x63hosen\x18\x01 \x01(\x0b\x32\x1a.draftpool.v1.TokenLogprob\x12\'\n\x03top\x18\x02 \x03(\x0b\x32\x1a.draftpool.v1.TokenLogprob\"C\n\x0cTokenLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x10\n\x08spelling\x18\x03 \x01(\x0c\"P\n\x05Usage\x12\x15\n\rprompt_tokens\x18\x01 \x01(\r\x12\x19\n\x11\x63ompletion_tokens\x18\x02 \x01(\r\x12\x15\n\rcached_tokens\x18\x03 \x01(\r\"E\n\x10SpeculationStats\x12\x0e\n\x06rounds\x18\x01 \x01(\r\x12\x0f\n\x07\x64rafted\x18\x02 \x01(\r\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x03 \x01(\r\"\x13\n\x11ListModelsRequest\"9\n\x12ListModelsResponse\x12#\n\x06models\x18\x01 \x03(\x0b\x32\x13.draftpool.v1.Model\"*\n\x05Model\x12\n\n\x02id\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\"j\n\x0b\x43hatRequest\x12+\n\x08messages\x18\x01 \x03(\x0b\x32\x19.draftpool.v1.ChatMessage\x12.\n\x07options\x18\x02 \x01(\x0b\x32\x1d.draftpool.v1.GenerateRequest\",\n\x0b\x43hatMessage\x12\x0c\n\x04role\x18\x01 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x02 \x01(\t\"\"\n\x0c\x41\x62ortRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\"!\n\rAbortResponse\x12\x10\n\x08was_open\x18\x01 \x01(\x08\"$\n\x13GetModelInfoRequest\x12\r\n\x05model\x18\x01 \x01(\t\"\xca\x01\n\tModelInfo\x12\n\n\x02id\x18\x01 \x01(\t\x12\x15\n\rmax_model_len\x18\x02 \x01(\r\x12\x12\n\nvocab_size\x18\x03 \x01(\r\x12\x15\n\reos_token_ids\x18\x04 \x03(\r\x12\x11\n\tmax_batch\x18\x05 \x01(\r\x12\r\n\x05\x65xits\x18\x06 \x03(\r\x12\x1d\n\x10max_draft_length\x18\x07 \x01(\rH\x00\x88\x01\x01\x12\x19\n\x11has_chat_template\x18\x08 \x01(\x08\x42\x13\n\x11_max_draft_length\" \n\x0fGetLoadsRequest\x12\r\n\x05model\x18\x01 \x01(\t\"d\n\x10GetLoadsResponse\x12\'\n\x06models\x18\x01 \x03(\x0b\x32\x17.draftpool.v1.ModelLoad\x12\'\n\x04pool\x18\x02 \x03(\x0b\x32\x19.draftpool.v1.ReplicaLoad\"G\n\tModelLoad\x12\r\n\x05model\x18\x01 \x01(\t\x12+\n\x08replicas\x18\x02 \x03(\x0b\x32\x19.draftpool.v1.ReplicaLoad\"\xb7\x01\n\x0bReplicaLoad\x12\x18\n\x0bnum_running\x18\x01 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0bnum_waiting\x18\x02 \x01(\rH\x01\x88\x01\x01\x12\x1b\n\x0enum_free_pages\x18\x03 \x01(\rH\x02\x88\x01\x01\x12\x16\n\tnum_pages\x18\x04 \x01(\rH\x03\x88\x01\x01\x42\x0e\n\x0c_num_runningB\x0e\n\x0c_num_waitingB\x11\n\x0f_num_free_pagesB\x0c\n\n_num_pages*_\n\x0c\x46inishReason\x12\x1d\n\x19\x46INISH_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12\x46INISH_REASON_STOP\x10\x01\x12\x18\n\x14\x46INISH_REASON_LENGTH\x10\x02\x32\xc7\x03\n\tInference\x12K\n\x08Generate\x12\x1d.draftpool.v1.GenerateRequest\x1a\x1e.draftpool.v1.GenerateResponse0\x01\x12\x43\n\x04\x43hat\x12\x19.draftpool.v1.ChatRequest\x1a\x1e.draftpool.v1.GenerateResponse0\x01\x12@\n\x05\x41\x62ort\x12\x1a.draftpool.v1.AbortRequest\x1a\x1b.draftpool.v1.AbortResponse\x12O\n\nListModels\x12\x1f.draftpool.v1.ListModelsRequest\x1a .draftpool.v1.ListModelsResponse\x12J\n\x0cGetModelInfo\x12!.draftpool.v1.GetModelInfoRequest\x1a\x17.draftpool.v1.ModelInfo\x12I\n\x08GetLoads\x12\x1d.draftpool.v1.GetLoadsRequest\x1a\x1e.draftpool.v1.GetLoadsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,8 +33,8 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_GENERATEREQUEST_LOGITBIASENTRY']._loaded_options = None
   _globals['_GENERATEREQUEST_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_FINISHREASON']._serialized_start=2564
-  _globals['_FINISHREASON']._serialized_end=2659
+  _globals['_FINISHREASON']._serialized_start=2587
+  _globals['_FINISHREASON']._serialized_end=2682
   _globals['_GENERATEREQUEST']._serialized_start=46
   _globals['_GENERATEREQUEST']._serialized_end=915
   _globals['_GENERATEREQUEST_LOGITBIASENTRY']._serialized_start=684
@@ -50,35 +50,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_TOKENLOGPROB']._serialized_start=1378
   _globals['_TOKENLOGPROB']._serialized_end=1445
   _globals['_USAGE']._serialized_start=1447
-  _globals['_USAGE']._serialized_end=1504
-  _globals['_SPECULATIONSTATS']._serialized_start=1506
-  _globals['_SPECULATIONSTATS']._serialized_end=1575
-  _globals['_LISTMODELSREQUEST']._serialized_start=1577
-  _globals['_LISTMODELSREQUEST']._serialized_end=1596
-  _globals['_LISTMODELSRESPONSE']._serialized_start=1598
-  _globals['_LISTMODELSRESPONSE']._serialized_end=1655
-  _globals['_MODEL']._serialized_start=1657
-  _globals['_MODEL']._serialized_end=1699
-  _globals['_CHATREQUEST']._serialized_start=1701
-  _globals['_CHATREQUEST']._serialized_end=1807
-  _globals['_CHATMESSAGE']._serialized_start=1809
-  _globals['_CHATMESSAGE']._serialized_end=1853
-  _globals['_ABORTREQUEST']._serialized_start=1855
-  _globals['_ABORTREQUEST']._serialized_end=1889
-  _globals['_ABORTRESPONSE']._serialized_start=1891
-  _globals['_ABORTRESPONSE']._serialized_end=1924
-  _globals['_GETMODELINFOREQUEST']._serialized_start=1926
-  _globals['_GETMODELINFOREQUEST']._serialized_end=1962
-  _globals['_MODELINFO']._serialized_start=1965
-  _globals['_MODELINFO']._serialized_end=2167
-  _globals['_GETLOADSREQUEST']._serialized_start=2169
-  _globals['_GETLOADSREQUEST']._serialized_end=2201
-  _globals['_GETLOADSRESPONSE']._serialized_start=2203
-  _globals['_GETLOADSRESPONSE']._serialized_end=2303
-  _globals['_MODELLOAD']._serialized_start=2305
-  _globals['_MODELLOAD']._serialized_end=2376
-  _globals['_REPLICALOAD']._serialized_start=2379
-  _globals['_REPLICALOAD']._serialized_end=2562
-  _globals['_INFERENCE']._serialized_start=2662
-  _globals['_INFERENCE']._serialized_end=3117
+  _globals['_USAGE']._serialized_end=1527
+  _globals['_SPECULATIONSTATS']._serialized_start=1529
+  _globals['_SPECULATIONSTATS']._serialized_end=1598
+  _globals['_LISTMODELSREQUEST']._serialized_start=1600
+  _globals['_LISTMODELSREQUEST']._serialized_end=1619
+  _globals['_LISTMODELSRESPONSE']._serialized_start=1621
+  _globals['_LISTMODELSRESPONSE']._serialized_end=1678
+  _globals['_MODEL']._serialized_start=1680
+  _globals['_MODEL']._serialized_end=1722
+  _globals['_CHATREQUEST']._serialized_start=1724
+  _globals['_CHATREQUEST']._serialized_end=1830
+  _globals['_CHATMESSAGE']._serialized_start=1832
+  _globals['_CHATMESSAGE']._serialized_end=1876
+  _globals['_ABORTREQUEST']._serialized_start=1878
+  _globals['_ABORTREQUEST']._serialized_end=1912
+  _globals['_ABORTRESPONSE']._serialized_start=1914
+  _globals['_ABORTRESPONSE']._serialized_end=1947
+  _globals['_GETMODELINFOREQUEST']._serialized_start=1949
+  _globals['_GETMODELINFOREQUEST']._serialized_end=1985
+  _globals['_MODELINFO']._serialized_start=1988
+  _globals['_MODELINFO']._serialized_end=2190
+  _globals['_GETLOADSREQUEST']._serialized_start=2192
+  _globals['_GETLOADSREQUEST']._serialized_end=2224
+  _globals['_GETLOADSRESPONSE']._serialized_start=2226
+  _globals['_GETLOADSRESPONSE']._serialized_end=2326
+  _globals['_MODELLOAD']._serialized_start=2328
+  _globals['_MODELLOAD']._serialized_end=2399
+  _globals['_REPLICALOAD']._serialized_start=2402
+  _globals['_REPLICALOAD']._serialized_end=2585
+  _globals['_INFERENCE']._serialized_start=2685
+  _globals['_INFERENCE']._serialized_end=3140
 # @@protoc_insertion_point(module_scope)

@@ -16,6 +16,7 @@ from deployments.config_speculation import (
     Mirror,
     TableSpeculation,
 )
+from deployments.config_telemetry import TelemetryConfig
 from protocol.errors import ConfigError
 from tests.deployments.test_config_speculation import speculation
 
@@ -232,7 +233,9 @@ def test_the_options_are_these_and_a_new_one_shows_up_in_review() -> None:
         "speculation",
     }
     pool = {"host", "max_rows", "ports", "prefill_chunk", "rows_per_target", "sequence_ttl_s"}
-    assert set(AppConfig.model_fields) == {"access", "grpc", "http", "ingress", "placement", "pool", "targets"}
+    sections = {"access", "grpc", "http", "ingress", "placement", "pool", "targets", "telemetry"}
+    assert set(AppConfig.model_fields) == sections
+    assert set(TelemetryConfig.model_fields) == {"logs", "otlp_endpoint"}
     assert set(TargetConfig.model_fields) == target | PLACEMENT | WEIGHTS
     assert set(FixedSpeculation.model_fields) == drafted | {"depth", "length", "thresholds"}
     assert set(TableSpeculation.model_fields) == drafted | {"depth", "table", "thresholds"}
@@ -242,6 +245,6 @@ def test_the_options_are_these_and_a_new_one_shows_up_in_review() -> None:
     ingress = {"host", "join_ms", "num_cpus", "num_replicas", "ports", "recover_s", "reissues"}
     ingress |= {"resources", "silence_s"}
     assert set(IngressConfig.model_fields) == ingress
-    assert set(HttpConfig.model_fields) == {"host", "port", "request_timeout_s", "cors_origins"}
-    assert set(GrpcConfig.model_fields) == {"port", "request_timeout_s"}
+    assert set(HttpConfig.model_fields) == {"host", "port", "request_timeout_s", "cors_origins", "heartbeat_s"}
+    assert set(GrpcConfig.model_fields) == {"port", "request_timeout_s", "reflection"}
     assert set(AccessConfig.model_fields) == {"open", "keys_file", "admin_keys_file"}

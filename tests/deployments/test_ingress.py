@@ -18,6 +18,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from api.generation import BackendFault
 from api.prompts import encode
+from api.spans import NO_SPANS
 from api.trace import Track
 from deployments.backend import NUM_TOKENIZER_THREADS, ServeBackend, translate_error
 from deployments.target import TargetReplica
@@ -213,7 +214,8 @@ async def test_a_replica_returns_a_refusal_so_that_serve_does_not_log_it() -> No
         def submit(self, request: GenerateRequest, on_run: Any) -> None:
             raise QueueFull("9 requests are queued")
 
-    replica: Any = SimpleNamespace(_engine=FullEngine(), _streams=TokenStreams())
+    watched = {"_spans": NO_SPANS, "_config": SimpleNamespace(name="a")}
+    replica: Any = SimpleNamespace(_engine=FullEngine(), _streams=TokenStreams(), **watched)
     assert isinstance(await TargetReplica.generate(replica, REQUEST), QueueFull)
 
 
