@@ -78,7 +78,9 @@ def asked(tokenizer: PreTrainedTokenizerBase, count: int, eos: frozenset[int]) -
     made = []
     for index, (topic, schema) in enumerate(list(schemas().items()) * (1 + count // 20)):
         text = f"Describe {topic} (number {index}) as JSON with the fields {', '.join(schema['properties'])}."
-        ids = tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)["input_ids"]
+        ids = tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)[
+            "input_ids"
+        ]
         sampling, stop = SamplingParams(0.7 * (index % 2), seed=index), StopRules(MAX_TOKENS, eos)
         made.append(GenerateRequest(str(index), tuple(ids), sampling, stop, grammar=of_json(schema, "schema")))
     return made[:count]
@@ -121,13 +123,17 @@ def measure(args: Namespace) -> dict[str, Any]:
 
     plain_rate, plain = play(shaped, drafts=False)
     free = [
-        replace(one, grammar="", stop=StopRules(len(answer.token_ids))) for one, answer in zip(shaped, plain, strict=True)
+        replace(one, grammar="", stop=StopRules(len(answer.token_ids)))
+        for one, answer in zip(shaped, plain, strict=True)
     ]
     rates: list[tuple[float, float]] = []
     for _ in range(args.pairs):
         (rate, drafted), (free_rate, unshaped) = play(shaped), play(free)
         rates.append((rate, free_rate))
-    counts = [(sum(each.stats.drafted for each in one), sum(each.stats.accepted for each in one)) for one in (drafted, unshaped)]
+    counts = [
+        (sum(each.stats.drafted for each in one), sum(each.stats.accepted for each in one))
+        for one in (drafted, unshaped)
+    ]
     return {
         "rates": rates,
         "plain": plain_rate,
@@ -141,7 +147,16 @@ def measure(args: Namespace) -> dict[str, Any]:
 def table(found: dict[str, Any], place: dict[str, object]) -> str:
     shaped, free = zip(*found["rates"], strict=True)
     ratio = paired_ratio(shaped, free)
-    heads = ("tokens", "invalid", "unlike speculation off", "tokens/s", "without schemas", "ratio", "drafted", "accepted")
+    heads = (
+        "tokens",
+        "invalid",
+        "unlike speculation off",
+        "tokens/s",
+        "without schemas",
+        "ratio",
+        "drafted",
+        "accepted",
+    )
     cells = (f"{sorted(shaped)[len(shaped) // 2]:.0f}", f"{sorted(free)[len(free) // 2]:.0f}")
     spread = f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
     row = (found["tokens"], found["invalid"], found["different"], *cells, spread, *found["drafted"])

@@ -74,6 +74,11 @@ class Sequence:
             return length
         return max(length, min(FORCED, self.remaining - 1))
 
+    def allowed(self, draft: Run[int]) -> memoryview | None:
+        """What its grammar, which it has, allows behind a draft; None behind one that it refuses."""
+        mask = self.constraint.mask(self.tokens[self.num_prompt :], draft) if self.constraint else None
+        return None if mask is None else mask.data
+
     @property
     def stats(self) -> SequenceStats:
         return SequenceStats(self.rounds, self.drafted, self.accepted, tuple(self.histogram))
