@@ -28,7 +28,7 @@ class Rollout:
     slots: of every position up to the last that may be fed, start + len(tokens) + length - 2.
     stop_probability: the first token at which the product of the confidences so far is at most this is the row's last
         (Kangaroo's early stop, Liu et al. 2024, for the whole draft in place of one token). 0: none is.
-    banned: which columns of the logits are never picked behind these drafted tokens, [head_size] bool; None: any may be.
+    banned: which columns of the logits are never picked behind these drafted tokens, [head_size] bool; None: any may.
     """
 
     slots: Slots

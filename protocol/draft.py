@@ -40,8 +40,8 @@ class DraftRow:
     depth: its own, where it is not that of the request.
     stop_probability: the draft ends behind the token at which the product of its confidences is at most this; 0 never
     ends it.
-    allowed: what the grammar of the text allows behind a draft, as bytes with a bit for each token; None behind one that
-    it refuses. For a drafter in the target's thread: no link carries it.
+    allowed: what the grammar of the text allows behind a draft, as bytes with a bit for each token; None behind one
+    that it refuses. For a drafter in the target's thread: no link carries it.
     """
 
     sequence_id: int

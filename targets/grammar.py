@@ -50,7 +50,7 @@ class Grammars:
 
 
 class Constraint:
-    """A grammar on its way through one text. The masks of a round are kept, from its draft to the pass that verifies."""
+    """A grammar on its way through one text. It keeps the masks of a round, from its draft to the pass that verifies."""
 
     def __init__(self, matcher: LLMatcher, num_words: int) -> None:
         self._matcher, self._num_words = matcher, num_words
