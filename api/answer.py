@@ -5,19 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, replace
-from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from api.backend import Backend, ModelCard
 from api.call_replies import CallingReply
-from api.calls import Calling
-from api.chat import calling, chat_prompt, rendering
+from api.chats import read_chat
 from api.errors import to_problem
-from api.generation import Delta, Echo, GenerationJob, complete, find_model, prepare, stream
+from api.generation import Delta, GenerationJob, complete, find_model, prepare, stream
 from api.meter import Meter
 from api.metered import streamed, whole
 from api.middleware import request_id
@@ -92,53 +90,40 @@ async def _prepared(card: ModelCard, body: Body) -> tuple[Reply | ResponseReply,
     seed = draw_seed() if body.seed is None else body.seed
     if isinstance(body, ResponsesRequest):
         return await _prepared_response(card, body, seed)
-    how = None
     if isinstance(body, ChatCompletionRequest):
-        prompts: list[tuple[int, ...]] = [await chat_prompt(card, body.messages, rendering(body))]
-        echoes: list[Echo] = [""]
-        how = calling(card, body)
-    else:
-        prompts, echoes = await prompt_ids(card, body), body.echoes()
+        return await _prepared_chat(card, body, seed)
+    prompts, echoes = await prompt_ids(card, body), body.echoes()
     grammar = await asyncio.to_thread(body.grammar) if body.is_shaped else ""
     seeds = [choice_seed(seed, index) for index in range(len(prompts) * body.n)]
-    reply = _reply(body, seeds, [len(ids) for ids in prompts], how)
+    reply = Reply(body, seeds, [len(ids) for ids in prompts])
     jobs = []
     for index, seed in enumerate(seeds):  # as in OpenAI's API, the choices of a prompt stand together
         prompt, echo = prompts[index // body.n], echoes[index // body.n]
-        beside: dict[str, Any] = {"echo": echo, "marks": _marks(how), "grammar": grammar}
-        jobs.append(prepare(card, f"{reply.id}-{index}", prompt, body, seed, **beside))
+        jobs.append(prepare(card, f"{reply.id}-{index}", prompt, body, seed, echo=echo, grammar=grammar))
     return reply, jobs
+
+
+async def _prepared_chat(
+    card: ModelCard, body: ChatCompletionRequest, seed: int
+) -> tuple[Reply | ResponseReply, list[GenerationJob]]:
+    chat = await read_chat(card, body)
+    seeds = [choice_seed(seed, index) for index in range(body.n)]
+    sizes, how = [len(chat.prompt)], chat.calling
+    reply = ChatReply(body, seeds, sizes) if how is None else CallingReply(body, seeds, sizes, how)
+    return reply, [chat.job(card, f"{reply.id}-{index}", seed) for index, seed in enumerate(seeds)]
 
 
 async def _prepared_response(
     card: ModelCard, body: ResponsesRequest, seed: int
 ) -> tuple[ResponseReply, list[GenerationJob]]:
     """The same for a response: the chat that it asks for, and errors that name its own fields."""
-    chat = body.chat()
     try:
-        prompt = await chat_prompt(card, chat.messages, rendering(chat))
-        how = calling(card, chat)
-        reply = ResponseReply(body, seed, len(prompt), how)
-        return reply, [prepare(card, reply.id, prompt, chat, seed, marks=_marks(how))]
+        chat = await read_chat(card, body.chat())
+        reply = ResponseReply(body, seed, len(chat.prompt), chat.calling)
+        return reply, [chat.job(card, reply.id, seed)]
     except InvalidRequest as error:
         error.param = "max_output_tokens" if error.param == "max_tokens" else error.param
         raise
-
-
-def _marks(how: Calling | None) -> Sequence[str]:
-    return how.parser.marks if how else ()
-
-
-def _reply(
-    body: CompletionRequest | ChatCompletionRequest,
-    seeds: Sequence[int],
-    num_prompt_tokens: Sequence[int],
-    how: Calling | None,
-) -> Reply:
-    if how is not None:
-        return CallingReply(body, seeds, num_prompt_tokens, how)
-    kind = ChatReply if isinstance(body, ChatCompletionRequest) else Reply
-    return kind(body, seeds, num_prompt_tokens)
 
 
 def _all_events(

@@ -111,12 +111,22 @@ def _asked(body: ResponsesRequest) -> Json:
         "temperature": body.temperature,
         "top_p": body.top_p,
         "tools": [{"type": "function", "strict": False, **tool.model_dump(exclude={"type"})} for tool in body.tools],
-        "tool_choice": body.tool_choice,
+        "tool_choice": _choice(body),
         "parallel_tool_calls": body.parallel_tool_calls,
-        "text": {"format": {"type": "text"}},
+        "text": {"format": _format(body)},
         "truncation": "disabled",
         "metadata": body.metadata,
         "store": False,
         "background": False,
         "previous_response_id": None,
     }
+
+
+def _choice(body: ResponsesRequest) -> str | Json:
+    choice = body.tool_choice
+    return choice if isinstance(choice, str) else {"type": "function", "name": choice.function.name}
+
+
+def _format(body: ResponsesRequest) -> Json:
+    asked = body.text.format
+    return {"type": "text"} if asked is None else asked.model_dump(exclude_none=True, by_alias=True)

@@ -62,7 +62,7 @@ class RoundStats:
     @property
     def num_hits(self) -> int:
         """Proposals that were at hand."""
-        return sum(self.num_by_origin.values()) - self.num_by_origin[Origin.FRESH]
+        return sum(self.num_by_origin.values()) - sum(self.num_by_origin[one] for one in (Origin.FRESH, Origin.FORCED))
 
     def plus(self, records: Sequence[RoundRecord]) -> RoundStats:
         """With these rounds."""
@@ -112,7 +112,7 @@ class _Counted:
     @classmethod
     def of(cls, record: RoundRecord) -> _Counted:
         origins = Counter([row.origin.value for row in record.rows if row.origin])
-        num_hits = origins.total() - origins[Origin.FRESH.value]
+        num_hits = sum([row.at_hand for row in record.rows])
         ahead = record.plan.mode is not Mode.SERIAL
         wanted = sum([length > 0 for length in record.plan.lengths]) if ahead else 0
         waited = bool(origins[Origin.FRESH.value]) or not record.answered

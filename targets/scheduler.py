@@ -30,12 +30,16 @@ class SchedulerConfig:
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """One step. plan: of the decoding sequences, as far as pages reach. chunks: (sequence, number of prompt tokens)."""
+    """One step. plan: of the decoding sequences, as far as pages reach. chunks: (sequence, number of prompt tokens).
+
+    rooms: tokens that may be verified behind the newest of each decoding sequence; at least the planned lengths.
+    """
 
     decoding: tuple[Sequence, ...]
     plan: Plan
     chunks: tuple[tuple[Sequence, int], ...]
     num_preempted: int = 0
+    rooms: tuple[int, ...] = ()
 
 
 class Scheduler:
@@ -119,25 +123,27 @@ class Scheduler:
 
     def schedule(self, decoding: list[Sequence], plan: Plan) -> Schedule:
         """plan: one length for each of the decoding sequences, which lose the ones that are preempted."""
-        lengths = self._affordable(decoding, plan)
-        num_preempted = self._reserve(decoding, lengths)
+        rooms = self._affordable(decoding, plan)
+        num_preempted = self._reserve(decoding, rooms)
+        rooms = rooms[: len(decoding)]
         for sequence in self.running:
             if not sequence.is_decoding:
                 self._count_adopted(sequence, self._adopt(sequence))
         taken = tuple(chunks(self.running, self._config))
-        return Schedule(tuple(decoding), _cut(plan, tuple(lengths[: len(decoding)])), taken, num_preempted)
+        lengths = tuple(map(min, plan.lengths, rooms))
+        return Schedule(tuple(decoding), _cut(plan, lengths), taken, num_preempted, tuple(rooms))
 
     def _affordable(self, decoding: list[Sequence], plan: Plan) -> list[int]:
-        """The planned lengths, or none at all when the free pages do not hold every row."""
-        rows = zip(decoding, plan.lengths, strict=True)
-        needed = sum(self._ledger.missing(s.id, len(s.tokens) + length) for s, length in rows)
-        return list(plan.lengths) if needed <= self._ledger.num_free else [0] * len(decoding)
+        """Room for the planned lengths, or none at all when the free pages do not hold every row."""
+        rooms = [sequence.room(length) for sequence, length in zip(decoding, plan.lengths, strict=True)]
+        needed = sum(self._ledger.missing(s.id, len(s.tokens) + room) for s, room in zip(decoding, rooms, strict=True))
+        return rooms if needed <= self._ledger.num_free else [0] * len(decoding)
 
-    def _reserve(self, decoding: list[Sequence], lengths: list[int]) -> int:
+    def _reserve(self, decoding: list[Sequence], rooms: list[int]) -> int:
         """Pages for every row, by rank; preempts the last running sequence while they are short."""
         num_preempted = row = 0
         while row < len(decoding):
-            if self._ledger.reserve(decoding[row].id, len(decoding[row].tokens) + lengths[row]):
+            if self._ledger.reserve(decoding[row].id, len(decoding[row].tokens) + rooms[row]):
                 row += 1
                 continue
             victim = self._preempt_last()

@@ -14,6 +14,8 @@ from protocol.plan import SequenceView
 from protocol.request import FinishReason, GenerateRequest, SequenceStats, SequenceTimes
 from targets.grammar import Constraint
 
+FORCED = 8  # tokens that a grammar may force in a round, at most, where no more are drafted
+
 
 @dataclass(slots=True, eq=False)
 class Sequence:
@@ -71,6 +73,20 @@ class Sequence:
     def remaining(self) -> int:
         end = min(self.num_prompt + self.request.stop.max_tokens, self.max_length)
         return end - len(self.tokens)
+
+    def room(self, length: int) -> int:
+        """Tokens that may be verified behind the newest one, where `length` may be drafted: more where a grammar may
+        force some, unless the request is not to be speculated for.
+        """
+        asked = self.request.speculation
+        if self.constraint is None or (asked is not None and not asked.length):
+            return length
+        return max(length, min(FORCED, self.remaining - 1))
+
+    def allowed(self, draft: Run[int]) -> memoryview | None:
+        """What its grammar, which it has, allows behind a draft; None behind one that it refuses."""
+        mask = self.constraint.mask(self.tokens[self.num_prompt :], draft) if self.constraint else None
+        return None if mask is None else mask.data
 
     @property
     def stats(self) -> SequenceStats:

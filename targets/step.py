@@ -22,7 +22,7 @@ from router.policy import Policy, granted
 from targets.drafting import Drafting
 from targets.model import TargetModel
 from targets.passes import Pass, gather
-from targets.proposals import Proposal, Proposals, nothing
+from targets.proposals import Proposal, Proposals, mended, nothing
 from targets.rounds import Rounds
 from targets.scheduler import Schedule, Scheduler
 from targets.sequence import Sequence
@@ -87,7 +87,7 @@ class Stepper:
         schedule = self.plan()
         source = self._sources.get(schedule.plan.mode, self._in_turn)
         planned = self.clock()
-        proposals = source.proposals(schedule)
+        proposals = mended(source.proposals(schedule), schedule.decoding, schedule.rooms)
         drafted = self.clock()
         running = gather(self.model, schedule, proposals)
         source.during(schedule, proposals, running)
@@ -201,6 +201,6 @@ def _row_record(sequence: Sequence, proposal: Proposal | None, num_fed: int, pic
     if proposal is None or not num_verified:
         return RowRecord(sequence.id, num_fed=num_fed)
     accepted, own = num_accepted(picks, proposal.tokens[:num_verified]), proposal
-    return RowRecord(
-        sequence.id, num_verified, accepted, own.origin, own.rule, own.length, own.exits, own.confidences, num_fed
-    )
+    num_forced = max(own.num_forced - len(own.tokens) + num_verified, 0)
+    drafted = own.origin, own.rule, own.length, own.exits, own.confidences
+    return RowRecord(sequence.id, num_verified, accepted, *drafted, num_fed, num_forced)
