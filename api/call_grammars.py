@@ -14,7 +14,8 @@ from typing import Any
 
 from llguidance import LLMatcher
 
-from api.call_parsers import Hermes, Llama3, Mistral, Parser
+from api.call_parsers import Hermes, Llama3, Mistral
+from api.calls import CallParser
 from api.structured import WHITESPACE, checked, of_json
 from api.tools import Tool
 from protocol.errors import InvalidRequest
@@ -34,7 +35,7 @@ class CallForm:
     key: str = "arguments"
 
 
-FORMS: Mapping[type[Parser], CallForm] = MappingProxyType(
+FORMS: Mapping[type[CallParser], CallForm] = MappingProxyType(
     {
         Hermes: CallForm(before="<tool_call>\n", behind="\n</tool_call>", between="\n"),
         Llama3: CallForm(between="; ", key="parameters"),
@@ -43,7 +44,9 @@ FORMS: Mapping[type[Parser], CallForm] = MappingProxyType(
 )
 
 
-def grammar_of_calls(parser: type[Parser], tools: Sequence[Tool], most: int | None, marks: Mapping[str, int]) -> str:
+def grammar_of_calls(
+    parser: type[CallParser], tools: Sequence[Tool], most: int | None, marks: Mapping[str, int]
+) -> str:
     """One call of these tools, or up to `most`; None: any number. marks: the parser's that are tokens, with their ids.
 
     Raises InvalidRequest, which names the tool, for a schema that cannot be held.

@@ -149,7 +149,11 @@ class ResponsesRequest(GenerationBody):
         names = [*GenerationBody.model_fields, "tool_choice", "parallel_tool_calls", "chat_template_kwargs"]
         same = {name: getattr(self, name) for name in names if name in self.model_fields_set}
         tools = [tool.nested() for tool in self.tools]
-        changed = {"max_completion_tokens": self.max_output_tokens, "tools": tools, "messages": self._messages()}
+        changed: Fields = {
+            "max_completion_tokens": self.max_output_tokens,
+            "tools": tools,
+            "messages": self._messages(),
+        }
         if self.text.format is not None:
             changed["response_format"] = self.text.format.nested()
         try:

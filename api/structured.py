@@ -7,6 +7,7 @@ takes all of JSON Schema that it does not refuse by name, and imports nothing.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
@@ -19,7 +20,7 @@ from protocol.errors import InvalidRequest
 MAX_GRAMMAR = 64 << 10  # characters
 MAX_CHOICES = 1024
 SPACE = r"[ \n\t]{0,24}"  # between the parts of a JSON text: no model writes it for ever
-WHITESPACE = MappingProxyType({"whitespace_flexible": True, "whitespace_pattern": SPACE})
+WHITESPACE: Mapping[str, Any] = MappingProxyType({"whitespace_flexible": True, "whitespace_pattern": SPACE})
 ANY_OBJECT = MappingProxyType({"type": "object"})
 
 
@@ -78,7 +79,11 @@ class StructuredOutputs(Body):
 def of_json(schema: dict[str, Any] | str, place: str) -> str:
     """place: the caller's name for the schema. Raises InvalidRequest for a text that is no JSON object."""
     try:
-        return str(LLMatcher.grammar_from_json_schema(schema, overrides=dict(WHITESPACE)))
+        return str(
+            LLMatcher.grammar_from_json_schema(
+                schema, overrides={"whitespace_flexible": True, "whitespace_pattern": SPACE}
+            )
+        )
     except ValueError as error:
         raise InvalidRequest(f"the schema is no JSON object: {str(error)[:200]}", place) from None
 

@@ -78,17 +78,18 @@ def asked(tokenizer: PreTrainedTokenizerBase, count: int, eos: frozenset[int]) -
     made = []
     for index, (topic, schema) in enumerate(list(schemas().items()) * (1 + count // 20)):
         text = f"Describe {topic} (number {index}) as JSON with the fields {', '.join(schema['properties'])}."
-        ids = tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True)[
-            "input_ids"
-        ]
+        turns = [{"role": "user", "content": text}]
+        prompt: Any = tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
         sampling, stop = SamplingParams(0.7 * (index % 2), seed=index), StopRules(MAX_TOKENS, eos)
-        made.append(GenerateRequest(str(index), tuple(ids), sampling, stop, grammar=of_json(schema, "schema")))
+        made.append(
+            GenerateRequest(str(index), tuple(prompt["input_ids"]), sampling, stop, grammar=of_json(schema, "schema"))
+        )
     return made[:count]
 
 
 def invalid(tokenizer: PreTrainedTokenizerBase, answers: Sequence[Completion]) -> list[str]:
     """The texts that their schemas refuse."""
-    texts = [tokenizer.decode(answer.token_ids, skip_special_tokens=True) for answer in answers]
+    texts = [str(tokenizer.decode(list(answer.token_ids), skip_special_tokens=True)) for answer in answers]
     shapes = list(schemas().values())
     return [text for index, text in enumerate(texts) if not _is_valid(text, shapes[index % len(shapes)])]
 

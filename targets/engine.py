@@ -165,7 +165,7 @@ class Engine:
             return
         running, waiting = list(self._stepper.scheduler.running), list(self._stepper.scheduler.waiting)
         ahead = [_load(one) for one in waiting if one.request.priority <= request.priority]
-        coming = [one for one, _ in self._submitted if one.priority <= request.priority]
+        coming = [one for one, *_ in self._submitted if one.priority <= request.priority]
         ahead += [Load(one.stop.max_tokens, len(one.prompt_ids)) for one in coming]
         room = max(self._stepper.scheduler.room, 1)
         expected = wait_s(self._pace, list(map(_load, running)), ahead, len(request.prompt_ids), room)

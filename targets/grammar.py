@@ -50,7 +50,7 @@ class Grammars:
 
 
 class Constraint:
-    """A grammar on its way through one text. It keeps the masks of a round, from its draft to its verifying pass."""
+    """A grammar on its way through one text. It keeps the masks of a round, from draft to pass."""
 
     def __init__(self, matcher: LLMatcher, num_words: int) -> None:
         self._matcher, self._num_words = matcher, num_words

@@ -12,8 +12,8 @@ from jsonschema import Draft202012Validator
 from llguidance import LLMatcher, LLTokenizer
 
 from api.call_grammars import FORMS, grammar_of_calls
-from api.call_parsers import Hermes, Llama3, Mistral, Parser
-from api.calls import Arguments, BegunCall, CallReader, MoreArguments, Text
+from api.call_parsers import Hermes, Llama3, Mistral
+from api.calls import Arguments, BegunCall, CallParser, CallReader, MoreArguments, Text
 from api.tools import Tool
 from protocol.errors import InvalidRequest
 from tests.api.api_client import Client, error_of, events
@@ -47,7 +47,7 @@ def written(grammar: str, rng: random.Random) -> str | None:
     return None
 
 
-def read(parser: type[Parser], text: str) -> list[tuple[str, Any]]:
+def read(parser: type[CallParser], text: str) -> list[tuple[str, Any]]:
     """The calls in a text that says nothing else."""
     found: list[tuple[str, list[str]]] = []
     for said in CallReader(parser(frozenset(SCHEMAS)), None).push(text, last=True):
@@ -61,7 +61,7 @@ def read(parser: type[Parser], text: str) -> list[tuple[str, Any]]:
 
 @PARSERS
 @pytest.mark.parametrize("most", [None, 1])
-def test_whatever_is_written_is_calls_that_hold_to_their_schemas(parser: type[Parser], most: int | None) -> None:
+def test_whatever_is_written_is_calls_that_hold_to_their_schemas(parser: type[CallParser], most: int | None) -> None:
     grammar = grammar_of_calls(parser, OFFERED, most, {})
     rng, numbers, names = random.Random(1), set(), set()
     for _ in range(60):
