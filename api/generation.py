@@ -44,8 +44,8 @@ class GenerationJob:
 class Delta:
     """The tokens and text that one round added.
 
-    index: of the first token. stats: set on the last delta, unless a stop string ended the text. scores: of the tokens,
-    if the request asks for logprobs.
+    index: of the first token. stats: set on the last delta, unless a stop string ended the text. scores, sources: of
+    the tokens, if the request asks for logprobs, for sources.
     """
 
     index: int
@@ -54,6 +54,7 @@ class Delta:
     finish_reason: FinishReason | None = None
     stats: SequenceStats | None = None
     scores: tuple[Score, ...] = ()
+    sources: tuple[int, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -114,7 +115,10 @@ def prepare(
     logits = body.rules(stop_ids)
     check_rules(logits, card.vocab_size)
     asked = body.drafting, logits, body.num_logprobs
-    request = GenerateRequest(request_id, prompt_ids, body.sampling(seed), rules, *asked, grammar=grammar)
+    tells = body.return_token_sources
+    request = GenerateRequest(
+        request_id, prompt_ids, body.sampling(seed), rules, *asked, grammar=grammar, tells_sources=tells
+    )
     try:
         check_prompt(request, card.max_model_len, card.vocab_size)
     except InvalidRequest as error:
@@ -185,7 +189,7 @@ async def stream(backend: Backend, job: GenerationJob) -> AsyncGenerator[Delta, 
             shown = piece.text + piece.stop if job.keeps_stop else piece.text
             token_ids = run.token_ids[: piece.num_tokens]
             told = scores.read(token_ids, run.logprobs)
-            yield Delta(index, token_ids, echo + shown, reason, run.stats, told)
+            yield Delta(index, token_ids, echo + shown, reason, run.stats, told, run.sources[: piece.num_tokens])
             echo = ""
             if reason is not None:
                 return
@@ -204,7 +208,7 @@ async def complete(backend: Backend, job: GenerationJob) -> AsyncGenerator[Delta
     echo, text = _text_of(job)
     scores = Scores(job.card.spellings).read(run.token_ids, run.logprobs)
     shown = echo + text.push(run.token_ids, last=True).text
-    yield Delta(0, run.token_ids, shown, run.finish_reason, run.stats, scores)
+    yield Delta(0, run.token_ids, shown, run.finish_reason, run.stats, scores, run.sources)
 
 
 def _text_of(job: GenerationJob) -> tuple[str, TextStream]:

@@ -91,6 +91,7 @@ class GenerationBody(Body):
     stream: bool = False
     stream_options: StreamOptions | None = None
     return_token_ids: bool = False
+    return_token_sources: bool = False
     speculation: Literal["auto", "off", False] | DepthAndLength = "auto"
 
     @model_validator(mode="after")

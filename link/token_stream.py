@@ -60,6 +60,7 @@ class StreamedRuns:
         self._first = 0  # the index of the first token; not 0 where the answer began at another replica
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
+        self._sources: list[int] = []
         self._num_taken = 0
         self._on_tokens = on_tokens
 
@@ -70,6 +71,7 @@ class StreamedRuns:
             self.ended.get_loop().call_soon_threadsafe(self._end, run)
             return
         self._logprobs += run.logprobs  # before the tokens, which the loop looks at first
+        self._sources += run.sources
         self._token_ids += run.token_ids
         if self._on_tokens is not None:
             self._on_tokens(run.index == self._first)
@@ -86,8 +88,8 @@ class StreamedRuns:
         if not fresh:
             return None
         self._num_taken += len(fresh)
-        told = self._logprobs[begin : self._num_taken]
-        return to_message(TokenRun(self._request_id, self._first + begin, tuple(fresh), logprobs=tuple(told)))
+        told, sources = (tuple(each[begin : self._num_taken]) for each in (self._logprobs, self._sources))
+        return to_message(TokenRun(self._request_id, self._first + begin, tuple(fresh), logprobs=told, sources=sources))
 
     def take_again(self) -> None:
         """The next `take` gives everything from the first token on."""
@@ -96,7 +98,9 @@ class StreamedRuns:
     def _end(self, run: TokenRun) -> None:
         if not self.ended.done():
             token_ids, logprobs = (*self._token_ids, *run.token_ids), (*self._logprobs, *run.logprobs)
-            self.ended.set_result(replace(run, index=self._first, token_ids=token_ids, logprobs=logprobs))
+            sources = (*self._sources, *run.sources)
+            whole = replace(run, index=self._first, token_ids=token_ids, logprobs=logprobs, sources=sources)
+            self.ended.set_result(whole)
 
 
 class TokenStreams:

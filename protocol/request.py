@@ -14,6 +14,7 @@ from protocol.plan import Speculation
 
 SEED_BITS = 64
 MIN_TEMPERATURE = 1e-5
+OWN = 0  # the source of a token that nobody drafted
 
 
 class FinishReason(StrEnum):
@@ -87,6 +88,7 @@ class GenerateRequest:
     logprobs: int | None = None  # how many of the most probable tokens to tell at each place; None: no logprobs
     resume_ids: tuple[int, ...] = field(default=(), repr=False)
     grammar: str = field(default="", repr=False)  # of the text, as llguidance reads it; empty: none
+    tells_sources: bool = False  # whether its runs say where each token came from
 
     def __post_init__(self) -> None:
         if self.logprobs is not None:
@@ -119,7 +121,8 @@ class SequenceStats:
 class TokenRun:
     """The tokens that one round committed; `index` is the position of the first among the generated tokens.
 
-    logprobs: of each token if the request asks for them, else empty.
+    logprobs, sources: of each token if the request asks for them, else empty. A source is OWN for the target's own
+    pick, the exit (in layers) at which an accepted token was drafted, and that exit below 0 if it was drafted ahead.
     """
 
     request_id: str
@@ -128,6 +131,7 @@ class TokenRun:
     finish_reason: FinishReason | None = None
     stats: SequenceStats | None = None  # set with finish_reason
     logprobs: tuple[TokenLogprobs, ...] = field(default=(), repr=False)
+    sources: tuple[int, ...] = ()
 
 
 def check_prompt(request: GenerateRequest, max_length: int, vocab_size: int) -> None:
