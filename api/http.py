@@ -23,6 +23,7 @@ from api.metered import MeterMiddleware
 from api.metrics import Gather, add_metrics_route, gather_own
 from api.middleware import RequestIdMiddleware, request_id
 from api.openai import ChatCompletionRequest, CompletionRequest
+from api.page_route import add_page_routes
 from api.responses import ResponsesRequest
 from api.streams import ClientGone
 from api.tokenize import add_token_routes
@@ -84,6 +85,7 @@ def create_app(
     add_token_routes(app, backend)
     add_metrics_route(app, backend, gather or gather_own(meter))
     _add_debug_routes(app, backend)
+    add_page_routes(app)
     _add_error_handlers(app)
     return app
 

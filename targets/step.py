@@ -168,7 +168,7 @@ class Stepper:
     def _commit_run(
         self, sequence: Sequence, run: list[int], logprobs: list[TokenLogprobs], sources: tuple[int, ...]
     ) -> TokenRun:
-        """run: of which the last may be NO_PICK. logprobs: of at least those that are kept, or none. sources: likewise."""
+        """run: of which the last may be NO_PICK. logprobs: of those that are kept at least, or none; so sources."""
         index, sound = sequence.num_generated, run if run[-1] != NO_PICK else run[:-1]
         kept = sequence.commit(sound) if sound else ()
         self.scheduler.keep(sequence)
