@@ -8,11 +8,12 @@ from starlette._utils import get_route_path
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from api import page_route
 from api.keys import Keys
 from protocol.errors import Unauthenticated
 
 HEADER = "authorization"  # in gRPC, a key of the metadata
-FREE_PATHS = frozenset({"/health", "/ready"})  # probes have no key
+FREE_PATHS = frozenset({"/health", "/ready", *page_route.PATHS})  # probes have no key, and the page asks for it
 OPERATOR_PATHS = ("/debug", "/metrics")
 
 

@@ -44,8 +44,9 @@ class GenerationJob:
 class Delta:
     """The tokens and text that one round added.
 
-    index: of the first token. stats: set on the last delta, unless a stop string ended the text. scores: of the tokens,
-    if the request asks for logprobs. num_cached: tokens of the prompt that the target did not have to read.
+    index: of the first token. stats: set on the last delta, unless a stop string ended the text. scores, sources: of
+    the tokens, if the request asks for logprobs, for sources. num_cached: tokens of the prompt that the target did not
+    have to read.
     """
 
     index: int
@@ -55,6 +56,7 @@ class Delta:
     stats: SequenceStats | None = None
     scores: tuple[Score, ...] = ()
     num_cached: int = 0
+    sources: tuple[int, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -115,8 +117,16 @@ def prepare(
     logits = body.rules(stop_ids)
     check_rules(logits, card.vocab_size)
     asked = body.drafting, logits, body.num_logprobs
+    tells = body.return_token_sources
     request = GenerateRequest(
-        request_id, prompt_ids, body.sampling(seed), rules, *asked, grammar=grammar, priority=body.priority
+        request_id,
+        prompt_ids,
+        body.sampling(seed),
+        rules,
+        *asked,
+        grammar=grammar,
+        priority=body.priority,
+        tells_sources=tells,
     )
     try:
         check_prompt(request, card.max_model_len, card.vocab_size)
@@ -189,7 +199,8 @@ async def stream(backend: Backend, job: GenerationJob) -> AsyncGenerator[Delta, 
             token_ids = run.token_ids[: piece.num_tokens]
             told = scores.read(token_ids, run.logprobs)
             cached = run.num_cached if cached is None else cached  # a replica that goes on adopts other pages
-            yield Delta(index, token_ids, echo + shown, reason, run.stats, told, cached)
+            sources = run.sources[: piece.num_tokens]
+            yield Delta(index, token_ids, echo + shown, reason, run.stats, told, cached, sources)
             echo = ""
             if reason is not None:
                 return
@@ -208,7 +219,7 @@ async def complete(backend: Backend, job: GenerationJob) -> AsyncGenerator[Delta
     echo, text = _text_of(job)
     scores = Scores(job.card.spellings).read(run.token_ids, run.logprobs)
     shown = echo + text.push(run.token_ids, last=True).text
-    yield Delta(0, run.token_ids, shown, run.finish_reason, run.stats, scores, run.num_cached)
+    yield Delta(0, run.token_ids, shown, run.finish_reason, run.stats, scores, run.num_cached, run.sources)
 
 
 def _text_of(job: GenerationJob) -> tuple[str, TextStream]:

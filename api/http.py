@@ -24,6 +24,7 @@ from api.metrics import Gather, add_metrics_route, gather_own
 from api.middleware import RequestIdMiddleware, request_id
 from api.openai import ChatCompletionRequest, CompletionRequest
 from api.openapi import describe
+from api.page_route import add_page_routes
 from api.responses import ResponsesRequest
 from api.spans import NO_SPANS, Spans
 from api.streams import NO_HEARTBEAT, ClientGone, Heartbeat
@@ -89,6 +90,7 @@ def create_app(
     add_token_routes(app, backend)
     add_metrics_route(app, backend, gather or gather_own(meter))
     _add_debug_routes(app, backend)
+    add_page_routes(app)
     _add_error_handlers(app)
     describe(app, backend, is_keyed=door.keys is not None)
     return app

@@ -92,6 +92,7 @@ class GenerationBody(Body):
     stream: bool = False
     stream_options: StreamOptions | None = None
     return_token_ids: bool = False
+    return_token_sources: bool = False
     speculation: Literal["auto", "off", False] | DepthAndLength = "auto"
     priority: Annotated[Whole, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
 

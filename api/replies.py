@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -33,18 +34,15 @@ class Reply:
         self.id = f"{self.prefix}{uuid4().hex}"
         self._head = {"id": self.id, "created": int(time.time()), "model": body.model, "seed": seeds[0]}
         self._seeds, self._num_prompt_tokens, self._n = seeds, num_prompt_tokens, body.n
-        self._with_token_ids, self._with_usage = body.return_token_ids, body.stream_options or StreamOptions()
+        self._with_usage = body.stream_options or StreamOptions()
         self._body = body
 
     def whole(self, choices: Sequence[Sequence[Delta]]) -> Json:
         """The body of a response that is not streamed, from the deltas of each choice."""
         joined = []
         for index, deltas in enumerate(choices):
-            text = "".join(each.text for each in deltas)
-            token_ids = [token for each in deltas for token in each.token_ids]
-            scores = [score for each in deltas for score in each.scores]
-            message = self._message(index, text, deltas[-1].finish_reason)
-            joined.append(self._choice(index, *message, token_ids, scores))
+            one = join(deltas)
+            joined.append(self._choice(index, *self._message(index, one.text, one.finish_reason), one))
         last = {index: deltas[-1] for index, deltas in enumerate(choices)}
         return self._head | {"object": self.whole_object, "choices": joined} | self._totals(last)
 
@@ -72,16 +70,19 @@ class Reply:
         """The same for what a delta adds."""
         return {"text": delta.text}, delta.finish_reason
 
-    def _choice(
-        self, index: int, fields: Json, reason: str | None, token_ids: Sequence[int], scores: Sequence[Score]
-    ) -> Json:
-        logprobs = self._logprobs(scores) if scores else None
+    def _choice(self, index: int, fields: Json, reason: str | None, delta: Delta) -> Json:
+        """delta: whose tokens and scores it tells."""
+        logprobs = self._logprobs(delta.scores) if delta.scores else None
         choice = {"index": index, **fields, "logprobs": logprobs, "finish_reason": reason, "seed": self._seeds[index]}
-        return choice | {"token_ids": list(token_ids)} if self._with_token_ids else choice
+        if self._body.return_token_ids:
+            choice["token_ids"] = list(delta.token_ids)
+        if self._body.return_token_sources:
+            choice["token_sources"] = list(delta.sources)
+        return choice
 
     def _chunk(self, index: int, fields: Json, reason: str | None, delta: Delta) -> Json:
         """usage is null, as in OpenAI's API, if the last chunk has the totals."""
-        choice = self._choice(index, fields, reason, delta.token_ids, delta.scores)
+        choice = self._choice(index, fields, reason, delta)
         chunk = self._head | {"object": self.chunk_object, "choices": [choice]}
         if self._with_usage.continuous_usage_stats:
             return chunk | {"usage": self._usage({index: delta})}
@@ -123,6 +124,15 @@ class ChatReply(Reply):
 
     def _part(self, index: int, delta: Delta) -> tuple[Json, str | None]:
         return {"delta": {"content": delta.text} if delta.text else {}}, delta.finish_reason
+
+
+def join(deltas: Sequence[Delta]) -> Delta:
+    """All of a choice as one."""
+    token_ids = tuple(token for each in deltas for token in each.token_ids)
+    scores = tuple(score for each in deltas for score in each.scores)
+    sources = tuple(source for each in deltas for source in each.sources)
+    text = "".join(each.text for each in deltas)
+    return replace(deltas[-1], index=0, token_ids=token_ids, text=text, scores=scores, sources=sources)
 
 
 def statistics(last: Sequence[Delta], body: GenerationBody) -> Json:

@@ -32,7 +32,10 @@ async def check_runs(
                 raise BackendFault("more tokens were streamed than the last run has")
             sent += fresh
             if fresh or last:
-                yield replace(run, index=count, token_ids=fresh, logprobs=run.logprobs[count - run.index :])
+                behind = slice(count - run.index, None)
+                yield replace(
+                    run, index=count, token_ids=fresh, logprobs=run.logprobs[behind], sources=run.sources[behind]
+                )
             if last:
                 return
     raise BackendFault("the stream ended without a finish reason")

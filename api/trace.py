@@ -17,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from protocol.record import RoundRecord
+from protocol.record import RoundRecord, RowRecord
 from protocol.stats import PassStats
 
 
@@ -54,6 +54,9 @@ def _round(record: RoundRecord, begin: float) -> Iterator[Slice]:
         "origins": dict(Counter(row.origin.value for row in record.rows if row.origin)),
         "proposed": [row.num_proposed for row in record.rows],
         "accepted": [row.num_accepted for row in record.rows],
+        "depth": list(record.plan.depth.exits) if record.plan.depth else [],
+        "lengths": list(record.plan.lengths),
+        "by_exit": by_exit(record.rows),
         "committed": record.num_committed,
         "prefill_tokens": record.num_prefill_tokens,
     }
@@ -64,6 +67,16 @@ def _round(record: RoundRecord, begin: float) -> Iterator[Slice]:
     for name, end in parts:
         yield Slice(name, begin, end, {})
         begin = end
+
+
+def by_exit(rows: Sequence[RowRecord]) -> dict[str, tuple[int, int]]:
+    """By exit: the drafted tokens that the target came to, so none behind a refused one, and how many it accepted."""
+    judged: Counter[int] = Counter()
+    accepted: Counter[int] = Counter()
+    for row in rows:
+        judged.update(row.exits[: min(row.num_accepted + 1, row.num_proposed)])
+        accepted.update(row.exits[: row.num_accepted])
+    return {str(exit_): (judged[exit_], accepted[exit_]) for exit_ in sorted(judged)}
 
 
 def passes(ended: Sequence[tuple[float, PassStats]]) -> tuple[Slice, ...]:

@@ -52,7 +52,7 @@ ONLY_IN_COMPLETIONS = _allowed(
     beside=ONLY,
 )
 ONLY_IN_RESPONSES = _allowed(
-    ("store background return_token_ids logprobs", False),
+    ("store background return_token_ids return_token_sources logprobs", False),
     ("n", 1),
     ("top_logprobs", 0),
     ("include", []),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from protocol.checks import REMEDY, at_most, positions, tokens
+from protocol.checks import REMEDY, at_most, exits, positions, tokens
 from protocol.logit_rules import MAX_TOP, TokenLogprobs
 from protocol.pb import tokens_pb2 as pb
 from protocol.request import TokenRun
@@ -24,20 +24,27 @@ def to_message(run: TokenRun) -> pb.Run:
         for own in run.logprobs
     )
     return pb.Run(
-        request_id=run.request_id, index=run.index, token_ids=run.token_ids, logprobs=told, num_cached=run.num_cached
+        request_id=run.request_id,
+        index=run.index,
+        token_ids=run.token_ids,
+        logprobs=told,
+        num_cached=run.num_cached,
+        sources=run.sources,
     )
 
 
 def from_message(message: pb.Run) -> TokenRun:
     """Raises ValueError for what no target sends."""
-    num_tokens, num_told = len(message.token_ids), len(message.logprobs)
+    num_tokens = len(message.token_ids)
     positions(message.index, num_tokens)
     positions(0, message.num_cached)
-    if num_told not in (0, num_tokens):
-        raise ValueError(f"{num_told} logprobs came with {num_tokens} tokens; {REMEDY}")
-    told = tuple(map(_logprobs, message.logprobs))
-    ids = tokens(message.token_ids)
-    return TokenRun(message.request_id, message.index, ids, logprobs=told, num_cached=message.num_cached)
+    for name in ("logprobs", "sources"):
+        if (num_told := len(getattr(message, name))) not in (0, num_tokens):
+            raise ValueError(f"{num_told} {name} came with {num_tokens} tokens; {REMEDY}")
+    told, sources = tuple(map(_logprobs, message.logprobs)), tuple(message.sources)
+    exits(filter(None, map(abs, sources)))
+    ids, cached = tokens(message.token_ids), message.num_cached
+    return TokenRun(message.request_id, message.index, ids, logprobs=told, num_cached=cached, sources=sources)
 
 
 def _logprobs(message: pb.Logprobs) -> TokenLogprobs:

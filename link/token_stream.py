@@ -60,6 +60,7 @@ class StreamedRuns:
         self._first = 0  # the index of the first token; not 0 where the answer began at another replica
         self._token_ids: list[int] = []
         self._logprobs: list[TokenLogprobs] = []
+        self._sources: list[int] = []
         self._num_taken = 0
         self._num_cached = 0
         self._on_tokens = on_tokens
@@ -72,6 +73,7 @@ class StreamedRuns:
             return
         self._num_cached = run.num_cached
         self._logprobs += run.logprobs  # before the tokens, which the loop looks at first
+        self._sources += run.sources
         self._token_ids += run.token_ids
         if self._on_tokens is not None:
             self._on_tokens(run.index == self._first)
@@ -88,9 +90,9 @@ class StreamedRuns:
         if not fresh:
             return None
         self._num_taken += len(fresh)
-        told = self._logprobs[begin : self._num_taken]
-        index, cached = self._first + begin, self._num_cached
-        return to_message(TokenRun(self._request_id, index, tuple(fresh), logprobs=tuple(told), num_cached=cached))
+        told, sources = (tuple(each[begin : self._num_taken]) for each in (self._logprobs, self._sources))
+        more: dict[str, Any] = {"logprobs": told, "sources": sources, "num_cached": self._num_cached}
+        return to_message(TokenRun(self._request_id, self._first + begin, tuple(fresh), **more))
 
     def take_again(self) -> None:
         """The next `take` gives everything from the first token on."""
@@ -99,7 +101,9 @@ class StreamedRuns:
     def _end(self, run: TokenRun) -> None:
         if not self.ended.done():
             token_ids, logprobs = (*self._token_ids, *run.token_ids), (*self._logprobs, *run.logprobs)
-            self.ended.set_result(replace(run, index=self._first, token_ids=token_ids, logprobs=logprobs))
+            sources = (*self._sources, *run.sources)
+            whole = replace(run, index=self._first, token_ids=token_ids, logprobs=logprobs, sources=sources)
+            self.ended.set_result(whole)
 
 
 class TokenStreams:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from protocol.plan import DepthRule, Plan
+from protocol.request import OWN
 
 
 class Origin(StrEnum):
@@ -45,6 +46,12 @@ class RowRecord:
     confidences: tuple[float, ...] = ()
     num_fed: int = 0
     num_forced: int = 0
+
+    @property
+    def sources(self) -> tuple[int, ...]:
+        """Where each token that it committed came from, as a TokenRun tells it; the last is the target's own."""
+        drafted = self.exits[: self.num_accepted]
+        return (*(-exit_ if self.at_hand else exit_ for exit_ in drafted), OWN)
 
     @property
     def at_hand(self) -> bool:

@@ -15,6 +15,7 @@ from protocol.plan import Speculation
 SEED_BITS = 64
 MAX_PRIORITY = 1000  # and its negative
 MIN_TEMPERATURE = 1e-5
+OWN = 0  # the source of a token that nobody drafted
 
 
 class FinishReason(StrEnum):
@@ -91,6 +92,7 @@ class GenerateRequest:
     grammar: str = field(default="", repr=False)  # of the text, as llguidance reads it; empty: none
     priority: int = 0
     traceparent: str = ""
+    tells_sources: bool = False  # whether its runs say where each token came from
 
     def __post_init__(self) -> None:
         if self.logprobs is not None:
@@ -133,8 +135,9 @@ class SequenceStats:
 class TokenRun:
     """The tokens that one round committed; `index` is the position of the first among the generated tokens.
 
-    logprobs: of each token if the request asks for them, else empty. num_cached: tokens of the prompt whose KV was kept
-    from requests before, so that they were not read.
+    logprobs, sources: of each token if the request asks for them, else empty. A source is OWN for the target's own
+    pick, the exit (in layers) at which an accepted token was drafted, and that exit below 0 if it was drafted ahead.
+    num_cached: tokens of the prompt whose KV was kept from requests before, so that they were not read.
     """
 
     request_id: str
@@ -144,6 +147,7 @@ class TokenRun:
     stats: SequenceStats | None = None  # set with finish_reason
     logprobs: tuple[TokenLogprobs, ...] = field(default=(), repr=False)
     num_cached: int = 0
+    sources: tuple[int, ...] = ()
 
 
 def check_prompt(request: GenerateRequest, max_length: int, vocab_size: int) -> None:

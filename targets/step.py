@@ -10,13 +10,13 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from model.sampling import NO_PICK
 from protocol.logit_rules import TokenLogprobs
 from protocol.plan import BatchView, Mode, Plan
 from protocol.record import RoundRecord, RowRecord
-from protocol.request import FinishReason, TokenRun
+from protocol.request import OWN, FinishReason, TokenRun
 from protocol.stats import QueueTimes
 from router.policy import Policy, granted
 from targets.drafting import Drafting
@@ -150,11 +150,11 @@ class Stepper:
             sequence.count(row.num_proposed, row.num_accepted)
             sequence.computed += 1 + row.num_accepted
             rows.append(row)
-            runs.append(self._commit_run(sequence, own[: row.num_accepted + 1], logprobs[index]))
+            runs.append(self._commit_run(sequence, own[: row.num_accepted + 1], logprobs[index], row.sources))
         for index, (sequence, size) in enumerate(chunks, len(decoding)):
             sequence.computed += size
             if own := picks[index]:
-                runs.append(self._commit_run(sequence, own, logprobs[index]))
+                runs.append(self._commit_run(sequence, own, logprobs[index], (OWN,)))
             else:
                 self.scheduler.keep(sequence)
         return tuple(runs), RoundRecord(
@@ -175,24 +175,27 @@ class Stepper:
         if self.drafting:
             self.drafting.close(sequence)
 
-    def _commit_run(self, sequence: Sequence, run: list[int], logprobs: list[TokenLogprobs]) -> TokenRun:
-        """run: of which the last may be NO_PICK. logprobs: of at least those that are kept, or none."""
+    def _commit_run(
+        self, sequence: Sequence, run: list[int], logprobs: list[TokenLogprobs], sources: tuple[int, ...]
+    ) -> TokenRun:
+        """run: of which the last may be NO_PICK. logprobs: of those that are kept at least, or none; so sources."""
         index, sound = sequence.num_generated, run if run[-1] != NO_PICK else run[:-1]
         kept = sequence.commit(sound) if sound else ()
         self.scheduler.keep(sequence)
         if len(sound) < len(run) and sequence.finish_reason is None:
             logger.error(_UNDEFINED, sequence.request.request_id, len(sequence.tokens))
             sequence.finish_reason = FinishReason.UNDEFINED
-        told = tuple(logprobs[: len(kept)])
         if sequence.first_s is None:
             sequence.first_s = self.clock()
-        request_id, num_cached = sequence.request.request_id, sequence.num_cached
+        told: dict[str, Any] = {"logprobs": tuple(logprobs[: len(kept)]), "num_cached": sequence.num_cached}
+        if sequence.request.tells_sources:
+            told["sources"] = sources[: len(kept)]
         if sequence.finish_reason is None:
             self.model.ledger.truncate(sequence.id, len(sequence.tokens))
-            return TokenRun(request_id, index, kept, logprobs=told, num_cached=num_cached)
+            return TokenRun(sequence.request.request_id, index, kept, **told)
         sequence.ended_s = self.clock()
         self.remove(sequence)
-        return TokenRun(request_id, index, kept, sequence.finish_reason, sequence.stats, told, num_cached)
+        return TokenRun(sequence.request.request_id, index, kept, sequence.finish_reason, sequence.stats, **told)
 
 
 def _row_record(sequence: Sequence, proposal: Proposal | None, num_fed: int, picks: list[int]) -> RowRecord:

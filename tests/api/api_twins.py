@@ -9,7 +9,6 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
-from operator import attrgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -164,11 +163,11 @@ class Twin(ABC):
     async def complete(self, model: str, request: GenerateRequest) -> TokenRun:
         async with aclosing(self.generate(model, request)) as runs:
             parts = [run async for run in runs]
-        token_ids, logprobs = ([each for part in parts for each in own(part)] for own in (_tokens, _logprobs))
-        return replace(parts[-1], index=0, token_ids=tuple(token_ids), logprobs=tuple(logprobs))
+        joined = {name: tuple(each for part in parts for each in getattr(part, name)) for name in TOLD_BY_TOKEN}
+        return replace(parts[-1], index=0, **joined)
 
 
-_tokens, _logprobs = attrgetter("token_ids"), attrgetter("logprobs")
+TOLD_BY_TOKEN = ("token_ids", "logprobs", "sources")
 
 
 @dataclass

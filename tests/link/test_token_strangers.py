@@ -106,6 +106,8 @@ async def test_no_token_goes_to_who_listens_in_place_of_the_ingress(caplog: pyte
         pb.TokenBatch(runs=[pb.Run(request_id="r", index=1 << 31)]),
         pb.TokenBatch(runs=[pb.Run(request_id="r")] * (token_sink.MAX_RUNS + 1)),
         pb.TokenBatch(runs=[pb.Run(request_id="r", token_ids=[5, 6], logprobs=[pb.Logprobs()])]),
+        pb.TokenBatch(runs=[pb.Run(request_id="r", token_ids=[5, 6], sources=[0])]),
+        pb.TokenBatch(runs=[pb.Run(request_id="r", token_ids=[5], sources=[-5000])]),
         *(
             pb.TokenBatch(runs=[pb.Run(request_id="r", token_ids=[5], logprobs=[logprobs])])
             for logprobs in (
@@ -117,7 +119,7 @@ async def test_no_token_goes_to_who_listens_in_place_of_the_ingress(caplog: pyte
             )
         ),
     ],
-    ids=["token", "index", "runs", "logprobs", "above 0", "nan", "top", "top token", "many"],
+    ids=["token", "index", "runs", "logprobs", "sources", "exit", "above 0", "nan", "top", "top token", "many"],
 )
 async def test_what_no_target_sends_ends_its_own_stream(batch: pb.TokenBatch) -> None:
     async with pair() as (sink, address, streams):

@@ -242,6 +242,22 @@ def scored(index: int, count: int, num_top: int = 20, reason: FinishReason | Non
     return TokenRun("r", index, tuple(MAX_TOKEN - at for at in range(index, index + count)), reason, logprobs=told)
 
 
+async def test_sources_come_with_their_tokens_and_again_with_the_end() -> None:
+    async with pair() as (sink, address, streams):
+        with sink.open("r") as inbox, streams.answer("r", address) as answer:
+            for index, sources in ((0, (0,)), (1, (4, -2, 0))):
+                part = TokenRun("r", index, tuple(range(len(sources))), sources=sources)
+                answer.add(part)
+                assert await soon(inbox) == part
+            answer.add(TokenRun("r", 4, (7,), FinishReason.LENGTH, sources=(6,)))
+            whole = await asyncio.wait_for(answer.ended, 5)
+    assert whole.sources == (0, 4, -2, 0, 6)
+    assert [each.sources for each in await checked([TokenRun("r", 0, (0,), sources=(0,)), whole])] == [
+        (0,),
+        (4, -2, 0, 6),
+    ]
+
+
 async def test_logprobs_come_with_their_tokens_and_again_with_the_end() -> None:
     async with pair() as (sink, address, streams):
         with sink.open("r") as inbox, streams.answer("r", address) as answer:
