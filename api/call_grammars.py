@@ -35,7 +35,7 @@ class CallForm:
     key: str = "arguments"
 
 
-FORMS: Mapping[type[CallParser], CallForm] = MappingProxyType(
+FORMS: Mapping[type, CallForm] = MappingProxyType(
     {
         Hermes: CallForm(before="<tool_call>\n", behind="\n</tool_call>", between="\n"),
         Llama3: CallForm(between="; ", key="parameters"),
