@@ -187,7 +187,10 @@ class ServeBackend:
             parts = [run async for run in runs]
         token_ids = tuple(token for part in parts for token in part.token_ids)
         logprobs = tuple(told for part in parts for told in part.logprobs)
-        told: dict[str, Any] = {"logprobs": logprobs, "sources": tuple(source for part in parts for source in part.sources)}
+        told: dict[str, Any] = {
+            "logprobs": logprobs,
+            "sources": tuple(source for part in parts for source in part.sources),
+        }
         return replace(parts[-1], index=0, token_ids=token_ids, num_cached=parts[0].num_cached, **told)
 
     async def _whole(self, model: str, call: Handle, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:

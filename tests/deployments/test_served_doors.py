@@ -11,6 +11,7 @@ from typing import Any
 import grpc
 import openai
 import pytest
+import ray
 from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoReflectionDescriptorDatabase
 
 from bench.workload import HELD_OUT
@@ -18,8 +19,11 @@ from cli.demo_family import CODE
 from deployments import cluster
 from deployments.config import HttpConfig, load_config
 from deployments.config_access import AccessConfig
+from deployments.config_telemetry import TelemetryConfig
 from protocol.pb import inference_pb2 as pb
 from protocol.pb import inference_pb2_grpc as pb_grpc
+from tests.api.test_spans import PARENT, TRACE, TRACEPARENT, Collector, collecting
+from tests.deployments.harness import wait_until
 from tests.deployments.head import Head
 from tests.deployments.served import Served
 
@@ -32,11 +36,18 @@ ASKED: dict[str, Any] = {"model": MODEL, "max_tokens": 16, "temperature": 0.8, "
 
 
 @pytest.fixture(scope="module")
-def demo(ray_head: Head) -> Iterator[Served]:
+def collector() -> Iterator[Collector]:
+    with collecting() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def demo(ray_head: Head, collector: Collector) -> Iterator[Served]:
     config = load_config(CODE)
     small = tuple(target for target in config.targets if target.name == MODEL)
     http, access = HttpConfig(port=ray_head.http_port), AccessConfig(open=True)
-    config = config.model_copy(update={"targets": small, "http": http, "access": access})
+    telemetry = TelemetryConfig(logs="json", otlp_endpoint=collector.url)
+    config = config.model_copy(update={"targets": small, "http": http, "access": access, "telemetry": telemetry})
     app = Served(config, ray_head.url)
     with cluster.running(config, address=ray_head.address):
         app.wait_until_drafting()
@@ -158,6 +169,29 @@ def test_nobody_is_told_of_the_services_unless_the_config_says_so(ray_head: Head
             database.get_services()
     refused: Any = caught.value
     assert refused.code() is not grpc.StatusCode.OK
+
+
+def test_the_ingress_and_the_target_send_spans_of_the_callers_trace(demo: Served, collector: Collector) -> None:
+    headers = {"traceparent": TRACEPARENT, "x-request-id": "traced-1"}
+    answer = demo.client.chat.completions.create(messages=MESSAGES, extra_headers=headers, **ASKED)
+
+    def of_trace(name: str) -> list[Any]:
+        return [span for span in collector.spans if span.name == name and span.trace_id.hex() == TRACE]
+
+    wait_until(lambda: of_trace(f"chat {MODEL}") and of_trace(f"target {MODEL}"))
+    (door,), (target,) = of_trace(f"chat {MODEL}"), of_trace(f"target {MODEL}")
+    assert (door.parent_span_id.hex(), target.parent_span_id) == (PARENT, door.span_id)
+    assert [event.name for event in target.events] == ["admitted", "first token"]
+    record = next(record for record in records() if answer.id in record["message"])
+    assert record["request_id"] == "traced-1"
+
+
+def records() -> Iterator[dict[str, Any]]:
+    """What our loggers wrote in the processes of this cluster."""
+    for file in Path(ray._private.worker._global_node.get_logs_dir_path()).glob("worker-*.err"):
+        for line in file.read_text(encoding="utf-8").splitlines():
+            if line.startswith('{"time": '):
+                yield json.loads(line)
 
 
 def test_counts_of_the_prefix_cache_are_in_metrics(demo: Served) -> None:
