@@ -24,8 +24,8 @@ from tests.deployments.served import Served
 
 OUT = os.environ.get("DRAFTPOOL_OVERLOAD_OUT")
 TIMES = 4
-NUM_REQUESTS = int(os.environ.get("DRAFTPOOL_OVERLOAD_REQUESTS", "400"))
-WAIT_S = 2.0  # allowed until the first token
+NUM_REQUESTS = int(os.environ.get("DRAFTPOOL_OVERLOAD_REQUESTS", "200"))
+WAIT_S = 5.0  # allowed until the first token
 REFUSED_S = 0.1
 MODELS = Path(__file__).resolve().parents[2] / "demo/models"
 
@@ -74,12 +74,12 @@ async def played(head: Head) -> tuple[float, list[Told], list[Told]]:
     """What the target answers a second, and what was told under four times as much, of it and of the other."""
     caller = Caller(head.url, head.grpc_port, [prompt.text for prompt in read_prompts(HELD_OUT, 0)], 5)
     try:
-        await caller.in_a_loop(4, 20, "small")
-        await caller.in_a_loop(2, 4, "large")
-        capacity = await caller.in_a_loop(4, 60, "small")
+        await caller.in_a_loop(4, 12, "large")
+        await caller.in_a_loop(2, 4, "small")
+        capacity = await caller.in_a_loop(4, 30, "large")
         rate = TIMES * capacity
-        flood = asyncio.create_task(caller.at_a_rate(rate, NUM_REQUESTS, ["small"]))
-        calm = await caller.at_a_rate(0.5, max(2, int(0.4 * NUM_REQUESTS / rate)), ["large"])
+        flood = asyncio.create_task(caller.at_a_rate(rate, NUM_REQUESTS, ["large"]))
+        calm = await caller.at_a_rate(0.5, max(2, int(0.4 * NUM_REQUESTS / rate)), ["small"])
         return capacity, await flood, calm
     finally:
         await caller.close()
