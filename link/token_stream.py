@@ -88,7 +88,7 @@ class StreamedRuns:
         if not fresh:
             return None
         self._num_taken += len(fresh)
-        told, sources = (tuple(each[begin : self._num_taken]) for each in (self._logprobs, self._sources))
+        told, sources = tuple(self._logprobs[begin : self._num_taken]), tuple(self._sources[begin : self._num_taken])
         return to_message(TokenRun(self._request_id, self._first + begin, tuple(fresh), logprobs=told, sources=sources))
 
     def take_again(self) -> None:
