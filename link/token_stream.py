@@ -13,7 +13,6 @@ import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
 
 import grpc
 import grpc.aio
@@ -90,9 +89,10 @@ class StreamedRuns:
         if not fresh:
             return None
         self._num_taken += len(fresh)
-        told, sources = (tuple(each[begin : self._num_taken]) for each in (self._logprobs, self._sources))
-        more: dict[str, Any] = {"logprobs": told, "sources": sources, "num_cached": self._num_cached}
-        return to_message(TokenRun(self._request_id, self._first + begin, tuple(fresh), **more))
+        told, sources = tuple(self._logprobs[begin : self._num_taken]), tuple(self._sources[begin : self._num_taken])
+        where, cached = self._first + begin, self._num_cached
+        run = TokenRun(self._request_id, where, tuple(fresh), logprobs=told, sources=sources, num_cached=cached)
+        return to_message(run)
 
     def take_again(self) -> None:
         """The next `take` gives everything from the first token on."""

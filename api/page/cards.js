@@ -114,7 +114,7 @@ export function poolCard(samples, drawn) {
   const load = busy.reduce((sum, each) => sum + each, 0) / Math.max(busy.length, 1);
   const facts = [
     ["replicas", String(pool.length)],
-    ["busy in the rounds below", percent(load)],
+    ["busy in the rounds above", percent(load)],
     ["drafted a second", rate(Math.max(drafted, 0))],
     ["wait for a pass", `${(total(pool, "wait_ms") / pool.length).toFixed(1)} ms`],
     ["sequences", String(total(pool, "num_sequences"))],

@@ -211,7 +211,7 @@ def test_a_prompt_is_sent_and_its_answer_read_with_the_keyboard_alone(page: Brow
     assert page.focused() == "prompt", "ready for the next one"
     page.wait("document.querySelector('#said').innerText.includes('answered with')")
     page.run("document.activeElement.blur()")
-    page.tab_to("tokens", most=60)
+    page.tab_to(".tokens", most=60)
     page.press(RIGHT + RIGHT)
     assert page.run("return document.querySelectorAll('.token.current').length") == 1
     assert "%" in page.text("#said")

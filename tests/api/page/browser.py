@@ -51,8 +51,8 @@ class Browser:
         return str(self.run("return document.querySelector(arguments[0]).innerText", selector))
 
     def focused(self) -> str:
-        """The id of the element that has the focus, or its tag."""
-        return str(self.run("return document.activeElement.id || document.activeElement.className"))
+        """The id of the element that has the focus, or a point and its class."""
+        return str(self.run("const one = document.activeElement; return one.id || `.${one.className}`"))
 
     def press(self, keys: str, held: str = "") -> None:
         """Keys of a keyboard, one after another, while one is held."""
