@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Sequence
-from typing import Any
+import logging
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, replace
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 
 from api.backend import Backend, ModelCard
 from api.call_replies import CallingReply
-from api.calls import Calling
-from api.chat import calling, chat_prompt, rendering
+from api.chats import read_chat
 from api.errors import to_problem
-from api.generation import Delta, Echo, GenerationJob, complete, find_model, prepare, stream
+from api.generation import Delta, GenerationJob, complete, find_model, prepare, stream
 from api.meter import Meter
 from api.metered import streamed, whole
 from api.middleware import request_id
@@ -25,33 +25,64 @@ from api.replies import ChatReply, Json, Reply
 from api.response_replies import ResponseReply
 from api.responses import ResponsesRequest
 from api.seeds import choice_seed, draw_seed
-from api.streams import EventStream, Indexed, collect, merge, run_while_connected
+from api.spans import NO_SPANS, Asked, Span, Spans
+from api.streams import NO_HEARTBEAT, Begun, EventStream, Heartbeat, Indexed, collect, merge, run_while_connected
 from api.time_limit import TimeLimit
 from protocol.errors import InvalidRequest
+
+logger = logging.getLogger(__name__)
 
 DONE = "data: [DONE]\n\n"
 
 Body = CompletionRequest | ChatCompletionRequest | ResponsesRequest
 
 
-async def answer(backend: Backend, body: Body, request: Request, max_s: float | None, meter: Meter) -> Response:
-    """The response. max_s: the operator's limit in seconds. Raises DraftPoolError before the response has begun."""
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What answers are made with. max_s: the operator's limit for one, in seconds."""
+
+    backend: Backend
+    meter: Meter
+    max_s: float | None = None
+    heartbeat: Heartbeat = NO_HEARTBEAT
+    spans: Spans = NO_SPANS
+
+
+async def answer(service: Service, body: Body, request: Request) -> Response:
+    """The response. Raises DraftPoolError before it has begun."""
+    operation = "text_completion" if isinstance(body, CompletionRequest) else "chat"
+    span = service.spans.begin(Asked(operation, body.model, body.stream), request.headers)
+    try:
+        return await _answer(service, body, request, span)
+    except BaseException as error:
+        span.fail(error)
+        raise
+
+
+async def _answer(service: Service, body: Body, request: Request, span: Span) -> Response:
+    backend, meter = service.backend, service.meter
     arrived = meter.clock()
-    limit = TimeLimit(request.headers, max_s)
+    limit = TimeLimit(request.headers, service.max_s)
     async with limit.enforced():
         card = await find_model(backend, body.model)
-        reply, jobs = await _prepared(card, body)
+        with card.places.entered():
+            reply, jobs = await _prepared(card, body)
+            logger.info("answering as %s with %d choices", reply.id, len(jobs))
+            jobs = [replace(job, request=span.carried(job.request)) for job in jobs]
         # At most one batch at once, so that a call with many prompts cannot fill a replica's queue.
         run, counted = (stream, streamed) if body.stream else (complete, whole)
         deltas = merge([counted(meter, job, run(backend, job), arrived) for job in jobs], card.max_batch)
+        deltas = span.follow(deltas, reply.id, [job.request for job in jobs])
         if not body.stream:
             return JSONResponse(reply.whole(await run_while_connected(request, collect(deltas, len(jobs)))))
         # The first delta is awaited before the status goes out, so that a full queue is still a 429.
-        deltas = limit.apply(deltas)
-        first = await run_while_connected(request, anext(deltas))
-    if isinstance(reply, ResponseReply):
-        return EventStream(reply.events(first[1], deltas, request_id(request)), deltas)
-    return EventStream(_events(reply, len(jobs), first, deltas, request_id(request)), deltas)
+        begun = Begun(limit.apply(deltas))
+        try:
+            await run_while_connected(request, begun.begin(service.heartbeat))
+        except BaseException:
+            await begun.aclose()
+            raise
+    return EventStream(service.heartbeat.kept(_all_events(reply, len(jobs), begun, request_id(request))), begun)
 
 
 async def _prepared(card: ModelCard, body: Body) -> tuple[Reply | ResponseReply, list[GenerationJob]]:
@@ -59,68 +90,58 @@ async def _prepared(card: ModelCard, body: Body) -> tuple[Reply | ResponseReply,
     seed = draw_seed() if body.seed is None else body.seed
     if isinstance(body, ResponsesRequest):
         return await _prepared_response(card, body, seed)
-    how = None
     if isinstance(body, ChatCompletionRequest):
-        prompts: list[tuple[int, ...]] = [await chat_prompt(card, body.messages, rendering(body))]
-        echoes: list[Echo] = [""]
-        how = calling(card, body)
-    else:
-        prompts, echoes = await prompt_ids(card, body), body.echoes()
+        return await _prepared_chat(card, body, seed)
+    prompts, echoes = await prompt_ids(card, body), body.echoes()
     grammar = await asyncio.to_thread(body.grammar) if body.is_shaped else ""
     seeds = [choice_seed(seed, index) for index in range(len(prompts) * body.n)]
-    reply = _reply(body, seeds, [len(ids) for ids in prompts], how)
+    reply = Reply(body, seeds, [len(ids) for ids in prompts])
     jobs = []
     for index, seed in enumerate(seeds):  # as in OpenAI's API, the choices of a prompt stand together
         prompt, echo = prompts[index // body.n], echoes[index // body.n]
-        beside: dict[str, Any] = {"echo": echo, "marks": _marks(how), "grammar": grammar}
-        jobs.append(prepare(card, f"{reply.id}-{index}", prompt, body, seed, **beside))
+        jobs.append(prepare(card, f"{reply.id}-{index}", prompt, body, seed, echo=echo, grammar=grammar))
     return reply, jobs
+
+
+async def _prepared_chat(
+    card: ModelCard, body: ChatCompletionRequest, seed: int
+) -> tuple[Reply | ResponseReply, list[GenerationJob]]:
+    chat = await read_chat(card, body)
+    seeds = [choice_seed(seed, index) for index in range(body.n)]
+    sizes, how = [len(chat.prompt)], chat.calling
+    reply = ChatReply(body, seeds, sizes) if how is None else CallingReply(body, seeds, sizes, how)
+    return reply, [chat.job(card, f"{reply.id}-{index}", seed) for index, seed in enumerate(seeds)]
 
 
 async def _prepared_response(
     card: ModelCard, body: ResponsesRequest, seed: int
 ) -> tuple[ResponseReply, list[GenerationJob]]:
     """The same for a response: the chat that it asks for, and errors that name its own fields."""
-    chat = body.chat()
     try:
-        prompt = await chat_prompt(card, chat.messages, rendering(chat))
-        how = calling(card, chat)
-        reply = ResponseReply(body, seed, len(prompt), how)
-        return reply, [prepare(card, reply.id, prompt, chat, seed, marks=_marks(how))]
+        chat = await read_chat(card, body.chat())
+        reply = ResponseReply(body, seed, len(chat.prompt), chat.calling)
+        return reply, [chat.job(card, reply.id, seed)]
     except InvalidRequest as error:
         error.param = "max_output_tokens" if error.param == "max_tokens" else error.param
         raise
 
 
-def _marks(how: Calling | None) -> Sequence[str]:
-    return how.parser.marks if how else ()
-
-
-def _reply(
-    body: CompletionRequest | ChatCompletionRequest,
-    seeds: Sequence[int],
-    num_prompt_tokens: Sequence[int],
-    how: Calling | None,
-) -> Reply:
-    if how is not None:
-        return CallingReply(body, seeds, num_prompt_tokens, how)
-    kind = ChatReply if isinstance(body, ChatCompletionRequest) else Reply
-    return kind(body, seeds, num_prompt_tokens)
+def _all_events(
+    reply: Reply | ResponseReply, num_choices: int, deltas: AsyncIterator[Indexed], request_id: str
+) -> AsyncGenerator[str, None]:
+    if isinstance(reply, ResponseReply):
+        return reply.events(deltas, request_id)
+    return _events(reply, num_choices, deltas, request_id)
 
 
 async def _events(
-    reply: Reply,
-    num_choices: int,
-    first: Indexed,
-    deltas: AsyncGenerator[Indexed, None],
-    request_id: str,
+    reply: Reply, num_choices: int, deltas: AsyncIterator[Indexed], request_id: str
 ) -> AsyncGenerator[str, None]:
     for index in range(num_choices):
         if opening := reply.opening(index):
             yield _event(opening)
-    last: dict[int, Delta] = dict([first])
+    last: dict[int, Delta] = {}
     try:
-        yield _event(reply.chunk(*first))
         async for index, delta in deltas:
             yield _event(reply.chunk(index, delta))
             last[index] = delta

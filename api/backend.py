@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from transformers import PreTrainedTokenizerBase
 
 from api.control import ControlTokens
+from api.places import Places
 from api.rendering import Renderer
 from api.trace import Track
 from model.vocabulary import Spellings
 from protocol.request import GenerateRequest, TokenRun
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +26,8 @@ class ModelCard:
 
     max_token_bytes: upper bound on the UTF-8 bytes of one token. created: seconds since the epoch. max_batch: sequences
     that one replica decodes at once. exits: layers of each exit of its drafter; None or empty: unknown, not checked.
-    max_draft_length: tokens that a request may ask to draft per round; None: no limit.
+    max_draft_length: tokens that a request may ask to draft per round; None: no limit. threads: where its texts are
+    made tokens; None: asyncio's.
     """
 
     id: str
@@ -37,6 +43,12 @@ class ModelCard:
     exits: tuple[int, ...] | None = None
     max_draft_length: int | None = None
     renderer: Renderer = field(default_factory=Renderer)
+    places: Places = field(default_factory=Places)
+    threads: Executor | None = None
+
+    async def beside(self, work: Callable[[], T]) -> T:
+        """The result of work on a text, which the event loop does not wait for, nor other models' texts."""
+        return await asyncio.get_running_loop().run_in_executor(self.threads, work)
 
 
 def max_token_bytes(tokenizer: PreTrainedTokenizerBase) -> int:
@@ -65,11 +77,17 @@ class Backend(Protocol):
     async def ready(self, model: str) -> bool:
         """Whether one of `names` can take requests. Answers within about a second."""
 
+    async def loading(self, model: str) -> str:
+        """How far replicas of one of `names` are that start now; empty where none does."""
+
     async def stats(self) -> Mapping[str, Any]:
         """Counters of every replica, as JSON values."""
 
     async def router(self) -> Mapping[str, Any]:
         """What the router of each target replica believes, by target, as JSON values."""
+
+    async def token_counts(self) -> Mapping[str, Any]:
+        """By target, the hash of its vocabulary and how often each token was written, where the config counts them."""
 
     async def trace(self, num_rounds: int) -> tuple[Sequence[Track], Sequence[Track]]:
         """The last rounds of each target replica, and the last passes of each draft replica.

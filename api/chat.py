@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -91,7 +91,7 @@ async def chat_prompt(card: ModelCard, messages: Sequence[Message], how: Renderi
     _check_variables(card, how)
     if calls and "tool_calls" not in _words(_template(card, how.tools)):
         raise InvalidRequest(f"the chat template of {card.id} writes no tool_calls; leave them out", how.place)
-    arguments = await asyncio.to_thread(_marked_arguments, card, messages, how)
+    arguments = await card.beside(partial(_marked_arguments, card, messages, how))
     most_bytes = min(card.max_model_len * card.max_token_bytes, MOST_BYTES)
     try:
         text = await card.renderer.render(arguments, most_bytes)
@@ -100,7 +100,7 @@ async def chat_prompt(card: ModelCard, messages: Sequence[Message], how: Renderi
         complaint = str(error).replace(MARK, "")
         message = f"the chat template of {card.id} refuses these messages: {complaint}"
         raise type(error)(message, how.place) from None
-    return await asyncio.to_thread(_encode, card, text)
+    return await card.beside(partial(_encode, card, text))
 
 
 def _json(value: Any) -> str:

@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 RETRY_AFTER_S = 1
 # Fields whose values are a caller's text, which no error repeats.
 TEXTS = frozenset({"prompt", "messages", "stop", "tools", "chat_template_kwargs", "input", "instructions", "tokens"})
-UNIONS = frozenset({"prompt", "stop", "speculation"})  # pydantic reports one error per member of a union
+UNIONS = frozenset({"prompt", "stop", "speculation", "tool_choice"})  # pydantic reports one error per member of a union
 
 
 @dataclass(frozen=True, slots=True)

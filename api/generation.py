@@ -45,7 +45,8 @@ class Delta:
     """The tokens and text that one round added.
 
     index: of the first token. stats: set on the last delta, unless a stop string ended the text. scores, sources: of
-    the tokens, if the request asks for logprobs, for sources.
+    the tokens, if the request asks for logprobs, for sources. num_cached: tokens of the prompt that the target did not
+    have to read.
     """
 
     index: int
@@ -54,6 +55,7 @@ class Delta:
     finish_reason: FinishReason | None = None
     stats: SequenceStats | None = None
     scores: tuple[Score, ...] = ()
+    num_cached: int = 0
     sources: tuple[int, ...] = ()
 
     @property
@@ -117,7 +119,14 @@ def prepare(
     asked = body.drafting, logits, body.num_logprobs
     tells = body.return_token_sources
     request = GenerateRequest(
-        request_id, prompt_ids, body.sampling(seed), rules, *asked, grammar=grammar, tells_sources=tells
+        request_id,
+        prompt_ids,
+        body.sampling(seed),
+        rules,
+        *asked,
+        grammar=grammar,
+        priority=body.priority,
+        tells_sources=tells,
     )
     try:
         check_prompt(request, card.max_model_len, card.vocab_size)
@@ -179,7 +188,7 @@ async def stream(backend: Backend, job: GenerationJob) -> AsyncGenerator[Delta, 
     Closing the generator cancels the request, and so does a stop string.
     """
     echo, text = _text_of(job)
-    scores, count = Scores(job.card.spellings), 0
+    scores, count, cached = Scores(job.card.spellings), 0, None
     async with aclosing(backend.generate(job.card.id, job.request)) as runs:
         async for run in runs:
             _check_finish(run)
@@ -189,7 +198,9 @@ async def stream(backend: Backend, job: GenerationJob) -> AsyncGenerator[Delta, 
             shown = piece.text + piece.stop if job.keeps_stop else piece.text
             token_ids = run.token_ids[: piece.num_tokens]
             told = scores.read(token_ids, run.logprobs)
-            yield Delta(index, token_ids, echo + shown, reason, run.stats, told, run.sources[: piece.num_tokens])
+            cached = run.num_cached if cached is None else cached  # a replica that goes on adopts other pages
+            sources = run.sources[: piece.num_tokens]
+            yield Delta(index, token_ids, echo + shown, reason, run.stats, told, cached, sources)
             echo = ""
             if reason is not None:
                 return
@@ -208,7 +219,7 @@ async def complete(backend: Backend, job: GenerationJob) -> AsyncGenerator[Delta
     echo, text = _text_of(job)
     scores = Scores(job.card.spellings).read(run.token_ids, run.logprobs)
     shown = echo + text.push(run.token_ids, last=True).text
-    yield Delta(0, run.token_ids, shown, run.finish_reason, run.stats, scores, run.sources)
+    yield Delta(0, run.token_ids, shown, run.finish_reason, run.stats, scores, run.num_cached, run.sources)
 
 
 def _text_of(job: GenerationJob) -> tuple[str, TextStream]:

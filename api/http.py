@@ -12,7 +12,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
-from api.answer import answer
+from api.answer import Service, answer
 from api.backend import Backend, ModelCard
 from api.door import OPEN, Door, DoorMiddleware
 from api.errors import error_body, invalid_request, printable, to_problem
@@ -23,9 +23,11 @@ from api.metered import MeterMiddleware
 from api.metrics import Gather, add_metrics_route, gather_own
 from api.middleware import RequestIdMiddleware, request_id
 from api.openai import ChatCompletionRequest, CompletionRequest
+from api.openapi import describe
 from api.page_route import add_page_routes
 from api.responses import ResponsesRequest
-from api.streams import ClientGone
+from api.spans import NO_SPANS, Spans
+from api.streams import NO_HEARTBEAT, ClientGone, Heartbeat
 from api.tokenize import add_token_routes
 from api.trace import as_json
 from api.version import version
@@ -47,6 +49,8 @@ def create_app(
     cors_origins: Sequence[str] = (),
     meter: Meter | None = None,
     gather: Gather | None = None,
+    heartbeat: Heartbeat = NO_HEARTBEAT,
+    spans: Spans = NO_SPANS,
 ) -> FastAPI:
     """The application.
 
@@ -55,6 +59,7 @@ def create_app(
     there is no other.
     """
     meter = meter or Meter()
+    service = Service(backend, meter, request_timeout_s, heartbeat, spans)
     app = FastAPI(title="DraftPool", docs_url=None, redoc_url=None)
     app.add_middleware(LimitsMiddleware, limits=limits)
     app.add_middleware(DoorMiddleware, door=door)
@@ -71,15 +76,15 @@ def create_app(
 
     @app.post("/v1/completions")
     async def completions(body: CompletionRequest, request: Request) -> Response:
-        return await answer(backend, body, request, request_timeout_s, meter)
+        return await answer(service, body, request)
 
     @app.post("/v1/chat/completions")
     async def chat_completions(body: ChatCompletionRequest, request: Request) -> Response:
-        return await answer(backend, body, request, request_timeout_s, meter)
+        return await answer(service, body, request)
 
     @app.post("/v1/responses")
     async def responses(body: ResponsesRequest, request: Request) -> Response:
-        return await answer(backend, body, request, request_timeout_s, meter)
+        return await answer(service, body, request)
 
     _add_model_routes(app, backend)
     add_token_routes(app, backend)
@@ -87,6 +92,7 @@ def create_app(
     _add_debug_routes(app, backend)
     add_page_routes(app)
     _add_error_handlers(app)
+    describe(app, backend, is_keyed=door.keys is not None)
     return app
 
 
@@ -104,7 +110,9 @@ def _add_model_routes(app: FastAPI, backend: Backend) -> None:
         names = list(backend.names) if model is None else [model]
         answers = await asyncio.gather(*map(backend.ready, names))
         if missing := [name for name, is_ready in zip(names, answers, strict=True) if not is_ready]:
-            raise NotReady(f"not ready: {', '.join(missing)}; try again later")
+            loading = await asyncio.gather(*map(backend.loading, missing))
+            told = [f"{name} ({how})" if how else name for name, how in zip(missing, loading, strict=True)]
+            raise NotReady(f"not ready: {', '.join(told)}; try again later")
         return Response()
 
     @app.get("/version")
@@ -126,7 +134,7 @@ def _model(card: ModelCard) -> Json:
 
 
 def _add_debug_routes(app: FastAPI, backend: Backend) -> None:
-    """For operators: counters of replicas, the router's beliefs, and a trace of recent rounds."""
+    """For operators: counters of replicas, the router's beliefs, counts of tokens, and a trace of recent rounds."""
 
     @app.get("/debug/stats")
     async def stats() -> Mapping[str, Any]:
@@ -135,6 +143,11 @@ def _add_debug_routes(app: FastAPI, backend: Backend) -> None:
     @app.get("/debug/router")
     async def router() -> Mapping[str, Any]:
         return await backend.router()
+
+    @app.get("/debug/tokens")
+    async def tokens() -> Mapping[str, Any]:
+        """How often each token was written, for `draftpool trim --counts`."""
+        return await backend.token_counts()
 
     @app.get("/debug/trace")
     async def trace(rounds: Annotated[int, Query(ge=1, le=MAX_ROUNDS)] = DEFAULT_ROUNDS) -> Json:
@@ -158,10 +171,11 @@ def _add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def framework_error(request: Request, error: HTTPException) -> Response:
-        """Unknown path or method (404), or a body that is unreadable (400)."""
-        status, message = error.status_code, str(error.detail)
-        if status in (404, 405):
+        """Unknown path (404) or method (405), or a body that is unreadable (400)."""
+        message = str(error.detail)
+        if error.status_code in (404, 405):
             allowed = (error.headers or {}).get("Allow")
             hint = f"; it takes {allowed}" if allowed else ""
-            status, message = 404, printable(f"{request.method} {request.url.path[:200]} does not exist{hint}")
-        return JSONResponse(error_body(message, "invalid_request_error", None, None), status, error.headers)
+            message = printable(f"{request.method} {request.url.path[:200]} does not exist{hint}")
+        body = error_body(message, "invalid_request_error", None, None)
+        return JSONResponse(body, error.status_code, error.headers)

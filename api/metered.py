@@ -27,7 +27,7 @@ def whole(meter: Meter, job: GenerationJob, deltas: Deltas, arrived: float) -> D
 
 
 async def _counted(counts: Whole, deltas: Deltas) -> Deltas:
-    with counts.meter.open.labels(counts.model).track_inprogress():
+    with counts.meter.open.labels(counts.model).track_inprogress(), counts.places.taken():
         try:
             async with aclosing(deltas):
                 async for delta in deltas:
@@ -44,7 +44,7 @@ class Whole:
     """The counts of one completion."""
 
     def __init__(self, meter: Meter, job: GenerationJob, arrived: float) -> None:
-        self.meter, self.model = meter, job.card.id
+        self.meter, self.model, self.places = meter, job.card.id, job.card.places
         self._num_prompt, self._arrived = len(job.request.prompt_ids), arrived
         self._began = False
         self._outcome: FinishReason | None = FinishReason.ABORT  # None: it was refused

@@ -20,6 +20,7 @@ ALIASED = frozenset(
     {"request_success", "prompt_tokens", "generation_tokens", "time_to_first_token_seconds"}
     | {"inter_token_latency_seconds", "request_time_per_output_token_seconds", "e2e_request_latency_seconds"}
     | {"num_requests_running", "num_requests_waiting", "kv_cache_usage_perc", "num_preemptions"}
+    | {"prefix_cache_queries", "prefix_cache_hits", "request_queue_time_seconds"}
     | {"spec_decode_num_drafts", "spec_decode_num_draft_tokens", "spec_decode_num_accepted_tokens"}
     | {"spec_decode_num_accepted_tokens_per_pos"}
 )

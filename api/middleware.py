@@ -11,9 +11,15 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api.errors import to_problem
+from api.logs import request_logged
 
 REQUEST_ID = "x-request-id"
 _GOOD_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+def is_good_id(given: str) -> bool:
+    """Whether it may stand in logs and headers."""
+    return _GOOD_ID.fullmatch(given) is not None
 
 
 def request_id(request: Request) -> str:
@@ -35,7 +41,7 @@ class RequestIdMiddleware:
             await self._app(scope, receive, send)
             return
         given_id = Headers(scope=scope).get(REQUEST_ID, "")
-        request_id = given_id if _GOOD_ID.fullmatch(given_id) else uuid4().hex
+        request_id = given_id if is_good_id(given_id) else uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
         started = False
 
@@ -47,9 +53,11 @@ class RequestIdMiddleware:
             await send(message)
 
         try:
-            await self._app(scope, receive, send_with_id)
+            with request_logged(request_id):
+                await self._app(scope, receive, send_with_id)
         except Exception as error:
-            problem = to_problem(error, request_id)
+            with request_logged(request_id):
+                problem = to_problem(error, request_id)
             if started:  # too late for a status; the client sees that the connection is cut
                 raise
             headers = problem.headers()

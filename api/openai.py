@@ -15,12 +15,12 @@ from api.logit_bias import read_bias
 from api.seeds import unsigned_seed
 from api.shapes import Body, JsonObject
 from api.structured import ResponseFormat, StructuredOutputs, grammar_of
-from api.tools import Tool, ToolCall, ToolChoice, Tools
+from api.tools import NamedChoice, Tool, ToolCall, ToolChoice, Tools
 from protocol.errors import InvalidRequest
 from protocol.limits import MAX_LENGTH
 from protocol.logit_rules import LogitRules, check_top
 from protocol.plan import Speculation
-from protocol.request import SamplingParams
+from protocol.request import MAX_PRIORITY, SamplingParams
 
 MAX_PROMPTS = 64
 MAX_CHOICES = 128
@@ -59,13 +59,14 @@ class GenerationBody(Body):
     """The fields of both routes.
 
     default_max_tokens: tokens if the body has no limit, less if the context has less room; None: all the room.
-    prompt_field: the caller's name for the prompt.
+    prompt_field, format_field: the caller's names for the prompt and for response_format.
     """
 
     only = unsupported.ONLY
     dropped = unsupported.DROPPED
     default_max_tokens: ClassVar[int | None] = None
     prompt_field: ClassVar[str] = "prompt"
+    format_field: ClassVar[str] = "response_format"
 
     model: str
     max_tokens: Whole | None = None
@@ -93,6 +94,7 @@ class GenerationBody(Body):
     return_token_ids: bool = False
     return_token_sources: bool = False
     speculation: Literal["auto", "off", False] | DepthAndLength = "auto"
+    priority: Annotated[Whole, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY)] = 0
 
     @model_validator(mode="after")
     def _check_pairs(self) -> GenerationBody:
@@ -118,7 +120,7 @@ class GenerationBody(Body):
 
     def grammar(self) -> str:
         """Of the answer; empty: none. A large one takes seconds to check. Raises InvalidRequest."""
-        return grammar_of(self.response_format, self.structured_outputs)
+        return grammar_of(self.response_format, self.structured_outputs, self.format_field)
 
     @property
     def limit(self) -> int | None:
@@ -255,6 +257,19 @@ class ChatCompletionRequest(GenerationBody):
         return self
 
     @model_validator(mode="after")
+    def _check_choice(self) -> ChatCompletionRequest:
+        choice = self.tool_choice
+        if self.must_call and not self.tools:
+            raise InvalidRequest("a call is asked for and there are no tools; send some", "tool_choice")
+        if isinstance(choice, NamedChoice) and not self.callable:
+            raise InvalidRequest(f"there is no function {choice.function.name!r} among the tools", "tool_choice")
+        if self.must_call and super().is_shaped:
+            raise InvalidRequest(
+                f"{self.format_field} shapes what is said, and tool_choice asks for a call; send one", "tool_choice"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _check_logprobs(self) -> ChatCompletionRequest:
         check_top(self.top_logprobs, "top_logprobs")
         if self.top_logprobs and not self.logprobs:
@@ -268,4 +283,19 @@ class ChatCompletionRequest(GenerationBody):
     @property
     def offered(self) -> Sequence[Tool]:
         """The tools that the model is told of. It cannot call what it does not know."""
-        return self.tools if self.tool_choice == "auto" else ()
+        return () if self.tool_choice == "none" else self.tools
+
+    @property
+    def must_call(self) -> bool:
+        return self.tool_choice not in ("none", "auto")
+
+    @property
+    def callable(self) -> Sequence[Tool]:
+        """The tools of which one has to be called, where one has to."""
+        choice = self.tool_choice
+        named = choice.function.name if isinstance(choice, NamedChoice) else None
+        return [tool for tool in self.offered if named in (None, tool.function.name)]
+
+    @property
+    def is_shaped(self) -> bool:
+        return self.must_call or super().is_shaped

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable
+from functools import partial
 
 from api.backend import ModelCard
 from api.openai import CompletionRequest
@@ -30,7 +30,7 @@ async def prompt_ids(card: ModelCard, body: CompletionRequest) -> list[tuple[int
 async def encode(card: ModelCard, prompt: str, *, add_special_tokens: bool = True) -> tuple[int, ...]:
     """The token ids of a prompt. Raises InvalidRequest or PromptTooLong."""
     check_size(card, [prompt], "prompt")
-    return await asyncio.to_thread(token_ids, card, prompt, add_special_tokens=add_special_tokens)
+    return await card.beside(partial(token_ids, card, prompt, add_special_tokens=add_special_tokens))
 
 
 def token_ids(card: ModelCard, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:

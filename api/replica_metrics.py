@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any
 
-from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+
+from protocol.stats import QUEUE_BOUNDS_S
 
 Told = Mapping[str, Any]
 Values = Mapping[str, float]  # by the value of a row's own label
@@ -66,6 +69,12 @@ TARGET = (
         "prefill_tokens", "Prompt tokens that were computed, again after a preemption.", count("num_prefill_tokens")
     ),
     counter("committed_tokens", "Tokens that rounds and prompts gave.", count("num_committed")),
+    counter(
+        "prefix_cache_queries",
+        "Prompt tokens of requests when they were admitted, looked up among the kept ones.",
+        count("num_queried_tokens"),
+    ),
+    counter("prefix_cache_hits", "Of these, tokens whose KV was kept: not computed.", count("num_hit_tokens")),
     counter("num_preemptions", "Sequences that lost their KV memory to others.", count("num_preempted")),
     counter("spec_decode_num_drafts", "Proposals that were verified.", drafts),
     counter("spec_decode_num_draft_tokens", "Proposed tokens that were verified.", count("num_proposed")),
@@ -79,7 +88,7 @@ TARGET = (
     counter(
         "drafts",
         "Proposals by where they came from: fresh (asked for in this round), or drafted ahead (full, runner_up, "
-        "early_exit, rest).",
+        "early_exit, rest), or forced by a grammar.",
         lambda told: told.get("num_by_origin", {}),
         "origin",
     ),
@@ -124,8 +133,20 @@ POOL = (
     gauge("pool_wait_seconds", "Time that a row waits for its pass, a running mean.", count("wait_ms", unit=1e-3)),
     counter("pool_passes", "Passes of the drafter.", count("num_passes")),
     counter("pool_mixed_passes", "Passes with rows of several targets.", count("num_mixed_passes")),
+    counter("pool_rows", "Rows of the drafter's passes.", count("num_rows")),
+    counter(
+        "pool_pass_seconds",
+        "Time in passes of the drafter; per second, the share of it that the replica is busy.",
+        count("pass_ms", unit=1e-3),
+    ),
+    counter("pool_read_tokens", "Tokens of texts that passes read, drafted ones apart.", count("num_read")),
+    counter("pool_prefix_hit_tokens", "Tokens of texts that another sequence had read.", count("num_adopted")),
     counter("pool_drafted_tokens", "Tokens that were drafted.", count("num_drafted")),
     counter("pool_busy", "Rows that were answered BUSY.", count("num_busy")),
+    counter(
+        "pool_not_yet", "Rows that were answered NOT_YET: without a draft, for want of time.", count("num_not_yet")
+    ),
+    counter("pool_evictions", "Sequences that made room for others.", count("num_evicted")),
     counter("pool_branches", "Branches that were handed over whole.", count("num_branches")),
 )
 
@@ -141,8 +162,23 @@ def replica_families(stats: Mapping[str, Any]) -> Iterator[Metric]:
     yield GaugeMetricFamily("draftpool_pool_replicas", "Replicas of the pool that answer.", len(pool))
     of_targets = [([model, name], told) for model, replicas in targets.items() for name, told in _named(replicas)]
     yield from (_family(row, ["model", "replica"], of_targets) for row in TARGET)
+    yield _queue_times(of_targets)
     of_pool = [([name], told) for name, told in _named(pool)]
     yield from (_family(row, ["replica"], of_pool) for row in POOL)
+
+
+def _queue_times(told: Sequence[tuple[list[str], Told]]) -> Metric:
+    family = HistogramMetricFamily(
+        "draftpool_request_queue_time_seconds",
+        "From a request at the target to its place in the batch, once for each.",
+        labels=["model", "replica"],
+    )
+    bounds = [*map(str, QUEUE_BOUNDS_S), "+Inf"]
+    for whose, counts in told:
+        if (times := counts.get("queue_times")) is not None:
+            buckets = list(zip(bounds, accumulate(times["counts"]), strict=True))
+            family.add_metric(whose, buckets, times["sum_s"])
+    return family
 
 
 def _named(replicas: Sequence[Told]) -> list[tuple[str, Told]]:

@@ -93,9 +93,18 @@ class Reply:
         return {"usage": self._usage(last)} | statistics([*last.values()], self._body)
 
     def _usage(self, last: Mapping[int, Delta]) -> Json:
-        prompt = sum(self._num_prompt_tokens[number] for number in {index // self._n for index in last})
+        cached: dict[int, int] = {}  # by prompt; the choice that had to read it had the least
+        for index, delta in last.items():
+            number = index // self._n
+            cached[number] = min(cached.get(number, delta.num_cached), delta.num_cached)
+        prompt = sum(self._num_prompt_tokens[number] for number in cached)
         completion = sum(delta.num_tokens for delta in last.values())
-        return {"prompt_tokens": prompt, "completion_tokens": completion, "total_tokens": prompt + completion}
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
+            "prompt_tokens_details": {"cached_tokens": sum(cached.values())},
+        }
 
 
 class ChatReply(Reply):

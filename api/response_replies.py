@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from uuid import uuid4
 
 from api.calls import Calling, Said, Text
@@ -33,25 +33,18 @@ class ResponseReply:
             _ = [*self._add(delta)]
         return self._response(deltas[-1])
 
-    async def events(
-        self, first: Delta, deltas: AsyncGenerator[Indexed, None], request_id: str
-    ) -> AsyncGenerator[str, None]:
+    async def events(self, deltas: AsyncIterator[Indexed], request_id: str) -> AsyncGenerator[str, None]:
         """The events of a response that is streamed, numbered from 0."""
         number = 0
-        async for event in self._all(first, deltas, request_id):
+        async for event in self._all(deltas, request_id):
             event = {"type": event["type"], "sequence_number": number} | event
             yield f"event: {event['type']}\ndata: {json.dumps(event, separators=(',', ':'))}\n\n"
             number += 1
 
-    async def _all(
-        self, first: Delta, deltas: AsyncGenerator[Indexed, None], request_id: str
-    ) -> AsyncGenerator[Json, None]:
+    async def _all(self, deltas: AsyncIterator[Indexed], request_id: str) -> AsyncGenerator[Json, None]:
         yield {"type": "response.created", "response": self._response(None)}
         yield {"type": "response.in_progress", "response": self._response(None)}
         try:
-            last = first
-            for event in self._add(last):
-                yield event
             async for _, last in deltas:
                 for event in self._add(last):
                     yield event
@@ -99,7 +92,7 @@ class ResponseReply:
     def _usage(self, last: Delta) -> Json:
         return {
             "input_tokens": self._num_prompt_tokens,
-            "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+            "input_tokens_details": {"cached_tokens": last.num_cached, "cache_write_tokens": 0},
             "output_tokens": last.num_tokens,
             "output_tokens_details": {"reasoning_tokens": 0},
             "total_tokens": self._num_prompt_tokens + last.num_tokens,
@@ -118,12 +111,22 @@ def _asked(body: ResponsesRequest) -> Json:
         "temperature": body.temperature,
         "top_p": body.top_p,
         "tools": [{"type": "function", "strict": False, **tool.model_dump(exclude={"type"})} for tool in body.tools],
-        "tool_choice": body.tool_choice,
+        "tool_choice": _choice(body),
         "parallel_tool_calls": body.parallel_tool_calls,
-        "text": {"format": {"type": "text"}},
+        "text": {"format": _format(body)},
         "truncation": "disabled",
         "metadata": body.metadata,
         "store": False,
         "background": False,
         "previous_response_id": None,
     }
+
+
+def _choice(body: ResponsesRequest) -> str | Json:
+    choice = body.tool_choice
+    return choice if isinstance(choice, str) else {"type": "function", "name": choice.function.name}
+
+
+def _format(body: ResponsesRequest) -> Json:
+    asked = body.text.format
+    return {"type": "text"} if asked is None else asked.model_dump(exclude_none=True, by_alias=True)

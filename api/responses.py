@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
+from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError, model_validator
 
 from api import unsupported
 from api.errors import invalid_request
 from api.openai import ChatCompletionRequest, GenerationBody, Whole
 from api.shapes import Body, JsonObject
 from api.tools import MAX_TOOLS, Function, FunctionName, JsonText, ToolChoice
+from protocol.errors import InvalidRequest
 
 Fields = dict[str, Any]
 
@@ -72,7 +73,7 @@ def _chat_parts(parts: list[TextPart]) -> list[Fields]:
 
 
 def _kind(item: Any) -> Any:
-    return item.get("type", "message") if isinstance(item, dict) else getattr(item, "type", None)
+    return item.get("type") or "message" if isinstance(item, dict) else getattr(item, "type", None)
 
 
 Item = Annotated[
@@ -96,8 +97,37 @@ class FunctionTool(Function):
         return {"type": "function", "function": self.model_dump(exclude_unset=True, exclude={"type"})}
 
 
+class TextFormat(Body):
+    """What response_format is in chats, without a level of nesting."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    name: str | None = None
+    description: str | None = None
+    json_schema: JsonObject | None = Field(default=None, alias="schema")
+    strict: bool | None = None
+
+    @model_validator(mode="after")
+    def _schema_if_named(self) -> TextFormat:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise InvalidRequest("type json_schema and a schema go together; send both or neither", "text")
+        return self
+
+    def nested(self) -> Fields:
+        """As chats have it."""
+        if self.json_schema is None:
+            return {"type": self.type}
+        return {"type": self.type, "json_schema": self.model_dump(exclude_none=True, exclude={"type"}, by_alias=True)}
+
+
+class TextOptions(Body):
+    only = unsupported.ONLY_IN_TEXT
+
+    format: TextFormat | None = None
+
+
 class _Chat(ChatCompletionRequest):
     prompt_field = "input"
+    format_field = "text.format"
 
 
 class ResponsesRequest(GenerationBody):
@@ -112,13 +142,20 @@ class ResponsesRequest(GenerationBody):
     parallel_tool_calls: bool = True
     chat_template_kwargs: JsonObject = Field(default_factory=dict)
     metadata: JsonObject = Field(default_factory=dict)
+    text: TextOptions = Field(default_factory=TextOptions)
 
     def chat(self) -> ChatCompletionRequest:
         """The chat whose answer is the response. Raises InvalidRequest."""
         names = [*GenerationBody.model_fields, "tool_choice", "parallel_tool_calls", "chat_template_kwargs"]
         same = {name: getattr(self, name) for name in names if name in self.model_fields_set}
         tools = [tool.nested() for tool in self.tools]
-        changed = {"max_completion_tokens": self.max_output_tokens, "tools": tools, "messages": self._messages()}
+        changed: Fields = {
+            "max_completion_tokens": self.max_output_tokens,
+            "tools": tools,
+            "messages": self._messages(),
+        }
+        if self.text.format is not None:
+            changed["response_format"] = self.text.format.nested()
         try:
             return _Chat.model_validate(same | changed)
         except ValidationError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Protocol, TypeVar
 from uuid import uuid4
 
@@ -21,6 +22,8 @@ from api.openai import ChatCompletionRequest, CompletionRequest
 from api.prompts import MAX_BODY_BYTES, prompt_ids, too_large
 from api.scores import Score, ScoredToken
 from api.seeds import draw_seed
+from api.spans import NO_SPANS, Asked, Spans
+from api.streams import merge
 from protocol.errors import InvalidRequest, Unauthenticated
 from protocol.pb import inference_pb2 as pb
 from protocol.request import FinishReason
@@ -74,47 +77,74 @@ def refuse(error: Exception, request_id: str, context: Context) -> CallRefused:
     return CallRefused(problem.message, problem.row.grpc)
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """A call that is to be answered, and what watches it."""
+
+    method: str
+    asked: Asked
+    context: Context
+    meter: Meter
+    spans: Spans
+
+
 async def generate(
-    backend: Backend, message: pb.GenerateRequest, context: Context, meter: Meter | None = None
+    backend: Backend,
+    message: pb.GenerateRequest,
+    context: Context,
+    meter: Meter | None = None,
+    spans: Spans = NO_SPANS,
 ) -> AsyncGenerator[pb.GenerateResponse, None]:
     """meter: counts the call; None: it is counted nowhere."""
+    call = _Call("Generate", Asked("text_completion", message.model, True), context, meter or Meter(), spans)
 
     async def prepared(request_id: str) -> GenerationJob:
         body = _body(message)
         card = await find_model(backend, body.model)
-        (prompt,) = await prompt_ids(card, body)
+        with card.places.entered():
+            (prompt,) = await prompt_ids(card, body)
         (echo,) = body.echoes()
         return prepare(card, request_id, prompt, body, _seed(body), echo=echo)
 
-    async with aclosing(_answers("Generate", backend, prepared, context, meter or Meter())) as responses:
+    async with aclosing(_answers(call, backend, prepared)) as responses:
         async for response in responses:
             yield response
 
 
 async def chat(
-    backend: Backend, message: pb.ChatRequest, context: Context, meter: Meter | None = None
+    backend: Backend, message: pb.ChatRequest, context: Context, meter: Meter | None = None, spans: Spans = NO_SPANS
 ) -> AsyncGenerator[pb.GenerateResponse, None]:
     """meter: as for `generate`."""
+    call = _Call("Chat", Asked("chat", message.options.model, True), context, meter or Meter(), spans)
 
     async def prepared(request_id: str) -> GenerationJob:
         body = _chat_body(message)
         card = await find_model(backend, body.model)
-        return prepare(card, request_id, await chat_prompt(card, body.messages), body, _seed(body))
+        with card.places.entered():
+            prompt = await chat_prompt(card, body.messages)
+        return prepare(card, request_id, prompt, body, _seed(body))
 
-    async with aclosing(_answers("Chat", backend, prepared, context, meter or Meter())) as responses:
+    async with aclosing(_answers(call, backend, prepared)) as responses:
         async for response in responses:
             yield response
 
 
 async def _answers(
-    method: str, backend: Backend, prepared: Callable[[str], Awaitable[GenerationJob]], context: Context, meter: Meter
+    call: _Call, backend: Backend, prepared: Callable[[str], Awaitable[GenerationJob]]
 ) -> AsyncGenerator[pb.GenerateResponse, None]:
     """The responses to one call. prepared: its job, by the id of the request."""
-    request_id, arrived = f"gen-{uuid4().hex}", meter.clock()
-    with _answering(method, request_id, context, meter):
-        job = await prepared(request_id)
-        async with aclosing(streamed(meter, job, stream(backend, job), arrived)) as deltas:
-            async for delta in deltas:
+    request_id, arrived = f"gen-{uuid4().hex}", call.meter.clock()
+    span = call.spans.begin(call.asked, dict(call.context.invocation_metadata()))
+    with _answering(call.method, request_id, call.context, call.meter):
+        try:
+            job = await prepared(request_id)
+        except BaseException as error:
+            span.fail(error)
+            raise
+        job = replace(job, request=span.carried(job.request))
+        deltas = merge([streamed(call.meter, job, stream(backend, job), arrived)], 1)
+        async with aclosing(span.follow(deltas, request_id, [job.request])) as followed:
+            async for _, delta in followed:
                 yield _response(job, delta)
 
 
@@ -201,6 +231,7 @@ def _response(job: GenerationJob, delta: Delta) -> pb.GenerateResponse:
         response.seed = job.request.sampling.seed
         response.usage.prompt_tokens = len(job.request.prompt_ids)
         response.usage.completion_tokens = delta.num_tokens
+        response.usage.cached_tokens = delta.num_cached
     if (stats := delta.stats) is not None:
         counts = pb.SpeculationStats(rounds=stats.rounds, drafted=stats.drafted, accepted=stats.accepted)
         response.stats.CopyFrom(counts)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from math import isfinite
 from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, GetJsonSchemaHandler, model_validator
+from pydantic_core import CoreSchema
 
 from api import unsupported
 from protocol.errors import InvalidRequest
@@ -24,6 +25,21 @@ class Body(BaseModel):
     @classmethod
     def _supported(cls, fields: Any) -> Any:
         return unsupported.supported(fields, cls.only, cls.dropped) if isinstance(fields, dict) else fields
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """With null for what may be left out, and with the fields that are taken and not heeded."""
+        schema = handler.resolve_ref_schema(handler(core))
+        fields, required = schema["properties"], schema.get("required", ())
+        for name in fields.keys() - required:
+            if {"type": "null"} not in fields[name].get("anyOf", ()):
+                beside = {key: fields[name].pop(key) for key in ("title", "default") if key in fields[name]}
+                fields[name] = {"anyOf": [fields[name], {"type": "null"}], **beside}
+        for name in sorted(cls.only):
+            fields[name] = {"enum": [*cls.only[name], None], "description": "not supported but for these values"}
+        for name in sorted(cls.dropped - fields.keys()):
+            fields[name] = {"description": "taken, and without effect"}
+        return schema
 
 
 def _plain(value: Any, depth: int = 0) -> None:

@@ -7,6 +7,7 @@ takes all of JSON Schema that it does not refuse by name, and imports nothing.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
@@ -19,6 +20,7 @@ from protocol.errors import InvalidRequest
 MAX_GRAMMAR = 64 << 10  # characters
 MAX_CHOICES = 1024
 SPACE = r"[ \n\t]{0,24}"  # between the parts of a JSON text: no model writes it for ever
+WHITESPACE: Mapping[str, Any] = MappingProxyType({"whitespace_flexible": True, "whitespace_pattern": SPACE})
 ANY_OBJECT = MappingProxyType({"type": "object"})
 
 
@@ -43,11 +45,10 @@ class ResponseFormat(Body):
             )
         return self
 
-    @property
-    def grammar(self) -> str:
+    def grammar(self, place: str) -> str:
         if self.json_schema is not None:
-            return of_json(self.json_schema.json_schema, "response_format")
-        return "" if self.type == "text" else of_json(dict(ANY_OBJECT), "response_format")
+            return of_json(self.json_schema.json_schema, place)
+        return "" if self.type == "text" else of_json(dict(ANY_OBJECT), place)
 
 
 class StructuredOutputs(Body):
@@ -65,15 +66,14 @@ class StructuredOutputs(Body):
             raise InvalidRequest("send one of json, json_object, regex, choice and grammar", "structured_outputs")
         return self
 
-    @property
-    def grammar(self) -> str:
+    def grammar(self, place: str) -> str:
         if self.regex:
             return str(LLMatcher.grammar_from_regex(self.regex))
         if self.choice:
             return str(LLMatcher.grammar_from_regex("|".join(map(re.escape, self.choice))))
         if self.lark:
             return str(LLMatcher.grammar_from_lark(self.lark))
-        return of_json(self.json_schema or dict(ANY_OBJECT), "structured_outputs")
+        return of_json(self.json_schema or dict(ANY_OBJECT), place)
 
 
 def of_json(schema: dict[str, Any] | str, place: str) -> str:
@@ -88,18 +88,23 @@ def of_json(schema: dict[str, Any] | str, place: str) -> str:
         raise InvalidRequest(f"the schema is no JSON object: {str(error)[:200]}", place) from None
 
 
-def grammar_of(response_format: ResponseFormat | None, structured: StructuredOutputs | None) -> str:
-    """The grammar that both ask for; empty for none. Raises InvalidRequest where there are two, or one is wrong."""
-    found = [asked.grammar for asked in (response_format, structured) if asked is not None]
-    found = [grammar for grammar in found if grammar]
-    if not found:
-        return ""
-    place = "response_format" if structured is None else "structured_outputs"
-    if len(found) > 1:
-        raise InvalidRequest("response_format and structured_outputs both shape the answer; send one", place)
-    if len(found[0]) > MAX_GRAMMAR:
-        raise InvalidRequest(f"a grammar of {len(found[0])} characters is too long; send {MAX_GRAMMAR} at most", place)
-    complaint = LLMatcher.validate_grammar(found[0])
+def grammar_of(response_format: ResponseFormat | None, structured: StructuredOutputs | None, field: str) -> str:
+    """The grammar that both ask for; empty for none. field: the caller's name for the first.
+
+    Raises InvalidRequest where there are two, or one is wrong.
+    """
+    shape = response_format.grammar(field) if response_format is not None else ""
+    other = structured.grammar("structured_outputs") if structured is not None else ""
+    if shape and other:
+        raise InvalidRequest(f"{field} and structured_outputs both shape the answer; send one", "structured_outputs")
+    return checked(shape or other, field if shape else "structured_outputs") if shape or other else ""
+
+
+def checked(grammar: str, place: str) -> str:
+    """The grammar. Raises InvalidRequest for one that is too long or that llguidance cannot hold a text to."""
+    if len(grammar) > MAX_GRAMMAR:
+        raise InvalidRequest(f"a grammar of {len(grammar)} characters is too long; send {MAX_GRAMMAR} at most", place)
+    complaint = LLMatcher.validate_grammar(grammar)
     if complaint and not complaint.startswith("WARNING"):
         raise InvalidRequest(f"what the answer shall look like cannot be used: {complaint[:300]}", place)
-    return found[0]
+    return grammar

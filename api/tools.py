@@ -16,7 +16,7 @@ FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
 class Function(Body):
-    """`strict` is dropped: without a grammar the model's arguments are as good as the model."""
+    """`strict` is dropped: a call that has to come holds to its schema, one that the model chooses to make may not."""
 
     dropped = unsupported.DROPPED_IN_FUNCTION
 
@@ -56,17 +56,27 @@ def _arguments(text: Any) -> Any:
         raise InvalidRequest("the arguments of a call are not JSON; send an object as text") from None
 
 
+class NamedFunction(Body):
+    name: FunctionName
+
+
+class NamedChoice(Body):
+    """The one function that has to be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
 def _choice(choice: Any) -> Any:
-    if choice in ("none", "auto"):
-        return choice
-    raise InvalidRequest(
-        'tool_choice can be "auto" or "none"; to make a model call a function takes a grammar, which this server does '
-        "not have yet",
-        "tool_choice",
-    )
+    """A named function as chats have it, also where it comes as Responses have it."""
+    if isinstance(choice, str) and choice not in ("none", "auto", "required"):
+        raise InvalidRequest('tool_choice is "none", "auto", "required" or a function', "tool_choice")
+    if isinstance(choice, dict) and set(choice) == {"type", "name"}:
+        return {"type": choice["type"], "function": {"name": choice["name"]}}
+    return choice
 
 
-ToolChoice = Annotated[Literal["none", "auto"], BeforeValidator(_choice)]
+ToolChoice = Annotated[Literal["none", "auto", "required"] | NamedChoice, BeforeValidator(_choice)]
 
 
 JsonText = Annotated[JsonObject, BeforeValidator(_arguments)]

@@ -25,7 +25,7 @@ def _allowed(*groups: tuple[Any, ...], beside: Allowed | None = None) -> Allowed
 
 DROPPED = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
-    | {"priority", "request_id", "cache_control", "cache_salt"}
+    | {"request_id", "cache_control", "cache_salt"}
 )
 DROPPED_IN_MESSAGE = frozenset({"cache_control", "provider_specific_fields"})  # and in its parts
 DROPPED_IN_FUNCTION = frozenset({"strict", "cache_control"})
@@ -57,13 +57,13 @@ ONLY_IN_RESPONSES = _allowed(
     ("top_logprobs", 0),
     ("include", []),
     ("truncation", "disabled"),
-    ("text", {"format": {"type": "text"}}, {}),
     ("response_format structured_outputs", None),
     ("reasoning", {}),
     ("previous_response_id conversation prompt max_tool_calls moderation context_management", None),
     ("max_tokens max_completion_tokens", None),
     beside=ONLY,
 )
+ONLY_IN_TEXT = _allowed(("verbosity", None))
 ONLY_IN_TEXT_PART = _allowed(("annotations", []))
 ONLY_IN_CHAT = _allowed(("echo", False), beside=ONLY)
 ONLY_IN_MESSAGE = _allowed(

@@ -108,11 +108,6 @@ def draft_ms_per_token(rounds: Collection[RoundRecord]) -> float | None:
     return sum(one.draft_ms for one in settled) / drafted if drafted else None
 
 
-def num_missed(rounds: Collection[RoundRecord]) -> int:
-    """Rounds that asked for a draft in vain."""
-    return sum(not one.answered for one in rounds)
-
-
 def num_drafted(rounds: Collection[RoundRecord]) -> int:
     return sum(len(row.exits) for one in rounds for row in one.rows)
 

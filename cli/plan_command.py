@@ -17,7 +17,8 @@ from cli.output import listed, say, table
 from deployments.config import AppConfig, PoolConfig, TargetConfig, load_config
 from deployments.config_speculation import AdaptiveSpeculation, GoodputSpeculation
 from deployments.placement import PLACES, as_placed, pool_of
-from deployments.profile_store import find, model_key
+from deployments.profile_store import drafter_key, find, model_key
+from deployments.profiling import works_on_kv_of
 from drafters.manifest import Manifest
 from model.files import resolve
 from protocol.errors import ConfigError
@@ -64,7 +65,9 @@ def plan(config: AppConfig, place: str, args: argparse.Namespace) -> tuple[Optio
     settings = target.speculation if isinstance(target.speculation, AdaptiveSpeculation) else GoodputSpeculation()
     exits = settings.exits or Manifest.load(resolve(pool.path)).exits
     linked = config.placement == "separate"
-    costs = tables(kept(place, target, pool), exits, settings.length, args.batch, linked=linked)
+    costs = tables(
+        kept(place, target, pool, own=works_on_kv_of(target, config)), exits, settings.length, args.batch, linked=linked
+    )
     sequence = SequenceView(args.context, args.remaining)
     view = BatchView((sequence,) * args.batch, modes=(Mode.SERIAL, Mode.AHEAD) if linked else (Mode.SERIAL,))
     return options(belief_of(costs, args.acceptance), costs, view)
@@ -103,10 +106,12 @@ def find_target(config: AppConfig, name: str | None) -> tuple[TargetConfig, Pool
     raise ConfigError(f"--target {name!r} is not in the config; it has {names}")
 
 
-def kept(place: Path | str, target: TargetConfig, pool: PoolConfig) -> CostCurves:
-    """The measured costs. Raises ConfigError that names the command to measure what is missing."""
+def kept(place: Path | str, target: TargetConfig, pool: PoolConfig, *, own: bool) -> CostCurves:
+    """The measured costs. own: the drafter works on the target's KV. Raises ConfigError that names the command to
+    measure what is missing.
+    """
     costs = find(TargetCosts, model_key(target, target))
-    drafter = find(DrafterCosts, model_key(pool, pool))
+    drafter = find(DrafterCosts, drafter_key(pool, own=own))
     if costs is None or drafter is None:
         missing = f"target {target.name}" if costs is None else "the drafter"
         raise ConfigError(f"what {missing} costs here is not known yet; run draftpool profile {place}")

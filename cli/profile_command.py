@@ -45,8 +45,7 @@ def run(args: argparse.Namespace) -> int:
 def report(curves: list[CostCurves]) -> Iterator[str | Table]:
     for one in curves:
         yield from (verify_table(one), target_line(one))
-    drafter = next((one.drafter for one in curves if one.drafter), None)
-    if drafter:
+    for drafter in dict.fromkeys(one.drafter for one in curves if one.drafter):
         yield from (draft_table(drafter), drafter_line(drafter))
 
 

@@ -55,12 +55,13 @@ def started(config: AppConfig, console: Console, address: str | None = None) -> 
     if address is None and (slower := explain_slow_execution(config)):
         warn([f"warning: {slower}"], console)
     words = (SpinnerColumn(), TextColumn("starting"), BarColumn())
-    counts = (TextColumn("{task.completed} of {task.total} replicas"), TimeElapsedColumn())
+    number, loads = TextColumn("{task.completed} of {task.total} replicas"), TextColumn("{task.fields[loading]}")
+    counts = (number, TimeElapsedColumn(), loads)
     with Progress(*words, *counts, console=console, transient=True) as bar:
-        task = bar.add_task("start", total=None)
+        task = bar.add_task("start", total=None, loading="")
 
-        def show(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
+        def show(done: int, total: int, loading: str) -> None:
+            bar.update(task, completed=done, total=total, loading=loading)
 
         with running(config, address=address, progress=show) as url:
             bar.stop()

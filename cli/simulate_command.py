@@ -132,7 +132,7 @@ def read_rates(text: str) -> Mapping[str, Drawn]:
 
 def target_spec(args: argparse.Namespace, target: TargetConfig, pool: PoolConfig, acceptance: Drawn) -> TargetSpec:
     """One replica, without requests."""
-    curves = kept(args.config, target, pool)
+    curves = kept(args.config, target, pool, own=False)
     if target.speculation is None and target.name in args.mode:
         raise ConfigError(f"--mode: target {target.name} does not speculate, so it has no mode; leave it out")
     mode = args.mode.get(target.name, args.mode.get(ALL))

@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import http.client
 import json
 from pathlib import Path
-from typing import Any
-from urllib.error import HTTPError
 
 from cli.arguments import whole
 from cli.output import say
-from deployments.direct import OWN_KEY, open_url
+from cli.server import ask
 from protocol.errors import ConfigError
-
-TIMEOUT_S = 30.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    trace = fetch_trace(args.url, args.rounds)
+    trace = ask(args.url, f"/debug/trace?rounds={args.rounds}")
     num_rounds = sum(event["name"].startswith("round ") for event in trace["traceEvents"])
     if not num_rounds:
         raise ConfigError(f"{args.url} has no rounds to show; ask it for a text first")
@@ -36,17 +31,3 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"cannot write {args.out}: {error.strerror}; name another file with --out") from None
     say(f"{num_rounds} rounds in {args.out}; open it in Perfetto")
     return 0
-
-
-def fetch_trace(url: str, num_rounds: int) -> dict[str, Any]:
-    """The trace of a server. Raises ConfigError if no DraftPool server answers."""
-    try:
-        with open_url(f"{url.rstrip('/')}/debug/trace?rounds={num_rounds}", TIMEOUT_S) as reply:
-            trace: dict[str, Any] = json.load(reply)
-            return trace
-    except HTTPError as error:
-        if error.code == 401:
-            raise ConfigError(f"{url} lets operators in only with an admin key; set {OWN_KEY} to one") from None
-        raise ConfigError(f"{url} answers {error}; give the URL that serve printed") from None
-    except (OSError, ValueError, http.client.HTTPException) as error:
-        raise ConfigError(f"no DraftPool server answers at {url}: {error}; give the URL that serve printed") from None

@@ -15,7 +15,9 @@ from typing import Any
 
 from ray import serve
 from ray.serve import Application
+from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 
+from deployments.autoscaling import BusyPolicy
 from deployments.config import AppConfig, IngressConfig, TargetConfig, with_paths
 from deployments.config_replica import Placement
 from deployments.config_speculation import GoodputSpeculation
@@ -29,6 +31,7 @@ APP_NAME = "draftpool"
 POOL_NAME = "draft-pool"
 # Ray shows every GPU to an actor that requests none. With many malloc arenas, freed memory stays in the process.
 INGRESS_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "MALLOC_ARENA_MAX": "2"}
+LOOK_BACK_S = 12.0  # over which Serve averages loads; it wants more than the 10 s in which replicas tell theirs
 INGRESS_MARGIN = 64  # requests that an ingress accepts beyond its targets' limits, to answer them with 429
 
 
@@ -36,15 +39,16 @@ def build(config: AppConfig) -> Application:
     config = with_paths(config, pin_revision)  # so that all replicas load the same commit, also when replaced
     learning = any(isinstance(target.speculation, GoodputSpeculation) for target in config.targets)
     apart = config.pool if config.placement == "separate" else None
-    pool = deployment(DraftPoolReplica, pool_options(config)).bind(apart, learning) if apart else None
+    told = config.telemetry
+    pool = deployment(DraftPoolReplica, pool_options(config)).bind(apart, learning, told) if apart else None
     targets = {
-        target.name: deployment(TargetReplica, target_options(target)).bind(target, pool, pool_of(config, target))
+        target.name: deployment(TargetReplica, target_options(target)).bind(target, pool, pool_of(config, target), told)
         for target in config.targets
     }
     tokenizers = {target.name: target.path for target in config.targets}
     ingress: Any = Ingress  # already a deployment; its decorator has no types
     app: Application = ingress.options(**ingress_options(config)).bind(
-        targets, tokenizers, config.ingress, pool, config.http, config.access
+        targets, tokenizers, config.ingress, pool, config.http, config.access, held(config), told
     )
     return app
 
@@ -59,7 +63,7 @@ def pool_options(config: AppConfig) -> dict[str, Any]:
     assert config.pool is not None
     return {
         "name": POOL_NAME,
-        "num_replicas": config.pool.num_replicas,
+        **replicas(config.pool),
         "max_ongoing_requests": 100,  # descriptions only
         "graceful_shutdown_wait_loop_s": 0.1,
         "graceful_shutdown_timeout_s": 5,
@@ -69,12 +73,12 @@ def pool_options(config: AppConfig) -> dict[str, Any]:
 
 def target_options(target: TargetConfig) -> dict[str, Any]:
     """Serve options of a target. The engine refuses what exceeds its queue, so Serve's limits are larger."""
-    held = target.max_batch + target.max_queue
+    held_by_one = target.max_batch + target.max_queue
     return {
         "name": target_deployment(target.name),
-        "num_replicas": target.num_replicas,
-        "max_ongoing_requests": held + INGRESS_MARGIN,
-        "max_queued_requests": held * target.num_replicas + INGRESS_MARGIN,
+        **replicas(target, target.max_batch),
+        "max_ongoing_requests": held_by_one + INGRESS_MARGIN,
+        "max_queued_requests": held_by_one * target.most_replicas + INGRESS_MARGIN,
         "graceful_shutdown_wait_loop_s": 0.1,
         "graceful_shutdown_timeout_s": 60,
         "health_check_period_s": 5,
@@ -82,12 +86,16 @@ def target_options(target: TargetConfig) -> dict[str, Any]:
     }
 
 
+def held(config: AppConfig) -> dict[str, int]:
+    """Requests that all replicas of a target hold, by its name."""
+    return {target.name: (target.max_batch + target.max_queue) * target.most_replicas for target in config.targets}
+
+
 def ingress_options(config: AppConfig) -> dict[str, Any]:
-    held = sum((target.max_batch + target.max_queue) * target.num_replicas for target in config.targets)
     ingress: IngressConfig = config.ingress
     return {
         "num_replicas": ingress.num_replicas,
-        "max_ongoing_requests": held + INGRESS_MARGIN,
+        "max_ongoing_requests": sum(held(config).values()) + INGRESS_MARGIN,
         "graceful_shutdown_wait_loop_s": 0.1,
         "graceful_shutdown_timeout_s": 60,
         "ray_actor_options": {
@@ -95,6 +103,25 @@ def ingress_options(config: AppConfig) -> dict[str, Any]:
             "resources": ingress.resources,
             "runtime_env": {"env_vars": INGRESS_ENVIRONMENT},
         },
+    }
+
+
+def replicas(placement: Placement, places: int = 0) -> dict[str, Any]:
+    """How many. places: requests that a replica works on at once."""
+    given = placement.autoscaling
+    if given is None:
+        return {"num_replicas": placement.num_replicas}
+    kwargs = {"busy": given.busy, "calm": given.calm, "places": places}
+    policy: Any = AutoscalingPolicy  # its constructor has no types
+    return {
+        "autoscaling_config": AutoscalingConfig(
+            min_replicas=given.min_replicas,
+            max_replicas=given.max_replicas,
+            upscale_delay_s=given.up_after_s,
+            downscale_delay_s=given.down_after_s,
+            look_back_period_s=LOOK_BACK_S,
+            policy=policy(policy_function=BusyPolicy, policy_kwargs=kwargs),
+        )
     }
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import asdict, replace
@@ -27,9 +28,11 @@ from transformers import PreTrainedTokenizerFast
 from api.backend import ModelCard, max_token_bytes
 from api.control import ControlTokens
 from api.open_requests import OpenRequests
+from api.places import Places
 from api.rendering import Renderer
 from api.survival import Recovery, survive
 from api.trace import Track
+from deployments.loading import stages
 from link.counts import replica_name
 from link.discovery import PoolMember, serve_discovery
 from link.liveness import Census, Liveness, take_census
@@ -44,7 +47,8 @@ DESCRIBE_TIMEOUT_S = 1.0
 STATS_TIMEOUT_S = 2.0
 
 # Every thread that encodes keeps a cache of 10,000 words per tokenizer: 5 MiB for short words, 36 MiB for Chinese.
-# asyncio's default is four threads more than there are cores. Two, so that a long prompt does not delay the others.
+# asyncio's default is four threads more than there are cores. Two of each model, so that a long prompt does not delay
+# the others, and no model's prompts those of another.
 NUM_TOKENIZER_THREADS = 2
 
 # How a call ends whose connection broke. A replica's own errors come as its answer.
@@ -54,13 +58,20 @@ LOST = RayActorError | DeploymentUnavailableError | ReplicaUnavailableError | Re
 logger = logging.getLogger(__name__)
 
 Handle = DeploymentHandle[Any]
+AskOthers = Callable[[str], Awaitable[Sequence[Mapping[str, Any] | None]]]
+
+
+async def nobody(model: str) -> Sequence[Mapping[str, Any] | None]:
+    """The other ingresses, where there is one alone."""
+    return ()
 
 
 class ServeBackend:
     """The API's Backend over Serve handles.
 
-    tokenizers: checkpoint directory per model id. Handles are configured once, because each new one starts a router.
-    Must be created on the event loop that uses it; replaces the loop's default executor by the tokenizer threads.
+    tokenizers: checkpoint directory per model id. most: what is answered at once, by model id; others have no bound.
+    ask_others: the descriptions of a model that other ingresses have.
+    Handles are configured once, because each new one starts a router. Must be created on the event loop that uses it.
     """
 
     def __init__(
@@ -72,9 +83,14 @@ class ServeBackend:
         pool: Handle | None = None,
         silence_s: float = 20.0,
         recovery: Recovery | None = None,
+        most: Mapping[str, int] | None = None,
+        ask_others: AskOthers = nobody,
     ) -> None:
-        threads = ThreadPoolExecutor(NUM_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
-        asyncio.get_running_loop().set_default_executor(threads)
+        self._places = {model: Places((most or {}).get(model)) for model in tokenizers}
+        self._threads = {
+            model: ThreadPoolExecutor(NUM_TOKENIZER_THREADS, thread_name_prefix=f"tokenizer-{model}")
+            for model in tokenizers
+        }
         # Over Serve's gRPC a call costs half of what it costs through the object store (Ray 2.60).
         self._calls = {
             model: handle.options(method_name="generate", _by_reference=False) for model, handle in handles.items()
@@ -96,6 +112,8 @@ class ServeBackend:
         self._max_token_bytes = {model: max_token_bytes(tokenizer) for model, tokenizer in self._tokenizers.items()}
         self._created = int(time.time())
         self._cards: dict[str, ModelCard] = {}
+        self._descriptions: dict[str, Mapping[str, Any]] = {}
+        self._ask_others = ask_others
         self.names = tuple(handles)
         self.open = OpenRequests()
 
@@ -106,17 +124,32 @@ class ServeBackend:
                 renderer.start()
 
     async def card(self, model: str) -> ModelCard | None:
-        if model not in self._cards:
-            await self.ready(model)
+        """Of a target that is away other ingresses may know: requests then wait for it here as they do there."""
+        if model not in self._cards and not await self.ready(model) and model not in self._cards:
+            for info in await self._ask_others(model):
+                if info is not None:
+                    self._learn(model, info)
         return self._cards.get(model)
+
+    def description(self, model: str) -> Mapping[str, Any] | None:
+        """The last one that a target gave of itself."""
+        return self._descriptions.get(model)
 
     async def ready(self, model: str) -> bool:
         try:
             info = await asyncio.wait_for(self._ask(model), DESCRIBE_TIMEOUT_S)
         except Exception:  # no answer in time: Serve is starting or restarting it
             return False
-        self._cards[model] = self._make_card(model, info)
+        self._learn(model, info)
         return bool(info["ready"])
+
+    async def loading(self, model: str) -> str:
+        deployment = self._handles[model].deployment_name
+        found = [stage for stage in await asyncio.to_thread(stages) if stage.deployment == deployment]
+        return ", ".join(stage.progress for stage in found)
+
+    def _learn(self, model: str, info: Mapping[str, Any]) -> None:
+        self._descriptions[model], self._cards[model] = info, self._make_card(model, info)
 
     async def _ask(self, model: str) -> Mapping[str, Any]:
         info: Mapping[str, Any] = await self._describe[model].remote()
@@ -137,6 +170,8 @@ class ServeBackend:
             exits=tuple(info["exits"]),
             max_draft_length=info["longest_draft"],
             renderer=self._renderers[model],
+            places=self._places[model],
+            threads=self._threads[model],
         )
 
     def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
@@ -152,8 +187,11 @@ class ServeBackend:
             parts = [run async for run in runs]
         token_ids = tuple(token for part in parts for token in part.token_ids)
         logprobs = tuple(told for part in parts for told in part.logprobs)
-        sources = tuple(source for part in parts for source in part.sources)
-        return replace(parts[-1], index=0, token_ids=token_ids, logprobs=logprobs, sources=sources)
+        told: dict[str, Any] = {
+            "logprobs": logprobs,
+            "sources": tuple(source for part in parts for source in part.sources),
+        }
+        return replace(parts[-1], index=0, token_ids=token_ids, num_cached=parts[0].num_cached, **told)
 
     async def _whole(self, model: str, call: Handle, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
         """The reply to the call alone."""
@@ -188,6 +226,10 @@ class ServeBackend:
     async def router(self) -> Mapping[str, Any]:
         return await self._broadcast("router")
 
+    async def token_counts(self) -> Mapping[str, Any]:
+        told = await self._broadcast("token_counts")
+        return {model: _summed(replicas) for model, replicas in told.items()}
+
     async def trace(self, num_rounds: int) -> tuple[Sequence[Track], Sequence[Track]]:
         info = await self._broadcast("trace", num_rounds)
         pool = await broadcast(self._pool, "trace") if self._pool else []
@@ -203,6 +245,14 @@ class ServeBackend:
 def _counts(member: PoolMember) -> dict[str, Any]:
     steps = {"steps_run": member.steps and asdict(member.steps)}
     return asdict(member.stats) | steps | {"replica": replica_name(member.incarnation)}
+
+
+def _summed(replicas: Sequence[tuple[str, Mapping[int, int]]]) -> dict[str, Any]:
+    """Over the replicas of one target, which have one vocabulary."""
+    counts: Counter[int] = Counter()
+    for _, own in replicas:
+        counts.update(own)
+    return {"vocabulary_hash": replicas[0][0] if replicas else None, "counts": dict(sorted(counts.items()))}
 
 
 def _number_tracks(name: str, tracks: Sequence[Track]) -> list[Track]:

@@ -18,8 +18,10 @@ from deployments.access import check_access
 from deployments.app import APP_NAME, build
 from deployments.config import AppConfig, HttpConfig
 from deployments.direct import open_url
+from deployments.loading import stages
 from deployments.placement import num_replicas
 from deployments.session import attached_ray, local_ray, uninterrupted
+from deployments.telemetry import check_telemetry
 from protocol.errors import ConfigError, NotReady
 
 POLL_S = 0.2
@@ -32,10 +34,10 @@ SERVICERS = (
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[int, int], None]  # (running replicas, all replicas)
+Progress = Callable[[int, int, str], None]  # (running replicas, all replicas, what others are loading)
 
 
-def no_progress(running: int, total: int) -> None:
+def no_progress(running: int, total: int, loading: str) -> None:
     """Shows no progress."""
 
 
@@ -48,6 +50,7 @@ def running(config: AppConfig, *, address: str | None = None, progress: Progress
     """
     if address is None:
         check_access(config, os.environ)  # on a cluster, the ingress has the keys and the environment
+        check_telemetry(config)
         check_port(config.http)  # on a cluster, Serve itself may hold the port
     with local_ray(config) if address is None else attached_ray(address):
         check_absent()
@@ -77,7 +80,10 @@ def start_proxies(config: AppConfig) -> None:
         grpc_options=None
         if grpc is None
         else gRPCOptions(
-            port=grpc.port, grpc_servicer_functions=list(SERVICERS), request_timeout_s=grpc.request_timeout_s
+            port=grpc.port,
+            grpc_servicer_functions=list(SERVICERS),
+            request_timeout_s=grpc.request_timeout_s,
+            enable_reflection=grpc.reflection,
         ),
     )
 
@@ -119,7 +125,7 @@ def wait_until_running(config: AppConfig, progress: Progress) -> None:
     while True:
         app = application()
         states = [state for part in app.deployments.values() for state in part.replica_states.items()]
-        progress(sum(count for state, count in states if state == "RUNNING"), total)
+        progress(sum(count for state, count in states if state == "RUNNING"), total, ", ".join(map(str, stages())))
         if app.status is ApplicationStatus.RUNNING:
             return
         time.sleep(POLL_S)

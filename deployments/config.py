@@ -18,10 +18,11 @@ from deployments.config_errors import explain
 from deployments.config_replica import Listener, Placement, Replicas, Weights
 from deployments.config_section import Count, Port, Seconds, Section
 from deployments.config_speculation import Speculation
+from deployments.config_telemetry import TelemetryConfig
 from protocol.errors import ConfigError
 
 CONFIGS = Path(__file__).parent / "configs"  # configs that ship with the project
-POOL_PLACE = ("num_replicas", "threads", "cores", "num_gpus")  # keys that only a separate pool has
+POOL_PLACE = ("num_replicas", "threads", "cores", "num_gpus", "autoscaling")  # keys that only a separate pool has
 Origin = Annotated[str, Field(pattern=r"^(\*|https?://[^/\s]+)$")]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$", max_length=64)]
 
@@ -31,17 +32,21 @@ class TargetConfig(Placement, Weights):
 
     deterministic: true refuses to start unless the result of a row is independent of the other rows, bit for bit; null
     accepts either. Native kernels are deterministic. max_batch: sequences decoded at once. max_queue: requests that may
-    wait. max_model_len: tokens; null: what the checkpoint allows. prefill_chunk: prompt tokens per pass. speculation:
-    null or off, or of policy off: plain decoding.
+    wait. max_wait_s: seconds; a request whose first token would take longer is refused with 429; null: none is.
+    max_model_len: tokens; null: what the checkpoint allows. prefill_chunk: prompt tokens per pass. speculation:
+    null or off, or of policy off: plain decoding. count_tokens: counts how often each token is written, for
+    `draftpool trim`.
     """
 
     name: Name
     deterministic: bool | None = None
     max_batch: Count = 16
     max_queue: Annotated[int, Field(ge=0)] = 64
+    max_wait_s: Seconds | None = None
     max_model_len: Annotated[int, Field(ge=2)] | None = None
     prefill_chunk: Count = 512
     speculation: Speculation | None = None
+    count_tokens: bool = False
 
     @field_validator("speculation", mode="before")
     @classmethod
@@ -69,20 +74,26 @@ class HttpConfig(Section):
     """The HTTP API.
 
     request_timeout_s: upper limit for a completion; null: none. cors_origins: sites whose pages may call the API, such
-    as https://chat.example.org; "*" for all.
+    as https://chat.example.org; "*" for all. heartbeat_s: a stream that has been silent for so long gets a comment, so
+    that nobody in between takes it for dead; null: none.
     """
 
     host: str = "127.0.0.1"
     port: Port = 8000
     request_timeout_s: Seconds | None = None
     cors_origins: tuple[Origin, ...] = ()
+    heartbeat_s: Seconds | None = None
 
 
 class GrpcConfig(Section):
-    """The gRPC API. Ray Serve's proxy listens on every interface, without TLS. Without this section it is off."""
+    """The gRPC API. Ray Serve's proxy listens on every interface, without TLS. Without this section it is off.
+
+    reflection: whether anybody, also without a key, may ask the proxy which services there are.
+    """
 
     port: Port = 9000
     request_timeout_s: Seconds | None = None
+    reflection: bool = False
 
 
 class IngressConfig(Listener, Replicas):
@@ -114,6 +125,7 @@ class AppConfig(Section):
     http: HttpConfig = HttpConfig()
     grpc: GrpcConfig | None = None
     access: AccessConfig = AccessConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from deployments.config_section import Count, Port, Section
+from deployments.config_section import Count, Port, Seconds, Section
 
 
 class Replicas(Section):
@@ -15,13 +15,60 @@ class Replicas(Section):
     num_replicas: Count = 1
     resources: dict[str, float] = Field(default={})
 
+    @property
+    def most_replicas(self) -> int:
+        """Of those that may be there at once."""
+        return self.num_replicas
+
+
+class Autoscaling(Section):
+    """As many replicas as there is work for. A replica's load is what it has to do over what it does at once: the
+    requests of a target over max_batch, and the time that a draft replica spends in passes. busy: load of each beyond
+    which another one comes. calm: load of each at most when one has gone. up_after_s, down_after_s: how long it must
+    last.
+    """
+
+    min_replicas: Count = 1
+    max_replicas: Count
+    busy: Annotated[float, Field(gt=0, le=100)] = 0.8
+    calm: Annotated[float, Field(gt=0, le=100)] = 0.4
+    up_after_s: Seconds = 10.0
+    down_after_s: Seconds = 120.0
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas {self.min_replicas} exceeds max_replicas {self.max_replicas}; lower it")
+        if self.calm >= self.busy:
+            raise ValueError(f"calm {self.calm:g} is not below busy {self.busy:g}; lower it, or replicas come and go")
+        return self
+
 
 class Placement(Replicas):
-    """The resources of one replica. cores: CPUs to pin it to; only allowed with one replica. num_gpus: 0 to 1."""
+    """The resources of one replica. cores: CPUs to pin it to; only allowed with one replica. num_gpus: 0 to 1.
+
+    autoscaling: in place of num_replicas.
+    """
 
     threads: Count = 1
     cores: tuple[int, ...] | None = None
     num_gpus: Annotated[float, Field(ge=0)] = 0
+    autoscaling: Autoscaling | None = None
+
+    @property
+    def most_replicas(self) -> int:
+        return self.autoscaling.max_replicas if self.autoscaling else self.num_replicas
+
+    @property
+    def first_replicas(self) -> int:
+        """How many there are at the start."""
+        return self.autoscaling.min_replicas if self.autoscaling else self.num_replicas
+
+    @model_validator(mode="after")
+    def _one_number(self) -> Self:
+        if self.autoscaling and self.num_replicas > 1:
+            raise ValueError(f"num_replicas {self.num_replicas} and autoscaling both say how many; leave one out")
+        return self
 
     @field_validator("num_gpus")
     @classmethod
@@ -32,10 +79,9 @@ class Placement(Replicas):
 
     @model_validator(mode="after")
     def _cores_of_one_replica(self) -> Self:
-        if self.cores is not None and self.num_replicas > 1:
+        if self.cores is not None and self.most_replicas > 1:
             raise ValueError(
-                f"cores {list(self.cores)} would pin all replicas of num_replicas {self.num_replicas} to the same "
-                "CPUs; leave cores out"
+                f"cores {list(self.cores)} would pin all {self.most_replicas} replicas to the same CPUs; leave it out"
             )
         return self
 

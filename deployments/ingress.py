@@ -5,9 +5,12 @@ The API itself is in api/, which does not import Ray; deployments/backend.py con
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
+from functools import partial
+from typing import Any
 
 from grpc_health.v1 import health_pb2
 from prometheus_client.metrics_core import Metric
@@ -18,13 +21,16 @@ from starlette.types import ASGIApp
 from api import rpc, rpc_models
 from api.http import create_app
 from api.meter import Meter
+from api.streams import Heartbeat
 from api.survival import Recovery
 from deployments.access import listens_beyond_loopback, open_door
-from deployments.backend import Handle, ServeBackend
+from deployments.backend import Handle, ServeBackend, nobody
 from deployments.config import HttpConfig, IngressConfig
 from deployments.config_access import AccessConfig
+from deployments.config_telemetry import TelemetryConfig
 from deployments.host import resolve_host
 from deployments.siblings import Siblings
+from deployments.telemetry import begin_telemetry
 from link.counts import replica_name
 from link.secret import Secret
 from link.token_sink import SinkAddress, TokenSink
@@ -44,8 +50,13 @@ class Ingress:
         pool: Handle | None = None,
         http: HttpConfig | None = None,
         access: AccessConfig | None = None,
+        most: Mapping[str, int] | None = None,
+        telemetry: TelemetryConfig | None = None,
     ) -> None:
+        """most: requests that are answered here at once, by model; others have no bound."""
         self._http = http or HttpConfig()
+        name = replica_name(serve.get_replica_context().replica_id.unique_id)
+        self._spans = begin_telemetry(telemetry or TelemetryConfig(), name)
         is_public = await listens_beyond_loopback()
         self._door = open_door(access or AccessConfig(), os.environ, is_public=is_public)
         secret = Secret.of(os.environ)
@@ -53,14 +64,20 @@ class Ingress:
         address = await self._sink.start(resolve_host(config.host), config.ports)
         sink_address = SinkAddress(address, config.join_ms, secret)
         recovery = Recovery(config.reissues, config.recover_s)
-        self._backend = ServeBackend(handles, tokenizers, self._sink, sink_address, pool, config.silence_s, recovery)
-        self._backend.warm_up()
-        self._meter = Meter(replica_name(serve.get_replica_context().replica_id.unique_id))
-        self._is_only = config.num_replicas == 1
         self._siblings = Siblings()
+        others = nobody if config.num_replicas == 1 else partial(self._siblings.ask, "description")
+        self._backend = ServeBackend(
+            handles, tokenizers, self._sink, sink_address, pool, config.silence_s, recovery, most, others
+        )
+        self._backend.warm_up()
+        self._learning = asyncio.gather(*map(self._backend.card, self._backend.names))
+        self._meter = Meter(name)
+        self._is_only = config.num_replicas == 1
 
     async def __del__(self) -> None:
+        self._learning.cancel()
         await self._sink.stop()
+        await asyncio.to_thread(self._spans.close)
 
     def __serve_build_asgi_app__(self) -> ASGIApp:
         return create_app(
@@ -71,7 +88,13 @@ class Ingress:
             cors_origins=self._http.cors_origins,
             meter=self._meter,
             gather=self._gather,
+            heartbeat=Heartbeat(self._http.heartbeat_s),
+            spans=self._spans,
         )
+
+    async def description(self, model: str) -> Mapping[str, Any] | None:
+        """What this replica knows of a target."""
+        return self._backend.description(model)
 
     async def counts(self) -> tuple[str, list[Metric]]:
         """The name of this replica, and what it has counted."""
@@ -87,7 +110,7 @@ class Ingress:
         self, request: pb.GenerateRequest, grpc_context: RayServegRPCContext
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         rpc.admit(self._door, grpc_context)
-        async with aclosing(rpc.generate(self._backend, request, grpc_context, self._meter)) as responses:
+        async with aclosing(rpc.generate(self._backend, request, grpc_context, self._meter, self._spans)) as responses:
             async for response in responses:
                 yield response
 
@@ -101,7 +124,7 @@ class Ingress:
         self, request: pb.ChatRequest, grpc_context: RayServegRPCContext
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         rpc.admit(self._door, grpc_context)
-        async with aclosing(rpc.chat(self._backend, request, grpc_context, self._meter)) as responses:
+        async with aclosing(rpc.chat(self._backend, request, grpc_context, self._meter, self._spans)) as responses:
             async for response in responses:
                 yield response
 

@@ -19,12 +19,14 @@ from drafters.nested import load_nested
 from drafters.translated import reached
 from drafters.translation import Translation
 from drafters.worker import DraftWorker
+from model.config import read_config
 from model.execution import Execution
 from model.load import WeightFormat, load_decoder
 from model.siblings import are_siblings
 from protocol.draft import DraftClient
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule, cascade
+from router.costs import DrafterCosts
 from router.policy import Fixed, Off, Policy
 from targets.engine import Engine, EngineConfig
 from targets.model import TargetModel
@@ -35,8 +37,11 @@ INCARNATION = "local"
 
 @dataclass(frozen=True, slots=True)
 class LocalDrafter:
+    """costs: None where no policy needs them."""
+
     client: DraftClient
     exits: tuple[int, ...]
+    costs: DrafterCosts | None = None
 
 
 def depth_rule(exits: Sequence[int], depth: int | str | None) -> DepthRule:
@@ -88,8 +93,13 @@ def open_own(
     model: TargetModel, target: Path, drafter: Path, execution: Execution, weights: WeightFormat
 ) -> OwnDraftClient | None:
     """The drafter on the target's KV; None where it is another model, or leaves at exits before the last layer."""
-    decoder = model.decoder
-    if drafter_exits(drafter) != (decoder.config.num_layers,) or not are_siblings(target, drafter):
+    if not works_on(target, drafter):
         return None
+    decoder = model.decoder
     own = load_decoder(drafter, dtype=decoder.dtype, device=decoder.device, execution=execution, weights=weights)
     return OwnDraftClient(model, own)
+
+
+def works_on(target: Path, drafter: Path) -> bool:
+    """Whether a drafter in the target's process works on its KV: all layers of the same model in other weights."""
+    return drafter_exits(drafter) == (read_config(target).num_layers,) and are_siblings(target, drafter)

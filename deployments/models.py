@@ -29,10 +29,10 @@ def load_model(config: TargetConfig, progress: Progress | None = None) -> Target
     model = load_target(
         directory, num_positions=num_positions, deterministic=deterministic, progress=progress, **_options(config)
     )
-    return replace(model, grammars=_grammars(config.name, directory, model.decoder.config))
+    return replace(model, grammars=grammars_of(config.name, directory, model.decoder.config))
 
 
-def _grammars(name: str, directory: Path, decoder: DecoderConfig) -> Grammars | None:
+def grammars_of(name: str, directory: Path, decoder: DecoderConfig) -> Grammars | None:
     """None where there is no tokenizer that grammars can be read with; requests with a grammar are then refused."""
     try:
         tokenizer = load_tokenizer(directory)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import replace
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from deployments.config import POOL_PLACE, AppConfig, PoolConfig, TargetConfig
 from deployments.config_replica import Placement, Replicas
@@ -36,7 +36,7 @@ def as_placed(config: AppConfig, place: Place) -> AppConfig:
         return config
     move = _colocate if place == "colocated" else _separate
     targets = tuple(move(target, config.pool) for target in config.targets)
-    there = {"num_replicas": 1, "threads": 1, "cores": None, "num_gpus": 0.0}
+    there: dict[str, Any] = {"num_replicas": 1, "threads": 1, "cores": None, "num_gpus": 0.0, "autoscaling": None}
     if place == "separate":
         there["num_gpus"] = max(target.num_gpus for target in config.targets)
     pool = config.pool.model_copy(update=there)
@@ -63,11 +63,12 @@ def without_link(costs: DrafterCosts) -> DrafterCosts:
 
 
 def num_replicas(config: AppConfig) -> int:
-    return config.ingress.num_replicas + sum(placement.num_replicas for placement in placements(config))
+    """At the start."""
+    return config.ingress.num_replicas + sum(placement.first_replicas for placement in placements(config))
 
 
 def cpus_needed(config: AppConfig) -> float:
-    models = sum(placement.threads * placement.num_replicas for placement in placements(config))
+    models = sum(placement.threads * placement.most_replicas for placement in placements(config))
     return models + config.ingress.num_cpus * config.ingress.num_replicas
 
 
@@ -77,7 +78,7 @@ def resources_needed(config: AppConfig) -> dict[str, float]:
     parts: list[Replicas] = [*placements(config), config.ingress]
     for part in parts:
         for name, amount in part.resources.items():
-            needed[name] += math.ceil(amount * part.num_replicas)
+            needed[name] += math.ceil(amount * part.most_replicas)
     return {name: float(amount) for name, amount in needed.items()}
 
 

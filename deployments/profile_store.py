@@ -11,12 +11,14 @@ import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 
+from deployments.config import PoolConfig
 from deployments.config_replica import Placement, Weights
 from deployments.process import device_of
 from drafters.manifest import drafter_exits
@@ -37,6 +39,12 @@ def model_key(weights: Weights, placement: Placement) -> ModelKey:
     versions = f"draftpool {version('draftpool')}, torch {torch.__version__}, {kind}, caches swept"
     kind = weights.dtype if weights.weights == "stored" else f"{weights.dtype} {weights.weights}"
     return ModelKey(device_name(device), fingerprint(resolve(weights.path)), kind, placement.threads, versions)
+
+
+def drafter_key(pool: PoolConfig, *, own: bool) -> ModelKey:
+    """own: the drafter works on its target's KV, and reads no prompt."""
+    key = model_key(pool, pool)
+    return replace(key, versions=f"{key.versions}, on its target's KV") if own else key
 
 
 def kernels(device: torch.device) -> str:

@@ -13,16 +13,20 @@ from collections.abc import Callable
 
 from deployments.config import AppConfig, PoolConfig, TargetConfig
 from deployments.config_replica import Placement
+from deployments.local import open_own, works_on
 from deployments.models import load_drafter, load_model
 from deployments.placement import pool_of
 from deployments.process import device_of, pinned_process
-from deployments.profile_store import find_or_measure, model_key
+from deployments.profile_store import drafter_key, find_or_measure, model_key
 from deployments.progress import loading
 from deployments.sweep import Cell, midpoints, sweep, thin
 from drafters.link_profile import link_timer
 from drafters.nested import NestedDrafter
 from drafters.profile import LENGTHS, NUM_NEW, DraftRound, draft_timer, largest_batch
 from drafters.worker import DraftWorker
+from model.execution import Execution
+from model.files import resolve
+from model.load import WeightFormat
 from router.costs import (
     DRAFT_AXES,
     PREFILL_AXES,
@@ -50,25 +54,44 @@ def measure(config: AppConfig, repeat: int) -> list[CostCurves]:
     drafters: dict[ModelKey, DrafterCosts] = {}  # several if colocated: the cost depends on the target's threads
     curves = []
     for target in config.targets:
-        if (pool := pool_of(config, target)) and (key := model_key(pool, pool)) not in drafters:
-            drafters[key] = measure_drafter(pool, repeat)
-        drafter = drafters[key] if pool and target.speculation else None
-        curves.append(CostCurves(target.name, measure_target(target, repeat), drafter))
+        pool, own = pool_of(config, target), works_on_kv_of(target, config)
+        costs, drafter = measure_target(target, repeat, pool if own else None)
+        if pool and not own:
+            key = drafter_key(pool, own=False)
+            drafter = drafters[key] = drafters.get(key) or measure_drafter(pool, repeat)
+        curves.append(CostCurves(target.name, costs, drafter if target.speculation else None))
     return curves
 
 
-def measure_target(config: TargetConfig, repeat: int) -> TargetCosts:
+def works_on_kv_of(target: TargetConfig, config: AppConfig) -> bool:
+    """Whether the pool's drafter, in this target's process, goes on from its KV."""
+    if config.pool is None or config.placement == "separate":
+        return False
+    return works_on(resolve(target.path), resolve(config.pool.path))
+
+
+def measure_target(
+    config: TargetConfig, repeat: int, own: PoolConfig | None = None
+) -> tuple[TargetCosts, DrafterCosts | None]:
+    """own: of a drafter that works on the target's KV, as placed for this target."""
     with pinned_process(config):
         with loading(config.path) as progress:
             model = load_model(config, progress)
-        return target_costs(model, config, model_key(config, config), repeat)
+        costs = target_costs(model, config, model_key(config, config), repeat)
+        if own is None:
+            return costs, None
+        execution, weights = Execution(config.execution), WeightFormat(own.weights)
+        client = open_own(model, resolve(config.path), resolve(own.path), execution, weights)
+        assert client is not None
+        key = drafter_key(own, own=True)
+        return costs, own_drafter_costs(model, client, key, config.max_batch, repeat)
 
 
 def measure_drafter(config: PoolConfig, repeat: int) -> DrafterCosts:
     with pinned_process(config):
         with loading(config.path):
             drafter = load_drafter(config)
-        return drafter_costs(drafter, model_key(config, config), config.max_rows, repeat)
+        return drafter_costs(drafter, drafter_key(config, own=False), config.max_rows, repeat)
 
 
 def startup_target_costs(model: TargetModel, config: TargetConfig) -> TargetCosts:
@@ -84,12 +107,25 @@ def startup_target_costs(model: TargetModel, config: TargetConfig) -> TargetCost
 
 def startup_drafter_costs(drafter: NestedDrafter, config: PoolConfig) -> DrafterCosts:
     """Costs of a starting draft replica: stored, or from a coarse measurement."""
-    key, num_rows = model_key(config, config), min(largest_batch(drafter, config.max_rows), START_ROWS)
+    key, num_rows = drafter_key(config, own=False), min(largest_batch(drafter, config.max_rows), START_ROWS)
     return find_or_measure(
         DrafterCosts,
         key,
         lambda kept: kept.draft.points[0][-1] >= num_rows,
         lambda: drafter_costs(drafter, key, num_rows, START_REPEAT, startup_clock(config)),
+    )
+
+
+def startup_own_costs(
+    model: TargetModel, client: OwnDraftClient, config: TargetConfig, pool: PoolConfig
+) -> DrafterCosts:
+    """Costs of a drafter on the KV of a starting target: stored, or from a coarse measurement."""
+    key, num_rows = drafter_key(pool, own=True), min(config.max_batch, START_ROWS, model.ledger.num_free)
+    return find_or_measure(
+        DrafterCosts,
+        key,
+        lambda kept: kept.draft.points[0][-1] >= num_rows,
+        lambda: own_drafter_costs(model, client, key, num_rows, START_REPEAT, startup_clock(config)),
     )
 
 

@@ -1,7 +1,6 @@
-"""Middleware for Ray Serve's HTTP proxies: renames the time-limit header, so that the ingress enforces the limit.
+"""Middleware for Ray Serve's HTTP proxies, about two headers that Serve acts on before the ingress has them.
 
-Serve itself would end a request with 408 and plain text, and would cut a stream without an error. Serve calls
-`middlewares` because RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it.
+Serve calls `middlewares` because RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it.
 """
 
 from __future__ import annotations
@@ -9,11 +8,16 @@ from __future__ import annotations
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from api.middleware import REQUEST_ID, is_good_id
 from api.time_limit import HEADER, PASSED_ON
 
 
-class TimeLimitRenamer:
-    """Passes the time-limit header on under the name PASSED_ON."""
+class HeaderGuard:
+    """Passes the time-limit header on under the name PASSED_ON, and no id of a request that is none.
+
+    By that header Serve would end a request with 408 and plain text, and cut a stream without an error. An id it would
+    give back whatever it is; without one it makes its own.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -21,9 +25,14 @@ class TimeLimitRenamer:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             names = {HEADER.encode(): PASSED_ON.encode()}
-            scope = dict(scope, headers=[(names.get(name, name), value) for name, value in scope["headers"]])
+            headers = [(names.get(name, name), value) for name, value in scope["headers"] if _is_good(name, value)]
+            scope = dict(scope, headers=headers)
         await self._app(scope, receive, send)
 
 
+def _is_good(name: bytes, value: bytes) -> bool:
+    return name != REQUEST_ID.encode() or is_good_id(value.decode("latin-1"))
+
+
 def middlewares() -> list[Middleware]:
-    return [Middleware(TimeLimitRenamer)]
+    return [Middleware(HeaderGuard)]

@@ -8,15 +8,21 @@ from typing import Any
 
 from ray import serve
 
+from api.logs import request_logged
 from api.trace import Track, rounds
-from deployments.colocated import ColocatedDrafter, open_drafter
+from deployments.autoscaling import BUSY
+from deployments.colocated import open_drafter
 from deployments.config import PoolConfig, TargetConfig
 from deployments.config_replica import Weights
 from deployments.config_speculation import AdaptiveSpeculation, Speculation
+from deployments.config_telemetry import TelemetryConfig
+from deployments.loading import Loading, shown
+from deployments.local import LocalDrafter
 from deployments.models import load_model, translation_to
 from deployments.policies import adaptive, longest_draft, needed_exits, policy
 from deployments.process import pin_process
 from deployments.profiling import startup_target_costs
+from deployments.telemetry import begin_telemetry
 from drafters.manifest import vocabulary_hash
 from drafters.translated import TranslatedDraftClient
 from link.counts import replica_name, told
@@ -41,24 +47,37 @@ HEARTBEAT_LIMIT_S = 60.0
 
 class TargetReplica:
     async def __init__(  # type: ignore[misc]  # Serve awaits it
-        self, config: TargetConfig, pool: Any = None, drafter: PoolConfig | None = None
+        self,
+        config: TargetConfig,
+        pool: Any = None,
+        drafter: PoolConfig | None = None,
+        telemetry: TelemetryConfig | None = None,
     ) -> None:
         """pool: the Serve handle of the draft pool; None: the drafter runs inside this replica. drafter: its config.
 
         Without either, or without speculation, decoding is plain.
         """
-        pin_process(config)
         self._config = config
-        self._incarnation = f"{config.name}-{serve.get_replica_context().replica_id.unique_id}"
-        model = await asyncio.to_thread(load_model, config)
+        context = serve.get_replica_context()
+        replica = context.replica_id.unique_id
+        self._incarnation = f"{config.name}-{replica}"
+        self._spans = begin_telemetry(telemetry or TelemetryConfig(), replica_name(self._incarnation))
+        pin_process(config)
+        with shown(context.deployment, replica) as loading:
+            await self._start(config, pool, drafter, loading)
+
+    async def _start(self, config: TargetConfig, pool: Any, drafter: PoolConfig | None, loading: Loading) -> None:
+        model = await asyncio.to_thread(load_model, config, loading.weights)
         self._decoder = model.decoder.config
         self._constraint = model.constraint
         self._steps = runs(model.decoder, Execution(config.execution))
         self._policy: Policy = policy(config.speculation)
         if isinstance(config.speculation, AdaptiveSpeculation) and drafter is not None:
+            loading.phase("costs of passes")
             costs = await asyncio.to_thread(startup_target_costs, model, config)
             make_policy = partial(adaptive, config.speculation, max_rows=config.max_batch)
             self._policy = LinkedPolicy(config.name, costs, make_policy)
+        loading.phase("drafter")
         self._colocated = await asyncio.to_thread(self._open_colocated, model, None if pool else drafter)
         translation = await asyncio.to_thread(translation_to, drafter, config) if drafter else None
         self._client = self._draft_client(pool, drafter if drafter and translation else config)
@@ -73,7 +92,7 @@ class TargetReplica:
         self._streams = TokenStreams()
         self._engine.start()
 
-    def _open_colocated(self, model: TargetModel, pool: PoolConfig | None) -> ColocatedDrafter | None:
+    def _open_colocated(self, model: TargetModel, pool: PoolConfig | None) -> LocalDrafter | None:
         speculation = self._config.speculation
         if speculation is None or pool is None:
             return None
@@ -99,15 +118,21 @@ class TargetReplica:
 
         Returns a refusal of the engine instead of raising it, because Serve logs exceptions with their tracebacks.
         """
-        with self._streams.answer(request.request_id, sink) as answer:
+        with (
+            request_logged(request.request_id),
+            self._spans.answering(self._config.name, request) as tell,
+            self._streams.answer(request.request_id, sink) as answer,
+        ):
             try:
                 if request.grammar:
                     await asyncio.to_thread(self._constraint, request)  # compiled for the engine, beside the loop
                 self._engine.submit(request, answer.add)
             except DraftPoolError as refusal:
+                tell(refusal)
                 return refusal
             try:
-                return await answer.ended
+                tell(await answer.ended)
+                return answer.ended.result()
             except asyncio.CancelledError:
                 self._engine.cancel(request.request_id)
                 raise
@@ -140,6 +165,15 @@ class TargetReplica:
             "replica": replica_name(self._incarnation)
         }
 
+    async def token_counts(self) -> tuple[str, dict[int, int]]:
+        """The hash of the vocabulary, and how often each token was written here."""
+        directory = resolve(self._config.path, TEXT_FILES)
+        return await asyncio.to_thread(vocabulary_hash, directory), self._engine.token_counts()
+
+    def record_autoscaling_stats(self) -> dict[str, float]:
+        """For Serve: requests over those that are decoded at once."""
+        return {BUSY: len(self._engine.open_requests) / self._config.max_batch}
+
     async def trace(self, num_rounds: int) -> Track:
         """A track of the last rounds."""
         return Track(self._incarnation, rounds(self._engine.last_rounds(num_rounds)))
@@ -156,6 +190,7 @@ class TargetReplica:
     async def __del__(self) -> None:
         """Serve calls it to end the replica, after the requests in flight have finished."""
         await asyncio.to_thread(self._engine.stop)
+        await asyncio.to_thread(self._spans.close)
         await self._streams.stop()
         if self._client is not None:
             await self._client.stop()
@@ -165,9 +200,11 @@ def engine_config(config: TargetConfig, incarnation: str) -> EngineConfig:
     return EngineConfig(
         max_batch=config.max_batch,
         max_queue=config.max_queue,
+        max_wait_s=config.max_wait_s,
         prefill_chunk=config.prefill_chunk,
         max_model_len=config.max_model_len,
         incarnation=incarnation,
+        count_tokens=config.count_tokens,
     )
 
 

@@ -47,6 +47,8 @@ class DraftCache:
         self._forks: dict[int, CachedTokens] = {}
         self._owned: Counter[str] = Counter()  # sequences by target; none is 0
         self._last_id = 0
+        self.num_adopted = 0  # tokens of contexts that others had read
+        self.num_evicted = 0  # sequences that made room for others
 
     def __len__(self) -> int:
         return len(self._cached)
@@ -64,6 +66,23 @@ class DraftCache:
     def missing(self, cached: CachedTokens) -> int:
         """Positions of its context that have not reached the last exit; the last token is left for the draft."""
         return len(cached.tokens) - 1 - self._drafter.settled(cached.id, cached.depth)
+
+    def adopt(self, cached: CachedTokens) -> None:
+        """Go on behind what others have read of the same tokens, if a page or more is missing. It has no forks."""
+        if self.missing(cached) >= self._drafter.ledger.page_size:
+            before = self._drafter.written(cached.id)
+            self._drafter.adopt(cached.id, cached.name_pages(self._drafter.ledger.page_size), cached.depth)
+            self.num_adopted += self._drafter.written(cached.id) - before
+
+    def next_page(self, cached: CachedTokens) -> bytes | None:
+        """The name of the page that it reads next, if that is one which others may go on behind."""
+        index = self._drafter.settled(cached.id, cached.depth) // self._drafter.ledger.page_size
+        return cached.keys[index] if index < len(cached.keys) else None
+
+    def keep(self, cached: CachedTokens) -> None:
+        """Others may go on behind what has been read of these committed tokens."""
+        if cached.id not in self._forks:
+            self._drafter.keep(cached.id, cached.name_pages(self._drafter.ledger.page_size))
 
     def admit(
         self,
@@ -183,8 +202,10 @@ class DraftCache:
         drafts = [pick.token for pick in drafted] if proposal is None else proposal
         kept = cached.reconcile(row.start, row.tokens, drafts)
         self._drafter.truncate(cached.id, min(kept, len(cached.tokens) - 1))
+        del cached.keys[min(kept, cached.committed - 1) // self._drafter.ledger.page_size :]
         cached.explain(drafted)
         cached.depth, cached.sampling, cached.last_used = depth, row.sampling, now
+        self.adopt(cached)
 
     def _affordable(self, cached: CachedTokens, base_length: int, length: int) -> int | None:
         """How much of `length` there are pages for behind the base; None: not even for the base."""
@@ -201,13 +222,12 @@ class DraftCache:
         """At the cost of other sequences, idle ones first; False, and none evicted, when that is not enough."""
         chosen: list[CachedTokens] = []
         for victim in chain(self._idle(key, now), self._beyond_share(key, pages_short, now)):
-            if pages_short <= 0 and rows_short <= 0:
+            if self._num_freed(chosen) >= pages_short and len(chosen) >= rows_short:
                 break
             chosen.append(victim)
-            pages_short -= self._num_pages(victim)
-            rows_short -= 1
-        if pages_short > 0 or rows_short > 0:
+        if self._num_freed(chosen) < pages_short or len(chosen) < rows_short:
             return False
+        self.num_evicted += len(chosen)
         for victim in chosen:
             self._forgetter.forget(victim.key)
         return True
@@ -228,24 +248,30 @@ class DraftCache:
         page_share = self._drafter.ledger.num_pages // len(targets)
         row_share = self._limits.max_rows // len(targets)
         held = self._held(key[0])
-        if sum(map(self._num_pages, held)) + pages_short > page_share:
+        if self._num_pages(held) + pages_short > page_share:
             return
         if len(held) + (key not in self._cached) > row_share:
             return
         for target in targets - {key[0]}:
             held = self._held(target)
-            rows, pages = len(held), sum(map(self._num_pages, held))
             for cached in sorted(held, key=lambda cached: (not self._is_idle(cached, now), cached.last_used)):
                 row = self._rows.of(cached)
-                if rows <= row_share and pages <= page_share:
+                if len(held) <= row_share and self._num_pages(held) <= page_share:
                     break
                 if row is None or row.priority is not Priority.DRAFT:
-                    rows, pages = rows - 1, pages - self._num_pages(cached)
+                    held.remove(cached)
                     if not self._is_idle(cached, now):
                         yield cached
 
     def _held(self, target: str) -> list[CachedTokens]:
         return [cached for cached in self._cached.values() if cached.key[0] == target]
 
-    def _num_pages(self, cached: CachedTokens) -> int:
-        return self._drafter.ledger.capacity(cached.id) // self._drafter.ledger.page_size
+    def _num_pages(self, held: Sequence[CachedTokens]) -> int:
+        """That these hold together."""
+        return self._drafter.ledger.num_held(cached.id for cached in held)
+
+    def _num_freed(self, chosen: Sequence[CachedTokens]) -> int:
+        """Pages that would be free without these and their forks."""
+        keys = {cached.key for cached in chosen}
+        ids = (one.id for one in (*chosen, *self._forks.values()) if one.key in keys)
+        return self._drafter.ledger.num_freed(ids)

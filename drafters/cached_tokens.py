@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 from drafters.picks import Pick
+from model.prefixes import page_keys
 from protocol.branch import EMPTY, prefix_hash
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
@@ -24,6 +25,7 @@ class CachedTokens:
     """id: its name in the drafter. depth, sampling: of the last message. last_used: seconds.
 
     tokens: committed ones, then drafts. committed: how many came from the target. picks: the drafts, by position.
+    keys: of the full pages of committed tokens, the last of which is left out.
     A fork has the key of its sequence.
     """
 
@@ -35,6 +37,7 @@ class CachedTokens:
     tokens: list[int] = field(default_factory=list, repr=False)
     committed: int = 0
     picks: dict[int, Pick] = field(default_factory=dict, repr=False)
+    keys: list[bytes] = field(default_factory=list, repr=False)
     _hashed: int = 0  # committed tokens in `_hash`
     _hash: int = field(default=EMPTY, repr=False)
 
@@ -79,6 +82,13 @@ class CachedTokens:
         self._hash = prefix_hash(self.tokens[self._hashed : self.committed], self._hash)
         self._hashed = self.committed
         return self._hash
+
+    def name_pages(self, size: int) -> list[bytes]:
+        """Their keys, of pages of so many tokens."""
+        full = max(self.committed - 1, 0) // size
+        if len(self.keys) < full:
+            self.keys = page_keys(self.keys, self.tokens[: full * size], size)
+        return self.keys
 
     def check(self) -> None:
         assert self.committed <= len(self.tokens), "more is committed than is known"

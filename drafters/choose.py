@@ -29,7 +29,8 @@ class Waiting(NamedTuple):
 
     num_tokens: that are known. settled: positions that have reached the last exit. num_left: to draft; 0 for a context.
     lead: of these, tokens in front of a branch. parent: the row of the sequence that it forks, where this has yet to
-    run what the fork reads.
+    run what the fork reads. page: the name of the page of its context that it reads next; two rows do not read one page
+    in one pass, for the later one can go on behind the other (drafters/shared.py).
     """
 
     id: int
@@ -42,6 +43,7 @@ class Waiting(NamedTuple):
     lead: int = 0
     deadline: float = math.inf
     parent: int | None = None
+    page: bytes | None = None
 
     @property
     def missing(self) -> int:
@@ -96,6 +98,7 @@ def choose(
     parts: list[Part] = []
     budget = limits.prefill_tokens
     later = dict(turns)
+    pages: set[bytes] = set()
     for priority in sorted(by_priority):
         waited_for = {part.id for part in parts if part.num_drafts}
         own = by_priority[priority]
@@ -107,7 +110,8 @@ def choose(
             budget = min(budget, spare_positions(num_waiting, len(waited_for), limits, now, pace))
         if priority is Priority.AHEAD:
             length = branch_length(own, drafts, waited_for, limits, pace.token_ms)
-        taken = _Taken(limits.pass_rows - len(parts), budget, limits.max_ride, length, {part.id for part in parts})
+        ids = {part.id for part in parts}
+        taken = _Taken(limits.pass_rows - len(parts), budget, limits.max_ride, length, ids, pages)
         later[priority] = in_turns(own, turns[priority], taken)
         parts += taken.parts
         budget = taken.budget
@@ -123,6 +127,7 @@ class _Taken:
     max_ride: int
     length: int
     ids: set[int]
+    pages: set[bytes]
     parts: list[Part] = field(default_factory=list)
 
     @property
@@ -133,13 +138,17 @@ class _Taken:
         """What it would have; None: nothing in this pass."""
         if row.parent is not None and row.parent not in self.ids:
             return None
+        if row.page in self.pages and (row.missing > self.max_ride or not row.num_left):
+            return None
         if not row.num_left:
             return context_part(row, self.budget)
         return draft_part(row, self.max_ride, self.budget, min(row.num_left, self.length + row.lead))
 
-    def add(self, part: Part) -> None:
+    def add(self, row: Waiting, part: Part) -> None:
         self.parts.append(part)
         self.ids.add(part.id)
+        if row.page is not None:
+            self.pages.add(row.page)
         self.budget -= part.num_prefill
 
 
@@ -176,7 +185,7 @@ def _take_turn(queue: deque[Waiting], credit: dict[str, int], taken: _Taken) -> 
             if (work := _work(row, part)) > credit[row.target]:
                 break
             credit[row.target] -= work
-            taken.add(part)
+            taken.add(row, part)
         else:
             passed_over = passed_over or row.parent is None
         queue.popleft()

@@ -8,6 +8,8 @@ ride along in it and nothing is computed twice (S2D section 3, `held[d]` in its 
 
 Rollback is a smaller length: truncating the marks drops tokens, KV and kept hidden states together. A fork is
 the truncated value itself, for its trunk is read in place.
+
+A page that several sequences hold (drafters/shared.py) has watermarks of its own.
 """
 
 from __future__ import annotations
@@ -47,6 +49,29 @@ class Watermarks:
     def raised(self, segment: int, length: int) -> Watermarks:
         """The watermarks if all segments down to this one had run the positions below `length`."""
         return Watermarks(tuple(max(mark, length) if own <= segment else mark for own, mark in enumerate(self.marks)))
+
+    def within(self, start: int, end: int) -> Watermarks:
+        """What they say of the positions [start, end)."""
+        return Watermarks(tuple(min(max(mark, start), end) for mark in self.marks))
+
+    def deepest(self, other: Watermarks) -> Watermarks:
+        """Of two sequences over the same KV: what one of them has run need not be run again."""
+        return Watermarks(tuple(map(max, self.marks, other.marks)))
+
+    def differ_from(self, other: Watermarks) -> int:
+        """The first position of which they say something else."""
+        pairs = zip(self.marks, other.marks, strict=True)
+        return min((min(own, their) for own, their in pairs if own != their), default=self.marks[0])
+
+    def with_page(self, start: int, page: Watermarks) -> Watermarks | None:
+        """Behind these, from `start` on, a page that others have read as far as `page` says. None where that is less
+        than is known, or is deeper than what lies before: states that flowed on through a boundary were not kept there.
+        """
+        known = self.within(start, page.marks[0])
+        pairs = list(zip(self.marks, page.marks, strict=True))
+        if known.deepest(page) != page or any(own < start < their for own, their in pairs):
+            return None
+        return Watermarks(tuple(own if own < start else max(own, their) for own, their in pairs))
 
     def check(self) -> None:
         assert list(self.marks) == sorted(self.marks, reverse=True), f"a deeper segment is ahead: {self.marks}"

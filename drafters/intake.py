@@ -37,7 +37,7 @@ class Intake:
         self.cache = DraftCache(drafter, limits, self.rows, self)
         self.branches = Branches(self.cache, self.rows, limits.max_ride, drafter.max_positions, drafter.vocab_size)
         self.answered: dict[PendingRequest, None] = {}
-        self.num_busy = 0
+        self.num_busy = self.num_not_yet = 0
         self._drafter = drafter
         self._limits = limits
         self._log = SparingLog(logger, clock)  # of what targets ask in vain
@@ -73,7 +73,7 @@ class Intake:
         if row.is_done:
             answer.ended(row)
         elif missing > self._limits.max_ride and row.deadline < math.inf:
-            answer.ended(row, DraftStatus.OK if row.picks else DraftStatus.NOT_YET)
+            answer.ended(row, self._late(row))
         else:
             self.rows.add(row)
             return
@@ -131,6 +131,19 @@ class Intake:
             row.sink.ended(row, status)
             self.answered[row.sink.request] = None
 
+    def end_if_done(self, row: Row) -> None:
+        """One that nobody drafts ahead for."""
+        if row.is_done and (row.priority is Priority.DRAFT or self.cache.missing(row.cached) <= 0):
+            self.rows.remove(row.cached)
+            self.end(row)
+
+    def adopt(self) -> None:
+        """Rows go on behind what others have read meanwhile."""
+        for row in list(self.rows):
+            if row.priority is not Priority.AHEAD:
+                self.cache.adopt(row.cached)
+                self.end_if_done(row)
+
     def _read_on(self, cached: CachedTokens) -> None:
         """Its context, for the next time."""
         if self.cache.missing(cached) > 0:
@@ -140,8 +153,13 @@ class Intake:
         for row in list(self.rows):
             if is_late(row.deadline, bool(row.picks), now, token_ms):
                 self.rows.remove(row.cached)
-                self.end(row, DraftStatus.OK if row.picks else DraftStatus.NOT_YET)
+                self.end(row, self._late(row))
                 self._read_on(row.cached)
+
+    def _late(self, row: Row) -> DraftStatus:
+        """What a row is told that has no more time."""
+        self.num_not_yet += not row.picks
+        return DraftStatus.OK if row.picks else DraftStatus.NOT_YET
 
     def _has_exits(self, key: Key, depth: DepthRule) -> bool:
         unknown = sorted(set(depth.exits) - set(self._drafter.exits))

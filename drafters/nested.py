@@ -22,6 +22,7 @@ from torch import Tensor
 from drafters.depth import Watermarks
 from drafters.manifest import drafter_exits
 from drafters.picks import PassRow, Pick
+from drafters.shared import SharedPages
 from model.batch import CPU, BatchRow, RaggedBatch, build_batch
 from model.config import read_config
 from model.decoder import Decoder
@@ -61,6 +62,7 @@ class NestedDrafter:
         shape = (num_slots, decoder.config.hidden_size)
         self._boundaries = [torch.zeros(shape, dtype=decoder.hidden_dtype, device=decoder.device) for _ in exits[:-1]]
         self._marks: dict[int, Watermarks] = {}
+        self._shared = SharedPages()
 
     def with_kv(self, num_pages: int, page_size: int) -> NestedDrafter:
         """The same weights with an empty KV of its own. Passes of both must not run at once."""
@@ -82,12 +84,21 @@ class NestedDrafter:
 
     def free(self, sequence: int) -> None:
         self.ledger.free(sequence)
+        self._shared.forget(sequence)
         del self._marks[sequence]
 
     def truncate(self, sequence: int, length: int) -> None:
         """Forget positions from `length` on, and give back the pages beyond them."""
-        self._marks[sequence] = self._marks[sequence].truncate(length)
-        self.ledger.truncate(sequence, length)
+        self._marks[sequence] = self._marks[sequence].truncate(self.ledger.truncate(sequence, length))
+
+    def adopt(self, sequence: int, keys: Sequence[bytes], depth: DepthRule) -> None:
+        """Go on behind what others have read of the pages with these keys. It has no branches."""
+        start = self.settled(sequence, depth)
+        self._marks[sequence] = self._shared.adopt(self.ledger, sequence, self._marks[sequence], keys, start)
+
+    def keep(self, sequence: int, keys: Sequence[bytes]) -> None:
+        """Others may go on behind what it has read of its pages with these keys, which will not change."""
+        self._shared.keep(self.ledger, sequence, self._marks[sequence], keys)
 
     def written(self, sequence: int) -> int:
         """Positions that segment 0 has run."""

@@ -1,8 +1,8 @@
 """What drafting costs: whole rounds of a real worker, on synthetic rows.
 
-Every row's context is settled once, to the deepest exit. A round then names the place where that context ends and
-new tokens behind it, which part from those of the round before at the first; so the pool throws its own drafts away,
-and each round finds the same state again.
+Every row's context is its own, and settled once, to the deepest exit. A round then names the place where that context
+ends and new tokens behind it, which part from those of the round before at the first; so the pool throws its own drafts
+away, keeps no page of them for others, and each round finds the same state again.
 """
 
 from __future__ import annotations
@@ -75,6 +75,7 @@ def draft_timer(
     def measure(one: DraftRound) -> float:
         rows = tuple(row(number, one) for number in range(one.num_rows))
         request = DraftRequest(INCARNATION, 0, DepthRule((one.depth,)), rows)
+        drafter.ledger.forget()
         sweep()
         began = clock()
         reply = client.draft(request)
@@ -83,7 +84,8 @@ def draft_timer(
         assert all(len(block.tokens) == one.length for block in reply.blocks), "a row was not drafted for"
         return 1e3 * elapsed
 
-    known = tuple(DraftRow(number, 0, (0,) * (context + 1), 0, GREEDY) for number in range(num_rows))
+    contexts = ((number % drafter.vocab_size,) * (context + 1) for number in range(num_rows))
+    known = tuple(DraftRow(number, 0, tokens, 0, GREEDY) for number, tokens in enumerate(contexts))
     try:
         client.open(DraftRequest(INCARNATION, 0, DepthRule(drafter.exits[-1:]), known))
         while worker.step() is not None:

@@ -25,7 +25,7 @@ from drafters.nested import NestedDrafter
 from drafters.pace import UNKNOWN
 from drafters.pending import Answer, BranchesReply, MeanWait, PendingBranches, PendingRequest, Reply
 from drafters.picks import PassRow, Pick
-from drafters.row import Priority, Row
+from drafters.row import Row
 from protocol.branch import AheadRequest, ExitHint
 from protocol.draft import DraftRequest
 from protocol.stats import PassStats, PoolStats
@@ -55,7 +55,8 @@ class DraftWorker:
         self._intake = Intake(drafter, limits, clock)
         self._rows, self._cache = self._intake.rows, self._intake.cache
         self._wait = MeanWait()
-        self._num_passes = self._num_mixed = self._num_drafted = 0
+        self._num_passes = self._num_mixed = self._num_drafted = self._num_rows = self._num_read = 0
+        self._pass_ms = 0.0
         self._turns = NO_TURNS
         self._pace = UNKNOWN
 
@@ -106,6 +107,7 @@ class DraftWorker:
         """One ragged pass; None when there is nothing to do."""
         began = self._clock()
         self._intake.answer_late(began, self._pace.token_ms)
+        self._intake.adopt()
         choice = choose([self._waiting(row) for row in self._rows], self._limits, self._turns, began, self._pace)
         self._turns = choice.turns
         if not choice.parts:
@@ -113,7 +115,9 @@ class DraftWorker:
             return None
         rows = [self._rows[part.id] for part in choice.parts]
         self._start(rows, began)
-        picks = self._run(rows, [self._pass_row(part) for part in choice.parts])
+        parts = [self._pass_row(part) for part in choice.parts]
+        self._num_read += sum(map(num_read, rows, parts))
+        picks = self._run(rows, parts)
         for row, own in zip(rows, picks, strict=bool(picks)):
             self._advance(row, own)
         self._intake.reply()
@@ -130,6 +134,12 @@ class DraftWorker:
             num_busy=self._intake.num_busy,
             wait_ms=self._wait.at(self._clock()),
             num_branches=self._intake.branches.num_finished,
+            num_rows=self._num_rows,
+            pass_ms=self._pass_ms,
+            num_not_yet=self._intake.num_not_yet,
+            num_evicted=self._cache.num_evicted,
+            num_read=self._num_read,
+            num_adopted=self._cache.num_adopted,
         )
 
     def check(self) -> None:
@@ -149,6 +159,7 @@ class DraftWorker:
             lead,
             row.deadline,
             parent.cached.id if parent is not None and not parent.picks else None,
+            self._cache.next_page(cached),
         )
 
     def _pass_row(self, part: Part) -> PassRow:
@@ -197,19 +208,20 @@ class DraftWorker:
         self._num_drafted += len(picks)
         if picks:
             row.cached.last_used = self._clock()
-        if isinstance(row.sink, Branches):
-            if picks:
-                row.sink.advanced(row)
-        elif row.is_done and (row.priority is Priority.DRAFT or self._cache.missing(row.cached) <= 0):
-            self._rows.remove(row.cached)
-            self._intake.end(row)
+        self._cache.keep(row.cached)
+        if not isinstance(row.sink, Branches):
+            self._intake.end_if_done(row)
+        elif picks:
+            row.sink.advanced(row)
 
     def _count(self, rows: Sequence[Row], picks: Sequence[Sequence[Pick]], began: float, num_prefill: int) -> PassStats:
         num_targets = len({row.key[0] for row in rows})
         self._num_passes += 1
         self._num_mixed += num_targets > 1
+        self._num_rows += len(rows)
         now = self._clock()
         pass_ms = (now - began) * 1e3
+        self._pass_ms += pass_ms
         num_drafting = sum(map(bool, picks))
         self._pace = self._pace.after(pass_ms, max(map(len, picks), default=0), num_prefill, now, num_drafting)
         return PassStats(
@@ -219,3 +231,8 @@ class DraftWorker:
             num_exited=tuple(sum(pick.exit == exit for own in picks for pick in own) for exit in self._drafter.exits),
             pass_ms=pass_ms,
         )
+
+
+def num_read(row: Row, part: PassRow) -> int:
+    """Committed tokens that the row's part of a pass runs for the first time."""
+    return max(min(part.length, row.cached.committed) - (part.length - len(part.tokens)), 0)

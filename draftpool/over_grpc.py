@@ -154,7 +154,7 @@ def _delta(response: pb.GenerateResponse) -> Delta:
     if reason is None:
         raise Refused(ServerFault(f"the server ended with a reason that is unknown here: {response.finish_reason}"))
     told = Acceptance(stats.rounds, stats.drafted, stats.accepted) if stats.drafted else None
-    spent = Usage(usage.prompt_tokens, usage.completion_tokens)
+    spent = Usage(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
     return Delta(response.request_id, response.text, ids, reason, spent, told, response.seed)
 
 

@@ -201,7 +201,9 @@ def _delta(body: Json) -> Delta:
 
 
 def _usage(body: Json) -> Usage:
-    return Usage(body["usage"]["prompt_tokens"], body["usage"]["completion_tokens"])
+    usage = body["usage"]
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens", 0)
+    return Usage(usage["prompt_tokens"], usage["completion_tokens"], cached)
 
 
 def _acceptance(body: Json) -> Acceptance | None:

@@ -31,13 +31,17 @@ class Options(TypedDict, total=False):
     stop_token_ids: Sequence[int]
     ignore_eos: bool
     speculation: Literal["off"] | Speculation
+    priority: int
     timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
+    """cached_tokens: of the prompt's, those that the target did not have to read."""
+
     prompt_tokens: int
     completion_tokens: int
+    cached_tokens: int = field(default=0, compare=False)
 
     @property
     def total_tokens(self) -> int:

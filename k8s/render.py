@@ -37,7 +37,8 @@ _BLOCK = re.compile(r"^  serveConfigV2: \|\n(?:    .*\n|\n)*", re.MULTILINE)
 def serve_config(config: AppConfig) -> dict[str, Any]:
     """The content of Serve's config file for this application on a cluster."""
     application = {"name": APP_NAME, "route_prefix": "/", "import_path": "deployments.app:build"}
-    grpc = {"port": GRPC_PORT, "grpc_servicer_functions": list(SERVICERS)}
+    reflection = config.grpc is not None and config.grpc.reflection
+    grpc = {"port": GRPC_PORT, "grpc_servicer_functions": list(SERVICERS), "enable_reflection": reflection}
     return {
         "proxy_location": "EveryNode",
         "http_options": {"host": "0.0.0.0", "port": HTTP_PORT},

@@ -18,6 +18,7 @@ def told(
     """
     return asdict(stats) | {
         "num_accepted_by_position": list(stats.num_accepted_by_position),
+        "queue_times": {"counts": list(stats.queue_times.counts), "sum_s": stats.queue_times.sum_s},
         "ratios": ratios(stats),
         "steps_run": asdict(steps),
         "link": traffic and link(traffic, stats.num_steps),

@@ -24,7 +24,12 @@ def to_message(run: TokenRun) -> pb.Run:
         for own in run.logprobs
     )
     return pb.Run(
-        request_id=run.request_id, index=run.index, token_ids=run.token_ids, logprobs=told, sources=run.sources
+        request_id=run.request_id,
+        index=run.index,
+        token_ids=run.token_ids,
+        logprobs=told,
+        num_cached=run.num_cached,
+        sources=run.sources,
     )
 
 
@@ -32,12 +37,14 @@ def from_message(message: pb.Run) -> TokenRun:
     """Raises ValueError for what no target sends."""
     num_tokens = len(message.token_ids)
     positions(message.index, num_tokens)
+    positions(0, message.num_cached)
     for name in ("logprobs", "sources"):
         if (num_told := len(getattr(message, name))) not in (0, num_tokens):
             raise ValueError(f"{num_told} {name} came with {num_tokens} tokens; {REMEDY}")
     told, sources = tuple(map(_logprobs, message.logprobs)), tuple(message.sources)
     exits(filter(None, map(abs, sources)))
-    return TokenRun(message.request_id, message.index, tokens(message.token_ids), logprobs=told, sources=sources)
+    ids, cached = tokens(message.token_ids), message.num_cached
+    return TokenRun(message.request_id, message.index, ids, logprobs=told, num_cached=cached, sources=sources)
 
 
 def _logprobs(message: pb.Logprobs) -> TokenLogprobs:

@@ -62,6 +62,7 @@ class StreamedRuns:
         self._logprobs: list[TokenLogprobs] = []
         self._sources: list[int] = []
         self._num_taken = 0
+        self._num_cached = 0
         self._on_tokens = on_tokens
 
     def add(self, run: TokenRun) -> None:
@@ -70,6 +71,7 @@ class StreamedRuns:
         if run.finish_reason is not None:
             self.ended.get_loop().call_soon_threadsafe(self._end, run)
             return
+        self._num_cached = run.num_cached
         self._logprobs += run.logprobs  # before the tokens, which the loop looks at first
         self._sources += run.sources
         self._token_ids += run.token_ids
@@ -88,8 +90,9 @@ class StreamedRuns:
         if not fresh:
             return None
         self._num_taken += len(fresh)
-        told, sources = tuple(self._logprobs[begin : self._num_taken]), tuple(self._sources[begin : self._num_taken])
-        return to_message(TokenRun(self._request_id, self._first + begin, tuple(fresh), logprobs=told, sources=sources))
+        told, sources = (tuple(each[begin : self._num_taken]) for each in (self._logprobs, self._sources))
+        more: dict[str, Any] = {"logprobs": told, "sources": sources, "num_cached": self._num_cached}
+        return to_message(TokenRun(self._request_id, self._first + begin, tuple(fresh), **more))
 
     def take_again(self) -> None:
         """The next `take` gives everything from the first token on."""

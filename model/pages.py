@@ -10,9 +10,10 @@ pages that nobody holds count as free; the one that was let go first is taken fi
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import takewhile
+from itertools import chain, takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -81,37 +82,36 @@ class PageLedger:
             table.slots = np.concatenate([table.slots, self._page_slots(taken)])
         return True
 
-    def adopt(self, sequence: int, keys: Iterable[bytes]) -> int:
-        """Gives an empty sequence the pages kept under these keys, up to the first that is not there. Returns how many
-        positions, which it must not write.
+    def kept(self, keys: Iterable[bytes]) -> list[int]:
+        """The pages under these keys, up to the first that is not there."""
+        return list(map(self._kept.__getitem__, takewhile(self._kept.__contains__, keys)))
+
+    def adopt(self, sequence: int, index: int, keys: Iterable[bytes]) -> int:
+        """Puts the pages kept under these keys, up to the first that is not there, in the place of the sequence's own
+        from its page `index` on, or behind its last. Returns how many; it must not write to them.
         """
-        pages = list(map(self._kept.__getitem__, takewhile(self._kept.__contains__, keys)))
-        for page in pages:
-            self._references[page] += 1
-            self._idle.pop(page, None)
-        table = self._tables[sequence]
-        table.pages += pages
-        table.slots = np.concatenate([table.slots, self._page_slots(pages)])
-        return len(pages) * self.page_size
+        pages, table = self.kept(keys), self._tables[sequence]
+        assert index <= len(table.pages), "it has no such page"
+        assert not table.num_shared, "a branch adopts nothing"
+        if pages:
+            for page in pages:
+                self._references[page] += 1
+                self._idle.pop(page, None)
+            for page in table.pages[index : index + len(pages)]:
+                self._release(page)
+            table.pages[index : index + len(pages)] = pages
+            before, behind = index * self.page_size, (index + len(pages)) * self.page_size
+            table.slots = np.concatenate([table.slots[:before], self._page_slots(pages), table.slots[behind:]])
+        return len(pages)
 
-    def swap(self, sequence: int, index: int, key: bytes) -> bool:
-        """Puts the page kept under this key in the place of one of the sequence's own. Returns whether there is one."""
-        page, table = self._kept.get(key), self._tables[sequence]
-        if page is None:
-            return False
-        self._references[page] += 1
-        self._idle.pop(page, None)
-        self._release(table.pages[index])
-        table.pages[index] = page
-        table.slots = table.slots.copy()
-        table.slots[index * self.page_size : (index + 1) * self.page_size] = self._page_slots([page])
-        return True
-
-    def keep(self, sequence: int, index: int, key: bytes) -> None:
-        """Others may adopt this page of a sequence, unless there is one with its key. Nobody writes to it any more."""
+    def keep(self, sequence: int, index: int, key: bytes) -> int | None:
+        """Others may adopt this page of a sequence; nobody writes to it any more. Returns the page, None where another
+        is kept under this key.
+        """
         page = self._tables[sequence].pages[index]
         if key not in self._kept and page not in self._keys:
             self._kept[key], self._keys[page] = page, key
+        return page if self._kept.get(key) == page else None
 
     def forget(self) -> None:
         """Nothing is kept any more; who holds a page goes on holding it."""
@@ -120,16 +120,23 @@ class PageLedger:
         self._kept.clear()
         self._keys.clear()
 
-    def truncate(self, sequence: int, length: int) -> None:
-        """Releases the sequence's own pages that lie entirely at or beyond `length`."""
+    def truncate(self, sequence: int, length: int) -> int:
+        """Releases the sequence's own pages that lie entirely at or beyond `length`, and a kept one that would be cut,
+        for what comes there may be other tokens. Returns the length that is left.
+        """
         table = self._tables[sequence]
         if length < table.trunk_length:
             raise ValueError(f"cannot cut branch {sequence} to {length}, inside its trunk of {table.trunk_length}")
-        keep = -(-(length - table.trunk_length) // self.page_size)
+        whole, cut = divmod(length - table.trunk_length, self.page_size)
+        own = table.pages[table.num_shared :]
+        if cut and whole < len(own) and own[whole] in self._keys:
+            length, cut = length - cut, 0
+        keep = whole + bool(cut)
         table.slots = table.slots[: table.trunk_length + keep * self.page_size]
-        for page in table.pages[table.num_shared + keep :]:
+        for page in own[keep:]:
             self._release(page)
         del table.pages[table.num_shared + keep :]
+        return length
 
     def fork(self, parent: int, child: int, length: int) -> None:
         """Opens `child` with the first `length` positions of `parent`, which it shares; its tail is its own."""
@@ -146,6 +153,17 @@ class PageLedger:
     def free(self, sequence: int) -> None:
         for page in reversed(self._tables.pop(sequence).pages):  # a beginning is of use without its end
             self._release(page)
+
+    def num_held(self, sequences: Iterable[int]) -> int:
+        """Pages that these hold together."""
+        return len(self._counted(sequences))
+
+    def num_freed(self, sequences: Iterable[int]) -> int:
+        """Pages that nobody would hold without these."""
+        return sum(count == self._references[page] for page, count in self._counted(sequences).items())
+
+    def _counted(self, sequences: Iterable[int]) -> Counter[int]:
+        return Counter(chain.from_iterable(self._tables[sequence].pages for sequence in sequences))
 
     def check(self) -> None:
         """Raises AssertionError unless reference counts, tables and free list agree."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from math import prod
@@ -28,6 +28,7 @@ class Rollout:
     slots: of every position up to the last that may be fed, start + len(tokens) + length - 2.
     stop_probability: the first token at which the product of the confidences so far is at most this is the row's last
         (Kangaroo's early stop, Liu et al. 2024, for the whole draft in place of one token). 0: none is.
+    banned: which columns of the logits are never picked behind these drafted tokens, [head_size] bool; None: any may.
     """
 
     slots: Slots
@@ -36,6 +37,7 @@ class Rollout:
     length: int
     sampling: SamplingParams
     stop_probability: float = 0.0
+    banned: Callable[[Sequence[int]], Tensor | None] | None = field(default=None, repr=False)
 
     @property
     def total(self) -> int:
@@ -82,6 +84,10 @@ def roll_out(
         if boundary is not None:
             boundary.index_copy_(0, batch.slots, hidden)
         logits = decoder.logits(hidden, [end - 1 for end in batch.offsets[1:]])
+        for (row, draft), own in zip(live, logits, strict=True):
+            banned = row.banned([token for token, _, _ in draft]) if row.banned else None
+            if banned is not None:
+                own.masked_fill_(banned, -float("inf"))
         picks = decoder.pick_with_confidence(logits, [row.sampling for row, _ in live], totals)
         for (_, draft), pick in zip(live, zip(*picks, strict=True), strict=True):
             draft.append(pick)

@@ -15,13 +15,14 @@ from protocol.request import OWN
 
 
 class Origin(StrEnum):
-    """Where a proposal came from. All but FRESH were at hand: drafted while the round before was verified."""
+    """Where a proposal came from. All but FRESH and FORCED were drafted while the round before was verified."""
 
     FRESH = "fresh"  # asked for in this round, and waited for
     FULL = "full"  # the branch behind a proposal that was accepted whole
     RUNNER_UP = "runner_up"  # the branch behind the drafter's second choice
     EARLY_EXIT = "early_exit"  # the branch behind the target's pick at its early exit
     REST = "rest"  # what the target itself left unverified of its last proposal
+    FORCED = "forced"  # by the grammar of its text, which leaves no choice; nothing was drafted
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,8 @@ class RowRecord:
 
     num_proposed: tokens that were verified. num_accepted: of these. origin: None when nothing was proposed.
     rule, length: what the proposal was drafted as, which for one at hand is an earlier plan's; None and 0 without one.
-    exits, confidences: of the proposed tokens, as long as the proposal.
+    num_forced: the last of the proposed tokens, which nobody drafted: the grammar leaves no choice.
+    exits, confidences: of the drafted tokens.
     num_fed: committed tokens that the pool had to run before it could draft, at most.
     """
 
@@ -43,6 +45,7 @@ class RowRecord:
     exits: tuple[int, ...] = ()
     confidences: tuple[float, ...] = ()
     num_fed: int = 0
+    num_forced: int = 0
 
     @property
     def sources(self) -> tuple[int, ...]:
@@ -53,7 +56,21 @@ class RowRecord:
     @property
     def at_hand(self) -> bool:
         """Whether its proposal was drafted while the round before was verified."""
-        return self.origin not in (None, Origin.FRESH)
+        return self.origin not in (None, Origin.FRESH, Origin.FORCED)
+
+    @property
+    def num_drafted(self) -> int:
+        return self.num_proposed - self.num_forced
+
+    @property
+    def num_right(self) -> int:
+        """Accepted ones of the drafted tokens."""
+        return min(self.num_accepted, self.num_drafted)
+
+    @property
+    def num_tried(self) -> int:
+        """Drafted tokens up to the first refused one, that one included."""
+        return min(self.num_accepted + 1, self.num_drafted)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from protocol.logit_rules import MAX_TOLD, NO_RULES, LogitRules, TokenLogprobs, 
 from protocol.plan import Speculation
 
 SEED_BITS = 64
+MAX_PRIORITY = 1000  # and its negative
 MIN_TEMPERATURE = 1e-5
 OWN = 0  # the source of a token that nobody drafted
 
@@ -76,7 +77,8 @@ class StopRules:
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
     """resume_ids: the answer's first tokens, which another replica gave. The answer goes on behind them; they count for
-    max_tokens, and the index of its next token is their number.
+    max_tokens, and the index of its next token is their number. priority: the lower, the earlier its turn.
+    traceparent: the span that the request belongs to, as W3C's header names it; empty: it is not traced.
     """
 
     request_id: str
@@ -88,6 +90,8 @@ class GenerateRequest:
     logprobs: int | None = None  # how many of the most probable tokens to tell at each place; None: no logprobs
     resume_ids: tuple[int, ...] = field(default=(), repr=False)
     grammar: str = field(default="", repr=False)  # of the text, as llguidance reads it; empty: none
+    priority: int = 0
+    traceparent: str = ""
     tells_sources: bool = False  # whether its runs say where each token came from
 
     def __post_init__(self) -> None:
@@ -108,6 +112,15 @@ class GenerateRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class SequenceTimes:
+    """Seconds of a sequence at its target: in the queue, from there to the first token, from there to the last."""
+
+    queued_s: float = 0.0
+    prefill_s: float = 0.0
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class SequenceStats:
     """rounds counts decode steps (prefill gives the first token): tokens = 1 + rounds + accepted, before the cut."""
 
@@ -115,6 +128,7 @@ class SequenceStats:
     drafted: int = 0
     accepted: int = 0
     histogram: tuple[int, ...] = ()  # [n]: rounds in which n drafted tokens were accepted
+    times: SequenceTimes = field(default=SequenceTimes(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +137,7 @@ class TokenRun:
 
     logprobs, sources: of each token if the request asks for them, else empty. A source is OWN for the target's own
     pick, the exit (in layers) at which an accepted token was drafted, and that exit below 0 if it was drafted ahead.
+    num_cached: tokens of the prompt whose KV was kept from requests before, so that they were not read.
     """
 
     request_id: str
@@ -131,6 +146,7 @@ class TokenRun:
     finish_reason: FinishReason | None = None
     stats: SequenceStats | None = None  # set with finish_reason
     logprobs: tuple[TokenLogprobs, ...] = field(default=(), repr=False)
+    num_cached: int = 0
     sources: tuple[int, ...] = ()
 
 

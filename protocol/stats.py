@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from protocol.plan import Mode
 from protocol.record import Origin, RoundRecord
+
+# Upper bounds of the times in a queue that are counted apart, in seconds.
+QUEUE_BOUNDS_S = (0.005, 0.01, 0.025, 0.05, 0.1, 0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 480.0)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueTimes:
+    """counts: [n], requests that waited no longer than the bound n and longer than the one before; the last one: longer
+    than all bounds.
+    """
+
+    counts: tuple[int, ...] = (0,) * (len(QUEUE_BOUNDS_S) + 1)
+    sum_s: float = 0.0
+
+    def plus(self, waited_s: float) -> QueueTimes:
+        place = bisect_left(QUEUE_BOUNDS_S, waited_s)
+        counts = (*self.counts[:place], self.counts[place] + 1, *self.counts[place + 1 :])
+        return QueueTimes(counts, self.sum_s + waited_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +62,7 @@ class RoundStats:
     @property
     def num_hits(self) -> int:
         """Proposals that were at hand."""
-        return sum(self.num_by_origin.values()) - self.num_by_origin[Origin.FRESH]
+        return sum(self.num_by_origin.values()) - sum(self.num_by_origin[one] for one in (Origin.FRESH, Origin.FORCED))
 
     def plus(self, records: Sequence[RoundRecord]) -> RoundStats:
         """With these rounds."""
@@ -93,7 +112,7 @@ class _Counted:
     @classmethod
     def of(cls, record: RoundRecord) -> _Counted:
         origins = Counter([row.origin.value for row in record.rows if row.origin])
-        num_hits = origins.total() - origins[Origin.FRESH.value]
+        num_hits = sum([row.at_hand for row in record.rows])
         ahead = record.plan.mode is not Mode.SERIAL
         wanted = sum([length > 0 for length in record.plan.lengths]) if ahead else 0
         waited = bool(origins[Origin.FRESH.value]) or not record.answered
@@ -109,7 +128,10 @@ class EngineStats(RoundStats):
     num_free_pages: int
     num_pages: int
     num_steps: int
-    num_adopted_tokens: int = 0  # of prompts, whose KV another request had left
+    num_adopted_tokens: int = 0  # of prompts, whose KV another request had left; again after a preemption
+    num_queried_tokens: int = 0  # of prompts when they were first admitted
+    num_hit_tokens: int = 0  # of these, adopted ones
+    queue_times: QueueTimes = field(default_factory=QueueTimes)
     num_failures: int = 0  # of policy, way to the pool and record of rounds; requests went on without them
 
 
@@ -134,7 +156,12 @@ class PassStats:
 
 @dataclass(frozen=True, slots=True)
 class PoolStats:
-    """What a draft replica tells of itself. Sequences are open ones; wait_ms is a running mean."""
+    """What a draft replica tells of itself. Sequences are open ones; wait_ms is a running mean.
+
+    num_rows: of all passes. pass_ms: that passes took. num_evicted: sequences that made room for others. num_read:
+    tokens of contexts and of what was committed since, as far as passes ran them. num_adopted: those that others had
+    read.
+    """
 
     num_sequences: int
     num_free_pages: int
@@ -145,6 +172,12 @@ class PoolStats:
     num_busy: int
     wait_ms: float
     num_branches: int = 0  # handed over whole
+    num_rows: int = 0
+    pass_ms: float = 0.0
+    num_not_yet: int = 0
+    num_evicted: int = 0
+    num_read: int = 0
+    num_adopted: int = 0
 
 
 @dataclass(frozen=True, slots=True)

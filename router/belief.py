@@ -86,11 +86,11 @@ def _learn_tokens(belief: Belief, costs: Costs, records: Sequence[RoundRecord]) 
         for row in record.rows:
             exit_ = _exit_of(row, costs)
             if exit_ is not None:
-                accepted[exit_] += row.num_accepted
-                tried[exit_] += min(row.num_accepted + 1, row.num_proposed)
-                ended, whole = row.num_proposed < row.length, row.num_accepted == row.num_proposed
-                on, ends = on + row.num_proposed - 1, ends + ended
-                right, early = right + row.num_accepted - whole, early + (ended and whole)
+                accepted[exit_] += row.num_right
+                tried[exit_] += row.num_tried
+                ended, whole = row.num_drafted < row.length, row.num_right == row.num_drafted
+                on, ends = on + row.num_drafted - 1, ends + ended
+                right, early = right + row.num_right - whole, early + (ended and whole)
     num_rounds = len(records)
     accept = belief.accept.settled(num_rounds / USUAL).decayed(num_rounds / MEMORY, _doubt(records, any(tried)))
     for exit_, count in enumerate(tried):
@@ -111,7 +111,7 @@ def _doubt(records: Sequence[RoundRecord], drafted: bool) -> float:
 
 def _exit_of(row: RowRecord, costs: Costs) -> int | None:
     """The number of the one exit that a row was drafted at; None where there is no such."""
-    if not row.num_proposed or row.rule is None or len(row.rule.exits) > 1 or row.rule.exits[0] not in costs.exits:
+    if not row.num_drafted or row.rule is None or len(row.rule.exits) > 1 or row.rule.exits[0] not in costs.exits:
         return None
     return costs.exits.index(row.rule.exits[0])
 
@@ -183,10 +183,10 @@ def _learn_draft(
     waited, num_rows = record.draft_ms - record.wait_ms, len(record.rows)
     link = costs.link[costs.rows(num_rows)]
     if record.plan.mode in AHEAD:
-        drafted = [row.num_proposed for row in record.rows]
+        drafted = [row.num_drafted for row in record.rows]
         factor = math.exp(cost[costs.size(num_rows)].arm(DRAFT + exit_))
         return _ahead(ahead, record, waited, link + costs.draft_ms(exit_, drafted) * factor)
-    lengths = [row.num_proposed if row.origin is Origin.FRESH else 0 for row in record.rows]
+    lengths = [row.num_drafted if row.origin is Origin.FRESH else 0 for row in record.rows]
     if any(lengths):
         times = parts.setdefault((DRAFT + exit_, num_rows), _Times())
         times.measured += waited - link
@@ -199,7 +199,7 @@ def _ahead(ahead: Filter, record: RoundRecord, waited: float, whole: float) -> F
     """whole: ms of these drafts where nothing hides them. They take longer beside branches that nobody wants."""
     at = 2 * AHEAD.index(record.plan.mode)
     planned = [row for row, length in zip(record.rows, record.plan.lengths, strict=True) if length]
-    served = sum(row.num_proposed > 0 for row in planned) / len(planned)
+    served = sum(row.num_drafted > 0 for row in planned) / len(planned)
     hidden = (whole - waited) / max(min(whole, record.verify_ms), 1e-6)
     ahead = ahead.decayed(1 / MEMORY).measured(at, served, 0.1 / len(planned))
     return ahead.measured(at + 1, 1 - min(max(hidden, 1 - MOST), 1.0), 0.2)

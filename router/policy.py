@@ -129,9 +129,9 @@ class Ema:
 
     def observe(self, record: RoundRecord) -> None:
         depth = record.plan.depth
-        tried = sum([min(row.num_accepted + 1, row.num_proposed) for row in record.rows])
+        tried = sum([row.num_tried for row in record.rows])
         if tried and depth is not None and depth.exits[0] in self.costs.exits:
-            share = record.num_accepted / tried
+            share = sum([row.num_right for row in record.rows]) / tried
             at = self.costs.exits.index(depth.exits[0])
             known = self.rates[at] + EMA_SHARE * (min(max(share, 0.01), 0.99) - self.rates[at])
             self.rates = [known] * len(self.rates)
@@ -195,8 +195,8 @@ class _Since:
     def add(self, record: RoundRecord) -> None:
         self.ms += record.draft_ms + record.verify_ms + record.rest_ms
         for row in record.rows:
-            self.tried += min(row.num_accepted + 1, row.num_proposed)
-            self.accepted += row.num_accepted
+            self.tried += row.num_tried
+            self.accepted += row.num_right
 
     def is_odd(self, odds: float) -> bool:
         """Whether more or less was accepted than chance explains."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
@@ -21,6 +22,7 @@ from protocol.record import RoundRecord
 from protocol.request import FinishReason, GenerateRequest, SequenceStats, TokenRun, check_prompt
 from protocol.stats import EngineStats
 from router.policy import Policy
+from targets.admission import SURE_SHARE, Load, Pace, wait_s
 from targets.ahead import AheadConfig
 from targets.assemble import make_stepper
 from targets.model import TargetModel
@@ -34,7 +36,8 @@ logger = logging.getLogger(__name__)
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
     """max_queue: requests that may wait beyond the batch before more are refused; those whose answer began elsewhere
-    have another batch of places.
+    have another batch of places. max_wait_s: a request whose first token would take longer is refused; None: none is.
+    count_tokens: whether to count how often each token is committed.
     """
 
     max_batch: int = 16
@@ -42,6 +45,8 @@ class EngineConfig:
     prefill_chunk: int = 512
     max_model_len: int | None = None
     incarnation: str = "engine"
+    max_wait_s: float | None = None
+    count_tokens: bool = False
 
     def __post_init__(self) -> None:
         if min(self.max_batch, self.prefill_chunk) < 1 or self.max_queue < 0:
@@ -63,12 +68,15 @@ class Engine:
         self._model = model
         own, limits = self.config, SchedulerConfig(self.config.max_batch, self.config.prefill_chunk)
         self._stepper = make_stepper(model, policy, draft_client, limits, own.incarnation, ahead)
+        vocab_size = model.decoder.config.vocab_size if own.count_tokens else 0
+        self._token_counts = array("q", bytes(8 * vocab_size))
         self._wake = threading.Condition()  # guards the four below
-        self._submitted: deque[tuple[GenerateRequest, OnRun]] = deque()
+        self._submitted: deque[tuple[GenerateRequest, OnRun, float]] = deque()  # with the time of the stepper's clock
         self._cancelled: deque[str] = deque()
         self._stopping = False
         self._open: set[str] = set()  # submitted and not finished
         self._live: dict[str, tuple[Sequence, OnRun]] = {}
+        self._pace = Pace()
         self._next_id = 0
         self._beat = time.monotonic()
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
@@ -100,8 +108,9 @@ class Engine:
                 raise InvalidRequest(f"request {request.request_id} is running already; give each its own id")
             if len(self._open) >= self._room(request):
                 raise QueueFull(f"{len(self._open)} requests are running or queued; try again later")
+            self._check_wait(request)
             self._open.add(request.request_id)
-            self._submitted.append((request, on_run))
+            self._submitted.append((request, on_run, self._stepper.clock()))
             self._wake.notify()
 
     def cancel(self, request_id: str) -> None:
@@ -129,6 +138,9 @@ class Engine:
             num_pages=ledger.num_pages,
             num_steps=rounds.num_steps,
             num_adopted_tokens=scheduler.num_adopted,
+            num_queried_tokens=scheduler.num_queried,
+            num_hit_tokens=scheduler.num_hits,
+            queue_times=self._stepper.queue_times,
             num_failures=rounds.num_failures,
             **{each.name: getattr(totals, each.name) for each in fields(totals)},
         )
@@ -137,10 +149,30 @@ class Engine:
         """Oldest first."""
         return self._stepper.rounds.last(count)
 
+    def token_counts(self) -> dict[int, int]:
+        """How often each token was committed since the start, by its id; empty unless they are counted. No order."""
+        return {token: count for token, count in enumerate(self._token_counts) if count}
+
     def _room(self, request: GenerateRequest) -> int:
         """Requests that may be open beside this one."""
         room = self.config.max_batch + self.config.max_queue
         return room + self.config.max_batch if request.resume_ids else room
+
+    def _check_wait(self, request: GenerateRequest) -> None:
+        """Raises QueueFull. One whose answer has begun waits however long it takes."""
+        limit = self.config.max_wait_s
+        if limit is None or request.resume_ids:
+            return
+        running, waiting = list(self._stepper.scheduler.running), list(self._stepper.scheduler.waiting)
+        ahead = [_load(one) for one in waiting if one.request.priority <= request.priority]
+        coming = [one for one, *_ in self._submitted if one.priority <= request.priority]
+        ahead += [Load(one.stop.max_tokens, len(one.prompt_ids)) for one in coming]
+        room = max(self._stepper.scheduler.room, 1)
+        expected = wait_s(self._pace, list(map(_load, running)), ahead, len(request.prompt_ids), room)
+        if expected > SURE_SHARE * limit:
+            raise QueueFull(
+                f"the first token would take about {expected:.1f} s, and {limit:g} s are allowed; try again later"
+            )
 
     def _loop(self) -> None:
         reason = FinishReason.CLOSED
@@ -159,7 +191,7 @@ class Engine:
         with self._wake:
             self._stopping = True
             late, self._submitted = self._submitted, deque()
-        for request, on_run in late:
+        for request, on_run, _ in late:
             _told(on_run, TokenRun(request.request_id, len(request.resume_ids), (), reason, SequenceStats()))
         try:
             self._end(self._live, reason)
@@ -168,11 +200,12 @@ class Engine:
 
     def _turn(self) -> None:
         try:
-            runs, _ = self._stepper.step()
+            runs, record = self._stepper.step()
         except Exception:
             logger.exception("a step of %d sequences failed; they end with an error", len(self._live))
             self._end(self._live, FinishReason.ERROR)
             return
+        self._pace = self._pace.after(record)
         for run in runs:
             self._deliver(run)
 
@@ -184,8 +217,9 @@ class Engine:
             submitted, self._submitted = self._submitted, deque()
             cancelled, self._cancelled = self._cancelled, deque()
             stopping = self._stopping
-        for request, on_run in submitted:
-            sequence = Sequence(self._next_id, request, self.max_length, constraint=self._model.constraint(request))
+        for request, on_run, arrived_s in submitted:
+            constraint = self._model.constraint(request)
+            sequence = Sequence(self._next_id, request, self.max_length, constraint=constraint, arrived_s=arrived_s)
             self._live[request.request_id] = sequence, on_run
             self._stepper.scheduler.add(sequence)
             self._next_id += 1
@@ -193,9 +227,12 @@ class Engine:
         return not stopping
 
     def _deliver(self, run: TokenRun) -> None:
-        _, on_run = self._live[run.request_id]
+        sequence, on_run = self._live[run.request_id]
+        if self._token_counts:
+            for token in run.token_ids:
+                self._token_counts[token] += 1
         if run.finish_reason is not None:
-            self._forget(run.request_id)
+            self._forget(sequence)
         if not _told(on_run, run):
             self.cancel(run.request_id)
 
@@ -203,15 +240,22 @@ class Engine:
         """All are told before the first is removed: a removal that fails leaves nobody waiting."""
         ending = [self._live[request_id] for request_id in request_ids]
         for sequence, on_run in ending:
-            self._forget(sequence.request.request_id)
+            self._forget(sequence)
+            sequence.ended_s = self._stepper.clock()
             _told(on_run, TokenRun(sequence.request.request_id, sequence.num_generated, (), reason, sequence.stats))
         for sequence, _ in ending:
             self._stepper.remove(sequence)
 
-    def _forget(self, request_id: str) -> None:
-        del self._live[request_id]
+    def _forget(self, sequence: Sequence) -> None:
+        if sequence.num_generated:
+            self._pace = self._pace.ended(sequence.num_generated, early=sequence.remaining > 0)
+        del self._live[sequence.request.request_id]
         with self._wake:
-            self._open.discard(request_id)
+            self._open.discard(sequence.request.request_id)
+
+
+def _load(sequence: Sequence) -> Load:
+    return Load(max(sequence.remaining, 0), max(sequence.prefill_end - sequence.computed, 0))
 
 
 def _told(on_run: OnRun, run: TokenRun) -> bool:

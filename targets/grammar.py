@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import takewhile
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +17,8 @@ from llguidance import LLMatcher, LLTokenizer
 
 from protocol.errors import InvalidRequest
 
-Masks = npt.NDArray[np.int32]  # [places, vocab_size / 32], a bit for each token that may come
+Mask = npt.NDArray[np.int32]  # [vocab_size / 32], a bit for each token that may come
+Masks = npt.NDArray[np.int32]  # the same by place
 
 KEPT = 128  # compiled grammars
 QUIET = 0
@@ -48,11 +50,13 @@ class Grammars:
 
 
 class Constraint:
-    """A grammar on its way through one text."""
+    """A grammar on its way through one text. It keeps the masks of a round, from draft to pass."""
 
     def __init__(self, matcher: LLMatcher, num_words: int) -> None:
         self._matcher, self._num_words = matcher, num_words
         self._read: list[int] = []
+        self._num_generated = 0  # in this round
+        self._masks: dict[tuple[int, ...], Mask] = {}  # by the drafted tokens before them
 
     def masks(self, generated: Sequence[int], draft: Sequence[int] = ()) -> Masks:
         """What may come behind the generated tokens, and behind each token of the draft. Behind a token of the draft
@@ -65,18 +69,43 @@ class Constraint:
         for place in range(1 + len(draft)):
             if place and not self._consume(draft[place - 1]):
                 break
-            self._matcher.unsafe_compute_mask_ptr(masks[place].ctypes.data, 4 * self._num_words)
+            masks[place] = self._mask(draft[:place])
         return masks
+
+    def mask(self, generated: Sequence[int], draft: Sequence[int]) -> Mask | None:
+        """What may come behind both; None where the grammar refuses them."""
+        return self._mask(draft) if self._go_to(generated) and all(map(self._consume, draft)) else None
+
+    def mended(self, generated: Sequence[int], draft: Sequence[int], room: int) -> tuple[tuple[int, ...], int]:
+        """The draft as far as the grammar allows it, and what it leaves no choice about behind that, `room` tokens at
+        most; and how many of them are the draft's.
+        """
+        if not self._go_to(generated):
+            return (), 0
+        kept = tuple(takewhile(self._consume, draft[:room]))
+        forced = self._matcher.compute_ff_tokens() if len(kept) < room else ()
+        return (*kept, *forced[: room - len(kept)]), len(kept)
+
+    def _mask(self, draft: Sequence[int]) -> Mask:
+        """What may come behind what was read, which ends with this draft."""
+        found = self._masks.get(tuple(draft))
+        if found is None:
+            found = self._masks[tuple(draft)] = np.empty(self._num_words, np.int32)
+            self._matcher.unsafe_compute_mask_ptr(found.ctypes.data, 4 * self._num_words)
+        return found
 
     def _go_to(self, generated: Sequence[int]) -> bool:
         """Whether the grammar allows these tokens."""
         shared = min(len(self._read), len(generated))
         while self._read[:shared] != list(generated[:shared]):
             shared -= 1
+        if not shared == len(generated) == self._num_generated:
+            self._num_generated = len(generated)
+            self._masks.clear()
         if len(self._read) > shared:
             self._matcher.rollback(len(self._read) - shared)
             del self._read[shared:]
-        return all(self._consume(token) for token in generated[shared:])
+        return all(map(self._consume, generated[shared:]))
 
     def _consume(self, token: int) -> bool:
         if self._matcher.try_consume_tokens([token]) != 1:

@@ -8,10 +8,15 @@ writes the same places before it reads them, so the text stays the target's (QSp
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from model.decoder import Decoder
 from model.rollout import Rollout
-from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
+from protocol.draft import Allowed, DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.errors import ConfigError
 from targets.model import TargetModel
 
@@ -28,6 +33,8 @@ class OwnDraftClient:
             raise ConfigError("a drafter on its target's KV needs the target's layers, dtype, device and execution")
         self.decoder, self.exits = decoder, (decoder.config.num_layers,)
         self._model = model
+        head, size = decoder.config.head_token_ids, decoder.config.vocab_size
+        self._columns = np.asarray(head or range(size), np.int64)  # the tokens of the head
 
     def open(self, request: DraftRequest) -> None:
         """Contexts lie in the target's KV."""
@@ -47,4 +54,14 @@ class OwnDraftClient:
     def _rollout(self, row: DraftRow) -> Rollout:
         """Every committed token but the newest has KV."""
         slots = self._model.ledger.slots(row.sequence_id)
-        return Rollout(slots, row.base_length - 1, row.tokens[-1:], row.length, row.sampling, row.stop_probability)
+        banned = partial(self._banned, row.allowed) if row.allowed else None
+        drafted = row.length, row.sampling, row.stop_probability, banned
+        return Rollout(slots, row.base_length - 1, row.tokens[-1:], *drafted)
+
+    def _banned(self, allowed: Allowed, draft: Sequence[int]) -> Tensor | None:
+        """Of the columns of the head. The target picks under the same grammar."""
+        bits = allowed(draft)
+        if bits is None:
+            return None
+        may_come = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")
+        return torch.from_numpy(may_come[self._columns] == 0)

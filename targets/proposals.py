@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 from protocol.plan import DepthRule
 from protocol.record import Origin
+from targets.sequence import Sequence as Decoding
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
     """Tokens to be verified behind the committed ones of a sequence.
 
-    rule, length: what it was drafted as; with fewer tokens than `length` the drafter stopped in doubt.
+    rule, length: what it was drafted as; with fewer tokens than `length` the drafter stopped in doubt. None and 0: not.
+    num_forced: its last tokens, which the grammar of the text leaves no choice about; they have no exit.
     """
 
     tokens: tuple[int, ...] = field(repr=False)
     exits: tuple[int, ...]
     confidences: tuple[float, ...]
     origin: Origin
-    rule: DepthRule
+    rule: DepthRule | None
     length: int
+    num_forced: int = 0
 
     def cut(self, count: int) -> Proposal:
         """At most its first `count` tokens, as if no more had been asked for."""
@@ -47,6 +51,25 @@ class Proposals:
     num_fed: tuple[int, ...]
     wait_ms: float = 0.0
     answered: bool = True
+
+
+def mended(proposals: Proposals, decoding: Sequence[Decoding], rooms: Sequence[int]) -> Proposals:
+    """The proposals as grammars allow them: cut at the first token that is refused, and behind that what is forced."""
+    if all(sequence.constraint is None for sequence in decoding):
+        return proposals
+    return replace(proposals, rows=tuple(map(_mended, proposals.rows, decoding, rooms)))
+
+
+def _mended(proposal: Proposal | None, sequence: Decoding, room: int) -> Proposal | None:
+    if sequence.constraint is None:
+        return proposal
+    drafted = proposal.tokens if proposal else ()
+    tokens, num_kept = sequence.constraint.mended(sequence.tokens[sequence.num_prompt :], drafted, room)
+    num_forced = len(tokens) - num_kept
+    if proposal is None or not num_kept:
+        return Proposal(tokens, (), (), Origin.FORCED, None, 0, num_forced) if num_forced else None
+    kept = proposal if num_kept == len(drafted) else proposal.cut(num_kept)
+    return replace(kept, tokens=tokens, num_forced=num_forced)
 
 
 def nothing(num_rows: int, answered: bool = True) -> Proposals:

@@ -66,12 +66,12 @@ class Rounds:
         Exits that nobody asked for, which a pool may make up, are left out.
         """
         for row in record.rows:
-            count = min(row.num_accepted + 1, row.num_proposed)
+            count = row.num_tried
             if not count or row.rule is None or (exit_ := row.exits[count - 1]) not in row.rule.exits:
                 continue
             sure, right = self._waiting.setdefault(exit_, ([], []))
             sure += row.confidences[:count]
-            right += [index < row.num_accepted for index in range(count)]
+            right += [index < row.num_right for index in range(count)]
             if len(sure) >= ENOUGH:
                 del self._waiting[exit_]
                 self.calibration = self.calibration.learned(exit_, sure, right)

@@ -1,49 +1,57 @@
 """Which sequences take part in a step, and with how many tokens. Decides over integers; tensors never come here.
 
 One step holds a verify row for every decoding sequence and, within a token budget, chunks of prompts. Decoding goes
-first: its pages are reserved before a round, lengths fall to 0 when pages run short, and only then is the youngest
-sequence preempted, to be computed again at the same positions.
+first: its pages are reserved before a round, lengths fall to 0 when pages run short, and only then is the last sequence
+by rank preempted, to be computed again at the same positions.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from model.pages import PageLedger
+from model.prefixes import page_keys
 from protocol.plan import Plan
-from targets.prefixes import page_keys
 from targets.sequence import Sequence
-
-SHORT_SHARE = 0.25  # of the prompt tokens in a step, for the prompts with the least left
 
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
-    """prefill_chunk: prompt tokens in one step, over all sequences."""
+    """prefill_chunk: prompt tokens in one step, over all sequences. short_share: of these, for the prompts with the
+    least left (docs/decisions/0016-short-prompts.md).
+    """
 
     max_batch: int = 16
     prefill_chunk: int = 512
+    short_share: float = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """One step. plan: of the decoding sequences, as far as pages reach. chunks: (sequence, number of prompt tokens)."""
+    """One step. plan: of the decoding sequences, as far as pages reach. chunks: (sequence, number of prompt tokens).
+
+    rooms: tokens that may be verified behind the newest of each decoding sequence; at least the planned lengths.
+    """
 
     decoding: tuple[Sequence, ...]
     plan: Plan
     chunks: tuple[tuple[Sequence, int], ...]
     num_preempted: int = 0
+    rooms: tuple[int, ...] = ()
 
 
 class Scheduler:
     def __init__(self, ledger: PageLedger, config: SchedulerConfig) -> None:
         self._ledger = ledger
         self._config = config
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []  # in order of admission, oldest first
+        self.waiting: list[Sequence] = []  # by turn
+        self.running: list[Sequence] = []  # by rank: the last is preempted first
         self.num_adopted = 0  # prompt tokens whose KV was there already
+        self.room = config.max_batch  # sequences that run at once, as far as pages reached when some waited last
+        self.num_queried = 0  # prompt tokens of sequences that were admitted for the first time
+        self.num_hits = 0  # of these, adopted ones
 
     @property
     def has_work(self) -> bool:
@@ -54,11 +62,7 @@ class Scheduler:
         return [sequence for sequence in self.running if sequence.is_decoding]
 
     def add(self, sequence: Sequence) -> None:
-        """One whose answer has begun elsewhere goes before those that have none yet."""
-        if sequence.num_generated:
-            self.waiting.appendleft(sequence)
-        else:
-            self.waiting.append(sequence)
+        insort(self.waiting, sequence, key=turn)
 
     def remove(self, sequence: Sequence) -> None:
         """Finished or cancelled: give its pages back. Nothing happens to one that is gone already."""
@@ -71,37 +75,41 @@ class Scheduler:
     def admit(self) -> list[Sequence]:
         """Waiting sequences, in order, while there is room in the batch and a page for each running one besides."""
         admitted = []
+        self.room = self._config.max_batch
         while self.waiting and len(self.running) < self._config.max_batch:
             sequence = self.waiting[0]
             self._ledger.open(sequence.id)
+            sequence.keys = page_keys(sequence.keys, sequence.tokens, self._ledger.page_size)
             self._adopt(sequence)
             needed = self._ledger.missing(sequence.id, len(sequence.tokens))
             if needed + len(self.running) > self._ledger.num_free:
                 self._ledger.free(sequence.id)
                 sequence.computed = sequence.num_kept = 0
+                self.room = len(self.running)
                 break
             self._ledger.reserve(sequence.id, len(sequence.tokens))
-            self.num_adopted += sequence.computed
-            self.running.append(self.waiting.popleft())
+            self.num_queried += 0 if sequence.was_preempted else len(sequence.tokens)
+            self._count_adopted(sequence, sequence.computed)
+            insort(self.running, self.waiting.pop(0), key=rank)
             admitted.append(sequence)
         return admitted
 
-    def _adopt(self, sequence: Sequence) -> None:
-        """Begins behind the longest beginning whose KV is kept. One token is left to run, which gives the next."""
-        size = self._ledger.page_size
-        sequence.keys = page_keys(sequence.keys, sequence.tokens, size)
-        sequence.computed = self._ledger.adopt(sequence.id, sequence.keys[: (sequence.prefill_end - 1) // size])
-        sequence.num_kept = sequence.computed // size
-
-    def _skip(self, sequence: Sequence) -> None:
-        """Goes on behind what another has run of the same prompt since this one was admitted."""
-        size, last = self._ledger.page_size, (sequence.prefill_end - 1) // self._ledger.page_size
-        while sequence.num_kept < last:
-            if not self._ledger.swap(sequence.id, sequence.num_kept, sequence.keys[sequence.num_kept]):
-                break
-            sequence.num_kept += 1
-            self.num_adopted += sequence.num_kept * size - sequence.computed
+    def _adopt(self, sequence: Sequence) -> int:
+        """Goes on behind the longest beginning whose KV is kept. One token is left to run, which gives the next."""
+        size, before = self._ledger.page_size, sequence.computed
+        last = (sequence.prefill_end - 1) // size
+        found = self._ledger.adopt(sequence.id, sequence.num_kept, sequence.keys[sequence.num_kept : last])
+        if found:
+            sequence.num_kept += found
             sequence.computed = sequence.num_kept * size
+        return sequence.computed - before
+
+    def _count_adopted(self, sequence: Sequence, num_tokens: int) -> None:
+        """A preempted sequence adopts what it has read itself, which is no hit."""
+        self.num_adopted += num_tokens
+        if not sequence.was_preempted:
+            self.num_hits += num_tokens
+            sequence.num_cached += num_tokens
 
     def keep(self, sequence: Sequence) -> None:
         """Full pages of committed tokens that have KV may be adopted from now on."""
@@ -115,39 +123,52 @@ class Scheduler:
 
     def schedule(self, decoding: list[Sequence], plan: Plan) -> Schedule:
         """plan: one length for each of the decoding sequences, which lose the ones that are preempted."""
-        lengths = self._affordable(decoding, plan)
-        num_preempted = self._reserve(decoding, lengths)
+        rooms = self._affordable(decoding, plan)
+        num_preempted = self._reserve(decoding, rooms)
+        rooms = rooms[: len(decoding)]
         for sequence in self.running:
             if not sequence.is_decoding:
-                self._skip(sequence)
-        taken = tuple(chunks(self.running, self._config.prefill_chunk))
-        return Schedule(tuple(decoding), _cut(plan, tuple(lengths[: len(decoding)])), taken, num_preempted)
+                self._count_adopted(sequence, self._adopt(sequence))
+        taken = tuple(chunks(self.running, self._config))
+        lengths = tuple(map(min, plan.lengths, rooms))
+        return Schedule(tuple(decoding), _cut(plan, lengths), taken, num_preempted, tuple(rooms))
 
     def _affordable(self, decoding: list[Sequence], plan: Plan) -> list[int]:
-        """The planned lengths, or none at all when the free pages do not hold every row."""
-        rows = zip(decoding, plan.lengths, strict=True)
-        needed = sum(self._ledger.missing(s.id, len(s.tokens) + length) for s, length in rows)
-        return list(plan.lengths) if needed <= self._ledger.num_free else [0] * len(decoding)
+        """Room for the planned lengths, or none at all when the free pages do not hold every row."""
+        rooms = [sequence.room(length) for sequence, length in zip(decoding, plan.lengths, strict=True)]
+        needed = sum(self._ledger.missing(s.id, len(s.tokens) + room) for s, room in zip(decoding, rooms, strict=True))
+        return rooms if needed <= self._ledger.num_free else [0] * len(decoding)
 
-    def _reserve(self, decoding: list[Sequence], lengths: list[int]) -> int:
-        """Pages for every row, oldest first; preempts the youngest running sequence while they are short."""
+    def _reserve(self, decoding: list[Sequence], rooms: list[int]) -> int:
+        """Pages for every row, by rank; preempts the last running sequence while they are short."""
         num_preempted = row = 0
         while row < len(decoding):
-            if self._ledger.reserve(decoding[row].id, len(decoding[row].tokens) + lengths[row]):
+            if self._ledger.reserve(decoding[row].id, len(decoding[row].tokens) + rooms[row]):
                 row += 1
                 continue
-            victim = self._preempt_youngest()
+            victim = self._preempt_last()
             num_preempted += 1
             if victim in decoding:
                 decoding.remove(victim)
         return num_preempted
 
-    def _preempt_youngest(self) -> Sequence:
+    def _preempt_last(self) -> Sequence:
         victim = self.running.pop()
         self._ledger.free(victim.id)
         victim.computed = victim.num_kept = 0
-        self.waiting.appendleft(victim)
+        victim.was_preempted = True
+        self.add(victim)
         return victim
+
+
+def rank(sequence: Sequence) -> tuple[int, int]:
+    """Who keeps its pages longest: by priority, then by arrival."""
+    return sequence.request.priority, sequence.id
+
+
+def turn(sequence: Sequence) -> tuple[int, bool, int]:
+    """Who is admitted next: by priority, then those whose answer has begun, here or elsewhere, then by arrival."""
+    return sequence.request.priority, not sequence.num_generated, sequence.id
 
 
 def _cut(plan: Plan, lengths: tuple[int, ...]) -> Plan:
@@ -157,14 +178,15 @@ def _cut(plan: Plan, lengths: tuple[int, ...]) -> Plan:
     return replace(plan, depth=plan.depth if any(lengths) else None, lengths=lengths, own=plan.own[: len(lengths)])
 
 
-def chunks(running: Iterable[Sequence], budget: int) -> list[tuple[Sequence, int]]:
-    """Prompt tokens for this step, together at most `budget`: oldest sequence first, but for a share that goes to those
+def chunks(running: Iterable[Sequence], config: SchedulerConfig) -> list[tuple[Sequence, int]]:
+    """Prompt tokens for this step: by rank, but for a share that goes to those
     with the least left to read, so that a short prompt does not wait for long ones.
     """
     reading = [(sequence, sequence.prefill_end - sequence.computed) for sequence in running if not sequence.is_decoding]
     sizes = dict.fromkeys([sequence.id for sequence, _ in reading], 0)
     shortest = sorted(reading, key=lambda one: one[1])
-    for order, end in ((shortest, budget - int(budget * SHORT_SHARE)), (reading, 0)):
+    budget = config.prefill_chunk
+    for order, end in ((shortest, budget - int(budget * config.short_share)), (reading, 0)):
         for sequence, left in order:
             size = min(left - sizes[sequence.id], budget - end)
             sizes[sequence.id] += size

@@ -8,18 +8,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Run
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from protocol.plan import SequenceView
-from protocol.request import FinishReason, GenerateRequest, SequenceStats
+from protocol.request import FinishReason, GenerateRequest, SequenceStats, SequenceTimes
 from targets.grammar import Constraint
+
+FORCED = 8  # tokens that a grammar may force in a round, at most, where no more are drafted
 
 
 @dataclass(slots=True, eq=False)
 class Sequence:
     """max_length: tokens that fit, prompt included (context length and KV memory both counted).
 
-    keys: names of its first full pages (targets/prefixes.py). num_kept: how many of its pages others may adopt.
-    constraint: of a request with a grammar.
+    keys: names of its first full pages (model/prefixes.py). num_kept: how many of its pages others may adopt.
+    constraint: of a request with a grammar. num_cached: tokens of the prompt whose KV was kept, when it was first read.
+    arrived_s, admitted_s, first_s, ended_s: by the stepper's clock; when it came, was first admitted, had its first
+    token and its last.
     """
 
     id: int
@@ -36,6 +41,12 @@ class Sequence:
     keys: list[bytes] = field(default_factory=list, repr=False)
     num_kept: int = 0
     constraint: Constraint | None = field(default=None, repr=False)
+    arrived_s: float = 0.0
+    admitted_s: float | None = None
+    first_s: float | None = None
+    ended_s: float | None = None
+    num_cached: int = 0
+    was_preempted: bool = False
 
     def __post_init__(self) -> None:
         self.tokens = [*self.request.prompt_ids, *self.request.resume_ids]
@@ -63,9 +74,29 @@ class Sequence:
         end = min(self.num_prompt + self.request.stop.max_tokens, self.max_length)
         return end - len(self.tokens)
 
+    def room(self, length: int) -> int:
+        """Tokens that may be verified behind the newest one, where `length` may be drafted: more where a grammar may
+        force some, unless the request is not to be speculated for.
+        """
+        asked = self.request.speculation
+        if self.constraint is None or (asked is not None and not asked.length):
+            return length
+        return max(length, min(FORCED, self.remaining - 1))
+
+    def allowed(self, draft: Run[int]) -> memoryview | None:
+        """What its grammar, which it has, allows behind a draft; None behind one that it refuses."""
+        mask = self.constraint.mask(self.tokens[self.num_prompt :], draft) if self.constraint else None
+        return None if mask is None else mask.data
+
     @property
     def stats(self) -> SequenceStats:
-        return SequenceStats(self.rounds, self.drafted, self.accepted, tuple(self.histogram))
+        return SequenceStats(self.rounds, self.drafted, self.accepted, tuple(self.histogram), self.times)
+
+    @property
+    def times(self) -> SequenceTimes:
+        """Of the parts that have ended."""
+        marks = [self.arrived_s, self.admitted_s, self.first_s, self.ended_s]
+        return SequenceTimes(*[0.0 if a is None or b is None else b - a for a, b in pairwise(marks)])
 
     def view(self, num_unseen: int, drafts: bool) -> SequenceView:
         return SequenceView(len(self.tokens), self.remaining, self.id, num_unseen, drafts, self.request.speculation)

@@ -17,11 +17,12 @@ from protocol.logit_rules import TokenLogprobs
 from protocol.plan import BatchView, Mode, Plan
 from protocol.record import RoundRecord, RowRecord
 from protocol.request import OWN, FinishReason, TokenRun
+from protocol.stats import QueueTimes
 from router.policy import Policy, granted
 from targets.drafting import Drafting
 from targets.model import TargetModel
 from targets.passes import Pass, gather
-from targets.proposals import Proposal, Proposals, nothing
+from targets.proposals import Proposal, Proposals, mended, nothing
 from targets.rounds import Rounds
 from targets.scheduler import Schedule, Scheduler
 from targets.sequence import Sequence
@@ -74,6 +75,7 @@ class Stepper:
         """sources: by the modes that a plan may have; without any, proposals come in turn. rounds: reads records."""
         self.model, self.policy, self.scheduler, self.drafting = model, policy, scheduler, drafting
         self.rounds, self.clock = rounds or Rounds(), clock
+        self.queue_times = QueueTimes()
         self._in_turn = InTurn(drafting)
         self._sources: Mapping[Mode, Source] = sources or {Mode.SERIAL: self._in_turn}
         self._mode = Mode.SERIAL  # of the last batch
@@ -85,7 +87,7 @@ class Stepper:
         schedule = self.plan()
         source = self._sources.get(schedule.plan.mode, self._in_turn)
         planned = self.clock()
-        proposals = source.proposals(schedule)
+        proposals = mended(source.proposals(schedule), schedule.decoding, schedule.rooms)
         drafted = self.clock()
         running = gather(self.model, schedule, proposals)
         source.during(schedule, proposals, running)
@@ -110,9 +112,17 @@ class Stepper:
     def admit(self) -> None:
         """Those that there is room for; the pool is handed their context."""
         admitted = self.scheduler.admit()
+        self._count_waits(admitted)
         depth = self.policy.opening()
         if self.drafting and admitted and depth is not None:
             self.drafting.open(admitted, depth)
+
+    def _count_waits(self, admitted: list[Sequence]) -> None:
+        """Of those that are admitted for the first time."""
+        for sequence in admitted:
+            if sequence.admitted_s is None:
+                sequence.admitted_s = self.clock()
+                self.queue_times = self.queue_times.plus(sequence.times.queued_s)
 
     def plan(self) -> Schedule:
         decoding, drafting = self.scheduler.decoding, self.drafting
@@ -175,12 +185,15 @@ class Stepper:
         if len(sound) < len(run) and sequence.finish_reason is None:
             logger.error(_UNDEFINED, sequence.request.request_id, len(sequence.tokens))
             sequence.finish_reason = FinishReason.UNDEFINED
-        told: dict[str, Any] = {"logprobs": tuple(logprobs[: len(kept)])}
+        if sequence.first_s is None:
+            sequence.first_s = self.clock()
+        told: dict[str, Any] = {"logprobs": tuple(logprobs[: len(kept)]), "num_cached": sequence.num_cached}
         if sequence.request.tells_sources:
             told["sources"] = sources[: len(kept)]
         if sequence.finish_reason is None:
             self.model.ledger.truncate(sequence.id, len(sequence.tokens))
             return TokenRun(sequence.request.request_id, index, kept, **told)
+        sequence.ended_s = self.clock()
         self.remove(sequence)
         return TokenRun(sequence.request.request_id, index, kept, sequence.finish_reason, sequence.stats, **told)
 
@@ -191,6 +204,6 @@ def _row_record(sequence: Sequence, proposal: Proposal | None, num_fed: int, pic
     if proposal is None or not num_verified:
         return RowRecord(sequence.id, num_fed=num_fed)
     accepted, own = num_accepted(picks, proposal.tokens[:num_verified]), proposal
-    return RowRecord(
-        sequence.id, num_verified, accepted, own.origin, own.rule, own.length, own.exits, own.confidences, num_fed
-    )
+    num_forced = max(own.num_forced - len(own.tokens) + num_verified, 0)
+    drafted = own.origin, own.rule, own.length, own.exits, own.confidences
+    return RowRecord(sequence.id, num_verified, accepted, *drafted, num_fed, num_forced)

@@ -22,6 +22,7 @@ targets:
     page_size: 16
     kv_mb: 8
     max_batch: 4
+    count_tokens: true
     max_queue: 2
     speculation: {policy: fixed, depth: 4, length: 4, deadline_ms: 500}
   - name: small
@@ -81,7 +82,8 @@ def served(family: Path, config_text: str, ray_head: Head) -> Iterator[Served]:
     config = load_config(path)
     app = Served(config, ray_head.url)
 
-    def watch(running: int, total: int) -> None:
+    def watch(running: int, total: int, loading: str) -> None:
+        app.loading_at_start.append(loading)
         if running < total:
             app.statuses_at_start.append(app.health(timeout=1))
 

@@ -13,11 +13,13 @@ LIGHT = [
     *(f"protocol.{p.stem}" for p in (ROOT / "protocol").glob("*.py")),
     *(f"router.{p.stem}" for p in (ROOT / "router").glob("*.py")),
     "model.pages",
+    "model.prefixes",
     "targets.sequence",
     "targets.scheduler",
     "targets.verify",
     "targets.drafting",
     "drafters.depth",
+    "drafters.shared",
 ]
 
 

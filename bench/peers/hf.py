@@ -26,6 +26,7 @@ from transformers import (
 from transformers.utils import logging
 
 from bench.cells import PAGE, Cell, CellOutcome, Subject, Timed, TokenIds, Unavailable
+from bench.peers.imported import imported
 
 PAD = 0
 NEVER = -1  # an EOS that no token is
@@ -58,8 +59,6 @@ class TransformersEngine:
     def open(self) -> None:
         torch.set_num_threads(self._subject.threads)
         self._target = load(self._subject.target, self._subject.dtype)
-        if self._subject.drafter is not None:
-            self._assistant = load(self._subject.drafter, self._subject.dtype)
 
     def close(self) -> None:
         self._target = self._assistant = None
@@ -77,8 +76,9 @@ class TransformersEngine:
             return {"prompt_lookup_num_tokens": cell.length}
         if cell.mode != "assisted":
             return {}
-        if self._assistant is None:
+        if self._subject.drafter is None:
             raise Unavailable("assisted generation needs --drafter")
+        self._assistant = self._assistant or load(self._subject.drafter, self._subject.dtype)
         fixed = self._assistant.generation_config
         fixed.num_assistant_tokens = cell.length
         fixed.num_assistant_tokens_schedule = "constant"
@@ -106,29 +106,16 @@ class TransformersEngine:
         return [Timed(tuple(row[width:]), arrived, start, verified, drafted) for row in sequences.tolist()]
 
 
-class ContinuousBatching:
+class ContinuousBatching(TransformersEngine):
     """Weights of its own: the manager changes the attention of the model that it is given.
 
     The manager lives for one call (`persistent_manager=False`): a kept one stays sized for the first call's batch.
     """
 
     name = "transformers continuous batching"
-    shares_noise = False
-    version = transformers.__version__
-
-    def __init__(self, subject: Subject) -> None:
-        self._subject = subject
-        self._model: Any = None
-
-    def open(self) -> None:
-        torch.set_num_threads(self._subject.threads)
-        self._model = load(self._subject.target, self._subject.dtype)
-
-    def close(self) -> None:
-        self._model = None
 
     def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> CellOutcome:
-        outputs = self._model.generate_batch(
+        outputs = self._target.generate_batch(
             inputs=[list(prompt) for prompt in prompts],
             generation_config=generation_config(cell.temperature, max_tokens, NEVER),
             continuous_batching_config=ContinuousBatchingConfig(
@@ -155,7 +142,7 @@ def load(directory: Path, dtype: torch.dtype) -> Any:
     quiet: Any = logging
     quiet.disable_progress_bar()
     quiet.set_verbosity_error()
-    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
+    model: Any = AutoModelForCausalLM.from_pretrained(imported(directory, dtype), dtype=dtype)
     model.generation_config.eos_token_id = None
     return model
 

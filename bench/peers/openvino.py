@@ -17,6 +17,7 @@ import torch
 
 from bench.cells import Cell, CellOutcome, Subject, TokenIds, Unavailable
 from bench.machine import ROOT
+from bench.peers.imported import imported
 from bench.peers.worker_process import WorkerProcess, timed
 
 ENVIRONMENT = ROOT / ".venv-openvino"
@@ -41,8 +42,9 @@ class OpenVinoEngine:
         self._worker = WorkerProcess(self._environment, "bench.peers.openvino_worker")
         if self._subject.threads < 2:
             raise Unavailable("its continuous-batching pipeline fails with one thread; give --threads 2 or more")
-        target = export(self._environment, self._subject.target)
-        drafter = export(self._environment, self._subject.drafter) if self._subject.drafter else None
+        own, dtype, drafting = self._subject, self._subject.dtype, "openvino-draft" in self._modes
+        target = export(self._environment, imported(own.target, dtype))
+        drafter = export(self._environment, imported(own.drafter, dtype)) if drafting and own.drafter else None
         for mode in self._modes:
             draft = str(drafter) if mode == "openvino-draft" else None
             if mode == "openvino-draft" and drafter is None:
@@ -55,19 +57,10 @@ class OpenVinoEngine:
             self._worker.close()
 
     def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> CellOutcome:
-        answer = self._ask(
-            {
-                "op": "run",
-                "name": cell.mode,
-                "prompts": [list(prompt) for prompt in prompts],
-                "max_tokens": max_tokens,
-                "batch": cell.batch,
-                "length": cell.length,
-                "temperature": cell.temperature,
-            }
-        )
-        outputs = tuple(timed(output, answer["started"], cell.length) for output in answer["outputs"])
-        return CellOutcome(outputs)
+        command: dict[str, Any] = {"op": "run", "name": cell.mode, "prompts": [list(prompt) for prompt in prompts]}
+        command |= {"max_tokens": max_tokens, "batch": cell.batch, "length": cell.length}
+        answer = self._ask(command | {"temperature": cell.temperature})
+        return CellOutcome(tuple(timed(output, answer["started"], cell.length) for output in answer["outputs"]))
 
     def _ask(self, command: dict[str, Any]) -> dict[str, Any]:
         if self._worker is None:
@@ -85,8 +78,8 @@ class OpenVinoEngine:
 def export(environment: Path, model: Path) -> Path:
     """The folder of the exported model, made when its weights or config have changed. Raises Unavailable."""
     digest = hashlib.sha256()
-    for name in ("config.json", "model.safetensors"):
-        digest.update((model / name).read_bytes())
+    for file in (model / "config.json", *sorted(model.glob("*.safetensors"))):
+        digest.update(file.read_bytes())
     folder = EXPORTS / f"{model.name}-{digest.hexdigest()[:16]}"
     if (folder / "openvino_model.xml").exists():
         return folder

@@ -90,9 +90,9 @@ class NativeDecoder:
         return hidden
 
     def roll_out(self, rows: Sequence[Rollout], kv: PagedKV, depth: int, boundary: Tensor | None) -> list[Drafted]:
-        """In one call, unless a row has filters, which are torch's business."""
+        """In one call, unless a row has filters or what is banned, which are torch's business."""
         sampling = [row.sampling for row in rows]
-        if _has_filters(sampling):
+        if _has_filters(sampling) or any(row.banned for row in rows):
             return roll_out(self, rows, kv, depth, boundary)
         totals = [row.total for row in rows]
         lengths = [row.length for row in rows]

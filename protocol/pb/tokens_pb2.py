@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18protocol/pb/tokens.proto\x12\x15\x64raftpool.internal.v1\"E\n\nTokenBatch\x12(\n\x04runs\x18\x01 \x03(\x0b\x32\x1a.draftpool.internal.v1.Run\x12\r\n\x05proof\x18\x02 \x01(\x0c\"\x7f\n\x03Run\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x31\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1f.draftpool.internal.v1.Logprobs\x12\x0f\n\x07sources\x18\x05 \x03(\x11\"8\n\x08Logprobs\x12\x0e\n\x06\x63hosen\x18\x01 \x01(\x02\x12\x0f\n\x07top_ids\x18\x02 \x03(\r\x12\x0b\n\x03top\x18\x03 \x03(\x02\"\n\n\x08Received2V\n\x06Tokens\x12L\n\x04Send\x12!.draftpool.internal.v1.TokenBatch\x1a\x1f.draftpool.internal.v1.Received(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18protocol/pb/tokens.proto\x12\x15\x64raftpool.internal.v1\"E\n\nTokenBatch\x12(\n\x04runs\x18\x01 \x03(\x0b\x32\x1a.draftpool.internal.v1.Run\x12\r\n\x05proof\x18\x02 \x01(\x0c\"\x93\x01\n\x03Run\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x11\n\ttoken_ids\x18\x03 \x03(\r\x12\x31\n\x08logprobs\x18\x04 \x03(\x0b\x32\x1f.draftpool.internal.v1.Logprobs\x12\x12\n\nnum_cached\x18\x05 \x01(\r\x12\x0f\n\x07sources\x18\x06 \x03(\x11\"8\n\x08Logprobs\x12\x0e\n\x06\x63hosen\x18\x01 \x01(\x02\x12\x0f\n\x07top_ids\x18\x02 \x03(\r\x12\x0b\n\x03top\x18\x03 \x03(\x02\"\n\n\x08Received2V\n\x06Tokens\x12L\n\x04Send\x12!.draftpool.internal.v1.TokenBatch\x1a\x1f.draftpool.internal.v1.Received(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,12 +33,12 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TOKENBATCH']._serialized_start=51
   _globals['_TOKENBATCH']._serialized_end=120
-  _globals['_RUN']._serialized_start=122
-  _globals['_RUN']._serialized_end=249
-  _globals['_LOGPROBS']._serialized_start=251
-  _globals['_LOGPROBS']._serialized_end=307
-  _globals['_RECEIVED']._serialized_start=309
-  _globals['_RECEIVED']._serialized_end=319
-  _globals['_TOKENS']._serialized_start=321
-  _globals['_TOKENS']._serialized_end=407
+  _globals['_RUN']._serialized_start=123
+  _globals['_RUN']._serialized_end=270
+  _globals['_LOGPROBS']._serialized_start=272
+  _globals['_LOGPROBS']._serialized_end=328
+  _globals['_RECEIVED']._serialized_start=330
+  _globals['_RECEIVED']._serialized_end=340
+  _globals['_TOKENS']._serialized_start=342
+  _globals['_TOKENS']._serialized_end=428
 # @@protoc_insertion_point(module_scope)

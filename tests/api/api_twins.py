@@ -10,6 +10,7 @@ from contextlib import aclosing
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -119,10 +120,11 @@ def says(text: str, size: int = 3) -> Script:
 
 
 class Twin(ABC):
-    """A backend without Ray. away: targets that are not up."""
+    """A backend without Ray. away: targets that are not up. phases: how far those are that start."""
 
     cards: Sequence[ModelCard]
     away: Sequence[str] = ()
+    phases: Mapping[str, str] = MappingProxyType({})
     num_open: int = 0
     open: OpenRequests
 
@@ -136,11 +138,17 @@ class Twin(ABC):
     async def ready(self, model: str) -> bool:
         return model not in self.away
 
+    async def loading(self, model: str) -> str:
+        return self.phases.get(model, "")
+
     async def stats(self) -> Mapping[str, Any]:
         return {"targets": {card.id: [{"num_running": self.num_open}] for card in self.cards}, "pool": []}
 
     async def router(self) -> Mapping[str, Any]:
         return {card.id: [{"policy": "off"}] for card in self.cards}
+
+    async def token_counts(self) -> Mapping[str, Any]:
+        return {card.id: {"vocabulary_hash": "abc", "counts": {5: 2}} for card in self.cards}
 
     async def trace(self, num_rounds: int) -> tuple[Sequence[Track], Sequence[Track]]:
         part = Slice("plan", 3.0, 3.5, {})

@@ -85,7 +85,7 @@ async def test_a_grpc_message_over_the_limit_is_refused_by_its_size(backend: Scr
 
 async def test_a_wrong_path_or_method_has_an_error_body(client: Client) -> None:
     assert "/v1/nothing" in error_of(await client.get("/v1/nothing"), 404)["message"]
-    assert "it takes POST" in error_of(await client.get("/v1/completions"), 404)["message"]
+    assert "it takes POST" in error_of(await client.get("/v1/completions"), 405)["message"]
 
 
 class Tokenizer:

@@ -112,7 +112,7 @@ def test_probes_need_no_key(client: httpx.Client) -> None:
         assert client.get(path).status_code == 200
 
 
-@pytest.mark.parametrize("path", ["/debug/stats", "/debug/router", "/debug/trace", "/metrics"])
+@pytest.mark.parametrize("path", ["/debug/stats", "/debug/router", "/debug/tokens", "/debug/trace", "/metrics"])
 def test_operators_routes_need_an_admin_key(client: httpx.Client, path: str) -> None:
     assert "admin key" in error_of(client.get(path), 401)["message"]
     assert "no admin key" in error_of(client.get(path, headers=bearer(ONE)), 401)["message"]

@@ -35,6 +35,9 @@ async def test_health_is_of_this_process_and_readiness_of_each_model() -> None:
             response = await client.get(path)
             assert error_of(response, 503)["message"] == "not ready: down; try again later"
             assert response.headers["retry-after"] == "1"
+        backend.phases = {"down": "weights, 12 of 30"}
+        told = error_of(await client.get("/ready"), 503)["message"]
+        assert told == "not ready: down (weights, 12 of 30); try again later"
         assert error_of(await client.get("/ready?model=huge"), 404)["code"] == "model_not_found"
         backend.away = ()
         assert (await client.get("/ready")).status_code == 200

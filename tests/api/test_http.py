@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from typing import Any
 
 import pytest
 
 from api.seeds import choice_seed
 from tests.api.api_client import TEXT, Client, events
 from tests.api.api_twins import ScriptedBackend, runs_of, tiny_tokenizer
+
+
+def usage(num_prompt: int, num_answered: int) -> dict[str, Any]:
+    total = num_prompt + num_answered
+    told = {"prompt_tokens": num_prompt, "completion_tokens": num_answered, "total_tokens": total}
+    return told | {"prompt_tokens_details": {"cached_tokens": 0}}
 
 
 async def test_a_completion_has_openais_shape(client: Client, backend: ScriptedBackend) -> None:
@@ -23,7 +30,7 @@ async def test_a_completion_has_openais_shape(client: Client, backend: ScriptedB
         "model": "tiny",
         "seed": 7,
         "choices": [{"index": 0, "text": TEXT, "logprobs": None, "finish_reason": "stop", "seed": 7}],
-        "usage": {"prompt_tokens": 2, "completion_tokens": count, "total_tokens": count + 2},
+        "usage": usage(2, count),
     }
     assert metrics["num_draft_tokens"] == 8
     assert metrics["num_accepted_draft_tokens"] == 3
@@ -47,7 +54,7 @@ async def test_usage_comes_in_one_more_chunk_when_asked_for(client: Client) -> N
     assert all(chunk["usage"] is None for chunk in chunks)
     assert last["choices"] == []
     count = len(tiny_tokenizer().encode(TEXT))
-    assert last["usage"] == {"prompt_tokens": 2, "completion_tokens": count, "total_tokens": count + 2}
+    assert last["usage"] == usage(2, count)
     assert last["metrics"]["speculative_decoding"]["num_draft_tokens"] == 8
 
 

@@ -6,6 +6,8 @@ import asyncio
 import gc
 import re
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -52,19 +54,16 @@ HUGE = {
 
 @pytest.mark.parametrize("template", ENDLESS.values(), ids=ENDLESS)
 async def test_a_template_that_does_not_end_is_stopped(renderer: Renderer, template: str) -> None:
-    began = time.monotonic()
+    num_answered = 0
     async with Client(ScriptedBackend(says(TEXT), (hostile(template, renderer),))) as client:
         asked = asyncio.create_task(client.chat())
-        late = 0.0
         while not asked.done():
-            before = time.monotonic()
             assert (await client.get("/health")).status_code == 200
-            late = max(late, time.monotonic() - before)
+            num_answered += not asked.done()
             await asyncio.sleep(0.01)
         error = error_of(await asked, 400)
     assert error["message"] == "the chat template of tiny refuses these messages: it takes more than 0.4 s"
-    assert time.monotonic() - began < 60
-    assert late < 5  # a loop that hangs would never answer; a busy machine may take its time
+    assert num_answered > 0, "others are answered meanwhile"
 
 
 @pytest.mark.parametrize("template", HUGE.values(), ids=HUGE)
@@ -96,13 +95,24 @@ async def test_after_a_hostile_text_the_next_one_is_rendered(renderer: Renderer)
 async def test_a_hostile_model_delays_no_other(renderer: Renderer) -> None:
     good = replace(card("good"), renderer=Renderer())
     async with Client(ScriptedBackend(says(TEXT), (hostile(FOREVER, renderer, "bad"), good))) as client:
-        assert (await client.chat(model="good")).status_code == 200  # its process is up
-        waiting = [asyncio.create_task(client.chat(model="bad")) for _ in range(4)]
-        await asyncio.sleep(0.05)
-        assert (await client.chat(model="good")).status_code == 200
-        assert not any(task.done() for task in waiting[1:])
+        async with stopped(renderer):
+            waiting = [asyncio.create_task(client.chat(model="bad")) for _ in range(4)]
+            assert (await client.chat(model="good")).status_code == 200
+            assert not any(task.done() for task in waiting)
         for task in waiting:
             error_of(await task, 400)
+
+
+@asynccontextmanager
+async def stopped(renderer: Renderer) -> AsyncIterator[None]:
+    """While its process stands still."""
+    await renderer.render({"conversations": [[]], "chat_template": "x"}, 10)
+    worker = worker_of(renderer)
+    worker.suspend()
+    try:
+        yield
+    finally:
+        worker.resume()
 
 
 ESCAPES = [
@@ -170,9 +180,12 @@ async def test_its_process_ends_with_a_renderer() -> None:
 
 async def test_a_caller_that_leaves_takes_nothing_from_the_next(renderer: Renderer) -> None:
     arguments: dict[str, Any] = {"conversations": [[]], "chat_template": FOREVER}
-    left = asyncio.create_task(renderer.render(arguments, 10))
-    await asyncio.sleep(0.1)
-    left.cancel()
+    async with stopped(renderer):
+        left = asyncio.create_task(renderer.render(arguments, 10))
+        await asyncio.sleep(0)
+        while not renderer._thread._work_queue.empty():
+            await asyncio.sleep(0)
+        left.cancel()
     assert await renderer.render(arguments | {"chat_template": "mine"}, 10) == "mine"
 
 

@@ -110,6 +110,30 @@ async def test_what_cannot_be_is_a_400_that_names_the_field(
     assert says in error["message"]
 
 
+async def test_a_response_has_the_form_that_its_text_asks_for(client: Client) -> None:
+    shape = {"type": "json_schema", "name": "answer", "schema": SCHEMA, "strict": True}
+    asked = {"model": "tiny", "input": "a", "seed": 1, "store": False, "max_output_tokens": 160}
+    for form in (shape, {"type": "json_object"}, {"type": "text"}):
+        response = await client.post("/v1/responses", json=asked | {"text": {"format": form}})
+        assert response.status_code == 200, response.text
+        body = response.json()
+        assert body["text"] == {"format": form}
+        if form["type"] == "json_schema" and body["status"] == "completed":
+            assert set(json.loads(body["output"][0]["content"][0]["text"])) == {"ok", "n"}
+    chat = {"model": "tiny", "messages": [{"role": "user", "content": "a"}], "seed": 1, "max_tokens": 160}
+    same = (await client.post("/v1/chat/completions", json=chat | {"response_format": FORMAT})).json()
+    response = await client.post("/v1/responses", json=asked | {"text": {"format": shape}})
+    assert response.json()["output"][0]["content"][0]["text"] == same["choices"][0]["message"]["content"]
+
+
+async def test_a_response_says_where_its_schema_cannot_be_held(client: Client) -> None:
+    form = {"type": "json_schema", "name": "answer", "schema": {"type": "strang"}}
+    body = {"model": "tiny", "input": "a", "store": False, "text": {"format": form}}
+    error = error_of(await client.post("/v1/responses", json=body), 400)
+    assert error["param"] == "text.format"
+    assert "cannot be used" in error["message"]
+
+
 @pytest.mark.parametrize("fields", [{"response_format": FORMAT}, {"structured_outputs": {"regex": "a"}}])
 async def test_a_response_refuses_by_name_what_it_would_not_hold(client: Client, fields: dict[str, Any]) -> None:
     body = {"model": "tiny", "input": "a", "store": False} | fields
@@ -118,7 +142,7 @@ async def test_a_response_refuses_by_name_what_it_would_not_hold(client: Client,
 
 
 def test_a_text_needs_no_grammar() -> None:
-    assert grammar_of(ResponseFormat(type="text"), None) == grammar_of(None, None) == ""
-    assert grammar_of(ResponseFormat(type="json_object"), None)
+    assert grammar_of(ResponseFormat(type="text"), None, "format") == grammar_of(None, None, "format") == ""
+    assert grammar_of(ResponseFormat(type="json_object"), None, "format")
     with pytest.raises(InvalidRequest, match="both shape the answer"):
-        grammar_of(ResponseFormat(type="json_object"), StructuredOutputs(regex="a"))
+        grammar_of(ResponseFormat(type="json_object"), StructuredOutputs(regex="a"), "format")

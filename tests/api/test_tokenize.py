@@ -14,6 +14,7 @@ from api.openai import Message
 from api.version import version
 from tests.api.api_client import TEXT, Client, error_of
 from tests.api.api_twins import ScriptedBackend, card, says, tiny_tokenizer
+from tests.api.test_tools import HERMES, TOOLS
 
 MESSAGES = [{"role": "user", "content": "grüße"}]
 
@@ -50,6 +51,28 @@ async def test_the_opening_of_the_models_turn_can_be_left_out(client: Client) ->
     opening = tiny_tokenizer().encode("<|bos|>assistant: ", add_special_tokens=False)
     assert whole == bare + opening
     assert tuple(whole) == await chat_prompt(card(), [Message(role="user", content="grüße")])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"continue_final_message": True},
+        {"add_generation_prompt": False},
+        {"tools": TOOLS},
+        {"tools": TOOLS, "tool_choice": "none"},
+        {"chat_template_kwargs": {"mood": "polite"}},
+    ],
+    ids=str,
+)
+async def test_whatever_a_chat_says_of_its_prompt_counts_here_too(fields: dict[str, Any]) -> None:
+    template = HERMES + "{% if mood %}{{ mood }}{% endif %}"
+    backend = ScriptedBackend(says(TEXT), (card(max_model_len=2048, chat_template=template),))
+    async with Client(backend) as client:
+        tokens = await tokens_of(client, messages=MESSAGES, **fields)
+        usual = await tokens_of(client, messages=MESSAGES)
+        assert (await client.chat(messages=MESSAGES, **fields)).status_code == 200
+    assert backend.requests[-1].prompt_ids == tuple(tokens)
+    assert (tokens == usual) == ("tool_choice" in fields)
 
 
 async def test_special_tokens_of_a_prompt_can_be_left_out() -> None:
@@ -116,10 +139,13 @@ async def test_the_model_may_be_left_out_where_there_is_one() -> None:
             "add_generation_prompt needs messages",
         ),
         ({"messages": MESSAGES, "add_special_tokens": True}, "add_special_tokens", "the chat template writes"),
+        ({"prompt": "a", "tools": TOOLS}, "tools", "tools needs messages; leave it out"),
+        ({"messages": MESSAGES, "tools": TOOLS}, "tools", "the chat template of tiny has no tools"),
+        ({"messages": MESSAGES, "chat_template_kwargs": {"x": 1}}, "chat_template_kwargs", "chat_template_kwargs: the"),
         (
-            {"messages": MESSAGES, "continue_final_message": True},
+            {"messages": MESSAGES, "continue_final_message": True, "add_generation_prompt": True},
             "continue_final_message",
-            "continue_final_message True",
+            "continue_final_message goes on with the last message",
         ),
         ({"messages": []}, "messages", "messages: List should have at least 1 item"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages", "messages[0].content[0].type"),

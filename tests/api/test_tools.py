@@ -240,8 +240,6 @@ def calling(arguments: str) -> Any:
         ({"tools": [tool(parameters=[])]}, "tools[0].function.parameters: Input should be a valid dictionary"),
         ({"tools": [tool(), tool()]}, "tools have two functions 'f'; give each a name of its own"),
         ({"tools": [tool(name=f"f{i}") for i in range(129)]}, "tools: List should have at most 128 items"),
-        ({"tools": TOOLS, "tool_choice": "required"}, 'tool_choice can be "auto" or "none"; to make'),
-        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "time"}}}, "tool_choice can be"),
         ({"tools": TOOLS, "parallel_tool_calls": 1}, "parallel_tool_calls: Input should be a valid boolean"),
         ({"functions": [{"name": "f"}]}, "functions [{'name': 'f'}] is not supported"),
         (

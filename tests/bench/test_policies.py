@@ -14,7 +14,6 @@ from bench.policies import (
     draft_ms_per_token,
     hits,
     latency_bound,
-    num_missed,
     plays,
     times,
 )
@@ -91,7 +90,7 @@ def test_a_recorder_hands_everything_on() -> None:
     assert recorder.plan(view) == recorder.policy.plan(view)
     assert recorder.opening() == DepthRule((2,))
     recorder.observe(round_of(1, answered=False))
-    assert num_missed(recorder.rounds) == 1
+    assert [record.answered for record in recorder.rounds] == [False]
 
 
 def test_hits_are_shares_of_the_outcomes_that_branches_were_drafted_for() -> None:

@@ -15,6 +15,7 @@ from bench.cells import Cell, CellOutcome, Subject, TokenIds, Unavailable
 from bench.grid import Grid
 from bench.ours import DraftPoolEngine
 from bench.peers import llamacpp, openvino
+from bench.peers.imported import imported
 from bench.peers.llamacpp import LlamaCppEngine
 from bench.peers.openvino import OpenVinoEngine
 from bench.peers.url import UrlEngine
@@ -232,6 +233,29 @@ def test_llama_cpp_without_a_file_or_its_environment_says_what_to_do(subject: Su
     (tmp_path / GGUF_NAME).touch()
     with pytest.raises(Unavailable, match="make bench-peers"):
         LlamaCppEngine(replace(subject, target=tmp_path), tmp_path / "absent").open()
+
+
+def test_transformers_reads_a_gguf_file_that_is_imported_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("model.gguf.unpack.cache_directory", lambda: tmp_path / "cache")
+    monkeypatch.setattr("bench.peers.imported.ROOT", tmp_path)
+    file = write_gguf(make_checkpoint("qwen3", tmp_path / "hf", seed=0), tmp_path / "tiny.gguf")
+    subject = Subject(unpack(file), unpack(file), torch.float32, 1, max_batch=2, max_length=128)
+    workload = Workload((PromptText(tuple(range(3, 60))),), "own", 1)
+    modes = ("generate", "assisted", "continuous")
+    with opened(subject, modes) as engines:
+        results = measure(engines, Grid(modes, (1,), (), (3,)).cells(), workload, repeat=1, max_tokens=MAX_TOKENS)
+        assert engines.left_out == {}
+    assert [result.identical for result in results] == [1.0] * 3
+    assert len(list((tmp_path / "bench/.cache/imported").iterdir())) == 1
+
+
+def test_a_trimmed_head_is_ours_alone(tmp_path: Path) -> None:
+    folder = make_checkpoint("llama", tmp_path / "hf", seed=0)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"head_token_ids": [1, 2], "tie_word_embeddings": False}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(Unavailable, match="give the checkpoint behind it"):
+        imported(folder, torch.float32)
 
 
 @pytest.mark.slow

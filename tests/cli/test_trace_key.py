@@ -6,7 +6,7 @@ import pytest
 
 from api.door import Door
 from api.keys import KEYS, FixedKeys
-from cli.trace_command import fetch_trace
+from cli.server import ask
 from deployments.direct import OWN_KEY
 from protocol.errors import ConfigError
 from tests.api.api_twins import ScriptedBackend, says
@@ -19,8 +19,8 @@ def test_it_shows_the_key_of_its_environment_and_says_which_is_missing(monkeypat
     monkeypatch.delenv(KEYS, raising=False)
     with http_server(ScriptedBackend(says("x")), door=Door(admin_keys=FixedKeys([KEY], "here"))) as url:
         with pytest.raises(ConfigError, match=f"only with an admin key; set {OWN_KEY} to one"):
-            fetch_trace(url, 4)
+            ask(url, "/debug/trace?rounds=4")
         monkeypatch.setenv(OWN_KEY, KEY)
-        assert len(fetch_trace(url, 4)["traceEvents"]) > 4
+        assert len(ask(url, "/debug/trace?rounds=4")["traceEvents"]) > 4
         with pytest.raises(ConfigError, match=r"answers HTTP Error 404"):
-            fetch_trace(f"{url}/nothing", 4)
+            ask(f"{url}/nothing", "/debug/trace?rounds=4")

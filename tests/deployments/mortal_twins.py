@@ -14,6 +14,7 @@ import grpc
 from ray.exceptions import ActorDiedError
 from ray.serve.exceptions import DeploymentUnavailableError
 
+from api.spans import NO_SPANS
 from api.survival import Recovery
 from deployments.backend import ServeBackend
 from deployments.target import TargetReplica
@@ -50,7 +51,8 @@ class Replica:
         engine.start()
 
     async def generate(self, request: GenerateRequest, sink: SinkAddress | None) -> TokenRun | DraftPoolError:
-        replica: Any = SimpleNamespace(_engine=self.engine, _streams=self._streams)
+        watched = {"_spans": NO_SPANS, "_config": SimpleNamespace(name=MODEL)}
+        replica: Any = SimpleNamespace(_engine=self.engine, _streams=self._streams, **watched)
         answer, died = asyncio.ensure_future(TargetReplica.generate(replica, request, sink)), self.died
         try:
             await asyncio.wait({answer, died}, return_when=asyncio.FIRST_COMPLETED)

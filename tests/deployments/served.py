@@ -36,6 +36,7 @@ class Served:
     config: AppConfig
     url: str
     statuses_at_start: list[int] = field(default_factory=list)
+    loading_at_start: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.client = openai.OpenAI(base_url=f"{self.url}/v1", api_key="none", max_retries=0, timeout=60)

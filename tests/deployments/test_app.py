@@ -8,6 +8,7 @@ import sys
 import threading
 import urllib.error
 import urllib.request
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,10 @@ import pytest
 import ray
 from ray import serve
 
+from cli.main import main
+from deployments.loading import stages
+from model.config import read_config
+from model.files import resolve
 from protocol.pb import inference_pb2 as pb
 from protocol.pb.inference_pb2_grpc import InferenceStub
 from protocol.request import SamplingParams
@@ -50,6 +55,13 @@ def test_health_turns_ok_once_when_every_model_is_ready(served: Served) -> None:
     assert set(before) <= {0, 404, 503}  # 404: Serve has no route yet
     assert served.health() == 200
     assert [model.id for model in served.client.models.list()] == list(TARGETS)
+
+
+def test_replicas_show_what_they_load_until_they_run(served: Served) -> None:
+    seen = " ".join(served.loading_at_start)
+    for part in ("draft-pool: weights", "target-large: ", "target-small: "):
+        assert part in seen
+    assert stages() == []
 
 
 @pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
@@ -243,6 +255,29 @@ def test_metrics_have_the_counts_of_every_replica_under_its_name(served: Served)
     assert found.value("draftpool_generation_tokens_total", model="large") >= 8
     assert found.by("draftpool_pool_sequences", "replica") == {counts["replica"]: 0 for counts in told["pool"]}
     assert len(found.by("draftpool_pool_sequences", "replica")) == 2
+
+
+def test_committed_tokens_are_counted_where_the_config_says_so_and_a_head_is_trimmed_by_them(
+    served: Served, family: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = Counter(served.get("/debug/tokens")["large"]["counts"])
+    written = [served.tokens("large", sampling, 48) for sampling in (GREEDY, SAMPLED)]
+    served.tokens("small", GREEDY, 8)
+    told = served.get("/debug/tokens")
+    assert Counter(told["large"]["counts"]) - before == Counter(str(token) for run in written for token in run)
+    assert told["small"]["counts"] == {}
+    counts = tmp_path / "counts.json"
+    counts.write_text(json.dumps(told))
+    heads = []
+    for given in (served.url, str(counts)):
+        out, drafter = tmp_path / f"out{len(heads)}", str(family / "drafter")
+        assert main(["trim", drafter, str(out), "--counts", given, "--size", "12"]) == 0
+        heads.append(read_config(resolve(str(out))).head_token_ids)
+    assert heads[0] == heads[1]
+    assert len(heads[0]) == 12
+    most = [int(token) for token, _ in Counter(told["large"]["counts"]).most_common(4)]
+    assert set(most) <= set(heads[0])
+    assert "rows," in capsys.readouterr().out
 
 
 def test_what_the_router_does_is_told_over_http(served: Served) -> None:

@@ -16,6 +16,7 @@ from deployments.config_speculation import (
     Mirror,
     TableSpeculation,
 )
+from deployments.config_telemetry import TelemetryConfig
 from protocol.errors import ConfigError
 from tests.deployments.test_config_speculation import speculation
 
@@ -79,7 +80,7 @@ def test_the_demo_config_loads_and_names_the_demo_models() -> None:
         ),
         (
             "targets: [{name: a, path: x}]\npool: {path: x, num_replicas: 2, cores: [1]}",
-            "pool: cores [1] would pin all replicas of num_replicas 2 to the same CPUs",
+            "pool: cores [1] would pin all 2 replicas to the same CPUs",
         ),
         (
             "targets: [{name: a, path: x, num_gpus: 4}]",
@@ -214,15 +215,27 @@ def test_a_config_survives_the_way_through_a_serve_config_file(values: dict[str,
         assert AppConfig.model_validate(dumped) == config
 
 
-PLACEMENT = {"cores", "num_gpus", "num_replicas", "resources", "threads"}
+PLACEMENT = {"autoscaling", "cores", "num_gpus", "num_replicas", "resources", "threads"}
 WEIGHTS = {"dtype", "execution", "kv_mb", "page_size", "path", "weights"}
 
 
 def test_the_options_are_these_and_a_new_one_shows_up_in_review() -> None:
     drafted = {"deadline_ms", "exits", "mirror", "policy", "request_length"}
-    target = {"deterministic", "max_batch", "max_model_len", "max_queue", "name", "prefill_chunk", "speculation"}
+    target = {
+        "count_tokens",
+        "deterministic",
+        "max_batch",
+        "max_model_len",
+        "max_queue",
+        "max_wait_s",
+        "name",
+        "prefill_chunk",
+        "speculation",
+    }
     pool = {"host", "max_rows", "ports", "prefill_chunk", "rows_per_target", "sequence_ttl_s"}
-    assert set(AppConfig.model_fields) == {"access", "grpc", "http", "ingress", "placement", "pool", "targets"}
+    sections = {"access", "grpc", "http", "ingress", "placement", "pool", "targets", "telemetry"}
+    assert set(AppConfig.model_fields) == sections
+    assert set(TelemetryConfig.model_fields) == {"logs", "otlp_endpoint"}
     assert set(TargetConfig.model_fields) == target | PLACEMENT | WEIGHTS
     assert set(FixedSpeculation.model_fields) == drafted | {"depth", "length", "thresholds"}
     assert set(TableSpeculation.model_fields) == drafted | {"depth", "table", "thresholds"}
@@ -232,6 +245,6 @@ def test_the_options_are_these_and_a_new_one_shows_up_in_review() -> None:
     ingress = {"host", "join_ms", "num_cpus", "num_replicas", "ports", "recover_s", "reissues"}
     ingress |= {"resources", "silence_s"}
     assert set(IngressConfig.model_fields) == ingress
-    assert set(HttpConfig.model_fields) == {"host", "port", "request_timeout_s", "cors_origins"}
-    assert set(GrpcConfig.model_fields) == {"port", "request_timeout_s"}
+    assert set(HttpConfig.model_fields) == {"host", "port", "request_timeout_s", "cors_origins", "heartbeat_s"}
+    assert set(GrpcConfig.model_fields) == {"port", "request_timeout_s", "reflection"}
     assert set(AccessConfig.model_fields) == {"open", "keys_file", "admin_keys_file"}

@@ -18,6 +18,7 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from api.generation import BackendFault
 from api.prompts import encode
+from api.spans import NO_SPANS
 from api.trace import Track
 from deployments.backend import NUM_TOKENIZER_THREADS, ServeBackend, translate_error
 from deployments.target import TargetReplica
@@ -95,6 +96,22 @@ async def test_a_target_is_known_once_it_has_described_itself_whatever_the_other
         assert card.max_batch == 4
         assert card.max_draft_length == 6
         assert [await backend.ready(name) for name in "ab"] == [True, False]
+
+
+async def test_a_target_that_is_away_is_known_from_another_ingress(tokenizer_path: str) -> None:
+    away = Handle(told=ActorDiedError())
+    async with serving(tokenizer_path, a=away) as new, serving(tokenizer_path, a=Handle()) as old:
+        assert await old.card("a")
+
+        async def ask(model: str) -> list[Any]:
+            return [new.description(model), old.description(model)]
+
+        assert await new.card("a") is None, "nobody was asked yet"
+        new._ask_others = ask
+        card = await new.card("a")
+        assert card is not None
+        assert card.max_model_len == TOLD["max_model_len"]
+        assert not await new.ready("a"), "it is away all the same"
 
 
 async def test_a_target_is_ready_when_it_says_so(tokenizer_path: str) -> None:
@@ -197,7 +214,8 @@ async def test_a_replica_returns_a_refusal_so_that_serve_does_not_log_it() -> No
         def submit(self, request: GenerateRequest, on_run: Any) -> None:
             raise QueueFull("9 requests are queued")
 
-    replica: Any = SimpleNamespace(_engine=FullEngine(), _streams=TokenStreams())
+    watched = {"_spans": NO_SPANS, "_config": SimpleNamespace(name="a")}
+    replica: Any = SimpleNamespace(_engine=FullEngine(), _streams=TokenStreams(), **watched)
     assert isinstance(await TargetReplica.generate(replica, REQUEST), QueueFull)
 
 

@@ -77,7 +77,7 @@ def test_a_colocated_drafter_has_no_deployment_and_no_threads_of_its_own(config:
         targets, _, _, pool, *_ = build(placed)._bound_deployment.init_args
         assert (pool is not None) is is_deployed
         for target in targets.values():
-            own, own_pool, drafter = target._bound_deployment.init_args
+            own, own_pool, drafter, _ = target._bound_deployment.init_args
             assert (own_pool is not None) is is_deployed
             assert drafter == pool_of(placed, own)
 

@@ -11,9 +11,11 @@ import pytest
 import torch
 
 from cli.main import main
+from deployments.colocated import open_drafter
 from deployments.config import load_config
 from deployments.config_replica import Placement
 from deployments.models import load_drafter, load_model
+from deployments.placement import pool_of
 from deployments.process import pinned_process
 from deployments.profile_store import find, fingerprint, keep, model_key, write
 from deployments.profiling import startup_drafter_costs, startup_target_costs
@@ -64,6 +66,33 @@ def test_a_config_is_measured_shown_and_kept(config: Path, capsys: pytest.Captur
     kept = sorted(path.name for path in (config.parent / "cache" / "profiles").iterdir())
     assert len(kept) == 3
     assert all(name in printed for name in (*kept, str(out)))
+
+
+def test_a_colocated_drafter_on_its_targets_kv_is_priced_without_prompts(
+    family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The large target drafts for itself; the small one is another model, for which the same drafter reads prompts."""
+    monkeypatch.setattr("deployments.profile_store.cache_directory", lambda: tmp_path / "cache")
+    speculates = CONFIG.replace("max_batch: 1", "max_batch: 1, speculation: {}")
+    text = speculates.replace("path: drafter", "path: large").replace(", kv_mb: 4, max_rows: 2}", ", max_rows: 2}")
+    config = config_beside(family, tmp_path, f"placement: colocated\n{text}")
+    out = tmp_path / "curves.json"
+    assert main(["profile", str(config), "--repeat", "1", "--out", str(out)]) == 0
+    assert capsys.readouterr().out.count("pool: draft, ms") == 2
+    own, other = (one.drafter for one in loads(out.read_text(), "out"))
+    assert own is not None
+    assert other is not None
+    assert (own.draft.points[2], own.link.ms) == ((1,), (0,)), "nothing is handed over, and there is no link"
+    assert other.draft.points[2] == (1, 4, 16)
+    assert own.key != other.key
+    for name in ("large", "small"):
+        assert main(["plan", str(config), "--target", name]) == 0
+    loaded = load_config(config)
+    target, pool = loaded.targets[0], pool_of(loaded, loaded.targets[0])
+    assert pool is not None
+    model = load_model(target)
+    drafter = open_drafter(model, target, pool, "here", 1.0, measured=True)
+    assert drafter.costs == own, "a replica that starts finds what was profiled"
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

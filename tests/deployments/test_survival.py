@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -30,6 +29,7 @@ from targets.model import TargetModel, load_target
 from tests.api.api_client import error_of, events
 from tests.api.api_twins import card, tiny_tokenizer
 from tests.deployments.mortal_twins import MODEL, Death, Target, served
+from tests.deployments.slow_engines import Held, slow
 from tests.reference.engine import ScriptedDrafter, plain_texts, random_requests
 
 VOCAB = 320
@@ -182,20 +182,23 @@ async def test_streams_go_on_behind_what_their_readers_have(
 
 
 async def test_a_replica_that_still_has_the_request_takes_it_again(family: Path, oracle: TargetModel) -> None:
-    """Its connection breaks, and the round in which it would learn of that takes longer than the pause."""
+    """Its connection breaks, and the round in which it would learn of that takes until it is asked again."""
     request = replace(random_requests(3, 1, VOCAB, max_tokens=30)[0], request_id="r")
     expected = plain_texts(oracle, [request])["r"]
     case = Case(GenerationJob(CARD, request, (), CARD.tokenizer), True, (), "", FinishReason.LENGTH)
-    target, deltas = Target(slow(engines(family, oracle, [case], 3), 0.4), [1 << 30], Death.CUT, 3), list[Delta]()
+    held, deltas = Held(engines(family, oracle, [case], 3), num_steps=3), list[Delta]()
+    target = Target(held.engine, [1 << 30], Death.CUT, 3)
     async with (
         served(target, str(family / "large"), num_replicas=1) as backend,
         aclosing(stream(backend, case.job)) as running,
     ):
         async for delta in running:
             if not deltas:
-                await asyncio.sleep(0.1)  # the next round is under way
+                await held.begun()
                 target.replicas[0].die()
+                letting_go = asyncio.create_task(held.let_go(when=lambda: len(target.asked) == 2))
             deltas.append(delta)
+        await letting_go
     assert [token for delta in deltas for token in delta.token_ids] == expected
     assert len(target.asked) == 2
 
@@ -233,23 +236,6 @@ async def test_without_any_replica_the_search_ends(family: Path, oracle: TargetM
         with pytest.raises(NotReady):
             await answer(backend, made[0])
     assert 1.0 <= time.monotonic() - began < 10.0
-
-
-def slow(make: Callable[[], Engine], step_s: float) -> Callable[[], Engine]:
-    """Engines whose steps take so long."""
-
-    def slowed() -> Engine:
-        engine = make()
-        step = engine._stepper.step
-
-        def later() -> Any:
-            time.sleep(step_s)
-            return step()
-
-        engine._stepper.step = later  # type: ignore[method-assign]
-        return engine
-
-    return slowed
 
 
 @pytest.mark.usefixtures("no_task_is_left")

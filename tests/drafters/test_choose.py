@@ -54,6 +54,14 @@ def test_a_context_that_is_only_handed_over_stops_before_its_last_token() -> Non
     assert context_part(Waiting(1, "large", Priority.CONTEXT, DEEP, 10, 9, 0), 50) is None
 
 
+def test_of_rows_that_read_one_page_all_but_the_first_wait_to_go_on_behind_it() -> None:
+    first, second = context(1, missing=40)._replace(page=b"a"), context(2, "small", missing=40)._replace(page=b"a")
+    assert list(chosen(first, second)) == [1]
+    assert list(chosen(first, second._replace(page=b"b"))) == [1, 2]
+    assert list(chosen(draft(3, missing=40)._replace(page=b"a"), second)) == [3]
+    assert list(chosen(draft(3, missing=4)._replace(page=b"a"), draft(4, missing=4)._replace(page=b"a"))) == [3, 4]
+
+
 def test_drafts_go_first_and_branches_ride_along_where_they_leave_at_the_same_depth() -> None:
     other = branch(3)._replace(depth=SHALLOW)
     assert list(chosen(branch(1), other, draft(2))) == [2, 1]

@@ -13,6 +13,7 @@ import numpy as np
 from drafters.depth import Watermarks
 from drafters.nested import NestedDrafter, leaves
 from drafters.picks import PassRow, Pick
+from drafters.shared import SharedPages
 from model.pages import PageLedger
 from protocol.plan import DepthRule
 
@@ -26,6 +27,7 @@ class IntegerDrafter(NestedDrafter):
         self.max_positions, self.vocab_size = max_positions, VOCAB_SIZE
         self.ledger = PageLedger(num_pages, page_size)
         self._marks: dict[int, Watermarks] = {}
+        self._shared = SharedPages()
         self._tokens = np.zeros(num_pages * page_size, np.int64)
 
     def _roll_out(self, rows: Sequence[PassRow], depth: int) -> list[list[Pick]]:

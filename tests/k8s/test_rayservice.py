@@ -21,6 +21,7 @@ from ray.serve.schema import ServeApplicationSchema, ServeDeploySchema
 
 from deployments.app import build, ingress_options, pool_options, target_options
 from deployments.config import AppConfig, load_config
+from deployments.config_replica import Autoscaling
 from deployments.session import SERVE_SETTINGS
 from k8s import render
 
@@ -234,3 +235,12 @@ def test_nobody_reaches_rays_ports_and_the_links_but_the_pods_and_the_operator(
     open_ports = {port["port"] for rule in (callers, operator) for port in rule["ports"]}
     assert config.pool is not None
     assert not open_ports & {6379, 10001, *range(config.pool.ports[0], config.pool.ports[1] + 1)}
+
+
+def test_a_config_that_scales_by_load_keeps_that_on_a_cluster(config: AppConfig) -> None:
+    """Serve builds it from its file's arguments; the pods are the operator's to add (docs/operations.md)."""
+    scaling = Autoscaling(max_replicas=3)
+    target = config.targets[0].model_copy(update={"autoscaling": scaling})
+    written = render.arguments(render.on_cluster(config.model_copy(update={"targets": (target,)})))
+    assert written["targets"][0]["autoscaling"] == {"max_replicas": 3}
+    assert isinstance(call_user_app_builder_with_args_if_necessary(build, written), Application)

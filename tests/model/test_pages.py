@@ -121,7 +121,7 @@ def test_beginnings_are_found_again_with_what_was_written_there_until_their_page
         text = rng.choice(texts)[: rng.randint(1, 4 * page_size)]
         keys = [repr(text[: end + page_size]).encode() for end in range(0, len(text) - page_size + 1, page_size)]
         ledger.open(number)
-        known = ledger.adopt(number, keys)
+        known = ledger.adopt(number, 0, keys) * page_size
         num_adopted += known
         if not ledger.reserve(number, len(text)):
             ledger.free(number)
@@ -147,11 +147,60 @@ def test_a_page_of_ones_own_gives_way_to_a_kept_one():
         ledger.open(sequence)
         ledger.reserve(sequence, 8)
     ledger.keep(1, 0, b"the same")
-    assert ledger.swap(2, 0, b"the same")
-    assert not ledger.swap(2, 1, b"another")
+    assert ledger.adopt(2, 0, [b"the same", b"another"]) == 1
+    assert ledger.adopt(2, 1, [b"another"]) == 0
     assert ledger.slots(2)[:4].tolist() == ledger.slots(1)[:4].tolist()
+    assert ledger.capacity(2) == 8
     assert ledger.num_free == 1
     ledger.check()
+
+
+def test_a_page_that_is_adopted_again_stays_where_it_is():
+    ledger = PageLedger(4, 4)
+    ledger.open(1)
+    ledger.reserve(1, 8)
+    assert ledger.keep(1, 0, b"a") is not None
+    slots = ledger.slots(1).tolist()
+    assert ledger.adopt(1, 0, [b"a"]) == 1
+    assert ledger.slots(1).tolist() == slots
+    ledger.check()
+
+
+def test_the_same_text_in_two_pages_is_kept_once():
+    ledger = PageLedger(4, 4)
+    for sequence in (1, 2):
+        ledger.open(sequence)
+        ledger.reserve(sequence, 4)
+    (page,) = {ledger.keep(1, 0, b"a"), ledger.keep(1, 0, b"a")}
+    assert ledger.kept([b"a", b"ab"]) == [page]
+    assert ledger.keep(2, 0, b"a") is None
+
+
+def test_a_kept_page_that_would_be_cut_is_let_go_whole():
+    ledger = PageLedger(4, 4)
+    ledger.open(1)
+    ledger.reserve(1, 10)
+    ledger.keep(1, 0, b"a")
+    ledger.keep(1, 1, b"ab")
+    assert ledger.truncate(1, 9) == 9
+    assert ledger.truncate(1, 8) == 8
+    assert ledger.truncate(1, 7) == 4
+    assert ledger.capacity(1) == 4
+    ledger.open(2)
+    assert ledger.adopt(2, 0, [b"a", b"ab"]) == 2, "it is there for others"
+    ledger.check()
+
+
+def test_pages_that_are_shared_are_freed_by_their_last_holder():
+    ledger = PageLedger(8, 4)
+    for sequence in (1, 2):
+        ledger.open(sequence)
+        ledger.adopt(sequence, 0, [b"a"])
+        ledger.reserve(sequence, 8)
+        ledger.keep(sequence, 0, b"a")
+    ledger.fork(1, 3, 6)
+    assert ledger.num_held([1, 2]) == 3
+    assert [ledger.num_freed(gone) for gone in ([1], [2], [1, 2], [1, 3], [1, 2, 3])] == [0, 1, 1, 1, 3]
 
 
 def test_of_a_beginning_the_end_is_forgotten_first():
@@ -164,7 +213,7 @@ def test_of_a_beginning_the_end_is_forgotten_first():
     ledger.open(2)
     ledger.reserve(2, 4)
     ledger.open(3)
-    assert ledger.adopt(3, [b"a", b"ab", b"abc"]) == 8
+    assert ledger.adopt(3, 0, [b"a", b"ab", b"abc"]) == 2
     ledger.check()
 
 
@@ -178,7 +227,7 @@ def test_what_is_forgotten_is_free_and_found_by_nobody():
     ledger.forget()
     ledger.check()
     ledger.open(3)
-    assert (ledger.adopt(3, [b"a"]), ledger.adopt(3, [b"b"])) == (0, 0)
+    assert (ledger.adopt(3, 0, [b"a"]), ledger.adopt(3, 0, [b"b"])) == (0, 0)
     ledger.free(2)
     ledger.check()
     assert ledger.num_free == 4

@@ -4,18 +4,22 @@ import json
 import random
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from llguidance import LLMatcher
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from model.load import WeightFormat, load_decoder
 from protocol.errors import InvalidRequest
-from protocol.plan import DepthRule
+from protocol.plan import DepthRule, Speculation
+from protocol.record import Origin
 from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules
-from router.policy import Fixed
+from router.policy import Fixed, Off
 from targets.engine import Engine, EngineConfig
 from targets.grammar import Grammars
 from targets.model import load_target
+from targets.own_client import OwnDraftClient
 from tests.api.api_twins import tiny_tokenizer
 from tests.reference.engine import ScriptedDrafter, plain_texts, run_all
 from tests.targets.test_engine import Randomised
@@ -51,6 +55,7 @@ def load(tmp_path_factory, grammars):
         made = load_target(folder, dtype=torch.float32, num_positions=num_positions, page_size=page_size)
         return replace(made, grammars=grammars)
 
+    loader.folder = folder
     return loader
 
 
@@ -64,6 +69,60 @@ def requests(seed, count=8, max_tokens=60):
         stop = StopRules(max_tokens, frozenset({EOS}))
         made.append(GenerateRequest(str(index), prompt, sampling, stop, grammar=grammar[index % len(grammar)]))
     return made
+
+
+@pytest.mark.parametrize("weights", [WeightFormat.STORED, WeightFormat.INT8])
+@pytest.mark.parametrize("seed", range(4))
+def test_a_drafter_on_the_targets_kv_hears_of_the_grammar_and_is_mostly_right(load, seed, weights):
+    asked, model = requests(seed), load()
+    texts = plain_texts(load(), asked)
+    own = OwnDraftClient(model, load_decoder(load.folder, dtype=torch.float32, weights=weights))
+    result = run_all(Engine(model, Fixed(DepthRule((2,)), 4), own, EngineConfig(max_batch=4)), asked)
+    assert result.tokens == texts
+    if weights is WeightFormat.STORED:  # the same weights under the same grammar
+        assert all(stats.accepted == stats.drafted > 0 for stats in result.stats.values())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_forced_tokens_need_no_drafter_and_are_always_right(load, seed):
+    asked = [request for request in requests(seed, count=15) if request.grammar]
+    texts = plain_texts(load(), asked)
+    small = load(num_positions=random.Random(seed).choice([160, 4096]), page_size=4)
+    engine = Engine(small, Off(), config=EngineConfig(max_batch=4))
+    result = run_all(engine, asked)
+    assert result.tokens == texts
+    assert sum(stats.drafted for stats in result.stats.values()) > 0
+    assert all(stats.accepted == stats.drafted for stats in result.stats.values())
+    forced = [row for record in engine.last_rounds() for row in record.rows if row.num_proposed]
+    assert {(row.origin, row.num_drafted) for row in forced} == {(Origin.FORCED, 0)}
+
+
+def test_nothing_is_proposed_to_a_request_that_is_not_to_be_speculated_for(load):
+    asked = [replace(one, speculation=Speculation(0, 0)) for one in requests(1)]
+    result = run_all(Engine(load(), Fixed(DepthRule((1,)), 4), config=EngineConfig(max_batch=4)), asked)
+    assert result.tokens == plain_texts(load(), asked)
+    assert not any(stats.drafted for stats in result.stats.values())
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_mended_draft_is_what_the_grammar_allows_of_it_and_what_that_forces(grammars, seed):
+    rng = random.Random(seed)
+    grammar = of_schema(SCHEMAS[seed % 3])
+    text = TOKENIZER.encode(EXAMPLES[seed % 3], add_special_tokens=False)
+    wandering = grammars.constraint(grammar)
+    for _ in range(30):
+        at, room = rng.randint(0, len(text)), rng.randint(0, 6)
+        draft = [token if rng.random() < 0.7 else rng.randrange(len(TOKENIZER)) for token in text[at : at + room]]
+        tokens, num_kept = wandering.mended(text[:at], draft, room)
+        assert len(tokens) <= room
+        assert list(tokens[:num_kept]) == draft[:num_kept]
+        masks = grammars.constraint(grammar).masks(text[:at], tokens)
+        allowed = np.unpackbits(masks.view(np.uint8), axis=1, bitorder="little")
+        assert all(allowed[place, token] for place, token in enumerate(tokens))
+        if num_kept < len(draft):
+            assert not allowed[num_kept, draft[num_kept]]
+        for place in range(num_kept, len(tokens)):
+            assert allowed[place].sum() == 1
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -4,11 +4,11 @@ import random
 
 import pytest
 
+from model.prefixes import page_keys
 from protocol.plan import DepthRule
-from protocol.request import GenerateRequest, SamplingParams, StopRules
+from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun
 from router.policy import Fixed, Off
 from targets.engine import Engine, EngineConfig
-from targets.prefixes import page_keys
 from tests.model.families import EXECUTIONS, VOCAB
 from tests.reference.engine import Collector, ScriptedDrafter, plain_texts, run_all
 from tests.targets.test_engine import Randomised
@@ -53,6 +53,24 @@ def test_a_shared_beginning_is_run_once_one_after_another_or_all_at_once(load, m
     assert run_all(engine, requests).tokens == plain_texts(load(), requests)
     stats = engine.stats()
     assert (stats.num_prefill_tokens, stats.num_adopted_tokens) == (64 + 8 * 2, 7 * 64)
+    assert (stats.num_queried_tokens, stats.num_hit_tokens) == (8 * 66, 7 * 64)
+
+
+def test_every_run_tells_how_much_of_its_prompt_was_not_read(load):
+    engine, told = Engine(load(page_size=16), Off()), {}
+    collector = Collector()
+
+    def tell(run: TokenRun) -> None:
+        told.setdefault(run.request_id, set()).add(run.num_cached)
+        collector(run)
+
+    engine.start()
+    for number in range(2):
+        prompt = tuple(range(20, 60))
+        engine.submit(GenerateRequest(str(number), prompt, SamplingParams(temperature=0.0), StopRules(4)), tell)
+        collector.wait(number + 1)
+    engine.stop()
+    assert told == {"0": {0}, "1": {32}}, "two of the three pages are full"
 
 
 def test_the_turns_of_a_chat_go_on_from_the_answers_before(load):
@@ -84,7 +102,11 @@ def test_a_sequence_that_is_preempted_goes_on_from_its_own_pages(load):
     model = load(num_positions=160, page_size=4)
     engine = Engine(model, Fixed(DepthRule((1,)), 3), ScriptedDrafter(requests, plain_texts(load(), requests), 1))
     assert run_all(engine, requests).tokens == plain_texts(load(), requests)
-    assert engine.stats().num_preempted > 0
+    stats = engine.stats()
+    assert stats.num_preempted > 0
+    assert stats.num_adopted_tokens > stats.num_hit_tokens, "what a sequence finds of itself is no hit"
+    assert stats.num_queried_tokens == sum(len(request.prompt_ids) for request in requests)
+    assert sum(stats.queue_times.counts) == len(requests), "each waits once"
 
 
 def test_keys_name_all_tokens_up_to_a_pages_end():
