@@ -71,7 +71,7 @@ function axis(from, to, x, height) {
   const steps = [0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000];
   const step = steps.find((each) => span / each <= 6) ?? span;
   const marks = [];
-  for (let ms = 0; ms < span; ms += step) {
+  for (let ms = 0; ms < 0.93 * span; ms += step) {
     const at = x(from + 1e3 * ms);
     marks.push(makeSvg("line", { class: "mark", x1: at, x2: at, y1: 0, y2: height - AXIS + 4 }));
     marks.push(makeSvg("text", { class: "ms", x: at + 2, y: height - 3 }, `${ms} ms`));

@@ -227,6 +227,7 @@ def test_a_phone_shows_one_thing_at_a_time_and_nothing_wider_than_itself(page: B
     assert page.run("return document.querySelector('#live').offsetParent === null")
     assert page.run("return document.documentElement.scrollWidth") <= PHONE[0]
     keep(page, tmp_path, "phone")
+    ask(page)
     page.run("document.querySelector('[data-shows=live]').click()")
     page.wait("document.querySelectorAll('.timeline .slice').length > 8")
     assert page.run("return document.querySelector('#chat').offsetParent === null")
