@@ -34,17 +34,15 @@ from agents.items import RunItem
 from openai import AsyncOpenAI
 
 PRICES = {"teapot": 18.25, "kettle": 31.5}
-TASK = "What do one teapot and one kettle cost together?"
-INSTRUCTIONS = "Look up the price of each item with price_of, then add the prices with add. Never guess a price."
+TASK = "Get the price of the teapot. Then get the price of the kettle. Then add the two prices."
+INSTRUCTIONS = (
+    "Always call tools inside <tool_call></tool_call> tags, one call at a time."  # small Qwen models forget them
+)
 
 
 @function_tool
 def price_of(item: str) -> float:
-    """The price of one item.
-
-    Args:
-        item: its name, such as cup.
-    """
+    """The price of one item, by its name."""
     return PRICES[item.lower()]
 
 

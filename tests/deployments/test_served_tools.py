@@ -26,7 +26,8 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 ROOT = Path(__file__).resolve().parents[2]
 FILE = "Qwen2.5-Coder-1.5B-Instruct.Q4_K_M.gguf"
 MODEL = "qwen"
-QUESTION = "What does one teapot cost? Look it up with price_of."
+SYSTEM = "Always call tools inside <tool_call></tool_call> tags, one call at a time."  # else this model fences them
+QUESTION = "Get the price of the teapot."
 PRICE_OF = {
     "name": "price_of",
     "description": "The price of one item.",
@@ -69,19 +70,11 @@ def python() -> str:
     return named
 
 
-def named_choice(through: str) -> Any:
-    return (
-        {"type": "function", "name": "add"}
-        if through == "responses"
-        else {"type": "function", "function": {"name": "add"}}
-    )
-
-
 def chat(app: Served, tool_choice: Any) -> list[Called]:
     """The calls of a chat, whole and streamed."""
     asked: Any = {
         "model": MODEL,
-        "messages": [{"role": "user", "content": QUESTION}],
+        "messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}],
         "tools": [{"type": "function", "function": function} for function in FUNCTIONS],
         "tool_choice": tool_choice,
         "temperature": 0,
@@ -100,6 +93,7 @@ def response(app: Served, tool_choice: Any) -> list[Called]:
     """The calls of a response, whole and streamed."""
     asked: Any = {
         "model": MODEL,
+        "instructions": SYSTEM,
         "input": QUESTION,
         "tools": [{"type": "function"} | function for function in FUNCTIONS],
         "tool_choice": tool_choice,
@@ -115,25 +109,24 @@ def response(app: Served, tool_choice: Any) -> list[Called]:
     ]
 
 
-@pytest.mark.parametrize("through", ["chat", "responses"])
-@pytest.mark.parametrize("choice", ["required", "named"])
-def test_a_call_that_has_to_come_comes_with_arguments_of_its_schema(app: Served, through: str, choice: str) -> None:
-    ask = response if through == "responses" else chat
-    whole, streamed = ask(app, named_choice(through) if choice == "named" else "required")
+@pytest.mark.parametrize("ask", [chat, response])
+@pytest.mark.parametrize("tool_choice", ["auto", "required"])
+def test_the_model_calls_the_tool_that_the_question_needs(app: Served, ask: Any, tool_choice: str) -> None:
+    whole, streamed = ask(app, tool_choice)
+    assert whole == streamed
+    assert whole[0] == ("price_of", {"item": "teapot"})
+
+
+@pytest.mark.parametrize(
+    ("ask", "named"),
+    [(chat, {"type": "function", "function": {"name": "add"}}), (response, {"type": "function", "name": "add"})],
+)
+def test_a_named_function_is_called_also_where_the_question_needs_another(app: Served, ask: Any, named: Any) -> None:
+    whole, streamed = ask(app, named)
     assert whole == streamed
     name, arguments = whole[0]
-    assert name == ("add" if choice == "named" else "price_of")
-    if choice == "named":
-        assert arguments.keys() == {"a", "b"}
-        assert all(isinstance(number, int | float) for number in arguments.values())
-    else:
-        assert "teapot" in arguments["item"].lower()
-
-
-@pytest.mark.parametrize("ask", [chat, response])
-def test_what_the_model_chooses_to_call_is_the_same_whole_and_streamed(app: Served, ask: Any) -> None:
-    whole, streamed = ask(app, "auto")
-    assert whole == streamed
+    assert (name, arguments.keys()) == ("add", {"a", "b"})
+    assert all(isinstance(number, int | float) for number in arguments.values())
 
 
 @pytest.mark.parametrize("through", ["chat", "responses"])
