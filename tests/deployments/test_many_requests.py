@@ -35,7 +35,7 @@ NUM_SAMPLES = 50
 UNDER_WAY = 8
 NUM_GRAMMARS = 2 * KEPT
 SPARE_DESCRIPTORS = 8  # that come and go with connections
-PROXY, PROXY_KIB = "ProxyActor", 1.0  # Ray's own process, which grew by 0.5 KiB a request (bench/results/many_requests.md)
+PROXY, PROXY_KIB = "ProxyActor", 1.0  # Ray's own, which grew by 0.5 KiB (bench/results/many_requests.md)
 MODELS = Path(__file__).resolve().parents[2] / "demo/models"
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600 + NUM_REQUESTS)]
