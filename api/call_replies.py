@@ -22,7 +22,7 @@ class CallingReply(ChatReply):
 
     def _message(self, index: int, text: str, reason: FinishReason | None) -> tuple[Json, str | None]:
         reader = self._readers[index]
-        content, calls = _content_and_calls(reader.push(text, last=True))
+        content, calls = content_and_calls(reader.push(text, last=True))
         message: Json = {"role": "assistant", "content": content or (None if calls else ""), "refusal": None}
         if calls:
             message[TOOL_CALLS] = [{name: call[name] for name in call if name != "index"} for call in calls]
@@ -30,7 +30,7 @@ class CallingReply(ChatReply):
 
     def _part(self, index: int, delta: Delta) -> tuple[Json, str | None]:
         reader = self._readers[index]
-        content, calls = _content_and_calls(reader.push(delta.text, last=delta.finish_reason is not None))
+        content, calls = content_and_calls(reader.push(delta.text, last=delta.finish_reason is not None))
         part: Json = {"content": content} if content else {}
         return {"delta": part | ({TOOL_CALLS: calls} if calls else {})}, finish_reason(reader, delta.finish_reason)
 
@@ -40,7 +40,7 @@ def finish_reason(reader: CallReader, reason: FinishReason | None) -> str | None
     return TOOL_CALLS if reason is FinishReason.STOP and reader.num_calls else reason
 
 
-def _content_and_calls(said: Sequence[Said]) -> tuple[str, list[Json]]:
+def content_and_calls(said: Sequence[Said]) -> tuple[str, list[Json]]:
     """The words and the calls, or the parts of calls that are said here, as OpenAI spells them."""
     content = ""
     calls: dict[int, Json] = {}

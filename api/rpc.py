@@ -2,33 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, Protocol
 from uuid import uuid4
 
 from grpc import StatusCode
-from pydantic import ValidationError
 
 from api.backend import Backend
-from api.chat import chat_prompt
+from api.chats import read_chat
 from api.door import HEADER, Door
-from api.errors import RETRY_AFTER_S, invalid_request, to_problem
-from api.generation import Delta, GenerationJob, find_model, loaded_models, prepare, stream
+from api.errors import RETRY_AFTER_S, to_problem
+from api.generation import find_model, loaded_models, prepare, stream
 from api.meter import Meter
 from api.metered import streamed
-from api.openai import ChatCompletionRequest, CompletionRequest
-from api.prompts import MAX_BODY_BYTES, prompt_ids, too_large
-from api.scores import Score, ScoredToken
+from api.openai import ChatCompletionRequest
+from api.prompts import prompt_ids
+from api.rpc_answers import Answer
+from api.rpc_bodies import CallBody, chat_body, generate_body
 from api.seeds import draw_seed
 from api.spans import NO_SPANS, Asked, Spans
 from api.streams import merge
-from protocol.errors import InvalidRequest, Unauthenticated
+from protocol.errors import Unauthenticated
 from protocol.pb import inference_pb2 as pb
-from protocol.request import FinishReason
-
-_REASONS = {FinishReason.STOP: pb.FINISH_REASON_STOP, FinishReason.LENGTH: pb.FINISH_REASON_LENGTH}
 
 
 class Context(Protocol):
@@ -48,15 +46,6 @@ class CallRefused(Exception):
     def __init__(self, message: str = "", code: StatusCode = StatusCode.UNKNOWN) -> None:
         super().__init__(message)
         self.code = code
-
-
-class CallBody(CompletionRequest):
-    """The fields of a GenerateRequest."""
-
-    default_max_tokens: ClassVar[int | None] = None
-
-
-Body = TypeVar("Body", CallBody, ChatCompletionRequest)
 
 
 def admit(door: Door, context: Context) -> None:
@@ -98,13 +87,14 @@ async def generate(
     """meter: counts the call; None: it is counted nowhere."""
     call = _Call("Generate", Asked("text_completion", message.model, True), context, meter or Meter(), spans)
 
-    async def prepared(request_id: str) -> GenerationJob:
-        body = _body(message)
+    async def prepared(request_id: str) -> Answer:
+        body = generate_body(message)
         card = await find_model(backend, body.model)
         with card.places.entered():
             (prompt,) = await prompt_ids(card, body)
         (echo,) = body.echoes()
-        return prepare(card, request_id, prompt, body, _seed(body), echo=echo)
+        grammar = await asyncio.to_thread(body.grammar) if body.is_shaped else ""
+        return Answer(prepare(card, request_id, prompt, body, _seed(body), echo=echo, grammar=grammar))
 
     async with aclosing(_answers(call, backend, prepared)) as responses:
         async for response in responses:
@@ -117,12 +107,12 @@ async def chat(
     """meter: as for `generate`."""
     call = _Call("Chat", Asked("chat", message.options.model, True), context, meter or Meter(), spans)
 
-    async def prepared(request_id: str) -> GenerationJob:
-        body = _chat_body(message)
+    async def prepared(request_id: str) -> Answer:
+        body = chat_body(message)
         card = await find_model(backend, body.model)
         with card.places.entered():
-            prompt = await chat_prompt(card, body.messages)
-        return prepare(card, request_id, prompt, body, _seed(body))
+            asked = await read_chat(card, body)
+        return Answer(asked.job(card, request_id, _seed(body)), asked.calling)
 
     async with aclosing(_answers(call, backend, prepared)) as responses:
         async for response in responses:
@@ -130,22 +120,22 @@ async def chat(
 
 
 async def _answers(
-    call: _Call, backend: Backend, prepared: Callable[[str], Awaitable[GenerationJob]]
+    call: _Call, backend: Backend, prepared: Callable[[str], Awaitable[Answer]]
 ) -> AsyncGenerator[pb.GenerateResponse, None]:
-    """The responses to one call. prepared: its job, by the id of the request."""
+    """The responses to one call. prepared: its beginning, by the id of the request."""
     request_id, arrived = f"gen-{uuid4().hex}", call.meter.clock()
     span = call.spans.begin(call.asked, dict(call.context.invocation_metadata()))
     with _answering(call.method, request_id, call.context, call.meter):
         try:
-            job = await prepared(request_id)
+            answer = await prepared(request_id)
         except BaseException as error:
             span.fail(error)
             raise
-        job = replace(job, request=span.carried(job.request))
+        job = replace(answer.job, request=span.carried(answer.job.request))
         deltas = merge([streamed(call.meter, job, stream(backend, job), arrived)], 1)
         async with aclosing(span.follow(deltas, request_id, [job.request])) as followed:
             async for _, delta in followed:
-                yield _response(job, delta)
+                yield answer.response(delta)
 
 
 def _seed(body: CallBody | ChatCompletionRequest) -> int:
@@ -174,73 +164,3 @@ def _answering(method: str, request_id: str, context: Context, meter: Meter) -> 
         raise refused from None
     finally:
         meter.calls.labels(method, code.name).inc()
-
-
-def _body(message: pb.GenerateRequest) -> CallBody:
-    """Raises InvalidRequest."""
-    _check_size(message)
-    kind = message.WhichOneof("prompt")
-    if kind is None:
-        raise InvalidRequest("prompt is missing; send text or token_ids", "prompt")
-    prompt = message.text if kind == "text" else [list(message.token_ids.ids)]
-    return _validated(CallBody, _options(message) | {"prompt": prompt})
-
-
-def _chat_body(message: pb.ChatRequest) -> ChatCompletionRequest:
-    """Raises InvalidRequest."""
-    _check_size(message)
-    if (kind := message.options.WhichOneof("prompt")) is not None:
-        raise InvalidRequest(f"options.{kind} is a prompt, and the messages are one; leave it out", "prompt")
-    messages = [{"role": one.role, "content": one.content} for one in message.messages]
-    options = _options(message.options)
-    if "logprobs" in options:
-        options |= {"logprobs": True, "top_logprobs": options["logprobs"]}
-    return _validated(ChatCompletionRequest, options | {"messages": messages})
-
-
-def _check_size(message: pb.GenerateRequest | pb.ChatRequest) -> None:
-    if (size := message.ByteSize()) > MAX_BODY_BYTES:
-        raise InvalidRequest(too_large(str(size), MAX_BODY_BYTES))
-
-
-def _options(message: pb.GenerateRequest) -> dict[str, Any]:
-    """The fields of the same HTTP body but for the prompt."""
-    fields: dict[str, Any] = {field.name: value for field, value in message.ListFields()}
-    fields = {name: value for name, value in fields.items() if name not in ("text", "token_ids")}
-    fields |= {"stop": list(message.stop), "stop_token_ids": list(message.stop_token_ids)}
-    fields["logit_bias"] = {str(token): bias for token, bias in message.logit_bias.items()}
-    if asked := fields.get("speculation"):
-        fields["speculation"] = {"depth": asked.depth, "length": asked.length} if asked.length else "off"
-    return fields
-
-
-def _validated(kind: type[Body], fields: dict[str, Any]) -> Body:
-    try:
-        return kind.model_validate(fields)
-    except ValidationError as error:
-        raise invalid_request(error.errors()) from None
-
-
-def _response(job: GenerationJob, delta: Delta) -> pb.GenerateResponse:
-    response = pb.GenerateResponse(
-        request_id=job.request.request_id, index=delta.index, token_ids=delta.token_ids, text=delta.text
-    )
-    response.logprobs.extend(map(_logprobs, delta.scores))
-    if delta.finish_reason is not None:
-        response.finish_reason = _REASONS[delta.finish_reason]
-        response.seed = job.request.sampling.seed
-        response.usage.prompt_tokens = len(job.request.prompt_ids)
-        response.usage.completion_tokens = delta.num_tokens
-        response.usage.cached_tokens = delta.num_cached
-    if (stats := delta.stats) is not None:
-        counts = pb.SpeculationStats(rounds=stats.rounds, drafted=stats.drafted, accepted=stats.accepted)
-        response.stats.CopyFrom(counts)
-    return response
-
-
-def _logprobs(score: Score) -> pb.Logprobs:
-    return pb.Logprobs(chosen=_token(score.chosen), top=map(_token, score.top))
-
-
-def _token(token: ScoredToken) -> pb.TokenLogprob:
-    return pb.TokenLogprob(token_id=token.token_id, logprob=token.logprob, spelling=token.spelling)
