@@ -77,6 +77,7 @@ def chat(app: Served, tool_choice: Any) -> list[Called]:
         "messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": QUESTION}],
         "tools": [{"type": "function", "function": function} for function in FUNCTIONS],
         "tool_choice": tool_choice,
+        "parallel_tool_calls": False,  # else this model goes on calling until it is cut off
         "temperature": 0,
         "max_tokens": 128,
     }
@@ -97,6 +98,7 @@ def response(app: Served, tool_choice: Any) -> list[Called]:
         "input": QUESTION,
         "tools": [{"type": "function"} | function for function in FUNCTIONS],
         "tool_choice": tool_choice,
+        "parallel_tool_calls": False,  # else this model goes on calling until it is cut off
         "temperature": 0,
         "max_output_tokens": 128,
     }
