@@ -119,9 +119,11 @@ def browser(folder: Path) -> Iterator[Browser]:
             made = httpx.post(f"{url}/session", json={"capabilities": {"alwaysMatch": wanted}}, timeout=60)
             assert made.status_code == 200, made.text[:1000]
             session = f"{url}/session/{made.json()['value']['sessionId']}"
-            with httpx.Client(base_url=session, timeout=60) as client:
-                yield Browser(client)
-                client.delete("")
+            try:
+                with httpx.Client(base_url=session, timeout=60) as client:
+                    yield Browser(client)
+            finally:  # ends Chromium; a driver that is ended first leaves it running
+                assert httpx.delete(session, timeout=60).status_code == 200
         finally:
             process.terminate()
 
