@@ -88,6 +88,7 @@ ANSWERS: Mapping[str, Json] = MappingProxyType(
         "/metrics": answer(TEXT, "text/plain", **{"application/openmetrics-text": {"schema": TEXT}}),
         "/debug/stats": answer(fields(targets=ANYTHING, pool=listed(ANYTHING))),
         "/debug/router": answer(ANYTHING),
+        "/debug/tokens": answer(ANYTHING),
         "/debug/trace": answer(fields(traceEvents=listed(ANYTHING))),
     }
 )

@@ -44,10 +44,8 @@ FORMS: Mapping[type, CallForm] = MappingProxyType(
 )
 
 
-def grammar_of_calls(
-    parser: type[CallParser], tools: Sequence[Tool], most: int | None, marks: Mapping[str, int]
-) -> str:
-    """One call of these tools, or up to `most`; None: any number. marks: the parser's that are tokens, with their ids.
+def grammar_of_calls(parser: type[CallParser], tools: Sequence[Tool], marks: Mapping[str, int], *, many: bool) -> str:
+    """One call of these tools, or with `many` any number. marks: the parser's that are tokens, with their ids.
 
     Raises InvalidRequest, which names the tool, for a schema that cannot be held.
     """
@@ -57,7 +55,7 @@ def grammar_of_calls(
         pieces = re.split(f"({'|'.join(map(re.escape, marks))})", text) if marks else [text]
         return " ".join(f"<[{marks[each]}]>" if each in marks else json.dumps(each) for each in pieces if each)
 
-    more = f" ({quoted(form.between)} call)*" if most is None else ""
+    more = f" ({quoted(form.between)} call)*" if many else ""
     rules = [f"start: {quoted(form.first)} call{more} {quoted(form.last)}"]
     names = " | ".join(f"call_{index}" for index in range(len(tools)))
     rules.append(f"call: {quoted(form.before)} ({names}) {quoted(form.behind)}")

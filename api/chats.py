@@ -49,4 +49,4 @@ def _grammar(card: ModelCard, body: ChatCompletionRequest, how: Calling | None) 
         return body.grammar()
     added = card.tokenizer.get_added_vocab()
     marks = {mark: added[mark] for mark in how.parser.marks if mark in added}
-    return grammar_of_calls(how.parser, body.callable, how.max_calls, marks)
+    return grammar_of_calls(how.parser, body.callable, marks, many=how.max_calls is None)

@@ -42,7 +42,7 @@ UNREAD = (Unauthenticated, HeadTooLarge, ModelFault)  # what any request may end
 READ = (InvalidRequest, BodyTooLarge, TimedOut, UnknownModel, NotReady)  # what one with a body may end with besides
 MADE = (QueueFull, Aborted)  # and one for an answer
 ASKED = (InvalidRequest, UnknownModel, NotReady)  # one that asks for a thing by name
-BODILESS = frozenset({"/health", "/version", "/metrics", "/debug/stats", "/debug/router"})
+BODILESS = frozenset({"/health", "/version", "/metrics", "/debug/stats", "/debug/router", "/debug/tokens"})
 PARTS = frozenset({"content", "output", "input"})  # lists whose only part may be a text by itself
 COUNT, TOKEN = {"minimum": 1}, {"minimum": 0}
 

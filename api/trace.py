@@ -74,8 +74,8 @@ def by_exit(rows: Sequence[RowRecord]) -> dict[str, tuple[int, int]]:
     judged: Counter[int] = Counter()
     accepted: Counter[int] = Counter()
     for row in rows:
-        judged.update(row.exits[: min(row.num_accepted + 1, row.num_proposed)])
-        accepted.update(row.exits[: row.num_accepted])
+        judged.update(row.exits[: row.num_tried])
+        accepted.update(row.exits[: row.num_right])
     return {str(exit_): (judged[exit_], accepted[exit_]) for exit_ in sorted(judged)}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -30,20 +29,19 @@ class Written(BaseModel):
 Told = TypeAdapter(dict[str, Written])
 
 
-def read_counts(given: str, vocab_size: int, own: str, spelled: Mapping[str, Mapping[int, tuple[int, ...]]]) -> Counts:
-    """Of all targets together, in the drafter's tokens, [vocab_size].
+def read_counts(given: str, vocab_size: int, vocabulary: str) -> Counts:
+    """Of all targets with the drafter's vocabulary together, [vocab_size]. vocabulary: its hash.
 
-    own: the hash of its vocabulary. spelled: by the hash of another, the drafter's tokens for each of its. Raises
-    ConfigError where nothing was counted in any of these.
+    Raises ConfigError where none of them has counted anything.
     """
     counts = np.zeros(vocab_size, np.int64)
     for written in _told(given).values():
-        tables = spelled.get(written.vocabulary_hash or "")
+        if written.vocabulary_hash != vocabulary:
+            continue
         for token, count in written.counts.items():
-            for index in (token,) if written.vocabulary_hash == own else (tables or {}).get(token, ()):
-                if index >= vocab_size:
-                    raise ConfigError(f"{given} counts token {index}; the drafter has {vocab_size}")
-                counts[index] += count
+            if token >= vocab_size:
+                raise ConfigError(f"{given} counts token {token}; the drafter has {vocab_size}")
+            counts[token] += count
     if not counts.any():
         raise ConfigError(f"{given} has no counts of the drafter's vocabulary; {REMEDY}")
     return counts

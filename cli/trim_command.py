@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,12 +16,11 @@ from deployments.process import DTYPES
 from drafters.head import Counts, coverage
 from drafters.manifest import Manifest, vocabulary_hash
 from drafters.training.config import Corpus
-from drafters.translation import Translation, translation_between
-from drafters.trim import SIZES, allowed, count_corpus, head_tokens, read_trimmable, write_trimmed
+from drafters.trim import SIZES, count_corpus, head_tokens, read_trimmable, write_trimmed
 from drafters.trim_choice import Head, Prediction, TrimCosts, fastest, predict
 from drafters.trim_cost import measure
 from model.config import DecoderConfig
-from model.files import TEXT_FILES, resolve
+from model.files import resolve
 from model.load import WeightFormat
 from model.native.library import default_threads
 from protocol.errors import ConfigError
@@ -38,7 +37,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     counted = "what targets wrote: a server's URL, or a file with what its /debug/tokens told (count_tokens: true)"
     what.add_argument("--counts", metavar="FILE_OR_URL", help=counted)
     add("--field", default="text", help="of a .jsonl line (default: %(default)s)")
-    add("--also-in", metavar="CHECKPOINT", help="keep only tokens that this target of another tokenizer has, too (TLI)")
     add("--size", type=size, default=AUTO, help="rows of the head, or auto: the fastest, measured here (default)")
     add("--target", metavar="CHECKPOINT", help="whose passes count for --size auto: directory, GGUF file, or hub id")
     add("--depth", type=whole(1), help="the exit that is measured (default: the deepest)")
@@ -60,51 +58,35 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"{args.out} is not empty; name a new folder")
     if args.size == AUTO and not args.target:
         raise ConfigError("--size auto needs --target, whose passes are measured; give it, or a number of rows")
-    translation = translation_to(args.also_in, folder)
-    among = allowed(config, translation)
-    counts = counts_of(args, folder, config, translation)
+    counts = counts_of(args, folder, config)
     chosen = args.size
     if chosen == AUTO:
-        predictions = predict(measured_costs(args, folder, config, counts, among))
+        predictions = predict(measured_costs(args, folder, config, counts))
         say(report(predictions))
         warn(doubts(predictions))
         chosen = fastest(predictions).head.size
         if chosen == config.vocab_size:
             say("the full head is the fastest: nothing is written")
             return 1
-    token_ids = head_tokens(folder, config, counts, chosen, among)
+    token_ids = head_tokens(folder, config, counts, chosen)
     write_trimmed(args.folder, args.out, token_ids)
     rows, share = f"{len(token_ids)} of {config.vocab_size} rows", coverage(counts, token_ids)
     say(f"{args.out}: {rows}, {share:.2%} of what was counted")
-    if translation is not None:
-        say(f"{len(among)} tokens are in both vocabularies, {coverage(counts, among):.2%} of what was counted")
     return 0
 
 
-def counts_of(args: argparse.Namespace, folder: Path, config: DecoderConfig, translation: Translation | None) -> Counts:
+def counts_of(args: argparse.Namespace, folder: Path, config: DecoderConfig) -> Counts:
     """How often each of the drafter's tokens is written."""
     if args.corpus:
         return count_corpus(folder, config, Corpus(files=args.corpus, field=args.field))
-    other = {vocabulary_hash(resolve(args.also_in, TEXT_FILES)): translation.to_drafter} if translation else {}
-    return read_counts(args.counts, config.vocab_size, vocabulary_hash(folder), other)
+    return read_counts(args.counts, config.vocab_size, vocabulary_hash(folder))
 
 
-def translation_to(target: str | None, folder: Path) -> Translation | None:
-    """Raises ConfigError for a target whose vocabulary is the drafter's: it has all tokens."""
-    if target is None:
-        return None
-    if (translation := translation_between(resolve(target, TEXT_FILES), folder)) is None:
-        raise ConfigError(f"{target} and {folder} have one vocabulary; leave --also-in out")
-    return translation
-
-
-def measured_costs(
-    args: argparse.Namespace, folder: Path, config: DecoderConfig, counts: Counts, among: Collection[int]
-) -> TrimCosts:
-    """The costs of every size that is smaller than all that the head may have, and of that."""
+def measured_costs(args: argparse.Namespace, folder: Path, config: DecoderConfig, counts: Counts) -> TrimCosts:
+    """The costs of every size that is smaller than the vocabulary, and of the full head."""
     torch.set_num_threads(args.threads)
-    heads = {size: head_tokens(folder, config, counts, size, among) for size in SIZES if size < len(among)}
-    shares = {size: coverage(counts, head) for size, head in heads.items()} | {len(among): coverage(counts, among)}
+    heads = {size: head_tokens(folder, config, counts, size) for size in SIZES if size < config.vocab_size}
+    shares = {size: coverage(counts, head) for size, head in heads.items()} | {config.vocab_size: 1.0}
     depth = measured_depth(folder, args.depth)
     costs = measure(
         folder, depth, list(shares), resolve(args.target), DTYPES[args.dtype], WeightFormat(args.weights), args.repeat

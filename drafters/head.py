@@ -1,6 +1,6 @@
 """Trimmed heads: rows of an LM head for the tokens that targets really write (VocabTrim, Goel et al. 2025)."""
 
-from collections.abc import Collection, Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,20 +13,16 @@ def count_tokens(tokens: Sequence[int] | NDArray[np.uint32], vocab_size: int) ->
     return np.bincount(np.asarray(tokens, np.int64), minlength=vocab_size)
 
 
-def most_frequent(counts: Counts, size: int, always: Iterable[int], among: Container[int]) -> tuple[int, ...]:
-    """`size` token ids, ascending: those in `always`, then the most frequent, the smaller id first of equals.
-
-    among: those that a head may have.
-    """
+def most_frequent(counts: Counts, size: int, always: Iterable[int]) -> tuple[int, ...]:
+    """`size` token ids, ascending: those in `always`, then the most frequent, the smaller id first of equals."""
     kept = dict.fromkeys(always)
     for token in np.argsort(-counts, kind="stable").tolist():
         if len(kept) >= size:
             break
-        if token in among:
-            kept.setdefault(token)
+        kept.setdefault(token)
     return tuple(sorted(kept))
 
 
-def coverage(counts: Counts, head: Collection[int]) -> float:
+def coverage(counts: Counts, head: Sequence[int]) -> float:
     """The share of the counted tokens that the head can draft."""
     return float(counts[list(head)].sum() / max(1, counts.sum()))

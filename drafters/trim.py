@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -12,7 +12,6 @@ from drafters.head import Counts, count_tokens, most_frequent
 from drafters.manifest import NAME, Manifest
 from drafters.training.config import Corpus
 from drafters.training.data import read_stream
-from drafters.translation import Translation
 from model.config import DecoderConfig, read_config
 from model.ends import HEAD_TOKEN_IDS
 from model.files import resolve
@@ -43,25 +42,16 @@ def count_corpus(folder: Path, config: DecoderConfig, corpus: Corpus) -> Counts:
     return count_tokens(tokens, config.vocab_size)
 
 
-def allowed(config: DecoderConfig, translation: Translation | None) -> Collection[int]:
-    """The tokens that a head may have: all, or those of the intersection with another vocabulary (TLI)."""
-    return range(config.vocab_size) if translation is None else translation.to_target.keys()
-
-
-def head_tokens(
-    folder: Path, config: DecoderConfig, counts: Counts, size: int, among: Collection[int]
-) -> tuple[int, ...]:
-    """The ends of an answer and the most frequent tokens, `size` of those that the head may have. Raises ConfigError
-    for a size that is none.
-    """
-    ends = [end for end in end_tokens(config.eos_token_ids, load_tokenizer(folder)) if end in among]
-    smallest, largest = max(2, len(ends)), min(len(among), config.vocab_size - 1)
-    if not smallest <= size <= largest:
+def head_tokens(folder: Path, config: DecoderConfig, counts: Counts, size: int) -> tuple[int, ...]:
+    """The ends of an answer and the most frequent tokens, `size` in all. Raises ConfigError for a size that is none."""
+    ends = end_tokens(config.eos_token_ids, load_tokenizer(folder))
+    smallest = max(2, len(ends))
+    if not smallest <= size < config.vocab_size:
         raise ConfigError(
-            f"{size} rows are no trimmed head of {folder}; give {smallest} to {largest}: all tokens that "
-            "end an answer, and fewer than its vocabulary has, or those of the intersection"
+            f"{size} rows are no trimmed head of {folder}; give {smallest} to {config.vocab_size - 1}: all tokens that "
+            "end an answer, and fewer than its vocabulary has"
         )
-    return most_frequent(counts, size, ends, among)
+    return most_frequent(counts, size, ends)
 
 
 def write_trimmed(given: str, out: Path, token_ids: Sequence[int]) -> None:

@@ -49,9 +49,12 @@ class RowRecord:
 
     @property
     def sources(self) -> tuple[int, ...]:
-        """Where each token that it committed came from, as a TokenRun tells it; the last is the target's own."""
-        drafted = self.exits[: self.num_accepted]
-        return (*(-exit_ if self.at_hand else exit_ for exit_ in drafted), OWN)
+        """Where each token that it committed came from, as a TokenRun tells it. Nobody drafted the forced ones and the
+        last.
+        """
+        drafted = self.exits[: self.num_right]
+        own = (OWN,) * (self.num_accepted - len(drafted) + 1)
+        return (*(-exit_ if self.at_hand else exit_ for exit_ in drafted), *own)
 
     @property
     def at_hand(self) -> bool:

@@ -34,8 +34,8 @@ def train(config: TrainDrafterConfig) -> Path:
     mixture = Mixture(corpus_rows(config, stream), on_policy_rows(config, stream), schedule, config.seed)
     model = build_model(config.base, config.seed)
     if config.base.head_size is not None:
-        counts, size = count_tokens(stream, model.config.vocab_size), config.base.head_size
-        trim_head(model, most_frequent(counts, size, configured_eos(tokenizer), range(len(counts))))
+        counts = count_tokens(stream, model.config.vocab_size)
+        trim_head(model, most_frequent(counts, config.base.head_size, configured_eos(tokenizer)))
     model.to(pick_device())
     optimisers, losses = build_optimisers(model, schedule), partial(step_losses, model, config, mixture)
     state = fit(model, optimisers, losses, schedule, config.work / "fit")

@@ -62,7 +62,7 @@ def read(parser: type[CallParser], text: str) -> list[tuple[str, Any]]:
 @PARSERS
 @pytest.mark.parametrize("most", [None, 1])
 def test_whatever_is_written_is_calls_that_hold_to_their_schemas(parser: type[CallParser], most: int | None) -> None:
-    grammar = grammar_of_calls(parser, OFFERED, most, {})
+    grammar = grammar_of_calls(parser, OFFERED, {}, many=most is None)
     rng, numbers, names = random.Random(1), set(), set()
     for _ in range(60):
         if (text := written(grammar, rng)) is None:
@@ -79,7 +79,7 @@ def test_whatever_is_written_is_calls_that_hold_to_their_schemas(parser: type[Ca
 
 def test_a_named_function_is_the_only_one() -> None:
     for parser in FORMS:
-        grammar = grammar_of_calls(parser, OFFERED[1:2], None, {})
+        grammar = grammar_of_calls(parser, OFFERED[1:2], {}, many=True)
         texts = [written(grammar, random.Random(seed)) for seed in range(20)]
         assert {name for text in texts if text for name, _ in read(parser, text)} == {"wait"}
 
@@ -91,7 +91,7 @@ def test_what_templates_write_is_what_the_grammar_asks_for() -> None:
         (Mistral, "arguments", "[TOOL_CALLS] [", "]"),
     ):
         text = f'{before}{{"name": "weather", "{key}": {{"at": "oslo"}}}}{behind}'
-        matcher = LLMatcher(SEEN, grammar_of_calls(parser, OFFERED, 1, {}))
+        matcher = LLMatcher(SEEN, grammar_of_calls(parser, OFFERED, {}, many=False))
         assert matcher.consume_tokens(TOKENIZER.encode(text, add_special_tokens=False)), (parser, matcher.get_error())
         assert matcher.is_accepting()
 
@@ -100,7 +100,7 @@ def test_a_mark_that_is_a_token_is_that_token() -> None:
     model = mistral_card()
     mark = model.tokenizer.convert_tokens_to_ids("[TOOL_CALLS]")
     seen = LLTokenizer(model.tokenizer.backend_tokenizer.to_str(), eos_token=[model.eos_token_ids[0]])
-    matcher = LLMatcher(seen, grammar_of_calls(Mistral, OFFERED, 1, {"[TOOL_CALLS]": mark}))
+    matcher = LLMatcher(seen, grammar_of_calls(Mistral, OFFERED, {"[TOOL_CALLS]": mark}, many=False))
     assert matcher.consume_token(mark)
 
 
@@ -163,5 +163,5 @@ async def test_a_template_that_does_not_know_tools_is_a_400_where_a_call_has_to_
 
 def test_a_tool_without_parameters_takes_none_and_objects_only() -> None:
     with pytest.raises(InvalidRequest, match=r"tools\[0\]"):
-        grammar_of_calls(Hermes, [Tool.model_validate(tool(parameters={"type": "array"}))], 1, {})
+        grammar_of_calls(Hermes, [Tool.model_validate(tool(parameters={"type": "array"}))], {}, many=False)
     assert PARAMETERS["required"] == ["city"]

@@ -26,11 +26,7 @@ def told(tmp_path: Path) -> str:
 
 
 def test_targets_of_the_drafters_vocabulary_add_up_and_others_do_not_count(told: str) -> None:
-    assert read_counts(told, 5, "own", {}).tolist() == [1, 0, 0, 7, 0]
-
-
-def test_tokens_of_another_vocabulary_count_as_the_drafters_that_spell_them(told: str) -> None:
-    assert read_counts(told, 5, "own", {"other": {9: (1, 1, 3), 8: ()}}).tolist() == [1, 8, 0, 11, 0]
+    assert read_counts(told, 5, "own").tolist() == [1, 0, 0, 7, 0]
 
 
 @pytest.mark.parametrize(
@@ -48,4 +44,4 @@ def test_what_is_no_count_of_this_vocabulary_is_refused(tmp_path: Path, text: st
     path = tmp_path / "counts.json"
     path.write_text(text)
     with pytest.raises(ConfigError, match=message):
-        read_counts(str(path), 5, "own", {})
+        read_counts(str(path), 5, "own")

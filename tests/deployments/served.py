@@ -99,7 +99,7 @@ class Served:
             engines = [told for name in names for told in self.targets(name, "stats")]
             pages = all(engine["num_free_pages"] == engine["num_pages"] for engine in engines)
             queues = all(engine["num_running"] == engine["num_waiting"] == 0 for engine in engines)
-            pools = [member.stats for member in self.pool()]
+            pools = [member.stats for member in self.pool()] if self.config.pool else []
             return pages and queues and all(s.num_sequences == 0 and s.num_free_pages == s.num_pages for s in pools)
 
         wait_until(idle)

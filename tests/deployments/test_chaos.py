@@ -34,6 +34,7 @@ from targets.engine import Engine, EngineConfig
 from targets.model import load_target
 from tests.deployments.chaos_kills import INGRESS, Kill, Killer
 from tests.deployments.chaos_requests import Answer, Ask, Asker, Broken, Order, Refused, asks, orders, texts_of
+from tests.deployments.demo_models import NAMES, linked
 from tests.deployments.harness import wait_until
 from tests.deployments.head import Head
 from tests.deployments.served import Served
@@ -46,7 +47,6 @@ UNDER_WAY = 8
 PAUSE_S = (3.0, 7.0)  # between kills
 LIMIT_S = 180.0  # for one request, and for a replica to come back
 NOTED_S = 3.0  # in which Serve notes that a replica is dead
-MODELS = Path(__file__).resolve().parents[2] / "demo/models"
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600 + 8 * NUM_REQUESTS)]
 
@@ -69,11 +69,9 @@ TEMPLATE = (
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo's code models, with a chat template that knows tools."""
-    if not (MODELS / "drafter").is_dir():
-        pytest.skip("demo/models/drafter is not there; `make demo-models` trains it")
-    folder = tmp_path_factory.mktemp("chaos")
-    for name in ("large", "small", "drafter"):
-        shutil.copytree(MODELS / name, folder / name)
+    models, folder = linked(tmp_path_factory.mktemp("models")), tmp_path_factory.mktemp("chaos")
+    for name in NAMES:
+        shutil.copytree(models / name, folder / name)
         path = folder / name / "tokenizer_config.json"
         kept = [line for line in path.read_text().splitlines() if '"chat_template"' not in line]
         path.write_text("\n".join(kept))

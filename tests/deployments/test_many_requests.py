@@ -23,6 +23,7 @@ from bench.workload import HELD_OUT
 from cli.prompts import read_prompts
 from targets.grammar import KEPT
 from tests.deployments.chaos_requests import Ask, Asker, Order
+from tests.deployments.demo_models import linked
 from tests.deployments.harness import wait_until
 from tests.deployments.head import Head
 from tests.deployments.served import Served
@@ -36,7 +37,6 @@ UNDER_WAY = 8
 NUM_GRAMMARS = 2 * KEPT
 SPARE_DESCRIPTORS = 8  # that come and go with connections
 PROXY, PROXY_KIB = "ProxyActor", 1.0  # Ray's own, which grew by 0.5 KiB (bench/results/many_requests.md)
-MODELS = Path(__file__).resolve().parents[2] / "demo/models"
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600 + NUM_REQUESTS)]
 
@@ -53,12 +53,7 @@ access: {open: true}
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not (MODELS / "drafter").is_dir():
-        pytest.skip("demo/models/drafter is not there; `make demo-models` trains it")
-    folder = tmp_path_factory.mktemp("many")
-    for name in ("large", "small", "drafter"):
-        (folder / name).symlink_to(MODELS / name)
-    return folder
+    return linked(tmp_path_factory.mktemp("many"))
 
 
 @pytest.fixture(scope="module")

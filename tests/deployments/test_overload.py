@@ -18,6 +18,7 @@ import pytest
 from bench import machine
 from bench.workload import HELD_OUT
 from cli.prompts import read_prompts
+from tests.deployments.demo_models import linked
 from tests.deployments.head import Head
 from tests.deployments.overload import Caller, Told
 from tests.deployments.served import Served
@@ -27,7 +28,6 @@ TIMES = 4
 NUM_REQUESTS = int(os.environ.get("DRAFTPOOL_OVERLOAD_REQUESTS", "200"))
 WAIT_S = 5.0  # allowed until the first token
 REFUSED_S = 0.1
-MODELS = Path(__file__).resolve().parents[2] / "demo/models"
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -43,12 +43,7 @@ access: {{open: true}}
 
 @pytest.fixture(scope="module")
 def family(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if not (MODELS / "small").is_dir():
-        pytest.skip("demo/models/small is not there; `make demo-models` trains it")
-    folder = tmp_path_factory.mktemp("overload")
-    for name in ("large", "small"):
-        (folder / name).symlink_to(MODELS / name)
-    return folder
+    return linked(tmp_path_factory.mktemp("overload"))
 
 
 @pytest.fixture(scope="module")

@@ -75,3 +75,10 @@ def test_what_was_proposed_and_refused_is_no_source() -> None:
     assert row.sources == (-4, OWN)
     assert replace(row, origin=Origin.FRESH, num_accepted=3).sources == (4, 2, 4, OWN)
     assert RowRecord(1).sources == (OWN,)
+
+
+def test_a_token_that_a_grammar_forces_is_one_that_nobody_drafted() -> None:
+    row = RowRecord(1, 4, 4, Origin.FRESH, exits=(2, 4), num_forced=2)
+    assert row.sources == (2, 4, OWN, OWN, OWN)
+    assert replace(row, num_accepted=1).sources == (2, OWN)
+    assert RowRecord(1, 3, 3, Origin.FORCED, num_forced=3).sources == (OWN,) * 4

@@ -17,11 +17,9 @@ from transformers import AutoModelForCausalLM
 
 from cli.main import main
 from cli.trim_command import doubts
-from demo.tokenizer import save_tokenizer, train_tokenizer
 from drafters.head import count_tokens
 from drafters.manifest import Manifest, vocabulary_hash
 from drafters.training.config import Corpus
-from drafters.translation import translation_between
 from drafters.trim import count_corpus, head_tokens, read_trimmable, write_trimmed
 from drafters.trim_choice import Head, TrimCosts, predict
 from drafters.trim_cost import measure, timed
@@ -182,70 +180,9 @@ def test_tokens_that_end_an_answer_are_always_kept(checkpoint: Path, tmp_path: P
     (folder / "generation_config.json").write_text('{"eos_token_id": [2, 100]}')
     config = read_config(folder)
     counts = count_tokens([7] * 5 + [8] * 4, config.vocab_size)
-    all_tokens = range(config.vocab_size)
-    assert head_tokens(folder, config, counts, 3, all_tokens) == (2, 7, 100)
+    assert head_tokens(folder, config, counts, 3) == (2, 7, 100)
     with pytest.raises(ConfigError, match=f"1 rows are no trimmed head of .*; give 2 to {config.vocab_size - 1}"):
-        head_tokens(folder, config, counts, 1, all_tokens)
-
-
-def test_an_end_that_the_target_lacks_is_not_kept(checkpoint: Path) -> None:
-    config = read_config(checkpoint)
-    counts = count_tokens([7] * 5 + [8] * 4 + [9], config.vocab_size)
-    assert head_tokens(checkpoint, config, counts, 2, {7, 9, 11}) == (7, 9)
-    with pytest.raises(ConfigError, match="give 2 to 3"):
-        head_tokens(checkpoint, config, counts, 4, {7, 9, 11})
-
-
-@pytest.fixture
-def stranger(tmp_path: Path) -> Path:
-    """A tokenizer that was trained on another text."""
-    folder = tmp_path / "stranger"
-    save_tokenizer(train_tokenizer(["we add the first thing\nto the second\n" * 3]), folder)
-    return folder
-
-
-def test_a_head_of_the_intersection_drafts_nothing_that_the_target_lacks(
-    capsys: pytest.CaptureFixture[str], checkpoint: Path, stranger: Path, corpus: Path, tmp_path: Path
-) -> None:
-    translation = translation_between(stranger, checkpoint)
-    assert translation is not None
-    common, vocab = sorted(translation.to_target), read_config(checkpoint).vocab_size
-    assert 256 <= len(common) < vocab, "all bytes, and not all words"
-    out = tmp_path / "out"
-    also = ("--also-in", str(stranger), "--size")
-    text = printed(capsys, *command(checkpoint, out, corpus, *also, str(len(common))))
-    assert f"{len(common)} tokens are in both vocabularies" in text
-    assert list(read_config(resolve(str(out))).head_token_ids) == common
-    drafted = {
-        folder: draft_from_scratch(
-            load_decoder(folder, dtype=torch.float32), [5, 9, 13], 40, DepthRule((4,)), SAMPLINGS[1]
-        )
-        for folder in (checkpoint, resolve(str(out)))
-    }
-    whole, own = ([token for token, *_ in draft] for draft in drafted.values())
-    assert len(translation.write(own)) == 40
-    assert len(translation.write(whole)) < 40
-    message = refused(capsys, *command(checkpoint, tmp_path / "none", corpus, *also, str(len(common) + 1)))
-    assert f"to {len(common)}: all tokens that" in message
-
-
-def test_a_target_of_the_same_vocabulary_takes_nothing_from_the_head(
-    capsys: pytest.CaptureFixture[str], checkpoint: Path, corpus: Path, tmp_path: Path
-) -> None:
-    options = ("--also-in", str(checkpoint), "--size", "50")
-    assert "have one vocabulary; leave --also-in out" in refused(
-        capsys, *command(checkpoint, tmp_path / "out", corpus, *options)
-    )
-
-
-def test_the_fastest_size_is_sought_in_the_intersection(
-    capsys: pytest.CaptureFixture[str], checkpoint: Path, stranger: Path, corpus: Path, tmp_path: Path
-) -> None:
-    options = ("--also-in", str(stranger), "--target", str(checkpoint), "--dtype", "fp32", "--repeat", "1")
-    printed(capsys, *command(checkpoint, tmp_path / "out", corpus, *options))
-    translation = translation_between(stranger, checkpoint)
-    assert translation is not None
-    assert read_config(resolve(str(tmp_path / "out"))).head_token_ids == tuple(sorted(translation.to_target))
+        head_tokens(folder, config, counts, 1)
 
 
 def test_what_cannot_be_trimmed_is_refused(
