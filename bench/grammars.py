@@ -149,8 +149,8 @@ def measure(args: Namespace) -> dict[str, Any]:
 def table(found: dict[str, Any], place: dict[str, object]) -> str:
     shaped, free = zip(*found["rates"], strict=True)
     ratio = paired_ratio(shaped, free)
-    heads = ("tokens", "invalid", "unlike speculation off", "tokens/s", "without schemas", "ratio")
-    heads += ("accepted drafts", "without schemas")
+    heads = ["tokens", "invalid", "unlike speculation off", "tokens/s", "without schemas", "ratio"]
+    heads += ["accepted drafts", "without schemas"]
     cells = (f"{median(shaped):.0f}", f"{median(free):.0f}")
     spread = f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
     drafts = (f"{accepted} of {drafted}" for drafted, accepted in found["drafted"])
