@@ -78,7 +78,7 @@ def test_sampled_rows_begin_with_corpus_text_and_differ_between_chunks(checkpoin
 
 
 def oracle(checkpoint: Path, tokens: Tokens) -> torch.Tensor:
-    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16)
+    model: Any = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.bfloat16).float()
     with torch.inference_mode():
         logits: torch.Tensor = model(input_ids=torch.from_numpy(tokens.astype(np.int64))).logits
     return logits.float()
