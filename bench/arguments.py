@@ -6,7 +6,7 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from transformers import AutoTokenizer
@@ -44,24 +44,22 @@ def one_of(*names: str) -> Callable[[str], str]:
     return parse
 
 
-def plain_parser(description: str | None, **defaults: object) -> ArgumentParser:
-    """defaults: in place of those that the options have."""
+def plain_parser(description: str | None, out: str | None = None) -> ArgumentParser:
+    """out: the file in bench/results that a result goes to unless told; None: it has to be told."""
     parser = ArgumentParser(description=description, formatter_class=RawDescriptionHelpFormatter)
-    parser.set_defaults(**defaults)
+    parser.add_argument("--out", type=Path, required=out is None, default=RESULTS / (out or ""))
     return parser
 
 
-def pairs_parser(description: str | None, **defaults: object) -> ArgumentParser:
-    """Interleaved repetitions of every depth and length, with the demo drafter."""
-    parser = plain_parser(description)
+def pairs_parser(description: str | None, out: str, **defaults: object) -> ArgumentParser:
+    """Interleaved repetitions of every depth and length, with the demo drafter. defaults: in place of the usual."""
+    parser = plain_parser(description, out)
     parser.add_argument("--drafter", type=checkpoint, default=MODELS / "drafter")
-    parser.add_argument("--weights", choices=[*WeightFormat], default=WeightFormat.STORED, help="of the target")
+    add_weights(parser)
     parser.add_argument("--workload", choices=KINDS, default="mixed", help="lengths of prompts (default: mixed)")
     parser.add_argument("--pairs", type=whole(2), default=15, help="interleaved repetitions (default: 15)")
-    parser.add_argument("--out", type=Path)
     add_settings(parser)
-    parser.set_defaults(num_prompts=4)
-    parser.set_defaults(**defaults)
+    parser.set_defaults(num_prompts=4, **defaults)
     return parser
 
 
@@ -87,6 +85,10 @@ def checkpoint(text: str) -> Path:
         raise ArgumentTypeError(str(error)) from None
 
 
+def add_weights(parser: ArgumentParser, default: WeightFormat = WeightFormat.STORED) -> None:
+    parser.add_argument("--weights", choices=[*WeightFormat], default=default, help="of the target: %(default)s")
+
+
 def add_threads(parser: ArgumentParser) -> None:
     parser.add_argument("--threads", type=whole(1), default=default_threads())
 
@@ -103,6 +105,11 @@ def subject_of(args: Namespace, target: Path, max_batch: int, threads: int) -> S
 
 def workload_of(args: Namespace, target: Path, num_prompts: int) -> Workload:
     return Workload(read_texts(args.prompts, AutoTokenizer.from_pretrained(target)), args.workload, num_prompts)
+
+
+def given(args: Namespace, *names: str) -> dict[str, Any]:
+    """The options of these names, to stand in a result."""
+    return {name: getattr(args, name) for name in names}
 
 
 def ended(name: str, run: Callable[[Namespace], int], args: Namespace) -> int:

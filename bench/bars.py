@@ -14,17 +14,16 @@ from statistics import median
 from typing import Any
 
 from bench import machine
-from bench.arguments import add_target, add_threads, ended, listed, pairs_parser, subject_of, workload_of
+from bench.arguments import add_target, add_threads, ended, given, listed, pairs_parser, subject_of, workload_of
 from bench.cells import Cell, Subject
 from bench.command import say_left_out
 from bench.grid import LENGTH_MODES, Grid
-from bench.metrics import CellResult, rate
+from bench.metrics import CellResult, fastest, rate
 from bench.passes import products_ms, read_ms, step_bytes, step_ms
 from bench.run import Engines, measure, opened
-from bench.stats import SLACK, Bar, Ratio, Sense, best, paired_ratio
+from bench.stats import SLACK, Bar, Ratio, Sense, paired_ratio
 from bench.workload import Workload
 
-RESULT = machine.ROOT / "bench/results/bars.json"
 PEERS = ("generate", "assisted", "openvino", "openvino-draft")
 CROWD = 8
 NUM_PASSES = 20  # of which a read, or the products, is the median
@@ -58,14 +57,12 @@ def ratio(ours: CellResult | None, theirs: CellResult | None) -> Ratio | None:
 
 
 def of_mode(results: Sequence[CellResult], mode: str) -> CellResult | None:
-    return next((result for result in results if result.mode == mode), None)
+    return next((result for result in results if result.cell.mode == mode), None)
 
 
 def winners(results: Sequence[CellResult]) -> list[Cell]:
     """The fastest setting of each mode."""
-    modes = dict.fromkeys(result.mode for result in results)
-    rates = {mode: {r.cell: r.tokens_per_second for r in results if r.mode == mode} for mode in modes}
-    return [best(rates[mode]) for mode in modes]
+    return [fastest(results, mode) for mode in dict.fromkeys(result.cell.mode for result in results)]
 
 
 def floor_bars(bars: Bars, subject: Subject) -> None:
@@ -94,21 +91,21 @@ def speculation_bars(bars: Bars, grid: Grid, asked: float) -> None:
     """At batch 1 and one temperature: the best of each mode beside the plain loops."""
     temperature = grid.temperatures[0]
     chosen = winners(bars.run(f"choosing at temperature {temperature}", grid.cells()))
-    plain_cells = replace(grid, modes=[mode for mode in ("plain", "openvino") if _wanted(mode, grid)]).cells()
+    plain_cells = replace(grid, modes=["plain", *(["openvino"] if "openvino-draft" in grid.modes else [])]).cells()
     probe = replace(DRAFT_PROBE, temperature=temperature)
     cells = [*plain_cells, *chosen, *([] if probe in chosen else [probe])]
     results = bars.run(f"measured at temperature {temperature}", cells)
-    plain, fixed = of_mode(results, "plain"), next(r for r in results if r.cell in chosen and r.mode == "fixed")
+    plain, fixed = of_mode(results, "plain"), next(r for r in results if r.cell in chosen and r.cell.mode == "fixed")
     assert plain is not None
-    name = f"best fixed (depth {fixed.depth}, length {fixed.length}) at temperature {temperature}"
+    name = f"best fixed (depth {fixed.cell.depth}, length {fixed.cell.length}) at temperature {temperature}"
     given = lawful(bars.engines, plain, fixed)
     reachable = min(asked, (1 - SLACK) * given)
     bars.add(f"{name}, over plain", "at least", reachable, ratio(fixed, plain), f"law {given:.2f}")
     bars.add(f"{name}, over assisted", "at least", 3.0, ratio(fixed, of_mode(results, "assisted")))
-    openvino = [result for result in results if result.mode.startswith("openvino")]
-    fastest = max(openvino, key=lambda result: median(result.tokens_per_second), default=None)
-    note = f"its {fastest.mode}, length {fastest.length}" if fastest else ""
-    bars.add(f"{name}, over OpenVINO's best mode", "at least", 1.5, ratio(fixed, fastest), note)
+    openvino = [result for result in results if result.cell.mode.startswith("openvino")]
+    theirs = max(openvino, key=lambda result: median(result.tokens_per_second), default=None)
+    note = f"its {theirs.cell.mode}, length {theirs.cell.length}" if theirs else ""
+    bars.add(f"{name}, over OpenVINO's best mode", "at least", 1.5, ratio(fixed, theirs), note)
     drafted = next(result for result in results if result.cell == probe)
     steps = [1e3 / tokens for tokens in plain.tokens_per_second]
     share = paired_ratio(drafted.draft_ms_per_token, steps)
@@ -119,19 +116,15 @@ def crowd_bar(bars: Bars, grid: Grid, asked: float) -> None:
     """In a batch the best setting stands beside the plain loop alone."""
     chosen = winners(bars.run(f"choosing at batch {CROWD}", grid.cells()))
     plain, fixed = bars.run(f"measured at batch {CROWD}", [Cell("plain", CROWD), *chosen])
-    name = f"best fixed (depth {fixed.depth}, length {fixed.length}) at batch {CROWD}, over plain"
+    name = f"best fixed (depth {fixed.cell.depth}, length {fixed.cell.length}) at batch {CROWD}, over plain"
     bars.add(name, "at least", asked, ratio(fixed, plain))
-
-
-def _wanted(mode: str, grid: Grid) -> bool:
-    return mode == "plain" or "openvino-draft" in grid.modes
 
 
 def lawful(engines: Engines, plain: CellResult, fixed: CellResult) -> float:
     """The speed-up that the costs measured here and the acceptance of the run itself allow."""
-    costs = step_ms(engines.ours.model, (1, fixed.length + 1), plain.temperature, NUM_PASSES)
+    costs = step_ms(engines.ours.model, (1, fixed.cell.length + 1), plain.cell.temperature, NUM_PASSES)
     drafts = median(fixed.draft_ms_per_token)
-    return law(fixed.mean_acceptance_length or 1.0, fixed.length, costs[1], costs[fixed.length + 1], drafts)
+    return law(fixed.mean_acceptance_length or 1.0, fixed.cell.length, costs[1], costs[fixed.cell.length + 1], drafts)
 
 
 def law(acceptance_length: float, length: int, plain_ms: float, verify_ms: float, draft_ms: float) -> float:
@@ -158,7 +151,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def as_json(bars: Bars, args: argparse.Namespace) -> dict[str, Any]:
-    settings = {name: getattr(args, name) for name in ("pairs", "num_prompts", "max_tokens", "depths", "lengths")}
+    settings = given(args, "pairs", "num_prompts", "max_tokens", "depths", "lengths")
     return {
         "machine": machine.describe() | {"engines": bars.engines.versions},
         "settings": settings | {"target": args.target.name, "drafter": args.drafter.name, "dtype": "bf16"},
@@ -177,12 +170,13 @@ def table(bars: Sequence[Bar], report: dict[str, Any]) -> str:
 def _row(bar: Bar) -> list[object]:
     ratio, met = bar.ratio, "yes" if bar.met else "**no**"
     name = f"{bar.name} ({bar.note})" if bar.note else bar.name
-    interval = f"{ratio.low:.3g}-{ratio.high:.3g}"
-    return [name, f"{bar.sense} {bar.asked:.3g}", f"{ratio.median:.3g}", interval, ratio.num_pairs, met]
+    asked, measured = f"{bar.sense} {bar.asked:.3g}", f"{ratio.median:.3g}"
+    return [name, asked, measured, ratio.interval(".3g"), ratio.num_pairs, met]
 
 
 def main() -> int:
-    parser = pairs_parser(__doc__, num_prompts=8, out=RESULT)
+    parser = pairs_parser(__doc__, "bars.json")
+    parser.set_defaults(num_prompts=8)
     add_target(parser)
     add_threads(parser)
     parser.add_argument("--peers", type=listed(str), default=PEERS, help=f"some of {','.join(PEERS)} (default: all)")

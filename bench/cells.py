@@ -49,6 +49,10 @@ class Cell:
     category: str = ""
 
     @property
+    def setting(self) -> str:
+        return f"{self.depth}/{self.length}"
+
+    @property
     def speculates(self) -> bool:
         return self.length > 0 or self.mode in CHOOSING
 

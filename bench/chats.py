@@ -10,17 +10,15 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import median
 
 import torch
 
 from bench import machine
-from bench.arguments import RESULTS, add_target, add_threads, ended, plain_parser
+from bench.arguments import add_target, add_threads, add_weights, ended, given, plain_parser
 from bench.ours import requests
 from bench.stats import paired_ratio
 from cli.arguments import whole
-from deployments.local import open_engine
 from model.load import WeightFormat
 from router.policy import Off
 from targets.complete import complete
@@ -52,15 +50,12 @@ def measure(args: Namespace) -> list[tuple[Turns, Turns]]:
     length = 1 + args.turns * (args.question + args.answer)
     sizes = {"num_positions": 2 * length + 4 * PAGE, "page_size": PAGE}
     model = load_target(args.target, dtype=torch.bfloat16, weights=WeightFormat(args.weights), **sizes)
-    engine = open_engine(model, None, Off(), EngineConfig(max_batch=1))
-    try:
+    with Engine(model, Off(), None, EngineConfig(max_batch=1)) as engine:
         chat(engine, model, args, 0, keeps=False)  # warms up
         return [
             (chat(engine, model, args, 2 * pair + 1, True), chat(engine, model, args, 2 * pair + 2, False))
             for pair in range(args.pairs)
         ]
-    finally:
-        engine.stop()
 
 
 def table(pairs: Sequence[tuple[Turns, Turns]], place: dict[str, object]) -> str:
@@ -69,8 +64,7 @@ def table(pairs: Sequence[tuple[Turns, Turns]], place: dict[str, object]) -> str
     for turn, (context, _) in enumerate(pairs[0][0]):
         kept, anew = ([one[turn][1] for one in way] for way in zip(*pairs, strict=True))
         ratio = paired_ratio(anew, kept)
-        spread = f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
-        rows.append((turn + 1, context, f"{median(kept):.0f}", f"{median(anew):.0f}", spread))
+        rows.append((turn + 1, context, f"{median(kept):.0f}", f"{median(anew):.0f}", ratio.text()))
     heads = ("turn", "tokens before the answer", "first token, ms", "read anew, ms", "ratio")
     return machine.markdown(heads, rows, machine.footer(place))
 
@@ -78,22 +72,21 @@ def table(pairs: Sequence[tuple[Turns, Turns]], place: dict[str, object]) -> str
 def run(args: Namespace) -> int:
     place = machine.describe()
     pairs = measure(args)
-    settings = {name: getattr(args, name) for name in ("turns", "question", "answer", "pairs", "weights")}
+    settings = given(args, "turns", "question", "answer", "pairs", "weights")
     machine.publish(args.out, {"machine": place, "settings": settings, "pairs": pairs}, table(pairs, place))
     return 0
 
 
 def main() -> int:
-    parser = plain_parser(__doc__)
+    parser = plain_parser(__doc__, "chats.json")
     add_target(parser)
     add_threads(parser)
+    add_weights(parser)
     add = parser.add_argument
-    add("--weights", choices=[*WeightFormat], default=WeightFormat.STORED, help="default: %(default)s")
     add("--turns", type=whole(2), default=8, help="of a chat (default: %(default)s)")
     add("--question", type=whole(1), default=40, help="tokens (default: %(default)s)")
     add("--answer", type=whole(1), default=80, help="tokens (default: %(default)s)")
     add("--pairs", type=whole(2), default=7, help="interleaved repetitions (default: %(default)s)")
-    add("--out", type=Path, default=RESULTS / "chats.json")
     return ended("bench.chats", run, parser.parse_args())
 
 

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from bench import machine
-from bench.arguments import add_settings, listed, one_of
+from bench.arguments import add_settings, add_threads, add_weights, checkpoint, given, listed, one_of
 from bench.cells import OURS, Subject
 from bench.grid import MODES, PEERS, Grid
 from bench.metrics import CellResult
@@ -22,10 +22,7 @@ from bench.run import Engines, measure, opened
 from bench.workload import EQUAL, KINDS, LONGEST, Workload, read_texts
 from cli.arguments import whole
 from deployments.process import DTYPES
-from deployments.progress import loading
-from model.files import resolve
 from model.load import WeightFormat
-from model.native.library import default_threads
 from protocol.errors import ConfigError
 
 DRAFTING = (*OURS[1:], "assisted", "openvino-draft")
@@ -33,8 +30,7 @@ DRAFTING = (*OURS[1:], "assisted", "openvino-draft")
 
 def run(args: argparse.Namespace) -> int:
     check(args)
-    with loading(args.target):
-        subject = make_subject(args)
+    subject = make_subject(args)
     texts = read_texts(args.prompts, AutoTokenizer.from_pretrained(subject.target))
     workload = Workload(texts, args.workload, args.num_prompts, args.prompt_tokens)
     grid = Grid(
@@ -69,8 +65,7 @@ def settings_of(args: argparse.Namespace, subject: Subject) -> dict[str, object]
     settings |= {"ngram": args.ngram} if "llamacpp-ngram" in args.modes else {}
     settings |= {"draft_gguf": subject.draft_gguf.name} if subject.draft_gguf else {}
     settings |= {"prompt_tokens": args.prompt_tokens} if args.workload == "equal" else {}
-    names = ("workload", "num_prompts", "max_tokens", "dtype", "weights", "repeat")
-    return settings | {name: getattr(args, name) for name in names}
+    return settings | given(args, "workload", "num_prompts", "max_tokens", "dtype", "weights", "repeat")
 
 
 def check(args: argparse.Namespace) -> None:
@@ -86,8 +81,8 @@ def check(args: argparse.Namespace) -> None:
 def make_subject(args: argparse.Namespace) -> Subject:
     longest = args.prompt_tokens if args.workload == "equal" else LONGEST
     return Subject(
-        target=resolve(args.target),
-        drafter=resolve(args.drafter) if args.drafter else None,
+        target=args.target,
+        drafter=args.drafter,
         draft_gguf=args.draft_gguf,
         ngram=args.ngram,
         dtype=DTYPES[args.dtype],
@@ -115,8 +110,8 @@ def temperature(text: str) -> float:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--target", required=True, help="checkpoint directory, or hub id")
-    add("--drafter", help="checkpoint directory")
+    add("--target", type=checkpoint, required=True, help="checkpoint directory, GGUF file or hub id")
+    add("--drafter", type=checkpoint, help="checkpoint directory")
     add("--draft-gguf", type=Path, metavar="FILE", help="the draft model of mode llamacpp-draft")
     add("--ngram", type=whole(1), default=12, help="tokens that repeat before llamacpp-ngram drafts (default: its 12)")
     add("--batch", type=listed(whole(1)), default=[1, 8], help="batch sizes (default: 1,8)")
@@ -125,16 +120,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_settings(parser)
     add("--temperature", type=listed(temperature), default=[0.0], help="one or several (default: 0, greedy)")
     add("--kept-full", type=whole(0), default=0, metavar="N", help="also keep the batch full, N more batches queued")
-    add(
-        "--workload",
-        choices=KINDS,
-        default="mixed",
-        help="prompts of 32 to 512 tokens, of equal length, or as they are",
-    )
+    kinds = "prompts of 32 to 512 tokens, of equal length, or as they are"
+    add("--workload", choices=KINDS, default="mixed", help=kinds)
     add("--prompt-tokens", type=whole(1), default=EQUAL, help="of each prompt of equal length (default: %(default)s)")
     add("--dtype", choices=sorted(DTYPES), default="bf16", help="default: %(default)s")
-    add("--weights", choices=[*WeightFormat], default=WeightFormat.STORED, help="of our target: %(default)s")
-    add("--threads", type=whole(1), default=default_threads(), help="default: %(default)s")
+    add_weights(parser)
+    add_threads(parser)
     add("--repeat", type=whole(1), default=5, help="repetitions, interleaved (default: %(default)s)")
     add("--url", help="an OpenAI-compatible server, for mode url")
     add("--url-model", help="its model (default: the first that it lists)")

@@ -11,7 +11,6 @@ import time
 from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -21,17 +20,17 @@ from transformers import PreTrainedTokenizerBase
 
 from api.structured import of_json
 from bench import machine
-from bench.arguments import MODELS, RESULTS, add_target, add_threads, checkpoint, ended, plain_parser
+from bench.arguments import MODELS, add_target, add_threads, add_weights, checkpoint, ended, plain_parser
 from bench.stats import paired_ratio
 from cli.arguments import whole
-from deployments.local import depth_rule, open_drafter, open_engine
+from deployments.local import depth_rule, open_drafter
 from deployments.models import grammars_of
 from model.load import WeightFormat
 from model.tokenizer import load_tokenizer
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from router.policy import Fixed, Off
 from targets.complete import Completion, complete
-from targets.engine import EngineConfig
+from targets.engine import Engine, EngineConfig
 from targets.model import load_target
 
 MAX_TOKENS = 256  # of an answer; these schemas bound theirs
@@ -114,14 +113,11 @@ def measure(args: Namespace) -> dict[str, Any]:
 
     def play(requests: Sequence[GenerateRequest], drafts: bool = True) -> tuple[float, list[Completion]]:
         policy = Fixed(depth_rule(drafter.exits, None), args.length) if drafts else Off()
-        engine = open_engine(model, drafter if drafts else None, policy, config)
-        try:
+        with Engine(model, policy, drafter.client if drafts else None, config) as engine:
             model.ledger.forget()
             began = time.perf_counter()
             answers = complete(engine, requests)
             return sum(len(each.token_ids) for each in answers) / (time.perf_counter() - began), answers
-        finally:
-            engine.stop()
 
     plain_rate, plain = play(shaped, drafts=False)
     free = [
@@ -152,9 +148,8 @@ def table(found: dict[str, Any], place: dict[str, object]) -> str:
     heads = ["tokens", "invalid", "unlike speculation off", "tokens/s", "without schemas", "ratio"]
     heads += ["accepted drafts", "without schemas"]
     cells = (f"{median(shaped):.0f}", f"{median(free):.0f}")
-    spread = f"{ratio.median:.2f} ({ratio.low:.2f}-{ratio.high:.2f})"
     drafts = (f"{accepted} of {drafted}" for drafted, accepted in found["drafted"])
-    row = (found["tokens"], found["invalid"], found["different"], *cells, spread, *drafts)
+    row = (found["tokens"], found["invalid"], found["different"], *cells, ratio.text(), *drafts)
     return machine.markdown(heads, [row], machine.footer(place))
 
 
@@ -165,17 +160,16 @@ def run(args: Namespace) -> int:
 
 
 def main() -> int:
-    parser = plain_parser(__doc__)
+    parser = plain_parser(__doc__, "grammars.json")
     add_target(parser)
     add_threads(parser)
+    add_weights(parser, WeightFormat.DENSE)
     add = parser.add_argument
     add("--drafter", type=checkpoint, default=str(MODELS / "smollm2-drafter"), help="default: %(default)s")
-    add("--weights", choices=[*WeightFormat], default=WeightFormat.DENSE, help="of the target (default: %(default)s)")
     add("--requests", type=whole(1), default=200, help="default: %(default)s")
     add("--batch", type=whole(1), default=8, help="default: %(default)s")
     add("--length", type=whole(1), default=4, help="of drafts (default: %(default)s)")
     add("--pairs", type=whole(1), default=3, help="interleaved repetitions (default: %(default)s)")
-    add("--out", type=Path, default=RESULTS / "grammars.json")
     return ended("bench.grammars", run, parser.parse_args())
 
 

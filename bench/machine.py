@@ -35,16 +35,13 @@ def describe() -> dict[str, object]:
     }
 
 
-def hardware(place: Mapping[str, Any]) -> str:
-    """On what and with what, of what `describe` told; older results name no kernels."""
-    kernels = f", kernels {place['kernels']}" if "kernels" in place else ""
-    return f"{place['cpu']}{kernels}, {place['threads']} threads, torch {place['torch']}"
-
-
 def footer(place: Mapping[str, Any]) -> str:
-    """The last line of a table: what `describe` told."""
+    """The last line of a table: what `describe` told. Older results name no kernels."""
     command = re.sub(r" --out \S+", "", str(place["command"]))  # where it went is where it lies
-    return f"{hardware(place)}; commit {place['commit']}; `{command}`."
+    engines = "".join(f", {name} {version}" for name, version in place.get("engines", {}).items())
+    kernels = f", kernels {place['kernels']}" if "kernels" in place else ""
+    versions = f"{place['threads']} threads, torch {place['torch']}{engines}"
+    return f"{place['cpu']}{kernels}, {versions}; commit {place['commit']}; `{command}`."
 
 
 def markdown(header: Sequence[str], rows: Iterable[Sequence[object]], *notes: str) -> str:

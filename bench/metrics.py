@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, replace
 from statistics import fmean, median
 
 from bench.cells import Cell, CellOutcome, Timed
-from bench.stats import Ratio, paired_ratio
+from bench.stats import Ratio, best, paired_ratio
 
 Repetition = Sequence[CellOutcome]  # one for each group of prompts
 
@@ -31,13 +31,7 @@ class CellResult:
     """
 
     engine: str
-    mode: str
-    batch: int
-    depth: int | str | None
-    length: int
-    temperature: float
-    queue: int
-    category: str
+    cell: Cell
     tokens_per_second: list[float]
     prompt_tokens_per_second: list[float]
     ttft_ms: float
@@ -48,12 +42,10 @@ class CellResult:
     identical: float | None
     speedup: Ratio | None = None
 
-    @property
-    def cell(self) -> Cell:
-        return Cell(self.mode, self.batch, self.depth, self.length, self.temperature, self.queue, self.category)
-
     def as_json(self) -> dict[str, object]:
-        return asdict(self)
+        """The cell's settings stand beside the figures."""
+        fields = asdict(self)
+        return {**fields.pop("cell"), **fields}
 
 
 def summary(
@@ -69,13 +61,7 @@ def summary(
     tpots = [_span_ms(output) / (len(output.arrived) - 1) for output in outputs if len(output.arrived) > 1]
     return CellResult(
         engine=engine,
-        mode=cell.mode,
-        batch=cell.batch,
-        depth=cell.depth,
-        length=cell.length,
-        temperature=cell.temperature,
-        queue=cell.queue,
-        category=cell.category,
+        cell=cell,
         tokens_per_second=[round(rate(repetition, cell), 2) for repetition in repetitions],
         prompt_tokens_per_second=[
             round(prompt_tokens / prefill_s(repetition), 2) for repetition in repetitions if not cell.queue
@@ -124,13 +110,18 @@ def draft_ms(repetition: Repetition) -> float | None:
 
 def with_speedups(results: Sequence[CellResult]) -> list[CellResult]:
     """Each result beside our plain loop's of the same batch, temperature, queue and category."""
-    plain = {_peers(result): result.tokens_per_second for result in results if result.mode == "plain"}
+    plain = {_peers(result): result.tokens_per_second for result in results if result.cell.mode == "plain"}
     return [
         replace(result, speedup=_speedup(result.tokens_per_second, plain[_peers(result)]))
         if _peers(result) in plain
         else result
         for result in results
     ]
+
+
+def fastest(results: Sequence[CellResult], mode: str) -> Cell:
+    """The setting of a mode."""
+    return best({result.cell: result.tokens_per_second for result in results if result.cell.mode == mode})
 
 
 def _speedup(rates: Sequence[float], plain: Sequence[float]) -> Ratio:

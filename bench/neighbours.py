@@ -9,14 +9,13 @@ import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 
 from bench import machine
-from bench.arguments import RESULTS, add_target, add_threads, plain_parser
+from bench.arguments import add_target, add_threads, plain_parser
 from bench.stats import Ratio, paired_ratio
 from cli.arguments import whole
 from model.cores import usable_cores
@@ -75,20 +74,19 @@ def measure(model: TargetModel, count: int, pairs: int, seconds: float) -> tuple
 def table(alone: Sequence[float], beside: Sequence[float], ratio: Ratio, count: int, place: Mapping[str, Any]) -> str:
     rows = [
         (0, f"{median(alone):.0f}", 1, ""),
-        (count, f"{median(beside):.0f}", f"{ratio.median:.2f}", f"{ratio.low:.2f}-{ratio.high:.2f}"),
+        (count, f"{median(beside):.0f}", f"{ratio.median:.2f}", ratio.interval()),
     ]
     header = ("busy neighbours", "tokens/s", "of alone", "90 % interval")
     return machine.markdown(header, rows, machine.footer(place))
 
 
 def main() -> int:
-    parser = plain_parser(__doc__)
+    parser = plain_parser(__doc__, "neighbours.json")
     add_target(parser)
     add_threads(parser)
     parser.add_argument("--neighbours", type=whole(1), default=usable_cores(), help="default: one a core")
     parser.add_argument("--pairs", type=whole(2), default=15, help="default: %(default)s")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement (default: %(default)s)")
-    parser.add_argument("--out", type=Path, default=RESULTS / "neighbours.json")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     model = load_target(args.target, dtype=torch.bfloat16, num_positions=2 * CONTEXT, page_size=16)

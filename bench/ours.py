@@ -7,8 +7,8 @@ from __future__ import annotations
 import itertools
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
 from importlib import metadata
 from typing import Any
 
@@ -65,8 +65,7 @@ class DraftPoolEngine:
         self.rounds: dict[Cell, deque[RoundRecord]] = {}
         self._subject = subject
         self._model: TargetModel | None = None
-        self._drafter: NestedDrafter | None = None
-        self._worker: DraftWorker | None = None
+        self._nested: tuple[NestedDrafter, DraftWorker] | None = None
         self._own: OwnDraftClient | None = None
         self._translation: Translation | None = None
         self._curves: CostCurves | None = None
@@ -91,13 +90,13 @@ class DraftPoolEngine:
         self._own = open_own(self._model, subject.target, subject.drafter, Execution.AUTO, WeightFormat.STORED)
         if self._own is None:
             self._translation = translation_between(subject.target, subject.drafter)
-            self._drafter = load_nested(subject.drafter, **options)
-            self._worker = DraftWorker(self._drafter, PoolLimits(max_rows=subject.max_batch), time.monotonic)
+            nested = load_nested(subject.drafter, **options)
+            self._nested = nested, DraftWorker(nested, PoolLimits(max_rows=subject.max_batch), time.monotonic)
 
     def close(self) -> None:
         self._stack.close()
         self._engines.clear()
-        self._model = self._drafter = self._worker = self._own = None
+        self._model = self._nested = self._own = None
 
     def oracle(self, prompt: TokenIds, temperature: float, seed: int, max_tokens: int) -> tuple[int, ...]:
         """The plain loop's text: one sequence, one token a step."""
@@ -133,19 +132,14 @@ class DraftPoolEngine:
             self._engines[cell] = engine, recorder
         return self._engines[cell]
 
-    @contextmanager
-    def _started(self, cell: Cell, policy: Policy, config: EngineConfig) -> Iterator[Engine]:
-        engine = Engine(self.model, policy, self._client(config) if cell.speculates else None, config)
-        engine.start()
-        try:
-            yield engine
-        finally:
-            engine.stop()
+    def _started(self, cell: Cell, policy: Policy, config: EngineConfig) -> AbstractContextManager[Engine]:
+        return Engine(self.model, policy, self._client(config) if cell.speculates else None, config)
 
     def _client(self, config: EngineConfig) -> DraftClient:
         if self._own is not None:
             return self._own
-        return reached(LocalDraftClient(self._drafting_worker(), config.incarnation), self._translation)
+        _, worker = self._loaded()
+        return reached(LocalDraftClient(worker, config.incarnation), self._translation)
 
     def _policy(self, cell: Cell) -> Policy:
         if cell.mode == PLAIN:
@@ -164,14 +158,12 @@ class DraftPoolEngine:
 
     @property
     def exits(self) -> tuple[int, ...]:
-        if self._own is not None:
-            return self._own.exits
-        return self._drafting_worker().describe().exits
+        return self._own.exits if self._own is not None else self._loaded()[0].exits
 
-    def _drafting_worker(self) -> DraftWorker:
-        if self._worker is None:
+    def _loaded(self) -> tuple[NestedDrafter, DraftWorker]:
+        if self._nested is None:
             raise ConfigError("there is no drafter to speculate with; give --drafter")
-        return self._worker
+        return self._nested
 
     def _measured(self) -> CostCurves:
         """Of the loaded models as they stand."""
@@ -185,9 +177,7 @@ class DraftPoolEngine:
     def _drafter_costs(self, key: ModelKey) -> DrafterCosts:
         if self._own is not None:
             return own_drafter_costs(self.model, self._own, key, self._subject.max_batch, PROFILE_REPEAT)
-        if self._drafter is None:
-            raise ConfigError("there is no drafter to speculate with; give --drafter")
-        return drafter_costs(self._drafter, key, self._subject.max_batch, PROFILE_REPEAT)
+        return drafter_costs(self._loaded()[0], key, self._subject.max_batch, PROFILE_REPEAT)
 
 
 def _timed(log: Sequence[tuple[TokenRun, float]], start: float) -> Timed:

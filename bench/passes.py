@@ -21,7 +21,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench import machine
-from bench.arguments import add_threads, checkpoint, listed, plain_parser
+from bench.arguments import add_threads, add_weights, checkpoint, listed, plain_parser
 from bench.memory import MIB, peak_mb
 from bench.stats import Ratio, paired_ratio
 from cli.arguments import whole
@@ -184,7 +184,7 @@ def table(times: Mapping[str, Sequence[float]], compared: Mapping[str, Ratio], *
     rows = []
     for width, taken in times.items():
         name, ratio = by_width.get(width, ("", None))
-        cells = (f"{ratio.median:.2f} ({name})", f"{ratio.low:.2f}-{ratio.high:.2f}") if ratio else ("", "")
+        cells = (f"{ratio.median:.2f} ({name})", ratio.interval()) if ratio else ("", "")
         rows.append(("one read of the weights" if width == READ else width, f"{median(taken):.2f}", *cells))
     header = ("tokens in the pass", "ms", "ratio", "90 % interval")
     return machine.markdown(header, rows, *notes)
@@ -201,11 +201,10 @@ def loaded_note(found: Mapping[str, float]) -> str:
 def main() -> int:
     parser = plain_parser(__doc__)
     parser.add_argument("--target", type=checkpoint, help="default: a random Llama of half a billion parameters")
-    parser.add_argument("--weights", choices=[*WeightFormat], default=WeightFormat.STORED, help="default: %(default)s")
     parser.add_argument("--widths", type=listed(whole(1)), default=[1, 2, 3, 5, 9])
     parser.add_argument("--pairs", type=whole(2), default=15, help="default: %(default)s")
-    parser.add_argument("--out", type=Path, required=True)
     add_threads(parser)
+    add_weights(parser)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     with given_or_random(args.target) as path:

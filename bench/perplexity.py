@@ -102,7 +102,7 @@ def table(report: Mapping[str, Any]) -> str:
         over = ("", "")
         if REFERENCE in losses:
             ratio = paired_ratio([*map(math.exp, losses[name])], [*map(math.exp, losses[REFERENCE])])
-            over = f"{ratio.median:.4f}", f"{ratio.low:.4f}-{ratio.high:.4f}"
+            over = f"{ratio.median:.4f}", ratio.interval(".4f")
         rows.append((name, f"{perplexity:.3f}", *over))
     notes = [f"Left out: {name} ({reason})." for name, reason in report["left_out"].items()]
     listed = ", ".join(f"{name} {value}" for name, value in report["settings"].items())
@@ -120,13 +120,8 @@ def arguments() -> ArgumentParser:
     add("--peer", type=listed(one_of(PEER)), default=[], help=PEER)
     add("--window", type=whole(2), default=512, help="tokens (default: %(default)s)")
     add("--windows", type=whole(1), default=16, help="at most so many (default: %(default)s)")
-    add("--out", type=Path, required=True)
     return parser
 
 
-def main() -> int:
-    return ended("bench.perplexity", run, arguments().parse_args())
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended("bench.perplexity", run, arguments().parse_args()))

@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from protocol.errors import ConfigError
 from protocol.plan import BatchView, DepthRule, Mode, Plan
 from protocol.record import Origin, RoundRecord
 from protocol.stats import RoundStats
@@ -42,15 +41,10 @@ class NoStop(Goodput):
 
 
 def adaptive(name: str, curves: CostCurves, exits: tuple[int, ...], max_rows: int, length: int = 12) -> Policy:
-    """One that chooses among the exits, with drafts of up to `length` tokens. Raises ConfigError for another name."""
+    """One that chooses among the exits, with drafts of up to `length` tokens."""
     costs = tables(curves, exits, length, max_rows, linked=True)
-    if name == GOODPUT:
-        return Goodput(costs)
-    if name == EMA:
-        return Ema(costs)
-    if name == NOSTOP:
-        return NoStop(costs)
-    raise ConfigError(f"{name!r} does not choose depth and length; choose from {', '.join(ADAPTIVE)}")
+    made: dict[str, type[Ema] | type[Goodput]] = {EMA: Ema, GOODPUT: Goodput, NOSTOP: NoStop}
+    return made[name](costs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +80,11 @@ def plays(rounds: Collection[RoundRecord]) -> dict[str, float]:
     return {name: round(count / names.total(), 4) for name, count in names.most_common()}
 
 
+def often(played: Mapping[str, float]) -> str:
+    """The three most frequent of `plays`, in words."""
+    return ", ".join(f"{name} {share:.0%}" for name, share in list(played.items())[:3])
+
+
 def _name(plan: Plan) -> str:
     if plan.depth is None or not any(plan.lengths):
         return OFF
@@ -104,16 +103,12 @@ def times(rounds: Collection[RoundRecord]) -> Times:
 def draft_ms_per_token(rounds: Collection[RoundRecord]) -> float | None:
     """Of rounds in which the pool ran no more committed tokens than a round commits; None when nothing was drafted."""
     settled = [one for one in rounds if all(row.num_fed <= max(one.plan.lengths) + 1 for row in one.rows)]
-    drafted = sum(len(row.exits) for one in settled for row in one.rows)
+    drafted = num_drafted(settled)
     return sum(one.draft_ms for one in settled) / drafted if drafted else None
 
 
 def num_drafted(rounds: Collection[RoundRecord]) -> int:
     return sum(len(row.exits) for one in rounds for row in one.rows)
-
-
-def num_accepted(rounds: Collection[RoundRecord]) -> int:
-    return sum(one.num_accepted for one in rounds)
 
 
 def ahead_config(modes: Sequence[Mode], fan_out: int = 8, exit_layer: int | None = None) -> AheadConfig | None:
@@ -143,17 +138,10 @@ class Hits:
 
 def hits(stats: RoundStats) -> Hits:
     num_outcomes = max(stats.num_hits + stats.num_misses, 1)
-
-    def share(origin: Origin) -> float:
-        return round(stats.num_by_origin[origin] / num_outcomes, 4)
-
-    return Hits(
-        full=share(Origin.FULL),
-        runner_up=share(Origin.RUNNER_UP),
-        early_exit=share(Origin.EARLY_EXIT),
-        rest=share(Origin.REST),
-        wait_ms=stats.hit_draft_ms / stats.num_hit_rounds if stats.num_hit_rounds else None,
-    )
+    behind = (Origin.FULL, Origin.RUNNER_UP, Origin.EARLY_EXIT, Origin.REST)
+    shares = (round(stats.num_by_origin[origin] / num_outcomes, 4) for origin in behind)
+    wait_ms = stats.hit_draft_ms / stats.num_hit_rounds if stats.num_hit_rounds else None
+    return Hits(*shares, wait_ms)
 
 
 def latency_bound(serial: Times, hit_rate: float) -> float:

@@ -1,49 +1,34 @@
-"""A draft replica in a process of its own, behind the real server, and the link to it.
-
-`python -m bench.pool_process --drafter DIR` answers every line of its input with what it says of itself, as one line of
-JSON, and ends with its input, so that it never outlives its owner.
-"""
+"""A draft replica in a process of its own, behind the real server, and the link to it."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import os
-import secrets
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
 from bench.cells import PAGE
-from bench.machine import ROOT
-from cli.arguments import whole
-from deployments.process import DTYPES
 from deployments.profiling import drafter_costs
 from drafters.limits import PoolLimits
+from drafters.link_profile import served
 from drafters.nested import load_nested
 from drafters.worker import DraftWorker
 from link import loopback
 from link.discovery import PoolMember
-from link.pool_thread import PoolThread
-from link.secret import VARIABLE, Secret
 from link.transport import LinkedDraftClient
-from protocol.limits import MessageLimits
-from protocol.stats import PoolStats
-from router.cost_files import dumps_costs, loads_costs
-from router.costs import DrafterCosts, ModelKey
+from router.costs import ModelKey
 
 STOP_S = 20.0
 POSITIONS_PER_ROW = 2048
-Describe = Callable[[], PoolMember]
 T = TypeVar("T")
 
 
@@ -60,48 +45,46 @@ class PoolSettings:
     dtype: torch.dtype
     measured: int = 0
 
-    def command(self) -> list[str]:
-        dtype = next(name for name, one in DTYPES.items() if one == self.dtype)
-        options = {"drafter": self.drafter.resolve(), "max-rows": self.max_rows, "dtype": dtype}
-        asked = [f"--{name}={value}" for name, value in (options | {"measured": self.measured}).items()]
-        return [sys.executable, "-m", "bench.pool_process", *asked, "--cores", *map(str, self.cores)]
-
 
 @contextmanager
-def pool_process(place: PoolSettings) -> Iterator[Describe]:
-    """Yields what asks the replica to describe itself. Raises RuntimeError when it does not start."""
-    key, pipe = secrets.token_hex(), subprocess.PIPE
-    environment = os.environ | {"OMP_NUM_THREADS": str(max(len(place.cores), 1)), VARIABLE: key}
-    with subprocess.Popen(
-        place.command(), cwd=ROOT, stdin=pipe, stdout=pipe, text=True, env=environment, start_new_session=True
-    ) as process:
-        try:
-            yield lambda: _described(process, Secret(key.encode()))
-        finally:
-            with suppress(BrokenPipeError):
-                process.stdin.close()  # type: ignore[union-attr]
-            try:
-                process.wait(STOP_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def _described(process: subprocess.Popen[str], secret: Secret) -> PoolMember:
-    assert process.stdin is not None
-    assert process.stdout is not None
+def pool_process(place: PoolSettings) -> Iterator[PoolMember]:
+    """Yields what the replica says of itself. Raises RuntimeError when it does not start."""
+    spawn = get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    process = spawn.Process(target=serve, args=(place, theirs))
+    process.start()
+    theirs.close()
     try:
-        process.stdin.write("\n")
-        process.stdin.flush()
-        line = process.stdout.readline()
-    except BrokenPipeError:
-        line = ""
-    if not line:
-        raise RuntimeError("the draft replica's process did not start, or has ended; its error stands above")
-    fields = json.loads(line)
-    costs = fields.pop("costs")
-    fields |= {"exits": tuple(fields["exits"]), "stats": PoolStats(**fields["stats"]), "secret": secret}
-    fields |= {"limits": MessageLimits(**fields["limits"])}
-    return PoolMember(**fields, costs=costs and loads_costs(DrafterCosts, costs, "the draft replica's costs"))
+        yield _told(ours)
+    finally:
+        ours.close()
+        process.join(STOP_S)
+        process.kill()
+
+
+def _told(replica: Connection) -> PoolMember:
+    try:
+        member: PoolMember = replica.recv()
+    except EOFError:
+        raise RuntimeError("the draft replica's process did not start; its error stands above") from None
+    return member
+
+
+def serve(place: PoolSettings, owner: Connection) -> None:
+    """Until the owner closes its end of the pipe, or is gone."""
+    os.setsid()  # an interrupt from the keyboard is for the owner
+    if place.cores:
+        os.sched_setaffinity(0, place.cores)
+    threads = max(len(place.cores), 1)
+    torch.set_num_threads(threads)
+    positions = place.max_rows * POSITIONS_PER_ROW
+    drafter = load_nested(place.drafter, dtype=place.dtype, num_positions=positions, page_size=PAGE)
+    key = ModelKey("bench", "", str(place.dtype), threads, "")
+    costs = drafter_costs(drafter, key, place.max_rows, place.measured) if place.measured else None
+    worker = DraftWorker(drafter, PoolLimits(max_rows=place.max_rows), time.monotonic)
+    with served(worker, place.max_rows) as member, suppress(EOFError):
+        owner.send(replace(member, costs=costs))
+        owner.recv()
 
 
 class LinkThread:
@@ -134,43 +117,3 @@ class LinkThread:
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(STOP_S)
-
-
-@contextmanager
-def listening(worker: DraftWorker, max_rows: int, secret: Secret) -> Iterator[Describe]:
-    """A draft replica in this process: the worker's thread behind its server."""
-    thread, info = PoolThread(worker, time.monotonic), worker.describe()
-    with loopback.listening(thread, info.exits, info.max_positions, max_rows, secret) as describe:
-        yield describe
-
-
-def serve(args: argparse.Namespace) -> None:
-    positions = args.max_rows * POSITIONS_PER_ROW
-    drafter = load_nested(args.drafter, dtype=DTYPES[args.dtype], num_positions=positions, page_size=PAGE)
-    key = ModelKey("bench", "", args.dtype, max(len(args.cores), 1), "")
-    costs = dumps_costs(drafter_costs(drafter, key, args.max_rows, args.measured)) if args.measured else None
-    worker = DraftWorker(drafter, PoolLimits(max_rows=args.max_rows), time.monotonic)
-    with listening(worker, args.max_rows, Secret.of(os.environ)) as describe:
-        for _ in sys.stdin:
-            fields = asdict(replace(describe(), secret=None)) | {"costs": costs}
-            sys.stdout.write(json.dumps(fields) + "\n")
-            sys.stdout.flush()
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--drafter", type=Path, required=True)
-    parser.add_argument("--cores", type=int, nargs="*", default=[])
-    parser.add_argument("--max-rows", type=whole(1), required=True)
-    parser.add_argument("--dtype", choices=sorted(DTYPES), required=True)
-    parser.add_argument("--measured", type=whole(0), default=0)
-    args = parser.parse_args()
-    if args.cores:
-        os.sched_setaffinity(0, args.cores)
-    torch.set_num_threads(max(len(args.cores), 1))
-    serve(args)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -46,14 +46,12 @@ def markdown(report: dict[str, Any]) -> str:
 
 def facts(report: dict[str, Any]) -> list[str]:
     """Where and how it was measured."""
-    place, settings = report["machine"], report["settings"]
-    versions = ", ".join(f"{name} {version}" for name, version in place["engines"].items())
-    listed = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in settings.items())
+    listed = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in report["settings"].items())
     counts = [len(row["tokens_per_second"]) for row in report["cells"]]
     return [
         f"Medians of {min(counts, default=0)} interleaved repetitions, with the 90 % interval of the paired ratio; "
         f"{listed}.",
-        f"{machine.hardware(place)}, {versions}; commit {place['commit']}; `{place['command']}`.",
+        machine.footer(report["machine"]),
     ]
 
 

@@ -30,6 +30,12 @@ class Ratio:
     high: float
     num_pairs: int
 
+    def interval(self, form: str = ".2f") -> str:
+        return f"{self.low:{form}}-{self.high:{form}}"
+
+    def text(self, form: str = ".2f") -> str:
+        return f"{self.median:{form}} ({self.interval(form)})"
+
 
 def paired_ratio(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> Ratio:
     """Of ours over theirs, pair by pair. Raises ValueError unless both hold as many values, and at least one."""

@@ -17,7 +17,7 @@ from api.text import Detokenizer, continuation
 from cli.arguments import depth, seed, whole
 from cli.prompts import PromptLine, read_prompts
 from deployments.config_replica import Weights
-from deployments.local import LocalDrafter, draft_policy, open_drafter, open_engine
+from deployments.local import LocalDrafter, draft_policy, open_drafter
 from deployments.process import DTYPES, check_pages, pool_positions, target_positions
 from deployments.progress import BAR_AFTER_S, loading
 from drafters.translation import translation_between
@@ -30,7 +30,7 @@ from model.tokenizer import end_tokens, load_tokenizer
 from protocol.errors import ConfigError, InvalidRequest
 from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun, check_prompt
 from targets.complete import Completion, complete
-from targets.engine import EngineConfig
+from targets.engine import Engine, EngineConfig
 from targets.model import TargetModel, load_target
 
 
@@ -71,14 +71,14 @@ def run(args: argparse.Namespace) -> int:
     requests = make_requests(args, weights, prompts, tokenizer)
     model, drafter = open_models(args, weights)
     config = EngineConfig(max_batch=args.batch, max_queue=len(prompts))
-    engine = open_engine(model, drafter, draft_policy(drafter, args.depth, args.length), config)
+    policy, client = draft_policy(drafter, args.depth, args.length), drafter.client if drafter else None
     streamed = len(requests) == 1 and not args.json
-    try:
-        with tqdm(total=len(requests), unit="prompt", delay=BAR_AFTER_S, disable=streamed) as bar:
-            write = writer(tokenizer, requests[0].prompt_ids)
-            completions = complete(engine, requests, write if streamed else lambda run: advance(bar, run))
-    finally:
-        engine.stop()
+    with (
+        Engine(model, policy, client, config) as engine,
+        tqdm(total=len(requests), unit="prompt", delay=BAR_AFTER_S, disable=streamed) as bar,
+    ):
+        write = writer(tokenizer, requests[0].prompt_ids)
+        completions = complete(engine, requests, write if streamed else lambda run: advance(bar, run))
     for prompt, request, completion in zip(prompts, requests, completions, strict=True):
         text = continuation(tokenizer, request.prompt_ids, completion.token_ids)
         if args.json:

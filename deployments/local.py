@@ -28,7 +28,6 @@ from protocol.errors import ConfigError
 from protocol.plan import DepthRule, cascade
 from router.costs import DrafterCosts
 from router.policy import Fixed, Off, Policy
-from targets.engine import Engine, EngineConfig
 from targets.model import TargetModel
 from targets.own_client import OwnDraftClient
 
@@ -57,13 +56,6 @@ def depth_rule(exits: Sequence[int], depth: int | str | None) -> DepthRule:
 def draft_policy(drafter: LocalDrafter | None, depth: int | str | None, length: int) -> Policy:
     """A fixed depth and length, or plain decoding without a drafter."""
     return Fixed(depth_rule(drafter.exits, depth), length) if drafter else Off()
-
-
-def open_engine(model: TargetModel, drafter: LocalDrafter | None, policy: Policy, config: EngineConfig) -> Engine:
-    """Starts an engine. Its drafter, if there is one, runs in the engine's thread."""
-    engine = Engine(model, policy, drafter.client if drafter else None, config)
-    engine.start()
-    return engine
 
 
 def open_drafter(

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 from drafters.profile import GREEDY, INCARNATION
 from drafters.worker import DraftWorker
+from link.discovery import PoolMember
 from link.loopback import connect, listening
 from link.pool_thread import PoolThread
-from link.secret import Secret
 from link.transport import LinkedDraftClient
 from protocol.draft import DraftRequest, DraftRow
 from protocol.errors import DraftUnavailable
@@ -26,13 +26,20 @@ async def link_timer(worker: DraftWorker) -> AsyncIterator[Callable[[int], float
 
     The rows name sequences that the worker does not know. It refuses them at once, so only the link is timed.
     """
-    thread, info = PoolThread(worker, time.monotonic), worker.describe()
-    with listening(thread, info.exits, info.max_positions, MAX_ROWS, Secret.fresh()) as describe:
-        client = await connect(describe(), INCARNATION, DEADLINE_S)
+    with served(worker, MAX_ROWS) as member:
+        client = await connect(member, INCARNATION, DEADLINE_S)
         try:
-            yield lambda num_rows: timed(client, unknown_rows(info.exits, num_rows))
+            yield lambda num_rows: timed(client, unknown_rows(member.exits, num_rows))
         finally:
             await client.stop()
+
+
+@contextmanager
+def served(worker: DraftWorker, max_rows: int) -> Iterator[PoolMember]:
+    """A draft replica in this process: the worker's thread behind its server. max_rows: of a message."""
+    thread, info = PoolThread(worker, time.monotonic), worker.describe()
+    with listening(thread, info.exits, info.max_positions, max_rows) as member:
+        yield member
 
 
 def unknown_rows(exits: tuple[int, ...], num_rows: int) -> DraftRequest:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 
 from link.discovery import Need, PoolMember
 from link.links import TransportConfig
@@ -20,20 +19,17 @@ CONNECT_S = 20.0
 
 
 @contextmanager
-def listening(
-    thread: PoolThread, exits: tuple[int, ...], max_positions: int, max_rows: int, secret: Secret
-) -> Iterator[Callable[[], PoolMember]]:
-    """Runs the worker's thread behind a server, and stops both at the end. Yields what asks the replica about itself.
+def listening(thread: PoolThread, exits: tuple[int, ...], max_positions: int, max_rows: int) -> Iterator[PoolMember]:
+    """Runs the worker's thread behind a server, and stops both at the end. Yields what the replica says of itself.
 
     exits, max_positions: of the drafter. max_rows: of a message.
     """
     thread.start()
-    limits = limits_of(max_rows, max_positions)
+    limits, secret = limits_of(max_rows, max_positions), Secret.fresh()
     server = PoolServer(thread, secret, limits)
     try:
         address = server.start(HOST, (0, 0))
-        member = PoolMember(address, NAME, exits, "", max_positions, 0, thread.stats(), limits=limits, secret=secret)
-        yield lambda: replace(member, stats=thread.stats())
+        yield PoolMember(address, NAME, exits, "", max_positions, 0, thread.stats(), limits=limits, secret=secret)
     finally:
         server.stop()
         thread.stop()

@@ -13,6 +13,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
+from typing import Self
 
 from protocol.draft import DraftClient
 from protocol.errors import ConfigError, InvalidRequest, NotReady, QueueFull
@@ -80,6 +81,13 @@ class Engine:
         self._next_id = 0
         self._beat = time.monotonic()
         self._thread = threading.Thread(target=self._loop, name="engine", daemon=True)
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
     def start(self) -> None:
         self._thread.start()

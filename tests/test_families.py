@@ -4,10 +4,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from deployments.local import draft_policy, open_drafter, open_engine
+from deployments.local import draft_policy, open_drafter
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from targets.complete import complete
-from targets.engine import EngineConfig
+from targets.engine import Engine, EngineConfig
 from targets.model import load_target
 from tests.model.families import NAMES, VOCAB, WINDOW, make_checkpoint
 
@@ -46,9 +46,9 @@ def test_a_family_is_equal_to_generate_plain_and_speculative(name, tmp_path):
         if drafter:
             sizes = {"num_positions": 2048, "page_size": 16, "max_rows": 8}
             own = open_drafter(model, target, drafter, dtype=torch.float32, **sizes)
-        engine = open_engine(model, own, draft_policy(own, None, 3), EngineConfig(prefill_chunk=8))
-        completions = complete(engine, requests)
-        engine.stop()
+        client, config = own.client if own else None, EngineConfig(prefill_chunk=8)
+        with Engine(model, draft_policy(own, None, 3), client, config) as engine:
+            completions = complete(engine, requests)
         assert [c.token_ids for c in completions] == expected
         if drafter == target:
             assert all(c.stats.accepted == c.stats.drafted > 0 for c in completions)

@@ -19,12 +19,12 @@ from typing import Any
 
 from bench import machine
 from bench.ahead.pair import PairEngine, paired
-from bench.arguments import RESULTS, add_sweep, add_target, ended, listed, one_of, pairs_parser, subject_of, workload_of
+from bench.arguments import add_sweep, add_target, ended, given, listed, one_of, pairs_parser, subject_of, workload_of
 from bench.cells import CHOSEN, PLAIN, Cell
 from bench.grid import Grid
-from bench.metrics import CellResult
+from bench.metrics import CellResult, fastest
 from bench.ours import PROFILE_REPEAT
-from bench.policies import Hits, hits, latency_bound, plays, times
+from bench.policies import Hits, hits, latency_bound, often, plays, times
 from bench.run import Engines, measure
 from bench.stats import Bar, Ratio, best, paired_ratio
 from bench.workload import Workload
@@ -67,7 +67,7 @@ def compare(engines: Engines, engine: PairEngine, workload: Workload, chosen: Ce
     modes = list(dict.fromkeys([Mode.SERIAL.value, *args.modes]))
     grid = Grid(modes, [chosen.batch], args.depths, args.lengths, (chosen.temperature,))
     swept = measure(engines, grid.cells(), workload, repeat=args.sweep, max_tokens=args.max_tokens)
-    winners = {mode: _winner(swept, mode) for mode in modes}
+    winners = {mode: fastest(swept, mode) for mode in modes}
     plain = replace(chosen, mode=PLAIN)
     measure(engines, [chosen], workload, repeat=args.learn, max_tokens=args.max_tokens)
     engine.rounds[chosen].clear()
@@ -89,7 +89,7 @@ def comparison(
     return Comparison(
         batch=chosen.batch,
         temperature=chosen.temperature,
-        best={mode: f"{cell.depth}/{cell.length}" for mode, cell in winners.items()},
+        best={mode: cell.setting for mode, cell in winners.items()},
         rates={cell.mode: round(median(rates[cell]), 1) for cell in (plain, *winners.values(), chosen)},
         gain={mode: paired_ratio(rates[cell], rates[serial]) for mode, cell in ahead.items()},
         bound={mode: round(latency_bound(in_turn, one.share), 4) for mode, one in hits_by_mode.items()},
@@ -99,10 +99,6 @@ def comparison(
         played=plays(engine.rounds[chosen]),
         identical=min(result.identical or 0.0 for result in results.values()),
     )
-
-
-def _winner(results: Sequence[CellResult], mode: str) -> Cell:
-    return best({result.cell: result.tokens_per_second for result in results if result.mode == mode})
 
 
 def measured(engine: PairEngine, args: Namespace) -> Iterator[Comparison]:
@@ -130,22 +126,19 @@ def _row(cell: Comparison, mode: str) -> list[object]:
         return [*start, "", "", "", ""]
     gain, hit, hidden = cell.gain[mode], cell.hits[mode], cell.hidden[mode]
     origins = ", ".join(f"{share:.2f}" for share in (hit.full, hit.runner_up, hit.early_exit, hit.rest))
-    interval = f"{gain.median:.3f} ({gain.low:.3f}-{gain.high:.3f})"
     share = "" if hidden is None else f"{hidden:.2f}"
-    return [*start, interval, f"{cell.bound[mode]:.3f}", f"{hit.share:.2f}: {origins}", share]
+    return [*start, gain.text(".3f"), f"{cell.bound[mode]:.3f}", f"{hit.share:.2f}: {origins}", share]
 
 
 def _verdict(cell: Comparison) -> str:
-    ratio, plays_ = cell.chosen, ", ".join(f"{name} {share:.0%}" for name, share in list(cell.played.items())[:3])
     met = "met" if cell.bar.met else "**not met**"
-    return f"{cell.bar.name}: {ratio.median:.3f} ({ratio.low:.3f}-{ratio.high:.3f}), {met}; it plays {plays_}."
+    return f"{cell.bar.name}: {cell.chosen.text('.3f')}, {met}; it plays {often(cell.played)}."
 
 
 def report(cells: Sequence[Comparison], place: dict[str, object], args: Namespace) -> dict[str, Any]:
     names = ("weights", "workload", "pairs", "sweep", "depths", "lengths", "max_tokens", "fan_out", "exit_layer")
-    settings = {name: getattr(args, name) for name in names}
     bars = [cell.bar.as_json() for cell in cells]
-    return {"machine": place, "settings": settings, "cells": [asdict(cell) for cell in cells], "bars": bars}
+    return {"machine": place, "settings": given(args, *names), "cells": [asdict(cell) for cell in cells], "bars": bars}
 
 
 def run(args: Namespace) -> int:
@@ -162,7 +155,7 @@ def run(args: Namespace) -> int:
 
 
 def main() -> int:
-    parser = pairs_parser(__doc__, depths=[2, 4], lengths=[2, 3, 4, 6], out=RESULTS / "ahead.json")
+    parser = pairs_parser(__doc__, "ahead.json", depths=[2, 4], lengths=[2, 3, 4, 6])
     add = parser.add_argument
     add("--batch", type=listed(whole(1)), default=[1, 2, 4, 8, 16, 32])
     add("--temperatures", type=listed(float), default=[0.0, 1.0])

@@ -9,7 +9,8 @@ from dataclasses import replace
 from bench.cells import APART, CHOSEN, Cell, Subject
 from bench.ours import DraftPoolEngine
 from bench.policies import ahead_config
-from bench.pool_process import Describe, LinkThread, PoolSettings, pool_process
+from bench.pool_process import LinkThread, PoolSettings, pool_process
+from link.discovery import PoolMember
 from protocol.errors import ConfigError
 from protocol.plan import Mode
 from protocol.stats import RoundStats
@@ -29,8 +30,8 @@ def paired(subject: Subject, cores: tuple[int, ...], *, measured: int = 0) -> It
     if subject.drafter is None:
         raise ConfigError("there is no drafter to speculate with; give --drafter")
     place = PoolSettings(subject.drafter, cores, 2 * subject.max_batch, subject.dtype, measured)
-    with pool_process(place) as describe:
-        engine = PairEngine(subject, describe)
+    with pool_process(place) as member:
+        engine = PairEngine(subject, member)
         engine.open()
         try:
             yield engine
@@ -45,11 +46,11 @@ class PairEngine(DraftPoolEngine):
 
     name = "draftpool, pool apart"
 
-    def __init__(self, subject: Subject, describe: Describe) -> None:
+    def __init__(self, subject: Subject, member: PoolMember) -> None:
         super().__init__(replace(subject, drafter=None))
         self.fan_out = 8
         self.exit_layer: int | None = None
-        self._member = describe()
+        self._member = member
         self._link = LinkThread()
 
     def close(self) -> None:
@@ -64,12 +65,8 @@ class PairEngine(DraftPoolEngine):
     def _started(self, cell: Cell, policy: Policy, config: EngineConfig) -> Iterator[Engine]:
         with self._link.client(self._member, config.incarnation, DEADLINE_S) as client:
             ahead = ahead_config(APART.get(cell.mode, (Mode.SERIAL,)), self.fan_out, self.exit_layer)
-            engine = Engine(self.model, policy, client if cell.speculates else None, config, ahead)
-            engine.start()
-            try:
+            with Engine(self.model, policy, client if cell.speculates else None, config, ahead) as engine:
                 yield engine
-            finally:
-                engine.stop()
 
     @property
     def exits(self) -> tuple[int, ...]:

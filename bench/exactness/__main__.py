@@ -26,7 +26,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from bench import machine
-from bench.arguments import MODELS, RESULTS, add_target, add_threads, plain_parser
+from bench.arguments import MODELS, add_target, add_threads, given, plain_parser
 from bench.exactness.cells import MATRICES, ExactnessCell
 from bench.exactness.differences import TIE
 from bench.exactness.runs import (
@@ -72,12 +72,11 @@ def summarise(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 def report(subject: ExactnessSubject, args: Namespace, results: Sequence[dict[str, Any]]) -> dict[str, Any]:
     against = differs_from_generate(subject) if subject.precision.dtype == torch.float32 else None
-    settings = {name: getattr(args, name) for name in ("prompts", "prompt_tokens", "max_tokens", "dtype")}
     return {
         "machine": machine.describe(),
         "target": args.target.name,
         "drafter": args.drafter.name,
-        **settings,
+        **given(args, "prompts", "prompt_tokens", "max_tokens", "dtype"),
         "deterministic": subject.oracle.decoder.is_deterministic,
         "plain_loop_against_generate": None if against is None else [asdict(difference) for difference in against],
         **summarise(results),
@@ -100,7 +99,7 @@ def run(args: Namespace) -> int:
 
 
 def arguments() -> ArgumentParser:
-    parser = plain_parser(__doc__)
+    parser = plain_parser(__doc__, "exactness")
     add = parser.add_argument
     add_target(parser)
     add("--drafter", type=Path, default=MODELS / "drafter")
@@ -110,7 +109,6 @@ def arguments() -> ArgumentParser:
     add("--max-tokens", type=int, default=64)
     add("--dtype", choices=sorted(DTYPES), default="fp32")
     add("--execution", choices=[*Execution], default=Execution.AUTO)
-    add("--out", type=Path, default=RESULTS / "exactness")
     add_threads(parser)
     return parser
 

@@ -112,13 +112,9 @@ def run_cell(subject: ExactnessSubject, cell: ExactnessCell) -> ExactnessResult:
         rng, exits = Random(cell.batch), worker.describe().exits
         wanted = [replace(request, speculation=random_wish(rng, exits, cell.length)) for request in wanted]
     client = client_of(worker, config.incarnation, cell)
-    engine = Engine(model, policy, client, config, ahead_config(WAYS[cell.way]))
-    engine.start()
     start = time.perf_counter()
-    try:
+    with Engine(model, policy, client, config, ahead_config(WAYS[cell.way])) as engine:
         got = [completion.token_ids for completion in complete(engine, wanted)]
-    finally:
-        engine.stop()
     stats = engine.stats()
     assert stats.num_free_pages == stats.num_pages, "pages leaked"
     differences = list(_differences(subject, cell.temperature, wanted, got))

@@ -5,49 +5,35 @@ It needs an environment of its own, which `make bench-peers` builds.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.cells import Cell, CellOutcome, Subject, TokenIds, Unavailable
+from bench.cells import Cell, Subject, TokenIds, Unavailable
 from bench.machine import ROOT
-from bench.peers.worker_process import WorkerProcess, timed
+from bench.peers.worker_engine import WorkerEngine
 from model.gguf.unpack import GGUF_NAME
 
 ENVIRONMENT = ROOT / ".venv-llamacpp"
 
 
-class LlamaCppEngine:
-    """One worker process; its server for each mode and draft length holds as many sequences as the largest batch."""
+class LlamaCppEngine(WorkerEngine):
+    """Its server for each mode and draft length holds as many sequences as the largest batch."""
 
     name = "llama.cpp"
-    shares_noise = False
+    worker = "bench.peers.llamacpp_worker"
 
     def __init__(self, subject: Subject, environment: Path = ENVIRONMENT) -> None:
-        self._subject = subject
-        self._environment = environment
-        self._worker: WorkerProcess | None = None
-        self.version = ""
+        super().__init__(subject, environment)
 
     def open(self) -> None:
-        file = self._subject.target / GGUF_NAME
-        if not file.exists():
+        if not (self._subject.target / GGUF_NAME).exists():
             raise Unavailable("it reads GGUF files only; give one as --target")
-        self._worker = WorkerProcess(self._environment, "bench.peers.llamacpp_worker")
-        self.version = self._worker.ask({"op": "version"})["version"]
-
-    def close(self) -> None:
-        if self._worker is not None:
-            self._worker.close()
-
-    def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> CellOutcome:
-        command: dict[str, Any] = {"op": "run", "prompts": [list(prompt) for prompt in prompts]}
-        command |= {"max_tokens": max_tokens, "batch": cell.batch, "temperature": cell.temperature}
-        answer = self._ask(command | self._server(cell.mode, cell.length))
-        return CellOutcome(tuple(timed(output, answer["started"], cell.length) for output in answer["outputs"]))
+        super().open()
+        self.version = self._ask({"op": "version"})["version"]
 
     def log_probabilities(self, window: TokenIds) -> list[float]:
         """Of every token of a text but the first, behind those before it."""
@@ -58,6 +44,9 @@ class LlamaCppEngine:
         """Special tokens in the text count as such."""
         return list(self._ask({"op": "tokenize", "text": text} | self._server("llamacpp", 0))["token_ids"])
 
+    def _setting(self, cell: Cell) -> dict[str, Any]:
+        return self._server(cell.mode, cell.length)
+
     def _server(self, mode: str, length: int) -> dict[str, Any]:
         """What the worker opens at its first use."""
         subject = self._subject
@@ -65,11 +54,6 @@ class LlamaCppEngine:
         server = {"mode": mode, "length": length, "ngram": subject.ngram, "draft": draft}
         server |= {"file": str((subject.target / GGUF_NAME).resolve())}
         return server | {"threads": subject.threads, "slots": subject.max_batch, "context": subject.max_length}
-
-    def _ask(self, command: dict[str, Any]) -> dict[str, Any]:
-        if self._worker is None:
-            raise Unavailable("its worker is not running")
-        return self._worker.ask(command)
 
 
 @contextmanager

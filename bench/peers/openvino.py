@@ -15,31 +15,28 @@ from typing import Any
 
 import torch
 
-from bench.cells import Cell, CellOutcome, Subject, TokenIds, Unavailable
+from bench.cells import Cell, Subject, Unavailable
 from bench.machine import ROOT
 from bench.peers.imported import imported
-from bench.peers.worker_process import WorkerProcess, timed
+from bench.peers.worker_engine import WorkerEngine
 
 ENVIRONMENT = ROOT / ".venv-openvino"
 EXPORTS = ROOT / "bench/.cache/openvino"
 KV_GB = 1
 
 
-class OpenVinoEngine:
-    """One worker process, which holds a pipeline for plain decoding and one with the drafter."""
+class OpenVinoEngine(WorkerEngine):
+    """Its worker holds a pipeline for plain decoding and one with the drafter."""
 
     name = "openvino"
-    shares_noise = False
+    worker = "bench.peers.openvino_worker"
 
     def __init__(self, subject: Subject, modes: Sequence[str], environment: Path = ENVIRONMENT) -> None:
-        self._subject = subject
+        super().__init__(subject, environment)
         self._modes = modes
-        self._environment = environment
-        self._worker: WorkerProcess | None = None
-        self.version = ""
 
     def open(self) -> None:
-        self._worker = WorkerProcess(self._environment, "bench.peers.openvino_worker")
+        super().open()
         if self._subject.threads < 2:
             raise Unavailable("its continuous-batching pipeline fails with one thread; give --threads 2 or more")
         own, dtype, drafting = self._subject, self._subject.dtype, "openvino-draft" in self._modes
@@ -52,20 +49,8 @@ class OpenVinoEngine:
             answer = self._ask({"op": "open", "name": mode, "target": str(target), "drafter": draft} | self._options())
             self.version = answer["version"]
 
-    def close(self) -> None:
-        if self._worker is not None:
-            self._worker.close()
-
-    def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> CellOutcome:
-        command: dict[str, Any] = {"op": "run", "name": cell.mode, "prompts": [list(prompt) for prompt in prompts]}
-        command |= {"max_tokens": max_tokens, "batch": cell.batch, "length": cell.length}
-        answer = self._ask(command | {"temperature": cell.temperature})
-        return CellOutcome(tuple(timed(output, answer["started"], cell.length) for output in answer["outputs"]))
-
-    def _ask(self, command: dict[str, Any]) -> dict[str, Any]:
-        if self._worker is None:
-            raise Unavailable("its worker is not running")
-        return self._worker.ask(command)
+    def _setting(self, cell: Cell) -> dict[str, Any]:
+        return {"name": cell.mode, "length": cell.length}
 
     def _options(self) -> dict[str, Any]:
         precision = {torch.bfloat16: "bf16", torch.float32: "f32"}[self._subject.dtype]

@@ -20,11 +20,11 @@ from typing import Any
 from bench import machine
 from bench.arguments import (
     MODELS,
-    RESULTS,
     add_sweep,
     add_threads,
     checkpoint,
     ended,
+    given,
     listed,
     one_of,
     pairs_parser,
@@ -33,14 +33,18 @@ from bench.arguments import (
 )
 from bench.cells import PLAIN, Cell
 from bench.grid import Grid
-from bench.metrics import CellResult
-from bench.policies import ADAPTIVE, FIXED, GOODPUT, OFF, POLICIES, plays
+from bench.metrics import CellResult, fastest
+from bench.policies import ADAPTIVE, FIXED, GOODPUT, OFF, POLICIES, often, plays
 from bench.run import Engines, measure, opened
-from bench.stats import Bar, Ratio, best, paired_ratio
+from bench.stats import Bar, Ratio, paired_ratio
 from bench.workload import Workload
 from cli.arguments import whole
 from protocol.errors import ConfigError
 
+HEADER = (
+    *("target", "batch", "off, tokens/s", "best fixed", "tokens/s", "policy", "tokens/s", "over best fixed"),
+    *("over off", "plays"),
+)
 OF_BEST, OF_OFF, OF_OTHERS = 0.95, 0.98, 1.0  # what goodput has to reach in every cell
 
 
@@ -64,15 +68,12 @@ class Measured:
 
 
 def measure_target(target: Path, args: Namespace) -> Iterator[Measured]:
-    with opened(subject_of(args, target, max(args.batch), args.threads), modes(args)) as engines:
+    modes = (PLAIN, FIXED, *choosing(args))
+    with opened(subject_of(args, target, max(args.batch), args.threads), modes) as engines:
         for batch in args.batch:
             sys.stderr.write(f"{target.name}, batch {batch}\n")
             workload = workload_of(args, target, max(batch, args.num_prompts))
             yield measure_batch(engines, workload, target.name, batch, args)
-
-
-def modes(args: Namespace) -> list[str]:
-    return [PLAIN, FIXED, *choosing(args)]
 
 
 def choosing(args: Namespace) -> list[str]:
@@ -82,14 +83,9 @@ def choosing(args: Namespace) -> list[str]:
 def measure_batch(engines: Engines, workload: Workload, target: str, batch: int, args: Namespace) -> Measured:
     queue = args.kept_full * batch
     grid = Grid((PLAIN, FIXED), [batch], args.depths, args.lengths, kept_full=args.kept_full)
-    swept = measure(
-        engines,
-        [cell for cell in grid.cells() if cell.queue == queue],
-        workload,
-        repeat=args.sweep,
-        max_tokens=args.max_tokens,
-    )
-    chosen = best({result.cell: result.tokens_per_second for result in swept if result.mode == FIXED})
+    competing = [cell for cell in grid.cells() if cell.queue == queue]
+    swept = measure(engines, competing, workload, repeat=args.sweep, max_tokens=args.max_tokens)
+    chosen = fastest(swept, FIXED)
     own = [Cell(name, batch, queue=queue) for name in choosing(args)]
     cells = [Cell(PLAIN, batch, queue=queue), chosen, *own]
     results = measure(engines, cells, workload, repeat=args.pairs, max_tokens=args.max_tokens)
@@ -101,14 +97,14 @@ def measured(
     target: str, swept: Sequence[CellResult], results: Sequence[CellResult], played: dict[str, dict[str, float]]
 ) -> Measured:
     """swept, results: with plain decoding among them."""
-    rates = {result.mode: result.tokens_per_second for result in results}
-    fixed = next(result for result in results if result.mode == FIXED)
-    base = next(result.tokens_per_second for result in swept if result.mode == PLAIN)
-    settings = {_name(result.cell): result.tokens_per_second for result in swept if result.mode == FIXED}
+    rates = {result.cell.mode: result.tokens_per_second for result in results}
+    fixed = next(result for result in results if result.cell.mode == FIXED)
+    base = next(result.tokens_per_second for result in swept if result.cell.mode == PLAIN)
+    settings = {result.cell.setting: result.tokens_per_second for result in swept if result.cell.mode == FIXED}
     return Measured(
         target=target,
-        batch=fixed.batch,
-        best=_name(fixed.cell),
+        batch=fixed.cell.batch,
+        best=fixed.cell.setting,
         rates=rates,
         over_fixed={name: paired_ratio(rates[name], rates[FIXED]) for name in played},
         over_off={name: paired_ratio(rates[name], rates[PLAIN]) for name in played},
@@ -143,7 +139,7 @@ def report(cells: Sequence[Measured], args: Namespace, place: Mapping[str, Any])
     names = ("pairs", "sweep", "num_prompts", "max_tokens", "depths", "lengths", "batch", "kept_full")
     return {
         "machine": place,
-        "settings": {name: getattr(args, name) for name in names},
+        "settings": given(args, *names),
         "cells": [asdict(cell) for cell in cells],
         "against_each_fixed": {policy: against_each(cells, policy) for policy in cells[0].played},
         "bars": [bar.as_json() for bar in bars(cells)],
@@ -151,40 +147,26 @@ def report(cells: Sequence[Measured], args: Namespace, place: Mapping[str, Any])
 
 
 def table(cells: Sequence[Measured], place: Mapping[str, Any]) -> str:
-    lines = [
-        "| target | batch | off, tokens/s | best fixed | tokens/s | policy | tokens/s | over best fixed | over off "
-        "| plays |",
-        "|" + "---|" * 10,
-    ]
-    for cell in cells:
-        base = f"| {cell.target} | {cell.batch} | {median(cell.rates[PLAIN]):.0f} | {cell.best} "
-        base += f"| {median(cell.rates[FIXED]):.0f}"
-        for name, played in cell.played.items():
-            often = ", ".join(f"{setting} {share:.0%}" for setting, share in list(played.items())[:3])
-            lines.append(
-                f"{base} | {name} | {median(cell.rates[name]):.0f} | {_ratio(cell.over_fixed[name])} "
-                f"| {_ratio(cell.over_off[name])} | {often} |"
-            )
-    lines.append("")
-    for policy in cells[0].played:
-        each = against_each(cells, policy)
-        closest = min(each, key=lambda name: each[name])
-        lines.append(
-            f"Over all cells {policy} makes {each[closest]:.3f} of the best single setting ({closest}), by geometric "
-            f"means of speed-ups over off; {sum(ratio > 1 for ratio in each.values())} of {len(each)} are beaten."
-        )
+    rows = [_row(cell, policy) for cell in cells for policy in cell.played]
     missed = [bar.name for bar in bars(cells) if not bar.met]
-    lines.append(f"Bars not met: {'; '.join(missed) or 'none'}.")
-    identical = min(cell.identical for cell in cells)
-    return "\n".join([*lines, f"Identical to the plain loop: {identical:.0%}.", machine.footer(place)]) + "\n"
+    notes = [_over_each(against_each(cells, policy), policy) for policy in cells[0].played]
+    notes.append(f"Bars not met: {'; '.join(missed) or 'none'}.")
+    notes.append(f"Identical to the plain loop: {min(cell.identical for cell in cells):.0%}.")
+    return machine.markdown(HEADER, rows, *notes, machine.footer(place))
 
 
-def _ratio(ratio: Ratio) -> str:
-    return f"{ratio.median:.3f} ({ratio.low:.3f}-{ratio.high:.3f})"
+def _row(cell: Measured, policy: str) -> list[object]:
+    off, fixed, own = (f"{median(cell.rates[name]):.0f}" for name in (PLAIN, FIXED, policy))
+    ratios = [over[policy].text(".3f") for over in (cell.over_fixed, cell.over_off)]
+    return [cell.target, cell.batch, off, cell.best, fixed, policy, own, *ratios, often(cell.played[policy])]
 
 
-def _name(cell: Cell) -> str:
-    return f"{cell.depth}/{cell.length}"
+def _over_each(each: Mapping[str, float], policy: str) -> str:
+    closest = min(each, key=lambda name: each[name])
+    return (
+        f"Over all cells {policy} makes {each[closest]:.3f} of the best single setting ({closest}), by geometric means "
+        f"of speed-ups over off; {sum(ratio > 1 for ratio in each.values())} of {len(each)} are beaten."
+    )
 
 
 def run(args: Namespace) -> int:
@@ -201,15 +183,10 @@ def run(args: Namespace) -> int:
 
 
 def main() -> int:
-    parser = pairs_parser(__doc__, out=RESULTS / "router.json")
-    add, choices = parser.add_argument, f"{OFF} and {FIXED} always run"
+    parser = pairs_parser(__doc__, "router.json")
+    add, choices = parser.add_argument, f"{','.join(POLICIES)}; {OFF} and {FIXED} always run"
     add("--targets", type=listed(checkpoint), default=[MODELS / "large", MODELS / "small"])
-    add(
-        "--policies",
-        type=listed(one_of(*POLICIES, *ADAPTIVE)),
-        default=list(POLICIES),
-        help=f"{','.join(POLICIES)}; {choices}",
-    )
+    add("--policies", type=listed(one_of(*POLICIES, *ADAPTIVE)), default=list(POLICIES), help=choices)
     add("--batch", type=listed(whole(1)), default=[1, 2, 4, 8, 16, 32])
     add("--kept-full", type=whole(0), default=0, help="batches that wait, so that no slot is empty")
     add_sweep(parser, repeat=3)

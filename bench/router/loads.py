@@ -6,15 +6,23 @@ several constants compete, the best was chosen on every other repetition and is 
 
 from __future__ import annotations
 
+from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from statistics import median
 from typing import Any
 
 from bench import machine
-from bench.policies import FIXED, OFF
+from bench.arguments import MODELS, listed, one_of, plain_parser
+from bench.policies import ADAPTIVE, FIXED, OFF, POLICIES, often
 from bench.stats import Ratio, best, halves, paired_ratio
+from cli.arguments import whole
 
+HEADER = (
+    *("load of each target", "policy", "tokens/s of each target", "total", "over off", "over the best constant"),
+    *("worst target over its own off", "drafted, accepted", "plays"),
+)
 CONSTANT = f"{FIXED} "  # begins the names of constant settings, as in "fixed 2/4"
 OF_CONSTANT, OF_OFF, OF_OWN_OFF = 0.95, 1.0, 0.95  # what a learning policy has to reach
 
@@ -81,26 +89,36 @@ def met(found: Against) -> bool:
     return reached and (found.worst_target is None or found.worst_target >= OF_OWN_OFF)
 
 
+def loads_parser(description: str | None, out: str) -> ArgumentParser:
+    parser = plain_parser(description, out)
+    add = parser.add_argument
+    add("--target", type=Path, default=MODELS / "small")
+    add("--drafter", type=Path, default=MODELS / "drafter")
+    add("--policies", type=listed(one_of(*POLICIES)), default=list(POLICIES), help=f"default: {','.join(POLICIES)}")
+    add("--load", type=listed(whole(1)), default=[1, 2, 4], help="of each target (default: %(default)s)")
+    add("--repeat", type=whole(1), default=5, help="interleaved repetitions (default: %(default)s)")
+    add("--warm-s", type=float, default=4.0, help="before each measurement (default: %(default)s)")
+    add("--measure-s", type=float, default=10.0, help="of each measurement (default: %(default)s)")
+    add("--max-tokens", type=whole(2), default=128, help="default: %(default)s")
+    return parser
+
+
+def all_met(cells: Sequence[LoadCell]) -> bool:
+    """By those that learn."""
+    return all(met(against(cell, cells)) for cell in cells if cell.policy in ADAPTIVE)
+
+
 def table(cells: Sequence[LoadCell], note: str, place: Mapping[str, Any]) -> str:
-    lines = [
-        "| load of each target | policy | tokens/s of each target | total | over off | over the best constant "
-        "| worst target over its own off | drafted, accepted | plays |",
-        "|" + "---|" * 9,
-    ]
-    for cell in sorted(cells, key=lambda one: one.load):
-        found = against(cell, cells)
-        each = ", ".join(f"{median(rates):.0f}" for rates in cell.by_target)
-        worst = "-" if found.worst_target is None else f"{found.worst_target:.3f}"
-        plays = ", ".join(f"{name} {share:.0%}" for name, share in list(cell.plays.items())[:3])
-        lines.append(
-            f"| {cell.load} | {cell.policy} | {each} | {median(cell.totals):.0f} | {_ratio(found.off)} "
-            f"| {_ratio(found.constant)} | {worst} | {_drafted(cell)} | {plays or '-'} |"
-        )
-    return "\n".join([*lines, "", note, machine.footer(place)]) + "\n"
+    rows = [_row(cell, against(cell, cells)) for cell in sorted(cells, key=lambda one: one.load)]
+    return machine.markdown(HEADER, rows, note, machine.footer(place))
 
 
-def _ratio(ratio: Ratio | None) -> str:
-    return "-" if ratio is None else f"{ratio.median:.3f} ({ratio.low:.3f}-{ratio.high:.3f})"
+def _row(cell: LoadCell, found: Against) -> list[object]:
+    each = ", ".join(f"{median(rates):.0f}" for rates in cell.by_target)
+    ratios = [ratio.text(".3f") if ratio else "-" for ratio in (found.off, found.constant)]
+    worst = "-" if found.worst_target is None else f"{found.worst_target:.3f}"
+    start = [cell.load, cell.policy, each, f"{median(cell.totals):.0f}", *ratios]
+    return [*start, worst, _drafted(cell), often(cell.plays) or "-"]
 
 
 def _drafted(cell: LoadCell) -> str:

@@ -24,10 +24,10 @@ from typing import Any
 import torch
 
 from bench import machine
-from bench.arguments import MODELS, RESULTS, ended, listed, one_of, plain_parser
+from bench.arguments import ended, given
 from bench.client import LoadClient, RequestTemplate, ServedAnswer
-from bench.policies import ADAPTIVE, FIXED, OFF, POLICIES
-from bench.router.loads import CONSTANT, LoadCell, against, as_json, met, table
+from bench.policies import FIXED, OFF
+from bench.router.loads import CONSTANT, LoadCell, all_met, as_json, loads_parser, table
 from bench.workload import HELD_OUT
 from cli.arguments import whole
 from cli.prompts import read_prompts
@@ -105,6 +105,7 @@ async def step(url: str, cell: LoadCell, prompts: Sequence[str], args: Namespace
 def run(args: Namespace) -> int:
     if len(args.policies) < 2:
         raise ConfigError("one policy alone has nothing to stand beside; give --policies two or more")
+    torch.set_num_threads(1)
     prompts = [prompt.text for prompt in read_prompts(args.prompts, 0)]
     place = machine.describe()
     cells = {(policy, load): LoadCell(name_of(policy, args), load) for policy in args.policies for load in args.load}
@@ -117,8 +118,7 @@ def run(args: Namespace) -> int:
                     sys.stderr.write(f"{number + 1}: {policy}, load {load}: {cells[policy, load].totals[-1]:.0f}\n")
         save(list(cells.values()), place, args)
     sys.stdout.write(table(list(cells.values()), NOTE, place))
-    learning = [cell for (policy, _), cell in cells.items() if policy in ADAPTIVE]
-    return 0 if all(met(against(cell, list(cells.values()))) for cell in learning) else 1
+    return 0 if all_met(list(cells.values())) else 1
 
 
 def name_of(policy: str, args: Namespace) -> str:
@@ -127,33 +127,17 @@ def name_of(policy: str, args: Namespace) -> str:
 
 def save(cells: Sequence[LoadCell], place: dict[str, object], args: Namespace) -> None:
     names = ("load", "repeat", "warm_s", "measure_s", "max_tokens", "depth", "length")
-    settings = {name: getattr(args, name) for name in names}
-    report = {"machine": place, "settings": settings, "cells": as_json(cells)}
+    report = {"machine": place, "settings": given(args, *names), "cells": as_json(cells)}
     machine.save(args.out, report, table(cells, NOTE, place))
 
 
 def parse(arguments: Sequence[str] | None = None) -> Namespace:
-    parser = plain_parser(__doc__)
-    add = parser.add_argument
-    add("--target", type=Path, default=MODELS / "small")
-    add("--drafter", type=Path, default=MODELS / "drafter")
-    add("--prompts", type=Path, default=HELD_OUT, help="default: held-out code")
-    add("--policies", type=listed(one_of(*POLICIES)), default=list(POLICIES), help=f"default: {','.join(POLICIES)}")
-    add("--depth", type=whole(1), default=2, help="of the constant (default: 2)")
-    add("--length", type=whole(1), default=4, help="of the constant (default: 4)")
-    add("--load", type=listed(whole(1)), default=[1, 2, 4], help="requests at a time of each target (default: 1,2,4)")
-    add("--repeat", type=whole(1), default=5, help="interleaved repetitions (default: 5)")
-    add("--warm-s", type=float, default=4.0, help="before each step (default: 4)")
-    add("--measure-s", type=float, default=10.0, help="of each step (default: 10)")
-    add("--max-tokens", type=whole(2), default=128, help="default: 128")
-    add("--out", type=Path, default=RESULTS / "router.served.json")
+    parser = loads_parser(__doc__, "router.served.json")
+    parser.add_argument("--prompts", type=Path, default=HELD_OUT, help="default: held-out code")
+    parser.add_argument("--depth", type=whole(1), default=2, help="of the constant (default: 2)")
+    parser.add_argument("--length", type=whole(1), default=4, help="of the constant (default: 4)")
     return parser.parse_args(arguments)
 
 
-def main() -> int:
-    torch.set_num_threads(1)
-    return ended("bench.router.served", run, parse())
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(ended("bench.router.served", run, parse()))

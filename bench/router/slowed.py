@@ -15,36 +15,24 @@ from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer
 
 from bench import machine
-from bench.arguments import MODELS, RESULTS, ended, listed, one_of, plain_parser
+from bench.arguments import ended, listed
 from bench.cells import PAGE
-from bench.policies import (
-    ADAPTIVE,
-    FIXED,
-    OFF,
-    POLICIES,
-    Prices,
-    RoundRecorder,
-    adaptive,
-    num_accepted,
-    num_drafted,
-    plays,
-)
-from bench.pool_process import LinkThread, listening
+from bench.policies import FIXED, OFF, Prices, RoundRecorder, adaptive, num_drafted, plays
+from bench.pool_process import LinkThread
 from bench.router.devices import SlowDevice, SlowedDrafter, slowed_target
-from bench.router.loads import CONSTANT, LoadCell, against, as_json, met, table
+from bench.router.loads import CONSTANT, LoadCell, all_met, as_json, loads_parser, table
 from bench.workload import HELD_OUT, Workload, read_texts
 from cli.arguments import whole
 from drafters.limits import PoolLimits
+from drafters.link_profile import served
 from drafters.nested import load_nested
 from drafters.worker import DraftWorker
 from link.discovery import PoolMember
-from link.secret import Secret
 from protocol.plan import DepthRule
 from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun
 from router.policy import Fixed, Off, Policy
@@ -52,7 +40,6 @@ from targets.engine import Engine, EngineConfig
 from targets.model import load_target
 
 NUM_TARGETS, NUM_PROMPTS, DEADLINE_S = 4, 64, 5.0
-SECRET = Secret(b"between threads of one process")
 PRICES = Prices()
 
 
@@ -118,10 +105,9 @@ class Rig:
         """Tokens per second of each target, `load` sequences at a time, after a warm-up."""
         args, began_s = self._args, time.monotonic() + self._args.warm_s
         end_s = began_s + args.measure_s
-        with listening(self._worker, load * NUM_TARGETS, SECRET) as describe, ExitStack() as stack:
+        with served(self._worker, load * NUM_TARGETS) as pool, ExitStack() as stack:
             engines = [
-                stack.enter_context(self._engine(index, policy, describe(), load))
-                for index, policy in enumerate(policies)
+                stack.enter_context(self._engine(index, policy, pool, load)) for index, policy in enumerate(policies)
             ]
             feeds = [Feed(engine, self._prompts, began_s, end_s) for engine in engines]
             for feed in feeds:
@@ -133,13 +119,12 @@ class Rig:
     @contextmanager
     def _engine(self, index: int, policy: Policy, pool: PoolMember, load: int) -> Iterator[Engine]:
         name = f"target-{index}-{time.monotonic_ns()}"
-        with self._link.client(pool, name, DEADLINE_S) as client:
-            engine = Engine(self._models[index], policy, client, EngineConfig(max_batch=load, incarnation=name))
-            engine.start()
-            try:
-                yield engine
-            finally:
-                engine.stop()
+        config = EngineConfig(max_batch=load, incarnation=name)
+        with (
+            self._link.client(pool, name, DEADLINE_S) as client,
+            Engine(self._models[index], policy, client, config) as engine,
+        ):
+            yield engine
 
 
 def names(args: Namespace) -> list[str]:
@@ -158,7 +143,7 @@ def step(rig: Rig, load: int, args: Namespace) -> list[LoadCell]:
     for name, recorders in competing.items():
         rounds = [one for recorder in recorders for one in recorder.rounds]
         cells[name].plays = plays(rounds)
-        cells[name].counts = {"drafted": num_drafted(rounds), "accepted": num_accepted(rounds)}
+        cells[name].counts = {"drafted": num_drafted(rounds), "accepted": sum(one.num_accepted for one in rounds)}
     return list(cells.values())
 
 
@@ -172,23 +157,14 @@ def run(args: Namespace) -> int:
         report = {"machine": place, "slowed": asdict(PRICES), "late": late, "cells": as_json(cells)}
         machine.save(args.out, report, table(cells, note, place))
     sys.stdout.write(table(cells, note, place))
-    return 0 if all(met(against(cell, cells)) for cell in cells if cell.policy in ADAPTIVE) else 1
+    return 0 if all_met(cells) else 1
 
 
 def main() -> int:
-    parser = plain_parser(__doc__)
-    add = parser.add_argument
-    add("--target", type=Path, default=MODELS / "small")
-    add("--drafter", type=Path, default=MODELS / "drafter")
-    add("--policies", type=listed(one_of(*POLICIES)), default=list(POLICIES), help=f"default: {','.join(POLICIES)}")
-    add("--load", type=listed(whole(1)), default=[1, 2, 4, 8, 16], help="sequences of each target (1,2,4,8,16)")
-    add("--depths", type=listed(whole(1)), default=[2, 4], help="of constants (default: 2,4)")
-    add("--lengths", type=listed(whole(1)), default=[1, 2, 4, 6], help="of constants (default: 1,2,4,6)")
-    add("--repeat", type=whole(2), default=5, help="interleaved repetitions (default: 5)")
-    add("--warm-s", type=float, default=1.5)
-    add("--measure-s", type=float, default=4.0)
-    add("--max-tokens", type=whole(2), default=200)
-    add("--out", type=Path, default=RESULTS / "router.slowed.json")
+    parser = loads_parser(__doc__, "router.slowed.json")
+    parser.add_argument("--depths", type=listed(whole(1)), default=[2, 4], help="of constants (default: 2,4)")
+    parser.add_argument("--lengths", type=listed(whole(1)), default=[1, 2, 4, 6], help="of constants (1,2,4,6)")
+    parser.set_defaults(load=[1, 2, 4, 8, 16], warm_s=1.5, measure_s=4.0, max_tokens=200)
     return ended("bench.router.slowed", run, parser.parse_args())
 
 

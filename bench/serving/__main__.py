@@ -8,13 +8,13 @@ requests?
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from bench import machine
-from bench.arguments import CONFIG, RESULTS, ended, listed, one_of, plain_parser
+from bench.arguments import CONFIG, ended, listed, one_of, plain_parser
 from bench.memory import growth_table
 from bench.serving.memory import measure_served
 from bench.serving.speed import measure_speed, speed_table
@@ -43,8 +43,8 @@ def run(args: Namespace) -> int:
     return 1 if any(fails) else 0
 
 
-def arguments() -> ArgumentParser:
-    parser = plain_parser(__doc__)
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = plain_parser(__doc__, "serving.json")
     add = parser.add_argument
     add("--parts", type=listed(one_of(*PARTS)), default=list(PARTS), help=f"default: {','.join(PARTS)}")
     add("--config", type=Path, default=CONFIG, help="default: the demo family")
@@ -60,12 +60,7 @@ def arguments() -> ArgumentParser:
     add("--memory-tokens", type=whole(1), default=16, help="for memory, of each request (default: 16)")
     add("--base-after", type=whole(0), default=200, help="for memory, requests (default: 200)")
     add("--every", type=whole(1), default=50, help="for memory, requests between samples (default: 50)")
-    add("--out", type=Path, default=RESULTS / "serving.json")
-    return parser
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    return ended("bench.serving", run, arguments().parse_args(argv))
+    return ended("bench.serving", run, parser.parse_args(argv))
 
 
 if __name__ == "__main__":

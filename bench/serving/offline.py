@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,6 @@ from transformers import AutoTokenizer
 from api.text import decode
 from bench.ours import requests
 from deployments.config import TargetConfig
-from deployments.local import open_engine
 from deployments.models import load_model
 from deployments.process import pinned_process
 from model.files import resolve
@@ -45,17 +44,15 @@ def engine_alone(target: TargetConfig, prompts: Sequence[str], max_tokens: int) 
     tokenizer = AutoTokenizer.from_pretrained(resolve(target.path))
     asked = requests([tokenizer.encode(prompt) for prompt in prompts], 0.0, max_tokens)
     config = EngineConfig(target.max_batch, len(asked), target.prefill_chunk, target.max_model_len)
-    with pinned_process(target):
-        engine = open_engine(load_model(target), None, Off(), config)
-
-    def run() -> Timing:
+    with ExitStack() as stack:
         with pinned_process(target):
-            return timed(engine, asked, tokenizer)
+            engine = stack.enter_context(Engine(load_model(target), Off(), None, config))
 
-    try:
+        def run() -> Timing:
+            with pinned_process(target):
+                return timed(engine, asked, tokenizer)
+
         yield run
-    finally:
-        engine.stop()
 
 
 def timed(engine: Engine, asked: Sequence[GenerateRequest], tokenizer: Any) -> Timing:

@@ -129,4 +129,4 @@ def _row(row: ServedRates) -> list[object]:
     bar, ratio = row.bar, row.bar.ratio
     figures = [f"{median(row.rates):.1f}", f"{median(row.offline):.1f}", f"{ratio.median:.3f}"]
     met = "yes" if bar.met else "**no**"
-    return [row.mode, *figures, f"{ratio.low:.3f}-{ratio.high:.3f}", bar.asked, met, f"{row.identical:.1%}"]
+    return [row.mode, *figures, ratio.interval(".3f"), bar.asked, met, f"{row.identical:.1%}"]

@@ -64,13 +64,13 @@ def test_every_engine_writes_the_plain_loops_text(subject: Subject, workload: Wo
     for result in results:
         assert len(result.tokens_per_second) == 2
         assert min(result.tokens_per_second) > 0
-        assert (result.speedup is None) is (result.queue > 0)  # no plain loop was kept full
+        assert (result.speedup is None) is (result.cell.queue > 0)  # no plain loop was kept full
         # The drafter is the target, so all of a whole draft is accepted; cascades and lookups find what they find.
-        if result.depth == 4 or result.mode == "assisted":
+        if result.cell.depth == 4 or result.cell.mode == "assisted":
             assert result.acceptance_rate == pytest.approx(1.0)
             assert result.mean_acceptance_length is not None
             assert result.mean_acceptance_length > 3
-        assert (result.draft_ms_per_token == []) is (result.mode != "fixed")
+        assert (result.draft_ms_per_token == []) is (result.cell.mode != "fixed")
 
 
 def test_a_text_that_differs_is_counted(subject: Subject, workload: Workload) -> None:
@@ -109,7 +109,7 @@ def test_an_engine_that_dies_loses_its_column_and_the_others_go_on(subject: Subj
         engines.by_mode |= dict.fromkeys(("assisted", "lookup"), Unplugged())
         cells = [Cell("lookup", 1, length=2), Cell("plain", 1), Cell("assisted", 1, length=2)]
         results = measure(engines, cells, workload, repeat=2, max_tokens=MAX_TOKENS)
-    assert [result.mode for result in results] == ["plain"]
+    assert [result.cell.mode for result in results] == ["plain"]
     assert engines.left_out == {"lookup": "pulled out", "assisted": "pulled out"}
 
 
@@ -279,6 +279,6 @@ def test_llama_cpp_tells_its_passes_and_its_probabilities(tmp_path: Path, monkey
     torch.testing.assert_close(theirs, ours, atol=0.02, rtol=0.02)
     assert all(min(result.prompt_tokens_per_second) > 0 for result in results)
     # The draft model is the target, so it is right but where a batch of another width rounds otherwise.
-    drafted = [result for result in results if result.mode == "llamacpp-draft"]
+    drafted = [result for result in results if result.cell.mode == "llamacpp-draft"]
     assert [result.acceptance_rate for result in drafted] == [pytest.approx(1.0, abs=0.2)] * 2
     assert all(result.mean_acceptance_length is not None and result.mean_acceptance_length > 2 for result in drafted)

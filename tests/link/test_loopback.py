@@ -9,15 +9,14 @@ import pytest
 
 from link import loopback
 from link.pool_thread import PoolThread
-from link.secret import Secret
 from protocol.draft import DraftRequest, DraftRow
 from tests.deployments.harness import DEPTH, EXITS, SAMPLING, ScriptedWorker
 
 
 async def test_a_client_is_linked_with_the_replica_and_gets_its_drafts() -> None:
     thread = PoolThread(ScriptedWorker(), time.monotonic)
-    with loopback.listening(thread, EXITS, 64, 8, Secret.fresh()) as describe:
-        client = await loopback.connect(describe(), "target", deadline_s=5.0)
+    with loopback.listening(thread, EXITS, 64, 8) as member:
+        client = await loopback.connect(member, "target", deadline_s=5.0)
         rows = (DraftRow(7, 0, (1, 2), 3, SAMPLING),)
         reply = client.draft(DraftRequest("target", 1, DEPTH, rows))
         await client.stop()
@@ -28,7 +27,7 @@ async def test_a_client_is_linked_with_the_replica_and_gets_its_drafts() -> None
 
 async def test_a_replica_that_is_gone_is_a_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loopback, "CONNECT_S", 0.2)
-    with loopback.listening(PoolThread(ScriptedWorker(), time.monotonic), EXITS, 64, 8, Secret.fresh()) as describe:
-        member = describe()
+    with loopback.listening(PoolThread(ScriptedWorker(), time.monotonic), EXITS, 64, 8) as member:
+        pass
     with pytest.raises(TimeoutError):
         await loopback.connect(member, "target", deadline_s=5.0)
