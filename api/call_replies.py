@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from api.calls import BegunCall, Calling, CallReader, Said, Text
 from api.generation import Delta
-from api.openai import GenerationBody
+from api.generation_body import GenerationBody
 from api.replies import ChatReply, Json
 from protocol.request import FinishReason
 

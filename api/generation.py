@@ -11,7 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from api.backend import Backend, ModelCard
-from api.openai import GenerationBody
+from api.generation_body import GenerationBody
 from api.prompts import check_text
 from api.scores import Score, Scores
 from api.text import Shown, TextStream, TokenDecoder

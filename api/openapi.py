@@ -18,7 +18,8 @@ from api.answers_schema import ANSWERS, ERROR
 from api.backend import Backend
 from api.errors import TABLE
 from api.generation import MAX_STOPS
-from api.openai import MAX_CHOICES, MAX_PROMPTS
+from api.generation_body import MAX_CHOICES
+from api.openai import MAX_PROMPTS
 from api.tokenize import OF_CHATS
 from api.version import version
 from protocol.errors import (

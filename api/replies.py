@@ -13,8 +13,8 @@ from typing import Any
 from uuid import uuid4
 
 from api.generation import Delta
+from api.generation_body import DepthAndLength, GenerationBody, StreamOptions
 from api.logprobs import chat_logprobs, completion_logprobs
-from api.openai import DepthAndLength, GenerationBody, StreamOptions
 from api.scores import Score
 from protocol.request import FinishReason, SequenceStats
 

@@ -11,7 +11,8 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, ValidationError
 
 from api import unsupported
 from api.errors import invalid_request
-from api.openai import ChatCompletionRequest, GenerationBody, Whole
+from api.generation_body import GenerationBody, Whole
+from api.openai import ChatCompletionRequest
 from api.shapes import Body, JsonObject
 from api.tools import MAX_TOOLS, Function, FunctionName, JsonText, ToolChoice
 from protocol.errors import InvalidRequest

@@ -18,7 +18,8 @@ from api.backend import Backend, ModelCard
 from api.chat import calling, chat_prompt, rendering
 from api.errors import invalid_request
 from api.generation import find_model
-from api.openai import ChatCompletionRequest, Message, TokenIds
+from api.generation_body import TokenIds
+from api.openai import ChatCompletionRequest, Message
 from api.prompts import encode
 from api.shapes import Body, JsonObject
 from api.tools import ToolChoice, Tools

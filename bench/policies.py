@@ -139,9 +139,9 @@ class Hits:
 def hits(stats: RoundStats) -> Hits:
     num_outcomes = max(stats.num_hits + stats.num_misses, 1)
     behind = (Origin.FULL, Origin.RUNNER_UP, Origin.EARLY_EXIT, Origin.REST)
-    shares = (round(stats.num_by_origin[origin] / num_outcomes, 4) for origin in behind)
+    full, runner_up, early_exit, rest = (round(stats.num_by_origin[origin] / num_outcomes, 4) for origin in behind)
     wait_ms = stats.hit_draft_ms / stats.num_hit_rounds if stats.num_hit_rounds else None
-    return Hits(*shares, wait_ms)
+    return Hits(full, runner_up, early_exit, rest, wait_ms)
 
 
 def latency_bound(serial: Times, hit_rate: float) -> float:

@@ -1,63 +1,31 @@
-"""The API's Backend over Serve handles: runs of tokens, descriptions of replicas, and Ray's errors in our words."""
+"""The API's Backend over Serve handles: runs of tokens, and what replicas say of themselves."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-import grpc
-import grpc.aio
-from ray.exceptions import RayActorError, RayTaskError
-from ray.serve.exceptions import (
-    BackPressureError,
-    DeploymentUnavailableError,
-    ReplicaUnavailableError,
-    RequestCancelledError,
-)
-from ray.serve.handle import DeploymentHandle
-from transformers import PreTrainedTokenizerFast
-
-from api.backend import ModelCard, max_token_bytes
-from api.control import ControlTokens
+from api.backend import ModelCard
 from api.open_requests import OpenRequests
-from api.places import Places
-from api.rendering import Renderer
 from api.survival import Recovery, survive
 from api.trace import Track
+from deployments.handles import Handle, await_reply, broadcast, open_requests
 from deployments.loading import stages
+from deployments.texts import load_text
 from link.counts import replica_name
 from link.discovery import PoolMember, serve_discovery
-from link.liveness import Census, Liveness, take_census
+from link.liveness import Liveness
 from link.token_sink import SinkAddress, TokenSink
-from model.files import TEXT_FILES, resolve
-from model.tokenizer import end_token_warning, end_tokens, load_tokenizer
-from model.vocabulary import Spellings
-from protocol.errors import DraftPoolError, NotReady, QueueFull, UnknownModel
+from protocol.errors import UnknownModel
 from protocol.request import GenerateRequest, TokenRun
 
 DESCRIBE_TIMEOUT_S = 1.0
-STATS_TIMEOUT_S = 2.0
-
-# Every thread that encodes keeps a cache of 10,000 words per tokenizer: 5 MiB for short words, 36 MiB for Chinese.
-# asyncio's default is four threads more than there are cores. Two of each model, so that a long prompt does not delay
-# the others, and no model's prompts those of another.
-NUM_TOKENIZER_THREADS = 2
-
-# How a call ends whose connection broke. A replica's own errors come as its answer.
-BROKEN = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL})
-LOST = RayActorError | DeploymentUnavailableError | ReplicaUnavailableError | RequestCancelledError
-
-logger = logging.getLogger(__name__)
-
-Handle = DeploymentHandle[Any]
 AskOthers = Callable[[str], Awaitable[Sequence[Mapping[str, Any] | None]]]
 
 
@@ -86,11 +54,8 @@ class ServeBackend:
         most: Mapping[str, int] | None = None,
         ask_others: AskOthers = nobody,
     ) -> None:
-        self._places = {model: Places((most or {}).get(model)) for model in tokenizers}
-        self._threads = {
-            model: ThreadPoolExecutor(NUM_TOKENIZER_THREADS, thread_name_prefix=f"tokenizer-{model}")
-            for model in tokenizers
-        }
+        most = most or {}
+        self._texts = {model: load_text(model, path, most.get(model)) for model, path in tokenizers.items()}
         # Over Serve's gRPC a call costs half of what it costs through the object store (Ray 2.60).
         self._calls = {
             model: handle.options(method_name="generate", _by_reference=False) for model, handle in handles.items()
@@ -105,11 +70,6 @@ class ServeBackend:
         self._handles = handles
         self._pool = pool
         self._pool_members = serve_discovery(pool) if pool is not None else None
-        self._tokenizers = {model: load_tokenizer_of(path) for model, path in tokenizers.items()}
-        self._control = {model: ControlTokens(tokenizer) for model, tokenizer in self._tokenizers.items()}
-        self._renderers = {model: Renderer() for model in tokenizers}
-        self._spellings = {model: Spellings(tokenizer) for model, tokenizer in self._tokenizers.items()}
-        self._max_token_bytes = {model: max_token_bytes(tokenizer) for model, tokenizer in self._tokenizers.items()}
         self._created = int(time.time())
         self._cards: dict[str, ModelCard] = {}
         self._descriptions: dict[str, Mapping[str, Any]] = {}
@@ -119,9 +79,8 @@ class ServeBackend:
 
     def warm_up(self) -> None:
         """Starts what the first chat would have to wait for."""
-        for model, renderer in self._renderers.items():
-            if self._tokenizers[model].chat_template:
-                renderer.start()
+        for text in self._texts.values():
+            text.warm_up()
 
     async def card(self, model: str) -> ModelCard | None:
         """Of a target that is away other ingresses may know: requests then wait for it here as they do there."""
@@ -149,30 +108,12 @@ class ServeBackend:
         return ", ".join(stage.progress for stage in found)
 
     def _learn(self, model: str, info: Mapping[str, Any]) -> None:
-        self._descriptions[model], self._cards[model] = info, self._make_card(model, info)
+        self._descriptions[model] = info
+        self._cards[model] = self._texts[model].card(model, info, self._created)
 
     async def _ask(self, model: str) -> Mapping[str, Any]:
         info: Mapping[str, Any] = await self._describe[model].remote()
         return info
-
-    def _make_card(self, model: str, info: Mapping[str, Any]) -> ModelCard:
-        return ModelCard(
-            id=model,
-            max_model_len=info["max_model_len"],
-            vocab_size=info["vocab_size"],
-            tokenizer=self._tokenizers[model],
-            control=self._control[model],
-            max_token_bytes=self._max_token_bytes[model],
-            eos_token_ids=end_tokens(tuple(info["eos_token_ids"]), self._tokenizers[model]),
-            created=self._created,
-            max_batch=info["max_batch"],
-            spellings=self._spellings[model],
-            exits=tuple(info["exits"]),
-            max_draft_length=info["longest_draft"],
-            renderer=self._renderers[model],
-            places=self._places[model],
-            threads=self._threads[model],
-        )
 
     def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
         runs = survive(partial(self._runs, model, self._call(model)), request, self._recovery)
@@ -257,66 +198,3 @@ def _summed(replicas: Sequence[tuple[str, Mapping[int, int]]]) -> dict[str, Any]
 
 def _number_tracks(name: str, tracks: Sequence[Track]) -> list[Track]:
     return [replace(track, name=f"{name} {index}") for index, track in enumerate(tracks)]
-
-
-def load_tokenizer_of(path: str) -> PreTrainedTokenizerFast:
-    directory = resolve(path, TEXT_FILES)
-    tokenizer = load_tokenizer(directory)
-    if warning := end_token_warning(directory, tokenizer):
-        logger.warning(warning)
-    return tokenizer
-
-
-async def await_reply(response: Any) -> TokenRun:
-    """The reply of a target's `generate`; raises its translated error. Cancelling the coroutine cancels the call.
-
-    A call that somebody else has cancelled is lost, for CancelledError would end our caller without a word.
-    """
-    try:
-        answer: TokenRun | DraftPoolError = await response
-    except asyncio.CancelledError:
-        response.cancel()
-        task = asyncio.current_task()
-        if task is None or task.cancelling():
-            raise
-        raise NotReady("the call was cancelled at the replica; send the request again") from None
-    except Exception as error:
-        raise translate_error(error) from None
-    if isinstance(answer, DraftPoolError):
-        raise answer
-    return answer
-
-
-async def broadcast(handle: Handle, method: str, *args: int | str) -> list[Any]:
-    """The results of a method of all replicas, from those that answer in time."""
-    try:
-        response: Any = handle.broadcast(method, *args)
-        answers = await response.results_async(timeout_s=STATS_TIMEOUT_S, return_exceptions=True)
-    except Exception:  # no replica is there
-        return []
-    return [answer for answer in answers if not isinstance(answer, BaseException)]
-
-
-async def open_requests(handle: Handle, timeout_s: float) -> Census:
-    """Asks all replicas for their open requests. Without replicas there are none.
-
-    Serve's `results_async` cannot be used: it returns nothing unless all replicas answer.
-    """
-    response: Any = handle.broadcast("open_requests")
-    try:
-        results = await response._fetch_replica_results_async()
-    except DeploymentUnavailableError:
-        return Census()
-    return await take_census([result.get_async() for result in results], timeout_s)
-
-
-def translate_error(error: Exception) -> Exception:
-    """The replica's own error, or the API's error for a lost or full replica. Others are returned unchanged."""
-    if isinstance(error, RayTaskError):
-        cause = error.cause
-        return translate_error(cause) if isinstance(cause, Exception) and cause is not error else error
-    if isinstance(error, BackPressureError):
-        return QueueFull("too many requests are queued; try again later")
-    if isinstance(error, LOST) or (isinstance(error, grpc.aio.AioRpcError) and error.code() in BROKEN):
-        return NotReady("the replica that had the request was lost; send the request again")
-    return error

@@ -24,10 +24,11 @@ from api.meter import Meter
 from api.streams import Heartbeat
 from api.survival import Recovery
 from deployments.access import listens_beyond_loopback, open_door
-from deployments.backend import Handle, ServeBackend, nobody
+from deployments.backend import ServeBackend, nobody
 from deployments.config import HttpConfig, IngressConfig
 from deployments.config_access import AccessConfig
 from deployments.config_telemetry import TelemetryConfig
+from deployments.handles import Handle
 from deployments.host import resolve_host
 from deployments.siblings import Siblings
 from deployments.telemetry import begin_telemetry

@@ -6,7 +6,7 @@ from typing import Any
 
 from ray import serve
 
-from deployments.backend import Handle, broadcast
+from deployments.handles import Handle, broadcast
 
 
 class Siblings:

@@ -29,6 +29,8 @@ from tests.api.api_twins import tiny_tokenizer
 from tests.deployments.harness import wait_until
 
 PROMPT = "def add(a, b):\n    return"
+GREEDY = SamplingParams(temperature=0.0)
+SAMPLED = SamplingParams(temperature=0.8, top_k=50, top_p=0.9, seed=1234)
 
 
 @dataclass
@@ -48,6 +50,15 @@ class Served:
     def tokens(self, model: str, sampling: SamplingParams, max_tokens: int) -> tuple[int, ...]:
         answer = self.complete(model, **fields_of(sampling, max_tokens))
         return tuple(answer.choices[0].model_dump()["token_ids"])
+
+    def streamed(self, model: str, sampling: SamplingParams, max_tokens: int) -> tuple[tuple[int, ...], str]:
+        ids: list[int] = []
+        text = ""
+        for chunk in self.complete(model, stream=True, **fields_of(sampling, max_tokens)):
+            for choice in chunk.choices:
+                ids += choice.model_dump()["token_ids"]
+                text += choice.text
+        return tuple(ids), text
 
     def get(self, path: str) -> Any:
         with urllib.request.urlopen(f"{self.url}{path}") as response:

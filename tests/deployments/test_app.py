@@ -29,23 +29,11 @@ from protocol.request import SamplingParams
 from targets.engine import Engine
 from tests.api.scrape import Scrape
 from tests.deployments.harness import wait_until
-from tests.deployments.served import PROMPT, Served, expected, fields_of, text_of
+from tests.deployments.served import GREEDY, PROMPT, SAMPLED, Served, expected, fields_of, text_of
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("nothing_leaks")]
 
-GREEDY = SamplingParams(temperature=0.0)
-SAMPLED = SamplingParams(temperature=0.8, top_k=50, top_p=0.9, seed=1234)
 TARGETS = ("large", "small")
-
-
-def streamed(served: Served, model: str, sampling: SamplingParams, max_tokens: int) -> tuple[tuple[int, ...], str]:
-    ids: list[int] = []
-    text = ""
-    for chunk in served.complete(model, stream=True, **fields_of(sampling, max_tokens)):
-        for choice in chunk.choices:
-            ids += choice.model_dump()["token_ids"]
-            text += choice.text
-    return tuple(ids), text
 
 
 def test_health_turns_ok_once_when_every_model_is_ready(served: Served) -> None:
@@ -75,7 +63,7 @@ def test_http_gives_the_text_of_the_plain_loop(
     assert tuple(whole.choices[0].model_dump()["token_ids"]) == oracle
     assert whole.choices[0].text == text_of(oracle)
     assert whole.usage.completion_tokens == 64
-    assert streamed(served, model, sampling, 64) == (oracle, text_of(oracle))
+    assert served.streamed(model, sampling, 64) == (oracle, text_of(oracle))
     assert served.target(model, "stats")["num_proposed"] > drafted
 
 
@@ -151,7 +139,7 @@ def test_a_draft_replica_killed_in_mid_stream_changes_no_text_and_targets_share_
     victim = served.target("large", "describe")["draft_replica"]
     with ThreadPoolExecutor(4) as threads:
         streams = {
-            (model, copy): threads.submit(streamed, served, model, SAMPLED, 400) for model in TARGETS for copy in (1, 2)
+            (model, copy): threads.submit(served.streamed, model, SAMPLED, 400) for model in TARGETS for copy in (1, 2)
         }
         wait_until(lambda: served.target("large", "stats")["num_running"] == 2)
         served.kill_draft_replica(victim)
@@ -160,7 +148,7 @@ def test_a_draft_replica_killed_in_mid_stream_changes_no_text_and_targets_share_
     wait_until(lambda: served.target("large", "describe")["draft_replica"] not in (None, victim))
     accepted = served.target("large", "stats")["num_accepted"]
     with ThreadPoolExecutor(2) as threads:
-        list(threads.map(lambda model: streamed(served, model, SAMPLED, 400), TARGETS))
+        list(threads.map(lambda model: served.streamed(model, SAMPLED, 400), TARGETS))
     assert served.target("large", "stats")["num_accepted"] > accepted
     assert sum(member.stats.num_mixed_passes for member in served.pool()) > 0
     wait_until(lambda: len(served.pool()) == 2)

@@ -20,8 +20,10 @@ from api.generation import BackendFault
 from api.prompts import encode
 from api.spans import NO_SPANS
 from api.trace import Track
-from deployments.backend import NUM_TOKENIZER_THREADS, ServeBackend, translate_error
+from deployments.backend import ServeBackend
+from deployments.handles import translate_error
 from deployments.target import TargetReplica
+from deployments.texts import NUM_TOKENIZER_THREADS
 from link.counts import replica_name
 from link.discovery import PoolMember
 from link.token_stream import TokenStreams

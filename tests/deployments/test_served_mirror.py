@@ -12,13 +12,11 @@ from cli.main import main
 from protocol.request import SamplingParams
 from targets.engine import Engine
 from tests.deployments.harness import wait_until
-from tests.deployments.served import Served, expected
+from tests.deployments.served import GREEDY, SAMPLED, Served, expected
 from tests.fixtures import CONFIG
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("nothing_leaks")]
 
-GREEDY = SamplingParams(temperature=0.0)
-SAMPLED = SamplingParams(temperature=0.8, top_k=50, top_p=0.9, seed=1234)
 TARGETS = ("large", "small")
 PARTS = {"plan", "draft", "first layers", "other layers", "commit"}
 

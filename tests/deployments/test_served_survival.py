@@ -22,13 +22,11 @@ from deployments.app import APP_NAME, target_deployment
 from protocol.request import SamplingParams
 from targets.engine import Engine
 from tests.deployments.harness import wait_until
-from tests.deployments.served import PROMPT, Served, expected, fields_of, text_of
+from tests.deployments.served import GREEDY, PROMPT, SAMPLED, Served, expected, fields_of, text_of
 from tests.fixtures import CONFIG
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("nothing_leaks")]
 
-GREEDY = SamplingParams(temperature=0.0)
-SAMPLED = SamplingParams(temperature=0.8, top_k=50, top_p=0.9, seed=1234)
 SAMPLINGS = pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 NUM_TOKENS = 440
 PATHS = {"large": "two replicas", "small": "one replica, which Serve replaces"}
