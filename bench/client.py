@@ -17,6 +17,7 @@ from typing import Any, Self
 import httpx
 
 DONE = "data: [DONE]"
+TIMEOUT_S = 120.0
 
 
 class RequestFailed(RuntimeError):
@@ -50,9 +51,9 @@ class RequestTemplate:
 
 
 class LoadClient:
-    def __init__(self, url: str, connections: int, timeout_s: float = 120.0) -> None:
+    def __init__(self, url: str, connections: int) -> None:
         limits = httpx.Limits(max_connections=connections, max_keepalive_connections=connections)
-        self.http = httpx.AsyncClient(base_url=url, limits=limits, timeout=timeout_s, trust_env=False)
+        self.http = httpx.AsyncClient(base_url=url, limits=limits, timeout=TIMEOUT_S, trust_env=False)
 
     async def __aenter__(self) -> Self:
         return self

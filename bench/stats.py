@@ -37,10 +37,10 @@ class Ratio:
         return f"{self.median:{form}} ({self.interval(form)})"
 
 
-def paired_ratio(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> Ratio:
+def paired_ratio(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
     """Of ours over theirs, pair by pair. Raises ValueError unless both hold as many values, and at least one."""
     ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-    resamples = np.random.default_rng(seed).choice(ratios, (NUM_RESAMPLES, len(ratios)))
+    resamples = np.random.default_rng(0).choice(ratios, (NUM_RESAMPLES, len(ratios)))
     medians = np.sort(np.median(resamples, axis=1)).tolist()
     tail = round((1 - CONFIDENCE) / 2 * NUM_RESAMPLES)
     return Ratio(median(ratios), medians[tail], medians[-1 - tail], len(ratios))

@@ -77,14 +77,13 @@ def measure(
     dtype: torch.dtype,
     weights: WeightFormat,
     repeat: int,
-    clock: Callable[[], float] = time.perf_counter,
 ) -> MeasuredCosts:
     """depth: layers of the drafter. sizes: rows of its head. repeat: measured turns."""
     drafts = {size: _draft(_with_head(drafter, depth, size, dtype, weights)) for size in (SMALLEST, *sizes)}
     decoder = load_decoder(target, dtype=dtype, weights=weights)
     passes = [_pass(decoder, width) for width in WIDTHS]
     in_turn = [call for pair in zip_longest(passes, drafts.values()) for call in pair if call is not None]
-    times = dict(zip(in_turn, timed(in_turn, repeat, clock), strict=True))
+    times = dict(zip(in_turn, timed(in_turn, repeat, time.perf_counter), strict=True))
     bare = times[drafts[SMALLEST]]
     heads = {
         size: max(0.0, median(own - none for own, none in zip(times[drafts[size]], bare, strict=True))) / DRAFTED

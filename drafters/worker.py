@@ -228,7 +228,6 @@ class DraftWorker:
             num_rows=len(rows),
             num_targets=num_targets,
             num_prefill_tokens=num_prefill,
-            num_exited=tuple(sum(pick.exit == exit for own in picks for pick in own) for exit in self._drafter.exits),
             pass_ms=pass_ms,
         )
 

@@ -145,12 +145,11 @@ class TranslationCounts:
 
 @dataclass(frozen=True, slots=True)
 class PassStats:
-    """One ragged pass of a draft replica: how many rows of how many targets, and where they left."""
+    """One ragged pass of a draft replica."""
 
     num_rows: int = 0
     num_targets: int = 0
     num_prefill_tokens: int = 0
-    num_exited: tuple[int, ...] = ()  # per exit of the drafter
     pass_ms: float = 0.0
 
 

@@ -44,7 +44,6 @@ class TableDecoder:
     ) -> None:
         """ends: of its layer groups, ascending, in layers. drafts: it picks as the drafter does."""
         self.config = table_config(world.vocab_size, ends[-1], max_positions)
-        self.num_passes = 0
         self._world = world
         self._starts = {start: group for group, start in enumerate((0, *ends))}
         self._charge = charge

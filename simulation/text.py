@@ -76,19 +76,6 @@ class Drawn:
         return uniform(place.state, _LUCK) < confidence, confidence
 
 
-@dataclass(frozen=True, slots=True)
-class Recorded:
-    """Acceptance as it was measured: by sequence, then position, then exit; off the record nothing is accepted."""
-
-    exits: tuple[int, ...]
-    found: Sequence[Sequence[Sequence[tuple[bool, float]] | None]]
-
-    def at(self, place: Place, exit_: int) -> tuple[bool, float]:
-        own = self.found[place.number % len(self.found)]
-        told = own[place.position] if place.position < len(own) else None
-        return told[exit_] if told else (False, 0.5)
-
-
 def drawn(rates: Mapping[int, float], concentration: float = math.inf) -> Drawn:
     """rates: by exit, in layers."""
     return Drawn(tuple(sorted(rates)), (stage(rates, concentration),))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
@@ -63,9 +63,6 @@ class Precision:
         return f"{'bf16' if self.dtype == torch.bfloat16 else 'fp32'}.{self.execution}"
 
 
-FP32 = Precision()
-
-
 @dataclass(frozen=True, slots=True)
 class ExactnessSubject:
     """What is tested: a target, a drafter, and the plain loop's text of every request by temperature."""
@@ -84,8 +81,7 @@ def prepare(
     drafter: Path,
     prompts: Sequence[tuple[int, ...]],
     max_tokens: int,
-    precision: Precision = FP32,
-    temperatures: Iterable[float] = TEMPERATURES,
+    precision: Precision,
 ) -> ExactnessSubject:
     """Runs the plain loop over every prompt."""
     dtype, execution = precision.dtype, precision.execution
@@ -96,7 +92,7 @@ def prepare(
             plain.generate(oracle, request).tokens[len(request.prompt_ids) :]
             for request in tqdm(requests(prompts, temperature, max_tokens), f"plain loop, temperature {temperature}")
         ]
-        for temperature in temperatures
+        for temperature in TEMPERATURES
     }
     return ExactnessSubject(target, nested, prompts, max_tokens, precision, oracle, texts)
 

@@ -113,7 +113,7 @@ def test_replicas_share_one_time_and_what_the_pool_did_before_the_first_round_is
     records = random_records(random.Random(1))
     early, late = rounds(records[:5]), rounds(records[5:])
     began = records[0].began_s
-    done = passes([(began - 1.0, PassStats(1, 1, 0, (), 5.0)), (began + 0.006, PassStats(3, 2, 7, (), 5.0))])
+    done = passes([(began - 1.0, PassStats(1, 1, 0, 5.0)), (began + 0.006, PassStats(3, 2, 7, 5.0))])
     trace = as_json([Track("a", early), Track("b", late)], [Track("pool", done)])
     names = {event["pid"]: event["args"]["name"] for event in trace["traceEvents"] if event["ph"] == "M"}
     assert names == {1: "a", 2: "b", 3: "pool"}

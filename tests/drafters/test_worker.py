@@ -77,15 +77,6 @@ def test_rows_join_at_the_next_pass_and_leave_when_their_draft_is_done(llama: De
     assert pool.step() is None
 
 
-def test_a_pass_says_where_its_rows_left(llama: Decoder) -> None:
-    pool = Pool(llama)
-    pool.submit(row(1, text(5, 1), 1), row(2, text(5, 2), 1), depth=SHALLOW)
-    pool.submit(row(3, text(5, 3), 1), depth=DEEP)
-    stats = pool.step()
-    assert stats is not None
-    assert stats.num_exited == (2, 0, 1)
-
-
 def test_rows_that_are_done_with_the_same_pass_are_one_reply_in_the_order_of_the_request(llama: Decoder) -> None:
     pool = Pool(llama)
     pool.submit(row(3, text(4, 1), 2), row(1, text(5, 2), 2), round_id=5)

@@ -10,9 +10,10 @@ from protocol.plan import DepthRule, Mode
 from router.policy import Fixed, Off, Policy
 from simulation.scenarios import Scenario, run
 from simulation.simulate import Circumstances, PoolSpec
-from simulation.text import Acceptance, Recorded, drawn
+from simulation.text import Acceptance, drawn
 from targets.ahead import AheadConfig
 from tests.simulation.curves import linear_curves
+from tests.simulation.recorded import Recorded
 
 EXITS = (2, 4, 6)
 CURVES = linear_curves((10.0, 0.05, 0.0), (0.05, 0.01, 0.0), EXITS, overhead_ms=0.5, link_ms=0.4)

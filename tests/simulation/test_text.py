@@ -7,7 +7,8 @@ from statistics import fmean
 import pytest
 
 from protocol.errors import ConfigError
-from simulation.text import Drawn, Place, Recorded, World, drawn, mix, owner_of, quantiles, seed_of, stage
+from simulation.text import Drawn, Place, World, drawn, mix, owner_of, quantiles, seed_of, stage
+from tests.simulation.recorded import Recorded
 
 RATES = {2: 0.5, 4: 0.7, 6: 0.8}
 STATES = [mix(1, number) for number in range(4000)]
