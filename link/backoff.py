@@ -1,10 +1,9 @@
 """Whether to ask the pool for a draft, after deadlines were missed.
 
-Three missed deadlines in a row end the waiting. From then on one request in a growing pause goes out as a
-probe: it is sent and not waited for, so that a pool which stays slow costs the target nothing. The first probe
-that is answered in time brings the waiting back, and the next pauses go on from where these had grown to. Only
-RECOVERED answers in a row make them short again, or a pool that is fast now and then would be waited for every
-second.
+Three missed deadlines in a row end the waiting. From then on a probe goes out after each of growing pauses: a request
+that is sent and not waited for, so a pool which stays slow costs the target nothing. The first probe that is answered
+in time brings the waiting back. Should it end again, the pauses go on from the length that they had; RECOVERED answers
+in a row make them short again. Otherwise a pool that is fast now and then would be waited for every second.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ class Ask(Enum):
 
 
 class Backoff:
-    """Whether to wait for one replica. For one thread."""
+    """Whether to wait for one replica. Used by one thread."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
@@ -35,7 +34,7 @@ class Backoff:
 
     @property
     def resting(self) -> bool:
-        """Whether the pool is waited for no longer."""
+        """Whether the waiting has ended."""
         return self._misses >= MISSES
 
     def ask(self) -> Ask:

@@ -1,8 +1,8 @@
-"""Messages over a connected socket, without an event loop and without a thread: whoever wants one reads it.
+"""Messages over a connected socket, without an event loop and without a thread: the caller reads them itself.
 
-A message is its length in four bytes, and so many bytes. Nothing here blocks: what the kernel does not take is kept, up
-to MAX_BACKLOG messages, of which the oldest is dropped then; whoever does not read is late anyway. Before the first
-message both sides prove who they are (link/handshake.py), and until then no more is read than that takes.
+A message is its length in four bytes, then that many bytes. Sending never blocks: what the kernel does not take is
+kept, up to MAX_BACKLOG messages; then the oldest is dropped, since a side that does not read is late anyway. Before the
+first message both sides prove who they are (link/handshake.py); until then only the bytes of the proof are read.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ class Traffic:
 
 
 class Connection:
-    """One thread at a time reads, any thread sends. A broken one swallows what is sent; the reader is told."""
+    """One thread at a time reads, any thread sends. A broken connection drops what is sent; its reader learns of the
+    end.
+    """
 
     def __init__(self, sock: socket.socket, max_message: int) -> None:
         """max_message: bytes that the other side may send at a time."""
@@ -61,7 +63,7 @@ class Connection:
         return self._socket.fileno()
 
     def send(self, message: bytes) -> bool:
-        """False when something is left for `flush`."""
+        """Returns False if something is left for `flush`."""
         with self._sending:
             if len(self._backlog) >= MAX_BACKLOG:
                 del self._backlog[1]  # the first may be half sent
@@ -69,18 +71,18 @@ class Connection:
             return self._flush()
 
     def flush(self) -> bool:
-        """Sends what was kept. False when something is left still."""
+        """Sends what was kept. Returns False if something is still left."""
         with self._sending:
             return self._flush()
 
     @property
     def events(self) -> int:
-        """What its reader waits for: something to receive, and room for what is kept."""
+        """What its reader waits for: something to receive, and room to send what is kept."""
         return select.POLLIN | (select.POLLOUT if self._backlog else 0)
 
     @staticmethod
     def ready(connections: Sequence[Connection], timeout_s: float) -> list[int]:
-        """Those with something for their reader, by their places; waits for the first so many seconds."""
+        """The indices of those with something for their reader. Waits up to so many seconds for the first."""
         places = {connection.fileno(): place for place, connection in enumerate(connections)}
         closed = places.pop(-1, None)
         if closed is not None:
@@ -91,9 +93,9 @@ class Connection:
         return [places[number] for number, _ in poll.poll(1e3 * max(timeout_s, 0.0))]
 
     def wait(self, timeout_s: float) -> bool:
-        """Whether there is something to receive, the end included, or room for what is kept, within so many seconds.
+        """Whether within so many seconds there is something to receive, the end included, or room to send what is kept.
 
-        For the reader. What is kept is sent on.
+        Called by the reader. Sends what is kept.
         """
         self._poll.register(self._socket, self.events)
         ready = bool(self._poll.poll(1e3 * max(timeout_s, 0.0)))
@@ -102,8 +104,8 @@ class Connection:
         return ready
 
     def receive(self) -> list[bytes]:
-        """The messages that are complete now. Raises EOFError at the end of the connection, however it came to that,
-        and ValueError for a message that is too long to be one.
+        """The messages that are complete now. Raises EOFError at the end of the connection, whatever ended it, and
+        ValueError for a message beyond the limit.
         """
         chunk = self._read(CHUNK)
         self._received += chunk
@@ -111,8 +113,8 @@ class Connection:
         return self._messages() if chunk else []
 
     def shake(self, handshake: Handshake) -> bool:
-        """Goes on with it as far as the other side has come; whether it is done. Raises as `receive`, and ValueError
-        for a stranger.
+        """Continues the handshake with what has arrived. Returns whether it is done. Raises as `receive`, and
+        ValueError for a stranger.
         """
         while True:
             self._send(handshake.due())
@@ -125,31 +127,31 @@ class Connection:
 
     @property
     def half_received(self) -> bool:
-        """Whether a message has begun to come and is not whole."""
+        """Whether a message has arrived in part."""
         return bool(self._received)
 
     @property
     def traffic(self) -> Traffic:
-        """So far, handshakes left out."""
+        """So far, without handshakes."""
         return Traffic(self._num_sent, self._num_received)
 
     @property
     def hung_up(self) -> bool:
-        """Whether the other side is known to be gone, whatever there is to read before the end."""
+        """Whether the other side is known to be gone, even if there is still something to read."""
         return bool(self._end.poll(0))
 
     def shut(self) -> None:
-        """Shuts the socket, from any thread: both sides see the end at once, and the reader closes it."""
+        """Shuts the socket, from any thread: both sides see the end at once. The reader then closes it."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def close(self) -> None:
-        """Closes the socket. For the reader, or when nobody reads any more."""
+        """Closes the socket. Called by the reader, or when there is none any more."""
         with self._sending:
             self._socket.close()
 
     def _read(self, most: int) -> bytes:
-        """What is there, at most so much, of which nothing may be. Raises EOFError."""
+        """Up to so many bytes of what has arrived, possibly none. Raises EOFError."""
         try:
             chunk = self._socket.recv(most)
         except BlockingIOError:
@@ -161,7 +163,7 @@ class Connection:
         return chunk
 
     def _send(self, data: bytes) -> None:
-        """As it is, on a connection so young that there is room for it."""
+        """Sends the bytes at once: so early in a connection there is room for them."""
         try:
             if data and self._socket.send(data) < len(data):
                 raise EOFError("the other side does not read")

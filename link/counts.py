@@ -1,4 +1,4 @@
-"""A target's counts as /debug/stats tells them: totals, and the few ratios that one would work out from them."""
+"""A target's counts as /debug/stats shows them: totals, and the few ratios that a reader would compute from them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from protocol.stats import EngineStats, Runs, TranslationCounts
 def told(
     stats: EngineStats, steps: Runs, traffic: Traffic | None = None, translated: TranslationCounts | None = None
 ) -> dict[str, Any]:
-    """steps: who takes them. traffic: with draft replicas; None where there is no link to any. translated: for a
-    drafter of another tokenizer.
+    """steps: which code runs them. traffic: with draft replicas; None without links. translated: tokens for a drafter
+    of another tokenizer.
     """
     return asdict(stats) | {
         "num_accepted_by_position": list(stats.num_accepted_by_position),
@@ -40,10 +40,10 @@ def translation(counts: TranslationCounts) -> dict[str, float | None]:
 
 
 def ratios(stats: EngineStats) -> dict[str, float | None]:
-    """None before there is anything to divide by.
+    """Each is None while there is nothing to divide by.
 
-    hit_rate: of the rows of rounds ahead that were to have a proposal, how many had one at hand. hidden_on_hits: of the
-    wait for a fresh draft, what is gone in rounds that ask for none.
+    hit_rate: of the rows of rounds ahead that needed a proposal, the share that had one at hand. hidden_on_hits: the
+    share of the wait for a fresh draft that rounds save which ask for none.
     """
     fresh_ms = _ratio(stats.fresh_draft_ms, stats.num_fresh_rounds)
     hit_ms = _ratio(stats.hit_draft_ms, stats.num_hit_rounds)

@@ -21,8 +21,8 @@ DESCRIBE_TIMEOUT_S = 2.0
 class PoolMember:
     """What a draft replica says of itself. incarnation: new with every start of the replica.
 
-    costs: of its drafter; None: not measured. limits: of a message to it. secret: what a link to it begins with; None
-    where there is none. steps: who takes those of its drafter.
+    costs: of its drafter; None: not measured. limits: of a message to it. secret: proved at the beginning of a link to
+    it; None where there is none. steps: which code runs those of its drafter.
     """
 
     address: str

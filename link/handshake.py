@@ -5,8 +5,8 @@
              proof                                       -->
              <-- proof
 
-The pool proves nothing to who has not proved itself. A proof is over both nonces, the name and who makes it, so none is
-of use twice, or sent back. From then on the link is that target's, and no message says whose it is.
+The target proves itself first; only then does the pool. A proof covers both nonces, the name and the role of its maker,
+so it can be neither replayed nor sent back. From then on the link belongs to that target, and messages carry no name.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ NAME = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class Handshake:
-    """One end of it; bytes in, bytes out."""
+    """One end of a handshake: bytes in, bytes out."""
 
     def __init__(self, secret: Secret, name: str | None = None) -> None:
-        """name: of the target, at its own end; None at the pool's. Raises ValueError for a name that is none."""
+        """name: of the target, at its own end; None at the pool's. Raises ValueError for an invalid name."""
         self.name = "" if name is None else _checked(name)
         self.done = False
         self._secret = secret
@@ -36,7 +36,7 @@ class Handshake:
 
     @property
     def missing(self) -> int:
-        """Bytes that may be read now: what is behind them is no part of this step."""
+        """How many bytes may be read now: those of this step, and no more."""
         return self._wanted - len(self._received)
 
     def due(self) -> bytes:

@@ -1,9 +1,9 @@
-"""One open connection from a target replica to a draft replica, read by the thread that waits for what comes.
+"""One open connection from a target replica to a draft replica, read by the thread that waits for its messages.
 
-A draft replica that sends what none would is left: the link ends, and the target decodes plainly until the next one.
+An invalid message ends the link, and the target decodes plainly until the next one.
 
-No event loop and no thread lies between the engine and the socket: each change of thread costs a tenth of a millisecond
-and more beside a pass that sweeps the caches, and a draft takes less than one.
+The engine's thread reads the socket itself, without an event loop or another thread in between: each change of thread
+costs a tenth of a millisecond or more beside a pass that sweeps the caches, and a draft takes less than one.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ OnEnd = Callable[["Link"], None]
 class Link:
     """One link to a draft replica, for any thread.
 
-    on_message is called by the thread that reads, and raises ValueError for what makes no sense. on_end is called once,
+    on_message is called by the thread that reads, and raises ValueError for an invalid message. on_end is called once,
     by the thread that finds the end.
     """
 
@@ -57,7 +57,7 @@ class Link:
         self._ending = threading.Lock()
 
     def send(self, message: TargetMessage) -> None:
-        """What a pool that is not reading leaves no room for is dropped: an old request is worth nothing."""
+        """Drops the message if a pool that does not read leaves no room: an old request is worth nothing."""
         if not self.open:
             return
         try:
@@ -71,7 +71,7 @@ class Link:
             self._end()
 
     def read(self, timeout_s: float = 0.0) -> None:
-        """Hands on what has come, waiting for something so long; also when another thread reads meanwhile."""
+        """Hands on what has arrived, and waits up to so long for something, even while another thread reads."""
         until = self._clock() + timeout_s
         if not self._reading.acquire(timeout=max(timeout_s, 0.0)):
             return
@@ -98,14 +98,14 @@ class Link:
         return self.connection.traffic
 
     def check(self) -> None:
-        """Called while nobody reads: sends on what was kept, and ends the link if the replica is gone."""
+        """Called while nobody reads: sends what was kept, and ends the link if the replica is gone."""
         if self.open:
             self.connection.flush()
         if self.open and self.connection.hung_up:
             self.close()
 
     def close(self) -> None:
-        """A thread that reads is done with it at once."""
+        """Also ends the reading of another thread at once."""
         self._end()
         if self._reading.acquire(timeout=CLOSE_S):
             self.connection.close()
@@ -120,7 +120,7 @@ class Link:
 
 
 def read_any(links: Sequence[Link], timeout_s: float) -> None:
-    """Hands on what has come over any of them, waiting for something so long."""
+    """Hands on what has arrived over any of the links, and waits up to so long for something."""
     if len(links) == 1:
         links[0].read(timeout_s)
         return
@@ -129,7 +129,7 @@ def read_any(links: Sequence[Link], timeout_s: float) -> None:
 
 
 def connect(member: PoolMember, name: str) -> Connection | None:
-    """None when nobody answers there in time, or nobody who holds the replica's secret. name: of this target."""
+    """None if nobody who holds the replica's secret answers there in time. name: of this target."""
     try:
         return _connect(member, name, time.monotonic() + CONNECT_TIMEOUT_S)
     except (OSError, EOFError) as error:
@@ -140,7 +140,7 @@ def connect(member: PoolMember, name: str) -> Connection | None:
 
 
 def _connect(member: PoolMember, name: str, until: float) -> Connection:
-    """Raises OSError, EOFError, and ValueError for somebody else."""
+    """Raises OSError, EOFError, and ValueError for a stranger."""
     if member.secret is None:
         raise ValueError("nobody told the secret of this draft replica")
     host, _, port = member.address.rpartition(":")

@@ -1,7 +1,7 @@
 """The links of one target, one to each draft replica that it can use: found, opened, watched and given up.
 
-All of it runs on the event loop, but for the end of a link, which whoever reads it may find. The engine takes the
-routes as they are at the moment: a mapping that is replaced, never changed.
+All of it runs on the event loop, except that any reader may find the end of a link. The engine takes the routes as they
+are at the moment: the mapping is replaced, never changed.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from link.share import Share
 
 logger = logging.getLogger(__name__)
 
-GONE_AFTER = 3  # discoveries in a row that found others: a replica that drains is listed no more
+GONE_AFTER = 3  # discoveries in a row that list others but not this one: it drains
 
 
 @dataclass(frozen=True, slots=True)
 class TransportConfig:
-    """lost_every_s: how often to look for a replica while there is none, and whether those in use are there still.
-    avoid_s: how long to leave a failed one.
+    """lost_every_s: how often to look for a replica while there is none, and to check those in use. avoid_s: how long
+    to avoid one that failed.
     """
 
     deadline_s: float = 0.05
@@ -40,7 +40,7 @@ class TransportConfig:
 
 @dataclass(slots=True, eq=False)
 class Route:
-    """The way to one draft replica. share: what it was asked last."""
+    """The way to one draft replica. share: its part of the last request."""
 
     link: Link
     backoff: Backoff
@@ -94,7 +94,7 @@ class Links:
         await asyncio.gather(*self._closing, return_exceptions=True)
 
     def _on_end(self, link: Link) -> None:
-        """On whichever thread finds it."""
+        """Called on the thread that finds the end."""
         with self._switching:
             self._past += link.traffic
             lost = self._drop(link)
@@ -105,7 +105,7 @@ class Links:
                 self._loop.call_soon_threadsafe(self._lost.set)
 
     def _drop(self, link: Link) -> bool:
-        """Whether it was one of them."""
+        """Takes a link out of the routes. Returns whether it was there."""
         kept = {name: route for name, route in self.routes.items() if route.link is not link}
         lost, self.routes = len(kept) < len(self.routes), kept
         return lost
@@ -121,7 +121,7 @@ class Links:
                 await asyncio.sleep(self._config.lost_every_s)
 
     async def _rest(self) -> None:
-        """Until it is time to look again. A replica that has gone may have told nobody: nobody reads while idle."""
+        """Waits until it is time to look again, and checks idle links, which nobody reads."""
         until = time.monotonic() + self._config.discover_every_s
         while self.routes and not self._lost.is_set() and time.monotonic() < until:
             for route in self.routes.values():
@@ -133,7 +133,7 @@ class Links:
             await asyncio.sleep(self._config.lost_every_s)
 
     async def _connect(self) -> None:
-        """Connects to every usable replica that is not linked yet."""
+        """Links every usable replica that is not linked yet."""
         members = await self._members()
         self._leave_unlisted({member.incarnation for member in members})
         usable = [member for member in members if self._need.met_by(member)]
@@ -143,7 +143,7 @@ class Links:
         await asyncio.gather(*(self._open(member) for member in new))
 
     async def _open(self, member: PoolMember) -> None:
-        self._leave_alone(member)  # unless this goes well, whatever may go wrong
+        self._leave_alone(member)  # until the connection stands, whatever goes wrong
         opening = asyncio.create_task(asyncio.to_thread(connect, member, self._target))
         try:
             connection = await asyncio.shield(opening)
@@ -169,25 +169,25 @@ class Links:
             logger.exception("discovery of draft replicas failed")
             return ()
         now = self._clock()
-        with self._switching:  # against one that is lost now
+        with self._switching:  # a link may end on another thread now
             self._avoid = {incarnation: until for incarnation, until in self._avoid.items() if until > now}
         return members
 
     def _leave_unlisted(self, listed: set[str]) -> None:
-        """Replicas that discovery, which finds others, does not list any more: they drain."""
+        """Retires replicas that discovery lists no more while it finds others: they drain."""
         for incarnation, route in self.routes.items():
             self._unlisted[incarnation] += bool(listed)
             if incarnation in listed or not listed:
                 del self._unlisted[incarnation]
             elif self._unlisted[incarnation] >= GONE_AFTER:
-                logger.info("draft replica %s is listed no more, and is left", incarnation)
+                logger.info("draft replica %s is listed no more; its link ends", incarnation)
                 self._retire(route.link)
 
     def _leave_alone(self, member: PoolMember) -> None:
         self._avoid[member.incarnation] = self._clock() + self._config.avoid_s
 
     def _retire(self, link: Link) -> None:
-        """Close a link after a round that may still be on its way there."""
+        """Closes a link after a round that may still be on its way there."""
         with self._switching:
             self._drop(link)
 
@@ -201,7 +201,7 @@ class Links:
 
 
 async def _abandon(opening: asyncio.Task[Connection | None]) -> None:
-    """The target has stopped meanwhile."""
+    """Closes what was connected after the target had stopped."""
     connection = await opening
     if connection is not None:
         connection.close()

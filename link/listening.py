@@ -10,7 +10,9 @@ from protocol.errors import ConfigError
 
 
 def bind(add_port: Callable[[str], int], host: str, ports: tuple[int, int], key: str) -> int:
-    """The first free port of the range, where (0, 0) stands for any. Raises ConfigError naming the key if none is."""
+    """Binds the first free port of a range; (0, 0) stands for any port. Raises ConfigError naming the key if none is
+    free.
+    """
     for port in range(ports[0], ports[1] + 1):
         try:
             return add_port(f"{host}:{port}")
@@ -20,7 +22,7 @@ def bind(add_port: Callable[[str], int], host: str, ports: tuple[int, int], key:
 
 
 def listen(host: str, ports: tuple[int, int], key: str) -> socket.socket:
-    """A socket that does, at the first free port of the range. Raises ConfigError as `bind`."""
+    """A listening socket at the first free port of the range. Raises ConfigError as `bind`."""
     found: list[socket.socket] = []
 
     def add_port(address: str) -> int:
@@ -36,8 +38,9 @@ def listen(host: str, ports: tuple[int, int], key: str) -> socket.socket:
     return found[0]
 
 
-def free_port(host: str = "127.0.0.1") -> int:
+def free_port() -> int:
+    """On loopback."""
     with socket.socket() as probe:
-        probe.bind((host, 0))
+        probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port

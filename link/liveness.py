@@ -1,8 +1,8 @@
 """Detects that the replica of a request has frozen. A frozen process closes no connection and sends no error.
 
-While a request runs, all replicas of its target are asked from time to time which requests they have. If one does not
-answer, and no other has the request, the request fails. So does one that no replica has for too long: it waits where
-none is there to take it. All requests of a target share one census.
+While a request runs, all replicas of its target are asked from time to time which requests they have. The request fails
+if a replica does not answer and no other replica has the request. It also fails if all answer and none has it for too
+long: there is no replica to take it. All requests of a target share one census.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class Liveness:
         wait_s: float,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
-        """silence_s: seconds after which a request fails: half until the census, half to answer it. wait_s: seconds
-        that a request may be with no replica.
+        """silence_s: seconds after which a request fails: half until the census, half for the answers. wait_s: how many
+        seconds a request may be with no replica.
         """
         self._take, self._pause_s, self._wait_s, self._sleep = take, silence_s / 2, wait_s, sleep
         self._running: asyncio.Task[Census | None] | None = None
 
     @asynccontextmanager
     async def watch(self, request_id: str) -> AsyncIterator[None]:
-        """Raises NotReady in the body if the request's replica does not answer, or if it has had none for too long."""
+        """Raises NotReady in the body if the request's replica does not answer, or if no replica has it for too long."""
         watch = asyncio.create_task(self._wait_until_lost(request_id))
         try:
             async with asyncio.timeout(None) as limit:

@@ -1,8 +1,8 @@
-"""On which draft replica a sequence is drafted for: rendezvous hashing, so that all of them share the work.
+"""Which draft replica drafts for a sequence: rendezvous hashing, so that all replicas share the work.
 
-None gets more than its share of a target's sequences: a round waits for the slowest, and by chance alone one of four
-would have a quarter more. A sequence stays where it is, for a move costs its whole context: it goes elsewhere when its
-replica is there no more, or was too full for it several times in a row. A new replica gets new sequences only.
+Each gets at most its share of a target's sequences: a round waits for the slowest replica, and hashing alone would give
+one of four a quarter more. A sequence stays where it is, since a move costs its whole context. It moves when its
+replica is gone, or was too full for it several times in a row. A new replica gets new sequences only.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ class _Home:
 
 @dataclass(slots=True)
 class SequencePlacement:
-    """The draft replica of each sequence of one target. For one thread."""
+    """The draft replica of each sequence of one target. Used by one thread."""
 
     target: str
     _homes: dict[int, _Home] = field(default_factory=dict)
 
     def home(self, sequence_id: int, replicas: Collection[str]) -> str | None:
-        """replicas: those that can be used. None: there is none."""
+        """The replica of a sequence, chosen among those in use; None if there are none."""
         home = self._homes.get(sequence_id)
         if home is not None and home.replica in replicas:
             return home.replica
@@ -43,7 +43,7 @@ class SequencePlacement:
         return best
 
     def refused(self, sequence_id: int, replicas: Collection[str]) -> None:
-        """Its replica was too full for it."""
+        """Counts that a sequence's replica was too full for it."""
         home = self._homes.get(sequence_id)
         if home is None:
             return
@@ -67,7 +67,7 @@ class SequencePlacement:
 
 
 def ranked(target: str, sequence_id: int, replicas: Collection[str]) -> list[str]:
-    """Best first. Without one of them the order of the others is the same."""
+    """The replicas, best first. Taking one away keeps the order of the others."""
     return sorted(replicas, key=lambda replica: _score(f"{target} {sequence_id} {replica}"), reverse=True)
 
 

@@ -1,8 +1,8 @@
 """The pool's end of the links: it listens, and hands the worker's thread the sockets of the targets that connect.
 
-A target proves that it holds this replica's secret (link/handshake.py), and from then on the link is its name:
-what comes over it is about its own sequences, whatever the message says. A link that brings what no target sends ends,
-alone. Everything here runs on the worker's thread, save `start` and `stop`, and replies that somebody else may send.
+A target proves that it holds this replica's secret (link/handshake.py). From then on the link stands for the target:
+every message over it is about that target's own sequences. An invalid message ends its link and no other. Everything
+here runs on the worker's thread, except `start`, `stop`, and replies, which any thread may send.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class PoolServer:
 
     @property
     def num_targets(self) -> int:
-        """Targets that draft here."""
+        """How many targets draft here."""
         return len(self._targets)
 
     @property
@@ -69,7 +69,7 @@ class PoolServer:
         self._spare.close()
 
     def began(self, peer: _Peer) -> bool:
-        """A stranger has proved to be a target; False when there are too many."""
+        """Makes a proved stranger a target. Returns False if there are too many."""
         del self._strangers[peer]
         if len(self._targets) >= MAX_TARGETS:
             self.log.warning(f"{MAX_TARGETS} targets draft here, no more are taken")
@@ -79,7 +79,7 @@ class PoolServer:
         return True
 
     def name(self, target: str) -> str:
-        """The name of one link and of no other: two links that say the same name share nothing."""
+        """A name for this link alone: two links of targets with one name share nothing."""
         return f"{target}#{next(self._numbers)}"
 
     def ended(self, peer: _Peer) -> None:
@@ -90,7 +90,7 @@ class PoolServer:
             logger.info("target %s is gone", peer.owner)
 
     def _accept(self) -> None:
-        """All who wait: the thread looks once a pass."""
+        """Accepts all who wait, since the thread looks once a pass."""
         while self._listener is not None:
             try:
                 sock, _ = self._listener.accept()
@@ -102,7 +102,7 @@ class PoolServer:
             self._open(sock)
 
     def _open(self, sock: socket.socket) -> None:
-        """The oldest stranger makes room: it had all the time since."""
+        """Takes a connection. If there are too many strangers, the oldest makes room: it had the most time."""
         if len(self._strangers) >= MAX_STRANGERS:
             self.log.warning(f"{MAX_STRANGERS} connections have proved nothing, the oldest is closed")
             next(iter(self._strangers)).end()
@@ -116,7 +116,9 @@ class PoolServer:
         peer.on_ready()
 
     def _turn_away(self, error: OSError) -> None:
-        """Without a file to accept with, whoever waits would be told of again and again: the spare one is for that."""
+        """Accepts and closes with the spare file: with none left, the poll would report the waiting one again and
+        again.
+        """
         self.log.warning(f"a connection cannot be accepted: {error.strerror}")
         self._spare.close()
         with suppress(OSError):
@@ -133,7 +135,7 @@ class PoolServer:
 
 
 class _Peer:
-    """One connection: a stranger's, then a target's. owner: its name in the pool, once it is a target."""
+    """One connection: a stranger's, then a target's. owner: the target's name in the pool, after its proof."""
 
     def __init__(self, server: PoolServer, thread: PoolThread, sock: socket.socket) -> None:
         self.owner = ""
@@ -163,13 +165,13 @@ class _Peer:
             self.end()
 
     def reply(self, message: PoolMessage) -> None:
-        """For any thread."""
+        """Sends a reply, from any thread."""
         if not self.connection.send(encode_pool(message)) and not self._waits:
             self._waits = True
             self._thread.watch(self.connection, self.on_ready, writable=True)
 
     def overdue(self, now: float) -> str:
-        """Why it has been waited for long enough, if it has."""
+        """Why this connection has to end, if it has kept us waiting for too long."""
         if self._handshake is not None:
             late = now - self._began > HANDSHAKE_S
             return f"it has not proved itself within {HANDSHAKE_S:g} s" if late else ""

@@ -1,8 +1,8 @@
-"""The thread that owns a DraftWorker: it reads the sockets of targets, and does pass after pass.
+"""The thread that owns a DraftWorker: it reads the sockets of targets, and runs pass after pass.
 
-Between two passes it looks at the sockets, and when there is nothing to draft it sleeps until one has something to
-read, so nothing stands between a target's message and the pass that answers it: what it cannot read yet waits in the
-kernel's buffer, and in the sender's backlog behind that.
+Between two passes it reads the sockets; with nothing to draft it sleeps until one has something. So a target's message
+goes straight to the pass that answers it. What is not read yet waits in the kernel's buffer, then in the sender's
+backlog.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ Reply = Callable[[PoolMessage], None]
 
 
 class Watched(Protocol):
-    """A socket, or what has one."""
+    """A socket, or an object that has one."""
 
     def fileno(self) -> int: ...
     def close(self) -> None: ...
@@ -82,31 +82,31 @@ class PoolThread:
             self._thread.join()
 
     def watch(self, watched: Watched, on_ready: Callable[[], object], *, writable: bool = False) -> None:
-        """on_ready: called on this thread whenever there is something to read, with `writable` also when there is room
-        to write. Calling again changes either. What is watched when the thread ends is closed.
+        """on_ready: called on this thread whenever there is something to read and, with `writable`, whenever there is
+        room to write. A second call changes either. Closed when the thread ends.
         """
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if writable else 0)
         self._do(lambda: self._register(watched, events, on_ready))
 
     def unwatch(self, watched: Watched) -> None:
-        """Closes it too."""
+        """Stops watching it, and closes it."""
         self._do(lambda: self._release(watched))
 
     def sweep(self, action: Callable[[float], None]) -> None:
-        """Has `action` called with the time, on this thread, at most every second, after all that came was read."""
+        """Has `action` called with the time, on this thread, about once a second, after what came was read."""
         self._sweeps.append(action)
 
     def now(self) -> float:
         return self._clock()
 
     def stuck_for_s(self) -> float:
-        """Seconds since the loop should have turned, 0 when it may well be at work; infinite when it has ended."""
+        """Seconds by which the loop is late, 0 while it may well be at work; infinite when it has ended."""
         limit = PASS_LIMIT_S if self._in_pass else TURN_LIMIT_S
         age = self.heartbeat_age_s()
         return age if age > limit else 0.0
 
     def heartbeat_age_s(self) -> float:
-        """Seconds since the loop last turned, an idle loop turns once a second; infinite when it has ended."""
+        """Seconds since the loop last turned; infinite when it has ended. An idle loop turns once a second."""
         return time.monotonic() - self._beat if self._thread.is_alive() else float("inf")
 
     def stats(self) -> PoolStats:
@@ -114,18 +114,18 @@ class PoolThread:
         return self._stats
 
     def passes(self) -> tuple[tuple[float, PassStats], ...]:
-        """The last ones, oldest first: when each ended, and its counts."""
+        """The last passes, oldest first: when each ended, and its counts."""
         return tuple(self._passes)
 
     def receive(self, message: TargetMessage, reply: Reply) -> None:
-        """On this thread, on which `reply` is called too, at once or after a pass."""
+        """Takes a target's message, on this thread. `reply` is called on it too, at once or after a pass."""
         act(self._worker, message, reply)
 
     def drop(self, incarnation: str) -> None:
         self._do(lambda: self._worker.drop(incarnation))
 
     def _do(self, action: Callable[[], None]) -> None:
-        """At once on this thread, else as soon as it comes to it."""
+        """Does it at once if this is the thread, else has the thread do it soon."""
         if threading.current_thread() is self._thread:
             action()
         else:
@@ -165,7 +165,7 @@ class PoolThread:
             self._wake.close()
 
     def _step(self) -> bool:
-        """False when there was nothing to do."""
+        """Runs a pass. Returns False if there was nothing to do."""
         self._in_pass = True
         done = self._worker.step()
         self._in_pass = False
@@ -175,7 +175,7 @@ class PoolThread:
         return done is not None
 
     def _read(self, *, wait: bool) -> bool:
-        """Does what arrived, first waiting for something when idle. False when the thread is to stop."""
+        """Handles what arrived; when idle, waits for something first. Returns False when the thread is to stop."""
         idle = wait and not self._actions and not self._stopping
         for key, _ in self._selector.select(1.0 if idle else 0.0):
             key.data()

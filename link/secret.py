@@ -1,7 +1,7 @@
 """The secret that two ends of a connection prove to each other, and the proof.
 
-Whoever listens makes its own at start, and tells it to those who ask over Serve, which so says who belongs here. A file
-or a variable names one where there is no Serve. It is in no config, manifest, log or repr.
+The side that listens makes its own at start and tells it to those who ask over Serve: only members of the application
+can. Without Serve a file or a variable names it. It stands in no config, manifest, log or repr.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Secret:
 
     @classmethod
     def of(cls, environment: Mapping[str, str]) -> Secret:
-        """The one that the environment names, else a fresh one. Raises ConfigError."""
+        """The secret that the environment names, else a fresh one. Raises ConfigError."""
         if path := environment.get(FILE):
             try:
                 return cls(Path(path).read_bytes().strip())
@@ -52,5 +52,5 @@ class Secret:
         return hmac.digest(self._key, b"".join(len(part).to_bytes(4, "big") + part for part in parts), "sha256")
 
     def proves(self, proof: bytes, *parts: bytes) -> bool:
-        """In a time that tells nothing of where they differ."""
+        """Whether a proof is right, in a time that does not depend on where it differs."""
         return hmac.compare_digest(proof, self.proof(*parts))

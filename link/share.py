@@ -1,4 +1,4 @@
-"""What of a request goes to one draft replica: its blocks as they are read, held to what was asked."""
+"""The part of a request that goes to one draft replica, and its answer, checked block by block."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, Draft
 
 
 class Share:
-    """asked: what is sent. expires: when an answer is late. came: when the last block did; times in seconds."""
+    """asked: what is sent. expires: when an answer is late. came: when the last block arrived. Times are in seconds."""
 
     def __init__(self, request: DraftRequest, link: Link, expires: float) -> None:
         self.link = link
@@ -25,11 +25,11 @@ class Share:
 
     @property
     def is_over(self) -> bool:
-        """Nothing more will come."""
+        """Whether no more answers can come."""
         return not self._missing or not self.link.open
 
     def add(self, reply: DraftReply, now: float) -> list[DraftBlock]:
-        """Takes what belongs to this request, the rest came late and is dropped. Returns what was taken.
+        """Takes the blocks of this request; others came late and are dropped. Returns those taken.
 
         Raises ValueError for a block that no pool makes of its row.
         """
@@ -49,7 +49,7 @@ class Share:
 
     @property
     def num_drafted(self) -> int:
-        """Rows that came with tokens. Refusals come at once, and say nothing of how fast the pool drafts."""
+        """How many rows came with tokens. Refusals come at once, and tell nothing of how fast the pool drafts."""
         return sum(bool(block.tokens) for block in self.blocks.values())
 
     def mostly_late(self, since: float) -> bool:
@@ -59,7 +59,7 @@ class Share:
 
 
 def wait_for(shares: Sequence[Share], clock: Callable[[], float]) -> None:
-    """Reads their links until all has come or is late."""
+    """Reads the links of these parts until every answer is there or late."""
     until = min(share.expires for share in shares)
     while links := [share.link for share in shares if not share.is_over]:
         if (left_s := until - clock()) <= 0:
@@ -68,7 +68,7 @@ def wait_for(shares: Sequence[Share], clock: Callable[[], float]) -> None:
 
 
 def merged(request: DraftRequest, shares: Sequence[Share]) -> DraftReply | None:
-    """What has come, in the order of the rows."""
+    """The answers so far, in the order of the rows."""
     blocks: dict[int, DraftBlock] = {}
     for share in shares:
         blocks |= share.blocks
@@ -92,7 +92,7 @@ def check_exits(found: Sequence[int], exits: Sequence[int]) -> None:
 
 
 def fitting(request: DraftRequest, max_positions: int) -> DraftRequest:
-    """Without the rows that are too long for the drafter."""
+    """The request without rows that are too long for the drafter."""
     if all(row.base_length <= max_positions for row in request.rows):
         return request
     return replace(request, rows=tuple(row for row in request.rows if row.base_length <= max_positions))

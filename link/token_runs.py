@@ -1,4 +1,4 @@
-"""Runs of tokens as messages, and what one message may hold."""
+"""Runs of tokens as messages, and the limits of one message."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MAX_TOKENS = 1 << 18  # of a message, which has 4 MiB, so 16 bytes for each
 
 
 def weight(logprobs: Sequence[TokenLogprobs]) -> int:
-    """For how many tokens one counts that comes with such logprobs, by its bytes and by the time to read it."""
+    """As how many tokens one with these logprobs counts, by its bytes and by the time to read it."""
     return 16 + len(logprobs[0].top) if logprobs else 1
 
 
@@ -34,7 +34,7 @@ def to_message(run: TokenRun) -> pb.Run:
 
 
 def from_message(message: pb.Run) -> TokenRun:
-    """Raises ValueError for what no target sends."""
+    """Raises ValueError for an invalid message."""
     num_tokens = len(message.token_ids)
     positions(message.index, num_tokens)
     positions(0, message.num_cached)

@@ -1,8 +1,8 @@
-"""Where an ingress replica takes tokens: what a target commits comes here while the call itself is still under way.
+"""Where an ingress replica receives tokens that a target commits while their call is still under way.
 
-A token over a Serve handle costs a millisecond of both processes; over these streams it rides in a message for all
-requests of the pair. The stream is only the faster way: every token comes again with the end of its call, so one that
-breaks, or cannot be opened, delays tokens and loses none. Indices tell what came before.
+A token over a Serve handle costs a millisecond of both processes. Over these streams it shares a message with all
+requests of the pair. The stream only makes tokens faster: each comes again with the end of its call, so a stream that
+breaks, or cannot be opened, delays tokens and loses none. Indices tell which tokens came before.
 
 The secret of this replica goes to targets with their calls. A stream begins with its proof, by both sides:
 
@@ -54,7 +54,7 @@ Inbox = asyncio.Queue[Any]  # TokenRun, and what its owner puts there
 
 @dataclass(frozen=True, slots=True)
 class SinkAddress:
-    """What a target must know to stream to an ingress replica. join_ms: how long it may hold tokens under load."""
+    """What a target must know to stream to an ingress replica. join_ms: how long it may hold tokens back under load."""
 
     address: str
     join_ms: float
@@ -62,7 +62,7 @@ class SinkAddress:
 
 
 class TokenSink:
-    """Made, started and stopped on the event loop that the inboxes are read on."""
+    """Made, started and stopped on the event loop that reads the inboxes."""
 
     def __init__(self, secret: Secret) -> None:
         self._secret = secret
@@ -82,7 +82,7 @@ class TokenSink:
 
     @contextmanager
     def open(self, request_id: str) -> Iterator[Inbox]:
-        """The runs of a request as they come, as often as they come; those of requests not open are dropped."""
+        """The runs of a request as they come, repetitions included. Runs of requests that are not open are dropped."""
         inbox = self._inboxes[request_id] = asyncio.Queue()
         try:
             yield inbox
@@ -101,7 +101,9 @@ class TokenSink:
         return pb.Received()
 
     async def _proved(self, batches: AsyncIterator[pb.TokenBatch], context: Any) -> bool:
-        """The oldest stranger makes room: it had all the time since."""
+        """Waits for the proof of a stream. If there are too many strangers, the oldest makes room: it had the most
+        time.
+        """
         its = dict(context.invocation_metadata()).get(NONCE, b"")
         if len(its) != NUM_BYTES:
             return False
@@ -122,7 +124,7 @@ class TokenSink:
         return self._secret.proves(first.proof, b"target", its, mine)
 
     def _take(self, batch: pb.TokenBatch) -> None:
-        """Raises ValueError for what no target sends."""
+        """Raises ValueError for an invalid message."""
         at_most("runs", len(batch.runs), MAX_RUNS)
         for run in batch.runs:
             read = from_message(run)

@@ -1,8 +1,8 @@
 """A target replica's end of the token streams: one to each ingress replica that has requests here.
 
-The engine's thread only appends to a list and, at most once a message, wakes the event loop. A message carries what
-every request of that ingress has gained since the last one, so it costs the same for one request or for fifty.
-Under load messages are held (`hold_ms`): each one becomes a chunk per request that ingress and proxy must carry.
+The engine's thread only appends to a list and, at most once a message, wakes the event loop. A message carries
+the new tokens of all requests of that ingress, so it costs the same for one request or for fifty. Under load messages
+are held back (`hold_ms`), since each becomes a chunk per request that ingress and proxy must carry.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ CHANNEL_OPTIONS = (
 
 
 def hold_ms(num_requests: int, join_ms: float) -> float:
-    """How long after a message the next one may wait. A lone request never waits; join_ms bounds it for many."""
+    """How long after a message the next one waits: not at all for a lone request, join_ms at most for many."""
     return min(join_ms, CHUNK_MS * (num_requests - 1))
 
 
 class StreamedRuns:
     """What the engine has committed of one request. `add` is for the engine's thread, the rest for the loop's.
 
-    The last run is not among what `take` gives: it comes with the end, which so never comes alone.
+    `take` leaves out the last run, which comes with the end, so that the end never comes alone.
     """
 
     def __init__(self, request_id: str, on_tokens: Callable[[bool], None] | None = None) -> None:
-        """on_tokens: called on the engine's thread when tokens came, with whether they are the first."""
+        """on_tokens: called on the engine's thread when tokens came; told whether they are the first."""
         self.ended: asyncio.Future[TokenRun] = asyncio.get_running_loop().create_future()
         self._request_id = request_id
         self._first = 0  # the index of the first token; not 0 where the answer began at another replica
@@ -80,11 +80,11 @@ class StreamedRuns:
 
     @property
     def weight(self) -> int:
-        """What one of its tokens takes of a message."""
+        """How much of a message one of its tokens takes."""
         return weight(self._logprobs)
 
     def take(self, most: int) -> pb.Run | None:
-        """The tokens that were not taken yet, so many of them."""
+        """Up to so many of the tokens that were not taken yet."""
         begin = self._num_taken
         fresh = self._token_ids[begin : begin + most]
         if not fresh:
@@ -96,7 +96,7 @@ class StreamedRuns:
         return to_message(run)
 
     def take_again(self) -> None:
-        """The next `take` gives everything from the first token on."""
+        """Makes the next `take` begin with the first token."""
         self._num_taken = 0
 
     def _end(self, run: TokenRun) -> None:
@@ -115,7 +115,7 @@ class TokenStreams:
 
     @contextmanager
     def answer(self, request_id: str, sink: SinkAddress | None) -> Iterator[StreamedRuns]:
-        """Tokens that are added to the answer go to the sink, where there is one, until the block ends."""
+        """Until the block ends, tokens that are added to the answer go to the sink, if there is one."""
         if sink is None:
             yield StreamedRuns(request_id)
             return
@@ -140,7 +140,7 @@ class TokenStreams:
 
 
 class _Stream:
-    """The stream to one ingress replica. It is opened again while requests of that ingress are under way."""
+    """The stream to one ingress replica. It is opened again as long as requests of that ingress are under way."""
 
     def __init__(self, sink: SinkAddress, on_end: Callable[[_Stream], None]) -> None:
         self.sink = sink
@@ -154,7 +154,7 @@ class _Stream:
         self.task = asyncio.create_task(self._run())
 
     def on_tokens(self, first: bool) -> None:
-        """On the engine's thread. What the loop has been woken for already rides along."""
+        """Called on the engine's thread. Wakes the loop unless it has been woken already."""
         if first or not self._woken:
             self._woken = True
             self._loop.call_soon_threadsafe(self._wake, first)
@@ -202,7 +202,9 @@ class _Stream:
             await asyncio.sleep(RETRY_S)
 
     async def _send(self) -> None:
-        """Until the stream ends. What was on its way then is lost, so a new one begins with all of every answer."""
+        """Sends until the stream ends. What was on its way is lost then, so a new stream begins with all of every
+        answer.
+        """
         for answer in self.answers:
             answer.take_again()
         self._due.set()
@@ -217,7 +219,7 @@ class _Stream:
 
 
 class Unproved(Exception):
-    """Whoever listens there is not the ingress that the call came from."""
+    """The listener is not the ingress that the call came from."""
 
 
 async def opened(channel: grpc.aio.Channel, sink: SinkAddress) -> Any:

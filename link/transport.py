@@ -1,9 +1,9 @@
 """A target's way to the pool: persistent links to all draft replicas that it can use, each with its own sequences.
 
-The engine thread asks, and reads the links itself while it waits, at once or a pass later, never beyond its deadline;
-branches it reads in passing. A request is split by row, for each sequence is drafted for on one replica
-(link/placement.py); the answers are put together again. What a replica does not know after a move it answers with
-NEED_CONTEXT. A replica that is too slow is left alone for a while, and only its own sequences go without drafts.
+The engine's thread asks, then reads the links itself while it waits, at once or a pass later, up to its deadline; it
+reads branches in passing. A request is split by row, since each sequence has one replica (link/placement.py), and the
+answers are put together again. A replica that does not know a sequence after a move answers NEED_CONTEXT. One that is
+too slow is left alone for a while, and only its own sequences go without drafts.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class _Round:
-    """A request, and those parts of it that are waited for."""
+    """A request, and its parts that are waited for."""
 
     request: DraftRequest
     shares: tuple[Share, ...]
@@ -70,17 +70,17 @@ class LinkedDraftClient:
 
     @property
     def member(self) -> PoolMember | None:
-        """One of them. They all have the vocabulary and the exits that this target needs."""
+        """One of the members. They all have the vocabulary and the exits that this target needs."""
         return next(iter(self.members), None)
 
     @property
     def replica(self) -> str | None:
-        """Its incarnation."""
+        """The incarnation of that member."""
         return self.member.incarnation if self.member else None
 
     @property
     def traffic(self) -> Traffic:
-        """With all draft replicas so far."""
+        """The traffic with all draft replicas so far."""
         return self._links.traffic
 
     async def start(self) -> None:
@@ -128,7 +128,9 @@ class LinkedDraftClient:
         return merged(current.request, current.shares)
 
     def ahead(self, request: AheadRequest) -> None:
-        """Not to a replica that was too slow lately: whether it still is, drafts find out."""
+        """Asks for branches, except of replicas that were too slow lately: requests for drafts find out whether they
+        still are.
+        """
         for route, rows in self._split(request.rows, lambda row: row.context.sequence_id):
             if not route.backoff.resting:
                 room = route.link.member.max_positions
@@ -140,7 +142,7 @@ class LinkedDraftClient:
                 route.link.send(replace(hint, rows=rows))
 
     def branches(self, timeout_s: float = 0.0) -> Sequence[Branch]:
-        """The newest, of which no more than MAX_BRANCHES are kept."""
+        """The newest branches; at most MAX_BRANCHES are kept."""
         until = self._clock() + timeout_s
         links = [route.link for route in self._links.routes.values() if not route.backoff.resting]
         for link in links:
