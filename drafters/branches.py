@@ -1,19 +1,18 @@
 """Drafting ahead for the sequences of the pool: which branches are drafted, and when.
 
     take     a proposal is being verified: draft on behind it, and in the same pass behind the best outcomes within it
-    lead     the drafter's own next token behind the proposal is there, one more guess: draft behind what is missing of
-             the `fan_out` best outcomes
-    hint     the target's early picks: the best outcomes are others now; what was begun for one that is not among them
-             ends, those that are missing begin
-    more     tokens of a branch are there: handed over, for half a proposal in time is worth more than a whole one late
+    lead     the drafter's own next token behind the proposal is known, one more guess: begin what is missing of the
+             `fan_out` best outcomes
+    hint     the target's early picks change which outcomes are the best: branches of others end, missing ones begin
+    more     new tokens of a branch are handed over: half a proposal in time is worth more than a whole one late
 
-The branch behind a proposal that is accepted whole goes on from the lead in the sequence itself. Every other one is on
-a fork, which lasts until its draft is done or another is worth more. Its tokens stay until the sequence's next message:
-where they turn out to be right they become the sequence's own drafts. Their KV is not kept: they ride along in the
+The branch behind a proposal that is accepted whole goes on from the lead in the sequence itself. Every other branch is
+on a fork, which lasts until its draft is done or another branch is worth more. Its tokens are kept until the sequence's
+next message: if they turn out right, they become the sequence's own drafts. Their KV is dropped: they run again in the
 next pass, a few more positions in a pass that reads all weights anyway.
 
-The best `fan_out` outcomes, as they are known at a time, are drafted or were handed over. What was handed over before a
-hint stays with the target, so there may be up to `fan_out` more in all.
+At any time the `fan_out` best outcomes are being drafted, or were handed over. Branches that were handed over before a
+hint stay with the target, so there may be up to `fan_out` more in all.
 """
 
 from __future__ import annotations
@@ -39,8 +38,8 @@ class Preparation:
     """What is drafted ahead for one sequence.
 
     trunk: the row of the sequence itself. wanted: tokens of the branch behind the lead. guesses: of the proposal, and
-    of the lead once it is there. known: drafted before, from the proposal's start on. early: the target's early picks.
-    begun: every branch that was ever drafted.
+    of the lead once it is known. known: tokens drafted before, from the proposal's start on. early: the target's early
+    picks. begun: every branch that was ever drafted.
     """
 
     request: PendingBranches
@@ -58,7 +57,7 @@ class Preparation:
 
     @property
     def lead_end(self) -> int:
-        """The position from which on all tokens of the sequence were drafted behind the proposal."""
+        """The position behind the lead: from here on the sequence's tokens were drafted behind the proposal."""
         return self.base_length + len(self.asked.proposal) + 1
 
     @property
@@ -70,7 +69,7 @@ class Preparation:
         return (*self.asked.proposal[: candidate.accepted], candidate.token)
 
     def behind(self, start: int, truth: Sequence[int]) -> list[Pick]:
-        """What was drafted in a branch behind exactly these tokens. start: at most the proposal's."""
+        """The tokens that a branch has behind exactly these. start: at most the proposal's."""
         path = tuple(truth[self.base_length - start :])
         return next((row.drafted for candidate, row in self.begun.values() if self.path(candidate) == path), [])
 
@@ -90,7 +89,7 @@ class Preparation:
 
 
 class Branches:
-    """The sink of rows that are drafted ahead."""
+    """Takes the tokens of rows that are drafted ahead, and hands branches over."""
 
     def __init__(self, cache: DraftCache, rows: Rows, max_ride: int, max_positions: int, vocab_size: int) -> None:
         self.num_finished = 0
@@ -103,7 +102,7 @@ class Branches:
         self._requests: dict[PendingBranches, None] = {}  # those that may have something to hand over
 
     def drafted(self, cached: CachedTokens, row: DraftRow, depth: DepthRule) -> list[Pick]:
-        """What of the row was drafted ahead."""
+        """The tokens of the row that were drafted ahead."""
         prepared = self._prepared.get(cached.key)
         if prepared is None or row.start > cached.committed or (cached.depth, cached.sampling) != (depth, row.sampling):
             return []
@@ -115,9 +114,10 @@ class Branches:
     def begin(
         self, request: PendingBranches, asked: AheadRow, cached: CachedTokens, room: int, known: Sequence[Pick]
     ) -> None:
-        """The proposal is known, and has pages for `room` tokens from its start on, more than itself.
+        """Begins to draft ahead behind a known proposal. room: tokens from its start on that have pages, more than its
+        own.
 
-        known: drafted before, from there on.
+        known: tokens drafted before, from there on.
         """
         guesses = [
             guess(cached.picks[at], asked.exponent) if at in cached.picks else Guess(token, 0.5)
@@ -134,7 +134,7 @@ class Branches:
         request.going.add(cached.key[1])
 
     def hint(self, hint: ExitHint) -> None:
-        """Takes early picks. A hint for a round that is over, or never began here, is ignored."""
+        """Takes early picks. Ignores a hint for a round that is over, or never began here."""
         for row in hint.rows:
             prepared = self._prepared.get((hint.incarnation, row.sequence_id))
             if prepared is None or (prepared.request.round_id, prepared.base_length) != (
@@ -154,7 +154,7 @@ class Branches:
             self._tell(prepared, *next(one for one in prepared.begun.values() if one[1] is row))
 
     def end(self, key: Key) -> None:
-        """No more branches for this sequence, and none of those that it has."""
+        """Ends all branches of this sequence."""
         prepared = self._prepared.pop(key, None)
         if prepared is not None:
             self._drop_forks(prepared)
@@ -163,7 +163,7 @@ class Branches:
             prepared.request.going.discard(key[1])
 
     def drop_forks(self, key: Key) -> None:
-        """Their pages are needed."""
+        """Drops forks whose pages are needed."""
         prepared = self._prepared[key]
         self._drop_forks(prepared)
         self._account(prepared)
@@ -177,7 +177,7 @@ class Branches:
             request.reply()
 
     def _take_lead(self, prepared: Preparation) -> None:
-        """And, of what was drafted behind it in the same pass or before, as much as the branch would draft itself."""
+        """Takes the lead, and of the tokens drafted behind it as many as the branch would draft itself."""
         trunk = prepared.trunk
         lead, *behind = trunk.picks
         before = drafted_behind((*prepared.asked.proposal, lead.token), prepared.known)
@@ -189,14 +189,14 @@ class Branches:
         self._spread(prepared)
 
     def _ride(self, prepared: Preparation) -> None:
-        """Begins what is likely before the lead is there: outcomes within the proposal, one place left for the lead."""
+        """Begins likely outcomes within the proposal before the lead is known; one place is left for the lead."""
         unknown, end = Guess(UNKNOWN, 0.5), len(prepared.asked.proposal)
         inside = [one for one in candidates([*prepared.guesses, unknown]) if one.accepted < end]
         for candidate in inside[: prepared.asked.fan_out - 1]:
             self._start(prepared, candidate)
 
     def _spread(self, prepared: Preparation) -> None:
-        """Over the outcomes that are the best as things are known now."""
+        """Begins the outcomes that are the best as things are known now, and ends the others."""
         best = candidates(prepared.guesses, prepared.early)[: prepared.asked.fan_out]
         wanted = {one.outcome: one for one in best}
         for outcome, (_, row) in prepared.begun.items():
@@ -226,7 +226,7 @@ class Branches:
             prepared.begun[candidate.outcome] = candidate, row
 
     def _start_full(self, prepared: Preparation, candidate: Candidate) -> None:
-        """Behind the lead, in the sequence itself."""
+        """Begins the branch behind the lead, in the sequence itself."""
         trunk = prepared.trunk
         prepared.begun[candidate.outcome] = candidate, trunk
         if not trunk.is_done and trunk not in self._rows:
@@ -235,7 +235,7 @@ class Branches:
             self._tell(prepared, candidate, trunk)
 
     def _tell(self, prepared: Preparation, candidate: Candidate, row: Row) -> None:
-        """What there is of a branch; one that is done ends here."""
+        """Hands over the tokens of a branch. One that is done ends here."""
         prepared.request.add(prepared.branch(candidate, row))
         self._requests[prepared.request] = None
         if row.is_done:
@@ -255,7 +255,7 @@ class Branches:
                 self._stop(prepared, row)
 
     def _account(self, prepared: Preparation) -> None:
-        """Whether more of its branches will come."""
+        """Notes whether more branches of this sequence will come."""
         self._requests[prepared.request] = None
         rows = (prepared.trunk, *(row for _, row in prepared.begun.values()))
         if any(row in self._rows for row in rows):
@@ -264,12 +264,12 @@ class Branches:
             prepared.request.going.discard(prepared.trunk.key[1])
 
     def _is_token(self, token: int) -> bool:
-        """Whether the drafter can go on from it."""
+        """Whether this is a token that the drafter can go on from."""
         return 0 <= token < self._vocab_size
 
 
 def drafted_behind(path: Sequence[int], drafted: Sequence[Pick]) -> Sequence[Pick]:
-    """What was drafted behind the path; nothing where the drafts parted from it."""
+    """The tokens drafted behind the path; none if the drafts took another way."""
     agree = [pick.token for pick in drafted[: len(path)]] == list(path)
     return drafted[len(path) :] if agree else ()
 

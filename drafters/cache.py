@@ -1,15 +1,15 @@
-"""The draft cache: the sequences that hold tokens, pages and watermarks, and which of them make room for others.
+"""The draft cache: the sequences with their tokens, pages and watermarks, and which of them make room for others.
 
     unknown --open--> cached, at work (a row has something to do) --done--> cached, idle
     idle --evicted for room, or expired--> unknown        any --closed, or refused for good or for pages--> unknown
 
-A sequence may have forks, which branches are drafted on (drafters/branches.py). They are the first to go when a draft
-needs pages; they evict nobody.
+Branches are drafted on forks of a sequence (drafters/branches.py). Forks go first when a draft needs pages, and evict
+nobody.
 
-A sequence that a target waits for is never evicted. One that is between two rounds is idle only after `idle_s`, or
-targets that overfill the pool together would evict each other in every round; but a target that holds more than its
-share gives way at once to one that holds less. A known sequence that outgrows the free pages is forgotten with its
-BUSY: sequences that keep their pages and wait for each other's would never draft again.
+A sequence that a target waits for is never evicted. A sequence between two rounds counts as idle only after `idle_s`;
+otherwise targets that overfill the pool together would evict each other in every round. But a target that holds more
+than its share makes room at once for one that holds less. A known sequence that outgrows the free pages is answered
+BUSY and forgotten: sequences that keep their pages and wait for more would never draft again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from protocol.plan import DepthRule
 
 
 class Forgetter(Protocol):
-    """Who knows all that hangs on a sequence."""
+    """Forgets a sequence with everything that depends on it."""
 
     def forget(self, key: Key) -> None: ...
 
@@ -64,23 +64,23 @@ class DraftCache:
         return [one.key for one in idle if now - one.last_used >= self._limits.ttl_s]
 
     def missing(self, cached: CachedTokens) -> int:
-        """Positions of its context that have not reached the last exit; the last token is left for the draft."""
+        """How many positions of its context have not reached the last exit. The last token is left for the draft."""
         return len(cached.tokens) - 1 - self._drafter.settled(cached.id, cached.depth)
 
     def adopt(self, cached: CachedTokens) -> None:
-        """Go on behind what others have read of the same tokens, if a page or more is missing. It has no forks."""
+        """Takes over pages that others have read of the same tokens, if a page or more is missing. It has no forks."""
         if self.missing(cached) >= self._drafter.ledger.page_size:
             before = self._drafter.written(cached.id)
             self._drafter.adopt(cached.id, cached.name_pages(self._drafter.ledger.page_size), cached.depth)
             self.num_adopted += self._drafter.written(cached.id) - before
 
     def next_page(self, cached: CachedTokens) -> bytes | None:
-        """The name of the page that it reads next, if that is one which others may go on behind."""
+        """The name of the page that it reads next, if others may share that page."""
         index = self._drafter.settled(cached.id, cached.depth) // self._drafter.ledger.page_size
         return cached.keys[index] if index < len(cached.keys) else None
 
     def keep(self, cached: CachedTokens) -> None:
-        """Others may go on behind what has been read of these committed tokens."""
+        """Offers the pages of these committed tokens to others, as far as they were read."""
         if cached.id not in self._forks:
             self._drafter.keep(cached.id, cached.name_pages(self._drafter.ledger.page_size))
 
@@ -93,10 +93,10 @@ class DraftCache:
         drafted: Sequence[Pick] = (),
         proposal: Sequence[int] | None = None,
     ) -> tuple[DraftStatus, int]:
-        """Take over the row's context, which makes sense. Its status and how many tokens there are pages for.
+        """Takes over the row's valid context. Returns its status, and how many tokens there are pages for.
 
-        drafted: what is known of these. proposal: what stands there in their place, if there is room for more than it.
-        A known sequence that is BUSY is to be forgotten.
+        drafted: known tokens behind the context. proposal: those that replace them, if there is room for more than
+        these. The caller forgets a known sequence that is BUSY.
         """
         room = draft_room(row.base_length, self._drafter.max_positions)
         if room <= 0:
@@ -121,23 +121,24 @@ class DraftCache:
         return DraftStatus.OK, length
 
     def follow(self, cached: CachedTokens, start: int, picks: Sequence[Pick]) -> None:
-        """Behind the known tokens below `start` come these drafts and nothing else."""
+        """Puts these drafts behind the known tokens below `start`, in place of all others."""
         for pick in picks[len(cached.tokens) - start :]:
             cached.add(pick)
         self.cut(cached, start + len(picks))
 
     def cut(self, cached: CachedTokens, length: int) -> None:
-        """Forget drafts at positions from `length` on."""
+        """Forgets drafts at positions from `length` on."""
         if cached.cut(length):
             self._drafter.truncate(cached.id, length - 1)
 
     def fork(
         self, parent: CachedTokens, length: int, token: int, num_tokens: int, rides: DepthRule | None
     ) -> CachedTokens | None:
-        """The parent's first `length` tokens, another one, and room to draft so many; None when pages run short.
+        """A fork of the parent's first `length` tokens with another one behind, and room for a draft. None if pages run
+        short.
 
-        rides: its first pass is one in which the parent runs what is missing below `length`, up to this rule's last
-        exit.
+        rides: in the fork's first pass the parent runs the positions that are missing below `length`, up to this rule's
+        last exit.
         """
         self._last_id += 1
         fork = CachedTokens(parent.key, self._last_id, parent.depth, parent.sampling, parent.last_used)
@@ -154,7 +155,7 @@ class DraftCache:
         self._drafter.free(fork.id)
 
     def remove(self, key: Key) -> None:
-        """An unknown one has been removed already."""
+        """Removes a sequence, unless that was done before."""
         cached = self._cached.pop(key, None)
         if cached is not None:
             self._drafter.free(cached.id)
@@ -208,7 +209,7 @@ class DraftCache:
         self.adopt(cached)
 
     def _affordable(self, cached: CachedTokens, base_length: int, length: int) -> int | None:
-        """How much of `length` there are pages for behind the base; None: not even for the base."""
+        """How many of `length` tokens have pages behind the base; None: the base has none."""
         ledger = self._drafter.ledger
         wanted = ledger.missing(cached.id, positions_fed(base_length, length))
         for fork in list(self._forks.values()):
@@ -219,7 +220,7 @@ class DraftCache:
         return min(length, room) if room > 0 else None
 
     def _make_room(self, key: Key, pages_short: int, rows_short: int, now: float) -> bool:
-        """At the cost of other sequences, idle ones first; False, and none evicted, when that is not enough."""
+        """Evicts other sequences, idle ones first. If that does not make enough room, evicts none and returns False."""
         chosen: list[CachedTokens] = []
         for victim in chain(self._idle(key, now), self._beyond_share(key, pages_short, now)):
             if self._num_freed(chosen) >= pages_short and len(chosen) >= rows_short:
@@ -236,13 +237,13 @@ class DraftCache:
         return self._rows.of(cached) is None and now - cached.last_used >= self._limits.idle_s
 
     def _idle(self, key: Key, now: float) -> list[CachedTokens]:
-        """All others that are, the longest unused first."""
+        """All other sequences that are idle, the longest unused first."""
         idle = (cached for cached in self._cached.values() if cached.key != key and self._is_idle(cached, now))
         return sorted(idle, key=attrgetter("last_used"))
 
     def _beyond_share(self, key: Key, pages_short: int, now: float) -> Iterator[CachedTokens]:
-        """Sequences that are not idle, but nobody waits for, of targets that hold more than an equal share, if this
-        one holds less. What they hold that is idle goes first.
+        """If this target holds less than an equal share: sequences that nobody waits for, of targets that hold more.
+        Their idle ones go first.
         """
         targets = self._owned.keys() | {key[0]}
         page_share = self._drafter.ledger.num_pages // len(targets)
@@ -267,11 +268,11 @@ class DraftCache:
         return [cached for cached in self._cached.values() if cached.key[0] == target]
 
     def _num_pages(self, held: Sequence[CachedTokens]) -> int:
-        """That these hold together."""
+        """How many pages these hold together."""
         return self._drafter.ledger.num_held(cached.id for cached in held)
 
     def _num_freed(self, chosen: Sequence[CachedTokens]) -> int:
-        """Pages that would be free without these and their forks."""
+        """How many pages would be free without these and their forks."""
         keys = {cached.key for cached in chosen}
         ids = (one.id for one in (*chosen, *self._forks.values()) if one.key in keys)
         return self._drafter.ledger.num_freed(ids)

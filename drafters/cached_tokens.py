@@ -1,8 +1,8 @@
-"""What the pool knows of one sequence's tokens, or of a fork of one. Integers only.
+"""The tokens that the pool knows of one sequence, or of a fork of one. Integers only.
 
-Committed tokens never change, so the pool's own drafts are right up to the first place where they part from the
-truth; from there on the truth replaces them. The last known token is never settled: it is the one that the next draft
-is predicted from, so it runs in the pass that wants its logits.
+Committed tokens never change. So the pool's own drafts stay up to the first that differs from what was committed; from
+there on they are replaced. The last known token is never settled: the next draft is predicted from it, so it runs in
+the pass that wants its logits.
 """
 
 from __future__ import annotations
@@ -42,8 +42,8 @@ class CachedTokens:
     _hash: int = field(default=EMPTY, repr=False)
 
     def reconcile(self, start: int, truth: Sequence[int], drafts: Sequence[int] = ()) -> int:
-        """Take over the truth at positions [start, start + len(truth)) and the drafts behind it; the length up to which
-        nothing changed.
+        """Takes over the truth at positions [start, start + len(truth)) and the drafts behind it. Returns the length up
+        to which nothing changed.
 
         Raises ValueError when the tokens before `start` are not known.
         """
@@ -59,7 +59,7 @@ class CachedTokens:
         return kept
 
     def explain(self, picks: Sequence[Pick]) -> None:
-        """What the drafts behind the committed tokens were picked as, up to the first other token."""
+        """Notes the picks of the drafts behind the committed tokens, up to the first other token."""
         for at, pick, token in zip(count(self.committed), picks, self.tokens[self.committed :], strict=False):
             if pick.token != token:
                 return
@@ -70,7 +70,7 @@ class CachedTokens:
         self.tokens.append(pick.token)
 
     def cut(self, length: int) -> bool:
-        """Forget drafts at positions from `length` on; whether there were any."""
+        """Forgets drafts at positions from `length` on. Returns whether there were any."""
         if len(self.tokens) <= length:
             return False
         del self.tokens[length:]
@@ -84,7 +84,7 @@ class CachedTokens:
         return self._hash
 
     def name_pages(self, size: int) -> list[bytes]:
-        """Their keys, of pages of so many tokens."""
+        """Makes the keys of full pages of so many tokens."""
         full = max(self.committed - 1, 0) // size
         if len(self.keys) < full:
             self.keys = page_keys(self.keys, self.tokens[: full * size], size)
@@ -103,10 +103,10 @@ def agreed_length(tokens: Sequence[int], start: int, truth: Sequence[int]) -> in
 
 
 def positions_fed(base_length: int, length: int) -> int:
-    """Positions that drafting `length` tokens runs: the last drafted token is not fed."""
+    """How many positions a draft of `length` tokens runs: the last drafted token is not fed."""
     return base_length + max(length, 1) - 1
 
 
 def draft_room(base_length: int, num_positions: int) -> int:
-    """How many tokens can be drafted within `num_positions`; 0 or less when not even the base fits."""
+    """How many tokens can be drafted within `num_positions`; 0 or less if the base does not fit."""
     return num_positions - base_length + 1

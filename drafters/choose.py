@@ -1,9 +1,9 @@
 """Which rows are in the next pass, and how much of each. Pure: plain values in, a value out.
 
-First the drafts that a target waits for; then branches that leave where these do, so that the pass takes no longer;
-then contexts, the more of them the more rows wait for theirs beside those that draft. Within each kind the targets
-come in turn: deficit round-robin over tokens of work, so that a target with many rows, or long ones, takes no more of a
-pass than another that has something to do.
+First come the drafts that a target waits for; then branches that leave at the same exits, so that the pass takes no
+longer; then contexts, more of them the more rows wait for a context compared with those that draft. Within each kind
+the targets take turns by deficit round-robin over tokens of work: a target with many or long rows gets no more of a
+pass than another that has work.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ QUANTUM = 8  # tokens of work that a target may add in a turn: about a draft
 class Waiting(NamedTuple):
     """A row, as far as the choice depends on it. id: of its cached tokens.
 
-    num_tokens: that are known. settled: positions that have reached the last exit. num_left: to draft; 0 for a context.
-    lead: of these, tokens in front of a branch. parent: the row of the sequence that it forks, where this has yet to
-    run what the fork reads. page: the name of the page of its context that it reads next; two rows do not read one page
-    in one pass, for the later one can go on behind the other (drafters/shared.py).
+    num_tokens: known ones. settled: positions that have reached the last exit. num_left: tokens to draft; 0 for a
+    context. lead: how many of these stand in front of a branch. parent: the row of the sequence that it forks, while
+    that has yet to run positions that the fork reads. page: the name of the page of its context that it reads next;
+    only one row of a pass reads a page, since the others can take it over (drafters/shared.py).
     """
 
     id: int
@@ -47,12 +47,12 @@ class Waiting(NamedTuple):
 
     @property
     def missing(self) -> int:
-        """Positions of its context; the last known token is left for the draft."""
+        """How many positions of its context are missing. The last known token is left for the draft."""
         return self.num_tokens - 1 - self.settled
 
 
 class Part(NamedTuple):
-    """One row's part of a pass: `length` known positions count, and those below `settled` go to the last exit.
+    """One row's part of a pass: its first `length` known positions, of which those below `settled` go to the last exit.
 
     num_prefill: positions taken from the pass's prefill budget. num_drafts: tokens that it may draft.
     """
@@ -68,7 +68,7 @@ class Part(NamedTuple):
 class Turns:
     """Deficit round-robin among the targets with rows of one kind.
 
-    order: those that are to come first in the next pass. credit: tokens of work, what is left of a target's turns.
+    order: the targets that come first in the next pass. credit: tokens of work that are left of a target's turns.
     """
 
     order: tuple[str, ...] = ()
@@ -120,7 +120,7 @@ def choose(
 
 @dataclass(slots=True)
 class _Taken:
-    """What one kind of rows has of a pass."""
+    """The part of a pass that one kind of rows has taken."""
 
     num_rows: int
     budget: int
@@ -135,7 +135,7 @@ class _Taken:
         return len(self.parts) >= self.num_rows
 
     def part(self, row: Waiting) -> Part | None:
-        """What it would have; None: nothing in this pass."""
+        """The part that a row would have; None: nothing in this pass."""
         if row.parent is not None and row.parent not in self.ids:
             return None
         if row.page in self.pages and (row.missing > self.max_ride or not row.num_left):
@@ -193,12 +193,12 @@ def _take_turn(queue: deque[Waiting], credit: dict[str, int], taken: _Taken) -> 
 
 
 def _work(row: Waiting, part: Part) -> int:
-    """Positions that it runs, in tokens."""
+    """The tokens of work of a part: the positions that it runs."""
     return max(part.length - row.settled, 1) + max(part.num_drafts - 1, 0)
 
 
 def draft_length(drafts: Sequence[Waiting], limits: PoolLimits, now: float, token_ms: float) -> int:
-    """Tokens of a draft in this pass: none is held up beyond its deadline by what others draft."""
+    """How many tokens a row drafts in this pass, so that no other draft misses its deadline for it."""
     left_ms = 1e3 * (min((row.deadline for row in drafts), default=math.inf) - now)
     if token_ms > 0 and left_ms < limits.ahead * token_ms:
         return max(int(left_ms / token_ms), 1)
@@ -208,7 +208,9 @@ def draft_length(drafts: Sequence[Waiting], limits: PoolLimits, now: float, toke
 def branch_length(
     branches: Sequence[Waiting], drafts: Sequence[Waiting], waited_for: set[int], limits: PoolLimits, token_ms: float
 ) -> int:
-    """Tokens of a branch in this pass: no more than who waits drafts in it, and few where better may soon come."""
+    """How many tokens a branch drafts in this pass: at most as many as the drafts in it, few if better branches may
+    come.
+    """
     most = limits.branch_ahead
     if waited_for:
         most = min(most, max(row.num_left for row in drafts if row.id in waited_for))
@@ -218,8 +220,8 @@ def branch_length(
 
 
 def spare_positions(num_waiting: int, num_drafting: int, limits: PoolLimits, now: float, pace: Pace) -> int:
-    """Positions of contexts that nobody waits for. Rows that read one make a pass draft a single token for the others.
-    A pass without drafts holds up those that come in the middle of it, as many as drafted last.
+    """How many positions of contexts may run that nobody waits for. A row that reads one makes the pass draft a single
+    token for the others. A pass without drafts holds up drafts that come meanwhile, probably as many as drafted last.
     """
     if num_drafting:
         return pace.spare_positions(1, limits.beside_tokens, num_waiting, num_drafting)
@@ -229,7 +231,7 @@ def spare_positions(num_waiting: int, num_drafting: int, limits: PoolLimits, now
 
 
 def draft_part(row: Waiting, max_ride: int, budget: int, num_drafts: int) -> Part | None:
-    """Drafts, settles a chunk of its context, or both; None: waits for budget.
+    """A row that drafts, settles a chunk of its context, or both; None: it waits for budget.
 
     Up to max_ride missing positions ride along in a row that drafts; more are a prefill, which takes from the budget.
     """
@@ -250,5 +252,5 @@ def context_part(row: Waiting, budget: int) -> Part | None:
 
 
 def is_late(deadline: float, has_drafted: bool, now: float, token_ms: float) -> bool:
-    """Whether a row is to be answered now. What has nothing yet is tried as long as there is time at all."""
+    """Whether a row is to be answered now. A row without a token is tried as long as there is any time."""
     return now + (token_ms / 1e3 if has_drafted else 0.0) >= deadline

@@ -1,4 +1,4 @@
-"""The draft client in process: the twin of the one over links, for one process, the command line and tests."""
+"""The draft client within one process, as the command line and tests use it: the twin of the one over links."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class LocalDraftClient:
         (request, replies), self._asked = self._asked, None
         until = self._clock() + self._deadline_s
         if request.deadline_ms and _complete(request, replies):
-            self._worker.step()  # what is NOT_YET there goes on meanwhile; nobody else steps the worker
+            self._worker.step()  # rows that were answered NOT_YET go on meanwhile; nobody else steps the worker
         while not _complete(request, replies) and self._clock() < until and self._worker.step() is not None:
             pass
         blocks = {block.sequence_id: block for reply in replies for block in reply.blocks}

@@ -37,13 +37,13 @@ class Watermarks:
         return range(deeper, self.marks[segment])
 
     def advance(self, segment: int, length: int) -> Watermarks:
-        """After `segment` ran its missing positions up to `length`."""
+        """The watermarks after `segment` ran its missing positions up to `length`."""
         assert length <= self.marks[segment - 1] or segment == 0, "a segment ran ahead of the one above it"
         assert length >= self.marks[segment], "advancing cannot take positions back"
         return Watermarks((*self.marks[:segment], length, *self.marks[segment + 1 :]))
 
     def truncate(self, length: int) -> Watermarks:
-        """Without the positions from `length` on: a rejection, or a fork at `length`."""
+        """The watermarks without the positions from `length` on: a rejection, or a fork at `length`."""
         return Watermarks(tuple(min(mark, length) for mark in self.marks))
 
     def raised(self, segment: int, length: int) -> Watermarks:
@@ -51,21 +51,22 @@ class Watermarks:
         return Watermarks(tuple(max(mark, length) if own <= segment else mark for own, mark in enumerate(self.marks)))
 
     def within(self, start: int, end: int) -> Watermarks:
-        """What they say of the positions [start, end)."""
+        """The watermarks of the positions [start, end) alone."""
         return Watermarks(tuple(min(max(mark, start), end) for mark in self.marks))
 
     def deepest(self, other: Watermarks) -> Watermarks:
-        """Of two sequences over the same KV: what one of them has run need not be run again."""
+        """The watermarks of two sequences over the same KV: what either has run counts as run."""
         return Watermarks(tuple(map(max, self.marks, other.marks)))
 
     def differ_from(self, other: Watermarks) -> int:
-        """The first position of which they say something else."""
+        """The first position at which two watermarks differ."""
         pairs = zip(self.marks, other.marks, strict=True)
         return min((min(own, their) for own, their in pairs if own != their), default=self.marks[0])
 
     def with_page(self, start: int, page: Watermarks) -> Watermarks | None:
-        """Behind these, from `start` on, a page that others have read as far as `page` says. None where that is less
-        than is known, or is deeper than what lies before: states that flowed on through a boundary were not kept there.
+        """The watermarks with a page from `start` on that others have read as far as `page` says. None if that is less
+        than is known, or deeper than the positions before: states that flowed on through a boundary were not kept
+        there.
         """
         known = self.within(start, page.marks[0])
         pairs = list(zip(self.marks, page.marks, strict=True))

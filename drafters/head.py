@@ -14,7 +14,7 @@ def count_tokens(tokens: Sequence[int] | NDArray[np.uint32], vocab_size: int) ->
 
 
 def most_frequent(counts: Counts, size: int, always: Iterable[int]) -> tuple[int, ...]:
-    """`size` token ids, ascending: those in `always`, then the most frequent, the smaller id first of equals."""
+    """`size` token ids, ascending: those in `always`, then the most frequent, of equal ones the smaller id."""
     kept = dict.fromkeys(always)
     for token in np.argsort(-counts, kind="stable").tolist():
         if len(kept) >= size:

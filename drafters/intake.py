@@ -1,6 +1,6 @@
-"""From messages to rows: what a target asks is reconciled with what is cached, given pages, or refused.
+"""From messages to rows: a target's row is reconciled with the cache, then given pages or refused.
 
-A row with a deadline whose context is yet to be read is answered NOT_YET at once, and the context is read on.
+A row with a deadline whose context has yet to be read is answered NOT_YET at once; the reading goes on.
 """
 
 from __future__ import annotations
@@ -104,8 +104,8 @@ class Intake:
         known: Sequence[Pick],
         proposal: Sequence[int] | None = None,
     ) -> tuple[DraftStatus, int]:
-        """A sequence that is refused is forgotten: what was committed stays, so a row that makes no sense will make
-        none in any later round; and the pages of one that outgrows the pool may be just what the others lack.
+        """Takes a row, or refuses it and forgets the sequence. Committed tokens never change, so an invalid row stays
+        invalid in later rounds; and the pages of one that outgrows the pool may be what the others lack.
         """
         status, length = DraftStatus.TOO_LONG, 0
         if self._makes_sense(key, row):
@@ -116,7 +116,7 @@ class Intake:
         return status, length
 
     def interrupt(self, key: Key, row: DraftRow | None = None, depth: DepthRule | None = None) -> list[Pick]:
-        """What is being drafted for the sequence ends, and is answered. Returns what of the row was drafted ahead."""
+        """Ends and answers the drafts for the sequence. Returns the tokens of the row that were drafted ahead."""
         cached = self.cache.get(key)
         if cached is None:
             return []
@@ -132,20 +132,20 @@ class Intake:
             self.answered[row.sink.request] = None
 
     def end_if_done(self, row: Row) -> None:
-        """One that nobody drafts ahead for."""
+        """Ends a row that is done. Rows that are drafted ahead have their own end."""
         if row.is_done and (row.priority is Priority.DRAFT or self.cache.missing(row.cached) <= 0):
             self.rows.remove(row.cached)
             self.end(row)
 
     def adopt(self) -> None:
-        """Rows go on behind what others have read meanwhile."""
+        """Lets rows take over pages that others have read meanwhile."""
         for row in list(self.rows):
             if row.priority is not Priority.AHEAD:
                 self.cache.adopt(row.cached)
                 self.end_if_done(row)
 
     def _read_on(self, cached: CachedTokens) -> None:
-        """Its context, for the next time."""
+        """Goes on reading its context, for the next time."""
         if self.cache.missing(cached) > 0:
             self.rows.add(Row(cached=cached, length=0, priority=Priority.CONTEXT))
 
@@ -157,7 +157,7 @@ class Intake:
                 self._read_on(row.cached)
 
     def _late(self, row: Row) -> DraftStatus:
-        """What a row is told that has no more time."""
+        """The status for a row that has no time left."""
         self.num_not_yet += not row.picks
         return DraftStatus.OK if row.picks else DraftStatus.NOT_YET
 

@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class PoolLimits:
-    """max_rows: sequences open at a time; rows_of_one: of them one target's, at most, None for all. idle_s, ttl_s:
-    seconds since the last use, after which a sequence may be evicted and is forgotten.
+    """max_rows: sequences open at a time; rows_of_one: those of one target, None: all. idle_s, ttl_s: seconds since the
+    last use after which a sequence may be evicted, and is forgotten.
 
-    pass_rows: rows of one pass. prefill_tokens: positions of contexts that one pass runs. beside_tokens: the same of
-    contexts that nobody waits for, beside drafts that a target waits for; drafters/pace.py allows fewer where they are
-    dear. max_ride: missing positions that ride along in a row that drafts; more are prefill.
-    ahead: tokens that a row drafts in one pass; a message that comes meanwhile waits for its end. branch_ahead: the
-    same of branches. branch_ms: what a pass may take that has nothing but branches whose lead is there.
+    pass_rows: rows of one pass. prefill_tokens: positions of contexts that one pass runs. beside_tokens: the same for
+    contexts that nobody waits for, beside drafts that a target waits for; drafters/pace.py allows fewer if they are
+    expensive. max_ride: missing positions that ride along in a row that drafts; more are prefill. ahead: tokens that a
+    row drafts in one pass; messages that come meanwhile wait for its end. branch_ahead: the same for branches.
+    branch_ms: how long a pass may take that has only branches with known leads.
     """
 
     max_rows: int = 64

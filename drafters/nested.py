@@ -73,10 +73,11 @@ class NestedDrafter:
         self._marks[sequence] = Watermarks.none(len(self.exits))
 
     def fork(self, trunk: int, branch: int, length: int, rides: DepthRule | None = None) -> None:
-        """Open `branch` with the trunk's first `length` positions, read in place. While it lives, what the trunk holds
-        there must not change. Positions that the trunk has yet to take deeper, a branch takes deeper in place as well,
-        to the same values; unless it rides: then the trunk runs what is missing of them, up to the rule's last exit, in
-        the branch's first pass, for in every layer a pass writes the KV of all its rows before one of them reads.
+        """Opens `branch` with the trunk's first `length` positions, read in place; they must not change while it lives.
+
+        Positions that the trunk has yet to take deeper, a branch takes deeper in place, to the same values. If it
+        rides, the trunk runs them itself, up to the rule's last exit, in the branch's first pass: in every layer a pass
+        writes the KV of all its rows before any of them reads.
         """
         self.ledger.fork(trunk, branch, length)
         marks = self._marks[trunk].truncate(length)
@@ -88,24 +89,24 @@ class NestedDrafter:
         del self._marks[sequence]
 
     def truncate(self, sequence: int, length: int) -> None:
-        """Forget positions from `length` on, and give back the pages beyond them."""
+        """Forgets positions from `length` on, and gives back the pages beyond them."""
         self._marks[sequence] = self._marks[sequence].truncate(self.ledger.truncate(sequence, length))
 
     def adopt(self, sequence: int, keys: Sequence[bytes], depth: DepthRule) -> None:
-        """Go on behind what others have read of the pages with these keys. It has no branches."""
+        """Takes over what others have read of the pages with these keys. The sequence has no branches."""
         start = self.settled(sequence, depth)
         self._marks[sequence] = self._shared.adopt(self.ledger, sequence, self._marks[sequence], keys, start)
 
     def keep(self, sequence: int, keys: Sequence[bytes]) -> None:
-        """Others may go on behind what it has read of its pages with these keys, which will not change."""
+        """Offers its pages with these keys to others, as far as they were read. Their tokens will not change."""
         self._shared.keep(self.ledger, sequence, self._marks[sequence], keys)
 
     def written(self, sequence: int) -> int:
-        """Positions that segment 0 has run."""
+        """How many positions segment 0 has run."""
         return self._marks[sequence].marks[0]
 
     def settled(self, sequence: int, depth: DepthRule) -> int:
-        """Positions that have reached the rule's last exit."""
+        """How many positions have reached the rule's last exit."""
         return self._marks[sequence].marks[self._last_segment(depth)]
 
     @property
@@ -120,8 +121,8 @@ class NestedDrafter:
             assert marks.marks[0] <= self.ledger.capacity(sequence), "KV was written beyond the reserved pages"
 
     def run(self, rows: Sequence[PassRow]) -> list[list[Pick]]:
-        """What each row drafts: one token or, where the pass can go on by itself, up to `ahead` as its stop allows;
-        none for a row that does not draft. Pages for every row's length are reserved.
+        """The drafts of each row: one token or, where the pass can go on by itself, up to `ahead` until its stop; none
+        for a row that does not draft. Pages for every row's length are reserved.
         """
         depth = self._shared_depth(rows)
         if depth is not None:
@@ -129,7 +130,7 @@ class NestedDrafter:
         return [[] if pick is None else [pick] for pick in self._pass(rows)]
 
     def _shared_depth(self, rows: Sequence[PassRow]) -> int | None:
-        """The one exit that every row drafts from, when all segments up to it lack the same positions."""
+        """The exit that every row drafts from, if there is one and all segments up to it lack the same positions."""
         depths = {row.depth.exits for row in rows}
         if len(depths) != 1 or not all(row.drafts for row in rows):
             return None
@@ -185,7 +186,7 @@ class NestedDrafter:
         return self.exits.index(depth.exits[-1])
 
     def _stretches(self, segment: int, rows: Sequence[PassRow], picks: Sequence[Pick | None]) -> list[_Stretch]:
-        """What is to run in `segment`: a row that has its token settles its context and no more."""
+        """The positions to run in `segment`: a row that has its token only settles its context."""
         stretches = []
         for index, row in enumerate(rows):
             if segment <= self._last_segment(row.depth):
@@ -271,7 +272,7 @@ def load_nested(
 
 
 def bytes_per_position(directory: Path, dtype: torch.dtype) -> int:
-    """What a position costs in the pool at most: KV of the layers up to the deepest exit, and a hidden state per inner
+    """What a position takes in the pool at most: KV of the layers up to the deepest exit, and a hidden state per inner
     exit, which native kernels keep in float32.
     """
     exits = drafter_exits(directory)

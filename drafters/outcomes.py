@@ -5,10 +5,10 @@ the first r guesses right and c in place of the next, has the probability
 
     a[0] * ... * a[r - 1] * (1 - a[r]) * share(c | r)          all guesses right: a[0] * a[1] * ... * a[-1]
 
-a[i]: that guess i is right, its confidence. share: of the mistakes at r that c corrects; the drafter's second choice
-corrects RUNNER_UP of them. The target's early picks at r (Mirror-SD section 3.1) change both. Where the first of them
-is the guess, the odds of a[r] rise by AGREES, elsewhere they fall by DIFFERS; and picks in place of the guess correct
-half of the mistakes that the half before left, each one, which counts as much as what the drafter says.
+a[i] is the confidence of guess i, taken as its chance to be right. share is the part of the mistakes at r that c
+corrects; the drafter's second choice corrects RUNNER_UP of them. The target's early picks at r (Mirror-SD section 3.1)
+change both. If the first of them is the guess, the odds of a[r] rise by AGREES, otherwise they fall by DIFFERS. Each
+other early pick corrects half of the mistakes that the picks before it left; this counts as much as the second choice.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SURE, UNSURE = 0.98, 0.02
 
 @dataclass(frozen=True, slots=True)
 class Guess:
-    """What the drafter says of one position. runner_up: its second choice, None where it is not known."""
+    """The drafter's pick at one position. runner_up: its second choice; None: not known."""
 
     token: int = field(repr=False)
     confidence: float
@@ -50,10 +50,10 @@ class Candidate:
 
 
 def candidates(guesses: Sequence[Guess], early: Sequence[Sequence[int]] = ()) -> list[Candidate]:
-    """Best first, those of equal probability in the order of their positions.
+    """Best first; equal ones in the order of their positions.
 
-    guesses: of the proposal's tokens and of the one behind it. early: the target's early picks in place of each, best
-    first; none where it is shorter.
+    guesses: of the proposal's tokens and of the one behind it. early: the target's early picks for each, best first;
+    none beyond its end.
     """
     found = []
     reached = 1.0

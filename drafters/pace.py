@@ -1,4 +1,4 @@
-"""What passes took lately, and so how much of a context a pass can read before a draft has to wait for it."""
+"""How long passes took lately, and how much of a context a pass may read before it delays a draft."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import math
 from dataclasses import dataclass, replace
 
 NEW = 0.2  # the weight of a new pass in a mean
-# Of the time of a draft, by which contexts may hold one up, where as many rows wait for a context as draft. One row
-# beside seven may take 7 %; the more rows wait, the sooner they are read.
+# The share of its time by which contexts may delay a draft if as many rows wait for a context as draft. One row beside
+# seven may take 7 %; the more rows wait, the sooner they are read.
 SHARE = 0.5
-LULL_S = 0.25  # without a draft, after which contexts are read as fast as they can be
+LULL_S = 0.25  # without a draft; then contexts are read as fast as possible
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """token_ms: of a pass, for each token that it drafts for a row; 0: not known. position_ms: what each position of a
-    context adds to a pass. Running means. drafted_s: when the last draft ended. num_drafting: rows that had one then.
+    """token_ms: time of a pass for each token that it drafts for a row; 0: not known. position_ms: what each position
+    of a context adds. Both are running means. drafted_s: when the last draft ended. num_drafting: its rows.
     """
 
     token_ms: float = 0.0
@@ -44,9 +44,9 @@ class Pace:
         return now - self.drafted_s > LULL_S
 
     def spare_positions(self, draft_tokens: int, limit: int, num_waiting: int, num_drafting: int) -> int:
-        """Positions of contexts that may hold up a draft of so many tokens; at least one.
+        """How many positions of contexts may delay a draft of so many tokens; at least one.
 
-        num_waiting, num_drafting: rows whose contexts are to be read, and rows that are held up.
+        num_waiting, num_drafting: rows whose contexts are to be read, and rows that are delayed.
         """
         share = SHARE * num_waiting / num_drafting
         allowed_ms = share * draft_tokens * self.token_ms if self.token_ms else math.inf

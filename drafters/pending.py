@@ -1,7 +1,7 @@
-"""Requests on their way through the pool: what is ready is gathered, and handed over together after each pass.
+"""Requests on their way through the pool: finished rows are gathered, and handed over together after each pass.
 
-Rows that are refused are answered at once, the others with the pass that finished them, so no row waits for the
-long context of another.
+Refused rows are answered at once, the others after the pass that finished them. So no row waits for the long context of
+another.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ class PendingRequest:
         self._submitted = now
 
     def start(self, now: float) -> bool:
-        """Its first pass begins; False when an earlier one did."""
+        """Notes its first pass. Returns False if that had begun before."""
         if self.wait_ms is not None:
             return False
         self.wait_ms = (now - self._submitted) * 1e3
         return True
 
     def answer(self, index: int, block: DraftBlock) -> None:
-        """index: the row's place in the request. A row is answered once."""
+        """Answers a row, once. index: its place in the request."""
         if index in self._missing:
             self._missing.remove(index)
             self._fresh[index] = block
 
     def reply(self) -> None:
-        """Hand over the blocks that came since the last reply, in the order of the rows; nothing when none did."""
+        """Hands over the blocks since the last reply, if any, in the order of the rows."""
         if not self._fresh and self._request.rows:
             return
         blocks = tuple(self._fresh[index] for index in sorted(self._fresh))
@@ -71,7 +71,7 @@ class Answer:
     asked: DraftRow
 
     def ended(self, row: Row, status: DraftStatus = DraftStatus.OK) -> None:
-        """With what has been drafted, which may be less than was asked."""
+        """Answers with the tokens so far, which may be fewer than asked."""
         block = DraftBlock(
             self.asked.sequence_id,
             self.asked.base_length,
@@ -98,7 +98,7 @@ class PendingBranches:
         self._fresh.append(branch)
 
     def reply(self) -> None:
-        """Hand over what came since the last reply; nothing when nothing did, unless that was all."""
+        """Hands over the branches since the last reply, and an empty reply when no more will come."""
         if not self._fresh and (self.going or not self._told):
             return
         self._told = len(self.going)
@@ -107,7 +107,7 @@ class PendingBranches:
 
 
 def hand_over(reply: Callable[[R], None], message: R) -> None:
-    """Whoever cannot take it is left without, and nobody else."""
+    """Hands a reply over. One that fails to take it goes without; the others are served."""
     try:
         reply(message)
     except Exception:
@@ -129,5 +129,5 @@ class MeanWait:
         return self._mean_ms * self._faded(now)
 
     def _faded(self, now: float) -> float:
-        """How much the mean still tells: half as much every WAIT_HALF_LIFE_S."""
+        """The weight of the mean, which halves every WAIT_HALF_LIFE_S."""
         return float(0.5 ** ((now - self._since) / WAIT_HALF_LIFE_S))

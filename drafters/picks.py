@@ -1,4 +1,4 @@
-"""What a pass of the drafter is asked, and what it answers."""
+"""The input and the output of a pass of the drafter."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class PassRow:
     tokens: the tokens at positions [written, length), `written` being `NestedDrafter.written(sequence)`.
     settled: positions below it go to the rule's last exit. When length exceeds it, the token at position
         `length` is drafted, and position length - 1 goes only as deep as that takes.
-    ahead: how many tokens may be drafted, if the pass can go on by itself. Their pages are reserved but for the last.
-    stop_probability: it goes on no further than the token at which the product of their confidences is at most this.
+    ahead: how many tokens may be drafted if the pass can go on by itself; all but the last have pages.
+    stop_probability: the draft ends with the token at which the product of the confidences falls to this.
     """
 
     sequence: int
@@ -36,7 +36,7 @@ class PassRow:
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """A drafted token. runner_up: the drafter's second choice, -1 where it is not known."""
+    """A drafted token. runner_up: the drafter's second choice; -1: not known."""
 
     token: int = field(repr=False)
     exit: int

@@ -1,8 +1,8 @@
 """What drafting costs: whole rounds of a real worker, on synthetic rows.
 
-Every row's context is its own, and settled once, to the deepest exit. A round then names the place where that context
-ends and new tokens behind it, which part from those of the round before at the first; so the pool throws its own drafts
-away, keeps no page of them for others, and each round finds the same state again.
+Every row has a context of its own, which is settled once, to the deepest exit. Each round sends new tokens behind that
+context, which differ from those of the round before from the first on. So the pool drops its own drafts, shares no page
+of them, and each round finds the same state.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ class DraftRound:
 
 
 def largest_batch(drafter: NestedDrafter, max_rows: int) -> int:
-    """How many rows of the longest round the free pages hold, at most max_rows."""
+    """For how many rows of the longest round there are free pages; at most max_rows."""
     pages = -(-(1 + NUM_NEW[-1] + LENGTHS[-1]) // drafter.ledger.page_size)
     return min(max_rows, drafter.ledger.num_free // pages)
 
 
 def draft_context(drafter: NestedDrafter, num_rows: int) -> int:
-    """Positions of context that each of so many rows can have. Raises ConfigError when the largest round fits none."""
+    """How many positions of context each of so many rows can have. Raises ConfigError if the largest round has none."""
     ledger = drafter.ledger
     room = min(drafter.max_positions, ledger.num_free // num_rows * ledger.page_size)
     context = min(CONTEXT, room - NUM_NEW[-1] - LENGTHS[-1])
@@ -60,7 +60,7 @@ def draft_context(drafter: NestedDrafter, num_rows: int) -> int:
 def draft_timer(
     drafter: NestedDrafter, num_rows: int, clock: Callable[[], float] = time.perf_counter
 ) -> Iterator[Callable[[DraftRound], float]]:
-    """Times a round in milliseconds, of at most so many rows. Nothing of it stays in the drafter."""
+    """Yields what times a round of at most so many rows, in milliseconds. It leaves nothing in the drafter."""
     context = draft_context(drafter, num_rows)
     worker = DraftWorker(drafter, PoolLimits(max_rows=num_rows), clock)
     client = LocalDraftClient(worker, INCARNATION, clock=clock)

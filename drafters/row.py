@@ -1,4 +1,4 @@
-"""The one kind of work in the pool: a row goes on from what is cached of a sequence, for so many tokens.
+"""The one kind of work in the pool: a row continues a cached sequence by so many tokens.
 
 draft     a target waits for it                                   length > 0
 branch    behind an outcome of a verification that is under way; on a fork, a row with a parent
@@ -24,11 +24,11 @@ class Priority(IntEnum):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Row:
-    """cached: what it goes on from, and adds to. sink: whom it answers, a drafters.pending.Answer or Branches; None
-    for a context. parent: the row whose sequence it forks. length: tokens wanted.
+    """cached: the tokens that it continues. sink: where its tokens go, a drafters.pending.Answer or Branches; None for
+    a context. parent: the row whose sequence it forks. length: tokens wanted.
 
-    lead: tokens before those, which count for neither length nor stop. stop_probability: it ends behind the token at
-    which the product of its confidences is at most this; 0 never ends it. deadline: seconds of the worker's clock.
+    lead: tokens before those, which count for neither length nor stop. stop_probability: the draft ends with the token
+    at which the product of its confidences falls to this; 0 never ends it. deadline: seconds of the worker's clock.
     """
 
     cached: CachedTokens
@@ -47,7 +47,7 @@ class Row:
 
     @property
     def drafted(self) -> list[Pick]:
-        """Without the lead."""
+        """Its picks without the lead."""
         return self.picks[self.lead :]
 
     @property
@@ -66,7 +66,7 @@ class Row:
 
 
 def survival(picks: Iterable[Pick]) -> float:
-    """The probability that all of them are accepted, by their own confidence."""
+    """The probability that all picks are accepted, by their own confidence."""
     return math.prod(pick.confidence for pick in picks)
 
 
@@ -75,7 +75,7 @@ def is_enough(picks: Sequence[Pick], length: int, stop_probability: float) -> bo
 
 
 def as_wanted(picks: Sequence[Pick], length: int, stop_probability: float) -> list[Pick]:
-    """The first of these earlier picks, as many as would be drafted now."""
+    """As many of these earlier picks as would be drafted now."""
     lengths = (count for count in range(len(picks)) if is_enough(picks[:count], length, stop_probability))
     return list(picks[: next(lengths, len(picks))])
 

@@ -1,8 +1,7 @@
 """Pages of the draft cache that sequences with the same beginning share, and how far each was read. Integers only.
 
-Whoever holds such a page may read it deeper in place: committed tokens do not change, so that all others would write
-the same there. What it has been read to is the furthest that any of them has come, segment by segment, and whoever
-adopts it goes on from there.
+Every holder of such a page may read it deeper in place: committed tokens do not change, so all would write the same. A
+page counts as read, segment by segment, as far as any holder has read it; a sequence that adopts it goes on from there.
 """
 
 from __future__ import annotations
@@ -15,14 +14,14 @@ from model.pages import PageLedger
 
 class SharedPages:
     def __init__(self) -> None:
-        self._read: dict[int, Watermarks] = {}  # by page; it means nothing once the page is no longer kept
-        self._told: dict[int, Watermarks] = {}  # by sequence: of its pages, what others know
+        self._read: dict[int, Watermarks] = {}  # by page; void once the page is no longer kept
+        self._told: dict[int, Watermarks] = {}  # by sequence: what others know of its pages
 
     def adopt(
         self, ledger: PageLedger, sequence: int, marks: Watermarks, keys: Sequence[bytes], start: int
     ) -> Watermarks:
-        """Takes the pages under these keys, one key a page, from the one that holds `start` on, as long as they have
-        been read further than its own. Returns the watermarks behind them.
+        """Takes the pages with these keys, one key a page, from the page that holds `start` on, as long as they were
+        read further than its own. Returns the new watermarks.
         """
         first = end = start // ledger.page_size
         for page in ledger.kept(keys[first:]):
@@ -34,7 +33,7 @@ class SharedPages:
         return marks
 
     def keep(self, ledger: PageLedger, sequence: int, marks: Watermarks, keys: Sequence[bytes]) -> None:
-        """Others may go on from what the sequence has read of its pages with these keys."""
+        """Offers the sequence's pages with these keys to others, as far as they were read."""
         size = ledger.page_size
         marks = marks.truncate(len(keys) * size)
         told = self._told.get(sequence, Watermarks.none(len(marks.marks)))

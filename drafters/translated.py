@@ -1,4 +1,4 @@
-"""The way to a drafter of another tokenizer: a draft client around a draft client."""
+"""A draft client for a drafter of another tokenizer, around the client that reaches it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ GREEDY = SamplingParams(temperature=0.0)
 
 
 class TranslatedDraftClient:
-    """Asks in the drafter's tokens, and answers in the target's. It drafts in turn only.
+    """Asks in the drafter's tokens, and answers in the target's. Drafts in turn only.
 
-    Noise belongs to a token and its position, and here both differ between target and drafter. So a draft is the
-    drafter's likeliest text, which a sampling target picks more often than an independent sample.
+    Noise belongs to a token and its position, and both differ between target and drafter here. So a draft is the
+    drafter's likeliest text: a sampling target picks that more often than an independent sample.
     """
 
     def __init__(self, client: DraftClient, translation: Translation) -> None:
@@ -47,7 +47,7 @@ class TranslatedDraftClient:
         self._client.close(sequence_ids)
 
     def _translated(self, request: DraftRequest) -> DraftRequest:
-        """Without the rows whose beginning was never handed over here."""
+        """The request in the drafter's tokens, without rows whose beginning was never handed over here."""
         own = map(self._row, request.rows)
         return replace(request, rows=tuple(row for row in own if row is not None))
 
@@ -63,7 +63,7 @@ class TranslatedDraftClient:
         return replace(row, start=lengths[row.start], tokens=tokens, sampling=GREEDY)
 
     def _told(self, block: DraftBlock, row: DraftRow, asked: DraftRow) -> DraftBlock | None:
-        """The answer in the target's tokens; None for one to another question."""
+        """The answer in the target's tokens; None if it answers another question."""
         if block.base_length != asked.base_length:
             return None
         tokens = self._translation.write(block.tokens)
@@ -76,7 +76,7 @@ class TranslatedDraftClient:
 
 
 def reached(client: DraftClient, translation: Translation | None) -> DraftClient:
-    """The client, through the translation if there is one."""
+    """The client, behind the translation if there is one."""
     return client if translation is None else TranslatedDraftClient(client, translation)
 
 

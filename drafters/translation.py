@@ -1,7 +1,7 @@
 """A drafter of another tokenizer: token-level intersection (TLI, Timor et al. 2025).
 
-The drafter reads each of the target's tokens as its own tokens that spell the same, so what was committed never changes
-for it. What it drafts goes back up to the first token that the target's vocabulary does not have. A draft is advice, so
+The drafter reads each of the target's tokens as its own tokens with the same spelling, so committed text never changes
+for it. Its draft is handed back up to the first token that the target's vocabulary lacks. A draft is only advice: the
 text is exact whatever the tables say.
 """
 
@@ -27,11 +27,11 @@ class Translation:
     to_target: Mapping[int, int] = field(repr=False)
 
     def read(self, tokens: Sequence[int]) -> Iterator[tuple[int, ...]]:
-        """The drafter's tokens for each of the target's; none for what its vocabulary cannot spell."""
+        """The drafter's tokens for each of the target's; none for text that its vocabulary cannot spell."""
         return (self.to_drafter.get(token, ()) for token in tokens)
 
     def write(self, drafted: Sequence[int]) -> tuple[int, ...]:
-        """The target's tokens, up to the first that it does not have."""
+        """The target's tokens for a draft, up to the first that it lacks."""
         return tuple(self.to_target[token] for token in takewhile(self.to_target.__contains__, drafted))
 
     def shares(self, token: int) -> bool:
@@ -41,15 +41,17 @@ class Translation:
 
 
 def translation_between(target: Path, drafter: Path) -> Translation | None:
-    """None where both checkpoints have one vocabulary. Raises ConfigError for a tokenizer that cannot be read."""
+    """The translation between two checkpoints; None if they have one vocabulary. Raises ConfigError for an unreadable
+    tokenizer.
+    """
     if vocabulary_hash(target) == vocabulary_hash(drafter):
         return None
     return translation(pieces(load_tokenizer(target)), pieces(load_tokenizer(drafter)))
 
 
 def translation(target: Mapping[int, Piece], drafter: Mapping[int, Piece]) -> Translation:
-    """Tables for two vocabularies, by token id. Special tokens meet special ones of the same name only; one that the
-    drafter lacks is read as plain text.
+    """Tables for two vocabularies, by token id. Special tokens are matched by name only; one that the drafter lacks is
+    read as plain text.
     """
     known = {piece: index for index, piece in sorted(drafter.items(), reverse=True) if piece.spelling}
     plain = {piece.spelling: index for piece, index in known.items() if not piece.special}
@@ -63,7 +65,7 @@ def translation(target: Mapping[int, Piece], drafter: Mapping[int, Piece]) -> Tr
 
 
 def spell(text: bytes, known: Mapping[bytes, int], longest: int) -> Iterator[int]:
-    """The text in known pieces, each the longest that fits; bytes that no piece spells are left out."""
+    """The text as known pieces, each the longest that fits. Bytes without a piece are left out."""
     start = 0
     while start < len(text):
         ends = range(min(len(text), start + longest), start, -1)

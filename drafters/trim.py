@@ -1,4 +1,4 @@
-"""Trims the LM head of a drafter that is there: which tokens stay, and the folder that names them."""
+"""Trims the LM head of an existing drafter: which tokens stay, and the folder that names them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def count_corpus(folder: Path, config: DecoderConfig, corpus: Corpus) -> Counts:
 
 
 def head_tokens(folder: Path, config: DecoderConfig, counts: Counts, size: int) -> tuple[int, ...]:
-    """The ends of an answer and the most frequent tokens, `size` in all. Raises ConfigError for a size that is none."""
+    """The ends of an answer and the most frequent tokens, `size` in all. Raises ConfigError for an impossible size."""
     ends = end_tokens(config.eos_token_ids, load_tokenizer(folder))
     smallest = max(2, len(ends))
     if not smallest <= size < config.vocab_size:

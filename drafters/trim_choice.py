@@ -1,7 +1,7 @@
 """Which size of a drafter's LM head makes the most tokens per second, and why.
 
-A smaller head drafts a token sooner, but never one that it has no row for. The rounds that are predicted are those of
-a fixed length at batch 1: so many drafted tokens, then one pass of the target over them and the token before.
+A smaller head drafts a token sooner, but only tokens that it has a row for. The prediction is for rounds of a fixed
+length at batch 1: so many drafted tokens, then one pass of the target over them and the token before.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class TrimCosts:
-    """What is known when the size is chosen. heads: smallest first. layers_ms: of a drafted token without the head.
+    """The measurements that the choice is made by. heads: smallest first. layers_ms: of a drafted token without the
+    head.
 
-    acceptance: of a drafted token where the head has them all. verify_ms: of the target's passes over 1, 2, ... tokens.
+    acceptance: of a drafted token with the whole head. verify_ms: of the target's passes over 1, 2, ... tokens.
     """
 
     heads: tuple[Head, ...]
@@ -42,12 +43,12 @@ class Prediction:
 
 
 def predict(costs: TrimCosts) -> list[Prediction]:
-    """For each head, its best length of those whose pass was measured; 1 at least."""
+    """For each head its best length, at least 1, among those whose pass was measured."""
     return [fastest(_rounds(costs, head)) for head in costs.heads]
 
 
 def fastest(predictions: Sequence[Prediction]) -> Prediction:
-    """The first of equals, which is the smallest head or the shortest round."""
+    """The fastest prediction; the first of equals, which is the smallest head or the shortest round."""
     return max(predictions, key=lambda prediction: prediction.tokens_per_s)
 
 

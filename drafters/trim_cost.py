@@ -1,6 +1,6 @@
 """Measures on this machine what the choice of a head's size depends on: drafted tokens and passes of the target.
 
-All are taken in turn, again and again, a draft between two passes as in service; medians count.
+All are measured in turn, again and again, a draft between two passes as in service; medians count.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class MeasuredCosts:
 
 
 class FirstTokens:
-    """The StoredWeights of a model with the first tokens of its vocabulary only. What they cost, others would too."""
+    """The StoredWeights of a model with the first tokens of its vocabulary only: any others would cost the same."""
 
     def __init__(self, stored: StoredWeights, size: int) -> None:
         self.dtype, self.device = stored.dtype, stored.device
@@ -110,7 +110,7 @@ def _with_head(folder: Path, depth: int, size: int, dtype: torch.dtype, weights:
 
 
 def _draft(decoder: Decoder) -> Call:
-    """Of DRAFTED tokens, by one sequence."""
+    """A draft of DRAFTED tokens, by one sequence."""
     start = _context(decoder, DRAFTED)
     slots = np.arange(start + DRAFTED)
     kv = decoder.new_kv(len(slots))
@@ -119,7 +119,7 @@ def _draft(decoder: Decoder) -> Call:
 
 
 def _pass(decoder: Decoder, width: int) -> Call:
-    """Of one sequence over `width` tokens, each of which is picked after."""
+    """A pass of one sequence over `width` tokens, with a pick behind each."""
     total = _context(decoder, width) + width
     slots = np.arange(total)
     batch = build_batch([BatchRow(slots, width)], decoder.device)

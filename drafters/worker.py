@@ -1,13 +1,13 @@
 """The pool worker: drafts for all targets, pass by pass.
 
-    submit: reconcile each row with what is cached, reserve its pages, or refuse it (drafters/intake.py)
+    submit: reconcile each row with the cache, reserve its pages, or refuse it (drafters/intake.py)
     ahead:  the same for rows that are being verified, which get branches (drafters/branches.py)
     step:   answer the rows that are late, then one ragged pass over the rows that drafters/choose.py picks
     reply:  after each pass, with the rows of a request and the branches that it finished; refused ones at once
 
 Rows join at the next pass and leave when their draft is done, at its length, its stop or its deadline.
 
-The owner calls the worker from one thread and gives it the clock; nothing here raises because of what a target sent.
+The owner calls the worker from one thread and gives it the clock. No message of a target makes it raise.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class DraftWorker:
         return Description(self._drafter.exits, self._drafter.max_positions, self._drafter.vocab_size)
 
     def submit(self, request: DraftRequest, reply: Reply) -> None:
-        """`reply` is called with the rows that are refused, from here, then with those that later calls finish."""
+        """`reply` is called at once with refused rows, then with those that later calls finish."""
         now = self._clock()
         pending = PendingRequest(request, reply, now)
         self._intake.answered[pending] = None
@@ -74,7 +74,7 @@ class DraftWorker:
         self._intake.reply()
 
     def ahead(self, request: AheadRequest, reply: BranchesReply) -> None:
-        """`reply` is called with the branches that later calls finish, and once with none when none will come."""
+        """`reply` is called with the branches that later calls finish, and once with none when no more will come."""
         pending = PendingBranches(request, reply)
         self._intake.branches.open(pending)
         for row in request.rows:
@@ -87,24 +87,24 @@ class DraftWorker:
         self._intake.reply()
 
     def close(self, incarnation: str, sequence_ids: Sequence[int]) -> None:
-        """Forget these sequences; what is being drafted for them is answered as far as it got."""
+        """Forgets these sequences. Drafts for them are answered as far as they got."""
         for sequence_id in sequence_ids:
             self._intake.forget((incarnation, sequence_id))
         self._intake.reply()
 
     def drop(self, incarnation: str) -> None:
-        """A target is gone: forget its sequences without an answer."""
+        """Forgets the sequences of a target that is gone, without an answer."""
         for key in self._cache.keys_of(incarnation):
             self._intake.forget(key)
         self._intake.answered.clear()
 
     def expire(self, now: float) -> None:
-        """Forget the sequences that nobody used for the limits' ttl_s."""
+        """Forgets the sequences that nobody used for the limits' ttl_s."""
         for key in self._cache.expired(now):
             self._intake.forget(key)
 
     def step(self) -> PassStats | None:
-        """One ragged pass; None when there is nothing to do."""
+        """Runs one ragged pass; None if there is nothing to do."""
         began = self._clock()
         self._intake.answer_late(began, self._pace.token_ms)
         self._intake.adopt()
@@ -182,7 +182,7 @@ class DraftWorker:
                 self._wait.add(row.sink.request.wait_ms or 0.0, now)
 
     def _run(self, rows: Sequence[Row], parts: Sequence[PassRow]) -> list[list[Pick]]:
-        """What the pass gives for each row; nothing when it fails, and the rows are forgotten."""
+        """Runs a pass. Returns the picks of each row; none if it fails, and the rows are forgotten."""
         try:
             return self._drafter.run(parts)
         except Exception:
@@ -192,7 +192,7 @@ class DraftWorker:
             return []
 
     def _advance(self, row: Row, picks: Sequence[Pick]) -> None:
-        """What a pass brings about for one row; when that fails, its sequence alone is forgotten."""
+        """Applies the picks of a pass to one row. If that fails, only its sequence is forgotten."""
         if row not in self._rows:  # another row of the same pass has ended it
             return
         try:
@@ -233,5 +233,5 @@ class DraftWorker:
 
 
 def num_read(row: Row, part: PassRow) -> int:
-    """Committed tokens that the row's part of a pass runs for the first time."""
+    """How many committed tokens the row's part of a pass runs for the first time."""
     return max(min(part.length, row.cached.committed) - (part.length - len(part.tokens)), 0)

@@ -45,7 +45,7 @@ class Liveness:
 
     @asynccontextmanager
     async def watch(self, request_id: str) -> AsyncIterator[None]:
-        """Raises NotReady in the body if the request's replica does not answer, or if no replica has it for too long."""
+        """Raises NotReady in the body if the request's replica does not answer, or no replica has it for too long."""
         watch = asyncio.create_task(self._wait_until_lost(request_id))
         try:
             async with asyncio.timeout(None) as limit:

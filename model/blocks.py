@@ -1,4 +1,4 @@
-"""A weight matrix in one of GGUF's block formats, as it lies in the file."""
+"""A weight matrix in one of GGUF's block formats, as stored in the file."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 
 class BlockFormat(StrEnum):
-    """The formats that we read. A name is gguf's own name of the type."""
+    """The formats that we read, under gguf's own names."""
 
     F32 = "F32"
     F16 = "F16"

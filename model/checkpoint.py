@@ -28,7 +28,7 @@ class TensorSource(Protocol):
         """Writes a tensor into `into`, in its dtype and on its device."""
 
     def blocks(self, name: str) -> Blocks | None:
-        """A matrix in a format of few bits, as it is stored; None: it is stored dense."""
+        """A matrix as stored in a format of few bits; None: it is stored dense."""
 
 
 class SafetensorsFiles:

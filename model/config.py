@@ -39,8 +39,8 @@ class DecoderConfig:
 
     windows, ropes: one per layer; with a window of w, a token attends to itself and the w - 1 tokens before it; None:
     no window. norm_offset: added to norm weights (Gemma stores them around 0 and multiplies in float32). post_norms:
-    whether there are norms after attention and MLP too (Gemma). head_token_ids: the tokens of the head's rows,
-    ascending, where the head is trimmed; empty: row i is token i.
+    whether there are norms after attention and MLP too (Gemma). head_token_ids: of a trimmed head, the tokens of
+    its rows, ascending; empty: row i is token i.
     """
 
     family: str

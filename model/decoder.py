@@ -46,7 +46,7 @@ class LayerWeights:
     mlp_post_norm: Tensor | None
 
     def dense(self, dtype: torch.dtype) -> LayerWeights:
-        """The same without quantized matrices."""
+        """The same weights without quantized matrices."""
         qkv, out, gate_up, down = (
             Linear(dense(own.weight, dtype), own.bias) for own in (self.qkv, self.out, self.gate_up, self.down)
         )

@@ -1,4 +1,4 @@
-"""What the files of a checkpoint say of tokens: those that end an answer, and the key of those that a head has."""
+"""What the files of a checkpoint say of tokens: which end an answer, and the key for those of a trimmed head."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def resolve(path_or_id: str, files: Sequence[str] = _HUB_FILES) -> Path:
     """The directory of a checkpoint.
 
     path_or_id: an existing directory or GGUF file; one in a package (model/packages.py); or a hub id or id@revision,
-    which is downloaded to the hub's cache, the id of a GGUF file being owner/name/file.gguf. A GGUF file becomes a
+    which is downloaded to the hub's cache. The id of a GGUF file is owner/name/file.gguf. A GGUF file becomes a
     directory of the cache (model/gguf/unpack.py). Raises ConfigError if it is none of these.
     """
     path = package_path(path_or_id) if path_or_id.startswith(PREFIX) else Path(path_or_id)
@@ -61,7 +61,7 @@ def _hub_id(path_or_id: str) -> tuple[str, str, str | None]:
 
 
 def _directory(path: Path) -> Path:
-    """A directory that holds a GGUF file instead of safetensors is that file; one with a manifest alone is trimmed."""
+    """The directory of a checkpoint: a GGUF file in place of safetensors is unpacked, a trimmed drafter is linked."""
     unpacked = (path / "config.json").exists() and (path / GGUF_NAME).exists()
     if unpacked or any(path.glob("*.safetensors*")):
         return path

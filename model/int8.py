@@ -12,7 +12,7 @@ from model.quantized import Int8Rows, Matrix, QuantizedMatrix
 
 
 class Int8Weights:
-    """A model.decoder.StoredWeights whose matrices are Int8Rows. Those that are quantized already stay as they are."""
+    """A model.decoder.StoredWeights whose matrices are Int8Rows, except those that are stored quantized."""
 
     def __init__(self, stored: StoredWeights) -> None:
         self.stored = stored

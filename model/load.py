@@ -25,7 +25,9 @@ from protocol.errors import ConfigError
 
 
 class WeightFormat(StrEnum):
-    """Of matrices. STORED: as in the file, GGUF's blocks packed. DENSE: in the model's dtype. INT8: by channel."""
+    """How matrices are kept. STORED: as in the file, GGUF's blocks packed. DENSE: in the model's dtype. INT8: by
+    channel.
+    """
 
     STORED = "stored"
     DENSE = "dense"
@@ -82,7 +84,7 @@ def _checked(directory: Path, config: DecoderConfig, dtype: torch.dtype, device:
 
 
 def _whole_head(checkpoint: Checkpoint, config: DecoderConfig) -> str | None:
-    """The matrix that has the rows of a trimmed head among others (model/trimmed.py), if it is stored whole."""
+    """The whole matrix that a trimmed head is an index into (model/trimmed.py), if it is stored."""
     stored = checkpoint.shapes.get(_HEAD)
     if not config.head_token_ids or (stored is not None and stored[0] != config.vocab_size):
         return None

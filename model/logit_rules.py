@@ -1,7 +1,7 @@
-"""What LogitRules do to the logits of one place, as a pure function of the tokens before it.
+"""The effect of LogitRules on the logits of one position, as a pure function of the tokens before it.
 
-The plain loop, a verified draft and a resumed sequence all call it, so they all pick the same tokens. Penalties as in
-transformers (repetition) and in OpenAI's API (frequency, presence).
+The plain loop, a verified draft and a resumed sequence all call it, so they pick the same tokens. Penalties are those
+of transformers (repetition) and of OpenAI's API (frequency, presence).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from protocol.logit_rules import LogitRules
 
 
 def adjusted(logits: Tensor, rules: LogitRules, prompt: Tensor, generated: Tensor) -> Tensor:
-    """logits: [vocab_size] float32. prompt, generated: the tokens before the place, [n] int64."""
+    """logits: [vocab_size] float32. prompt, generated: the tokens before the position, [n] int64."""
     logits = logits.clone()
     if rules.bias:
         tokens, bias = zip(*rules.bias, strict=True)
@@ -31,7 +31,7 @@ def adjusted(logits: Tensor, rules: LogitRules, prompt: Tensor, generated: Tenso
 
 
 def _counts(tokens: Tensor, like: Tensor) -> Tensor:
-    """How often each token of the vocabulary is among these."""
+    """How often each token of the vocabulary occurs among these."""
     return tokens.bincount(minlength=len(like))
 
 

@@ -1,6 +1,6 @@
 """Checkpoints inside installed Python packages, spelled package:NAME==VERSION/FILE; the version may be left out.
 
-The package is found, and never imported. It is found again by every process of the same environment.
+The package is located without an import. Every process of the same environment locates it again.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ A sequence holds pages and finds a position at `slots(sequence)[position]`, so r
 moves nothing. A fork shares the slots of its trunk below the fork point and owns only its tail. Pages have reference
 counts, so trunk and branches may be freed in any order.
 
-A full page whose positions will not change may be kept under a key: sequences with the same beginning adopt it. Kept
-pages that nobody holds count as free; the one that was let go first is taken first.
+A full page whose positions will not change may be kept under a key: sequences with the same beginning adopt it. A kept
+page that no sequence holds counts as free; of these the one that was released first is reused first.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Slots = npt.NDArray[np.int64]
 class _Table:
     pages: list[int]  # pages that this sequence references
     slots: Slots  # position -> slot, for all reserved positions
-    num_shared: int = 0  # the first so many pages are its trunk's; it may write to the others
+    num_shared: int = 0  # so many first pages belong to its trunk; it may write to the others
     trunk_length: int = 0
 
 
@@ -42,7 +42,7 @@ class PageLedger:
         self._tables: dict[int, _Table] = {}
         self._kept: dict[bytes, int] = {}
         self._keys: dict[int, bytes] = {}  # of kept pages
-        self._idle: dict[int, None] = {}  # kept pages that nobody holds, in the order in which they were let go
+        self._idle: dict[int, None] = {}  # kept pages that no sequence holds, in the order of release
 
     @property
     def num_free(self) -> int:
@@ -83,12 +83,12 @@ class PageLedger:
         return True
 
     def kept(self, keys: Iterable[bytes]) -> list[int]:
-        """The pages under these keys, up to the first that is not there."""
+        """The pages kept under these keys, up to the first missing key."""
         return list(map(self._kept.__getitem__, takewhile(self._kept.__contains__, keys)))
 
     def adopt(self, sequence: int, index: int, keys: Iterable[bytes]) -> int:
-        """Puts the pages kept under these keys, up to the first that is not there, in the place of the sequence's own
-        from its page `index` on, or behind its last. Returns how many; it must not write to them.
+        """Replaces the sequence's own pages from `index` on by the pages kept under these keys, up to the first missing
+        key. Adds them if it has none there. Returns how many; the sequence must not write to them.
         """
         pages, table = self.kept(keys), self._tables[sequence]
         assert index <= len(table.pages), "it has no such page"
@@ -105,8 +105,8 @@ class PageLedger:
         return len(pages)
 
     def keep(self, sequence: int, index: int, key: bytes) -> int | None:
-        """Others may adopt this page of a sequence; nobody writes to it any more. Returns the page, None where another
-        is kept under this key.
+        """Keeps this page of a sequence for others to adopt; it is not written any more. Returns the page; None if
+        another is kept under this key.
         """
         page = self._tables[sequence].pages[index]
         if key not in self._kept and page not in self._keys:
@@ -114,15 +114,15 @@ class PageLedger:
         return page if self._kept.get(key) == page else None
 
     def forget(self) -> None:
-        """Nothing is kept any more; who holds a page goes on holding it."""
+        """Keeps no page any more. Sequences go on holding theirs."""
         self._free += self._idle
         self._idle.clear()
         self._kept.clear()
         self._keys.clear()
 
     def truncate(self, sequence: int, length: int) -> int:
-        """Releases the sequence's own pages that lie entirely at or beyond `length`, and a kept one that would be cut,
-        for what comes there may be other tokens. Returns the length that is left.
+        """Releases the sequence's own pages that lie entirely at or beyond `length`, and a kept page that would be cut,
+        since other tokens may come there. Returns the length that is left.
         """
         table = self._tables[sequence]
         if length < table.trunk_length:
@@ -155,11 +155,11 @@ class PageLedger:
             self._release(page)
 
     def num_held(self, sequences: Iterable[int]) -> int:
-        """Pages that these hold together."""
+        """How many pages these hold together."""
         return len(self._counted(sequences))
 
     def num_freed(self, sequences: Iterable[int]) -> int:
-        """Pages that nobody would hold without these."""
+        """How many pages no other sequence holds."""
         return sum(count == self._references[page] for page, count in self._counted(sequences).items())
 
     def _counted(self, sequences: Iterable[int]) -> Counter[int]:

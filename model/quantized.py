@@ -27,7 +27,7 @@ class Int8Rows:
 
     @classmethod
     def of(cls, weight: Tensor) -> Int8Rows:
-        """Rounds a float matrix; the largest weight of a row becomes 127 in size."""
+        """Rounds a float matrix; the largest absolute weight of a row becomes 127."""
         rows, columns = weight.shape
         weight = weight.float()
         scale = weight.abs().amax(1, keepdim=True) / 127

@@ -1,4 +1,4 @@
-"""A target's step and a drafter's rollout, as plain loops over any decoder; a decoder may do the same in one call."""
+"""A target's step and a drafter's rollout, as plain loops over any decoder. A decoder may do the same in one call."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Rollout:
 
     slots: of every position up to the last that may be fed, start + len(tokens) + length - 2.
     stop_probability: the first token at which the product of the confidences so far is at most this is the row's last
-        (Kangaroo's early stop, Liu et al. 2024, for the whole draft in place of one token). 0: none is.
-    banned: which columns of the logits are never picked behind these drafted tokens, [head_size] bool; None: any may.
+        (Kangaroo's early stop, Liu et al. 2024, for the whole draft in place of one token). 0: no stop.
+    banned: the columns of the logits that are never picked behind these drafted tokens, [head_size] bool; None: none.
     """
 
     slots: Slots
@@ -69,7 +69,7 @@ def step(
 def roll_out(
     decoder: Decoder, rows: Sequence[Rollout], kv: PagedKV, depth: int, boundary: Tensor | None
 ) -> list[Drafted]:
-    """What each row drafts: `length` tokens, or fewer where it stops. The last one has no KV yet.
+    """The draft of each row: `length` tokens, or fewer if it stops. The last one has no KV yet.
 
     boundary: [num_slots, hidden] in the decoder's hidden_dtype, where the hidden states on leaving `depth` are kept.
     """

@@ -1,4 +1,4 @@
-"""Whether two checkpoints are one model in different weights. Then one may go on from KV that the other wrote."""
+"""Whether two checkpoints are one model in different weights, so that one can continue on the KV of the other."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROUNDING = 2.0**-7  # of bf16
 
 
 def are_siblings(one: Path, other: Path) -> bool:
-    """Equal shapes, and equal norms but for rounding, which no two trainings have. Their heads may differ."""
+    """Whether shapes are equal, and norms up to rounding: two trainings never have the same. Heads may differ."""
     if _shape(read_config(one)) != _shape(read_config(other)):
         return False
     first, second = (Checkpoint(directory, torch.float32, CPU) for directory in (one, other))

@@ -1,6 +1,6 @@
-"""A drafter that is another checkpoint with fewer rows in its LM head: a folder with nothing but draftpool.json.
+"""A drafter that is another checkpoint with fewer rows in its LM head: a folder with only a draftpool.json.
 
-That names the checkpoint (`checkpoint`: a path from the folder, or as in a config) and the tokens of the rows
+The file names the checkpoint (`checkpoint`: a path from the folder, or as in a config) and the tokens of the rows
 (`head_token_ids`). It becomes a directory of the cache: links to the checkpoint's files, and a config.json of its own.
 """
 
@@ -21,7 +21,7 @@ CHECKPOINT = "checkpoint"
 
 
 def read_reference(folder: Path) -> Mapping[str, Any] | None:
-    """The manifest of such a folder; None for any other. Raises ConfigError for one that names no checkpoint."""
+    """The manifest of such a folder; None for another folder. Raises ConfigError if it names no checkpoint."""
     path = folder / MANIFEST_NAME
     if not path.exists() or (folder / "config.json").exists() or any(folder.glob("*.gguf")):
         return None
@@ -35,7 +35,7 @@ def read_reference(folder: Path) -> Mapping[str, Any] | None:
 
 
 def named(folder: Path, checkpoint: str) -> str:
-    """The checkpoint, from where we are. Raises ConfigError for one that is such a folder too."""
+    """The path of the named checkpoint. Raises ConfigError if that is such a folder too."""
     beside = folder / checkpoint
     if read_reference(beside) is not None:
         raise ConfigError(f"{folder} trims {beside}, which is trimmed already; name the checkpoint behind it")

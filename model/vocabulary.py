@@ -1,4 +1,4 @@
-"""What each token of a tokenizer spells, in bytes, so that two vocabularies can be compared."""
+"""The bytes that each token of a tokenizer spells, so that two vocabularies can be compared."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What a token spells. special: by its name it means something of its own, such as the end of a turn."""
+    """The spelling of a token. special: a meaning of its own goes with its name, such as the end of a turn."""
 
     spelling: bytes = field(repr=False)
     special: bool = False
@@ -32,7 +32,7 @@ def pieces(tokenizer: PreTrainedTokenizerFast) -> dict[int, Piece]:
 
 
 class Spellings:
-    """As `pieces`, one token at a time: cheap where few are asked for."""
+    """The same as `pieces`, one token at a time: cheap for a few tokens."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
         self._tokenizer = tokenizer
@@ -42,7 +42,7 @@ class Spellings:
         }
 
     def __getitem__(self, token_id: int) -> Piece:
-        """An empty one for an id that no token has, as in vocabularies that are padded."""
+        """The piece of a token; empty for an id without one, as in padded vocabularies."""
         if (piece := self._known.get(token_id)) is None:
             tokens = self._tokenizer.convert_ids_to_tokens([token_id]) if token_id < len(self._tokenizer) else [""]
             piece = self._known[token_id] = Piece(self._spell(tokens[0]))

@@ -1,4 +1,4 @@
-"""What llama.cpp's converter changes in a HF checkpoint: names, the order of rows, and the zero of norms."""
+"""What llama.cpp's converter changes in a HF checkpoint: names, the order of rows, and an offset of norms."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def _shape(config: DecoderConfig) -> dict[str, Any]:
 
 
 def _tensors(directory: Path, config: DecoderConfig, header: GgufHeader, options: ExportOptions) -> Iterator[NewTensor]:
-    """Raises ConfigError where a row is no whole blocks."""
+    """The tensors to write. Raises ConfigError if a row is not made of whole blocks."""
     factors = frequency_factors(header)
     if factors is not None:
         values = np.array(factors, np.float32)

@@ -64,7 +64,7 @@ class GgufHeader:
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Raises ConfigError for a file that is damaged or no GGUF file, UnsupportedModel for a block format."""
+    """Raises ConfigError for a damaged file or another kind of file, UnsupportedModel for an unknown block format."""
     try:
         data: npt.NDArray[np.uint8] = np.memmap(path, mode="r")
     except (OSError, ValueError) as error:

@@ -18,8 +18,8 @@ _CHUNK = 1 << 16  # weights that are made dense at a time: what fits a core's ca
 
 
 class GgufCheckpoint:
-    """Weights by HF name, as blocks of the mapped file or dense. They are the file's, with llama.cpp's changes undone:
-    the order of rows in Llama's query and key projections, and the one that is added to Gemma's norms.
+    """Weights by HF name, as blocks of the mapped file or dense. llama.cpp's changes are undone: the order of rows in
+    Llama's query and key projections, and the one that it adds to Gemma's norms.
     """
 
     def __init__(self, path: Path) -> None:
@@ -33,7 +33,7 @@ class GgufCheckpoint:
         return {name: tensor.shape for name, tensor in self._stored.items()}
 
     def blocks(self, name: str) -> Blocks:
-        """A matrix as it lies in the file; where rows change places, a copy of its blocks. Not for vectors."""
+        """A matrix as stored in the file; if rows change places, a copy of its blocks. Only for matrices."""
         if len(self._stored[name].shape) != 2:
             raise ValueError(f"{name} is not a matrix; read it dense")
         blocks = _view(self._data, self._stored[name])

@@ -90,7 +90,7 @@ class NativeDecoder:
         return hidden
 
     def roll_out(self, rows: Sequence[Rollout], kv: PagedKV, depth: int, boundary: Tensor | None) -> list[Drafted]:
-        """In one call, unless a row has filters or what is banned, which are torch's business."""
+        """One call, unless a row has filters or banned columns, which torch handles."""
         sampling = [row.sampling for row in rows]
         if _has_filters(sampling) or any(row.banned for row in rows):
             return roll_out(self, rows, kv, depth, boundary)
