@@ -17,6 +17,7 @@ import torch
 from ray import serve
 from ray.serve.exceptions import DeploymentUnavailableError
 
+from deployments import cluster
 from deployments.app import APP_NAME, POOL_NAME, target_deployment
 from deployments.config import AppConfig
 from link.discovery import PoolMember
@@ -27,6 +28,7 @@ from targets.engine import Engine, EngineConfig
 from targets.model import load_target
 from tests.api.api_twins import tiny_tokenizer
 from tests.deployments.harness import wait_until
+from tests.deployments.head import Head
 
 PROMPT = "def add(a, b):\n    return"
 GREEDY = SamplingParams(temperature=0.0)
@@ -126,12 +128,19 @@ class Served:
 @contextmanager
 def plain_engine(directory: Path) -> Iterator[Engine]:
     model = load_target(directory, dtype=torch.float32, num_positions=2048, page_size=16)
-    engine = Engine(model, Off(), None, EngineConfig())
-    engine.start()
-    try:
+    with Engine(model, Off(), None, EngineConfig()) as engine:
         yield engine
-    finally:
-        engine.stop()
+
+
+@contextmanager
+def deployed(config: AppConfig, head: Head) -> Iterator[Served]:
+    """An application on the tests' cluster, which drafts when the block begins and is idle when it ends."""
+    app = Served(config, head.url)
+    with cluster.running(config, address=head.address):
+        app.wait_until_drafting()
+        yield app
+        app.wait_until_idle()
+        app.client.close()
 
 
 def expected(engine: Engine, max_tokens: int, sampling: SamplingParams, prompt: str = PROMPT) -> tuple[int, ...]:

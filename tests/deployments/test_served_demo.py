@@ -18,12 +18,11 @@ import pytest
 
 from bench.workload import HELD_OUT
 from cli.demo_family import CODE as CONFIG
-from deployments import cluster
 from deployments.config import AppConfig, HttpConfig, load_config
 from deployments.config_access import AccessConfig
 from tests.deployments.harness import wait_until
 from tests.deployments.head import Head
-from tests.deployments.served import Served
+from tests.deployments.served import Served, deployed
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -94,13 +93,8 @@ def fp32(config: AppConfig, http_port: int) -> AppConfig:
 
 @pytest.fixture(scope="module")
 def demo(printed: dict[Case, list[dict[str, Any]]], ray_head: Head) -> Iterator[Served]:
-    config = fp32(load_config(CONFIG), ray_head.http_port)
-    app = Served(config, ray_head.url)
-    with cluster.running(config, address=ray_head.address):
-        app.wait_until_drafting()
+    with deployed(fp32(load_config(CONFIG), ray_head.http_port), ray_head) as app:
         yield app
-        app.wait_until_idle()
-        app.client.close()
 
 
 @dataclass

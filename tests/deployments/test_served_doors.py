@@ -16,7 +16,6 @@ from grpc_reflection.v1alpha.proto_reflection_descriptor_database import ProtoRe
 
 from bench.workload import HELD_OUT
 from cli.demo_family import CODE
-from deployments import cluster
 from deployments.config import HttpConfig, load_config
 from deployments.config_access import AccessConfig
 from deployments.config_telemetry import TelemetryConfig
@@ -25,7 +24,7 @@ from protocol.pb import inference_pb2_grpc as pb_grpc
 from tests.api.test_spans import PARENT, TRACE, TRACEPARENT, Collector, collecting
 from tests.deployments.harness import wait_until
 from tests.deployments.head import Head
-from tests.deployments.served import Served
+from tests.deployments.served import Served, deployed
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -48,12 +47,8 @@ def demo(ray_head: Head, collector: Collector) -> Iterator[Served]:
     http, access = HttpConfig(port=ray_head.http_port), AccessConfig(open=True)
     telemetry = TelemetryConfig(logs="json", otlp_endpoint=collector.url)
     config = config.model_copy(update={"targets": small, "http": http, "access": access, "telemetry": telemetry})
-    app = Served(config, ray_head.url)
-    with cluster.running(config, address=ray_head.address):
-        app.wait_until_drafting()
+    with deployed(config, ray_head) as app:
         yield app
-        app.wait_until_idle()
-        app.client.close()
 
 
 @pytest.fixture(scope="module")

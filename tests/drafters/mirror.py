@@ -13,11 +13,8 @@ from model.decoder import Decoder
 from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource, ExitHint, HintRow, prefix_hash
 from protocol.draft import DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.plan import DepthRule
-from protocol.request import SamplingParams
-from tests.drafters.pool import DEEP, GREEDY, RULES, Pool, expected, row, text
+from tests.drafters.pool import DEEP, GREEDY, RULES, VOCABULARY, DrawnSequences, Pool, expected, row, text
 from tests.reference.drafting import draft_from_scratch, next_from_scratch, runner_up_from_scratch
-
-VOCABULARY = 160
 
 
 @dataclass
@@ -31,19 +28,13 @@ class Flight:
     fresh: dict[int, list[tuple[int, int, float]]] = field(default_factory=dict)  # what a branch should be, by key
 
 
-class MirrorTarget:
+class MirrorTarget(DrawnSequences):
     """Sequences with windows in flight whose outcomes are drawn at random; every branch and answer is checked."""
 
     def __init__(self, pool: Pool, decoder: Decoder, incarnation: str, rng: random.Random) -> None:
-        self.pool, self.decoder, self.incarnation, self.rng = pool, decoder, incarnation, rng
-        self.texts = {sequence_id: self.text(rng.randint(1, 30)) for sequence_id in range(3)}
-        self.sampling = {
-            sequence_id: SamplingParams(temperature=rng.choice([0.0, 0.8]), seed=rng.getrandbits(64))
-            for sequence_id in self.texts
-        }
-        self.sent = dict.fromkeys(self.texts, 0)
+        super().__init__(pool, decoder, incarnation, rng)
         self.windows: dict[int, tuple[int, ...]] = dict.fromkeys(self.texts, ())
-        self.rounds, self.rule = 0, RULES[0]
+        self.rule = RULES[0]
         self.flights: dict[int, Flight] = {}
         self.answerable: list[int] = []  # those of the last round for which a branch was right
         self.flight: Flight | None = None
@@ -52,9 +43,6 @@ class MirrorTarget:
         self.answers: list[DraftReply] = []
         self.num_from: Counter[BranchSource] = Counter()
         self.num_hits = self.num_drafts = self.num_refused = self.num_reused = 0
-
-    def text(self, length: int) -> list[int]:
-        return [self.rng.randrange(VOCABULARY) for _ in range(length)]
 
     def context(self, sequence_id: int, length: int = 0) -> DraftRow:
         start, own, rng = self.sent[sequence_id], self.texts[sequence_id], self.rng

@@ -18,6 +18,7 @@ from tests.fuzz.integers import IntegerDrafter
 from tests.reference.drafting import draft_from_scratch
 
 EXITS = (1, 2, 4)
+VOCABULARY = 160
 GREEDY = SamplingParams(temperature=0.0)
 SHALLOW, DEEP = DepthRule((1,)), DepthRule((4,))
 RULES = (SHALLOW, DepthRule((2,)), DEEP, DepthRule((1, 2, 4), (0.35, 0.6)), DepthRule((1, 4), (0.5,)))
@@ -94,8 +95,8 @@ def expected(decoder: Decoder, tokens: list[int], length: int, depth: DepthRule 
     return tuple(token for token, _, _ in draft_from_scratch(decoder, tokens, length, depth, GREEDY))
 
 
-class RandomTarget:
-    """Sequences whose truth is drawn at random, near what was drafted; every answer is checked from scratch."""
+class DrawnSequences:
+    """Three sequences of one target, with texts and sampling at random."""
 
     def __init__(self, pool: Pool, decoder: Decoder, incarnation: str, rng: random.Random) -> None:
         self.pool, self.decoder, self.incarnation, self.rng = pool, decoder, incarnation, rng
@@ -106,14 +107,21 @@ class RandomTarget:
         }
         self.sent = dict.fromkeys(self.texts, 0)
         self.rounds = 0
+
+    def text(self, length: int) -> list[int]:
+        return [self.rng.randrange(VOCABULARY) for _ in range(length)]
+
+
+class RandomTarget(DrawnSequences):
+    """The truth is drawn near what was drafted; every answer is checked from scratch."""
+
+    def __init__(self, pool: Pool, decoder: Decoder, incarnation: str, rng: random.Random) -> None:
+        super().__init__(pool, decoder, incarnation, rng)
         self.waiting: DraftRequest | None = None
         self.replies: list[DraftReply] = []
         self.closed: set[int] = set()  # while its draft was under way
         self.num_accepted = self.num_rejected = self.num_full = self.num_sunk = 0
         self.num_refused: Counter[DraftStatus] = Counter()
-
-    def text(self, length: int) -> list[int]:
-        return [self.rng.randrange(160) for _ in range(length)]
 
     def ask(self, depth: DepthRule) -> None:
         self.rounds += 1

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from typing import Any
 
+from api.runs import check_runs
 from link.secret import Secret
 from link.token_sink import Inbox, SinkAddress, TokenSink
 from link.token_stream import TokenStreams
@@ -58,3 +59,14 @@ async def until(condition: Any) -> None:
     async with asyncio.timeout(5):
         while not condition():
             await asyncio.sleep(0.005)
+
+
+async def checked(runs: Sequence[TokenRun]) -> list[TokenRun]:
+    """The runs as an ingress passes them on."""
+
+    async def source() -> AsyncGenerator[TokenRun, None]:
+        for each in runs:
+            yield each
+
+    async with aclosing(check_runs(source())) as fresh:
+        return [each async for each in fresh]

@@ -266,8 +266,5 @@ def test_no_pool_changes_a_text(runner: LoopThread, target: TargetModel, script:
 
 
 def finished(engine: Engine, requests: Sequence[GenerateRequest]) -> list[tuple[int, ...]]:
-    engine.start()
-    try:
+    with engine:
         return [completion.token_ids for completion in complete(engine, requests)]
-    finally:
-        engine.stop()

@@ -89,12 +89,8 @@ def target(family: Path) -> TargetModel:
 
 
 def texts(target: TargetModel, policy: Any, drafts: LinkedDraftClient | None) -> Sequence[tuple[int, ...]]:
-    engine = Engine(target, policy, drafts, EngineConfig(incarnation=TARGET))
-    engine.start()
-    try:
+    with Engine(target, policy, drafts, EngineConfig(incarnation=TARGET)) as engine:
         return [one.token_ids for one in complete(engine, [generate(index) for index in range(3)])]
-    finally:
-        engine.stop()
 
 
 @pytest.mark.parametrize("name", [*LIES, *HARMLESS])

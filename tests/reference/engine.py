@@ -69,9 +69,8 @@ def run_all(engine: Engine, requests: Sequence[GenerateRequest]) -> Collector:
     collector = Collector()
     for request in requests:
         engine.submit(request, collector)
-    engine.start()
-    collector.wait(len(requests))
-    engine.stop()
+    with engine:
+        collector.wait(len(requests))
     return collector
 
 

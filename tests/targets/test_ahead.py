@@ -208,12 +208,11 @@ def test_a_cancelled_request_leaves_nothing_behind_here_or_at_the_pool(load: Loa
 
     for request in (long, *others):
         engine.submit(request, on_run)
-    engine.start()
-    assert started.wait(30)
-    engine.cancel("long")
-    engine.cancel("never known")
-    collector.wait(4)
-    engine.stop()
+    with engine:
+        assert started.wait(30)
+        engine.cancel("long")
+        engine.cancel("never known")
+        collector.wait(4)
     texts = plain_texts(load(), [long, *others])
     assert collector.reasons["long"] is FinishReason.ABORT
     assert {name: texts[name][: len(tokens)] for name, tokens in collector.tokens.items()} == collector.tokens

@@ -66,11 +66,10 @@ def test_the_queue_is_bounded_and_the_refused_request_leaves_no_trace(load):
         engine.submit(request, collector)
     with pytest.raises(QueueFull, match="3 requests are running or queued"):
         engine.submit(requests[3], collector)
-    engine.start()
-    collector.wait(3)
-    engine.submit(requests[3], collector)
-    collector.wait(4)
-    engine.stop()
+    with engine:
+        collector.wait(3)
+        engine.submit(requests[3], collector)
+        collector.wait(4)
 
 
 @pytest.mark.parametrize(
@@ -109,13 +108,12 @@ def test_a_failing_step_ends_its_requests_with_an_error_and_the_engine_goes_on(l
     monkeypatch.setattr(stepper, "commit", failing)
     collector = Collector()
     engine.submit(requests[0], collector)
-    engine.start()
-    collector.wait(1)
-    assert collector.reasons == {requests[0].request_id: FinishReason.ERROR}
-    for request in requests[1:]:
-        engine.submit(request, collector)
-    collector.wait(3)
-    engine.stop()
+    with engine:
+        collector.wait(1)
+        assert collector.reasons == {requests[0].request_id: FinishReason.ERROR}
+        for request in requests[1:]:
+            engine.submit(request, collector)
+        collector.wait(3)
     assert {r.request_id: collector.tokens[r.request_id] for r in requests[1:]} == {
         r.request_id: texts[r.request_id] for r in requests[1:]
     }
@@ -134,9 +132,8 @@ def test_a_receiver_that_fails_loses_its_own_request_and_no_other(load):
     collector = Collector()
     engine.submit(requests[0], broken)
     engine.submit(requests[1], collector)
-    engine.start()
-    collector.wait(1)
-    engine.stop()
+    with engine:
+        collector.wait(1)
     assert collector.tokens == {"1": texts["1"]}
     assert model.ledger.num_free == model.ledger.num_pages
 
@@ -147,10 +144,9 @@ def test_an_id_in_use_is_refused_and_the_first_request_goes_on(load):
     engine.submit(requests[0], collector)
     with pytest.raises(InvalidRequest, match="request 0 is running already"):
         engine.submit(requests[0], collector)
-    engine.start()
-    collector.wait(1)
-    engine.submit(GenerateRequest("0", requests[0].prompt_ids, requests[0].sampling, StopRules(2)), Collector())
-    engine.stop()
+    with engine:
+        collector.wait(1)
+        engine.submit(GenerateRequest("0", requests[0].prompt_ids, requests[0].sampling, StopRules(2)), Collector())
     assert collector.tokens == plain_texts(load(), requests)
 
 

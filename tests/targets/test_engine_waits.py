@@ -66,9 +66,8 @@ def test_one_that_is_cancelled_while_it_waits_costs_nothing(load: Load) -> None:
         engine.submit(request, collector)
     for request in made[1:]:
         engine.cancel(request.request_id)
-    engine.start()
-    collector.wait(3)
-    engine.stop()
+    with engine:
+        collector.wait(3)
     assert collector.reasons == {"0": FinishReason.LENGTH, "1": FinishReason.ABORT, "2": FinishReason.ABORT}
     assert engine.stats().num_prefill_tokens == len(made[0].prompt_ids)
     assert engine.stats().num_committed == 20

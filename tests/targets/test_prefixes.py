@@ -64,12 +64,11 @@ def test_every_run_tells_how_much_of_its_prompt_was_not_read(load):
         told.setdefault(run.request_id, set()).add(run.num_cached)
         collector(run)
 
-    engine.start()
-    for number in range(2):
-        prompt = tuple(range(20, 60))
-        engine.submit(GenerateRequest(str(number), prompt, SamplingParams(temperature=0.0), StopRules(4)), tell)
-        collector.wait(number + 1)
-    engine.stop()
+    with engine:
+        for number in range(2):
+            prompt = tuple(range(20, 60))
+            engine.submit(GenerateRequest(str(number), prompt, SamplingParams(temperature=0.0), StopRules(4)), tell)
+            collector.wait(number + 1)
     assert told == {"0": {0}, "1": {32}}, "two of the three pages are full"
 
 
@@ -78,14 +77,13 @@ def test_the_turns_of_a_chat_go_on_from_the_answers_before(load):
     engine = Engine(model, Off())
     chat = tuple(range(20, 60))
     num_read = []
-    engine.start()
-    for turn in range(4):
-        request = GenerateRequest(str(turn), chat, SamplingParams(temperature=0.0), StopRules(20))
-        before = engine.stats().num_prefill_tokens
-        (text,) = _finish(engine, request)
-        num_read.append(engine.stats().num_prefill_tokens - before)
-        chat = (*chat, *text, 7, 8, 9)
-    engine.stop()
+    with engine:
+        for turn in range(4):
+            request = GenerateRequest(str(turn), chat, SamplingParams(temperature=0.0), StopRules(20))
+            before = engine.stats().num_prefill_tokens
+            (text,) = _finish(engine, request)
+            num_read.append(engine.stats().num_prefill_tokens - before)
+            chat = (*chat, *text, 7, 8, 9)
     assert num_read[0] == 40
     assert all(read <= 3 + 1 + 16 for read in num_read[1:]), "what is new, and a page that was not full"
 

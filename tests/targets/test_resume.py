@@ -42,10 +42,9 @@ class Runs:
 
 def run_to_the_end(engine: Engine, requests: Sequence[GenerateRequest]) -> Runs:
     runs = Runs(engine, requests)
-    engine.start()
-    while engine.open_requests:
-        engine._thread.join(0.01)
-    engine.stop()
+    with engine:
+        while engine.open_requests:
+            engine._thread.join(0.01)
     return runs
 
 
@@ -131,10 +130,9 @@ def test_an_engine_that_is_stopped_hands_over_what_it_has(load: LoadTarget) -> N
     requests = random_requests(5, 2, VOCAB, max_tokens=4000)
     engine = Engine(load(), Off(), config=EngineConfig(max_batch=1))
     runs = Runs(engine, [requests[0], replace(requests[1], resume_ids=(5, 6, 7))])
-    engine.start()
-    while not any(runs.by_request.values()):
-        engine._thread.join(0.001)
-    engine.stop()
+    with engine:
+        while not any(runs.by_request.values()):
+            engine._thread.join(0.001)
     ends = [told[-1] for told in runs.by_request.values()]
     assert [end.finish_reason for end in ends] == [FinishReason.CLOSED] * 2
     runs.tokens("0", 0)

@@ -44,9 +44,8 @@ def ask(engine: Engine, seed: int, *, tells: bool) -> Told:
     told = Told()
     for request in requests:
         engine.submit(replace(request, tells_sources=tells), told)
-    engine.start()
-    told.wait(len(requests))
-    engine.stop()
+    with engine:
+        told.wait(len(requests))
     return told
 
 
