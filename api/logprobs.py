@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from api.scores import Score, ScoredToken
-
-LOWEST = -9999.0  # as OpenAI's: JSON has no infinity
+from protocol.logit_rules import LOWEST
 
 Json = dict[str, Any]
 

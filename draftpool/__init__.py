@@ -1,10 +1,22 @@
 """The Python client: `from draftpool import Client`. It imports none of the server's heavy libraries."""
 
+from draftpool.asks import ChatOptions, CompletionOptions, Message
 from draftpool.async_client import AsyncClient
 from draftpool.client import Client
 from draftpool.errors import ConnectionLost, ServerFault
 from draftpool.retries import Retries
-from draftpool.values import Acceptance, Completion, Delta, Message, Model, Options, Usage
+from draftpool.values import (
+    Acceptance,
+    Completion,
+    Delta,
+    Logprobs,
+    Model,
+    TokenLogprob,
+    ToolCall,
+    ToolCallDelta,
+    Usage,
+    completion_of,
+)
 from protocol.errors import (
     Aborted,
     DraftPoolError,
@@ -23,24 +35,30 @@ __all__ = [
     "Aborted",
     "Acceptance",
     "AsyncClient",
+    "ChatOptions",
     "Client",
     "Completion",
+    "CompletionOptions",
     "ConnectionLost",
     "Delta",
     "DraftPoolError",
     "InvalidRequest",
+    "Logprobs",
     "Message",
     "Model",
     "ModelFault",
     "NotReady",
-    "Options",
     "PromptTooLong",
     "QueueFull",
     "Retries",
     "ServerFault",
     "Speculation",
     "TimedOut",
+    "TokenLogprob",
+    "ToolCall",
+    "ToolCallDelta",
     "UnknownModel",
     "Usage",
     "UserError",
+    "completion_of",
 ]

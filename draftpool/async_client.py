@@ -8,12 +8,13 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any, Self, TypeVar, Unpack
 
+from draftpool.asks import Ask, ChatOptions, CompletionOptions, Message, ask_chat, ask_completion
 from draftpool.errors import Refused
 from draftpool.over_grpc import AsyncGrpcTransport
 from draftpool.over_http import AsyncHttpTransport
 from draftpool.retries import Attempts, Clock, Jitter, Retries
 from draftpool.transport import AsyncTransport, Server, parse
-from draftpool.values import Ask, Completion, Delta, Message, Model, Options, ask_chat, ask_completion
+from draftpool.values import Completion, Delta, Model
 
 T = TypeVar("T")
 
@@ -46,19 +47,21 @@ class AsyncClient:
     async def close(self) -> None:
         await self._transport.close()
 
-    async def complete(self, model: str, prompt: str | Sequence[int], **options: Unpack[Options]) -> Completion:
+    async def complete(
+        self, model: str, prompt: str | Sequence[int], **options: Unpack[CompletionOptions]
+    ) -> Completion:
         """What the model adds to a text or to tokens; 16 tokens unless max_tokens says more."""
         return await self._whole(ask_completion(model, prompt, options), options.get("timeout_s"))
 
-    async def chat(self, model: str, messages: Sequence[Message], **options: Unpack[Options]) -> Completion:
+    async def chat(self, model: str, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> Completion:
         """The model's answer to messages."""
         return await self._whole(ask_chat(model, messages, options), options.get("timeout_s"))
 
-    def stream(self, model: str, prompt: str | Sequence[int], **options: Unpack[Options]) -> AsyncDeltaStream:
+    def stream(self, model: str, prompt: str | Sequence[int], **options: Unpack[CompletionOptions]) -> AsyncDeltaStream:
         """As `complete`, piece by piece. The request goes out when the first piece is asked for."""
         return self._pieces(ask_completion(model, prompt, options), options.get("timeout_s"))
 
-    def stream_chat(self, model: str, messages: Sequence[Message], **options: Unpack[Options]) -> AsyncDeltaStream:
+    def stream_chat(self, model: str, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> AsyncDeltaStream:
         """As `chat`, piece by piece. The request goes out when the first piece is asked for."""
         return self._pieces(ask_chat(model, messages, options), options.get("timeout_s"))
 

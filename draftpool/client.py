@@ -7,12 +7,13 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Self, TypeVar, Unpack
 
+from draftpool.asks import Ask, ChatOptions, CompletionOptions, Message, ask_chat, ask_completion
 from draftpool.errors import Refused
 from draftpool.over_grpc import GrpcTransport
 from draftpool.over_http import HttpTransport
 from draftpool.retries import Attempts, Clock, Jitter, Retries
 from draftpool.transport import Server, Transport, parse
-from draftpool.values import Ask, Completion, Delta, Message, Model, Options, ask_chat, ask_completion
+from draftpool.values import Completion, Delta, Model
 
 T = TypeVar("T")
 
@@ -50,19 +51,19 @@ class Client:
     def close(self) -> None:
         self._transport.close()
 
-    def complete(self, model: str, prompt: str | Sequence[int], **options: Unpack[Options]) -> Completion:
+    def complete(self, model: str, prompt: str | Sequence[int], **options: Unpack[CompletionOptions]) -> Completion:
         """What the model adds to a text or to tokens; 16 tokens unless max_tokens says more."""
         return self._whole(ask_completion(model, prompt, options), options.get("timeout_s"))
 
-    def chat(self, model: str, messages: Sequence[Message], **options: Unpack[Options]) -> Completion:
+    def chat(self, model: str, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> Completion:
         """The model's answer to messages."""
         return self._whole(ask_chat(model, messages, options), options.get("timeout_s"))
 
-    def stream(self, model: str, prompt: str | Sequence[int], **options: Unpack[Options]) -> DeltaStream:
+    def stream(self, model: str, prompt: str | Sequence[int], **options: Unpack[CompletionOptions]) -> DeltaStream:
         """As `complete`, piece by piece. The request goes out when the first piece is asked for."""
         return self._pieces(ask_completion(model, prompt, options), options.get("timeout_s"))
 
-    def stream_chat(self, model: str, messages: Sequence[Message], **options: Unpack[Options]) -> DeltaStream:
+    def stream_chat(self, model: str, messages: Sequence[Message], **options: Unpack[ChatOptions]) -> DeltaStream:
         """As `chat`, piece by piece. The request goes out when the first piece is asked for."""
         return self._pieces(ask_chat(model, messages, options), options.get("timeout_s"))
 

@@ -9,18 +9,16 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from api.seeds import unsigned_seed
-from draftpool.errors import ConnectionLost, Refused, ServerFault, grpc_error, retry_after
+from draftpool.asks import Ask
+from draftpool.errors import ConnectionLost, Refused, grpc_error, retry_after
+from draftpool.messages import delta_of, request_of
 from draftpool.transport import Server
-from draftpool.values import Acceptance, Ask, Completion, Delta, Model, Usage, completion_of
+from draftpool.values import Completion, Delta, Model, completion_of
 from protocol.errors import InvalidRequest
 from protocol.pb import inference_pb2 as pb
 from protocol.pb import inference_pb2_grpc as pb_grpc
-from protocol.plan import Speculation
-from protocol.request import FinishReason
 
 OPTIONS = (("grpc.enable_http_proxy", 0), ("grpc.max_receive_message_length", -1))
-REASONS = {pb.FINISH_REASON_STOP: FinishReason.STOP, pb.FINISH_REASON_LENGTH: FinishReason.LENGTH}
 
 Metadata = tuple[tuple[str, str], ...]
 
@@ -45,7 +43,7 @@ class GrpcTransport:
             call = method(message, timeout=limit_s, metadata=self._metadata)
             try:
                 for response in call:
-                    last = _delta(response)
+                    last = delta_of(response)
                     yield last
                 _check_end(last)
             finally:
@@ -80,7 +78,7 @@ class AsyncGrpcTransport:
             call = method(message, timeout=limit_s, metadata=self._metadata)
             try:
                 async for response in call:
-                    last = _delta(response)
+                    last = delta_of(response)
                     yield last
                 _check_end(last)
             finally:
@@ -117,45 +115,11 @@ def _metadata(server: Server) -> Metadata:
 
 
 def _asking(stub: Any, ask: Ask) -> tuple[Any, Any]:
-    """The method to call, and its message. Raises Refused for a value that the message cannot hold."""
+    """The method to call, and its message. Raises Refused for what no message can say."""
     try:
-        request = _request(ask)
-        if ask.messages is None:
-            return stub.Generate, request
-        messages = [pb.ChatMessage(**message) for message in ask.messages]
-        return stub.Chat, pb.ChatRequest(messages=messages, options=request)
+        return (stub.Generate if ask.messages is None else stub.Chat), request_of(ask)
     except InvalidRequest as error:
         raise Refused(error) from None
-    except (ValueError, TypeError) as error:
-        raise Refused(InvalidRequest(f"an option has a wrong type or is out of range: {error}")) from None
-
-
-def _request(ask: Ask) -> pb.GenerateRequest:
-    fields = dict(ask.options)
-    if isinstance(stop := fields.get("stop"), str):
-        fields["stop"] = [stop]
-    if (seed := fields.get("seed")) is not None:
-        fields["seed"] = unsigned_seed(seed)
-    if (asked := fields.get("speculation")) is not None:
-        chosen = asked if isinstance(asked, Speculation) else Speculation(0, 0)
-        fields["speculation"] = pb.Speculation(depth=chosen.depth, length=chosen.length)
-    if isinstance(ask.prompt, str):
-        fields["text"] = ask.prompt
-    elif ask.prompt is not None:
-        fields["token_ids"] = pb.TokenIds(ids=ask.prompt)
-    return pb.GenerateRequest(model=ask.model, **fields)
-
-
-def _delta(response: pb.GenerateResponse) -> Delta:
-    ids = tuple(response.token_ids)
-    if response.finish_reason == pb.FINISH_REASON_UNSPECIFIED:
-        return Delta(response.request_id, response.text, ids)
-    reason, usage, stats = REASONS.get(response.finish_reason), response.usage, response.stats
-    if reason is None:
-        raise Refused(ServerFault(f"the server ended with a reason that is unknown here: {response.finish_reason}"))
-    told = Acceptance(stats.rounds, stats.drafted, stats.accepted) if stats.drafted else None
-    spent = Usage(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
-    return Delta(response.request_id, response.text, ids, reason, spent, told, response.seed)
 
 
 def _check_end(last: Delta | None) -> None:

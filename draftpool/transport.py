@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import urlsplit
 
-from draftpool.values import Ask, Completion, Delta, Model
+from draftpool.asks import Ask
+from draftpool.values import Completion, Delta, Model
 from protocol.errors import ConfigError
 
 

@@ -1,38 +1,15 @@
-"""What a caller gives to the client and gets from it, the same over HTTP and gRPC."""
+"""What a caller gets from the client, the same over HTTP and gRPC."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
-from protocol.errors import InvalidRequest
-from protocol.plan import Speculation
-from protocol.request import FinishReason
+from draftpool.asks import Message
 
-DEFAULT_MAX_TOKENS = 16  # of a completion, as in OpenAI's API; a chat has all the room
-
-
-class Message(TypedDict):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str
-
-
-class Options(TypedDict, total=False):
-    """All may be left out. docs/api.md says what they mean; timeout_s is of the whole call, in seconds."""
-
-    max_tokens: int
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    seed: int
-    stop: str | Sequence[str]
-    stop_token_ids: Sequence[int]
-    ignore_eos: bool
-    speculation: Literal["off"] | Speculation
-    priority: int
-    timeout_s: float
+FinishReason = Literal["stop", "length", "tool_calls"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +44,59 @@ class Acceptance:
 
 
 @dataclass(frozen=True, slots=True)
-class Delta:
-    """What one round added. The last of an answer has a finish reason, and with it the fields below.
+class TokenLogprob:
+    """spelling: not always whole characters. logprob: -9999 for a probability of 0."""
 
-    acceptance: None if nothing was drafted, or a stop string ended the text. seed: repeats the text.
+    spelling: bytes = field(repr=False)
+    logprob: float
+
+    @property
+    def text(self) -> str:
+        r"""With \xf0 for a byte of an incomplete character."""
+        return self.spelling.decode("utf-8", "backslashreplace")
+
+
+@dataclass(frozen=True, slots=True)
+class Logprobs:
+    """Of one place of an answer. top: the most probable tokens, best first."""
+
+    chosen: TokenLogprob
+    top: tuple[TokenLogprob, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """What a delta adds to a call. The first of an index has id and name; the arguments join to JSON text."""
+
+    index: int
+    id: str | None
+    name: str | None
+    arguments: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A function that the model calls. arguments: an object as JSON text, cut off where the answer was."""
+
+    id: str
+    name: str
+    arguments: str = field(repr=False)
+
+    def parsed(self) -> Any:
+        """The arguments. Raises ValueError if they were cut off."""
+        return json.loads(self.arguments)
+
+    def result(self, content: str) -> Message:
+        """The message that tells the model what the function gave."""
+        return {"role": "tool", "tool_call_id": self.id, "content": content}
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one round added. The last of an answer has a finish reason, and with it usage, acceptance and seed.
+
+    acceptance: None if nothing was drafted, or a stop string ended the text. seed: repeats the text. logprobs,
+    token_sources: of each token, where they were asked for.
     """
 
     request_id: str
@@ -80,6 +106,9 @@ class Delta:
     usage: Usage | None = None
     acceptance: Acceptance | None = None
     seed: int | None = None
+    logprobs: tuple[Logprobs, ...] = field(default=(), repr=False)
+    token_sources: tuple[int, ...] = field(default=(), repr=False)
+    tool_calls: tuple[ToolCallDelta, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,22 +122,25 @@ class Completion:
     usage: Usage
     acceptance: Acceptance | None
     seed: int
+    logprobs: tuple[Logprobs, ...] = field(default=(), repr=False)
+    token_sources: tuple[int, ...] = field(default=(), repr=False)
+    tool_calls: tuple[ToolCall, ...] = ()
+
+    def message(self) -> Message:
+        """The answer as a message of the chat that goes on."""
+        said: Message = {"role": "assistant", "content": self.text}
+        if self.tool_calls:
+            said["tool_calls"] = [
+                {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
+                for call in self.tool_calls
+            ]
+        return said
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
     id: str
     max_model_len: int
-
-
-@dataclass(frozen=True, slots=True)
-class Ask:
-    """One request, as both transports take it. Either prompt or messages is set."""
-
-    model: str
-    options: Mapping[str, Any]
-    prompt: str | Sequence[int] | None = field(default=None, repr=False)
-    messages: Sequence[Message] | None = field(default=None, repr=False)
 
 
 def completion_of(deltas: Sequence[Delta]) -> Completion:
@@ -125,20 +157,16 @@ def completion_of(deltas: Sequence[Delta]) -> Completion:
         last.usage,
         last.acceptance,
         last.seed,
+        tuple(told for delta in deltas for told in delta.logprobs),
+        tuple(source for delta in deltas for source in delta.token_sources),
+        _calls(part for delta in deltas for part in delta.tool_calls),
     )
 
 
-def ask_completion(model: str, prompt: str | Sequence[int], options: Options) -> Ask:
-    return Ask(model, {"max_tokens": DEFAULT_MAX_TOKENS} | _sent(options), prompt=prompt)
-
-
-def ask_chat(model: str, messages: Sequence[Message], options: Options) -> Ask:
-    return Ask(model, _sent(options), messages=messages)
-
-
-def _sent(options: Options) -> dict[str, Any]:
-    """What goes to the server as a field. Raises InvalidRequest for a name that is none."""
-    fields: dict[str, Any] = dict(options)
-    if unknown := sorted(fields.keys() - Options.__annotations__.keys()):
-        raise InvalidRequest(f"unknown option {unknown[0]}; leave it out", unknown[0])
-    return {name: value for name, value in fields.items() if name != "timeout_s"}
+def _calls(parts: Iterable[ToolCallDelta]) -> tuple[ToolCall, ...]:
+    calls: dict[int, list[ToolCallDelta]] = {}
+    for part in parts:
+        calls.setdefault(part.index, []).append(part)
+    return tuple(
+        ToolCall(own[0].id or "", own[0].name or "", "".join(part.arguments for part in own)) for own in calls.values()
+    )

@@ -12,6 +12,7 @@ MAX_PENALTY = 2.0
 MIN_REPETITION, MAX_REPETITION = 0.01, 100.0
 MAX_TOP = 20  # tokens that are told at a place beside the picked one
 MAX_TOLD = 1 << 20  # logprobs of one request: 16 MiB on their way
+LOWEST = -9999.0  # a logprob as callers are told it, as OpenAI's: JSON has no infinity
 
 
 @dataclass(frozen=True, slots=True)

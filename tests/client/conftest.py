@@ -33,19 +33,31 @@ def transport(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(params=["client", "async client"])
-def connect(request: pytest.FixtureRequest, transport: str) -> Iterator[Connect]:
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def connect(kind: str, transport: str) -> Iterator[Connect]:
     with ExitStack() as stack:
+        yield partial(opened, stack, kind, transport)
 
-        def open_client(servers: Servers, **options: Any) -> Any:
-            if request.param == "client":
-                return stack.enter_context(Client(servers.url(transport), **options))
-            if sleep := options.pop("sleep", None):
 
-                async def asleep(seconds: float) -> None:
-                    sleep(seconds)
+@pytest.fixture
+def connect_both(kind: str) -> Iterator[Connect]:
+    """Two clients, over HTTP and over gRPC."""
+    with ExitStack() as stack:
+        yield lambda servers, **options: [opened(stack, kind, how, servers, **options) for how in ("http", "grpc")]
 
-                options["sleep"] = asleep
-            waiting = Waiting(servers, AsyncClient, url=servers.url(transport), **options)
-            return stack.enter_context(closing(waiting))
 
-        yield open_client
+def opened(stack: ExitStack, kind: str, transport: str, servers: Servers, **options: Any) -> Any:
+    if kind == "client":
+        return stack.enter_context(Client(servers.url(transport), **options))
+    if sleep := options.pop("sleep", None):
+
+        async def asleep(seconds: float) -> None:
+            sleep(seconds)
+
+        options["sleep"] = asleep
+    waiting = Waiting(servers, AsyncClient, url=servers.url(transport), **options)
+    return stack.enter_context(closing(waiting))

@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 import uvicorn
 
 from api.http import create_app
-from tests.api.api_twins import Twin
+from tests.api.api_twins import CHAT_TEMPLATE, Twin
 from tests.api.rpc_server import rpc_server
 from tests.deployments.harness import LoopThread
 
 T = TypeVar("T")
+CALLING_TEMPLATE = CHAT_TEMPLATE + "{% if tools %}{# <tool_call> tool_calls #}{% endif %}"  # short, for a model of few positions
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import pytest
 from targets.engine import Engine
 from tests.api.api_twins import EngineBackend, card, make_engine
 from tests.client.conftest import Serve
-from tests.client.servers import Servers
+from tests.client.servers import CALLING_TEMPLATE, Servers
 from tests.deployments.harness import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,7 +42,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 
 @pytest.fixture(scope="module")
 def servers(engine: Engine, serve: Serve) -> Iterator[Servers]:
-    with serve(EngineBackend(engine, card("large", max_model_len=engine.max_length))) as servers:
+    with serve(EngineBackend(engine, card("large", engine.max_length, CALLING_TEMPLATE))) as servers:
         yield servers
 
 
