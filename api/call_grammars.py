@@ -1,6 +1,8 @@
 """Grammars of answers that have to call: what the parsers of api/call_parsers.py read, with arguments by schema.
 
-Everything but the arguments is spelled as templates spell it, so that a model has hardly a choice outside of them.
+Everything but the arguments is spelled as templates spell it, so that a model has hardly a choice outside of them. A
+mark that is a token may be that token or its text: a checkpoint that hardly knows the token spells the mark, and one
+that was led to begin with the other does not know how to end.
 """
 
 from __future__ import annotations
@@ -53,7 +55,11 @@ def grammar_of_calls(parser: type[CallParser], tools: Sequence[Tool], marks: Map
 
     def quoted(text: str) -> str:
         pieces = re.split(f"({'|'.join(map(re.escape, marks))})", text) if marks else [text]
-        return " ".join(f"<[{marks[each]}]>" if each in marks else json.dumps(each) for each in pieces if each)
+        return " ".join(
+            f"(<[{marks[each]}]> | {json.dumps(each)})" if each in marks else json.dumps(each)
+            for each in pieces
+            if each
+        )
 
     more = f" ({quoted(form.between)} call)*" if many else ""
     rules = [f"start: {quoted(form.first)} call{more} {quoted(form.last)}"]

@@ -96,12 +96,19 @@ def test_what_templates_write_is_what_the_grammar_asks_for() -> None:
         assert matcher.is_accepting()
 
 
-def test_a_mark_that_is_a_token_is_that_token() -> None:
+@pytest.mark.parametrize("spelled", [False, True], ids=["the token", "its text"])
+def test_a_mark_that_is_a_token_is_written_as_that_or_spelled(spelled: bool) -> None:
     model = mistral_card()
     mark = model.tokenizer.convert_tokens_to_ids("[TOOL_CALLS]")
+    pieces = ("[TOOL", "_CALLS]", ' [{"name": "time", "arguments": {}}]')
+    first, second, call = (model.tokenizer.encode(each, add_special_tokens=False) for each in pieces)
+    text = [*(first + second if spelled else [mark]), *call]
+    assert (mark in text) is not spelled
     seen = LLTokenizer(model.tokenizer.backend_tokenizer.to_str(), eos_token=[model.eos_token_ids[0]])
     matcher = LLMatcher(seen, grammar_of_calls(Mistral, OFFERED, {"[TOOL_CALLS]": mark}, many=False))
-    assert matcher.consume_token(mark)
+    assert matcher.consume_tokens(text), matcher.get_error()
+    assert matcher.is_accepting()
+    assert read(Mistral, model.tokenizer.decode(text)) == [("time", {})]
 
 
 @pytest.mark.parametrize("template", [HERMES, LLAMA, MISTRAL], ids=["hermes", "llama 3", "mistral"])
