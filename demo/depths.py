@@ -51,9 +51,10 @@ def weights_trained(recipe: TrainDrafterConfig) -> int:
     config.num_hidden_layers = 1
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:1]
+    auto: Any = AutoModelForCausalLM
     with torch.device("meta"):
-        layer = AutoModelForCausalLM.from_config(config).model.layers[0]
-    in_layer = sum(parameter.numel() for parameter in layer.parameters())
+        layer = auto.from_config(config).model.layers[0]
+    in_layer: int = sum(parameter.numel() for parameter in layer.parameters())
     return in_layer * recipe.base.layers + head * len(recipe.exits)
 
 
