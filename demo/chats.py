@@ -1,14 +1,16 @@
-"""Chats that SmolLM2 writes by itself: what its drafter is trained on. No prompt is Spec-Bench's.
+"""Chats that a target writes by itself: what its drafter is trained on. No prompt is Spec-Bench's.
 
 An instructed model that is given the beginning of a user's turn writes a prompt of its own (Magpie, Xu et al. 2024). It
 then answers these prompts, half of them at temperature 0. Some prompts are put behind a text that the model wrote
-earlier, with a task for it, because answers that quote their prompt are drafted differently.
+earlier, with a task for it, because answers that quote their prompt are drafted differently. A second target can answer
+the prompts of a smaller one's chats instead of writing its own.
 """
 
 import argparse
 import json
 import logging
 import random
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +31,7 @@ from protocol.request import SamplingParams
 log = logging.getLogger(__name__)
 
 GROUP = 64  # rows that are rolled out together
-PROMPT_TOKENS, ANSWER_TOKENS = 96, 288
+PROMPT_TOKENS = 96
 LONGEST_PROMPT = 512
 PROMPT_TEMPERATURES = (0.8, 1.0)
 ANSWER_TEMPERATURES = (0.0, 0.7)
@@ -42,15 +44,19 @@ TASKS = (  # a text takes the place of {}
     "List the key facts of this text.\n\n{}",
 )
 TASK_SHARE = 0.3
+SENTENCE_END = re.compile(r"[.?!](?=\s)|\n")
 
 
 class Chats:
-    """Writes chats, group by group. A group depends on its number, the seed and earlier groups' texts alone."""
+    """Writes chats, group by group. A group depends on its number, the seed and earlier groups' texts alone.
 
-    def __init__(self, checkpoint: Path, seed: int) -> None:
+    answer_tokens: the most that an answer has.
+    """
+
+    def __init__(self, checkpoint: Path, seed: int, answer_tokens: int) -> None:
         self.target: Decoder = load_decoder(checkpoint, dtype=torch.bfloat16, device=CPU)
         self.tokenizer: Any = load_tokenizer(checkpoint)
-        self.seed = seed
+        self.seed, self.answer_tokens = seed, answer_tokens
         marked = self._chat("\0")
         self._opening = marked[: marked.index("\0")]
 
@@ -58,27 +64,37 @@ class Chats:
         """The chats of a group. texts: answers of earlier groups, for tasks."""
         draw = random.Random(f"{self.seed}:{number}")
         prompts = self._prompts(number)
-        prompts = [self._with_task(draw, texts) if texts and draw.random() < TASK_SHARE else own for own in prompts]
-        chats = [self._encode(self._chat(prompt)) for prompt in prompts]
-        chats = [chat for chat in chats if len(chat) <= LONGEST_PROMPT]
-        temperatures = [ANSWER_TEMPERATURES[row % len(ANSWER_TEMPERATURES)] for row in range(len(chats))]
-        answers = self._continued(chats, ANSWER_TOKENS, temperatures, f"{number}:answers")
+        return self.answered(
+            number, [self._with_task(draw, texts) if texts and draw.random() < TASK_SHARE else own for own in prompts]
+        )
+
+    def answered(self, number: int, prompts: Sequence[str]) -> list[dict[str, Any]]:
+        """The chats of a group whose prompts are given."""
+        encoded = [(prompt, self._encode(self._chat(prompt))) for prompt in prompts]
+        encoded = [(prompt, chat) for prompt, chat in encoded if len(chat) <= LONGEST_PROMPT]
+        temperatures = [ANSWER_TEMPERATURES[row % len(ANSWER_TEMPERATURES)] for row in range(len(encoded))]
+        chats = [chat for _, chat in encoded]
+        answers = self._continued(chats, self.answer_tokens, temperatures, f"{number}:answers")
         return [
             {
                 "group": number,
+                "prompt": prompt,
                 "answer": self.tokenizer.decode(answer, skip_special_tokens=True),
                 "text": self.tokenizer.decode([*chat, *answer]),
             }
-            for chat, answer in zip(chats, answers, strict=True)
+            for (prompt, chat), answer in zip(encoded, answers, strict=True)
         ]
 
     def _prompts(self, number: int) -> list[str]:
-        """What the model writes as a user; those that do not end in time are left out."""
+        """What it writes as a user; a turn that does not end in time ends with its last full line or sentence."""
         temperatures = [PROMPT_TEMPERATURES[row % len(PROMPT_TEMPERATURES)] for row in range(GROUP)]
         opening = self._encode(self._opening)
         turns = self._continued([opening] * GROUP, PROMPT_TOKENS, temperatures, f"{number}:prompts")
-        eos = self.tokenizer.eos_token_id
-        return [self.tokenizer.decode(turn[:-1]).strip() for turn in turns if turn[-1] == eos and len(turn) > 3]
+        return [text for text in map(self._turn, turns) if text]
+
+    def _turn(self, tokens: list[int]) -> str:
+        text = str(self.tokenizer.decode(tokens, skip_special_tokens=True)).strip()
+        return text if tokens[-1] == self.tokenizer.eos_token_id else text[: last_end(text)].strip()
 
     def _with_task(self, draw: random.Random, texts: Sequence[str]) -> str:
         return draw.choice(TASKS).format(draw.choice(texts))
@@ -108,21 +124,38 @@ class Chats:
         return ids
 
 
-def write_chats(checkpoint: Path, path: Path, num_groups: int, seed: int, minutes: float) -> None:
-    """Appends to `path` until it holds `num_groups` groups, or until the minutes are over. Can be run again."""
+def last_end(text: str) -> int:
+    """Where the last full line or sentence of the text ends; 0 if there is none."""
+    return max((match.end() for match in SENTENCE_END.finditer(text)), default=0)
+
+
+def write_chats(chats: Chats, path: Path, num_groups: int, until: float, prompts: Sequence[Sequence[str]] = ()) -> None:
+    """Appends to `path` until it holds `num_groups` groups, or until the clock shows `until`. Can be run again.
+
+    prompts: of each group, where they are not the target's own.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    written = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    written = read_chats(path) if path.exists() else []
     texts = [chat["answer"] for chat in written]
     first = written[-1]["group"] + 1 if written else 0
-    chats, until = Chats(checkpoint, seed), time.monotonic() + 60 * minutes
     with path.open("a") as file:
         for number in tqdm(range(first, num_groups)):
             if time.monotonic() > until:
                 break
-            group = chats.group(number, texts)
+            group = chats.answered(number, prompts[number]) if prompts else chats.group(number, texts)
             texts += [chat["answer"] for chat in group]
             file.write("".join(f"{json.dumps(chat)}\n" for chat in group))
             file.flush()
+
+
+def read_chats(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def read_prompts(path: Path) -> list[list[str]]:
+    """The prompts of the chats in `path`, group by group."""
+    chats = read_chats(path)
+    return [[chat["prompt"] for chat in chats if chat["group"] == number] for number in range(chats[-1]["group"] + 1)]
 
 
 def main() -> None:
@@ -133,8 +166,13 @@ def main() -> None:
     parser.add_argument("--groups", type=int, default=96, help=f"groups of about {GROUP} chats")
     parser.add_argument("--minutes", type=float, default=1e6, help="when to stop before that")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--answer-tokens", type=int, default=288, help="the most that an answer has")
+    parser.add_argument("--prompts-of", type=Path, help="a file of chats whose prompts this target answers")
     options = parser.parse_args()
-    write_chats(resolve(options.checkpoint), options.out, options.groups, options.seed, options.minutes)
+    chats = Chats(resolve(options.checkpoint), options.seed, options.answer_tokens)
+    prompts = read_prompts(options.prompts_of) if options.prompts_of else []
+    num_groups = min(options.groups, len(prompts)) if prompts else options.groups
+    write_chats(chats, options.out, num_groups, time.monotonic() + 60 * options.minutes, prompts)
 
 
 if __name__ == "__main__":

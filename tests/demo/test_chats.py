@@ -1,6 +1,7 @@
 """Chats that a model writes with itself."""
 
-import json
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from demo.chats import LONGEST_PROMPT, Chats, write_chats
+from demo.chats import LONGEST_PROMPT, Chats, last_end, read_chats, read_prompts, write_chats
 from demo.tokenizer import save_tokenizer, train_tokenizer
 from model.tokenizer import load_tokenizer
 
@@ -35,25 +36,41 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+def written(
+    checkpoint: Path, path: Path, num_groups: int, prompts: Sequence[Sequence[str]] = ()
+) -> list[dict[str, Any]]:
+    write_chats(Chats(checkpoint, seed=1, answer_tokens=24), path, num_groups, math.inf, prompts)
+    return read_chats(path)
 
 
 def test_a_run_that_was_interrupted_goes_on_to_the_same_chats(checkpoint: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole.jsonl", tmp_path / "parts.jsonl"
-    write_chats(checkpoint, whole, 2, seed=1, minutes=9)
-    write_chats(checkpoint, parts, 1, seed=1, minutes=9)
-    first = lines(parts)
-    write_chats(checkpoint, parts, 2, seed=1, minutes=9)
-    assert first
+    first = written(checkpoint, parts, 1)
+    both = written(checkpoint, parts, 2)
     assert {chat["group"] for chat in first} == {0}
-    assert lines(parts)[: len(first)] == first
-    assert lines(parts) == lines(whole)
-    assert {chat["group"] for chat in lines(whole)} == {0, 1}
+    assert both[: len(first)] == first
+    assert both == written(checkpoint, whole, 2)
+    assert {chat["group"] for chat in both} == {0, 1}
+
+
+def test_a_second_target_answers_the_prompts_of_the_first(checkpoint: Path, tmp_path: Path) -> None:
+    own = written(checkpoint, tmp_path / "own.jsonl", 2)
+    prompts = read_prompts(tmp_path / "own.jsonl")
+    others = written(checkpoint, tmp_path / "others.jsonl", 2, prompts)
+    assert [chat["prompt"] for chat in others] == [chat["prompt"] for chat in own]
+    assert [len(group) for group in prompts] == [sum(chat["group"] == number for chat in own) for number in (0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "kept"),
+    [("One. Two thr", "One."), ("a = 1\nb =", "a = 1\n"), ("nothing ends", ""), ("3.5 is it? Ye", "3.5 is it?")],
+)
+def test_a_turn_that_did_not_end_ends_with_its_last_full_sentence(text: str, kept: str) -> None:
+    assert text[: last_end(text)] == kept
 
 
 def test_a_chat_is_a_prompt_in_the_template_and_an_answer_up_to_its_end(checkpoint: Path) -> None:
-    chats = Chats(checkpoint, seed=2)
+    chats = Chats(checkpoint, seed=2, answer_tokens=288)
     group = chats.group(0, ())
     ends = chats.tokenizer.eos_token
     assert group
@@ -66,6 +83,6 @@ def test_a_chat_is_a_prompt_in_the_template_and_an_answer_up_to_its_end(checkpoi
 
 
 def test_some_prompts_are_tasks_on_earlier_texts(checkpoint: Path) -> None:
-    group = Chats(checkpoint, seed=2).group(1, ["an earlier text"])
+    group = Chats(checkpoint, seed=2, answer_tokens=288).group(1, ["an earlier text"])
     shares = sum("an earlier text" in chat["text"] for chat in group) / len(group)
     assert 0 < shares < 1
