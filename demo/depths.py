@@ -54,8 +54,8 @@ def weights_trained(recipe: TrainDrafterConfig) -> int:
     auto: Any = AutoModelForCausalLM
     with torch.device("meta"):
         layer = auto.from_config(config).model.layers[0]
-    in_layer: int = sum(parameter.numel() for parameter in layer.parameters())
-    return in_layer * recipe.base.layers + head * len(recipe.exits)
+    in_layer = sum(parameter.numel() for parameter in layer.parameters())
+    return int(in_layer * recipe.base.layers + head * len(recipe.exits))
 
 
 def of_one_depth(recipe: TrainDrafterConfig, depth: int) -> TrainDrafterConfig:
