@@ -105,13 +105,14 @@ class Constraint:
 
     def _go_to(self, generated: Sequence[int], draft: Sequence[int] = ()) -> bool:
         """Whether the grammar allows these tokens."""
-        text = [*generated, *draft]
-        shared = min(len(self._read), len(text))
+        text, shared = [*generated, *draft], min(len(self._read), len(generated))
         while self._read[:shared] != text[:shared]:
             shared -= 1
         if shared < len(generated) or len(generated) != self._num_generated:
             self._num_generated = len(generated)
             self._masks.clear()
+        while shared < min(len(self._read), len(text)) and self._read[shared] == text[shared]:
+            shared += 1
         if len(self._read) > shared:
             self._matcher.rollback(len(self._read) - shared)
             del self._read[shared:]

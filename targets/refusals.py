@@ -55,7 +55,9 @@ def allowed_picks(
     made, first = list(picks), 0
     for row in rows:
         places, draft = range(first, first + row.num_logits), list(row.tokens[len(row.tokens) - row.num_logits + 1 :])
-        for index, place in enumerate(places if row.refusal else ()):
+        for index, place in enumerate(places):
+            if row.refusal is None:
+                break
             columns = banned(decoder.config, row.refusal, draft[:index], made[place])
             if columns is not None:
                 own = logits[place : place + 1].masked_fill(columns.to(logits.device), -float("inf"))
