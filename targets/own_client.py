@@ -15,7 +15,7 @@ from model.rollout import Rollout
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.errors import ConfigError
 from targets.model import TargetModel
-from targets.refusals import banned
+from targets.refusals import banned, head_tokens
 
 
 class OwnDraftClient:
@@ -29,7 +29,7 @@ class OwnDraftClient:
         if made[0] != made[1]:
             raise ConfigError("a drafter on its target's KV needs the target's layers, dtype, device and execution")
         self.decoder, self.exits = decoder, (decoder.config.num_layers,)
-        self._model = model
+        self._model, self._head = model, head_tokens(decoder.config)
 
     def open(self, request: DraftRequest) -> None:
         """Contexts lie in the target's KV."""
@@ -49,6 +49,6 @@ class OwnDraftClient:
     def _rollout(self, row: DraftRow) -> Rollout:
         """Every committed token but the newest has KV."""
         slots = self._model.ledger.slots(row.sequence_id)
-        refused = partial(banned, self.decoder.config, row.refusal) if row.refusal else None
+        refused = partial(banned, self._head, row.refusal) if row.refusal else None
         drafted = row.length, row.sampling, row.stop_probability, refused
         return Rollout(slots, row.base_length - 1, row.tokens[-1:], *drafted)

@@ -15,7 +15,7 @@ from model.sampling import NO_PICK
 from protocol.logit_rules import NO_RULES, LogitRules, TokenLogprobs
 from protocol.request import GenerateRequest
 from targets.grammar import Constraint, Masks
-from targets.refusals import banned_columns
+from targets.refusals import banned_columns, head_tokens
 
 if TYPE_CHECKING:
     from targets.model import ForwardRow
@@ -75,7 +75,9 @@ def apply_rules(logits: Tensor, rows: Sequence[ForwardRow], positions: Sequence[
                 logits[place] = _by_column(adjusted(whole, asked.rules, prompt, before), config)
         if asked.masks is not None:
             for place, mask in zip(places, asked.masks, strict=False):
-                logits[place].masked_fill_(banned_columns(config, mask.data).to(logits.device), -float("inf"))
+                logits[place].masked_fill_(
+                    banned_columns(head_tokens(config), mask.data).to(logits.device), -float("inf")
+                )
 
 
 @torch.inference_mode()

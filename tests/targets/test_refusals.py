@@ -23,7 +23,7 @@ from router.policy import Fixed
 from targets.engine import Engine, EngineConfig
 from targets.grammar import Constraint, Grammars
 from targets.own_client import OwnDraftClient
-from targets.refusals import banned_columns
+from targets.refusals import banned_columns, head_tokens
 from tests.reference.engine import Collector, ScriptedDrafter, plain_texts, run_all
 from tests.reference.logit_rules import with_rules
 from tests.targets.ahead import EARLY, MIXED, Connect, Whimsical, engine_of
@@ -182,6 +182,6 @@ def test_masks_are_computed_where_a_pick_is_refused_and_nowhere_else(
 def test_a_trimmed_head_bans_the_columns_of_the_tokens_that_it_has(load_shaped: LoadTarget) -> None:
     whole = load_shaped().decoder.config
     bits = np.packbits(np.arange(-(-VOCAB // 32) * 32) % 3 == 0, bitorder="little").data
-    assert banned_columns(whole, bits).tolist() == [token % 3 != 0 for token in range(VOCAB)]
+    assert banned_columns(head_tokens(whole), bits).tolist() == [token % 3 != 0 for token in range(VOCAB)]
     trimmed: DecoderConfig = replace(whole, head_token_ids=(2, 3, 9, 10))
-    assert banned_columns(trimmed, bits).tolist() == [True, False, False, True]
+    assert banned_columns(head_tokens(trimmed), bits).tolist() == [True, False, False, True]
