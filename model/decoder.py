@@ -129,7 +129,7 @@ class Decoder(Protocol):
         wanted: Sequence[int],
         sampling: Sequence[SamplingParams],
         positions: Sequence[int],
-    ) -> list[int]:
+    ) -> tuple[list[int], Tensor]:
         """See model.rollout.step."""
 
     def roll_out(self, rows: Sequence[Rollout], kv: PagedKV, depth: int, boundary: Tensor | None) -> list[Drafted]:

@@ -28,7 +28,8 @@ class Rollout:
     slots: of every position up to the last that may be fed, start + len(tokens) + length - 2.
     stop_probability: the first token at which the product of the confidences so far is at most this is the row's last
         (Kangaroo's early stop, Liu et al. 2024, for the whole draft in place of one token). 0: no stop.
-    banned: the columns of the logits that are never picked behind these drafted tokens, [head_size] bool; None: none.
+    banned: the columns of the logits that are not picked behind these drafted tokens in place of this pick, [head_size]
+        bool; None: the pick stands.
     """
 
     slots: Slots
@@ -37,7 +38,7 @@ class Rollout:
     length: int
     sampling: SamplingParams
     stop_probability: float = 0.0
-    banned: Callable[[Sequence[int]], Tensor | None] | None = field(default=None, repr=False)
+    banned: Callable[[Sequence[int], int], Tensor | None] | None = field(default=None, repr=False)
 
     @property
     def total(self) -> int:
@@ -57,13 +58,14 @@ def step(
     wanted: Sequence[int],
     sampling: Sequence[SamplingParams],
     positions: Sequence[int],
-) -> list[int]:
-    """Runs all layers over the batch and picks tokens.
+) -> tuple[list[int], Tensor]:
+    """Runs all layers over the batch and picks tokens. Returns these, and the logits, valid until the next call.
 
     wanted: indices of the flat tokens to pick after. positions: the absolute position of each pick.
     """
     hidden = decoder.run(decoder.embed(token_ids), batch, kv, 0, decoder.config.num_layers)
-    return decoder.pick(decoder.logits(hidden, wanted), sampling, positions)
+    logits = decoder.logits(hidden, wanted)
+    return decoder.pick(logits, sampling, positions), logits
 
 
 def roll_out(
@@ -84,12 +86,13 @@ def roll_out(
         if boundary is not None:
             boundary.index_copy_(0, batch.slots, hidden)
         logits = decoder.logits(hidden, [end - 1 for end in batch.offsets[1:]])
-        for (row, draft), own in zip(live, logits, strict=True):
-            banned = row.banned([token for token, _, _ in draft]) if row.banned else None
-            if banned is not None:
-                own.masked_fill_(banned, -float("inf"))
         picks = decoder.pick_with_confidence(logits, [row.sampling for row, _ in live], totals)
-        for (_, draft), pick in zip(live, zip(*picks, strict=True), strict=True):
-            draft.append(pick)
+        made = list(zip(*picks, strict=True))
+        for index, (row, draft) in enumerate(live):
+            banned = row.banned([token for token, _, _ in draft], made[index][0]) if row.banned else None
+            if banned is not None:
+                own = logits[index : index + 1].masked_fill(banned, -float("inf"))
+                (made[index],) = zip(*decoder.pick_with_confidence(own, [row.sampling], [totals[index]]), strict=True)
+            draft.append(made[index])
         live = [(row, draft) for row, draft in live if row.goes_on(draft)]
     return drafts

@@ -28,7 +28,7 @@ class DraftStatus(StrEnum):
     NOT_YET = "not_yet"  # no token was ready by the deadline, or the context is still being read: ask again next round
 
 
-Allowed = Callable[[Sequence[int]], memoryview | None]
+Refusal = Callable[[Sequence[int], int], memoryview | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,8 @@ class DraftRow:
     depth: its own, where it is not that of the request.
     stop_probability: the draft ends behind the token at which the product of its confidences is at most this; 0 never
     ends it.
-    allowed: what the grammar of the text allows behind a draft, as bytes with a bit for each token; None behind one
-    that it refuses. For a drafter in the target's thread: no link carries it.
+    refusal: what the grammar of the text allows behind a draft in place of a pick that it refuses, as bytes with a bit
+    for each token; None where it takes the pick. For a drafter in the target's thread: no link carries it.
     """
 
     sequence_id: int
@@ -51,7 +51,7 @@ class DraftRow:
     sampling: SamplingParams
     depth: DepthRule | None = None
     stop_probability: float = 0.0
-    allowed: Allowed | None = field(default=None, repr=False, compare=False)
+    refusal: Refusal | None = field(default=None, repr=False, compare=False)
 
     @property
     def base_length(self) -> int:

@@ -84,7 +84,7 @@ class TableDecoder:
         wanted: Sequence[int],
         sampling: Sequence[SamplingParams],
         positions: Sequence[int],
-    ) -> list[int]:
+    ) -> tuple[list[int], Tensor]:
         return step(self, token_ids, batch, kv, wanted, sampling, positions)  # type: ignore[arg-type]
 
     def roll_out(

@@ -101,8 +101,8 @@ class Drafting:
     ) -> DraftRow:
         ask = self._ask(sequence.id)
         start, ask.sent, ask.opened = ask.sent, len(sequence.tokens), False
-        tokens, allowed = tuple(sequence.tokens[start:]), sequence.allowed if sequence.constraint else None
-        return DraftRow(sequence.id, start, tokens, length, sequence.request.sampling, depth, stop_probability, allowed)
+        tokens, refusal = tuple(sequence.tokens[start:]), sequence.refusal if sequence.constraint else None
+        return DraftRow(sequence.id, start, tokens, length, sequence.request.sampling, depth, stop_probability, refusal)
 
     def _take_back(self, request: DraftRequest) -> None:
         """Nobody may have seen it; handing tokens over twice is harmless, a gap is not."""

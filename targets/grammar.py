@@ -72,9 +72,11 @@ class Constraint:
             masks[place] = self._mask(draft[:place])
         return masks
 
-    def mask(self, generated: Sequence[int], draft: Sequence[int]) -> Mask | None:
-        """What may come behind both; None where the grammar refuses them."""
-        return self._mask(draft) if self._go_to(generated) and all(map(self._consume, draft)) else None
+    def refusal(self, generated: Sequence[int], draft: Sequence[int], pick: int) -> Mask | None:
+        """What may come behind both in place of a pick that may not; None where it may, which takes no mask to see."""
+        if not self._go_to(generated, draft):
+            return np.zeros(self._num_words, np.int32)
+        return None if self._takes(pick) else self._mask(draft)
 
     def mended(self, generated: Sequence[int], draft: Sequence[int], room: int) -> tuple[tuple[int, ...], int]:
         """The draft as far as the grammar allows it, and what it leaves no choice about behind that, `room` tokens at
@@ -94,18 +96,27 @@ class Constraint:
             self._matcher.unsafe_compute_mask_ptr(found.ctypes.data, 4 * self._num_words)
         return found
 
-    def _go_to(self, generated: Sequence[int]) -> bool:
+    def _takes(self, token: int) -> bool:
+        """Whether the mask has this token. Where some are forced it has only the first of them, which others may spell
+        in part.
+        """
+        forced = self._matcher.compute_ff_tokens()
+        return token == forced[0] if forced else token >= 0 and self._matcher.validate_tokens([token]) == 1
+
+    def _go_to(self, generated: Sequence[int], draft: Sequence[int] = ()) -> bool:
         """Whether the grammar allows these tokens."""
-        shared = min(len(self._read), len(generated))
-        while self._read[:shared] != list(generated[:shared]):
+        text, shared = [*generated, *draft], min(len(self._read), len(generated))
+        while self._read[:shared] != text[:shared]:
             shared -= 1
-        if not shared == len(generated) == self._num_generated:
+        if shared < len(generated) or len(generated) != self._num_generated:
             self._num_generated = len(generated)
             self._masks.clear()
+        while shared < min(len(self._read), len(text)) and self._read[shared] == text[shared]:
+            shared += 1
         if len(self._read) > shared:
             self._matcher.rollback(len(self._read) - shared)
             del self._read[shared:]
-        return all(map(self._consume, generated[shared:]))
+        return all(map(self._consume, text[shared:]))
 
     def _consume(self, token: int) -> bool:
         if self._matcher.try_consume_tokens([token]) != 1:

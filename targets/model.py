@@ -19,21 +19,27 @@ from model.execution import Execution
 from model.kv import PagedKV
 from model.load import Progress, WeightFormat, load_decoder
 from model.pages import PageLedger
+from protocol.draft import Refusal
 from protocol.errors import ConfigError, InvalidRequest
 from protocol.request import GenerateRequest, SamplingParams
 from targets.grammar import Constraint, Grammars
+from targets.refusals import allowed_picks
 from targets.scoring import Picks, Scoring, apply_rules, logprobs, raw_logprobs
 
 
 @dataclass(frozen=True, slots=True)
 class ForwardRow:
-    """New tokens of one sequence at positions [start, start + len(tokens)); logits are wanted of the last ones."""
+    """New tokens of one sequence at positions [start, start + len(tokens)); logits are wanted of the last ones.
+
+    refusal: by the grammar of its text, of picks behind a part of the tokens after the first place (refusals.py).
+    """
 
     sequence_id: int
     start: int
     tokens: Sequence[int] = field(repr=False)
     num_logits: int
     scoring: Scoring | None = None
+    refusal: Refusal | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +93,14 @@ class TargetModel:
     def scored_picks(
         self, rows: Sequence[ForwardRow], sampling: Sequence[SamplingParams], positions: Sequence[int]
     ) -> Picks:
-        """The picks and what their rows ask for beside. One call of the decoder, unless a row asks for something."""
+        """The picks and what their rows ask for beside. One call of the decoder, unless a row asks for something of its
+        logits or has a pick refused.
+        """
         if any(row.scoring for row in rows):
             return self.finish(self.run_to(rows, self.decoder.config.num_layers), sampling, positions)
         tokens, batch, wanted = self._batch(rows)
-        return Picks(self.decoder.step(tokens, batch, self.kv, wanted, sampling, positions))
+        picks, logits = self.decoder.step(tokens, batch, self.kv, wanted, sampling, positions)
+        return Picks(allowed_picks(self.decoder, logits, rows, picks, sampling, positions))
 
     def run_to(self, rows: Sequence[ForwardRow], layer: int) -> Halfway:
         """The first `layer` layers of what `pick` runs."""
@@ -114,7 +123,8 @@ class TargetModel:
         logits = self.decoder.logits(hidden, half.wanted)
         raw = raw_logprobs(logits, half.rows, self.decoder.config)
         apply_rules(logits, half.rows, positions, self.decoder.config)
-        picks = self.decoder.pick(logits, sampling, positions)
+        first = self.decoder.pick(logits, sampling, positions)
+        picks = allowed_picks(self.decoder, logits, half.rows, first, sampling, positions)
         return Picks(picks, logprobs(raw, picks))
 
     def _batch(self, rows: Sequence[ForwardRow]) -> tuple[list[int], RaggedBatch, list[int]]:

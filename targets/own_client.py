@@ -10,15 +10,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from model.decoder import Decoder
 from model.rollout import Rollout
-from protocol.draft import Allowed, DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
+from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.errors import ConfigError
 from targets.model import TargetModel
+from targets.refusals import banned, head_tokens
 
 
 class OwnDraftClient:
@@ -32,9 +29,7 @@ class OwnDraftClient:
         if made[0] != made[1]:
             raise ConfigError("a drafter on its target's KV needs the target's layers, dtype, device and execution")
         self.decoder, self.exits = decoder, (decoder.config.num_layers,)
-        self._model = model
-        head, size = decoder.config.head_token_ids, decoder.config.vocab_size
-        self._columns = np.asarray(head or range(size), np.int64)  # the tokens of the head
+        self._model, self._head = model, head_tokens(decoder.config)
 
     def open(self, request: DraftRequest) -> None:
         """Contexts lie in the target's KV."""
@@ -54,14 +49,6 @@ class OwnDraftClient:
     def _rollout(self, row: DraftRow) -> Rollout:
         """Every committed token but the newest has KV."""
         slots = self._model.ledger.slots(row.sequence_id)
-        banned = partial(self._banned, row.allowed) if row.allowed else None
-        drafted = row.length, row.sampling, row.stop_probability, banned
+        refused = partial(banned, self._head, row.refusal) if row.refusal else None
+        drafted = row.length, row.sampling, row.stop_probability, refused
         return Rollout(slots, row.base_length - 1, row.tokens[-1:], *drafted)
-
-    def _banned(self, allowed: Allowed, draft: Sequence[int]) -> Tensor | None:
-        """Of the columns of the head. The target picks under the same grammar."""
-        bits = allowed(draft)
-        if bits is None:
-            return None
-        may_come = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")
-        return torch.from_numpy(may_come[self._columns] == 0)

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 
 from model.sampling import NO_PICK
+from protocol.draft import Refusal
 from protocol.logit_rules import TokenLogprobs
 from protocol.request import SamplingParams
 from targets.model import ForwardRow, Halfway, TargetModel
 from targets.proposals import Proposal, Proposals
+from targets.refusals import comes_late
 from targets.scheduler import Schedule
-from targets.scoring import Picks, scoring
+from targets.scoring import Picks, Scoring, scoring
 from targets.sequence import Sequence
 
 
@@ -85,12 +87,20 @@ def ending(schedule: Schedule) -> list[Sequence]:
 
 def _verify_row(sequence: Sequence, proposal: Proposal | None) -> ForwardRow:
     draft = proposal.tokens if proposal else ()
-    asked = scoring(sequence.request, sequence.tokens, draft, sequence.constraint)
-    return ForwardRow(sequence.id, sequence.computed, [sequence.tokens[-1], *draft], len(draft) + 1, asked)
+    tokens = [sequence.tokens[-1], *draft]
+    return ForwardRow(sequence.id, sequence.computed, tokens, len(draft) + 1, *_asked(sequence, draft))
 
 
 def _chunk_row(sequence: Sequence, size: int) -> ForwardRow:
     tokens = sequence.tokens[sequence.computed : sequence.computed + size]
-    gives_first = sequence.gives_first(size)
-    asked = scoring(sequence.request, sequence.tokens, (), sequence.constraint) if gives_first else None
-    return ForwardRow(sequence.id, sequence.computed, tokens, int(gives_first), asked)
+    if not sequence.gives_first(size):
+        return ForwardRow(sequence.id, sequence.computed, tokens, 0)
+    return ForwardRow(sequence.id, sequence.computed, tokens, 1, *_asked(sequence))
+
+
+def _asked(sequence: Sequence, draft: Run[int] = ()) -> tuple[Scoring | None, Refusal | None]:
+    """What its places ask of their logits, and of their picks."""
+    constraint, request = sequence.constraint, sequence.request
+    if constraint and comes_late(request.sampling):
+        return scoring(request, sequence.tokens, draft), sequence.refusal
+    return scoring(request, sequence.tokens, draft, constraint), None

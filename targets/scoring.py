@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from model.sampling import NO_PICK
 from protocol.logit_rules import NO_RULES, LogitRules, TokenLogprobs
 from protocol.request import GenerateRequest
 from targets.grammar import Constraint, Masks
+from targets.refusals import banned_columns, head_tokens
 
 if TYPE_CHECKING:
     from targets.model import ForwardRow
@@ -74,10 +74,10 @@ def apply_rules(logits: Tensor, rows: Sequence[ForwardRow], positions: Sequence[
                 whole = _by_token(logits[place], config)
                 logits[place] = _by_column(adjusted(whole, asked.rules, prompt, before), config)
         if asked.masks is not None:
-            allowed = np.unpackbits(asked.masks[: len(places)].view(np.uint8), axis=1, bitorder="little")
-            for place, own in zip(places, torch.from_numpy(allowed).to(logits.device), strict=True):
-                banned = own[: config.vocab_size] == 0
-                logits[place].masked_fill_(_by_column(banned, config), -float("inf"))
+            for place, mask in zip(places, asked.masks, strict=False):
+                logits[place].masked_fill_(
+                    banned_columns(head_tokens(config), mask.data).to(logits.device), -float("inf")
+                )
 
 
 @torch.inference_mode()

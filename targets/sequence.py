@@ -83,9 +83,9 @@ class Sequence:
             return length
         return max(length, min(FORCED, self.remaining - 1))
 
-    def allowed(self, draft: Run[int]) -> memoryview | None:
-        """What its grammar, which it has, allows behind a draft; None behind one that it refuses."""
-        mask = self.constraint.mask(self.tokens[self.num_prompt :], draft) if self.constraint else None
+    def refusal(self, draft: Run[int], pick: int) -> memoryview | None:
+        """What its grammar allows behind a draft in place of a pick that it refuses; None where it takes the pick."""
+        mask = self.constraint.refusal(self.tokens[self.num_prompt :], draft, pick) if self.constraint else None
         return None if mask is None else mask.data
 
     @property

@@ -174,7 +174,7 @@ class NativeDecoder:
         wanted: Sequence[int],
         sampling: Sequence[SamplingParams],
         positions: Sequence[int],
-    ) -> list[int]:
+    ) -> tuple[list[int], Tensor]:
         """See model.rollout.step. A single kernel call, unless a row has filters, because after a pass the caches no
         longer hold Python's data.
         """
@@ -183,7 +183,7 @@ class NativeDecoder:
         count = len(wanted)
         spec = self._spec(batch, kv)
         self._how([_temperature(params) for params in sampling], sampling, positions)
-        picks = self._blocks.picks.take(count)
+        picks, logits = self._blocks.picks.take(count), self._logits_for(count)
         self._library.dp_step(
             self._model,
             self._pool,
@@ -193,13 +193,13 @@ class NativeDecoder:
             self.config.num_layers,
             self._blocks.index.holding(wanted),
             count,
-            self._logits_for(count).data_ptr(),
+            logits.data_ptr(),
             self.config.head_size,
             self._packed.spec.token_ids,
             self._blocks.how.address,
             self._blocks.picks.address,
         )
-        return _tokens(picks)
+        return _tokens(picks), logits[:count]
 
     def linear_pass(self, num_tokens: int) -> None:
         """Only the matrix products of a pass over num_tokens rows: a lower bound, for benchmarks."""

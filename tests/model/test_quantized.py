@@ -206,13 +206,13 @@ def test_verifying_drafts_picks_what_the_plain_loop_picks(formats: tuple[str, ..
     plain, kv = [5, 6, 7], decoder.new_kv(256)
     for position in range(60):
         batch = build_batch([BatchRow(np.arange(position + 1), 1)])
-        (token,) = decoder.step([plain[position]], batch, kv, [0], [sampling], [position + 1])
+        (token,), _ = decoder.step([plain[position]], batch, kv, [0], [sampling], [position + 1])
         plain += [token] * (position >= 2)
     kv, start = decoder.new_kv(256), 0
     for size in [3, *range(1, 11)]:
         batch, after = build_batch([BatchRow(np.arange(start + size), size)]), range(start + 1, start + size + 1)
         asked = plain[start : start + size], batch, kv, range(size), [sampling] * size, after
-        picks = decoder.step(*asked)
+        picks, _ = decoder.step(*asked)
         first = max(0, 2 - start)  # the prompt's own tokens are no picks
         assert picks[first:] == plain[start + 1 + first : start + 1 + size]
         start += size

@@ -8,75 +8,26 @@ import numpy as np
 import pytest
 import torch
 from llguidance import LLMatcher
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.load import WeightFormat, load_decoder
 from protocol.errors import InvalidRequest
 from protocol.plan import DepthRule, Speculation
 from protocol.record import Origin
-from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules
+from protocol.request import FinishReason
 from router.policy import Fixed, Off
 from targets.engine import Engine, EngineConfig
-from targets.grammar import Grammars
-from targets.model import load_target
 from targets.own_client import OwnDraftClient
-from tests.api.api_twins import tiny_tokenizer
 from tests.reference.engine import ScriptedDrafter, plain_texts, run_all
+from tests.targets.shaped import EOS, EXAMPLES, SCHEMAS, TOKENIZER, of_schema, shaped_requests
 from tests.targets.test_engine import Randomised
-
-TOKENIZER = tiny_tokenizer()
-EOS = TOKENIZER.eos_token_id
-SCHEMAS = (
-    {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False},
-    {"type": "array", "items": {"enum": ["x", "yes", None]}, "minItems": 1, "maxItems": 3},
-    {"type": "boolean"},
-)
-EXAMPLES = ('{"a":-120}', '["x",null,"yes"]', "false")
-
-
-def of_schema(schema):
-    return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
-
-
-@pytest.fixture(scope="module")
-def grammars():
-    return Grammars(TOKENIZER.backend_tokenizer.to_str(), len(TOKENIZER), [EOS])
-
-
-@pytest.fixture(scope="module")
-def load(tmp_path_factory, grammars):
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = LlamaConfig(vocab_size=len(TOKENIZER), max_position_embeddings=256, eos_token_id=EOS, **sizes)
-    folder = tmp_path_factory.mktemp("grammar") / "llama"
-    LlamaForCausalLM(config).save_pretrained(folder)
-
-    def loader(num_positions=4096, page_size=16):
-        made = load_target(folder, dtype=torch.float32, num_positions=num_positions, page_size=page_size)
-        return replace(made, grammars=grammars)
-
-    loader.folder = folder
-    return loader
-
-
-def requests(seed, count=8, max_tokens=60):
-    rng = random.Random(seed)
-    grammar = [*map(of_schema, SCHEMAS), LLMatcher.grammar_from_regex("(ab|ba){2,5}!"), ""]
-    made = []
-    for index in range(count):
-        prompt = tuple(rng.randrange(3, len(TOKENIZER)) for _ in range(rng.randint(1, 12)))
-        sampling = SamplingParams(temperature=1.0 * (index % 2), seed=rng.getrandbits(64))
-        stop = StopRules(max_tokens, frozenset({EOS}))
-        made.append(GenerateRequest(str(index), prompt, sampling, stop, grammar=grammar[index % len(grammar)]))
-    return made
 
 
 @pytest.mark.parametrize("weights", [WeightFormat.STORED, WeightFormat.INT8])
 @pytest.mark.parametrize("seed", range(4))
-def test_a_drafter_on_the_targets_kv_hears_of_the_grammar_and_is_mostly_right(load, seed, weights):
-    asked, model = requests(seed), load()
-    texts = plain_texts(load(), asked)
-    own = OwnDraftClient(model, load_decoder(load.folder, dtype=torch.float32, weights=weights))
+def test_a_drafter_on_the_targets_kv_hears_of_the_grammar_and_is_mostly_right(load_shaped, shaped_llama, seed, weights):
+    asked, model = shaped_requests(seed), load_shaped()
+    texts = plain_texts(load_shaped(), asked)
+    own = OwnDraftClient(model, load_decoder(shaped_llama, dtype=torch.float32, weights=weights))
     result = run_all(Engine(model, Fixed(DepthRule((2,)), 4), own, EngineConfig(max_batch=4)), asked)
     assert result.tokens == texts
     if weights is WeightFormat.STORED:  # the same weights under the same grammar
@@ -84,10 +35,10 @@ def test_a_drafter_on_the_targets_kv_hears_of_the_grammar_and_is_mostly_right(lo
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_forced_tokens_need_no_drafter_and_are_always_right(load, seed):
-    asked = [request for request in requests(seed, count=15) if request.grammar]
-    texts = plain_texts(load(), asked)
-    small = load(num_positions=random.Random(seed).choice([160, 4096]), page_size=4)
+def test_forced_tokens_need_no_drafter_and_are_always_right(load_shaped, seed):
+    asked = [request for request in shaped_requests(seed, count=15) if request.grammar]
+    texts = plain_texts(load_shaped(), asked)
+    small = load_shaped(num_positions=random.Random(seed).choice([160, 4096]), page_size=4)
     engine = Engine(small, Off(), config=EngineConfig(max_batch=4))
     result = run_all(engine, asked)
     assert result.tokens == texts
@@ -97,10 +48,10 @@ def test_forced_tokens_need_no_drafter_and_are_always_right(load, seed):
     assert {(row.origin, row.num_drafted) for row in forced} == {(Origin.FORCED, 0)}
 
 
-def test_nothing_is_proposed_to_a_request_that_is_not_to_be_speculated_for(load):
-    asked = [replace(one, speculation=Speculation(0, 0)) for one in requests(1)]
-    result = run_all(Engine(load(), Fixed(DepthRule((1,)), 4), config=EngineConfig(max_batch=4)), asked)
-    assert result.tokens == plain_texts(load(), asked)
+def test_nothing_is_proposed_to_a_request_that_is_not_to_be_speculated_for(load_shaped):
+    asked = [replace(one, speculation=Speculation(0, 0)) for one in shaped_requests(1)]
+    result = run_all(Engine(load_shaped(), Fixed(DepthRule((1,)), 4), config=EngineConfig(max_batch=4)), asked)
+    assert result.tokens == plain_texts(load_shaped(), asked)
     assert not any(stats.drafted for stats in result.stats.values())
 
 
@@ -126,20 +77,20 @@ def test_a_mended_draft_is_what_the_grammar_allows_of_it_and_what_that_forces(gr
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_text_is_the_plain_loops_whatever_is_drafted_and_however_little_memory_there_is(load, seed):
-    asked = requests(seed)
-    texts = plain_texts(load(), asked)
-    small = load(num_positions=random.Random(seed).choice([160, 4096]), page_size=4)
+def test_the_text_is_the_plain_loops_whatever_is_drafted_and_however_little_memory_there_is(load_shaped, seed):
+    asked = shaped_requests(seed)
+    texts = plain_texts(load_shaped(), asked)
+    small = load_shaped(num_positions=random.Random(seed).choice([160, 4096]), page_size=4)
     drafter = ScriptedDrafter(asked, texts, seed, accuracy=0.6, trouble=0.1)
     result = run_all(Engine(small, Randomised(seed, 6), drafter, EngineConfig(max_batch=4, prefill_chunk=7)), asked)
     assert result.tokens == texts
     assert sum(stats.accepted for stats in result.stats.values()) > 0
 
 
-def test_what_ends_by_itself_is_what_the_grammar_says(load):
-    asked = [request for seed in range(5) for request in requests(seed, max_tokens=200) if request.grammar]
+def test_what_ends_by_itself_is_what_the_grammar_says(load_shaped):
+    asked = [request for seed in range(5) for request in shaped_requests(seed, max_tokens=200) if request.grammar]
     asked = [replace(request, request_id=str(index)) for index, request in enumerate(asked)]
-    result = run_all(Engine(load(), Fixed(DepthRule((1,)), 2), config=EngineConfig(max_batch=8)), asked)
+    result = run_all(Engine(load_shaped(), Fixed(DepthRule((1,)), 2), config=EngineConfig(max_batch=8)), asked)
     ended = [request for request in asked if result.reasons[request.request_id] is FinishReason.STOP]
     assert len(ended) > len(asked) // 2
     for request in ended:
@@ -151,13 +102,12 @@ def test_what_ends_by_itself_is_what_the_grammar_says(load):
             assert text.endswith("!")
 
 
-def test_a_text_without_a_grammar_is_what_it_was_beside_those_that_have_one(load):
-    mixed = [
-        replace(request, grammar=request.grammar if index % 2 else "") for index, request in enumerate(requests(3))
-    ]
+def test_a_text_without_a_grammar_is_what_it_was_beside_those_that_have_one(load_shaped):
+    asked = enumerate(shaped_requests(3))
+    mixed = [replace(request, grammar=request.grammar if index % 2 else "") for index, request in asked]
     free = [request for request in mixed if not request.grammar]
-    texts = run_all(Engine(load(), Fixed(DepthRule((1,)), 2)), mixed).tokens
-    assert plain_texts(load(), free) == {request.request_id: texts[request.request_id] for request in free}
+    texts = run_all(Engine(load_shaped(), Fixed(DepthRule((1,)), 2)), mixed).tokens
+    assert plain_texts(load_shaped(), free) == {request.request_id: texts[request.request_id] for request in free}
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -174,12 +124,12 @@ def test_masks_do_not_depend_on_where_the_matcher_was_before(grammars, seed):
         assert len(found) == 1 + len(draft)
 
 
-def test_a_grammar_that_is_none_or_that_no_tokenizer_can_read_is_refused(load):
-    request = replace(requests(0)[0], grammar=LLMatcher.grammar_from_regex("("))
+def test_a_grammar_that_is_none_or_that_no_tokenizer_can_read_is_refused(load_shaped):
+    request = replace(shaped_requests(0)[0], grammar=LLMatcher.grammar_from_regex("("))
     with pytest.raises(InvalidRequest, match="does not compile"):
-        Engine(load(), Fixed(DepthRule((1,)), 2)).submit(request, print)
+        Engine(load_shaped(), Fixed(DepthRule((1,)), 2)).submit(request, print)
     with pytest.raises(InvalidRequest, match="no tokenizer to read a grammar with"):
-        Engine(replace(load(), grammars=None), Fixed(DepthRule((1,)), 2)).submit(requests(0)[0], print)
+        Engine(replace(load_shaped(), grammars=None), Fixed(DepthRule((1,)), 2)).submit(shaped_requests(0)[0], print)
 
 
 def test_behind_a_text_that_its_grammar_refuses_nothing_may_come_and_the_matcher_finds_back(grammars):

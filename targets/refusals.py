@@ -1,0 +1,74 @@
+"""A grammar has its say when picks are known: only where it refuses one is a mask computed, and another pick made.
+
+That is exact. Noise belongs to a token and not to its rivals, so the best of all tokens, where it may come, is also the
+best of those that may. Filters weigh tokens by their rivals: behind those the mask has to come first (scoring.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from model.config import DecoderConfig
+from model.decoder import Decoder
+from protocol.draft import Refusal
+from protocol.request import SamplingParams
+
+if TYPE_CHECKING:
+    from targets.model import ForwardRow
+
+Columns = npt.NDArray[np.int64] | slice  # the tokens of the columns of logits
+
+
+def comes_late(sampling: SamplingParams) -> bool:
+    """Whether a grammar may wait for the picks."""
+    return sampling.is_greedy or not sampling.has_filters
+
+
+def head_tokens(config: DecoderConfig) -> Columns:
+    return np.asarray(config.head_token_ids, np.int64) if config.head_token_ids else slice(config.vocab_size)
+
+
+def banned_columns(head: Columns, allowed: memoryview) -> Tensor:
+    """[head_size] bool: the columns of the logits whose tokens are not among these. allowed: a bit for each token."""
+    may_come = np.unpackbits(np.frombuffer(allowed, np.uint8), bitorder="little")
+    return torch.from_numpy(may_come[head] == 0)
+
+
+def banned(head: Columns, refusal: Refusal, draft: Sequence[int], pick: int) -> Tensor | None:
+    """The columns that may not be picked behind a draft in place of a pick that is refused; None where it is not."""
+    allowed = refusal(draft, pick)
+    return None if allowed is None else banned_columns(head, allowed)
+
+
+@torch.inference_mode()
+def allowed_picks(
+    decoder: Decoder,
+    logits: Tensor,
+    rows: Sequence[ForwardRow],
+    picks: Sequence[int],
+    sampling: Sequence[SamplingParams],
+    positions: Sequence[int],
+) -> list[int]:
+    """The picks as the grammars of their rows have them, up to the first of a row that is not the draft's: what stands
+    behind that is never read. picks: from these logits, whatever grammars say.
+    """
+    made, first, head = list(picks), 0, head_tokens(decoder.config)
+    for row in rows:
+        places, draft = range(first, first + row.num_logits), list(row.tokens[len(row.tokens) - row.num_logits + 1 :])
+        for index, place in enumerate(places):
+            if row.refusal is None:
+                break
+            columns = banned(head, row.refusal, draft[:index], made[place])
+            if columns is not None:
+                own = logits[place : place + 1].masked_fill(columns.to(logits.device), -float("inf"))
+                (made[place],) = decoder.pick(own, [sampling[place]], [positions[place]])
+            if draft[index : index + 1] != [made[place]]:
+                break
+        first += row.num_logits
+    return made
