@@ -10,6 +10,7 @@ import reprlib
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import ceil
 from types import MappingProxyType
 from typing import Any
 
@@ -32,7 +33,8 @@ from protocol.errors import (
 
 logger = logging.getLogger(__name__)
 
-RETRY_AFTER_S = 1
+RETRY_AFTER_S = 1  # where nothing better is known
+LONGEST_RETRY_AFTER_S = 60  # what is guessed beyond it is worth little, and OpenAI's clients heed no more
 # Fields whose values are a caller's text, which no error repeats.
 TEXTS = frozenset({"prompt", "messages", "stop", "tools", "chat_template_kwargs", "input", "instructions", "tokens"})
 UNIONS = frozenset({"prompt", "stop", "speculation", "tool_choice"})  # pydantic reports one error per member of a union
@@ -72,11 +74,12 @@ def error_body(message: str, type: str, param: str | None, code: str | None) -> 
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """An error in the form that callers see."""
+    """An error in the form that callers see. retry_after_s: when it is worth to ask again; None: never."""
 
     row: ErrorRow
     message: str
     param: str | None = None
+    retry_after_s: int | None = None
 
     def body(self) -> dict[str, Any]:
         return error_body(self.message, self.row.type, self.param, self.row.code)
@@ -84,7 +87,7 @@ class Problem:
     def headers(self) -> dict[str, str]:
         if self.row.status == 401:
             return {"www-authenticate": 'Bearer realm="draftpool"'}
-        return {"retry-after": str(RETRY_AFTER_S)} if self.row.retry else {}
+        return {} if self.retry_after_s is None else {"retry-after": str(self.retry_after_s)}
 
 
 def to_problem(error: BaseException, request_id: str) -> Problem:
@@ -95,7 +98,17 @@ def to_problem(error: BaseException, request_id: str) -> Problem:
         logger.error("request %s failed with %s\n%s", request_id, type(error).__name__, frames)
         return Problem(FAULT, f"internal error; the log has more under request id {request_id}")
     param = "model" if isinstance(error, UnknownModel) else getattr(error, "param", None)
-    return Problem(row, printable(str(error)), param)
+    message = printable(str(error))
+    if not row.retry:
+        return Problem(row, message, param)
+    pause_s = retry_after_s(error)
+    return Problem(row, f"{message}; try again in {pause_s} s", param, pause_s)  # draftpool/errors.py reads it
+
+
+def retry_after_s(error: BaseException) -> int:
+    """Whole seconds after which a request that was refused for now may come again."""
+    known_s = error.retry_after_s if isinstance(error, QueueFull) else None
+    return ceil(min(max(known_s or 0.0, RETRY_AFTER_S), LONGEST_RETRY_AFTER_S))
 
 
 def printable(text: str) -> str:

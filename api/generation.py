@@ -79,7 +79,7 @@ async def find_model(backend: Backend, model: str) -> ModelCard:
     check_model(backend, model)
     card = await backend.card(model)
     if card is None:
-        raise NotReady(f"model {model} is still loading; try again later")
+        raise NotReady(f"model {model} is still loading")
     return card
 
 
@@ -87,7 +87,7 @@ async def loaded_models(backend: Backend) -> list[ModelCard]:
     """The cards of all models that have loaded. Raises NotReady if there are none."""
     cards = [card for card in await asyncio.gather(*map(backend.card, backend.names)) if card is not None]
     if not cards:
-        raise NotReady("the models are still loading; try again later")
+        raise NotReady("the models are still loading")
     return cards
 
 
@@ -233,7 +233,7 @@ def _text_of(job: GenerationJob) -> tuple[str, TextStream]:
 
 def _check_finish(run: TokenRun) -> None:
     if run.finish_reason in (FinishReason.ABORT, FinishReason.CLOSED):
-        raise NotReady("the model was stopped while it answered; send the request again")
+        raise NotReady("the model was stopped while it answered")
     if run.finish_reason is FinishReason.ERROR:
         raise BackendFault("the engine failed")
     if run.finish_reason is FinishReason.UNDEFINED:

@@ -112,7 +112,7 @@ def _add_model_routes(app: FastAPI, backend: Backend) -> None:
         if missing := [name for name, is_ready in zip(names, answers, strict=True) if not is_ready]:
             loading = await asyncio.gather(*map(backend.loading, missing))
             told = [f"{name} ({how})" if how else name for name, how in zip(missing, loading, strict=True)]
-            raise NotReady(f"not ready: {', '.join(told)}; try again later")
+            raise NotReady(f"not ready: {', '.join(told)}")
         return Response()
 
     @app.get("/version")

@@ -19,7 +19,7 @@ class Places:
     def entered(self) -> Iterator[None]:
         """A call, until its choices are under way. Raises QueueFull before anything was done for it."""
         if self._most is not None and self.num_taken >= self._most:
-            raise QueueFull(f"{self.num_taken} requests for this model are being answered; try again later")
+            raise QueueFull(f"{self.num_taken} requests for this model are being answered")
         with self.taken():
             yield
 

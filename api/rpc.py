@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Protocol
 from uuid import uuid4
 
 from grpc import StatusCode
@@ -14,7 +14,7 @@ from grpc import StatusCode
 from api.backend import Backend
 from api.chats import read_chat
 from api.door import HEADER, Door
-from api.errors import RETRY_AFTER_S, to_problem
+from api.errors import to_problem
 from api.generation import find_model, loaded_models, prepare, stream
 from api.meter import Meter
 from api.metered import streamed
@@ -37,7 +37,6 @@ class Context(Protocol):
     def set_details(self, details: str) -> None: ...
 
     def invocation_metadata(self) -> Iterable[tuple[str, str]]: ...
-    def set_trailing_metadata(self, trailing_metadata: Any) -> None: ...
 
 
 class CallRefused(Exception):
@@ -57,10 +56,11 @@ def admit(door: Door, context: Context) -> None:
 
 
 def refuse(error: Exception, request_id: str, context: Context) -> CallRefused:
-    """The exception that ends the call, with the status of `error` set on the context."""
+    """The exception that ends the call, with the status of `error` set on the context.
+
+    When to come again is in the message: Serve's proxies send neither metadata nor details behind an exception.
+    """
     problem = to_problem(error, request_id)
-    if problem.row.retry:
-        context.set_trailing_metadata([("retry-after", str(RETRY_AFTER_S))])
     context.set_code(problem.row.grpc)
     context.set_details(problem.message)
     return CallRefused(problem.message, problem.row.grpc)

@@ -54,7 +54,7 @@ async def survive(issue: Issue, request: GenerateRequest, recovery: Recovery) ->
                     if run.token_ids or not closed:
                         yield _of(request, run, finished=not closed)
                     if closed:
-                        raise NotReady("the model was stopped while it answered; send the request again")
+                        raise NotReady("the model was stopped while it answered")
             return
         except (NotReady, QueueFull) as error:
             pause_s = search.failed(error, len(sent))

@@ -41,7 +41,7 @@ async def await_reply(response: Any) -> TokenRun:
         task = asyncio.current_task()
         if task is None or task.cancelling():
             raise
-        raise NotReady("the call was cancelled at the replica; send the request again") from None
+        raise NotReady("the call was cancelled at the replica") from None
     except Exception as error:
         raise translate_error(error) from None
     if isinstance(answer, DraftPoolError):
@@ -78,7 +78,7 @@ def translate_error(error: Exception) -> Exception:
         cause = error.cause
         return translate_error(cause) if isinstance(cause, Exception) and cause is not error else error
     if isinstance(error, BackPressureError):
-        return QueueFull("too many requests are queued; try again later")
+        return QueueFull("too many requests are queued")
     if isinstance(error, LOST) or (isinstance(error, grpc.aio.AioRpcError) and error.code() in BROKEN):
-        return NotReady("the replica that had the request was lost; send the request again")
+        return NotReady("the replica that had the request was lost")
     return error

@@ -6,6 +6,7 @@ client's. Where several classes share a status and the code does not say which o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Hashable
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from api.errors import FAULT, TABLE, ErrorRow
 from protocol.errors import DraftPoolError, InvalidRequest, NotReady, QueueFull, UserError
 
 RETRIED = (QueueFull, NotReady)
+_PAUSE = re.compile(r"try again in (\d{1,9}) s$")
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -53,6 +55,12 @@ def event_error(fields: Any) -> DraftPoolError:
 
 def grpc_error(code: StatusCode, details: str) -> DraftPoolError:
     return _make(_BY_GRPC.get(code, ServerFault), details or f"the call ended with {code.name}", None)
+
+
+def told_pause(details: str) -> float | None:
+    """Seconds that the message of a status asks to wait; Ray Serve's proxies leave a message as the only place."""
+    found = _PAUSE.search(details)
+    return None if found is None else float(found[1])
 
 
 def retry_after(text: str | None) -> float | None:

@@ -10,7 +10,7 @@ import grpc
 import grpc.aio
 
 from draftpool.asks import Ask
-from draftpool.errors import ConnectionLost, Refused, grpc_error, retry_after
+from draftpool.errors import ConnectionLost, Refused, grpc_error, told_pause
 from draftpool.messages import delta_of, request_of
 from draftpool.transport import Server
 from draftpool.values import Completion, Delta, Model, completion_of
@@ -100,9 +100,8 @@ def _translated() -> Generator[None, None, None]:
         yield
     except grpc.RpcError as error:
         told: Any = error
-        trailing = dict(told.trailing_metadata() or ())
-        asked_s = retry_after(trailing.get("retry-after"))
-        raise Refused(grpc_error(told.code(), told.details() or ""), asked_s) from None
+        details = told.details() or ""
+        raise Refused(grpc_error(told.code(), details), told_pause(details)) from None
 
 
 def _stub(channel: Any) -> Any:

@@ -53,7 +53,7 @@ class Liveness:
                 yield
         except TimeoutError:
             if limit.expired():
-                raise NotReady(f"{watch.result()}; send the request again") from None
+                raise NotReady(watch.result()) from None
             raise
         finally:
             watch.cancel()

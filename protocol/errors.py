@@ -70,7 +70,15 @@ class UnsupportedModel(UserError):
 
 
 class QueueFull(DraftPoolError):
-    pass
+    """retry_after_s: seconds until there may be room; None: not known."""
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message, retry_after_s)
+        self.message = message
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return self.message
 
 
 class NotReady(DraftPoolError):

@@ -2,6 +2,7 @@
 
 pace    seconds of a token and of a prompt token, and how often answers end before their limit; a fold over rounds
 wait    slots are free when those before have ended; all prompts before its own are read first
+room    when it is worth to come again: where a place is free, or the wait is short enough
 """
 
 from __future__ import annotations
@@ -89,3 +90,13 @@ def wait_s(pace: Pace, running: Sequence[Load], ahead: Iterable[Load], unread: i
             heapreplace(ends, ends[0] + tokens)
     begins = 0.0 if len(ends) < room else ends[0]
     return begins * pace.token_s + unread * pace.prompt_token_s
+
+
+def free_in_s(pace: Pace, running: Sequence[Load]) -> float:
+    """Seconds until the first of those that run has ended, and so a place is free behind a full queue."""
+    return wait_s(pace, running, (), 0, max(len(running), 1))
+
+
+def short_in_s(expected_s: float, max_wait_s: float) -> float:
+    """Seconds until a wait of expected_s is one that is let in, if nobody else comes; 0 or less: it is."""
+    return expected_s - SURE_SHARE * max_wait_s

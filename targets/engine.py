@@ -23,7 +23,7 @@ from protocol.record import RoundRecord
 from protocol.request import FinishReason, GenerateRequest, SequenceStats, TokenRun, check_prompt
 from protocol.stats import EngineStats
 from router.policy import Policy
-from targets.admission import SURE_SHARE, Load, Pace, wait_s
+from targets.admission import Load, Pace, free_in_s, short_in_s, wait_s
 from targets.ahead import AheadConfig
 from targets.assemble import make_stepper
 from targets.model import TargetModel
@@ -111,11 +111,12 @@ class Engine:
         check_rules(request.rules, vocab_size)
         with self._wake:
             if self._stopping:
-                raise NotReady("the engine is stopping; send the request to another replica")
+                raise NotReady("the engine is stopping")
             if request.request_id in self._open:
                 raise InvalidRequest(f"request {request.request_id} is running already; give each its own id")
             if len(self._open) >= self._room(request):
-                raise QueueFull(f"{len(self._open)} requests are running or queued; try again later")
+                free_s = free_in_s(self._pace, self._running())
+                raise QueueFull(f"{len(self._open)} requests are running or queued", free_s)
             self._check_wait(request)
             self._open.add(request.request_id)
             self._submitted.append((request, on_run, self._stepper.clock()))
@@ -171,16 +172,19 @@ class Engine:
         limit = self.config.max_wait_s
         if limit is None or request.resume_ids:
             return
-        running, waiting = list(self._stepper.scheduler.running), list(self._stepper.scheduler.waiting)
-        ahead = [_load(one) for one in waiting if one.request.priority <= request.priority]
+        ahead = [
+            _load(one) for one in list(self._stepper.scheduler.waiting) if one.request.priority <= request.priority
+        ]
         coming = [one for one, *_ in self._submitted if one.priority <= request.priority]
         ahead += [Load(one.stop.max_tokens, len(one.prompt_ids)) for one in coming]
         room = max(self._stepper.scheduler.room, 1)
-        expected = wait_s(self._pace, list(map(_load, running)), ahead, len(request.prompt_ids), room)
-        if expected > SURE_SHARE * limit:
-            raise QueueFull(
-                f"the first token would take about {expected:.1f} s, and {limit:g} s are allowed; try again later"
-            )
+        expected_s = wait_s(self._pace, self._running(), ahead, len(request.prompt_ids), room)
+        if (short_s := short_in_s(expected_s, limit)) > 0:
+            message = f"the first token would take about {expected_s:.1f} s, and {limit:g} s are allowed"
+            raise QueueFull(message, short_s)
+
+    def _running(self) -> list[Load]:
+        return list(map(_load, list(self._stepper.scheduler.running)))
 
     def _loop(self) -> None:
         reason = FinishReason.CLOSED

@@ -62,7 +62,6 @@ class Context:
         self.code = grpc.StatusCode.OK
         self.details = ""
         self._metadata = metadata
-        self.trailing: dict[str, str] = {}
 
     def set_code(self, code: grpc.StatusCode) -> None:
         self.code = code
@@ -72,9 +71,6 @@ class Context:
 
     def invocation_metadata(self) -> list[tuple[str, str]]:
         return list(self._metadata.items())
-
-    def set_trailing_metadata(self, trailing_metadata: Any) -> None:
-        self.trailing = dict(trailing_metadata)
 
 
 async def call(backend: ScriptedBackend, message: pb.GenerateRequest) -> Context:

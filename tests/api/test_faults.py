@@ -33,11 +33,11 @@ async def test_health_is_of_this_process_and_readiness_of_each_model() -> None:
             assert (response.status_code, response.content) == (200, b"")
         for path in ("/ready", "/ready?model=down"):
             response = await client.get(path)
-            assert error_of(response, 503)["message"] == "not ready: down; try again later"
+            assert error_of(response, 503)["message"] == "not ready: down; try again in 1 s"
             assert response.headers["retry-after"] == "1"
         backend.phases = {"down": "weights, 12 of 30"}
         told = error_of(await client.get("/ready"), 503)["message"]
-        assert told == "not ready: down (weights, 12 of 30); try again later"
+        assert told == "not ready: down (weights, 12 of 30); try again in 1 s"
         assert error_of(await client.get("/ready?model=huge"), 404)["code"] == "model_not_found"
         backend.away = ()
         assert (await client.get("/ready")).status_code == 200
@@ -79,6 +79,17 @@ async def test_an_error_before_the_first_token_is_a_status_streaming_or_not(
     assert ("retry-after" in response.headers) == (status in (429, 503))
     assert "secret" not in response.text
     assert backend.num_open == 0
+
+
+@pytest.mark.parametrize(
+    ("known_s", "told_s"), [(None, 1), (-3.0, 1), (0.0, 1), (0.2, 1), (1.0, 1), (1.1, 2), (59.5, 60), (1e9, 60)]
+)
+async def test_a_full_server_says_in_whole_seconds_when_to_come_again(known_s: float | None, told_s: int) -> None:
+    backend = ScriptedBackend(lambda request: [QueueFull("9 requests are queued", known_s)])
+    async with Client(backend) as client:
+        response = await client.complete()
+    assert response.headers["retry-after"] == str(told_s)
+    assert error_of(response, 429)["message"] == f"9 requests are queued; try again in {told_s} s"
 
 
 def broken_off(request: GenerateRequest) -> list[Any]:

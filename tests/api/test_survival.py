@@ -19,8 +19,8 @@ from protocol.request import FinishReason, GenerateRequest, SamplingParams, Sequ
 
 PROMPT, TEXT = (31337, 31338), (31341, 31342, 31343, 31344, 31345)
 REQUEST = GenerateRequest("r", PROMPT, SamplingParams(seed=7), StopRules(len(TEXT)))
-LOST = NotReady("the replica that had the request was lost; send the request again")
-FULL = QueueFull("9 requests are queued; try again later")
+LOST = NotReady("the replica that had the request was lost")
+FULL = QueueFull("9 requests are queued")
 
 Script = Callable[[GenerateRequest], Sequence[Any]]
 

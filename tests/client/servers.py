@@ -16,7 +16,9 @@ from tests.api.rpc_server import rpc_server
 from tests.deployments.harness import LoopThread
 
 T = TypeVar("T")
-CALLING_TEMPLATE = CHAT_TEMPLATE + "{% if tools %}{# <tool_call> tool_calls #}{% endif %}"  # short, for a model of few positions
+CALLING_TEMPLATE = (
+    CHAT_TEMPLATE + "{% if tools %}{# <tool_call> tool_calls #}{% endif %}"
+)  # short, for a model of few positions
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,13 @@ def test_a_full_or_loading_server_is_asked_again_after_what_it_says_and_a_random
     assert len(backend.requests) == 4
 
 
+def test_a_full_server_says_when_there_may_be_room(serve: Serve, connect: Connect, how: str) -> None:
+    time, backend = Time(draw=0.0), Reluctant(QueueFull("full", 2.3), QueueFull("full", 0.1), QueueFull("full", None))
+    with serve(backend) as servers:
+        ask(connect(servers, **time.options()), how)
+    assert time.pauses == [3, 1, 1]
+
+
 def test_pauses_grow_up_to_the_longest(serve: Serve, connect: Connect, how: str) -> None:
     time, backend = Time(draw=1.0), Reluctant(*[QueueFull("full")] * 6)
     with serve(backend) as servers:

@@ -76,7 +76,7 @@ class ScriptedTarget:
 
 def script(request: GenerateRequest, what: int) -> list[Step]:
     refusals: dict[int, Any] = {
-        FULL: QueueFull("9 requests are queued; try again later"),
+        FULL: QueueFull("9 requests are queued", 6.5),
         REFUSE: InvalidRequest("no such thing", "top_k"),
         FAULT: RuntimeError("secret prompt"),
     }

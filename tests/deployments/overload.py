@@ -105,7 +105,7 @@ class Caller:
             if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
                 raise
             told.refused_s = _since(sent_s)
-            told.retry_after = dict(error.trailing_metadata() or ()).get("retry-after")
+            told.retry_after = str(error.details()).partition("; try again in ")[2].removesuffix(" s")
             return
         told.whole_s = _since(sent_s)
 

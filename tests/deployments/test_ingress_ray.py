@@ -250,7 +250,7 @@ def test_the_client_works_behind_both_proxies(client: httpx.Client, head: Head, 
     url = head.url if scheme == "http" else f"grpc://127.0.0.1:{head.grpc_port}"
     with Client(url, api_key=KEY, retries=Retries(most=0), timeout_s=30) as ours:
         assert list(ours.complete("tiny", [COUNT]).token_ids) == TOKENS
-        with pytest.raises(QueueFull, match="queued"):
+        with pytest.raises(QueueFull, match=r"queued; try again in 7 s$"):
             ours.complete("tiny", [FULL])
         with pytest.raises(TimedOut):
             ours.complete("tiny", [HANG], timeout_s=0.5)

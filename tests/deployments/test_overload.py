@@ -57,7 +57,7 @@ def test_those_let_in_begin_in_time_and_the_rest_are_refused_at_once(served: Ser
     assert not [told for told in [*flood, *calm] if told.failed]
     refused = [told for told in flood if told.refused_s is not None]
     assert len(refused) > len(flood) / 4, "it was too much"
-    assert {told.retry_after for told in refused if told.protocol == "http"} == {"1"}
+    assert all(1 <= int(told.retry_after or 0) <= 60 for told in refused)
     assert {told.protocol for told in refused} == {"http", "grpc"}
     begun = [told.first_s for told in flood if told.first_s is not None]
     assert sum(first_s <= 1.5 * WAIT_S for first_s in begun) >= 0.9 * len(begun), "also where others use the machine"

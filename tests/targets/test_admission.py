@@ -9,7 +9,7 @@ import pytest
 
 from protocol.plan import Plan
 from protocol.record import RoundRecord, RowRecord
-from targets.admission import SURE_SHARE, Load, Pace, wait_s
+from targets.admission import SURE_SHARE, Load, Pace, free_in_s, short_in_s, wait_s
 
 TOKEN_S, PROMPT_TOKEN_S = 0.01, 0.0005
 SURE = Pace(decode_s=TOKEN_S, row_tokens=1, prompt_s=PROMPT_TOKEN_S, prompt_tokens=1, num_ends=0)
@@ -36,6 +36,31 @@ def test_the_wait_is_that_of_a_queue_which_is_played_through(seed: int) -> None:
     unread = 7 + sum(load.unread for load in loads)
     expected = played(running, ahead, room) * TOKEN_S + unread * PROMPT_TOKEN_S
     assert wait_s(SURE, running, ahead, 7, room) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_place_is_free_when_the_first_of_those_that_run_has_ended(seed: int) -> None:
+    rng = random.Random(seed)
+    running = [Load(rng.randint(1, 40), rng.randint(0, 30)) for _ in range(rng.randint(1, 6))]
+    unread = sum(load.unread for load in running)
+    expected = min(load.left for load in running) * TOKEN_S + unread * PROMPT_TOKEN_S
+    assert free_in_s(SURE, running) == pytest.approx(expected)
+
+
+def test_a_place_is_free_at_once_where_nothing_runs_yet() -> None:
+    assert free_in_s(SURE, []) == 0
+
+
+def test_who_comes_back_when_the_wait_is_short_enough_is_let_in() -> None:
+    """After the pause that a request is told, what runs has moved on by as much, and the same request may wait."""
+    limit_s, running, ahead = 0.3, [Load(30, 0)], [Load(20, 0)]
+    expected_s = wait_s(SURE, running, ahead, 0, room=1)
+    assert expected_s == pytest.approx(0.5)
+    pause_s = short_in_s(expected_s, limit_s)
+    assert pause_s == pytest.approx(0.5 - 0.3 * SURE_SHARE)
+    for early, is_in in ((-2, False), (1, True)):
+        left = 30 - round(pause_s / TOKEN_S) - early
+        assert (short_in_s(wait_s(SURE, [Load(left, 0)], ahead, 0, room=1), limit_s) <= 0) is is_in
 
 
 def test_nobody_waits_for_a_model_of_which_nothing_is_known_yet() -> None:

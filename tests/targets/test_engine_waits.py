@@ -44,8 +44,9 @@ def engine_with_a_queue(load: Load, max_wait_s: float | None) -> Engine:
 def test_a_request_that_would_wait_longer_than_is_allowed_is_refused(load: Load) -> None:
     """Two of 20 tokens before it, 0.1 s each token: 4 seconds."""
     third = requests(3)[2]
-    with pytest.raises(QueueFull, match=r"would take about 4\.0 s, and 5 s are allowed"):
+    with pytest.raises(QueueFull, match=r"would take about 4\.0 s, and 5 s are allowed") as caught:
         engine_with_a_queue(load, 5.0).submit(third, Collector())
+    assert caught.value.retry_after_s == pytest.approx(4.0 - 0.7 * 5.0)
     engine_with_a_queue(load, 6.0).submit(third, Collector())
     engine_with_a_queue(load, None).submit(third, Collector())
 
