@@ -13,6 +13,7 @@ import pytest
 from api.http import create_app
 from protocol.request import FinishReason, GenerateRequest, TokenRun
 from tests.api.api_twins import ScriptedBackend, card, runs_of, tiny_tokenizer
+from tests.api.scrape import scrape_of
 from tests.api.test_http import events
 
 USAGE, BOTH_USAGES = {"include_usage": True}, {"include_usage": True, "continuous_usage_stats": True}
@@ -155,6 +156,33 @@ async def test_guidellm_finds_the_server_healthy_and_its_model(client: httpx.Asy
     assert [model["id"] for model in (await client.get("/v1/models")).json()["data"]] == ["tiny"]
 
 
-async def test_aiperf_finds_no_metrics_and_goes_on(client: httpx.AsyncClient) -> None:
-    """It asks once and takes 404 for none."""
-    assert (await client.get("/metrics")).status_code in (200, 404)
+async def test_aiperf_reads_the_metrics_while_it_runs_with_prometheus_own_parser(client: httpx.AsyncClient) -> None:
+    """It asks with HEAD first, by which it only learns that the server is there, then three times a second."""
+    path, headers, body = BODIES["aiperf chat"]
+    assert (await client.head("/metrics")).status_code in (200, 405)
+    assert scrape_of(await client.get("/metrics")).value("vllm:generation_tokens_total") == 0
+    await client.post(path, json={"model": "tiny"} | body, headers=headers)
+    found = scrape_of(await client.get("/metrics"))
+    assert found.value("vllm:generation_tokens_total", model_name="tiny") == LENGTH
+    assert found.value("vllm:time_to_first_token_seconds_count", model_name="tiny") == 1
+
+
+async def test_aiperf_finds_the_counts_of_speculation_once_in_a_stream(client: httpx.AsyncClient) -> None:
+    """Of two it would take neither; it prints its section of speculation from them, not from /metrics."""
+    path, headers, body = BODIES["aiperf chat"]
+    chunks = events(await client.post(path, json={"model": "tiny"} | body, headers=headers))
+    told = [chunk["metrics"]["speculative_decoding"] for chunk in chunks if chunk.get("metrics")]
+    assert len(told) == 1
+    assert {"acceptance_histogram", "num_spec_steps"} <= told[0].keys(), "by these it knows whose counts they are"
+    assert chunks[-1]["metrics"]["speculative_decoding"] == told[0]
+
+
+async def test_vllms_bench_finds_its_prompts_as_long_here_as_it_made_them(client: httpx.AsyncClient) -> None:
+    """Where they differ it cuts them by our tokens and takes the text of those."""
+    text = TEXT[0]["content"]
+    asked = {"model": "tiny", "prompt": text, "add_special_tokens": False}
+    ids = (await client.post("/tokenize", json=asked)).json()["tokens"]
+    assert ids == tiny_tokenizer().encode(text, add_special_tokens=False)
+    cut = (await client.post("/detokenize", json={"model": "tiny", "tokens": ids[:5]})).json()["prompt"]
+    assert cut
+    assert text.startswith(cut)
