@@ -58,17 +58,30 @@ def allowed_picks(
     """The picks as the grammars of their rows have them, up to the first of a row that is not the draft's: what stands
     behind that is never read. picks: from these logits, whatever grammars say.
     """
-    made, first, head = list(picks), 0, head_tokens(decoder.config)
+    made, first = list(picks), 0
     for row in rows:
-        places, draft = range(first, first + row.num_logits), list(row.tokens[len(row.tokens) - row.num_logits + 1 :])
-        for index, place in enumerate(places):
-            if row.refusal is None:
-                break
-            columns = banned(head, row.refusal, draft[:index], made[place])
-            if columns is not None:
-                own = logits[place : place + 1].masked_fill(columns.to(logits.device), -float("inf"))
-                (made[place],) = decoder.pick(own, [sampling[place]], [positions[place]])
-            if draft[index : index + 1] != [made[place]]:
-                break
+        if row.refusal:
+            _mend(decoder, logits, row, row.refusal, range(first, first + row.num_logits), made, sampling, positions)
         first += row.num_logits
     return made
+
+
+def _mend(
+    decoder: Decoder,
+    logits: Tensor,
+    row: ForwardRow,
+    refusal: Refusal,
+    places: range,
+    picks: list[int],
+    sampling: Sequence[SamplingParams],
+    positions: Sequence[int],
+) -> None:
+    """Puts right the picks of one row. places: of the row's picks among all."""
+    head, draft = head_tokens(decoder.config), list(row.tokens[len(row.tokens) - row.num_logits + 1 :])
+    for index, place in enumerate(places):
+        columns = banned(head, refusal, draft[:index], picks[place])
+        if columns is not None:
+            own = logits[place : place + 1].masked_fill(columns.to(logits.device), -float("inf"))
+            (picks[place],) = decoder.pick(own, [sampling[place]], [positions[place]])
+        if draft[index : index + 1] != [picks[place]]:
+            return

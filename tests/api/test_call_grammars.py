@@ -18,7 +18,7 @@ from api.tools import Tool
 from protocol.errors import InvalidRequest
 from tests.api.api_client import Client, error_of, events
 from tests.api.api_twins import tiny_tokenizer
-from tests.api.test_tools import HEAD, HERMES, LLAMA, MISTRAL, PARAMETERS, TOOLS, backend_of, mistral_card, tool
+from tests.api.tool_cases import HEAD, HERMES, LLAMA, MISTRAL, PARAMETERS, TOOLS, backend_of, mistral_card, tool
 
 TOKENIZER = tiny_tokenizer()
 SEEN = LLTokenizer(TOKENIZER.backend_tokenizer.to_str(), eos_token=[TOKENIZER.eos_token_id])

@@ -14,7 +14,7 @@ from protocol.request import FinishReason
 from tests.api.api_client import TEXT, Client, error_of
 from tests.api.api_twins import EngineBackend, ScriptedBackend, card, make_engine, runs_of, tiny_tokenizer
 from tests.api.served import served
-from tests.api.test_tools import CONVERSATION, FORMS, HERMES, QUESTION, TEXTS, TOOLS, backend_of
+from tests.api.tool_cases import CONVERSATION, FORMS, HERMES, QUESTION, TEXTS, TOOLS, backend_of
 
 ASK: dict[str, Any] = {"model": "tiny", "input": "grüße"}
 FLAT: Any = [{"type": "function"} | tool["function"] for tool in TOOLS]

@@ -17,7 +17,7 @@ from targets.engine import Engine
 from tests.api.api_client import CHAT, COMPLETION, Client, Context, call, events
 from tests.api.api_twins import EngineBackend, ScriptedBackend, card, make_drafting_engine, runs_of
 from tests.api.test_structured import SCHEMA
-from tests.api.test_tools import CALLED, CONVERSATION, FORMS, HERMES, TEXTS, TOOLS, backend_of
+from tests.api.tool_cases import CALLED, CONVERSATION, FORMS, HERMES, TEXTS, TOOLS, backend_of
 
 MESSAGES = [
     pb.ChatMessage(role="user", content=CONVERSATION[0]["content"]),

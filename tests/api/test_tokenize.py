@@ -14,7 +14,7 @@ from api.openai import Message
 from api.version import version
 from tests.api.api_client import TEXT, Client, error_of
 from tests.api.api_twins import ScriptedBackend, card, says, tiny_tokenizer
-from tests.api.test_tools import HERMES, TOOLS
+from tests.api.tool_cases import HERMES, TOOLS
 
 MESSAGES = [{"role": "user", "content": "grüße"}]
 

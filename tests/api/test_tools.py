@@ -11,7 +11,6 @@ from typing import Any
 
 import openai
 import pytest
-from transformers import PreTrainedTokenizerFast
 
 from api.backend import ModelCard
 from api.chat import USUAL, chat_prompt, rendering
@@ -22,47 +21,24 @@ from model.tokenizer import load_tokenizer
 from protocol.errors import InvalidRequest
 from protocol.request import FinishReason
 from tests.api.api_client import Client, error_of, events
-from tests.api.api_twins import CORPUS, ScriptedBackend, byte_level, card, runs_of, says, tiny_tokenizer
+from tests.api.api_twins import ScriptedBackend, card, runs_of, says, tiny_tokenizer
 from tests.api.served import served
-
-HEAD = "{% if tools %}<|bos|>{{ tools | tojson }}<|eos|>{% endif %}{% for m in messages %}<|bos|>{{ m.role }}"
-HEAD += "{% if m.role == 'tool' %}({{ m.name }} {{ m.tool_call_id }}){% endif %}: {{ m.content }}"
-HEAD += "{% if m.tool_calls %}{{ m.tool_calls | tojson }}{% endif %}<|eos|>{% endfor %}"
-HEAD += "{% if add_generation_prompt %}<|bos|>assistant: {% endif %}"
-HERMES, LLAMA = HEAD + "{# <tool_call> #}", HEAD + "{# <|python_tag|> #}"
-MISTRAL = HEAD + "{# [TOOL_CALLS] #}"
-
-PARAMETERS = {"type": "object", "properties": {"city": {"type": "string", "default": None}}, "required": ["city"]}
-WEATHER = {"type": "function", "function": {"name": "weather", "description": "how it is", "parameters": PARAMETERS}}
-TIME = {"type": "function", "function": {"name": "time"}}
-TOOLS: Any = [WEATHER, TIME]
-QUESTION: Any = [{"role": "user", "content": "wetter in köln?"}]
-CALLED: Any = [
-    {"id": "a1", "type": "function", "function": {"name": "weather", "arguments": '{"city": "Köln"}'}},
-    {"id": "b2", "type": "function", "function": {"name": "time", "arguments": ""}},
-]
-CONVERSATION: Any = [
-    *QUESTION,
-    {"role": "assistant", "content": None, "tool_calls": CALLED},
-    {"role": "tool", "tool_call_id": "b2", "content": "noon"},
-    {"role": "tool", "tool_call_id": "a1", "content": [{"type": "text", "text": "rain"}]},
-]
-
-
-def calls(key: str) -> tuple[str, str]:
-    return f'{{"name": "weather", "{key}": {{"city": "Köln 🙂"}}}}', f'{{"name": "time", "{key}": {{}}}}'
-
-
-TEXTS = {
-    HERMES: "\n".join(f"<tool_call>\n{call}\n</tool_call>" for call in calls("arguments")),
-    LLAMA: f"<|python_tag|>{'; '.join(calls('parameters'))}",
-    MISTRAL: f"[TOOL_CALLS] [{', '.join(calls('arguments'))}]",
-}
-FORMS = pytest.mark.parametrize("template", [HERMES, LLAMA, MISTRAL], ids=["hermes", "llama 3", "mistral"])
-
-
-def backend_of(template: str, text: str) -> ScriptedBackend:
-    return ScriptedBackend(says(text), (card(max_model_len=4096, chat_template=template),))
+from tests.api.tool_cases import (
+    CALLED,
+    CONVERSATION,
+    FORMS,
+    HEAD,
+    HERMES,
+    MISTRAL,
+    QUESTION,
+    TEXTS,
+    TIME,
+    TOOLS,
+    WEATHER,
+    backend_of,
+    mistral_card,
+    tool,
+)
 
 
 @FORMS
@@ -194,21 +170,6 @@ async def test_control_tokens_in_tools_calls_and_results_are_characters() -> Non
     assert str(tiny_tokenizer().decode(ids)).count(forged) == 9
 
 
-@cache
-def mistral_card() -> ModelCard:
-    """Its mark is a special token."""
-    bare = byte_level([*CORPUS, TEXTS[MISTRAL]], 340)
-    bare.add_special_tokens(["<|bos|>", "<|eos|>", "[TOOL_CALLS]"])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bare, eos_token="<|eos|>")
-    tokenizer.chat_template = MISTRAL
-    fields: Any = {
-        "tokenizer": tokenizer,
-        "control": ControlTokens(tokenizer),
-        "eos_token_ids": (tokenizer.eos_token_id,),
-    }
-    return replace(card(max_model_len=4096), vocab_size=len(tokenizer), **fields)
-
-
 async def test_a_mark_that_is_a_special_token_is_read_and_never_shown() -> None:
     tokenizer = mistral_card().tokenizer
     ids: list[int] = [*tokenizer.encode(TEXTS[MISTRAL]), tokenizer.eos_token_id]
@@ -220,10 +181,6 @@ async def test_a_mark_that_is_a_special_token_is_read_and_never_shown() -> None:
     assert [call["function"]["name"] for call in message["tool_calls"]] == ["weather", "time"]
     assert message["content"] is None
     assert content == TEXTS[MISTRAL].removeprefix("[TOOL_CALLS]")
-
-
-def tool(**function: Any) -> Any:
-    return {"type": "function", "function": {"name": "f"} | function}
 
 
 def calling(arguments: str) -> Any:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 
 from draftpool import AsyncClient, Client
-from tests.api.api_twins import Twin
+from targets.engine import Engine
+from tests.api.api_twins import EngineBackend, Twin, card
 from tests.client.servers import Servers, Waiting, serving
 from tests.deployments.harness import LoopThread
 
@@ -25,6 +26,13 @@ def serve() -> Iterator[Serve]:
     loop = LoopThread(asyncio.new_event_loop())
     yield partial(serving, loop)
     loop.close()
+
+
+@pytest.fixture(scope="module")
+def servers(engine: Engine, serve: Serve) -> Iterator[Servers]:
+    """Of the engine that a module of tests has."""
+    with serve(EngineBackend(engine, card(max_model_len=engine.max_length))) as servers:
+        yield servers
 
 
 @pytest.fixture(params=["http", "grpc"])

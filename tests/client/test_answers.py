@@ -23,7 +23,7 @@ from tests.api.api_twins import (
     tiny_tokenizer,
 )
 from tests.api.test_structured import SCHEMA
-from tests.api.test_tools import FORMS, HERMES, QUESTION, TEXTS, TOOLS, backend_of
+from tests.api.tool_cases import FORMS, HERMES, QUESTION, TEXTS, TOOLS, backend_of
 from tests.client.conftest import Connect, Serve
 from tests.client.servers import CALLING_TEMPLATE, Servers
 
@@ -36,12 +36,6 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     engine, _ = make_drafting_engine(tmp_path_factory.mktemp("tiny"))
     yield engine
     engine.stop()
-
-
-@pytest.fixture(scope="module")
-def servers(engine: Engine, serve: Serve) -> Iterator[Servers]:
-    with serve(EngineBackend(engine, card(max_model_len=engine.max_length))) as servers:
-        yield servers
 
 
 @pytest.fixture

@@ -26,7 +26,7 @@ from draftpool import (
 )
 from protocol.request import GenerateRequest, SamplingParams, SequenceStats, StopRules, TokenRun
 from targets.engine import Engine
-from tests.api.api_twins import EngineBackend, ScriptedBackend, card, make_engine, runs_of, tiny_tokenizer
+from tests.api.api_twins import ScriptedBackend, make_engine, runs_of, tiny_tokenizer
 from tests.client.conftest import Connect, Serve
 from tests.client.servers import Servers
 
@@ -40,12 +40,6 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     engine = make_engine(tmp_path_factory.mktemp("tiny"))
     yield engine
     engine.stop()
-
-
-@pytest.fixture(scope="module")
-def servers(engine: Engine, serve: Serve) -> Iterator[Servers]:
-    with serve(EngineBackend(engine, card(max_model_len=engine.max_length))) as servers:
-        yield servers
 
 
 @pytest.fixture

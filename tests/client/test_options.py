@@ -14,7 +14,7 @@ from protocol.pb import inference_pb2 as pb
 from protocol.request import GenerateRequest
 from tests.api.api_twins import ScriptedBackend, card, runs_of, tiny_tokenizer
 from tests.api.test_structured import SCHEMA
-from tests.api.test_tools import CONVERSATION, HERMES, PARAMETERS, TOOLS
+from tests.api.tool_cases import CONVERSATION, HERMES, PARAMETERS, TOOLS
 from tests.client.conftest import Connect, Serve
 
 FORM = {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMA, "strict": True}}
