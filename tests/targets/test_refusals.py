@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from llguidance import LLMatcher
 
 import targets.passes
@@ -18,12 +19,13 @@ from model.execution import Execution
 from model.sampling import NO_PICK
 from protocol.logit_rules import NO_RULES, LogitRules
 from protocol.plan import DepthRule
-from protocol.request import GenerateRequest
+from protocol.request import GenerateRequest, SamplingParams
 from router.policy import Fixed
 from targets.engine import Engine, EngineConfig
 from targets.grammar import Constraint, Grammars
+from targets.model import ForwardRow
 from targets.own_client import OwnDraftClient
-from targets.refusals import banned_columns, head_tokens
+from targets.refusals import allowed_picks, banned_columns, head_tokens
 from tests.reference.engine import Collector, ScriptedDrafter, plain_texts, run_all
 from tests.reference.logit_rules import with_rules
 from tests.targets.ahead import EARLY, MIXED, Connect, Whimsical, engine_of
@@ -54,6 +56,17 @@ def speculate(
     drafter = ScriptedDrafter(asked, texts, seed, accuracy=rng.choice([0.5, 0.9]), trouble=0.05)
     config = EngineConfig(max_batch=rng.choice([1, 4, 16]), prefill_chunk=rng.choice([7, 512]))
     return run_all(Engine(load(**sizes), Randomised(seed, 6), drafter, config), asked)
+
+
+@pytest.mark.parametrize(("picks", "num_asked"), [([9, 7, 8], 1), ([6, 9, 8], 2), ([6, 7, 8], 3)])
+def test_nothing_is_asked_behind_the_first_pick_that_is_not_the_drafts(
+    load: LoadTarget, picks: list[int], num_asked: int
+) -> None:
+    asked: list[tuple[list[int], int]] = []
+    row = ForwardRow("x", 0, [5, 6, 7], 3, refusal=lambda draft, pick: asked.append((list(draft), pick)))
+    sampling, logits = [SamplingParams(temperature=0)] * 3, torch.zeros(3, VOCAB)
+    assert allowed_picks(load().decoder, logits, [row], picks, sampling, range(3)) == picks
+    assert asked == [([6, 7][:place], picks[place]) for place in range(num_asked)]
 
 
 @pytest.mark.parametrize("seed", range(12))
