@@ -55,7 +55,7 @@ bench: $(BENCH)  ## every engine, batch, depth and length; the bars (hours; leav
 	$(BIN)/draftpool bench --target demo/models/small $(GRID) --out bench/results/small.json
 	$(BIN)/python -m bench.bars --out bench/results/bars.json
 
-bench-serving: $(BENCH)  ## the served app against the engine alone, and memory over 2,000 requests (minutes)
+bench-serving: $(BENCH)  ## the served app against the engine alone (minutes)
 	$(BIN)/python -m bench.serving
 
 bench-router: $(BENCH)  ## the router against its baselines: offline, as served, and on slowed devices (hours; leave it alone)

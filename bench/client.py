@@ -26,26 +26,36 @@ class RequestFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class ServedAnswer:
-    """Times by the clock. end_s: of the last token."""
+    """Times by the clock. first_s, end_s: of the first token and the last; the same where it came whole."""
 
     model: str
     sent_s: float
+    first_s: float
     end_s: float
     num_tokens: int
     text: str = field(repr=False)
 
+    @property
+    def decoding_rate(self) -> float:
+        """Tokens per second behind the first one, of a stream."""
+        return (self.num_tokens - 1) / (self.end_s - self.first_s)
+
 
 @dataclass(frozen=True, slots=True)
 class RequestTemplate:
-    """What all requests have in common; the seed is the prompt's number."""
+    """What all requests have in common; the seed is the prompt's number. prompts: texts, or token ids."""
 
-    prompts: Sequence[str]
+    prompts: Sequence[str] | Sequence[Sequence[int]]
     max_tokens: int
     temperature: float = 0.0
     stream: bool = True
 
     def body(self, model: str, number: int) -> dict[str, Any]:
-        body = {"model": model, "prompt": self.prompts[number % len(self.prompts)], "max_tokens": self.max_tokens}
+        body: dict[str, Any] = {
+            "model": model,
+            "prompt": self.prompts[number % len(self.prompts)],
+            "max_tokens": self.max_tokens,
+        }
         body |= {"temperature": self.temperature, "seed": number, "ignore_eos": True}
         return body | {"stream": True, "stream_options": {"include_usage": True}} if self.stream else body
 
@@ -63,19 +73,20 @@ class LoadClient:
 
     async def complete(self, ask: RequestTemplate, model: str, number: int) -> ServedAnswer:
         """Raises RequestFailed."""
-        sent_s, text, num_tokens, end_s = time.perf_counter(), "", 0, 0.0
+        sent_s, text, num_tokens, first_s, end_s = time.perf_counter(), "", 0, 0.0, 0.0
         try:
             async with self.http.stream("POST", "/v1/completions", json=ask.body(model, number)) as response:
                 response.raise_for_status()
                 async for event in events(response) if ask.stream else whole(response):
                     if choices := event["choices"]:
                         text, end_s = text + choices[0]["text"], time.perf_counter()
+                        first_s = first_s or end_s
                     num_tokens = (event.get("usage") or {}).get("completion_tokens", num_tokens)
         except (httpx.HTTPError, ValueError, LookupError, TypeError) as error:
             raise RequestFailed(f"a request to {model} failed: {error or type(error).__name__}") from error
         if not num_tokens:
             raise RequestFailed(f"a request to {model} gave no token")
-        return ServedAnswer(model, sent_s, end_s, num_tokens, text)
+        return ServedAnswer(model, sent_s, first_s, end_s, num_tokens, text)
 
     async def closed_loop(
         self,

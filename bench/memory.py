@@ -10,13 +10,11 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import linear_regression
 
 import psutil
-
-from bench.machine import markdown
 
 MIB = 1 << 20
 GROWTH_SHARE, GROWTH_MB = 0.01, 4.0  # growth is what exceeds both; an allocator's own noise does not
@@ -115,8 +113,3 @@ def peak_mb(pid: int | str) -> float:
             if line.startswith("VmHWM"):
                 return int(line.split()[1]) / 1024
     return 0.0
-
-
-def growth_table(part: str, rows: Sequence[Growth]) -> str:
-    header = (part, "peak, MiB", "under load", "base", "end", "growth", "KiB a request", "grows")
-    return markdown(header, [(*asdict(row).values(), "**yes**" if row.grows else "no") for row in rows])

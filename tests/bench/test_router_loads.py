@@ -26,7 +26,7 @@ CELLS = [OFF, SHORT, LONG, GOODPUT]
     ("sent_s", "end_s", "counted"), [(0, 4, 0), (10, 14, 8), (8, 12, 4), (18, 22, 4), (5, 25, 4), (20, 24, 0)]
 )
 def test_an_answer_counts_for_the_part_of_it_that_lies_within(sent_s: float, end_s: float, counted: float) -> None:
-    assert tokens_within([ServedAnswer("small-0", sent_s, end_s, 8, "")], 10.0, 20.0) == pytest.approx(counted)
+    assert tokens_within([ServedAnswer("small-0", sent_s, sent_s, end_s, 8, "")], 10.0, 20.0) == pytest.approx(counted)
 
 
 def test_targets_begin_elsewhere_among_the_prompts_and_stop_when_time_is_over() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -103,13 +102,6 @@ def both(app: Path) -> Path:
     return path
 
 
-def measured(config: Path, *options: str) -> tuple[int, dict[str, Any]]:
-    out = config.parent / "serving.json"
-    prompts = config.parent / "prompts.jsonl"
-    status = main([f"--config={config}", f"--prompts={prompts}", f"--out={out}", "--memory-tokens=8", *options])
-    return status, json.loads(out.read_text())
-
-
 def test_a_missing_config_is_one_line_of_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--config=absent.yaml"]) == 2
     assert "absent.yaml" in capsys.readouterr().err
@@ -129,10 +121,9 @@ def test_hundreds_of_requests_leave_nothing_behind(app: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(300)
-def test_the_command_measures_http_and_every_process(both: Path) -> None:
-    core = min(os.sched_getaffinity(0))
-    options = ["--parts=speed,memory", f"--cores={core}", "--pairs=1", "--max-tokens=8", "--num-requests=60"]
-    _, report = measured(both, *options, "--every=10", "--base-after=20")
-    assert [(one["mode"], one["identical"]) for one in report["speed"]] == [("whole", 1), ("streamed", 1)]
-    names = {row["process"] for row in report["memory"]}
-    assert {"target-large", "target-small", "draft-pool", "ingress", "ProxyActor", "raylet", "this process"} <= names
+def test_the_command_measures_http(both: Path) -> None:
+    core, out = min(os.sched_getaffinity(0)), both.parent / "serving.json"
+    options = [f"--cores={core}", "--pairs=1", "--max-tokens=8"]
+    main([f"--config={both}", f"--prompts={both.parent / 'prompts.jsonl'}", f"--out={out}", *options])
+    found = json.loads(out.read_text())["speed"]
+    assert [(one["mode"], one["identical"]) for one in found] == [("whole", 1), ("streamed", 1)]
