@@ -221,13 +221,13 @@ def branch_length(
 
 def spare_positions(num_waiting: int, num_drafting: int, limits: PoolLimits, now: float, pace: Pace) -> int:
     """How many positions of contexts may run that nobody waits for. A row that reads one makes the pass draft a single
-    token for the others. A pass without drafts holds up drafts that come meanwhile, probably as many as drafted last.
+    token for the others. A pass without drafts holds up drafts that come meanwhile, probably as many as drafted last;
+    in a lull the one that is to follow the context.
     """
     if num_drafting:
         return pace.spare_positions(1, limits.beside_tokens, num_waiting, num_drafting)
-    if pace.is_lull(now):
-        return limits.prefill_tokens
-    return pace.spare_positions(limits.ahead, limits.prefill_tokens, num_waiting, pace.num_drafting)
+    num_delayed = 1 if pace.is_lull(now) else pace.num_drafting
+    return pace.spare_positions(limits.ahead, limits.prefill_tokens, num_waiting, num_delayed)
 
 
 def draft_part(row: Waiting, max_ride: int, budget: int, num_drafts: int) -> Part | None:

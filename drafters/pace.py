@@ -9,7 +9,7 @@ NEW = 0.2  # the weight of a new pass in a mean
 # The share of its time by which contexts may delay a draft if as many rows wait for a context as draft. One row beside
 # seven may take 7 %; the more rows wait, the sooner they are read.
 SHARE = 0.5
-LULL_S = 0.25  # without a draft; then contexts are read as fast as possible
+LULL_S = 0.25  # without a draft; then the rows that drafted last are not waited for
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,9 @@ Three missed deadlines in a row end the waiting. From then on a probe goes out a
 that is sent and not waited for, so a pool which stays slow costs the target nothing. The first probe that is answered
 in time brings the waiting back. Should it end again, the pauses go on from the length that they had; RECOVERED answers
 in a row make them short again. Otherwise a pool that is fast now and then would be waited for every second.
+
+A probe that is answered NOT_YET in time, for the replica has to read what was written meanwhile, says nothing of how
+fast it drafts: the next one follows soon, when that is read.
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ from enum import Enum, auto
 
 MISSES = 3
 RECOVERED = 8
+SOON_S = 0.1
 PAUSES_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 
 
@@ -58,6 +62,12 @@ class Backoff:
         self._answers += 1
         if self._answers >= RECOVERED:
             self._pause = 0
+
+    def not_yet(self) -> None:
+        """In time, but the context of a draft has yet to be read."""
+        if self.resting:
+            self._pause = max(self._pause - 1, 0)  # of this probe
+            self._resume_at = self._clock() + SOON_S
 
     def _rest(self) -> None:
         self._resume_at = self._clock() + PAUSES_S[self._pause]

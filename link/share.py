@@ -52,10 +52,14 @@ class Share:
         """How many rows came with tokens. Refusals come at once, and tell nothing of how fast the pool drafts."""
         return sum(bool(block.tokens) for block in self.blocks.values())
 
+    @property
+    def num_not_yet(self) -> int:
+        """How many rows have a context that is still to be read."""
+        return sum(block.status is DraftStatus.NOT_YET for block in self.blocks.values())
+
     def mostly_late(self, since: float) -> bool:
         """since: what came later was waited for too long, if it is NOT_YET."""
-        not_yet = sum(block.status is DraftStatus.NOT_YET for block in self.blocks.values())
-        return len(self._missing) + (not_yet if self.came > since else 0) > self.num_drafted
+        return len(self._missing) + (self.num_not_yet if self.came > since else 0) > self.num_drafted
 
 
 def wait_for(shares: Sequence[Share], clock: Callable[[], float]) -> None:

@@ -197,5 +197,8 @@ class LinkedDraftClient:
                 self._placement.refused(block.sequence_id, routes.keys())
             else:
                 self._placement.served(block.sequence_id)
-        if route.share.is_over and self._clock() < route.share.expires and route.share.num_drafted:
-            route.backoff.answered()
+        if route.share.is_over and self._clock() < route.share.expires:
+            if route.share.num_drafted:
+                route.backoff.answered()
+            elif route.share.num_not_yet:
+                route.backoff.not_yet()

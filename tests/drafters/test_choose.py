@@ -80,16 +80,24 @@ def test_a_fork_is_in_no_pass_before_that_of_its_parent() -> None:
 
 
 @pytest.mark.parametrize(
-    ("position_ms", "beside", "between"), [(0.0, 32, 256), (0.001, 32, 256), (0.01, 14, 114), (0.1, 1, 11), (9.0, 1, 1)]
+    ("position_ms", "beside", "between", "lull"),
+    [
+        (0.0, 32, 256, 256),
+        (0.001, 32, 256, 256),
+        (0.01, 14, 114, 256),
+        (0.1, 1, 11, 80),
+        (1.0, 1, 1, 8),
+        (9.0, 1, 1, 1),
+    ],
 )
 def test_contexts_hold_up_drafts_by_a_share_of_what_a_draft_takes(
-    position_ms: float, beside: int, between: int
+    position_ms: float, beside: int, between: int, lull: int
 ) -> None:
-    """Beside drafts by a share of one token, between them by one of a whole draft; in a lull nobody waits."""
+    """Beside drafts a share of one token, between them one of a whole draft; in a lull one of a single row's."""
     pace = Pace(token_ms=2.0, position_ms=position_ms, drafted_s=10.0, num_drafting=7)
     assert chosen(context(1), *map(draft, range(2, 9)), pace=pace, now=10.1)[1].num_prefill == beside
     assert chosen(context(1), pace=pace, now=10.1)[1].num_prefill == between
-    assert chosen(context(1), pace=pace, now=11.0)[1].num_prefill == LIMITS.prefill_tokens
+    assert chosen(context(1), pace=pace, now=11.0)[1].num_prefill == lull
 
 
 @pytest.mark.parametrize(("num_waiting", "num_drafting", "positions"), [(1, 7, 7), (1, 1, 50), (4, 4, 50), (6, 2, 150)])

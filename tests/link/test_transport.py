@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from link.backoff import MISSES, PAUSES_S, RECOVERED, Ask, Backoff
+from link.backoff import MISSES, PAUSES_S, RECOVERED, SOON_S, Ask, Backoff
 from link.discovery import Need, PoolMember
 from link.listening import bind
 from link.pool_thread import PoolThread
@@ -78,6 +78,27 @@ def test_several_answers_in_a_row_make_the_pauses_short_again() -> None:
         backoff.answered()
     slow_again(backoff)
     assert seconds_until_the_next_probe(backoff, clock) == PAUSES_S[0]
+
+
+def test_a_probe_that_finds_a_context_unread_is_followed_by_another_one_soon() -> None:
+    clock = Clock()
+    backoff = missed_three_times(clock)
+    seconds_until_the_next_probe(backoff, clock)
+    for _ in range(5):
+        backoff.not_yet()
+        assert seconds_until_the_next_probe(backoff, clock) <= 2 * SOON_S
+    assert seconds_until_the_next_probe(backoff, clock) == PAUSES_S[1]
+
+
+def test_an_unread_context_does_not_end_or_bring_back_the_waiting() -> None:
+    clock = Clock()
+    backoff = Backoff(clock)
+    backoff.not_yet()
+    assert backoff.ask() is Ask.WAIT
+    resting = missed_three_times(clock)
+    resting.not_yet()
+    clock.now += 1.0
+    assert resting.ask() is Ask.PROBE
 
 
 def test_only_misses_in_a_row_count() -> None:
