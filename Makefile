@@ -50,10 +50,9 @@ test-all: $(READY)  ## all that needs no GPU
 exactness: $(READY)  ## the full matrix against the plain loop (about an hour; resumes)
 	$(BIN)/python -m bench.exactness
 
-bench: $(BENCH)  ## every engine, batch, depth and length; the bars (hours; leave the machine alone)
+bench: $(BENCH)  ## every engine, batch, depth and length (hours; leave the machine alone)
 	$(BIN)/draftpool bench --target demo/models/large $(GRID) --out bench/results/large.json
 	$(BIN)/draftpool bench --target demo/models/small $(GRID) --out bench/results/small.json
-	$(BIN)/python -m bench.bars --out bench/results/bars.json
 
 bench-serving: $(BENCH)  ## the served app against the engine alone (minutes)
 	$(BIN)/python -m bench.serving

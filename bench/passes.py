@@ -28,10 +28,8 @@ from cli.arguments import whole
 from deployments.progress import loading
 from model.checkpoint import tensor_source
 from model.config import read_config
-from model.eager import EagerDecoder
 from model.execution import why_not_native
 from model.load import WeightFormat, tensor_shapes
-from model.native.decoder import NativeDecoder
 from model.native.library import library, num_threads, thread_pool
 from model.native.memory import zeros
 from protocol.request import SamplingParams
@@ -113,29 +111,6 @@ def read_ms(num_bytes: int, passes: int) -> float:
         pool = thread_pool(num_threads())
         readers.append(lambda: library().dp_read(pool, values.data_ptr(), values.nbytes))
     return min(median_ms(reader, passes) for reader in readers)
-
-
-@torch.inference_mode()
-def products_ms(model: TargetModel, width: int, passes: int) -> float:
-    """Of the matrix products alone of a pass over `width` tokens, with the kernels that the model itself runs on.
-
-    Raises TypeError for a decoder whose products cannot be run alone.
-    """
-    decoder = model.decoder
-    if isinstance(decoder, NativeDecoder):
-        return median_ms(lambda: decoder.linear_pass(width), passes)
-    if isinstance(decoder, EagerDecoder):
-        return median_ms(lambda: _eager_products(decoder, width), passes)
-    raise TypeError(f"{type(decoder).__name__} has no pass of linear layers alone")
-
-
-def _eager_products(decoder: EagerDecoder, width: int) -> None:
-    weights = decoder.weights
-    hidden = torch.ones(width, decoder.config.hidden_size, dtype=decoder.dtype)
-    for layer in weights.layers:
-        layer.out(layer.qkv(hidden)[:, : layer.out.weight.shape[1]])
-        layer.down(layer.gate_up(hidden)[:, : layer.down.weight.shape[1]])
-    torch.nn.functional.linear(hidden, weights.head)
 
 
 def median_ms(call: Callable[[], object], passes: int) -> float:
