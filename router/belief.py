@@ -16,8 +16,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from protocol.plan import Mode
 from protocol.record import Origin, RoundRecord, RowRecord
 from router.filters import Filter, begin
@@ -59,11 +57,11 @@ class Belief:
 
 def prior(costs: Costs) -> Belief:
     num_exits = len(costs.exits)
-    offsets = PER_LAYER * (np.asarray(costs.exits) - costs.exits[0])
+    offsets = [PER_LAYER * (exit_ - costs.exits[0]) for exit_ in costs.exits]
     level = math.log(RATE / (1 - RATE))
     times = [MACHINE, PASS, PART, PASS, *[MACHINE] * len(AHEAD), *[EXIT] * num_exits]
     return Belief(
-        accept=begin([level, *offsets.tolist()], [LEVEL, *[OFFSET] * num_exits]),
+        accept=begin([level, *offsets], [LEVEL, *[OFFSET] * num_exits]),
         cost=(begin([0.0] * len(times), times, range(DRAFT, DRAFT + num_exits), POOL),)
         * (1 + costs.size(len(costs.rest))),
         ahead=begin([0.0, *[0.9, 0.4] * len(AHEAD)], [1e-3, *[0.2, 0.3] * len(AHEAD)]),

@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 from math import exp
 from typing import Protocol
 
-import numpy as np
-
 from protocol.plan import BatchView, DepthRule, Mode, Plan, SequenceView
 from protocol.record import RoundRecord
-from router.belief import BURSTS, learn, prior
-from router.decide import Decision, batch_of, decide, profiled
+from router.belief import BURSTS, DRAFT, learn, prior
+from router.decide import Decision, decide
+from router.rounds import Guess, batch_of, rounds_of
 from router.tables import Costs
 
 # Of rounds between decisions, which take 0.3 to 0.8 ms with what is learned before where caches are cold: at least, and
@@ -104,7 +103,7 @@ class Ema:
     def __init__(self, costs: Costs) -> None:
         self.costs = costs
         self.rates = [EMA_RATE] * len(costs.exits)
-        self._prior = prior(costs)
+        self._prior, self._factors = prior(costs), [1.0] * (DRAFT + len(costs.exits))
         self._num_rested = 0
 
     def opening(self) -> DepthRule | None:
@@ -116,11 +115,10 @@ class Ema:
         batch = replace(batch_of(view, self.costs), modes=(Mode.SERIAL,))
         if batch.room < 1:
             return Plan(None, (0,) * len(view.sequences))
-        rates = np.asarray(self.rates)
-        promised = profiled(self._prior, self.costs, batch, np.log(rates / (1 - rates)))
-        paces = promised.paces[0, 0]
-        exit_, length = divmod(int(paces.argmin()), paces.shape[1])
-        if float(promised.off_ms[0]) / batch.num_rows <= paces.min():
+        rounds, guess = rounds_of(self._prior, self.costs, batch), Guess(self.rates, self._factors, ())
+        paces = [pace for exit_ in range(len(self.rates)) for pace in rounds.paces(guess, Mode.SERIAL, exit_)]
+        exit_, length = divmod(paces.index(min(paces)), batch.room)
+        if rounds.off_pace(guess) <= min(paces):
             self._num_rested += 1
             length = -1 if self._num_rested % EMA_REST else 0
         else:
