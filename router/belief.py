@@ -1,8 +1,8 @@
-"""What a target believes of its rounds, and how rounds change that. Values and pure functions.
+"""What a target believes of its rounds, and how a round changes that. Values and pure functions.
 
-accept    log odds that a drafted token is accepted if all before it were: a level of the text, an offset per exit
-cost      by size of batch, for a profile is off by another factor at each: log of measured over profiled time, a level
-          and an offset per part of a round
+accept    log odds that a drafted token is accepted if all before it were: of the text, and what an exit adds
+cost      by size of batch, for a profile is off by another factor at each: log of measured over profiled time, by part of
+          a round
 ahead     by mode that drafts ahead: the share of rows that have a proposal, and the share that is waited for of
           what the pass could hide of a draft
 goes_on   how often drafts go on behind a token, and behind an accepted one: they end where the next does not pay
@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from itertools import repeat
+from dataclasses import dataclass
 
 from protocol.plan import Mode
 from protocol.record import Origin, RoundRecord, RowRecord
@@ -56,55 +57,55 @@ class Belief:
 
 
 def prior(costs: Costs) -> Belief:
-    num_exits = len(costs.exits)
+    exits = range(len(costs.exits))
     offsets = [PER_LAYER * (exit_ - costs.exits[0]) for exit_ in costs.exits]
-    level = math.log(RATE / (1 - RATE))
-    times = [MACHINE, PASS, PART, PASS, *[MACHINE] * len(AHEAD), *[EXIT] * num_exits]
-    return Belief(
-        accept=begin([level, *offsets], [LEVEL, *[OFFSET] * num_exits]),
-        cost=(begin([0.0] * len(times), times, range(DRAFT, DRAFT + num_exits), POOL),)
-        * (1 + costs.size(len(costs.rest))),
-        ahead=begin([0.0, *[0.9, 0.4] * len(AHEAD)], [1e-3, *[0.2, 0.3] * len(AHEAD)]),
-        lags=(0.0,) * num_exits,
-    )
+    texts = begin(tuple((0, 1 + at) for at in exits), [math.log(RATE / (1 - RATE)), *offsets], [LEVEL, *repeat(OFFSET, len(exits))])
+    parts = (*((0, 1 + part) for part in range(DRAFT)), *((0, 1 + DRAFT, 2 + DRAFT + at) for at in exits))
+    deviations = [MACHINE, PASS, PART, PASS, *repeat(MACHINE, len(AHEAD)), POOL, *repeat(EXIT, len(exits))]
+    times = begin(parts, [0.0] * len(deviations), deviations)
+    ahead = begin(((0,), (1,), (2,), (3,)), [0.9, 0.4] * 2, [0.2, 0.3] * 2)
+    return Belief(texts, (times,) * (1 + costs.size(len(costs.rest))), ahead, (0.0,) * len(exits))
 
 
-def learn(belief: Belief, costs: Costs, records: Sequence[RoundRecord]) -> Belief:
-    """The belief after these rounds, which followed each other."""
-    records = [record for record in records if record.rows]
-    if not records:
+def learn(belief: Belief, costs: Costs, record: RoundRecord) -> Belief:
+    """The belief after one more round."""
+    if not record.rows:
         return belief
-    return _learn_times(_learn_tokens(belief, costs, records), costs, records)
+    exit_ = _planned(record, costs)
+    accept, goes_on, goes_on_right = _learn_tokens(belief, costs, record)
+    cost, ahead, wait_ms = belief.cost, belief.ahead, belief.wait_ms
+    if not record.num_prefill_tokens:
+        at = costs.size(len(record.rows))
+        times = _learn_pass(cost[at], costs, record)
+        if exit_ is not None:
+            wait_ms += (record.wait_ms - wait_ms) / WAITS
+            if belief.lags[exit_] <= SETTLED and all([row.num_fed <= SETTLED for row in record.rows]):
+                times, ahead = _learn_draft(times, ahead, costs, record, exit_)
+        cost = (*cost[:at], times, *cost[at + 1 :])
+    lags = _lags(belief.lags, record, exit_)
+    return Belief(accept, cost, ahead, lags, goes_on, goes_on_right, wait_ms)
 
 
-def _learn_tokens(belief: Belief, costs: Costs, records: Sequence[RoundRecord]) -> Belief:
-    accepted, tried = [0] * len(costs.exits), [0] * len(costs.exits)
-    on = ends = right = early = 0
-    for record in records:
-        for row in record.rows:
-            exit_ = _exit_of(row, costs)
-            if exit_ is not None:
-                accepted[exit_] += row.num_right
-                tried[exit_] += row.num_tried
-                ended, whole = row.num_drafted < row.length, row.num_right == row.num_drafted
-                on, ends = on + row.num_drafted - 1, ends + ended
-                right, early = right + row.num_right - whole, early + (ended and whole)
-    num_rounds = len(records)
-    accept = belief.accept.settled(num_rounds / USUAL).decayed(num_rounds / MEMORY, _doubt(records, any(tried)))
+def _learn_tokens(belief: Belief, costs: Costs, record: RoundRecord) -> tuple[Filter, float, float]:
+    """What is accepted, and how often drafts go on behind a token, and behind an accepted one."""
+    right, tried = [0] * len(costs.exits), [0] * len(costs.exits)
+    on = ends = on_right = ends_right = 0
+    for row in record.rows:
+        exit_ = _exit_of(row, costs)
+        if exit_ is not None:
+            drafted, accepted = row.num_drafted, row.num_right
+            right[exit_] += accepted
+            tried[exit_] += row.num_tried
+            ended, whole = drafted < row.length, accepted == drafted
+            on, ends = on + drafted - 1, ends + ended
+            on_right, ends_right = on_right + accepted - whole, ends_right + (ended and whole)
+    doubt = 0.0 if any(tried) else len(record.rows) ** BY_ROWS / UNSEEN
+    accept = belief.accept.settled(1 / USUAL).decayed(1 / MEMORY, doubt)
     for exit_, count in enumerate(tried):
         if count:
-            accept = accept.counted(exit_, accepted[exit_] / BURSTS, count / BURSTS)
-    return replace(
-        belief,
-        accept=accept,
-        goes_on=(STOPS * belief.goes_on + on) / (STOPS + on + ends),
-        goes_on_right=(STOPS * belief.goes_on_right + right) / (STOPS + right + early),
-    )
-
-
-def _doubt(records: Sequence[RoundRecord], drafted: bool) -> float:
-    """How much more the level decays while off: sooner in large batches, where a round of drafting tells more."""
-    return 0.0 if drafted else len(records) * len(records[-1].rows) ** BY_ROWS / UNSEEN
+            accept = accept.counted(exit_, right[exit_] / BURSTS, count / BURSTS)
+    goes_on = (STOPS * belief.goes_on + on) / (STOPS + on + ends)
+    return accept, goes_on, (STOPS * belief.goes_on_right + on_right) / (STOPS + on_right + ends_right)
 
 
 def _exit_of(row: RowRecord, costs: Costs) -> int | None:
@@ -114,83 +115,31 @@ def _exit_of(row: RowRecord, costs: Costs) -> int | None:
     return costs.exits.index(row.rule.exits[0])
 
 
-@dataclass(slots=True)
-class _Times:
-    """A part in a few rounds of as many rows: sums of ms, and of what their profile is looked up by."""
-
-    measured: float = 0.0
-    profiled: float = 0.0
-    num_rounds: int = 0
-    num_tokens: int = 0
-    context: float = 0.0
-
-    def profile(self, part: int, num_rows: int, costs: Costs) -> float:
-        if part >= DRAFT:
-            return self.profiled
-        if part == REST:
-            return self.num_rounds * costs.rest[costs.rows(num_rows)]
-        tokens, context = self.num_tokens / self.num_rounds, self.context / self.num_rounds
-        return self.num_rounds * costs.verify_ms(num_rows, tokens, context)
-
-
-Parts = dict[tuple[int, int], _Times]  # by part and number of rows
-
-
-def _learn_times(belief: Belief, costs: Costs, records: Sequence[RoundRecord]) -> Belief:
-    parts: Parts = {}
-    wait_ms, lags, ahead = belief.wait_ms, belief.lags, belief.ahead
-    for record in records:
-        if not record.num_prefill_tokens:
-            _add_passes(parts, record)
-            exit_ = _planned(record, costs)
-            if exit_ is not None:
-                wait_ms += (record.wait_ms - wait_ms) / WAITS
-                if lags[exit_] <= SETTLED and all(row.num_fed <= SETTLED for row in record.rows):
-                    ahead = _learn_draft(parts, ahead, belief.cost, costs, record, exit_)
-        lags = _lags(lags, costs, record)
-    return replace(belief, cost=_learn_parts(belief.cost, costs, parts), ahead=ahead, wait_ms=wait_ms, lags=lags)
-
-
-def _learn_parts(cost: tuple[Filter, ...], costs: Costs, parts: Parts) -> tuple[Filter, ...]:
-    known = list(cost)
-    for (part, num_rows), times in parts.items():
-        at, profiled = costs.size(num_rows), times.profile(part, num_rows, costs)
-        if part == REST:  # of every round
-            known[at] = known[at].decayed(times.num_rounds / MEMORY)
-        if times.measured > 0 and profiled > 0:
-            known[at] = known[at].measured(part, math.log(times.measured / profiled), ROUND**2 / times.num_rounds)
-    return tuple(known)
-
-
-def _add_passes(parts: Parts, record: RoundRecord) -> None:
+def _learn_pass(times: Filter, costs: Costs, record: RoundRecord) -> Filter:
     num_rows, proposed = len(record.rows), record.num_proposed
-    passed = parts.setdefault((WIDE + MODES.index(record.plan.mode) if proposed else PLAIN, num_rows), _Times())
-    passed.measured += record.verify_ms
-    passed.num_tokens += num_rows + proposed
-    passed.context += record.context
-    passed.num_rounds += 1
-    rest = parts.setdefault((REST, num_rows), _Times())
-    rest.measured += record.rest_ms
-    rest.num_rounds += 1
+    part = WIDE + MODES.index(record.plan.mode) if proposed else PLAIN
+    verify_ms = costs.verify_ms(num_rows, num_rows + proposed, record.context)
+    times = _timed(times.decayed(1 / MEMORY), part, record.verify_ms, verify_ms)
+    return _timed(times, REST, record.rest_ms, costs.rest[costs.rows(num_rows)])
+
+
+def _timed(times: Filter, part: int, measured_ms: float, profiled_ms: float) -> Filter:
+    if min(measured_ms, profiled_ms) <= 0:
+        return times
+    return times.measured(part, math.log(measured_ms / profiled_ms), ROUND**2)
 
 
 def _learn_draft(
-    parts: Parts, ahead: Filter, cost: tuple[Filter, ...], costs: Costs, record: RoundRecord, exit_: int
-) -> Filter:
-    """Learns from a round in which the pool had nothing to catch up with. Returns the belief about drafting ahead."""
-    waited, num_rows = record.draft_ms - record.wait_ms, len(record.rows)
-    link = costs.link[costs.rows(num_rows)]
+    times: Filter, ahead: Filter, costs: Costs, record: RoundRecord, exit_: int
+) -> tuple[Filter, Filter]:
+    """Of a round in which the pool had nothing to catch up with: times, and what drafting ahead hides."""
+    waited, link = record.draft_ms - record.wait_ms, costs.link[costs.rows(len(record.rows))]
     if record.plan.mode in AHEAD:
         drafted = [row.num_drafted for row in record.rows]
-        factor = math.exp(cost[costs.size(num_rows)].arm(DRAFT + exit_))
-        return _ahead(ahead, record, waited, link + costs.draft_ms(exit_, drafted) * factor)
+        whole = link + costs.draft_ms(exit_, drafted) * math.exp(times.value(DRAFT + exit_))
+        return times, _ahead(ahead, record, waited, whole)
     lengths = [row.num_drafted if row.origin is Origin.FRESH else 0 for row in record.rows]
-    if any(lengths):
-        times = parts.setdefault((DRAFT + exit_, num_rows), _Times())
-        times.measured += waited - link
-        times.profiled += costs.draft_ms(exit_, lengths)
-        times.num_rounds += 1
-    return ahead
+    return _timed(times, DRAFT + exit_, waited - link, costs.draft_ms(exit_, lengths)), ahead
 
 
 def _ahead(ahead: Filter, record: RoundRecord, waited: float, whole: float) -> Filter:
@@ -211,9 +160,9 @@ def _planned(record: RoundRecord, costs: Costs) -> int | None:
     return costs.exits.index(depth.exits[0]) if any(record.plan.lengths) else None
 
 
-def _lags(lags: Sequence[float], costs: Costs, record: RoundRecord) -> tuple[float, ...]:
+def _lags(lags: Sequence[float], record: RoundRecord, exit_: int | None) -> tuple[float, ...]:
     """Layers up to the exit have run all but what this round commits. Deeper ones lack at least what was fed to it."""
-    exit_, each = _planned(record, costs), record.num_committed / len(record.rows)
+    each = record.num_committed / len(record.rows)
     if exit_ is None:
         return tuple([lag + each for lag in lags])
     fed = sum([row.num_fed for row in record.rows]) / len(record.rows)

@@ -71,11 +71,11 @@ def _hopes(belief: Belief, costs: Costs, batch: Batch, guess: Guess, held: Arm) 
     """
     accept, cost, ahead = belief.accept, belief.cost[costs.size(batch.num_rows)], belief.ahead
     used = PLAIN if held.exit is None else WIDE + MODES.index(held.mode)
-    more = [sigmoid(odds + doubt) for odds, doubt in zip(accept.arms, accept.doubts(held.exit), strict=True)]
+    more = [sigmoid(odds + doubt) for odds, doubt in zip(accept.values, accept.doubts(held.exit), strict=True)]
     less = [factor * exp(-doubt) for factor, doubt in zip(guess.factors, cost.doubts(used), strict=True)]
     less[REST] = guess.factors[REST]
     signs = (1, -1) * (len(guess.ahead) // 2)
-    shares = [share + sign * doubt for share, sign, doubt in zip(guess.ahead, signs, ahead.doubts(None), strict=True)]
+    shares = [share + sign * doubt for share, sign, doubt in zip(guess.ahead, signs, ahead.doubts(), strict=True)]
     return replace(guess, rates=more), replace(guess, factors=less, ahead=shares)
 
 
@@ -103,7 +103,7 @@ def catch_up_ms(belief: Belief, costs: Costs, batch: Batch) -> list[float]:
     cost = belief.cost[costs.size(batch.num_rows)]
     for at, (lag, token_ms) in enumerate(zip(belief.lags, costs.catch_up[costs.rows(batch.num_rows)], strict=True)):
         unseen = min(max(lag, batch.num_unseen), batch.context)
-        total += token_ms * exp(cost.arm(DRAFT + at)) * unseen if unseen > SETTLED else 0.0
+        total += token_ms * exp(cost.value(DRAFT + at)) * unseen if unseen > SETTLED else 0.0
         owed.append(total)
     return owed
 

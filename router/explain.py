@@ -74,7 +74,7 @@ def assumed(costs: Costs, rates: Mapping[int, float]) -> Belief:
     known = sorted(rates)
     each = np.interp(costs.exits, known, [min(max(rates[exit_], 1e-4), 1 - 1e-4) for exit_ in known]).tolist()
     odds = [log(rate / (1 - rate)) for rate in each]
-    return replace(prior(costs), accept=begin([0.0, *odds], [1.0] * (1 + len(odds))))
+    return replace(prior(costs), accept=begin(tuple((at,) for at in range(len(odds))), odds, [1.0] * len(odds)))
 
 
 def describe(policy: Policy) -> dict[str, Any]:
@@ -108,11 +108,11 @@ def _goodput(policy: Goodput) -> dict[str, Any]:
             "trial": decision.trial,
         },
         "arms": [] if policy.view is None else [_told(one) for one in _best_of_each(belief, costs, policy.view)],
-        "acceptance": _by_exit(costs, list(map(sigmoid, belief.accept.arms))),
-        "acceptance_deviations_log_odds": _by_exit(costs, belief.accept.doubts(None)),
+        "acceptance": _by_exit(costs, list(map(sigmoid, belief.accept.values))),
+        "acceptance_deviations_log_odds": _by_exit(costs, belief.accept.doubts()),
         "times_over_profile": _ratios(policy),
         "ahead": {
-            mode.value: dict(zip(("served", "waited"), _rounded(belief.ahead.arms[2 * at : 2 * at + 2]), strict=True))
+            mode.value: dict(zip(("served", "waited"), _rounded(belief.ahead.values[2 * at : 2 * at + 2]), strict=True))
             for at, mode in enumerate(AHEAD)
         },
         "drafts_go_on": round(belief.goes_on, DIGITS),
@@ -148,7 +148,7 @@ def _told(option: Option) -> dict[str, Any]:
 def _ratios(policy: Goodput) -> dict[str, float]:
     """At the size of the batch."""
     costs, num_rows = policy.costs, len(policy.view.sequences) if policy.view else 1
-    ratios = _rounded(list(map(exp, policy.belief.cost[costs.size(num_rows)].arms)))
+    ratios = _rounded(list(map(exp, policy.belief.cost[costs.size(num_rows)].values)))
     passes = {f"verify, {mode.value}": ratios[WIDE + at] for at, mode in enumerate(MODES)}
     drafts = {f"draft, depth {depth}": ratios[DRAFT + at] for at, depth in enumerate(costs.exits)}
     return {"verify, nothing drafted": ratios[PLAIN], **passes, **drafts, "rest": ratios[REST]}

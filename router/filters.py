@@ -1,21 +1,23 @@
-"""What arms have in common and what sets each apart: a level plus an offset per arm, as a Kalman filter (Kalman, 1960).
+"""What arms have in common and what sets each apart, as a Kalman filter (Kalman, 1960) of independent causes.
 
-The level moves most, and arms may be related. So what one arm shows moves the belief about all of them, and the doubt
-about an arm that is not played grows. Belief decays towards the prior, which is forgetting. Where recent observations
-are off by more than chance, something changed, and everything is as doubtful as at the beginning.
+An arm is a sum of causes, such as what all arms share, and what is its own. So what one arm shows moves the belief about
+those that share a cause with it, the doubtful causes most. Belief decays towards the prior, which is forgetting, and so
+the doubt about an arm that is not played grows. Where recent observations are off by more than chance, something changed,
+and everything is as doubtful as at the beginning.
 
-Plain floats, since there are ten arms at most: between passes over a model's weights the processor's caches are cold,
-and then numpy takes ten times as long for so few numbers.
+Causes are held to be independent, which they are not once a sum of them was seen; that keeps a filter to two numbers for
+each. Plain floats: between passes over a model's weights the processor's caches are cold, and what counts is how little
+is touched.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 Line = tuple[float, ...]
-Square = tuple[Line, ...]
+Arms = tuple[tuple[int, ...], ...]
 
 SURPRISE = 4.0  # standard deviations of the recent mean that no chance explains
 RECENT = 0.9  # weight of a surprise after each later observation
@@ -25,78 +27,70 @@ NEWTON = 4  # steps to the mode of a binomial posterior
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """mean, prior: [1 + arms], the level first. cov, spread: covariances of the belief and of the prior.
+    """means, variances: what is believed of each cause; prior, spread: the same before anything was seen.
 
-    surprise, weight: running sums of recent standardized innovations, and of their variances.
+    arms: the causes of each. surprise, weight: running sums of recent standardized innovations, and of their variances.
     """
 
-    mean: Line
-    cov: Square
+    arms: Arms
+    means: Line
+    variances: Line
     prior: Line
-    spread: Square
+    spread: Line
     surprise: float = 0.0
     weight: float = 0.0
     num_changes: int = 0
 
     @property
-    def arms(self) -> list[float]:
-        """What is believed of each, level included."""
-        level, *offsets = self.mean
-        return [level + offset for offset in offsets]
+    def values(self) -> list[float]:
+        """What is believed of each arm."""
+        means = self.means
+        return [sum([means[cause] for cause in arm]) for arm in self.arms]
 
-    def arm(self, arm: int) -> float:
-        """What is believed of one, level included."""
-        return self.mean[0] + self.mean[1 + arm]
+    def value(self, arm: int) -> float:
+        return sum([self.means[cause] for cause in self.arms[arm]])
 
-    def _variance(self, arm: int) -> float:
-        at, level = 1 + arm, self.cov[0]
-        return level[0] + 2 * level[at] + self.cov[at][at]
-
-    def doubts(self, arm: int | None) -> list[float]:
-        """Standard deviation of what sets each arm apart from this one, or of each by itself."""
-        if arm is None:
-            variances = [self._variance(each) for each in range(len(self.mean) - 1)]
-        else:
-            own = self.cov[1 + arm]
-            variances = [
-                row[at] + own[1 + arm] - 2 * own[at] for at, row in enumerate(self.cov[1:], start=1)
-            ]
-        return [math.sqrt(max(variance, 0.0)) for variance in variances]
-
-    def decayed(self, share: float, of_level: float = 0.0) -> Filter:
-        """So much of the belief, in log units, gives way to the prior, and of that about the level so much more."""
-        keep = math.exp(-share)
-        squared, given = keep**2, 1 - keep**2
-        mean = [prior + keep * (mean - prior) for mean, prior in zip(self.mean, self.prior, strict=True)]
-        cov = [
-            [squared * known + given * usual for known, usual in zip(row, spread, strict=True)]
-            for row, spread in zip(self.cov, self.spread, strict=True)
+    def doubts(self, beside: int | None = None) -> list[float]:
+        """Standard deviation of each arm, or of what sets it apart from another."""
+        known, variances = () if beside is None else self.arms[beside], self.variances
+        return [
+            math.sqrt(
+                sum([variances[cause] for cause in arm if cause not in known])
+                + sum([variances[cause] for cause in known if cause not in arm])
+            )
+            for arm in self.arms
         ]
-        if of_level:
-            keep = math.exp(-of_level)
-            mean[0] = self.prior[0] + keep * (mean[0] - self.prior[0])
-            cov[0] = [keep * each for each in cov[0]]
-            for row in cov:
-                row[0] *= keep
-            cov[0][0] += (1 - keep**2) * self.spread[0][0]
-        return replace(self, mean=tuple(mean), cov=tuple(map(tuple, cov)))
+
+    def decayed(self, share: float, first: float = 0.0) -> Filter:
+        """So much of the belief, in log units, gives way to the prior, and of that about the first cause so much more."""
+        keep = math.exp(-share)
+        kept, given = keep**2, 1 - keep**2
+        means = [prior + keep * (mean - prior) for mean, prior in zip(self.means, self.prior, strict=True)]
+        doubts = [kept * own + given * usual for own, usual in zip(self.variances, self.spread, strict=True)]
+        if first:
+            keep = math.exp(-first)
+            means[0] = self.prior[0] + keep * (means[0] - self.prior[0])
+            doubts[0] = keep**2 * doubts[0] + (1 - keep**2) * self.spread[0]
+        return self._with(tuple(means), tuple(doubts))
 
     def settled(self, share: float) -> Filter:
-        """So much of the level's prior gives way to what is believed: to what is usual."""
-        level, *others = self.prior
-        return replace(self, prior=(level + share * (self.mean[0] - level), *others))
+        """So much of the first cause's prior gives way to what is believed: to what is usual."""
+        first, *others = self.prior
+        prior = (first + share * (self.means[0] - first), *others)
+        return Filter(
+            self.arms, self.means, self.variances, prior, self.spread, self.surprise, self.weight, self.num_changes
+        )
 
     def measured(self, arm: int, value: float, variance: float) -> Filter:
         """A value with its variance."""
-        before, doubt = self.arm(arm), self._variance(arm)
-        limit = CLIP * math.sqrt(doubt + variance)
-        off = min(max(value - before, -limit), limit)
-        gain = doubt / (doubt + variance)
-        return self._moved(arm, gain * off, doubt * (1 - gain), off / math.sqrt(doubt + variance))
+        total = sum([self.variances[cause] for cause in self.arms[arm]]) + variance
+        limit = CLIP * math.sqrt(total)
+        off = min(max(value - self.value(arm), -limit), limit)
+        return self._moved(arm, off / total, 1 / total, off / math.sqrt(total))
 
     def counted(self, arm: int, successes: float, trials: float) -> Filter:
         """Successes among trials, where the belief is about log odds."""
-        before, doubt = self.arm(arm), self._variance(arm)
+        before, doubt = self.value(arm), sum([self.variances[cause] for cause in self.arms[arm]])
         odds, rate = before, sigmoid(before)
         noise = trials * rate * (1 - rate)
         surprise = (successes - trials * rate) / math.sqrt(noise * (1 + noise * doubt))
@@ -105,44 +99,31 @@ class Filter:
             slope = (before - odds) / doubt + successes - trials * rate
             odds += min(max(slope / (1 / doubt + trials * rate * (1 - rate)), -1.0), 1.0)
         rate = sigmoid(odds)
-        return self._moved(arm, odds - before, 1 / (1 / doubt + trials * rate * (1 - rate)), surprise)
+        information = trials * rate * (1 - rate)
+        return self._moved(arm, (odds - before) / doubt, information / (1 + information * doubt), surprise)
 
-    def _moved(self, arm: int, step: float, variance: float, surprise: float) -> Filter:
-        """The belief about an arm moves by a step and has this variance now."""
-        doubt = self._variance(arm)
-        shared = [level + own for level, own in zip(self.cov[0], self.cov[1 + arm], strict=True)]
-        gain, less = step / doubt, (doubt - variance) / doubt**2
-        gone = [less * each for each in shared]
-        mean = tuple([known + gain * each for known, each in zip(self.mean, shared, strict=True)])
-        cov = tuple([
-            tuple([known - own * each for known, each in zip(row, gone, strict=True)])
-            for row, own in zip(self.cov, shared, strict=True)
-        ])
+    def _moved(self, arm: int, step: float, less: float, surprise: float) -> Filter:
+        """The causes of an arm move by so much of their variances, and are less doubtful by so much of these squared."""
+        means, doubts = list(self.means), list(self.variances)
+        for cause in self.arms[arm]:
+            means[cause] += step * doubts[cause]
+            doubts[cause] -= less * doubts[cause] ** 2
         total, weight, changes = RECENT * self.surprise + surprise, RECENT**2 * self.weight + 1, self.num_changes
         if total**2 > SURPRISE**2 * weight:
-            cov = tuple([
-                tuple([known + usual for known, usual in zip(row, spread, strict=True)])
-                for row, spread in zip(cov, self.spread, strict=True)
-            ])
+            doubts = [own + usual for own, usual in zip(doubts, self.spread, strict=True)]
             total, weight, changes = 0.0, 0.0, changes + 1
-        return Filter(mean, cov, self.prior, self.spread, total, weight, changes)
+        return Filter(self.arms, tuple(means), tuple(doubts), self.prior, self.spread, total, weight, changes)
 
-
-def begin(
-    prior: Sequence[float], spread: Sequence[float], related: Collection[int] = (), relation: float = 0.0
-) -> Filter:
-    """prior: [1 + arms] guesses, the level first; spread: their standard deviations. related: arms that have something
-    more in common, of this standard deviation.
-    """
-    together = {1 + arm for arm in related}
-    cov = tuple(
-        tuple(
-            (own**2 if at == other else 0.0) + (relation**2 if at in together and other in together else 0.0)
-            for other in range(len(prior))
+    def _with(self, means: Line, variances: Line) -> Filter:
+        return Filter(
+            self.arms, means, variances, self.prior, self.spread, self.surprise, self.weight, self.num_changes
         )
-        for at, own in enumerate(spread)
-    )
-    return Filter(tuple(prior), cov, tuple(prior), cov)
+
+
+def begin(arms: Arms, prior: Sequence[float], deviations: Sequence[float]) -> Filter:
+    """prior: what is guessed of each cause; deviations: how far off that may be."""
+    spread = tuple([deviation**2 for deviation in deviations])
+    return Filter(arms, tuple(prior), spread, tuple(prior), spread)
 
 
 def sigmoid(odds: float) -> float:

@@ -143,7 +143,6 @@ class Goodput:
         self.belief = prior(costs)
         self.decision = Decision()
         self.view: BatchView | None = None  # of the last decision
-        self._records: list[RoundRecord] = []
         self._since = _Since()
 
     def opening(self) -> DepthRule | None:
@@ -155,9 +154,8 @@ class Goodput:
         if not view.sequences:
             return Plan(None, ())
         if self._is_due(view):
-            self.belief = learn(self.belief, self.costs, self._records)
             self.decision = decide(self.belief, self.costs, view, self.decision.arm)
-            self.view, self._records, self._since = view, [], _Since()
+            self.view, self._since = view, _Since()
         arm = self.decision.arm
         if arm.exit is None:
             return Plan(None, (0,) * len(view.sequences))
@@ -166,7 +164,7 @@ class Goodput:
         return replace(plan, stop_probability=self.decision.stop_probability, mode=mode)
 
     def observe(self, record: RoundRecord) -> None:
-        self._records.append(record)
+        self.belief = learn(self.belief, self.costs, record)
         self._since.add(record)
 
     def _is_due(self, view: BatchView) -> bool:
@@ -178,7 +176,7 @@ class Goodput:
             return True  # there was no room for a draft
         if self._since.ms < PAUSE_MS:
             return False
-        odd = exit_ is not None and self._since.is_odd(self.belief.accept.arm(exit_))
+        odd = exit_ is not None and self._since.is_odd(self.belief.accept.value(exit_))
         return odd or 4 * abs(now - before) > before or view.modes != self.view.modes
 
 

@@ -143,4 +143,4 @@ def rounds_of(belief: Belief, costs: Costs, batch: Batch) -> Rounds:
 def expected(belief: Belief, costs: Costs, num_rows: int) -> Guess:
     """The mean of the belief."""
     cost = belief.cost[costs.size(num_rows)]
-    return Guess(list(map(sigmoid, belief.accept.arms)), list(map(exp, cost.arms)), belief.ahead.arms)
+    return Guess(list(map(sigmoid, belief.accept.values)), list(map(exp, cost.values)), belief.ahead.values)
