@@ -11,7 +11,7 @@ The expected improvement is that of a normal variable (Jones et al., 1998). Noth
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from math import erf, exp, pi, sqrt
+from math import erf, exp, hypot, pi, sqrt
 
 from protocol.plan import BatchView, Mode
 from router.belief import DRAFT, MODES, PLAIN, REST, SETTLED, WIDE, Belief
@@ -45,24 +45,21 @@ def decide(belief: Belief, costs: Costs, view: BatchView, held: Arm) -> Decision
         return Decision(held)
     rounds, guess = rounds_of(belief, costs, batch), expected(belief, costs, batch.num_rows)
     arms = [OFF, *(Arm(mode, exit_) for mode in batch.modes for exit_ in range(len(costs.exits)))]
-    means, *hopes = (_best(rounds, each, arms) for each in (guess, *_hopes(belief, costs, batch, guess, held)))
+    best = [(rounds.off_pace(guess), 0), *(rounds.best(guess, arm.mode, arm.exit) for arm in arms if arm.exit is not None)]
     prices = [0.0, *catch_up_ms(belief, costs, batch) * len(batch.modes)]
     left = batch.num_rows * min(batch.remaining, HORIZON)
-    owed = [pace + price / left for pace, price in zip(means, prices, strict=True)]
+    owed = [pace + price / left for (pace, _), price in zip(best, prices, strict=True)]
     chosen = owed.index(min(owed))
     if held in arms and owed[arms.index(held)] <= owed[chosen] * (1 + MARGIN):
         chosen = arms.index(held)
-    doubts = [sqrt(sum([(mean - hope) ** 2 for hope in own])) for mean, *own in zip(means, *hopes, strict=True)]
-    worth = _worth(means, doubts, prices, owed[chosen] / (1 + MARGIN), left, batch.num_rows)
-    tried = max((at for at in range(len(arms)) if at != chosen and worth[at] > 0), key=lambda at: worth[at], default=chosen)
-    return _sized(arms[tried], tried != chosen, rounds, guess, batch, costs, belief)
-
-
-def _best(rounds: Rounds, guess: Guess, arms: list[Arm]) -> list[float]:
-    """Milliseconds per token of every arm at its best length."""
-    return [
-        rounds.off_pace(guess) if arm.exit is None else min(rounds.paces(guess, arm.mode, arm.exit)) for arm in arms
-    ]
+    pace, hopes = owed[chosen] / (1 + MARGIN), _hopes(belief, costs, batch, guess, held)
+    tried, most = chosen, 0.0
+    for at, (arm, (own, length), price) in enumerate(zip(arms, best, prices, strict=True)):
+        doubt = hypot(*[own - (rounds.off_pace(hope) if arm.exit is None else rounds.by_length(hope, arm.mode, arm.exit, length)[-1][0]) for hope in hopes])
+        worth = left * improvement(own - pace, doubt) - price - LOOK * batch.num_rows * max(own - pace, 0.0)
+        if at != chosen and worth > most:
+            tried, most = at, worth
+    return _sized(arms[tried], best[tried], tried != chosen, best[0][0], guess, batch, costs, belief)
 
 
 def _hopes(belief: Belief, costs: Costs, batch: Batch, guess: Guess, held: Arm) -> tuple[Guess, Guess]:
@@ -77,16 +74,6 @@ def _hopes(belief: Belief, costs: Costs, batch: Batch, guess: Guess, held: Arm) 
     signs = (1, -1) * (len(guess.ahead) // 2)
     shares = [share + sign * doubt for share, sign, doubt in zip(guess.ahead, signs, ahead.doubts(), strict=True)]
     return replace(guess, rates=more), replace(guess, factors=less, ahead=shares)
-
-
-def _worth(
-    means: list[float], doubts: list[float], prices: list[float], pace: float, left: float, num_rows: int
-) -> list[float]:
-    """Milliseconds that a trial of each arm may gain over `pace` ms per token, less what it costs."""
-    return [
-        left * improvement(mean - pace, doubt) - price - LOOK * num_rows * max(mean - pace, 0.0)
-        for mean, doubt, price in zip(means, doubts, prices, strict=True)
-    ]
 
 
 def improvement(loss: float, doubt: float) -> float:
@@ -109,15 +96,12 @@ def catch_up_ms(belief: Belief, costs: Costs, batch: Batch) -> list[float]:
 
 
 def _sized(
-    arm: Arm, trial: bool, rounds: Rounds, guess: Guess, batch: Batch, costs: Costs, belief: Belief
+    arm: Arm, best: tuple[float, int], trial: bool, off: float, guess: Guess, batch: Batch, costs: Costs, belief: Belief
 ) -> Decision:
     """The arm at its best length."""
-    off = rounds.off_pace(guess)
+    pace, length = best
     if arm.exit is None:
-        return Decision(rate=1 / off, trial=trial)
-    paces = rounds.paces(guess, arm.mode, arm.exit)
-    pace = min(paces)
-    length = 1 + paces.index(pace)
+        return Decision(rate=1 / pace, trial=trial)
     drafted = min(int(sum([belief.goes_on**place for place in range(length)])), costs.length - 1)
     step, place = costs.token_ms(arm.exit, batch.num_drafting, batch.num_rows, drafted, batch.context)
     draft, verify = guess.factors[DRAFT + arm.exit], guess.factors[WIDE + MODES.index(arm.mode)]

@@ -60,7 +60,7 @@ def options(belief: Belief, costs: Costs, view: BatchView) -> tuple[Option, ...]
             Option(mode, depth, length, *outcome, rest)
             for mode in batch.modes
             for exit_, depth in enumerate(costs.exits)
-            for length, outcome in enumerate(rounds.by_length(guess, mode, exit_), start=1)
+            for length, (_, *outcome) in enumerate(rounds.by_length(guess, mode, exit_, batch.room), start=1)
         ),
     )
 

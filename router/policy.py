@@ -116,14 +116,15 @@ class Ema:
         if batch.room < 1:
             return Plan(None, (0,) * len(view.sequences))
         rounds, guess = rounds_of(self._prior, self.costs, batch), Guess(self.rates, self._factors, ())
-        paces = [pace for exit_ in range(len(self.rates)) for pace in rounds.paces(guess, Mode.SERIAL, exit_)]
-        exit_, length = divmod(paces.index(min(paces)), batch.room)
-        if rounds.off_pace(guess) <= min(paces):
+        best = [rounds.best(guess, Mode.SERIAL, exit_) for exit_ in range(len(self.rates))]
+        pace, length = min(best)
+        exit_ = best.index((pace, length))
+        if rounds.off_pace(guess) <= pace:
             self._num_rested += 1
-            length = -1 if self._num_rested % EMA_REST else 0
+            length = 0 if self._num_rested % EMA_REST else 1
         else:
             self._num_rested = 0
-        return uniform(view, DepthRule((self.costs.exits[exit_],)), 1 + length)
+        return uniform(view, DepthRule((self.costs.exits[exit_],)), length)
 
     def observe(self, record: RoundRecord) -> None:
         depth = record.plan.depth

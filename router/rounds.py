@@ -79,6 +79,10 @@ class Guess:
         return min(max(served, 0.0), 1.0), min(max(waited, 0.0), MOST)
 
 
+# Of a round of the whole batch: milliseconds per token, tokens, and of its time what drafting is waited for, and the pass.
+Outcome = tuple[float, float, float, float]
+
+
 @dataclass(frozen=True, slots=True)
 class Rounds:
     """What rounds of a batch take by its profile, in ms. wide_ms: passes by drafted tokens from 1; draft_ms: the same by
@@ -98,24 +102,25 @@ class Rounds:
         """Milliseconds per token of plain decoding."""
         return (self.plain_ms * guess.factors[PLAIN] + self.rest_ms * guess.factors[REST]) / self.num_rows
 
-    def by_length(self, guess: Guess, mode: Mode, exit_: int) -> list[tuple[float, float, float]]:
-        """From 1: tokens of the batch, what of drafting is waited for, and the pass."""
-        (served, waited), rate = guess.shares(mode), guess.rates[exit_]
-        verify, draft = guess.factors[WIDE + MODES.index(mode)], guess.factors[DRAFT + exit_]
+    def by_length(self, guess: Guess, mode: Mode, exit_: int, length: int) -> list[Outcome]:
+        """Of every length from 1 to this one."""
+        (served, waited), rate, factors = guess.shares(mode), guess.rates[exit_], guess.factors
+        verify, draft, rest_ms = factors[WIDE + MODES.index(mode)], factors[DRAFT + exit_], factors[REST] * self.rest_ms
         gain, ratio = served * self.num_drafting * rate, rate * self.goes_on_right
         tokens, link_ms, found = float(self.num_rows), self.link_ms, []
-        for wide_ms, draft_ms in zip(self.wide_ms, self.draft_ms[exit_], strict=True):
+        for wide_ms, draft_ms in zip(self.wide_ms[:length], self.draft_ms[exit_], strict=False):
             tokens += gain
             gain *= ratio
-            pass_ms, whole_ms = verify * wide_ms, draft * draft_ms + link_ms
-            found.append((tokens, whole_ms - (1 - waited) * min(whole_ms, pass_ms), pass_ms))
+            pass_ms, wait_ms = verify * wide_ms, draft * draft_ms + link_ms
+            wait_ms -= (1 - waited) * min(wait_ms, pass_ms)
+            found.append(((wait_ms + pass_ms + rest_ms) / tokens, tokens, wait_ms, pass_ms))
         return found
 
-    def paces(self, guess: Guess, mode: Mode, exit_: int) -> list[float]:
-        """Milliseconds per token of every length, from 1."""
-        rest_ms = self.rest_ms * guess.factors[REST]
-        found = self.by_length(guess, mode, exit_)
-        return [(draft_ms + pass_ms + rest_ms) / tokens for tokens, draft_ms, pass_ms in found]
+    def best(self, guess: Guess, mode: Mode, exit_: int) -> tuple[float, int]:
+        """Milliseconds per token of the best length, and that length."""
+        paces = [outcome[0] for outcome in self.by_length(guess, mode, exit_, len(self.wide_ms))]
+        pace = min(paces)
+        return pace, 1 + paces.index(pace)
 
 
 def rounds_of(belief: Belief, costs: Costs, batch: Batch) -> Rounds:
