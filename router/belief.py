@@ -18,12 +18,11 @@ from itertools import repeat
 from dataclasses import dataclass
 
 from protocol.plan import Mode
-from protocol.record import Origin, RoundRecord, RowRecord
 from router.filters import Filter, begin
+from router.seen import AHEAD, SETTLED, Seen
 from router.tables import Costs
 
 MODES = tuple(Mode)
-AHEAD = (Mode.AHEAD, Mode.AHEAD_EARLY_EXIT)
 PLAIN, REST, WIDE = 0, 1, 2  # parts of a round: a pass without drafts, the rest, a pass with drafts by mode,
 DRAFT = WIDE + len(MODES)  # and drafts by exit
 
@@ -42,7 +41,6 @@ USUAL = 500.0  # rounds by which texts of this target become what is expected of
 STOPS = 100.0  # tokens that what is known of stops weighs; 50 follows a change of text ten rounds later
 WAITS = 5.0  # rounds that what is known of the wait at the pool weighs
 MOST = 3.0  # of a draft that is waited for ahead, by what a pass could hide of it
-SETTLED = 16  # tokens; a draft that is handed more of a row is catching up
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,103 +65,64 @@ def prior(costs: Costs) -> Belief:
     return Belief(texts, (times,) * (1 + costs.size(len(costs.rest))), ahead, (0.0,) * len(exits))
 
 
-def learn(belief: Belief, costs: Costs, record: RoundRecord) -> Belief:
-    """The belief after one more round."""
-    if not record.rows:
-        return belief
-    exit_ = _planned(record, costs)
-    accept, goes_on, goes_on_right = _learn_tokens(belief, costs, record)
-    cost, ahead, wait_ms = belief.cost, belief.ahead, belief.wait_ms
-    if not record.num_prefill_tokens:
-        at = costs.size(len(record.rows))
-        times = _learn_pass(cost[at], costs, record)
-        if exit_ is not None:
-            wait_ms += (record.wait_ms - wait_ms) / WAITS
-            if belief.lags[exit_] <= SETTLED and all([row.num_fed <= SETTLED for row in record.rows]):
-                times, ahead = _learn_draft(times, ahead, costs, record, exit_)
-        cost = (*cost[:at], times, *cost[at + 1 :])
-    lags = _lags(belief.lags, record, exit_)
-    return Belief(accept, cost, ahead, lags, goes_on, goes_on_right, wait_ms)
+def learn(belief: Belief, costs: Costs, seen: Seen) -> Belief:
+    """The belief after these rounds."""
+    at, exit_, goes_on, goes_on_right = costs.size(seen.num_rows), seen.exit, belief.goes_on, belief.goes_on_right
+    accept = _accepted(belief.accept, seen)
+    cost, ahead, wait_ms = _passes(belief.cost[at], costs, seen), belief.ahead, belief.wait_ms
+    if exit_ is not None:
+        drafts = seen.drafts
+        goes_on = (STOPS * goes_on + drafts.on) / (STOPS + drafts.on + drafts.ended)
+        goes_on_right = (STOPS * goes_on_right + drafts.on_right) / (STOPS + drafts.on_right + drafts.ended_right)
+        wait_ms += (seen.queued_ms / max(seen.timed, 1) - wait_ms) * (1 - (1 - 1 / WAITS) ** seen.timed)
+        if seen.num_drafts and belief.lags[exit_] <= SETTLED:
+            cost, ahead = _drafts(cost, ahead, costs, seen, exit_)
+    cost_by_size = (*belief.cost[:at], cost, *belief.cost[at + 1 :])
+    return Belief(accept, cost_by_size, ahead, _lags(belief.lags, seen), goes_on, goes_on_right, wait_ms)
 
 
-def _learn_tokens(belief: Belief, costs: Costs, record: RoundRecord) -> tuple[Filter, float, float]:
-    """What is accepted, and how often drafts go on behind a token, and behind an accepted one."""
-    right, tried = [0] * len(costs.exits), [0] * len(costs.exits)
-    on = ends = on_right = ends_right = 0
-    for row in record.rows:
-        exit_ = _exit_of(row, costs)
-        if exit_ is not None:
-            drafted, accepted = row.num_drafted, row.num_right
-            right[exit_] += accepted
-            tried[exit_] += row.num_tried
-            ended, whole = drafted < row.length, accepted == drafted
-            on, ends = on + drafted - 1, ends + ended
-            on_right, ends_right = on_right + accepted - whole, ends_right + (ended and whole)
-    doubt = 0.0 if any(tried) else len(record.rows) ** BY_ROWS / UNSEEN
-    accept = belief.accept.settled(1 / USUAL).decayed(1 / MEMORY, doubt)
-    for exit_, count in enumerate(tried):
-        if count:
-            accept = accept.counted(exit_, right[exit_] / BURSTS, count / BURSTS)
-    goes_on = (STOPS * belief.goes_on + on) / (STOPS + on + ends)
-    return accept, goes_on, (STOPS * belief.goes_on_right + on_right) / (STOPS + on_right + ends_right)
+def _accepted(accept: Filter, seen: Seen) -> Filter:
+    """The level decays sooner while off: in large batches most, where a round of drafting tells more."""
+    drafts, rounds = seen.drafts, seen.num_rounds
+    doubt = 0.0 if drafts.tried else rounds * seen.num_rows**BY_ROWS / UNSEEN
+    accept = accept.settled(rounds / USUAL).decayed(rounds / MEMORY, doubt)
+    if not drafts.tried or seen.exit is None:
+        return accept
+    return accept.counted(seen.exit, drafts.right / BURSTS, drafts.tried / BURSTS)
 
 
-def _exit_of(row: RowRecord, costs: Costs) -> int | None:
-    """The number of the one exit that a row was drafted at; None where there is no such."""
-    if not row.num_drafted or row.rule is None or len(row.rule.exits) > 1 or row.rule.exits[0] not in costs.exits:
-        return None
-    return costs.exits.index(row.rule.exits[0])
+def _passes(times: Filter, costs: Costs, seen: Seen) -> Filter:
+    if not seen.timed:
+        return times
+    times = times.decayed(seen.timed / MEMORY)
+    for part, passes in ((PLAIN, seen.plain), (WIDE + MODES.index(seen.mode), seen.wide)):
+        if passes.num_rounds:
+            profiled_ms = passes.num_rounds * passes.profiled_ms(costs, seen.num_rows)
+            times = _timed(times, part, passes.ms, profiled_ms, passes.num_rounds)
+    return _timed(times, REST, seen.rest_ms, seen.timed * costs.rest[costs.rows(seen.num_rows)], seen.timed)
 
 
-def _learn_pass(times: Filter, costs: Costs, record: RoundRecord) -> Filter:
-    num_rows, proposed = len(record.rows), record.num_proposed
-    part = WIDE + MODES.index(record.plan.mode) if proposed else PLAIN
-    verify_ms = costs.verify_ms(num_rows, num_rows + proposed, record.context)
-    times = _timed(times.decayed(1 / MEMORY), part, record.verify_ms, verify_ms)
-    return _timed(times, REST, record.rest_ms, costs.rest[costs.rows(num_rows)])
-
-
-def _timed(times: Filter, part: int, measured_ms: float, profiled_ms: float) -> Filter:
+def _timed(times: Filter, part: int, measured_ms: float, profiled_ms: float, num_rounds: int) -> Filter:
     if min(measured_ms, profiled_ms) <= 0:
         return times
-    return times.measured(part, math.log(measured_ms / profiled_ms), ROUND**2)
+    return times.measured(part, math.log(measured_ms / profiled_ms), ROUND**2 / num_rounds)
 
 
-def _learn_draft(
-    times: Filter, ahead: Filter, costs: Costs, record: RoundRecord, exit_: int
-) -> tuple[Filter, Filter]:
-    """Of a round in which the pool had nothing to catch up with: times, and what drafting ahead hides."""
-    waited, link = record.draft_ms - record.wait_ms, costs.link[costs.rows(len(record.rows))]
-    if record.plan.mode in AHEAD:
-        drafted = [row.num_drafted for row in record.rows]
-        whole = link + costs.draft_ms(exit_, drafted) * math.exp(times.value(DRAFT + exit_))
-        return times, _ahead(ahead, record, waited, whole)
-    lengths = [row.num_drafted if row.origin is Origin.FRESH else 0 for row in record.rows]
-    return _timed(times, DRAFT + exit_, waited - link, costs.draft_ms(exit_, lengths)), ahead
+def _drafts(times: Filter, ahead: Filter, costs: Costs, seen: Seen, exit_: int) -> tuple[Filter, Filter]:
+    """Times, and what drafting ahead hides: it takes longer beside branches that nobody wants."""
+    link = seen.num_drafts * costs.link[costs.rows(seen.num_rows)]
+    if seen.mode not in AHEAD:
+        return _timed(times, DRAFT + exit_, seen.waited_ms - link, seen.drafted_ms, seen.num_drafts), ahead
+    at, whole = 2 * AHEAD.index(seen.mode), link + seen.drafted_ms * math.exp(times.value(DRAFT + exit_))
+    hidden = (whole - seen.waited_ms) / max(min(whole, seen.plain.ms + seen.wide.ms), 1e-6)
+    ahead = ahead.decayed(seen.num_drafts / MEMORY).measured(at, seen.served / seen.planned, 0.1 / seen.planned)
+    return times, ahead.measured(at + 1, 1 - min(max(hidden, 1 - MOST), 1.0), 0.2 / seen.num_drafts)
 
 
-def _ahead(ahead: Filter, record: RoundRecord, waited: float, whole: float) -> Filter:
-    """whole: ms of these drafts where nothing hides them. They take longer beside branches that nobody wants."""
-    at = 2 * AHEAD.index(record.plan.mode)
-    planned = [row for row, length in zip(record.rows, record.plan.lengths, strict=True) if length]
-    served = sum(row.num_drafted > 0 for row in planned) / len(planned)
-    hidden = (whole - waited) / max(min(whole, record.verify_ms), 1e-6)
-    ahead = ahead.decayed(1 / MEMORY).measured(at, served, 0.1 / len(planned))
-    return ahead.measured(at + 1, 1 - min(max(hidden, 1 - MOST), 1.0), 0.2)
-
-
-def _planned(record: RoundRecord, costs: Costs) -> int | None:
-    """The number of the exit that all of a round was to be drafted at; None without a draft, and where rows differ."""
-    depth = record.plan.depth
-    if depth is None or record.plan.own or len(depth.exits) > 1 or depth.exits[0] not in costs.exits:
-        return None
-    return costs.exits.index(depth.exits[0]) if any(record.plan.lengths) else None
-
-
-def _lags(lags: Sequence[float], record: RoundRecord, exit_: int | None) -> tuple[float, ...]:
-    """Layers up to the exit have run all but what this round commits. Deeper ones lack at least what was fed to it."""
-    each = record.num_committed / len(record.rows)
-    if exit_ is None:
-        return tuple([lag + each for lag in lags])
-    fed = sum([row.num_fed for row in record.rows]) / len(record.rows)
-    return tuple([each if at <= exit_ else max(lag, fed) + each for at, lag in enumerate(lags)])
+def _lags(lags: Sequence[float], seen: Seen) -> tuple[float, ...]:
+    """Layers up to the exit have run all but what the last round commits. Deeper ones lack at least what was fed to it."""
+    if seen.exit is None:
+        return tuple([lag + seen.committed for lag in lags])
+    return tuple(
+        [seen.last if at <= seen.exit else max(lag, seen.fed) + seen.committed for at, lag in enumerate(lags)]
+    )

@@ -14,9 +14,10 @@ from dataclasses import dataclass, replace
 from math import erf, exp, hypot, pi, sqrt
 
 from protocol.plan import BatchView, Mode
-from router.belief import DRAFT, MODES, PLAIN, REST, SETTLED, WIDE, Belief
+from router.belief import DRAFT, MODES, PLAIN, REST, WIDE, Belief
 from router.filters import sigmoid
 from router.rounds import OFF, Arm, Batch, Guess, Rounds, batch_of, expected, rounds_of
+from router.seen import SETTLED
 from router.tables import Costs
 
 MARGIN = 0.02  # of the pace that another arm must promise

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from protocol.plan import BatchView, Mode
-from router.belief import AHEAD, DRAFT, MODES, PLAIN, REST, WIDE, Belief, prior
+from router.belief import DRAFT, MODES, PLAIN, REST, WIDE, Belief, prior
 from router.filters import begin, sigmoid
 from router.policy import Ema, Fixed, Goodput, Off, Policy, Table
 from router.rounds import batch_of, expected, rounds_of
+from router.seen import AHEAD
 from router.tables import Costs
 
 DIGITS = 4

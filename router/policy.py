@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, replace
-from math import exp
 from typing import Protocol
 
 from protocol.plan import BatchView, DepthRule, Mode, Plan, SequenceView
 from protocol.record import RoundRecord
 from router.belief import BURSTS, DRAFT, learn, prior
 from router.decide import Decision, decide
+from router.filters import sigmoid
 from router.rounds import Guess, batch_of, rounds_of
+from router.seen import Seen, exit_of
 from router.tables import Costs
 
 # Of rounds between decisions, which take 0.3 to 0.8 ms with what is learned before where caches are cold: at least, and
@@ -144,7 +145,8 @@ class Goodput:
         self.belief = prior(costs)
         self.decision = Decision()
         self.view: BatchView | None = None  # of the last decision
-        self._since = _Since()
+        self._seen: Seen | None = None
+        self._ms = 0.0  # since the last decision
 
     def opening(self) -> DepthRule | None:
         """While off, contexts stay where they are: to hand them over is a part of what a trial costs."""
@@ -155,8 +157,9 @@ class Goodput:
         if not view.sequences:
             return Plan(None, ())
         if self._is_due(view):
+            self._learn()
             self.decision = decide(self.belief, self.costs, view, self.decision.arm)
-            self.view, self._since = view, _Since()
+            self.view, self._ms = view, 0.0
         arm = self.decision.arm
         if arm.exit is None:
             return Plan(None, (0,) * len(view.sequences))
@@ -165,40 +168,36 @@ class Goodput:
         return replace(plan, stop_probability=self.decision.stop_probability, mode=mode)
 
     def observe(self, record: RoundRecord) -> None:
-        self.belief = learn(self.belief, self.costs, record)
-        self._since.add(record)
+        if not record.rows:
+            return
+        if self._seen is None or not self._seen.takes(record, self.costs):
+            self._learn()
+            self._seen = Seen(len(record.rows), record.plan.mode, exit_of(record, self.costs))
+        self._seen.add(record, self.costs)
+        self._ms += record.draft_ms + record.verify_ms + record.rest_ms
+
+    def _learn(self) -> None:
+        if self._seen is not None:
+            self.belief, self._seen = learn(self.belief, self.costs, self._seen), None
 
     def _is_due(self, view: BatchView) -> bool:
         """During a trial, and when the batch or the text changes, a decision is worth more than it costs."""
-        if self.view is None or self.decision.trial or self._since.ms >= LONG_MS:
+        if self.view is None or self.decision.trial or self._ms >= LONG_MS:
             return True
         exit_, before, now = self.decision.arm.exit, len(self.view.sequences), len(view.sequences)
         if exit_ is not None and not self.decision.length:
             return True  # there was no room for a draft
-        if self._since.ms < PAUSE_MS:
+        if self._ms < PAUSE_MS:
             return False
-        odd = exit_ is not None and self._since.is_odd(self.belief.accept.value(exit_))
+        odd = self._is_odd()
         return odd or 4 * abs(now - before) > before or view.modes != self.view.modes
 
-
-@dataclass(slots=True)
-class _Since:
-    """Rounds since the last decision. tried: drafted tokens up to and with the first refused one."""
-
-    ms: float = 0.0
-    tried: int = 0
-    accepted: int = 0
-
-    def add(self, record: RoundRecord) -> None:
-        self.ms += record.draft_ms + record.verify_ms + record.rest_ms
-        for row in record.rows:
-            self.tried += row.num_tried
-            self.accepted += row.num_right
-
-    def is_odd(self, odds: float) -> bool:
+    def _is_odd(self) -> bool:
         """Whether more or less was accepted than chance explains."""
-        rate = 1 / (1 + exp(-odds))
-        return (self.accepted - self.tried * rate) ** 2 > ODD**2 * BURSTS * self.tried * rate * (1 - rate)
+        if self._seen is None or self._seen.exit is None:
+            return False
+        tried, rate = self._seen.drafts.tried, sigmoid(self.belief.accept.value(self._seen.exit))
+        return (self._seen.drafts.right - tried * rate) ** 2 > ODD**2 * BURSTS * tried * rate * (1 - rate)
 
 
 def uniform(view: BatchView, depth: DepthRule, length: int) -> Plan:

@@ -16,8 +16,9 @@ from itertools import accumulate, pairwise
 from math import exp
 
 from protocol.plan import BatchView, Mode
-from router.belief import AHEAD, DRAFT, MODES, MOST, PLAIN, REST, WIDE, Belief
+from router.belief import DRAFT, MODES, MOST, PLAIN, REST, WIDE, Belief
 from router.filters import sigmoid
+from router.seen import AHEAD
 from router.tables import Costs
 
 
