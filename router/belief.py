@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from itertools import repeat
 from dataclasses import dataclass
+from itertools import repeat
 
 from protocol.plan import Mode
 from router.filters import Filter, begin
@@ -54,10 +54,19 @@ class Belief:
     wait_ms: float = 0.0
 
 
+def part_of(mode: Mode) -> int:
+    """A pass with drafts."""
+    return WIDE + MODES.index(mode)
+
+
 def prior(costs: Costs) -> Belief:
     exits = range(len(costs.exits))
     offsets = [PER_LAYER * (exit_ - costs.exits[0]) for exit_ in costs.exits]
-    texts = begin(tuple((0, 1 + at) for at in exits), [math.log(RATE / (1 - RATE)), *offsets], [LEVEL, *repeat(OFFSET, len(exits))])
+    texts = begin(
+        tuple((0, 1 + at) for at in exits),
+        [math.log(RATE / (1 - RATE)), *offsets],
+        [LEVEL, *repeat(OFFSET, len(exits))],
+    )
     parts = (*((0, 1 + part) for part in range(DRAFT)), *((0, 1 + DRAFT, 2 + DRAFT + at) for at in exits))
     deviations = [MACHINE, PASS, PART, PASS, *repeat(MACHINE, len(AHEAD)), POOL, *repeat(EXIT, len(exits))]
     times = begin(parts, [0.0] * len(deviations), deviations)
@@ -95,7 +104,7 @@ def _passes(times: Filter, costs: Costs, seen: Seen) -> Filter:
     if not seen.timed:
         return times
     times = times.decayed(seen.timed / MEMORY)
-    for part, passes in ((PLAIN, seen.plain), (WIDE + MODES.index(seen.mode), seen.wide)):
+    for part, passes in ((PLAIN, seen.plain), (part_of(seen.mode), seen.wide)):
         if passes.num_rounds:
             profiled_ms = passes.num_rounds * passes.profiled_ms(costs, seen.num_rows)
             times = _timed(times, part, passes.ms, profiled_ms, passes.num_rounds)
@@ -123,6 +132,4 @@ def _lags(lags: Sequence[float], seen: Seen) -> tuple[float, ...]:
     """Layers up to the exit have run all but what the last round commits. Deeper ones lack at least what was fed to it."""
     if seen.exit is None:
         return tuple([lag + seen.committed for lag in lags])
-    return tuple(
-        [seen.last if at <= seen.exit else max(lag, seen.fed) + seen.committed for at, lag in enumerate(lags)]
-    )
+    return tuple([seen.last if at <= seen.exit else max(lag, seen.fed) + seen.committed for at, lag in enumerate(lags)])

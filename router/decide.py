@@ -10,14 +10,13 @@ The expected improvement is that of a normal variable (Jones et al., 1998). Noth
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import erf, exp, hypot, pi, sqrt
 
-from protocol.plan import BatchView, Mode
-from router.belief import DRAFT, MODES, PLAIN, REST, WIDE, Belief
-from router.filters import sigmoid
-from router.rounds import OFF, Arm, Batch, Guess, Rounds, batch_of, expected, rounds_of
-from router.seen import SETTLED
+from protocol.plan import BatchView
+from router.belief import DRAFT, PLAIN, Belief, part_of
+from router.rounds import OFF, Arm, Batch, Outcome, Rounds, batch_of, expected, rounds_of
+from router.seen import AHEAD, SETTLED
 from router.tables import Costs
 
 MARGIN = 0.02  # of the pace that another arm must promise
@@ -44,37 +43,45 @@ def decide(belief: Belief, costs: Costs, view: BatchView, held: Arm) -> Decision
     batch = batch_of(view, costs)
     if batch.room < 1:
         return Decision(held)
-    rounds, guess = rounds_of(belief, costs, batch), expected(belief, costs, batch.num_rows)
-    arms = [OFF, *(Arm(mode, exit_) for mode in batch.modes for exit_ in range(len(costs.exits)))]
-    best = [(rounds.off_pace(guess), 0), *(rounds.best(guess, arm.mode, arm.exit) for arm in arms if arm.exit is not None)]
+    guess = expected(belief, costs, batch.num_rows)
+    rounds = rounds_of(belief, costs, batch, guess)
+    arms = [OFF, *[Arm(mode, exit_) for mode in batch.modes for exit_ in range(len(costs.exits))]]
+    best = [rounds.off() if arm.exit is None else min(rounds.by_length(arm.mode, arm.exit)) for arm in arms]
     prices = [0.0, *catch_up_ms(belief, costs, batch) * len(batch.modes)]
     left = batch.num_rows * min(batch.remaining, HORIZON)
-    owed = [pace + price / left for (pace, _), price in zip(best, prices, strict=True)]
+    owed = [outcome[0] + price / left for outcome, price in zip(best, prices, strict=True)]
     chosen = owed.index(min(owed))
     if held in arms and owed[arms.index(held)] <= owed[chosen] * (1 + MARGIN):
         chosen = arms.index(held)
-    pace, hopes = owed[chosen] / (1 + MARGIN), _hopes(belief, costs, batch, guess, held)
+    pace = owed[chosen] / (1 + MARGIN)
     tried, most = chosen, 0.0
-    for at, (arm, (own, length), price) in enumerate(zip(arms, best, prices, strict=True)):
-        doubt = hypot(*[own - (rounds.off_pace(hope) if arm.exit is None else rounds.by_length(hope, arm.mode, arm.exit, length)[-1][0]) for hope in hopes])
-        worth = left * improvement(own - pace, doubt) - price - LOOK * batch.num_rows * max(own - pace, 0.0)
-        if at != chosen and worth > most:
-            tried, most = at, worth
-    return _sized(arms[tried], best[tried], tried != chosen, best[0][0], guess, batch, costs, belief)
+    for at, (arm, outcome, price) in enumerate(zip(arms, best, prices, strict=True)):
+        loss = outcome[0] - pace
+        worth = left * improvement(loss, doubt_of(belief, costs, rounds, arm, outcome, held)) - price
+        if at != chosen and worth - LOOK * batch.num_rows * max(loss, 0.0) > most:
+            tried, most = at, worth - LOOK * batch.num_rows * max(loss, 0.0)
+    return _sized(arms[tried], best[tried], tried != chosen, best[0][0], rounds, costs, belief)
 
 
-def _hopes(belief: Belief, costs: Costs, batch: Batch, guess: Guess, held: Arm) -> tuple[Guess, Guess]:
-    """Where other arms accept a deviation more than the one in use than is believed, and where they take a deviation
-    less.
-    """
-    accept, cost, ahead = belief.accept, belief.cost[costs.size(batch.num_rows)], belief.ahead
-    used = PLAIN if held.exit is None else WIDE + MODES.index(held.mode)
-    more = [sigmoid(odds + doubt) for odds, doubt in zip(accept.values, accept.doubts(held.exit), strict=True)]
-    less = [factor * exp(-doubt) for factor, doubt in zip(guess.factors, cost.doubts(used), strict=True)]
-    less[REST] = guess.factors[REST]
-    signs = (1, -1) * (len(guess.ahead) // 2)
-    shares = [share + sign * doubt for share, sign, doubt in zip(guess.ahead, signs, ahead.doubts(), strict=True)]
-    return replace(guess, rates=more), replace(guess, factors=less, ahead=shares)
+def doubt_of(belief: Belief, costs: Costs, rounds: Rounds, arm: Arm, outcome: Outcome, held: Arm) -> float:
+    """Standard deviation of an arm's milliseconds per token, of what it does not share with the arm in use."""
+    pace, length, tokens, wait_ms, pass_ms = outcome
+    cost, used = belief.cost[costs.size(rounds.batch.num_rows)], PLAIN if held.exit is None else part_of(held.mode)
+    if arm.exit is None:
+        return cost.doubt(PLAIN, used) * pass_ms / tokens
+    rate, mode = rounds.guess.rates[arm.exit], arm.mode
+    ms = cost.doubt(part_of(mode), used) * pass_ms + cost.doubt(DRAFT + arm.exit, used) * wait_ms
+    gains, ratio = 0.0, rate * rounds.goes_on_right
+    for place in range(length):
+        gains += (place + 1) * ratio**place
+    served, _ = rounds.guess.shares(mode)
+    gains *= served * rounds.batch.num_drafting * rate * (1 - rate) * belief.accept.doubt(arm.exit, held.exit)
+    if mode in AHEAD:
+        at = 2 * AHEAD.index(mode)
+        ms += belief.ahead.doubt(at + 1) * min(wait_ms, pass_ms)
+        more = belief.ahead.doubt(at) * (tokens - rounds.batch.num_rows) / max(served, 0.1)
+        return hypot(ms + more * pace, gains * pace) / tokens
+    return hypot(ms, gains * pace) / tokens
 
 
 def improvement(loss: float, doubt: float) -> float:
@@ -97,16 +104,16 @@ def catch_up_ms(belief: Belief, costs: Costs, batch: Batch) -> list[float]:
 
 
 def _sized(
-    arm: Arm, best: tuple[float, int], trial: bool, off: float, guess: Guess, batch: Batch, costs: Costs, belief: Belief
+    arm: Arm, outcome: Outcome, trial: bool, off: float, rounds: Rounds, costs: Costs, belief: Belief
 ) -> Decision:
-    """The arm at its best length."""
-    pace, length = best
+    """The arm at its best length. off: milliseconds per token."""
+    pace, length, *_ = outcome
     if arm.exit is None:
         return Decision(rate=1 / pace, trial=trial)
+    batch, guess = rounds.batch, rounds.guess
     drafted = min(int(sum([belief.goes_on**place for place in range(length)])), costs.length - 1)
     step, place = costs.token_ms(arm.exit, batch.num_drafting, batch.num_rows, drafted, batch.context)
-    draft, verify = guess.factors[DRAFT + arm.exit], guess.factors[WIDE + MODES.index(arm.mode)]
-    least = (step * draft + place * verify) / min(pace, off)
+    least = (step * guess.factors[DRAFT + arm.exit] + place * guess.factors[part_of(arm.mode)]) / min(pace, off)
     # That a draft must be so far, to go on; a wider pass may take less than a narrower one.
     right = min(max(least, 0.0) / guess.rates[arm.exit], 1.0)
     stop = right ** (1 / batch.exponents.get(costs.exits[arm.exit], 1.0))

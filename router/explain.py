@@ -52,16 +52,15 @@ class Option:
 def options(belief: Belief, costs: Costs, view: BatchView) -> tuple[Option, ...]:
     """Off, then by mode and exit every length that there is room for."""
     batch = batch_of(view, costs)
-    rounds, guess = rounds_of(belief, costs, batch), expected(belief, costs, batch.num_rows)
-    rest = rounds.rest_ms * guess.factors[REST]
-    off = Option(Mode.SERIAL, None, 0, batch.num_rows, 0.0, rounds.plain_ms * guess.factors[PLAIN], rest)
+    rounds = rounds_of(belief, costs, batch, expected(belief, costs, batch.num_rows))
+    off = Option(Mode.SERIAL, None, 0, batch.num_rows, 0.0, rounds.plain_ms, rounds.rest_ms)
     return (
         off,
         *(
-            Option(mode, depth, length, *outcome, rest)
+            Option(mode, depth, *outcome, rounds.rest_ms)
             for mode in batch.modes
             for exit_, depth in enumerate(costs.exits)
-            for length, (_, *outcome) in enumerate(rounds.by_length(guess, mode, exit_, batch.room), start=1)
+            for _, *outcome in rounds.by_length(mode, exit_)
         ),
     )
 
@@ -110,7 +109,7 @@ def _goodput(policy: Goodput) -> dict[str, Any]:
         },
         "arms": [] if policy.view is None else [_told(one) for one in _best_of_each(belief, costs, policy.view)],
         "acceptance": _by_exit(costs, list(map(sigmoid, belief.accept.values))),
-        "acceptance_deviations_log_odds": _by_exit(costs, belief.accept.doubts()),
+        "acceptance_deviations_log_odds": _by_exit(costs, [belief.accept.doubt(at) for at in range(len(costs.exits))]),
         "times_over_profile": _ratios(policy),
         "ahead": {
             mode.value: dict(zip(("served", "waited"), _rounded(belief.ahead.values[2 * at : 2 * at + 2]), strict=True))

@@ -50,16 +50,16 @@ class Filter:
     def value(self, arm: int) -> float:
         return sum([self.means[cause] for cause in self.arms[arm]])
 
-    def doubts(self, beside: int | None = None) -> list[float]:
-        """Standard deviation of each arm, or of what sets it apart from another."""
-        known, variances = () if beside is None else self.arms[beside], self.variances
-        return [
-            math.sqrt(
-                sum([variances[cause] for cause in arm if cause not in known])
-                + sum([variances[cause] for cause in known if cause not in arm])
-            )
-            for arm in self.arms
-        ]
+    def variance(self, arm: int, beside: int | None = None) -> float:
+        """Of an arm, or of what sets it apart from another."""
+        known = () if beside is None else self.arms[beside]
+        own, variances = self.arms[arm], self.variances
+        apart = [cause for cause in own if cause not in known] + [cause for cause in known if cause not in own]
+        return sum([variances[cause] for cause in apart])
+
+    def doubt(self, arm: int, beside: int | None = None) -> float:
+        """The standard deviation of the same."""
+        return math.sqrt(self.variance(arm, beside))
 
     def decayed(self, share: float, first: float = 0.0) -> Filter:
         """So much of the belief, in log units, gives way to the prior, and of that about the first cause so much more."""
@@ -83,14 +83,14 @@ class Filter:
 
     def measured(self, arm: int, value: float, variance: float) -> Filter:
         """A value with its variance."""
-        total = sum([self.variances[cause] for cause in self.arms[arm]]) + variance
+        total = self.variance(arm) + variance
         limit = CLIP * math.sqrt(total)
         off = min(max(value - self.value(arm), -limit), limit)
         return self._moved(arm, off / total, 1 / total, off / math.sqrt(total))
 
     def counted(self, arm: int, successes: float, trials: float) -> Filter:
         """Successes among trials, where the belief is about log odds."""
-        before, doubt = self.value(arm), sum([self.variances[cause] for cause in self.arms[arm]])
+        before, doubt = self.value(arm), self.variance(arm)
         odds, rate = before, sigmoid(before)
         noise = trials * rate * (1 - rate)
         surprise = (successes - trials * rate) / math.sqrt(noise * (1 + noise * doubt))

@@ -116,11 +116,11 @@ class Ema:
         batch = replace(batch_of(view, self.costs), modes=(Mode.SERIAL,))
         if batch.room < 1:
             return Plan(None, (0,) * len(view.sequences))
-        rounds, guess = rounds_of(self._prior, self.costs, batch), Guess(self.rates, self._factors, ())
-        best = [rounds.best(guess, Mode.SERIAL, exit_) for exit_ in range(len(self.rates))]
-        pace, length = min(best)
-        exit_ = best.index((pace, length))
-        if rounds.off_pace(guess) <= pace:
+        rounds = rounds_of(self._prior, self.costs, batch, Guess(self.rates, self._factors, ()))
+        best = [min(rounds.by_length(Mode.SERIAL, exit_)) for exit_ in range(len(self.rates))]
+        exit_ = best.index(min(best))
+        pace, length, *_ = best[exit_]
+        if rounds.off()[0] <= pace:
             self._num_rested += 1
             length = 0 if self._num_rested % EMA_REST else 1
         else:

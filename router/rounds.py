@@ -16,7 +16,7 @@ from itertools import accumulate, pairwise
 from math import exp
 
 from protocol.plan import BatchView, Mode
-from router.belief import DRAFT, MODES, MOST, PLAIN, REST, WIDE, Belief
+from router.belief import DRAFT, MOST, PLAIN, REST, Belief, part_of
 from router.filters import sigmoid
 from router.seen import AHEAD
 from router.tables import Costs
@@ -80,51 +80,53 @@ class Guess:
         return min(max(served, 0.0), 1.0), min(max(waited, 0.0), MOST)
 
 
-# Of a round of the whole batch: milliseconds per token, tokens, and of its time what drafting is waited for, and the pass.
-Outcome = tuple[float, float, float, float]
+def expected(belief: Belief, costs: Costs, num_rows: int) -> Guess:
+    """The mean of the belief."""
+    times, shares = belief.cost[costs.size(num_rows)].values, belief.ahead.values
+    return Guess([sigmoid(odds) for odds in belief.accept.values], [exp(time) for time in times], shares)
+
+
+# Milliseconds per token at a length, that length, tokens of the batch, what of drafting is waited for, and the pass.
+Outcome = tuple[float, int, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
 class Rounds:
-    """What rounds of a batch take by its profile, in ms. wide_ms: passes by drafted tokens from 1; draft_ms: the same by
-    exit. link_ms: with the wait at the pool.
+    """What rounds of a batch bring and take. plain_ms, rest_ms: as guessed. link_ms: with the wait at the pool. By the
+    profile, by drafted tokens from 1: wide_ms, a pass; draft_ms, drafts by exit.
     """
 
-    num_rows: int
-    num_drafting: int
+    batch: Batch
+    guess: Guess
     goes_on_right: float
     plain_ms: float
+    rest_ms: float
+    link_ms: float
     wide_ms: Sequence[float]
     draft_ms: Sequence[Sequence[float]]
-    link_ms: float
-    rest_ms: float
 
-    def off_pace(self, guess: Guess) -> float:
-        """Milliseconds per token of plain decoding."""
-        return (self.plain_ms * guess.factors[PLAIN] + self.rest_ms * guess.factors[REST]) / self.num_rows
+    def off(self) -> Outcome:
+        num_rows = self.batch.num_rows
+        return (self.plain_ms + self.rest_ms) / num_rows, 0, num_rows, 0.0, self.plain_ms
 
-    def by_length(self, guess: Guess, mode: Mode, exit_: int, length: int) -> list[Outcome]:
-        """Of every length from 1 to this one."""
-        (served, waited), rate, factors = guess.shares(mode), guess.rates[exit_], guess.factors
-        verify, draft, rest_ms = factors[WIDE + MODES.index(mode)], factors[DRAFT + exit_], factors[REST] * self.rest_ms
-        gain, ratio = served * self.num_drafting * rate, rate * self.goes_on_right
-        tokens, link_ms, found = float(self.num_rows), self.link_ms, []
-        for wide_ms, draft_ms in zip(self.wide_ms[:length], self.draft_ms[exit_], strict=False):
+    def by_length(self, mode: Mode, exit_: int) -> list[Outcome]:
+        """From 1."""
+        tokens, link_ms, rest_ms, guess = float(self.batch.num_rows), self.link_ms, self.rest_ms, self.guess
+        verify, draft = guess.factors[part_of(mode)], guess.factors[DRAFT + exit_]
+        served, waited = guess.shares(mode)
+        gain, ratio = served * self.batch.num_drafting * guess.rates[exit_], guess.rates[exit_] * self.goes_on_right
+        found = []
+        for length, (wide_ms, draft_ms) in enumerate(zip(self.wide_ms, self.draft_ms[exit_], strict=True), start=1):
             tokens += gain
             gain *= ratio
             pass_ms, wait_ms = verify * wide_ms, draft * draft_ms + link_ms
-            wait_ms -= (1 - waited) * min(wait_ms, pass_ms)
-            found.append(((wait_ms + pass_ms + rest_ms) / tokens, tokens, wait_ms, pass_ms))
+            if waited != 1:
+                wait_ms -= (1 - waited) * min(wait_ms, pass_ms)
+            found.append(((wait_ms + pass_ms + rest_ms) / tokens, length, tokens, wait_ms, pass_ms))
         return found
 
-    def best(self, guess: Guess, mode: Mode, exit_: int) -> tuple[float, int]:
-        """Milliseconds per token of the best length, and that length."""
-        paces = [outcome[0] for outcome in self.by_length(guess, mode, exit_, len(self.wide_ms))]
-        pace = min(paces)
-        return pace, 1 + paces.index(pace)
 
-
-def rounds_of(belief: Belief, costs: Costs, batch: Batch) -> Rounds:
+def rounds_of(belief: Belief, costs: Costs, batch: Batch, guess: Guess) -> Rounds:
     rows, drafting, room = costs.rows(batch.num_rows), costs.rows(batch.num_drafting), batch.room
     passes = costs.passes(rows, batch.context)[: room + 1]
     reach = [belief.goes_on**place for place in range(room)]  # share of drafts that get to a place
@@ -135,18 +137,12 @@ def rounds_of(belief: Belief, costs: Costs, batch: Batch) -> Rounds:
         for of_exit in zip(costs.steps[drafting], costs.slopes[drafting], strict=True)
     ]
     return Rounds(
-        batch.num_rows,
-        batch.num_drafting,
+        batch,
+        guess,
         belief.goes_on_right,
-        passes[0],
-        [passes[0] + share * sum_ for sum_ in accumulate(more)],
-        [list(accumulate(each)) for each in steps],
+        passes[0] * guess.factors[PLAIN],
+        costs.rest[rows] * guess.factors[REST],
         costs.link[rows] + belief.wait_ms,
-        costs.rest[rows],
+        [passes[0] + share * wider for wider in accumulate(more)],
+        [list(accumulate(each)) for each in steps],
     )
-
-
-def expected(belief: Belief, costs: Costs, num_rows: int) -> Guess:
-    """The mean of the belief."""
-    cost = belief.cost[costs.size(num_rows)]
-    return Guess(list(map(sigmoid, belief.accept.values)), list(map(exp, cost.values)), belief.ahead.values)
