@@ -29,6 +29,7 @@ DRAFT = WIDE + len(MODES)  # and drafts by exit
 RATE = 0.7  # acceptance rate of the first exit before anything is known; with 0.62 the first look at drafting is late
 PER_LAYER = 0.06  # log odds that a layer adds: of the demo's exits 0.01 to 0.1
 LEVEL, OFFSET = 1.0, 0.25  # deviations in log odds: texts differ by 1 to 3, exits by 0.1 to 0.6
+ERRORS = 0.0
 MACHINE, PASS, PART = 0.3, 0.04, 0.15  # of log times: all, passes, other parts; beside a draft passes vary as all do
 POOL, EXIT = 0.16, 0.05  # of log times of drafts: at all exits, for one pool makes them, and at each
 ROUND = 0.12  # standard deviation of a part's log time from round to round, as measured on two busy cores
@@ -54,11 +55,6 @@ class Belief:
     wait_ms: float = 0.0
 
 
-def part_of(mode: Mode) -> int:
-    """A pass with drafts."""
-    return WIDE + MODES.index(mode)
-
-
 def prior(costs: Costs) -> Belief:
     exits = range(len(costs.exits))
     offsets = [PER_LAYER * (exit_ - costs.exits[0]) for exit_ in costs.exits]
@@ -68,7 +64,8 @@ def prior(costs: Costs) -> Belief:
         [LEVEL, *repeat(OFFSET, len(exits))],
     )
     parts = (*((0, 1 + part) for part in range(DRAFT)), *((0, 1 + DRAFT, 2 + DRAFT + at) for at in exits))
-    deviations = [MACHINE, PASS, PART, PASS, *repeat(MACHINE, len(AHEAD)), POOL, *repeat(EXIT, len(exits))]
+    own = max(PASS, ERRORS * costs.error)
+    deviations = [MACHINE, own, PART, own, *repeat(MACHINE, len(AHEAD)), POOL, *repeat(EXIT, len(exits))]
     times = begin(parts, [0.0] * len(deviations), deviations)
     ahead = begin(((0,), (1,), (2,), (3,)), [0.9, 0.4] * 2, [0.2, 0.3] * 2)
     return Belief(texts, (times,) * (1 + costs.size(len(costs.rest))), ahead, (0.0,) * len(exits))
@@ -104,7 +101,7 @@ def _passes(times: Filter, costs: Costs, seen: Seen) -> Filter:
     if not seen.timed:
         return times
     times = times.decayed(seen.timed / MEMORY)
-    for part, passes in ((PLAIN, seen.plain), (part_of(seen.mode), seen.wide)):
+    for part, passes in ((PLAIN, seen.plain), (WIDE + MODES.index(seen.mode), seen.wide)):
         if passes.num_rounds:
             profiled_ms = passes.num_rounds * passes.profiled_ms(costs, seen.num_rows)
             times = _timed(times, part, passes.ms, profiled_ms, passes.num_rounds)

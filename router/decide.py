@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from math import erf, exp, hypot, pi, sqrt
 
 from protocol.plan import BatchView
-from router.belief import DRAFT, PLAIN, Belief, part_of
-from router.rounds import OFF, Arm, Batch, Outcome, Rounds, batch_of, expected, rounds_of
+from router.belief import DRAFT, Belief
+from router.rounds import OFF, Arm, Batch, Outcome, Rounds, batch_of, expected, part_of, rounds_of
 from router.seen import AHEAD, SETTLED
 from router.tables import Costs
 
@@ -56,32 +56,32 @@ def decide(belief: Belief, costs: Costs, view: BatchView, held: Arm) -> Decision
     pace = owed[chosen] / (1 + MARGIN)
     tried, most = chosen, 0.0
     for at, (arm, outcome, price) in enumerate(zip(arms, best, prices, strict=True)):
-        loss = outcome[0] - pace
-        worth = left * improvement(loss, doubt_of(belief, costs, rounds, arm, outcome, held)) - price
-        if at != chosen and worth - LOOK * batch.num_rows * max(loss, 0.0) > most:
-            tried, most = at, worth - LOOK * batch.num_rows * max(loss, 0.0)
+        if at != chosen:
+            loss, doubt = outcome[0] - pace, doubt_of(belief, costs, rounds, arm, outcome, held)
+            worth = left * improvement(loss, doubt) - price - LOOK * batch.num_rows * max(loss, 0.0)
+            if worth > most:
+                tried, most = at, worth
     return _sized(arms[tried], best[tried], tried != chosen, best[0][0], rounds, costs, belief)
 
 
 def doubt_of(belief: Belief, costs: Costs, rounds: Rounds, arm: Arm, outcome: Outcome, held: Arm) -> float:
     """Standard deviation of an arm's milliseconds per token, of what it does not share with the arm in use."""
     pace, length, tokens, wait_ms, pass_ms = outcome
-    cost, used = belief.cost[costs.size(rounds.batch.num_rows)], PLAIN if held.exit is None else part_of(held.mode)
+    cost, used = belief.cost[costs.size(rounds.batch.num_rows)], part_of(held)
+    ms = cost.doubt(part_of(arm), used) * pass_ms
     if arm.exit is None:
-        return cost.doubt(PLAIN, used) * pass_ms / tokens
-    rate, mode = rounds.guess.rates[arm.exit], arm.mode
-    ms = cost.doubt(part_of(mode), used) * pass_ms + cost.doubt(DRAFT + arm.exit, used) * wait_ms
-    gains, ratio = 0.0, rate * rounds.goes_on_right
-    for place in range(length):
-        gains += (place + 1) * ratio**place
-    served, _ = rounds.guess.shares(mode)
-    gains *= served * rounds.batch.num_drafting * rate * (1 - rate) * belief.accept.doubt(arm.exit, held.exit)
-    if mode in AHEAD:
-        at = 2 * AHEAD.index(mode)
+        return ms / tokens
+    ms += cost.doubt(DRAFT + arm.exit, used) * wait_ms
+    drafted, rate = tokens - rounds.batch.num_rows, rounds.guess.rates[arm.exit]
+    if arm.mode in AHEAD:
+        at = 2 * AHEAD.index(arm.mode)
         ms += belief.ahead.doubt(at + 1) * min(wait_ms, pass_ms)
-        more = belief.ahead.doubt(at) * (tokens - rounds.batch.num_rows) / max(served, 0.1)
-        return hypot(ms + more * pace, gains * pace) / tokens
-    return hypot(ms, gains * pace) / tokens
+        ms += belief.ahead.doubt(at) * drafted / rounds.guess.shares(arm.mode)[0] * pace
+    # Of n tokens in a row, the last is as likely as the rate to the power of n.
+    ratio = rate * rounds.goes_on_right
+    each = 1 / (1 - ratio) - length * ratio**length / (1 - ratio**length)
+    more = drafted * each * (1 - rate) * belief.accept.doubt(arm.exit, held.exit)
+    return hypot(ms, more * pace) / tokens
 
 
 def improvement(loss: float, doubt: float) -> float:
@@ -113,7 +113,7 @@ def _sized(
     batch, guess = rounds.batch, rounds.guess
     drafted = min(int(sum([belief.goes_on**place for place in range(length)])), costs.length - 1)
     step, place = costs.token_ms(arm.exit, batch.num_drafting, batch.num_rows, drafted, batch.context)
-    least = (step * guess.factors[DRAFT + arm.exit] + place * guess.factors[part_of(arm.mode)]) / min(pace, off)
+    least = (step * guess.factors[DRAFT + arm.exit] + place * guess.factors[part_of(arm)]) / min(pace, off)
     # That a draft must be so far, to go on; a wider pass may take less than a narrower one.
     right = min(max(least, 0.0) / guess.rates[arm.exit], 1.0)
     stop = right ** (1 / batch.exponents.get(costs.exits[arm.exit], 1.0))

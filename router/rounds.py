@@ -16,7 +16,7 @@ from itertools import accumulate, pairwise
 from math import exp
 
 from protocol.plan import BatchView, Mode
-from router.belief import DRAFT, MOST, PLAIN, REST, Belief, part_of
+from router.belief import DRAFT, MODES, MOST, PLAIN, REST, WIDE, Belief
 from router.filters import sigmoid
 from router.seen import AHEAD
 from router.tables import Costs
@@ -31,6 +31,11 @@ class Arm:
 
 
 OFF = Arm()
+
+
+def part_of(arm: Arm) -> int:
+    """Its pass."""
+    return PLAIN if arm.exit is None else WIDE + MODES.index(arm.mode)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +117,7 @@ class Rounds:
     def by_length(self, mode: Mode, exit_: int) -> list[Outcome]:
         """From 1."""
         tokens, link_ms, rest_ms, guess = float(self.batch.num_rows), self.link_ms, self.rest_ms, self.guess
-        verify, draft = guess.factors[part_of(mode)], guess.factors[DRAFT + exit_]
+        verify, draft = guess.factors[WIDE + MODES.index(mode)], guess.factors[DRAFT + exit_]
         served, waited = guess.shares(mode)
         gain, ratio = served * self.batch.num_drafting * guess.rates[exit_], guess.rates[exit_] * self.goes_on_right
         found = []
