@@ -77,9 +77,8 @@ def learn(belief: Belief, costs: Costs, seen: Seen) -> Belief:
     accept = _accepted(belief.accept, seen)
     cost, ahead, wait_ms = _passes(belief.cost[at], costs, seen), belief.ahead, belief.wait_ms
     if exit_ is not None:
-        drafts = seen.drafts
-        goes_on = (STOPS * goes_on + drafts.on) / (STOPS + drafts.on + drafts.ended)
-        goes_on_right = (STOPS * goes_on_right + drafts.on_right) / (STOPS + drafts.on_right + drafts.ended_right)
+        goes_on = (STOPS * goes_on + seen.on) / (STOPS + seen.on + seen.ended)
+        goes_on_right = (STOPS * goes_on_right + seen.on_right) / (STOPS + seen.on_right + seen.ended_right)
         wait_ms += (seen.queued_ms / max(seen.timed, 1) - wait_ms) * (1 - (1 - 1 / WAITS) ** seen.timed)
         if seen.num_drafts and belief.lags[exit_] <= SETTLED:
             cost, ahead = _drafts(cost, ahead, costs, seen, exit_)
@@ -89,12 +88,12 @@ def learn(belief: Belief, costs: Costs, seen: Seen) -> Belief:
 
 def _accepted(accept: Filter, seen: Seen) -> Filter:
     """The level decays sooner while off: in large batches most, where a round of drafting tells more."""
-    drafts, rounds = seen.drafts, seen.num_rounds
-    doubt = 0.0 if drafts.tried else rounds * seen.num_rows**BY_ROWS / UNSEEN
+    rounds = seen.num_rounds
+    doubt = 0.0 if seen.tried else rounds * seen.num_rows**BY_ROWS / UNSEEN
     accept = accept.settled(rounds / USUAL).decayed(rounds / MEMORY, doubt)
-    if not drafts.tried or seen.exit is None:
+    if not seen.tried or seen.exit is None:
         return accept
-    return accept.counted(seen.exit, drafts.right / BURSTS, drafts.tried / BURSTS)
+    return accept.counted(seen.exit, seen.right / BURSTS, seen.tried / BURSTS)
 
 
 def _passes(times: Filter, costs: Costs, seen: Seen) -> Filter:
@@ -103,7 +102,7 @@ def _passes(times: Filter, costs: Costs, seen: Seen) -> Filter:
     times = times.decayed(seen.timed / MEMORY)
     for part, passes in ((PLAIN, seen.plain), (WIDE + MODES.index(seen.mode), seen.wide)):
         if passes.num_rounds:
-            profiled_ms = passes.num_rounds * passes.profiled_ms(costs, seen.num_rows)
+            profiled_ms = passes.profiled_ms(costs, seen.num_rows)
             times = _timed(times, part, passes.ms, profiled_ms, passes.num_rounds)
     return _timed(times, REST, seen.rest_ms, seen.timed * costs.rest[costs.rows(seen.num_rows)], seen.timed)
 

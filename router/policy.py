@@ -196,8 +196,8 @@ class Goodput:
         """Whether more or less was accepted than chance explains."""
         if self._seen is None or self._seen.exit is None:
             return False
-        tried, rate = self._seen.drafts.tried, sigmoid(self.belief.accept.value(self._seen.exit))
-        return (self._seen.drafts.right - tried * rate) ** 2 > ODD**2 * BURSTS * tried * rate * (1 - rate)
+        tried, rate = self._seen.tried, sigmoid(self.belief.accept.value(self._seen.exit))
+        return (self._seen.right - tried * rate) ** 2 > ODD**2 * BURSTS * tried * rate * (1 - rate)
 
 
 def uniform(view: BatchView, depth: DepthRule, length: int) -> Plan:
