@@ -29,7 +29,7 @@ DRAFT = WIDE + len(MODES)  # and drafts by exit
 RATE = 0.7  # acceptance rate of the first exit before anything is known; with 0.62 the first look at drafting is late
 PER_LAYER = 0.06  # log odds that a layer adds: of the demo's exits 0.01 to 0.1
 LEVEL, OFFSET = 1.0, 0.25  # deviations in log odds: texts differ by 1 to 3, exits by 0.1 to 0.6
-ERRORS = 0.0
+ERRORS = 1.5
 MACHINE, PASS, PART = 0.3, 0.04, 0.15  # of log times: all, passes, other parts; beside a draft passes vary as all do
 POOL, EXIT = 0.16, 0.05  # of log times of drafts: at all exits, for one pool makes them, and at each
 ROUND = 0.12  # standard deviation of a part's log time from round to round, as measured on two busy cores
@@ -90,7 +90,7 @@ def _accepted(accept: Filter, seen: Seen) -> Filter:
     """The level decays sooner while off: in large batches most, where a round of drafting tells more."""
     rounds = seen.num_rounds
     doubt = 0.0 if seen.tried else rounds * seen.num_rows**BY_ROWS / UNSEEN
-    accept = accept.settled(rounds / USUAL).decayed(rounds / MEMORY, doubt)
+    accept = accept.decayed(rounds / MEMORY, doubt, rounds / USUAL)
     if not seen.tried or seen.exit is None:
         return accept
     return accept.counted(seen.exit, seen.right / BURSTS, seen.tried / BURSTS)

@@ -22,12 +22,11 @@ Arms = tuple[tuple[int, ...], ...]
 SURPRISE = 4.0  # standard deviations of the recent mean that no chance explains
 RECENT = 0.9  # weight of a surprise after each later observation
 CLIP = 3.0  # standard deviations: what one observation counts at most, for one hiccup is no change
-NEWTON = 4  # steps to the mode of a binomial posterior
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """means, variances: what is believed of each cause; prior, spread: the same before anything was seen.
+    """means, variances: what is believed of each cause; usual, spread: the same before anything was seen.
 
     arms: the causes of each. surprise, weight: running sums of recent standardized innovations, and of their variances.
     """
@@ -35,7 +34,7 @@ class Filter:
     arms: Arms
     means: Line
     variances: Line
-    prior: Line
+    usual: Line
     spread: Line
     surprise: float = 0.0
     weight: float = 0.0
@@ -61,69 +60,53 @@ class Filter:
         """The standard deviation of the same."""
         return math.sqrt(self.variance(arm, beside))
 
-    def decayed(self, share: float, first: float = 0.0) -> Filter:
-        """So much of the belief, in log units, gives way to the prior, and of that about the first cause so much more."""
-        keep = math.exp(-share)
-        kept, given = keep**2, 1 - keep**2
-        means = [prior + keep * (mean - prior) for mean, prior in zip(self.means, self.prior, strict=True)]
-        doubts = [kept * own + given * usual for own, usual in zip(self.variances, self.spread, strict=True)]
-        if first:
-            keep = math.exp(-first)
-            means[0] = self.prior[0] + keep * (means[0] - self.prior[0])
-            doubts[0] = keep**2 * doubts[0] + (1 - keep**2) * self.spread[0]
-        return self._with(tuple(means), tuple(doubts))
+    def decayed(self, share: float, first: float = 0.0, settled: float = 0.0) -> Filter:
+        """So much of the belief, in log units, gives way to what is usual.
 
-    def settled(self, share: float) -> Filter:
-        """So much of the first cause's prior gives way to what is believed: to what is usual."""
-        first, *others = self.prior
-        prior = (first + share * (self.means[0] - first), *others)
+        first: so much more of that about the first cause, of which so much as is `settled` becomes usual before.
+        """
+        usual = (self.usual[0] + settled * (self.means[0] - self.usual[0]), *self.usual[1:])
+        shares = [share + first, *[share] * (len(usual) - 1)]
+        keeps = [math.exp(-each) for each in shares]
+        means = [norm + keep * (mean - norm) for mean, norm, keep in zip(self.means, usual, keeps, strict=True)]
+        doubts = [
+            spread + keep**2 * (own - spread)
+            for own, spread, keep in zip(self.variances, self.spread, keeps, strict=True)
+        ]
         return Filter(
-            self.arms, self.means, self.variances, prior, self.spread, self.surprise, self.weight, self.num_changes
+            self.arms, tuple(means), tuple(doubts), usual, self.spread, self.surprise, self.weight, self.num_changes
         )
 
     def measured(self, arm: int, value: float, variance: float) -> Filter:
         """A value with its variance."""
-        total = self.variance(arm) + variance
+        off, total = value - self.value(arm), self.variance(arm) + variance
         limit = CLIP * math.sqrt(total)
-        off = min(max(value - self.value(arm), -limit), limit)
-        return self._moved(arm, off / total, 1 / total, off / math.sqrt(total))
-
-    def counted(self, arm: int, successes: float, trials: float) -> Filter:
-        """Successes among trials, where the belief is about log odds."""
-        before, doubt = self.value(arm), self.variance(arm)
-        odds, rate = before, sigmoid(before)
-        noise = trials * rate * (1 - rate)
-        surprise = (successes - trials * rate) / math.sqrt(noise * (1 + noise * doubt))
-        for _ in range(NEWTON):
-            rate = sigmoid(odds)
-            slope = (before - odds) / doubt + successes - trials * rate
-            odds += min(max(slope / (1 / doubt + trials * rate * (1 - rate)), -1.0), 1.0)
-        rate = sigmoid(odds)
-        information = trials * rate * (1 - rate)
-        return self._moved(arm, (odds - before) / doubt, information / (1 + information * doubt), surprise)
-
-    def _moved(self, arm: int, step: float, less: float, surprise: float) -> Filter:
-        """The causes of an arm move by so much of their variances, and are less doubtful by so much of these squared."""
+        off = min(max(off, -limit), limit)
         means, doubts = list(self.means), list(self.variances)
         for cause in self.arms[arm]:
-            means[cause] += step * doubts[cause]
-            doubts[cause] -= less * doubts[cause] ** 2
-        total, weight, changes = RECENT * self.surprise + surprise, RECENT**2 * self.weight + 1, self.num_changes
-        if total**2 > SURPRISE**2 * weight:
-            doubts = [own + usual for own, usual in zip(doubts, self.spread, strict=True)]
-            total, weight, changes = 0.0, 0.0, changes + 1
-        return Filter(self.arms, tuple(means), tuple(doubts), self.prior, self.spread, total, weight, changes)
+            share = doubts[cause] / total
+            means[cause] += share * off
+            doubts[cause] *= 1 - share
+        surprise, weight = RECENT * self.surprise + off / math.sqrt(total), RECENT**2 * self.weight + 1
+        changed = surprise**2 > SURPRISE**2 * weight
+        if changed:
+            doubts = [own + spread for own, spread in zip(doubts, self.spread, strict=True)]
+            surprise = weight = 0.0
+        changes = self.num_changes + changed
+        return Filter(self.arms, tuple(means), tuple(doubts), self.usual, self.spread, surprise, weight, changes)
 
-    def _with(self, means: Line, variances: Line) -> Filter:
-        return Filter(
-            self.arms, means, variances, self.prior, self.spread, self.surprise, self.weight, self.num_changes
-        )
+    def counted(self, arm: int, successes: float, trials: float) -> Filter:
+        """Successes among trials, where the belief is about log odds: to the first order around what is believed."""
+        odds = self.value(arm)
+        rate = sigmoid(odds)
+        information = trials * rate * (1 - rate)
+        return self.measured(arm, odds + (successes - trials * rate) / information, 1 / information)
 
 
-def begin(arms: Arms, prior: Sequence[float], deviations: Sequence[float]) -> Filter:
-    """prior: what is guessed of each cause; deviations: how far off that may be."""
+def begin(arms: Arms, usual: Sequence[float], deviations: Sequence[float]) -> Filter:
+    """usual: what is guessed of each cause; deviations: how far off that may be."""
     spread = tuple([deviation**2 for deviation in deviations])
-    return Filter(arms, tuple(prior), spread, tuple(prior), spread)
+    return Filter(arms, tuple(usual), spread, tuple(usual), spread)
 
 
 def sigmoid(odds: float) -> float:

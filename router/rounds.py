@@ -12,12 +12,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate, pairwise
 from math import exp
 
 from protocol.plan import BatchView, Mode
 from router.belief import DRAFT, MODES, MOST, PLAIN, REST, WIDE, Belief
-from router.filters import sigmoid
+from router.filters import Line, sigmoid
 from router.seen import AHEAD
 from router.tables import Costs
 
@@ -98,17 +97,20 @@ Outcome = tuple[float, int, float, float, float]
 @dataclass(frozen=True, slots=True)
 class Rounds:
     """What rounds of a batch bring and take. plain_ms, rest_ms: as guessed. link_ms: with the wait at the pool. By the
-    profile, by drafted tokens from 1: wide_ms, a pass; draft_ms, drafts by exit.
+    profile, by drafted tokens from 1: wide_ms, passes; steps, slopes: of the costs, at the rows that are drafted for.
+    reach: share of drafts that get to a place.
     """
 
     batch: Batch
     guess: Guess
     goes_on_right: float
+    reach: Sequence[float]
     plain_ms: float
     rest_ms: float
     link_ms: float
     wide_ms: Sequence[float]
-    draft_ms: Sequence[Sequence[float]]
+    steps: Sequence[Line]
+    slopes: Sequence[Line]
 
     def off(self) -> Outcome:
         num_rows = self.batch.num_rows
@@ -116,38 +118,42 @@ class Rounds:
 
     def by_length(self, mode: Mode, exit_: int) -> list[Outcome]:
         """From 1."""
-        tokens, link_ms, rest_ms, guess = float(self.batch.num_rows), self.link_ms, self.rest_ms, self.guess
-        verify, draft = guess.factors[WIDE + MODES.index(mode)], guess.factors[DRAFT + exit_]
-        served, waited = guess.shares(mode)
-        gain, ratio = served * self.batch.num_drafting * guess.rates[exit_], guess.rates[exit_] * self.goes_on_right
-        found = []
-        for length, (wide_ms, draft_ms) in enumerate(zip(self.wide_ms, self.draft_ms[exit_], strict=True), start=1):
+        guess, rest_ms, (served, waited) = self.guess, self.rest_ms, self.guess.shares(mode)
+        verify, draft, rate = guess.factors[WIDE + MODES.index(mode)], guess.factors[DRAFT + exit_], guess.rates[exit_]
+        gain, ratio = served * self.batch.num_drafting * rate, rate * self.goes_on_right
+        tokens, draft_ms, found = float(self.batch.num_rows), self.link_ms, []
+        for reach, wide_ms, step, slope in zip(
+            self.reach, self.wide_ms, self.steps[exit_], self.slopes[exit_], strict=False
+        ):
             tokens += gain
             gain *= ratio
-            pass_ms, wait_ms = verify * wide_ms, draft * draft_ms + link_ms
-            if waited != 1:
-                wait_ms -= (1 - waited) * min(wait_ms, pass_ms)
-            found.append(((wait_ms + pass_ms + rest_ms) / tokens, length, tokens, wait_ms, pass_ms))
+            draft_ms += draft * (step - slope * (1 - reach))
+            pass_ms = verify * wide_ms
+            wait_ms = draft_ms if waited == 1 else draft_ms - (1 - waited) * min(draft_ms, pass_ms)
+            found.append(((wait_ms + pass_ms + rest_ms) / tokens, len(found) + 1, tokens, wait_ms, pass_ms))
         return found
 
 
 def rounds_of(belief: Belief, costs: Costs, batch: Batch, guess: Guess) -> Rounds:
-    rows, drafting, room = costs.rows(batch.num_rows), costs.rows(batch.num_drafting), batch.room
-    passes = costs.passes(rows, batch.context)[: room + 1]
-    reach = [belief.goes_on**place for place in range(room)]  # share of drafts that get to a place
-    share = batch.num_drafting / batch.num_rows
-    more = [there * (wider - narrow) for there, (narrow, wider) in zip(reach, pairwise(passes), strict=True)]
-    steps = [
-        [step - slope * (1 - there) for step, slope, there in zip(*of_exit, reach, strict=False)]
-        for of_exit in zip(costs.steps[drafting], costs.slopes[drafting], strict=True)
-    ]
+    rows, drafting, share = (
+        costs.rows(batch.num_rows),
+        costs.rows(batch.num_drafting),
+        batch.num_drafting / batch.num_rows,
+    )
+    passes, reach = costs.passes(rows, batch.context), [belief.goes_on**place for place in range(batch.room)]
+    wide_ms, widths = passes[0], []
+    for place, there in enumerate(reach):
+        wide_ms += share * there * (passes[place + 1] - passes[place])
+        widths.append(wide_ms)
     return Rounds(
         batch,
         guess,
         belief.goes_on_right,
+        reach,
         passes[0] * guess.factors[PLAIN],
         costs.rest[rows] * guess.factors[REST],
         costs.link[rows] + belief.wait_ms,
-        [passes[0] + share * wider for wider in accumulate(more)],
-        [list(accumulate(each)) for each in steps],
+        widths,
+        costs.steps[drafting],
+        costs.slopes[drafting],
     )
