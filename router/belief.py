@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import repeat
 
 from protocol.plan import Mode
 from router.filters import Filter, begin
@@ -56,34 +55,35 @@ class Belief:
 
 
 def prior(costs: Costs) -> Belief:
-    exits = range(len(costs.exits))
-    offsets = [PER_LAYER * (exit_ - costs.exits[0]) for exit_ in costs.exits]
-    texts = begin(
-        tuple((0, 1 + at) for at in exits),
-        [math.log(RATE / (1 - RATE)), *offsets],
-        [LEVEL, *repeat(OFFSET, len(exits))],
-    )
-    parts = (*((0, 1 + part) for part in range(DRAFT)), *((0, 1 + DRAFT, 2 + DRAFT + at) for at in exits))
-    own = max(PASS, ERRORS * costs.error)
-    deviations = [MACHINE, own, PART, own, *repeat(MACHINE, len(AHEAD)), POOL, *repeat(EXIT, len(exits))]
-    times = begin(parts, [0.0] * len(deviations), deviations)
-    ahead = begin(((0,), (1,), (2,), (3,)), [0.9, 0.4] * 2, [0.2, 0.3] * 2)
+    exits, cells = costs.exits, max(PASS, ERRORS * costs.error)
+    odds = [math.log(RATE / (1 - RATE)), *[PER_LAYER * (exit_ - exits[0]) for exit_ in exits]]
+    texts = begin(odds, [LEVEL, *[OFFSET] * len(exits)], tuple((0, 1 + at) for at in range(len(exits))))
+    deviations = [MACHINE, cells, PART, cells, *[MACHINE] * len(AHEAD), POOL, *[EXIT] * len(exits)]
+    parts = [*[(0, 1 + part) for part in range(DRAFT)], *[(0, 1 + DRAFT, 2 + DRAFT + at) for at in range(len(exits))]]
+    times = begin([0.0] * len(deviations), deviations, tuple(parts))
+    ahead = begin([0.9, 0.4] * len(AHEAD), [0.2, 0.3] * len(AHEAD))
     return Belief(texts, (times,) * (1 + costs.size(len(costs.rest))), ahead, (0.0,) * len(exits))
 
 
 def learn(belief: Belief, costs: Costs, seen: Seen) -> Belief:
     """The belief after these rounds."""
-    at, exit_, goes_on, goes_on_right = costs.size(seen.num_rows), seen.exit, belief.goes_on, belief.goes_on_right
-    accept = _accepted(belief.accept, seen)
-    cost, ahead, wait_ms = _passes(belief.cost[at], costs, seen), belief.ahead, belief.wait_ms
+    at, exit_, rounds = costs.size(seen.num_rows), seen.exit, seen.timed
+    goes_on, goes_on_right, wait_ms = belief.goes_on, belief.goes_on_right, belief.wait_ms
+    times, ahead = _passes(belief.cost[at], costs, seen), belief.ahead
     if exit_ is not None:
         goes_on = (STOPS * goes_on + seen.on) / (STOPS + seen.on + seen.ended)
         goes_on_right = (STOPS * goes_on_right + seen.on_right) / (STOPS + seen.on_right + seen.ended_right)
-        wait_ms += (seen.queued_ms / max(seen.timed, 1) - wait_ms) * (1 - (1 - 1 / WAITS) ** seen.timed)
+        wait_ms += (seen.queued_ms / max(rounds, 1) - wait_ms) * (1 - (1 - 1 / WAITS) ** rounds)
         if seen.num_drafts and belief.lags[exit_] <= SETTLED:
-            cost, ahead = _drafts(cost, ahead, costs, seen, exit_)
-    cost_by_size = (*belief.cost[:at], cost, *belief.cost[at + 1 :])
-    return Belief(accept, cost_by_size, ahead, _lags(belief.lags, seen), goes_on, goes_on_right, wait_ms)
+            link_ms = seen.num_drafts * costs.link[costs.rows(seen.num_rows)]
+            if seen.mode in AHEAD:
+                factor = math.exp(belief.cost[at].value(DRAFT + exit_))
+                ahead = _ahead(ahead, seen, link_ms + seen.drafted_ms * factor)
+            else:
+                times = _timed(times, DRAFT + exit_, seen.waited_ms - link_ms, seen.drafted_ms, seen.num_drafts)
+    cost = (*belief.cost[:at], times, *belief.cost[at + 1 :])
+    accept, lags = _accepted(belief.accept, seen), _lags(belief.lags, seen)
+    return Belief(accept, cost, ahead, lags, goes_on, goes_on_right, wait_ms)
 
 
 def _accepted(accept: Filter, seen: Seen) -> Filter:
@@ -113,19 +113,16 @@ def _timed(times: Filter, part: int, measured_ms: float, profiled_ms: float, num
     return times.measured(part, math.log(measured_ms / profiled_ms), ROUND**2 / num_rounds)
 
 
-def _drafts(times: Filter, ahead: Filter, costs: Costs, seen: Seen, exit_: int) -> tuple[Filter, Filter]:
-    """Times, and what drafting ahead hides: it takes longer beside branches that nobody wants."""
-    link = seen.num_drafts * costs.link[costs.rows(seen.num_rows)]
-    if seen.mode not in AHEAD:
-        return _timed(times, DRAFT + exit_, seen.waited_ms - link, seen.drafted_ms, seen.num_drafts), ahead
-    at, whole = 2 * AHEAD.index(seen.mode), link + seen.drafted_ms * math.exp(times.value(DRAFT + exit_))
-    hidden = (whole - seen.waited_ms) / max(min(whole, seen.plain.ms + seen.wide.ms), 1e-6)
+def _ahead(ahead: Filter, seen: Seen, whole_ms: float) -> Filter:
+    """whole_ms: of these drafts where nothing hides them. They take longer beside branches that nobody wants."""
+    at = 2 * AHEAD.index(seen.mode)
+    hidden = (whole_ms - seen.waited_ms) / max(min(whole_ms, seen.plain.ms + seen.wide.ms), 1e-6)
     ahead = ahead.decayed(seen.num_drafts / MEMORY).measured(at, seen.served / seen.planned, 0.1 / seen.planned)
-    return times, ahead.measured(at + 1, 1 - min(max(hidden, 1 - MOST), 1.0), 0.2 / seen.num_drafts)
+    return ahead.measured(at + 1, 1 - min(max(hidden, 1 - MOST), 1.0), 0.2 / seen.num_drafts)
 
 
 def _lags(lags: Sequence[float], seen: Seen) -> tuple[float, ...]:
-    """Layers up to the exit have run all but what the last round commits. Deeper ones lack at least what was fed to it."""
+    """Layers up to the exit have run all but what the last round commits. Deeper ones lack what was fed to it at least."""
     if seen.exit is None:
         return tuple([lag + seen.committed for lag in lags])
     return tuple([seen.last if at <= seen.exit else max(lag, seen.fed) + seen.committed for at, lag in enumerate(lags)])

@@ -74,7 +74,7 @@ def assumed(costs: Costs, rates: Mapping[int, float]) -> Belief:
     known = sorted(rates)
     each = np.interp(costs.exits, known, [min(max(rates[exit_], 1e-4), 1 - 1e-4) for exit_ in known]).tolist()
     odds = [log(rate / (1 - rate)) for rate in each]
-    return replace(prior(costs), accept=begin(tuple((at,) for at in range(len(odds))), odds, [1.0] * len(odds)))
+    return replace(prior(costs), accept=begin(odds, [1.0] * len(odds)))
 
 
 def describe(policy: Policy) -> dict[str, Any]:

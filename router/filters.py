@@ -103,10 +103,11 @@ class Filter:
         return self.measured(arm, odds + (successes - trials * rate) / information, 1 / information)
 
 
-def begin(arms: Arms, usual: Sequence[float], deviations: Sequence[float]) -> Filter:
-    """usual: what is guessed of each cause; deviations: how far off that may be."""
+def begin(usual: Sequence[float], deviations: Sequence[float], arms: Arms | None = None) -> Filter:
+    """usual: what is guessed of each cause; deviations: how far off that may be. arms: None: each cause is one."""
     spread = tuple([deviation**2 for deviation in deviations])
-    return Filter(arms, tuple(usual), spread, tuple(usual), spread)
+    alone = tuple((cause,) for cause in range(len(spread)))
+    return Filter(arms or alone, tuple(usual), spread, tuple(usual), spread)
 
 
 def sigmoid(odds: float) -> float:
