@@ -1,8 +1,8 @@
 """What a target believes of its rounds, and how a round changes that. Values and pure functions.
 
 accept    log odds that a drafted token is accepted if all before it were: of the text, and what an exit adds
-cost      by size of batch, for a profile is off by another factor at each: log of measured over profiled time, by part of
-          a round
+cost      by size of batch, for a profile is off by another factor at each: log of measured over profiled time, by part
+          of a round
 ahead     by mode that drafts ahead: the share of rows that have a proposal, and the share that is waited for of
           what the pass could hide of a draft
 goes_on   how often drafts go on behind a token, and behind an accepted one: they end where the next does not pay
@@ -34,9 +34,7 @@ POOL, EXIT = 0.16, 0.05  # of log times of drafts: at all exits, for one pool ma
 ROUND = 0.12  # standard deviation of a part's log time from round to round, as measured on two busy cores
 BURSTS = 1.5  # variance of accepted counts over that of independent tokens, for text is easy or hard for a while
 MEMORY = 1000.0  # rounds in which a belief decays to 1/e; 300 was worse (changed with RATE), 2000 no better
-# And the text's level while off, where nothing is seen, over rows ** BY_ROWS: a larger batch learns more of a trial, so
-# it looks sooner. At 8 rows a switch takes 16 rounds with this and 27 with twice as much; 130 costs one row 3 % of off.
-UNSEEN, BY_ROWS = 300.0, 0.75
+UNSEEN = 130.0  # and the text's level while off, where nothing is seen
 USUAL = 500.0  # rounds by which texts of this target become what is expected of the next: off loses 1.1 % for 1.9 %
 STOPS = 100.0  # tokens that what is known of stops weighs; 50 follows a change of text ten rounds later
 WAITS = 5.0  # rounds that what is known of the wait at the pool weighs
@@ -87,9 +85,8 @@ def learn(belief: Belief, costs: Costs, seen: Seen) -> Belief:
 
 
 def _accepted(accept: Filter, seen: Seen) -> Filter:
-    """The level decays sooner while off: in large batches most, where a round of drafting tells more."""
     rounds = seen.num_rounds
-    doubt = 0.0 if seen.tried else rounds * seen.num_rows**BY_ROWS / UNSEEN
+    doubt = 0.0 if seen.tried else rounds / UNSEEN
     accept = accept.decayed(rounds / MEMORY, doubt, rounds / USUAL)
     if not seen.tried or seen.exit is None:
         return accept
@@ -122,7 +119,7 @@ def _ahead(ahead: Filter, seen: Seen, whole_ms: float) -> Filter:
 
 
 def _lags(lags: Sequence[float], seen: Seen) -> tuple[float, ...]:
-    """Layers up to the exit have run all but what the last round commits. Deeper ones lack what was fed to it at least."""
+    """Layers up to the exit have run all but what the last round commits, deeper ones not even what was fed to it."""
     if seen.exit is None:
         return tuple([lag + seen.committed for lag in lags])
     return tuple([seen.last if at <= seen.exit else max(lag, seen.fed) + seen.committed for at, lag in enumerate(lags)])

@@ -15,7 +15,8 @@ from math import erf, exp, hypot, pi, sqrt
 
 from protocol.plan import BatchView
 from router.belief import DRAFT, Belief
-from router.rounds import OFF, Arm, Batch, Outcome, Rounds, batch_of, expected, part_of, rounds_of
+from router.filters import Filter
+from router.rounds import OFF, Arm, Outcome, Rounds, batch_of, expected, part_of, rounds_of
 from router.seen import AHEAD, SETTLED
 from router.tables import Costs
 
@@ -43,44 +44,42 @@ def decide(belief: Belief, costs: Costs, view: BatchView, held: Arm) -> Decision
     batch = batch_of(view, costs)
     if batch.room < 1:
         return Decision(held)
-    guess = expected(belief, costs, batch.num_rows)
-    rounds = rounds_of(belief, costs, batch, guess)
+    rounds = rounds_of(belief, costs, batch, expected(belief, costs, batch.num_rows))
     arms = [OFF, *[Arm(mode, exit_) for mode in batch.modes for exit_ in range(len(costs.exits))]]
     best = [rounds.off() if arm.exit is None else min(rounds.by_length(arm.mode, arm.exit)) for arm in arms]
-    prices = [0.0, *catch_up_ms(belief, costs, batch) * len(batch.modes)]
+    prices = [0.0, *catch_up_ms(rounds, costs) * len(batch.modes)]
     left = batch.num_rows * min(batch.remaining, HORIZON)
     owed = [outcome[0] + price / left for outcome, price in zip(best, prices, strict=True)]
     chosen = owed.index(min(owed))
     if held in arms and owed[arms.index(held)] <= owed[chosen] * (1 + MARGIN):
         chosen = arms.index(held)
-    pace = owed[chosen] / (1 + MARGIN)
+    pace, times = owed[chosen] / (1 + MARGIN), belief.cost[costs.size(batch.num_rows)]
     tried, most = chosen, 0.0
     for at, (arm, outcome, price) in enumerate(zip(arms, best, prices, strict=True)):
         if at != chosen:
-            loss, doubt = outcome[0] - pace, doubt_of(belief, costs, rounds, arm, outcome, held)
+            loss, doubt = outcome[0] - pace, doubt_of(rounds, times, arm, outcome, held)
             worth = left * improvement(loss, doubt) - price - LOOK * batch.num_rows * max(loss, 0.0)
             if worth > most:
                 tried, most = at, worth
-    return _sized(arms[tried], best[tried], tried != chosen, best[0][0], rounds, costs, belief)
+    stop = stop_of(rounds, costs, arms[tried], best[tried], best[0][0])
+    return Decision(arms[tried], best[tried][1], 1 / best[tried][0], stop, tried != chosen)
 
 
-def doubt_of(belief: Belief, costs: Costs, rounds: Rounds, arm: Arm, outcome: Outcome, held: Arm) -> float:
+def doubt_of(rounds: Rounds, times: Filter, arm: Arm, outcome: Outcome, held: Arm) -> float:
     """Standard deviation of an arm's milliseconds per token, of what it does not share with the arm in use."""
-    pace, length, tokens, wait_ms, pass_ms = outcome
-    cost, used = belief.cost[costs.size(rounds.batch.num_rows)], part_of(held)
-    ms = cost.doubt(part_of(arm), used) * pass_ms
+    (pace, length, tokens, wait_ms, pass_ms), used, ahead = outcome, part_of(held), rounds.belief.ahead
+    ms = times.doubt(part_of(arm), used) * pass_ms
     if arm.exit is None:
         return ms / tokens
-    ms += cost.doubt(DRAFT + arm.exit, used) * wait_ms
+    ms += times.doubt(DRAFT + arm.exit, used) * wait_ms
     drafted, rate = tokens - rounds.batch.num_rows, rounds.guess.rates[arm.exit]
     if arm.mode in AHEAD:
-        at = 2 * AHEAD.index(arm.mode)
-        ms += belief.ahead.doubt(at + 1) * min(wait_ms, pass_ms)
-        ms += belief.ahead.doubt(at) * drafted / rounds.guess.shares(arm.mode)[0] * pace
-    # Of n tokens in a row, the last is as likely as the rate to the power of n.
-    ratio = rate * rounds.goes_on_right
-    each = 1 / (1 - ratio) - length * ratio**length / (1 - ratio**length)
-    more = drafted * each * (1 - rate) * belief.accept.doubt(arm.exit, held.exit)
+        at, (served, _) = 2 * AHEAD.index(arm.mode), rounds.guess.shares(arm.mode)
+        ms += ahead.doubt(at + 1) * min(wait_ms, pass_ms) + ahead.doubt(at) * drafted / served * pace
+    # The n-th token of a draft comes to rate^n, so one more deviation in log odds is worth n times as much there.
+    ratio = rate * rounds.belief.goes_on_right
+    mean = 1 / (1 - ratio) - length * ratio**length / (1 - ratio**length)
+    more = drafted * mean * (1 - rate) * rounds.belief.accept.doubt(arm.exit, held.exit)
     return hypot(ms, more * pace) / tokens
 
 
@@ -92,29 +91,28 @@ def improvement(loss: float, doubt: float) -> float:
     return doubt * (exp(-(score**2) / 2) / sqrt(2 * pi) - score * (1 - erf(score / sqrt(2))) / 2)
 
 
-def catch_up_ms(belief: Belief, costs: Costs, batch: Batch) -> list[float]:
+def catch_up_ms(rounds: Rounds, costs: Costs) -> list[float]:
     """By exit: until layers have run all that they have not seen."""
-    owed, total = [], 0.0
-    cost = belief.cost[costs.size(batch.num_rows)]
-    for at, (lag, token_ms) in enumerate(zip(belief.lags, costs.catch_up[costs.rows(batch.num_rows)], strict=True)):
+    owed, total, batch = [], 0.0, rounds.batch
+    layers = zip(rounds.belief.lags, costs.catch_up[costs.rows(batch.num_rows)], strict=True)
+    for at, (lag, token_ms) in enumerate(layers):
         unseen = min(max(lag, batch.num_unseen), batch.context)
-        total += token_ms * exp(cost.value(DRAFT + at)) * unseen if unseen > SETTLED else 0.0
+        total += token_ms * rounds.guess.factors[DRAFT + at] * unseen if unseen > SETTLED else 0.0
         owed.append(total)
     return owed
 
 
-def _sized(
-    arm: Arm, outcome: Outcome, trial: bool, off: float, rounds: Rounds, costs: Costs, belief: Belief
-) -> Decision:
-    """The arm at its best length. off: milliseconds per token."""
-    pace, length, *_ = outcome
+def stop_of(rounds: Rounds, costs: Costs, arm: Arm, outcome: Outcome, off: float) -> float:
+    """The confidence in a whole draft below which it ends: where the next token takes longer than the pace allows.
+
+    off: milliseconds per token.
+    """
     if arm.exit is None:
-        return Decision(rate=1 / pace, trial=trial)
-    batch, guess = rounds.batch, rounds.guess
-    drafted = min(int(sum([belief.goes_on**place for place in range(length)])), costs.length - 1)
+        return 0.0
+    batch, guess, goes_on, (pace, length, *_) = rounds.batch, rounds.guess, rounds.belief.goes_on, outcome
+    drafted = min(int(sum([goes_on**place for place in range(length)])), costs.length - 1)
     step, place = costs.token_ms(arm.exit, batch.num_drafting, batch.num_rows, drafted, batch.context)
     least = (step * guess.factors[DRAFT + arm.exit] + place * guess.factors[part_of(arm)]) / min(pace, off)
     # That a draft must be so far, to go on; a wider pass may take less than a narrower one.
     right = min(max(least, 0.0) / guess.rates[arm.exit], 1.0)
-    stop = right ** (1 / batch.exponents.get(costs.exits[arm.exit], 1.0))
-    return Decision(arm, length, 1 / pace, stop, trial)
+    return right ** (1 / batch.exponents.get(costs.exits[arm.exit], 1.0))

@@ -119,10 +119,6 @@ def _goodput(policy: Goodput) -> dict[str, Any]:
         "confidence_exponents": {str(at): round(power, DIGITS) for at, power in exponents.items()},
         "wait_ms": round(belief.wait_ms, DIGITS),
         "unseen_tokens": _by_exit(costs, belief.lags),
-        "changes_noticed": {
-            "text": belief.accept.num_changes,
-            "machine": sum(cost.num_changes for cost in belief.cost),
-        },
     }
 
 

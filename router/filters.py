@@ -1,13 +1,12 @@
 """What arms have in common and what sets each apart, as a Kalman filter (Kalman, 1960) of independent causes.
 
-An arm is a sum of causes, such as what all arms share, and what is its own. So what one arm shows moves the belief about
-those that share a cause with it, the doubtful causes most. Belief decays towards the prior, which is forgetting, and so
-the doubt about an arm that is not played grows. Where recent observations are off by more than chance, something changed,
-and everything is as doubtful as at the beginning.
+An arm is a sum of causes, such as what all arms share, and what is its own. So what one arm shows moves the belief
+about those that share a cause with it, the doubtful causes most. Belief decays towards what is usual, which is
+forgetting, and so the doubt about an arm that is not played grows.
 
-Causes are held to be independent, which they are not once a sum of them was seen; that keeps a filter to two numbers for
-each. Plain floats: between passes over a model's weights the processor's caches are cold, and what counts is how little
-is touched.
+Causes are held to be independent, which they are not once a sum of them was seen; that keeps a filter to two numbers
+for each. Plain floats: between passes over a model's weights the processor's caches are cold, and what counts is how
+little is touched.
 """
 
 from __future__ import annotations
@@ -19,8 +18,6 @@ from dataclasses import dataclass
 Line = tuple[float, ...]
 Arms = tuple[tuple[int, ...], ...]
 
-SURPRISE = 4.0  # standard deviations of the recent mean that no chance explains
-RECENT = 0.9  # weight of a surprise after each later observation
 CLIP = 3.0  # standard deviations: what one observation counts at most, for one hiccup is no change
 
 
@@ -28,7 +25,7 @@ CLIP = 3.0  # standard deviations: what one observation counts at most, for one 
 class Filter:
     """means, variances: what is believed of each cause; usual, spread: the same before anything was seen.
 
-    arms: the causes of each. surprise, weight: running sums of recent standardized innovations, and of their variances.
+    arms: the causes of each.
     """
 
     arms: Arms
@@ -36,9 +33,6 @@ class Filter:
     variances: Line
     usual: Line
     spread: Line
-    surprise: float = 0.0
-    weight: float = 0.0
-    num_changes: int = 0
 
     @property
     def values(self) -> list[float]:
@@ -73,27 +67,19 @@ class Filter:
             spread + keep**2 * (own - spread)
             for own, spread, keep in zip(self.variances, self.spread, keeps, strict=True)
         ]
-        return Filter(
-            self.arms, tuple(means), tuple(doubts), usual, self.spread, self.surprise, self.weight, self.num_changes
-        )
+        return Filter(self.arms, tuple(means), tuple(doubts), usual, self.spread)
 
     def measured(self, arm: int, value: float, variance: float) -> Filter:
         """A value with its variance."""
-        off, total = value - self.value(arm), self.variance(arm) + variance
+        total = self.variance(arm) + variance
         limit = CLIP * math.sqrt(total)
-        off = min(max(off, -limit), limit)
+        off = min(max(value - self.value(arm), -limit), limit)
         means, doubts = list(self.means), list(self.variances)
         for cause in self.arms[arm]:
             share = doubts[cause] / total
             means[cause] += share * off
             doubts[cause] *= 1 - share
-        surprise, weight = RECENT * self.surprise + off / math.sqrt(total), RECENT**2 * self.weight + 1
-        changed = surprise**2 > SURPRISE**2 * weight
-        if changed:
-            doubts = [own + spread for own, spread in zip(doubts, self.spread, strict=True)]
-            surprise = weight = 0.0
-        changes = self.num_changes + changed
-        return Filter(self.arms, tuple(means), tuple(doubts), self.usual, self.spread, surprise, weight, changes)
+        return Filter(self.arms, tuple(means), tuple(doubts), self.usual, self.spread)
 
     def counted(self, arm: int, successes: float, trials: float) -> Filter:
         """Successes among trials, where the belief is about log odds: to the first order around what is believed."""

@@ -13,17 +13,13 @@ from typing import Protocol
 
 from protocol.plan import BatchView, DepthRule, Mode, Plan, SequenceView
 from protocol.record import RoundRecord
-from router.belief import BURSTS, DRAFT, learn, prior
+from router.belief import DRAFT, learn, prior
 from router.decide import Decision, decide
-from router.filters import sigmoid
 from router.rounds import Guess, batch_of, rounds_of
 from router.seen import Seen, exit_of
 from router.tables import Costs
 
-# Of rounds between decisions, which take 0.3 to 0.8 ms with what is learned before where caches are cold: at least, and
-# at most.
-PAUSE_MS, LONG_MS = 20.0, 40.0
-ODD = 2.0  # standard deviations of what is accepted that ask for a decision
+PAUSE_MS = 20.0  # of rounds that a decision stands for
 EMA_RATE, EMA_SHARE, EMA_REST = 0.7, 0.1, 32  # as guessed at first; of a round; rounds of rest
 
 
@@ -156,7 +152,7 @@ class Goodput:
     def plan(self, view: BatchView) -> Plan:
         if not view.sequences:
             return Plan(None, ())
-        if self._is_due(view):
+        if self._is_due():
             self._learn()
             self.decision = decide(self.belief, self.costs, view, self.decision.arm)
             self.view, self._ms = view, 0.0
@@ -180,24 +176,10 @@ class Goodput:
         if self._seen is not None:
             self.belief, self._seen = learn(self.belief, self.costs, self._seen), None
 
-    def _is_due(self, view: BatchView) -> bool:
-        """During a trial, and when the batch or the text changes, a decision is worth more than it costs."""
-        if self.view is None or self.decision.trial or self._ms >= LONG_MS:
-            return True
-        exit_, before, now = self.decision.arm.exit, len(self.view.sequences), len(view.sequences)
-        if exit_ is not None and not self.decision.length:
-            return True  # there was no room for a draft
-        if self._ms < PAUSE_MS:
-            return False
-        odd = self._is_odd()
-        return odd or 4 * abs(now - before) > before or view.modes != self.view.modes
-
-    def _is_odd(self) -> bool:
-        """Whether more or less was accepted than chance explains."""
-        if self._seen is None or self._seen.exit is None:
-            return False
-        tried, rate = self._seen.tried, sigmoid(self.belief.accept.value(self._seen.exit))
-        return (self._seen.right - tried * rate) ** 2 > ODD**2 * BURSTS * tried * rate * (1 - rate)
+    def _is_due(self) -> bool:
+        """A trial is looked at each round, and so is whether there is room for a draft again."""
+        no_room = self.decision.arm.exit is not None and not self.decision.length
+        return self.view is None or self.decision.trial or no_room or self._ms >= PAUSE_MS
 
 
 def uniform(view: BatchView, depth: DepthRule, length: int) -> Plan:

@@ -81,7 +81,7 @@ class Guess:
         if mode not in AHEAD:
             return 1.0, 1.0
         served, waited = self.ahead[2 * AHEAD.index(mode) :][:2]
-        return min(max(served, 0.0), 1.0), min(max(waited, 0.0), MOST)
+        return min(max(served, 0.01), 1.0), min(max(waited, 0.0), MOST)
 
 
 def expected(belief: Belief, costs: Costs, num_rows: int) -> Guess:
@@ -101,9 +101,9 @@ class Rounds:
     reach: share of drafts that get to a place.
     """
 
+    belief: Belief
     batch: Batch
     guess: Guess
-    goes_on_right: float
     reach: Sequence[float]
     plain_ms: float
     rest_ms: float
@@ -120,40 +120,26 @@ class Rounds:
         """From 1."""
         guess, rest_ms, (served, waited) = self.guess, self.rest_ms, self.guess.shares(mode)
         verify, draft, rate = guess.factors[WIDE + MODES.index(mode)], guess.factors[DRAFT + exit_], guess.rates[exit_]
-        gain, ratio = served * self.batch.num_drafting * rate, rate * self.goes_on_right
+        gain, ratio = served * self.batch.num_drafting * rate, rate * self.belief.goes_on_right
         tokens, draft_ms, found = float(self.batch.num_rows), self.link_ms, []
-        for reach, wide_ms, step, slope in zip(
-            self.reach, self.wide_ms, self.steps[exit_], self.slopes[exit_], strict=False
-        ):
+        places = zip(self.reach, self.wide_ms, self.steps[exit_], self.slopes[exit_], strict=False)
+        for length, (reach, wide_ms, step, slope) in enumerate(places, start=1):
             tokens += gain
             gain *= ratio
             draft_ms += draft * (step - slope * (1 - reach))
             pass_ms = verify * wide_ms
-            wait_ms = draft_ms if waited == 1 else draft_ms - (1 - waited) * min(draft_ms, pass_ms)
-            found.append(((wait_ms + pass_ms + rest_ms) / tokens, len(found) + 1, tokens, wait_ms, pass_ms))
+            wait_ms = draft_ms - (1 - waited) * min(draft_ms, pass_ms)
+            found.append(((wait_ms + pass_ms + rest_ms) / tokens, length, tokens, wait_ms, pass_ms))
         return found
 
 
 def rounds_of(belief: Belief, costs: Costs, batch: Batch, guess: Guess) -> Rounds:
-    rows, drafting, share = (
-        costs.rows(batch.num_rows),
-        costs.rows(batch.num_drafting),
-        batch.num_drafting / batch.num_rows,
-    )
+    rows, drafting = costs.rows(batch.num_rows), costs.rows(batch.num_drafting)
     passes, reach = costs.passes(rows, batch.context), [belief.goes_on**place for place in range(batch.room)]
-    wide_ms, widths = passes[0], []
+    wide_ms, share, widths = passes[0], batch.num_drafting / batch.num_rows, []
     for place, there in enumerate(reach):
         wide_ms += share * there * (passes[place + 1] - passes[place])
         widths.append(wide_ms)
-    return Rounds(
-        batch,
-        guess,
-        belief.goes_on_right,
-        reach,
-        passes[0] * guess.factors[PLAIN],
-        costs.rest[rows] * guess.factors[REST],
-        costs.link[rows] + belief.wait_ms,
-        widths,
-        costs.steps[drafting],
-        costs.slopes[drafting],
-    )
+    plain_ms, rest_ms = passes[0] * guess.factors[PLAIN], costs.rest[rows] * guess.factors[REST]
+    link_ms, drafts = costs.link[rows] + belief.wait_ms, (costs.steps[drafting], costs.slopes[drafting])
+    return Rounds(belief, batch, guess, reach, plain_ms, rest_ms, link_ms, widths, *drafts)

@@ -29,10 +29,10 @@ class Passes:
 
 @dataclass(slots=True)
 class Seen:
-    """Rounds of one number of rows, in one mode and at one exit (its number among the drafter's; None: none was asked).
+    """Rounds of one number of rows, in one mode, at one exit (its number among the drafter's; None: none was asked).
 
-    tried: drafted tokens up to and with the first refused one. right: those before it. on: drafted tokens behind which a
-    draft went on; ended: behind which one did not, though it was asked to. on_right, ended_right: accepted ones of these.
+    tried: drafted tokens up to and with the first refused one. right: those before it. on: drafted tokens behind which
+    a draft went on; ended: behind which one did not, though it was to. on_right, ended_right: accepted ones of these.
     committed, last: tokens of a row, of all rounds and of the last one. fed: that a row had the pool run before its
     draft, at most. timed: rounds that no prompt rode along with, to which all times belong.
     num_drafts: rounds whose drafts had nothing to catch up with; waited_ms, drafted_ms: of these, measured without the
@@ -85,18 +85,14 @@ class Seen:
             num_fed += row.num_fed
             drafted = row.num_drafted
             if drafted and row.rule == depth:
-                right = min(row.num_accepted, drafted)
+                right, ended = row.num_right, drafted < row.length
+                whole = right == drafted
+                self.tried += drafted if whole else right + 1
                 self.right += right
                 self.on += drafted - 1
-                if right < drafted:
-                    self.tried += right + 1
-                    self.on_right += right
-                    self.ended += drafted < row.length
-                else:
-                    self.tried += right
-                    self.on_right += right - 1
-                    self.ended += drafted < row.length
-                    self.ended_right += drafted < row.length
+                self.ended += ended
+                self.on_right += right - whole
+                self.ended_right += ended and whole
         self.fed = max(self.fed, num_fed / self.num_rows)
 
     def _add_times(self, record: RoundRecord) -> None:
