@@ -26,16 +26,16 @@ PLAIN, REST, WIDE = 0, 1, 2  # parts of a round: a pass without drafts, the rest
 DRAFT = WIDE + len(MODES)  # and drafts by exit
 
 RATE = 0.7  # acceptance rate of the first exit before anything is known; with 0.62 the first look at drafting is late
-PER_LAYER = 0.06  # log odds that a layer adds: of the demo's exits 0.01 to 0.1
+PER_LAYER = 0.06  # log odds that a layer adds: of the demo's exits 0.01 to 0.1; with 0 all exits are tried
 LEVEL, OFFSET = 1.0, 0.25  # deviations in log odds: texts differ by 1 to 3, exits by 0.1 to 0.6
-ERRORS = 1.5
-MACHINE, PASS, PART = 0.3, 0.04, 0.15  # of log times: all, passes, other parts; beside a draft passes vary as all do
-POOL, EXIT = 0.16, 0.05  # of log times of drafts: at all exits, for one pool makes them, and at each
+# Deviations of log times: of all; of drafts, which one pool makes, and of the rest; of passes from each other at least.
+# Beside a draft passes vary as all do.
+MACHINE, PART, PASS = 0.3, 0.16, 0.04
+OF_ERROR = 1.5  # a deviation over a median: passes are as doubtful as the error that the profile gives for itself
 ROUND = 0.12  # standard deviation of a part's log time from round to round, as measured on two busy cores
-BURSTS = 1.5  # variance of accepted counts over that of independent tokens, for text is easy or hard for a while
-MEMORY = 1000.0  # rounds in which a belief decays to 1/e; 300 was worse (changed with RATE), 2000 no better
-UNSEEN = 130.0  # and the text's level while off, where nothing is seen
-USUAL = 500.0  # rounds by which texts of this target become what is expected of the next: off loses 1.1 % for 1.9 %
+MEMORY = 1000.0  # rounds in which a belief decays to 1/e; with 500 off loses 2 % more
+UNSEEN = 200.0  # and the text's level while off, where nothing is seen
+USUAL = 300.0  # rounds by which texts of this target become what is expected of the next: without, off loses 1.5 % more
 STOPS = 100.0  # tokens that what is known of stops weighs; 50 follows a change of text ten rounds later
 WAITS = 5.0  # rounds that what is known of the wait at the pool weighs
 MOST = 3.0  # of a draft that is waited for ahead, by what a pass could hide of it
@@ -53,12 +53,12 @@ class Belief:
 
 
 def prior(costs: Costs) -> Belief:
-    exits, cells = costs.exits, max(PASS, ERRORS * costs.error)
+    exits, passes = costs.exits, max(PASS, OF_ERROR * costs.error)
     odds = [math.log(RATE / (1 - RATE)), *[PER_LAYER * (exit_ - exits[0]) for exit_ in exits]]
     texts = begin(odds, [LEVEL, *[OFFSET] * len(exits)], tuple((0, 1 + at) for at in range(len(exits))))
-    deviations = [MACHINE, cells, PART, cells, *[MACHINE] * len(AHEAD), POOL, *[EXIT] * len(exits)]
-    parts = [*[(0, 1 + part) for part in range(DRAFT)], *[(0, 1 + DRAFT, 2 + DRAFT + at) for at in range(len(exits))]]
-    times = begin([0.0] * len(deviations), deviations, tuple(parts))
+    deviations = [MACHINE, passes, PART, passes, *[MACHINE] * len(AHEAD), PART]
+    parts = [min(1 + part, 1 + DRAFT) for part in range(DRAFT + len(exits))]
+    times = begin([0.0] * len(deviations), deviations, tuple((0, part) for part in parts))
     ahead = begin([0.9, 0.4] * len(AHEAD), [0.2, 0.3] * len(AHEAD))
     return Belief(texts, (times,) * (1 + costs.size(len(costs.rest))), ahead, (0.0,) * len(exits))
 
@@ -90,7 +90,7 @@ def _accepted(accept: Filter, seen: Seen) -> Filter:
     accept = accept.decayed(rounds / MEMORY, doubt, rounds / USUAL)
     if not seen.tried or seen.exit is None:
         return accept
-    return accept.counted(seen.exit, seen.right / BURSTS, seen.tried / BURSTS)
+    return accept.counted(seen.exit, seen.right, seen.tried)
 
 
 def _passes(times: Filter, costs: Costs, seen: Seen) -> Filter:

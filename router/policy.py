@@ -16,7 +16,7 @@ from protocol.record import RoundRecord
 from router.belief import DRAFT, learn, prior
 from router.decide import Decision, decide
 from router.rounds import Guess, batch_of, rounds_of
-from router.seen import Seen, exit_of
+from router.seen import AHEAD, Seen, exit_of
 from router.tables import Costs
 
 PAUSE_MS = 20.0  # of rounds that a decision stands for
@@ -142,6 +142,7 @@ class Goodput:
         self.decision = Decision()
         self.view: BatchView | None = None  # of the last decision
         self._seen: Seen | None = None
+        self._mode = Mode.SERIAL  # of the last round
         self._ms = 0.0  # since the last decision
 
     def opening(self) -> DepthRule | None:
@@ -168,7 +169,8 @@ class Goodput:
             return
         if self._seen is None or not self._seen.takes(record, self.costs):
             self._learn()
-            self._seen = Seen(len(record.rows), record.plan.mode, exit_of(record, self.costs))
+            mode, busy = record.plan.mode, self._mode in AHEAD and record.plan.mode not in AHEAD
+            self._seen, self._mode = Seen(len(record.rows), mode, exit_of(record, self.costs), busy), mode
         self._seen.add(record, self.costs)
         self._ms += record.draft_ms + record.verify_ms + record.rest_ms
 

@@ -31,17 +31,20 @@ class Passes:
 class Seen:
     """Rounds of one number of rows, in one mode, at one exit (its number among the drafter's; None: none was asked).
 
+    busy: the pool begins with branches that the rounds before had it draft ahead.
+
     tried: drafted tokens up to and with the first refused one. right: those before it. on: drafted tokens behind which
     a draft went on; ended: behind which one did not, though it was to. on_right, ended_right: accepted ones of these.
     committed, last: tokens of a row, of all rounds and of the last one. fed: that a row had the pool run before its
     draft, at most. timed: rounds that no prompt rode along with, to which all times belong.
-    num_drafts: rounds whose drafts had nothing to catch up with; waited_ms, drafted_ms: of these, measured without the
-    queue, and profiled. served, planned: rows that had a proposal, and that should have.
+    num_drafts: rounds whose drafts had nothing to wait for or to catch up with; waited_ms, drafted_ms: of these,
+    measured without the queue, and profiled. served, planned: rows that had a proposal, and that should have.
     """
 
     num_rows: int
     mode: Mode = Mode.SERIAL
     exit: int | None = None
+    busy: bool = False
     num_rounds: int = 0
     tried: int = 0
     right: int = 0
@@ -107,7 +110,7 @@ class Seen:
 
     def _add_drafts(self, record: RoundRecord, costs: Costs, exit_: int) -> None:
         self.queued_ms += record.wait_ms
-        if max([row.num_fed for row in record.rows]) > SETTLED:
+        if (self.busy and self.num_rounds == 1) or max([row.num_fed for row in record.rows]) > SETTLED:
             return
         ahead = self.mode in AHEAD
         lengths = [row.num_drafted if ahead or row.origin is Origin.FRESH else 0 for row in record.rows]

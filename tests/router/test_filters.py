@@ -31,7 +31,7 @@ def test_a_value_moves_the_belief_as_the_textbook_says(arm: int) -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_what_is_seen_again_and_again_is_believed(seed: int) -> None:
     rng, belief = np.random.default_rng(seed), fresh()
-    truth = rng.normal(0, 1, 3)
+    truth = rng.normal(0, LEVEL) + rng.normal(0, OFFSETS)
     for _ in range(300):
         arm = int(rng.integers(3))
         belief = belief.measured(arm, float(truth[arm] + rng.normal(0, 0.3)), 0.09)
