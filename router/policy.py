@@ -141,7 +141,7 @@ class Goodput:
         self.belief = prior(costs)
         self.decision = Decision()
         self.view: BatchView | None = None  # of the last decision
-        self._seen: Seen | None = None
+        self.seen: Seen | None = None  # since the belief was last brought up to date
         self._mode = Mode.SERIAL  # of the last round
         self._ms = 0.0  # since the last decision
 
@@ -167,16 +167,16 @@ class Goodput:
     def observe(self, record: RoundRecord) -> None:
         if not record.rows:
             return
-        if self._seen is None or not self._seen.takes(record, self.costs):
+        if self.seen is None or not self.seen.takes(record, self.costs):
             self._learn()
             mode, busy = record.plan.mode, self._mode in AHEAD and record.plan.mode not in AHEAD
-            self._seen, self._mode = Seen(len(record.rows), mode, exit_of(record, self.costs), busy), mode
-        self._seen.add(record, self.costs)
+            self.seen, self._mode = Seen(len(record.rows), mode, exit_of(record, self.costs), busy), mode
+        self.seen.add(record, self.costs)
         self._ms += record.draft_ms + record.verify_ms + record.rest_ms
 
     def _learn(self) -> None:
-        if self._seen is not None:
-            self.belief, self._seen = learn(self.belief, self.costs, self._seen), None
+        if self.seen is not None:
+            self.belief, self.seen = learn(self.belief, self.costs, self.seen), None
 
     def _is_due(self) -> bool:
         """A trial is looked at each round, and so is whether there is room for a draft again."""

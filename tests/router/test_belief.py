@@ -99,6 +99,31 @@ def test_drafts_that_catch_up_or_were_at_hand_teach_no_drafting_times(changed: d
     assert at(belief, 1).doubt(DRAFT) == pytest.approx(at(belief, 1).doubt(DRAFT + 1))
 
 
+@pytest.mark.parametrize("num_rounds", [1, 3])
+def test_the_first_draft_behind_branches_waits_for_them_and_teaches_no_drafting_times(num_rounds: int) -> None:
+    whole = (COSTS.link[1] + COSTS.draft_ms(0, [4])) / 1e3
+    slow, usual = (record(2, (4, 4), drafted_s=0.001 + ms, verified_s=0.001 + ms + 0.004) for ms in (5 * whole, whole))
+    busy, idle = Seen(1, exit=0, busy=True), Seen(1, exit=0)
+    for made in (slow, *[usual] * (num_rounds - 1)):
+        busy.add(made, COSTS)
+        idle.add(made, COSTS)
+    assert (busy.num_drafts, idle.num_drafts, busy.right) == (num_rounds - 1, num_rounds, 4 * num_rounds)
+    told, misled = (learn(prior(COSTS), COSTS, seen) for seen in (busy, idle))
+    assert at(told, 1).value(DRAFT) < at(misled, 1).value(DRAFT)
+
+
+@pytest.mark.parametrize("error", [0.0, 0.1])
+def test_passes_are_as_doubtful_as_the_profile_says_of_itself(error: float) -> None:
+    """Passes with drafts that take half as long again as profiled tell of plain ones only as far as cells agree."""
+    costs = replace(COSTS, error=error)
+    seen = Seen(1, exit=0)
+    for _ in range(20):
+        planned, drafted, verified = (np.cumsum([1.0, 1.0, 1.5 * COSTS.verify_ms(1, 5, 300.0)]) / 1e3).tolist()
+        seen.add(record(2, (4, 4), planned_s=planned, drafted_s=drafted, verified_s=verified), costs)
+    times = at(learn(prior(costs), costs, seen), 1)
+    assert times.doubt(PLAIN, WIDE) == pytest.approx(0.057 if error == 0 else 0.2, abs=0.02)
+
+
 def test_exits_of_another_drafter_and_cascades_teach_nothing_and_harm_nothing() -> None:
     other = record(3, (4, 2))
     cascade = replace(other, rows=(replace(other.rows[0], rule=DepthRule((2, 4), (0.5,)), exits=(2, 4, 4, 2)),))
