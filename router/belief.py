@@ -23,13 +23,12 @@ from router.tables import Costs
 
 MODES = tuple(Mode)
 PLAIN, REST, WIDE = 0, 1, 2  # parts of a round: a pass without drafts, the rest, a pass with drafts by mode,
-DRAFT = WIDE + len(MODES)  # and drafts by exit
+DRAFT = WIDE + len(MODES)  # and drafts, at all exits, for one pool makes them
 
 RATE = 0.7  # acceptance rate of the first exit before anything is known; with 0.62 the first look at drafting is late
 PER_LAYER = 0.06  # log odds that a layer adds: of the demo's exits 0.01 to 0.1; with 0 all exits are tried
 LEVEL, OFFSET = 1.0, 0.25  # deviations in log odds: texts differ by 1 to 3, exits by 0.1 to 0.6
-# Deviations of log times: of all; of drafts, which one pool makes, and of the rest; of passes from each other at least.
-# Beside a draft passes vary as all do.
+# Deviations of log times: of all, of drafts and the rest, of passes at least; beside a draft passes vary as all do.
 MACHINE, PART, PASS = 0.3, 0.16, 0.04
 OF_ERROR = 1.5  # a deviation over a median: passes are as doubtful as the error that the profile gives for itself
 ROUND = 0.12  # standard deviation of a part's log time from round to round, as measured on two busy cores
@@ -57,8 +56,7 @@ def prior(costs: Costs) -> Belief:
     odds = [math.log(RATE / (1 - RATE)), *[PER_LAYER * (exit_ - exits[0]) for exit_ in exits]]
     texts = begin(odds, [LEVEL, *[OFFSET] * len(exits)], tuple((0, 1 + at) for at in range(len(exits))))
     deviations = [MACHINE, passes, PART, passes, *[MACHINE] * len(AHEAD), PART]
-    parts = [min(1 + part, 1 + DRAFT) for part in range(DRAFT + len(exits))]
-    times = begin([0.0] * len(deviations), deviations, tuple((0, part) for part in parts))
+    times = begin([0.0] * len(deviations), deviations, tuple((0, 1 + part) for part in range(DRAFT + 1)))
     ahead = begin([0.9, 0.4] * len(AHEAD), [0.2, 0.3] * len(AHEAD))
     return Belief(texts, (times,) * (1 + costs.size(len(costs.rest))), ahead, (0.0,) * len(exits))
 
@@ -75,10 +73,10 @@ def learn(belief: Belief, costs: Costs, seen: Seen) -> Belief:
         if seen.num_drafts and belief.lags[exit_] <= SETTLED:
             link_ms = seen.num_drafts * costs.link[costs.rows(seen.num_rows)]
             if seen.mode in AHEAD:
-                factor = math.exp(belief.cost[at].value(DRAFT + exit_))
+                factor = math.exp(belief.cost[at].value(DRAFT))
                 ahead = _ahead(ahead, seen, link_ms + seen.drafted_ms * factor)
             else:
-                times = _timed(times, DRAFT + exit_, seen.waited_ms - link_ms, seen.drafted_ms, seen.num_drafts)
+                times = _timed(times, DRAFT, seen.waited_ms - link_ms, seen.drafted_ms, seen.num_drafts)
     cost = (*belief.cost[:at], times, *belief.cost[at + 1 :])
     accept, lags = _accepted(belief.accept, seen), _lags(belief.lags, seen)
     return Belief(accept, cost, ahead, lags, goes_on, goes_on_right, wait_ms)

@@ -71,7 +71,7 @@ def doubt_of(rounds: Rounds, times: Filter, arm: Arm, outcome: Outcome, held: Ar
     ms = times.doubt(part_of(arm), used) * pass_ms
     if arm.exit is None:
         return ms / tokens
-    ms += times.doubt(DRAFT + arm.exit, used) * wait_ms
+    ms += times.doubt(DRAFT, used) * wait_ms
     drafted, rate = tokens - rounds.batch.num_rows, rounds.guess.rates[arm.exit]
     if arm.mode in AHEAD:
         at, (served, _) = 2 * AHEAD.index(arm.mode), rounds.guess.shares(arm.mode)
@@ -94,10 +94,9 @@ def improvement(loss: float, doubt: float) -> float:
 def catch_up_ms(rounds: Rounds, costs: Costs) -> list[float]:
     """By exit: until layers have run all that they have not seen."""
     owed, total, batch = [], 0.0, rounds.batch
-    layers = zip(rounds.belief.lags, costs.catch_up[costs.rows(batch.num_rows)], strict=True)
-    for at, (lag, token_ms) in enumerate(layers):
+    for lag, token_ms in zip(rounds.belief.lags, costs.catch_up[costs.rows(batch.num_rows)], strict=True):
         unseen = min(max(lag, batch.num_unseen), batch.context)
-        total += token_ms * rounds.guess.factors[DRAFT + at] * unseen if unseen > SETTLED else 0.0
+        total += token_ms * rounds.guess.factors[DRAFT] * unseen if unseen > SETTLED else 0.0
         owed.append(total)
     return owed
 
@@ -112,7 +111,7 @@ def stop_of(rounds: Rounds, costs: Costs, arm: Arm, outcome: Outcome, off: float
     batch, guess, goes_on, (pace, length, *_) = rounds.batch, rounds.guess, rounds.belief.goes_on, outcome
     drafted = min(int(sum([goes_on**place for place in range(length)])), costs.length - 1)
     step, place = costs.token_ms(arm.exit, batch.num_drafting, batch.num_rows, drafted, batch.context)
-    least = (step * guess.factors[DRAFT + arm.exit] + place * guess.factors[part_of(arm)]) / min(pace, off)
+    least = (step * guess.factors[DRAFT] + place * guess.factors[part_of(arm)]) / min(pace, off)
     # That a draft must be so far, to go on; a wider pass may take less than a narrower one.
     right = min(max(least, 0.0) / guess.rates[arm.exit], 1.0)
     return right ** (1 / batch.exponents.get(costs.exits[arm.exit], 1.0))

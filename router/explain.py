@@ -146,8 +146,7 @@ def _ratios(policy: Goodput) -> dict[str, float]:
     costs, num_rows = policy.costs, len(policy.view.sequences) if policy.view else 1
     ratios = _rounded(list(map(exp, policy.belief.cost[costs.size(num_rows)].values)))
     passes = {f"verify, {mode.value}": ratios[WIDE + at] for at, mode in enumerate(MODES)}
-    drafts = {f"draft, depth {depth}": ratios[DRAFT + at] for at, depth in enumerate(costs.exits)}
-    return {"verify, nothing drafted": ratios[PLAIN], **passes, **drafts, "rest": ratios[REST]}
+    return {"verify, nothing drafted": ratios[PLAIN], **passes, "draft": ratios[DRAFT], "rest": ratios[REST]}
 
 
 def _by_exit(costs: Costs, values: Sequence[float]) -> dict[str, float]:

@@ -100,7 +100,7 @@ class Ema:
     def __init__(self, costs: Costs) -> None:
         self.costs = costs
         self.rates = [EMA_RATE] * len(costs.exits)
-        self._prior, self._factors = prior(costs), [1.0] * (DRAFT + len(costs.exits))
+        self._prior, self._factors = prior(costs), [1.0] * (DRAFT + 1)
         self._num_rested = 0
 
     def opening(self) -> DepthRule | None:

@@ -119,7 +119,7 @@ class Rounds:
     def by_length(self, mode: Mode, exit_: int) -> list[Outcome]:
         """From 1."""
         guess, rest_ms, (served, waited) = self.guess, self.rest_ms, self.guess.shares(mode)
-        verify, draft, rate = guess.factors[WIDE + MODES.index(mode)], guess.factors[DRAFT + exit_], guess.rates[exit_]
+        verify, draft, rate = guess.factors[WIDE + MODES.index(mode)], guess.factors[DRAFT], guess.rates[exit_]
         gain, ratio = served * self.batch.num_drafting * rate, rate * self.belief.goes_on_right
         tokens, draft_ms, found = float(self.batch.num_rows), self.link_ms, []
         places = zip(self.reach, self.wide_ms, self.steps[exit_], self.slopes[exit_], strict=False)

@@ -11,7 +11,7 @@ import pytest
 
 from protocol.plan import DepthRule, Mode, Plan
 from protocol.record import Origin, RoundRecord, RowRecord
-from router.belief import DRAFT, PLAIN, REST, WIDE, Belief, learn, prior
+from router.belief import DRAFT, PART, PLAIN, REST, WIDE, Belief, learn, prior
 from router.filters import Filter, sigmoid
 from router.policy import Fixed, Off, Policy
 from router.seen import AHEAD, Seen, exit_of
@@ -73,7 +73,7 @@ def test_the_acceptance_rate_of_an_exit_is_learned_and_draws_the_others_along() 
 
 def test_what_parts_take_beyond_their_profile_is_learned() -> None:
     ratios = np.exp(learned(Fixed(DepthRule((4,)), 4), noise=0.05).cost[COSTS.size(4)].values)
-    assert [ratios[WIDE], ratios[REST], ratios[DRAFT + 1]] == pytest.approx([1.1, 1.3, 1.4], rel=0.07)
+    assert [ratios[WIDE], ratios[REST], ratios[DRAFT]] == pytest.approx([1.1, 1.3, 1.4], rel=0.07)
     assert math.exp(at(learned(Off()), 4).value(PLAIN)) == pytest.approx(1.1, rel=0.05)
 
 
@@ -96,7 +96,7 @@ def test_drafts_that_catch_up_or_were_at_hand_teach_no_drafting_times(changed: d
     made = record(2, (4, 4))
     rows = tuple(replace(row, **changed) for row in made.rows)  # type: ignore[arg-type]
     belief = after(prior(COSTS), [replace(made, rows=rows)])
-    assert at(belief, 1).doubt(DRAFT) == pytest.approx(at(belief, 1).doubt(DRAFT + 1))
+    assert at(belief, 1).variances[1 + DRAFT] == pytest.approx(PART**2)
 
 
 @pytest.mark.parametrize("num_rounds", [1, 3])

@@ -28,7 +28,7 @@ def view(num_rows: int, remaining: int = 500, drafts: bool = True, modes: tuple[
 
 def known(rng: np.random.Generator) -> Belief:
     """Any belief, held for certain."""
-    odds, factors = rng.normal(0.5, 1.2, 3).tolist(), rng.normal(0, 0.3, DRAFT + 3).tolist()
+    odds, factors = rng.normal(0.5, 1.2, 3).tolist(), rng.normal(0, 0.3, DRAFT + 1).tolist()
     ahead = [float(rng.uniform(0.5, 1)), float(rng.uniform(0, 1))] * 2
     return replace(
         prior(COSTS),
@@ -58,7 +58,7 @@ def by_hand(belief: Belief, num_rows: int, mode: Mode, exit_: int, length: int) 
         verify_ms += belief.goes_on**place * (passes[place + 1] - passes[place])
         tokens += rate ** (place + 1) * belief.goes_on_right**place
     verify_ms *= factors[WIDE + list(Mode).index(mode)]
-    draft_ms = draft_ms * factors[DRAFT + exit_] + curves.link_ms(num_rows) + belief.wait_ms
+    draft_ms = draft_ms * factors[DRAFT] + curves.link_ms(num_rows) + belief.wait_ms
     served = 1.0
     if mode is not Mode.SERIAL:
         served, waited = belief.ahead.values[:2]
@@ -110,7 +110,7 @@ def test_a_mode_that_is_not_allowed_is_not_played() -> None:
 def equal_exits(doubt: float) -> Belief:
     """Of the first exit all is known, of the others only that they may well be as good."""
     accept = begin([1.3, 1.3, 1.3], [1e-6, doubt, doubt])
-    sure = begin([0.0] * (DRAFT + 3), [1e-6] * (DRAFT + 3))
+    sure = begin([0.0] * (DRAFT + 1), [1e-6] * (DRAFT + 1))
     return replace(prior(COSTS), accept=accept, cost=(sure,) * len(prior(COSTS).cost))
 
 
@@ -164,6 +164,6 @@ def test_a_lone_draft_ends_where_the_next_token_no_longer_pays_for_itself() -> N
         1, LARGE.exits[found.arm.exit], length
     )
     place = curves.verify_ms(1, 2 + length, 256) - curves.verify_ms(1, 1 + length, 256)
-    step, place = step * factors[DRAFT + found.arm.exit], place * factors[WIDE]
+    step, place = step * factors[DRAFT], place * factors[WIDE]
     next_is_right = 1 / (1 + math.exp(-float(belief.accept.values[found.arm.exit])))
     assert found.stop_probability * next_is_right == pytest.approx(found.rate * (step + place), rel=1e-6)
