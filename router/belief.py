@@ -28,9 +28,8 @@ DRAFT = WIDE + len(MODES)  # and drafts, at all exits, for one pool makes them
 RATE = 0.7  # acceptance rate of the first exit before anything is known; with 0.62 the first look at drafting is late
 PER_LAYER = 0.06  # log odds that a layer adds: of the demo's exits 0.01 to 0.1; with 0 all exits are tried
 LEVEL, OFFSET = 1.0, 0.25  # deviations in log odds: texts differ by 1 to 3, exits by 0.1 to 0.6
-# Deviations of log times: of all, of drafts and the rest, of passes at least; beside a draft passes vary as all do.
+# Deviations of log times: of all, of drafts and the rest, of passes; beside a draft passes vary as all do.
 MACHINE, PART, PASS = 0.3, 0.16, 0.04
-OF_ERROR = 1.5  # a deviation over a median: passes are as doubtful as the error that the profile gives for itself
 ROUND = 0.12  # standard deviation of a part's log time from round to round, as measured on two busy cores
 MEMORY = 1000.0  # rounds in which a belief decays to 1/e; with 500 off loses 2 % more
 UNSEEN = 200.0  # and the text's level while off, where nothing is seen
@@ -52,10 +51,10 @@ class Belief:
 
 
 def prior(costs: Costs) -> Belief:
-    exits, passes = costs.exits, max(PASS, OF_ERROR * costs.error)
+    exits = costs.exits
     odds = [math.log(RATE / (1 - RATE)), *[PER_LAYER * (exit_ - exits[0]) for exit_ in exits]]
     texts = begin(odds, [LEVEL, *[OFFSET] * len(exits)], tuple((0, 1 + at) for at in range(len(exits))))
-    deviations = [MACHINE, passes, PART, passes, *[MACHINE] * len(AHEAD), PART]
+    deviations = [MACHINE, PASS, PART, PASS, *[MACHINE] * len(AHEAD), PART]
     times = begin([0.0] * len(deviations), deviations, tuple((0, 1 + part) for part in range(DRAFT + 1)))
     ahead = begin([0.9, 0.4] * len(AHEAD), [0.2, 0.3] * len(AHEAD))
     return Belief(texts, (times,) * (1 + costs.size(len(costs.rest))), ahead, (0.0,) * len(exits))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from math import erf, exp, hypot, pi, sqrt
 
 from protocol.plan import BatchView
-from router.belief import DRAFT, Belief
+from router.belief import DRAFT, MEMORY, Belief
 from router.filters import Filter
 from router.rounds import OFF, Arm, Outcome, Rounds, batch_of, expected, part_of, rounds_of
 from router.seen import AHEAD, SETTLED
@@ -54,15 +54,25 @@ def decide(belief: Belief, costs: Costs, view: BatchView, held: Arm) -> Decision
     if held in arms and owed[arms.index(held)] <= owed[chosen] * (1 + MARGIN):
         chosen = arms.index(held)
     pace, times = owed[chosen] / (1 + MARGIN), belief.cost[costs.size(batch.num_rows)]
-    tried, most = chosen, 0.0
-    for at, (arm, outcome, price) in enumerate(zip(arms, best, prices, strict=True)):
-        if at != chosen:
-            loss, doubt = outcome[0] - pace, doubt_of(rounds, times, arm, outcome, held)
-            worth = left * improvement(loss, doubt) - price - LOOK * batch.num_rows * max(loss, 0.0)
-            if worth > most:
-                tried, most = at, worth
+    worth = [
+        0.0 if at == chosen else worth_of(rounds, times, arms[at], best[at], held, pace, left) - price
+        for at, price in enumerate(prices)
+    ]
+    tried = worth.index(max(worth)) if max(worth) > 0 else chosen
     stop = stop_of(rounds, costs, arms[tried], best[tried], best[0][0])
     return Decision(arms[tried], best[tried][1], 1 / best[tried][0], stop, tried != chosen)
+
+
+def worth_of(rounds: Rounds, times: Filter, arm: Arm, outcome: Outcome, held: Arm, pace: float, left: float) -> float:
+    """Milliseconds that a trial of an arm may gain over this pace while so many tokens are left, less what it loses.
+
+    What a plain pass takes is no matter of the text: one round shows it, and it is remembered.
+    """
+    num_rows, loss = rounds.batch.num_rows, outcome[0] - pace
+    gain = improvement(loss, doubt_of(rounds, times, arm, outcome, held))
+    if arm.exit is None:
+        return num_rows * (MEMORY * gain - max(loss, 0.0))
+    return left * gain - LOOK * num_rows * max(loss, 0.0)
 
 
 def doubt_of(rounds: Rounds, times: Filter, arm: Arm, outcome: Outcome, held: Arm) -> float:
@@ -114,4 +124,4 @@ def stop_of(rounds: Rounds, costs: Costs, arm: Arm, outcome: Outcome, off: float
     least = (step * guess.factors[DRAFT] + place * guess.factors[part_of(arm)]) / min(pace, off)
     # That a draft must be so far, to go on; a wider pass may take less than a narrower one.
     right = min(max(least, 0.0) / guess.rates[arm.exit], 1.0)
-    return right ** (1 / batch.exponents.get(costs.exits[arm.exit], 1.0))
+    return float(right ** (1 / batch.exponents.get(costs.exits[arm.exit], 1.0)))

@@ -57,10 +57,10 @@ def options(belief: Belief, costs: Costs, view: BatchView) -> tuple[Option, ...]
     return (
         off,
         *(
-            Option(mode, depth, *outcome, rounds.rest_ms)
+            Option(mode, depth, length, tokens, draft_ms, pass_ms, rounds.rest_ms)
             for mode in batch.modes
             for exit_, depth in enumerate(costs.exits)
-            for _, *outcome in rounds.by_length(mode, exit_)
+            for _, length, tokens, draft_ms, pass_ms in rounds.by_length(mode, exit_)
         ),
     )
 

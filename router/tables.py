@@ -33,7 +33,6 @@ class Costs:
     catch_up: tuple[Line, ...]
     link: Line
     rest: Line
-    error: float
 
     def rows(self, num_rows: int) -> int:
         """The index of this number of rows; larger batches take the last."""
@@ -105,7 +104,6 @@ def tables(curves: CostCurves, exits: Sequence[int], length: int, max_rows: int,
         tuple(map(tuple, np.maximum(np.diff(np.asarray(ends), axis=1, prepend=0.0), 0.0).tolist())),
         tuple(curves.link_ms(max(n, 1)) if linked else 0.0 for n in rows),
         tuple(curves.overhead_ms(max(n, 1)) for n in rows),
-        curves.target.error,
     )
 
 

@@ -112,18 +112,6 @@ def test_the_first_draft_behind_branches_waits_for_them_and_teaches_no_drafting_
     assert at(told, 1).value(DRAFT) < at(misled, 1).value(DRAFT)
 
 
-@pytest.mark.parametrize("error", [0.0, 0.1])
-def test_passes_are_as_doubtful_as_the_profile_says_of_itself(error: float) -> None:
-    """Passes with drafts that take half as long again as profiled tell of plain ones only as far as cells agree."""
-    costs = replace(COSTS, error=error)
-    seen = Seen(1, exit=0)
-    for _ in range(20):
-        planned, drafted, verified = (np.cumsum([1.0, 1.0, 1.5 * COSTS.verify_ms(1, 5, 300.0)]) / 1e3).tolist()
-        seen.add(record(2, (4, 4), planned_s=planned, drafted_s=drafted, verified_s=verified), costs)
-    times = at(learn(prior(costs), costs, seen), 1)
-    assert times.doubt(PLAIN, WIDE) == pytest.approx(0.057 if error == 0 else 0.2, abs=0.02)
-
-
 def test_exits_of_another_drafter_and_cascades_teach_nothing_and_harm_nothing() -> None:
     other = record(3, (4, 2))
     cascade = replace(other, rows=(replace(other.rows[0], rule=DepthRule((2, 4), (0.5,)), exits=(2, 4, 4, 2)),))

@@ -196,7 +196,7 @@ def of_off(prices: str, text: str, seed: int, deviation: float) -> float:
 @pytest.mark.slow
 @pytest.mark.parametrize("deviation", [0.15, 0.25])
 def test_where_cells_of_the_profile_are_off_it_finds_out_that_off_is_better(deviation: float) -> None:
-    """Only passes with drafts are seen; that plain ones take as long as the profile says is only so sure."""
+    """Only passes with drafts are seen, and nothing is known of plain ones until one is played."""
     cells = [(prices, text) for prices, texts in own.TEXTS.items() for text in texts]
     shares = [of_off(*cell, seed, deviation) for cell in cells for seed in range(10)]
     assert (fmean(shares) >= 0.98, min(shares) >= 0.95) == (True, True), sorted(shares)[:5]
