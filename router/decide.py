@@ -1,11 +1,5 @@
 """The decision: how to get proposals, at which exit and how long, for the fewest milliseconds per committed token.
 
-An arm is off, or a mode with an exit, and is worth what its best length brings. Of n drafted tokens a row gets
-
-    tokens(exit, n) = 1 + a + a^2 g + ... + a^n g^(n-1)
-    ms(exit, n)     = pass(n) + draft(exit, n) - what of it is hidden behind the pass + rest
-
-a: the acceptance rate; g: how often a draft goes on behind a token, for it ends where the next one does not pay.
 Arms are compared by the mean of the belief, and what an arm has to catch up with first is a price that the tokens left
 to the batch share. Then an arm is tried if what may be found out is worth more than it costs, in milliseconds:
 
@@ -16,31 +10,19 @@ The expected improvement is that of a normal variable (Jones et al., 1998). Noth
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from math import erf, exp, pi, sqrt
+from math import erf, exp, hypot, pi, sqrt
 
-import numpy as np
-
-from protocol.plan import BatchView, Mode
-from router.belief import AHEAD, DRAFT, MODES, MOST, PLAIN, REST, SETTLED, WIDE, Belief
-from router.filters import Floats, sigmoid
+from protocol.plan import BatchView
+from router.belief import DRAFT, MEMORY, Belief
+from router.filters import Filter
+from router.rounds import OFF, Arm, Outcome, Rounds, batch_of, expected, part_of, rounds_of
+from router.seen import AHEAD, SETTLED
 from router.tables import Costs
 
 MARGIN = 0.02  # of the pace that another arm must promise
 HORIZON = 100.0  # tokens of a row for which what is found out is of use, at most; 300 loses 3 % of off
 LOOK = 32.0  # tokens of a row that a trial takes
-
-
-@dataclass(frozen=True, slots=True)
-class Arm:
-    """exit: its number among the drafter's, None for off."""
-
-    mode: Mode = Mode.SERIAL
-    exit: int | None = None
-
-
-OFF = Arm()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,75 +39,58 @@ class Decision:
     trial: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Batch:
-    """num_drafting: rows that may be drafted for. room: the longest draft of any of them. num_unseen: tokens of a row
-    that the pool has not seen. remaining: tokens that a row may still commit. Numbers of tokens are means.
-    """
-
-    num_rows: int
-    num_drafting: int
-    context: float
-    room: int
-    num_unseen: float
-    remaining: float
-    modes: tuple[Mode, ...]
-    exponents: Mapping[int, float]
-
-
-@dataclass(frozen=True, slots=True)
-class Outcomes:
-    """What a round of every arm and length brings and takes, under one or more beliefs.
-
-    tokens, draft_ms: [beliefs, modes, exits, lengths from 1]; draft_ms is what of drafting is waited for. pass_ms: the
-    same for all exits. rest_ms: the same for all arms. off_ms: [beliefs].
-    """
-
-    tokens: Floats
-    draft_ms: Floats
-    pass_ms: Floats
-    rest_ms: Floats
-    off_ms: Floats
-
-    @property
-    def paces(self) -> Floats:
-        """Milliseconds per token."""
-        paces: Floats = (self.draft_ms + self.pass_ms + self.rest_ms) / self.tokens
-        return paces
-
-
 def decide(belief: Belief, costs: Costs, view: BatchView, held: Arm) -> Decision:
     """held: the arm in use."""
     batch = batch_of(view, costs)
     if batch.room < 1:
         return Decision(held)
-    found = hoped(belief, costs, batch, held)
-    paces = found.paces
-    off: Floats = found.off_ms / batch.num_rows
-    drafted = paces.min(axis=3).reshape(len(off), -1)
-    best = [[plain, *each] for plain, each in zip(off.tolist(), drafted.tolist(), strict=True)]
-    arms = [OFF, *(Arm(mode, exit_) for mode in batch.modes for exit_ in range(len(costs.exits)))]
-    prices = [0.0, *catch_up_ms(belief, costs, batch) * len(batch.modes)]
+    rounds = rounds_of(belief, costs, batch, expected(belief, costs, batch.num_rows))
+    arms = [OFF, *[Arm(mode, exit_) for mode in batch.modes for exit_ in range(len(costs.exits))]]
+    best = [rounds.off() if arm.exit is None else min(rounds.by_length(arm.mode, arm.exit)) for arm in arms]
+    prices = [0.0, *catch_up_ms(rounds, costs) * len(batch.modes)]
     left = batch.num_rows * min(batch.remaining, HORIZON)
-    owed = [pace + price / left for pace, price in zip(best[0], prices, strict=True)]
+    owed = [outcome[0] + price / left for outcome, price in zip(best, prices, strict=True)]
     chosen = owed.index(min(owed))
     if held in arms and owed[arms.index(held)] <= owed[chosen] * (1 + MARGIN):
         chosen = arms.index(held)
-    tried = _worth_a_trial(best, prices, chosen, owed[chosen] / (1 + MARGIN), left, batch.num_rows)
-    return _sized(arms[tried], tried != chosen, paces[0], best[0][0], batch, costs, belief)
+    pace, times = owed[chosen] / (1 + MARGIN), belief.cost[costs.size(batch.num_rows)]
+    worth = [
+        0.0 if at == chosen else worth_of(rounds, times, arms[at], best[at], held, pace, left) - price
+        for at, price in enumerate(prices)
+    ]
+    tried = worth.index(max(worth)) if max(worth) > 0 else chosen
+    stop = stop_of(rounds, costs, arms[tried], best[tried], best[0][0])
+    return Decision(arms[tried], best[tried][1], 1 / best[tried][0], stop, tried != chosen)
 
 
-def _worth_a_trial(
-    best: list[list[float]], prices: list[float], chosen: int, pace: float, left: float, num_rows: int
-) -> int:
-    """The arm from which most is to be gained over `pace` ms per token; the chosen one where none is worth a trial."""
-    tried, most = chosen, 0.0
-    for at, (mean, *hopes) in enumerate(zip(*best, strict=True)):
-        loss, doubt = mean - pace, sqrt(sum([(mean - hope) ** 2 for hope in hopes]))
-        worth = left * improvement(loss, doubt) - prices[at] - LOOK * num_rows * max(loss, 0.0)
-        if at != chosen and worth > most:
-            tried, most = at, worth
-    return tried
+def worth_of(rounds: Rounds, times: Filter, arm: Arm, outcome: Outcome, held: Arm, pace: float, left: float) -> float:
+    """Milliseconds that a trial of an arm may gain over this pace while so many tokens are left, less what it loses.
+
+    What a plain pass takes is no matter of the text: one round shows it, and it is remembered.
+    """
+    num_rows, loss = rounds.batch.num_rows, outcome[0] - pace
+    gain = improvement(loss, doubt_of(rounds, times, arm, outcome, held))
+    if arm.exit is None:
+        return num_rows * (MEMORY * gain - max(loss, 0.0))
+    return left * gain - LOOK * num_rows * max(loss, 0.0)
+
+
+def doubt_of(rounds: Rounds, times: Filter, arm: Arm, outcome: Outcome, held: Arm) -> float:
+    """Standard deviation of an arm's milliseconds per token, of what it does not share with the arm in use."""
+    (pace, length, tokens, wait_ms, pass_ms), used, ahead = outcome, part_of(held), rounds.belief.ahead
+    ms = times.doubt(part_of(arm), used) * pass_ms
+    if arm.exit is None:
+        return ms / tokens
+    ms += times.doubt(DRAFT, used) * wait_ms
+    drafted, rate = tokens - rounds.batch.num_rows, rounds.guess.rates[arm.exit]
+    if arm.mode in AHEAD:
+        at, (served, _) = 2 * AHEAD.index(arm.mode), rounds.guess.shares(arm.mode)
+        ms += ahead.doubt(at + 1) * min(wait_ms, pass_ms) + ahead.doubt(at) * drafted / served * pace
+    # The n-th token of a draft comes to rate^n, so one more deviation in log odds is worth n times as much there.
+    ratio = rate * rounds.belief.goes_on_right
+    mean = 1 / (1 - ratio) - length * ratio**length / (1 - ratio**length)
+    more = drafted * mean * (1 - rate) * rounds.belief.accept.doubt(arm.exit, held.exit)
+    return hypot(ms, more * pace) / tokens
 
 
 def improvement(loss: float, doubt: float) -> float:
@@ -136,107 +101,27 @@ def improvement(loss: float, doubt: float) -> float:
     return doubt * (exp(-(score**2) / 2) / sqrt(2 * pi) - score * (1 - erf(score / sqrt(2))) / 2)
 
 
-def batch_of(view: BatchView, costs: Costs) -> Batch:
-    rows = view.sequences
-    drafting = [row for row in rows if row.drafts and row.remaining > 1]
-    return Batch(
-        num_rows=len(rows),
-        num_drafting=len(drafting),
-        context=sum([row.num_tokens for row in rows]) / len(rows),
-        room=min(max([row.remaining for row in drafting], default=1) - 1, costs.length),
-        num_unseen=sum([row.num_unseen for row in drafting]) / max(len(drafting), 1),
-        remaining=sum([row.remaining for row in rows]) / len(rows),
-        modes=view.modes,
-        exponents=view.exponents,
-    )
-
-
-def expected(belief: Belief, costs: Costs, batch: Batch) -> Outcomes:
-    """Outcomes under the mean of the belief."""
-    factors = belief.cost[costs.size(batch.num_rows)].arms
-    return _outcomes(belief, costs, batch, belief.accept.arms[None], factors[None], 0.0)
-
-
-def profiled(belief: Belief, costs: Costs, batch: Batch, odds: Floats) -> Outcomes:
-    """Outcomes at the profile's costs, with these log odds of acceptance by exit."""
-    return _outcomes(belief, costs, batch, odds[None], np.zeros((1, DRAFT + len(costs.exits))), 0.0)
-
-
-def hoped(belief: Belief, costs: Costs, batch: Batch, held: Arm) -> Outcomes:
-    """Outcomes under the mean of the belief, where other arms accept a deviation more than the one in use than is
-    believed, and where they take a deviation less.
-    """
-    odds, cost = belief.accept.arms, belief.cost[costs.size(batch.num_rows)]
-    used = PLAIN if held.exit is None else WIDE + MODES.index(held.mode)
-    factors, doubts = cost.arms, cost.doubts(used)
-    doubts[REST] = 0.0
-    more = odds + belief.accept.doubts(held.exit)
-    return _outcomes(
-        belief, costs, batch, np.array((odds, more, odds)), np.array((factors, factors, factors - doubts)), 1.0
-    )
-
-
-def _outcomes(belief: Belief, costs: Costs, batch: Batch, odds: Floats, factors: Floats, hope: float) -> Outcomes:
-    """odds, factors: [beliefs, arms]. hope: deviations for the last belief's modes ahead."""
-    rows, drafting, factors = costs.rows(batch.num_rows), costs.rows(batch.num_drafting), np.exp(factors)
-    places = costs.places[: batch.room]
-    reach = belief.goes_on**places  # share of drafts that get to a place
-    passes = costs.passes(rows, batch.context)
-    wide = passes[0] + batch.num_drafting / batch.num_rows * (reach * np.diff(passes)[: batch.room]).cumsum()
-    steps = costs.steps[drafting, :, : batch.room] - costs.slopes[drafting, :, : batch.room] * (1 - reach)
-    drafts = steps.cumsum(axis=1) * factors[:, DRAFT:, None] + (costs.link[rows] + belief.wait_ms)
-    right = sigmoid(odds)[:, :, None]
-    ratio = right * belief.goes_on_right
-    tokens = batch.num_rows + batch.num_drafting * right * (1 - ratio ** (places + 1)) / (1 - ratio)
-    modes = [WIDE + MODES.index(mode) for mode in batch.modes]
-    rest, pass_ms = costs.rest[rows] * factors[:, REST], factors[:, modes, None, None] * wide
-    off_ms = passes[0] * factors[:, PLAIN] + rest
-    tokens, waited = tokens[:, None], drafts[:, None]
-    if batch.modes != (Mode.SERIAL,):
-        served, exposed = _ahead(belief, batch.modes, len(odds), hope)
-        tokens = batch.num_rows + served * (tokens - batch.num_rows)
-        waited = waited - (1 - exposed) * np.minimum(waited, pass_ms)
-    return Outcomes(tokens, waited, pass_ms, rest[:, None, None, None], off_ms)
-
-
-def _ahead(belief: Belief, modes: tuple[Mode, ...], num_beliefs: int, hope: float) -> tuple[Floats, Floats]:
-    """[beliefs, modes, 1, 1]: rows that have a proposal, and what of a draft is waited for; 1 in turn."""
-    mean, doubts = belief.ahead.arms, belief.ahead.doubts(None)
-    found = np.ones((2, num_beliefs, len(modes), 1, 1))
-    for number, mode in enumerate(modes):
-        if mode in AHEAD:
-            at = 2 * AHEAD.index(mode)
-            found[:, :, number, 0, 0] = mean[at : at + 2, None]
-            found[0, -1, number] += hope * doubts[at]
-            found[1, -1, number] -= hope * doubts[at + 1]
-    served, exposed = found.clip(0.0, np.array([1.0, MOST])[:, None, None, None, None])
-    return served, exposed
-
-
-def catch_up_ms(belief: Belief, costs: Costs, batch: Batch) -> list[float]:
+def catch_up_ms(rounds: Rounds, costs: Costs) -> list[float]:
     """By exit: until layers have run all that they have not seen."""
-    owed, total = [], 0.0
-    factors = np.exp(belief.cost[costs.size(batch.num_rows)].arms[DRAFT:]).tolist()
-    for lag, token_ms, factor in zip(belief.lags, costs.catch_up[costs.rows(batch.num_rows)], factors, strict=True):
+    owed, total, batch = [], 0.0, rounds.batch
+    for lag, token_ms in zip(rounds.belief.lags, costs.catch_up[costs.rows(batch.num_rows)], strict=True):
         unseen = min(max(lag, batch.num_unseen), batch.context)
-        total += token_ms * factor * unseen if unseen > SETTLED else 0.0
+        total += token_ms * rounds.guess.factors[DRAFT] * unseen if unseen > SETTLED else 0.0
         owed.append(total)
     return owed
 
 
-def _sized(arm: Arm, trial: bool, paces: Floats, off: float, batch: Batch, costs: Costs, belief: Belief) -> Decision:
-    """The arm at its best length."""
+def stop_of(rounds: Rounds, costs: Costs, arm: Arm, outcome: Outcome, off: float) -> float:
+    """The confidence in a whole draft below which it ends: where the next token takes longer than the pace allows.
+
+    off: milliseconds per token.
+    """
     if arm.exit is None:
-        return Decision(rate=1 / off, trial=trial)
-    own = paces[batch.modes.index(arm.mode), arm.exit]
-    length = 1 + int(own.argmin())
-    pace = float(own[length - 1])
-    drafted = min(int(sum([belief.goes_on**place for place in range(length)])), costs.length - 1)
+        return 0.0
+    batch, guess, goes_on, (pace, length, *_) = rounds.batch, rounds.guess, rounds.belief.goes_on, outcome
+    drafted = min(int(sum([goes_on**place for place in range(length)])), costs.length - 1)
     step, place = costs.token_ms(arm.exit, batch.num_drafting, batch.num_rows, drafted, batch.context)
-    cost = belief.cost[costs.size(batch.num_rows)]
-    draft, verify = exp(cost.arm(DRAFT + arm.exit)), exp(cost.arm(WIDE + MODES.index(arm.mode)))
-    least = (step * draft + place * verify) / min(pace, off)
+    least = (step * guess.factors[DRAFT] + place * guess.factors[part_of(arm)]) / min(pace, off)
     # That a draft must be so far, to go on; a wider pass may take less than a narrower one.
-    right = min(max(least, 0.0) / float(sigmoid(belief.accept.arms[arm.exit])), 1.0)
-    stop = right ** (1 / batch.exponents.get(costs.exits[arm.exit], 1.0))
-    return Decision(arm, length, 1 / pace, stop, trial)
+    right = min(max(least, 0.0) / guess.rates[arm.exit], 1.0)
+    return float(right ** (1 / batch.exponents.get(costs.exits[arm.exit], 1.0)))

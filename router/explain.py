@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from math import exp, log
 from typing import Any
 
 import numpy as np
 
 from protocol.plan import BatchView, Mode
-from router.belief import AHEAD, DRAFT, MODES, PLAIN, REST, WIDE, Belief, prior
-from router.decide import batch_of, expected
-from router.filters import Floats, begin, sigmoid
+from router.belief import DRAFT, MODES, PLAIN, REST, WIDE, Belief, prior
+from router.filters import begin, sigmoid
 from router.policy import Ema, Fixed, Goodput, Off, Policy, Table
+from router.rounds import batch_of, expected, rounds_of
+from router.seen import AHEAD
 from router.tables import Costs
 
 DIGITS = 4
@@ -50,24 +52,15 @@ class Option:
 def options(belief: Belief, costs: Costs, view: BatchView) -> tuple[Option, ...]:
     """Off, then by mode and exit every length that there is room for."""
     batch = batch_of(view, costs)
-    found = expected(belief, costs, replace(batch, room=max(batch.room, 1), num_drafting=max(batch.num_drafting, 1)))
-    rest = float(found.rest_ms.flat[0])
-    off = Option(Mode.SERIAL, None, 0, batch.num_rows, 0.0, float(found.off_ms[0]) - rest, rest)
+    rounds = rounds_of(belief, costs, batch, expected(belief, costs, batch.num_rows))
+    off = Option(Mode.SERIAL, None, 0, batch.num_rows, 0.0, rounds.plain_ms, rounds.rest_ms)
     return (
         off,
         *(
-            Option(
-                mode,
-                depth,
-                1 + place,
-                float(found.tokens[0, at, exit_, place]),
-                float(found.draft_ms[0, at, exit_, place]),
-                float(found.pass_ms[0, at, 0, place]),
-                rest,
-            )
-            for at, mode in enumerate(batch.modes)
+            Option(mode, depth, length, tokens, draft_ms, pass_ms, rounds.rest_ms)
+            for mode in batch.modes
             for exit_, depth in enumerate(costs.exits)
-            for place in range(batch.room)
+            for _, length, tokens, draft_ms, pass_ms in rounds.by_length(mode, exit_)
         ),
     )
 
@@ -79,8 +72,9 @@ def best(found: Sequence[Option]) -> Option:
 def assumed(costs: Costs, rates: Mapping[int, float]) -> Belief:
     """The prior with these acceptance rates by exit; an exit that is left out lies between its neighbours."""
     known = sorted(rates)
-    each = np.interp(costs.exits, known, [min(max(rates[exit_], 1e-4), 1 - 1e-4) for exit_ in known])
-    return replace(prior(costs), accept=begin([0.0, *np.log(each / (1 - each))], [1.0] * (1 + len(each))))
+    each = np.interp(costs.exits, known, [min(max(rates[exit_], 1e-4), 1 - 1e-4) for exit_ in known]).tolist()
+    odds = [log(rate / (1 - rate)) for rate in each]
+    return replace(prior(costs), accept=begin(odds, [1.0] * len(odds)))
 
 
 def describe(policy: Policy) -> dict[str, Any]:
@@ -114,21 +108,17 @@ def _goodput(policy: Goodput) -> dict[str, Any]:
             "trial": decision.trial,
         },
         "arms": [] if policy.view is None else [_told(one) for one in _best_of_each(belief, costs, policy.view)],
-        "acceptance": _by_exit(costs, sigmoid(belief.accept.arms)),
-        "acceptance_deviations_log_odds": _by_exit(costs, belief.accept.doubts(None)),
+        "acceptance": _by_exit(costs, list(map(sigmoid, belief.accept.values))),
+        "acceptance_deviations_log_odds": _by_exit(costs, [belief.accept.doubt(at) for at in range(len(costs.exits))]),
         "times_over_profile": _ratios(policy),
         "ahead": {
-            mode.value: dict(zip(("served", "waited"), _rounded(belief.ahead.arms[2 * at : 2 * at + 2]), strict=True))
+            mode.value: dict(zip(("served", "waited"), _rounded(belief.ahead.values[2 * at : 2 * at + 2]), strict=True))
             for at, mode in enumerate(AHEAD)
         },
         "drafts_go_on": round(belief.goes_on, DIGITS),
         "confidence_exponents": {str(at): round(power, DIGITS) for at, power in exponents.items()},
         "wait_ms": round(belief.wait_ms, DIGITS),
         "unseen_tokens": _by_exit(costs, belief.lags),
-        "changes_noticed": {
-            "text": belief.accept.num_changes,
-            "machine": sum(cost.num_changes for cost in belief.cost),
-        },
     }
 
 
@@ -154,15 +144,14 @@ def _told(option: Option) -> dict[str, Any]:
 def _ratios(policy: Goodput) -> dict[str, float]:
     """At the size of the batch."""
     costs, num_rows = policy.costs, len(policy.view.sequences) if policy.view else 1
-    ratios = _rounded(np.exp(policy.belief.cost[costs.size(num_rows)].arms))
+    ratios = _rounded(list(map(exp, policy.belief.cost[costs.size(num_rows)].values)))
     passes = {f"verify, {mode.value}": ratios[WIDE + at] for at, mode in enumerate(MODES)}
-    drafts = {f"draft, depth {depth}": ratios[DRAFT + at] for at, depth in enumerate(costs.exits)}
-    return {"verify, nothing drafted": ratios[PLAIN], **passes, **drafts, "rest": ratios[REST]}
+    return {"verify, nothing drafted": ratios[PLAIN], **passes, "draft": ratios[DRAFT], "rest": ratios[REST]}
 
 
-def _by_exit(costs: Costs, values: Sequence[float] | Floats) -> dict[str, float]:
+def _by_exit(costs: Costs, values: Sequence[float]) -> dict[str, float]:
     return dict(zip(map(str, costs.exits), _rounded(values), strict=True))
 
 
-def _rounded(values: Sequence[float] | Floats) -> list[float]:
+def _rounded(values: Sequence[float]) -> list[float]:
     return [round(float(value), DIGITS) for value in values]

@@ -1,8 +1,12 @@
-"""What arms have in common and what sets each apart: a level plus an offset per arm, as a Kalman filter (Kalman, 1960).
+"""What arms have in common and what sets each apart, as a Kalman filter (Kalman, 1960) of independent causes.
 
-The level moves most, and arms may be related. So what one arm shows moves the belief about all of them, and the doubt
-about an arm that is not played grows. Belief decays towards the prior, which is forgetting. Where recent observations
-are off by more than chance, something changed, and everything is as doubtful as at the beginning.
+An arm is a sum of causes, such as what all arms share, and what is its own. So what one arm shows moves the belief
+about those that share a cause with it, the doubtful causes most. Belief decays towards what is usual, which is
+forgetting, and so the doubt about an arm that is not played grows.
+
+Causes are held to be independent, which they are not once a sum of them was seen; that keeps a filter to two numbers
+for each. Plain floats: between passes over a model's weights the processor's caches are cold, and what counts is how
+little is touched.
 """
 
 from __future__ import annotations
@@ -11,124 +15,86 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
+Line = tuple[float, ...]
+Arms = tuple[tuple[int, ...], ...]
 
-Floats = npt.NDArray[np.float64]
-
-SURPRISE = 4.0  # standard deviations of the recent mean that no chance explains
-RECENT = 0.9  # weight of a surprise after each later observation
 CLIP = 3.0  # standard deviations: what one observation counts at most, for one hiccup is no change
-NEWTON = 4  # steps to the mode of a binomial posterior
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """mean, prior: [1 + arms], the level first. cov, spread: covariances of the belief and of the prior.
+    """means, variances: what is believed of each cause; usual, spread: the same before anything was seen.
 
-    surprise, weight: running sums of recent standardized innovations, and of their variances.
+    arms: the causes of each.
     """
 
-    mean: Floats
-    cov: Floats
-    prior: Floats
-    spread: Floats
-    surprise: float = 0.0
-    weight: float = 0.0
-    num_changes: int = 0
+    arms: Arms
+    means: Line
+    variances: Line
+    usual: Line
+    spread: Line
 
     @property
-    def arms(self) -> Floats:
-        """[arms]: what is believed of each, level included."""
-        arms: Floats = self.mean[1:] + self.mean[0]
-        return arms
+    def values(self) -> list[float]:
+        """What is believed of each arm."""
+        means = self.means
+        return [sum([means[cause] for cause in arm]) for arm in self.arms]
 
-    def arm(self, arm: int) -> float:
-        """What is believed of one, level included."""
-        return float(self.mean[0] + self.mean[1 + arm])
+    def value(self, arm: int) -> float:
+        return sum([self.means[cause] for cause in self.arms[arm]])
 
-    def _variance(self, arm: int) -> float:
-        at = 1 + arm
-        return float(self.cov[0, 0] + 2 * self.cov[0, at] + self.cov[at, at])
+    def variance(self, arm: int, beside: int | None = None) -> float:
+        """Of an arm, or of what sets it apart from another."""
+        known = () if beside is None else self.arms[beside]
+        own, variances = self.arms[arm], self.variances
+        apart = [cause for cause in own if cause not in known] + [cause for cause in known if cause not in own]
+        return sum([variances[cause] for cause in apart])
 
-    def doubts(self, arm: int | None) -> Floats:
-        """[arms]: standard deviation of what sets each arm apart from this one, or of each by itself."""
-        own = self.cov.diagonal()
-        if arm is None:
-            variances = own[0] + 2 * self.cov[0, 1:] + own[1:]
-        else:
-            variances = own[1:] + own[1 + arm] - 2 * self.cov[1 + arm, 1:]
-        doubts: Floats = np.sqrt(np.maximum(variances, 0.0))
-        return doubts
+    def doubt(self, arm: int, beside: int | None = None) -> float:
+        """The standard deviation of the same."""
+        return math.sqrt(self.variance(arm, beside))
 
-    def decayed(self, share: float, of_level: float = 0.0) -> Filter:
-        """So much of the belief, in log units, gives way to the prior, and of that about the level so much more."""
-        keep = math.exp(-share)
-        mean, cov = self.prior + keep * (self.mean - self.prior), self.cov * keep**2
-        cov += (1 - keep**2) * self.spread
-        if of_level:
-            keep = math.exp(-of_level)
-            mean[0] = self.prior[0] + keep * (mean[0] - self.prior[0])
-            cov[0] *= keep
-            cov[:, 0] *= keep
-            cov[0, 0] += (1 - keep**2) * self.spread[0, 0]
-        return Filter(mean, cov, self.prior, self.spread, self.surprise, self.weight, self.num_changes)
+    def decayed(self, share: float, first: float = 0.0, settled: float = 0.0) -> Filter:
+        """So much of the belief, in log units, gives way to what is usual.
 
-    def settled(self, share: float) -> Filter:
-        """So much of the level's prior gives way to what is believed: to what is usual."""
-        prior = self.prior.copy()
-        prior[0] += share * (self.mean[0] - prior[0])
-        return Filter(self.mean, self.cov, prior, self.spread, self.surprise, self.weight, self.num_changes)
+        first: so much more of that about the first cause, of which so much as is `settled` becomes usual before.
+        """
+        usual = (self.usual[0] + settled * (self.means[0] - self.usual[0]), *self.usual[1:])
+        shares = [share + first, *[share] * (len(usual) - 1)]
+        keeps = [math.exp(-each) for each in shares]
+        means = [norm + keep * (mean - norm) for mean, norm, keep in zip(self.means, usual, keeps, strict=True)]
+        doubts = [
+            spread + keep**2 * (own - spread)
+            for own, spread, keep in zip(self.variances, self.spread, keeps, strict=True)
+        ]
+        return Filter(self.arms, tuple(means), tuple(doubts), usual, self.spread)
 
     def measured(self, arm: int, value: float, variance: float) -> Filter:
         """A value with its variance."""
-        before, doubt = self.arm(arm), self._variance(arm)
-        limit = CLIP * math.sqrt(doubt + variance)
-        off = min(max(value - before, -limit), limit)
-        gain = doubt / (doubt + variance)
-        return self._moved(arm, gain * off, doubt * (1 - gain), off / math.sqrt(doubt + variance))
+        total = self.variance(arm) + variance
+        limit = CLIP * math.sqrt(total)
+        off = min(max(value - self.value(arm), -limit), limit)
+        means, doubts = list(self.means), list(self.variances)
+        for cause in self.arms[arm]:
+            share = doubts[cause] / total
+            means[cause] += share * off
+            doubts[cause] *= 1 - share
+        return Filter(self.arms, tuple(means), tuple(doubts), self.usual, self.spread)
 
     def counted(self, arm: int, successes: float, trials: float) -> Filter:
-        """Successes among trials, where the belief is about log odds."""
-        before, doubt = self.arm(arm), self._variance(arm)
-        odds, rate = before, _sigmoid(before)
-        noise = trials * rate * (1 - rate)
-        surprise = (successes - trials * rate) / math.sqrt(noise * (1 + noise * doubt))
-        for _ in range(NEWTON):
-            rate = _sigmoid(odds)
-            slope = (before - odds) / doubt + successes - trials * rate
-            odds += min(max(slope / (1 / doubt + trials * rate * (1 - rate)), -1.0), 1.0)
-        rate = _sigmoid(odds)
-        return self._moved(arm, odds - before, 1 / (1 / doubt + trials * rate * (1 - rate)), surprise)
-
-    def _moved(self, arm: int, step: float, variance: float, surprise: float) -> Filter:
-        """The belief about an arm moves by a step and has this variance now."""
-        shared, doubt = self.cov[0] + self.cov[1 + arm], self._variance(arm)
-        mean = self.mean + shared * (step / doubt)
-        cov = self.cov - shared[:, None] * (shared * ((doubt - variance) / doubt**2))
-        total, weight, changes = RECENT * self.surprise + surprise, RECENT**2 * self.weight + 1, self.num_changes
-        if total**2 > SURPRISE**2 * weight:
-            cov += self.spread
-            total, weight, changes = 0.0, 0.0, changes + 1
-        return Filter(mean, cov, self.prior, self.spread, total, weight, changes)
+        """Successes among trials, where the belief is about log odds: to the first order around what is believed."""
+        odds = self.value(arm)
+        rate = sigmoid(odds)
+        information = trials * rate * (1 - rate)
+        return self.measured(arm, odds + (successes - trials * rate) / information, 1 / information)
 
 
-def begin(
-    prior: Sequence[float], spread: Sequence[float], related: Sequence[int] = (), relation: float = 0.0
-) -> Filter:
-    """prior: [1 + arms] guesses, the level first; spread: their standard deviations. related: arms that have something
-    more in common, of this standard deviation.
-    """
-    guess, cov = np.asarray(prior, np.float64), np.diag(np.square(np.asarray(spread, np.float64)))
-    at = 1 + np.asarray(related, np.int64)
-    cov[np.ix_(at, at)] += relation**2
-    return Filter(guess, cov, guess, cov)
+def begin(usual: Sequence[float], deviations: Sequence[float], arms: Arms | None = None) -> Filter:
+    """usual: what is guessed of each cause; deviations: how far off that may be. arms: None: each cause is one."""
+    spread = tuple([deviation**2 for deviation in deviations])
+    alone = tuple((cause,) for cause in range(len(spread)))
+    return Filter(arms or alone, tuple(usual), spread, tuple(usual), spread)
 
 
-def sigmoid(odds: Floats) -> Floats:
-    shares: Floats = 1 / (1 + np.exp(-odds))
-    return shares
-
-
-def _sigmoid(odds: float) -> float:
+def sigmoid(odds: float) -> float:
     return 1 / (1 + math.exp(-min(max(odds, -30.0), 30.0)))

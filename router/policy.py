@@ -9,21 +9,17 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from dataclasses import dataclass, replace
-from math import exp
 from typing import Protocol
-
-import numpy as np
 
 from protocol.plan import BatchView, DepthRule, Mode, Plan, SequenceView
 from protocol.record import RoundRecord
-from router.belief import BURSTS, learn, prior
-from router.decide import Decision, batch_of, decide, profiled
+from router.belief import DRAFT, learn, prior
+from router.decide import Decision, decide
+from router.rounds import Guess, batch_of, rounds_of
+from router.seen import AHEAD, Seen, exit_of
 from router.tables import Costs
 
-# Of rounds between decisions, which take 0.3 to 0.8 ms with what is learned before where caches are cold: at least, and
-# at most.
-PAUSE_MS, LONG_MS = 20.0, 40.0
-ODD = 2.0  # standard deviations of what is accepted that ask for a decision
+PAUSE_MS = 20.0  # of rounds that a decision stands for
 EMA_RATE, EMA_SHARE, EMA_REST = 0.7, 0.1, 32  # as guessed at first; of a round; rounds of rest
 
 
@@ -104,7 +100,7 @@ class Ema:
     def __init__(self, costs: Costs) -> None:
         self.costs = costs
         self.rates = [EMA_RATE] * len(costs.exits)
-        self._prior = prior(costs)
+        self._prior, self._factors = prior(costs), [1.0] * (DRAFT + 1)
         self._num_rested = 0
 
     def opening(self) -> DepthRule | None:
@@ -116,16 +112,16 @@ class Ema:
         batch = replace(batch_of(view, self.costs), modes=(Mode.SERIAL,))
         if batch.room < 1:
             return Plan(None, (0,) * len(view.sequences))
-        rates = np.asarray(self.rates)
-        promised = profiled(self._prior, self.costs, batch, np.log(rates / (1 - rates)))
-        paces = promised.paces[0, 0]
-        exit_, length = divmod(int(paces.argmin()), paces.shape[1])
-        if float(promised.off_ms[0]) / batch.num_rows <= paces.min():
+        rounds = rounds_of(self._prior, self.costs, batch, Guess(self.rates, self._factors, ()))
+        best = [min(rounds.by_length(Mode.SERIAL, exit_)) for exit_ in range(len(self.rates))]
+        exit_ = best.index(min(best))
+        pace, length, *_ = best[exit_]
+        if rounds.off()[0] <= pace:
             self._num_rested += 1
-            length = -1 if self._num_rested % EMA_REST else 0
+            length = 0 if self._num_rested % EMA_REST else 1
         else:
             self._num_rested = 0
-        return uniform(view, DepthRule((self.costs.exits[exit_],)), 1 + length)
+        return uniform(view, DepthRule((self.costs.exits[exit_],)), length)
 
     def observe(self, record: RoundRecord) -> None:
         depth = record.plan.depth
@@ -145,8 +141,9 @@ class Goodput:
         self.belief = prior(costs)
         self.decision = Decision()
         self.view: BatchView | None = None  # of the last decision
-        self._records: list[RoundRecord] = []
-        self._since = _Since()
+        self.seen: Seen | None = None  # since the belief was last brought up to date
+        self._mode = Mode.SERIAL  # of the last round
+        self._ms = 0.0  # since the last decision
 
     def opening(self) -> DepthRule | None:
         """While off, contexts stay where they are: to hand them over is a part of what a trial costs."""
@@ -156,10 +153,10 @@ class Goodput:
     def plan(self, view: BatchView) -> Plan:
         if not view.sequences:
             return Plan(None, ())
-        if self._is_due(view):
-            self.belief = learn(self.belief, self.costs, self._records)
+        if self._is_due():
+            self._learn()
             self.decision = decide(self.belief, self.costs, view, self.decision.arm)
-            self.view, self._records, self._since = view, [], _Since()
+            self.view, self._ms = view, 0.0
         arm = self.decision.arm
         if arm.exit is None:
             return Plan(None, (0,) * len(view.sequences))
@@ -168,40 +165,23 @@ class Goodput:
         return replace(plan, stop_probability=self.decision.stop_probability, mode=mode)
 
     def observe(self, record: RoundRecord) -> None:
-        self._records.append(record)
-        self._since.add(record)
+        if not record.rows:
+            return
+        if self.seen is None or not self.seen.takes(record, self.costs):
+            self._learn()
+            mode, busy = record.plan.mode, self._mode in AHEAD and record.plan.mode not in AHEAD
+            self.seen, self._mode = Seen(len(record.rows), mode, exit_of(record, self.costs), busy), mode
+        self.seen.add(record, self.costs)
+        self._ms += record.draft_ms + record.verify_ms + record.rest_ms
 
-    def _is_due(self, view: BatchView) -> bool:
-        """During a trial, and when the batch or the text changes, a decision is worth more than it costs."""
-        if self.view is None or self.decision.trial or self._since.ms >= LONG_MS:
-            return True
-        exit_, before, now = self.decision.arm.exit, len(self.view.sequences), len(view.sequences)
-        if exit_ is not None and not self.decision.length:
-            return True  # there was no room for a draft
-        if self._since.ms < PAUSE_MS:
-            return False
-        odd = exit_ is not None and self._since.is_odd(self.belief.accept.arm(exit_))
-        return odd or 4 * abs(now - before) > before or view.modes != self.view.modes
+    def _learn(self) -> None:
+        if self.seen is not None:
+            self.belief, self.seen = learn(self.belief, self.costs, self.seen), None
 
-
-@dataclass(slots=True)
-class _Since:
-    """Rounds since the last decision. tried: drafted tokens up to and with the first refused one."""
-
-    ms: float = 0.0
-    tried: int = 0
-    accepted: int = 0
-
-    def add(self, record: RoundRecord) -> None:
-        self.ms += record.draft_ms + record.verify_ms + record.rest_ms
-        for row in record.rows:
-            self.tried += row.num_tried
-            self.accepted += row.num_right
-
-    def is_odd(self, odds: float) -> bool:
-        """Whether more or less was accepted than chance explains."""
-        rate = 1 / (1 + exp(-odds))
-        return (self.accepted - self.tried * rate) ** 2 > ODD**2 * BURSTS * self.tried * rate * (1 - rate)
+    def _is_due(self) -> bool:
+        """A trial is looked at each round, and so is whether there is room for a draft again."""
+        no_room = self.decision.arm.exit is not None and not self.decision.length
+        return self.view is None or self.decision.trial or no_room or self._ms >= PAUSE_MS
 
 
 def uniform(view: BatchView, depth: DepthRule, length: int) -> Plan:

@@ -13,13 +13,15 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 
 from protocol.plan import BatchView, Mode, Plan, SequenceView
 from protocol.record import Origin, RoundRecord, RowRecord
-from router.filters import Floats, sigmoid
 from router.policy import Policy
 from targets.rounds import Rounds
 from tests.router.worlds import World
+
+Floats = npt.NDArray[np.float64]
 
 POSITIONS = 4096
 PROMPT, LENGTH = 256, 200  # tokens of a text before its first round, and after
@@ -74,6 +76,11 @@ class Luck:
             levels = {exit_: _level(rate) for exit_, rate in self._rates[text].items()}
             self._chances[text] = {exit_: sigmoid(level + self._moods) for exit_, level in levels.items()}
         return self._chances[text]
+
+
+def sigmoid(odds: Floats) -> Floats:
+    shares: Floats = 1 / (1 + np.exp(-odds))
+    return shares
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -10,9 +11,10 @@ import pytest
 
 from protocol.plan import DepthRule, Mode, Plan
 from protocol.record import Origin, RoundRecord, RowRecord
-from router.belief import AHEAD, DRAFT, PLAIN, REST, WIDE, Belief, learn, prior
+from router.belief import DRAFT, PART, PLAIN, REST, WIDE, Belief, learn, prior
 from router.filters import Filter, sigmoid
 from router.policy import Fixed, Off, Policy
+from router.seen import AHEAD, Seen, exit_of
 from router.tables import tables
 from tests.router.game import Game, Luck, Truth
 from tests.router.worlds import world
@@ -35,13 +37,24 @@ def record(depth: int, *fates: tuple[int, int], mode: Mode = Mode.SERIAL, **chan
     return replace(made, **(times | changes))  # type: ignore[arg-type]
 
 
+def after(belief: Belief, records: Sequence[RoundRecord]) -> Belief:
+    """What these rounds teach; those that are alike and follow each other, together."""
+    seen: Seen | None = None
+    for made in records:
+        if seen is None or not seen.takes(made, COSTS):
+            belief = belief if seen is None else learn(belief, COSTS, seen)
+            seen = Seen(len(made.rows), made.plan.mode, exit_of(made, COSTS))
+        seen.add(made, COSTS)
+    return belief if seen is None else learn(belief, COSTS, seen)
+
+
 def learned(policy: Policy, rounds: int = 200, **game: object) -> Belief:
     rng = np.random.default_rng(0)
     played = Game(policy, Truth(LARGE, WRONG), Luck(LARGE, 4, 1), lambda turn: "code", 4, rng, **game)  # type: ignore[arg-type]
     played.play(rounds)
     belief = prior(COSTS)
     for first in range(0, rounds, 4):
-        belief = learn(belief, COSTS, played.records[first : first + 4])
+        belief = after(belief, played.records[first : first + 4])
     return belief
 
 
@@ -52,57 +65,70 @@ def at(belief: Belief, num_rows: int) -> Filter:
 
 def test_the_acceptance_rate_of_an_exit_is_learned_and_draws_the_others_along() -> None:
     belief = learned(Fixed(DepthRule((4,)), 4))
-    rates = sigmoid(belief.accept.arms)
+    rates = [sigmoid(odds) for odds in belief.accept.values]
     assert rates[1] == pytest.approx(0.83, abs=0.03)
-    assert rates[0] > sigmoid(prior(COSTS).accept.arms)[0]
-    assert belief.accept.doubts(None)[1] < belief.accept.doubts(None)[0]
+    assert rates[0] > sigmoid(prior(COSTS).accept.value(0))
+    assert belief.accept.doubt(1) < belief.accept.doubt(0)
 
 
 def test_what_parts_take_beyond_their_profile_is_learned() -> None:
-    ratios = np.exp(learned(Fixed(DepthRule((4,)), 4), noise=0.05).cost[COSTS.size(4)].arms)
-    assert [ratios[WIDE], ratios[REST], ratios[DRAFT + 1]] == pytest.approx([1.1, 1.3, 1.4], rel=0.07)
-    assert math.exp(at(learned(Off()), 4).arm(PLAIN)) == pytest.approx(1.1, rel=0.05)
+    ratios = np.exp(learned(Fixed(DepthRule((4,)), 4), noise=0.05).cost[COSTS.size(4)].values)
+    assert [ratios[WIDE], ratios[REST], ratios[DRAFT]] == pytest.approx([1.1, 1.3, 1.4], rel=0.07)
+    assert math.exp(at(learned(Off()), 4).value(PLAIN)) == pytest.approx(1.1, rel=0.05)
 
 
 def test_how_often_drafts_go_on_is_learned_from_those_that_ended_early() -> None:
     whole, early = record(2, (4, 4), (4, 1)), record(2, (2, 2), (1, 0))
-    assert learn(prior(COSTS), COSTS, [whole] * 50).goes_on == 1.0
-    belief = learn(prior(COSTS), COSTS, [whole, early] * 500)
+    assert after(prior(COSTS), [whole] * 50).goes_on == 1.0
+    belief = after(prior(COSTS), [whole, early] * 500)
     assert belief.goes_on == pytest.approx(7 / 9, abs=0.02)  # 3 + 3 + 1 + 0 went on; 2 ended
     assert belief.goes_on_right == pytest.approx(5 / 6, abs=0.02)  # 3 + 1 + 1 + 0 behind an accepted one; 1 ended
 
 
 def test_prompts_that_ride_along_teach_no_times_but_tokens() -> None:
-    belief = learn(prior(COSTS), COSTS, [record(2, (4, 4), num_prefill_tokens=100)])
-    assert at(belief, 1).mean == pytest.approx(at(prior(COSTS), 1).mean)
-    assert belief.accept.arms[0] > prior(COSTS).accept.arms[0]
+    belief = after(prior(COSTS), [record(2, (4, 4), num_prefill_tokens=100)])
+    assert at(belief, 1).means == pytest.approx(at(prior(COSTS), 1).means)
+    assert belief.accept.value(0) > prior(COSTS).accept.value(0)
 
 
 @pytest.mark.parametrize("changed", [{"num_fed": 100}, {"origin": Origin.FULL}])
 def test_drafts_that_catch_up_or_were_at_hand_teach_no_drafting_times(changed: dict[str, object]) -> None:
     made = record(2, (4, 4))
     rows = tuple(replace(row, **changed) for row in made.rows)  # type: ignore[arg-type]
-    belief = learn(prior(COSTS), COSTS, [replace(made, rows=rows)])
-    assert at(belief, 1).doubts(None)[DRAFT] == pytest.approx(at(belief, 1).doubts(None)[DRAFT + 1])
+    belief = after(prior(COSTS), [replace(made, rows=rows)])
+    assert at(belief, 1).variances[1 + DRAFT] == pytest.approx(PART**2)
+
+
+@pytest.mark.parametrize("num_rounds", [1, 3])
+def test_the_first_draft_behind_branches_waits_for_them_and_teaches_no_drafting_times(num_rounds: int) -> None:
+    whole = (COSTS.link[1] + COSTS.draft_ms(0, [4])) / 1e3
+    slow, usual = (record(2, (4, 4), drafted_s=0.001 + ms, verified_s=0.001 + ms + 0.004) for ms in (5 * whole, whole))
+    busy, idle = Seen(1, exit=0, busy=True), Seen(1, exit=0)
+    for made in (slow, *[usual] * (num_rounds - 1)):
+        busy.add(made, COSTS)
+        idle.add(made, COSTS)
+    assert (busy.num_drafts, idle.num_drafts, busy.right) == (num_rounds - 1, num_rounds, 4 * num_rounds)
+    told, misled = (learn(prior(COSTS), COSTS, seen) for seen in (busy, idle))
+    assert at(told, 1).value(DRAFT) < at(misled, 1).value(DRAFT)
 
 
 def test_exits_of_another_drafter_and_cascades_teach_nothing_and_harm_nothing() -> None:
     other = record(3, (4, 2))
     cascade = replace(other, rows=(replace(other.rows[0], rule=DepthRule((2, 4), (0.5,)), exits=(2, 4, 4, 2)),))
-    belief = learn(prior(COSTS), COSTS, [other, cascade])
-    assert belief.accept.mean == pytest.approx(prior(COSTS).accept.mean, abs=0.01)
-    assert learn(belief, COSTS, []) is belief
+    belief = after(prior(COSTS), [other, cascade])
+    assert belief.accept.means == pytest.approx(prior(COSTS).accept.means, abs=0.01)
+    assert after(belief, []) is belief
 
 
 def test_layers_lag_by_what_was_committed_since_they_ran() -> None:
-    belief = learn(prior(COSTS), COSTS, [record(6, (4, 1)), record(2, (4, 2)), record(2, (4, 0))])
+    belief = after(prior(COSTS), [record(6, (4, 1)), record(2, (4, 2)), record(2, (4, 0))])
     assert belief.lags == (1.0, 6.0, 6.0)
 
 
 def test_deeper_layers_lack_the_contexts_that_shallower_ones_have_read() -> None:
     read = record(2, (4, 1))
     read = replace(read, rows=(replace(read.rows[0], num_fed=200),))
-    assert learn(prior(COSTS), COSTS, [read]).lags == (2.0, 202.0, 202.0)
+    assert after(prior(COSTS), [read]).lags == (2.0, 202.0, 202.0)
 
 
 def test_what_a_pass_takes_in_one_size_of_batch_is_not_believed_of_another() -> None:
@@ -116,37 +142,44 @@ def test_what_a_pass_takes_in_one_size_of_batch_is_not_believed_of_another() -> 
         records.append(record(2, *[(4, 2)] * num_rows, **moments))
     belief = prior(COSTS)
     for _ in range(30):
-        belief = learn(belief, COSTS, records)
-    assert math.exp(at(belief, 1).arm(WIDE)) == pytest.approx(1.0, abs=0.05)
-    assert math.exp(at(belief, 7).arm(WIDE)) == pytest.approx(2.0, abs=0.1)
+        belief = after(belief, records)
+    assert math.exp(at(belief, 1).value(WIDE)) == pytest.approx(1.0, abs=0.05)
+    assert math.exp(at(belief, 7).value(WIDE)) == pytest.approx(2.0, abs=0.1)
 
 
 def test_the_wait_at_the_pool_is_followed_and_is_no_drafting_time() -> None:
     made = record(2, (4, 4), drafted_s=0.0045, verified_s=0.0075, wait_ms=2.5)
     same = record(2, (4, 4))
-    belief, plain = learn(prior(COSTS), COSTS, [made] * 20), learn(prior(COSTS), COSTS, [same] * 20)
+    belief, plain = after(prior(COSTS), [made] * 20), after(prior(COSTS), [same] * 20)
     assert belief.wait_ms == pytest.approx(2.5, abs=0.1)
-    assert at(belief, 1).arm(DRAFT) == pytest.approx(at(plain, 1).arm(DRAFT), abs=0.02)
+    assert at(belief, 1).value(DRAFT) == pytest.approx(at(plain, 1).value(DRAFT), abs=0.02)
+
+
+def ahead(mode: Mode, share: float, length: int, *fates: tuple[int, int]) -> list[RoundRecord]:
+    """Rounds that take as profiled, of whose drafts so much is waited for."""
+    draft_ms = COSTS.link[len(fates)] + COSTS.draft_ms(0, [drafted for drafted, _ in fates])
+    pass_ms = COSTS.verify_ms(len(fates), len(fates) + sum(drafted for drafted, _ in fates), 300.0)
+    times = COSTS.rest[len(fates)], share * draft_ms, pass_ms
+    planned, drafted, verified = (np.cumsum(times) / 1e3).tolist()
+    made = record(2, *fates, mode=mode, planned_s=planned, drafted_s=drafted, verified_s=verified)
+    return [replace(made, plan=replace(made.plan, lengths=(length,) * len(fates)))] * 4
+
+
+def learned_ahead(mode: Mode, rounds: list[RoundRecord]) -> list[float]:
+    belief = prior(COSTS)
+    for _ in range(15):
+        belief = after(belief, rounds)
+    return belief.ahead.values[2 * AHEAD.index(mode) :][:2]
 
 
 @pytest.mark.parametrize("mode", AHEAD)
 def test_how_many_rows_are_served_ahead_and_what_is_waited_for_is_learned(mode: Mode) -> None:
-    at = 2 * AHEAD.index(mode)
-    whole = (COSTS.link[2] + COSTS.draft_ms(0, [4])) / 1e3
-    hides, waits, queues = (
-        record(2, (4, 4), served, mode=mode, drafted_s=0.001 + share * whole, verified_s=1.0)
-        for served, share in (((4, 1), 0.0), ((0, 0), 1.0), ((0, 0), 2.0))
-    )
-    fast, slow, slower = (learn(prior(COSTS), COSTS, [made] * 60).ahead.arms for made in (hides, waits, queues))
-    assert [fast[at], slow[at]] == pytest.approx([1.0, 0.5], abs=0.05)
-    assert [fast[at + 1], slow[at + 1], slower[at + 1]] == pytest.approx([0.0, 1.0, 2.0], abs=0.12)
+    assert learned_ahead(mode, ahead(mode, 0.0, 4, (4, 4), (4, 1))) == pytest.approx([1.0, 0.0], abs=0.12)
+    for share in (1.0, 2.0):
+        assert learned_ahead(mode, ahead(mode, share, 4, (4, 4), (0, 0))) == pytest.approx([0.5, share], abs=0.12)
 
 
 @pytest.mark.parametrize("mode", AHEAD)
 def test_a_draft_that_ended_early_hid_no_more_than_itself(mode: Mode) -> None:
     """Of eight tokens planned, two were drafted, and waited for."""
-    whole = (COSTS.link[1] + COSTS.draft_ms(0, [2])) / 1e3
-    made = record(2, (2, 1), mode=mode, drafted_s=0.001 + whole, verified_s=1.0)
-    made = replace(made, plan=replace(made.plan, lengths=(8,)))
-    belief = learn(prior(COSTS), COSTS, [made] * 60)
-    assert belief.ahead.arms[2 * AHEAD.index(mode) + 1] == pytest.approx(1.0, abs=0.12)
+    assert learned_ahead(mode, ahead(mode, 1.0, 8, (2, 1)))[1] == pytest.approx(1.0, abs=0.12)

@@ -10,8 +10,9 @@ import pytest
 
 from protocol.plan import BatchView, Mode, SequenceView
 from router.belief import DRAFT, PLAIN, REST, WIDE, Belief, prior
-from router.decide import OFF, Arm, batch_of, decide, expected, improvement
+from router.decide import MARGIN, decide, improvement
 from router.filters import begin
+from router.rounds import OFF, Arm, batch_of, expected, rounds_of
 from router.tables import tables
 from tests.router.worlds import world
 
@@ -27,13 +28,13 @@ def view(num_rows: int, remaining: int = 500, drafts: bool = True, modes: tuple[
 
 def known(rng: np.random.Generator) -> Belief:
     """Any belief, held for certain."""
-    odds, factors = rng.normal(0.5, 1.2, 3), rng.normal(0, 0.3, DRAFT + 3)
+    odds, factors = rng.normal(0.5, 1.2, 3).tolist(), rng.normal(0, 0.3, DRAFT + 1).tolist()
     ahead = [float(rng.uniform(0.5, 1)), float(rng.uniform(0, 1))] * 2
     return replace(
         prior(COSTS),
-        accept=begin([0.0, *odds], [1e-6] * 4),
-        cost=(begin([0.0, *factors], [1e-6] * (1 + len(factors))),) * len(prior(COSTS).cost),
-        ahead=begin([0.0, *ahead], [1e-6] * 5),
+        accept=begin(odds, [1e-6] * 3),
+        cost=(begin(factors, [1e-6] * len(factors)),) * len(prior(COSTS).cost),
+        ahead=begin(ahead, [1e-6] * 4),
         goes_on=float(rng.uniform(0.6, 1)),
         goes_on_right=float(rng.uniform(0.8, 1)),
         wait_ms=float(rng.uniform(0, 1)),
@@ -43,8 +44,8 @@ def known(rng: np.random.Generator) -> Belief:
 def by_hand(belief: Belief, num_rows: int, mode: Mode, exit_: int, length: int) -> float:
     """Tokens per ms of a round in which all rows draft so many tokens."""
     curves, depth = LARGE.curves, LARGE.exits[exit_]
-    factors = np.exp(belief.cost[0].arms)
-    rate = 1 / (1 + math.exp(-float(belief.accept.arms[exit_])))
+    factors = np.exp(belief.cost[0].values)
+    rate = 1 / (1 + math.exp(-float(belief.accept.values[exit_])))
     passes = [curves.verify_ms(num_rows, num_rows * (1 + n), 256) for n in range(length + 1)]
     tokens, draft_ms, verify_ms = 0.0, 0.0, passes[0]
     for place in range(length):
@@ -57,10 +58,10 @@ def by_hand(belief: Belief, num_rows: int, mode: Mode, exit_: int, length: int) 
         verify_ms += belief.goes_on**place * (passes[place + 1] - passes[place])
         tokens += rate ** (place + 1) * belief.goes_on_right**place
     verify_ms *= factors[WIDE + list(Mode).index(mode)]
-    draft_ms = draft_ms * factors[DRAFT + exit_] + curves.link_ms(num_rows) + belief.wait_ms
+    draft_ms = draft_ms * factors[DRAFT] + curves.link_ms(num_rows) + belief.wait_ms
     served = 1.0
     if mode is not Mode.SERIAL:
-        served, waited = belief.ahead.arms[:2]
+        served, waited = belief.ahead.values[:2]
         draft_ms -= (1 - waited) * min(draft_ms, verify_ms)
     rest_ms = curves.overhead_ms(num_rows) * factors[REST]
     return float(num_rows * (1 + served * tokens) / (draft_ms + verify_ms + rest_ms))
@@ -70,7 +71,7 @@ def by_hand(belief: Belief, num_rows: int, mode: Mode, exit_: int, length: int) 
 def test_what_is_sure_is_decided_as_arithmetic_says(seed: int) -> None:
     rng = np.random.default_rng(seed)
     belief, num_rows = known(rng), int(rng.integers(1, 9))
-    factors = np.exp(belief.cost[0].arms)
+    factors = np.exp(belief.cost[0].values)
     arms = {
         (Arm(mode, exit_), length): by_hand(belief, num_rows, mode, exit_, length)
         for mode in BOTH
@@ -88,12 +89,11 @@ def test_what_is_sure_is_decided_as_arithmetic_says(seed: int) -> None:
 
 def test_the_arm_in_use_stays_unless_another_promises_the_margin() -> None:
     belief = known(np.random.default_rng(3))
-    found = expected(belief, COSTS, batch_of(view(4), COSTS))
-    paces, off = found.paces[0].min(axis=2), float(found.off_ms[0]) / 4
-    for mode, exit_ in np.ndindex(paces.shape):
-        arm = Arm(BOTH[mode], exit_)
-        stays = decide(belief, COSTS, view(4), arm).arm == arm
-        assert stays == (paces[mode, exit_] <= 1.02 * min(float(paces.min()), off))
+    rounds = rounds_of(belief, COSTS, batch_of(view(4), COSTS), expected(belief, COSTS, 4))
+    paces = {Arm(mode, at): min(rounds.by_length(mode, at))[0] for mode in BOTH for at in range(3)}
+    least = min(*paces.values(), rounds.off()[0])
+    for arm, pace in paces.items():
+        assert (decide(belief, COSTS, view(4), arm).arm == arm) == (pace <= (1 + MARGIN) * least)
 
 
 def test_no_draft_where_there_is_no_room_or_no_row_may_be_drafted_for() -> None:
@@ -109,8 +109,8 @@ def test_a_mode_that_is_not_allowed_is_not_played() -> None:
 
 def equal_exits(doubt: float) -> Belief:
     """Of the first exit all is known, of the others only that they may well be as good."""
-    accept = begin([0.0, 1.3, 1.3, 1.3], [1e-6, 1e-6, doubt, doubt])
-    sure = begin([0.0] * (1 + DRAFT + 3), [1e-6] * (1 + DRAFT + 3))
+    accept = begin([1.3, 1.3, 1.3], [1e-6, doubt, doubt])
+    sure = begin([0.0] * (DRAFT + 1), [1e-6] * (DRAFT + 1))
     return replace(prior(COSTS), accept=accept, cost=(sure,) * len(prior(COSTS).cost))
 
 
@@ -147,7 +147,9 @@ def test_the_expected_improvement_is_the_mean_of_what_is_better(loss: float, dou
 
 def test_a_draft_goes_on_where_the_wider_pass_takes_less_time() -> None:
     belief = known(np.random.default_rng(5))
-    cheaper = replace(COSTS, verify=COSTS.verify[:, :, ::-1].copy(), steps=COSTS.steps * 0, slopes=COSTS.slopes * 0)
+    falling = tuple(tuple(passes[::-1] for passes in by_context) for by_context in COSTS.verify)
+    free = tuple(((0.0,) * 6,) * 3 for _ in COSTS.steps)
+    cheaper = replace(COSTS, verify=falling, steps=free, slopes=free)
     found = decide(belief, cheaper, view(1, modes=(Mode.SERIAL,)), Arm(Mode.SERIAL, 0))
     assert (found.length, found.stop_probability) == (COSTS.length, 0.0)
 
@@ -156,12 +158,12 @@ def test_a_lone_draft_ends_where_the_next_token_no_longer_pays_for_itself() -> N
     belief, curves = replace(known(np.random.default_rng(5)), goes_on=1.0, goes_on_right=1.0, wait_ms=0.0), LARGE.curves
     found = decide(belief, COSTS, view(1, modes=(Mode.SERIAL,)), Arm(Mode.SERIAL, 0))
     assert found.arm.exit is not None
-    factors = np.exp(belief.cost[0].arms)
+    factors = np.exp(belief.cost[0].values)
     length = max(range(1, 7), key=lambda number: by_hand(belief, 1, Mode.SERIAL, found.arm.exit, number))
     step = curves.draft_ms(1, LARGE.exits[found.arm.exit], length + 1) - curves.draft_ms(
         1, LARGE.exits[found.arm.exit], length
     )
     place = curves.verify_ms(1, 2 + length, 256) - curves.verify_ms(1, 1 + length, 256)
-    step, place = step * factors[DRAFT + found.arm.exit], place * factors[WIDE]
-    next_is_right = 1 / (1 + math.exp(-float(belief.accept.arms[found.arm.exit])))
+    step, place = step * factors[DRAFT], place * factors[WIDE]
+    next_is_right = 1 / (1 + math.exp(-float(belief.accept.values[found.arm.exit])))
     assert found.stop_probability * next_is_right == pytest.approx(found.rate * (step + place), rel=1e-6)

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from protocol.plan import DepthRule, Mode, Plan
-from router.policy import Ema, Fixed, Goodput, Policy
+from router.policy import Ema, Fixed, Goodput, Off, Policy
 from router.tables import Costs, tables
-from tests.router import oracle
+from tests.router import oracle, own
 from tests.router.game import Game, Luck, Truth
 from tests.router.worlds import world
 from tests.sizes import quick
@@ -181,6 +181,25 @@ def test_a_hiccup_in_the_profile_keeps_no_exit_from_being_played() -> None:
         drafting = [plan for plan in played.plans[150:] if any(plan.lengths)]
         shares.append(sum(plan.depth == DepthRule((2,)) for plan in drafting) / len(drafting))
     assert median(shares) >= 0.6
+
+
+def of_off(prices: str, text: str, seed: int, deviation: float) -> float:
+    """What is made of plain decoding where cells of the profile are off and drafts do not pay."""
+    truth, seen = own.world(prices), tables(own.curves(prices, deviation, seed), (own.EXIT,), 4, own.BATCH)
+    made = []
+    for policy in (Goodput(seen), Off()):
+        rng, drawn = np.random.default_rng(seed), Luck(truth, own.BATCH, seed)
+        made.append(Game(policy, Truth(truth), drawn, lambda turn: text, own.BATCH, rng, noise=0.08).play(200))
+    return made[0] / made[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("deviation", [0.15, 0.25])
+def test_where_cells_of_the_profile_are_off_it_finds_out_that_off_is_better(deviation: float) -> None:
+    """Only passes with drafts are seen, and nothing is known of plain ones until one is played."""
+    cells = [(prices, text) for prices, texts in own.TEXTS.items() for text in texts]
+    shares = [of_off(*cell, seed, deviation) for cell in cells for seed in range(10)]
+    assert (fmean(shares) >= 0.98, min(shares) >= 0.95) == (True, True), sorted(shares)[:5]
 
 
 @pytest.mark.parametrize(("beside", "mode"), [(1.0, Mode.AHEAD), (6.0, Mode.SERIAL)])

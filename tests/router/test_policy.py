@@ -1,6 +1,6 @@
 import pytest
 
-from protocol.plan import BatchView, DepthRule, Plan, SequenceView, Speculation
+from protocol.plan import BatchView, DepthRule, Mode, Plan, SequenceView, Speculation
 from protocol.record import Origin, RoundRecord, RowRecord
 from router.policy import PAUSE_MS, Ema, Fixed, Goodput, Off, Policy, granted
 from router.tables import tables
@@ -101,3 +101,13 @@ def test_a_router_decides_anew_when_the_batch_changes_and_keeps_its_plan_in_betw
     )
     policy.plan(view(*[500] * 4))
     assert policy.decision is not before
+
+
+@pytest.mark.parametrize(("before", "busy"), [(Mode.SERIAL, False), (Mode.AHEAD, True)])
+def test_a_round_in_turn_behind_one_ahead_finds_the_pool_busy(before: Mode, busy: bool) -> None:
+    policy, rule = Goodput(tables(curves(), (2, 4), 8, 8)), DepthRule((2,))
+    for mode in (before, Mode.SERIAL):
+        row = RowRecord(0, 3, 2, Origin.FRESH, rule, 3, num_fed=1)
+        policy.observe(RoundRecord(0, Plan(rule, (3,), mode=mode), (row,), 300.0, 3))
+    assert policy.seen is not None
+    assert (policy.seen.mode, policy.seen.num_rounds > 0, policy.seen.busy) == (Mode.SERIAL, True, busy)
