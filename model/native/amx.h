@@ -11,20 +11,15 @@ namespace dp {
 // and weights of a last, shorter step.
 enum Tile { kSums0, kSums1, kInputs, kWeights0, kWeights1, kLastInputs, kLastWeights0, kLastWeights1 };
 
-struct alignas(64) TileConfig {
-    uint8_t palette = 1, start_row = 0, reserved[14] = {};
-    uint16_t row_bytes[16] = {};
-    uint8_t rows[16] = {};
-
-    // pairs: pairs of inputs that remain after the whole steps.
-    explicit TileConfig(int pairs) {
-        for (int tile : {kSums0, kSums1, kInputs, kWeights0, kWeights1}) row_bytes[tile] = 64, rows[tile] = 16;
-        if (!pairs) return;
-        row_bytes[kLastInputs] = uint16_t(4 * pairs), rows[kLastInputs] = 16;
-        for (int tile : {kLastWeights0, kLastWeights1}) row_bytes[tile] = 64, rows[tile] = uint8_t(pairs);
-    }
-};
-static_assert(sizeof(TileConfig) == 64);
+// pairs: pairs of inputs that remain after the whole steps.
+inline TileConfig pair_tiles(int pairs) {
+    TileConfig config;
+    for (int tile : {kSums0, kSums1, kInputs, kWeights0, kWeights1}) config.shape(tile, 16, 64);
+    if (!pairs) return config;
+    config.shape(kLastInputs, 16, size_t(4) * pairs);
+    for (int tile : {kLastWeights0, kLastWeights1}) config.shape(tile, pairs, 64);
+    return config;
+}
 
 // Computes one or two strips. sums: [kRows][row_bytes]; x has kRows rows, and the spare ones may hold anything.
 template <int STRIPS>
@@ -59,7 +54,7 @@ inline void strips_by_amx(const bf16* x, size_t stride, const Linear<bf16>& line
 // Like the general version: up to kRows rows and 1, 2 or 4 strips.
 template <>
 inline void sums_of_strips(const bf16* x, size_t stride, int, const Linear<bf16>& linear, int strip, int strips, vf* sums) {
-    const TileConfig config(linear.inputs % 32 / 2);
+    const TileConfig config = pair_tiles(linear.inputs % 32 / 2);
     asm volatile("" ::"r"(&config), "r"(x) : "memory");  // the intrinsics below do not declare all their reads
     _tile_loadconfig(&config);
     const size_t row_bytes = size_t(strips) * kStrip * sizeof(float);

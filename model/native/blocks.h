@@ -209,12 +209,18 @@ inline void pack(const vu (&quants)[kGroups], uint8_t* to) {
     for (int i = 0; i < BITS - 4; i++) store(to + (4 + i) * kRegister, high[i]);
 }
 
+// The scales of a block, for its quants as they are kept.
+template <class C>
+inline void read_scales(const uint8_t* panel, int block, Scales& scales) {
+    C::read(panel, block, scales);
+    if (C::bits == 8 && kUnsigned) scales.offset[0] = scales.scale[0] * -128.0f;
+}
+
 // Reads a block.
 template <class C>
 inline void read_block(const uint8_t* panel, int block, vu (&quants)[kGroups], Scales& scales) {
-    C::read(panel, block, scales);
+    read_scales<C>(panel, block, scales);
     unpack<C::bits>(C::block_at(panel, block) + C::scale_bytes, quants);
-    if (C::bits == 8 && kUnsigned) scales.offset[0] = scales.scale[0] * -128.0f;
 }
 
 // The weights of one output, in floats. out: [inputs].

@@ -19,6 +19,8 @@ SOURCES = Path(__file__).parent
 COMPILERS = ("g++", "clang++", "c++")
 FLAGS = ("-std=c++20", "-O3", "-ffp-contract=off", "-fPIC", "-shared", "-pthread", "-w")
 ISA_VARIABLE = "DRAFTPOOL_ISA"
+# Of Linux on x86-64: the call arch_prctl, its request for a part of the processor's state, and the tiles' data.
+_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XTILEDATA = 158, 0x1023, 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,7 @@ _AVX512 = _extend(
 )
 _VNNI = _extend(_AVX512, "avx512_vnni", "-mavx512vnni", "avx512_vnni")
 _BF16 = _extend(_VNNI, "avx512_bf16", "-mavx512bf16", "avx512_bf16")
-_AMX = _extend(_BF16, "amx", "-mamx-tile -mamx-bf16 -DDRAFTPOOL_AMX", "amx_tile amx_bf16")
+_AMX = _extend(_BF16, "amx", "-mamx-tile -mamx-bf16 -mamx-int8 -DDRAFTPOOL_AMX", "amx_tile amx_bf16 amx_int8")
 _AVX2_VNNI = _extend(_AVX2, "avx2_vnni", "-mavxvnni", "avx_vnni")
 _PORTABLE = InstructionSet("portable", (), frozenset())
 INSTRUCTION_SETS = (_AMX, _BF16, _VNNI, _AVX512, _AVX2_VNNI, _AVX2, _PORTABLE)
@@ -77,9 +79,18 @@ def cache_directory() -> Path:
 
 
 def available_isas() -> tuple[InstructionSet, ...]:
-    """The instruction sets of this processor, widest first."""
+    """The instruction sets of this processor that its kernel lets this process use, widest first."""
     has = frozenset(cpu_features().split())
-    return tuple(isa for isa in INSTRUCTION_SETS if isa.needs <= has)
+    found = (isa for isa in INSTRUCTION_SETS if isa.needs <= has)
+    return tuple(isa for isa in found if "amx_tile" not in isa.needs or tiles_permitted())
+
+
+def tiles_permitted() -> bool:
+    """Asks the kernel for the tiles of AMX, for all threads of this process: it ends a process that uses them unasked.
+
+    It refuses where the processor has none, or where signals have too small a stack for them.
+    """
+    return int(ctypes.CDLL(None).syscall(_ARCH_PRCTL, _ARCH_REQ_XCOMP_PERM, _XTILEDATA)) == 0
 
 
 def isas_to_try() -> tuple[InstructionSet, ...]:

@@ -7,8 +7,8 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "amx_blocks.h"
 #include "pool.h"
-#include "quantized.h"
 
 namespace dp {
 
@@ -151,12 +151,13 @@ void sums_of_strips(const Input<T>* x, size_t stride, int rows, const Linear<T>&
 
 // The same for weights in blocks, of up to kWideRows rows from `first` on.
 inline void sums_of_quantized(InputBlocks& x, int first, int rows, const Strip* strips, int inputs, int count, vf* sums) {
+    const BlockTiles tiles{rows};
     for (int s = 0; s < count; s++)
         with_format(Format(strips[s].format), [&](auto f) {
             using C = Codec<f()>;
             for (int v = 0; v < kVecs; v++)
-                panel_product<C>(&x.at(0, first), x.rows, rows, strips[s].panels + v * C::panel_bytes(inputs),
-                                 inputs / kBlockInputs, sums + s * kVecs + v, count * kVecs);
+                tiles.product<C>(&x.at(0, first), x.rows, strips[s].panels + v * C::panel_bytes(inputs), inputs / kBlockInputs,
+                                 sums + s * kVecs + v, count * kVecs);
         });
 }
 

@@ -148,16 +148,20 @@ inline vi dot(const vu* weights, const int8_t* inputs) {
     return total;
 }
 
+// Adds the dot products of one row with a part of a block.
+template <class C>
+inline vf add_dots(vi dots, int part, const InputBlock& x, const Scales& s, vf sum) {
+    sum = fma(__builtin_convertvector(dots, vf), s.scale[part] * x.scale, sum);
+    return kHasOffset<C> ? fma(s.offset[part], splat(x.sums[C::parts == 1 ? 2 : part]), sum) : sum;
+}
+
 // Adds the products of one row with a block.
 template <class C>
 inline vf add_block(const InputBlock& x, const vu (&quants)[kGroups], const Scales& s, vf sum) {
     constexpr int parts = C::parts, groups = kGroups / parts;
 #pragma GCC unroll 2
-    for (int part = 0; part < parts; part++) {
-        const vi own = dot<C::bits, groups>(quants + part * groups, x.quants + part * groups * 4);
-        sum = fma(__builtin_convertvector(own, vf), s.scale[part] * x.scale, sum);
-        if (kHasOffset<C>) sum = fma(s.offset[part], splat(x.sums[parts == 1 ? 2 : part]), sum);
-    }
+    for (int part = 0; part < parts; part++)
+        sum = add_dots<C>(dot<C::bits, groups>(quants + part * groups, x.quants + part * groups * 4), part, x, s, sum);
     return sum;
 }
 

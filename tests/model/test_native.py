@@ -14,14 +14,15 @@ from model.decoder import Decoder
 from model.execution import Execution
 from model.load import load_decoder
 from model.native import compiler
-from model.native.library import features, native_gumbel
+from model.native.library import native_gumbel
 from model.noise import gumbel
 from model.pages import PageLedger
 from model.rollout import step
 from model.sampling import NO_PICK, pick, pick_with_confidence
 from protocol.request import SamplingParams
+from tests.model.emulated import VNNI, kernels_for, with_tiles
 from tests.model.families import EXECUTIONS, NAMES, VOCAB, make_checkpoint, needs_compiler
-from tests.model.kernels import forget_library, load
+from tests.model.kernels import load
 
 DTYPES = [torch.float32, torch.bfloat16]
 REFUSED = -float("inf")
@@ -241,31 +242,21 @@ def assert_picks_are_plain(decoder: Decoder, logits: Tensor, rng: np.random.Gene
     assert torch.equal(logits, kept)
 
 
-TILES = Path(__file__).parent / "native" / "emulated_tiles.h"
-EMULATED_AMX = compiler.InstructionSet(
-    "emulated_amx", (*compiler.INSTRUCTION_SETS[-2].flags, "-DDRAFTPOOL_AMX", "-include", str(TILES)), frozenset()
-)
-
-
 @needs_compiler
 @pytest.mark.parametrize(
     ("isa", "dtype"),
-    [*((isa, dtype) for isa in compiler.available_isas()[1:] for dtype in DTYPES), (EMULATED_AMX, torch.bfloat16)],
+    [*((isa, dtype) for isa in compiler.available_isas()[1:] for dtype in DTYPES), (with_tiles(VNNI), torch.bfloat16)],
     ids=lambda value: getattr(value, "name", str(value)),
 )
 @torch.inference_mode()
 def test_every_narrower_instruction_set_computes_the_same_to_rounding_and_is_as_indifferent_to_widths(
-    isa: compiler.InstructionSet, dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    isa: compiler.InstructionSet, dtype: torch.dtype, tmp_path: Path
 ) -> None:
     text = np.random.default_rng(5).integers(3, VOCAB, 300).tolist()
     checkpoint = make_checkpoint("qwen3", tmp_path / "checkpoint", seed=3, max_positions=512)
     widest = logits_of(load_decoder(checkpoint, dtype=dtype, execution=Execution.NATIVE), [text], [[300]])[0]
-    monkeypatch.delenv(compiler.ISA_VARIABLE, raising=False)
-    monkeypatch.setattr(compiler, "INSTRUCTION_SETS", (isa,))
-    forget_library()
-    try:
+    with kernels_for(isa):
         decoder = load_decoder(checkpoint, dtype=dtype, execution=Execution.NATIVE)
-        assert features() == isa.name
         whole = logits_of(decoder, [text], [[300]])[0]
         chunks = [[1]] * 7 + [[size] for size in (2, 3, 4, 5, 6, 7, 9, 11, 16, 17, 33)] + [[1]] * 5 + [[175]]
         assert torch.equal(logits_of(decoder, [text], chunks)[0], whole)
@@ -273,8 +264,6 @@ def test_every_narrower_instruction_set_computes_the_same_to_rounding_and_is_as_
         torch.testing.assert_close(whole, widest, rtol=near, atol=near)
         assert (whole - widest).abs().mean() < 0.1 * near
         assert_picks_are_plain(decoder, 5 * torch.randn(20, 1003), np.random.default_rng(5))
-    finally:
-        forget_library()
 
 
 @needs_compiler

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -146,6 +147,20 @@ def test_on_a_gpu_nobody_is_told_to_install_a_compiler(
     decoder = load_decoder(directory, dtype=torch.float32, device=device, execution=execution)
     assert runs(decoder, execution) == Runs("torch, meta")
     assert caplog.text == ""
+
+
+@pytest.mark.parametrize(("permitted", "widest"), [(True, "amx"), (False, "avx512_bf16")])
+def test_tiles_are_used_by_leave_of_the_operating_system_only(
+    permitted: bool, widest: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compiler, "cpu_features", lambda: " ".join(compiler.INSTRUCTION_SETS[0].needs))
+    monkeypatch.setattr(compiler, "tiles_permitted", lambda: permitted)
+    assert compiler.available_isas()[0].name == widest
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="asks Linux on x86-64")
+def test_linux_gives_leave_where_there_are_tiles_and_refuses_where_there_are_none() -> None:
+    assert compiler.tiles_permitted() == ("amx_tile" in compiler.cpu_features().split())
 
 
 @needs_compiler

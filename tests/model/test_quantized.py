@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
 
 import numpy as np
@@ -17,36 +16,18 @@ from model.eager import EagerDecoder
 from model.load import WeightFormat, load_decoder
 from model.native import compiler
 from model.native.decoder import NativeDecoder
-from model.native.library import LinearSpec, features, library, thread_pool
-from model.native.memory import Arena
-from model.native.quantized import pack_strips, padded_columns
 from model.native.weights import pack
 from model.quantized import Int8Rows, Matrix, QuantizedMatrix
 from protocol.errors import UnsupportedModel
 from protocol.request import SamplingParams
+from tests.model.emulated import VNNI, kernels_for
 from tests.model.families import make_checkpoint, needs_compiler
+from tests.model.kernels import Floats, Product
 from tests.model.random_blocks import BLOCK_SIZES, CONFIG, FORMATS, HALVES, RandomWeights, random_blocks
 
 pytestmark = needs_compiler
 
 MIXED = ("Q4_K", "Q4_K", "Q6_K", "Q5_0", "Q4_K", "Q4_K", "Q6_K", "Q8_0")
-Floats = npt.NDArray[np.float32]
-
-
-class Product:
-    """x @ matrix.T by the kernels."""
-
-    def __init__(self, *parts: Blocks | Int8Rows) -> None:
-        self._matrix = QuantizedMatrix(parts)
-        self._table, self._kept = pack_strips(Arena(), [self._matrix])
-
-    def __call__(self, x: Floats, threads: int = 2) -> Floats:
-        outputs, inputs = self._matrix.shape
-        x = np.pad(x, ((0, 0), (0, padded_columns(inputs) - inputs)))
-        found = np.full((len(x), outputs), np.nan, np.float32)
-        spec = LinearSpec(None, None, self._table.data_ptr(), outputs, x.shape[1])
-        library().dp_product(thread_pool(threads), ctypes.byref(spec), x.ctypes.data, len(x), found.ctypes.data)
-        return found
 
 
 def most_error(weights: Floats, x: Floats) -> npt.NDArray[np.float64]:
@@ -93,41 +74,18 @@ def test_int8_takes_columns_that_fill_no_block(columns: int) -> None:
     np.testing.assert_allclose(Product(matrix)(x), x @ matrix.dense().T, atol=0.02 * columns**0.5)
 
 
-VNNI = compiler.InstructionSet(
-    "emulated_vnni",
-    (
-        *compiler.INSTRUCTION_SETS[-2].flags,
-        *("-D__AVXVNNI__", "-include", str(Path(__file__).parent / "native" / "emulated_vnni.h")),
-    ),
-    frozenset(),
-)
-
-
 @pytest.mark.parametrize("isa", [compiler.INSTRUCTION_SETS[-1], VNNI], ids=lambda isa: isa.name)
-def test_other_instruction_sets_compute_the_same_to_rounding(
-    isa: compiler.InstructionSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_instruction_sets_compute_the_same_to_rounding(isa: compiler.InstructionSet) -> None:
     rng = np.random.default_rng(3)
     matrices = [random_blocks(name, 37, 512, rng) for name in FORMATS]
     x = rng.normal(size=(19, 512)).astype(np.float32)
     widest = [Product(matrix)(x) for matrix in matrices]
-    monkeypatch.setattr(compiler, "INSTRUCTION_SETS", (isa,))
-    monkeypatch.delenv(compiler.ISA_VARIABLE, raising=False)
-    forget_library()
-    try:
+    with kernels_for(isa):
         for matrix, expected in zip(matrices, widest, strict=True):
             product = Product(matrix)
             found = product(x)
             np.testing.assert_allclose(found, expected, atol=1e-4)
             np.testing.assert_array_equal(np.concatenate([product(x[r : r + 1]) for r in range(19)]), found)
-        assert features() == isa.name
-    finally:
-        forget_library()
-
-
-def forget_library() -> None:
-    library.cache_clear()
-    thread_pool.cache_clear()
 
 
 @pytest.mark.parametrize("name", HALVES)

@@ -17,6 +17,13 @@ struct Tiles {
 
 inline thread_local Tiles tiles;
 
+// What every sum of products of bytes is wrong by, to see that somebody notices.
+#if defined(EMULATED_FAULT)
+constexpr int32_t kFault = EMULATED_FAULT;
+#else
+constexpr int32_t kFault = 0;
+#endif
+
 inline void load_config(const void* from) {
     const auto* bytes = static_cast<const uint8_t*>(from);
     std::memset(&tiles, 0, sizeof tiles);
@@ -60,6 +67,19 @@ inline void multiply(int sums, int a, int b) {
         }
 }
 
+// Signed bytes of a times unsigned ones of b.
+inline void multiply_bytes(int sums, int a, int b) {
+    for (int m = 0; m < tiles.rows[sums]; m++)
+        for (int n = 0; n < tiles.row_bytes[sums] / 4; n++) {
+            int32_t sum;
+            std::memcpy(&sum, tiles.data[sums][m] + 4 * n, 4);
+            sum += kFault;
+            for (int k = 0; k < tiles.row_bytes[a]; k++)
+                sum += int(int8_t(tiles.data[a][m][k])) * int(tiles.data[b][k / 4][4 * n + k % 4]);
+            std::memcpy(tiles.data[sums][m] + 4 * n, &sum, 4);
+        }
+}
+
 }  // namespace emulated
 
 #undef _tile_loadconfig
@@ -68,9 +88,11 @@ inline void multiply(int sums, int a, int b) {
 #undef _tile_loadd
 #undef _tile_stored
 #undef _tile_dpbf16ps
+#undef _tile_dpbsud
 #define _tile_loadconfig(from) emulated::load_config(from)
 #define _tile_release()
 #define _tile_zero(tile) emulated::zero(tile)
 #define _tile_loadd(tile, base, stride) emulated::load(tile, base, stride)
 #define _tile_stored(tile, base, stride) emulated::store(tile, base, stride)
 #define _tile_dpbf16ps(sums, a, b) emulated::multiply(sums, a, b)
+#define _tile_dpbsud(sums, a, b) emulated::multiply_bytes(sums, a, b)
