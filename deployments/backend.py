@@ -11,13 +11,13 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from api.backend import ModelCard
+from api.backend import ModelCard, Starting
 from api.open_requests import OpenRequests
 from api.single_flight import SingleFlight
 from api.survival import Recovery, survive
 from api.trace import Track
 from deployments.handles import Handle, await_reply, broadcast, open_requests, pool_members
-from deployments.loading import stages
+from deployments.loading import awaited
 from deployments.texts import load_text
 from link.counts import replica_name
 from link.discovery import PoolMember
@@ -106,10 +106,8 @@ class ServeBackend:
         self._learn(model, info)
         return bool(info["ready"])
 
-    async def loading(self, model: str) -> str:
-        deployment = self._handles[model].deployment_name
-        found = [stage for stage in await asyncio.to_thread(stages) if stage.deployment == deployment]
-        return ", ".join(stage.progress for stage in found)
+    async def starting(self, model: str) -> Starting:
+        return await asyncio.to_thread(awaited, self._handles[model].deployment_name, time.time())
 
     def _learn(self, model: str, info: Mapping[str, Any]) -> None:
         self._descriptions[model] = info
