@@ -65,7 +65,7 @@ class SingleFlight(Generic[T]):
         while self._flight is not None and self._began_s < asked_s - self._bounds.age_s:
             await asyncio.wait([self._flight])
         if self._flight is None:
-            # In a context of its own: Serve cancels what a call has begun when that call's client leaves.
+            # In no caller's context: there Serve notes what to cancel when that caller leaves, and logs whose it is.
             self._flight = asyncio.create_task(self._fly(), context=Context())
             self._flight.add_done_callback(self._landed)
             self._began_s = self._clock()

@@ -41,7 +41,7 @@ SERVE_SETTINGS = {
 }
 LOCAL_SETTINGS = {
     "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # Serve's 5 s are too short on a busy machine
-    # With Ray's 15 a replica has 3 % of a core that anything else on this machine wants; `nice draftpool serve` is nicer.
+    # With Ray's 15 a replica has 3 % of a core that anything else here wants; `nice draftpool serve` is nicer.
     "RAY_worker_niceness": "0",
 }
 START_ATTEMPTS = 3

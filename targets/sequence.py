@@ -97,8 +97,8 @@ class Sequence:
     def times(self) -> SequenceTimes:
         """Of the parts that have ended."""
         marks = [self.arrived_s, self.admitted_s, self.first_s, self.ended_s]
-        parts = [0.0 if a is None or b is None else b - a for a, b in pairwise(marks)]
-        return SequenceTimes(*parts, draft_s=self.draft_s)
+        queued_s, prefill_s, decode_s = (0.0 if a is None or b is None else b - a for a, b in pairwise(marks))
+        return SequenceTimes(queued_s, prefill_s, decode_s, self.draft_s)
 
     def view(self, num_unseen: int, drafts: bool) -> SequenceView:
         return SequenceView(len(self.tokens), self.remaining, self.id, num_unseen, drafts, self.request.speculation)

@@ -27,11 +27,14 @@ pytestmark = pytest.mark.ray
 class SlowToTell(ScriptedTarget):
     """Its steps are how often it was asked for its counts."""
 
-    _num_asked = 0
+    _num_asked, _takes_s = 0, 0.0
+
+    async def slow(self, takes_s: float) -> None:
+        self._takes_s = takes_s
 
     async def stats(self) -> dict[str, int]:
         self._num_asked += 1
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(self._takes_s)
         return await super().stats() | {"num_steps": self._num_asked}
 
 
@@ -73,11 +76,12 @@ async def test_scrapes_that_come_together_are_collected_once_and_who_leaves_take
     client: httpx.Client, ray_head: Head
 ) -> None:
     before = scrape_of(client.get("/metrics")).value("draftpool_steps_total")
+    await serve.get_deployment_handle("target-tiny", APP_NAME).slow.remote(0.8)
     async with httpx.AsyncClient(base_url=ray_head.url, timeout=30, trust_env=False) as many:
         scrapes = [asyncio.create_task(many.get("/metrics")) for _ in range(40)]
-        await asyncio.sleep(0.15)
-        for leaving in scrapes[:10]:
+        await asyncio.sleep(0.4)
+        for leaving in scrapes[:30]:
             leaving.cancel()
-        told = [scrape_of(response) for response in await asyncio.gather(*scrapes[10:])]
-    assert [found.value("draftpool_replicas", model="tiny") for found in told] == [1] * 30
+        told = [scrape_of(response) for response in await asyncio.gather(*scrapes[30:])]
+    assert [found.value("draftpool_replicas", model="tiny") for found in told] == [1] * 10
     assert scrape_of(client.get("/metrics")).value("draftpool_steps_total") <= before + 12, "two replicas, few rounds"
