@@ -56,6 +56,14 @@ def max_token_bytes(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(len(token.encode()) for token in tokenizer.get_vocab())
 
 
+@dataclass(frozen=True, slots=True)
+class Starting:
+    """Replicas of one target that start. progress: how far they are; empty where none does. left_s: None: not known."""
+
+    progress: str = ""
+    left_s: float | None = None
+
+
 class Backend(Protocol):
     @property
     def names(self) -> Sequence[str]:
@@ -77,8 +85,8 @@ class Backend(Protocol):
     async def ready(self, model: str) -> bool:
         """Whether one of `names` can take requests. Answers within about a second."""
 
-    async def loading(self, model: str) -> str:
-        """How far replicas of one of `names` are that start now; empty where none does."""
+    async def starting(self, model: str) -> Starting:
+        """The replicas of one of `names` that start now."""
 
     async def stats(self) -> Mapping[str, Any]:
         """Counters of every replica, as JSON values."""

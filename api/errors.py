@@ -27,6 +27,7 @@ from protocol.errors import (
     PromptTooLong,
     QueueFull,
     TimedOut,
+    TryLater,
     Unauthenticated,
     UnknownModel,
 )
@@ -107,7 +108,7 @@ def to_problem(error: BaseException, request_id: str) -> Problem:
 
 def retry_after_s(error: BaseException) -> int:
     """Whole seconds after which a request that was refused for now may come again."""
-    known_s = error.retry_after_s if isinstance(error, QueueFull) else None
+    known_s = error.retry_after_s if isinstance(error, TryLater) else None
     return ceil(min(max(known_s or 0.0, RETRY_AFTER_S), LONGEST_RETRY_AFTER_S))
 
 

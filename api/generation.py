@@ -79,7 +79,7 @@ async def find_model(backend: Backend, model: str) -> ModelCard:
     check_model(backend, model)
     card = await backend.card(model)
     if card is None:
-        raise NotReady(f"model {model} is still loading")
+        raise NotReady(f"model {model} is still loading", (await backend.starting(model)).left_s)
     return card
 
 

@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 
 from api.answer import Service, answer
-from api.backend import Backend, ModelCard
+from api.backend import Backend, ModelCard, Starting
 from api.door import OPEN, Door, DoorMiddleware
 from api.errors import error_body, invalid_request, printable, to_problem
 from api.generation import check_model, find_model, loaded_models
@@ -110,9 +110,7 @@ def _add_model_routes(app: FastAPI, backend: Backend) -> None:
         names = list(backend.names) if model is None else [model]
         answers = await asyncio.gather(*map(backend.ready, names))
         if missing := [name for name, is_ready in zip(names, answers, strict=True) if not is_ready]:
-            loading = await asyncio.gather(*map(backend.loading, missing))
-            told = [f"{name} ({how})" if how else name for name, how in zip(missing, loading, strict=True)]
-            raise NotReady(f"not ready: {', '.join(told)}")
+            raise not_ready(missing, await asyncio.gather(*map(backend.starting, missing)))
         return Response()
 
     @app.get("/version")
@@ -126,6 +124,13 @@ def _add_model_routes(app: FastAPI, backend: Backend) -> None:
     @app.get("/v1/models/{model:path}")
     async def model(model: str) -> Json:
         return _model(await find_model(backend, model))
+
+
+def not_ready(missing: Sequence[str], starting: Sequence[Starting]) -> NotReady:
+    """Of all of them: the slowest is waited for, and nobody knows when if that of one is not known."""
+    told = [f"{name} ({how.progress})" if how.progress else name for name, how in zip(missing, starting, strict=True)]
+    left = [how.left_s for how in starting if how.left_s is not None]
+    return NotReady(f"not ready: {', '.join(told)}", max(left) if len(left) == len(starting) else None)
 
 
 def _model(card: ModelCard) -> Json:

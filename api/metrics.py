@@ -1,4 +1,7 @@
-"""GET /metrics: the counts of the API and of all replicas in Prometheus' format, ours and under vLLM's names."""
+"""GET /metrics: the counts of the API and of all replicas in Prometheus' format, ours and under vLLM's names.
+
+Scrapes that come while one is being collected share it, and its text.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from prometheus_client.samples import Sample
 from api.backend import Backend
 from api.meter import Meter
 from api.replica_metrics import replica_families
+from api.single_flight import SingleFlight
 
 OURS, VLLMS = "draftpool_", "vllm:"
 LABELS = {"model": "model_name", "replica": "engine"}  # ours, and what vLLM calls them
@@ -38,15 +42,32 @@ class Families(Collector):
         return self._families
 
 
+class Scrape:
+    """What one collection found, written once in each format that is asked for."""
+
+    def __init__(self, families: Sequence[Metric]) -> None:
+        aliases = [alias(metric) for metric in families if metric.name.removeprefix(OURS) in ALIASED]
+        self._families = Families([*families, *aliases])
+        self._texts: dict[str, bytes] = {}
+
+    def response(self, accept: str) -> Response:
+        encode, content_type = choose_encoder(accept)
+        if content_type not in self._texts:
+            self._texts[content_type] = encode(self._families)
+        return Response(self._texts[content_type], headers={"content-type": content_type})
+
+
 def add_metrics_route(app: FastAPI, backend: Backend, gather: Gather) -> None:
     """gather: what every process of the API has counted."""
 
+    async def collect() -> Scrape:
+        return Scrape(merged([*await gather(), *replica_families(await backend.stats())]))
+
+    scraped = SingleFlight(collect)
+
     @app.get("/metrics")
     async def metrics(request: Request) -> Response:
-        families = merged([*await gather(), *replica_families(await backend.stats())])
-        aliases = [alias(metric) for metric in families if metric.name.removeprefix(OURS) in ALIASED]
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(Families([*families, *aliases])), headers={"content-type": content_type})
+        return (await scraped()).response(request.headers.get("accept", ""))
 
 
 def gather_own(meter: Meter) -> Gather:

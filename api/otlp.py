@@ -175,6 +175,7 @@ def _tell_run(span: trace.Span, run: TokenRun, began: int) -> None:
             "gen_ai.latency.time_in_queue": times.queued_s,
             "gen_ai.latency.time_in_model_prefill": times.prefill_s,
             "gen_ai.latency.time_in_model_decode": times.decode_s,
+            "draftpool.time_in_drafts": times.draft_s,
             "draftpool.rounds": stats.rounds,
             "draftpool.drafted_tokens": stats.drafted,
             "draftpool.accepted_tokens": stats.accepted,

@@ -20,6 +20,7 @@ from api.meter import Meter
 from api.metered import streamed
 from api.openai import ChatCompletionRequest
 from api.prompts import prompt_ids
+from api.refused import CallRefused
 from api.rpc_answers import Answer
 from api.rpc_bodies import CallBody, chat_body, generate_body
 from api.seeds import draw_seed
@@ -37,14 +38,6 @@ class Context(Protocol):
     def set_details(self, details: str) -> None: ...
 
     def invocation_metadata(self) -> Iterable[tuple[str, str]]: ...
-
-
-class CallRefused(Exception):
-    """Ends a call whose status is already set on the context. Its text is shown to the caller."""
-
-    def __init__(self, message: str = "", code: StatusCode = StatusCode.UNKNOWN) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 def admit(door: Door, context: Context) -> None:

@@ -15,7 +15,8 @@ from grpc_health.v1 import health_pb2
 
 from api.backend import Backend, ModelCard
 from api.generation import check_model, find_model
-from api.rpc import CallRefused, Context, refuse
+from api.refused import CallRefused
+from api.rpc import Context, refuse
 from protocol.errors import InvalidRequest
 from protocol.pb import inference_pb2 as pb
 

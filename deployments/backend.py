@@ -11,15 +11,16 @@ from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from api.backend import ModelCard
+from api.backend import ModelCard, Starting
 from api.open_requests import OpenRequests
+from api.single_flight import SingleFlight
 from api.survival import Recovery, survive
 from api.trace import Track
-from deployments.handles import Handle, await_reply, broadcast, open_requests
-from deployments.loading import stages
+from deployments.handles import Handle, await_reply, broadcast, open_requests, pool_members
+from deployments.loading import awaited
 from deployments.texts import load_text
 from link.counts import replica_name
-from link.discovery import PoolMember, serve_discovery
+from link.discovery import PoolMember
 from link.liveness import Liveness
 from link.token_sink import SinkAddress, TokenSink
 from protocol.errors import UnknownModel
@@ -69,12 +70,15 @@ class ServeBackend:
         self._describe = {model: handle.options(method_name="describe") for model, handle in handles.items()}
         self._handles = handles
         self._pool = pool
-        self._pool_members = serve_discovery(pool) if pool is not None else None
         self._created = int(time.time())
         self._cards: dict[str, ModelCard] = {}
         self._descriptions: dict[str, Mapping[str, Any]] = {}
         self._ask_others = ask_others
         self.names = tuple(handles)
+        # All replicas are asked for each, whoever asks: Prometheus, the page, operators, and callers over gRPC.
+        self.stats = SingleFlight(self._stats)
+        self.router = SingleFlight(partial(self._broadcast, "router"))
+        self.token_counts = SingleFlight(self._token_counts)
         self.open = OpenRequests()
 
     def warm_up(self) -> None:
@@ -102,10 +106,8 @@ class ServeBackend:
         self._learn(model, info)
         return bool(info["ready"])
 
-    async def loading(self, model: str) -> str:
-        deployment = self._handles[model].deployment_name
-        found = [stage for stage in await asyncio.to_thread(stages) if stage.deployment == deployment]
-        return ", ".join(stage.progress for stage in found)
+    async def starting(self, model: str) -> Starting:
+        return await asyncio.to_thread(awaited, self._handles[model].deployment_name, time.time())
 
     def _learn(self, model: str, info: Mapping[str, Any]) -> None:
         self._descriptions[model] = info
@@ -160,14 +162,14 @@ class ServeBackend:
             finally:
                 end.cancel()
 
-    async def stats(self) -> Mapping[str, Any]:
-        members = await self._pool_members() if self._pool_members else ()
-        return {"targets": await self._broadcast("stats"), "pool": [_counts(member) for member in members]}
+    async def _stats(self) -> Mapping[str, Any]:
+        targets, members = await asyncio.gather(self._broadcast("stats"), self._members())
+        return {"targets": targets, "pool": [_counts(member) for member in members]}
 
-    async def router(self) -> Mapping[str, Any]:
-        return await self._broadcast("router")
+    async def _members(self) -> list[PoolMember]:
+        return await pool_members(self._pool) if self._pool else []
 
-    async def token_counts(self) -> Mapping[str, Any]:
+    async def _token_counts(self) -> Mapping[str, Any]:
         told = await self._broadcast("token_counts")
         return {model: _summed(replicas) for model, replicas in told.items()}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 import grpc
@@ -16,7 +17,9 @@ from ray.serve.exceptions import (
 )
 from ray.serve.handle import DeploymentHandle
 
+from link.discovery import PoolMember
 from link.liveness import Census, take_census
+from link.replies import in_time
 from protocol.errors import DraftPoolError, NotReady, QueueFull
 from protocol.request import TokenRun
 
@@ -51,25 +54,33 @@ async def await_reply(response: Any) -> TokenRun:
 
 async def broadcast(handle: Handle, method: str, *args: int | str) -> list[Any]:
     """The results of a method of all replicas, from those that answer in time."""
+    clock = asyncio.get_running_loop().time
+    end_s = clock() + STATS_TIMEOUT_S
     try:
-        response: Any = handle.broadcast(method, *args)
-        answers = await response.results_async(timeout_s=STATS_TIMEOUT_S, return_exceptions=True)
+        answers = await asyncio.wait_for(_answers(handle, method, *args), STATS_TIMEOUT_S)
     except Exception:  # no replica is there
         return []
-    return [answer for answer in answers if not isinstance(answer, BaseException)]
+    return (await in_time(answers, end_s - clock()))[0]
+
+
+async def pool_members(pool: Handle) -> list[PoolMember]:
+    """The draft replicas that answer in time."""
+    return await broadcast(pool, "describe")
 
 
 async def open_requests(handle: Handle, timeout_s: float) -> Census:
-    """Asks all replicas for their open requests. Without replicas there are none.
-
-    Serve's `results_async` cannot be used: it returns nothing unless all replicas answer.
-    """
-    response: Any = handle.broadcast("open_requests")
+    """Asks all replicas for their open requests. Without replicas there are none."""
     try:
-        results = await response._fetch_replica_results_async()
+        answers = await _answers(handle, "open_requests")
     except DeploymentUnavailableError:
         return Census()
-    return await take_census([result.get_async() for result in results], timeout_s)
+    return await take_census(answers, timeout_s)
+
+
+async def _answers(handle: Handle, method: str, *args: int | str) -> Sequence[Awaitable[Any]]:
+    """One of each replica. Serve's `results_async` would give none unless all replicas answer."""
+    response: Any = handle.broadcast(method, *args)
+    return [result.get_async() for result in await response._fetch_replica_results_async()]
 
 
 def translate_error(error: Exception) -> Exception:

@@ -30,6 +30,7 @@ from deployments.config_access import AccessConfig
 from deployments.config_telemetry import TelemetryConfig
 from deployments.handles import Handle
 from deployments.host import resolve_host
+from deployments.lasting import keep
 from deployments.siblings import Siblings
 from deployments.telemetry import begin_telemetry
 from link.counts import replica_name
@@ -74,6 +75,7 @@ class Ingress:
         self._learning = asyncio.gather(*map(self._backend.card, self._backend.names))
         self._meter = Meter(name)
         self._is_only = config.num_replicas == 1
+        keep()
 
     async def __del__(self) -> None:
         self._learning.cancel()

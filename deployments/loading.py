@@ -1,7 +1,7 @@
 """How far replicas are that start: each writes its stage down in the cluster, where `serve` and the ingress read it.
 
-Ray's control store holds one short value a replica, which goes when the replica has started. Advisory: where it cannot
-be written or read, nobody waits.
+Ray's control store holds one short value a replica, which goes when the replica has started, and how long the last
+start of each deployment took. Advisory: where it cannot be written or read, nobody waits.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from dataclasses import asdict, dataclass
 
 from ray.experimental import internal_kv
 
-SPACE = b"draftpool-loading"
+from api.backend import Starting
+
+SPACE, TOOK = b"draftpool-loading", b"draftpool-loading-took"
 STALE_S = 600.0  # of a replica that was lost as it started
 
 logger = logging.getLogger(__name__)
@@ -23,17 +25,31 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Of a replica of this deployment. done, total: parts of the phase; 0 where it has none. at: seconds since 1970."""
+    """Of a replica of this deployment. done, total: parts of the phase; 0 where it has none.
+
+    began, at: of the start and of this stage, in seconds since 1970.
+    """
 
     deployment: str
     phase: str
     done: int = 0
     total: int = 0
+    began: float = 0.0
     at: float = 0.0
 
     @property
     def progress(self) -> str:
         return f"{self.phase}, {self.done} of {self.total}" if self.total else self.phase
+
+    def left_s(self, before_s: float | None, now: float) -> float | None:
+        """Seconds until it has started. before_s: that the last start took, which may have been of other weights.
+
+        None: not known, nor where it takes longer than before. Without a last one the share of the weights counts.
+        """
+        passed_s = now - self.began
+        if before_s is not None:
+            return before_s - passed_s if before_s > passed_s else None
+        return passed_s * (self.total - self.done) / self.done if self.done else None
 
     def __str__(self) -> str:
         return f"{self.deployment}: {self.progress}"
@@ -43,7 +59,7 @@ class Loading:
     """What one replica writes."""
 
     def __init__(self, deployment: str, replica: str) -> None:
-        self._deployment, self._key = deployment, replica.encode()
+        self._deployment, self._key, self._began = deployment, replica.encode(), time.time()
 
     def phase(self, phase: str) -> None:
         logger.info("%s: %s", self._deployment, phase)
@@ -54,9 +70,14 @@ class Loading:
         self._write(Stage(self._deployment, "weights", done, total))
 
     def _write(self, stage: Stage) -> None:
-        value = json.dumps(asdict(stage) | {"at": time.time()})
+        value = json.dumps(asdict(stage) | {"began": self._began, "at": time.time()})
         with suppress(Exception):
             internal_kv._internal_kv_put(self._key, value.encode(), namespace=SPACE)
+
+    def started(self) -> None:
+        took_s = f"{time.time() - self._began:.3f}"
+        with suppress(Exception):
+            internal_kv._internal_kv_put(self._deployment.encode(), took_s.encode(), namespace=TOOK)
 
     def end(self) -> None:
         with suppress(Exception):
@@ -70,6 +91,7 @@ def shown(deployment: str, replica: str) -> Iterator[Loading]:
     loading.phase("weights")
     try:
         yield loading
+        loading.started()
     finally:
         loading.end()
 
@@ -83,3 +105,19 @@ def stages() -> list[Stage]:
             if value and (stage := Stage(**json.loads(value))).at > time.time() - STALE_S:
                 found.append(stage)
     return sorted(found, key=str)
+
+
+def start_took_s(deployment: str) -> float | None:
+    """How long the last replica of the deployment took to start on this cluster; None: none has, or nobody knows."""
+    with suppress(Exception):
+        if value := internal_kv._internal_kv_get(deployment.encode(), namespace=TOOK):
+            return float(value)
+    return None
+
+
+def awaited(deployment: str, now: float) -> Starting:
+    """The replicas of a deployment that start now."""
+    found = [stage for stage in stages() if stage.deployment == deployment]
+    before_s = start_took_s(deployment) if found else None
+    left = [left_s for stage in found if (left_s := stage.left_s(before_s, now)) is not None]
+    return Starting(", ".join(stage.progress for stage in found), min(left, default=None))

@@ -14,6 +14,7 @@ from deployments.autoscaling import BUSY, busy_share
 from deployments.config import PoolConfig
 from deployments.config_telemetry import TelemetryConfig
 from deployments.host import resolve_host
+from deployments.lasting import keep
 from deployments.loading import shown
 from deployments.models import load_drafter
 from deployments.process import pin_process
@@ -69,6 +70,7 @@ class DraftPoolReplica:
             secret=secret,
             steps=runs(drafter.decoder, Execution(config.execution)),
         )
+        keep()
 
     async def describe(self) -> PoolMember:
         return replace(self._member, num_targets=self._server.num_targets, stats=self._thread.stats())

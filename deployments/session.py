@@ -39,7 +39,11 @@ SERVE_SETTINGS = {
     "RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "deployments.proxy.middlewares",
     "grpc_proxy": "",  # or Serve's gRPC would use http_proxy, since no_proxy does not name the node
 }
-LOCAL_SETTINGS = {"RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30"}  # Serve's 5 s are too short on a busy machine
+LOCAL_SETTINGS = {
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",  # Serve's 5 s are too short on a busy machine
+    # With Ray's 15 a replica has 3 % of a core that anything else here wants; `nice draftpool serve` is nicer.
+    "RAY_worker_niceness": "0",
+}
 START_ATTEMPTS = 3
 # Bytes of TMPDIR: the path of a Unix socket has at most 107 bytes, and Ray's ends with
 # draftpool-12345678/0/session_2026-11-29_02-54-50_123456_1234567/sockets/plasma_store.

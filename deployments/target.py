@@ -16,6 +16,8 @@ from deployments.config import PoolConfig, TargetConfig
 from deployments.config_replica import Weights
 from deployments.config_speculation import AdaptiveSpeculation, Speculation
 from deployments.config_telemetry import TelemetryConfig
+from deployments.handles import pool_members
+from deployments.lasting import keep
 from deployments.loading import Loading, shown
 from deployments.local import LocalDrafter
 from deployments.models import load_model, translation_to
@@ -26,7 +28,7 @@ from deployments.telemetry import begin_telemetry
 from drafters.manifest import vocabulary_hash
 from drafters.translated import TranslatedDraftClient
 from link.counts import replica_name, told
-from link.discovery import Need, serve_discovery
+from link.discovery import Need
 from link.links import TransportConfig
 from link.token_sink import SinkAddress
 from link.token_stream import TokenStreams
@@ -65,6 +67,7 @@ class TargetReplica:
         pin_process(config)
         with shown(context.deployment, replica) as loading:
             await self._start(config, pool, drafter, loading)
+        keep()
 
     async def _start(self, config: TargetConfig, pool: Any, drafter: PoolConfig | None, loading: Loading) -> None:
         model = await asyncio.to_thread(load_model, config, loading.weights)
@@ -111,7 +114,7 @@ class TargetReplica:
         need = Need(vocabulary_hash(resolve(reads.path, TEXT_FILES)), needed_exits(speculation))
         timing = TransportConfig(deadline_s=speculation.deadline_ms / 1e3)
         on_link = self._policy.linked if isinstance(self._policy, LinkedPolicy) else None
-        return LinkedDraftClient(self._incarnation, serve_discovery(pool), need, timing, on_link=on_link)
+        return LinkedDraftClient(self._incarnation, partial(pool_members, pool), need, timing, on_link=on_link)
 
     async def generate(self, request: GenerateRequest, sink: SinkAddress | None = None) -> TokenRun | DraftPoolError:
         """Returns all tokens at the end; sends them to the sink, if there is one, as they are committed.

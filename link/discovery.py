@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from link.secret import Secret
 from protocol.limits import MessageLimits
 from protocol.stats import PoolStats, Runs
 from router.costs import DrafterCosts
-
-logger = logging.getLogger(__name__)
-
-DESCRIBE_TIMEOUT_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +44,3 @@ class Need:
 
     def met_by(self, member: PoolMember) -> bool:
         return member.vocabulary_hash == self.vocabulary_hash and set(self.exits) <= set(member.exits)
-
-
-def serve_discovery(pool: Any) -> Discover:
-    """Asks every replica of a Serve deployment, by its handle; those that do not answer in time are left out."""
-
-    async def discover() -> Sequence[PoolMember]:
-        try:
-            response = pool.broadcast("describe")
-            answers = await response.results_async(timeout_s=DESCRIBE_TIMEOUT_S, return_exceptions=True)
-        except Exception as error:
-            logger.debug("no draft replica to be found: %s", type(error).__name__)
-            return ()
-        return [answer for answer in answers if isinstance(answer, PoolMember)]
-
-    return discover

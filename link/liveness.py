@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from link.replies import in_time
 from protocol.errors import NotReady
 
 
@@ -89,11 +90,5 @@ class Liveness:
 
 async def take_census(answers: Iterable[Awaitable[Any]], timeout_s: float) -> Census:
     """Collects the ids of open requests from each replica. A replica that answers with an error is alive."""
-    pending = [asyncio.ensure_future(answer) for answer in answers]
-    if not pending:
-        return Census()
-    done, late = await asyncio.wait(pending, timeout=timeout_s)
-    for answer in late:
-        answer.cancel()
-    ids = [answer.result() for answer in done if not answer.cancelled() and answer.exception() is None]
-    return Census(frozenset().union(*ids), not late)
+    ids, all_answered = await in_time(answers, timeout_s)
+    return Census(frozenset().union(*ids), all_answered)

@@ -10,8 +10,9 @@
     |   |-- UnknownModel            404
     |   |-- ConfigError             refused at start-up
     |   `-- UnsupportedModel        refused at start-up
-    |-- QueueFull                   429  try again later
-    |-- NotReady                    503  models are still loading, or shutting down
+    |-- TryLater                    the caller can do nothing but come again
+    |   |-- QueueFull               429  too much is asked at once
+    |   `-- NotReady                503  models are still loading, or shutting down
     |-- TimedOut                    408  the request's time is over
     |-- Aborted                     499  somebody ended the request by its id
     |-- ModelFault                  500  the model gives no token: its scores are not numbers
@@ -69,8 +70,8 @@ class UnsupportedModel(UserError):
     pass
 
 
-class QueueFull(DraftPoolError):
-    """retry_after_s: seconds until there may be room; None: not known."""
+class TryLater(DraftPoolError):
+    """retry_after_s: seconds until it is worth to come again; None: not known."""
 
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message, retry_after_s)
@@ -81,7 +82,11 @@ class QueueFull(DraftPoolError):
         return self.message
 
 
-class NotReady(DraftPoolError):
+class QueueFull(TryLater):
+    pass
+
+
+class NotReady(TryLater):
     pass
 
 

@@ -113,11 +113,15 @@ class GenerateRequest:
 
 @dataclass(frozen=True, slots=True)
 class SequenceTimes:
-    """Seconds of a sequence at its target: in the queue, from there to the first token, from there to the last."""
+    """Seconds of a sequence at its target: in the queue, from there to the first token, from there to the last.
+
+    draft_s: of its rounds, until the proposals of all their rows were there.
+    """
 
     queued_s: float = 0.0
     prefill_s: float = 0.0
     decode_s: float = 0.0
+    draft_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ class Sequence:
     keys: names of its first full pages (model/prefixes.py). num_kept: how many of its pages others may adopt.
     constraint: of a request with a grammar. num_cached: tokens of the prompt whose KV was kept, when it was first read.
     arrived_s, admitted_s, first_s, ended_s: by the stepper's clock; when it came, was first admitted, had its first
-    token and its last.
+    token and its last. draft_s: of its rounds.
     """
 
     id: int
@@ -45,6 +45,7 @@ class Sequence:
     admitted_s: float | None = None
     first_s: float | None = None
     ended_s: float | None = None
+    draft_s: float = 0.0
     num_cached: int = 0
     was_preempted: bool = False
 
@@ -96,7 +97,8 @@ class Sequence:
     def times(self) -> SequenceTimes:
         """Of the parts that have ended."""
         marks = [self.arrived_s, self.admitted_s, self.first_s, self.ended_s]
-        return SequenceTimes(*[0.0 if a is None or b is None else b - a for a, b in pairwise(marks)])
+        queued_s, prefill_s, decode_s = (0.0 if a is None or b is None else b - a for a, b in pairwise(marks))
+        return SequenceTimes(queued_s, prefill_s, decode_s, self.draft_s)
 
     def view(self, num_unseen: int, drafts: bool) -> SequenceView:
         return SequenceView(len(self.tokens), self.remaining, self.id, num_unseen, drafts, self.request.speculation)

@@ -89,6 +89,8 @@ class Stepper:
         planned = self.clock()
         proposals = mended(source.proposals(schedule), schedule.decoding, schedule.rooms)
         drafted = self.clock()
+        for sequence in schedule.decoding:
+            sequence.draft_s += drafted - planned
         running = gather(self.model, schedule, proposals)
         source.during(schedule, proposals, running)
         early = self.clock() if running.half else None

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from api.refused import CallRefused
+
 ROOT = Path(__file__).resolve().parent.parent
 HEAVY = ["torch", "transformers", "ray", "fastapi"]
 LIGHT = [
@@ -28,6 +30,11 @@ def imported(modules: list[str], heavy: list[str]) -> str:
     code = f"import {', '.join(modules)}, sys; print(*[m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     return done.stdout.strip()
+
+
+def test_serves_proxy_imports_nothing_heavy_to_read_that_a_call_is_refused():
+    """It has the exception from us with pickle, which imports the module of its class."""
+    assert imported([CallRefused.__module__], [*HEAVY, "pydantic", "api.rpc"]) == ""
 
 
 def test_decisions_and_bookkeeping_import_nothing_heavy():

@@ -10,6 +10,7 @@ import httpx
 
 from api import rpc
 from api.http import create_app
+from api.refused import CallRefused
 from protocol.pb import inference_pb2 as pb
 from tests.api.api_twins import ScriptedBackend
 
@@ -78,6 +79,6 @@ async def call(backend: ScriptedBackend, message: pb.GenerateRequest) -> Context
     context = Context()
     try:
         _ = [response async for response in rpc.generate(backend, message, context)]
-    except rpc.CallRefused:
+    except CallRefused:
         assert context.code is not grpc.StatusCode.OK
     return context

@@ -17,7 +17,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from api.backend import ModelCard, max_token_bytes
+from api.backend import ModelCard, Starting, max_token_bytes
 from api.control import ControlTokens
 from api.open_requests import OpenRequests
 from api.rendering import Renderer
@@ -120,11 +120,11 @@ def says(text: str, size: int = 3) -> Script:
 
 
 class Twin(ABC):
-    """A backend without Ray. away: targets that are not up. phases: how far those are that start."""
+    """A backend without Ray. away: targets that are not up. starts: how far those are that start."""
 
     cards: Sequence[ModelCard]
     away: Sequence[str] = ()
-    phases: Mapping[str, str] = MappingProxyType({})
+    starts: Mapping[str, Starting] = MappingProxyType({})
     num_open: int = 0
     open: OpenRequests
 
@@ -138,8 +138,8 @@ class Twin(ABC):
     async def ready(self, model: str) -> bool:
         return model not in self.away
 
-    async def loading(self, model: str) -> str:
-        return self.phases.get(model, "")
+    async def starting(self, model: str) -> Starting:
+        return self.starts.get(model, Starting())
 
     async def stats(self) -> Mapping[str, Any]:
         return {"targets": {card.id: [{"num_running": self.num_open}] for card in self.cards}, "pool": []}

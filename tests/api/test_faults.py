@@ -8,12 +8,15 @@ import logging
 from dataclasses import replace
 from typing import Any
 
+import grpc
 import pytest
 
-from api.http import create_app
-from protocol.errors import InvalidRequest, NotReady, QueueFull
+from api.backend import Starting
+from api.http import create_app, not_ready
+from protocol.errors import InvalidRequest, NotReady, QueueFull, TryLater
+from protocol.pb import inference_pb2 as pb
 from protocol.request import FinishReason, GenerateRequest
-from tests.api.api_client import COMPLETION, TEXT, Client, error_of, events
+from tests.api.api_client import COMPLETION, TEXT, Client, call, error_of, events
 from tests.api.api_twins import ScriptedBackend, card, runs_of, says
 
 
@@ -35,9 +38,13 @@ async def test_health_is_of_this_process_and_readiness_of_each_model() -> None:
             response = await client.get(path)
             assert error_of(response, 503)["message"] == "not ready: down; try again in 1 s"
             assert response.headers["retry-after"] == "1"
-        backend.phases = {"down": "weights, 12 of 30"}
+        backend.starts = {"down": Starting("weights, 12 of 30")}
         told = error_of(await client.get("/ready"), 503)["message"]
         assert told == "not ready: down (weights, 12 of 30); try again in 1 s"
+        backend.starts = {"down": Starting("weights, 12 of 30", 17.2)}
+        told = error_of(response := await client.get("/ready"), 503)["message"]
+        assert told == "not ready: down (weights, 12 of 30); try again in 18 s"
+        assert response.headers["retry-after"] == "18"
         assert error_of(await client.get("/ready?model=huge"), 404)["code"] == "model_not_found"
         backend.away = ()
         assert (await client.get("/ready")).status_code == 200
@@ -49,6 +56,28 @@ async def test_before_any_model_is_known_a_request_is_a_503(client: Client, back
         assert error_of(response, 503)["type"] == "service_unavailable"
         assert response.headers["retry-after"] == "1"
     error_of(await client.complete(model="huge"), 404)
+
+
+async def test_a_request_for_a_model_that_loads_is_told_how_long_that_takes() -> None:
+    backend = ScriptedBackend(says(TEXT), away=("tiny",))
+    backend.starts = {"tiny": Starting("weights, 3 of 4", 9.1)}
+    async with Client(backend) as client:
+        for response in (await client.complete(), await client.chat(stream=True), await client.get("/v1/models/tiny")):
+            assert error_of(response, 503)["message"] == "model tiny is still loading; try again in 10 s"
+            assert response.headers["retry-after"] == "10"
+    told = await call(backend, pb.GenerateRequest(model="tiny", text="import"))
+    assert told.code is grpc.StatusCode.UNAVAILABLE
+    assert told.details == "model tiny is still loading; try again in 10 s"
+
+
+@pytest.mark.parametrize(
+    ("left", "known_s"),
+    [((3.0, 20.0), 20.0), ((20.0, 3.0), 20.0), ((3.0, None), None), ((None, None), None), ((0.0, 2.0), 2.0)],
+)
+def test_several_models_are_waited_for_until_the_slowest_is_there(
+    left: tuple[float | None, ...], known_s: float | None
+) -> None:
+    assert not_ready(["a", "b"], [Starting("", left_s) for left_s in left]).retry_after_s == known_s
 
 
 async def test_a_target_that_is_away_takes_no_other_one_with_it() -> None:
@@ -84,12 +113,15 @@ async def test_an_error_before_the_first_token_is_a_status_streaming_or_not(
 @pytest.mark.parametrize(
     ("known_s", "told_s"), [(None, 1), (-3.0, 1), (0.0, 1), (0.2, 1), (1.0, 1), (1.1, 2), (59.5, 60), (1e9, 60)]
 )
-async def test_a_full_server_says_in_whole_seconds_when_to_come_again(known_s: float | None, told_s: int) -> None:
-    backend = ScriptedBackend(lambda request: [QueueFull("9 requests are queued", known_s)])
+@pytest.mark.parametrize(("kind", "status"), [(QueueFull, 429), (NotReady, 503)])
+async def test_who_is_refused_for_now_is_told_in_whole_seconds_when_to_come_again(
+    kind: type[TryLater], status: int, known_s: float | None, told_s: int
+) -> None:
+    backend = ScriptedBackend(lambda request: [kind("9 requests are queued", known_s)])
     async with Client(backend) as client:
         response = await client.complete()
     assert response.headers["retry-after"] == str(told_s)
-    assert error_of(response, 429)["message"] == f"9 requests are queued; try again in {told_s} s"
+    assert error_of(response, status)["message"] == f"9 requests are queued; try again in {told_s} s"
 
 
 def broken_off(request: GenerateRequest) -> list[Any]:

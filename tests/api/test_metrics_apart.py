@@ -6,6 +6,7 @@ from typing import Any
 
 from api import rpc
 from api.meter import Meter
+from api.refused import CallRefused
 from protocol.pb import inference_pb2 as pb
 from tests.api.api_client import TEXT, Client, Context
 from tests.api.api_twins import ScriptedBackend, says
@@ -54,7 +55,7 @@ async def test_grpc_calls_are_counted_by_status_and_their_tokens_with_those_of_h
     for fields in ({"model": "tiny", "text": "import"}, {"model": "huge", "text": "a"}, {"model": "tiny"}):
         try:
             _ = [each async for each in rpc.generate(backend, pb.GenerateRequest(**fields), Context(), meter)]
-        except rpc.CallRefused:
+        except CallRefused:
             assert fields != {"model": "tiny", "text": "import"}
     running = rpc.generate(backend, pb.GenerateRequest(model="tiny", text="import"), Context(), meter)
     await anext(running)

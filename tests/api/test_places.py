@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import threading
 import time
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
 import grpc
 import pytest
 
-from api.places import Places
+from api.places import NUM_KEPT, Places, free_in_s
 from protocol.errors import QueueFull
 from protocol.pb import inference_pb2 as pb
 from protocol.request import GenerateRequest
 from tests.api.api_client import Client, call, error_of, events
 from tests.api.api_twins import ScriptedBackend, Twin, card, runs_of
+from tests.deployments.harness import Clock
 
 MOST = 3
 
@@ -142,6 +145,50 @@ async def test_a_model_whose_texts_keep_its_threads_busy_does_not_delay_another(
         assert not any(task.done() for task in waiting)
         held.set()
         await asyncio.gather(*waiting)
+
+
+@pytest.mark.parametrize(
+    ("took_s", "num_taken", "free_s"),
+    [((), 4, None), ((8.0,), 0, None), ((8.0,), 4, 2.0), ((2.0, 4.0, 0.0), 1, 2.0), ((300.0,) * 3, 60, 5.0)],
+)
+def test_a_place_is_free_after_what_one_takes_over_how_many_there_are(
+    took_s: tuple[float, ...], num_taken: int, free_s: float | None
+) -> None:
+    assert free_in_s(took_s, num_taken) == free_s
+
+
+def test_a_full_model_tells_by_the_last_choices_when_a_place_is_free_and_an_idle_night_changes_nothing() -> None:
+    """Preparing a call takes a place too, but says nothing of how long answers take."""
+    clock = Clock()
+    places = Places(2, clock)
+    for took_s in [1000.0] * NUM_KEPT + [12.0] * NUM_KEPT:
+        with places.entered(), places.taken():
+            clock.now += took_s
+    clock.now += 40_000.0
+    with places.entered():
+        clock.now += 0.1
+    with places.taken(), places.taken(), pytest.raises(QueueFull) as refused, places.entered():
+        pass
+    assert refused.value.retry_after_s == pytest.approx(12.0 / 2)
+
+
+def test_places_are_free_as_soon_as_was_told_where_answers_end_by_chance() -> None:
+    """A model that is always full, in virtual time: 2,000 are refused, and wait in the mean for what they were told."""
+    rng, clock = random.Random(3), Clock()
+    places = Places(40, clock)
+    held: dict[float, ExitStack] = {}  # by when it ends
+    told_s, waited_s = 0.0, 0.0
+    for _ in range(2000):
+        while places.num_taken < 40:
+            stack = held[clock.now + rng.expovariate(1 / 30)] = ExitStack()
+            stack.enter_context(places.taken())
+        with pytest.raises(QueueFull) as refused, places.entered():
+            pass
+        asked_s, clock.now = clock.now, min(held)
+        held.pop(clock.now).close()
+        if (free_s := refused.value.retry_after_s) is not None:
+            told_s, waited_s = told_s + free_s, waited_s + clock.now - asked_s
+    assert told_s == pytest.approx(waited_s, rel=0.1)
 
 
 @pytest.mark.parametrize("priority", [-1000, 0, 7.0, 1000])

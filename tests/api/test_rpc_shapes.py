@@ -11,6 +11,7 @@ import grpc
 import pytest
 
 from api import rpc
+from api.refused import CallRefused
 from protocol.pb import inference_pb2 as pb
 from protocol.request import TokenRun
 from targets.engine import Engine
@@ -184,7 +185,7 @@ async def test_tokens_have_the_sources_that_they_have_over_http() -> None:
 )
 async def test_what_makes_no_sense_is_an_invalid_argument_that_names_it(fields: dict[str, Any], named: str) -> None:
     context, backend = Context(), backend_of(HERMES, "x")
-    with pytest.raises(rpc.CallRefused):
+    with pytest.raises(CallRefused):
         _ = [
             each
             async for each in rpc.chat(

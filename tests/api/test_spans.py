@@ -26,7 +26,7 @@ from protocol.errors import ConfigError, QueueFull
 from protocol.pb import inference_pb2 as pb
 from protocol.request import FinishReason, GenerateRequest, TokenRun
 from tests.api.api_client import CHAT, COMPLETION, TEXT, Client, Context, error_of, events
-from tests.api.api_twins import EngineBackend, ScriptedBackend, card, make_engine, says
+from tests.api.api_twins import EngineBackend, ScriptedBackend, card, make_drafting_engine, make_engine, says
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 TRACEPARENT = f"00-{TRACE}-{PARENT}-01"
@@ -62,8 +62,12 @@ class Collector:
             self.spans += [span for scope in group.scope_spans for span in scope.spans]
 
     def named(self, name: str) -> Span:
-        (span,) = [span for span in self.spans if span.name == name]
+        (span,) = self.spans_of(name)
         return span
+
+    def spans_of(self, name: str) -> list[Span]:
+        """In the order of their beginnings."""
+        return sorted((span for span in self.spans if span.name == name), key=lambda span: span.start_time_unix_nano)
 
 
 @contextmanager
@@ -125,6 +129,13 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Iterator[TracedBackend]:
     engine.stop()
 
 
+@pytest.fixture
+def drafting(tmp_path: Path) -> Iterator[TracedBackend]:
+    engine, worker = make_drafting_engine(tmp_path)
+    yield TracedBackend(engine, card(max_model_len=engine.max_length), worker)
+    engine.stop()
+
+
 @pytest.mark.parametrize("streams", [False, True])
 async def test_door_and_target_are_two_spans_of_the_callers_trace(
     collector: Collector, real: TracedBackend, streams: bool
@@ -174,6 +185,21 @@ async def test_the_targets_span_tells_queue_prefill_and_decode(collector: Collec
     times = [target.start_time_unix_nano, admitted.time_unix_nano, first.time_unix_nano, target.end_time_unix_nano]
     assert times == sorted(times)
     assert told["gen_ai.usage.output_tokens"] == 8
+
+
+async def test_the_targets_span_tells_what_drafts_took_of_its_rounds_and_of_no_others(
+    collector: Collector, drafting: TracedBackend
+) -> None:
+    with exported(collector) as drafting.watching:
+        async with Client(drafting, spans=drafting.watching) as client:
+            await client.complete(max_tokens=20, ignore_eos=True)
+            before = len(drafting.engine.last_rounds())
+            await client.complete(max_tokens=9, ignore_eos=True)
+    rounds = drafting.engine.last_rounds()
+    for span, own in zip(collector.spans_of("target tiny"), (rounds[:before], rounds[before:]), strict=True):
+        took_s = sum(record.drafted_s - record.planned_s for record in own if record.rows)
+        assert attributes(span)["draftpool.time_in_drafts"] == pytest.approx(took_s)
+        assert 0 < took_s < attributes(span)["gen_ai.latency.time_in_model_decode"]
 
 
 async def test_nothing_of_a_prompt_or_an_answer_is_in_a_span(collector: Collector) -> None:

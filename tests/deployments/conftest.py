@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from targets.engine import Engine
+from tests.api.api_twins import tiny_tokenizer
 from tests.deployments.served import Served, plain_engine
 
 
@@ -22,3 +23,10 @@ def nothing_leaks(served: Served) -> Iterator[None]:
     served.wait_until_drafting()
     yield
     served.wait_until_idle()
+
+
+@pytest.fixture(scope="module")
+def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path: Path = tmp_path_factory.mktemp("tokenizer")
+    tiny_tokenizer().save_pretrained(path)
+    return str(path)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 from deployments.ingress import ServeBackend
@@ -40,8 +43,16 @@ class Answers:
     def __init__(self, answers: Sequence[Any]) -> None:
         self._answers = answers
 
-    async def results_async(self, timeout_s: float, return_exceptions: bool) -> Sequence[Any]:
-        return self._answers
+    async def _fetch_replica_results_async(self) -> list[Any]:
+        return [SimpleNamespace(get_async=partial(_given, answer)) for answer in self._answers]
+
+
+async def _given(answer: Any) -> Any:
+    if isinstance(answer, Exception):
+        raise answer
+    if isinstance(answer, asyncio.Event):
+        await answer.wait()
+    return answer
 
 
 class Handle:
@@ -53,6 +64,7 @@ class Handle:
 
     def __init__(self, steps: Sequence[Step] = (), told: Any = TOLD) -> None:
         self.steps, self.told, self.responses = steps, told, list[Response]()
+        self.broadcasts: Counter[str] = Counter()  # by method
         self._method = ""
 
     def options(self, method_name: str, **options: Any) -> Handle:
@@ -81,6 +93,7 @@ class Handle:
         return self.told
 
     def broadcast(self, method_name: str, *args: int) -> Answers:
+        self.broadcasts[method_name] += 1
         if isinstance(self.told, Exception):
             raise self.told
         return Answers({"router": self.router, "trace": self.trace}.get(method_name, self.stats))

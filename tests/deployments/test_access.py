@@ -9,9 +9,9 @@ from typing import Any
 import grpc
 import pytest
 
-from api import rpc
 from api.door import Door
 from api.keys import ADMIN_KEYS, KEYS, FixedKeys
+from api.refused import CallRefused
 from cli.demo_family import CODE, SMOLLM2
 from deployments import cluster
 from deployments.access import check_access, is_loopback, listens_beyond_loopback, open_door
@@ -136,7 +136,7 @@ async def test_every_rpc_of_the_ingress_begins_at_the_door(method: str) -> None:
     for header in ({}, {"authorization": "Bearer wrong"}):
         context = Context(**header)
         answer = getattr(deployment.func_or_class, method)(ingress, object(), context)
-        with pytest.raises(rpc.CallRefused):
+        with pytest.raises(CallRefused):
             await (anext(answer) if hasattr(answer, "__anext__") else answer)
         assert context.code is grpc.StatusCode.UNAUTHENTICATED
 

@@ -7,8 +7,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import aclosing
-from dataclasses import asdict, replace
-from pathlib import Path
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,28 +18,17 @@ from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from api.generation import BackendFault
 from api.prompts import encode
 from api.spans import NO_SPANS
-from api.trace import Track
 from deployments.backend import ServeBackend
 from deployments.handles import translate_error
 from deployments.target import TargetReplica
 from deployments.texts import NUM_TOKENIZER_THREADS
-from link.counts import replica_name
-from link.discovery import PoolMember
 from link.token_stream import TokenStreams
 from protocol.errors import DraftPoolError, InvalidRequest, NotReady, QueueFull, UnknownModel
 from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun
-from protocol.stats import PoolStats
-from tests.api.api_twins import run, tiny_tokenizer
+from tests.api.api_twins import run
 from tests.deployments.handle_twins import TOLD, Handle, serving
 
 REQUEST = GenerateRequest("r", (5,), SamplingParams(), StopRules(8))
-
-
-@pytest.fixture(scope="module")
-def tokenizer_path(tmp_path_factory: pytest.TempPathFactory) -> str:
-    path: Path = tmp_path_factory.mktemp("tokenizer")
-    tiny_tokenizer().save_pretrained(path)
-    return str(path)
 
 
 async def collect(backend: ServeBackend, model: str = "a") -> list[TokenRun]:
@@ -160,36 +148,6 @@ async def test_two_threads_tokenize_however_many_prompts_arrive_at_once(
         assert threads.total() == len(texts)
         assert len(threads) <= NUM_TOKENIZER_THREADS
         assert threading.current_thread().name not in threads
-
-
-async def test_statistics_are_of_every_replica_that_answers(tokenizer_path: str) -> None:
-    up, down, pool = Handle(), Handle(told=ActorDiedError()), Handle()
-    up.stats = [{"num_running": 1}, ActorDiedError(), {"num_running": 0}]
-    counts = PoolStats(3, 4, 8, 9, 1, 30, 2, 0.5)
-    pool.stats = [PoolMember("127.0.0.1:1", "pool-0", (2,), "hash", 64, 1, counts)]
-    async with serving(tokenizer_path, pool, a=up, b=down) as backend:
-        told = await backend.stats()
-    assert told["targets"] == {"a": [{"num_running": 1}, {"num_running": 0}], "b": []}
-    assert told["pool"] == [asdict(counts) | {"steps_run": None, "replica": replica_name("pool-0")}]
-    assert "pool-0" not in str(told), "an incarnation is not told"
-    async with serving(tokenizer_path, a=up) as backend:
-        assert (await backend.stats())["pool"] == []
-
-
-async def test_router_beliefs_come_from_every_replica_that_answers(tokenizer_path: str) -> None:
-    up, down = Handle(), Handle(told=ActorDiedError())
-    up.router = [{"policy": "off"}, ActorDiedError()]
-    async with serving(tokenizer_path, a=up, b=down) as backend:
-        assert await backend.router() == {"a": [{"policy": "off"}], "b": []}
-
-
-async def test_a_trace_does_not_reveal_incarnations(tokenizer_path: str) -> None:
-    up, pool = Handle(), Handle()
-    up.trace = [Track("a-incarnation1", ()), Track("a-incarnation2", ())]
-    pool.trace = [Track("pool-incarnation", ())]
-    async with serving(tokenizer_path, pool, a=up) as backend:
-        targets, drafters = await backend.trace(3)
-    assert [track.name for track in (*targets, *drafters)] == ["a 0", "a 1", "pool 0"]
 
 
 async def test_an_unknown_model_has_no_handle(tokenizer_path: str) -> None:

@@ -1,7 +1,8 @@
-"""/metrics of an ingress of two replicas under a real Ray Serve: which one is asked makes no difference."""
+"""/metrics of an ingress of two replicas under a real Ray Serve: which is asked makes no difference, nor how often."""
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,20 @@ from tests.deployments.ingress_twins import COUNT, NUM_TOKENS, ScriptedTarget
 pytestmark = pytest.mark.ray
 
 
+class SlowToTell(ScriptedTarget):
+    """Its steps are how often it was asked for its counts."""
+
+    _num_asked, _takes_s = 0, 0.0
+
+    async def slow(self, takes_s: float) -> None:
+        self._takes_s = takes_s
+
+    async def stats(self) -> dict[str, int]:
+        self._num_asked += 1
+        await asyncio.sleep(self._takes_s)
+        return await super().stats() | {"num_steps": self._num_asked}
+
+
 @pytest.fixture(scope="module")
 def client(tmp_path_factory: pytest.TempPathFactory, ray_head: Head) -> Iterator[httpx.Client]:
     """Of the application, which is up as long as the fixture is."""
@@ -30,7 +45,7 @@ def client(tmp_path_factory: pytest.TempPathFactory, ray_head: Head) -> Iterator
     tiny_tokenizer().save_pretrained(path)
     options: dict[str, Any] = {"max_ongoing_requests": 50, "ray_actor_options": {"num_cpus": 0}}
     with attached_ray(ray_head.address), httpx.Client(base_url=ray_head.url, timeout=30) as client:
-        target = serve.deployment(ScriptedTarget).options(name="target-tiny", **options).bind()
+        target = serve.deployment(SlowToTell).options(name="target-tiny", **options).bind()
         ingress = Ingress.options(num_replicas=2, **options).bind(
             {"tiny": target}, {"tiny": path}, IngressConfig(num_replicas=2), access=AccessConfig(open=True)
         )
@@ -55,3 +70,18 @@ def test_every_replica_tells_the_counts_of_both(client: httpx.Client) -> None:
     assert len(names) == 2
     assert found.value("draftpool_num_requests_running", model="tiny") == 0
     assert len(found.by("draftpool_build_info", "replica")) == 2
+
+
+async def test_scrapes_that_come_together_are_collected_once_and_who_leaves_takes_nothing_from_the_others(
+    client: httpx.Client, ray_head: Head
+) -> None:
+    before = scrape_of(client.get("/metrics")).value("draftpool_steps_total")
+    await serve.get_deployment_handle("target-tiny", APP_NAME).slow.remote(0.8)
+    async with httpx.AsyncClient(base_url=ray_head.url, timeout=30, trust_env=False) as many:
+        scrapes = [asyncio.create_task(many.get("/metrics")) for _ in range(40)]
+        await asyncio.sleep(0.4)
+        for leaving in scrapes[:30]:
+            leaving.cancel()
+        told = [scrape_of(response) for response in await asyncio.gather(*scrapes[30:])]
+    assert [found.value("draftpool_replicas", model="tiny") for found in told] == [1] * 10
+    assert scrape_of(client.get("/metrics")).value("draftpool_steps_total") <= before + 12, "two replicas, few rounds"
