@@ -45,10 +45,15 @@ class ResponseFormat(Body):
             )
         return self
 
-    def grammar(self, place: str) -> str:
+    @property
+    def wanted(self) -> JsonObject | None:
+        """The schema of the answer; None: it has none."""
         if self.json_schema is not None:
-            return of_json(self.json_schema.json_schema, place)
-        return "" if self.type == "text" else of_json(dict(ANY_OBJECT), place)
+            return self.json_schema.json_schema
+        return None if self.type == "text" else dict(ANY_OBJECT)
+
+    def grammar(self, place: str) -> str:
+        return "" if self.wanted is None else of_json(self.wanted, place)
 
 
 class StructuredOutputs(Body):

@@ -28,7 +28,7 @@ DROPPED = frozenset(
     | {"request_id", "cache_control", "cache_salt"}
 )
 DROPPED_IN_MESSAGE = frozenset({"cache_control", "provider_specific_fields"})  # and in its parts
-DROPPED_IN_FUNCTION = frozenset({"strict", "cache_control"})
+DROPPED_IN_FUNCTION = frozenset({"cache_control"})
 DROPPED_IN_STREAM_OPTIONS = frozenset({"include_obfuscation"})
 
 ONLY = _allowed(
