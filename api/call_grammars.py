@@ -92,9 +92,8 @@ def grammar_of_choice(offer: Offer) -> str:
     return checked(_lark(*rules), "tools")
 
 
-def grammar_beside(offer: Offer, schema: dict[str, Any], field: str) -> str:
-    """Of an answer that calls, or says what a schema has. field: the caller's name for that."""
-    checked(of_json(schema, field), field)
+def grammar_beside(offer: Offer, schema: dict[str, Any]) -> str:
+    """Of an answer that calls, or says what a JSON Schema has, which can be held."""
     said = f"said: %json {json.dumps(schema | {'x-guidance': dict(WHITESPACE)})}"
     return checked(_lark("start: calls | said", said, *_calls(offer, _strict_arguments)), "tools")
 

@@ -45,13 +45,14 @@ async def read_chat(card: ModelCard, body: ChatCompletionRequest) -> Chat:
 
 def _grammar(card: ModelCard, body: ChatCompletionRequest, how: Calling | None) -> str:
     """A large one takes seconds to check."""
-    if how is None or body.structured_outputs is not None:
+    if how is None:
         return body.grammar()
     offer = _offer(card, body, how)
     if body.must_call:
         return grammar_of_calls(offer)
-    wanted = body.response_format.wanted if body.response_format else None
-    return grammar_of_choice(offer) if wanted is None else grammar_beside(offer, wanted, body.format_field)
+    if not (said := body.grammar()):
+        return grammar_of_choice(offer)
+    return said if body.wanted is None else grammar_beside(offer, body.wanted)
 
 
 def _offer(card: ModelCard, body: ChatCompletionRequest, how: Calling) -> Offer:

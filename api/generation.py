@@ -46,7 +46,7 @@ class Delta:
 
     index: of the first token. stats: set on the last delta, unless a stop string ended the text. scores, sources: of
     the tokens, if the request asks for logprobs, for sources. num_cached: tokens of the prompt that the target did not
-    have to read.
+    have to read. of_prompt: scores of the prompt's tokens, on the only delta of a request that asks for them.
     """
 
     index: int
@@ -57,6 +57,7 @@ class Delta:
     scores: tuple[Score, ...] = ()
     num_cached: int = 0
     sources: tuple[int, ...] = ()
+    of_prompt: tuple[Score, ...] = ()
 
     @property
     def num_tokens(self) -> int:
@@ -127,6 +128,7 @@ def prepare(
         grammar=grammar,
         priority=body.priority,
         tells_sources=tells,
+        tells_prompt=bool(echo) and body.num_logprobs is not None,
     )
     try:
         check_prompt(request, card.max_model_len, card.vocab_size)
@@ -183,10 +185,13 @@ def _check_drafting(card: ModelCard, drafting: Speculation | None) -> None:
 
 
 async def stream(backend: Backend, job: GenerationJob) -> AsyncGenerator[Delta, None]:
-    """Yields one delta per round; the last has a finish reason.
+    """Yields one delta per round; the last has a finish reason. What is told of its prompt comes whole.
 
     Closing the generator cancels the request, and so does a stop string.
     """
+    if job.request.tells_prompt:
+        yield await _whole(backend, job)
+        return
     echo, text = _text_of(job)
     scores, count, cached = Scores(job.card.spellings), 0, None
     async with aclosing(backend.generate(job.card.id, job.request)) as runs:
@@ -209,17 +214,26 @@ async def stream(backend: Backend, job: GenerationJob) -> AsyncGenerator[Delta, 
 
 async def complete(backend: Backend, job: GenerationJob) -> AsyncGenerator[Delta, None]:
     """The deltas of `stream`; without stop strings to match while tokens arrive, a single one at lower cost."""
-    if job.stops:
-        async with aclosing(stream(backend, job)) as deltas:
-            async for delta in deltas:
-                yield delta
+    if not job.stops:
+        yield await _whole(backend, job)
         return
+    async with aclosing(stream(backend, job)) as deltas:
+        async for delta in deltas:
+            yield delta
+
+
+async def _whole(backend: Backend, job: GenerationJob) -> Delta:
     run = await backend.complete(job.card.id, job.request)
     _check_finish(run)
     echo, text = _text_of(job)
-    scores = Scores(job.card.spellings).read(run.token_ids, run.logprobs)
-    shown = echo + text.push(run.token_ids, last=True).text
-    yield Delta(0, run.token_ids, shown, run.finish_reason, run.stats, scores, run.num_cached, run.sources)
+    piece = text.push(run.token_ids, last=True)
+    shown = echo + piece.text + (piece.stop if job.keeps_stop else "")
+    reason, stats = (FinishReason.STOP, None) if piece.stopped else (run.finish_reason, run.stats)
+    token_ids, sources = run.token_ids[: piece.num_tokens], run.sources[: piece.num_tokens]
+    scores = Scores(job.card.spellings)
+    of_prompt = scores.of_prompt(job.request.prompt_ids, run.of_prompt) if job.request.tells_prompt else ()
+    told = scores.read(token_ids, run.logprobs)
+    return Delta(0, token_ids, shown, reason, stats, told, run.num_cached, sources, of_prompt)
 
 
 def _text_of(job: GenerationJob) -> tuple[str, TextStream]:

@@ -34,12 +34,6 @@ class CompletionRequest(GenerationBody):
     add_special_tokens: bool = True
     logprobs: Whole | None = None
 
-    @model_validator(mode="after")
-    def _check_offsets(self) -> CompletionRequest:
-        if self.echo and self.logprobs is not None:
-            raise InvalidRequest("echo has no logprobs of the prompt to tell; send one of echo and logprobs", "echo")
-        return self
-
     @property
     def num_logprobs(self) -> int | None:
         return self.logprobs
@@ -133,7 +127,7 @@ class ChatCompletionRequest(GenerationBody):
             raise InvalidRequest("a call is asked for and there are no tools; send some", "tool_choice")
         if isinstance(choice, NamedChoice) and not self.callable:
             raise InvalidRequest(f"there is no function {choice.function.name!r} among the tools", "tool_choice")
-        if self.must_call and self.structured_outputs is not None:
+        if self.must_call and super().is_shaped and self.wanted is None:
             raise InvalidRequest(
                 "structured_outputs shape the answer, and tool_choice asks for a call; send one", "tool_choice"
             )

@@ -37,6 +37,7 @@ class Answer:
         )
         response.tool_calls.extend(map(_call, calls))
         response.logprobs.extend(map(_logprobs, delta.scores))
+        response.prompt_logprobs.extend(map(_logprobs, delta.of_prompt[1:]))
         response.token_sources.extend(delta.sources)
         if reason is not None:
             response.finish_reason = _REASONS[reason]

@@ -164,7 +164,7 @@ class Twin(ABC):
         async with aclosing(self.generate(model, request)) as runs:
             parts = [run async for run in runs]
         joined = {name: tuple(each for part in parts for each in getattr(part, name)) for name in TOLD_BY_TOKEN}
-        return replace(parts[-1], index=0, **joined)
+        return replace(parts[-1], index=0, of_prompt=parts[0].of_prompt, **joined)
 
 
 TOLD_BY_TOKEN = ("token_ids", "logprobs", "sources")

@@ -12,7 +12,6 @@ from llguidance import LLMatcher, LLTokenizer
 from api.call_grammars import FORMS, grammar_beside, grammar_of_choice
 from api.call_parsers import Hermes, Llama3, Mistral
 from api.calls import CallParser
-from protocol.errors import InvalidRequest
 from tests.api.call_offers import OFFERED, PARSERS, SCHEMAS, SEEN, ids_of, offer, read, strict, written
 from tests.api.tool_cases import mistral_card
 
@@ -135,11 +134,9 @@ def test_a_mark_that_is_a_token_opens_a_call_and_other_tokens_that_are_no_text_m
 
 @PARSERS
 def test_an_answer_calls_or_has_the_form_that_is_asked_for(parser: type[CallParser]) -> None:
-    grammar, form = grammar_beside(offer(parser, strict(), many=True), FORM, "response_format"), FORMS[parser]
+    grammar, form = grammar_beside(offer(parser, strict(), many=True), FORM), FORMS[parser]
     call = f'{form.first}{form.before}{{"name": "weather", "{form.key}": {{"at": "%s"}}}}{form.behind}{form.last}'
     assert takes(grammar, '{"ok": true}') == (True, True)
     assert takes(grammar, call % "oslo") == (True, True)
     for text in (call % "bonn", '{"ok": 1', "So: ", "{}"):
         assert not takes(grammar, text)[0]
-    with pytest.raises(InvalidRequest, match="cannot be used"):
-        grammar_beside(offer(parser, strict()), {"type": "strang"}, "response_format")

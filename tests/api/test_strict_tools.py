@@ -32,6 +32,8 @@ LOOSE: Any = [tool(name="weather", parameters=SCHEMAS["weather"], strict=False),
         ({"tools": STRICT, "tool_choice": "none"}, False),
         ({"tools": LOOSE}, False),
         ({"tools": LOOSE, "response_format": {"type": "json_object"}}, True),
+        ({"tools": LOOSE, "structured_outputs": {"json": json.dumps(SCHEMAS["weather"])}}, True),
+        ({"tools": LOOSE, "structured_outputs": {"regex": "a+"}}, True),
         ({"tools": STRICT, "response_format": {"type": "text"}}, True),
     ],
 )
@@ -42,9 +44,29 @@ async def test_an_answer_is_shaped_where_a_tool_is_strict(fields: Any, shapes: b
         flat = {**fields, "tools": [{"type": "function"} | each["function"] for each in fields["tools"]]}
         if form := flat.pop("response_format", None):
             flat["text"] = {"format": form}
-        assert (await client.post("/v1/responses", json={"model": "tiny", "input": "x", **flat})).status_code == 200
-    assert [bool(request.grammar) for request in backend.requests] == [shapes] * 2
+        if "structured_outputs" not in fields:  # responses have no such field
+            assert (await client.post("/v1/responses", json={"model": "tiny", "input": "x", **flat})).status_code == 200
+    assert {bool(request.grammar) for request in backend.requests} == {shapes}
     assert len({request.grammar for request in backend.requests}) == 1
+
+
+async def test_calls_may_come_beside_a_json_form_and_nothing_beside_a_regex() -> None:
+    backend = backend_of(HERMES, "x")
+    async with Client(backend) as client:
+        for form in (
+            {"json_object": True},
+            {"json": {"type": "object"}},
+            {"json": '{"type": "object"}'},
+            {"regex": "a"},
+        ):
+            await client.chat(tools=LOOSE, structured_outputs=form)
+        await client.chat(tools=LOOSE, response_format={"type": "json_object"})
+        error = error_of(await client.chat(tools=LOOSE, structured_outputs={"json": "[1"}), 400)
+    *same, regex, other = (request.grammar for request in backend.requests)
+    assert {*same, other} == {other}
+    assert "tool_call" in other
+    assert "tool_call" not in regex
+    assert (error["param"], "no JSON object" in error["message"]) == ("structured_outputs", True)
 
 
 async def test_a_call_that_has_to_come_says_nothing_that_needs_a_form() -> None:

@@ -147,6 +147,11 @@ async def test_the_model_may_be_left_out_where_there_is_one() -> None:
             "continue_final_message",
             "continue_final_message goes on with the last message",
         ),
+        (
+            {"messages": MESSAGES, "chat_template": "{{ 1 }}"},
+            "chat_template",
+            "chat_template '{{ 1 }}' is not supported",
+        ),
         ({"messages": []}, "messages", "messages: List should have at least 1 item"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages", "messages[0].content[0].type"),
     ],
@@ -187,3 +192,9 @@ async def test_a_prompt_that_cannot_fit_is_refused_before_it_is_read(client: Cli
 async def test_the_server_tells_its_version(client: Client) -> None:
     assert (await client.get("/version")).json() == {"version": version()}
     assert version().split(".")[0].isdecimal()
+
+
+async def test_a_template_of_the_requests_own_is_refused_as_in_a_chat(client: Client) -> None:
+    asked = {"messages": MESSAGES, "chat_template": "{{ messages }}"}
+    chat = error_of(await client.chat(**asked), 400)
+    assert error_of(await client.post("/tokenize", json=asked), 400) == chat
