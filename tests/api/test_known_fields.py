@@ -1,4 +1,4 @@
-"""Every parameter of OpenAI's own package is known here: heeded, dropped as harmless, or refused by what may be sent."""
+"""Every parameter of OpenAI's own package is known: heeded, dropped as harmless, or refused by what may be sent."""
 
 from __future__ import annotations
 

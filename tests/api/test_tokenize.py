@@ -147,11 +147,6 @@ async def test_the_model_may_be_left_out_where_there_is_one() -> None:
             "continue_final_message",
             "continue_final_message goes on with the last message",
         ),
-        (
-            {"messages": MESSAGES, "chat_template": "{{ 1 }}"},
-            "chat_template",
-            "chat_template '{{ 1 }}' is not supported",
-        ),
         ({"messages": []}, "messages", "messages: List should have at least 1 item"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "messages", "messages[0].content[0].type"),
     ],
