@@ -23,17 +23,18 @@ _REASONS: Mapping[str, pb.FinishReason] = MappingProxyType(
 
 
 class Answer:
-    """One answer that is under way. how: None where nothing in it is read as a call."""
+    """One choice of a call that is under way. how: None where nothing in it is read as a call of a function."""
 
-    def __init__(self, job: GenerationJob, how: Calling | None = None) -> None:
+    def __init__(self, call_id: str, choice: int, job: GenerationJob, how: Calling | None = None) -> None:
         self.job = job
+        self._call_id, self._choice = call_id, choice
         self._reader = how.reader() if how else None
 
     def response(self, delta: Delta) -> pb.GenerateResponse:
         """The deltas come in order."""
         text, calls, reason = self._said(delta)
         response = pb.GenerateResponse(
-            request_id=self.job.request.request_id, index=delta.index, token_ids=delta.token_ids, text=text
+            request_id=self._call_id, choice=self._choice, index=delta.index, token_ids=delta.token_ids, text=text
         )
         response.tool_calls.extend(map(_call, calls))
         response.logprobs.extend(map(_logprobs, delta.scores))

@@ -230,7 +230,7 @@ def test_a_message_that_makes_no_sense_is_refused_over_both(both: Any, message: 
 def test_no_field_of_the_messages_is_left_out() -> None:
     one, chat = (set(kind.DESCRIPTOR.fields_by_name) for kind in (pb.GenerateRequest, pb.ChatRequest))
     grammars = {field.name for field in pb.GenerateRequest.DESCRIPTOR.oneofs_by_name["grammar"].fields}
-    one -= grammars | {"model", "text", "token_ids"}
+    one -= grammars | {"model", "text", "token_ids", "n"}
     assert one == CompletionOptions.__annotations__.keys() - {"response_format", "structured_outputs", "timeout_s"}
     chat -= {"messages", "options", "tool_choice_function"}
     assert chat | {"top_logprobs"} == ChatOptions.__annotations__.keys() - CompletionOptions.__annotations__.keys()
