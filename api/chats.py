@@ -13,7 +13,7 @@ from api.backend import ModelCard
 from api.call_grammars import Offer, grammar_beside, grammar_of_calls, grammar_of_choice
 from api.calls import Calling
 from api.chat import calling, chat_prompt, rendering
-from api.generation import GenerationJob, prepare
+from api.jobs import GenerationJob, prepare
 from api.openai import ChatCompletionRequest
 
 

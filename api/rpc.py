@@ -15,9 +15,11 @@ from api.backend import Backend
 from api.chats import read_chat
 from api.door import HEADER, Door
 from api.errors import to_problem
-from api.generation import find_model, loaded_models, prepare, stream
+from api.generation import stream
+from api.jobs import prepare
 from api.meter import Meter
 from api.metered import streamed
+from api.models import find_model, loaded_models
 from api.openai import ChatCompletionRequest
 from api.prompts import prompt_ids
 from api.rpc_answers import Answer

@@ -7,7 +7,8 @@ from types import MappingProxyType
 
 from api.call_replies import TOOL_CALLS, content_and_calls, finish_reason
 from api.calls import Calling
-from api.generation import Delta, GenerationJob
+from api.generation import Delta
+from api.jobs import GenerationJob
 from api.replies import Json
 from api.scores import Score, ScoredToken
 from protocol.pb import inference_pb2 as pb

@@ -39,6 +39,7 @@ PIECES = [
     "é",
 ]
 PIECES += ["<tool_call>", "[TOOL_CALLS]", "<|python_tag|>", '{"name": "wait"', "["]
+PIECES += ["<tool_call>{", "[TOOL_CALLS] [{", "<|python_tag|>\n{"]
 FORM = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"], "additionalProperties": False}
 
 
@@ -84,8 +85,7 @@ def test_what_is_opened_is_calls_that_hold_to_the_schemas_of_strict_tools(parser
         names |= {name for name, _ in calls}
         numbers.add(len(calls))
     assert {"weather", "wait"} <= names
-    assert len(numbers) > 1 if many else numbers == {1}
-    assert 0 not in numbers
+    assert numbers <= ({*range(1, 20)} if many else {1})
 
 
 def test_arguments_of_a_tool_that_is_not_strict_are_any_object() -> None:

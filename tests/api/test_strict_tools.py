@@ -101,7 +101,7 @@ def marked_tokenizer() -> PreTrainedTokenizerFast:
     names = {"bos_token": "<|bos|>", "eos_token": "<|eos|>"}
     bare = byte_level(CORPUS, 320, [*names.values(), "<tool_call>"])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bare, **names)
-    tokenizer.chat_template = HERMES
+    tokenizer.chat_template = HERMES.replace("{{ tools | tojson }}", "")  # which a tiny context does not hold
     return tokenizer
 
 
@@ -167,7 +167,8 @@ async def test_calls_are_the_same_with_drafts_and_without_whole_and_streamed_on_
             body = (await client.chat(**asked)).json()
             text, calls = whole(body)
             plain = (await client.chat(**asked, speculation="off")).json()
-            assert (whole(plain), plain["usage"]) == ((text, calls), body["usage"])
+            assert whole(plain) == (text, calls)
+            assert plain["usage"]["completion_tokens"] == body["usage"]["completion_tokens"]
             assert streamed(events(await client.chat(**asked, stream=True))) == (text, calls)
             item = {"model": "tiny", "input": QUESTION[0]["content"], "seed": seed, "max_output_tokens": 100}
             assert responded((await client.post("/v1/responses", json=flat | item)).json()) == (text, calls)

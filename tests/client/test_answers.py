@@ -175,7 +175,7 @@ def test_with_an_echo_they_are_of_the_prompt_too_behind_its_first_token(both: An
     assert (made.logprobs, made.token_ids) == (bare.logprobs, bare.token_ids)
     assert made.text == PROMPT + bare.text
     assert bare.prompt_logprobs == ()
-    assert len(made.prompt_logprobs) == made.usage.prompt_tokens - 1 > 2
+    assert len(made.prompt_logprobs) == made.usage.prompt_tokens - 1 > 1
     assert all(len(told.top) == 2 for told in made.prompt_logprobs)
 
 

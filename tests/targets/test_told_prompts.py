@@ -27,7 +27,7 @@ from tests.targets.test_logprobs import one_by_one, some_requests, speculate
 def telling(seed: int, count: int = 9) -> list[GenerateRequest]:
     """Of those that ask for logprobs two of three ask for the prompt's, too; several prompts begin alike."""
     requests = some_requests(seed, count)
-    beginning = requests[0].prompt_ids * 3
+    beginning = requests[0].prompt_ids * 2
     return [
         replace(request, prompt_ids=beginning + request.prompt_ids if index % 2 else request.prompt_ids,
                 tells_prompt=request.logprobs is not None and index % 3 != 0)
