@@ -115,7 +115,8 @@ def backend(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineBackend]
 
 Calls = list[tuple[str, str]]  # names and arguments
 Said = tuple[str, Calls]
-LIKED = {marked_tokenizer().convert_tokens_to_ids("<tool_call>"): 6}  # or else a random model hardly calls
+SPACES = [token for token in range(320) if str(marked_tokenizer().decode([token])).isspace()]
+LIKED = dict.fromkeys(SPACES, -20) | {marked_tokenizer().convert_tokens_to_ids("<tool_call>"): 6}  # or it hardly calls
 
 
 def whole(body: Any) -> Said:
