@@ -27,15 +27,16 @@ from protocol.errors import InvalidRequest
 
 NOTHING: Mapping[str, Any] = MappingProxyType({"type": "object", "properties": {}, "additionalProperties": False})
 Arguments = Callable[[Tool, int], dict[str, Any]]  # the schema of a tool's arguments
-SPACE = r"[ \t\r\n]*"
+SPACE = r"[ \t\r\n]"
+SPACES = 4  # at most, where nothing else but a call may come: or a model that wants something else goes on for ever
 
 
 @dataclass(frozen=True, slots=True)
 class CallForm:
     """What stands before the first call, around each, between two, and behind the last; and the key of arguments.
 
-    skipped: a regex of what a model may write between a mark and the first call. is_bare: a text may also begin with a
-    call, without a mark.
+    skipped: a regex of the characters that may stand between a mark and the first call. is_bare: a text may also begin
+    with a call, without a mark.
     """
 
     first: str = ""
@@ -52,7 +53,7 @@ FORMS: Mapping[type, CallForm] = MappingProxyType(
     {
         Hermes: CallForm(before="<tool_call>\n", behind="\n</tool_call>", between="\n"),
         Llama3: CallForm(between="; ", key="parameters", is_bare=True),
-        Mistral: CallForm(first="[TOOL_CALLS] [", between=", ", last="]", skipped=r"[ \t\r\n\[]*"),
+        Mistral: CallForm(first="[TOOL_CALLS] [", between=", ", last="]", skipped=r"[ \t\r\n\[]"),
     }
 )
 
@@ -87,8 +88,9 @@ def grammar_of_calls(offer: Offer) -> str:
 def grammar_of_choice(offer: Offer) -> str:
     """Of an answer that may say anything, and then may call. Arguments of a tool that is not strict are any object."""
     free = f"TEXT | <[{_ranges(offer.free_tokens)}]>" if offer.free_tokens else "TEXT"
-    start = f"start: ({free})* (opened more {_spelled(offer, offer.form.last)} SPACE)?"
-    rules = [start, r"TEXT: /(.|\n)+/", f"SPACE: /{SPACE}/", *_openings(offer), *_calls(offer, _strict_arguments)]
+    end = r' "\n"?' if offer.many else ""  # where another call may come a line may end, and none has to come then
+    start = f"start: ({free})* (opened more {_spelled(offer, offer.form.last)}{end})?"
+    rules = [start, r"TEXT: /(.|\n)+/", *_openings(offer), *_calls(offer, _strict_arguments)]
     return checked(_lark(*rules), "tools")
 
 
@@ -105,13 +107,14 @@ def _lark(*rules: str) -> str:
 def _openings(offer: Offer) -> list[str]:
     """How a model that may say anything begins its first call."""
     form, mark = offer.form, offer.parser.marks[0]
-    rules = [rf"spelled[lazy]: /(.|\n)*{re.escape(mark)}{form.skipped}\{{/", f"SKIPPED: /{form.skipped}/"]
+    rules = [rf"spelled[lazy]: /(.|\n)*{re.escape(mark)}{form.skipped}*\{{/"]
     ways = ["spelled rest"]
     if mark in offer.marks:
         ways.append(f'<[{offer.marks[mark]}]> SKIPPED "{{" rest')
+        rules.append(f"SKIPPED: /{form.skipped}{{0,{SPACES}}}/")
     for place, tool in offer.tools.items() if form.is_bare else ():
         name = re.escape(json.dumps(tool.function.name))
-        rules.append(rf'named_{place}[lazy]: /{SPACE}\{{{SPACE}"name"{SPACE}:{SPACE}{name}/')
+        rules.append(rf'named_{place}[lazy]: /{SPACE}*\{{{SPACE}*"name"{SPACE}*:{SPACE}*{name}/')
         ways.append(f"named_{place} known_{place}")
     return [f"opened: {' | '.join(ways)}", *rules]
 

@@ -104,7 +104,7 @@ class StreamedRuns:
         if not self.ended.done():
             token_ids, logprobs = (*self._token_ids, *run.token_ids), (*self._logprobs, *run.logprobs)
             sources, of_prompt = (*self._sources, *run.sources), self._of_prompt or run.of_prompt
-            told = {"logprobs": logprobs, "sources": sources, "of_prompt": of_prompt}
+            told: dict[str, Any] = {"logprobs": logprobs, "sources": sources, "of_prompt": of_prompt}
             whole = replace(run, index=self._first, token_ids=token_ids, **told)
             self.ended.set_result(whole)
 

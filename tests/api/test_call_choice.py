@@ -106,7 +106,8 @@ def test_behind_its_calls_an_answer_ends() -> None:
             grammar = grammar_of_choice(offer(parser, many=many))
             text = f"I look. {opened(parser)[0]}{call}"
             assert takes(grammar, text + form.last) == (True, True)
-            assert takes(grammar, text + form.last + "\n") == (True, True)
+            assert takes(grammar, text + form.last + "\n") == (many, True)
+            assert not takes(grammar, text + form.last + "\n\n")[0], "white space may not go on for ever"
             assert takes(grammar, text + more + form.last) == (many, True) or not many
             assert takes(grammar, text + more)[0] is many
             assert not takes(grammar, text + form.last + " so")[0]
@@ -127,6 +128,8 @@ def test_a_mark_that_is_a_token_opens_a_call_and_other_tokens_that_are_no_text_m
     assert ends(*words, bos, *words, mark, *call)
     assert ends(bos, *words, bos)
     assert not ends(mark, *words)
+    space = model.tokenizer.encode(" " * 5, add_special_tokens=False)
+    assert LLMatcher(seen, grammar, log_level=0).try_consume_tokens([mark, *space]) <= len(space)
     assert not ends(mark)
     bare = grammar_of_choice(offer(Mistral, strict(), {"[TOOL_CALLS]": mark}))
     assert LLMatcher(seen, bare, log_level=0).try_consume_tokens([bos]) == 0
