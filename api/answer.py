@@ -15,10 +15,12 @@ from api.backend import Backend, ModelCard
 from api.call_replies import CallingReply
 from api.chats import read_chat
 from api.errors import to_problem
-from api.generation import Delta, GenerationJob, complete, find_model, prepare, stream
+from api.generation import Delta, complete, stream
+from api.jobs import GenerationJob, prepare
 from api.meter import Meter
 from api.metered import streamed, whole
 from api.middleware import request_id
+from api.models import find_model
 from api.openai import ChatCompletionRequest, CompletionRequest
 from api.prompts import prompt_ids
 from api.replies import ChatReply, Json, Reply

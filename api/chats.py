@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from api.backend import ModelCard
-from api.call_grammars import grammar_of_calls
+from api.call_grammars import Offer, grammar_beside, grammar_of_calls, grammar_of_choice
 from api.calls import Calling
 from api.chat import calling, chat_prompt, rendering
-from api.generation import GenerationJob, prepare
+from api.jobs import GenerationJob, prepare
 from api.openai import ChatCompletionRequest
 
 
@@ -45,8 +45,18 @@ async def read_chat(card: ModelCard, body: ChatCompletionRequest) -> Chat:
 
 def _grammar(card: ModelCard, body: ChatCompletionRequest, how: Calling | None) -> str:
     """A large one takes seconds to check."""
-    if how is None or not body.must_call:
+    if how is None:
         return body.grammar()
+    offer = _offer(card, body, how)
+    if body.must_call:
+        return grammar_of_calls(offer)
+    if not (said := body.grammar()):
+        return grammar_of_choice(offer)
+    return said if body.wanted is None else grammar_beside(offer, body.wanted)
+
+
+def _offer(card: ModelCard, body: ChatCompletionRequest, how: Calling) -> Offer:
     added = card.tokenizer.get_added_vocab()
     marks = {mark: added[mark] for mark in how.parser.marks if mark in added}
-    return grammar_of_calls(how.parser, body.callable, marks, many=how.max_calls is None)
+    free = set(added.values()).difference(card.eos_token_ids, [marks.get(how.parser.marks[0])])
+    return Offer(how.parser, body.callable, marks, how.max_calls is None, sorted(free))

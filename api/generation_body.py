@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from api import unsupported
 from api.logit_bias import read_bias
 from api.seeds import unsigned_seed
-from api.shapes import Body
+from api.shapes import Body, JsonObject
 from api.structured import ResponseFormat, StructuredOutputs, grammar_of
 from protocol.errors import InvalidRequest
 from protocol.limits import MAX_LENGTH
@@ -106,6 +106,11 @@ class GenerationBody(Body):
     def is_shaped(self) -> bool:
         asked = self.response_format
         return self.structured_outputs is not None or (asked is not None and asked.type != "text")
+
+    @property
+    def wanted(self) -> JsonObject | None:
+        """The JSON Schema of the answer; None: it has none."""
+        return next((asked.wanted for asked in (self.response_format, self.structured_outputs) if asked), None)
 
     def grammar(self) -> str:
         """Of the answer; empty: none. A large one takes seconds to check. Raises InvalidRequest."""

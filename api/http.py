@@ -16,12 +16,12 @@ from api.answer import Service, answer
 from api.backend import Backend, ModelCard, Starting
 from api.door import OPEN, Door, DoorMiddleware
 from api.errors import error_body, invalid_request, printable, to_problem
-from api.generation import check_model, find_model, loaded_models
 from api.limits import CLIENT_GONE_STATUS, LIMITS, LimitsMiddleware, RequestLimits
 from api.meter import Meter
 from api.metered import MeterMiddleware
 from api.metrics import Gather, add_metrics_route, gather_own
 from api.middleware import RequestIdMiddleware, request_id
+from api.models import check_model, find_model, loaded_models
 from api.openai import ChatCompletionRequest, CompletionRequest
 from api.openapi import describe
 from api.page_route import add_page_routes

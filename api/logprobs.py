@@ -12,11 +12,14 @@ Json = dict[str, Any]
 
 
 def completion_logprobs(scores: Sequence[Score]) -> Json:
-    """Lists over the tokens. The most probable tokens are an object that also has the token itself, as in vLLM."""
+    """Lists over the tokens. The most probable tokens are an object that also has the token itself, as in vLLM.
+
+    The first token of a prompt has null in place of both.
+    """
     return {
         "tokens": [_name(score.chosen) for score in scores],
         "token_logprobs": [_finite(score.chosen) for score in scores],
-        "top_logprobs": [_by_name((score.chosen, *score.top)) for score in scores],
+        "top_logprobs": [_tops(score) for score in scores],
         "text_offset": [score.offset for score in scores],
     }
 
@@ -30,9 +33,11 @@ def _entry(token: ScoredToken) -> Json:
     return {"token": token.text, "logprob": _finite(token), "bytes": list(token.spelling)}
 
 
-def _by_name(tokens: Sequence[ScoredToken]) -> dict[str, float]:
+def _tops(score: Score) -> dict[str, float | None] | None:
     """Of tokens with one name, the first."""
-    return {_name(token): _finite(token) for token in reversed(tokens)}
+    if score.chosen.logprob is None:
+        return None
+    return {_name(token): _finite(token) for token in reversed((score.chosen, *score.top))}
 
 
 def _name(token: ScoredToken) -> str:
@@ -41,5 +46,5 @@ def _name(token: ScoredToken) -> str:
     return token.text if is_whole else f"bytes:{token.text}"
 
 
-def _finite(token: ScoredToken) -> float:
-    return max(token.logprob, LOWEST)
+def _finite(token: ScoredToken) -> float | None:
+    return None if token.logprob is None else max(token.logprob, LOWEST)

@@ -7,7 +7,8 @@ from contextlib import aclosing
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api.generation import Delta, GenerationJob
+from api.generation import Delta
+from api.jobs import GenerationJob
 from api.meter import Meter
 from protocol.errors import DraftPoolError
 from protocol.request import FinishReason

@@ -5,7 +5,7 @@ null means the default everywhere, as in OpenAI's schema.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -33,12 +33,6 @@ class CompletionRequest(GenerationBody):
     prompt: str | Strings | TokenIds | Annotated[list[TokenIds], Field(fail_fast=True)]
     add_special_tokens: bool = True
     logprobs: Whole | None = None
-
-    @model_validator(mode="after")
-    def _check_offsets(self) -> CompletionRequest:
-        if self.echo and self.logprobs is not None:
-            raise InvalidRequest("echo has no logprobs of the prompt to tell; send one of echo and logprobs", "echo")
-        return self
 
     @property
     def num_logprobs(self) -> int | None:
@@ -133,9 +127,9 @@ class ChatCompletionRequest(GenerationBody):
             raise InvalidRequest("a call is asked for and there are no tools; send some", "tool_choice")
         if isinstance(choice, NamedChoice) and not self.callable:
             raise InvalidRequest(f"there is no function {choice.function.name!r} among the tools", "tool_choice")
-        if self.must_call and super().is_shaped:
+        if self.must_call and super().is_shaped and self.wanted is None:
             raise InvalidRequest(
-                f"{self.format_field} shapes what is said, and tool_choice asks for a call; send one", "tool_choice"
+                "structured_outputs shape the answer, and tool_choice asks for a call; send one", "tool_choice"
             )
         return self
 
@@ -160,12 +154,12 @@ class ChatCompletionRequest(GenerationBody):
         return self.tool_choice not in ("none", "auto")
 
     @property
-    def callable(self) -> Sequence[Tool]:
-        """The tools of which one has to be called, where one has to."""
+    def callable(self) -> Mapping[int, Tool]:
+        """The tools that may be called, by their place."""
         choice = self.tool_choice
         named = choice.function.name if isinstance(choice, NamedChoice) else None
-        return [tool for tool in self.offered if named in (None, tool.function.name)]
+        return {place: tool for place, tool in enumerate(self.offered) if named in (None, tool.function.name)}
 
     @property
     def is_shaped(self) -> bool:
-        return self.must_call or super().is_shaped
+        return self.must_call or super().is_shaped or any(tool.function.strict for tool in self.offered)

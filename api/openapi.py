@@ -17,8 +17,8 @@ from fastapi.openapi.utils import get_openapi
 from api.answers_schema import ANSWERS, ERROR
 from api.backend import Backend
 from api.errors import TABLE
-from api.generation import MAX_STOPS
 from api.generation_body import MAX_CHOICES
+from api.jobs import MAX_STOPS
 from api.openai import MAX_PROMPTS
 from api.tokenize import OF_CHATS
 from api.version import version

@@ -72,7 +72,8 @@ class Reply:
 
     def _choice(self, index: int, fields: Json, reason: str | None, delta: Delta) -> Json:
         """delta: whose tokens and scores it tells."""
-        logprobs = self._logprobs(delta.scores) if delta.scores else None
+        told = delta.of_prompt + delta.scores
+        logprobs = self._logprobs(told) if told else None
         choice = {"index": index, **fields, "logprobs": logprobs, "finish_reason": reason, "seed": self._seeds[index]}
         if self._body.return_token_ids:
             choice["token_ids"] = list(delta.token_ids)

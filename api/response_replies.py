@@ -110,7 +110,7 @@ def _asked(body: ResponsesRequest) -> Json:
         "max_output_tokens": body.max_output_tokens,
         "temperature": body.temperature,
         "top_p": body.top_p,
-        "tools": [{"type": "function", "strict": False, **tool.model_dump(exclude={"type"})} for tool in body.tools],
+        "tools": [{"type": "function", **tool.model_dump(exclude={"type"})} for tool in body.tools],
         "tool_choice": _choice(body),
         "parallel_tool_calls": body.parallel_tool_calls,
         "text": {"format": _format(body)},

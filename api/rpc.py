@@ -15,15 +15,17 @@ from api.backend import Backend
 from api.chats import read_chat
 from api.door import HEADER, Door
 from api.errors import to_problem
-from api.generation import find_model, loaded_models, prepare, stream
+from api.generation import stream
+from api.jobs import prepare
 from api.meter import Meter
 from api.metered import streamed
+from api.models import find_model, loaded_models
 from api.openai import ChatCompletionRequest
 from api.prompts import prompt_ids
 from api.refused import CallRefused
 from api.rpc_answers import Answer
 from api.rpc_bodies import CallBody, chat_body, generate_body
-from api.seeds import draw_seed
+from api.seeds import choice_seed, draw_seed
 from api.spans import NO_SPANS, Asked, Spans
 from api.streams import merge
 from protocol.errors import Unauthenticated
@@ -80,14 +82,18 @@ async def generate(
     """meter: counts the call; None: it is counted nowhere."""
     call = _Call("Generate", Asked("text_completion", message.model, True), context, meter or Meter(), spans)
 
-    async def prepared(request_id: str) -> Answer:
+    async def prepared(call_id: str) -> list[Answer]:
         body = generate_body(message)
         card = await find_model(backend, body.model)
         with card.places.entered():
             (prompt,) = await prompt_ids(card, body)
         (echo,) = body.echoes()
         grammar = await asyncio.to_thread(body.grammar) if body.is_shaped else ""
-        return Answer(prepare(card, request_id, prompt, body, _seed(body), echo=echo, grammar=grammar))
+        jobs = [
+            prepare(card, f"{call_id}-{index}", prompt, body, seed, echo=echo, grammar=grammar)
+            for index, seed in enumerate(_seeds(body))
+        ]
+        return [Answer(call_id, index, job) for index, job in enumerate(jobs)]
 
     async with aclosing(_answers(call, backend, prepared)) as responses:
         async for response in responses:
@@ -100,12 +106,13 @@ async def chat(
     """meter: as for `generate`."""
     call = _Call("Chat", Asked("chat", message.options.model, True), context, meter or Meter(), spans)
 
-    async def prepared(request_id: str) -> Answer:
+    async def prepared(call_id: str) -> list[Answer]:
         body = chat_body(message)
         card = await find_model(backend, body.model)
         with card.places.entered():
             asked = await read_chat(card, body)
-        return Answer(asked.job(card, request_id, _seed(body)), asked.calling)
+        jobs = [asked.job(card, f"{call_id}-{index}", seed) for index, seed in enumerate(_seeds(body))]
+        return [Answer(call_id, index, job, asked.calling) for index, job in enumerate(jobs)]
 
     async with aclosing(_answers(call, backend, prepared)) as responses:
         async for response in responses:
@@ -113,26 +120,29 @@ async def chat(
 
 
 async def _answers(
-    call: _Call, backend: Backend, prepared: Callable[[str], Awaitable[Answer]]
+    call: _Call, backend: Backend, prepared: Callable[[str], Awaitable[list[Answer]]]
 ) -> AsyncGenerator[pb.GenerateResponse, None]:
-    """The responses to one call. prepared: its beginning, by the id of the request."""
+    """The responses to one call. prepared: its choices, by the id of the call."""
     request_id, arrived = f"gen-{uuid4().hex}", call.meter.clock()
     span = call.spans.begin(call.asked, dict(call.context.invocation_metadata()))
     with _answering(call.method, request_id, call.context, call.meter):
         try:
-            answer = await prepared(request_id)
+            answers = await prepared(request_id)
         except BaseException as error:
             span.fail(error)
             raise
-        job = replace(answer.job, request=span.carried(answer.job.request))
-        deltas = merge([streamed(call.meter, job, stream(backend, job), arrived)], 1)
-        async with aclosing(span.follow(deltas, request_id, [job.request])) as followed:
-            async for _, delta in followed:
-                yield answer.response(delta)
+        jobs = [replace(answer.job, request=span.carried(answer.job.request)) for answer in answers]
+        runs = [streamed(call.meter, job, stream(backend, job), arrived) for job in jobs]
+        deltas = merge(runs, jobs[0].card.max_batch)
+        async with aclosing(span.follow(deltas, request_id, [job.request for job in jobs])) as followed:
+            async for index, delta in followed:
+                yield answers[index].response(delta)
 
 
-def _seed(body: CallBody | ChatCompletionRequest) -> int:
-    return draw_seed() if body.seed is None else body.seed
+def _seeds(body: CallBody | ChatCompletionRequest) -> list[int]:
+    """Of the choices."""
+    seed = draw_seed() if body.seed is None else body.seed
+    return [choice_seed(seed, index) for index in range(body.n)]
 
 
 async def list_models(

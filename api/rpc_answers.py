@@ -7,7 +7,8 @@ from types import MappingProxyType
 
 from api.call_replies import TOOL_CALLS, content_and_calls, finish_reason
 from api.calls import Calling
-from api.generation import Delta, GenerationJob
+from api.generation import Delta
+from api.jobs import GenerationJob
 from api.replies import Json
 from api.scores import Score, ScoredToken
 from protocol.pb import inference_pb2 as pb
@@ -23,20 +24,22 @@ _REASONS: Mapping[str, pb.FinishReason] = MappingProxyType(
 
 
 class Answer:
-    """One answer that is under way. how: None where nothing in it is read as a call."""
+    """One choice of a call that is under way. how: None where nothing in it is read as a call of a function."""
 
-    def __init__(self, job: GenerationJob, how: Calling | None = None) -> None:
+    def __init__(self, call_id: str, choice: int, job: GenerationJob, how: Calling | None = None) -> None:
         self.job = job
+        self._call_id, self._choice = call_id, choice
         self._reader = how.reader() if how else None
 
     def response(self, delta: Delta) -> pb.GenerateResponse:
         """The deltas come in order."""
         text, calls, reason = self._said(delta)
         response = pb.GenerateResponse(
-            request_id=self.job.request.request_id, index=delta.index, token_ids=delta.token_ids, text=text
+            request_id=self._call_id, choice=self._choice, index=delta.index, token_ids=delta.token_ids, text=text
         )
         response.tool_calls.extend(map(_call, calls))
         response.logprobs.extend(map(_logprobs, delta.scores))
+        response.prompt_logprobs.extend(map(_logprobs, delta.of_prompt[1:]))
         response.token_sources.extend(delta.sources)
         if reason is not None:
             response.finish_reason = _REASONS[reason]

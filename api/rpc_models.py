@@ -14,7 +14,7 @@ from grpc import StatusCode
 from grpc_health.v1 import health_pb2
 
 from api.backend import Backend, ModelCard
-from api.generation import check_model, find_model
+from api.models import check_model, find_model
 from api.refused import CallRefused
 from api.rpc import Context, refuse
 from protocol.errors import InvalidRequest

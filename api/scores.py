@@ -14,7 +14,7 @@ from protocol.logit_rules import TokenLogprobs
 class ScoredToken:
     token_id: int
     spelling: bytes = field(repr=False)  # not always whole characters
-    logprob: float
+    logprob: float | None  # None: of the first token of all, which nothing stands before
 
     @property
     def text(self) -> str:
@@ -43,9 +43,14 @@ class Scores:
         """Of the next tokens; nothing if there are no logprobs. More logprobs than tokens may be given."""
         return tuple(map(self._score, token_ids, logprobs))
 
-    def _score(self, token_id: int, told: TokenLogprobs) -> Score:
-        top = tuple(self._token(other, logprob) for other, logprob in told.top)
-        chosen = self._token(token_id, told.chosen)
+    def of_prompt(self, prompt_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> tuple[Score, ...]:
+        """Of the tokens of a prompt that the text begins with. logprobs: of those behind the first."""
+        first, *others = prompt_ids
+        return (self._score(first, None), *self.read(others, logprobs))
+
+    def _score(self, token_id: int, told: TokenLogprobs | None) -> Score:
+        top = tuple(self._token(other, logprob) for other, logprob in told.top) if told else ()
+        chosen = self._token(token_id, told.chosen if told else None)
         score = Score(chosen, top, self._offset + self._breaks_a_character(chosen.spelling))
         if not self._spellings[token_id].special:  # the text leaves special tokens out
             self._offset += len(self._characters.decode(chosen.spelling))
@@ -56,7 +61,7 @@ class Scores:
         begun, _ = self._characters.getstate()
         return bool(begun and spelling) and _decoder().decode(begun + spelling[:1]).startswith("\ufffd")
 
-    def _token(self, token_id: int, logprob: float) -> ScoredToken:
+    def _token(self, token_id: int, logprob: float | None) -> ScoredToken:
         return ScoredToken(token_id, self._spellings[token_id].spelling, logprob)
 
 

@@ -6,6 +6,7 @@ takes all of JSON Schema that it does not refuse by name, and imports nothing.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -45,10 +46,15 @@ class ResponseFormat(Body):
             )
         return self
 
-    def grammar(self, place: str) -> str:
+    @property
+    def wanted(self) -> JsonObject | None:
+        """The JSON Schema of the answer; None: it has none."""
         if self.json_schema is not None:
-            return of_json(self.json_schema.json_schema, place)
-        return "" if self.type == "text" else of_json(dict(ANY_OBJECT), place)
+            return self.json_schema.json_schema
+        return None if self.type == "text" else dict(ANY_OBJECT)
+
+    def grammar(self, place: str) -> str:
+        return "" if self.wanted is None else of_json(self.wanted, place)
 
 
 class StructuredOutputs(Body):
@@ -65,6 +71,17 @@ class StructuredOutputs(Body):
         if sum(bool(way) for way in (self.json_schema, self.json_object, self.regex, self.choice, self.lark)) != 1:
             raise InvalidRequest("send one of json, json_object, regex, choice and grammar", "structured_outputs")
         return self
+
+    @property
+    def wanted(self) -> JsonObject | None:
+        """The JSON Schema of the answer; None: it has none."""
+        if isinstance(self.json_schema, str):
+            try:
+                parsed = json.loads(self.json_schema)
+            except (ValueError, RecursionError):
+                return None
+            return parsed if isinstance(parsed, dict) else None
+        return self.json_schema or (dict(ANY_OBJECT) if self.json_object else None)
 
     def grammar(self, place: str) -> str:
         if self.regex:

@@ -17,8 +17,8 @@ from api import unsupported
 from api.backend import Backend, ModelCard
 from api.chat import calling, chat_prompt, rendering
 from api.errors import invalid_request
-from api.generation import find_model
 from api.generation_body import TokenIds
+from api.models import find_model
 from api.openai import ChatCompletionRequest, Message
 from api.prompts import encode
 from api.shapes import Body, JsonObject

@@ -16,13 +16,14 @@ FunctionName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_.-]{1,64}$")]
 
 
 class Function(Body):
-    """`strict` is dropped: a call that has to come holds to its schema, one that the model chooses to make may not."""
+    """strict: a call that the model chooses to make holds to the schema, as one that has to come does in any case."""
 
     dropped = unsupported.DROPPED_IN_FUNCTION
 
     name: FunctionName
     description: str | None = None
     parameters: JsonObject | None = None
+    strict: bool = False
 
 
 class Tool(Body):
@@ -33,7 +34,7 @@ class Tool(Body):
 
     def definition(self) -> dict[str, Any]:
         """The tool as a template gets it, in the order of OpenAI's documentation."""
-        return self.model_dump(exclude_unset=True)
+        return self.model_dump(exclude_unset=True, exclude={"function": {"strict"}})
 
 
 def _distinct(tools: list[Tool]) -> list[Tool]:

@@ -25,21 +25,23 @@ def _allowed(*groups: tuple[Any, ...], beside: Allowed | None = None) -> Allowed
 
 DROPPED = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention"}
-    | {"request_id", "cache_control", "cache_salt"}
+    | {"prompt_cache_options", "request_id", "session_id", "cache_control", "cache_salt"}
 )
 DROPPED_IN_MESSAGE = frozenset({"cache_control", "provider_specific_fields"})  # and in its parts
-DROPPED_IN_FUNCTION = frozenset({"strict", "cache_control"})
+DROPPED_IN_FUNCTION = frozenset({"cache_control"})
 DROPPED_IN_STREAM_OPTIONS = frozenset({"include_obfuscation"})
 
 ONLY = _allowed(
     ("best_of length_penalty", 1),
     ("use_beam_search", False),
-    ("spaces_between_special_tokens", True),
+    ("spaces_between_special_tokens include_reasoning", True),
+    ("return_tokens_as_token_ids", False),
     ("function_call", "none", "auto"),
-    ("functions documents", []),
+    ("functions documents bad_words", []),
     ("suffix", ""),
     ("modalities", ["text"]),
-    ("prompt_logprobs audio prediction reasoning_effort verbosity web_search_options chat_template", None),
+    ("prompt_logprobs allowed_token_ids truncate_prompt_tokens prompt_embeds chat_template", None),
+    ("audio moderation prediction reasoning_effort verbosity web_search_options", None),
 )
 ONLY_IN_COMPLETIONS = _allowed(
     ("continue_final_message", False),
@@ -59,7 +61,7 @@ ONLY_IN_RESPONSES = _allowed(
     ("truncation", "disabled"),
     ("response_format structured_outputs", None),
     ("reasoning", {}),
-    ("previous_response_id conversation prompt max_tool_calls moderation context_management", None),
+    ("previous_response_id conversation prompt image max_tool_calls context_management access_programs", None),
     ("max_tokens max_completion_tokens", None),
     beside=ONLY,
 )

@@ -133,6 +133,7 @@ class ServeBackend:
         told: dict[str, Any] = {
             "logprobs": logprobs,
             "sources": tuple(source for part in parts for source in part.sources),
+            "of_prompt": parts[0].of_prompt,
         }
         return replace(parts[-1], index=0, token_ids=token_ids, num_cached=parts[0].num_cached, **told)
 

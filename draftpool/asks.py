@@ -53,6 +53,7 @@ class Options(TypedDict, total=False):
 
 class CompletionOptions(Options, total=False):
     echo: bool | None
+    add_special_tokens: bool | None
     logprobs: int | None
 
 

@@ -82,13 +82,16 @@ def _delta(body: Json, ask: Ask) -> Delta:
     part = choice.get("delta") or choice.get("message") or {}
     if (reason := choice["finish_reason"]) not in REASONS:
         raise ValueError(f"finish reason {reason}")
+    told = _logprobs(choice.get("logprobs"), ask.options.get("logprobs", 0))
+    num_of_prompt = max(len(told) - len(choice["token_ids"]), 0)
     return Delta(
         body["id"],
         choice.get("text") or part.get("content") or "",
         tuple(choice["token_ids"]),
         reason,
         seed=None if reason is None else choice["seed"],
-        logprobs=_logprobs(choice.get("logprobs"), ask.options.get("logprobs", 0)),
+        logprobs=told[num_of_prompt:],
+        prompt_logprobs=told[:num_of_prompt],
         token_sources=tuple(choice.get("token_sources", ())),
         tool_calls=tuple(_call(place, call) for place, call in enumerate(part.get("tool_calls", ()))),
     )
@@ -101,14 +104,20 @@ def _call(place: int, call: Json) -> ToolCallDelta:
 
 
 def _logprobs(told: Json | None, num_top: int) -> tuple[Logprobs, ...]:
-    """In the shape of chats, or of completions. num_top: of completions, how many most probable tokens to tell."""
+    """In the shape of chats, or of completions. num_top: of completions, how many most probable tokens to tell.
+
+    Without the first token of a prompt, which has none.
+    """
     if told is None:
         return ()
     if "content" in told:
         return tuple(Logprobs(_entry(each), tuple(map(_entry, each["top_logprobs"]))) for each in told["content"])
-    chosen = map(_named, zip(told["tokens"], told["token_logprobs"], strict=True))
-    tops = (_top([*map(_named, top.items())], num_top) for top in told["top_logprobs"])
-    return tuple(map(Logprobs, chosen, tops))
+    places = zip(told["tokens"], told["token_logprobs"], told["top_logprobs"], strict=True)
+    return tuple(
+        Logprobs(_named((name, logprob)), _top([*map(_named, top.items())], num_top))
+        for name, logprob, top in places
+        if logprob is not None
+    )
 
 
 def _top(named: Sequence[TokenLogprob], num_top: int) -> tuple[TokenLogprob, ...]:

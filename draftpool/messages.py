@@ -47,7 +47,8 @@ def request_of(ask: Ask) -> pb.GenerateRequest | pb.ChatRequest:
 def delta_of(response: pb.GenerateResponse) -> Delta:
     """Raises Refused for a finish reason that is unknown."""
     told: Fields = {
-        "logprobs": tuple(Logprobs(_scored(each.chosen), tuple(map(_scored, each.top))) for each in response.logprobs),
+        "logprobs": tuple(map(_told, response.logprobs)),
+        "prompt_logprobs": tuple(map(_told, response.prompt_logprobs)),
         "token_sources": tuple(response.token_sources),
         "tool_calls": tuple(map(_called, response.tool_calls)),
     }
@@ -167,6 +168,10 @@ _SHAPES: Mapping[str, Callable[[Any], Fields]] = MappingProxyType(
         "grammar": lambda lark: {"lark": lark},
     }
 )
+
+
+def _told(place: pb.Logprobs) -> Logprobs:
+    return Logprobs(_scored(place.chosen), tuple(map(_scored, place.top)))
 
 
 def _scored(token: pb.TokenLogprob) -> TokenLogprob:

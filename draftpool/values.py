@@ -96,7 +96,8 @@ class Delta:
     """What one round added. The last of an answer has a finish reason, and with it usage, acceptance and seed.
 
     acceptance: None if nothing was drafted, or a stop string ended the text. seed: repeats the text. logprobs,
-    token_sources: of each token, where they were asked for.
+    token_sources: of each token, where they were asked for. prompt_logprobs: of each token of the prompt behind its
+    first, where both echo and logprobs were asked for.
     """
 
     request_id: str
@@ -109,6 +110,7 @@ class Delta:
     logprobs: tuple[Logprobs, ...] = field(default=(), repr=False)
     token_sources: tuple[int, ...] = field(default=(), repr=False)
     tool_calls: tuple[ToolCallDelta, ...] = ()
+    prompt_logprobs: tuple[Logprobs, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +127,7 @@ class Completion:
     logprobs: tuple[Logprobs, ...] = field(default=(), repr=False)
     token_sources: tuple[int, ...] = field(default=(), repr=False)
     tool_calls: tuple[ToolCall, ...] = ()
+    prompt_logprobs: tuple[Logprobs, ...] = field(default=(), repr=False)
 
     def message(self) -> Message:
         """The answer as a message of the chat that goes on."""
@@ -160,6 +163,7 @@ def completion_of(deltas: Sequence[Delta]) -> Completion:
         tuple(told for delta in deltas for told in delta.logprobs),
         tuple(source for delta in deltas for source in delta.token_sources),
         _calls(part for delta in deltas for part in delta.tool_calls),
+        tuple(told for delta in deltas for told in delta.prompt_logprobs),
     )
 
 

@@ -63,11 +63,12 @@ class StreamedRuns:
         self._sources: list[int] = []
         self._num_taken = 0
         self._num_cached = 0
+        self._of_prompt: tuple[TokenLogprobs, ...] = ()
         self._on_tokens = on_tokens
 
     def add(self, run: TokenRun) -> None:
         if not self._token_ids:
-            self._first = run.index
+            self._first, self._of_prompt = run.index, run.of_prompt
         if run.finish_reason is not None:
             self.ended.get_loop().call_soon_threadsafe(self._end, run)
             return
@@ -102,8 +103,9 @@ class StreamedRuns:
     def _end(self, run: TokenRun) -> None:
         if not self.ended.done():
             token_ids, logprobs = (*self._token_ids, *run.token_ids), (*self._logprobs, *run.logprobs)
-            sources = (*self._sources, *run.sources)
-            whole = replace(run, index=self._first, token_ids=token_ids, logprobs=logprobs, sources=sources)
+            sources, of_prompt = (*self._sources, *run.sources), self._of_prompt or run.of_prompt
+            told: dict[str, Any] = {"logprobs": logprobs, "sources": sources, "of_prompt": of_prompt}
+            whole = replace(run, index=self._first, token_ids=token_ids, **told)
             self.ended.set_result(whole)
 
 

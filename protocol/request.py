@@ -93,14 +93,16 @@ class GenerateRequest:
     priority: int = 0
     traceparent: str = ""
     tells_sources: bool = False  # whether its runs say where each token came from
+    tells_prompt: bool = False  # whether logprobs are told of the prompt's tokens too
 
     def __post_init__(self) -> None:
         if self.logprobs is not None:
             check_top(self.logprobs, "logprobs")
-            if (1 + self.logprobs) * self.stop.max_tokens > MAX_TOLD:
+            most = MAX_TOLD // (1 + self.logprobs) - len(self.prompt_ids) * self.tells_prompt
+            if self.stop.max_tokens > most:
                 raise InvalidRequest(
                     f"max_tokens {self.stop.max_tokens} with {self.logprobs} top logprobs is too long an answer; ask "
-                    f"for {MAX_TOLD // (1 + self.logprobs)} tokens at most",
+                    f"for {max(most, 0)} tokens at most",
                     "max_tokens",
                 )
         if self.rules.min_tokens > self.stop.max_tokens:
@@ -141,7 +143,8 @@ class TokenRun:
 
     logprobs, sources: of each token if the request asks for them, else empty. A source is OWN for the target's own
     pick, the exit (in layers) at which an accepted token was drafted, and that exit below 0 if it was drafted ahead.
-    num_cached: tokens of the prompt whose KV was kept from requests before, so that they were not read.
+    num_cached: tokens of the prompt whose KV was kept from requests before, so that they were not read. of_prompt: the
+    logprobs of the prompt's tokens behind its first, with the first run, if the request asks for them.
     """
 
     request_id: str
@@ -152,6 +155,7 @@ class TokenRun:
     logprobs: tuple[TokenLogprobs, ...] = field(default=(), repr=False)
     num_cached: int = 0
     sources: tuple[int, ...] = ()
+    of_prompt: tuple[TokenLogprobs, ...] = field(default=(), repr=False)
 
 
 def check_prompt(request: GenerateRequest, max_length: int, vocab_size: int) -> None:

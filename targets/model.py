@@ -24,7 +24,7 @@ from protocol.errors import ConfigError, InvalidRequest
 from protocol.request import GenerateRequest, SamplingParams
 from targets.grammar import Constraint, Grammars
 from targets.refusals import allowed_picks
-from targets.scoring import Picks, Scoring, apply_rules, logprobs, raw_logprobs
+from targets.scoring import Picks, Scoring, apply_rules, logprobs, raw_logprobs, standing
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ class ForwardRow:
     """New tokens of one sequence at positions [start, start + len(tokens)); logits are wanted of the last ones.
 
     refusal: by the grammar of its text, of picks behind a part of the tokens after the first place (refusals.py).
+    given: the tokens that stand at its places, of a prompt that is told; else empty.
     """
 
     sequence_id: int
@@ -40,6 +41,7 @@ class ForwardRow:
     num_logits: int
     scoring: Scoring | None = None
     refusal: Refusal | None = None
+    given: Sequence[int] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +127,7 @@ class TargetModel:
         apply_rules(logits, half.rows, positions, self.decoder.config)
         first = self.decoder.pick(logits, sampling, positions)
         picks = allowed_picks(self.decoder, logits, half.rows, first, sampling, positions)
-        return Picks(picks, logprobs(raw, picks))
+        return Picks(picks, logprobs(raw, standing(half.rows, picks)))
 
     def _batch(self, rows: Sequence[ForwardRow]) -> tuple[list[int], RaggedBatch, list[int]]:
         """Tokens, their rows, and the flat indices of those whose logits are wanted."""

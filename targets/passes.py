@@ -14,13 +14,18 @@ from targets.model import ForwardRow, Halfway, TargetModel
 from targets.proposals import Proposal, Proposals
 from targets.refusals import comes_late
 from targets.scheduler import Schedule
-from targets.scoring import Picks, Scoring, scoring
+from targets.scoring import Picks, Scoring, scoring, telling
 from targets.sequence import Sequence
+
+GREEDY = SamplingParams(0)  # where no pick is wanted
 
 
 @dataclass(slots=True)
 class Pass:
-    """One row for each decoding sequence, then one for each chunk; per wanted logit how and where it is picked."""
+    """One row for each decoding sequence, then one for each chunk; per wanted logit how and where it is picked.
+
+    Nothing is picked at the places of a row whose tokens are given.
+    """
 
     model: TargetModel
     rows: list[ForwardRow]
@@ -51,7 +56,10 @@ class Pass:
     def _sound(self, picks: Picks) -> list[list[int]]:
         """Picks by row. A row that lacks one is run again without its draft, which may have spoiled all its places."""
         places = [range(at, at + row.num_logits) for row, at in zip(self.rows, self._firsts, strict=False)]
-        rows = [[picks.token_ids[place] for place in own] for own in places]
+        rows = [
+            [] if row.given else [picks.token_ids[place] for place in own]
+            for row, own in zip(self.rows, places, strict=True)
+        ]
         self.logprobs = [[picks.logprobs[place] for place in own if place in picks.logprobs] for own in places]
         if NO_PICK not in picks.token_ids:
             return rows
@@ -73,7 +81,7 @@ def gather(model: TargetModel, schedule: Schedule, proposals: Proposals) -> Pass
     sequences = [*schedule.decoding, *(sequence for sequence, _ in schedule.chunks)]
     rows = [*map(_verify_row, schedule.decoding, proposals.rows), *(_chunk_row(*chunk) for chunk in schedule.chunks)]
     wanted = [
-        (sequence.request.sampling, row.start + len(row.tokens) - row.num_logits + index + 1)
+        (GREEDY if row.given else sequence.request.sampling, row.start + len(row.tokens) - row.num_logits + index + 1)
         for sequence, row in zip(sequences, rows, strict=True)
         for index in range(row.num_logits)
     ]
@@ -92,9 +100,13 @@ def _verify_row(sequence: Sequence, proposal: Proposal | None) -> ForwardRow:
 
 
 def _chunk_row(sequence: Sequence, size: int) -> ForwardRow:
-    tokens = sequence.tokens[sequence.computed : sequence.computed + size]
+    end = sequence.computed + size
+    tokens = sequence.tokens[sequence.computed : end]
     if not sequence.gives_first(size):
-        return ForwardRow(sequence.id, sequence.computed, tokens, 0)
+        if not sequence.is_told:
+            return ForwardRow(sequence.id, sequence.computed, tokens, 0)
+        given, told = sequence.tokens[sequence.computed + 1 : end + 1], telling(sequence.request)
+        return ForwardRow(sequence.id, sequence.computed, tokens, size, told, given=given)
     return ForwardRow(sequence.id, sequence.computed, tokens, 1, *_asked(sequence))
 
 

@@ -16,6 +16,8 @@ from model.prefixes import page_keys
 from protocol.plan import Plan
 from targets.sequence import Sequence
 
+TOLD_CHUNK = 64  # tokens of a prompt that is told, in one step: each has its logits
+
 
 @dataclass(frozen=True, slots=True)
 class SchedulerConfig:
@@ -96,6 +98,8 @@ class Scheduler:
 
     def _adopt(self, sequence: Sequence) -> int:
         """Goes on behind the longest beginning whose KV is kept. One token is left to run, which gives the next."""
+        if sequence.is_told:
+            return 0
         size, before = self._ledger.page_size, sequence.computed
         last = (sequence.prefill_end - 1) // size
         found = self._ledger.adopt(sequence.id, sequence.num_kept, sequence.keys[sequence.num_kept : last])
@@ -156,6 +160,7 @@ class Scheduler:
         victim = self.running.pop()
         self._ledger.free(victim.id)
         victim.computed = victim.num_kept = 0
+        victim.of_prompt.clear()
         victim.was_preempted = True
         self.add(victim)
         return victim
@@ -182,13 +187,14 @@ def chunks(running: Iterable[Sequence], config: SchedulerConfig) -> list[tuple[S
     """Prompt tokens for this step: by rank, but for a share that goes to those
     with the least left to read, so that a short prompt does not wait for long ones.
     """
-    reading = [(sequence, sequence.prefill_end - sequence.computed) for sequence in running if not sequence.is_decoding]
+    reading = [(sequence, sequence.unread) for sequence in running if not sequence.is_decoding]
     sizes = dict.fromkeys([sequence.id for sequence, _ in reading], 0)
     shortest = sorted(reading, key=lambda one: one[1])
     budget = config.prefill_chunk
     for order, end in ((shortest, budget - int(budget * config.short_share)), (reading, 0)):
         for sequence, left in order:
-            size = min(left - sizes[sequence.id], budget - end)
+            most = min(left, TOLD_CHUNK) if sequence.is_told else left
+            size = min(most - sizes[sequence.id], budget - end)
             sizes[sequence.id] += size
             budget -= size
     return [(sequence, sizes[sequence.id]) for sequence, _ in reading if sizes[sequence.id]]

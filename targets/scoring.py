@@ -59,6 +59,20 @@ def scoring(
     return Scoring(NO_RULES, num_prompt, (), request.logprobs, masks)
 
 
+def telling(request: GenerateRequest) -> Scoring:
+    """Of a row within a prompt that is told."""
+    return Scoring(NO_RULES, 0, (), request.logprobs)
+
+
+def standing(rows: Sequence[ForwardRow], picks: Sequence[int]) -> list[int]:
+    """The tokens at the places of a pass: the picks, or what is given there."""
+    tokens, first = list(picks), 0
+    for row in rows:
+        tokens[first : first + len(row.given)] = row.given
+        first += row.num_logits
+    return tokens
+
+
 @torch.inference_mode()
 def apply_rules(logits: Tensor, rows: Sequence[ForwardRow], positions: Sequence[int], config: DecoderConfig) -> None:
     """Changes the logits of rows with rules in place.

@@ -10,6 +10,7 @@ from collections.abc import Sequence as Run
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from protocol.logit_rules import TokenLogprobs
 from protocol.plan import SequenceView
 from protocol.request import FinishReason, GenerateRequest, SequenceStats, SequenceTimes
 from targets.grammar import Constraint
@@ -23,6 +24,7 @@ class Sequence:
 
     keys: names of its first full pages (model/prefixes.py). num_kept: how many of its pages others may adopt.
     constraint: of a request with a grammar. num_cached: tokens of the prompt whose KV was kept, when it was first read.
+    of_prompt: logprobs of the prompt's tokens behind its first, of a request that asks for them; so far.
     arrived_s, admitted_s, first_s, ended_s: by the stepper's clock; when it came, was first admitted, had its first
     token and its last. draft_s: of its rounds.
     """
@@ -48,6 +50,7 @@ class Sequence:
     draft_s: float = 0.0
     num_cached: int = 0
     was_preempted: bool = False
+    of_prompt: list[TokenLogprobs] = field(default_factory=list, repr=False)
 
     def __post_init__(self) -> None:
         self.tokens = [*self.request.prompt_ids, *self.request.resume_ids]
@@ -61,6 +64,17 @@ class Sequence:
     def prefill_end(self) -> int:
         """A fresh prompt is prefilled whole and gives the first token; a resumed one leaves its newest to a round."""
         return len(self.tokens) - 1 if self.num_generated else len(self.tokens)
+
+    @property
+    def is_told(self) -> bool:
+        """Whether its prompt is to be read whole, and the logprobs of its tokens told."""
+        return self.request.tells_prompt and not self.num_generated
+
+    @property
+    def unread(self) -> int:
+        """Tokens of the prompt that one chunk may have: the last one of a prompt that is told stands alone."""
+        left = self.prefill_end - self.computed
+        return left - 1 if self.is_told and left > 1 else left
 
     def gives_first(self, size: int) -> bool:
         """Whether a chunk of the prompt is its end, and gives the first token."""

@@ -158,6 +158,7 @@ class Stepper:
             if own := picks[index]:
                 runs.append(self._commit_run(sequence, own, logprobs[index], (OWN,)))
             else:
+                sequence.of_prompt += logprobs[index]
                 self.scheduler.keep(sequence)
         return tuple(runs), RoundRecord(
             round_id=self.rounds.num_steps,
@@ -190,6 +191,8 @@ class Stepper:
         if sequence.first_s is None:
             sequence.first_s = self.clock()
         told: dict[str, Any] = {"logprobs": tuple(logprobs[: len(kept)]), "num_cached": sequence.num_cached}
+        if not index:
+            told["of_prompt"] = tuple(sequence.of_prompt)
         if sequence.request.tells_sources:
             told["sources"] = sources[: len(kept)]
         if sequence.finish_reason is None:

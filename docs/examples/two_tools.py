@@ -3,9 +3,9 @@
     pip install openai-agents
     python docs/examples/two_tools.py http://127.0.0.1:8000/v1 MODEL --through responses --tool-choice required
 
-With `auto` the model chooses when to call and ends with words. With `required` every turn has to call, by a grammar,
-and the task ends with what `add` gives: so also a model that seldom calls by itself can do it. A server with keys takes
-OPENAI_API_KEY. Nothing is sent anywhere else.
+With `auto` the model chooses when to call and ends with words; its calls are shaped, since function_tool makes strict
+tools. With `required` every turn has to call, by a grammar, and the task ends with what `add` gives: so also a model
+that seldom calls by itself can do it. A server with keys takes OPENAI_API_KEY. Nothing is sent anywhere else.
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
     pip install langchain langchain-openai
     python docs/examples/two_tools_langchain.py http://127.0.0.1:8000/v1 MODEL --tool-choice required
 
-A server with keys takes OPENAI_API_KEY. Nothing is sent anywhere else, unless LangSmith's own variables ask for it.
+The tools are strict: calls are shaped, whoever decides to call. A server with keys takes OPENAI_API_KEY. Nothing is
+sent anywhere else, unless LangSmith's own variables ask for it.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def shopkeeper(model: ChatOpenAI, tool_choice: str) -> Any:
 
     @wrap_model_call
     def chooses(request: ModelRequest, handler: Callable[[ModelRequest], ModelResponse]) -> ModelResponse:
-        return handler(request.override(tool_choice=tool_choice, model_settings={"parallel_tool_calls": False}))
+        settings = {"parallel_tool_calls": False, "strict": True}
+        return handler(request.override(tool_choice=tool_choice, model_settings=settings))
 
     return create_agent(model, tools(tool_choice), system_prompt=INSTRUCTIONS, middleware=[chooses])
 

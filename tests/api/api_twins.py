@@ -164,7 +164,7 @@ class Twin(ABC):
         async with aclosing(self.generate(model, request)) as runs:
             parts = [run async for run in runs]
         joined = {name: tuple(each for part in parts for each in getattr(part, name)) for name in TOLD_BY_TOKEN}
-        return replace(parts[-1], index=0, **joined)
+        return replace(parts[-1], index=0, of_prompt=parts[0].of_prompt, **joined)
 
 
 TOLD_BY_TOKEN = ("token_ids", "logprobs", "sources")
@@ -245,24 +245,30 @@ def save_tiny(directory: Path) -> None:
     LlamaForCausalLM(config).save_pretrained(directory)
 
 
-def grammars() -> Grammars:
-    tokenizer = tiny_tokenizer()
+def grammars(tokenizer: PreTrainedTokenizerFast) -> Grammars:
     return Grammars(tokenizer.backend_tokenizer.to_str(), len(tokenizer), [tokenizer.eos_token_id])
 
 
 def make_engine(directory: Path, max_batch: int = 4, max_queue: int = 4) -> Engine:
     """A started plain engine over the tiny Llama."""
     save_tiny(directory)
-    model = replace(load_target(directory, dtype=torch.float32, num_positions=4096, page_size=16), grammars=grammars())
+    model = load_target(directory, dtype=torch.float32, num_positions=4096, page_size=16)
+    model = replace(model, grammars=grammars(tiny_tokenizer()))
     engine = Engine(model, Off(), None, EngineConfig(max_batch=max_batch, max_queue=max_queue))
     engine.start()
     return engine
 
 
-def make_drafting_engine(directory: Path) -> tuple[Engine, DraftWorker]:
-    """A started engine over the tiny Llama, and the worker that drafts three tokens a round with its first layer."""
+def make_drafting_engine(
+    directory: Path, tokenizer: PreTrainedTokenizerFast | None = None
+) -> tuple[Engine, DraftWorker]:
+    """A started engine over the tiny Llama, and the worker that drafts three tokens a round with its first layer.
+
+    tokenizer: another of as many entries.
+    """
     save_tiny(directory)
-    model = replace(load_target(directory, dtype=torch.float32, num_positions=4096, page_size=16), grammars=grammars())
+    model = load_target(directory, dtype=torch.float32, num_positions=4096, page_size=16)
+    model = replace(model, grammars=grammars(tokenizer or tiny_tokenizer()))
     drafter = NestedDrafter(load_decoder(directory, dtype=torch.float32), (1, 2), num_pages=256, page_size=16)
     worker = DraftWorker(drafter, PoolLimits(), time.monotonic)
     engine = Engine(model, Fixed(DepthRule((1,)), 3), LocalDraftClient(worker, "engine"), EngineConfig(max_batch=4))

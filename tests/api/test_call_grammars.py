@@ -2,67 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import random
 from typing import Any
 
-import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 from llguidance import LLMatcher, LLTokenizer
 
 from api.call_grammars import FORMS, grammar_of_calls
 from api.call_parsers import Hermes, Llama3, Mistral
-from api.calls import Arguments, BegunCall, CallParser, CallReader, MoreArguments, Text
+from api.calls import CallParser
 from api.tools import Tool
 from protocol.errors import InvalidRequest
 from tests.api.api_client import Client, error_of, events
-from tests.api.api_twins import tiny_tokenizer
+from tests.api.call_offers import OFFERED, PARSERS, SCHEMAS, SEEN, TOKENIZER, offer, read, written
 from tests.api.tool_cases import HEAD, HERMES, LLAMA, MISTRAL, PARAMETERS, TOOLS, backend_of, mistral_card, tool
-
-TOKENIZER = tiny_tokenizer()
-SEEN = LLTokenizer(TOKENIZER.backend_tokenizer.to_str(), eos_token=[TOKENIZER.eos_token_id])
-CITY = {"type": "object", "$defs": {"city": {"enum": ["rome", "oslo"]}}, "properties": {"at": {"$ref": "#/$defs/city"}}}
-CITY |= {"required": ["at"], "additionalProperties": False}
-COUNT = {"properties": {"n": {"type": "integer", "minimum": 0, "maximum": 9}}, "required": ["n"]}
-OFFERED = [
-    Tool.model_validate(tool(name="weather", parameters=CITY)),
-    Tool.model_validate(tool(name="wait", parameters=COUNT | {"additionalProperties": False})),
-    Tool.model_validate(tool(name="time")),
-]
-SCHEMAS: dict[str, Any] = {"weather": CITY, "wait": {"type": "object"} | COUNT, "time": {"maxProperties": 0}}
-PARSERS = pytest.mark.parametrize("parser", [*FORMS], ids=["hermes", "llama 3", "mistral"])
-
-
-def written(grammar: str, rng: random.Random) -> str | None:
-    """A text that is drawn under the grammar; None where it does not end in time."""
-    matcher, ids = LLMatcher(SEEN, grammar), []
-    assert not matcher.is_error(), matcher.get_error()
-    for _ in range(300):
-        bits = np.unpackbits(np.frombuffer(matcher.compute_bitmask(), np.uint8), bitorder="little")
-        ids.append(rng.choice(np.flatnonzero(bits).tolist()))
-        if ids[-1] == TOKENIZER.eos_token_id:
-            return str(TOKENIZER.decode(ids[:-1]))
-        assert matcher.consume_token(ids[-1])
-    return None
-
-
-def read(parser: type[CallParser], text: str) -> list[tuple[str, Any]]:
-    """The calls in a text that says nothing else."""
-    found: list[tuple[str, list[str]]] = []
-    for said in CallReader(parser(frozenset(SCHEMAS)), None).push(text, last=True):
-        assert not isinstance(said, Text | Arguments), said
-        if isinstance(said, BegunCall):
-            found.append((said.name, []))
-        elif isinstance(said, MoreArguments):
-            found[-1][1].append(said.text)
-    return [(name, json.loads("".join(parts))) for name, parts in found]
 
 
 @PARSERS
 @pytest.mark.parametrize("most", [None, 1])
 def test_whatever_is_written_is_calls_that_hold_to_their_schemas(parser: type[CallParser], most: int | None) -> None:
-    grammar = grammar_of_calls(parser, OFFERED, {}, many=most is None)
+    grammar = grammar_of_calls(offer(parser, many=most is None))
     rng, numbers, names = random.Random(1), set(), set()
     for _ in range(60):
         if (text := written(grammar, rng)) is None:
@@ -79,7 +39,7 @@ def test_whatever_is_written_is_calls_that_hold_to_their_schemas(parser: type[Ca
 
 def test_a_named_function_is_the_only_one() -> None:
     for parser in FORMS:
-        grammar = grammar_of_calls(parser, OFFERED[1:2], {}, many=True)
+        grammar = grammar_of_calls(offer(parser, OFFERED[1:2], many=True))
         texts = [written(grammar, random.Random(seed)) for seed in range(20)]
         assert {name for text in texts if text for name, _ in read(parser, text)} == {"wait"}
 
@@ -91,7 +51,7 @@ def test_what_templates_write_is_what_the_grammar_asks_for() -> None:
         (Mistral, "arguments", "[TOOL_CALLS] [", "]"),
     ):
         text = f'{before}{{"name": "weather", "{key}": {{"at": "oslo"}}}}{behind}'
-        matcher = LLMatcher(SEEN, grammar_of_calls(parser, OFFERED, {}, many=False))
+        matcher = LLMatcher(SEEN, grammar_of_calls(offer(parser)))
         assert matcher.consume_tokens(TOKENIZER.encode(text, add_special_tokens=False)), (parser, matcher.get_error())
         assert matcher.is_accepting()
 
@@ -105,7 +65,7 @@ def test_a_mark_that_is_a_token_is_written_as_that_or_spelled(spelled: bool) -> 
     text = [*(first + second if spelled else [mark]), *call]
     assert (mark in text) is not spelled
     seen = LLTokenizer(model.tokenizer.backend_tokenizer.to_str(), eos_token=[model.eos_token_ids[0]])
-    matcher = LLMatcher(seen, grammar_of_calls(Mistral, OFFERED, {"[TOOL_CALLS]": mark}, many=False))
+    matcher = LLMatcher(seen, grammar_of_calls(offer(Mistral, marks={"[TOOL_CALLS]": mark})))
     assert matcher.consume_tokens(text), matcher.get_error()
     assert matcher.is_accepting()
     assert read(Mistral, model.tokenizer.decode(text)) == [("time", {})]
@@ -151,7 +111,6 @@ async def test_a_choice_asks_for_calls_by_a_grammar_and_they_are_read(template: 
             "tools",
             "tools[1].function.parameters: what the answer shall look like cannot be used",
         ),
-        ({"tools": TOOLS, "response_format": {"type": "json_object"}}, "tool_choice", "response_format shapes what"),
         ({"tools": TOOLS, "ignore_eos": True}, "ignore_eos", "leave ignore_eos out"),
     ],
 )
@@ -170,5 +129,5 @@ async def test_a_template_that_does_not_know_tools_is_a_400_where_a_call_has_to_
 
 def test_a_tool_without_parameters_takes_none_and_objects_only() -> None:
     with pytest.raises(InvalidRequest, match=r"tools\[0\]"):
-        grammar_of_calls(Hermes, [Tool.model_validate(tool(parameters={"type": "array"}))], {}, many=False)
+        grammar_of_calls(offer(Hermes, [Tool.model_validate(tool(parameters={"type": "array"}))]))
     assert PARAMETERS["required"] == ["city"]

@@ -132,6 +132,57 @@ async def test_grpc_tells_the_same(engine: Engine, backend: EngineBackend) -> No
     assert not any([len(part.logprobs) async for part in rpc.generate(backend, silent, Context())])
 
 
+ECHOED: dict[str, Any] = ASKED | {"echo": True, "logprobs": 2}
+
+
+async def test_an_echo_tells_those_of_the_prompt_before_those_of_the_text(official: openai.AsyncOpenAI) -> None:
+    ids = tiny_tokenizer().encode(PROMPT)
+    for prompt in (PROMPT, ids):
+        plain = (await official.completions.create(prompt=prompt, **ASKED | {"logprobs": 2})).choices[0]
+        choice = (await official.completions.create(prompt=prompt, **ECHOED)).choices[0]
+        assert choice.text == PROMPT + plain.text
+        told, own = choice.logprobs, plain.logprobs
+        assert told is not None
+        assert own is not None
+        assert told.token_logprobs is not None
+        for field in ("tokens", "token_logprobs", "top_logprobs"):
+            assert getattr(told, field)[len(ids) :] == getattr(own, field)
+        assert [told.token_logprobs[0], (told.top_logprobs or [{}])[0]] == [None, None]
+        for name, offset in zip(told.tokens or (), told.text_offset or (), strict=True):
+            assert name.startswith(("bytes:", "<|")) or choice.text.startswith(name, offset)
+        for place in range(1, len(ids)):
+            asked: Any = ASKED | {"prompt": ids[:place], "max_tokens": 1, "logit_bias": {str(ids[place]): 100}}
+            alone = (await official.completions.create(logprobs=2, **asked)).choices[0].logprobs
+            assert alone is not None
+            assert told.token_logprobs[place] == pytest.approx((alone.token_logprobs or [])[0], abs=1e-4)
+
+
+@pytest.mark.parametrize("stop", [None, "r"])
+async def test_an_echo_with_logprobs_streams_what_the_whole_answer_tells(
+    official: openai.AsyncOpenAI, stop: str | None
+) -> None:
+    asked: Any = ECHOED | {"prompt": [PROMPT, "def"], "n": 2, "stop": stop}
+    whole = await official.completions.create(**asked)
+    parts = [part.choices[0] async for part in await official.completions.create(**asked, stream=True)]
+    assert sorted((part.model_dump() for part in parts), key=lambda part: int(part["index"])) == [
+        choice.model_dump() for choice in whole.choices
+    ]
+    plain = await official.completions.create(**asked | {"echo": False})
+    assert whole.usage == plain.usage
+    assert [choice.finish_reason for choice in whole.choices] == [choice.finish_reason for choice in plain.choices]
+
+
+async def test_grpc_tells_those_of_the_prompt_behind_its_first_token(backend: EngineBackend) -> None:
+    ids = tiny_tokenizer().encode(PROMPT)
+    (part,) = [part async for part in rpc.generate(backend, pb.GenerateRequest(text=PROMPT, **ECHOED), Context())]
+    assert [own.chosen.token_id for own in part.prompt_logprobs] == ids[1:]
+    assert {len(own.top) for own in part.prompt_logprobs} == {2}
+    assert len(part.logprobs) == len(part.token_ids)
+    assert part.text.startswith(PROMPT)
+    silent = pb.GenerateRequest(text=PROMPT, **ECHOED | {"logprobs": None})
+    assert not any([len(part.prompt_logprobs) async for part in rpc.generate(backend, silent, Context())])
+
+
 async def test_who_does_not_ask_is_told_null(official: openai.AsyncOpenAI) -> None:
     assert (await official.completions.create(prompt=PROMPT, **ASKED)).choices[0].logprobs is None
 

@@ -100,6 +100,27 @@ async def test_a_grammar_shapes_the_same_answer_as_over_http(
         assert [token for part in parts for token in part.token_ids] == body["choices"][0]["token_ids"]
 
 
+@pytest.mark.parametrize("is_chat", [False, True])
+async def test_choices_are_those_of_the_same_call_over_http(engine: Engine, is_chat: bool) -> None:
+    backend: Any = EngineBackend(engine, card(max_model_len=engine.max_length))
+    asked: dict[str, Any] = {"seed": 3, "max_tokens": 20, "n": 3}
+    message = options(**asked) if is_chat else options(text=COMPLETION["prompt"], **asked)
+    user = [pb.ChatMessage(role="user", content=CHAT["messages"][0]["content"])]  # type: ignore[index]
+    completed = rpc.generate(backend, message, Context())
+    parts = await chatted(backend, messages=user, options=message) if is_chat else [part async for part in completed]
+    async with Client(backend) as client:
+        asked["return_token_ids"] = True
+        body = (await (client.chat(**asked) if is_chat else client.complete(**asked))).json()
+    for choice in body["choices"]:
+        own = [part for part in parts if part.choice == choice["index"]]
+        assert [token for part in own for token in part.token_ids] == choice["token_ids"]
+        assert [bool(part.finish_reason) for part in own] == [False] * (len(own) - 1) + [True]
+        assert (own[-1].seed, own[-1].usage.prompt_tokens) == (choice["seed"], body["usage"]["prompt_tokens"])
+    assert len({part.request_id for part in parts}) == 1
+    assert {part.choice for part in parts} == {0, 1, 2}
+    assert len({tuple(choice["token_ids"]) for choice in body["choices"]}) == 3
+
+
 @FORMS
 @pytest.mark.parametrize("parallel", [True, False])
 async def test_calls_come_piece_by_piece_as_over_http(template: str, parallel: bool) -> None:

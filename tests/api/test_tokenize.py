@@ -187,3 +187,9 @@ async def test_a_prompt_that_cannot_fit_is_refused_before_it_is_read(client: Cli
 async def test_the_server_tells_its_version(client: Client) -> None:
     assert (await client.get("/version")).json() == {"version": version()}
     assert version().split(".")[0].isdecimal()
+
+
+async def test_a_template_of_the_requests_own_is_refused_as_in_a_chat(client: Client) -> None:
+    asked = {"messages": MESSAGES, "chat_template": "{{ messages }}"}
+    chat = error_of(await client.chat(**asked), 400)
+    assert error_of(await client.post("/tokenize", json=asked), 400) == chat

@@ -168,6 +168,17 @@ def test_logprobs_are_of_each_token_and_of_the_most_probable_ones(both: Any) -> 
         assert len({told.chosen in told.top for told in made.logprobs}) == 2, "the picked one is not always among them"
 
 
+def test_with_an_echo_they_are_of_the_prompt_too_behind_its_first_token(both: Any) -> None:
+    asked: dict[str, Any] = {"seed": 5, "max_tokens": 12, "logprobs": 2}
+    bare = alike([in_completions(client, how, **asked) for client in both for how in BOTH])
+    made = alike([in_completions(client, how, echo=True, **asked) for client in both for how in BOTH])
+    assert (made.logprobs, made.token_ids) == (bare.logprobs, bare.token_ids)
+    assert made.text == PROMPT + bare.text
+    assert bare.prompt_logprobs == ()
+    assert len(made.prompt_logprobs) == made.usage.prompt_tokens - 1 > 1
+    assert all(len(told.top) == 2 for told in made.prompt_logprobs)
+
+
 @pytest.mark.parametrize("ask", [in_completions, in_chats])
 def test_without_most_probable_ones_only_the_chosen_token_is_told(both: Any, ask: Any) -> None:
     asked: Any = {"seed": 5, "max_tokens": 12, "logprobs": 0 if ask is in_completions else True}

@@ -93,7 +93,7 @@ WRONG_IN_CHATS: Any = [
     {"tools": [{"type": "function", "function": {"name": "f", "no": 1}}]},
     {"tools": [{"type": "machine", "function": {"name": "f"}}]},
     {"tools": [{"function": {"name": "f"}}]},
-    {"tools": TOOLS, "tool_choice": "required", "response_format": {"type": "json_object"}},
+    {"tools": TOOLS, "tool_choice": "required", "structured_outputs": {"regex": "a"}},
     {"chat_template_kwargs": [1]},
     {"echo": True},
 ]
@@ -175,6 +175,27 @@ def test_options_of_the_text_are_the_same_over_both(both: Any, backend: Scripted
         assert [in_completions(client, **options).text for client in both] == [text, text]
 
 
+class Marking:
+    """Writes a special token before every prompt, as the tokenizers of many checkpoints do."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(tiny_tokenizer(), name)
+
+    def encode(self, text: str, add_special_tokens: bool, **options: Any) -> list[int]:
+        return [0] * add_special_tokens + tiny_tokenizer().encode(text)
+
+
+def test_special_tokens_around_a_prompt_are_the_same_over_both(both: Any, backend: ScriptedBackend) -> None:
+    marking: Any = Marking()
+    backend.cards = (replace(backend.cards[0], tokenizer=marking),)
+    for options, num_special in (({}, 1), ({"add_special_tokens": True}, 1), ({"add_special_tokens": False}, 0)):
+        for client in both:
+            in_completions(client, **options)
+        over_http, over_grpc = asked(backend)
+        assert over_http == over_grpc
+        assert over_http.prompt_ids == (0,) * num_special + tuple(tiny_tokenizer().encode("grüße"))
+
+
 def test_messages_of_all_roles_make_the_same_prompt_over_both(both: Any, backend: ScriptedBackend) -> None:
     dumped = [{"refusal": None, "annotations": [], **message} for message in CONVERSATION]
     spelled = [*CONVERSATION[:2], {"role": "tool", "tool_call_id": "b2", "content": "noon", "name": "time"}]
@@ -209,7 +230,7 @@ def test_a_message_that_makes_no_sense_is_refused_over_both(both: Any, message: 
 def test_no_field_of_the_messages_is_left_out() -> None:
     one, chat = (set(kind.DESCRIPTOR.fields_by_name) for kind in (pb.GenerateRequest, pb.ChatRequest))
     grammars = {field.name for field in pb.GenerateRequest.DESCRIPTOR.oneofs_by_name["grammar"].fields}
-    one -= grammars | {"model", "text", "token_ids"}
+    one -= grammars | {"model", "text", "token_ids", "n"}
     assert one == CompletionOptions.__annotations__.keys() - {"response_format", "structured_outputs", "timeout_s"}
     chat -= {"messages", "options", "tool_choice_function"}
     assert chat | {"top_logprobs"} == ChatOptions.__annotations__.keys() - CompletionOptions.__annotations__.keys()
@@ -217,10 +238,9 @@ def test_no_field_of_the_messages_is_left_out() -> None:
 
 def test_no_field_of_the_bodies_is_left_out_but_what_grpc_has_no_place_for() -> None:
     own = {"model", "stream", "stream_options", "return_token_ids", "max_completion_tokens"}
-    over_http_only = {"n", "add_special_tokens"}
-    for body, options, prompt in (
-        (CompletionRequest, CompletionOptions, "prompt"),
-        (ChatCompletionRequest, ChatOptions, "messages"),
+    for body, options, others in (
+        (CompletionRequest, CompletionOptions, {"prompt", "n"}),
+        (ChatCompletionRequest, ChatOptions, {"messages", "n", "add_special_tokens"}),  # the template writes them
     ):
-        fields = body.model_fields.keys() - own - over_http_only - {prompt}
+        fields = body.model_fields.keys() - own - others
         assert fields == options.__annotations__.keys() - {"timeout_s"}

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from api.generation import Delta, GenerationJob, complete, stream
+from api.generation import Delta, complete, stream
+from api.jobs import GenerationJob
 from api.text import TextStream, continuation
 from deployments.backend import ServeBackend
 from protocol.plan import DepthRule

@@ -13,8 +13,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from api.generation import Delta, GenerationJob, stream
+from api.generation import Delta, stream
 from api.http import create_app
+from api.jobs import GenerationJob
 from api.survival import Recovery
 from deployments.backend import ServeBackend
 from protocol.errors import NotReady

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import ExitStack
+from dataclasses import replace
 
 import pytest
 
@@ -53,6 +54,17 @@ async def test_sources_come_with_their_tokens_and_again_with_the_end() -> None:
         (0,),
         (4, -2, 0, 6),
     ]
+
+
+async def test_what_is_told_of_a_prompt_comes_with_the_end() -> None:
+    of_prompt, last = scored(0, 3).logprobs, TokenRun("r", 1, (6,), FinishReason.STOP)
+    first = TokenRun("r", 0, (5,), of_prompt=of_prompt)
+    async with pair() as (_, address, streams):
+        for runs in ([first, last], [replace(first, finish_reason=FinishReason.STOP)]):
+            with streams.answer("r", address) as answer:
+                for each in runs:
+                    answer.add(each)
+                assert (await asyncio.wait_for(answer.ended, 5)).of_prompt == of_prompt
 
 
 async def test_logprobs_come_with_their_tokens_and_again_with_the_end() -> None:

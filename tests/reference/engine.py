@@ -40,6 +40,7 @@ class Collector:
         self.reasons: dict[str, FinishReason] = {}
         self.stats: dict[str, SequenceStats] = {}
         self.logprobs: dict[str, list[TokenLogprobs]] = {}
+        self.of_prompt: dict[str, list[TokenLogprobs]] = {}
         self._changed = threading.Condition()
 
     def __call__(self, run: TokenRun) -> None:
@@ -50,6 +51,8 @@ class Collector:
             tokens += run.token_ids
             self.logprobs.setdefault(run.request_id, []).extend(run.logprobs)
             assert len(run.logprobs) in (0, len(run.token_ids))
+            assert not (run.index and run.of_prompt)
+            self.of_prompt.setdefault(run.request_id, []).extend(run.of_prompt)
             if run.finish_reason is not None:
                 self.reasons[run.request_id] = run.finish_reason
                 assert run.stats is not None
