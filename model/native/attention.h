@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "amx.h"
+#include "ops.h"
 
 namespace dp {
 
@@ -21,9 +22,10 @@ struct AttentionView {
     const Input<T>* query;  // [tokens][heads][dim], dimensions in the order of `query_place`
     const T* keys;          // [kv_heads][slots][dim]
     const T* values;
-    Input<T>* output;  // [tokens][out_stride], heads of head_dim, unpadded
+    Inputs<T>* output;      // heads of head_dim, unpadded
     int heads, kv_heads, dim, head_dim, window;
-    size_t num_slots, out_stride;
+    bool rounds;  // the output to blocks, which a head's queries fill
+    size_t num_slots;
     float scale, softcap;  // softcap 0: none
 };
 
@@ -34,7 +36,7 @@ struct Task {
 
 constexpr int kQueries = 16;
 constexpr int kBlock = kLanes;   // keys per block; their scores fill a register
-constexpr int kSegment = 256;    // positions per softmax
+constexpr int kSegment = 128;    // positions per softmax
 constexpr int kAhead = 64;       // prefetch distance, in keys
 
 inline std::vector<Task> attention_tasks(const std::vector<Row>& rows) {
@@ -55,6 +57,12 @@ inline int lane(const bf16*, int d) { return (d & ~(2 * kLanes - 1)) + (d & 1) *
 template <class T>
 inline int query_place(int d) {
     return std::is_same_v<Input<T>, T> ? d : lane(static_cast<const T*>(nullptr), d);
+}
+
+template <class T>
+inline void place_query(const float* x, int head_dim, Input<T>* out) {
+    if (std::is_same_v<Input<T>, T>) return narrow_row(x, head_dim, out);
+    for (int d = 0; d < head_dim; d++) narrow(out + query_place<T>(d), x[d]);
 }
 
 // Partial dot products of one query and one key; the lanes are added later.
@@ -230,9 +238,12 @@ struct HeadTask {
     void output(float* partials) const {
         for (int i = 0; i < count; i++) {
             const Partial all = partial(partials, i);
-            Input<T>* out = view.output + size_t(token(i)) * view.out_stride + (head * group + i % group) * view.head_dim;
+            Input<T>* out = view.output->dense.row(token(i)) + (head * group + i % group) * view.head_dim;
             for (int d = 0; d < view.head_dim; d++) narrow(out + d, all.values[lane(view.keys, d)] / *all.total);
         }
+        const int blocks = group * view.head_dim / kBlockInputs;
+        for (int q = 0; view.rounds && q < task.num_queries; q++)
+            view.output->quantize_blocks(row.first + task.query + q, head * blocks, (head + 1) * blocks);
     }
 
     // Common head sizes have specialized loops.
