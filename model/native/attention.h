@@ -7,47 +7,9 @@
 #include <limits>
 #include <vector>
 
-#include "amx.h"
-#include "ops.h"
+#include "keys.h"
 
 namespace dp {
-
-struct Row {
-    const int64_t* slots;  // slots of positions 0 .. total - 1
-    int total, num_new, first;  // first: the row's first token in the flat list
-};
-
-template <class T>
-struct AttentionView {
-    const Input<T>* query;  // [tokens][heads][dim], dimensions in the order of `query_place`
-    const T* keys;          // [kv_heads][slots][dim]
-    const T* values;
-    Inputs<T>* output;      // heads of head_dim, unpadded
-    int heads, kv_heads, dim, head_dim, window;
-    bool rounds;  // the output to blocks, which a head's queries fill
-    size_t num_slots;
-    float scale, softcap;  // softcap 0: none
-};
-
-// Some queries of one row.
-struct Task {
-    int row, query, num_queries;
-};
-
-constexpr int kQueries = 16;
-constexpr int kBlock = kLanes;   // keys per block; their scores fill a register
-constexpr int kSegment = 128;    // positions per softmax
-constexpr int kAhead = 64;       // prefetch distance, in keys
-
-inline std::vector<Task> attention_tasks(const std::vector<Row>& rows) {
-    std::vector<Task> tasks;
-    for (int r = 0; r < int(rows.size()); r++)
-        for (int q = 0; q < rows[r].num_new; q += kQueries)
-            tasks.push_back({r, q, std::min(kQueries, rows[r].num_new - q)});
-    return tasks;
-}
-
-inline int num_segments(const Row& row) { return (row.total + kSegment - 1) / kSegment; }
 
 // A register holds twice as many bf16 as floats. Unpacking puts the first of each pair before the second.
 inline int lane(const float*, int d) { return d; }
@@ -153,21 +115,6 @@ inline void add_values(float* out, const float* weights, const T* const (&values
     if (d < dim) add_values<T, 1>(out + d, weights, values, d, count);
 }
 
-template <class T>
-struct BlockPointers {
-    const T* at[kBlock];
-    // Beyond the row's last position, the last key is read instead; its score is masked.
-    BlockPointers(const T* base, const AttentionView<T>& view, int head, const Row& row, int begin) {
-        base += size_t(head) * view.num_slots * view.dim;
-        for (int j = 0; j < kBlock; j++) at[j] = base + row.slots[std::min(begin + j, row.total - 1)] * view.dim;
-    }
-
-    void fetch(int dim) const {
-        for (int j = 0; j < kBlock; j++)
-            for (int d = 0; d < dim; d += 64 / int(sizeof(T))) __builtin_prefetch(at[j] + d);
-    }
-};
-
 // Partial result of one query: the largest score and the sum of its softmax, and the weighted values. Sum 0: empty.
 struct Partial {
     float *values, *top, *total;
@@ -198,6 +145,7 @@ struct HeadTask {
     const AttentionView<T>& view;
     const Row& row;
     const Task& task;
+    KeysAhead<T>& ahead;
     const int head, group = view.heads / view.kv_heads, count = task.num_queries * group;
     const int first = row.total - row.num_new + task.query, stop = first + task.num_queries;
 
@@ -214,10 +162,8 @@ struct HeadTask {
         const int from = std::max(index * kSegment, low(0) & ~(kBlock - 1)), to = std::min((index + 1) * kSegment, stop);
         auto is_of = [&](int i, int begin) { return begin < high(i) && begin + kBlock > low(i); };
         auto scores = [&](int i) { return scratch + size_t(i) * kSegment - index * kSegment; };
-        for (int begin = from; begin < std::min(from + kAhead, to); begin += kBlock) BlockPointers<T>(view.keys, view, head, row, begin).fetch(view.dim);
         for (int begin = from; begin < to; begin += kBlock) {
-            BlockPointers<T>(view.values, view, head, row, begin).fetch(view.dim);
-            if (begin + kAhead < to) BlockPointers<T>(view.keys, view, head, row, begin + kAhead).fetch(view.dim);
+            ahead.go_on();
             BlockPointers<T> keys(view.keys, view, head, row, begin);
             for (int i = 0; i < count; i++)
                 if (is_of(i, begin)) store_floats(scores(i) + begin, score_block<T, DIM>(view, query(i), keys.at, begin, low(i), high(i)));

@@ -159,14 +159,19 @@ struct Decoder {
     void layer(Pass& pass, int l, int thread) {
         const Layer<T>& weights = layers[l];
         auto hidden = [&](int t) { return pass.hidden + size_t(t) * shape.hidden; };
+        const AttentionView<T> view = attention_view(pass, weights, l);
+        KeysAhead<T> ahead(view, pass.rows, pass.tasks, pass.num_segments, share(num_pieces(pass), thread, pool->size()));
         Rows<T> x = normed_rows(hidden, weights.attention_norm, weights.qkv, pass.tokens, thread);
         multiply(x, pass.tokens, weights.qkv, thread, *pool, [&](int row, int strip, vf* sums, int n) {
             store_strips(work.qkv.row(row), strip, sums, n);
+            if (row == 0) ahead.fetch(), ahead.fetch();
         });
         pool->barrier();
         place_heads(pass, weights, l, thread);
         pool->barrier();
-        attention(pass, weights, l, thread);
+        attention(pass, view, ahead, thread);
+        pool->barrier(fetch(weights.out, thread));
+        if (!view.rounds) quantize_rows(work.attended, weights.out, pass.tokens, thread);
         branch(pass, work.attended, weights.out, weights.attention_post_norm, weights.gate_up, thread);
         x = normed_rows(hidden, weights.mlp_norm, weights.gate_up, pass.tokens, thread);
         multiply(x, pass.tokens, weights.gate_up, thread, *pool, [&](int row, int strip, vf* sums, int n) {
@@ -254,24 +259,25 @@ struct Decoder {
         }
     }
 
-    // All is complete when it returns.
-    void attention(Pass& pass, const Layer<T>& weights, int l, int thread) {
-        const int width = shape.heads / shape.kv_heads * shape.head_dim;
-        const bool rounds = weights.out.quantized && width % kBlockInputs == 0;
-        AttentionView<T> view{work.query.data, pass.keys[l], pass.values[l], &work.attended, shape.heads, shape.kv_heads, shape.dim,
-                              shape.head_dim, weights.window, rounds, pass.num_slots, shape.query_scale, shape.attention_softcap};
-        const int heads = int(pass.tasks.size()) * shape.kv_heads, segments = pass.num_segments;
-        for (Range piece; pool->take(thread, heads * segments, 1, piece);) {
+    AttentionView<T> attention_view(const Pass& pass, const Layer<T>& weights, int l) {
+        const bool rounds = weights.out.quantized && shape.heads / shape.kv_heads * shape.head_dim % kBlockInputs == 0;
+        return {work.query.data, pass.keys[l], pass.values[l], &work.attended, shape.heads, shape.kv_heads, shape.dim, shape.head_dim,
+                weights.window, rounds, pass.num_slots, shape.query_scale, shape.attention_softcap};
+    }
+
+    int num_pieces(const Pass& pass) const { return int(pass.tasks.size()) * shape.kv_heads * pass.num_segments; }
+
+    void attention(Pass& pass, const AttentionView<T>& view, KeysAhead<T>& ahead, int thread) {
+        const int segments = pass.num_segments;
+        for (Range piece; pool->take(thread, num_pieces(pass), 1, piece);) {
             const int at = piece.begin / segments;
             const Task& task = pass.tasks[at / shape.kv_heads];
-            const HeadTask<T> own{view, pass.rows[task.row], task, at % shape.kv_heads};
+            const HeadTask<T> own{view, pass.rows[task.row], task, ahead, at % shape.kv_heads};
             if (segments == 1)
                 own.attend(work.scratch[thread]);
             else
                 own.attend(piece.begin % segments, segments, work.scratch[thread], work.partials.data() + size_t(at) * segments * own.partials(), work.left[at]);
         }
-        pool->barrier(fetch(weights.out, thread));
-        if (!rounds) quantize_rows(work.attended, weights.out, pass.tokens, thread);
     }
 };
 

@@ -167,13 +167,15 @@ inline vf add_block(const InputBlock& x, const vu (&quants)[kGroups], const Scal
     return sum;
 }
 
-constexpr int kWideRows = 16;  // rows that a strip is read for at a time
-constexpr int kPanelRows = 6;  // rows of one loop over a panel
+constexpr int kWideRows = 16;  // rows that a panel is unpacked for at a time
+constexpr int kPanelRows = 6;  // rows whose sums stay in registers
 
-// A panel times ROWS rows. inputs: [blocks][stride]. sums: [ROWS][out_stride].
+// A panel times `rows` rows. inputs: [blocks][stride]. sums: [rows][out_stride]. ROWS 0: up to kWideRows.
 template <class C, int ROWS>
-__attribute__((noinline)) void panel_times_rows(const InputBlock* inputs, size_t stride, const uint8_t* panel, int blocks, vf* sums, int out_stride) {
-    vf own[ROWS] = {};
+__attribute__((noinline)) void panel_times_rows(const InputBlock* inputs, size_t stride, int rows, const uint8_t* panel, int blocks, vf* sums, int out_stride) {
+    vf own[ROWS ? ROWS : kWideRows];
+    if (ROWS) rows = ROWS;
+    for (int r = 0; r < rows; r++) own[r] = vf{};
     vu quants[kGroups];
     Scales scales;
     for (int block = 0; block < blocks; block++, inputs += stride) {
@@ -181,32 +183,20 @@ __attribute__((noinline)) void panel_times_rows(const InputBlock* inputs, size_t
 #pragma GCC unroll 8
         for (size_t line = 0; line < C::block_bytes; line += 64) __builtin_prefetch(at + line + kFetch);
         read_block<C>(panel, block, quants, scales);
+        if constexpr (ROWS > 0) {
 #pragma GCC unroll 8
-        for (int r = 0; r < ROWS; r++) own[r] = add_block<C>(inputs[r], quants, scales, own[r]);
+            for (int r = 0; r < ROWS; r++) own[r] = add_block<C>(inputs[r], quants, scales, own[r]);
+        } else {
+            for (int r = 0; r < rows; r++) own[r] = add_block<C>(inputs[r], quants, scales, own[r]);
+        }
     }
-    for (int r = 0; r < ROWS; r++) sums[r * out_stride] = own[r];
+    for (int r = 0; r < rows; r++) sums[r * out_stride] = own[r];
 }
 
-template <class C>
-inline void panel_times(const InputBlock* inputs, size_t stride, int rows, const uint8_t* panel, int blocks, vf* sums, int out_stride) {
-    switch (rows) {
-        case 6: return panel_times_rows<C, 6>(inputs, stride, panel, blocks, sums, out_stride);
-        case 5: return panel_times_rows<C, 5>(inputs, stride, panel, blocks, sums, out_stride);
-        case 4: return panel_times_rows<C, 4>(inputs, stride, panel, blocks, sums, out_stride);
-        case 3: return panel_times_rows<C, 3>(inputs, stride, panel, blocks, sums, out_stride);
-        case 2: return panel_times_rows<C, 2>(inputs, stride, panel, blocks, sums, out_stride);
-        case 1: return panel_times_rows<C, 1>(inputs, stride, panel, blocks, sums, out_stride);
-    }
-}
-
-// A panel times up to kWideRows rows. inputs: [blocks][stride]. sums: [rows][out_stride].
-template <class C>
+template <class C, int ROWS = kPanelRows>
 inline void panel_product(const InputBlock* inputs, size_t stride, int rows, const uint8_t* panel, int blocks, vf* sums, int out_stride) {
-    for (int done = 0, left = rows; left; left = rows - done) {
-        const int own = left > kPanelRows ? std::min(kPanelRows, (left + 1) / 2) : left;
-        panel_times<C>(inputs + done, stride, own, panel, blocks, sums + size_t(done) * out_stride, out_stride);
-        done += own;
-    }
+    if (rows == ROWS || ROWS == 0) return panel_times_rows<C, ROWS>(inputs, stride, rows, panel, blocks, sums, out_stride);
+    if constexpr (ROWS > 0) panel_product<C, ROWS == 1 ? 0 : ROWS - 1>(inputs, stride, rows, panel, blocks, sums, out_stride);
 }
 
 }  // namespace dp
