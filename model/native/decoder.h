@@ -117,7 +117,7 @@ struct Decoder {
             most = std::max(most, task.num_queries);
         }
         const size_t heads = pass.tasks.size() * shape.kv_heads, group = shape.heads / shape.kv_heads;
-        work.partials.resize(heads * pass.num_segments * most * group * Partial::size(shape.dim));
+        work.partials = work.partials_memory.take(heads * pass.num_segments * most * group * Partial::size(shape.dim));
         if (work.left.size() < heads) work.left = std::vector<std::atomic<int>>(heads);
         for (auto& left : work.left) left.store(pass.num_segments, std::memory_order_relaxed);
     }
@@ -236,8 +236,7 @@ struct Decoder {
     // Normalizes and rotates queries and keys, and writes keys and values to their slots.
     void place_heads(const Pass& pass, const Layer<T>& weights, int l, int thread) {
         const int num_heads = shape.heads + 2 * shape.kv_heads, size = shape.head_dim;
-        std::vector<float>& scratch = work.scratch[thread];
-        scratch.resize(std::max(scratch.size(), size_t(2 * size)));
+        float* scratch = work.scratch[thread].take(2 * size);
         const Range mine = share(pass.tokens * num_heads, thread, pool->size());
         const Row* row = pass.rows.data();
         for (int piece = mine.begin; piece < mine.end; piece++) {
@@ -251,12 +250,18 @@ struct Decoder {
                 narrow_row(x, size, slot(pass.values, v));
                 continue;
             }
-            float *normed = scratch.data(), *rotated = normed + size;
-            if (weights.qk_norm) rms_norm(x, weights.qk_norm + size_t(h) * size, size, shape.norm_eps, normed), x = normed;
-            rotate(x, pass.angles[l] + size_t(position) * size, size, rotated);
-            if (kv >= 0) narrow_row(rotated, size, slot(pass.keys, kv));
-            else place_query<T>(rotated, size, work.query.row(token) + size_t(h) * shape.dim);
+            if (weights.qk_norm) rms_norm(x, weights.qk_norm + size_t(h) * size, size, shape.norm_eps, scratch), x = scratch;
+            const float* angles = pass.angles[l] + size_t(position) * size;
+            if (kv >= 0) rotate(x, angles, size, slot(pass.keys, kv));
+            else place_query(x, angles, scratch + size, work.query.row(token) + size_t(h) * shape.dim);
         }
+    }
+
+    // Rotates a query into the order of dimensions that scores are computed in.
+    void place_query(const float* x, const float* angles, float* rotated, Input<T>* out) const {
+        if (std::is_same_v<Input<T>, T>) return rotate(x, angles, shape.head_dim, out);
+        rotate(x, angles, shape.head_dim, rotated);
+        for (int d = 0; d < shape.head_dim; d++) narrow(out + query_place<T>(d), rotated[d]);
     }
 
     AttentionView<T> attention_view(const Pass& pass, const Layer<T>& weights, int l) {
@@ -276,7 +281,7 @@ struct Decoder {
             if (segments == 1)
                 own.attend(work.scratch[thread]);
             else
-                own.attend(piece.begin % segments, segments, work.scratch[thread], work.partials.data() + size_t(at) * segments * own.partials(), work.left[at]);
+                own.attend(piece.begin % segments, segments, work.scratch[thread], work.partials + size_t(at) * segments * own.partials(), work.left[at]);
         }
     }
 };

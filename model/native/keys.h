@@ -44,16 +44,6 @@ inline std::vector<Task> attention_tasks(const std::vector<Row>& rows) {
 
 inline int num_segments(const Row& row) { return (row.total + kSegment - 1) / kSegment; }
 
-template <class T>
-struct BlockPointers {
-    const T* at[kBlock];
-    // Beyond the row's last position, the last key is read instead; its score is masked.
-    BlockPointers(const T* base, const AttentionView<T>& view, int head, const Row& row, int begin) {
-        base += size_t(head) * view.num_slots * view.dim;
-        for (int j = 0; j < kBlock; j++) at[j] = base + row.slots[std::min(begin + j, row.total - 1)] * view.dim;
-    }
-};
-
 // Fetches the keys and values of a thread's pieces of attention, a block at a time, in the order of their use.
 template <class T>
 class KeysAhead {

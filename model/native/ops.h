@@ -39,6 +39,21 @@ struct Buffer {
     int width_ = -1;
 };
 
+// Memory that only grows, from the beginning of a cache line on: registers that cross lines cost twice.
+class Floats {
+   public:
+    float* take(size_t count) {
+        if (16 * lines_.size() < count) lines_.resize((count + 15) / 16);
+        return reinterpret_cast<float*>(lines_.data());
+    }
+
+   private:
+    struct alignas(64) Line {
+        float at[16];
+    };
+    std::vector<Line> lines_;
+};
+
 // The inputs of a product: what it multiplies, or blocks if its weights are in blocks.
 template <class T>
 struct Inputs {
@@ -83,7 +98,8 @@ inline vf activate(Activation kind, vf x) {
 }
 
 // Rotates the halves of one head by the angles of its position.
-inline void rotate(const float* x, const float* angles, int head_dim, float* out) {
+template <class T>
+inline void rotate(const float* x, const float* angles, int head_dim, T* out) {
     const int half = head_dim / 2;
     const float *y = x + half, *cosine = angles, *sine = angles + half;
     int i = 0;
@@ -91,7 +107,7 @@ inline void rotate(const float* x, const float* angles, int head_dim, float* out
         const vf a = load_floats(x + i), b = load_floats(y + i), c = load_floats(cosine + i), s = load_floats(sine + i);
         store_floats(out + i, a * c - b * s), store_floats(out + half + i, b * c + a * s);
     }
-    for (; i < half; i++) out[i] = x[i] * cosine[i] - y[i] * sine[i], out[half + i] = y[i] * cosine[i] + x[i] * sine[i];
+    for (; i < half; i++) narrow(out + i, x[i] * cosine[i] - y[i] * sine[i]), narrow(out + half + i, y[i] * cosine[i] + x[i] * sine[i]);
 }
 
 template <class T>
