@@ -7,45 +7,9 @@
 #include <limits>
 #include <vector>
 
-#include "amx.h"
+#include "keys.h"
 
 namespace dp {
-
-struct Row {
-    const int64_t* slots;  // slots of positions 0 .. total - 1
-    int total, num_new, first;  // first: the row's first token in the flat list
-};
-
-template <class T>
-struct AttentionView {
-    const Input<T>* query;  // [tokens][heads][dim], dimensions in the order of `query_place`
-    const T* keys;          // [kv_heads][slots][dim]
-    const T* values;
-    Input<T>* output;  // [tokens][out_stride], heads of head_dim, unpadded
-    int heads, kv_heads, dim, head_dim, window;
-    size_t num_slots, out_stride;
-    float scale, softcap;  // softcap 0: none
-};
-
-// Some queries of one row.
-struct Task {
-    int row, query, num_queries;
-};
-
-constexpr int kQueries = 16;
-constexpr int kBlock = kLanes;   // keys per block; their scores fill a register
-constexpr int kSegment = 256;    // positions per softmax
-constexpr int kAhead = 64;       // prefetch distance, in keys
-
-inline std::vector<Task> attention_tasks(const std::vector<Row>& rows) {
-    std::vector<Task> tasks;
-    for (int r = 0; r < int(rows.size()); r++)
-        for (int q = 0; q < rows[r].num_new; q += kQueries)
-            tasks.push_back({r, q, std::min(kQueries, rows[r].num_new - q)});
-    return tasks;
-}
-
-inline int num_segments(const Row& row) { return (row.total + kSegment - 1) / kSegment; }
 
 // A register holds twice as many bf16 as floats. Unpacking puts the first of each pair before the second.
 inline int lane(const float*, int d) { return d; }
@@ -85,7 +49,7 @@ inline vf partial_dot(const bf16* q, const bf16* k, int dim) {
 
 // Scores of the block of keys that starts at `begin`; -infinity outside [low, high).
 template <class T, int DIM>
-inline vf score_block(const AttentionView<T>& view, const Input<T>* query, const T* const (&keys)[kBlock], int begin, int low, int high) {
+inline vf score_block(const AttentionView<T>& view, const Input<T>* query, const T* const* keys, int begin, int low, int high) {
     vf parts[kBlock];
 #pragma GCC unroll 16
     for (int j = 0; j < kBlock; j++) parts[j] = partial_dot<DIM>(query, keys[j], view.dim);
@@ -122,9 +86,9 @@ inline void add_weighted(vf (&sum)[2], float weight, const bf16* values) {
     sum[1] = fma(splat(weight), second_of(pairs), sum[1]);
 }
 
-// Processes PAIRS times two registers of values of each key of a block.
+// Processes PAIRS times two registers of the values of each key.
 template <class T, int PAIRS>
-inline void add_values(float* out, const float* weights, const T* const (&values)[kBlock], int first, int count) {
+inline void add_values(float* out, const float* weights, const T* const* values, int first, int count) {
     vf sum[PAIRS][2];
     for (int p = 0; p < PAIRS; p++)
         for (int i = 0; i < 2; i++) sum[p][i] = load_floats(out + (2 * p + i) * kLanes);
@@ -136,7 +100,7 @@ inline void add_values(float* out, const float* weights, const T* const (&values
 }
 
 template <class T>
-inline void add_values(float* out, const float* weights, const T* const (&values)[kBlock], int count, int dim) {
+inline void add_values(float* out, const float* weights, const T* const* values, int count, int dim) {
     constexpr int wide = 8 * kLanes, narrow = 2 * kLanes;
     int d = 0;
     if constexpr (kLanes == 8)
@@ -144,21 +108,6 @@ inline void add_values(float* out, const float* weights, const T* const (&values
     for (; dim - d >= 2 * narrow; d += 2 * narrow) add_values<T, 2>(out + d, weights, values, d, count);
     if (d < dim) add_values<T, 1>(out + d, weights, values, d, count);
 }
-
-template <class T>
-struct BlockPointers {
-    const T* at[kBlock];
-    // Beyond the row's last position, the last key is read instead; its score is masked.
-    BlockPointers(const T* base, const AttentionView<T>& view, int head, const Row& row, int begin) {
-        base += size_t(head) * view.num_slots * view.dim;
-        for (int j = 0; j < kBlock; j++) at[j] = base + row.slots[std::min(begin + j, row.total - 1)] * view.dim;
-    }
-
-    void fetch(int dim) const {
-        for (int j = 0; j < kBlock; j++)
-            for (int d = 0; d < dim; d += 64 / int(sizeof(T))) __builtin_prefetch(at[j] + d);
-    }
-};
 
 // Partial result of one query: the largest score and the sum of its softmax, and the weighted values. Sum 0: empty.
 struct Partial {
@@ -190,6 +139,7 @@ struct HeadTask {
     const AttentionView<T>& view;
     const Row& row;
     const Task& task;
+    KeysAhead<T>& ahead;
     const int head, group = view.heads / view.kv_heads, count = task.num_queries * group;
     const int first = row.total - row.num_new + task.query, stop = first + task.num_queries;
 
@@ -200,39 +150,45 @@ struct HeadTask {
     Partial partial(float* memory, int i) const { return {memory + i * Partial::size(view.dim), view.dim}; }
     size_t partials() const { return count * Partial::size(view.dim); }
 
+    // Where the keys or values of positions `from` to `to` lie, in whole blocks. Beyond the row's last position, the last
+    // key is read instead; its score is masked.
+    void find(const T* base, int from, int to, const T* (&found)[kSegment]) const {
+        base += size_t(head) * view.num_slots * view.dim;
+        for (int at = from; at < ((to + kBlock - 1) & ~(kBlock - 1)); at++) found[at - from] = base + row.slots[std::min(at, row.total - 1)] * view.dim;
+    }
+
     // The partial results of all queries for one segment. scratch: [count][kSegment].
     template <int DIM>
     void segment(int index, float* scratch, float* partials) const {
         const int from = std::max(index * kSegment, low(0) & ~(kBlock - 1)), to = std::min((index + 1) * kSegment, stop);
-        auto is_of = [&](int i, int begin) { return begin < high(i) && begin + kBlock > low(i); };
+        const T *keys[kSegment], *values[kSegment];
+        find(view.keys, from, to, keys), find(view.values, from, to, values);
         auto scores = [&](int i) { return scratch + size_t(i) * kSegment - index * kSegment; };
-        for (int begin = from; begin < std::min(from + kAhead, to); begin += kBlock) BlockPointers<T>(view.keys, view, head, row, begin).fetch(view.dim);
         for (int begin = from; begin < to; begin += kBlock) {
-            BlockPointers<T>(view.values, view, head, row, begin).fetch(view.dim);
-            if (begin + kAhead < to) BlockPointers<T>(view.keys, view, head, row, begin + kAhead).fetch(view.dim);
-            BlockPointers<T> keys(view.keys, view, head, row, begin);
+            ahead.go_on();
             for (int i = 0; i < count; i++)
-                if (is_of(i, begin)) store_floats(scores(i) + begin, score_block<T, DIM>(view, query(i), keys.at, begin, low(i), high(i)));
+                if (begin < high(i) && begin + kBlock > low(i))
+                    store_floats(scores(i) + begin, score_block<T, DIM>(view, query(i), keys + begin - from, begin, low(i), high(i)));
         }
         for (int i = 0; i < count; i++) {
             Partial part = partial(partials, i);
             part.clear(view.dim);
             const int begin = std::max(from, low(i) & ~(kBlock - 1)), end = std::min(to, high(i));
-            if (begin < end) *part.total = soften(scores(i) + begin, end - begin, *part.top);
-        }
-        for (int begin = from; begin < to; begin += kBlock) {
-            BlockPointers<T> values(view.values, view, head, row, begin);
-            for (int i = 0; i < count; i++)
-                if (is_of(i, begin)) add_values(partial(partials, i).values, scores(i) + begin, values.at, std::min(kBlock, std::min(high(i), to) - begin), view.dim);
+            if (begin >= end) continue;
+            *part.total = soften(scores(i) + begin, end - begin, *part.top);
+            add_values(part.values, scores(i) + begin, values + begin - from, end - begin, view.dim);
         }
     }
 
     void output(float* partials) const {
         for (int i = 0; i < count; i++) {
             const Partial all = partial(partials, i);
-            Input<T>* out = view.output + size_t(token(i)) * view.out_stride + (head * group + i % group) * view.head_dim;
+            Input<T>* out = view.output->dense.row(token(i)) + (head * group + i % group) * view.head_dim;
             for (int d = 0; d < view.head_dim; d++) narrow(out + d, all.values[lane(view.keys, d)] / *all.total);
         }
+        const int blocks = group * view.head_dim / kBlockInputs;
+        for (int q = 0; view.rounds && q < task.num_queries; q++)
+            view.output->quantize_blocks(row.first + task.query + q, head * blocks, (head + 1) * blocks);
     }
 
     // Common head sizes have specialized loops.
@@ -245,22 +201,20 @@ struct HeadTask {
     }
 
     // Computes all segments in order.
-    void attend(std::vector<float>& scratch) const {
-        const size_t scores = size_t(count) * kSegment;
-        scratch.resize(scores + 2 * partials());
-        float *all = scratch.data() + scores, *own = all + partials();
+    void attend(Floats& scratch) const {
+        const size_t size = size_t(count) * kSegment;
+        float *scores = scratch.take(size + 2 * partials()), *all = scores + size, *own = all + partials();
         const int begin = low(0) / kSegment, end = (stop - 1) / kSegment + 1;
-        segment_of(begin, scratch.data(), all);
-        for (int s = begin + 1; s < end; s++) segment_of(s, scratch.data(), own), merge(all, own);
+        segment_of(begin, scores, all);
+        for (int s = begin + 1; s < end; s++) segment_of(s, scores, own), merge(all, own);
         output(all);
     }
 
     // Computes one segment; the last thread to finish merges them. memory: [num_segments][partials()]. left: segments
     // of this head of the task that are not finished.
-    void attend(int index, int segments, std::vector<float>& scratch, float* memory, std::atomic<int>& left) const {
-        scratch.resize(size_t(count) * kSegment);
+    void attend(int index, int segments, Floats& scratch, float* memory, std::atomic<int>& left) const {
         const int begin = low(0) / kSegment, end = (stop - 1) / kSegment + 1;
-        if (begin <= index && index < end) segment_of(index, scratch.data(), memory + index * partials());
+        if (begin <= index && index < end) segment_of(index, scratch.take(size_t(count) * kSegment), memory + index * partials());
         if (left.fetch_sub(1, std::memory_order_acq_rel) > 1) return;
         left.store(segments, std::memory_order_relaxed);
         float* all = memory + begin * partials();

@@ -9,6 +9,7 @@ namespace dp {
 template <class T>
 class Roller;
 
+constexpr int kGatedStrips = 4;  // of gate and up, whose products are one block of inputs
 constexpr int kShared = 4;  // with so many heads of tasks per thread, no head is shared
 
 template <class T>
@@ -60,8 +61,7 @@ struct Decoder {
 
     // Scores of chosen rows of hidden states. index: [count]; out: [count][head_size].
     void logits(const float* hidden, const int64_t* index, int count, float* out) {
-        work.normed.resize(count, shape.hidden);
-        work.blocks.resize(count, shape.hidden);
+        reserve_normed(count);
         pool->run([&](int thread) { score(hidden, index, count, out, thread); });
     }
 
@@ -69,9 +69,9 @@ struct Decoder {
     void linears(int tokens) {
         reserve(tokens);
         work.logits.resize(tokens, std::max(shape.head_size, 2 * padded(shape.inner)));
-        auto multiply_into = [&](const Buffer<Input<T>>& x, const Linear<T>& linear, const Buffer<float>& out, int thread) {
+        auto multiply_into = [&](Inputs<T>& x, const Linear<T>& linear, const Buffer<float>& out, int thread) {
             quantize_rows(x, linear, tokens, thread);
-            multiply(rows_of(x), tokens, linear, thread, *pool, [&](int row, int strip, vf* sums, int n) {
+            multiply(x.rows(), tokens, linear, thread, *pool, [&](int row, int strip, vf* sums, int n) {
                 store_strips(out.row(row), strip, sums, n);
             });
             pool->barrier();
@@ -117,16 +117,14 @@ struct Decoder {
             most = std::max(most, task.num_queries);
         }
         const size_t heads = pass.tasks.size() * shape.kv_heads, group = shape.heads / shape.kv_heads;
-        work.partials.resize(heads * pass.num_segments * most * group * Partial::size(shape.dim));
+        work.partials = work.partials_memory.take(heads * pass.num_segments * most * group * Partial::size(shape.dim));
         if (work.left.size() < heads) work.left = std::vector<std::atomic<int>>(heads);
         for (auto& left : work.left) left.store(pass.num_segments, std::memory_order_relaxed);
     }
 
     void score(const float* hidden, const int64_t* index, int count, float* out, int thread) {
-        const Range mine = share(count, thread, pool->size());
-        for (int r = mine.begin; r < mine.end; r++) norm_row(hidden + index[r] * shape.hidden, norm, head, r);
-        pool->barrier();
-        multiply(rows_of(work.normed), count, head, thread, *pool, [&](int row, int strip, vf* sums, int n) {
+        const Rows<T> x = normed_rows([&](int r) { return hidden + index[r] * shape.hidden; }, norm, head, count, thread);
+        multiply(x, count, head, thread, *pool, [&](int row, int strip, vf* sums, int n) {
             for (int v = 0; v < n * kVecs; v++) put(out + size_t(row) * shape.head_size, strip * kStrip + v * kLanes, shape.head_size, capped(sums[v]));
         });
         pool->barrier();
@@ -143,8 +141,7 @@ struct Decoder {
     }
 
     void reserve(int tokens) {
-        work.blocks.resize(tokens, std::max({shape.hidden, shape.inner, shape.heads * shape.head_dim}));
-        work.normed.resize(tokens, shape.hidden);
+        reserve_normed(tokens);
         work.query.resize(tokens, shape.heads * shape.dim);
         work.attended.resize(tokens, shape.heads * shape.head_dim);
         work.inner.resize(tokens, shape.inner);
@@ -153,64 +150,79 @@ struct Decoder {
         work.scratch.resize(pool->size());
     }
 
+    void reserve_normed(int rows) {
+        work.normed.resize(rows, shape.hidden);
+        work.alone.resize(pool->size());
+        for (Inputs<T>& own : work.alone) own.resize(1, shape.hidden);
+    }
 
     void layer(Pass& pass, int l, int thread) {
         const Layer<T>& weights = layers[l];
-        norm_rows(pass, weights.attention_norm, weights.qkv, thread);
-        pool->barrier();
-        multiply(rows_of(work.normed), pass.tokens, weights.qkv, thread, *pool, [&](int row, int strip, vf* sums, int n) {
+        auto hidden = [&](int t) { return pass.hidden + size_t(t) * shape.hidden; };
+        const AttentionView<T> view = attention_view(pass, weights, l);
+        KeysAhead<T> ahead(view, pass.rows, pass.tasks, pass.num_segments, share(num_pieces(pass), thread, pool->size()));
+        Rows<T> x = normed_rows(hidden, weights.attention_norm, weights.qkv, pass.tokens, thread);
+        multiply(x, pass.tokens, weights.qkv, thread, *pool, [&](int row, int strip, vf* sums, int n) {
             store_strips(work.qkv.row(row), strip, sums, n);
+            if (row == 0) ahead.fetch(), ahead.fetch();
         });
         pool->barrier();
         place_heads(pass, weights, l, thread);
         pool->barrier();
-        attention(pass, weights, l, thread);
-        pool->barrier();
-        branch(pass, work.attended, weights.out, weights.attention_post_norm, thread);
-        norm_rows(pass, weights.mlp_norm, weights.gate_up, thread);
-        pool->barrier();
-        multiply(rows_of(work.normed), pass.tokens, weights.gate_up, thread, *pool, [&](int row, int strip, vf* sums, int n) {
-            for (int s = 0; s < n; s += 2, sums += 2 * kVecs)
-                for (int v = 0; v < kVecs; v++)
-                    store_floats(work.inner.row(row) + (strip + s) / 2 * kStrip + v * kLanes, activate(shape.activation, sums[v]) * sums[kVecs + v]);
+        attention(pass, view, ahead, thread);
+        pool->barrier(fetch(weights.out, thread));
+        if (!view.rounds) quantize_rows(work.attended, weights.out, pass.tokens, thread);
+        branch(pass, work.attended, weights.out, weights.attention_post_norm, weights.gate_up, thread);
+        x = normed_rows(hidden, weights.mlp_norm, weights.gate_up, pass.tokens, thread);
+        multiply(x, pass.tokens, weights.gate_up, thread, *pool, [&](int row, int strip, vf* sums, int n) {
+            store_gated(weights.down, row, strip, sums, n);
         });
-        pool->barrier();
-        branch(pass, work.inner, weights.down, weights.mlp_post_norm, thread);
+        pool->barrier(fetch(weights.down, thread));
+        branch(pass, work.inner, weights.down, weights.mlp_post_norm, l + 1 < int(layers.size()) ? layers[l + 1].qkv : head, thread);
     }
 
-    Rows<T> rows_of(const Buffer<Input<T>>& x) { return {x.data, x.stride, &work.blocks}; }
+    Ahead<T> fetch(const Linear<T>& next, int thread) const { return {next, thread, pool->size()}; }
 
-    // Normalizes the input of row t of a product.
-    void norm_row(const float* x, const float* weight, const Linear<T>& linear, int t) {
-        Input<T>* own = work.normed.row(t);
-        rms_norm(x, weight, shape.hidden, shape.norm_eps, own);
-        if (!linear.quantized) return;
-        for (int block = 0; block < linear.inputs / kBlockInputs; block++) quantize(own + block * kBlockInputs, work.blocks.at(block, t));
-    }
-
-    void norm_rows(const Pass& pass, const float* weight, const Linear<T>& linear, int thread) {
-        const Range mine = share(pass.tokens, thread, pool->size());
-        for (int t = mine.begin; t < mine.end; t++) norm_row(pass.hidden + size_t(t) * shape.hidden, weight, linear, t);
+    // Normalizes rows of hidden states for a product. One row is not worth a barrier: each thread does it for itself.
+    template <class Hidden>
+    Rows<T> normed_rows(const Hidden& hidden, const float* weight, const Linear<T>& linear, int rows, int thread) {
+        Inputs<T>& x = rows == 1 ? work.alone[thread] : work.normed;
+        const Range mine = rows == 1 ? Range{0, 1} : share(rows, thread, pool->size());
+        for (int r = mine.begin; r < mine.end; r++) {
+            rms_norm(hidden(r), weight, shape.hidden, shape.norm_eps, x.dense.row(r));
+            if (linear.quantized) x.quantize_blocks(r, 0, linear.inputs / kBlockInputs);
+        }
+        if (rows > 1) pool->barrier(fetch(linear, thread));
+        return x.rows();
     }
 
     // Rounds the input of a product with weights in blocks. All is complete when it returns.
-    void quantize_rows(const Buffer<Input<T>>& x, const Linear<T>& linear, int rows, int thread) {
+    void quantize_rows(Inputs<T>& x, const Linear<T>& linear, int rows, int thread) {
         if (!linear.quantized) return;
-        const Range mine = share(rows * (linear.inputs / kBlockInputs), thread, pool->size());
-        for (int i = mine.begin; i < mine.end; i++)
-            quantize(x.row(i % rows) + i / rows * kBlockInputs, work.blocks.at(i / rows, i % rows));
+        const int blocks = linear.inputs / kBlockInputs;
+        const Range mine = share(rows * blocks, thread, pool->size());
+        for (int i = mine.begin; i < mine.end; i++) x.quantize_blocks(i / blocks, i % blocks, i % blocks + 1);
         pool->barrier();
     }
 
-    // Adds a matrix product, optionally normalized, to the hidden states. All are complete when it returns.
-    void branch(const Pass& pass, const Buffer<Input<T>>& x, const Linear<T>& linear, const float* post_norm, int thread) {
-        quantize_rows(x, linear, pass.tokens, thread);
-        multiply(rows_of(x), pass.tokens, linear, thread, *pool, [&](int row, int strip, vf* sums, int n) {
+    // Stores the products of a unit of gate and up, activated, as inputs of `next`.
+    void store_gated(const Linear<T>& next, int row, int strip, const vf* sums, int n) {
+        float block[kBlockInputs] = {};
+        for (int s = 0; s < n / 2; s++, sums += 2 * kVecs)
+            for (int v = 0; v < kVecs; v++) store_floats(block + s * kStrip + v * kLanes, activate(shape.activation, sums[v]) * sums[kVecs + v]);
+        if (next.quantized) return quantize(block, work.inner.blocks.at(strip / kGatedStrips, row));
+        narrow_row(block, n / 2 * kStrip, work.inner.dense.row(row) + strip / 2 * kStrip);
+    }
+
+    // Adds a matrix product, optionally normalized, to the hidden states. All are complete when it returns. next: the
+    // matrix that follows.
+    void branch(const Pass& pass, Inputs<T>& x, const Linear<T>& linear, const float* post_norm, const Linear<T>& next, int thread) {
+        multiply(x.rows(), pass.tokens, linear, thread, *pool, [&](int row, int strip, vf* sums, int n) {
             if (post_norm) return store_strips(work.branch.row(row), strip, sums, n);
             for (int v = 0; v < n * kVecs; v++)
                 add(pass.hidden + size_t(row) * shape.hidden, strip * kStrip + v * kLanes, shape.hidden, sums[v]);
         });
-        pool->barrier();
+        pool->barrier(fetch(next, thread));
         if (!post_norm) return;
         const Range mine = share(pass.tokens, thread, pool->size());
         for (int t = mine.begin; t < mine.end; t++) {
@@ -223,46 +235,53 @@ struct Decoder {
 
     // Normalizes and rotates queries and keys, and writes keys and values to their slots.
     void place_heads(const Pass& pass, const Layer<T>& weights, int l, int thread) {
-        const int num_heads = shape.heads + 2 * shape.kv_heads;
-        std::vector<float>& normed = work.scratch[thread];
-        normed.resize(std::max(normed.size(), size_t(shape.head_dim)));
+        const int num_heads = shape.heads + 2 * shape.kv_heads, size = shape.head_dim;
+        float* scratch = work.scratch[thread].take(2 * size);
         const Range mine = share(pass.tokens * num_heads, thread, pool->size());
         const Row* row = pass.rows.data();
         for (int piece = mine.begin; piece < mine.end; piece++) {
             const int token = piece / num_heads, h = piece % num_heads;
             while (token >= row->first + row->num_new) row++;
             const int position = row->total - row->num_new + token - row->first;
-            const float* x = work.qkv.row(token) + size_t(h) * shape.head_dim;
+            const float* x = work.qkv.row(token) + size_t(h) * size;
             const int kv = h - shape.heads, v = kv - shape.kv_heads;
+            auto slot = [&](T* const* of, int head) { return of[l] + (head * pass.num_slots + row->slots[position]) * shape.dim; };
             if (v >= 0) {
-                T* out = pass.values[l] + (v * pass.num_slots + row->slots[position]) * shape.dim;
-                for (int i = 0; i < shape.head_dim; i++) narrow(out + i, x[i]);
+                narrow_row(x, size, slot(pass.values, v));
                 continue;
             }
-            if (weights.qk_norm) {
-                rms_norm(x, weights.qk_norm + size_t(h) * shape.head_dim, shape.head_dim, shape.norm_eps, normed.data());
-                x = normed.data();
-            }
-            const float* angles = pass.angles[l] + size_t(position) * shape.head_dim;
-            if (kv < 0)
-                rotate(x, angles, shape.head_dim, work.query.row(token) + size_t(h) * shape.dim, query_place<T>);
-            else
-                rotate(x, angles, shape.head_dim, pass.keys[l] + (kv * pass.num_slots + row->slots[position]) * shape.dim, [](int d) { return d; });
+            if (weights.qk_norm) rms_norm(x, weights.qk_norm + size_t(h) * size, size, shape.norm_eps, scratch), x = scratch;
+            const float* angles = pass.angles[l] + size_t(position) * size;
+            if (kv >= 0) rotate(x, angles, size, slot(pass.keys, kv));
+            else place_query(x, angles, scratch + size, work.query.row(token) + size_t(h) * shape.dim);
         }
     }
 
-    void attention(Pass& pass, const Layer<T>& weights, int l, int thread) {
-        AttentionView<T> view{work.query.data, pass.keys[l], pass.values[l], work.attended.data, shape.heads, shape.kv_heads,
-                              shape.dim, shape.head_dim, weights.window, pass.num_slots, work.attended.stride, shape.query_scale, shape.attention_softcap};
-        const int heads = int(pass.tasks.size()) * shape.kv_heads, segments = pass.num_segments;
-        for (Range piece; pool->take(thread, heads * segments, 1, piece);) {
+    // Rotates a query into the order of dimensions that scores are computed in.
+    void place_query(const float* x, const float* angles, float* rotated, Input<T>* out) const {
+        if (std::is_same_v<Input<T>, T>) return rotate(x, angles, shape.head_dim, out);
+        rotate(x, angles, shape.head_dim, rotated);
+        for (int d = 0; d < shape.head_dim; d++) narrow(out + query_place<T>(d), rotated[d]);
+    }
+
+    AttentionView<T> attention_view(const Pass& pass, const Layer<T>& weights, int l) {
+        const bool rounds = weights.out.quantized && shape.heads / shape.kv_heads * shape.head_dim % kBlockInputs == 0;
+        return {work.query.data, pass.keys[l], pass.values[l], &work.attended, shape.heads, shape.kv_heads, shape.dim, shape.head_dim,
+                weights.window, rounds, pass.num_slots, shape.query_scale, shape.attention_softcap};
+    }
+
+    int num_pieces(const Pass& pass) const { return int(pass.tasks.size()) * shape.kv_heads * pass.num_segments; }
+
+    void attention(Pass& pass, const AttentionView<T>& view, KeysAhead<T>& ahead, int thread) {
+        const int segments = pass.num_segments;
+        for (Range piece; pool->take(thread, num_pieces(pass), 1, piece);) {
             const int at = piece.begin / segments;
             const Task& task = pass.tasks[at / shape.kv_heads];
-            const HeadTask<T> own{view, pass.rows[task.row], task, at % shape.kv_heads};
+            const HeadTask<T> own{view, pass.rows[task.row], task, ahead, at % shape.kv_heads};
             if (segments == 1)
                 own.attend(work.scratch[thread]);
             else
-                own.attend(piece.begin % segments, segments, work.scratch[thread], work.partials.data() + size_t(at) * segments * own.partials(), work.left[at]);
+                own.attend(piece.begin % segments, segments, work.scratch[thread], work.partials + size_t(at) * segments * own.partials(), work.left[at]);
         }
     }
 };

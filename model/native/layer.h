@@ -21,12 +21,14 @@ struct Layer {
 // The buffers of one pass; their rows are the flat tokens.
 template <class T>
 struct Workspace {
-    Buffer<Input<T>> normed, query, attended, inner;
-    InputBlocks blocks;  // of the next product, if its weights are in blocks
+    Buffer<Input<T>> query;
+    Inputs<T> normed, attended, inner;
+    std::vector<Inputs<T>> alone;  // one per thread: the only row, normalized
     Buffer<float> qkv, branch, logits;
-    std::vector<std::vector<float>> scratch;  // one per thread
-    std::vector<float> partials;              // partial results of attention segments shared by several threads
-    std::vector<std::atomic<int>> left;       // unfinished segments of each head of each task
+    std::vector<Floats> scratch;  // one per thread
+    Floats partials_memory;       // partial results of attention segments shared by several threads
+    float* partials;
+    std::vector<std::atomic<int>> left;  // unfinished segments of each head of each task
 };
 
 }  // namespace dp

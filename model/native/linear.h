@@ -32,8 +32,10 @@ struct Linear {
     const float* bias;  // [num_strips * 16] or null
     const Strip* quantized;  // [num_strips]
     int outputs, inputs;  // outputs as stored, inputs padded to even, or to whole blocks
+    int unit;             // strips that one thread computes together: two, or four
 
     int num_strips() const { return (outputs + kStrip - 1) / kStrip; }
+    int num_units() const { return (num_strips() + unit - 1) / unit; }
     const T* strip(int index) const { return strips + size_t(index) * inputs * kStrip; }
 };
 
@@ -173,15 +175,35 @@ __attribute__((noinline)) void biased_sums(const Rows<T>& x, int first, int rows
         for (int v = 0; v < strips * kVecs; v++, sums++) *sums += load_floats(linear.bias + strip * kStrip + v * kLanes);
 }
 
-// Computes this thread's share of the strips, in pairs, for all rows, in as few tiles of nearly equal size as possible.
-// Calls emit(row, strip, sums of that row, number of strips) with 1, 2 or 4 strips, never half a pair.
+// Fetches what a thread will read first of a matrix, bit by bit.
+template <class T>
+class Ahead {
+   public:
+    Ahead(const Linear<T>& next, int thread, int num_threads) {
+        const int strip = std::min(share(next.num_units(), thread, num_threads).begin * next.unit, next.num_strips() - 1);
+        at_ = next.quantized ? reinterpret_cast<const char*>(next.quantized[strip].panels) : reinterpret_cast<const char*>(next.strip(strip));
+        end_ = at_ + kMost;
+    }
+
+    void operator()() {
+        if (at_ == end_) return relax();
+        for (const char* stop = std::min(at_ + kStep, end_); at_ < stop; at_ += 64) __builtin_prefetch(at_, 0, 2);
+    }
+
+   private:
+    static constexpr int kStep = 1024, kMost = 64 << 10;
+    const char *at_, *end_;
+};
+
+// Computes this thread's share of the strips for all rows, in as few tiles of nearly equal size as possible. Calls
+// emit(row, strip, sums of that row, number of strips) with 1, 2 or 4 strips: whole units, or the first strips of one.
 template <class T, class Emit>
 void multiply(const Rows<T>& x, int rows, const Linear<T>& linear, int thread, Pool& pool, const Emit& emit) {
-    const int most = linear.quantized ? kWideRows : kRows;
+    const int most = linear.quantized ? kWideRows : kRows, at_once = linear.quantized ? 1 : 4 / linear.unit;
     const int num_strips = linear.num_strips(), num_tiles = (rows + most - 1) / most;
     vf sums[kWideRows * 4 * kVecs];
-    for (Range pairs; pool.take(thread, (num_strips + 1) / 2, 2, pairs);)
-        for (int strip = 2 * pairs.begin, end = std::min(2 * pairs.end, num_strips), strips; strip < end; strip += strips) {
+    for (Range units; pool.take(thread, linear.num_units(), at_once, units);)
+        for (int strip = linear.unit * units.begin, end = std::min(linear.unit * units.end, num_strips), strips; strip < end; strip += strips) {
             strips = end - strip == 3 ? 2 : end - strip;
             for (int t = 0; t < num_tiles; t++) {
                 const Range own = share(rows, t, num_tiles);

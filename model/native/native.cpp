@@ -51,8 +51,8 @@ struct Model {
 };
 
 template <class T>
-Linear<T> linear(const LinearSpec& spec) {
-    return {static_cast<const T*>(spec.strips), spec.bias, spec.quantized, spec.outputs, spec.inputs};
+Linear<T> linear(const LinearSpec& spec, int unit = 2) {
+    return {static_cast<const T*>(spec.strips), spec.bias, spec.quantized, spec.outputs, spec.inputs, unit};
 }
 
 template <class T>
@@ -66,7 +66,7 @@ struct Typed final : Model {
         for (int l = 0; l < s.layers; l++) {
             const LayerSpec& from = s.layer[l];
             decoder.layers.push_back({from.attention_norm, from.qk_norm, from.attention_post_norm, from.mlp_norm, from.mlp_post_norm,
-                                      linear<T>(from.qkv), linear<T>(from.out), linear<T>(from.gate_up), linear<T>(from.down),
+                                      linear<T>(from.qkv), linear<T>(from.out), linear<T>(from.gate_up, kGatedStrips), linear<T>(from.down),
                                       from.window});
         }
         decoder.norm = s.norm;

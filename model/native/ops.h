@@ -39,6 +39,36 @@ struct Buffer {
     int width_ = -1;
 };
 
+// Memory that only grows, from the beginning of a cache line on: registers that cross lines cost twice.
+class Floats {
+   public:
+    float* take(size_t count) {
+        if (16 * lines_.size() < count) lines_.resize((count + 15) / 16);
+        return reinterpret_cast<float*>(lines_.data());
+    }
+
+   private:
+    struct alignas(64) Line {
+        float at[16];
+    };
+    std::vector<Line> lines_;
+};
+
+// The inputs of a product: what it multiplies, or blocks if its weights are in blocks.
+template <class T>
+struct Inputs {
+    Buffer<Input<T>> dense;
+    InputBlocks blocks;
+
+    void resize(int rows, int width) { dense.resize(rows, width), blocks.resize(rows, width); }
+    Rows<T> rows() { return {dense.data, dense.stride, &blocks}; }
+
+    // Rounds blocks `begin` to `end` of a row.
+    void quantize_blocks(int row, int begin, int end) {
+        for (int block = begin; block < end; block++) quantize(dense.row(row) + block * kBlockInputs, blocks.at(block, row));
+    }
+};
+
 inline float inverse_rms(const float* x, int n, float eps) {
     vf squares = {};
     int i = 0;
@@ -67,15 +97,24 @@ inline vf activate(Activation kind, vf x) {
     return x;
 }
 
-// Rotates the halves of one head by the angles of its position; place(d) is the index of dimension d in the output.
-template <class T, class Place>
-inline void rotate(const float* x, const float* angles, int head_dim, T* out, const Place& place) {
+// Rotates the halves of one head by the angles of its position.
+template <class T>
+inline void rotate(const float* x, const float* angles, int head_dim, T* out) {
     const int half = head_dim / 2;
-    const float *cosine = angles, *sine = angles + half;
-    for (int i = 0; i < half; i++) {
-        narrow(out + place(i), x[i] * cosine[i] - x[i + half] * sine[i]);
-        narrow(out + place(i + half), x[i + half] * cosine[i] + x[i] * sine[i]);
+    const float *y = x + half, *cosine = angles, *sine = angles + half;
+    int i = 0;
+    for (; i + kLanes <= half; i += kLanes) {
+        const vf a = load_floats(x + i), b = load_floats(y + i), c = load_floats(cosine + i), s = load_floats(sine + i);
+        store_floats(out + i, a * c - b * s), store_floats(out + half + i, b * c + a * s);
     }
+    for (; i < half; i++) narrow(out + i, x[i] * cosine[i] - y[i] * sine[i]), narrow(out + half + i, y[i] * cosine[i] + x[i] * sine[i]);
+}
+
+template <class T>
+inline void narrow_row(const float* x, int n, T* out) {
+    int i = 0;
+    for (; i + kLanes <= n; i += kLanes) store_floats(out + i, load_floats(x + i));
+    for (; i < n; i++) narrow(out + i, x[i]);
 }
 
 }  // namespace dp

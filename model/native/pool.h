@@ -39,11 +39,12 @@ class Gate {
 #endif
     }
 
-    // Returns when the counter is no longer `old`. Spins for the given time, then sleeps.
-    void wait(uint32_t old, std::chrono::nanoseconds spin) {
+    // Returns when the counter is no longer `old`. Spins for the given time, calling `idle`, then sleeps.
+    template <class Idle>
+    void wait(uint32_t old, std::chrono::nanoseconds spin, Idle& idle) {
         const auto start = std::chrono::steady_clock::now();
         do {
-            for (int i = 0; i < 16; i++, relax())
+            for (int i = 0; i < 16; i++, idle())
                 if (now() != old) return;
         } while (std::chrono::steady_clock::now() - start < spin);
 #if defined(__linux__)
@@ -114,17 +115,21 @@ class Pool {
         const uint32_t done = done_.now();
         if (size_ > 1) calls_.open();
         work(0);
-        if (!leave()) done_.wait(done, kSpin);
+        if (!leave()) done_.wait(done, kSpin, relax);
     }
 
-    // Returns when all threads have reached it.
-    void barrier() {
+    // Returns when all threads have reached it. Who waits calls `idle`, who comes last calls it once.
+    template <class Idle>
+    void barrier(Idle idle) {
         const uint32_t phase = phase_.now();
-        if (arrived_.fetch_add(1) + 1 < size_) return phase_.wait(phase, kSpin);
-        arrived_.store(0);
-        forget(taken_[phase & 1]);
+        if (arrived_.fetch_add(1) + 1 < size_) return phase_.wait(phase, kSpin, idle);
+        arrived_.store(0, std::memory_order_relaxed);
         phase_.open();
+        forget(taken_[phase & 1]);  // needed after the next barrier
+        idle();
     }
+
+    void barrier() { barrier(relax); }
 
     // Takes the next of this phase's `count` pieces, at most `most` at once: first from the thread's own share, then
     // from other threads' shares. Returns false when all are taken. One set of pieces between two barriers.
@@ -163,7 +168,7 @@ class Pool {
 
     void serve(int thread) {
         for (uint32_t seen = 0;; seen++) {
-            calls_.wait(seen, kIdleSpin);
+            calls_.wait(seen, kIdleSpin, relax);
             if (stopping_) return;
             (*work_)(thread);
             leave();

@@ -120,20 +120,26 @@ inline vu with_sign(vu b, vu a) {
 #endif
 }
 
+// Adds to each sum the products of four unsigned and four signed bytes.
+#if defined(__AVX512VNNI__)
+inline vi add_products(vi sum, vu a, vu b) { return (vi)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)a, (__m512i)b); }
+#elif defined(__AVXVNNI__)
+inline vi add_products(vi sum, vu a, vu b) { return (vi)_mm256_dpbusd_avx_epi32((__m256i)sum, (__m256i)a, (__m256i)b); }
+#endif
+
 // Dot products of GROUPS groups of weights with the same inputs for all lanes. weights of eight bits are signed.
 template <int BITS, int GROUPS>
 inline vi dot(const vu* weights, const int8_t* inputs) {
-    vi total = {};
+    vi totals[2] = {};  // two, so that an addition need not wait for the one before it
     auto input = [&](int g) { return vu{} + load<uint32_t>(inputs + 4 * g); };
-#if defined(__AVX512VNNI__)
-    for (int g = 0; g < GROUPS; g++) total = (vi)_mm512_dpbusd_epi32((__m512i)total, (__m512i)weights[g], (__m512i)input(g));
-#elif defined(__AVXVNNI__)
-    for (int g = 0; g < GROUPS; g++) total = (vi)_mm256_dpbusd_avx_epi32((__m256i)total, (__m256i)weights[g], (__m256i)input(g));
+#if defined(__AVX512VNNI__) || defined(__AVXVNNI__)
+#pragma GCC unroll 8
+    for (int g = 0; g < GROUPS; g++) totals[g % 2] = add_products(totals[g % 2], weights[g], input(g));
 #else
     if constexpr (BITS == 8) {
 #pragma GCC unroll 8
         for (int g = 0; g < GROUPS; g++)
-            total += widen_pairs(multiply_pairs(size_of(weights[g]), with_sign(input(g), weights[g])));
+            totals[g % 2] += widen_pairs(multiply_pairs(size_of(weights[g]), with_sign(input(g), weights[g])));
     } else {
         constexpr int chain = std::min(GROUPS, 32 >> (BITS - 2));  // so many pairs do not overflow sixteen bits
 #pragma GCC unroll 8
@@ -141,11 +147,11 @@ inline vi dot(const vu* weights, const int8_t* inputs) {
             shorts pairs = multiply_pairs(weights[g], input(g));
 #pragma GCC unroll 8
             for (int i = 1; i < chain; i++) pairs += multiply_pairs(weights[g + i], input(g + i));
-            total += widen_pairs(pairs);
+            totals[0] += widen_pairs(pairs);
         }
     }
 #endif
-    return total;
+    return totals[0] + totals[1];
 }
 
 // Adds the dot products of one row with a part of a block.
@@ -166,12 +172,14 @@ inline vf add_block(const InputBlock& x, const vu (&quants)[kGroups], const Scal
 }
 
 constexpr int kWideRows = 16;  // rows that a panel is unpacked for at a time
+constexpr int kPanelRows = 6;  // rows whose sums stay in registers
 
 // A panel times `rows` rows. inputs: [blocks][stride]. sums: [rows][out_stride]. ROWS 0: up to kWideRows.
 template <class C, int ROWS>
 __attribute__((noinline)) void panel_times_rows(const InputBlock* inputs, size_t stride, int rows, const uint8_t* panel, int blocks, vf* sums, int out_stride) {
-    vf own[ROWS ? ROWS : kWideRows] = {};
+    vf own[ROWS ? ROWS : kWideRows];
     if (ROWS) rows = ROWS;
+    for (int r = 0; r < rows; r++) own[r] = vf{};
     vu quants[kGroups];
     Scales scales;
     for (int block = 0; block < blocks; block++, inputs += stride) {
@@ -179,18 +187,20 @@ __attribute__((noinline)) void panel_times_rows(const InputBlock* inputs, size_t
 #pragma GCC unroll 8
         for (size_t line = 0; line < C::block_bytes; line += 64) __builtin_prefetch(at + line + kFetch);
         read_block<C>(panel, block, quants, scales);
-        for (int r = 0; r < rows; r++) {
-            if (!ROWS) __builtin_prefetch(inputs + stride + r);
-            own[r] = add_block<C>(inputs[r], quants, scales, own[r]);
+        if constexpr (ROWS > 0) {
+#pragma GCC unroll 8
+            for (int r = 0; r < ROWS; r++) own[r] = add_block<C>(inputs[r], quants, scales, own[r]);
+        } else {
+            for (int r = 0; r < rows; r++) own[r] = add_block<C>(inputs[r], quants, scales, own[r]);
         }
     }
     for (int r = 0; r < rows; r++) sums[r * out_stride] = own[r];
 }
 
-template <class C>
+template <class C, int ROWS = kPanelRows>
 inline void panel_product(const InputBlock* inputs, size_t stride, int rows, const uint8_t* panel, int blocks, vf* sums, int out_stride) {
-    if (rows == 1) return panel_times_rows<C, 1>(inputs, stride, rows, panel, blocks, sums, out_stride);
-    panel_times_rows<C, 0>(inputs, stride, rows, panel, blocks, sums, out_stride);
+    if (rows == ROWS || ROWS == 0) return panel_times_rows<C, ROWS>(inputs, stride, rows, panel, blocks, sums, out_stride);
+    if constexpr (ROWS > 0) panel_product<C, ROWS == 1 ? 0 : ROWS - 1>(inputs, stride, rows, panel, blocks, sums, out_stride);
 }
 
 }  // namespace dp

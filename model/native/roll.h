@@ -64,11 +64,10 @@ class Roller {
     const int width_;
     std::vector<int64_t> ids_, wanted_;  // of the next pass; hidden states that tokens are picked from
     std::vector<Pick> picks_;            // these tokens
-    std::vector<float> hidden_;
+    Floats hidden_;
 
     void start() {
-        hidden_.resize(ids_.size() * width_);
-        pass_.hidden = hidden_.data();
+        pass_.hidden = hidden_.take(ids_.size() * width_);
         pass_.tokens = int(ids_.size());
         decoder_.prepare(pass_);
         decoder_.embed(ids_.data(), pass_.tokens, pass_.hidden);

@@ -161,17 +161,26 @@ inline vf sums(const vf (&p)[8]) {
 }
 #endif
 
+// A vector whose lanes are those of v with the number of each xor STEP.
+template <int STEP, int... AT>
+inline vf swapped(vf v, std::integer_sequence<int, AT...>) {
+    return shuffle<(AT ^ STEP)...>(v, v);
+}
+
+// All lanes combined, always as a tree of the same shape.
+template <int STEP = kLanes / 2, class Combine>
+inline float reduced(vf v, const Combine& combine) {
+    v = combine(v, swapped<STEP>(v, std::make_integer_sequence<int, kLanes>()));
+    if constexpr (STEP == 1) return v[0];
+    else return reduced<STEP / 2>(v, combine);
+}
+
 inline float sum(vf v) {
-    float total = 0;
-    for (int i = 0; i < kLanes / 4; i++) v[i] += v[i + kLanes / 4] + v[i + kLanes / 2] + v[i + kLanes / 4 * 3];
-    for (int i = 0; i < kLanes / 4; i++) total += v[i];
-    return total;
+    return reduced(v, [](vf a, vf b) { return a + b; });
 }
 
 inline float largest(vf v) {
-    float best = v[0];
-    for (int i = 1; i < kLanes; i++) best = v[i] > best ? v[i] : best;
-    return best;
+    return reduced(v, [](vf a, vf b) { return select<vf>(b > a, b, a); });
 }
 
 // e^x to about one unit in the last place; 0 below -87 and at -infinity, clamped to e^88.
