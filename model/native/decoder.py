@@ -90,9 +90,9 @@ class NativeDecoder:
         return hidden
 
     def roll_out(self, rows: Sequence[Rollout], kv: PagedKV, depth: int, boundary: Tensor | None) -> list[Drafted]:
-        """One call, unless a row has filters or banned columns, which torch handles."""
+        """One call, unless a row has filters, rules or banned columns, which torch handles."""
         sampling = [row.sampling for row in rows]
-        if _has_filters(sampling) or any(row.banned for row in rows):
+        if _has_filters(sampling) or any(row.ruled or row.banned for row in rows):
             return roll_out(self, rows, kv, depth, boundary)
         totals = [row.total for row in rows]
         lengths = [row.length for row in rows]
