@@ -26,7 +26,7 @@ def adjust(logits: Tensor, text: Ruled, lengths: Sequence[int], head: Columns) -
     stand before each place. head: the tokens of the columns.
     """
     rules, short = text.rules, [place for place, length in enumerate(lengths) if text.is_held_at(length)]
-    biased, bias = zip(*rules.bias, strict=True) if rules.bias else ((), ())
+    biased, bias = [token for token, _ in rules.bias], [value for _, value in rules.bias]
     held, read = rules.withheld if short else (), text.tokens if rules.penalises else ()
     touched, index = np.unique(np.array([*biased, *held, *read], np.int64), return_inverse=True)
     columns, known = _columns(touched, head)
