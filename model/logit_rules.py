@@ -1,39 +1,63 @@
-"""The effect of LogitRules on the logits of one position, as a pure function of the tokens before it.
+"""The effect of LogitRules on the logits of a text's places, as a pure function of the tokens before each.
 
-The plain loop, a verified draft and a resumed sequence all call it, so they pick the same tokens. Penalties are those
-of transformers (repetition) and of OpenAI's API (frequency, presence).
+The plain loop, a verified draft, a resumed sequence and a drafter all call it, so they read rules alike. Penalties are
+those of transformers (repetition) and of OpenAI's API (frequency, presence). Only the logits of tokens that a rule
+touches are read, a few hundred of a vocabulary.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from protocol.logit_rules import LogitRules
+from protocol.logit_rules import LogitRules, Ruled
+
+Ids = npt.NDArray[np.int64]
+Columns = Ids | slice  # the tokens of the columns of logits, which ascend
 
 
-def adjusted(logits: Tensor, rules: LogitRules, prompt: Tensor, generated: Tensor) -> Tensor:
-    """logits: [vocab_size] float32. prompt, generated: the tokens before the position, [n] int64."""
-    logits = logits.clone()
-    if rules.bias:
-        tokens, bias = zip(*rules.bias, strict=True)
-        logits[_tensor(tokens, logits)] += torch.tensor(bias, device=logits.device)
+def adjust(logits: Tensor, text: Ruled, lengths: Sequence[int], head: Columns) -> None:
+    """Changes the logits of places of a text in place. logits: [places, columns] float32. lengths: how many tokens
+    stand before each place. head: the tokens of the columns.
+    """
+    rules, short = text.rules, [place for place, length in enumerate(lengths) if text.is_held_at(length)]
+    biased, bias = [token for token, _ in rules.bias], [value for _, value in rules.bias]
+    held, read = rules.withheld if short else (), text.tokens if rules.penalises else ()
+    touched, index = np.unique(np.array([*biased, *held, *read], np.int64), return_inverse=True)
+    columns, known = _columns(touched, head)
+    tensor = partial(torch.as_tensor, device=logits.device)
+    own = logits[:, tensor(columns)]
+    own[:, tensor(index[: len(biased)])] += tensor(bias, dtype=own.dtype)
+    if read:
+        own = _penalised(own, rules, index[len(biased) + len(held) :], text.num_prompt, lengths)
+    for place in short:
+        own[place, tensor(index[len(biased) : len(biased) + len(held)])] = -float("inf")
+    logits[:, tensor(columns[known])] = own[:, tensor(known)]
+
+
+def _columns(tokens: Ids, head: Columns) -> tuple[Ids, npt.NDArray[np.bool_]]:
+    """The columns of these tokens, and which of them the head has; the others get any column."""
+    if isinstance(head, slice):
+        known = (tokens >= 0) & (tokens < head.stop)
+        return np.where(known, tokens, 0), known
+    columns = np.searchsorted(head, tokens).clip(max=len(head) - 1)
+    return columns, head[columns] == tokens
+
+
+def _penalised(logits: Tensor, rules: LogitRules, index: Ids, num_prompt: int, lengths: Sequence[int]) -> Tensor:
+    """index: the column of each token of the text, of these logits."""
+    counted = partial(np.bincount, minlength=logits.shape[-1])
+    prompt = torch.from_numpy(counted(index[:num_prompt]))
+    generated = np.stack([counted(index[num_prompt:length]) for length in lengths])
+    times = torch.from_numpy(generated).to(logits.device)
     if rules.repetition_penalty != 1:
-        seen, penalty = _counts(torch.cat([prompt, generated]), logits) > 0, rules.repetition_penalty
+        penalty, seen = rules.repetition_penalty, times + prompt.to(logits.device) > 0
         logits = torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
     if rules.frequency_penalty or rules.presence_penalty:
-        times = _counts(generated, logits)
-        logits -= rules.frequency_penalty * times + rules.presence_penalty * (times > 0)
-    if rules.withheld and len(generated) < rules.min_tokens:
-        known = [token for token in rules.withheld if 0 <= token < len(logits)]
-        logits[_tensor(known, logits)] = -float("inf")
+        logits = logits - (rules.frequency_penalty * times + rules.presence_penalty * (times > 0))
     return logits
-
-
-def _counts(tokens: Tensor, like: Tensor) -> Tensor:
-    """How often each token of the vocabulary occurs among these."""
-    return tokens.bincount(minlength=len(like))
-
-
-def _tensor(tokens: tuple[int, ...] | list[int], like: Tensor) -> Tensor:
-    return torch.tensor(tokens, dtype=torch.int64, device=like.device)

@@ -28,6 +28,7 @@ class Rollout:
     slots: of every position up to the last that may be fed, start + len(tokens) + length - 2.
     stop_probability: the first token at which the product of the confidences so far is at most this is the row's last
         (Kangaroo's early stop, Liu et al. 2024, for the whole draft in place of one token). 0: no stop.
+    ruled: changes the logits of the place behind these drafted tokens, [1, head_size], before one is picked.
     banned: the columns of the logits that are not picked behind these drafted tokens in place of this pick, [head_size]
         bool; None: the pick stands.
     """
@@ -38,6 +39,7 @@ class Rollout:
     length: int
     sampling: SamplingParams
     stop_probability: float = 0.0
+    ruled: Callable[[Sequence[int], Tensor], None] | None = field(default=None, repr=False)
     banned: Callable[[Sequence[int], int], Tensor | None] | None = field(default=None, repr=False)
 
     @property
@@ -86,6 +88,9 @@ def roll_out(
         if boundary is not None:
             boundary.index_copy_(0, batch.slots, hidden)
         logits = decoder.logits(hidden, [end - 1 for end in batch.offsets[1:]])
+        for index, (row, draft) in enumerate(live):
+            if row.ruled:
+                row.ruled([token for token, _, _ in draft], logits[index : index + 1])
         picks = decoder.pick_with_confidence(logits, [row.sampling for row, _ in live], totals)
         made = list(zip(*picks, strict=True))
         for index, (row, draft) in enumerate(live):

@@ -23,6 +23,7 @@ from protocol.request import SamplingParams
 NO_PICK = -1  # a score is NaN or the best one is infinite, so the model is broken
 
 _NEVER = -float("inf")
+_DOUBT = 1e-3  # of probability: more than float32 loses where a vocabulary is summed up
 
 
 def pick(
@@ -88,6 +89,35 @@ def filter_logits(logits: Tensor, sampling: Sequence[SamplingParams]) -> Tensor:
     if any(params.min_p > 0 for params in sampling):
         scaled = _min_p(scaled, [params.min_p for params in sampling])
     return scaled
+
+
+def surely_kept(logits: Tensor, sampling: Sequence[SamplingParams], columns: Tensor) -> Tensor:
+    """Whether the filters of each row keep this column, [num_rows] bool; False also where only sorting can tell. No row
+    may be greedy.
+    """
+    scaled = logits / _column(logits, [params.temperature for params in sampling])
+    own = scaled.gather(-1, columns[:, None])
+    weights = (scaled - scaled.max(dim=-1, keepdim=True).values).exp()
+    own_weight = weights.gather(-1, columns[:, None])
+    ranks = _column(logits, [params.top_k or scaled.shape[-1] for params in sampling])
+    kept = (scaled > own).sum(dim=-1, keepdim=True) < ranks
+    if any(params.top_p < 1 for params in sampling):
+        ahead = weights.where(scaled >= own, 0).sum(dim=-1, keepdim=True) - own_weight
+        top_p = _column(logits, [params.top_p for params in sampling])
+        kept &= (ahead <= (top_p - _DOUBT) * _total(weights, sampling)) | (top_p == 1)
+    min_p = _column(logits, [params.min_p for params in sampling])
+    return (kept & (own_weight >= min_p * (1 + _DOUBT)))[:, 0]
+
+
+def _total(weights: Tensor, sampling: Sequence[SamplingParams]) -> Tensor:
+    """Of the tokens that top-k leaves, at least: [num_rows, 1]."""
+    limited = [row for row, params in enumerate(sampling) if params.top_k]
+    total = weights.sum(dim=-1, keepdim=True)
+    if limited:
+        top_k = [min(sampling[row].top_k, weights.shape[-1]) for row in limited]
+        ranked = weights[limited].topk(max(top_k), dim=-1).values.cumsum(dim=-1)
+        total[limited] = ranked.gather(-1, torch.tensor(top_k, device=weights.device)[:, None] - 1)
+    return total
 
 
 def _scores(

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
+from protocol.logit_rules import Ruled
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 
@@ -41,7 +42,9 @@ class DraftRow:
     stop_probability: the draft ends behind the token at which the product of its confidences is at most this; 0 never
     ends it.
     refusal: what the grammar of the text allows behind a draft in place of a pick that it refuses, as bytes with a bit
-    for each token; None where it takes the pick. For a drafter in the target's thread: no link carries it.
+    for each token; None where it takes the pick.
+    ruled: the text under the rules of its logits; None: they change nothing behind it. Both are for a drafter in the
+    target's thread: no link carries them.
     """
 
     sequence_id: int
@@ -52,6 +55,7 @@ class DraftRow:
     depth: DepthRule | None = None
     stop_probability: float = 0.0
     refusal: Refusal | None = field(default=None, repr=False, compare=False)
+    ruled: Ruled | None = field(default=None, repr=False, compare=False)
 
     @property
     def base_length(self) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from protocol.errors import InvalidRequest
@@ -56,13 +57,37 @@ class LogitRules:
         if self.min_tokens < 0:
             raise InvalidRequest(f"min_tokens {self.min_tokens} is negative; 0 turns it off", "min_tokens")
 
+    @property
+    def penalises(self) -> bool:
+        """Whether tokens are counted."""
+        return bool(self.frequency_penalty or self.presence_penalty or self.repetition_penalty != 1)
+
     def acts_behind(self, num_generated: int) -> bool:
         """Whether anything changes at this place of the text or a later one."""
-        penalties = self.frequency_penalty or self.presence_penalty or self.repetition_penalty != 1
-        return bool(self.bias or penalties or (self.withheld and num_generated < self.min_tokens))
+        return bool(self.bias or self.penalises or (self.withheld and num_generated < self.min_tokens))
+
+    def over(self, tokens: Sequence[int], num_prompt: int) -> Ruled | None:
+        """Themselves and what they read; None where nothing changes behind these tokens."""
+        return Ruled(self, num_prompt, tokens) if self.acts_behind(len(tokens) - num_prompt) else None
 
 
 NO_RULES = LogitRules()
+
+
+@dataclass(frozen=True, slots=True)
+class Ruled:
+    """A text under rules. tokens: the prompt's first."""
+
+    rules: LogitRules
+    num_prompt: int
+    tokens: Sequence[int] = field(repr=False)
+
+    def is_held_at(self, length: int) -> bool:
+        """Whether tokens are withheld behind so many."""
+        return length - self.num_prompt < self.rules.min_tokens
+
+    def plus(self, drafted: Sequence[int]) -> Ruled:
+        return Ruled(self.rules, self.num_prompt, [*self.tokens, *drafted])
 
 
 @dataclass(frozen=True, slots=True)

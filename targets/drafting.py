@@ -101,8 +101,9 @@ class Drafting:
     ) -> DraftRow:
         ask = self._ask(sequence.id)
         start, ask.sent, ask.opened = ask.sent, len(sequence.tokens), False
-        tokens, refusal = tuple(sequence.tokens[start:]), sequence.refusal if sequence.constraint else None
-        return DraftRow(sequence.id, start, tokens, length, sequence.request.sampling, depth, stop_probability, refusal)
+        tokens, sampling = tuple(sequence.tokens[start:]), sequence.request.sampling
+        advice = sequence.refusal if sequence.constraint else None, sequence.ruled
+        return DraftRow(sequence.id, start, tokens, length, sampling, depth, stop_probability, *advice)
 
     def _take_back(self, request: DraftRequest) -> None:
         """Nobody may have seen it; handing tokens over twice is harmless, a gap is not."""

@@ -10,19 +10,17 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from model.config import DecoderConfig
 from model.decoder import Decoder
+from model.logit_rules import Columns
 from protocol.draft import Refusal
 from protocol.request import SamplingParams
 
 if TYPE_CHECKING:
     from targets.model import ForwardRow
-
-Columns = npt.NDArray[np.int64] | slice  # the tokens of the columns of logits
 
 
 def comes_late(sampling: SamplingParams) -> bool:

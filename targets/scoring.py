@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from model.config import DecoderConfig
-from model.logit_rules import adjusted
+from model.logit_rules import adjust
 from model.sampling import NO_PICK
-from protocol.logit_rules import NO_RULES, LogitRules, TokenLogprobs
+from protocol.logit_rules import Ruled, TokenLogprobs
 from protocol.request import GenerateRequest
 from targets.grammar import Constraint, Masks
 from targets.refusals import banned_columns, head_tokens
@@ -23,14 +23,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """tokens: what stands before the row's last place, and maybe more; the prompt comes first. Empty without rules.
+    """ruled: what stands before the row's last place, and maybe more; None without rules.
 
     num_top: tokens to tell at each place; None: no logprobs. masks: what the row's grammar allows, by place.
     """
 
-    rules: LogitRules
-    num_prompt: int
-    tokens: Sequence[int] = field(repr=False)
+    ruled: Ruled | None = None
     num_top: int | None = None
     masks: Masks | None = field(default=None, repr=False)
 
@@ -52,11 +50,10 @@ def scoring(
     """None for a row that asks for nothing, so that it costs nothing. committed: tokens, the prompt first."""
     num_prompt = len(request.prompt_ids)
     masks = constraint.masks(committed[num_prompt:], drafted) if constraint else None
-    if request.rules.acts_behind(len(committed) - num_prompt):
-        return Scoring(request.rules, num_prompt, [*committed, *drafted], request.logprobs, masks)
-    if masks is None and request.logprobs is None:
+    ruled = request.rules.over(committed, num_prompt)
+    if ruled is None and masks is None and request.logprobs is None:
         return None
-    return Scoring(NO_RULES, num_prompt, (), request.logprobs, masks)
+    return Scoring(ruled and ruled.plus(drafted), request.logprobs, masks)
 
 
 def telling(request: GenerateRequest) -> Scoring:
@@ -79,19 +76,14 @@ def apply_rules(logits: Tensor, rows: Sequence[ForwardRow], positions: Sequence[
 
     logits: [sum of num_logits, columns] float32. positions: of each place; so many tokens stand before it.
     """
+    head = head_tokens(config)
     for asked, places in _asking(rows):
-        if asked.rules != NO_RULES:
-            tokens = torch.tensor(asked.tokens, dtype=torch.int64, device=logits.device)
-            prompt, text = tokens[: asked.num_prompt], tokens[asked.num_prompt :]
-            for place in places:
-                before = text[: positions[place] - asked.num_prompt]
-                whole = _by_token(logits[place], config)
-                logits[place] = _by_column(adjusted(whole, asked.rules, prompt, before), config)
+        if asked.ruled is not None:
+            own = slice(places.start, places.stop)
+            adjust(logits[own], asked.ruled, positions[own], head)
         if asked.masks is not None:
             for place, mask in zip(places, asked.masks, strict=False):
-                logits[place].masked_fill_(
-                    banned_columns(head_tokens(config), mask.data).to(logits.device), -float("inf")
-                )
+                logits[place].masked_fill_(banned_columns(head, mask.data).to(logits.device), -float("inf"))
 
 
 @torch.inference_mode()
@@ -132,7 +124,3 @@ def _by_token(logits: Tensor, config: DecoderConfig) -> Tensor:
     whole = logits.new_full((config.vocab_size,), -float("inf"))
     whole[list(config.head_token_ids)] = logits
     return whole
-
-
-def _by_column(logits: Tensor, config: DecoderConfig) -> Tensor:
-    return logits[list(config.head_token_ids)] if config.head_token_ids else logits

@@ -10,7 +10,7 @@ from collections.abc import Sequence as Run
 from dataclasses import dataclass, field
 from itertools import pairwise
 
-from protocol.logit_rules import TokenLogprobs
+from protocol.logit_rules import Ruled, TokenLogprobs
 from protocol.plan import SequenceView
 from protocol.request import FinishReason, GenerateRequest, SequenceStats, SequenceTimes
 from targets.grammar import Constraint
@@ -97,6 +97,11 @@ class Sequence:
         if self.constraint is None or (asked is not None and not asked.length):
             return length
         return max(length, min(FORCED, self.remaining - 1))
+
+    @property
+    def ruled(self) -> Ruled | None:
+        """Its tokens under the rules of their logits; None where nothing changes behind them."""
+        return self.request.rules.over(self.tokens, self.num_prompt)
 
     def refusal(self, draft: Run[int], pick: int) -> memoryview | None:
         """What its grammar allows behind a draft in place of a pick that it refuses; None where it takes the pick."""

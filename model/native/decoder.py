@@ -22,18 +22,19 @@ from model.batch import CPU, RaggedBatch
 from model.config import DecoderConfig, Rope
 from model.decoder import StoredWeights
 from model.kv import PagedKV, padded_dim
+from model.native.asked import Asked
 from model.native.library import BatchSpec, addresses, library, num_threads, thread_pool
 from model.native.memory import Block, address, zeros
 from model.native.weights import pack
 from model.pages import Slots
 from model.rollout import Drafted, Rollout, roll_out, step
 from model.rope import rope_table
-from model.sampling import NO_PICK, filter_logits
+from model.sampling import NO_PICK, filter_logits, surely_kept
 from protocol.request import SamplingParams
 
 _PICKING = np.dtype([("temperature", np.float32), ("seed", np.uint64), ("position", np.int64)], align=True)
 _PICK = np.dtype([("token", np.int64), ("confidence", np.float64), ("runner_up", np.int64)])
-_LIMIT = np.dtype([("length", np.int64), ("stop_probability", np.float64)])
+_LIMIT = np.dtype([("length", np.int64), ("stop_probability", np.float64), ("ask", np.uint64)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,7 @@ class NativeDecoder:
         self._model = self._library.dp_model(ctypes.byref(self._packed.spec), self._pool)
         weakref.finalize(self, self._library.dp_model_free, self._model)
         self._blocks = _Blocks()
+        self._head = np.asarray(config.head_token_ids, np.int64)
         self._hidden = torch.empty(0, config.hidden_size)
         self._logits = torch.empty(0, config.head_size)
         self._grow_angles(min(1024, config.max_positions))
@@ -90,9 +92,9 @@ class NativeDecoder:
         return hidden
 
     def roll_out(self, rows: Sequence[Rollout], kv: PagedKV, depth: int, boundary: Tensor | None) -> list[Drafted]:
-        """One call, unless a row has filters or banned columns, which torch handles."""
+        """One call, unless a row has filters, which torch handles."""
         sampling = [row.sampling for row in rows]
-        if _has_filters(sampling) or any(row.banned for row in rows):
+        if _has_filters(sampling):
             return roll_out(self, rows, kv, depth, boundary)
         totals = [row.total for row in rows]
         lengths = [row.length for row in rows]
@@ -101,7 +103,10 @@ class NativeDecoder:
         self._how([_temperature(params) for params in sampling], sampling, totals)
         limits = self._blocks.limits.take(len(rows))
         limits["length"], limits["stop_probability"] = lengths, [row.stop_probability for row in rows]
-        picks = self._blocks.picks.take(sum(lengths))
+        picks, starts = self._blocks.picks.take(sum(lengths)), list(accumulate(lengths, initial=0))
+        asking = [bool(row.ruled or row.banned) for row in rows]
+        asked = Asked(rows, [picks["token"][at:] for at in starts], self.config.head_size) if any(asking) else None
+        limits["ask"] = np.where(asking, asked.address, 0) if asked else 0
         self._library.dp_roll(
             self._model,
             ctypes.byref(spec),
@@ -112,7 +117,9 @@ class NativeDecoder:
             None if boundary is None else boundary.data_ptr(),
             self._blocks.picks.address,
         )
-        drafted, starts = limits["length"].tolist(), accumulate(lengths, initial=0)
+        if asked:
+            asked.check()
+        drafted = limits["length"].tolist()
         return [picks[start : start + count].tolist() for start, count in zip(starts, drafted, strict=False)]
 
     def _spec(self, batch: RaggedBatch, kv: PagedKV) -> BatchSpec:
@@ -175,10 +182,8 @@ class NativeDecoder:
         sampling: Sequence[SamplingParams],
         positions: Sequence[int],
     ) -> tuple[list[int], Tensor]:
-        """See model.rollout.step. A single kernel call, unless a row has filters, because after a pass the caches no
-        longer hold Python's data.
-        """
-        if _has_filters(sampling) or not wanted:
+        """See model.rollout.step. A single kernel call: after a pass the caches no longer hold Python's data."""
+        if not wanted:
             return step(self, token_ids, batch, kv, wanted, sampling, positions)
         count = len(wanted)
         spec = self._spec(batch, kv)
@@ -199,7 +204,7 @@ class NativeDecoder:
             self._blocks.how.address,
             self._blocks.picks.address,
         )
-        return _tokens(picks), logits[:count]
+        return _tokens(self._filtered(picks, logits[:count], sampling, positions, False)), logits[:count]
 
     def linear_pass(self, num_tokens: int) -> None:
         """Only the matrix products of a pass over num_tokens rows: a lower bound, for benchmarks."""
@@ -208,14 +213,44 @@ class NativeDecoder:
     def _picks(
         self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int], confidence: bool
     ) -> npt.NDArray[Any]:
-        temperatures = [_temperature(params) for params in sampling]
-        filtered = [row for row, params in enumerate(sampling) if not params.is_greedy and params.has_filters]
-        if filtered:
-            logits = logits.clone()
-            logits[filtered] = filter_logits(logits[filtered], [sampling[row] for row in filtered])
-            for row in filtered:
-                temperatures[row] = 1.0  # filter_logits has scaled it
-        self._how(temperatures, sampling, positions)
+        picks = self._best(logits, sampling, positions, confidence)
+        return self._filtered(picks, logits, sampling, positions, confidence)
+
+    def _filtered(
+        self,
+        picks: npt.NDArray[Any],
+        logits: Tensor,
+        sampling: Sequence[SamplingParams],
+        positions: Sequence[int],
+        confidence: bool,
+    ) -> npt.NDArray[Any]:
+        """The picks as filters have them. Noise belongs to a token and not to its rivals: the best of all tokens, where
+        the filters keep it, is the best of those that they keep. Only for the other rows are they sorted.
+        """
+        rows = [row for row, params in enumerate(sampling) if params.has_filters and not params.is_greedy]
+        kept = self._kept(picks[rows], logits[rows], [sampling[row] for row in rows], confidence) if rows else []
+        refused = [row for row, is_kept in zip(rows, kept, strict=True) if not is_kept]
+        if not refused:
+            return picks
+        made, scaled = picks.copy(), filter_logits(logits[refused], [sampling[row] for row in refused])
+        own = [SamplingParams(seed=sampling[row].seed) for row in refused], [positions[row] for row in refused]
+        made[refused] = self._best(scaled, *own, confidence)
+        return made
+
+    def _kept(
+        self, picks: npt.NDArray[Any], logits: Tensor, sampling: Sequence[SamplingParams], confidence: bool
+    ) -> list[bool]:
+        """Whether filters surely keep these picks, and the runner-ups that their confidences come from."""
+        names, head = ("token", "runner_up") if confidence else ("token",), self.config.head_token_ids
+        columns = [np.searchsorted(self._head, picks[name]) if head else picks[name].clip(0) for name in names]
+        kept = [surely_kept(logits, sampling, torch.from_numpy(own)) for own in columns]
+        return cast(list[bool], (torch.stack(kept).all(0).numpy() & (picks["runner_up"] >= 0)).tolist())
+
+    def _best(
+        self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int], confidence: bool
+    ) -> npt.NDArray[Any]:
+        """Picks without filters."""
+        self._how([_temperature(params) for params in sampling], sampling, positions)
         picks = self._blocks.picks.take(len(sampling))
         self._library.dp_pick(
             self._pool,

@@ -88,7 +88,7 @@ struct Typed final : Model {
     void roll(const BatchSpec& batch, const int64_t* ids, const Picking* how, Limit* limits, int depth, float* boundary, Pick* out) override {
         take(batch);
         std::vector<Draft> drafts;
-        for (int r = 0; r < batch.num_rows; out += limits[r++].length) drafts.push_back({how[r], &limits[r], out});
+        for (int r = 0; r < batch.num_rows; out += limits[r++].length) drafts.push_back({how[r], &limits[r], out, r});
         Roller<T>(decoder, pass, drafts, boundary).roll(ids, depth);
     }
 

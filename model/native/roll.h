@@ -4,11 +4,16 @@
 
 namespace dp {
 
-// How far a row drafts: `length` tokens, or up to the first at which the product of its confidences is at most
-// `stop_probability`; 0 stops none. On return, length is the number that was drafted.
+// What the caller makes of a row's logits behind `count` drafted tokens: before a pick of them, where token is -1, and of
+// the pick. Returns whether they changed, so that another pick is due.
+using Ask = int (*)(int64_t row, int64_t count, int64_t token, float* logits);
+
+// How a row drafts: `length` tokens, or up to the first at which the product of its confidences is at most
+// `stop_probability`; 0 stops none. On return, length is the number that was drafted. ask: or null.
 struct Limit {
     int64_t length;
     double stop_probability;
+    Ask ask;
 };
 
 // A row that drafts.
@@ -16,6 +21,7 @@ struct Draft {
     Picking how;  // position: of the next token
     Limit* limit;
     Pick* out;  // [limit->length]
+    int64_t row;
     int count = 0;
     double certainty = 1.0;
 
@@ -29,6 +35,8 @@ struct Draft {
         certainty *= pick.confidence;
         how.position++;
     }
+
+    bool ask(int64_t token, float* logits) const { return limit->ask && limit->ask(row, count, token, logits); }
 };
 
 template <class T>
@@ -48,6 +56,7 @@ class Roller {
                 for (int l = 0; l < depth; l++) decoder_.layer(pass_, l, thread);
                 pick_next(thread);
                 if (thread == 0) {
+                    mend();
                     if (boundary_) keep();
                     take();
                 }
@@ -78,13 +87,24 @@ class Roller {
     }
 
     void pick_next(int thread) {
-        const int count = int(wanted_.size()), width = decoder_.shape.head_size, num_threads = decoder_.pool->size();
-        float* logits = decoder_.work.logits.data;
-        decoder_.score(pass_.hidden, wanted_.data(), count, logits, thread);
-        for (int r = thread; r < count; r += num_threads)
-            picks_[r] = pick(logits + size_t(r) * width, decoder_.columns, drafts_[r].how, true);
+        const int count = int(wanted_.size()), num_threads = decoder_.pool->size();
+        decoder_.score(pass_.hidden, wanted_.data(), count, decoder_.work.logits.data, thread);
+        if (thread == 0)
+            for (int r = 0; r < count; r++) drafts_[r].ask(-1, logits(r));
+        decoder_.pool->barrier();
+        for (int r = thread; r < count; r += num_threads) pick_from(r);
         decoder_.pool->barrier();
     }
+
+    // Picks anew where the caller refuses the pick.
+    void mend() {
+        for (size_t r = 0; r < drafts_.size(); r++)
+            if (drafts_[r].ask(picks_[r].token, logits(int(r)))) pick_from(int(r));
+    }
+
+    float* logits(int r) const { return decoder_.work.logits.data + size_t(r) * decoder_.shape.head_size; }
+
+    void pick_from(int r) { picks_[r] = pick(logits(r), decoder_.columns, drafts_[r].how, true); }
 
     void keep() const {
         for (const Row& row : pass_.rows)

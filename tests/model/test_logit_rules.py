@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from transformers.generation.logits_process import (
@@ -13,8 +14,8 @@ from transformers.generation.logits_process import (
     SequenceBiasLogitsProcessor,
 )
 
-from model.logit_rules import adjusted
-from protocol.logit_rules import NO_RULES, LogitRules
+from model.logit_rules import adjust
+from protocol.logit_rules import NO_RULES, LogitRules, Ruled
 from tests.reference.logit_rules import expected_logits, random_rules
 
 VOCAB = 40
@@ -32,19 +33,42 @@ def random_logits(seed: int) -> torch.Tensor:
 
 
 def apply(logits: torch.Tensor, rules: LogitRules, prompt: list[int], generated: list[int]) -> torch.Tensor:
-    before = [torch.tensor(tokens, dtype=torch.int64) for tokens in (prompt, generated)]
-    return adjusted(logits, rules, *before)
+    (changed,) = applied(logits[None], rules, prompt, generated, [len(prompt) + len(generated)])
+    return changed
+
+
+def applied(
+    logits: torch.Tensor, rules: LogitRules, prompt: list[int], generated: list[int], lengths: list[int]
+) -> torch.Tensor:
+    changed = logits.clone()
+    adjust(changed, Ruled(rules, len(prompt), [*prompt, *generated]), lengths, slice(logits.shape[-1]))
+    return changed
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_rules_do_what_a_counter_says_and_leave_the_logits_themselves_alone(seed: int) -> None:
+def test_rules_do_what_a_counter_says(seed: int) -> None:
     rng = random.Random(seed)
     rules = random_rules(rng, VOCAB, frozenset(random_tokens(rng, 5)))
     prompt, generated, logits = random_tokens(rng, 30), random_tokens(rng, 30), random_logits(seed)
-    kept = logits.clone()
     expected = expected_logits(logits.tolist(), rules, prompt, generated)
     torch.testing.assert_close(apply(logits, rules, prompt, generated), torch.tensor(expected), rtol=1e-5, atol=1e-5)
-    assert torch.equal(logits, kept)
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_places_together_are_the_places_one_by_one_bit_for_bit(seed: int) -> None:
+    """Also where tokens are withheld at some of them only, and where the head lacks tokens that a rule touches."""
+    rng = random.Random(seed)
+    rules = random_rules(rng, VOCAB, frozenset(random_tokens(rng, 5)))
+    prompt, generated = random_tokens(rng, 30), random_tokens(rng, 30)
+    lengths = sorted(len(prompt) + rng.randint(0, len(generated)) for _ in range(5))
+    logits = torch.stack([random_logits(seed + place) for place in range(5)])
+    ends = [length - len(prompt) for length in lengths]
+    alone = [apply(own, rules, prompt, generated[:end]) for own, end in zip(logits, ends, strict=True)]
+    assert torch.equal(applied(logits, rules, prompt, generated, lengths), torch.stack(alone))
+    head = sorted(rng.sample(range(VOCAB), rng.randint(1, VOCAB)))
+    trimmed = logits[:, head]
+    adjust(trimmed, Ruled(rules, len(prompt), [*prompt, *generated]), lengths, np.array(head))
+    assert torch.equal(trimmed, torch.stack(alone)[:, head])
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
+import model.native.decoder
 from model.decoder import Decoder
 from model.execution import Execution
 from model.load import load_decoder
@@ -62,6 +66,46 @@ def test_drafting_ahead_in_one_call_is_the_plain_loop(seed: int, with_floors: bo
     assert torch.equal(*boundaries)
     for one, other in zip((*kvs[0].keys, *kvs[0].values), (*kvs[1].keys, *kvs[1].values), strict=True):
         assert torch.equal(one, other)
+
+
+def rules(draft: Sequence[int], logits: Tensor) -> None:
+    """Other ones behind each draft."""
+    logits += 3 * torch.randn(VOCAB, generator=torch.Generator().manual_seed(sum(draft) + len(draft)))
+
+
+def bans(draft: Sequence[int], pick: int) -> Tensor | None:
+    """Half of the tokens behind half of the drafts."""
+    return torch.arange(VOCAB) % 2 == pick % 2 if (sum(draft) + pick) % 4 < 2 else None
+
+
+@needs_compiler
+@pytest.mark.parametrize("seed", range(40))
+def test_rows_that_have_a_say_in_their_picks_keep_the_one_call(
+    seed: int, native: Decoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(seed)
+    rows = [
+        replace(row, ruled=rules if rng.random() < 0.5 else None, banned=bans if rng.random() < 0.5 else None)
+        for row in random_rollouts(rng, int(rng.integers(1, 9)), True)
+    ]
+    silent = [replace(row, ruled=None, banned=None) for row in rows]
+    plain, unsaid = (roll_out(native, own, native.new_kv(SLOTS), DEPTH, None) for own in (rows, silent))
+    monkeypatch.setattr(model.native.decoder, "roll_out", None)
+    assert native.roll_out(rows, native.new_kv(SLOTS), DEPTH, None) == plain
+    assert native.roll_out(silent, native.new_kv(SLOTS), DEPTH, None) == unsaid
+    for row, own, other in zip(rows, plain, unsaid, strict=True):
+        assert row.ruled or row.banned or own == other, "a row has a say in another's picks"
+
+
+@needs_compiler
+def test_what_a_row_raises_comes_back_from_the_one_call(native: Decoder) -> None:
+    def broken(draft: Sequence[int], logits: Tensor) -> None:
+        raise ValueError(f"no rules behind {len(draft)} tokens")
+
+    (row,) = random_rollouts(np.random.default_rng(1), 1, False)
+    with pytest.raises(ValueError, match="no rules behind"):
+        native.roll_out([replace(row, ruled=broken)], native.new_kv(SLOTS), DEPTH, None)
+    assert native.roll_out([row], native.new_kv(SLOTS), DEPTH, None)
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -12,9 +12,12 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
+import model.native.decoder
 from model.noise import gumbel
-from model.sampling import filter_logits, noisy_scores, pick, pick_with_confidence
+from model.sampling import filter_logits, noisy_scores, pick, pick_with_confidence, surely_kept
 from protocol.request import SamplingParams
+from tests.model.families import needs_compiler
+from tests.model.kernels import load
 
 SEEDS = range(25)
 
@@ -47,6 +50,39 @@ def test_filters_keep_what_transformers_keeps_in_a_batch_of_mixed_settings(seed)
     logits = torch.from_numpy(rng.normal(size=(8, 101)).astype(np.float32)) * 3
     expected = torch.cat([transformers_filter(logits[i : i + 1], params) for i, params in enumerate(rows)])
     torch.testing.assert_close(filter_logits(logits, rows), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", ["normal", "equals", "wide"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_what_is_surely_kept_is_kept_and_hardly_anything_else_is(seed, shape):
+    """Of every column where there are few; of those that are picked where there are many."""
+    rng = np.random.default_rng(seed)
+    params = random_params(rng)
+    logits = torch.from_numpy(3 * rng.normal(size=(1, 49_152 if shape == "wide" else 101)).astype(np.float32))
+    logits = logits.round() if shape == "equals" else logits
+    drawn = pick(logits.expand(200, -1), [SamplingParams(params.temperature, seed=seed)] * 200, range(200))
+    columns = drawn if shape == "wide" else torch.arange(101)
+    kept = filter_logits(logits, [params])[0, columns].isfinite()
+    sure = surely_kept(logits.expand(len(columns), -1), [params] * len(columns), columns)
+    assert not (sure & ~kept).any()
+    if shape != "equals" and params.top_p > 0.01 and params.min_p < 1:
+        assert (kept & ~sure).sum() <= 1 + len(columns) // 20
+
+
+@needs_compiler
+def test_filters_sort_only_the_rows_whose_pick_they_may_refuse(tmp_path, monkeypatch):
+    """Of twenty equals the filters of every other row keep all, and those of the others perhaps one."""
+    decoder, widths = load("llama", tmp_path, torch.float32), []
+
+    def counted(logits, sampling):
+        widths.append(len(logits))
+        return filter_logits(logits, sampling)
+
+    monkeypatch.setattr(model.native.decoder, "filter_logits", counted)
+    logits = torch.zeros(40, 1000).index_fill_(1, torch.arange(20), 9.0)
+    sampling = [SamplingParams(seed=row, top_k=20 if row % 2 else 1, top_p=0.99) for row in range(40)]
+    assert decoder.pick(logits, sampling, range(40)) == pick(logits, sampling, range(40)).tolist()
+    assert 20 <= sum(widths) < 25
 
 
 def test_temperature_zero_is_argmax_beside_sampled_rows():

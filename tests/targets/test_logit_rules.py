@@ -19,7 +19,7 @@ from model.config import DecoderConfig
 from model.decoder import Decoder
 from model.execution import Execution
 from protocol.errors import InvalidRequest
-from protocol.logit_rules import NO_RULES, LogitRules
+from protocol.logit_rules import NO_RULES, LogitRules, Ruled
 from protocol.plan import DepthRule
 from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules
 from router.policy import Fixed, Off
@@ -191,6 +191,6 @@ def test_a_trimmed_head_has_the_rules_of_the_tokens_that_it_has(load: LoadTarget
     logits = torch.randn(1, len(tokens), generator=torch.Generator().manual_seed(1))
     whole = [float(logits[0, tokens.index(token)]) if token in tokens else 0.0 for token in range(VOCAB)]
     expected = expected_logits(whole, rules, prompt, text)
-    row = ForwardRow(0, 5, text[-1:], 1, Scoring(rules, len(prompt), [*prompt, *text]))
+    row = ForwardRow(0, 5, text[-1:], 1, Scoring(Ruled(rules, len(prompt), [*prompt, *text])))
     apply_rules(logits, [row], [6], config)
     torch.testing.assert_close(logits[0], torch.tensor([expected[token] for token in tokens]), rtol=1e-5, atol=1e-5)

@@ -1,11 +1,14 @@
 """A target that drafts for itself over its own KV: the text is the plain loop's, whatever its other weights say."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
 
+import targets.own_client
 from model.load import WeightFormat, load_decoder
+from model.logit_rules import adjust
 from protocol.draft import DraftRequest, DraftRow
 from protocol.errors import ConfigError
 from protocol.plan import DepthRule
@@ -16,6 +19,7 @@ from targets.model import ForwardRow
 from targets.own_client import OwnDraftClient
 from tests.model.families import EXECUTIONS, VOCAB, make_checkpoint
 from tests.reference.engine import plain_texts, random_requests, run_all
+from tests.reference.logit_rules import with_rules
 from tests.targets.test_engine import Randomised
 
 WHOLE = DepthRule((4,))
@@ -50,6 +54,43 @@ def test_the_same_weights_are_always_right_with_nothing_read_twice(load, llama):
     result = run_all(engine, requests)
     assert result.tokens == plain_texts(load(), requests)
     assert all(stats.accepted == stats.drafted for stats in result.stats.values())
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+@pytest.mark.parametrize("seed", range(6))
+def test_the_text_is_the_plain_loops_with_rules_that_the_drafter_knows(load, llama, stranger, seed, execution):
+    requests = with_rules(random_requests(seed, 9, VOCAB, max_tokens=28), seed, VOCAB)
+    texts = plain_texts(load(execution=execution), requests)
+    for folder in (stranger, llama):
+        model = load(num_positions=[4096, 128][seed % 2], page_size=4, execution=execution)
+        own = OwnDraftClient(model, load_decoder(folder, dtype=torch.float32, execution=execution))
+        config = EngineConfig(max_batch=random.Random(seed).choice([1, 3, 16]), prefill_chunk=7)
+        assert run_all(Engine(model, Randomised(seed, 6), own, config), requests).tokens == texts
+        model.ledger.check()
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_same_weights_are_always_right_under_rules(load, llama, seed):
+    """At every place of a draft: what it has drafted counts."""
+    requests = with_rules(random_requests(seed, 9, VOCAB, max_tokens=28), seed, VOCAB)
+    assert accepted(load, llama, requests) == 1
+
+
+def test_rules_that_a_drafter_does_not_know_or_reads_late_cost_acceptance_and_no_text(load, llama, monkeypatch):
+    requests = with_rules(random_requests(3, 9, VOCAB, max_tokens=28), 3, VOCAB)
+    for fault in (lambda *_: None, lambda logits, text, *where: adjust(logits, replace(text, tokens=()), *where)):
+        monkeypatch.setattr(targets.own_client, "adjust", fault)
+        assert accepted(load, llama, requests) < 0.9
+
+
+def accepted(load, llama, requests):
+    """The share of drafted tokens that were; the text is the plain loop's."""
+    model = load()
+    own = OwnDraftClient(model, load_decoder(llama, dtype=torch.float32))
+    result = run_all(Engine(model, Fixed(WHOLE, 4), own), requests)
+    assert result.tokens == plain_texts(load(), requests)
+    drafted = sum(stats.drafted for stats in result.stats.values())
+    return sum(stats.accepted for stats in result.stats.values()) / drafted
 
 
 def test_text_survives_preemption_where_pages_are_short(load, stranger):
