@@ -16,6 +16,7 @@ from deployments.config import PoolConfig, TargetConfig
 from deployments.config_replica import Weights
 from deployments.config_speculation import AdaptiveSpeculation, Speculation
 from deployments.config_telemetry import TelemetryConfig
+from deployments.descriptions import keep, key_of
 from deployments.loading import Loading, shown
 from deployments.local import LocalDrafter
 from deployments.models import load_model, translation_to
@@ -65,6 +66,7 @@ class TargetReplica:
         pin_process(config)
         with shown(context.deployment, replica) as loading:
             await self._start(config, pool, drafter, loading)
+        await asyncio.to_thread(keep, key_of(config), await self.describe())
 
     async def _start(self, config: TargetConfig, pool: Any, drafter: PoolConfig | None, loading: Loading) -> None:
         model = await asyncio.to_thread(load_model, config, loading.weights)

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from ray.experimental import internal_kv
 
 from targets.engine import Engine
 from tests.deployments.served import Served, plain_engine
@@ -22,3 +23,14 @@ def nothing_leaks(served: Served) -> Iterator[None]:
     served.wait_until_drafting()
     yield
     served.wait_until_idle()
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch) -> dict[bytes, bytes]:
+    """What is written into the cluster's control store, which is this."""
+    kept: dict[bytes, bytes] = {}
+    monkeypatch.setattr(internal_kv, "_internal_kv_put", lambda key, value, namespace: kept.update({key: value}))
+    monkeypatch.setattr(internal_kv, "_internal_kv_del", lambda key, namespace: kept.pop(key))
+    monkeypatch.setattr(internal_kv, "_internal_kv_list", lambda prefix, namespace: list(kept))
+    monkeypatch.setattr(internal_kv, "_internal_kv_get", lambda key, namespace: kept.get(key))
+    return kept

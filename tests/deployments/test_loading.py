@@ -5,19 +5,8 @@ from __future__ import annotations
 import time
 
 import pytest
-from ray.experimental import internal_kv
 
 from deployments.loading import STALE_S, shown, stages
-
-
-@pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> dict[bytes, bytes]:
-    kept: dict[bytes, bytes] = {}
-    monkeypatch.setattr(internal_kv, "_internal_kv_put", lambda key, value, namespace: kept.update({key: value}))
-    monkeypatch.setattr(internal_kv, "_internal_kv_del", lambda key, namespace: kept.pop(key))
-    monkeypatch.setattr(internal_kv, "_internal_kv_list", lambda prefix, namespace: list(kept))
-    monkeypatch.setattr(internal_kv, "_internal_kv_get", lambda key, namespace: kept.get(key))
-    return kept
 
 
 def test_each_replica_tells_its_phase_and_share_until_it_has_started(store: dict[bytes, bytes]) -> None:
