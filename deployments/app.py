@@ -21,6 +21,7 @@ from deployments.autoscaling import BusyPolicy
 from deployments.config import AppConfig, IngressConfig, TargetConfig, with_paths
 from deployments.config_replica import Placement
 from deployments.config_speculation import GoodputSpeculation
+from deployments.descriptions import key_of
 from deployments.ingress import Ingress
 from deployments.placement import pool_of
 from deployments.pool import DraftPoolReplica
@@ -31,6 +32,7 @@ APP_NAME = "draftpool"
 POOL_NAME = "draft-pool"
 # Ray shows every GPU to an actor that requests none. With many malloc arenas, freed memory stays in the process.
 INGRESS_ENVIRONMENT = {"CUDA_VISIBLE_DEVICES": "", "MALLOC_ARENA_MAX": "2"}
+HEALTH_EVERY_S = 2.0  # Serve finds out that a replica has died when it asks for its health; its default is 10 s
 LOOK_BACK_S = 12.0  # over which Serve averages loads; it wants more than the 10 s in which replicas tell theirs
 INGRESS_MARGIN = 64  # requests that an ingress accepts beyond its targets' limits, to answer them with 429
 
@@ -46,9 +48,10 @@ def build(config: AppConfig) -> Application:
         for target in config.targets
     }
     tokenizers = {target.name: target.path for target in config.targets}
+    keys = {target.name: key_of(target) for target in config.targets}
     ingress: Any = Ingress  # already a deployment; its decorator has no types
     app: Application = ingress.options(**ingress_options(config)).bind(
-        targets, tokenizers, config.ingress, pool, config.http, config.access, held(config), told
+        targets, tokenizers, config.ingress, pool, config.http, config.access, held(config), told, keys
     )
     return app
 
@@ -67,6 +70,7 @@ def pool_options(config: AppConfig) -> dict[str, Any]:
         "max_ongoing_requests": 100,  # descriptions only
         "graceful_shutdown_wait_loop_s": 0.1,
         "graceful_shutdown_timeout_s": 5,
+        "health_check_period_s": HEALTH_EVERY_S,
         "ray_actor_options": actor_options(config.pool),
     }
 
@@ -81,7 +85,7 @@ def target_options(target: TargetConfig) -> dict[str, Any]:
         "max_queued_requests": held_by_one * target.most_replicas + INGRESS_MARGIN,
         "graceful_shutdown_wait_loop_s": 0.1,
         "graceful_shutdown_timeout_s": 60,
-        "health_check_period_s": 5,
+        "health_check_period_s": HEALTH_EVERY_S,
         "ray_actor_options": actor_options(target),
     }
 
@@ -98,6 +102,7 @@ def ingress_options(config: AppConfig) -> dict[str, Any]:
         "max_ongoing_requests": sum(held(config).values()) + INGRESS_MARGIN,
         "graceful_shutdown_wait_loop_s": 0.1,
         "graceful_shutdown_timeout_s": 60,
+        "health_check_period_s": HEALTH_EVERY_S,
         "ray_actor_options": {
             "num_cpus": ingress.num_cpus,
             "resources": ingress.resources,

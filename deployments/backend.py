@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, replace
 from functools import partial
@@ -27,19 +27,19 @@ from protocol.errors import UnknownModel
 from protocol.request import GenerateRequest, TokenRun
 
 DESCRIBE_TIMEOUT_S = 1.0
-AskOthers = Callable[[str], Awaitable[Sequence[Mapping[str, Any] | None]]]
+Recall = Callable[[str], Mapping[str, Any] | None]
 
 
-async def nobody(model: str) -> Sequence[Mapping[str, Any] | None]:
-    """The other ingresses, where there is one alone."""
-    return ()
+def nothing(model: str) -> Mapping[str, Any] | None:
+    """Where no description is kept."""
+    return None
 
 
 class ServeBackend:
     """The API's Backend over Serve handles.
 
     tokenizers: checkpoint directory per model id. most: what is answered at once, by model id; others have no bound.
-    ask_others: the descriptions of a model that other ingresses have.
+    recall: the last description that a model gave of itself, to whomever; may block.
     Handles are configured once, because each new one starts a router. Must be created on the event loop that uses it.
     """
 
@@ -53,7 +53,7 @@ class ServeBackend:
         silence_s: float = 20.0,
         recovery: Recovery | None = None,
         most: Mapping[str, int] | None = None,
-        ask_others: AskOthers = nobody,
+        recall: Recall = nothing,
     ) -> None:
         most = most or {}
         self._texts = {model: load_text(model, path, most.get(model)) for model, path in tokenizers.items()}
@@ -72,8 +72,7 @@ class ServeBackend:
         self._pool = pool
         self._created = int(time.time())
         self._cards: dict[str, ModelCard] = {}
-        self._descriptions: dict[str, Mapping[str, Any]] = {}
-        self._ask_others = ask_others
+        self._recall = recall
         self.names = tuple(handles)
         # All replicas are asked for each, whoever asks: Prometheus, the page, operators, and callers over gRPC.
         self.stats = SingleFlight(self._stats)
@@ -87,16 +86,12 @@ class ServeBackend:
             text.warm_up()
 
     async def card(self, model: str) -> ModelCard | None:
-        """Of a target that is away other ingresses may know: requests then wait for it here as they do there."""
-        if model not in self._cards and not await self.ready(model) and model not in self._cards:
-            for info in await self._ask_others(model):
-                if info is not None:
-                    self._learn(model, info)
+        """A target that is away is known by what it said before: requests then wait for it."""
+        if model not in self._cards and not await self.ready(model):
+            info = await asyncio.to_thread(self._recall, model)
+            if info is not None and model not in self._cards:
+                self._learn(model, info)
         return self._cards.get(model)
-
-    def description(self, model: str) -> Mapping[str, Any] | None:
-        """The last one that a target gave of itself."""
-        return self._descriptions.get(model)
 
     async def ready(self, model: str) -> bool:
         try:
@@ -110,7 +105,6 @@ class ServeBackend:
         return await asyncio.to_thread(awaited, self._handles[model].deployment_name, time.time())
 
     def _learn(self, model: str, info: Mapping[str, Any]) -> None:
-        self._descriptions[model] = info
         self._cards[model] = self._texts[model].card(model, info, self._created)
 
     async def _ask(self, model: str) -> Mapping[str, Any]:

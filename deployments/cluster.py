@@ -17,6 +17,7 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 from deployments.access import check_access
 from deployments.app import APP_NAME, build
 from deployments.config import AppConfig, HttpConfig
+from deployments.descriptions import forget_all
 from deployments.direct import open_url
 from deployments.loading import stages
 from deployments.placement import num_replicas
@@ -116,6 +117,7 @@ def deployed(config: AppConfig, *, delete: bool) -> Iterator[None]:
 def delete_application() -> None:
     try:
         serve.delete(APP_NAME)
+        forget_all()
     except Exception as error:
         logger.warning("the application %s may still be on the cluster: %s", APP_NAME, error)
 

@@ -10,7 +10,6 @@ import os
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
-from typing import Any
 
 from grpc_health.v1 import health_pb2
 from prometheus_client.metrics_core import Metric
@@ -24,10 +23,11 @@ from api.meter import Meter
 from api.streams import Heartbeat
 from api.survival import Recovery
 from deployments.access import listens_beyond_loopback, open_door
-from deployments.backend import ServeBackend, nobody
+from deployments.backend import ServeBackend
 from deployments.config import HttpConfig, IngressConfig
 from deployments.config_access import AccessConfig
 from deployments.config_telemetry import TelemetryConfig
+from deployments.descriptions import recall
 from deployments.handles import Handle
 from deployments.host import resolve_host
 from deployments.lasting import keep
@@ -54,8 +54,11 @@ class Ingress:
         access: AccessConfig | None = None,
         most: Mapping[str, int] | None = None,
         telemetry: TelemetryConfig | None = None,
+        keys: Mapping[str, str] | None = None,
     ) -> None:
-        """most: requests that are answered here at once, by model; others have no bound."""
+        """most: requests that are answered here at once, by model; others have no bound. keys: of the descriptions that
+        the cluster keeps, by model.
+        """
         self._http = http or HttpConfig()
         name = replica_name(serve.get_replica_context().replica_id.unique_id)
         self._spans = begin_telemetry(telemetry or TelemetryConfig(), name)
@@ -67,9 +70,9 @@ class Ingress:
         sink_address = SinkAddress(address, config.join_ms, secret)
         recovery = Recovery(config.reissues, config.recover_s)
         self._siblings = Siblings()
-        others = nobody if config.num_replicas == 1 else partial(self._siblings.ask, "description")
+        known = partial(recall, keys or {})
         self._backend = ServeBackend(
-            handles, tokenizers, self._sink, sink_address, pool, config.silence_s, recovery, most, others
+            handles, tokenizers, self._sink, sink_address, pool, config.silence_s, recovery, most, known
         )
         self._backend.warm_up()
         self._learning = asyncio.gather(*map(self._backend.card, self._backend.names))
@@ -94,10 +97,6 @@ class Ingress:
             heartbeat=Heartbeat(self._http.heartbeat_s),
             spans=self._spans,
         )
-
-    async def description(self, model: str) -> Mapping[str, Any] | None:
-        """What this replica knows of a target."""
-        return self._backend.description(model)
 
     async def counts(self) -> tuple[str, list[Metric]]:
         """The name of this replica, and what it has counted."""

@@ -16,6 +16,7 @@ from deployments.config import PoolConfig, TargetConfig
 from deployments.config_replica import Weights
 from deployments.config_speculation import AdaptiveSpeculation, Speculation
 from deployments.config_telemetry import TelemetryConfig
+from deployments.descriptions import key_of, remember
 from deployments.handles import pool_members
 from deployments.lasting import keep
 from deployments.loading import Loading, shown
@@ -67,6 +68,7 @@ class TargetReplica:
         pin_process(config)
         with shown(context.deployment, replica) as loading:
             await self._start(config, pool, drafter, loading)
+        await asyncio.to_thread(remember, key_of(config), await self.describe())
         keep()
 
     async def _start(self, config: TargetConfig, pool: Any, drafter: PoolConfig | None, loading: Loading) -> None:

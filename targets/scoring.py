@@ -58,7 +58,7 @@ def scoring(
 
 def telling(request: GenerateRequest) -> Scoring:
     """Of a row within a prompt that is told."""
-    return Scoring(NO_RULES, 0, (), request.logprobs)
+    return Scoring(num_top=request.logprobs)
 
 
 def standing(rows: Sequence[ForwardRow], picks: Sequence[int]) -> list[int]:

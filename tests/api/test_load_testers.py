@@ -138,10 +138,16 @@ async def test_what_load_testers_send_is_accepted_and_counted(
 
 @pytest.mark.parametrize("name", [name for name, (_, _, body) in BODIES.items() if body["stream"]])
 async def test_streams_are_what_load_testers_read(client: httpx.AsyncClient, name: str) -> None:
-    """The usage stands in a last chunk without choices; before it each token chunk has text, so TTFT is the first's."""
+    """The usage stands in a last chunk without choices; before it each token chunk has text, so TTFT is the first's.
+
+    A chat opens with a chunk that has a role and no text, by which they know that it is no token.
+    """
     path, headers, body = BODIES[name]
     *chunks, last = events(await client.post(path, json={"model": "tiny"} | body, headers=headers))
     assert last["choices"] == []
+    if path == CHAT:
+        assert chunks[0]["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+        assert not any("role" in chunk["choices"][0]["delta"] for chunk in chunks[1:])
     texts = [chunk["choices"][0].get("text") or chunk["choices"][0].get("delta", {}).get("content") for chunk in chunks]
     assert all(texts[path == CHAT :])
     assert chunks[-1]["choices"][0]["finish_reason"] == "length"

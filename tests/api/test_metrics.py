@@ -240,7 +240,7 @@ def test_speculation_is_counted_as_its_answers_tell_and_as_the_engine_counts(
 
 
 def test_vllms_bench_reads_the_acceptance(real: httpx.Client, backend_that_drafts: EngineBackend) -> None:
-    """It sums the last words of lines, whatever their labels, and knows a count by a part of its line."""
+    """It sums the last words of lines whose name ends in _total, whatever their labels, by a part of that name."""
     real.post("/v1/completions", json=ASKED)
     lines = [line for line in real.get("/metrics").text.splitlines() if line.startswith("vllm:spec_decode")]
     rows: Counter[str] = Counter()
@@ -248,6 +248,7 @@ def test_vllms_bench_reads_the_acceptance(real: httpx.Client, backend_that_draft
     for line in lines:
         number = float(line.split()[-1])
         known = ("num_drafts", "num_draft_tokens", "num_accepted_tokens_per_pos", "num_accepted_tokens")
+        assert line.split("{")[0].endswith("_total")
         name = next(each for each in known if each in line)
         rows[name] += int(number)
         if name.endswith("per_pos"):

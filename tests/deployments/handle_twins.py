@@ -10,7 +10,7 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-from deployments.ingress import ServeBackend
+from deployments.backend import Recall, ServeBackend, nothing
 from link.secret import Secret
 from link.token_sink import SinkAddress, TokenSink
 from link.token_stream import TokenStreams
@@ -100,9 +100,11 @@ class Handle:
 
 
 @asynccontextmanager
-async def serving(tokenizer_path: str, pool: Any = None, **handles: Any) -> AsyncIterator[ServeBackend]:
+async def serving(
+    tokenizer_path: str, pool: Any = None, recall: Recall = nothing, **handles: Any
+) -> AsyncIterator[ServeBackend]:
     secret = Secret.fresh()
     sink = TokenSink(secret)
     address = SinkAddress(await sink.start("127.0.0.1", (0, 0)), 20.0, secret)
-    yield ServeBackend(handles, dict.fromkeys(handles, tokenizer_path), sink, address, pool)
+    yield ServeBackend(handles, dict.fromkeys(handles, tokenizer_path), sink, address, pool, recall=recall)
     await sink.stop()

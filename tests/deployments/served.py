@@ -107,12 +107,13 @@ class Served:
     def wait_until_idle(self) -> None:
         """Every page is free again, at the targets and at the pool, and no sequence is open."""
         names = [target.name for target in self.config.targets]
+        has_pool = self.config.pool is not None and self.config.placement == "separate"
 
         def idle() -> bool:
             engines = [told for name in names for told in self.targets(name, "stats")]
             pages = all(engine["num_free_pages"] == engine["num_pages"] for engine in engines)
             queues = all(engine["num_running"] == engine["num_waiting"] == 0 for engine in engines)
-            pools = [member.stats for member in self.pool()] if self.config.pool else []
+            pools = [member.stats for member in self.pool()] if has_pool else []
             return pages and queues and all(s.num_sequences == 0 and s.num_free_pages == s.num_pages for s in pools)
 
         wait_until(idle)

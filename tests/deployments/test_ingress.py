@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 import time
 from collections import Counter
@@ -88,20 +89,22 @@ async def test_a_target_is_known_once_it_has_described_itself_whatever_the_other
         assert [await backend.ready(name) for name in "ab"] == [True, False]
 
 
-async def test_a_target_that_is_away_is_known_from_another_ingress(tokenizer_path: str) -> None:
-    away = Handle(told=ActorDiedError())
-    async with serving(tokenizer_path, a=away) as new, serving(tokenizer_path, a=Handle()) as old:
-        assert await old.card("a")
+async def test_a_target_that_is_away_is_known_by_what_it_said_before(tokenizer_path: str) -> None:
+    said: dict[str, Any] = {}
+    async with serving(tokenizer_path, a=Handle(told=ActorDiedError()), recall=said.get) as backend:
+        assert await backend.card("a") is None, "it has never been there"
+        said["a"] = json.loads(json.dumps(TOLD))
+        card = await backend.card("a")
+        assert card is not None
+        assert (card.max_model_len, card.eos_token_ids, card.exits) == (64, (1,), (2, 4))
+        assert not await backend.ready("a"), "it is away all the same"
 
-        async def ask(model: str) -> list[Any]:
-            return [new.description(model), old.description(model)]
 
-        assert await new.card("a") is None, "nobody was asked yet"
-        new._ask_others = ask
-        card = await new.card("a")
+async def test_what_a_target_says_now_counts_more_than_what_it_said_before(tokenizer_path: str) -> None:
+    async with serving(tokenizer_path, a=Handle(), recall=lambda _: TOLD | {"max_model_len": 32}) as backend:
+        card = await backend.card("a")
         assert card is not None
         assert card.max_model_len == TOLD["max_model_len"]
-        assert not await new.ready("a"), "it is away all the same"
 
 
 async def test_a_target_is_ready_when_it_says_so(tokenizer_path: str) -> None:

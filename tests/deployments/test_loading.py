@@ -6,29 +6,11 @@ import time
 from dataclasses import replace
 
 import pytest
-from ray.experimental import internal_kv
 
 from api.backend import Starting
 from deployments.loading import STALE_S, Stage, awaited, shown, stages, start_took_s
+from tests.deployments.conftest import Store
 from tests.deployments.harness import Clock
-
-Store = dict[tuple[bytes, bytes], bytes]  # by namespace and key
-
-
-@pytest.fixture
-def store(monkeypatch: pytest.MonkeyPatch) -> Store:
-    kept: Store = {}
-
-    def put(key: bytes, value: bytes, namespace: bytes) -> None:
-        kept[namespace, key] = value
-
-    monkeypatch.setattr(internal_kv, "_internal_kv_put", put)
-    monkeypatch.setattr(internal_kv, "_internal_kv_del", lambda key, namespace: kept.pop((namespace, key)))
-    monkeypatch.setattr(
-        internal_kv, "_internal_kv_list", lambda prefix, namespace: [k for s, k in kept if s == namespace]
-    )
-    monkeypatch.setattr(internal_kv, "_internal_kv_get", lambda key, namespace: kept.get((namespace, key)))
-    return kept
 
 
 @pytest.fixture

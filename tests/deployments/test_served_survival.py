@@ -21,6 +21,7 @@ from ray.serve.context import _get_global_client
 from deployments.app import APP_NAME, target_deployment
 from protocol.request import SamplingParams
 from targets.engine import Engine
+from tests.deployments.chaos_kills import INGRESS, replicas_of
 from tests.deployments.harness import wait_until
 from tests.deployments.served import GREEDY, PROMPT, SAMPLED, Served, expected, fields_of, text_of
 from tests.fixtures import CONFIG
@@ -133,6 +134,19 @@ def test_whole_answers_come_although_their_replica_is_killed(
         wait_until(lambda: any(told["num_running"] for told in served.targets(model, "stats")))
         kill_a_busy_replica(served, model)
         assert [answer.result(timeout=120) for answer in answers] == [oracle] * 3
+    wait_until_all_are_back(served)
+
+
+def test_an_ingress_that_starts_while_a_lone_target_is_away_waits_for_it(
+    served: Served, oracles: dict[str, Engine]
+) -> None:
+    """It is back first, as it has less to load, and has never heard of the model itself."""
+    oracle = expected(oracles["small"], NUM_TOKENS, SAMPLED)
+    served.kill_target("small")
+    for actor in replicas_of(INGRESS):
+        ray.kill(ray.get_actor(actor, namespace="serve"), no_restart=True)
+    wait_until(lambda: served.health() != 0)
+    assert served.tokens("small", SAMPLED, NUM_TOKENS) == oracle
     wait_until_all_are_back(served)
 
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from model.config import FAMILIES, read_config
+from model.config import read_config
+from model.hf_config import FAMILIES
 from protocol.errors import UnsupportedModel
 from tests.model.families import EOS, change_config, make_checkpoint
 
