@@ -175,6 +175,8 @@ async def test_the_counts_of_an_answer_add_up_as_aiperf_checks_them(seed: int) -
         assert sum(n * steps for n, steps in enumerate(histogram)) == counts["num_accepted_draft_tokens"]
         assert counts["num_accepted_draft_tokens"] <= counts["num_draft_tokens"]
         assert counts["mean_acceptance_length"] == 1 + stats.accepted / stats.rounds
+        assert counts["draft_acceptance_rate"] == stats.accepted / stats.drafted
+        assert {type(count) for count in histogram} == {int}, "it takes no other numbers for counts"
         if is_fixed:
             assert counts["num_spec_tokens"] == length == len(histogram) - 1
         else:
