@@ -86,7 +86,7 @@ inline void add_weighted(vf (&sum)[2], float weight, const bf16* values) {
     sum[1] = fma(splat(weight), second_of(pairs), sum[1]);
 }
 
-// Processes PAIRS times two registers of the values of each key.
+// Processes PAIRS times two registers of the values of each key of a block.
 template <class T, int PAIRS>
 inline void add_values(float* out, const float* weights, const T* const* values, int first, int count) {
     vf sum[PAIRS][2];
@@ -163,21 +163,22 @@ struct HeadTask {
         const int from = std::max(index * kSegment, low(0) & ~(kBlock - 1)), to = std::min((index + 1) * kSegment, stop);
         const T *keys[kSegment], *values[kSegment];
         find(view.keys, from, to, keys), find(view.values, from, to, values);
+        auto is_of = [&](int i, int begin) { return begin < high(i) && begin + kBlock > low(i); };
         auto scores = [&](int i) { return scratch + size_t(i) * kSegment - index * kSegment; };
         for (int begin = from; begin < to; begin += kBlock) {
             ahead.go_on();
             for (int i = 0; i < count; i++)
-                if (begin < high(i) && begin + kBlock > low(i))
-                    store_floats(scores(i) + begin, score_block<T, DIM>(view, query(i), keys + begin - from, begin, low(i), high(i)));
+                if (is_of(i, begin)) store_floats(scores(i) + begin, score_block<T, DIM>(view, query(i), keys + begin - from, begin, low(i), high(i)));
         }
         for (int i = 0; i < count; i++) {
             Partial part = partial(partials, i);
             part.clear(view.dim);
             const int begin = std::max(from, low(i) & ~(kBlock - 1)), end = std::min(to, high(i));
-            if (begin >= end) continue;
-            *part.total = soften(scores(i) + begin, end - begin, *part.top);
-            add_values(part.values, scores(i) + begin, values + begin - from, end - begin, view.dim);
+            if (begin < end) *part.total = soften(scores(i) + begin, end - begin, *part.top);
         }
+        for (int begin = from; begin < to; begin += kBlock)
+            for (int i = 0; i < count; i++)
+                if (is_of(i, begin)) add_values(partial(partials, i).values, scores(i) + begin, values + begin - from, std::min(kBlock, std::min(high(i), to) - begin), view.dim);
     }
 
     void output(float* partials) const {
