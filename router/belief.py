@@ -31,8 +31,11 @@ LEVEL, OFFSET = 1.0, 0.25  # deviations in log odds: texts differ by 1 to 3, exi
 # Deviations of log times: of all, of drafts and the rest, of passes; beside a draft passes vary as all do.
 MACHINE, PART, PASS = 0.3, 0.16, 0.04
 ROUND = 0.12  # standard deviation of a part's log time from round to round, as measured on two busy cores
-MEMORY = 1000.0  # rounds in which a belief decays to 1/e; with 500 off loses 2 % more
-UNSEEN = 200.0  # and the text's level while off, where nothing is seen
+MEMORY = 1000.0  # rounds in which a belief about times decays to 1/e
+TEXTS = 300.0  # and what is known of a text, for texts change sooner than machines
+# And the text's level while off, where nothing is seen, over rows ** BY_ROWS: a larger batch learns more of a trial, so
+# it looks sooner. With one rate for all batches a switch at 8 rows takes 29 rounds, or one row loses 3 % of off.
+UNSEEN, BY_ROWS = 300.0, 0.75
 USUAL = 300.0  # rounds by which texts of this target become what is expected of the next: without, off loses 1.5 % more
 STOPS = 100.0  # tokens that what is known of stops weighs; 50 follows a change of text ten rounds later
 WAITS = 5.0  # rounds that what is known of the wait at the pool weighs
@@ -83,8 +86,8 @@ def learn(belief: Belief, costs: Costs, seen: Seen) -> Belief:
 
 def _accepted(accept: Filter, seen: Seen) -> Filter:
     rounds = seen.num_rounds
-    doubt = 0.0 if seen.tried else rounds / UNSEEN
-    accept = accept.decayed(rounds / MEMORY, doubt, rounds / USUAL)
+    doubt = 0.0 if seen.tried else rounds * seen.num_rows**BY_ROWS / UNSEEN
+    accept = accept.decayed(rounds / TEXTS, doubt, rounds / USUAL)
     if not seen.tried or seen.exit is None:
         return accept
     return accept.counted(seen.exit, seen.right, seen.tried)

@@ -147,9 +147,6 @@ def followed(name: str, texts: tuple[str, str], batch: int, seeds: int, switches
     return {text: median(rounds) for text, rounds in found.items()}
 
 
-LATE = pytest.mark.xfail(reason="takes 21 rounds: docs/decisions/0010-router-constants.md", strict=True)
-
-
 @pytest.mark.parametrize(
     ("name", "texts", "batch", "bar"),
     [
@@ -159,10 +156,10 @@ LATE = pytest.mark.xfail(reason="takes 21 rounds: docs/decisions/0010-router-con
                 ("large", ("code", "hard"), 1, 60),
                 ("large", ("code", "noise"), 1, 60),
                 ("8B, pool on GPU", ("easy", "hard"), 8, 20),
+                ("large", ("code", "noise"), 8, 20),
             ],
             0,
         ),
-        pytest.param("large", ("code", "noise"), 8, 20, marks=[pytest.mark.slow, LATE]),
     ],
 )
 def test_a_change_of_text_is_followed_in_both_directions(
