@@ -65,28 +65,6 @@ struct Decoder {
         pool->run([&](int thread) { score(hidden, index, count, out, thread); });
     }
 
-    // Only the matrix products of one pass, over the usual buffers.
-    void linears(int tokens) {
-        reserve(tokens);
-        work.logits.resize(tokens, std::max(shape.head_size, 2 * padded(shape.inner)));
-        auto multiply_into = [&](Inputs<T>& x, const Linear<T>& linear, const Buffer<float>& out, int thread) {
-            quantize_rows(x, linear, tokens, thread);
-            multiply(x.rows(), tokens, linear, thread, *pool, [&](int row, int strip, vf* sums, int n) {
-                store_strips(out.row(row), strip, sums, n);
-            });
-            pool->barrier();
-        };
-        pool->run([&](int thread) {
-            for (const Layer<T>& layer : layers) {
-                multiply_into(work.normed, layer.qkv, work.qkv, thread);
-                multiply_into(work.attended, layer.out, work.branch, thread);
-                multiply_into(work.normed, layer.gate_up, work.logits, thread);
-                multiply_into(work.inner, layer.down, work.branch, thread);
-            }
-            multiply_into(work.normed, head, work.logits, thread);
-        });
-    }
-
    private:
     friend class Roller<T>;
 

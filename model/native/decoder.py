@@ -206,10 +206,6 @@ class NativeDecoder:
         )
         return _tokens(self._filtered(picks, logits[:count], sampling, positions, False)), logits[:count]
 
-    def linear_pass(self, num_tokens: int) -> None:
-        """Only the matrix products of a pass over num_tokens rows: a lower bound, for benchmarks."""
-        self._library.dp_linears(self._model, num_tokens)
-
     def _picks(
         self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int], confidence: bool
     ) -> npt.NDArray[Any]:

@@ -90,7 +90,6 @@ _CALLS: dict[str, tuple[object, list[object]]] = {
         ],
     ),
     "dp_roll": (None, [c_void_p, POINTER(BatchSpec), c_void_p, c_void_p, c_void_p, c_int, c_void_p, c_void_p]),
-    "dp_linears": (None, [c_void_p, c_int]),
     "dp_read": (c_uint64, [c_void_p, c_void_p, c_uint64]),
     "dp_pick": (None, [c_void_p, c_void_p, c_int, c_int, c_void_p, c_void_p, c_int, c_void_p]),
     "dp_strip_bytes": (c_uint64, [c_int, c_int]),

@@ -47,7 +47,6 @@ struct Model {
     virtual void run(float* hidden, const BatchSpec& batch, int start, int stop) = 0;
     virtual void logits(const float* hidden, const int64_t* index, int count, float* out) = 0;
     virtual void roll(const BatchSpec& batch, const int64_t* ids, const Picking* how, Limit* limits, int depth, float* boundary, Pick* out) = 0;
-    virtual void linears(int tokens) = 0;
 };
 
 template <class T>
@@ -109,8 +108,6 @@ struct Typed final : Model {
     void logits(const float* hidden, const int64_t* index, int count, float* out) override {
         decoder.logits(hidden, index, count, out);
     }
-
-    void linears(int tokens) override { decoder.linears(tokens); }
 };
 
 }  // namespace
@@ -161,9 +158,6 @@ void dp_roll(Model* model, const BatchSpec* batch, const int64_t* ids, const Pic
              Pick* out) {
     model->roll(*batch, ids, how, limits, depth, boundary, out);
 }
-
-// Only the matrix products of all layers and the head over `tokens` rows: a lower bound, for benchmarks.
-void dp_linears(Model* model, int tokens) { model->linears(tokens); }
 
 // Reads `size` bytes (a multiple of 64) once with all threads, to measure memory bandwidth.
 uint64_t dp_read(Pool* pool, const void* data, uint64_t size) {
