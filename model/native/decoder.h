@@ -30,6 +30,7 @@ struct Decoder {
         std::vector<Row> rows;
         std::vector<Task> tasks;
         int num_segments;  // segments that a head of a task is split into for several threads; 1: not split
+        size_t partials;   // floats of the partial results of a head of a task, where it is split
         T *const *keys, *const *values;  // per layer, [kv_heads][slots][dim]
         size_t num_slots;
         const float* const* angles;      // per layer, [positions][2][head_dim / 2]: cosines, sines
@@ -95,7 +96,8 @@ struct Decoder {
             most = std::max(most, task.num_queries);
         }
         const size_t heads = pass.tasks.size() * shape.kv_heads, group = shape.heads / shape.kv_heads;
-        work.partials = work.partials_memory.take(heads * pass.num_segments * most * group * Partial::size(shape.dim));
+        pass.partials = pass.num_segments * most * group * Partial::size(shape.dim);
+        work.partials = work.partials_memory.take(heads * pass.partials);
         if (work.left.size() < heads) work.left = std::vector<std::atomic<int>>(heads);
         for (auto& left : work.left) left.store(pass.num_segments, std::memory_order_relaxed);
     }
@@ -259,7 +261,7 @@ struct Decoder {
             if (segments == 1)
                 own.attend(work.scratch[thread]);
             else
-                own.attend(piece.begin % segments, segments, work.scratch[thread], work.partials + size_t(at) * segments * own.partials(), work.left[at]);
+                own.attend(piece.begin % segments, segments, work.scratch[thread], work.partials + at * pass.partials, work.left[at]);
         }
     }
 };

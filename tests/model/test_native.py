@@ -104,6 +104,22 @@ def test_neither_threads_nor_chunks_change_a_bit_of_a_row_that_threads_share(nam
 
 
 @needs_compiler
+@torch.inference_mode()
+def test_a_wide_row_and_a_narrow_one_that_threads_share_do_not_touch_each_other(tmp_path: Path) -> None:
+    checkpoint = make_checkpoint("qwen3", tmp_path, seed=3, max_positions=512)
+    texts = [np.random.default_rng(6).integers(3, VOCAB, length).tolist() for length in (380, 270)]
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2, 8):
+            torch.set_num_threads(threads)
+            decoder = load_decoder(checkpoint, dtype=torch.bfloat16, execution=Execution.NATIVE)
+            found.append(logits_of(decoder, texts, [[260, 260], *[[12, 1]] * 10]))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one, own) for rows in found for one, own in zip(rows, found[0], strict=True))
+
+
+@needs_compiler
 @pytest.mark.parametrize("name", NAMES)
 @torch.inference_mode()
 def test_segments_of_attention_add_up_to_what_torch_computes(name: str, tmp_path: Path) -> None:
