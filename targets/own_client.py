@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from model.decoder import Decoder
@@ -58,5 +59,6 @@ class OwnDraftClient:
         drafted = row.length, row.sampling, row.stop_probability, ruled, refused
         return Rollout(slots, row.base_length - 1, row.tokens[-1:], *drafted)
 
+    @torch.inference_mode()
     def _rule(self, text: Ruled, draft: Sequence[int], logits: Tensor) -> None:
         adjust(logits, text.plus(draft), [len(text.tokens) + len(draft)], self._head)
