@@ -96,7 +96,7 @@ def roll_out(
         for index, (row, draft) in enumerate(live):
             banned = row.banned([token for token, _, _ in draft], made[index][0]) if row.banned else None
             if banned is not None:
-                own = logits[index : index + 1].masked_fill(banned, -float("inf"))
+                own = logits[index : index + 1].masked_fill(banned.to(logits.device), -float("inf"))
                 (made[index],) = zip(*decoder.pick_with_confidence(own, [row.sampling], [totals[index]]), strict=True)
             draft.append(made[index])
         live = [(row, draft) for row, draft in live if row.goes_on(draft)]
