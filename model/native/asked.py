@@ -17,7 +17,10 @@ _ASK = ctypes.CFUNCTYPE(c_int, c_int64, c_int64, c_int64, c_void_p)
 
 
 class Asked:
-    """What rows make of the logits and picks of one rollout. To be kept until that returns."""
+    """What rows make of the logits and picks of one rollout. To be kept until that returns.
+
+    A row must not call the kernels: the rollout has all of their threads. Once a row has raised, none is asked again.
+    """
 
     def __init__(self, rows: Sequence[Rollout], drafts: Sequence[npt.NDArray[np.int64]], width: int) -> None:
         """drafts: of each row, where its tokens are written. width: of logits."""
@@ -36,6 +39,8 @@ class Asked:
             raise self._error
 
     def _ask(self, row: int, count: int, token: int, logits: int) -> int:
+        if self._error is not None:
+            return False
         try:
             line = torch.frombuffer((c_float * self._width).from_address(logits), dtype=torch.float32)[None]
             return self._changes(self._rows[row], self._drafts[row][:count].tolist(), token, line)
