@@ -92,8 +92,8 @@ class Ruled:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Logprobs at the place of one generated token, under the model's own distribution: temperature 1, and before
-    rules and filters. top: the most probable tokens, best first.
+    """Logprobs at the place of one token of the text, or of a prompt that is told, under the model's own distribution:
+    temperature 1, and before rules and filters. top: the most probable tokens, best first.
     """
 
     chosen: float
