@@ -5,8 +5,8 @@ that is sent and not waited for, so a pool which stays slow costs the target not
 in time brings the waiting back. Should it end again, the pauses go on from the length that they had; RECOVERED answers
 in a row make them short again. Otherwise a pool that is fast now and then would be waited for every second.
 
-A probe that is answered NOT_YET in time, for the replica has to read what was written meanwhile, says nothing of how
-fast it drafts: the next one follows soon, when that is read.
+A probe that is answered NOT_YET at once, for the replica has to read what was written meanwhile, says nothing of how
+fast it drafts: the next one follows soon, when that is read. One that is answered so at the pool's deadline says it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Backoff:
             self._pause = 0
 
     def not_yet(self) -> None:
-        """In time, but the context of a draft has yet to be read."""
+        """The context of a draft has yet to be read."""
         if self.resting:
             self._pause = max(self._pause - 1, 0)  # of this probe
             self._resume_at = self._clock() + SOON_S

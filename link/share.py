@@ -54,7 +54,7 @@ class Share:
 
     @property
     def num_not_yet(self) -> int:
-        """How many rows have a context that is still to be read."""
+        """How many rows have a context that is still to be read, or had no token by the pool's deadline."""
         return sum(block.status is DraftStatus.NOT_YET for block in self.blocks.values())
 
     def mostly_late(self, since: float) -> bool:

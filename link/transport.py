@@ -192,13 +192,14 @@ class LinkedDraftClient:
         route = routes.get(link.member.incarnation)
         if route is None or route.link is not link or route.share is None:
             return
-        for block in route.share.add(reply, self._clock()):
+        share, now = route.share, self._clock()
+        for block in share.add(reply, now):
             if block.status is DraftStatus.BUSY:
                 self._placement.refused(block.sequence_id, routes.keys())
             else:
                 self._placement.served(block.sequence_id)
-        if route.share.is_over and self._clock() < route.share.expires:
-            if route.share.num_drafted:
+        if share.is_over and now < share.expires:
+            if share.num_drafted:
                 route.backoff.answered()
-            elif route.share.num_not_yet:
-                route.backoff.not_yet()
+            elif share.num_not_yet and now < share.expires - (1 - POOL_SHARE) * self._config.deadline_s:
+                route.backoff.not_yet()  # before the pool's deadline: it lacks a context, not time

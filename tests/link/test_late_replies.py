@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from link.backoff import MISSES, PAUSES_S, Backoff
+from link.backoff import MISSES, PAUSES_S, SOON_S, Backoff
 from link.share import Share
 from link.transport import LinkedDraftClient
 from protocol.draft import DraftReply, DraftRequest, DraftStatus, refusal
@@ -175,6 +175,25 @@ def test_a_pool_that_says_at_the_deadline_that_nothing_is_ready_is_as_late_as_on
         for round_id in range(MISSES):
             assert drafts.draft(request(round_id, (1, 0, 4)))
         assert (drafts.draft(request(MISSES, (1, 0, 4))) is None) is rests
+
+
+@pytest.mark.parametrize(("answered_s", "soon"), [(0.1 * LATE_S, True), (0.9 * LATE_S, False)])
+def test_a_probe_is_soon_followed_by_another_where_a_context_is_unread_and_not_where_time_ran_out(
+    runner: LoopThread, answered_s: float, soon: bool
+) -> None:
+    """Both are NOT_YET: the one is said at once, the other at the pool's deadline."""
+    pool, clock = ScriptedPool(holds=True), Clock()
+    with drafting_on(runner, pool, clock=clock, deadline_s=LATE_S) as drafts:
+        missed_all(drafts, pool)
+        clock.now += PAUSES_S[0]
+        assert drafts.draft(request(8, (1, 0, 4))) is None  # the probe
+        probe = read(drafts)
+        clock.now += answered_s
+        blocks = tuple(refusal(row, DraftStatus.NOT_YET) for row in probe.asked.rows)
+        drafts._on_reply(probe.link, DraftReply(TARGET, 8, blocks))
+        clock.now += 2 * SOON_S
+        assert drafts.draft(request(9, (1, 0, 4))) is None
+        assert (seen_in_the_end(drafts, pool)[-1] == 9) is soon
 
 
 def test_rows_that_are_refused_at_once_do_not_hide_that_the_others_are_late(runner: LoopThread) -> None:
