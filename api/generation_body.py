@@ -110,7 +110,8 @@ class GenerationBody(Body):
     @property
     def wanted(self) -> JsonObject | None:
         """The JSON Schema of the answer; None: it has none."""
-        return next((asked.wanted for asked in (self.response_format, self.structured_outputs) if asked), None)
+        asked = (each for each in (self.response_format, self.structured_outputs) if each is not None)
+        return next((each.wanted for each in asked if each.wanted is not None), None)
 
     def grammar(self) -> str:
         """Of the answer; empty: none. A large one takes seconds to check. Raises InvalidRequest."""

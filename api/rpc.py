@@ -87,8 +87,8 @@ async def generate(
         card = await find_model(backend, body.model)
         with card.places.entered():
             (prompt,) = await prompt_ids(card, body)
+            grammar = await asyncio.to_thread(body.grammar) if body.is_shaped else ""
         (echo,) = body.echoes()
-        grammar = await asyncio.to_thread(body.grammar) if body.is_shaped else ""
         jobs = [
             prepare(card, f"{call_id}-{index}", prompt, body, seed, echo=echo, grammar=grammar)
             for index, seed in enumerate(_seeds(body))

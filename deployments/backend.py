@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
@@ -90,7 +90,8 @@ class ServeBackend:
         if model not in self._cards and not await self.ready(model):
             info = await asyncio.to_thread(self._recall, model)
             if info is not None and model not in self._cards:
-                self._learn(model, info)
+                with suppress(KeyError, TypeError, ValueError):  # it was written by other code
+                    self._learn(model, info)
         return self._cards.get(model)
 
     async def ready(self, model: str) -> bool:

@@ -14,14 +14,16 @@ from typing import Any
 
 from ray.experimental import internal_kv
 
+from api.version import version
 from deployments.config import TargetConfig
 
 SPACE = b"draftpool-targets"
 
 
 def key_of(config: TargetConfig) -> str:
-    """Another config has another key, so that what the target said under that one does not count."""
-    return f"{config.name}-{hashlib.sha256(config.model_dump_json().encode()).hexdigest()[:16]}"
+    """Another config or version has another key, so that what the target said under that one does not count."""
+    said_under = f"{version()} {config.model_dump_json()}"
+    return f"{config.name}-{hashlib.sha256(said_under.encode()).hexdigest()[:16]}"
 
 
 def remember(key: str, description: Mapping[str, Any]) -> None:

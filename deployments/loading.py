@@ -97,14 +97,26 @@ def shown(deployment: str, replica: str) -> Iterator[Loading]:
 
 
 def stages() -> list[Stage]:
-    """Of all replicas that start now, by deployment."""
+    """Of all replicas that start now, by deployment. What those left that were lost as they started is deleted."""
     found = []
     with suppress(Exception):
         for key in internal_kv._internal_kv_list(b"", namespace=SPACE):
-            value = internal_kv._internal_kv_get(key, namespace=SPACE)
-            if value and (stage := Stage(**json.loads(value))).at > time.time() - STALE_S:
+            stage = _read(internal_kv._internal_kv_get(key, namespace=SPACE))
+            if stage is None:
+                continue
+            if stage.at > time.time() - STALE_S:
                 found.append(stage)
+            else:
+                internal_kv._internal_kv_del(key, namespace=SPACE)
     return sorted(found, key=str)
+
+
+def _read(value: bytes | None) -> Stage | None:
+    """None where the replica has started meanwhile, and for what is no stage."""
+    try:
+        return Stage(**json.loads(value)) if value else None
+    except (TypeError, ValueError):
+        return None
 
 
 def start_took_s(deployment: str) -> float | None:

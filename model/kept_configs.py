@@ -41,9 +41,9 @@ def find(place: Path) -> DecoderConfig | None:
 
 
 def keep(place: Path, config: DecoderConfig) -> None:
-    """Atomically; nothing where it cannot be written."""
+    """Atomically; nothing where it cannot be written, or is no JSON."""
     part = place.with_name(f"{place.name}.{os.getpid()}.part")
-    with suppress(OSError):
+    with suppress(OSError, TypeError, ValueError):
         place.parent.mkdir(parents=True, exist_ok=True)
         part.write_text(json.dumps(asdict(config)), encoding="utf-8")
         part.replace(place)

@@ -53,6 +53,7 @@ async def test_an_answer_is_shaped_where_a_tool_is_strict(fields: Any, shapes: b
 async def test_calls_may_come_beside_a_json_form_and_nothing_beside_a_regex() -> None:
     backend = backend_of(HERMES, "x")
     async with Client(backend) as client:
+        await client.chat(tools=LOOSE, structured_outputs={"json_object": True}, response_format={"type": "text"})
         for form in (
             {"json_object": True},
             {"json": {"type": "object"}},

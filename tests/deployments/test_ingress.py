@@ -100,6 +100,12 @@ async def test_a_target_that_is_away_is_known_by_what_it_said_before(tokenizer_p
         assert not await backend.ready("a"), "it is away all the same"
 
 
+@pytest.mark.parametrize("said", [{}, [], "x", {"max_model_len": 64}, TOLD | {"exits": None}])
+async def test_what_it_said_in_another_form_leaves_it_unknown(tokenizer_path: str, said: Any) -> None:
+    async with serving(tokenizer_path, a=Handle(told=ActorDiedError()), recall=lambda _: said) as backend:
+        assert await backend.card("a") is None
+
+
 async def test_what_a_target_says_now_counts_more_than_what_it_said_before(tokenizer_path: str) -> None:
     async with serving(tokenizer_path, a=Handle(), recall=lambda _: TOLD | {"max_model_len": 32}) as backend:
         card = await backend.card("a")

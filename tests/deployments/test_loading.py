@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from api.backend import Starting
-from deployments.loading import STALE_S, Stage, awaited, shown, stages, start_took_s
+from deployments.loading import SPACE, STALE_S, Stage, awaited, shown, stages, start_took_s
 from tests.deployments.conftest import Store
 from tests.deployments.harness import Clock
 
@@ -40,6 +40,13 @@ def test_one_that_was_lost_long_ago_does_not_show(store: Store, clock: Clock) ->
     with shown("target-a", "1"):
         clock.now += STALE_S + 1
         assert stages() == []
+        assert not store, "what it left is gone"
+
+
+def test_what_is_no_stage_hides_none(store: Store) -> None:
+    store[SPACE, b"0"], store[SPACE, b"1"] = b"[", b'{"shape": 1}'
+    with shown("target-a", "2"):
+        assert [str(stage) for stage in stages()] == ["target-a: weights"]
 
 
 def test_without_a_cluster_nothing_is_told_and_nothing_fails() -> None:
