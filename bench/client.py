@@ -37,8 +37,8 @@ class ServedAnswer:
 
     @property
     def decoding_rate(self) -> float:
-        """Tokens per second behind the first one, of a stream."""
-        return (self.num_tokens - 1) / (self.end_s - self.first_s)
+        """Tokens per second behind the first one, of a stream; 0 for an answer that came whole."""
+        return (self.num_tokens - 1) / (self.end_s - self.first_s) if self.end_s > self.first_s else 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,10 +99,16 @@ class GenerateRequest:
         if self.logprobs is not None:
             check_top(self.logprobs, "logprobs")
             most = MAX_TOLD // (1 + self.logprobs) - len(self.prompt_ids) * self.tells_prompt
+            if most < 1:
+                raise InvalidRequest(
+                    f"a prompt of {len(self.prompt_ids)} tokens with {self.logprobs} top logprobs each is too much to tell; "
+                    "send a shorter one, or fewer logprobs",
+                    "echo",
+                )
             if self.stop.max_tokens > most:
                 raise InvalidRequest(
                     f"max_tokens {self.stop.max_tokens} with {self.logprobs} top logprobs is too long an answer; ask "
-                    f"for {max(most, 0)} tokens at most",
+                    f"for {most} tokens at most",
                     "max_tokens",
                 )
         if self.rules.min_tokens > self.stop.max_tokens:

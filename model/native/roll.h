@@ -1,5 +1,7 @@
 // Drafting ahead in one piece of work for all threads: each token is fed back for the next.
 #pragma once
+#include <algorithm>
+
 #include "decoder.h"
 
 namespace dp {
@@ -73,6 +75,7 @@ class Roller {
     const int width_;
     std::vector<int64_t> ids_, wanted_;  // of the next pass; hidden states that tokens are picked from
     std::vector<Pick> picks_;            // these tokens
+    bool asks_ = false;                  // whether a row has a say
     Floats hidden_;
 
     void start() {
@@ -80,6 +83,7 @@ class Roller {
         pass_.tokens = int(ids_.size());
         decoder_.prepare(pass_);
         decoder_.embed(ids_.data(), pass_.tokens, pass_.hidden);
+        asks_ = std::any_of(drafts_.begin(), drafts_.end(), [](const Draft& draft) { return draft.limit->ask != nullptr; });
         wanted_.clear();
         for (const Row& row : pass_.rows) wanted_.push_back(row.first + row.num_new - 1);
         picks_.resize(wanted_.size());
@@ -89,9 +93,11 @@ class Roller {
     void pick_next(int thread) {
         const int count = int(wanted_.size()), num_threads = decoder_.pool->size();
         decoder_.score(pass_.hidden, wanted_.data(), count, decoder_.work.logits.data, thread);
-        if (thread == 0)
-            for (int r = 0; r < count; r++) drafts_[r].ask(-1, logits(r));
-        decoder_.pool->barrier();
+        if (asks_) {
+            if (thread == 0)
+                for (int r = 0; r < count; r++) drafts_[r].ask(-1, logits(r));
+            decoder_.pool->barrier();
+        }
         for (int r = thread; r < count; r += num_threads) pick_from(r);
         decoder_.pool->barrier();
     }
