@@ -101,8 +101,8 @@ class GenerateRequest:
             most = MAX_TOLD // (1 + self.logprobs) - len(self.prompt_ids) * self.tells_prompt
             if most < 1:
                 raise InvalidRequest(
-                    f"a prompt of {len(self.prompt_ids)} tokens with {self.logprobs} top logprobs each is too much to tell; "
-                    "send a shorter one, or fewer logprobs",
+                    f"a prompt of {len(self.prompt_ids)} tokens with {self.logprobs} top logprobs each is too much to "
+                    "tell; send a shorter one, or fewer logprobs",
                     "echo",
                 )
             if self.stop.max_tokens > most:
