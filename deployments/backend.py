@@ -71,7 +71,8 @@ class ServeBackend:
         self._handles = handles
         self._pool = pool
         self._created = int(time.time())
-        self._cards: dict[str, ModelCard] = {}
+        self._cards: dict[str, ModelCard] = {}  # of targets that have answered
+        self._recalled: dict[str, ModelCard] = {}
         self._recall = recall
         self.names = tuple(handles)
         # All replicas are asked for each, whoever asks: Prometheus, the page, operators, and callers over gRPC.
@@ -86,27 +87,27 @@ class ServeBackend:
             text.warm_up()
 
     async def card(self, model: str) -> ModelCard | None:
-        """A target that is away is known by what it said before: requests then wait for it."""
-        if model not in self._cards and not await self.ready(model):
-            info = await asyncio.to_thread(self._recall, model)
-            if info is not None and model not in self._cards:
-                with suppress(KeyError, TypeError, ValueError):  # it was written by other code
-                    self._learn(model, info)
-        return self._cards.get(model)
+        """A target that is away is known by what it said before, until it answers: requests then wait for it."""
+        if model in self._cards or await self.ready(model):
+            return self._cards[model]
+        if model not in self._recalled and (info := await asyncio.to_thread(self._recall, model)) is not None:
+            with suppress(KeyError, TypeError, ValueError):  # it was written by other code
+                self._recalled[model] = self._card(model, info)
+        return self._cards.get(model) or self._recalled.get(model)
 
     async def ready(self, model: str) -> bool:
         try:
             info = await asyncio.wait_for(self._ask(model), DESCRIBE_TIMEOUT_S)
         except Exception:  # no answer in time: Serve is starting or restarting it
             return False
-        self._learn(model, info)
+        self._cards[model] = self._card(model, info)
         return bool(info["ready"])
 
     async def starting(self, model: str) -> Starting:
         return await asyncio.to_thread(awaited, self._handles[model].deployment_name, time.time())
 
-    def _learn(self, model: str, info: Mapping[str, Any]) -> None:
-        self._cards[model] = self._texts[model].card(model, info, self._created)
+    def _card(self, model: str, info: Mapping[str, Any]) -> ModelCard:
+        return self._texts[model].card(model, info, self._created)
 
     async def _ask(self, model: str) -> Mapping[str, Any]:
         info: Mapping[str, Any] = await self._describe[model].remote()
