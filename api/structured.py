@@ -95,8 +95,9 @@ class StructuredOutputs(Body):
 
 def of_json(schema: dict[str, Any] | str, place: str) -> str:
     """place: the caller's name for the schema. Raises InvalidRequest for a text that is no JSON object."""
+    overrides: Any = dict(WHITESPACE)  # a TypedDict of llguidance's
     try:
-        return str(LLMatcher.grammar_from_json_schema(schema, overrides=dict(WHITESPACE)))
+        return str(LLMatcher.grammar_from_json_schema(schema, overrides=overrides))
     except ValueError as error:
         raise InvalidRequest(f"the schema is no JSON object: {str(error)[:200]}", place) from None
 
