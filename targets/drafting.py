@@ -99,9 +99,8 @@ class Drafting:
     def _row(
         self, sequence: Decoding, length: int, depth: DepthRule | None = None, stop_probability: float = 0.0
     ) -> DraftRow:
-        """Never without a token: what was asked for before may have come to nothing, and a draft follows the newest."""
         ask = self._ask(sequence.id)
-        start, ask.sent, ask.opened = min(ask.sent, len(sequence.tokens) - 1), len(sequence.tokens), False
+        start, ask.sent, ask.opened = ask.sent, len(sequence.tokens), False
         tokens, sampling = tuple(sequence.tokens[start:]), sequence.request.sampling
         advice = sequence.refusal if sequence.constraint else None, sequence.ruled
         return DraftRow(sequence.id, start, tokens, length, sampling, depth, stop_probability, *advice)

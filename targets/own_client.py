@@ -35,11 +35,14 @@ class OwnDraftClient:
             raise ConfigError("a drafter on its target's KV needs the target's layers, dtype, device and execution")
         self.decoder, self.exits = decoder, (decoder.config.num_layers,)
         self._model, self._head = model, head_tokens(decoder.config)
+        self._newest: dict[int, int] = {}  # committed token of each sequence
 
     def open(self, request: DraftRequest) -> None:
-        """Contexts lie in the target's KV."""
+        """Contexts lie in the target's KV. One that was preempted has no token more when it is drafted for."""
+        self._hear(request)
 
     def draft(self, request: DraftRequest) -> DraftReply:
+        self._hear(request)
         drafted = self.decoder.roll_out(list(map(self._rollout, request.rows)), self._model.kv, self.exits[0], None)
         blocks = []
         for row, picks in zip(request.rows, drafted, strict=True):
@@ -50,6 +53,11 @@ class OwnDraftClient:
 
     def close(self, sequence_ids: Sequence[int]) -> None:
         """Pages are the target's."""
+        for sequence_id in sequence_ids:
+            self._newest.pop(sequence_id, None)
+
+    def _hear(self, request: DraftRequest) -> None:
+        self._newest |= {row.sequence_id: row.tokens[-1] for row in request.rows if row.tokens}
 
     def _rollout(self, row: DraftRow) -> Rollout:
         """Every committed token but the newest has KV."""
@@ -57,7 +65,7 @@ class OwnDraftClient:
         ruled = partial(self._rule, row.ruled) if row.ruled else None
         refused = partial(banned, self._head, row.refusal) if row.refusal else None
         drafted = row.length, row.sampling, row.stop_probability, ruled, refused
-        return Rollout(slots, row.base_length - 1, row.tokens[-1:], *drafted)
+        return Rollout(slots, row.base_length - 1, (self._newest[row.sequence_id],), *drafted)
 
     @torch.inference_mode()
     def _rule(self, text: Ruled, draft: Sequence[int], logits: Tensor) -> None:
