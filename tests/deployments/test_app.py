@@ -20,7 +20,7 @@ import ray
 from ray import serve
 
 from cli.main import main
-from deployments.loading import stages
+from deployments.loading import shown, stages
 from model.config import read_config
 from model.files import resolve
 from protocol.pb import inference_pb2 as pb
@@ -45,9 +45,12 @@ def test_health_turns_ok_once_when_every_model_is_ready(served: Served) -> None:
     assert [model.id for model in served.client.models.list()] == list(TARGETS)
 
 
-def test_replicas_show_what_they_load_until_they_run(served: Served) -> None:
-    seen = " ".join(served.loading_at_start)
-    assert "target-" in seen  # a tiny drafter may be there between two looks
+def test_what_a_replica_loads_is_told_in_the_cluster_until_it_runs(served: Served) -> None:
+    assert served.loading_at_start
+    assert stages() == []
+    with shown("target-large", "another") as loading:
+        loading.weights(2, 4)
+        assert [str(stage) for stage in stages()] == ["target-large: weights, 2 of 4"]
     assert stages() == []
 
 
