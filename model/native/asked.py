@@ -34,7 +34,8 @@ class Asked:
         return ctypes.cast(self._call, c_void_p).value or 0
 
     def check(self) -> None:
-        """Raises what a row raised; no exception passes through the kernels."""
+        """Raises what a row raised; no exception passes through the kernels. Ends what is asked."""
+        del self._call  # it holds this, with the rows' texts, until garbage is collected
         if self._error is not None:
             raise self._error
 

@@ -236,11 +236,14 @@ class NativeDecoder:
     def _kept(
         self, picks: npt.NDArray[Any], logits: Tensor, sampling: Sequence[SamplingParams], confidence: bool
     ) -> list[bool]:
-        """Whether filters surely keep these picks, and the runner-ups that their confidences come from."""
+        """Whether filters surely keep these picks, and the runner-ups that their confidences come from. The less likely
+        of two tokens decides: every filter that keeps it keeps the other.
+        """
         names, head = ("token", "runner_up") if confidence else ("token",), self.config.head_token_ids
-        columns = [np.searchsorted(self._head, picks[name]) if head else picks[name].clip(0) for name in names]
-        kept = [surely_kept(logits, sampling, torch.from_numpy(own)) for own in columns]
-        return cast(list[bool], (torch.stack(kept).all(0).numpy() & (picks["runner_up"] >= 0)).tolist())
+        found = [np.searchsorted(self._head, picks[name]) if head else picks[name].clip(0) for name in names]
+        columns = torch.from_numpy(np.stack(found, axis=-1))
+        least = columns.gather(-1, logits.gather(-1, columns).argmin(-1, keepdim=True))[:, 0]
+        return cast(list[bool], (surely_kept(logits, sampling, least).numpy() & (picks["runner_up"] >= 0)).tolist())
 
     def _best(
         self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int], confidence: bool

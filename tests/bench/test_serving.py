@@ -10,7 +10,6 @@ import pytest
 
 from api.text import decode
 from bench.arguments import CONFIG
-from bench.memory import MemoryRecorder
 from bench.serving.__main__ import main
 from bench.serving.offline import Timing, engine_alone
 from bench.serving.speed import in_turn, plain_config, served
@@ -20,6 +19,7 @@ from protocol.request import SamplingParams
 from tests.api.api_twins import tiny_tokenizer
 from tests.deployments.checkpoints import make_family
 from tests.deployments.served import expected, plain_engine
+from tests.resident import MemoryRecorder
 
 PROMPTS = ["def add(a, b):", "import os", "class Tree:"]
 BOTH = """

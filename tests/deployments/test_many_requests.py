@@ -18,7 +18,6 @@ import psutil
 import pytest
 
 from bench import machine
-from bench.memory import MemoryRecorder, numbered
 from bench.workload import HELD_OUT
 from cli.prompts import read_prompts
 from targets.grammar import KEPT
@@ -28,6 +27,7 @@ from tests.deployments.harness import wait_until
 from tests.deployments.head import Head
 from tests.deployments.served import Served
 from tests.deployments.test_chaos import num_open
+from tests.resident import MemoryRecorder, numbered
 
 NUM_REQUESTS = int(os.environ.get("DRAFTPOOL_MANY_REQUESTS", "600"))
 OUT = os.environ.get("DRAFTPOOL_MANY_OUT")

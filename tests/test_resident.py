@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from bench.memory import Growth, MemoryRecorder, growth, label, numbered, peak_mb
+from bench.memory import peak_mb
+from tests.resident import Growth, MemoryRecorder, growth, label, numbered
 
 REPLICA = "ray::ServeReplica:draftpool:"
 LEAKING_CHILD = (
