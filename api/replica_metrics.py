@@ -88,7 +88,7 @@ TARGET = (
     counter(
         "drafts",
         "Proposals by where they came from: fresh (asked for in this round), or drafted ahead (full, runner_up, "
-        "early_exit, rest), or forced by a grammar.",
+        "rest), or forced by a grammar.",
         lambda told: told.get("num_by_origin", {}),
         "origin",
     ),

@@ -2,11 +2,10 @@
 
 A replica is a process with one track. On a target's track a round is a slice, with its parts inside, end to end:
 
-    plan | draft | first layers | other layers | commit
+    plan | draft | verify | commit
 
-`draft` ends when the proposals are there. A pass without early picks is one slice, `verify`. On a draft replica's track
-a pass is a slice, so one sees what was drafted while what was verified. Each machine has its own clock: replicas on
-several nodes are shifted against each other.
+`draft` ends when the proposals are there. On a draft replica's track a pass is a slice, so one sees what was drafted
+while what was verified. Each machine has its own clock: replicas on several nodes are shifted against each other.
 """
 
 from __future__ import annotations
@@ -61,10 +60,8 @@ def _round(record: RoundRecord, begin: float) -> Iterator[Slice]:
         "prefill_tokens": record.num_prefill_tokens,
     }
     yield Slice(f"round {record.round_id} {record.plan.mode.value}", begin, record.ended_s, args)
-    early = [] if record.early_s is None else [("first layers", record.early_s)]
-    verified = ("other layers" if early else "verify", record.verified_s)
-    parts = [("plan", record.planned_s), ("draft", record.drafted_s), *early, verified, ("commit", record.ended_s)]
-    for name, end in parts:
+    parts = {"plan": record.planned_s, "draft": record.drafted_s, "verify": record.verified_s}
+    for name, end in (parts | {"commit": record.ended_s}).items():
         yield Slice(name, begin, end, {})
         begin = end
 

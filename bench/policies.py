@@ -111,11 +111,11 @@ def num_drafted(rounds: Collection[RoundRecord]) -> int:
     return sum(len(row.exits) for one in rounds for row in one.rows)
 
 
-def ahead_config(modes: Sequence[Mode], fan_out: int = 8, exit_layer: int | None = None) -> AheadConfig | None:
+def ahead_config(modes: Sequence[Mode], fan_out: int = 8) -> AheadConfig | None:
     """What an engine may play beside serial rounds; None when that is nothing."""
     if all(mode is Mode.SERIAL for mode in modes):
         return None
-    return AheadConfig(tuple(modes), fan_out, exit_layer)
+    return AheadConfig(tuple(modes), fan_out)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,21 +127,20 @@ class Hits:
 
     full: float
     runner_up: float
-    early_exit: float
     rest: float
     wait_ms: float | None
 
     @property
     def share(self) -> float:
-        return self.full + self.runner_up + self.early_exit + self.rest
+        return self.full + self.runner_up + self.rest
 
 
 def hits(stats: RoundStats) -> Hits:
     num_outcomes = max(stats.num_hits + stats.num_misses, 1)
-    behind = (Origin.FULL, Origin.RUNNER_UP, Origin.EARLY_EXIT, Origin.REST)
-    full, runner_up, early_exit, rest = (round(stats.num_by_origin[origin] / num_outcomes, 4) for origin in behind)
+    behind = (Origin.FULL, Origin.RUNNER_UP, Origin.REST)
+    full, runner_up, rest = (round(stats.num_by_origin[origin] / num_outcomes, 4) for origin in behind)
     wait_ms = stats.hit_draft_ms / stats.num_hit_rounds if stats.num_hit_rounds else None
-    return Hits(full, runner_up, early_exit, rest, wait_ms)
+    return Hits(full, runner_up, rest, wait_ms)
 
 
 def latency_bound(serial: Times, hit_rate: float) -> float:

@@ -37,16 +37,9 @@ def _number(kind: Callable[[str], T], name: str, low: float, high: float | None)
     return parse
 
 
-def several(parse: Callable[[str], T], count: int | None = None) -> Callable[[str], tuple[T, ...]]:
+def several(parse: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
     """Values separated by commas."""
-
-    def parse_all(text: str) -> tuple[T, ...]:
-        values = tuple(map(parse, text.split(",")))
-        if count not in (None, len(values)):
-            raise ArgumentTypeError(f"{text!r} has {len(values)} values; give {count}")
-        return values
-
-    return parse_all
+    return lambda text: tuple(map(parse, text.split(",")))
 
 
 def one_of(choices: Sequence[str]) -> Callable[[str], str]:

@@ -84,12 +84,6 @@ def check_drafting(target: TargetConfig, speculation: Speculation, pool: PoolCon
             f"speculation of target {target.name} asks for depth {unknown[0]}; the drafter has the exits "
             f"{listed(manifest.exits)}"
         )
-    num_layers = read_config(resolve(target.path)).num_layers
-    if speculation.mirror is not None and (speculation.mirror.exit_layer or 0) > num_layers:
-        raise ConfigError(
-            f"mirror.exit_layer {speculation.mirror.exit_layer} of target {target.name} exceeds the {num_layers} "
-            "layers of its checkpoint; lower it, or leave it out for half of them"
-        )
 
 
 def warnings(target: TargetConfig) -> Iterator[str]:

@@ -69,11 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add(
         "--corrects",
-        type=several(real(0, 1), 3),
-        default="0.5,0.3,0.1",
-        metavar="SHARE,SHARE,SHARE",
-        help="of the drafter's mistakes, what its second choice corrects; of all tokens what the target's early pick "
-        "gets right; of the others what that's second choice does (default: %(default)s)",
+        type=real(0, 1),
+        default=0.5,
+        metavar="SHARE",
+        help="of the drafter's mistakes, what its second choice corrects (default: %(default)s)",
     )
     add("--noise", type=real(0), default=0.0, help="of a pass's time, relative (default: none)")
     add("--seed", type=whole(0), default=0, help="of arrivals, texts and noise (default: %(default)s)")
@@ -89,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
     check_folder("--plot", args.plot)
     targets = target_specs(args, config, config.pool)
     counts = args.replicas or (config.pool.num_replicas,)
-    around = Circumstances(args.seed, args.noise, second=args.corrects[0], early=args.corrects[1:3])
+    around = Circumstances(args.seed, args.noise, second=args.corrects)
     outcomes = {
         count: simulate(targets, pool_spec(targets, config.pool, count) if count else None, around) for count in counts
     }
@@ -147,7 +146,7 @@ def target_spec(args: argparse.Namespace, target: TargetConfig, pool: PoolConfig
         acceptance,
         arrivals=(),
         config=SchedulerConfig(target.max_batch, target.prefill_chunk),
-        ahead=AheadConfig(mirror.modes, mirror.fan_out, mirror.exit_layer) if mirror else None,
+        ahead=AheadConfig(mirror.modes, mirror.fan_out) if mirror else None,
         transport=TransportConfig(deadline_s),
         memory=Memory(target.max_batch * (length // PAGE + 1), PAGE, length),
     )

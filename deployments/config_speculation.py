@@ -27,12 +27,10 @@ Thresholds = tuple[Annotated[float, Field(ge=0, le=1)], ...]
 class Mirror(Section):
     """Drafting ahead: while a window is verified, the pool drafts the windows behind its likely outcomes.
 
-    modes: how a round may get its proposals. fan_out: branches of a sequence at most. exit_layer: with
-    ahead_early_exit, after how many of its layers the target says what it would pick so far (null: half of them).
+    modes: how a round may get its proposals. fan_out: branches of a sequence at most.
     """
 
     fan_out: Annotated[int, Field(ge=1, le=MAX_FAN_OUT)] = 8
-    exit_layer: Annotated[int, Field(ge=0)] | None = None
     modes: Annotated[tuple[Mode, ...], Field(min_length=1)] = (Mode.SERIAL, Mode.AHEAD)
 
     @field_validator("modes")

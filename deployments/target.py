@@ -215,4 +215,4 @@ def engine_config(config: TargetConfig, incarnation: str) -> EngineConfig:
 
 def ahead_config(speculation: Speculation | None) -> AheadConfig | None:
     mirror = speculation.mirror if speculation else None
-    return AheadConfig(mirror.modes, mirror.fan_out, mirror.exit_layer) if mirror else None
+    return AheadConfig(mirror.modes, mirror.fan_out) if mirror else None

@@ -2,8 +2,7 @@
 
     take     a proposal is being verified: draft on behind it, and in the same pass behind the best outcomes within it
     lead     the drafter's own next token behind the proposal is known, one more guess: begin what is missing of the
-             `fan_out` best outcomes
-    hint     the target's early picks change which outcomes are the best: branches of others end, missing ones begin
+             `fan_out` best outcomes, and end the others
     more     new tokens of a branch are handed over: half a proposal in time is worth more than a whole one late
 
 The branch behind a proposal that is accepted whole goes on from the lead in the sequence itself. Every other branch is
@@ -11,8 +10,7 @@ on a fork, which lasts until its draft is done or another branch is worth more. 
 next message: if they turn out right, they become the sequence's own drafts. Their KV is dropped: they run again in the
 next pass, a few more positions in a pass that reads all weights anyway.
 
-At any time the `fan_out` best outcomes are being drafted, or were handed over. Branches that were handed over before a
-hint stay with the target, so there may be up to `fan_out` more in all.
+From the lead on the `fan_out` best outcomes are being drafted, or were handed over, and no others.
 """
 
 from __future__ import annotations
@@ -26,7 +24,7 @@ from drafters.outcomes import Candidate, Guess, Outcome, candidates
 from drafters.pending import PendingBranches
 from drafters.picks import Pick
 from drafters.row import Priority, Row, Rows, as_wanted
-from protocol.branch import AheadRow, Branch, BranchSource, ExitHint, prefix_hash
+from protocol.branch import AheadRow, Branch, BranchSource, prefix_hash
 from protocol.draft import DraftRow
 from protocol.plan import DepthRule
 
@@ -38,8 +36,8 @@ class Preparation:
     """What is drafted ahead for one sequence.
 
     trunk: the row of the sequence itself. wanted: tokens of the branch behind the lead. guesses: of the proposal, and
-    of the lead once it is known. known: tokens drafted before, from the proposal's start on. early: the target's early
-    picks. begun: every branch that was ever drafted.
+    of the lead once it is known. known: tokens drafted before, from the proposal's start on. begun: every branch that
+    was ever drafted.
     """
 
     request: PendingBranches
@@ -48,7 +46,6 @@ class Preparation:
     wanted: int
     guesses: list[Guess]
     known: Sequence[Pick] = field(default=(), repr=False)
-    early: tuple[tuple[int, ...], ...] = field(default=(), repr=False)
     begun: dict[Outcome, tuple[Candidate, Row]] = field(default_factory=dict, repr=False)
 
     @property
@@ -91,13 +88,12 @@ class Preparation:
 class Branches:
     """Takes the tokens of rows that are drafted ahead, and hands branches over."""
 
-    def __init__(self, cache: DraftCache, rows: Rows, max_ride: int, max_positions: int, vocab_size: int) -> None:
+    def __init__(self, cache: DraftCache, rows: Rows, max_ride: int, max_positions: int) -> None:
         self.num_finished = 0
         self._cache = cache
         self._rows = rows
         self._max_ride = max_ride
         self._max_positions = max_positions
-        self._vocab_size = vocab_size
         self._prepared: dict[Key, Preparation] = {}
         self._requests: dict[PendingBranches, None] = {}  # those that may have something to hand over
 
@@ -132,19 +128,6 @@ class Branches:
         if self._cache.missing(cached) <= self._max_ride:
             self._ride(prepared)
         request.going.add(cached.key[1])
-
-    def hint(self, hint: ExitHint) -> None:
-        """Takes early picks. Ignores a hint for a round that is over, or never began here."""
-        for row in hint.rows:
-            prepared = self._prepared.get((hint.incarnation, row.sequence_id))
-            if prepared is None or (prepared.request.round_id, prepared.base_length) != (
-                hint.round_id,
-                row.base_length,
-            ):
-                continue
-            prepared.early = tuple(tuple(filter(self._is_token, picks)) for picks in row.picks)
-            if prepared.has_lead:
-                self._spread(prepared)
 
     def advanced(self, row: Row) -> None:
         prepared = self._prepared[row.key]
@@ -196,9 +179,8 @@ class Branches:
             self._start(prepared, candidate)
 
     def _spread(self, prepared: Preparation) -> None:
-        """Begins the outcomes that are the best as things are known now, and ends the others."""
-        best = candidates(prepared.guesses, prepared.early)[: prepared.asked.fan_out]
-        wanted = {one.outcome: one for one in best}
+        """Begins the outcomes that are the best now that the lead is known, and ends the others."""
+        wanted = {one.outcome: one for one in candidates(prepared.guesses)[: prepared.asked.fan_out]}
         for outcome, (_, row) in prepared.begun.items():
             if outcome not in wanted:
                 self._stop(prepared, row)
@@ -229,8 +211,6 @@ class Branches:
         """Begins the branch behind the lead, in the sequence itself."""
         trunk = prepared.trunk
         prepared.begun[candidate.outcome] = candidate, trunk
-        if not trunk.is_done and trunk not in self._rows:
-            self._rows.add(trunk)
         if trunk.drafted:
             self._tell(prepared, candidate, trunk)
 
@@ -262,10 +242,6 @@ class Branches:
             prepared.request.going.add(prepared.trunk.key[1])
         else:
             prepared.request.going.discard(prepared.trunk.key[1])
-
-    def _is_token(self, token: int) -> bool:
-        """Whether this is a token that the drafter can go on from."""
-        return 0 <= token < self._vocab_size
 
 
 def drafted_behind(path: Sequence[int], drafted: Sequence[Pick]) -> Sequence[Pick]:

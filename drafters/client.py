@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from drafters.worker import DraftWorker
-from protocol.branch import AheadRequest, Branch, BranchReply, ExitHint
+from protocol.branch import AheadRequest, Branch, BranchReply
 from protocol.draft import DraftReply, DraftRequest
 
 
@@ -58,9 +58,6 @@ class LocalDraftClient:
 
     def ahead(self, request: AheadRequest) -> None:
         self._worker.ahead(request, self._take)
-
-    def hint(self, hint: ExitHint) -> None:
-        self._worker.hint(hint)
 
     def branches(self, timeout_s: float = 0.0) -> Sequence[Branch]:
         """Steps until there is nothing left to do, so all branches of a round are there at once."""

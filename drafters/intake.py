@@ -35,7 +35,7 @@ class Intake:
     def __init__(self, drafter: NestedDrafter, limits: PoolLimits, clock: Callable[[], float]) -> None:
         self.rows = Rows()
         self.cache = DraftCache(drafter, limits, self.rows, self)
-        self.branches = Branches(self.cache, self.rows, limits.max_ride, drafter.max_positions, drafter.vocab_size)
+        self.branches = Branches(self.cache, self.rows, limits.max_ride, drafter.max_positions)
         self.answered: dict[PendingRequest, None] = {}
         self.num_busy = self.num_not_yet = 0
         self._drafter = drafter

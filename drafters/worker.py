@@ -26,7 +26,7 @@ from drafters.pace import UNKNOWN
 from drafters.pending import Answer, BranchesReply, MeanWait, PendingBranches, PendingRequest, Reply
 from drafters.picks import PassRow, Pick
 from drafters.row import Row
-from protocol.branch import AheadRequest, ExitHint
+from protocol.branch import AheadRequest
 from protocol.draft import DraftRequest
 from protocol.stats import PassStats, PoolStats
 
@@ -80,10 +80,6 @@ class DraftWorker:
         for row in request.rows:
             key = request.incarnation, row.context.sequence_id
             self._intake.take_ahead(pending, key, row, row.context.depth or request.depth, self._clock())
-        self._intake.reply()
-
-    def hint(self, hint: ExitHint) -> None:
-        self._intake.branches.hint(hint)
         self._intake.reply()
 
     def close(self, incarnation: str, sequence_ids: Sequence[int]) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-from protocol.branch import AheadRequest, ExitHint
+from protocol.branch import AheadRequest
 from protocol.draft import DraftRequest
 from protocol.stats import PassStats, PoolStats
 from protocol.wire import CloseSequences, PoolMessage, TargetMessage
@@ -45,7 +45,6 @@ class Worker(Protocol):
 
     def submit(self, request: DraftRequest, reply: Reply) -> None: ...
     def ahead(self, request: AheadRequest, reply: Reply) -> None: ...
-    def hint(self, hint: ExitHint) -> None: ...
     def close(self, incarnation: str, sequence_ids: tuple[int, ...]) -> None: ...
     def drop(self, incarnation: str) -> None: ...
     def expire(self, now: float) -> None: ...
@@ -201,7 +200,5 @@ def act(worker: Worker, message: TargetMessage, reply: Reply) -> None:
             worker.submit(message, reply)
         case AheadRequest():
             worker.ahead(message, reply)
-        case ExitHint():
-            worker.hint(message)
         case CloseSequences():
             worker.close(message.incarnation, message.sequence_ids)

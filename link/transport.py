@@ -22,7 +22,7 @@ from link.link import Link, read_any
 from link.links import Links, Route, TransportConfig
 from link.placement import SequencePlacement
 from link.share import Share, check_exits, fitting, merged, wait_for
-from protocol.branch import AheadRequest, Branch, BranchReply, ExitHint
+from protocol.branch import AheadRequest, Branch, BranchReply
 from protocol.draft import DraftReply, DraftRequest, DraftStatus
 from protocol.limits import MAX_MS
 from protocol.wire import CloseSequences, PoolMessage
@@ -135,11 +135,6 @@ class LinkedDraftClient:
             if not route.backoff.resting:
                 room = route.link.member.max_positions
                 route.link.send(replace(request, rows=tuple(row for row in rows if row.context.base_length <= room)))
-
-    def hint(self, hint: ExitHint) -> None:
-        for route, rows in self._split(hint.rows, lambda row: row.sequence_id):
-            if not route.backoff.resting:
-                route.link.send(replace(hint, rows=rows))
 
     def branches(self, timeout_s: float = 0.0) -> Sequence[Branch]:
         """The newest branches; at most MAX_BRANCHES are kept."""

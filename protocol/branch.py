@@ -1,7 +1,6 @@
 """Drafting ahead: while a target verifies a proposal, the pool prepares proposals behind its likely outcomes.
 
     ahead     what is being verified, and how much may be prepared          target -> pool, as verification begins
-    hint      the target's early picks at the proposal's positions          target -> pool, in the middle of its pass
     branches  proposals, each behind one outcome                            pool -> target, as they are ready
 
 An outcome is an accepted prefix of the proposal and the token behind it. A branch says which by the hash of all tokens
@@ -36,7 +35,6 @@ class BranchSource(StrEnum):
 
     FULL = "full"  # the whole proposal accepted, and the drafter's own next token behind it
     RUNNER_UP = "runner_up"  # the drafter's second choice
-    EARLY_EXIT = "early_exit"  # the target's pick at its early exit
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,26 +61,6 @@ class AheadRequest:
     round_id: int
     depth: DepthRule
     rows: tuple[AheadRow, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class HintRow:
-    """picks[i]: the early picks of the target behind the first i tokens of the proposal, best first, under the
-    sequence's own noise.
-    """
-
-    sequence_id: int
-    base_length: int
-    picks: tuple[tuple[int, ...], ...] = field(repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class ExitHint:
-    """The early picks of the round that an AheadRequest began."""
-
-    incarnation: str
-    round_id: int
-    rows: tuple[HintRow, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +100,6 @@ class MirrorClient(DraftClient, Protocol):
 
     def ahead(self, request: AheadRequest) -> None:
         """Hand over what is being verified."""
-
-    def hint(self, hint: ExitHint) -> None:
-        """Send early picks of the round that was handed over last."""
 
     def branches(self, timeout_s: float = 0.0) -> Sequence[Branch]:
         """What came since the last call; where nothing did, the first to come within timeout_s."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from protocol.branch import AheadRequest, AheadRow, ExitHint, HintRow
+from protocol.branch import AheadRequest, AheadRow
 from protocol.draft import DraftRequest, DraftRow
 
 MAX_TOKEN = (1 << 31) - 1
@@ -16,7 +16,6 @@ MAX_LENGTH = 64  # tokens drafted for a row, or in a branch
 MAX_ROUNDS = 1024  # that a trace holds
 MAX_FAN_OUT = 8  # branches of a row
 MAX_PROPOSAL = 256  # tokens under verification
-MAX_PICKS = 64  # early picks at one place
 MAX_EXITS = 32
 MAX_DEPTH = 1 << 12  # layers
 MIN_EXPONENT, MAX_EXPONENT = 0.05, 20.0  # of a confidence, as targets/confidence.py bounds it
@@ -25,15 +24,14 @@ MAX_BLOCKS = 4096  # of a reply, and branches likewise
 MAX_MS = 1e9  # of a wait or a deadline
 REPLY_BYTES = 8 << 20
 TOKENS = 1 << 18
-ROW_TOKENS = 1024  # proposal and picks of a row
 ROW_BYTES, TOKEN_BYTES = 512, 5  # what a row takes beside its tokens, and a token, at most
 
-Asking = DraftRequest | AheadRequest | ExitHint
+Asking = DraftRequest | AheadRequest
 
 
 @dataclass(frozen=True, slots=True)
 class MessageLimits:
-    """Limits of one message of a target. tokens: of its rows together, proposals and picks counted."""
+    """Limits of one message of a target. tokens: of its rows together, proposals counted."""
 
     rows: int = 64
     tokens: int = TOKENS
@@ -46,7 +44,7 @@ class MessageLimits:
 def limits_of(max_rows: int, max_positions: int) -> MessageLimits:
     """What a pool of so many rows needs: the contexts of all of them, or in parts where these are long."""
     contexts = min(max_rows * max_positions, max(max_positions, TOKENS))
-    return MessageLimits(max_rows, contexts + max_rows * ROW_TOKENS)
+    return MessageLimits(max_rows, contexts + max_rows * MAX_PROPOSAL)
 
 
 def parts(message: Asking, limits: MessageLimits) -> Iterator[Asking]:
@@ -65,9 +63,5 @@ def parts(message: Asking, limits: MessageLimits) -> Iterator[Asking]:
     yield replace(whole, rows=message.rows[began:])
 
 
-def num_tokens(row: DraftRow | AheadRow | HintRow) -> int:
-    if isinstance(row, DraftRow):
-        return len(row.tokens)
-    if isinstance(row, AheadRow):
-        return len(row.context.tokens) + len(row.proposal)
-    return sum(map(len, row.picks)) + len(row.picks)
+def num_tokens(row: DraftRow | AheadRow) -> int:
+    return len(row.tokens) if isinstance(row, DraftRow) else len(row.context.tokens) + len(row.proposal)

@@ -19,7 +19,6 @@ class Mode(StrEnum):
 
     SERIAL = "serial"  # plan, draft, verify, one after the other
     AHEAD = "ahead"  # the pool drafts on while the target verifies
-    AHEAD_EARLY_EXIT = "ahead_early_exit"  # and half way the target tells it what it would pick so far
 
 
 @dataclass(frozen=True, slots=True)

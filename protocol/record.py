@@ -20,7 +20,6 @@ class Origin(StrEnum):
     FRESH = "fresh"  # asked for in this round, and waited for
     FULL = "full"  # the branch behind a proposal that was accepted whole
     RUNNER_UP = "runner_up"  # the branch behind the drafter's second choice
-    EARLY_EXIT = "early_exit"  # the branch behind the target's pick at its early exit
     REST = "rest"  # what the target itself left unverified of its last proposal
     FORCED = "forced"  # by the grammar of its text, which leaves no choice; nothing was drafted
 
@@ -85,7 +84,7 @@ class RoundRecord:
     answered: False when a draft was asked for in vain. wait_ms: that the request queued at the pool.
     Moments are seconds of the engine's clock: began_s, the round, which is when the last pass ended while there was
     work; planned_s, drafts are being asked for; drafted_s, proposals are there; verified_s, the pass has ended;
-    ended_s, all is committed. early_s: the early picks were on their way to the pool; None in a pass without.
+    ended_s, all is committed.
     """
 
     round_id: int
@@ -102,7 +101,6 @@ class RoundRecord:
     drafted_s: float = 0.0
     verified_s: float = 0.0
     ended_s: float = 0.0
-    early_s: float | None = None
 
     @property
     def draft_ms(self) -> float:

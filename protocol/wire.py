@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from protocol import checks, limits
-from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource, ExitHint, HintRow
+from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource
 from protocol.checks import REMEDY, at_most, within
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.limits import MAX_LENGTH, MessageLimits
@@ -29,7 +29,7 @@ class CloseSequences:
     sequence_ids: tuple[int, ...]
 
 
-TargetMessage = DraftRequest | AheadRequest | ExitHint | CloseSequences
+TargetMessage = DraftRequest | AheadRequest | CloseSequences
 PoolMessage = DraftReply | BranchReply
 Read = Callable[[Any], Any]  # a field's value from a message
 M = TypeVar("M", bound=Message)
@@ -38,7 +38,10 @@ STATUS = {status: pb.Status.Value(f"STATUS_{status.name}") for status in DraftSt
 SOURCE = {source: pb.Source.Value(f"SOURCE_{source.name}") for source in BranchSource}
 STATUS_OF = {number: status for status, number in STATUS.items()}
 SOURCE_OF = {number: source for source, number in SOURCE.items()}
-KINDS = {"draft": DraftRequest, "ahead": AheadRequest, "hint": ExitHint, "close": CloseSequences} | {
+KINDS: dict[str, type[Any]] = {
+    "draft": DraftRequest,
+    "ahead": AheadRequest,
+    "close": CloseSequences,
     "reply": DraftReply,
     "branches": BranchReply,
 }
@@ -85,14 +88,10 @@ def _opened(kind: type[M], data: bytes, most: int, sender: str) -> tuple[str, An
 def _bound(name: str, rows: Any, bounds: MessageLimits) -> None:
     """Before anything is made of what came."""
     at_most("rows", len(rows), bounds.rows)
-    if name == "hint":
-        num_tokens = sum(len(row.picks) + sum(len(picks.tokens) for picks in row.picks) for row in rows)
-    elif name == "ahead":
-        num_tokens = sum(len(row.context.tokens) + len(row.proposal) for row in rows)
-    else:
-        num_tokens = sum(len(row.tokens) for row in rows)
-    at_most("tokens", num_tokens, bounds.tokens)
-    checks.unique([(row.context if name == "ahead" else row).sequence_id for row in rows])
+    contexts = [row.context for row in rows] if name == "ahead" else rows
+    num_proposed = sum(len(row.proposal) for row in rows) if name == "ahead" else 0
+    at_most("tokens", num_proposed + sum(len(row.tokens) for row in contexts), bounds.tokens)
+    checks.unique([row.sequence_id for row in contexts])
 
 
 class Record(NamedTuple):
@@ -166,12 +165,6 @@ def _branches(reply: pb.BranchReply) -> tuple[Branch, ...]:
     return tuple(_decode(Branch, branch, round_id=reply.round_id) for branch in reply.branches)
 
 
-def _picks(row: pb.HintRow) -> tuple[tuple[int, ...], ...]:
-    at_most("places of early picks", len(row.picks), limits.MAX_PROPOSAL + 1)
-    at_most("early picks at a place", max((len(picks.tokens) for picks in row.picks), default=0), limits.MAX_PICKS)
-    return tuple(checks.tokens(picks.tokens) for picks in row.picks)
-
-
 def _check_block(block: pb.DraftBlock) -> None:
     checks.draft(block)
     if block.tokens and block.status != pb.STATUS_OK:
@@ -227,13 +220,6 @@ RECORDS: Mapping[type[Any], Record] = {
     AheadRequest: Record(
         pb.AheadRequest, ROUND | {"depth": _rule, "rows": _rows(AheadRow)}, {"depth": _encode, "rows": _encode_all}
     ),
-    HintRow: Record(
-        pb.HintRow,
-        PLACE | {"picks": _picks},
-        {"picks": lambda picks: [pb.Picks(tokens=tokens) for tokens in picks]},
-        lambda row: checks.positions(row.base_length, 0),
-    ),
-    ExitHint: Record(pb.ExitHint, ROUND | {"rows": _rows(HintRow)}, {"rows": _encode_all}),
     CloseSequences: Record(
         pb.Close,
         {"sequence_ids": lambda close: tuple(close.sequence_ids)},

@@ -3,8 +3,8 @@
 accept    log odds that a drafted token is accepted if all before it were: of the text, and what an exit adds
 cost      by size of batch, for a profile is off by another factor at each: log of measured over profiled time, by part
           of a round
-ahead     by mode that drafts ahead: the share of rows that have a proposal, and the share that is waited for of
-          what the pass could hide of a draft
+ahead     of rounds ahead: the share of rows that have a proposal, and the share that is waited for of what the pass
+          could hide of a draft
 goes_on   how often drafts go on behind a token, and behind an accepted one: they end where the next does not pay
 wait_ms   that a request queues at the pool
 lags      by exit: tokens of each row that its layers have not run
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from protocol.plan import Mode
 from router.filters import Filter, begin
-from router.seen import AHEAD, SETTLED, Seen
+from router.seen import SETTLED, Seen
 from router.tables import Costs
 
 MODES = tuple(Mode)
@@ -57,10 +57,10 @@ def prior(costs: Costs) -> Belief:
     exits = costs.exits
     odds = [math.log(RATE / (1 - RATE)), *[PER_LAYER * (exit_ - exits[0]) for exit_ in exits]]
     texts = begin(odds, [LEVEL, *[OFFSET] * len(exits)], tuple((0, 1 + at) for at in range(len(exits))))
-    deviations = [MACHINE, PASS, PART, PASS, *[MACHINE] * len(AHEAD), PART]
+    deviations = [MACHINE, PASS, PART, PASS, MACHINE, PART]
     times = begin([0.0] * len(deviations), deviations, tuple((0, 1 + part) for part in range(DRAFT + 1)))
-    ahead = begin([0.9, 0.4] * len(AHEAD), [0.2, 0.3] * len(AHEAD))
-    return Belief(texts, (times,) * (1 + costs.size(len(costs.rest))), ahead, (0.0,) * len(exits))
+    sizes = 1 + costs.size(len(costs.rest))
+    return Belief(texts, (times,) * sizes, begin([0.9, 0.4], [0.2, 0.3]), (0.0,) * len(exits))
 
 
 def learn(belief: Belief, costs: Costs, seen: Seen) -> Belief:
@@ -74,7 +74,7 @@ def learn(belief: Belief, costs: Costs, seen: Seen) -> Belief:
         wait_ms += (seen.queued_ms / max(rounds, 1) - wait_ms) * (1 - (1 - 1 / WAITS) ** rounds)
         if seen.num_drafts and belief.lags[exit_] <= SETTLED:
             link_ms = seen.num_drafts * costs.link[costs.rows(seen.num_rows)]
-            if seen.mode in AHEAD:
+            if seen.mode is Mode.AHEAD:
                 factor = math.exp(belief.cost[at].value(DRAFT))
                 ahead = _ahead(ahead, seen, link_ms + seen.drafted_ms * factor)
             else:
@@ -112,10 +112,9 @@ def _timed(times: Filter, part: int, measured_ms: float, profiled_ms: float, num
 
 def _ahead(ahead: Filter, seen: Seen, whole_ms: float) -> Filter:
     """whole_ms: of these drafts where nothing hides them. They take longer beside branches that nobody wants."""
-    at = 2 * AHEAD.index(seen.mode)
     hidden = (whole_ms - seen.waited_ms) / max(min(whole_ms, seen.plain.ms + seen.wide.ms), 1e-6)
-    ahead = ahead.decayed(seen.num_drafts / MEMORY).measured(at, seen.served / seen.planned, 0.1 / seen.planned)
-    return ahead.measured(at + 1, 1 - min(max(hidden, 1 - MOST), 1.0), 0.2 / seen.num_drafts)
+    ahead = ahead.decayed(seen.num_drafts / MEMORY).measured(0, seen.served / seen.planned, 0.1 / seen.planned)
+    return ahead.measured(1, 1 - min(max(hidden, 1 - MOST), 1.0), 0.2 / seen.num_drafts)
 
 
 def _lags(lags: Sequence[float], seen: Seen) -> tuple[float, ...]:

@@ -13,11 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from math import erf, exp, hypot, pi, sqrt
 
-from protocol.plan import BatchView
+from protocol.plan import BatchView, Mode
 from router.belief import DRAFT, MEMORY, Belief
 from router.filters import Filter
 from router.rounds import OFF, Arm, Outcome, Rounds, batch_of, expected, part_of, rounds_of
-from router.seen import AHEAD, SETTLED
+from router.seen import SETTLED
 from router.tables import Costs
 
 MARGIN = 0.02  # of the pace that another arm must promise
@@ -83,9 +83,9 @@ def doubt_of(rounds: Rounds, times: Filter, arm: Arm, outcome: Outcome, held: Ar
         return ms / tokens
     ms += times.doubt(DRAFT, used) * wait_ms
     drafted, rate = tokens - rounds.batch.num_rows, rounds.guess.rates[arm.exit]
-    if arm.mode in AHEAD:
-        at, (served, _) = 2 * AHEAD.index(arm.mode), rounds.guess.shares(arm.mode)
-        ms += ahead.doubt(at + 1) * min(wait_ms, pass_ms) + ahead.doubt(at) * drafted / served * pace
+    if arm.mode is Mode.AHEAD:
+        served, _ = rounds.guess.shares(arm.mode)
+        ms += ahead.doubt(1) * min(wait_ms, pass_ms) + ahead.doubt(0) * drafted / served * pace
     # The n-th token of a draft comes to rate^n, so one more deviation in log odds is worth n times as much there.
     ratio = rate * rounds.belief.goes_on_right
     mean = 1 / (1 - ratio) - length * ratio**length / (1 - ratio**length)

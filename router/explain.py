@@ -14,7 +14,6 @@ from router.belief import DRAFT, MODES, PLAIN, REST, WIDE, Belief, prior
 from router.filters import begin, sigmoid
 from router.policy import Ema, Fixed, Goodput, Off, Policy, Table
 from router.rounds import batch_of, expected, rounds_of
-from router.seen import AHEAD
 from router.tables import Costs
 
 DIGITS = 4
@@ -111,10 +110,7 @@ def _goodput(policy: Goodput) -> dict[str, Any]:
         "acceptance": _by_exit(costs, list(map(sigmoid, belief.accept.values))),
         "acceptance_deviations_log_odds": _by_exit(costs, [belief.accept.doubt(at) for at in range(len(costs.exits))]),
         "times_over_profile": _ratios(policy),
-        "ahead": {
-            mode.value: dict(zip(("served", "waited"), _rounded(belief.ahead.values[2 * at : 2 * at + 2]), strict=True))
-            for at, mode in enumerate(AHEAD)
-        },
+        "ahead": dict(zip(("served", "waited"), _rounded(belief.ahead.values), strict=True)),
         "drafts_go_on": round(belief.goes_on, DIGITS),
         "confidence_exponents": {str(at): round(power, DIGITS) for at, power in exponents.items()},
         "wait_ms": round(belief.wait_ms, DIGITS),

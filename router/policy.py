@@ -16,7 +16,7 @@ from protocol.record import RoundRecord
 from router.belief import DRAFT, learn, prior
 from router.decide import Decision, decide
 from router.rounds import Guess, batch_of, rounds_of
-from router.seen import AHEAD, Seen, exit_of
+from router.seen import Seen, exit_of
 from router.tables import Costs
 
 PAUSE_MS = 20.0  # of rounds that a decision stands for
@@ -169,7 +169,7 @@ class Goodput:
             return
         if self.seen is None or not self.seen.takes(record, self.costs):
             self._learn()
-            mode, busy = record.plan.mode, self._mode in AHEAD and record.plan.mode not in AHEAD
+            mode, busy = record.plan.mode, self._mode is Mode.AHEAD and record.plan.mode is Mode.SERIAL
             self.seen, self._mode = Seen(len(record.rows), mode, exit_of(record, self.costs), busy), mode
         self.seen.add(record, self.costs)
         self._ms += record.draft_ms + record.verify_ms + record.rest_ms

@@ -17,7 +17,6 @@ from math import exp
 from protocol.plan import BatchView, Mode
 from router.belief import DRAFT, MODES, MOST, PLAIN, REST, WIDE, Belief
 from router.filters import Line, sigmoid
-from router.seen import AHEAD
 from router.tables import Costs
 
 
@@ -78,9 +77,9 @@ class Guess:
 
     def shares(self, mode: Mode) -> tuple[float, float]:
         """Of rows, that have a proposal; of what a pass could hide of drafting, that is waited for."""
-        if mode not in AHEAD:
+        if mode is not Mode.AHEAD:
             return 1.0, 1.0
-        served, waited = self.ahead[2 * AHEAD.index(mode) :][:2]
+        served, waited = self.ahead
         return min(max(served, 0.01), 1.0), min(max(waited, 0.0), MOST)
 
 

@@ -8,7 +8,6 @@ from protocol.plan import Mode
 from protocol.record import Origin, RoundRecord
 from router.tables import Costs
 
-AHEAD = (Mode.AHEAD, Mode.AHEAD_EARLY_EXIT)
 SETTLED = 16  # tokens; a draft that is handed more of a row is catching up
 
 
@@ -112,7 +111,7 @@ class Seen:
         self.queued_ms += record.wait_ms
         if (self.busy and self.num_rounds == 1) or max([row.num_fed for row in record.rows]) > SETTLED:
             return
-        ahead = self.mode in AHEAD
+        ahead = self.mode is Mode.AHEAD
         lengths = [row.num_drafted if ahead or row.origin is Origin.FRESH else 0 for row in record.rows]
         if ahead or any(lengths):
             self.num_drafts += 1

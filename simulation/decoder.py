@@ -39,15 +39,12 @@ class TableDecoder:
     dtype = hidden_dtype = torch.int64
     device = CPU
 
-    def __init__(
-        self, world: World, ends: Sequence[int], max_positions: int, charge: Charge, *, drafts: bool = False
-    ) -> None:
-        """ends: of its layer groups, ascending, in layers. drafts: it picks as the drafter does."""
+    def __init__(self, world: World, ends: Sequence[int], max_positions: int, charge: Charge) -> None:
+        """ends: of its layer groups, ascending, in layers."""
         self.config = table_config(world.vocab_size, ends[-1], max_positions)
         self._world = world
         self._starts = {start: group for group, start in enumerate((0, *ends))}
         self._charge = charge
-        self._drafts = drafts
 
     def new_kv(self, num_slots: int) -> TableKV:
         return TableKV(len(self._starts) - 1, num_slots)
@@ -99,10 +96,9 @@ class TableDecoder:
     def pick_with_confidence(
         self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]
     ) -> tuple[list[int], list[float], list[int]]:
-        """A target's are its early picks."""
-        say = self._world.drafted if self._drafts else self._world.early_picks
+        """As the drafter does; only `pick` is a target's."""
         found = [
-            say(state, own.seed, position, depth)
+            self._world.drafted(state, own.seed, position, depth)
             for (_, state, depth), own, position in zip(logits.tolist(), sampling, positions, strict=True)
         ]
         return [one[0] for one in found], [one[1] for one in found], [one[2] for one in found]

@@ -11,7 +11,6 @@ from simulation.decoder import Charge, TableDecoder
 from simulation.text import World
 from targets.model import TargetModel
 
-LAYERS = (1, 2)  # of a target: up to its early exit, and in all
 Ledger = Callable[[int, int], PageLedger]
 
 
@@ -26,14 +25,14 @@ class Memory:
 
 
 def simulated_target(world: World, charge: Charge, memory: Memory) -> TargetModel:
-    decoder = TableDecoder(world, LAYERS, memory.max_positions, charge)
+    decoder = TableDecoder(world, (1,), memory.max_positions, charge)
     ledger = memory.ledger(memory.num_pages, memory.page_size)
     kv = decoder.new_kv(memory.num_pages * memory.page_size)
     return TargetModel(decoder, ledger, kv)  # type: ignore[arg-type]
 
 
 def simulated_drafter(world: World, exits: tuple[int, ...], charge: Charge, memory: Memory) -> NestedDrafter:
-    decoder = TableDecoder(world, exits, memory.max_positions, charge, drafts=True)
+    decoder = TableDecoder(world, exits, memory.max_positions, charge)
     drafter = NestedDrafter(decoder, exits, memory.num_pages, memory.page_size)  # type: ignore[arg-type]
     drafter.ledger = memory.ledger(memory.num_pages, memory.page_size)
     return drafter

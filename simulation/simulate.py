@@ -15,7 +15,7 @@ from router.policy import Policy
 from simulation.costs import PoolCharge, overheads, pass_ms
 from simulation.links import Network, VirtualDraftClient, VirtualLinks
 from simulation.loop import Loop
-from simulation.models import LAYERS, Memory, simulated_drafter, simulated_target
+from simulation.models import Memory, simulated_drafter, simulated_target
 from simulation.network import NONE, Faults
 from simulation.pool import Replica
 from simulation.target import Arrival, Target, requests_of
@@ -52,14 +52,13 @@ class PoolSpec:
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """seed: of texts, times and faults. noise: of a target's pass, relative. second, early: as World's."""
+    """seed: of texts, times and faults. noise: of a target's pass, relative. second: as World's."""
 
     seed: int = 0
     noise: float = 0.0
     faults: Faults = NONE
     vocab_size: int = 1000
     second: float = 0.5
-    early: tuple[float, float] = (0.5, 0.3)
 
 
 def simulate(
@@ -80,9 +79,7 @@ class Simulation:
         self.loop = Loop()
         self.elapsed_s = 0.0
         acceptance = [target.acceptance for target in targets]
-        self.world = World(
-            around.vocab_size, acceptance, around.seed, around.second, around.early, lambda: 1e3 * self.loop.now
-        )
+        self.world = World(around.vocab_size, acceptance, around.seed, around.second, lambda: 1e3 * self.loop.now)
         self.links: list[VirtualLinks] = []
         self._exits = exits.pop()
         self._pool = pool
@@ -119,7 +116,7 @@ class Simulation:
     def _make_target(self, number: int, spec: TargetSpec) -> Target:
         def charge(start: int, stop: int, batch: RaggedBatch) -> None:
             noise = self._rng.lognormvariate(0.0, self._around.noise) if self._around.noise else 1.0
-            self.loop.sleep(1e-3 * noise * pass_ms(spec.curves, batch) * (stop - start) / LAYERS[-1])
+            self.loop.sleep(1e-3 * noise * pass_ms(spec.curves, batch))
 
         model = simulated_target(self.world, charge, spec.memory)
         client = VirtualDraftClient(self.network, spec.name, spec.transport) if self._pool else None

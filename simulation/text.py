@@ -19,7 +19,7 @@ from protocol.errors import ConfigError
 
 NUM_QUANTILES = 256
 _MASK = (1 << 63) - 1
-_PICK, _LUCK, _SURE, _SECOND, _EARLY, _WRONG = range(1, 7)
+_PICK, _LUCK, _SURE, _SECOND, _WRONG = range(1, 6)
 
 
 def mix(state: int, value: int) -> int:
@@ -105,15 +105,13 @@ def quantiles(rate: float, concentration: float) -> tuple[float, ...]:
 class World:
     """All texts of a simulation. acceptance: by target, in the upper half of a request's seed (see `seed_of`).
 
-    second: of the drafter's mistakes, the share that its second choice corrects. early: of the positions, the share
-    that the target's early pick gets right, and of the rest its second choice.
+    second: of the drafter's mistakes, the share that its second choice corrects.
     """
 
     vocab_size: int
     acceptance: Sequence[Acceptance]
     seed: int = 0
     second: float = 0.5
-    early: tuple[float, float] = (0.5, 0.3)
     now_ms: Callable[[], float] = field(default=lambda: 0.0, repr=False)
 
     @property
@@ -136,13 +134,6 @@ class World:
             return truth, confidence, wrong
         corrects = uniform(place.state, _SECOND) < self.second
         return wrong, confidence, truth if corrects else self.other(state, seed, 1)
-
-    def early_picks(self, state: int, seed: int, position: int, depth: int) -> tuple[int, float, int]:
-        """What the target would pick half way, its confidence, and its second choice."""
-        truth, own = self.pick(state, seed), mix(state, seed)
-        first, second = (uniform(own, _EARLY + 16 * rank) < share for rank, share in enumerate(self.early))
-        wrong = self.other(state, seed, 0), self.other(state, seed, 1)
-        return (truth, 0.5, wrong[0]) if first else (wrong[0], 0.5, truth if second else wrong[1])
 
     def other(self, state: int, seed: int, rank: int) -> int:
         """A token that the target does not pick here; those of the first vocab_size - 1 ranks differ."""

@@ -1,7 +1,7 @@
 """Drafting ahead: while a proposal is verified, the pool drafts the proposals behind its likely outcomes.
 
     proposals  the branch behind what was committed, or a fresh draft for rows that have none at hand
-    during     the pool is told what is being verified; with early exits, half way what the target would pick so far
+    during     the pool is told what is being verified
 
 Mirror-SD (Apple, 2025), section 3, and the speculation cache of SSD.
 """
@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, islice
 
-from protocol.branch import AheadRequest, AheadRow, ExitHint, HintRow, MirrorClient
+from protocol.branch import AheadRequest, AheadRow, MirrorClient
 from protocol.plan import DepthRule, Mode
 from targets.drafting import Drafting
-from targets.passes import Pass, ending
+from targets.passes import ending
 from targets.pipeline import Order, Pipeline
 from targets.proposals import Proposal, Proposals
 from targets.rounds import Rounds
@@ -30,14 +29,10 @@ PATIENCE = 0.5  # of a pass: how long branches that are on their way are waited 
 
 @dataclass(frozen=True, slots=True)
 class AheadConfig:
-    """How a target may draft ahead. modes: for the policy to choose from. fan_out: branches of a sequence at most.
-
-    exit_layer: after how many of its layers the target says what it would pick so far; None: half of them.
-    """
+    """How a target may draft ahead. modes: for the policy to choose from. fan_out: branches of a sequence at most."""
 
     modes: tuple[Mode, ...] = (Mode.SERIAL, Mode.AHEAD)
     fan_out: int = 8
-    exit_layer: int | None = None
 
 
 class Ahead:
@@ -70,10 +65,7 @@ class Ahead:
         asked = self._drafting.draft(decoding, replace(schedule.plan, lengths=missing(lengths, at_hand)))
         return replace(asked, rows=tuple(own or new for own, new in zip(at_hand, asked.rows, strict=True)))
 
-    def during(self, schedule: Schedule, proposals: Proposals, running: Pass) -> None:
-        self.tell(schedule, proposals)
-
-    def tell(self, schedule: Schedule, proposals: Proposals) -> AheadRequest | None:
+    def during(self, schedule: Schedule, proposals: Proposals) -> None:
         """What the pool may prepare, the first proposals of prompts that end too; the pipeline knows what is in flight.
 
         No branch is longer than what is left of its sequence after the shortest outcome.
@@ -98,11 +90,8 @@ class Ahead:
                 rows.append(AheadRow(context, tokens, length, most, stop if rule == depth else 0.0, exponent))
             self._pipeline.begin(sequence.id, len(tokens), order)
         self._told, self._told_s = drafting.round_id, self._clock()
-        if depth is None or not rows:
-            return None
-        request = AheadRequest(drafting.incarnation, drafting.round_id, depth, tuple(rows))
-        self._client.ahead(request)
-        return request
+        if depth is not None and rows:
+            self._client.ahead(AheadRequest(drafting.incarnation, drafting.round_id, depth, tuple(rows)))
 
     def _collect(self, wanting: Sequence[int]) -> None:
         """The branches that came, and those on their way for these sequences, for a part of the time of a pass."""
@@ -115,26 +104,6 @@ class Ahead:
             and (came := self._client.branches(left))
         ):
             self._pipeline.take(came)
-
-
-class EarlyExits:
-    """Ahead, and half way through the pass the pool is told what the target would pick so far."""
-
-    def __init__(self, ahead: Ahead, client: MirrorClient, exit_layer: int) -> None:
-        self._ahead, self._client, self._exit_layer = ahead, client, exit_layer
-
-    def proposals(self, schedule: Schedule) -> Proposals:
-        return self._ahead.proposals(schedule)
-
-    def during(self, schedule: Schedule, proposals: Proposals, running: Pass) -> None:
-        if request := self._ahead.tell(schedule, proposals):
-            places = [running.places(row.context.sequence_id) for row in request.rows]
-            picks = iter(running.early_picks(self._exit_layer, list(chain.from_iterable(places))))
-            rows = tuple(
-                HintRow(row.context.sequence_id, row.context.base_length, tuple(islice(picks, len(own))))
-                for row, own in zip(request.rows, places, strict=True)
-            )
-            self._client.hint(ExitHint(request.incarnation, request.round_id, rows))
 
 
 def missing(lengths: Sequence[int], at_hand: Sequence[Proposal | None]) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ from protocol.draft import DraftClient
 from protocol.errors import ConfigError
 from protocol.plan import Mode
 from router.policy import Policy
-from targets.ahead import Ahead, AheadConfig, EarlyExits
+from targets.ahead import Ahead, AheadConfig
 from targets.drafting import Drafting
 from targets.guarded import GuardedDraftClient, GuardedMirrorClient, GuardedPolicy
 from targets.model import TargetModel
@@ -29,7 +29,7 @@ def make_stepper(
 ) -> Stepper:
     """client: the way to the pool; None: plain decoding. ahead: drafts may come ahead, over a client that can.
 
-    Raises ConfigError when they cannot, and for an exit that lies outside the model.
+    Raises ConfigError when they cannot.
     """
     rounds, scheduler = Rounds(), Scheduler(model.ledger, config)
     guarded = GuardedPolicy(policy, rounds.fence("policy"))
@@ -41,13 +41,8 @@ def make_stepper(
         return Stepper(model, guarded, scheduler, drafting, rounds=rounds, clock=clock)
     if not isinstance(client, MirrorClient):
         raise ConfigError(f"{type(client).__name__} does not draft ahead; leave that out")
-    num_layers = model.decoder.config.num_layers
-    layer = num_layers // 2 if ahead.exit_layer is None else ahead.exit_layer
-    if not 0 <= layer <= num_layers:
-        raise ConfigError(f"exit_layer {layer} is not one of the model's {num_layers}")
     mirror = GuardedMirrorClient(client, fence)
     drafting = Drafting(mirror, incarnation, vocab_size)
     whole = Ahead(drafting, mirror, guarded.opening, rounds, ahead.fan_out, clock)
-    early = EarlyExits(whole, mirror, layer)
-    sources: dict[Mode, Source] = {Mode.SERIAL: InTurn(drafting), Mode.AHEAD: whole, Mode.AHEAD_EARLY_EXIT: early}
+    sources: dict[Mode, Source] = {Mode.SERIAL: InTurn(drafting), Mode.AHEAD: whole}
     return Stepper(model, guarded, scheduler, drafting, {mode: sources[mode] for mode in ahead.modes}, rounds, clock)

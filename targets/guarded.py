@@ -7,7 +7,7 @@ from math import inf, isfinite
 from operator import index
 from typing import TypeVar
 
-from protocol.branch import AheadRequest, Branch, ExitHint, MirrorClient
+from protocol.branch import AheadRequest, Branch, MirrorClient
 from protocol.draft import DraftBlock, DraftClient, DraftReply, DraftRequest
 from protocol.plan import BatchView, DepthRule, Mode, Plan
 from protocol.record import RoundRecord
@@ -66,9 +66,6 @@ class GuardedMirrorClient(GuardedDraftClient):
 
     def ahead(self, request: AheadRequest) -> None:
         self._fence.attempt(lambda: self._mirror.ahead(request), None)
-
-    def hint(self, hint: ExitHint) -> None:
-        self._fence.attempt(lambda: self._mirror.hint(hint), None)
 
     def branches(self, timeout_s: float = 0.0) -> Sequence[Branch]:
         return self._fence.attempt(lambda: sound(self._mirror.branches(timeout_s)), ())

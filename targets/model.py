@@ -1,8 +1,4 @@
-"""A target at work: a decoder, its KV and the page ledger over it.
-
-A pass may stop on its way and say what it would pick there (Mirror-SD section 3.1, its early exit): the head over the
-hidden states of an inner layer, under the same noise as the picks. It then goes on as if nothing had been.
-"""
+"""A target at work: a decoder, its KV and the page ledger over it."""
 
 from __future__ import annotations
 
@@ -42,17 +38,6 @@ class ForwardRow:
     scoring: Scoring | None = None
     refusal: Refusal | None = None
     given: Sequence[int] = field(default=(), repr=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Halfway:
-    """A pass behind its first `layer` layers. To be finished before another begins."""
-
-    rows: Sequence[ForwardRow]
-    hidden: Tensor
-    batch: RaggedBatch
-    wanted: list[int]
-    layer: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,35 +84,21 @@ class TargetModel:
         logits or has a pick refused.
         """
         if any(row.scoring for row in rows):
-            return self.finish(self.run_to(rows, self.decoder.config.num_layers), sampling, positions)
+            return self._ruled_picks(rows, sampling, positions)
         tokens, batch, wanted = self._batch(rows)
         picks, logits = self.decoder.step(tokens, batch, self.kv, wanted, sampling, positions)
         return Picks(allowed_picks(self.decoder, logits, rows, picks, sampling, positions))
 
-    def run_to(self, rows: Sequence[ForwardRow], layer: int) -> Halfway:
-        """The first `layer` layers of what `pick` runs."""
-        tokens, batch, wanted = self._batch(rows)
-        hidden = self.decoder.run(self.decoder.embed(tokens), batch, self.kv, 0, layer)
-        return Halfway(rows, hidden, batch, wanted, layer)
-
-    def early_picks(
-        self, half: Halfway, places: Sequence[int], sampling: Sequence[SamplingParams], positions: Sequence[int]
-    ) -> list[tuple[int, ...]]:
-        """What it would pick so far without rules, and the runner-up. places: of the pass's wanted logits, which."""
-        logits = self.decoder.logits(half.hidden, [half.wanted[place] for place in places])
-        own = [sampling[place] for place in places], [positions[place] for place in places]
-        picks, _, runner_ups = self.decoder.pick_with_confidence(logits, *own)
-        return [tuple(token for token in pair if token >= 0) for pair in zip(picks, runner_ups, strict=True)]
-
-    def finish(self, half: Halfway, sampling: Sequence[SamplingParams], positions: Sequence[int]) -> Picks:
-        """The layers that are left; returns what `scored_picks` would have, bit for bit."""
-        hidden = self.decoder.run(half.hidden, half.batch, self.kv, half.layer, self.decoder.config.num_layers)
-        logits = self.decoder.logits(hidden, half.wanted)
-        raw = raw_logprobs(logits, half.rows, self.decoder.config)
-        apply_rules(logits, half.rows, positions, self.decoder.config)
+    def _ruled_picks(
+        self, rows: Sequence[ForwardRow], sampling: Sequence[SamplingParams], positions: Sequence[int]
+    ) -> Picks:
+        """The same where logits are changed or told before anything is picked."""
+        logits = self.forward(rows)
+        raw = raw_logprobs(logits, rows, self.decoder.config)
+        apply_rules(logits, rows, positions, self.decoder.config)
         first = self.decoder.pick(logits, sampling, positions)
-        picks = allowed_picks(self.decoder, logits, half.rows, first, sampling, positions)
-        return Picks(picks, logprobs(raw, standing(half.rows, picks)))
+        picks = allowed_picks(self.decoder, logits, rows, first, sampling, positions)
+        return Picks(picks, logprobs(raw, standing(rows, picks)))
 
     def _batch(self, rows: Sequence[ForwardRow]) -> tuple[list[int], RaggedBatch, list[int]]:
         """Tokens, their rows, and the flat indices of those whose logits are wanted."""

@@ -1,16 +1,15 @@
-"""One pass of the target over a schedule and its proposals: in one go, or with early picks on its way."""
+"""One pass of the target over a schedule and its proposals."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence as Run
-from dataclasses import dataclass, field, replace
-from itertools import accumulate
+from dataclasses import replace
 
 from model.sampling import NO_PICK
 from protocol.draft import Refusal
 from protocol.logit_rules import TokenLogprobs
 from protocol.request import SamplingParams
-from targets.model import ForwardRow, Halfway, TargetModel
+from targets.model import ForwardRow, TargetModel
 from targets.proposals import Proposal, Proposals
 from targets.refusals import comes_late
 from targets.scheduler import Schedule
@@ -20,64 +19,34 @@ from targets.sequence import Sequence
 GREEDY = SamplingParams(0)  # where no pick is wanted
 
 
-@dataclass(slots=True)
-class Pass:
-    """One row for each decoding sequence, then one for each chunk; per wanted logit how and where it is picked.
-
-    Nothing is picked at the places of a row whose tokens are given.
+def run_pass(
+    model: TargetModel, schedule: Schedule, proposals: Proposals
+) -> tuple[list[list[int]], list[list[TokenLogprobs]]]:
+    """By row, one for each decoding sequence, then one for each chunk: the picks, and the logprobs that were asked for.
+    All that was proposed is verified; inside a prompt nothing is picked.
     """
-
-    model: TargetModel
-    rows: list[ForwardRow]
-    sampling: list[SamplingParams]
-    positions: list[int]
-    half: Halfway | None = None
-    logprobs: list[list[TokenLogprobs]] = field(default_factory=list)  # by row when it is finished, as far as asked for
-
-    def places(self, sequence_id: int) -> range:
-        """Which of the picks are those of a sequence."""
-        return next(
-            range(first, first + row.num_logits)
-            for row, first in zip(self.rows, self._firsts, strict=False)
-            if row.sequence_id == sequence_id
-        )
-
-    def early_picks(self, layer: int, places: Run[int]) -> list[tuple[int, ...]]:
-        """Run to an inner layer, and what the target would pick so far at these places, best first."""
-        self.half = self.model.run_to(self.rows, layer)
-        return self.model.early_picks(self.half, places, self.sampling, self.positions)
-
-    def finish(self) -> list[list[int]]:
-        """What is left to run, and the picks by row; empty inside a prompt."""
-        if self.half is not None:
-            return self._sound(self.model.finish(self.half, self.sampling, self.positions))
-        return self._sound(self.model.scored_picks(self.rows, self.sampling, self.positions)) if self.rows else []
-
-    def _sound(self, picks: Picks) -> list[list[int]]:
-        """Picks by row. A row that lacks one is run again without its draft, which may have spoiled all its places."""
-        places = [range(at, at + row.num_logits) for row, at in zip(self.rows, self._firsts, strict=False)]
-        rows = [
-            [] if row.given else [picks.token_ids[place] for place in own]
-            for row, own in zip(self.rows, places, strict=True)
-        ]
-        self.logprobs = [[picks.logprobs[place] for place in own if place in picks.logprobs] for own in places]
-        if NO_PICK not in picks.token_ids:
-            return rows
-        for index, (row, at) in enumerate(zip(self.rows, self._firsts, strict=False)):
-            if row.num_logits > 1 and NO_PICK in rows[index]:
-                alone = replace(row, tokens=row.tokens[:1], num_logits=1)
-                again = self.model.scored_picks([alone], [self.sampling[at]], [self.positions[at]])
-                rows[index], self.logprobs[index] = again.token_ids, list(again.logprobs.values())
-        return rows
-
-    @property
-    def _firsts(self) -> accumulate[int]:
-        """The first pick of each row."""
-        return accumulate((row.num_logits for row in self.rows), initial=0)
+    rows, sampling, positions = _gathered(schedule, proposals)
+    picks, logprobs, first = list[list[int]](), list[list[TokenLogprobs]](), 0
+    found = model.scored_picks(rows, sampling, positions) if rows else Picks([])
+    for row in rows:
+        places = range(first, first + row.num_logits)
+        own = Picks([] if row.given else found.token_ids[first : places.stop], found.logprobs)
+        if row.num_logits > 1 and NO_PICK in own.token_ids:  # its draft may have spoiled all its places
+            alone, places = replace(row, tokens=row.tokens[:1], num_logits=1), range(1)
+            own = model.scored_picks([alone], [sampling[first]], [positions[first]])
+        picks.append(own.token_ids)
+        logprobs.append([own.logprobs[place] for place in places if place in own.logprobs])
+        first += row.num_logits
+    return picks, logprobs
 
 
-def gather(model: TargetModel, schedule: Schedule, proposals: Proposals) -> Pass:
-    """What goes into the pass. All that was proposed is verified."""
+def ending(schedule: Schedule) -> list[Sequence]:
+    """Whose prompt ends with this pass, which gives them their first token."""
+    return [sequence for sequence, size in schedule.chunks if sequence.gives_first(size)]
+
+
+def _gathered(schedule: Schedule, proposals: Proposals) -> tuple[list[ForwardRow], list[SamplingParams], list[int]]:
+    """What goes into a pass: its rows, and per wanted logit how and where it is picked."""
     sequences = [*schedule.decoding, *(sequence for sequence, _ in schedule.chunks)]
     rows = [*map(_verify_row, schedule.decoding, proposals.rows), *(_chunk_row(*chunk) for chunk in schedule.chunks)]
     wanted = [
@@ -85,12 +54,7 @@ def gather(model: TargetModel, schedule: Schedule, proposals: Proposals) -> Pass
         for sequence, row in zip(sequences, rows, strict=True)
         for index in range(row.num_logits)
     ]
-    return Pass(model, rows, [sampling for sampling, _ in wanted], [position for _, position in wanted])
-
-
-def ending(schedule: Schedule) -> list[Sequence]:
-    """Whose prompt ends with this pass, which gives them their first token."""
-    return [sequence for sequence, size in schedule.chunks if sequence.gives_first(size)]
+    return rows, [sampling for sampling, _ in wanted], [position for _, position in wanted]
 
 
 def _verify_row(sequence: Sequence, proposal: Proposal | None) -> ForwardRow:

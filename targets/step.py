@@ -21,7 +21,7 @@ from protocol.stats import QueueTimes
 from router.policy import Policy, granted
 from targets.drafting import Drafting
 from targets.model import TargetModel
-from targets.passes import Pass, gather
+from targets.passes import run_pass
 from targets.proposals import Proposal, Proposals, mended, nothing
 from targets.rounds import Rounds
 from targets.scheduler import Schedule, Scheduler
@@ -40,8 +40,8 @@ class Source(Protocol):
     def proposals(self, schedule: Schedule) -> Proposals:
         """One for each decoding sequence, at most as long as planned. Called once in every round."""
 
-    def during(self, schedule: Schedule, proposals: Proposals, running: Pass) -> None:
-        """Called as the pass begins. It may run a part of the pass; the step finishes it."""
+    def during(self, schedule: Schedule, proposals: Proposals) -> None:
+        """Called as the pass begins."""
 
 
 class InTurn:
@@ -55,7 +55,7 @@ class InTurn:
             return nothing(len(schedule.decoding))
         return self._drafting.draft(schedule.decoding, schedule.plan)
 
-    def during(self, schedule: Schedule, proposals: Proposals, running: Pass) -> None:
+    def during(self, schedule: Schedule, proposals: Proposals) -> None:
         return None
 
 
@@ -91,18 +91,15 @@ class Stepper:
         drafted = self.clock()
         for sequence in schedule.decoding:
             sequence.draft_s += drafted - planned
-        running = gather(self.model, schedule, proposals)
-        source.during(schedule, proposals, running)
-        early = self.clock() if running.half else None
-        picks = running.finish()
+        source.during(schedule, proposals)
+        picks, logprobs = run_pass(self.model, schedule, proposals)
         verified = self.clock()
-        runs, record = self.commit(schedule, proposals, picks, running.logprobs)
+        runs, record = self.commit(schedule, proposals, picks, logprobs)
         record = replace(
             record,
             began_s=began,
             planned_s=planned,
             drafted_s=drafted,
-            early_s=early,
             verified_s=verified,
             ended_s=self.clock(),
         )

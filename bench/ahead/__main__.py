@@ -19,7 +19,7 @@ from typing import Any
 
 from bench import machine
 from bench.ahead.pair import PairEngine, paired
-from bench.arguments import add_sweep, add_target, ended, given, listed, one_of, pairs_parser, subject_of, workload_of
+from bench.arguments import add_sweep, add_target, ended, given, listed, pairs_parser, subject_of, workload_of
 from bench.cells import CHOSEN, PLAIN, Cell
 from bench.grid import Grid
 from bench.metrics import CellResult, fastest
@@ -40,18 +40,18 @@ OF_BETTER = 0.98  # of the better of serial and off, that the router's choice ha
 class Comparison:
     """One batch and temperature. best: "depth/length" and rates: tokens per second, by mode, those of plain included.
 
-    gain: each mode that drafts ahead over serial. chosen: over the better of serial and plain. hidden: share of the
-    wait in serial rounds that is gone where all proposals were at hand. played: share of the router's rounds.
+    gain: ahead over serial. chosen: over the better of serial and plain. hidden: share of the wait in serial rounds
+    that is gone where all proposals were at hand. played: share of the router's rounds.
     """
 
     batch: int
     temperature: float
     best: dict[str, str]
     rates: dict[str, float]
-    gain: dict[str, Ratio]
-    bound: dict[str, float]
-    hits: dict[str, Hits]
-    hidden: dict[str, float | None]
+    gain: Ratio
+    bound: float
+    hits: Hits
+    hidden: float | None
     chosen: Ratio
     played: dict[str, float]
     identical: float
@@ -64,10 +64,9 @@ class Comparison:
 
 def compare(engines: Engines, engine: PairEngine, workload: Workload, chosen: Cell, args: Namespace) -> Comparison:
     """chosen: the cell of the router's own choice, at this batch and temperature."""
-    modes = list(dict.fromkeys([Mode.SERIAL.value, *args.modes]))
-    grid = Grid(modes, [chosen.batch], args.depths, args.lengths, (chosen.temperature,))
+    grid = Grid(list(Mode), [chosen.batch], args.depths, args.lengths, (chosen.temperature,))
     swept = measure(engines, grid.cells(), workload, repeat=args.sweep, max_tokens=args.max_tokens)
-    winners = {mode: fastest(swept, mode) for mode in modes}
+    winners = {mode: fastest(swept, mode) for mode in Mode}
     plain = replace(chosen, mode=PLAIN)
     measure(engines, [chosen], workload, repeat=args.learn, max_tokens=args.max_tokens)
     engine.rounds[chosen].clear()
@@ -77,24 +76,21 @@ def compare(engines: Engines, engine: PairEngine, workload: Workload, chosen: Ce
 
 
 def comparison(
-    engine: PairEngine, results: dict[Cell, CellResult], winners: dict[str, Cell], plain: Cell, chosen: Cell
+    engine: PairEngine, results: dict[Cell, CellResult], winners: dict[Mode, Cell], plain: Cell, chosen: Cell
 ) -> Comparison:
     rates = {cell: result.tokens_per_second for cell, result in results.items()}
-    serial = winners[Mode.SERIAL]
-    in_turn = times(engine.rounds[serial])
-    ahead = {mode: cell for mode, cell in winners.items() if mode != Mode.SERIAL}
-    hits_by_mode = {mode: hits(engine.stats.get(cell, RoundStats())) for mode, cell in ahead.items()}
+    serial, ahead = winners[Mode.SERIAL], winners[Mode.AHEAD]
+    in_turn, found = times(engine.rounds[serial]), hits(engine.stats.get(ahead, RoundStats()))
     better = best({cell: rates[cell] for cell in (serial, plain)})
-    waits = {mode: one.wait_ms for mode, one in hits_by_mode.items()}
     return Comparison(
         batch=chosen.batch,
         temperature=chosen.temperature,
         best={mode: cell.setting for mode, cell in winners.items()},
         rates={cell.mode: round(median(rates[cell]), 1) for cell in (plain, *winners.values(), chosen)},
-        gain={mode: paired_ratio(rates[cell], rates[serial]) for mode, cell in ahead.items()},
-        bound={mode: round(latency_bound(in_turn, one.share), 4) for mode, one in hits_by_mode.items()},
-        hits=hits_by_mode,
-        hidden={mode: ms if ms is None else round(1 - ms / in_turn.draft_ms, 4) for mode, ms in waits.items()},
+        gain=paired_ratio(rates[ahead], rates[serial]),
+        bound=round(latency_bound(in_turn, found.share), 4),
+        hits=found,
+        hidden=None if found.wait_ms is None else round(1 - found.wait_ms / in_turn.draft_ms, 4),
         chosen=paired_ratio(rates[chosen], rates[better]),
         played=plays(engine.rounds[chosen]),
         identical=min(result.identical or 0.0 for result in results.values()),
@@ -102,7 +98,7 @@ def comparison(
 
 
 def measured(engine: PairEngine, args: Namespace) -> Iterator[Comparison]:
-    engine.fan_out, engine.exit_layer = args.fan_out, args.exit_layer
+    engine.fan_out = args.fan_out
     modes = (PLAIN, *Mode, CHOSEN)
     engines = Engines(engine, dict.fromkeys(modes, engine), {engine.name: engine.version})
     for temperature in args.temperatures:
@@ -114,7 +110,7 @@ def measured(engine: PairEngine, args: Namespace) -> Iterator[Comparison]:
 
 def table(cells: Sequence[Comparison], place: dict[str, object]) -> str:
     header = ["batch", "T", "mode", "depth/length", "tokens/s", "over serial", "bound"]
-    header += ["hits: full, runner-up, early, rest", "wait hidden on hits"]
+    header += ["hits: full, runner-up, rest", "wait hidden on hits"]
     rows = [_row(cell, mode) for cell in cells for mode in cell.rates]
     identical = f"Identical to the plain loop: {min(cell.identical for cell in cells):.0%} of outputs."
     return machine.markdown(header, rows, *map(_verdict, cells), identical, machine.footer(place))
@@ -122,12 +118,11 @@ def table(cells: Sequence[Comparison], place: dict[str, object]) -> str:
 
 def _row(cell: Comparison, mode: str) -> list[object]:
     start = [cell.batch, f"{cell.temperature:g}", mode, cell.best.get(mode, ""), f"{cell.rates[mode]:.0f}"]
-    if mode not in cell.gain:
+    if mode != Mode.AHEAD:
         return [*start, "", "", "", ""]
-    gain, hit, hidden = cell.gain[mode], cell.hits[mode], cell.hidden[mode]
-    origins = ", ".join(f"{share:.2f}" for share in (hit.full, hit.runner_up, hit.early_exit, hit.rest))
-    share = "" if hidden is None else f"{hidden:.2f}"
-    return [*start, gain.text(".3f"), f"{cell.bound[mode]:.3f}", f"{hit.share:.2f}: {origins}", share]
+    hit, hidden = cell.hits, "" if cell.hidden is None else f"{cell.hidden:.2f}"
+    origins = f"{hit.share:.2f}: {hit.full:.2f}, {hit.runner_up:.2f}, {hit.rest:.2f}"
+    return [*start, cell.gain.text(".3f"), f"{cell.bound:.3f}", origins, hidden]
 
 
 def _verdict(cell: Comparison) -> str:
@@ -136,7 +131,7 @@ def _verdict(cell: Comparison) -> str:
 
 
 def report(cells: Sequence[Comparison], place: dict[str, object], args: Namespace) -> dict[str, Any]:
-    names = ("weights", "workload", "pairs", "sweep", "depths", "lengths", "max_tokens", "fan_out", "exit_layer")
+    names = ("weights", "workload", "pairs", "sweep", "depths", "lengths", "max_tokens", "fan_out")
     bars = [cell.bar.as_json() for cell in cells]
     return {"machine": place, "settings": given(args, *names), "cells": [asdict(cell) for cell in cells], "bars": bars}
 
@@ -159,9 +154,7 @@ def main() -> int:
     add = parser.add_argument
     add("--batch", type=listed(whole(1)), default=[1, 2, 4, 8, 16, 32])
     add("--temperatures", type=listed(float), default=[0.0, 1.0])
-    add("--modes", type=listed(one_of(*Mode)), default=[mode.value for mode in Mode], help="besides serial")
     add("--fan-out", type=whole(1), default=8, help="branches of a sequence (default: 8)")
-    add("--exit-layer", type=whole(0), help="of the early exit (default: half of the target's layers)")
     add("--learn", type=whole(1), default=3, help="runs before, in which the router learns (default: 3)")
     add_target(parser)
     add_sweep(parser, repeat=2)

@@ -40,8 +40,8 @@ def paired(subject: Subject, cores: tuple[int, ...], *, measured: int = 0) -> It
 
 
 class PairEngine(DraftPoolEngine):
-    """Modes: plain; serial, ahead and ahead_early_exit at a cell's depth and length; chosen, where the router has its
-    choice. stats: of drafting ahead, by cell.
+    """Modes: plain; serial and ahead at a cell's depth and length; chosen, where the router has its choice. stats: of
+    drafting ahead, by cell.
     """
 
     name = "draftpool, pool apart"
@@ -49,7 +49,6 @@ class PairEngine(DraftPoolEngine):
     def __init__(self, subject: Subject, member: PoolMember) -> None:
         super().__init__(replace(subject, drafter=None))
         self.fan_out = 8
-        self.exit_layer: int | None = None
         self._member = member
         self._link = LinkThread()
 
@@ -64,7 +63,7 @@ class PairEngine(DraftPoolEngine):
     @contextmanager
     def _started(self, cell: Cell, policy: Policy, config: EngineConfig) -> Iterator[Engine]:
         with self._link.client(self._member, config.incarnation, DEADLINE_S) as client:
-            ahead = ahead_config(APART.get(cell.mode, (Mode.SERIAL,)), self.fan_out, self.exit_layer)
+            ahead = ahead_config(APART.get(cell.mode, (Mode.SERIAL,)), self.fan_out)
             with Engine(self.model, policy, client if cell.speculates else None, config, ahead) as engine:
                 yield engine
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from protocol.branch import AheadRequest, Branch, ExitHint, MirrorClient
+from protocol.branch import AheadRequest, Branch, MirrorClient
 from protocol.draft import DraftReply, DraftRequest
 
 
@@ -65,11 +65,6 @@ class FaultyClient:
         if self._pool and not self._happens(self._faults.lost):
             self._pool.ahead(request)
         self._maybe_die()
-
-    def hint(self, hint: ExitHint) -> None:
-        for _ in range(2 if self._happens(self._faults.doubled) else 1):
-            if self._pool and not self._happens(self._faults.lost):
-                self._pool.hint(hint)
 
     def branches(self, timeout_s: float = 0.0) -> Sequence[Branch]:
         came = [*self._held, *(self._pool.branches(timeout_s) if self._pool else ())]

@@ -12,7 +12,6 @@ class Source(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     SOURCE_UNSPECIFIED: _ClassVar[Source]
     SOURCE_FULL: _ClassVar[Source]
     SOURCE_RUNNER_UP: _ClassVar[Source]
-    SOURCE_EARLY_EXIT: _ClassVar[Source]
 
 class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -25,7 +24,6 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
 SOURCE_UNSPECIFIED: Source
 SOURCE_FULL: Source
 SOURCE_RUNNER_UP: Source
-SOURCE_EARLY_EXIT: Source
 STATUS_UNSPECIFIED: Status
 STATUS_OK: Status
 STATUS_NEED_CONTEXT: Status
@@ -34,16 +32,14 @@ STATUS_TOO_LONG: Status
 STATUS_NOT_YET: Status
 
 class TargetMessage(_message.Message):
-    __slots__ = ("draft", "close", "ahead", "hint")
+    __slots__ = ("draft", "close", "ahead")
     DRAFT_FIELD_NUMBER: _ClassVar[int]
     CLOSE_FIELD_NUMBER: _ClassVar[int]
     AHEAD_FIELD_NUMBER: _ClassVar[int]
-    HINT_FIELD_NUMBER: _ClassVar[int]
     draft: DraftRequest
     close: Close
     ahead: AheadRequest
-    hint: ExitHint
-    def __init__(self, draft: _Optional[_Union[DraftRequest, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., ahead: _Optional[_Union[AheadRequest, _Mapping]] = ..., hint: _Optional[_Union[ExitHint, _Mapping]] = ...) -> None: ...
+    def __init__(self, draft: _Optional[_Union[DraftRequest, _Mapping]] = ..., close: _Optional[_Union[Close, _Mapping]] = ..., ahead: _Optional[_Union[AheadRequest, _Mapping]] = ...) -> None: ...
 
 class PoolMessage(_message.Message):
     __slots__ = ("reply", "branches")
@@ -162,30 +158,6 @@ class AheadRow(_message.Message):
     stop_probability: float
     exponent: float
     def __init__(self, context: _Optional[_Union[DraftRow, _Mapping]] = ..., proposal: _Optional[_Iterable[int]] = ..., length: _Optional[int] = ..., fan_out: _Optional[int] = ..., stop_probability: _Optional[float] = ..., exponent: _Optional[float] = ...) -> None: ...
-
-class ExitHint(_message.Message):
-    __slots__ = ("round_id", "rows")
-    ROUND_ID_FIELD_NUMBER: _ClassVar[int]
-    ROWS_FIELD_NUMBER: _ClassVar[int]
-    round_id: int
-    rows: _containers.RepeatedCompositeFieldContainer[HintRow]
-    def __init__(self, round_id: _Optional[int] = ..., rows: _Optional[_Iterable[_Union[HintRow, _Mapping]]] = ...) -> None: ...
-
-class HintRow(_message.Message):
-    __slots__ = ("sequence_id", "base_length", "picks")
-    SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
-    BASE_LENGTH_FIELD_NUMBER: _ClassVar[int]
-    PICKS_FIELD_NUMBER: _ClassVar[int]
-    sequence_id: int
-    base_length: int
-    picks: _containers.RepeatedCompositeFieldContainer[Picks]
-    def __init__(self, sequence_id: _Optional[int] = ..., base_length: _Optional[int] = ..., picks: _Optional[_Iterable[_Union[Picks, _Mapping]]] = ...) -> None: ...
-
-class Picks(_message.Message):
-    __slots__ = ("tokens",)
-    TOKENS_FIELD_NUMBER: _ClassVar[int]
-    tokens: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, tokens: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class BranchReply(_message.Message):
     __slots__ = ("round_id", "branches", "num_left")

@@ -27,8 +27,8 @@ def random_records(rng: random.Random, count: int = 10) -> list[RoundRecord]:
     made, now = [], 1e6 * rng.random()
     began = now
     for index in range(count):
-        moments = [now := now + rng.choice((0.0, 1e-6, 1e-3)) * rng.random() for _ in range(5)]
-        planned, drafted, early, verified, ended = moments
+        moments = [now := now + rng.choice((0.0, 1e-6, 1e-3)) * rng.random() for _ in range(4)]
+        planned, drafted, verified, ended = moments
         rows = tuple(random_row(rng) for _ in range(rng.randrange(4)))
         made.append(
             RoundRecord(
@@ -41,7 +41,6 @@ def random_records(rng: random.Random, count: int = 10) -> list[RoundRecord]:
                 began_s=began,
                 planned_s=planned,
                 drafted_s=drafted,
-                early_s=early if rng.random() < 0.7 else None,
                 verified_s=verified,
                 ended_s=ended,
             )
@@ -92,8 +91,7 @@ def test_a_round_tells_its_parts_and_counts(seed: int) -> None:
     for record, (whole, *parts) in zip(
         records, by_round(slices(as_json([Track("target", rounds(records))], []))), strict=True
     ):
-        layers = ["verify"] if record.early_s is None else ["first layers", "other layers"]
-        assert [part["name"] for part in parts] == ["plan", "draft", *layers, "commit"]
+        assert [part["name"] for part in parts] == ["plan", "draft", "verify", "commit"]
         assert whole["name"] == f"round {record.round_id} {record.plan.mode.value}"
         args = whole["args"]
         assert sum(args["origins"].values()) == sum(row.origin is not None for row in record.rows)

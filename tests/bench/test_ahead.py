@@ -79,8 +79,6 @@ def test_one_table_compares_modes_and_the_routers_choice_at_every_batch(family: 
     scale = {"sweep": 1, "learn": 1, "pairs": 2, "max_tokens": 12, "num_prompts": 1}
     ahead = {
         "fan_out": 8,
-        "exit_layer": None,
-        "modes": [mode.value for mode in Mode],
         "depths": [2, 4],
         "lengths": [3],
     }
@@ -91,7 +89,7 @@ def test_one_table_compares_modes_and_the_routers_choice_at_every_batch(family: 
     assert [cell.batch for cell in cells] == [1, 3]
     for cell in cells:
         assert set(cell.rates) == {"plain", *Mode, CHOSEN}
-        assert set(cell.gain) == set(cell.hits) == {Mode.AHEAD, Mode.AHEAD_EARLY_EXIT}
+        assert 0 <= cell.hits.share <= 1
         assert cell.identical == 1.0
         assert cell.bar.asked == OF_BETTER
         assert sum(cell.played.values()) == pytest.approx(1, abs=1e-2)

@@ -94,9 +94,9 @@ def test_a_recorder_hands_everything_on() -> None:
 
 def test_hits_are_shares_of_the_outcomes_that_branches_were_drafted_for() -> None:
     none = dict.fromkeys(Origin, 0)
-    by_origin = none | {Origin.FULL: 3, Origin.RUNNER_UP: 2, Origin.EARLY_EXIT: 10}
+    by_origin = none | {Origin.FULL: 3, Origin.RUNNER_UP: 2, Origin.REST: 10}
     found = hits(RoundStats(num_by_origin=by_origin, num_misses=5, num_hit_rounds=4, hit_draft_ms=2.0))
-    assert (found.full, found.runner_up, found.early_exit, found.rest, found.share) == (0.15, 0.1, 0.5, 0.0, 0.75)
+    assert (found.full, found.runner_up, found.rest, found.share) == (0.15, 0.1, 0.5, 0.75)
     assert found.wait_ms == 0.5
     assert (hits(RoundStats()).share, hits(RoundStats()).wait_ms) == (0.0, None)
 
@@ -109,7 +109,7 @@ def test_the_bound_hides_all_of_drafting_where_every_proposal_was_at_hand() -> N
 
 def test_serial_rounds_need_no_drafting_ahead() -> None:
     assert ahead_config([Mode.SERIAL]) is None
-    made = ahead_config([Mode.AHEAD, Mode.AHEAD_EARLY_EXIT], fan_out=3)
+    made = ahead_config([Mode.SERIAL, Mode.AHEAD], fan_out=3)
     assert made is not None
     assert (made.fan_out, len(made.modes)) == (3, 2)
 

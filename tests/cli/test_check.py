@@ -40,7 +40,7 @@ def test_check_describes_what_would_be_served(capsys: pytest.CaptureFixture[str]
         ("{}", "goodput, any exit, length 0 to 12"),
         ("{policy: ema}", "ema, any exit, length 0 to 12"),
         ("{exits: [2, 4], length: 6}", "goodput, exits 2, 4, length 0 to 6"),
-        ("{policy: fixed, depth: 2, mirror: {exit_layer: 4}}", "depth 2, length 4, drafted ahead\n"),
+        ("{policy: fixed, depth: 2, mirror: {fan_out: 4}}", "depth 2, length 4, drafted ahead\n"),
         (
             "{policy: table, depth: cascade, exits: [2, 4], table: {1: 6, 8: 0}}",
             "depth cascade, length 6 from batch 1, 0 ",
@@ -60,7 +60,6 @@ def test_check_describes_how_each_target_speculates(
     [
         ("depth: 4", "depth: 3", "speculation of target large asks for depth 3; the drafter has the exits 2, 4"),
         (FIXED, "{exits: [2, 3]}", "speculation of target large asks for depth 3; the drafter has the exits 2, 4"),
-        (FIXED, "{mirror: {exit_layer: 5}}", "mirror.exit_layer 5 of target large exceeds the 4 layers"),
         ("page_size: 16, kv_mb: 8, spec", "max_model_len: 9999, spec", "max_model_len 9999 of target large exceeds"),
         ("path: large", "path: ./nowhere", "nowhere is not a directory"),
         ("path: large", "path: ./cut", "model.safetensors is damaged or cut short"),

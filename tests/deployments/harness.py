@@ -19,7 +19,7 @@ from link.pool_server import PoolServer
 from link.pool_thread import PoolThread, Reply
 from link.secret import Secret
 from link.transport import LinkedDraftClient
-from protocol.branch import AheadRequest, ExitHint
+from protocol.branch import AheadRequest
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.limits import limits_of
 from protocol.plan import DepthRule
@@ -80,9 +80,6 @@ class ScriptedWorker:
 
     def ahead(self, request: AheadRequest, reply: Reply) -> None:
         self.ahead_seen.append(request)
-
-    def hint(self, hint: ExitHint) -> None:
-        pass
 
     def close(self, incarnation: str, sequence_ids: Sequence[int]) -> None:
         self.closed.extend(sequence_ids)

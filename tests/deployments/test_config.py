@@ -146,13 +146,9 @@ def test_a_mistake_is_named_with_its_key_value_and_remedy(tmp_path: Path, text: 
         ("{mirror: {fan_out: 9}}", ".mirror.fan_out: Input should be less than or equal to 8, got 9"),
         ("{mirror: {fanout: 4}}", ".mirror.fanout: unknown key (value 4); did you mean fan_out?"),
         ("{mirror: {modes: []}}", ".mirror.modes: Tuple should have at least 1 item after validation, not 0"),
-        (
-            "{mirror: {modes: [lane]}}",
-            ".mirror.modes[0]: Input should be 'serial', 'ahead' or 'ahead_early_exit', got 'lane'",
-        ),
+        ("{mirror: {modes: [lane]}}", ".mirror.modes[0]: Input should be 'serial' or 'ahead', got 'lane'"),
         ("{mirror: {modes: [ahead, ahead]}}", ".mirror.modes: ahead is named twice; name each mode once"),
         ("{mirror: 4}", ".mirror: a mapping of keys is needed, got 4"),
-        ("{policy: fixed, depth: 2, mirror: {exit_layer: -1}}", ".mirror.exit_layer: Input should be greater than or "),
     ],
 )
 def test_a_mistake_in_speculation_names_the_policy_that_has_the_key(
@@ -200,7 +196,7 @@ def test_relative_paths_belong_to_the_folder_of_the_file_and_hub_ids_stay(tmp_pa
         {"policy": "table", "depth": 2, "table": {1: 6, 32: 0}},
         {"exits": [2, 4]},
         {"policy": "ema", "length": 4},
-        {"mirror": {"fan_out": 4, "exit_layer": 1, "modes": ["ahead", "serial"]}},
+        {"mirror": {"fan_out": 4, "modes": ["ahead", "serial"]}},
         {"policy": "fixed", "depth": 2, "mirror": "on"},
         {},
     ],
@@ -240,7 +236,7 @@ def test_the_options_are_these_and_a_new_one_shows_up_in_review() -> None:
     assert set(FixedSpeculation.model_fields) == drafted | {"depth", "length", "thresholds"}
     assert set(TableSpeculation.model_fields) == drafted | {"depth", "table", "thresholds"}
     assert set(GoodputSpeculation.model_fields) == set(EmaSpeculation.model_fields) == drafted | {"length"}
-    assert set(Mirror.model_fields) == {"exit_layer", "fan_out", "modes"}
+    assert set(Mirror.model_fields) == {"fan_out", "modes"}
     assert set(PoolConfig.model_fields) == pool | PLACEMENT | WEIGHTS
     ingress = {"host", "join_ms", "num_cpus", "num_replicas", "ports", "recover_s", "reissues"}
     ingress |= {"resources", "silence_s"}

@@ -34,9 +34,9 @@ def speculation(**values: Any) -> Any:
         (None, None),
         ("on", Mirror()),
         (True, Mirror()),
-        ({}, Mirror(fan_out=8, exit_layer=None)),
-        ({"fan_out": 2, "exit_layer": 3}, Mirror(fan_out=2, exit_layer=3)),
-        ({"modes": ["ahead_early_exit"]}, Mirror(modes=(Mode.AHEAD_EARLY_EXIT,))),
+        ({}, Mirror(fan_out=8)),
+        ({"fan_out": 2}, Mirror(fan_out=2)),
+        ({"modes": ["ahead"]}, Mirror(modes=(Mode.AHEAD,))),
     ],
 )
 def test_drafting_ahead_is_off_unless_asked_for_whatever_the_policy(value: object, mirror: Mirror | None) -> None:

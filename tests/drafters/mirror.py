@@ -10,7 +10,7 @@ import pytest
 
 from drafters.limits import PoolLimits
 from model.decoder import Decoder
-from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource, ExitHint, HintRow, prefix_hash
+from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource, prefix_hash
 from protocol.draft import DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.plan import DepthRule
 from tests.drafters.pool import DEEP, GREEDY, RULES, VOCABULARY, DrawnSequences, Pool, expected, row, text
@@ -23,7 +23,6 @@ class Flight:
 
     request: AheadRequest
     texts: dict[int, list[int]]
-    hints: dict[int, HintRow] = field(default_factory=dict)
     branches: dict[int, dict[int, Branch]] = field(default_factory=dict)  # by sequence and key
     fresh: dict[int, list[tuple[int, int, float]]] = field(default_factory=dict)  # what a branch should be, by key
 
@@ -64,18 +63,6 @@ class MirrorTarget(DrawnSequences):
         self.rolling |= {one.context.sequence_id: self.rounds for one in rows}
         self.pool.worker.ahead(request, self.replies.append)
 
-    def hint(self) -> None:
-        """Early picks of which some are right, some are the draft, and some are no tokens of the drafter."""
-        assert self.flight is not None
-        for own in self.flight.request.rows:
-            picks = tuple(
-                tuple(self.rng.choice([self.rng.randrange(VOCABULARY), token, 900]) for _ in range(3))
-                for token in (*own.proposal, 7)
-            )
-            sequence_id = own.context.sequence_id
-            self.flight.hints[sequence_id] = HintRow(sequence_id, own.context.base_length, picks)
-        self.pool.worker.hint(ExitHint(self.incarnation, self.rounds, tuple(self.flight.hints.values())))
-
     def take(self) -> None:
         """Not from the callback: the worker would log a failed assertion and go on."""
         for reply in self.replies:
@@ -109,15 +96,13 @@ class MirrorTarget(DrawnSequences):
                 assert (accepted, token) == (len(own.proposal), lead)
             case BranchSource.RUNNER_UP if accepted == len(own.proposal):
                 assert token == runner_up_from_scratch(self.decoder, before, depth, sampling)
-            case BranchSource.EARLY_EXIT:
-                assert token in flight.hints[branch.sequence_id].picks[accepted]
         assert token != [*own.proposal, lead][accepted] or branch.source is BranchSource.FULL
         mine = flight.branches.setdefault(branch.sequence_id, {})
         known = mine.get(branch.key)
         assert known is None or known.goes_on, "rolled out twice"
         assert known is None or len(known.tokens) < len(branch.tokens), "nothing new"
         mine[branch.key] = branch
-        assert len(mine) <= own.fan_out * (2 if branch.sequence_id in flight.hints else 1)
+        assert len(mine) <= own.fan_out
         self.num_from[branch.source] += not branch.goes_on
 
     def end_verification(self) -> None:
@@ -186,8 +171,6 @@ class MirrorTarget(DrawnSequences):
                 self.draft(self.rule if self.answerable else rule)
             else:
                 self.verify_next(rule)
-        elif chance < 0.15 and not self.flight.hints:
-            self.hint()
         elif chance < 0.4:
             self.end_verification()
         elif chance < 0.42:
@@ -213,10 +196,6 @@ class Verified:
 
     def send(self, *rows: AheadRow, depth: DepthRule = DEEP, round_id: int = 1) -> None:
         self.pool.worker.ahead(AheadRequest("large", round_id, depth, rows), self.replies.append)
-        self.pool.worker.check()
-
-    def hint(self, *picks: tuple[int, ...], round_id: int = 1) -> None:
-        self.pool.worker.hint(ExitHint("large", round_id, (HintRow(1, 20, picks),)))
         self.pool.worker.check()
 
     @property

@@ -83,7 +83,6 @@ def test_branches_within_the_window_ride_with_the_lead_and_its_own_second_choice
     assert [(own.key, own.tokens) for own in by_source[BranchSource.FULL]] == [one.behind(3, one.lead, 3)]
     runner_ups = [one.behind(accepted, one.second_choice(accepted), 3) for accepted in range(4)]
     assert sorted((own.key, own.tokens) for own in by_source[BranchSource.RUNNER_UP]) == sorted(runner_ups)
-    assert not by_source[BranchSource.EARLY_EXIT]
     assert one.pool.worker.stats().num_branches == 5
 
 
@@ -247,6 +246,6 @@ def test_nothing_of_a_branch_shows_its_tokens() -> None:
     trunk = Row(cached=cached, length=2, priority=Priority.AHEAD, picks=[pick, pick], lead=1)
     pending = PendingBranches(AheadRequest("large", 1, DEEP, (own,)), print)
     begun = {candidate.outcome: (candidate, trunk)}
-    prepared = Preparation(pending, own, trunk, 2, [Guess(98766, 0.5, 98767)], [pick], ((98770,),), begun)
+    prepared = Preparation(pending, own, trunk, 2, [Guess(98766, 0.5, 98767)], [pick], begun)
     for one in (own, candidate, trunk, prepared, prepared.branch(candidate, trunk), Guess(98766, 0.5, 98767)):
         assert "987" not in repr(one)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from drafters.worker import DraftWorker
 from model.decoder import Decoder
-from protocol.branch import AheadRequest, AheadRow, Branch, BranchSource, ExitHint, HintRow, MirrorClient, prefix_hash
+from protocol.branch import AheadRequest, AheadRow, Branch, BranchSource, MirrorClient, prefix_hash
 from protocol.draft import DraftStatus
 from tests.drafters.clients import CASCADE, PATIENCE_S, SAMPLED, TOKENS, Connect, draft, eventually, row
 from tests.reference.drafting import draft_from_scratch
@@ -64,21 +64,6 @@ def test_branches_come_each_behind_an_outcome_and_drafted_as_from_scratch(
         assert (branch.source is BranchSource.FULL) is (text == whole)
 
 
-def test_an_early_pick_that_differs_brings_a_branch_behind_it(
-    connect: Connect, worker: DraftWorker, llama: Decoder
-) -> None:
-    with connect(worker, "target", PATIENCE_S) as client:
-        (block,) = draft(client, row(1, TOKENS, 2))
-        ahead(client, TOKENS, block.tokens, start=len(TOKENS), fan_out=8)
-        picks = tuple((token,) for token in (*block.tokens, 77))
-        client.hint(ExitHint("target", 2, (HintRow(1, len(TOKENS), picks),)))
-        key = prefix_hash([*TOKENS, *block.tokens, 77])
-        came = gather(client, lambda came: any(branch.key == key for branch in came))
-    (found,) = (branch for branch in came if branch.key == key)
-    assert found.source is BranchSource.EARLY_EXIT
-    assert found.tokens == next_tokens(llama, [*TOKENS, *block.tokens, 77], 3)
-
-
 def test_after_a_branch_has_won_a_draft_goes_on_from_it(connect: Connect, worker: DraftWorker, llama: Decoder) -> None:
     committed = [*TOKENS, *next_tokens(llama, TOKENS, 3)]
     with connect(worker, "target", PATIENCE_S) as client:
@@ -94,8 +79,6 @@ def test_drafting_ahead_for_an_unknown_sequence_brings_nothing_and_no_error(
 ) -> None:
     with connect(worker, "target", PATIENCE_S) as client:
         ahead(client, TOKENS, (1, 2), start=5)
-        client.hint(ExitHint("target", 2, (HintRow(1, 8, ((1,), (2,), (3,))),)))
-        client.hint(ExitHint("nobody", 9, (HintRow(99, 8, ((1,),)),)))
         (refused,) = draft(client, row(1, TOKENS, 2, start=5), round_id=3)
         assert refused.status is DraftStatus.NEED_CONTEXT
         assert list(client.branches()) == []

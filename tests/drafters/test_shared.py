@@ -23,7 +23,7 @@ DRAWN = Drawn(EXITS, (Rates(((0.2, 0.6, 0.9), (0.5, 0.8, 0.95), (0.7, 0.9, 1.0))
 
 def table() -> Decoder:
     """One whose text shows what was read: KV or a boundary state that is missing, stale or foreign gives another."""
-    return TableDecoder(World(160, [DRAWN]), EXITS, 256, lambda *_: None, drafts=True)  # type: ignore[return-value]
+    return TableDecoder(World(160, [DRAWN]), EXITS, 256, lambda *_: None)  # type: ignore[return-value]
 
 
 def alike(rng: random.Random) -> list[int]:

@@ -55,10 +55,8 @@ class Messages:
             request = pb.DraftRequest(round_id=1, depth=rule, rows=map(self._row, ids))
             request.deadline_ms = rng.choice((0.0, 0.0, 0.1, 1.0, 50.0))
             return pb.TargetMessage(draft=request)
-        if kind < 0.75:
-            return pb.TargetMessage(ahead=pb.AheadRequest(round_id=1, depth=rule, rows=map(self._ahead_row, ids)))
         if kind < 0.95:
-            return pb.TargetMessage(hint=pb.ExitHint(round_id=1, rows=map(self._hint_row, ids)))
+            return pb.TargetMessage(ahead=pb.AheadRequest(round_id=1, depth=rule, rows=map(self._ahead_row, ids)))
         return pb.TargetMessage(close=pb.Close(sequence_ids=ids))
 
     def _tokens(self, most: int) -> list[int]:
@@ -86,10 +84,6 @@ class Messages:
             stop_probability=rng.choice((0.0, 0.2, 1.0)),
             exponent=rng.choice((0.05, 1.0, 20.0)),
         )
-
-    def _hint_row(self, sequence_id: int) -> pb.HintRow:
-        picks = [pb.Picks(tokens=self._tokens(2)) for _ in range(self._rng.randint(0, 5))]
-        return pb.HintRow(sequence_id=sequence_id, base_length=self._rng.randint(0, 12), picks=picks)
 
     def _answer(self) -> pb.PoolMessage:
         rng = self._rng

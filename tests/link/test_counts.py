@@ -11,7 +11,7 @@ NOW = {"num_running": 1, "num_waiting": 0, "num_free_pages": 6, "num_pages": 8, 
 
 
 def test_every_count_is_told_and_what_one_would_work_out_from_them() -> None:
-    origins = RoundStats().num_by_origin | {"fresh": 5, "full": 6, "runner_up": 3, "early_exit": 2, "rest": 1}
+    origins = RoundStats().num_by_origin | {"fresh": 5, "full": 6, "runner_up": 3, "rest": 3}
     stats = EngineStats(
         **NOW,
         num_rounds=20,

@@ -23,7 +23,7 @@ from link.pool_thread import Reply
 from link.transport import MAX_BRANCHES, LinkedDraftClient
 from model.decoder import Decoder
 from model.load import load_decoder
-from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource, ExitHint
+from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource
 from protocol.draft import DraftReply, DraftRequest
 from protocol.plan import DepthRule, Mode
 from protocol.request import GenerateRequest, SamplingParams, StopRules
@@ -71,18 +71,18 @@ def another(family: Path) -> Decoder:
 
 
 class Watched(DraftWorker):
-    """Tells of every hint and every draft, and takes its time for a pass."""
+    """Tells of every draft, in turn and ahead, and takes its time for a pass."""
 
     def __init__(
         self,
         drafter: Decoder,
         pause_s: float = 0.0,
-        on_hint: Callable[[], None] = lambda: None,
+        on_ahead: Callable[[], None] = lambda: None,
         on_draft: Callable[[], None] = lambda: None,
     ) -> None:
         super().__init__(NestedDrafter(drafter, (2, 4), num_pages=64, page_size=16))
-        self.pause_s, self.on_hint, self.on_draft = pause_s, on_hint, on_draft
-        self.num_hints = self.num_aheads = 0
+        self.pause_s, self.on_ahead, self.on_draft = pause_s, on_ahead, on_draft
+        self.num_aheads = 0
         self.num_done = 0  # requests to draft ahead, all their branches included
 
     def submit(self, request: DraftRequest, reply: Callable[[DraftReply], None]) -> None:
@@ -93,11 +93,7 @@ class Watched(DraftWorker):
     def ahead(self, request: AheadRequest, reply: Reply) -> None:
         super().ahead(request, reply)
         self.num_aheads += 1
-
-    def hint(self, hint: ExitHint) -> None:
-        super().hint(hint)
-        self.num_hints += 1
-        self.on_hint()
+        self.on_ahead()
 
     def step(self) -> PassStats | None:
         stats = super().step()
@@ -141,7 +137,7 @@ def requests(count: int, max_tokens: int = 40) -> list[GenerateRequest]:
     ]
 
 
-def engine_ahead(target: TargetModel, drafts: LinkedDraftClient, mode: Mode = Mode.AHEAD_EARLY_EXIT) -> Engine:
+def engine_ahead(target: TargetModel, drafts: LinkedDraftClient, mode: Mode = Mode.AHEAD) -> Engine:
     policy = Fixed(DepthRule((4,)), 4, mode)
     return Engine(target, policy, drafts, EngineConfig(incarnation=TARGET), AheadConfig((mode,)))
 
@@ -151,7 +147,7 @@ def test_a_pool_killed_in_mid_branch_changes_no_text_and_the_next_one_drafts_ahe
 ) -> None:
     dying = threading.Event()
     second = Watched(another)
-    pools = Pools(Watched(drafter, pause_s=0.005, on_hint=dying.set), second)
+    pools = Pools(Watched(drafter, pause_s=0.005, on_ahead=dying.set), second)
     texts = plain_texts(target, requests(4))
 
     def kill() -> None:
@@ -169,7 +165,7 @@ def test_a_pool_killed_in_mid_branch_changes_no_text_and_the_next_one_drafts_ahe
         again = engine_ahead(target, drafts)
         assert run_all(again, requests(4)).tokens == texts
     assert dying.is_set()
-    assert second.num_hints > 0
+    assert second.num_aheads > 0
     assert target.ledger.num_free == target.ledger.num_pages
 
 
@@ -180,7 +176,7 @@ class Stuck(Watched):
         return None
 
 
-@pytest.mark.parametrize("mode", [Mode.SERIAL, Mode.AHEAD_EARLY_EXIT])
+@pytest.mark.parametrize("mode", list(Mode))
 def test_a_round_waits_no_longer_than_the_deadline_however_slow_the_pool(
     target: TargetModel, drafter: Decoder, mode: Mode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,7 +247,6 @@ def test_branches_come_over_the_link(runner: LoopThread) -> None:
 def test_without_a_replica_or_with_one_that_is_too_slow_nothing_is_sent_ahead(runner: LoopThread) -> None:
     with client(runner, Directory()) as drafts:
         drafts.ahead(ahead())
-        drafts.hint(ExitHint(TARGET, 1, ()))
         assert list(drafts.branches()) == []
     pool = ScriptedPool(holds=True)
     with client(runner, Directory(pool), deadline_s=0.05) as drafts:

@@ -12,7 +12,7 @@ from link.links import GONE_AFTER
 from link.placement import MOVES_AFTER
 from link.pool_thread import Reply
 from link.transport import LinkedDraftClient
-from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource, ExitHint, HintRow
+from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource
 from protocol.draft import DraftBlock, DraftStatus
 from tests.deployments.harness import (
     DEPTH,
@@ -163,21 +163,17 @@ def test_a_discovery_that_finds_nobody_drains_nobody(runner: LoopThread) -> None
     pool.kill()
 
 
-def test_closes_hints_and_what_is_verified_go_where_the_sequence_is(runner: LoopThread) -> None:
+def test_closes_and_what_is_verified_go_where_the_sequence_is(runner: LoopThread) -> None:
     with spread(runner) as (pools, drafts):
         blocks(drafts, 1, *((name, 0, 4) for name in IDS))
-        before, hints = homes(pools), dict[str, list[int]]()
-        for pool in pools:
-            pool.worker.hint = lambda hint, name=pool.name: hints.update({name: [row.sequence_id for row in hint.rows]})  # type: ignore[method-assign]
+        before = homes(pools)
         context = request(1, *((name, 4, 4) for name in IDS), length=0).rows
         drafts.ahead(AheadRequest(TARGET, 1, DEPTH, tuple(AheadRow(row, (4, 5), 3, 4) for row in context)))
-        drafts.hint(ExitHint(TARGET, 1, tuple(HintRow(name, 4, ((5,),)) for name in IDS)))
         drafts.close(list(IDS))
         wait_until(lambda: sum(len(pool.worker.closed) for pool in pools) == len(IDS))
         for pool in pools:
             own = [name for name in IDS if before[name] == pool.name]
             assert pool.worker.closed == own
-            assert hints[pool.name] == own
             assert [row.context.sequence_id for row in pool.worker.ahead_seen[0].rows] == own
 
 

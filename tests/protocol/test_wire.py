@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource, ExitHint, HintRow
+from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource
 from protocol.branch import prefix_hash as key_of
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.limits import MAX_EXITS, MessageLimits, limits_of, num_tokens, parts
@@ -58,11 +58,6 @@ def ahead(rng: random.Random) -> AheadRequest:
     return AheadRequest("target", rng.getrandbits(50), rule(rng), tuple(rows))
 
 
-def hint(rng: random.Random) -> ExitHint:
-    rows = tuple(HintRow(own, rng.randrange(99), tuple(tokens(rng) for _ in range(own))) for own in range(4))
-    return ExitHint("target", rng.getrandbits(50), rows)
-
-
 def draft(rng: random.Random) -> DraftRequest:
     rows = tuple(row(rng) for _ in range(3))
     return DraftRequest("target", rng.getrandbits(50), rule(rng), rows, rng.choice([0.0, rng.uniform(0, 100)]))
@@ -103,7 +98,7 @@ def branches(rng: random.Random) -> BranchReply:
     return BranchReply("target", round_id, own, rng.randrange(5))
 
 
-@pytest.mark.parametrize("make", [draft, ahead, hint, close])
+@pytest.mark.parametrize("make", [draft, ahead, close])
 @pytest.mark.parametrize("seed", range(20))
 def test_what_a_target_sends_is_what_the_pool_gets(make: Callable[[random.Random], TargetMessage], seed: int) -> None:
     message = make(random.Random(seed))
@@ -146,10 +141,10 @@ def test_nothing_is_said_of_who_sends_and_the_link_decides() -> None:
     assert got.incarnation == "stranger#1"
 
 
-@pytest.mark.parametrize("make", [draft, ahead, hint])
+@pytest.mark.parametrize("make", [draft, ahead])
 @pytest.mark.parametrize("seed", range(10))
 def test_a_message_goes_in_parts_that_are_within_the_limits_and_lose_nothing(
-    make: Callable[[random.Random], DraftRequest | AheadRequest | ExitHint], seed: int
+    make: Callable[[random.Random], DraftRequest | AheadRequest], seed: int
 ) -> None:
     whole: Any = make(random.Random(seed))
     limits = MessageLimits(rows=2, tokens=16)

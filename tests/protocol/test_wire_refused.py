@@ -41,11 +41,6 @@ def going_ahead(**changed: Any) -> pb.TargetMessage:
     return pb.TargetMessage(ahead=pb.AheadRequest(depth=pb.DepthRule(exits=[2]), rows=[row]))
 
 
-def hinting(**changed: Any) -> pb.TargetMessage:
-    row = pb.HintRow(**{"sequence_id": 1, "base_length": 3, "picks": [pb.Picks(tokens=[1])]} | changed)
-    return pb.TargetMessage(hint=pb.ExitHint(rows=[row]))
-
-
 def sampling(**changed: Any) -> pb.SamplingParams:
     return pb.SamplingParams(**{"top_p": 1.0} | changed)
 
@@ -87,9 +82,8 @@ def of_rule(exits: Sequence[int], thresholds: Sequence[float] = ()) -> pb.Target
         (of_rule([1, 2], [1.5]), "a threshold 1.5"),
         (of_rule([1, 2]), "2 exits need 1 thresholds"),
         (of_rule(range(1, 40), [0.5] * 38), "39 exits of a depth rule"),
-        (hinting(base_length=1 << 25), "a position 33554432"),
-        (hinting(picks=[pb.Picks(tokens=[1 << 31])]), "token id"),
-        (hinting(picks=[pb.Picks()] * 11), "11 tokens, 10 are allowed"),
+        (asking(tokens=[1] * 11), "11 tokens, 10 are allowed"),
+        (going_ahead(proposal=[1] * 9), "11 tokens, 10 are allowed"),
         (pb.TargetMessage(draft=pb.DraftRequest(rows=[asking().draft.rows[0]] * 2)), "a sequence comes twice"),
         (pb.TargetMessage(draft=pb.DraftRequest(rows=[asking().draft.rows[0]] * 3)), "3 rows, 2 are allowed"),
         (pb.TargetMessage(close=pb.Close(sequence_ids=range(4097))), "4097 sequences to close"),

@@ -14,7 +14,7 @@ from protocol.record import Origin, RoundRecord, RowRecord
 from router.belief import DRAFT, PART, PLAIN, REST, WIDE, Belief, learn, prior
 from router.filters import Filter, sigmoid
 from router.policy import Fixed, Off, Policy
-from router.seen import AHEAD, Seen, exit_of
+from router.seen import Seen, exit_of
 from router.tables import tables
 from tests.router.game import Game, Luck, Truth
 from tests.router.worlds import world
@@ -155,31 +155,29 @@ def test_the_wait_at_the_pool_is_followed_and_is_no_drafting_time() -> None:
     assert at(belief, 1).value(DRAFT) == pytest.approx(at(plain, 1).value(DRAFT), abs=0.02)
 
 
-def ahead(mode: Mode, share: float, length: int, *fates: tuple[int, int]) -> list[RoundRecord]:
+def ahead(share: float, length: int, *fates: tuple[int, int]) -> list[RoundRecord]:
     """Rounds that take as profiled, of whose drafts so much is waited for."""
     draft_ms = COSTS.link[len(fates)] + COSTS.draft_ms(0, [drafted for drafted, _ in fates])
     pass_ms = COSTS.verify_ms(len(fates), len(fates) + sum(drafted for drafted, _ in fates), 300.0)
     times = COSTS.rest[len(fates)], share * draft_ms, pass_ms
     planned, drafted, verified = (np.cumsum(times) / 1e3).tolist()
-    made = record(2, *fates, mode=mode, planned_s=planned, drafted_s=drafted, verified_s=verified)
+    made = record(2, *fates, mode=Mode.AHEAD, planned_s=planned, drafted_s=drafted, verified_s=verified)
     return [replace(made, plan=replace(made.plan, lengths=(length,) * len(fates)))] * 4
 
 
-def learned_ahead(mode: Mode, rounds: list[RoundRecord]) -> list[float]:
+def learned_ahead(rounds: list[RoundRecord]) -> list[float]:
     belief = prior(COSTS)
     for _ in range(15):
         belief = after(belief, rounds)
-    return belief.ahead.values[2 * AHEAD.index(mode) :][:2]
+    return belief.ahead.values
 
 
-@pytest.mark.parametrize("mode", AHEAD)
-def test_how_many_rows_are_served_ahead_and_what_is_waited_for_is_learned(mode: Mode) -> None:
-    assert learned_ahead(mode, ahead(mode, 0.0, 4, (4, 4), (4, 1))) == pytest.approx([1.0, 0.0], abs=0.12)
+def test_how_many_rows_are_served_ahead_and_what_is_waited_for_is_learned() -> None:
+    assert learned_ahead(ahead(0.0, 4, (4, 4), (4, 1))) == pytest.approx([1.0, 0.0], abs=0.12)
     for share in (1.0, 2.0):
-        assert learned_ahead(mode, ahead(mode, share, 4, (4, 4), (0, 0))) == pytest.approx([0.5, share], abs=0.12)
+        assert learned_ahead(ahead(share, 4, (4, 4), (0, 0))) == pytest.approx([0.5, share], abs=0.12)
 
 
-@pytest.mark.parametrize("mode", AHEAD)
-def test_a_draft_that_ended_early_hid_no_more_than_itself(mode: Mode) -> None:
+def test_a_draft_that_ended_early_hid_no_more_than_itself() -> None:
     """Of eight tokens planned, two were drafted, and waited for."""
-    assert learned_ahead(mode, ahead(mode, 1.0, 8, (2, 1)))[1] == pytest.approx(1.0, abs=0.12)
+    assert learned_ahead(ahead(1.0, 8, (2, 1)))[1] == pytest.approx(1.0, abs=0.12)

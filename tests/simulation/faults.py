@@ -49,7 +49,7 @@ EXITS = (2, 4, 6)
 SURE = Drawn(EXITS, (Rates(((0.2, 0.6, 0.9, 1.0), (0.5, 0.8, 1.0, 1.0), (0.7, 0.9, 1.0, 1.0))),))
 RULES = (DepthRule((2,)), DepthRule((6,)), DepthRule((2, 4), (0.7,)), DepthRule((2, 4, 6), (0.5, 0.8)))
 KINDS = ("spike", "loss", "reorder", "twice", "cut")
-AHEAD = (None, *(AheadConfig(modes) for modes in ((Mode.AHEAD,), (Mode.AHEAD_EARLY_EXIT,), tuple(Mode))))
+AHEAD = (None, *(AheadConfig(modes) for modes in ((Mode.AHEAD,), tuple(Mode))))
 VOCAB = 40
 CHECK_EVERY_S = 0.02
 

@@ -39,17 +39,12 @@ def test_an_exit_agrees_as_often_as_its_rate_says_and_as_its_confidences_say(con
         right_before = right
 
 
-def test_second_choices_and_early_picks_are_right_as_often_as_they_should_be() -> None:
-    world = World(50, [drawn(RATES)], second=0.4, early=(0.5, 0.2))
+def test_second_choices_are_right_as_often_as_they_should_be() -> None:
+    world = World(50, [drawn(RATES)], second=0.4)
     wrong = [state for state in STATES if world.drafted(state, 3, 9, 4)[0] != world.pick(state, 3)]
     second = fmean(world.drafted(state, 3, 9, 4)[2] == world.pick(state, 3) for state in wrong)
     assert second == pytest.approx(0.4, abs=0.05)
     assert all(len({*world.drafted(state, 3, 9, 4)[::2]}) == 2 for state in STATES)
-    early = [world.early_picks(state, 3, 9, 1)[::2] for state in STATES]
-    assert all(len(set(picks)) == 2 for picks in early)
-    for rank, share in enumerate((0.5, 0.1)):
-        hits = fmean(picks[rank] == world.pick(state, 3) for state, picks in zip(STATES, early, strict=True))
-        assert hits == pytest.approx(share, abs=0.03)
 
 
 def test_the_last_stage_that_has_begun_counts() -> None:

@@ -20,8 +20,7 @@ from tests.targets.conftest import LoadTarget
 EXITS = (2, 3, 4)
 DEEP, SHALLOW = DepthRule((4,)), DepthRule((3,))
 RULES = (DEEP, SHALLOW, DepthRule((2, 4), (0.6,)), DepthRule((2, 3, 4), (0.5, 0.5)))
-AHEAD, EARLY = AheadConfig(modes=(Mode.AHEAD,)), AheadConfig(modes=(Mode.AHEAD_EARLY_EXIT,))
-MIXED = AheadConfig(modes=tuple(Mode))
+AHEAD, MIXED = AheadConfig(modes=(Mode.AHEAD,)), AheadConfig(modes=tuple(Mode))
 
 
 class Connect:

@@ -13,7 +13,7 @@ import pytest
 from bench.exactness.faulty import FaultyClient
 from bench.exactness.random_policy import RandomPolicy
 from model.decoder import Decoder
-from protocol.branch import AheadRequest, Branch, ExitHint, MirrorClient
+from protocol.branch import AheadRequest, Branch, MirrorClient
 from protocol.draft import DraftReply, DraftRequest
 from protocol.plan import BatchView, DepthRule, Plan
 from protocol.record import RoundRecord
@@ -108,10 +108,6 @@ class LyingPool(Unsound):
     def ahead(self, request: AheadRequest) -> None:
         self.maybe_raise("ahead")
         self._client.ahead(request)
-
-    def hint(self, hint: ExitHint) -> None:
-        self.maybe_raise("hint")
-        self._client.hint(hint)
 
     def branches(self, timeout_s: float = 0.0) -> Sequence[Branch]:
         self.maybe_raise("branches")

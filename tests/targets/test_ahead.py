@@ -29,7 +29,6 @@ from tests.reference.engine import Collector, plain_texts, random_requests, run_
 from tests.targets.ahead import (
     AHEAD,
     DEEP,
-    EARLY,
     MIXED,
     RULES,
     SHALLOW,
@@ -49,8 +48,7 @@ def test_the_text_is_the_plain_loops_over_a_link_that_loses_delays_doubles_and_r
     rng = random.Random(seed)
     requests = random_requests(seed, rng.randint(1, 8), VOCAB, max_tokens=28)
     client = FaultyClient(Connect(drafter), seed, LinkFaults(dies=rng.choice([0.0, 0.05])))
-    modes = rng.choice([(Mode.AHEAD,), (Mode.AHEAD_EARLY_EXIT,), tuple(Mode)])
-    ahead = AheadConfig(modes, rng.randint(1, 8), rng.choice([None, 0, 1, 3, 4]))
+    ahead = AheadConfig(rng.choice([(Mode.AHEAD,), tuple(Mode)]), rng.randint(1, 8))
     engine = engine_of(load, client, Whimsical(seed), ahead, max_batch=rng.choice([1, 3, 8]), prefill_chunk=11)
     assert run_all(engine, requests).tokens == plain_texts(load(), requests)
     assert has_given_back(engine)
@@ -58,14 +56,13 @@ def test_the_text_is_the_plain_loops_over_a_link_that_loses_delays_doubles_and_r
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("ahead", [AHEAD, EARLY])
 @pytest.mark.parametrize("rule", RULES)
 def test_the_text_is_the_plain_loops_over_a_good_link_and_the_pool_is_empty_in_the_end(
-    load: LoadTarget, drafter: Decoder, rule: DepthRule, ahead: AheadConfig, temperature: float
+    load: LoadTarget, drafter: Decoder, rule: DepthRule, temperature: float
 ) -> None:
     requests = random_requests(7, 6, VOCAB, max_tokens=40, temperature=temperature)
     connect = Connect(drafter)
-    engine = engine_of(load, connect(), Fixed(rule, 4, ahead.modes[0]), ahead, max_batch=4)
+    engine = engine_of(load, connect(), Fixed(rule, 4, Mode.AHEAD), max_batch=4)
     assert run_all(engine, requests).tokens == plain_texts(load(), requests)
     assert has_given_back(engine)
     assert connect.is_empty()
@@ -81,12 +78,11 @@ def test_proposals_of_a_drafter_that_is_always_right_are_all_at_hand(load: LoadT
     assert (stats.num_misses, stats.num_hit_rounds, stats.num_fresh_rounds) == (1, 11, 1)
 
 
-@pytest.mark.parametrize("ahead", [AHEAD, EARLY])
 def test_the_first_proposal_of_a_prompt_is_at_hand_once_it_is_known_how_long_drafts_are(
-    load: LoadTarget, drafter: Decoder, ahead: AheadConfig
+    load: LoadTarget, drafter: Decoder
 ) -> None:
     requests = [one_request(seed, 7 + seed) for seed in range(3)]
-    engine = engine_of(load, Connect(drafter)(), Fixed(DEEP, 4, ahead.modes[0]), ahead, max_batch=1)
+    engine = engine_of(load, Connect(drafter)(), Fixed(DEEP, 4, Mode.AHEAD), max_batch=1)
     result = run_all(engine, requests)
     assert {one.histogram for one in result.stats.values()} == {(0, 0, 0, 0, 12)}
     rounds = engine.last_rounds()
@@ -147,13 +143,10 @@ def test_branches_that_are_just_late_are_waited_for_but_not_those_of_an_earlier_
     assert client.num_waits == 0
 
 
-def test_corrections_are_found_among_runner_ups_and_early_picks(load: LoadTarget, drafter: Decoder) -> None:
-    requests = random_requests(1, 4, VOCAB, max_tokens=60)
-    ahead = AheadConfig((Mode.AHEAD_EARLY_EXIT,), exit_layer=3)
-    engine = engine_of(load, Connect(drafter)(), Fixed(DepthRule((2,)), 3, Mode.AHEAD_EARLY_EXIT), ahead)
-    run_all(engine, requests)
-    origins = engine.stats().num_by_origin
-    assert min(origins["runner_up"], origins["early_exit"]) > 0
+def test_corrections_are_found_among_runner_ups(load: LoadTarget, drafter: Decoder) -> None:
+    engine = engine_of(load, Connect(drafter)(), Fixed(DepthRule((2,)), 3, Mode.AHEAD))
+    run_all(engine, random_requests(1, 4, VOCAB, max_tokens=60))
+    assert engine.stats().num_by_origin["runner_up"] > 0
 
 
 def test_what_a_plan_leaves_out_of_a_proposal_at_hand_is_the_next_one_without_a_message(
@@ -186,8 +179,7 @@ def test_stops_in_mid_proposal_and_a_pool_that_is_too_small_change_no_token(
         for r in random_requests(seed, 8, VOCAB)
     ]
     connect = Connect(drafter, num_pages=12)
-    ahead = rng.choice([AHEAD, EARLY])
-    engine = engine_of(load, connect(), Fixed(SHALLOW, 5, ahead.modes[0]), ahead, max_batch=8)
+    engine = engine_of(load, connect(), Fixed(SHALLOW, 5, Mode.AHEAD), max_batch=8)
     result = run_all(engine, requests)
     assert result.tokens == plain_texts(load(), requests)
     assert FinishReason.STOP in result.reasons.values()
@@ -224,7 +216,7 @@ def test_a_cancelled_request_leaves_nothing_behind_here_or_at_the_pool(load: Loa
 def test_records_tell_of_the_last_rounds_in_order_and_the_counts_are_their_sums(
     load: LoadTarget, drafter: Decoder
 ) -> None:
-    engine = engine_of(load, Connect(drafter)(), Fixed(SHALLOW, 3, Mode.AHEAD_EARLY_EXIT), EARLY)
+    engine = engine_of(load, Connect(drafter)(), Fixed(SHALLOW, 3, Mode.AHEAD))
     result = run_all(engine, random_requests(2, 3, VOCAB, max_tokens=24))
     rounds, stats = engine.last_rounds(), engine.stats()
     assert [record.round_id for record in rounds] == list(range(stats.num_steps))
@@ -236,12 +228,10 @@ def test_records_tell_of_the_last_rounds_in_order_and_the_counts_are_their_sums(
     assert sum(one.num_accepted for one in rounds) == stats.num_accepted
     assert sum(row.at_hand for one in rounds for row in one.rows) == stats.num_hits
     for one in rounds:
-        moments = [one.began_s, one.planned_s, one.drafted_s, one.early_s, one.verified_s, one.ended_s]
-        known = [moment for moment in moments if moment is not None]
-        assert known == sorted(known)
+        moments = [one.began_s, one.planned_s, one.drafted_s, one.verified_s, one.ended_s]
+        assert moments == sorted(moments)
         for row in one.rows:
             assert len(row.exits) == len(row.confidences) == row.num_proposed <= row.length
-    assert any(one.early_s for one in rounds)
 
 
 def test_a_proposal_that_was_taken_unverified_would_change_the_text(
@@ -253,9 +243,7 @@ def test_a_proposal_that_was_taken_unverified_would_change_the_text(
     assert run_all(engine, requests).tokens != plain_texts(load(), requests)
 
 
-def test_a_client_that_cannot_draft_ahead_and_an_exit_outside_the_model_are_refused(
-    load: LoadTarget, drafter: Decoder
-) -> None:
+def test_a_client_that_cannot_draft_ahead_is_refused(load: LoadTarget) -> None:
     class OnlySerial:
         def open(self, request: DraftRequest) -> None: ...
         def draft(self, request: DraftRequest) -> DraftReply | None: ...
@@ -263,8 +251,6 @@ def test_a_client_that_cannot_draft_ahead_and_an_exit_outside_the_model_are_refu
 
     with pytest.raises(ConfigError, match="OnlySerial does not draft ahead"):
         Engine(load(), Fixed(DEEP, 3), OnlySerial(), ahead=AHEAD)
-    with pytest.raises(ConfigError, match="exit_layer 5 is not one of the model's 4"):
-        engine_of(load, Connect(drafter)(), Fixed(DEEP, 3), AheadConfig(tuple(Mode), exit_layer=5))
 
 
 def test_fresh_drafts_are_waited_for_when_fewer_than_half_of_the_rows_have_one_at_hand() -> None:

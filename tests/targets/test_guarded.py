@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from protocol.branch import AheadRequest, Branch, BranchSource, ExitHint, MirrorClient
+from protocol.branch import AheadRequest, Branch, BranchSource, MirrorClient
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.plan import BatchView, DepthRule, Mode, Plan, SequenceView
 from protocol.record import RoundRecord
@@ -57,7 +57,7 @@ class Pool:
 
     def __init__(self, answer: Any) -> None:
         self.closed: list[int] = []
-        self.open = self.draft = self.ahead = self.hint = self.branches = lambda *_: given(answer)
+        self.open = self.draft = self.ahead = self.branches = lambda *_: given(answer)
         self._answer = answer
 
     def close(self, sequence_ids: Sequence[int]) -> None:
@@ -192,7 +192,6 @@ CALLS: tuple[Callable[[MirrorClient], object], ...] = (
     lambda client: client.open(REQUEST),
     lambda client: client.draft(REQUEST),
     lambda client: client.ahead(AheadRequest("t", 1, DEPTH, ())),
-    lambda client: client.hint(ExitHint("t", 1, ())),
     lambda client: client.branches(),
     lambda client: client.close([1]),
 )

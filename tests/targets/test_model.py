@@ -1,19 +1,18 @@
-"""A pass that stops half way, says what it would pick, and goes on."""
+"""Picks in one call of the decoder are those of its logits, and so are those of rows that ask for their logprobs."""
 
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from model.sampling import noisy_scores
 from protocol.request import SamplingParams
 from targets.model import ForwardRow, TargetModel, load_target
+from targets.scoring import Scoring
 from tests.model.families import EXECUTIONS, VOCAB
-
-NUM_LAYERS = 4
 
 
 @pytest.fixture(scope="module", params=EXECUTIONS)
@@ -41,34 +40,13 @@ def rows_of(model: TargetModel, rng: random.Random) -> tuple[list[ForwardRow], l
     return rows, sampling, positions
 
 
-def close(model: TargetModel, rows: list[ForwardRow]) -> None:
+@pytest.mark.parametrize("seed", range(8))
+def test_picks_in_one_call_are_those_of_the_logits_whether_or_not_these_are_told(model: TargetModel, seed: int) -> None:
+    rows, sampling, positions = rows_of(model, random.Random(seed))
+    picks = model.decoder.pick(model.forward(rows), sampling, positions)
+    assert model.pick(rows, sampling, positions) == picks
+    told = model.scored_picks([replace(row, scoring=Scoring(num_top=2)) for row in rows], sampling, positions)
+    assert told.token_ids == picks
+    assert len(told.logprobs) == len(picks)
     for row in rows:
         model.ledger.free(row.sequence_id)
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_stopping_on_the_way_changes_no_pick(model: TargetModel, seed: int) -> None:
-    rows, sampling, positions = rows_of(model, random.Random(seed))
-    whole = model.pick(rows, sampling, positions)
-    for layer in range(NUM_LAYERS + 1):
-        half = model.run_to(rows, layer)
-        model.early_picks(half, range(len(positions)), sampling, positions)
-        assert model.finish(half, sampling, positions).token_ids == whole
-    close(model, rows)
-
-
-@pytest.mark.parametrize("seed", range(8))
-def test_early_picks_are_those_of_a_model_that_ends_there(model: TargetModel, seed: int) -> None:
-    rng = random.Random(seed)
-    rows, sampling, positions = rows_of(model, rng)
-    whole = model.pick(rows, sampling, positions)
-    places = sorted(rng.sample(range(len(positions)), rng.randint(1, len(positions))))
-    for layer in range(NUM_LAYERS + 1):
-        half = model.run_to(rows, layer)
-        early = model.early_picks(half, places, sampling, positions)
-        logits = model.decoder.logits(half.hidden, [half.wanted[place] for place in places])
-        scores = noisy_scores(logits, [sampling[p] for p in places], [positions[p] for p in places])
-        assert [list(own) for own in early] == scores.topk(2).indices.tolist()
-        model.finish(half, sampling, positions)
-    assert [own[0] for own in early] == [whole[place] for place in places]
-    close(model, rows)
