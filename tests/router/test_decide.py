@@ -29,12 +29,12 @@ def view(num_rows: int, remaining: int = 500, drafts: bool = True, modes: tuple[
 def known(rng: np.random.Generator) -> Belief:
     """Any belief, held for certain."""
     odds, factors = rng.normal(0.5, 1.2, 3).tolist(), rng.normal(0, 0.3, DRAFT + 1).tolist()
-    ahead = [float(rng.uniform(0.5, 1)), float(rng.uniform(0, 1))] * 2
+    ahead = [float(rng.uniform(0.5, 1)), float(rng.uniform(0, 1))]
     return replace(
         prior(COSTS),
         accept=begin(odds, [1e-6] * 3),
         cost=(begin(factors, [1e-6] * len(factors)),) * len(prior(COSTS).cost),
-        ahead=begin(ahead, [1e-6] * 4),
+        ahead=begin(ahead, [1e-6] * 2),
         goes_on=float(rng.uniform(0.6, 1)),
         goes_on_right=float(rng.uniform(0.8, 1)),
         wait_ms=float(rng.uniform(0, 1)),
@@ -61,7 +61,7 @@ def by_hand(belief: Belief, num_rows: int, mode: Mode, exit_: int, length: int) 
     draft_ms = draft_ms * factors[DRAFT] + curves.link_ms(num_rows) + belief.wait_ms
     served = 1.0
     if mode is not Mode.SERIAL:
-        served, waited = belief.ahead.values[:2]
+        served, waited = belief.ahead.values
         draft_ms -= (1 - waited) * min(draft_ms, verify_ms)
     rest_ms = curves.overhead_ms(num_rows) * factors[REST]
     return float(num_rows * (1 + served * tokens) / (draft_ms + verify_ms + rest_ms))
