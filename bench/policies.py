@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
+from protocol.limits import FAN_OUT
 from protocol.plan import BatchView, DepthRule, Mode, Plan
 from protocol.record import Origin, RoundRecord
 from protocol.stats import RoundStats
@@ -111,7 +112,7 @@ def num_drafted(rounds: Collection[RoundRecord]) -> int:
     return sum(len(row.exits) for one in rounds for row in one.rows)
 
 
-def ahead_config(modes: Sequence[Mode], fan_out: int = 8) -> AheadConfig | None:
+def ahead_config(modes: Sequence[Mode], fan_out: int = FAN_OUT) -> AheadConfig | None:
     """What an engine may play beside serial rounds; None when that is nothing."""
     if all(mode is Mode.SERIAL for mode in modes):
         return None

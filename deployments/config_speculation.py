@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from deployments.config_section import Count, Section
-from protocol.limits import MAX_FAN_OUT, MAX_LENGTH
+from protocol.limits import FAN_OUT, MAX_FAN_OUT, MAX_LENGTH
 from protocol.plan import Mode
 
 Length = Annotated[int, Field(ge=1, le=MAX_LENGTH)]
@@ -30,7 +30,7 @@ class Mirror(Section):
     modes: how a round may get its proposals. fan_out: branches of a sequence at most.
     """
 
-    fan_out: Annotated[int, Field(ge=1, le=MAX_FAN_OUT)] = 8
+    fan_out: Annotated[int, Field(ge=1, le=MAX_FAN_OUT)] = FAN_OUT
     modes: Annotated[tuple[Mode, ...], Field(min_length=1)] = (Mode.SERIAL, Mode.AHEAD)
 
     @field_validator("modes")

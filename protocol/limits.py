@@ -15,6 +15,7 @@ MAX_POSITION = 1 << 24
 MAX_LENGTH = 64  # tokens drafted for a row, or in a branch
 MAX_ROUNDS = 1024  # that a trace holds
 MAX_FAN_OUT = 8  # branches of a row
+FAN_OUT = 2  # where a config does not say: more take the drafter longer than the pass lasts (decision 24)
 MAX_PROPOSAL = 256  # tokens under verification
 MAX_EXITS = 32
 MAX_DEPTH = 1 << 12  # layers

@@ -116,17 +116,22 @@ class Rounds:
         return (self.plain_ms + self.rest_ms) / num_rows, 0, num_rows, 0.0, self.plain_ms
 
     def by_length(self, mode: Mode, exit_: int) -> list[Outcome]:
-        """From 1."""
+        """From 1. Ahead, to what is drafted while a pass lasts: more would come late, and what is drafted behind a miss
+        would take longer.
+        """
         guess, rest_ms, (served, waited) = self.guess, self.rest_ms, self.guess.shares(mode)
         verify, draft, rate = guess.factors[WIDE + MODES.index(mode)], guess.factors[DRAFT], guess.rates[exit_]
         gain, ratio = served * self.batch.num_drafting * rate, rate * self.belief.goes_on_right
-        tokens, draft_ms, found = float(self.batch.num_rows), self.link_ms, []
+        tokens, draft_ms, whole_ms, found = float(self.batch.num_rows), self.link_ms, 0.0, list[Outcome]()
         places = zip(self.reach, self.wide_ms, self.steps[exit_], self.slopes[exit_], strict=False)
         for length, (reach, wide_ms, step, slope) in enumerate(places, start=1):
             tokens += gain
             gain *= ratio
             draft_ms += draft * (step - slope * (1 - reach))
+            whole_ms += draft * step
             pass_ms = verify * wide_ms
+            if mode is Mode.AHEAD and found and whole_ms > pass_ms:
+                break
             wait_ms = draft_ms - (1 - waited) * min(draft_ms, pass_ms)
             found.append(((wait_ms + pass_ms + rest_ms) / tokens, length, tokens, wait_ms, pass_ms))
         return found

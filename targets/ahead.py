@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from protocol.branch import AheadRequest, AheadRow, MirrorClient
+from protocol.limits import FAN_OUT
 from protocol.plan import DepthRule, Mode
 from targets.drafting import Drafting
 from targets.passes import ending
@@ -32,7 +33,7 @@ class AheadConfig:
     """How a target may draft ahead. modes: for the policy to choose from. fan_out: branches of a sequence at most."""
 
     modes: tuple[Mode, ...] = (Mode.SERIAL, Mode.AHEAD)
-    fan_out: int = 8
+    fan_out: int = FAN_OUT
 
 
 class Ahead:

@@ -29,6 +29,7 @@ from bench.run import Engines, measure
 from bench.stats import Bar, Ratio, best, paired_ratio
 from bench.workload import Workload
 from cli.arguments import whole
+from protocol.limits import FAN_OUT
 from protocol.plan import Mode
 from protocol.stats import RoundStats
 
@@ -154,7 +155,7 @@ def main() -> int:
     add = parser.add_argument
     add("--batch", type=listed(whole(1)), default=[1, 2, 4, 8, 16, 32])
     add("--temperatures", type=listed(float), default=[0.0, 1.0])
-    add("--fan-out", type=whole(1), default=8, help="branches of a sequence (default: 8)")
+    add("--fan-out", type=whole(1), default=FAN_OUT, help="branches of a sequence (default: %(default)s)")
     add("--learn", type=whole(1), default=3, help="runs before, in which the router learns (default: 3)")
     add_target(parser)
     add_sweep(parser, repeat=2)

@@ -12,6 +12,7 @@ from bench.policies import ahead_config
 from bench.pool_process import LinkThread, PoolSettings, pool_process
 from link.discovery import PoolMember
 from protocol.errors import ConfigError
+from protocol.limits import FAN_OUT
 from protocol.plan import Mode
 from protocol.stats import RoundStats
 from router.costs import DrafterCosts, ModelKey
@@ -48,7 +49,7 @@ class PairEngine(DraftPoolEngine):
 
     def __init__(self, subject: Subject, member: PoolMember) -> None:
         super().__init__(replace(subject, drafter=None))
-        self.fan_out = 8
+        self.fan_out = FAN_OUT
         self._member = member
         self._link = LinkThread()
 

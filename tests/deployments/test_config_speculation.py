@@ -34,8 +34,8 @@ def speculation(**values: Any) -> Any:
         (None, None),
         ("on", Mirror()),
         (True, Mirror()),
-        ({}, Mirror(fan_out=8)),
-        ({"fan_out": 2}, Mirror(fan_out=2)),
+        ({}, Mirror(fan_out=2)),
+        ({"fan_out": 4}, Mirror(fan_out=4)),
         ({"modes": ["ahead"]}, Mirror(modes=(Mode.AHEAD,))),
     ],
 )

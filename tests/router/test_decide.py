@@ -42,22 +42,27 @@ def known(rng: np.random.Generator) -> Belief:
 
 
 def by_hand(belief: Belief, num_rows: int, mode: Mode, exit_: int, length: int) -> float:
-    """Tokens per ms of a round in which all rows draft so many tokens."""
+    """Tokens per ms of a round in which all rows draft so many tokens; 0 for a draft ahead that takes longer than the
+    pass.
+    """
     curves, depth = LARGE.curves, LARGE.exits[exit_]
     factors = np.exp(belief.cost[0].values)
     rate = 1 / (1 + math.exp(-float(belief.accept.values[exit_])))
     passes = [curves.verify_ms(num_rows, num_rows * (1 + n), 256) for n in range(length + 1)]
-    tokens, draft_ms, verify_ms = 0.0, 0.0, passes[0]
+    tokens, draft_ms, whole_ms, verify_ms = 0.0, 0.0, 0.0, passes[0]
     for place in range(length):
         step, of_half = (
             curves.draft_ms(n, depth, place + 1) - curves.draft_ms(n, depth, place) if n else 0.0
             for n in (num_rows, num_rows // 2)
         )
         grows = min(max((step - of_half) * num_rows / (num_rows - num_rows // 2), 0.0), step)
+        whole_ms += step
         draft_ms += step - grows * (1 - belief.goes_on**place)
         verify_ms += belief.goes_on**place * (passes[place + 1] - passes[place])
         tokens += rate ** (place + 1) * belief.goes_on_right**place
     verify_ms *= factors[WIDE + list(Mode).index(mode)]
+    if mode is Mode.AHEAD and length > 1 and whole_ms * factors[DRAFT] > verify_ms:
+        return 0.0
     draft_ms = draft_ms * factors[DRAFT] + curves.link_ms(num_rows) + belief.wait_ms
     served = 1.0
     if mode is not Mode.SERIAL:
@@ -101,6 +106,24 @@ def test_no_draft_where_there_is_no_room_or_no_row_may_be_drafted_for() -> None:
     for hopeless in (view(4, remaining=1), view(4, drafts=False)):
         assert decide(belief, COSTS, hopeless, Arm(Mode.SERIAL, 0)).length == 0
     assert decide(belief, COSTS, view(4, remaining=3), OFF).length <= 2
+
+
+@pytest.mark.parametrize("slower", [0.5, 1.0, 2.0, 4.0, 16.0])
+def test_a_draft_ahead_is_no_longer_than_the_pass_that_it_is_hidden_behind(slower: float) -> None:
+    """Every token is right, and all of drafting is believed to be hidden."""
+    factors = [0.0] * DRAFT + [math.log(slower)]
+    cost, odds = begin(factors, [1e-6] * len(factors)), begin([6.0] * 3, [1e-6] * 3)
+    belief = replace(
+        prior(COSTS), accept=odds, cost=(cost,) * len(prior(COSTS).cost), ahead=begin([1.0, 0.0], [1e-6] * 2)
+    )
+    for exit_, depth in enumerate(LARGE.exits):
+        rounds = rounds_of(belief, COSTS, batch_of(view(1), COSTS), expected(belief, COSTS, 1))
+        longest = max(length for _, length, *_ in rounds.by_length(Mode.AHEAD, exit_))
+        late = [
+            slower * LARGE.curves.draft_ms(1, depth, n) > LARGE.curves.verify_ms(1, 1 + n, 256) for n in range(1, 7)
+        ]
+        assert longest == max(late.index(True) if any(late) else 6, 1)
+        assert len(rounds.by_length(Mode.SERIAL, exit_)) == 6
 
 
 def test_a_mode_that_is_not_allowed_is_not_played() -> None:

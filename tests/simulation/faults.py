@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from drafters.limits import PoolLimits
 from link.links import TransportConfig
 from model.pages import PageLedger
+from protocol.limits import MAX_FAN_OUT
 from protocol.plan import BatchView, DepthRule, Mode, Plan
 from protocol.record import RoundRecord
 from router.costs import (
@@ -49,7 +50,7 @@ EXITS = (2, 4, 6)
 SURE = Drawn(EXITS, (Rates(((0.2, 0.6, 0.9, 1.0), (0.5, 0.8, 1.0, 1.0), (0.7, 0.9, 1.0, 1.0))),))
 RULES = (DepthRule((2,)), DepthRule((6,)), DepthRule((2, 4), (0.7,)), DepthRule((2, 4, 6), (0.5, 0.8)))
 KINDS = ("spike", "loss", "reorder", "twice", "cut")
-AHEAD = (None, *(AheadConfig(modes) for modes in ((Mode.AHEAD,), tuple(Mode))))
+AHEAD = (None, *(AheadConfig(modes, MAX_FAN_OUT) for modes in ((Mode.AHEAD,), tuple(Mode))))
 VOCAB = 40
 CHECK_EVERY_S = 0.02
 

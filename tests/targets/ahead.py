@@ -10,6 +10,7 @@ from drafters.nested import NestedDrafter
 from drafters.worker import DraftWorker
 from model.decoder import Decoder
 from protocol.branch import MirrorClient
+from protocol.limits import MAX_FAN_OUT
 from protocol.plan import BatchView, DepthRule, Mode, Plan
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from router.policy import Policy, StaticPolicy
@@ -20,7 +21,8 @@ from tests.targets.conftest import LoadTarget
 EXITS = (2, 3, 4)
 DEEP, SHALLOW = DepthRule((4,)), DepthRule((3,))
 RULES = (DEEP, SHALLOW, DepthRule((2, 4), (0.6,)), DepthRule((2, 3, 4), (0.5, 0.5)))
-AHEAD, MIXED = AheadConfig(modes=(Mode.AHEAD,)), AheadConfig(modes=tuple(Mode))
+# More branches than a config has by default, so that forks meet each other.
+AHEAD, MIXED = AheadConfig((Mode.AHEAD,), MAX_FAN_OUT), AheadConfig(tuple(Mode), MAX_FAN_OUT)
 
 
 class Connect:
