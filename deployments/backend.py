@@ -16,7 +16,7 @@ from api.open_requests import OpenRequests
 from api.single_flight import SingleFlight
 from api.survival import Recovery, survive
 from api.trace import Track
-from deployments.handles import Handle, await_reply, broadcast, open_requests, pool_members
+from deployments.handles import Handle, await_reply, broadcast, open_requests
 from deployments.loading import awaited
 from deployments.texts import load_text
 from link.counts import replica_name
@@ -164,7 +164,7 @@ class ServeBackend:
         return {"targets": targets, "pool": [_counts(member) for member in members]}
 
     async def _members(self) -> list[PoolMember]:
-        return await pool_members(self._pool) if self._pool else []
+        return await broadcast(self._pool, "describe") if self._pool else []
 
     async def _token_counts(self) -> Mapping[str, Any]:
         told = await self._broadcast("token_counts")
