@@ -17,6 +17,7 @@ from api.chats import read_chat
 from api.errors import to_problem
 from api.generation import Delta, complete, stream
 from api.jobs import GenerationJob, prepare
+from api.json_pieces import encode
 from api.meter import Meter
 from api.metered import streamed, whole
 from api.middleware import request_id
@@ -76,7 +77,11 @@ async def _answer(service: Service, body: Body, request: Request, span: Span) ->
         deltas = merge([counted(meter, job, run(backend, job), arrived) for job in jobs], card.max_batch)
         deltas = span.follow(deltas, reply.id, [job.request for job in jobs])
         if not body.stream:
-            return JSONResponse(reply.whole(await run_while_connected(request, collect(deltas, len(jobs)))))
+            choices = await run_while_connected(request, collect(deltas, len(jobs)))
+            if jobs[0].request.logprobs is None:
+                return JSONResponse(reply.whole(choices))
+            body_bytes = await card.beside(lambda: encode(reply.whole(choices)))
+            return Response(body_bytes, media_type=JSONResponse.media_type)
         # The first delta is awaited before the status goes out, so that a full queue is still a 429.
         begun = Begun(limit.apply(deltas))
         try:

@@ -5,9 +5,11 @@ Both front ends use this module, so the same request gives the same tokens over 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 
 from api.backend import Backend
 from api.jobs import GenerationJob
@@ -16,6 +18,10 @@ from api.text import TextStream
 from protocol.errors import ModelFault, NotReady
 from protocol.request import FinishReason, SequenceStats, TokenRun
 
+# Places whose logprobs are made at a time: with 20 each, some milliseconds of the event loop, and far from the 4 MiB
+# that gRPC's clients read at once.
+PIECE = 64
+
 
 @dataclass(frozen=True, slots=True)
 class Delta:
@@ -23,7 +29,8 @@ class Delta:
 
     index: of the first token. stats: set on the last delta, unless a stop string ended the text. scores, sources: of
     the tokens, if the request asks for logprobs, for sources. num_cached: tokens of the prompt that the target did not
-    have to read. of_prompt: scores of the prompt's tokens, on the only delta of a request that asks for them.
+    have to read. of_prompt: scores of the next tokens of the prompt, on deltas before the first token, of a request
+    that asks for them.
     """
 
     index: int
@@ -47,14 +54,16 @@ class BackendFault(Exception):
 
 
 async def stream(backend: Backend, job: GenerationJob) -> AsyncGenerator[Delta, None]:
-    """Yields one delta per round; the last has a finish reason. What is told of its prompt comes whole.
+    """Yields one delta per round; the last has a finish reason. Where the prompt is told, all comes at the end.
 
     Closing the generator cancels the request, and so does a stop string.
     """
     if job.request.tells_prompt:
-        yield await _whole(backend, job)
+        async with aclosing(_whole(backend, job)) as pieces:
+            async for piece_of_all in pieces:
+                yield piece_of_all
         return
-    echo, text = _text_of(job)
+    echo, text = await _text_of(job)
     scores, count, cached = Scores(job.card.spellings), 0, None
     async with aclosing(backend.generate(job.card.id, job.request)) as runs:
         async for run in runs:
@@ -75,36 +84,58 @@ async def stream(backend: Backend, job: GenerationJob) -> AsyncGenerator[Delta, 
 
 
 async def complete(backend: Backend, job: GenerationJob) -> AsyncGenerator[Delta, None]:
-    """The deltas of `stream`; without stop strings to match while tokens arrive, a single one at lower cost."""
-    if not job.stops:
-        yield await _whole(backend, job)
-        return
-    async with aclosing(stream(backend, job)) as deltas:
+    """The deltas of `stream`; without stop strings to match while tokens arrive, those of the end at lower cost."""
+    async with aclosing(stream(backend, job) if job.stops else _whole(backend, job)) as deltas:
         async for delta in deltas:
             yield delta
 
 
-async def _whole(backend: Backend, job: GenerationJob) -> Delta:
+async def _whole(backend: Backend, job: GenerationJob) -> AsyncGenerator[Delta, None]:
+    """An answer when it has ended: one delta, or many where logprobs are told. Others have their turn between them."""
     run = await backend.complete(job.card.id, job.request)
     _check_finish(run)
-    echo, text = _text_of(job)
+    echo, text = await _text_of(job)
+    if job.request.logprobs is None:
+        yield _ended(job, run, echo, text)
+        return
+    answer = await job.card.beside(partial(_ended, job, run, "", text))
+    for delta in _pieces(job, run, answer):
+        yield replace(delta, text=echo + delta.text)
+        echo = ""
+        await asyncio.sleep(0)
+
+
+def _ended(job: GenerationJob, run: TokenRun, echo: str, text: TextStream) -> Delta:
+    """An answer without its scores."""
     piece = text.push(run.token_ids, last=True)
     shown = echo + piece.text + (piece.stop if job.keeps_stop else "")
     reason, stats = (FinishReason.STOP, None) if piece.stopped else (run.finish_reason, run.stats)
     token_ids, sources = run.token_ids[: piece.num_tokens], run.sources[: piece.num_tokens]
-    scores = Scores(job.card.spellings)
-    of_prompt = scores.of_prompt(job.request.prompt_ids, run.of_prompt) if job.request.tells_prompt else ()
-    told = scores.read(token_ids, run.logprobs)
-    return Delta(0, token_ids, shown, reason, stats, told, run.num_cached, sources, of_prompt)
+    return Delta(0, token_ids, shown, reason, stats, num_cached=run.num_cached, sources=sources)
 
 
-def _text_of(job: GenerationJob) -> tuple[str, TextStream]:
+def _pieces(job: GenerationJob, run: TokenRun, answer: Delta) -> Iterator[Delta]:
+    """An answer with its scores, a few places at a time, the prompt's first; its text comes with the last."""
+    scores, cached, ids = Scores(job.card.spellings), run.num_cached, answer.token_ids
+    prompt = job.request.prompt_ids if job.request.tells_prompt else ()
+    of_prompt = (None, *run.of_prompt)
+    for at in range(0, len(prompt), PIECE):
+        own = scores.read(prompt[at : at + PIECE], of_prompt[at : at + PIECE])
+        yield Delta(0, (), "", num_cached=cached, of_prompt=own)
+    for at in range(0, len(ids), PIECE):
+        end = at + PIECE
+        whole = answer if end >= len(ids) else Delta(0, (), "", num_cached=cached)
+        own = scores.read(ids[at:end], run.logprobs[at:end])
+        yield replace(whole, index=at, token_ids=ids[at:end], scores=own, sources=answer.sources[at:end])
+
+
+async def _text_of(job: GenerationJob) -> tuple[str, TextStream]:
     """What the text of a job begins with, and the text of its tokens."""
     num_sure = job.request.rules.min_tokens
     if isinstance(job.echo, str):
         return job.echo, TextStream(job.decoder, job.stops, job.request.prompt_ids, num_sure)
     text = TextStream(job.decoder, job.stops, (), num_sure)
-    return text.echo(job.echo), text
+    return await job.card.beside(partial(text.echo, job.echo)), text
 
 
 def _check_finish(run: TokenRun) -> None:

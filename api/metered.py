@@ -18,8 +18,11 @@ Deltas = AsyncGenerator[Delta, None]
 
 
 def streamed(meter: Meter, job: GenerationJob, deltas: Deltas, arrived: float) -> Deltas:
-    """The deltas of a completion that is streamed. arrived: when it was asked for, by the meter's clock."""
-    return _counted(Streamed(meter, job, arrived), deltas)
+    """The deltas of a completion that is streamed. arrived: when it was asked for, by the meter's clock.
+
+    What is told of a prompt comes with the whole answer, at its end.
+    """
+    return _counted((Whole if job.request.tells_prompt else Streamed)(meter, job, arrived), deltas)
 
 
 def whole(meter: Meter, job: GenerationJob, deltas: Deltas, arrived: float) -> Deltas:

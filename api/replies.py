@@ -132,8 +132,10 @@ def join(deltas: Sequence[Delta]) -> Delta:
     token_ids = tuple(token for each in deltas for token in each.token_ids)
     scores = tuple(score for each in deltas for score in each.scores)
     sources = tuple(source for each in deltas for source in each.sources)
+    of_prompt = tuple(score for each in deltas for score in each.of_prompt)
     text = "".join(each.text for each in deltas)
-    return replace(deltas[-1], index=0, token_ids=token_ids, text=text, scores=scores, sources=sources)
+    told: dict[str, Any] = {"scores": scores, "sources": sources, "of_prompt": of_prompt}
+    return replace(deltas[-1], index=0, token_ids=token_ids, text=text, **told)
 
 
 def statistics(last: Sequence[Delta], body: GenerationBody) -> Json:

@@ -39,7 +39,8 @@ class Answer:
         )
         response.tool_calls.extend(map(_call, calls))
         response.logprobs.extend(map(_logprobs, delta.scores))
-        response.prompt_logprobs.extend(map(_logprobs, delta.of_prompt[1:]))
+        behind = (score for score in delta.of_prompt if score.chosen.logprob is not None)
+        response.prompt_logprobs.extend(map(_logprobs, behind))
         response.token_sources.extend(delta.sources)
         if reason is not None:
             response.finish_reason = _REASONS[reason]

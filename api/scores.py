@@ -39,14 +39,12 @@ class Scores:
         self._characters = _decoder()
         self._offset = 0
 
-    def read(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> tuple[Score, ...]:
-        """Of the next tokens; nothing if there are no logprobs. More logprobs than tokens may be given."""
-        return tuple(map(self._score, token_ids, logprobs))
+    def read(self, token_ids: Sequence[int], logprobs: Sequence[TokenLogprobs | None]) -> tuple[Score, ...]:
+        """Of the next tokens; nothing if there are no logprobs. More logprobs than tokens may be given.
 
-    def of_prompt(self, prompt_ids: Sequence[int], logprobs: Sequence[TokenLogprobs]) -> tuple[Score, ...]:
-        """Of the tokens of a prompt that the text begins with. logprobs: of those behind the first."""
-        first, *others = prompt_ids
-        return (self._score(first, None), *self.read(others, logprobs))
+        A prompt that is told goes before the text; its first token has None.
+        """
+        return tuple(map(self._score, token_ids, logprobs))
 
     def _score(self, token_id: int, told: TokenLogprobs | None) -> Score:
         top = tuple(self._token(other, logprob) for other, logprob in told.top) if told else ()

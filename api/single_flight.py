@@ -83,3 +83,29 @@ class SingleFlight(Generic[T]):
         self._flight = None
         if not flight.cancelled():
             flight.exception()  # or asyncio complains where all who asked have left
+
+
+class Lasting(Generic[T]):
+    """One collection at a time, whose answer holds for a while: who asks within life_s of it is given it at once."""
+
+    def __init__(
+        self,
+        collect: Callable[[], Awaitable[T]],
+        life_s: float,
+        bounds: Bounds = BOUNDS,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._collect, self._life_s, self._clock = collect, life_s, clock
+        self._renewed = SingleFlight(self._renew, bounds, clock)
+        self._last: tuple[float, T] | None = None  # until when it holds
+
+    async def __call__(self) -> T:
+        """Raises as SingleFlight does. An error holds for nobody who asks later."""
+        if self._last is not None and self._clock() < self._last[0]:
+            return self._last[1]
+        return await self._renewed()
+
+    async def _renew(self) -> T:
+        answer = await self._collect()
+        self._last = self._clock() + self._life_s, answer
+        return answer

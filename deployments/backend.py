@@ -6,17 +6,18 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
-from api.backend import ModelCard, Starting
+from api.backend import Starting
 from api.open_requests import OpenRequests
 from api.single_flight import SingleFlight
 from api.survival import Recovery, survive
 from api.trace import Track
-from deployments.handles import Handle, await_reply, broadcast, open_requests, pool_members
+from deployments.cards import Cards, Info, Recall
+from deployments.handles import Handle, await_reply, broadcast, open_requests
 from deployments.loading import awaited
 from deployments.texts import load_text
 from link.counts import replica_name
@@ -26,11 +27,8 @@ from link.token_sink import SinkAddress, TokenSink
 from protocol.errors import UnknownModel
 from protocol.request import GenerateRequest, TokenRun
 
-DESCRIBE_TIMEOUT_S = 1.0
-Recall = Callable[[str], Mapping[str, Any] | None]
 
-
-def nothing(model: str) -> Mapping[str, Any] | None:
+def nothing(model: str) -> Info | None:
     """Where no description is kept."""
     return None
 
@@ -39,7 +37,7 @@ class ServeBackend:
     """The API's Backend over Serve handles.
 
     tokenizers: checkpoint directory per model id. most: what is answered at once, by model id; others have no bound.
-    recall: the last description that a model gave of itself, to whomever; may block.
+    recall: the last description that a model gave of itself, to whomever; may block. clock: of what is kept of it.
     Handles are configured once, because each new one starts a router. Must be created on the event loop that uses it.
     """
 
@@ -54,6 +52,7 @@ class ServeBackend:
         recovery: Recovery | None = None,
         most: Mapping[str, int] | None = None,
         recall: Recall = nothing,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         most = most or {}
         self._texts = {model: load_text(model, path, most.get(model)) for model, path in tokenizers.items()}
@@ -70,11 +69,9 @@ class ServeBackend:
         self._describe = {model: handle.options(method_name="describe") for model, handle in handles.items()}
         self._handles = handles
         self._pool = pool
-        self._created = int(time.time())
-        self._cards: dict[str, ModelCard] = {}  # of targets that have answered
-        self._recalled: dict[str, ModelCard] = {}
-        self._recall = recall
         self.names = tuple(handles)
+        cards = Cards({model: partial(self._ask, model) for model in handles}, self._texts, recall, self._start, clock)
+        self.card, self.ready, self.starting = cards.card, cards.ready, cards.starting
         # All replicas are asked for each, whoever asks: Prometheus, the page, operators, and callers over gRPC.
         self.stats = SingleFlight(self._stats)
         self.router = SingleFlight(partial(self._broadcast, "router"))
@@ -86,31 +83,11 @@ class ServeBackend:
         for text in self._texts.values():
             text.warm_up()
 
-    async def card(self, model: str) -> ModelCard | None:
-        """A target that is away is known by what it said before, until it answers: requests then wait for it."""
-        if model in self._cards or await self.ready(model):
-            return self._cards[model]
-        if model not in self._recalled and (info := await asyncio.to_thread(self._recall, model)) is not None:
-            with suppress(KeyError, TypeError, ValueError):  # it was written by other code
-                self._recalled[model] = self._card(model, info)
-        return self._cards.get(model) or self._recalled.get(model)
+    def _start(self, model: str) -> Starting:
+        return awaited(self._handles[model].deployment_name, time.time())
 
-    async def ready(self, model: str) -> bool:
-        try:
-            info = await asyncio.wait_for(self._ask(model), DESCRIBE_TIMEOUT_S)
-        except Exception:  # no answer in time: Serve is starting or restarting it
-            return False
-        self._cards[model] = self._card(model, info)
-        return bool(info["ready"])
-
-    async def starting(self, model: str) -> Starting:
-        return await asyncio.to_thread(awaited, self._handles[model].deployment_name, time.time())
-
-    def _card(self, model: str, info: Mapping[str, Any]) -> ModelCard:
-        return self._texts[model].card(model, info, self._created)
-
-    async def _ask(self, model: str) -> Mapping[str, Any]:
-        info: Mapping[str, Any] = await self._describe[model].remote()
+    async def _ask(self, model: str) -> Info:
+        info: Info = await self._describe[model].remote()
         return info
 
     def generate(self, model: str, request: GenerateRequest) -> AsyncGenerator[TokenRun, None]:
@@ -164,7 +141,7 @@ class ServeBackend:
         return {"targets": targets, "pool": [_counts(member) for member in members]}
 
     async def _members(self) -> list[PoolMember]:
-        return await pool_members(self._pool) if self._pool else []
+        return await broadcast(self._pool, "describe") if self._pool else []
 
     async def _token_counts(self) -> Mapping[str, Any]:
         told = await self._broadcast("token_counts")

@@ -17,7 +17,7 @@ from ray.serve.exceptions import (
 )
 from ray.serve.handle import DeploymentHandle
 
-from link.discovery import PoolMember
+from link.discovery import Found
 from link.liveness import Census, take_census
 from link.replies import in_time
 from protocol.errors import DraftPoolError, NotReady, QueueFull
@@ -54,18 +54,23 @@ async def await_reply(response: Any) -> TokenRun:
 
 async def broadcast(handle: Handle, method: str, *args: int | str) -> list[Any]:
     """The results of a method of all replicas, from those that answer in time."""
+    return (await _told(handle, method, *args))[0]
+
+
+async def discover(pool: Handle) -> Found:
+    """The draft replicas that answer in time."""
+    return Found(*await _told(pool, "describe"))
+
+
+async def _told(handle: Handle, method: str, *args: int | str) -> tuple[list[Any], bool]:
+    """The results, and whether all replicas answered in time."""
     clock = asyncio.get_running_loop().time
     end_s = clock() + STATS_TIMEOUT_S
     try:
         answers = await asyncio.wait_for(_answers(handle, method, *args), STATS_TIMEOUT_S)
     except Exception:  # no replica is there
-        return []
-    return (await in_time(answers, end_s - clock()))[0]
-
-
-async def pool_members(pool: Handle) -> list[PoolMember]:
-    """The draft replicas that answer in time."""
-    return await broadcast(pool, "describe")
+        return [], False
+    return await in_time(answers, end_s - clock())
 
 
 async def open_requests(handle: Handle, timeout_s: float) -> Census:

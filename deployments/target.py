@@ -17,7 +17,7 @@ from deployments.config_replica import Weights
 from deployments.config_speculation import AdaptiveSpeculation, Speculation
 from deployments.config_telemetry import TelemetryConfig
 from deployments.descriptions import key_of, remember
-from deployments.handles import pool_members
+from deployments.handles import discover
 from deployments.lasting import keep
 from deployments.loading import Loading, shown
 from deployments.local import LocalDrafter
@@ -116,7 +116,7 @@ class TargetReplica:
         need = Need(vocabulary_hash(resolve(reads.path, TEXT_FILES)), needed_exits(speculation))
         timing = TransportConfig(deadline_s=speculation.deadline_ms / 1e3)
         on_link = self._policy.linked if isinstance(self._policy, LinkedPolicy) else None
-        return LinkedDraftClient(self._incarnation, partial(pool_members, pool), need, timing, on_link=on_link)
+        return LinkedDraftClient(self._incarnation, partial(discover, pool), need, timing, on_link=on_link)
 
     async def generate(self, request: GenerateRequest, sink: SinkAddress | None = None) -> TokenRun | DraftPoolError:
         """Returns all tokens at the end; sends them to the sink, if there is one, as they are committed.

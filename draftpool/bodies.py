@@ -69,7 +69,7 @@ class Events:
         if delta.finish_reason is not None:
             self._last = delta
             return None
-        return delta if delta.text or delta.token_ids else None
+        return delta if delta.text or delta.token_ids or delta.prompt_logprobs else None
 
     def end(self) -> None:
         if not self._is_done or self._last is None:

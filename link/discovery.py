@@ -32,7 +32,15 @@ class PoolMember:
     steps: Runs | None = None
 
 
-Discover = Callable[[], Awaitable[Sequence[PoolMember]]]
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The draft replicas that answered. is_complete: whether all that there are did, in time."""
+
+    members: Sequence[PoolMember] = ()
+    is_complete: bool = True
+
+
+Discover = Callable[[], Awaitable[Found]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,19 +11,19 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 
 from link.backoff import Backoff
 from link.connection import Connection, Traffic
-from link.discovery import Discover, Need, PoolMember
+from link.discovery import Discover, Found, Need, PoolMember
 from link.link import Link, OnMessage, connect
 from link.share import Share
 
 logger = logging.getLogger(__name__)
 
-GONE_AFTER = 3  # discoveries in a row that list others but not this one: it drains
+GONE_AFTER = 3  # complete discoveries in a row that find others but not this one: it drains
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +134,9 @@ class Links:
 
     async def _connect(self) -> None:
         """Links every usable replica that is not linked yet."""
-        members = await self._members()
-        self._leave_unlisted({member.incarnation for member in members})
+        found = await self._find()
+        self._leave_unlisted(found)
+        members = found.members
         usable = [member for member in members if self._need.met_by(member)]
         if members and not usable:
             logger.warning("none of %d draft replicas has the vocabulary and the exits of this target", len(members))
@@ -162,24 +163,29 @@ class Links:
         if self._on_link is not None:
             self._on_link(member)
 
-    async def _members(self) -> Sequence[PoolMember]:
+    async def _find(self) -> Found:
         try:
-            members = await self._discover()
+            found = await self._discover()
         except Exception:
             logger.exception("discovery of draft replicas failed")
-            return ()
+            return Found(is_complete=False)
         now = self._clock()
         with self._switching:  # a link may end on another thread now
             self._avoid = {incarnation: until for incarnation, until in self._avoid.items() if until > now}
-        return members
+        return found
 
-    def _leave_unlisted(self, listed: set[str]) -> None:
-        """Retires replicas that discovery lists no more while it finds others: they drain."""
-        for incarnation, route in self.routes.items():
-            self._unlisted[incarnation] += bool(listed)
-            if incarnation in listed or not listed:
-                del self._unlisted[incarnation]
-            elif self._unlisted[incarnation] >= GONE_AFTER:
+    def _leave_unlisted(self, found: Found) -> None:
+        """Retires replicas that discovery lists no more while it finds others: they drain.
+
+        One that is only late with its answer keeps its link and its sequences. Which one is late nobody knows, so what
+        is not complete counts against none.
+        """
+        listed = {member.incarnation for member in found.members}
+        unlisted = {name: route for name, route in self.routes.items() if name not in listed}
+        counts = bool(listed) and found.is_complete
+        self._unlisted = Counter({name: self._unlisted[name] + counts for name in unlisted})
+        for incarnation, route in unlisted.items():
+            if self._unlisted[incarnation] >= GONE_AFTER:
                 logger.info("draft replica %s is listed no more; its link ends", incarnation)
                 self._retire(route.link)
 

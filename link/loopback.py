@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
-from link.discovery import Need, PoolMember
+from link.discovery import Found, Need, PoolMember
 from link.links import TransportConfig
 from link.pool_server import PoolServer
 from link.pool_thread import PoolThread
@@ -38,8 +38,8 @@ def listening(thread: PoolThread, exits: tuple[int, ...], max_positions: int, ma
 async def connect(member: PoolMember, incarnation: str, deadline_s: float) -> LinkedDraftClient:
     """A client that is linked with this replica and no other; its caller stops it. Raises TimeoutError."""
 
-    async def discover() -> Sequence[PoolMember]:
-        return [member]
+    async def discover() -> Found:
+        return Found((member,))
 
     client = LinkedDraftClient(incarnation, discover, Need("", member.exits), TransportConfig(deadline_s))
     await client.start()

@@ -86,9 +86,6 @@ class Ruled:
         """Whether tokens are withheld behind so many."""
         return length - self.num_prompt < self.rules.min_tokens
 
-    def plus(self, drafted: Sequence[int]) -> Ruled:
-        return Ruled(self.rules, self.num_prompt, [*self.tokens, *drafted])
-
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Sequence
 
 from link.connection import Connection, Traffic
-from link.discovery import Need, PoolMember
+from link.discovery import Found, Need, PoolMember
 from link.link import Link, OnMessage
 from link.links import Links, TransportConfig
 from link.transport import LinkedDraftClient
@@ -170,5 +170,5 @@ def member_of(replica: Replica) -> PoolMember:
     return PoolMember("", replica.name, *own, limits=replica.limits)
 
 
-async def _nobody() -> Sequence[PoolMember]:
-    return ()
+async def _nobody() -> Found:
+    return Found()

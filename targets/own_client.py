@@ -14,11 +14,10 @@ import torch
 from torch import Tensor
 
 from model.decoder import Decoder
-from model.logit_rules import adjust
+from model.logit_rules import Counted, adjust, count
 from model.rollout import Rollout
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.errors import ConfigError
-from protocol.logit_rules import Ruled
 from targets.model import TargetModel
 from targets.refusals import banned, head_tokens
 
@@ -62,11 +61,12 @@ class OwnDraftClient:
     def _rollout(self, row: DraftRow) -> Rollout:
         """Every committed token but the newest has KV."""
         slots = self._model.ledger.slots(row.sequence_id)
-        ruled = partial(self._rule, row.ruled) if row.ruled else None
+        ruled = partial(_rule, count(row.ruled, self._head)) if row.ruled else None
         refused = partial(banned, self._head, row.refusal) if row.refusal else None
         drafted = row.length, row.sampling, row.stop_probability, ruled, refused
         return Rollout(slots, row.base_length - 1, (self._newest[row.sequence_id],), *drafted)
 
-    @torch.inference_mode()
-    def _rule(self, text: Ruled, draft: Sequence[int], logits: Tensor) -> None:
-        adjust(logits, text.plus(draft), [len(text.tokens) + len(draft)], self._head)
+
+@torch.inference_mode()
+def _rule(counted: Counted, draft: Sequence[int], logits: Tensor) -> None:
+    adjust(logits, counted, draft, [len(draft)])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.config import DecoderConfig
-from model.logit_rules import adjust
+from model.logit_rules import adjust, count
 from model.sampling import NO_PICK
 from protocol.logit_rules import Ruled, TokenLogprobs
 from protocol.request import GenerateRequest
@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Scoring:
-    """ruled: what stands before the row's last place, and maybe more; None without rules.
+    """ruled: the text before the row's first place; None without rules. drafted: what stands before its last place
+    behind that, and maybe more.
 
     num_top: tokens to tell at each place; None: no logprobs. masks: what the row's grammar allows, by place.
     """
@@ -31,6 +32,7 @@ class Scoring:
     ruled: Ruled | None = None
     num_top: int | None = None
     masks: Masks | None = field(default=None, repr=False)
+    drafted: Sequence[int] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,7 @@ def scoring(
     ruled = request.rules.over(committed, num_prompt)
     if ruled is None and masks is None and request.logprobs is None:
         return None
-    return Scoring(ruled and ruled.plus(drafted), request.logprobs, masks)
+    return Scoring(ruled, request.logprobs, masks, drafted)
 
 
 def telling(request: GenerateRequest) -> Scoring:
@@ -80,7 +82,8 @@ def apply_rules(logits: Tensor, rows: Sequence[ForwardRow], positions: Sequence[
     for asked, places in _asking(rows):
         if asked.ruled is not None:
             own = slice(places.start, places.stop)
-            adjust(logits[own], asked.ruled, positions[own], head)
+            before = [position - len(asked.ruled.tokens) for position in positions[own]]
+            adjust(logits[own], count(asked.ruled, head), asked.drafted, before)
         if asked.masks is not None:
             for place, mask in zip(places, asked.masks, strict=False):
                 logits[place].masked_fill_(banned_columns(head, mask.data).to(logits.device), -float("inf"))

@@ -80,9 +80,12 @@ def cache_directory() -> Path:
 
 def available_isas() -> tuple[InstructionSet, ...]:
     """The instruction sets of this processor that its kernel lets this process use, widest first."""
-    has = frozenset(cpu_features().split())
-    found = (isa for isa in INSTRUCTION_SETS if isa.needs <= has)
-    return tuple(isa for isa in found if "amx_tile" not in isa.needs or tiles_permitted())
+    return tuple(isa for isa in INSTRUCTION_SETS if is_available(isa))
+
+
+def is_available(isa: InstructionSet) -> bool:
+    """Whether this process may use it. The kernel is asked for tiles only for a set that has them."""
+    return isa.needs <= frozenset(cpu_features().split()) and ("amx_tile" not in isa.needs or tiles_permitted())
 
 
 def tiles_permitted() -> bool:
@@ -98,7 +101,7 @@ def isas_to_try() -> tuple[InstructionSet, ...]:
     name = os.environ.get(ISA_VARIABLE)
     if not name:
         return available_isas()
-    chosen = tuple(isa for isa in available_isas() if isa.name == name)
+    chosen = tuple(isa for isa in INSTRUCTION_SETS if isa.name == name and is_available(isa))
     if not chosen:
         names = ", ".join(isa.name for isa in available_isas())
         raise CompilerError(f"{ISA_VARIABLE}={name} is not supported by this processor, which has: {names}")

@@ -163,10 +163,15 @@ async def test_an_echo_with_logprobs_streams_what_the_whole_answer_tells(
 ) -> None:
     asked: Any = ECHOED | {"prompt": [PROMPT, "def"], "n": 2, "stop": stop}
     whole = await official.completions.create(**asked)
-    parts = [part.choices[0] async for part in await official.completions.create(**asked, stream=True)]
-    assert sorted((part.model_dump() for part in parts), key=lambda part: int(part["index"])) == [
-        choice.model_dump() for choice in whole.choices
-    ]
+    parts = [part.choices[0].model_dump() async for part in await official.completions.create(**asked, stream=True)]
+    for choice in (choice.model_dump() for choice in whole.choices):
+        *own, last = [part for part in parts if part["index"] == choice["index"]]
+        assert own, "the prompt comes before the text"
+        joined = {
+            name: [value for part in (*own, last) for value in part["logprobs"][name]] for name in last["logprobs"]
+        }
+        text = "".join(part["text"] for part in (*own, last))
+        assert last | {"logprobs": joined, "text": text} == choice
     plain = await official.completions.create(**asked | {"echo": False})
     assert whole.usage == plain.usage
     assert [choice.finish_reason for choice in whole.choices] == [choice.finish_reason for choice in plain.choices]
@@ -174,11 +179,12 @@ async def test_an_echo_with_logprobs_streams_what_the_whole_answer_tells(
 
 async def test_grpc_tells_those_of_the_prompt_behind_its_first_token(backend: EngineBackend) -> None:
     ids = tiny_tokenizer().encode(PROMPT)
-    (part,) = [part async for part in rpc.generate(backend, pb.GenerateRequest(text=PROMPT, **ECHOED), Context())]
-    assert [own.chosen.token_id for own in part.prompt_logprobs] == ids[1:]
-    assert {len(own.top) for own in part.prompt_logprobs} == {2}
-    assert len(part.logprobs) == len(part.token_ids)
-    assert part.text.startswith(PROMPT)
+    first, part = [part async for part in rpc.generate(backend, pb.GenerateRequest(text=PROMPT, **ECHOED), Context())]
+    assert [own.chosen.token_id for own in first.prompt_logprobs] == ids[1:]
+    assert {len(own.top) for own in first.prompt_logprobs} == {2}
+    assert (len(first.token_ids), len(part.prompt_logprobs)) == (0, 0)
+    assert len(part.logprobs) == len(part.token_ids) > 0
+    assert first.text == PROMPT
     silent = pb.GenerateRequest(text=PROMPT, **ECHOED | {"logprobs": None})
     assert not any([len(part.prompt_logprobs) async for part in rpc.generate(backend, silent, Context())])
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from api.single_flight import Bounds, SingleFlight
+from api.single_flight import Bounds, Lasting, SingleFlight
 from protocol.errors import NotReady, QueueFull
 from tests.api.test_heartbeat import settle
 from tests.deployments.harness import Clock
@@ -175,3 +175,36 @@ async def test_it_runs_in_no_callers_context_so_that_it_does_not_end_with_their_
     await slow.asked()
     await slow.end()
     assert slow.callers == ["nobody"]
+
+
+class Remembered(Slow):
+    """The same, whose answers hold for two seconds."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ask = Lasting(self._collect, 2.0, Bounds(), self.clock)  # type: ignore[assignment]
+
+
+async def test_an_answer_that_lasts_is_given_for_its_life_and_collected_once_for_all_who_ask_afterwards() -> None:
+    slow = Remembered()
+    slow.clock.now = 5.0
+    asked = await slow.asked(3)
+    slow.clock.now = 5.5
+    await slow.end()
+    slow.clock.now = 7.4
+    asked += await slow.asked(3)
+    assert (found(asked), len(slow.began)) == ([0] * 6, 1)
+    slow.clock.now = 7.5
+    asked += await slow.asked(3)
+    await slow.end()
+    assert (found(asked), len(slow.began)) == ([0] * 6 + [1] * 3, 2)
+
+
+async def test_an_error_lasts_for_nobody() -> None:
+    slow = Remembered()
+    (asked,) = await slow.asked()
+    await slow.end(RuntimeError("away"))
+    assert str(asked.exception()) == "away"
+    later = await slow.asked()
+    await slow.end()
+    assert found(later) == [1]

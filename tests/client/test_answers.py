@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from api.generation import PIECE
 from api.text import decode
 from draftpool import Completion, ToolCall, completion_of
 from protocol.logit_rules import TokenLogprobs
@@ -43,10 +44,10 @@ def both(servers: Servers, connect_both: Connect) -> Any:
     return connect_both(servers)
 
 
-def in_completions(client: Any, how: str, **options: Any) -> Completion:
+def in_completions(client: Any, how: str, prompt: Any = PROMPT, **options: Any) -> Completion:
     if how == "stream":
-        return completion_of(list(client.stream("tiny", PROMPT, **options)))
-    made: Completion = client.complete("tiny", PROMPT, **options)
+        return completion_of(list(client.stream("tiny", prompt, **options)))
+    made: Completion = client.complete("tiny", prompt, **options)
     return made
 
 
@@ -177,6 +178,9 @@ def test_with_an_echo_they_are_of_the_prompt_too_behind_its_first_token(both: An
     assert bare.prompt_logprobs == ()
     assert len(made.prompt_logprobs) == made.usage.prompt_tokens - 1 > 1
     assert all(len(told.top) == 2 for told in made.prompt_logprobs)
+    long: Any = {"prompt": [*tiny_tokenizer().encode(PROMPT)] * 60, "echo": True, **asked}
+    made = alike([in_completions(client, how, **long) for client in both for how in BOTH])
+    assert len(made.prompt_logprobs) == made.usage.prompt_tokens - 1 > 2 * PIECE, "in several messages"
 
 
 @pytest.mark.parametrize("ask", [in_completions, in_chats])

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
-from deployments.backend import Recall, ServeBackend, nothing
+from deployments.backend import ServeBackend, nothing
+from deployments.cards import Recall
 from link.secret import Secret
 from link.token_sink import SinkAddress, TokenSink
 from link.token_stream import TokenStreams
@@ -101,10 +103,14 @@ class Handle:
 
 @asynccontextmanager
 async def serving(
-    tokenizer_path: str, pool: Any = None, recall: Recall = nothing, **handles: Any
+    tokenizer_path: str,
+    pool: Any = None,
+    recall: Recall = nothing,
+    clock: Callable[[], float] = time.monotonic,
+    **handles: Any,
 ) -> AsyncIterator[ServeBackend]:
     secret = Secret.fresh()
     sink = TokenSink(secret)
     address = SinkAddress(await sink.start("127.0.0.1", (0, 0)), 20.0, secret)
-    yield ServeBackend(handles, dict.fromkeys(handles, tokenizer_path), sink, address, pool, recall=recall)
+    yield ServeBackend(handles, dict.fromkeys(handles, tokenizer_path), sink, address, pool, recall=recall, clock=clock)
     await sink.stop()

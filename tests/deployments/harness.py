@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from unittest.mock import patch
 
 from link.connection import Connection
-from link.discovery import Need, PoolMember
+from link.discovery import Found, Need, PoolMember
 from link.links import TransportConfig
 from link.pool_server import PoolServer
 from link.pool_thread import PoolThread, Reply
@@ -184,15 +184,16 @@ def moved_by_waiting(clock: Callable[[], float]) -> Iterator[None]:
 
 
 class Directory:
-    """What discovery finds; tests change it."""
+    """What discovery finds; tests change it. late: those of the pools that are, and do not answer in time."""
 
     def __init__(self, *pools: ScriptedPool) -> None:
         self.pools = list(pools)
+        self.late: Sequence[ScriptedPool] = ()
         self.asked = 0
 
-    async def __call__(self) -> Sequence[PoolMember]:
+    async def __call__(self) -> Found:
         self.asked += 1
-        return [pool.member for pool in self.pools]
+        return Found([pool.member for pool in self.pools if pool not in self.late], is_complete=not self.late)
 
 
 @contextmanager

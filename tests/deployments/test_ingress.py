@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
-import time
 from collections import Counter
 from contextlib import aclosing
 from dataclasses import replace
@@ -27,7 +25,7 @@ from link.token_stream import TokenStreams
 from protocol.errors import DraftPoolError, InvalidRequest, NotReady, QueueFull, UnknownModel
 from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun
 from tests.api.api_twins import run
-from tests.deployments.handle_twins import TOLD, Handle, serving
+from tests.deployments.handle_twins import Handle, serving
 
 REQUEST = GenerateRequest("r", (5,), SamplingParams(), StopRules(8))
 
@@ -74,67 +72,6 @@ async def test_cancelling_the_reader_cancels_the_call(tokenizer_path: str, whole
             await task
         await asyncio.sleep(0)
         assert handle.responses[0].num_cancelled == 1
-
-
-async def test_a_target_is_known_once_it_has_described_itself_whatever_the_others_do(tokenizer_path: str) -> None:
-    async with serving(tokenizer_path, a=Handle(), b=Handle(told=ActorDiedError())) as backend:
-        card = await backend.card("a")
-        assert card is not None
-        assert (card.id, card.max_model_len, card.vocab_size, card.eos_token_ids) == ("a", 64, 320, (1,))
-        assert card.exits == (2, 4)
-        assert await backend.card("b") is None
-        assert backend.names == ("a", "b")
-        assert card.max_batch == 4
-        assert card.max_draft_length == 6
-        assert [await backend.ready(name) for name in "ab"] == [True, False]
-
-
-async def test_a_target_that_is_away_is_known_by_what_it_said_before(tokenizer_path: str) -> None:
-    said: dict[str, Any] = {}
-    async with serving(tokenizer_path, a=Handle(told=ActorDiedError()), recall=said.get) as backend:
-        assert await backend.card("a") is None, "it has never been there"
-        said["a"] = json.loads(json.dumps(TOLD))
-        card = await backend.card("a")
-        assert card is not None
-        assert (card.max_model_len, card.eos_token_ids, card.exits) == (64, (1,), (2, 4))
-        assert not await backend.ready("a"), "it is away all the same"
-
-
-@pytest.mark.parametrize("said", [{}, [], "x", {"max_model_len": 64}, TOLD | {"exits": None}])
-async def test_what_it_said_in_another_form_leaves_it_unknown(tokenizer_path: str, said: Any) -> None:
-    async with serving(tokenizer_path, a=Handle(told=ActorDiedError()), recall=lambda _: said) as backend:
-        assert await backend.card("a") is None
-
-
-async def test_what_a_target_says_now_counts_more_than_what_it_said_before(tokenizer_path: str) -> None:
-    async with serving(tokenizer_path, a=Handle(), recall=lambda _: TOLD | {"max_model_len": 32}) as backend:
-        card = await backend.card("a")
-        assert card is not None
-        assert card.max_model_len == TOLD["max_model_len"]
-
-
-async def test_a_target_is_ready_when_it_says_so(tokenizer_path: str) -> None:
-    late = Handle(told=TOLD | {"ready": False})
-    async with serving(tokenizer_path, a=Handle(), b=late) as backend:
-        assert [await backend.ready(name) for name in "ab"] == [True, False]
-
-
-async def test_the_latest_description_of_a_target_counts(tokenizer_path: str) -> None:
-    async with serving(tokenizer_path, a=Handle()) as backend:
-        assert await backend.card("a")
-        backend._describe["a"].told = TOLD | {"max_model_len": 32}  # type: ignore[attr-defined]
-        assert await backend.ready("a")
-        card = await backend.card("a")
-        assert card is not None
-        assert card.max_model_len == 32
-
-
-async def test_a_target_that_does_not_answer_delays_readiness_by_about_a_second(tokenizer_path: str) -> None:
-    no_progress = {name: Handle(told=asyncio.Event()) for name in "ab"}
-    async with serving(tokenizer_path, **no_progress) as backend:
-        began = time.monotonic()
-        assert not any(await asyncio.gather(*map(backend.ready, "ab")))
-        assert time.monotonic() - began < 2
 
 
 async def test_two_threads_tokenize_however_many_prompts_arrive_at_once(

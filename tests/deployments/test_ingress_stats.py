@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
+from typing import Any
 
 import pytest
 from ray.exceptions import ActorDiedError
@@ -11,7 +12,7 @@ from ray.exceptions import ActorDiedError
 from api.trace import Track
 from deployments import handles
 from link.counts import replica_name
-from link.discovery import PoolMember
+from link.discovery import Found, PoolMember
 from protocol.stats import PoolStats
 from tests.deployments.handle_twins import Handle, serving
 
@@ -43,6 +44,25 @@ async def test_a_frozen_replica_hides_none_of_the_others(tokenizer_path: str, mo
     some.stats = [{"num_running": 1}, asyncio.Event(), {"num_running": 0}]
     async with serving(tokenizer_path, a=some) as backend:
         assert (await backend.stats())["targets"] == {"a": [{"num_running": 1}, {"num_running": 0}]}
+
+
+@pytest.mark.parametrize(
+    ("answers", "is_complete"),
+    [(["pool-0", "pool-1"], True), (["pool-0", ActorDiedError()], True), (["pool-0", asyncio.Event()], False)],
+    ids=["all", "a dead one", "a late one"],
+)
+async def test_a_target_learns_whether_a_draft_replica_is_late_which_one_that_died_is_not(
+    answers: list[Any], is_complete: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handles, "STATS_TIMEOUT_S", 0.2)
+    pool: Any = Handle()
+    pool.stats = answers
+    assert await handles.discover(pool) == Found([name for name in answers if isinstance(name, str)], is_complete)
+
+
+async def test_a_pool_without_replicas_is_not_all_that_there_is() -> None:
+    gone: Any = Handle(told=ActorDiedError())
+    assert await handles.discover(gone) == Found([], is_complete=False)
 
 
 async def test_many_who_ask_at_once_ask_the_replicas_once(tokenizer_path: str) -> None:

@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager, suppress
 
 from drafters.limits import PoolLimits
 from drafters.worker import DraftWorker
-from link.discovery import Need, PoolMember
+from link.discovery import Found, Need, PoolMember
 from link.links import TransportConfig
 from link.pool_server import PoolServer
 from link.pool_thread import PoolThread
@@ -62,8 +62,8 @@ def replica() -> Iterator[tuple[PoolThread, PoolServer, LinkedDraftClient, Secre
     member = PoolMember(address, "pool", told.exits, HASH, 128, 0, thread.stats(), limits=limits(), secret=secret)
     runner = LoopThread(asyncio.new_event_loop())
 
-    async def discover() -> list[PoolMember]:
-        return [member]
+    async def discover() -> Found:
+        return Found((member,))
 
     async def start() -> LinkedDraftClient:
         made = LinkedDraftClient("victim", discover, Need(HASH, told.exits), TransportConfig(10.0))

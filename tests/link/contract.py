@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from weakref import WeakKeyDictionary
 
 from drafters.worker import DraftWorker
-from link.discovery import Need, PoolMember
+from link.discovery import Found, Need, PoolMember
 from link.links import TransportConfig
 from link.pool_server import PoolServer
 from link.pool_thread import PoolThread
@@ -44,8 +44,8 @@ class Replica:
             secret=self.secret,
         )
 
-    async def discover(self) -> list[PoolMember]:
-        return [self.member]
+    async def discover(self) -> Found:
+        return Found((self.member,))
 
     def close(self) -> None:
         self.server.stop()

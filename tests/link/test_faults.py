@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from link.connection import Connection
-from link.discovery import PoolMember
+from link.discovery import Found, PoolMember
 from link.handshake import MAGIC
 from link.link import connect
 from link.links import Route
@@ -116,8 +116,8 @@ def test_what_answers_but_is_no_draft_replica_of_this_version_is_left_alone(
     with foreign_server(greeting) as address:
 
         class Foreign(Directory):
-            async def __call__(self) -> list[PoolMember]:
-                return [replace(member("pool-0", address), secret=Secret.fresh()), second.member]
+            async def __call__(self) -> Found:
+                return Found([replace(member("pool-0", address), secret=Secret.fresh()), second.member])
 
         with client(runner, Foreign()) as drafts:
             wait_until(lambda: drafts.replica == "pool-1")
@@ -217,11 +217,11 @@ def test_discovery_that_fails_is_tried_again(runner: LoopThread, caplog: pytest.
     pool = ScriptedPool()
 
     class Flaky(Directory):
-        async def __call__(self) -> list[object]:  # type: ignore[override]
+        async def __call__(self) -> Found:
             self.asked += 1
             if self.asked < 3:
                 raise ConnectionError("control plane is away")
-            return [pool.member]
+            return Found([pool.member])
 
     with client(runner, Flaky()) as drafts:
         wait_until(lambda: drafts.replica == "pool-0")

@@ -16,7 +16,7 @@ import torch
 from drafters.nested import NestedDrafter
 from drafters.worker import DraftWorker
 from link.backoff import MISSES
-from link.discovery import Need, PoolMember
+from link.discovery import Found, Need
 from link.link import Link
 from link.links import TransportConfig
 from link.pool_thread import Reply
@@ -111,8 +111,8 @@ class Pools:
         self.replicas = [Replica(worker) for worker in workers]
         self.runner = self.replicas[0].runner
 
-    async def __call__(self) -> list[PoolMember]:
-        return [replace(one.member, incarnation=f"pool-{number}") for number, one in enumerate(self.replicas)]
+    async def __call__(self) -> Found:
+        return Found([replace(one.member, incarnation=f"pool-{number}") for number, one in enumerate(self.replicas)])
 
     @contextmanager
     def client(self) -> Iterator[LinkedDraftClient]:

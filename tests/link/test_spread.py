@@ -7,7 +7,7 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
-from link.backoff import MISSES
+from link.backoff import MISSES, PAUSES_S
 from link.links import GONE_AFTER
 from link.placement import MOVES_AFTER
 from link.pool_thread import Reply
@@ -26,6 +26,7 @@ from tests.deployments.harness import (
     wait_until,
 )
 
+OK = DraftStatus.OK
 IDS = range(1, 9)
 
 
@@ -121,6 +122,36 @@ def test_a_replica_that_is_late_is_waited_for_until_the_deadline_and_left_alone_
         assert len(pools[0].worker.seen) == asked
 
 
+def test_a_replica_that_stays_late_is_probed_in_growing_pauses_and_keeps_its_sequences(runner: LoopThread) -> None:
+    clock = Clock()
+    with spread(runner, count=2, deadline_s=0.05, clock=clock) as (pools, drafts):
+        blocks(drafts, 1, *((name, 0, 4) for name in IDS))
+        before, links = homes(pools), [route.link for route in drafts._links.routes.values()]
+        kept = {name for name, pool in before.items() if pool != "pool-0"}
+        pools[0].worker.holds = True
+
+        def is_asked(round_id: int, answered: set[int]) -> bool:
+            """Whether the slow one is asked in this round, which ends when these are answered."""
+            drafts.ask(request(round_id, *((name, 4, 5) for name in IDS)))
+            wait_until(lambda: read(drafts) >= answered)
+            drafts.answer()
+            share = drafts._links.routes["pool-0"].share
+            return share is not None and share.asked.round_id == round_id
+
+        assert all(is_asked(round_id, kept) for round_id in range(2, 2 + MISSES))
+        left_alone, probes = clock.now, list[float]()
+        for half_second in range(1, 250):
+            clock.now = left_alone + half_second / 2
+            probes += [half_second / 2] * is_asked(100 + half_second, kept)
+        assert probes == [1, 3, 7, 15, 31, 61, 91, 121], "after pauses of 1, 2, 4, 8, 16 and 30 s"
+        pools[0].release()
+        clock.now += PAUSES_S[-1]
+        assert is_asked(400, set(IDS))
+        assert [block.status for block in blocks(drafts, 401, *((name, 5, 6) for name in IDS))] == [OK] * len(IDS)
+        assert homes(pools) == before
+        assert [route.link for route in drafts._links.routes.values()] == links
+
+
 def test_a_sequence_moves_when_its_replica_stays_full(runner: LoopThread) -> None:
     with spread(runner, count=2) as (pools, drafts):
         blocks(drafts, 1, (1, 0, 4))
@@ -149,6 +180,25 @@ def test_a_replica_that_is_listed_no_more_drains_and_its_sequences_move(runner: 
         assert {block.status for block in blocks(drafts, 2, *((name, 0, 4) for name in IDS))} == {DraftStatus.OK}
         assert set(homes(pools[1:])) == set(IDS)
         wait_until(lambda: pools[0].server.num_targets == 0)
+
+
+def test_a_replica_that_answers_discovery_late_keeps_its_link_and_its_sequences(runner: LoopThread) -> None:
+    with ExitStack() as stack:
+        pools = [ScriptedPool("pool-0"), ScriptedPool("pool-1")]
+        for pool in pools:
+            stack.callback(pool.kill)
+        directory = Directory(*pools)
+        drafts = stack.enter_context(client(runner, directory))
+        wait_until(lambda: len(drafts.members) == 2)
+        blocks(drafts, 1, *((name, 0, 4) for name in IDS))
+        before, links = homes(pools), [route.link for route in drafts._links.routes.values()]
+        directory.late, asked = (pools[0],), directory.asked
+        wait_until(lambda: directory.asked > asked + 2 * GONE_AFTER)
+        assert {block.status for block in blocks(drafts, 2, *((name, 4, 5) for name in IDS))} == {DraftStatus.OK}
+        assert homes(pools) == before
+        assert [route.link for route in drafts._links.routes.values()] == links
+        directory.late, directory.pools = (), pools[1:]
+        wait_until(lambda: [member.incarnation for member in drafts.members] == ["pool-1"])
 
 
 def test_a_discovery_that_finds_nobody_drains_nobody(runner: LoopThread) -> None:

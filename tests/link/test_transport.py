@@ -6,7 +6,7 @@ import time
 import pytest
 
 from link.backoff import MISSES, PAUSES_S, RECOVERED, SOON_S, Ask, Backoff
-from link.discovery import Need, PoolMember
+from link.discovery import Found, Need, PoolMember
 from link.listening import bind
 from link.pool_thread import PoolThread
 from link.transport import LinkedDraftClient
@@ -157,9 +157,9 @@ def test_a_pool_that_does_not_fit_is_never_asked(runner: LoopThread, caplog: pyt
     directory = Directory(pool)
 
     class Foreign(Directory):
-        async def __call__(self) -> list[PoolMember]:
+        async def __call__(self) -> Found:
             self.asked += 1
-            return [PoolMember(pool.address, "x", (3,), "vocabulary", 2048, 0, pool.member.stats)]
+            return Found([PoolMember(pool.address, "x", (3,), "vocabulary", 2048, 0, pool.member.stats)])
 
     directory = Foreign()
     with client(runner, directory) as drafts:

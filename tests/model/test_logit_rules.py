@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +16,9 @@ from transformers.generation.logits_process import (
     SequenceBiasLogitsProcessor,
 )
 
-from model.logit_rules import adjust
+from model.logit_rules import Columns, adjust, count
 from protocol.logit_rules import NO_RULES, LogitRules, Ruled
-from tests.reference.logit_rules import expected_logits, random_rules
+from tests.reference.logit_rules import counted_anew, expected_logits, random_rules
 
 VOCAB = 40
 SEEDS = range(40)
@@ -33,15 +35,16 @@ def random_logits(seed: int) -> torch.Tensor:
 
 
 def apply(logits: torch.Tensor, rules: LogitRules, prompt: list[int], generated: list[int]) -> torch.Tensor:
-    (changed,) = applied(logits[None], rules, prompt, generated, [len(prompt) + len(generated)])
+    """At the place behind a text."""
+    (changed,) = applied(logits[None], Ruled(rules, len(prompt), [*prompt, *generated]), [], [0])
     return changed
 
 
 def applied(
-    logits: torch.Tensor, rules: LogitRules, prompt: list[int], generated: list[int], lengths: list[int]
+    logits: torch.Tensor, text: Ruled, drafted: list[int], before: list[int], head: Columns | None = None
 ) -> torch.Tensor:
     changed = logits.clone()
-    adjust(changed, Ruled(rules, len(prompt), [*prompt, *generated]), lengths, slice(logits.shape[-1]))
+    adjust(changed, count(text, slice(logits.shape[-1]) if head is None else head), drafted, before)
     return changed
 
 
@@ -59,16 +62,55 @@ def test_places_together_are_the_places_one_by_one_bit_for_bit(seed: int) -> Non
     """Also where tokens are withheld at some of them only, and where the head lacks tokens that a rule touches."""
     rng = random.Random(seed)
     rules = random_rules(rng, VOCAB, frozenset(random_tokens(rng, 5)))
-    prompt, generated = random_tokens(rng, 30), random_tokens(rng, 30)
-    lengths = sorted(len(prompt) + rng.randint(0, len(generated)) for _ in range(5))
+    prompt, generated, drafted = random_tokens(rng, 30), random_tokens(rng, 30), random_tokens(rng, 9)
+    text = Ruled(rules, len(prompt), [*prompt, *generated])
+    before = sorted(rng.randint(0, len(drafted)) for _ in range(5))
     logits = torch.stack([random_logits(seed + place) for place in range(5)])
-    ends = [length - len(prompt) for length in lengths]
-    alone = [apply(own, rules, prompt, generated[:end]) for own, end in zip(logits, ends, strict=True)]
-    assert torch.equal(applied(logits, rules, prompt, generated, lengths), torch.stack(alone))
+    alone = [apply(own, rules, prompt, [*generated, *drafted[:end]]) for own, end in zip(logits, before, strict=True)]
+    assert torch.equal(applied(logits, text, drafted, before), torch.stack(alone))
     head = sorted(rng.sample(range(VOCAB), rng.randint(1, VOCAB)))
-    trimmed = logits[:, head]
-    adjust(trimmed, Ruled(rules, len(prompt), [*prompt, *generated]), lengths, np.array(head))
-    assert torch.equal(trimmed, torch.stack(alone)[:, head])
+    assert torch.equal(applied(logits[:, head], text, drafted, before, np.array(head)), torch.stack(alone)[:, head])
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_what_is_counted_once_and_added_to_is_bit_for_bit_what_is_counted_anew_at_each_place(seed: int) -> None:
+    """Over a whole vocabulary or a head that lacks many tokens, with drafts that the text has and has not."""
+    rng = random.Random(seed)
+    vocab = rng.choice([VOCAB, 1000])
+    rules = random_rules(rng, vocab, frozenset(rng.sample(range(vocab), 9)))
+    prompt, generated, drafted = ([rng.randrange(vocab) for _ in range(rng.randint(1, most))] for most in (90, 60, 8))
+    text, before = Ruled(rules, len(prompt), [*prompt, *generated]), list(range(len(drafted) + 1))
+    logits = 4 * torch.randn(len(before), vocab, generator=torch.Generator().manual_seed(seed))
+    anew = torch.stack([counted_anew(own, text, drafted[:end]) for own, end in zip(logits, before, strict=True)])
+    assert torch.equal(applied(logits, text, drafted, before), anew)
+    head = sorted(rng.sample(range(vocab), rng.randint(1, vocab)))
+    assert torch.equal(applied(logits[:, head], text, drafted, before, np.array(head)), anew[:, head])
+
+
+class Watched(Sequence[int]):
+    """A text that counts how often one of its tokens is looked at."""
+
+    def __init__(self, tokens: list[int]) -> None:
+        self.tokens, self.num_looked_at = tokens, 0
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, at: Any) -> Any:
+        self.num_looked_at += 1
+        return self.tokens[at]
+
+
+@pytest.mark.parametrize("length", [10, 1000, 30_000])
+def test_a_drafted_token_is_counted_without_a_look_at_the_text(length: int) -> None:
+    rng = random.Random(length)
+    text, drafted = Watched([rng.randrange(VOCAB) for _ in range(length)]), [rng.randrange(VOCAB) for _ in range(8)]
+    counted = count(Ruled(LogitRules((), 0.5, 0.5, 1.2), length // 2, text), slice(VOCAB))
+    assert text.num_looked_at <= length + 1, "once, and the end"
+    text.num_looked_at = 0
+    for place in range(len(drafted) + 1):
+        adjust(random_logits(place)[None], counted, drafted[:place], [place])
+    assert text.num_looked_at == 0
 
 
 @pytest.mark.parametrize("seed", SEEDS)

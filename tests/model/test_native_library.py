@@ -158,6 +158,18 @@ def test_tiles_are_used_by_leave_of_the_operating_system_only(
     assert compiler.available_isas()[0].name == widest
 
 
+@pytest.mark.parametrize(("name", "num_asked"), [("avx512_bf16", 0), ("portable", 0), ("amx", 1), ("", 1)])
+def test_tiles_are_asked_for_only_where_the_chosen_set_has_them(
+    name: str, num_asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[bool] = []
+    monkeypatch.setattr(compiler, "cpu_features", lambda: " ".join(compiler.INSTRUCTION_SETS[0].needs))
+    monkeypatch.setattr(compiler, "tiles_permitted", lambda: not asked.append(True))  # type: ignore[func-returns-value]
+    monkeypatch.setenv(compiler.ISA_VARIABLE, name)
+    assert compiler.isas_to_try()[0].name == (name or "amx")
+    assert len(asked) == num_asked
+
+
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="asks Linux on x86-64")
 def test_linux_gives_leave_where_there_are_tiles_and_refuses_where_there_are_none() -> None:
     assert compiler.tiles_permitted() == ("amx_tile" in compiler.cpu_features().split())

@@ -7,7 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
-from protocol.logit_rules import LogitRules
+import torch
+from torch import Tensor
+
+from protocol.logit_rules import LogitRules, Ruled
 from protocol.request import GenerateRequest, StopRules
 
 
@@ -26,6 +29,22 @@ def expected_logits(
             logit = -float("inf")
         out.append(logit)
     return out
+
+
+def counted_anew(logits: Tensor, text: Ruled, drafted: Sequence[int]) -> Tensor:
+    """The same for one place behind a text and a draft, as tensors over the whole vocabulary."""
+    rules, tokens, size = text.rules, torch.tensor([*text.tokens, *drafted]), len(logits)
+    times = torch.bincount(tokens[text.num_prompt :], minlength=size)
+    seen = torch.bincount(tokens, minlength=size) > 0
+    for token, bias in rules.bias:
+        logits = logits.index_add(0, torch.tensor([token]), torch.tensor([bias]))
+    if rules.repetition_penalty != 1:
+        divided = torch.where(logits < 0, logits * rules.repetition_penalty, logits / rules.repetition_penalty)
+        logits = torch.where(seen, divided, logits)
+    logits = logits - (rules.frequency_penalty * times + rules.presence_penalty * (times > 0))
+    if text.is_held_at(len(tokens)):
+        logits = logits.index_fill(0, torch.tensor(sorted(rules.withheld)), -float("inf"))
+    return logits
 
 
 def random_rules(rng: random.Random, vocab_size: int, withheld: frozenset[int] = frozenset()) -> LogitRules:

@@ -10,7 +10,7 @@ import pytest
 
 from deployments.config_speculation import GoodputSpeculation
 from deployments.policies import adaptive
-from link.discovery import PoolMember
+from link.discovery import Found, PoolMember
 from protocol.plan import BatchView, DepthRule, Plan, SequenceView
 from protocol.record import Origin, RoundRecord, RowRecord
 from router.costs import Curve, DrafterCosts
@@ -119,8 +119,8 @@ class Measured(Directory):
         super().__init__(*pools)
         self.costs: dict[str, DrafterCosts] = {}
 
-    async def __call__(self) -> list[PoolMember]:
-        return [replace(pool.member, costs=self.costs[pool.name]) for pool in self.pools]
+    async def __call__(self) -> Found:
+        return Found([replace(pool.member, costs=self.costs[pool.name]) for pool in self.pools])
 
 
 def test_the_first_link_turns_it_on_and_a_dead_pool_changes_nothing(

@@ -1,16 +1,20 @@
 """A target that drafts for itself over its own KV: the text is the plain loop's, whatever its other weights say."""
 
 import random
+from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
 import targets.own_client
+import targets.scoring
 from model.load import WeightFormat, load_decoder
-from model.logit_rules import adjust
+from model.logit_rules import count
 from protocol.draft import DraftRequest, DraftRow
 from protocol.errors import ConfigError
+from protocol.logit_rules import NO_RULES
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 from router.policy import Fixed
@@ -79,9 +83,35 @@ def test_the_same_weights_are_always_right_under_rules(load, llama, seed):
 
 def test_rules_that_a_drafter_does_not_know_or_reads_late_cost_acceptance_and_no_text(load, llama, monkeypatch):
     requests = with_rules(random_requests(3, 9, VOCAB, max_tokens=28), 3, VOCAB)
-    for fault in (lambda *_: None, lambda logits, text, *where: adjust(logits, replace(text, tokens=()), *where)):
-        monkeypatch.setattr(targets.own_client, "adjust", fault)
-        assert accepted(load, llama, requests) < 0.9
+    for name, fault in (
+        ("adjust", lambda *_: None),
+        ("count", lambda text, head: count(replace(text, tokens=()), head)),
+    ):
+        with monkeypatch.context() as planted:
+            planted.setattr(targets.own_client, name, fault)
+            assert accepted(load, llama, requests) < 0.9
+
+
+def test_a_row_under_rules_is_counted_once_a_round_for_its_draft_and_once_where_it_is_verified(
+    load, llama, monkeypatch
+):
+    requests = with_rules(random_requests(3, 9, VOCAB, max_tokens=28), 3, VOCAB)
+    model, counts = load(), Counter()
+    own = OwnDraftClient(model, load_decoder(llama, dtype=torch.float32))
+    for place, name in ((targets.own_client, "count"), (targets.own_client, "adjust"), (targets.scoring, "count")):
+        watched = f"{place.__name__}.{name}"
+        monkeypatch.setattr(place, name, partial(counted, getattr(place, name), counts, watched))
+    result = run_all(Engine(model, Fixed(WHOLE, 4), own), requests)
+    ruled = [result.stats[request.request_id] for request in requests if request.rules != NO_RULES]
+    rounds = sum(stats.rounds for stats in ruled)
+    assert 0 < counts["targets.own_client.count"] <= rounds
+    assert counts["targets.scoring.count"] <= rounds + len(ruled), "and once for its first token"
+    assert counts["targets.own_client.adjust"] > 2 * rounds, "drafted tokens"
+
+
+def counted(call, counts, name, *args):
+    counts[name] += 1
+    return call(*args)
 
 
 def accepted(load, llama, requests):
