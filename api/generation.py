@@ -122,7 +122,7 @@ def _pieces(job: GenerationJob, run: TokenRun, answer: Delta) -> Iterator[Delta]
     for at in range(0, len(prompt), PIECE):
         own = scores.read(prompt[at : at + PIECE], of_prompt[at : at + PIECE])
         yield Delta(0, (), "", num_cached=cached, of_prompt=own)
-    for at in range(0, len(ids), PIECE):
+    for at in range(0, max(len(ids), 1), PIECE):
         end = at + PIECE
         whole = answer if end >= len(ids) else Delta(0, (), "", num_cached=cached)
         own = scores.read(ids[at:end], run.logprobs[at:end])

@@ -128,6 +128,16 @@ async def test_a_long_answer_with_logprobs_gives_turns_too() -> None:
     assert 0 < turns_of(backend).most <= PLACES_MOST
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_answer_without_a_token_has_an_end(stream: bool) -> None:
+    ids, backend = [5, 6, 7], ScriptedBackend(lambda request: [TokenRun("r", 0, (), FinishReason.STOP)])
+    async with Client(backend) as client:
+        response = await client.complete(prompt=ids, logprobs=2, stop=["never"] if stream else None, stream=stream)
+    assert response.status_code == 200, response.text
+    parts = events(response) if stream else [response.json()]
+    assert parts[-1]["choices"][0]["finish_reason"] == "stop"
+
+
 @pytest.mark.parametrize("seed", range(50))
 def test_json_in_pieces_is_the_json_that_is_made_at_once(seed: int) -> None:
     rng = random.Random(seed)
