@@ -112,7 +112,8 @@ def catch_up_ms(rounds: Rounds, costs: Costs) -> list[float]:
 
 
 def stop_of(rounds: Rounds, costs: Costs, arm: Arm, outcome: Outcome, off: float) -> float:
-    """The confidence in a whole draft below which it ends: where the next token takes longer than the pace allows.
+    """The confidence in a whole draft below which it ends: where the next token takes longer than the pace allows. What
+    is drafted ahead takes only what of it is waited for.
 
     off: milliseconds per token.
     """
@@ -121,7 +122,8 @@ def stop_of(rounds: Rounds, costs: Costs, arm: Arm, outcome: Outcome, off: float
     batch, guess, goes_on, (pace, length, *_) = rounds.batch, rounds.guess, rounds.belief.goes_on, outcome
     drafted = min(int(sum([goes_on**place for place in range(length)])), costs.length - 1)
     step, place = costs.token_ms(arm.exit, batch.num_drafting, batch.num_rows, drafted, batch.context)
-    least = (step * guess.factors[DRAFT] + place * guess.factors[part_of(arm)]) / min(pace, off)
+    _, waited = guess.shares(arm.mode)
+    least = (waited * step * guess.factors[DRAFT] + place * guess.factors[part_of(arm)]) / min(pace, off)
     # That a draft must be so far, to go on; a wider pass may take less than a narrower one.
     right = min(max(least, 0.0) / guess.rates[arm.exit], 1.0)
     return float(right ** (1 / batch.exponents.get(costs.exits[arm.exit], 1.0)))

@@ -177,16 +177,17 @@ def test_a_draft_goes_on_where_the_wider_pass_takes_less_time() -> None:
     assert (found.length, found.stop_probability) == (COSTS.length, 0.0)
 
 
-def test_a_lone_draft_ends_where_the_next_token_no_longer_pays_for_itself() -> None:
+@pytest.mark.parametrize("mode", BOTH)
+def test_a_lone_draft_ends_where_the_next_token_no_longer_pays_for_itself(mode: Mode) -> None:
+    """What is drafted ahead costs what of it is waited for."""
     belief, curves = replace(known(np.random.default_rng(5)), goes_on=1.0, goes_on_right=1.0, wait_ms=0.0), LARGE.curves
-    found = decide(belief, COSTS, view(1, modes=(Mode.SERIAL,)), Arm(Mode.SERIAL, 0))
+    found = decide(belief, COSTS, view(1, modes=(mode,)), Arm(mode, 0))
     assert found.arm.exit is not None
-    factors = np.exp(belief.cost[0].values)
-    length = max(range(1, 7), key=lambda number: by_hand(belief, 1, Mode.SERIAL, found.arm.exit, number))
-    step = curves.draft_ms(1, LARGE.exits[found.arm.exit], length + 1) - curves.draft_ms(
-        1, LARGE.exits[found.arm.exit], length
-    )
+    factors, depth = np.exp(belief.cost[0].values), LARGE.exits[found.arm.exit]
+    length = max(range(1, 7), key=lambda number: by_hand(belief, 1, mode, found.arm.exit, number))
+    step = curves.draft_ms(1, depth, length + 1) - curves.draft_ms(1, depth, length)
     place = curves.verify_ms(1, 2 + length, 256) - curves.verify_ms(1, 1 + length, 256)
-    step, place = step * factors[DRAFT], place * factors[WIDE]
+    waited = belief.ahead.values[1] if mode is Mode.AHEAD else 1.0
+    step, place = waited * step * factors[DRAFT], place * factors[WIDE + list(Mode).index(mode)]
     next_is_right = 1 / (1 + math.exp(-float(belief.accept.values[found.arm.exit])))
     assert found.stop_probability * next_is_right == pytest.approx(found.rate * (step + place), rel=1e-6)
