@@ -26,6 +26,7 @@ from drafters.nested import NestedDrafter, load_nested
 from drafters.worker import DraftWorker
 from model.execution import Execution
 from protocol.branch import MirrorClient
+from protocol.limits import MAX_FAN_OUT
 from protocol.request import GenerateRequest
 from router.policy import Fixed, Policy
 from targets import plain
@@ -109,7 +110,7 @@ def run_cell(subject: ExactnessSubject, cell: ExactnessCell) -> ExactnessResult:
         wanted = [replace(request, speculation=random_wish(rng, exits, cell.length)) for request in wanted]
     client = client_of(worker, config.incarnation, cell)
     start = time.perf_counter()
-    with Engine(model, policy, client, config, ahead_config(WAYS[cell.way])) as engine:
+    with Engine(model, policy, client, config, ahead_config(WAYS[cell.way], MAX_FAN_OUT)) as engine:
         got = [completion.token_ids for completion in complete(engine, wanted)]
     stats = engine.stats()
     assert stats.num_free_pages == stats.num_pages, "pages leaked"
