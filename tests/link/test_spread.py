@@ -164,7 +164,9 @@ def test_a_sequence_moves_when_its_replica_stays_full(runner: LoopThread) -> Non
         assert (TARGET + "#1", 1) in other.worker.known
 
 
-def test_a_replica_that_is_listed_no_more_drains_and_its_sequences_move(runner: LoopThread) -> None:
+@contextmanager
+def listed(runner: LoopThread) -> Iterator[tuple[list[ScriptedPool], Directory, LinkedDraftClient]]:
+    """Two replicas, the directory that lists them, and a client whose sequences are spread over both."""
     with ExitStack() as stack:
         pools = [ScriptedPool("pool-0"), ScriptedPool("pool-1")]
         for pool in pools:
@@ -173,6 +175,11 @@ def test_a_replica_that_is_listed_no_more_drains_and_its_sequences_move(runner: 
         drafts = stack.enter_context(client(runner, directory))
         wait_until(lambda: len(drafts.members) == 2)
         blocks(drafts, 1, *((name, 0, 4) for name in IDS))
+        yield pools, directory, drafts
+
+
+def test_a_replica_that_is_listed_no_more_drains_and_its_sequences_move(runner: LoopThread) -> None:
+    with listed(runner) as (pools, directory, drafts):
         asked = directory.asked
         directory.pools.remove(pools[0])
         wait_until(lambda: [member.incarnation for member in drafts.members] == ["pool-1"])
@@ -183,14 +190,7 @@ def test_a_replica_that_is_listed_no_more_drains_and_its_sequences_move(runner: 
 
 
 def test_a_replica_that_answers_discovery_late_keeps_its_link_and_its_sequences(runner: LoopThread) -> None:
-    with ExitStack() as stack:
-        pools = [ScriptedPool("pool-0"), ScriptedPool("pool-1")]
-        for pool in pools:
-            stack.callback(pool.kill)
-        directory = Directory(*pools)
-        drafts = stack.enter_context(client(runner, directory))
-        wait_until(lambda: len(drafts.members) == 2)
-        blocks(drafts, 1, *((name, 0, 4) for name in IDS))
+    with listed(runner) as (pools, directory, drafts):
         before, links = homes(pools), [route.link for route in drafts._links.routes.values()]
         directory.late, asked = (pools[0],), directory.asked
         wait_until(lambda: directory.asked > asked + 2 * GONE_AFTER)
