@@ -7,15 +7,17 @@ which is asked on one thread of its own and whose answers hold for a moment.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from typing import Any, TypeVar
 
 from api.backend import ModelCard, Starting
 from api.single_flight import Bounds, Lasting, SingleFlight
 from deployments.texts import ModelText
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -55,9 +57,11 @@ class Cards:
         if model in self._cards or await self.ready(model):
             return self._cards[model]
         if model not in self._recalled:
-            with suppress(Exception):  # it was written by other code, or the store is away
+            try:
                 if info := await self._before[model]():
                     self._recalled[model] = self._card(model, info)
+            except Exception:  # it was written by other code, or the store is away
+                logger.info("what %s said of itself before could not be read", model, exc_info=True)
         return self._cards.get(model) or self._recalled.get(model)
 
     async def ready(self, model: str) -> bool:
@@ -69,9 +73,11 @@ class Cards:
         return bool(info["ready"])
 
     async def starting(self, model: str) -> Starting:
-        with suppress(Exception):
+        try:
             return await self._starting[model]()
-        return Starting()
+        except Exception:  # the store is away
+            logger.info("how far %s has started could not be read", model, exc_info=True)
+            return Starting()
 
     def _card(self, model: str, info: Info) -> ModelCard:
         return self._texts[model].card(model, info, self._created)
