@@ -45,11 +45,6 @@ def parts(told: Told) -> Values:
     return {part: told[f"{part}_ms"] / 1e3 for part in ("draft", "verify", "rest") if f"{part}_ms" in told}
 
 
-def drafts(told: Told) -> Values:
-    by_origin: Values = told.get("num_by_origin", {})
-    return {"": sum(by_origin.values())} if by_origin else {}
-
-
 def positions(told: Told) -> Values:
     return {str(position): number for position, number in enumerate(told.get("num_accepted_by_position", ()))}
 
@@ -76,7 +71,7 @@ TARGET = (
     ),
     counter("prefix_cache_hits", "Of these, tokens whose KV was kept: not computed.", count("num_hit_tokens")),
     counter("num_preemptions", "Sequences that lost their KV memory to others.", count("num_preempted")),
-    counter("spec_decode_num_drafts", "Proposals that were verified.", drafts),
+    counter("spec_decode_num_drafts", "Proposals that were verified.", count("num_drafts")),
     counter("spec_decode_num_draft_tokens", "Proposed tokens that were verified.", count("num_proposed")),
     counter("spec_decode_num_accepted_tokens", "Proposed tokens that were accepted.", count("num_accepted")),
     counter(
@@ -85,13 +80,7 @@ TARGET = (
         positions,
         "position",
     ),
-    counter(
-        "drafts",
-        "Proposals by where they came from: fresh (asked for in this round), or drafted ahead (full, runner_up, "
-        "rest), or forced by a grammar.",
-        lambda told: told.get("num_by_origin", {}),
-        "origin",
-    ),
+    counter("hit_drafts", "Proposals that were at hand, drafted ahead.", count("num_hits")),
     counter(
         "missed_drafts", "Rows of rounds ahead that were to have a proposal and had none at hand.", count("num_misses")
     ),

@@ -145,7 +145,7 @@ class DraftPoolEngine:
         if cell.mode == PLAIN:
             return Off()
         if cell.length:
-            mode = APART[cell.mode][-1] if cell.mode in APART else Mode.SERIAL
+            mode = APART[cell.mode][-1] if cell.mode in APART else Mode.IN_TURN
             return Fixed(depth_rule(self.exits, cell.depth), cell.length, mode)
         return self._choosing(cell.mode if cell.mode in ADAPTIVE else GOODPUT)
 

@@ -10,9 +10,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from protocol.limits import FAN_OUT
-from protocol.plan import BatchView, DepthRule, Mode, Plan
-from protocol.record import Origin, RoundRecord
+from protocol.plan import BatchView, DepthRule, Plan
+from protocol.record import RoundRecord
 from protocol.stats import RoundStats
 from router.costs import (
     DRAFT_AXES,
@@ -27,7 +26,6 @@ from router.costs import (
 )
 from router.policy import Ema, Goodput, Policy
 from router.tables import tables
-from targets.ahead import AheadConfig
 
 OFF, FIXED, EMA, GOODPUT, NOSTOP = "off", "fixed", "ema", "goodput", "nostop"
 POLICIES = (OFF, FIXED, EMA, GOODPUT)
@@ -112,42 +110,26 @@ def num_drafted(rounds: Collection[RoundRecord]) -> int:
     return sum(len(row.exits) for one in rounds for row in one.rows)
 
 
-def ahead_config(modes: Sequence[Mode], fan_out: int = FAN_OUT) -> AheadConfig | None:
-    """What an engine may play beside serial rounds; None when that is nothing."""
-    if all(mode is Mode.SERIAL for mode in modes):
-        return None
-    return AheadConfig(tuple(modes), fan_out)
-
-
 @dataclass(frozen=True, slots=True)
 class Hits:
-    """Share of the outcomes that branches were drafted for which one was at hand, by what it was drafted behind.
-
-    wait_ms: mean wait for proposals of rounds that had all of them at hand; None when there was no such round.
+    """share: of the outcomes, those that had a proposal at hand. wait_ms: mean wait for proposals of rounds that had
+    all of them at hand; None when there was no such round.
     """
 
-    full: float
-    runner_up: float
-    rest: float
+    share: float
     wait_ms: float | None
-
-    @property
-    def share(self) -> float:
-        return self.full + self.runner_up + self.rest
 
 
 def hits(stats: RoundStats) -> Hits:
-    num_outcomes = max(stats.num_hits + stats.num_misses, 1)
-    behind = (Origin.FULL, Origin.RUNNER_UP, Origin.REST)
-    full, runner_up, rest = (round(stats.num_by_origin[origin] / num_outcomes, 4) for origin in behind)
+    share = stats.num_hits / max(stats.num_hits + stats.num_misses, 1)
     wait_ms = stats.hit_draft_ms / stats.num_hit_rounds if stats.num_hit_rounds else None
-    return Hits(full, runner_up, rest, wait_ms)
+    return Hits(round(share, 4), wait_ms)
 
 
-def latency_bound(serial: Times, hit_rate: float) -> float:
-    """The speed-up that drafting ahead can reach over serial rounds with as many tokens (Mirror-SD, section 3.4)."""
-    in_turn = serial.draft_ms + serial.verify_ms + serial.rest_ms
-    ahead = max(serial.verify_ms, serial.draft_ms) + (1 - hit_rate) * serial.draft_ms + serial.rest_ms
+def latency_bound(waited: Times, hit_rate: float) -> float:
+    """The speed-up that drafting ahead can reach over drafting in turn with as many tokens (Mirror-SD, section 3.4)."""
+    in_turn = waited.draft_ms + waited.verify_ms + waited.rest_ms
+    ahead = max(waited.verify_ms, waited.draft_ms) + (1 - hit_rate) * waited.draft_ms + waited.rest_ms
     return in_turn / ahead
 
 

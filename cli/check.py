@@ -13,7 +13,7 @@ from cli.output import listed, say
 from deployments.config import AppConfig, PoolConfig, TargetConfig, load_config
 from deployments.config_speculation import AdaptiveSpeculation, Speculation, TableSpeculation
 from deployments.models import translation_to
-from deployments.policies import needed_exits
+from deployments.policies import drafts_ahead, needed_exits
 from deployments.process import check_pages, pool_positions, target_positions
 from deployments.progress import loading
 from drafters.manifest import Manifest, vocabulary_hash
@@ -73,17 +73,20 @@ def check_pool(pool: PoolConfig) -> Manifest:
 
 def check_drafting(target: TargetConfig, speculation: Speculation, pool: PoolConfig, manifest: Manifest) -> None:
     """Raises ConfigError if the pool cannot draft for the target as its config says."""
-    translates = vocabulary_hash(resolve(target.path)) != manifest.vocabulary_hash
-    if translates and speculation.mirror is not None:
+    if translates(target, manifest) and speculation.ahead:
         raise ConfigError(
             f"target {target.name} ({target.path}) and the pool ({pool.path}) have different vocabularies, and a draft "
-            "through a translation does not come ahead; set mirror: off"
+            "through a translation does not come ahead; leave ahead: on out"
         )
     if unknown := sorted(set(needed_exits(speculation)) - set(manifest.exits)):
         raise ConfigError(
             f"speculation of target {target.name} asks for depth {unknown[0]}; the drafter has the exits "
             f"{listed(manifest.exits)}"
         )
+
+
+def translates(target: TargetConfig, manifest: Manifest) -> bool:
+    return vocabulary_hash(resolve(target.path)) != manifest.vocabulary_hash
 
 
 def warnings(target: TargetConfig) -> Iterator[str]:
@@ -124,13 +127,17 @@ def render_sample(name: str, tokenizer: PreTrainedTokenizerFast) -> str:
 
 
 def summary(config: AppConfig) -> Iterator[str]:
+    manifest = Manifest.load(resolve(config.pool.path)) if config.pool else None
+    apart = config.placement == "separate"
     for target in config.targets:
-        decoder = read_config(resolve(target.path))
-        how = describe(target.speculation) if target.speculation else "no speculation"
+        decoder, how = read_config(resolve(target.path)), "no speculation"
+        if target.speculation and manifest:
+            told = drafts_ahead(target.speculation, apart=apart, translates=translates(target, manifest))
+            how = describe(target.speculation, told)
         yield f"target {target.name}: {decoder.family}, {decoder.num_layers} layers, {target.dtype}, {how}"
-    if config.pool is not None:
-        where = "colocated" if config.placement == "colocated" else f"{config.pool.num_replicas} replicas"
-        yield f"pool: {where}, {config.pool.dtype}, exits {listed(Manifest.load(resolve(config.pool.path)).exits)}"
+    if config.pool is not None and manifest:
+        where = f"{config.pool.num_replicas} replicas" if apart else "colocated"
+        yield f"pool: {where}, {config.pool.dtype}, exits {listed(manifest.exits)}"
         yield from translations(config.targets, config.pool)
     yield "ok"
 
@@ -144,13 +151,14 @@ def translations(targets: Sequence[TargetConfig], pool: PoolConfig) -> Iterator[
             yield f"target {target.name}: the drafter has another tokenizer, and {shared:.0%} of its tokens"
 
 
-def describe(speculation: Speculation) -> str:
+def describe(speculation: Speculation, ahead: bool) -> str:
     if isinstance(speculation, AdaptiveSpeculation):
         exits = f"exits {listed(speculation.exits)}" if speculation.exits else "any exit"
         how = f"{speculation.policy}, {exits}, length 0 to {speculation.length}"
-    elif isinstance(speculation, TableSpeculation):
+        return f"{how}, in turn or ahead" if ahead else how
+    if isinstance(speculation, TableSpeculation):
         steps = listed(f"{length} from batch {batch}" for batch, length in speculation.table.items())
         how = f"depth {speculation.depth}, length {steps}"
     else:
         how = f"depth {speculation.depth}, length {speculation.length}"
-    return f"{how}, drafted ahead" if speculation.mirror else how
+    return f"{how}, drafted ahead" if ahead else how

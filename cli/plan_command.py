@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     config = load_config(args.config)
     target, _ = find_target(config, args.target)
     batch = f"{args.batch} rows at {args.context} tokens"
-    in_turn = [option for option in plan(config, str(args.config), args) if option.mode is Mode.SERIAL]
+    in_turn = [option for option in plan(config, str(args.config), args) if option.mode is Mode.IN_TURN]
     say(option_table(in_turn, f"{target.name}: rounds of {batch}, in ms"))
     if not isinstance(target.speculation, AdaptiveSpeculation):
         say(f"target {target.name} does not choose itself: its policy is not adaptive")
@@ -69,7 +69,7 @@ def plan(config: AppConfig, place: str, args: argparse.Namespace) -> tuple[Optio
         kept(place, target, pool, own=works_on_kv_of(target, config)), exits, settings.length, args.batch, linked=linked
     )
     sequence = SequenceView(args.context, args.remaining)
-    view = BatchView((sequence,) * args.batch, modes=(Mode.SERIAL, Mode.AHEAD) if linked else (Mode.SERIAL,))
+    view = BatchView((sequence,) * args.batch, modes=(Mode.IN_TURN, Mode.AHEAD) if linked else (Mode.IN_TURN,))
     return options(belief_of(costs, args.acceptance), costs, view)
 
 

@@ -17,21 +17,20 @@ from cli.output import listed, say
 from cli.plan_command import kept
 from cli.simulate_report import draw, report
 from deployments.config import AppConfig, PoolConfig, TargetConfig, load_config
-from deployments.config_speculation import AdaptiveSpeculation, Mirror
-from deployments.policies import adaptive, policy
+from deployments.config_speculation import AdaptiveSpeculation
+from deployments.models import translation_to
+from deployments.policies import adaptive, drafts_ahead, policy
 from drafters.limits import PoolLimits
 from drafters.manifest import Manifest
 from link.links import TransportConfig
 from model.files import resolve
 from protocol.errors import ConfigError
-from protocol.plan import Mode
 from router.costs import CostCurves
 from router.policy import Policy
 from simulation.models import Memory
 from simulation.simulate import Circumstances, PoolSpec, TargetSpec, simulate
 from simulation.target import Arrival
 from simulation.text import Drawn
-from targets.ahead import AheadConfig
 from targets.scheduler import SchedulerConfig
 
 PAGE = 16
@@ -60,19 +59,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--max-tokens", type=several(whole(1)), default="64", help="to draw from (default: %(default)s)")
     add("--replicas", type=several(whole(0)), metavar="N,...", help="of the pool, 0 is none (default: as configured)")
     add(
-        "--mode",
-        type=by_name(one_of(list(Mode))),
+        "--ahead",
+        type=by_name(one_of(("on", "off"))),
         default={},
-        metavar="MODE|NAME:MODE,...",
-        help=f"how rounds get their proposals, of each target or of those named: {listed(Mode)} "
-        "(default: as configured)",
-    )
-    add(
-        "--corrects",
-        type=real(0, 1),
-        default=0.5,
-        metavar="SHARE",
-        help="of the drafter's mistakes, what its second choice corrects (default: %(default)s)",
+        metavar="ON|NAME:ON,...",
+        help="whether drafts come ahead, for each target or those named: on or off (default: as configured)",
     )
     add("--noise", type=real(0), default=0.0, help="of a pass's time, relative (default: none)")
     add("--seed", type=whole(0), default=0, help="of arrivals, texts and noise (default: %(default)s)")
@@ -88,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     check_folder("--plot", args.plot)
     targets = target_specs(args, config, config.pool)
     counts = args.replicas or (config.pool.num_replicas,)
-    around = Circumstances(args.seed, args.noise, second=args.corrects)
+    around = Circumstances(args.seed, args.noise)
     outcomes = {
         count: simulate(targets, pool_spec(targets, config.pool, count) if count else None, around) for count in counts
     }
@@ -101,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 def target_specs(args: argparse.Namespace, config: AppConfig, pool: PoolConfig) -> list[TargetSpec]:
     """One for each replica. Raises ConfigError for targets without costs or acceptance, or not in the config."""
     names = [target.name for target in config.targets]
-    for option, values in (("--rate", args.rate), ("--mode", args.mode)):
+    for option, values in (("--rate", args.rate), ("--ahead", args.ahead)):
         if unknown := sorted(set(values) - {ALL, *names}):
             raise ConfigError(f"{option} names {unknown[0]!r}; the targets are {listed(names)}")
     acceptance, exits = read_rates(args.acceptance), Manifest.load(resolve(pool.path)).exits
@@ -132,11 +123,10 @@ def read_rates(text: str) -> Mapping[str, Drawn]:
 def target_spec(args: argparse.Namespace, target: TargetConfig, pool: PoolConfig, acceptance: Drawn) -> TargetSpec:
     """One replica, without requests."""
     curves = kept(args.config, target, pool, own=False)
-    if target.speculation is None and target.name in args.mode:
-        raise ConfigError(f"--mode: target {target.name} does not speculate, so it has no mode; leave it out")
-    mode = args.mode.get(target.name, args.mode.get(ALL))
-    target = in_mode(target, mode and Mode(mode))
-    mirror = target.speculation.mirror if target.speculation else None
+    if target.speculation is None and target.name in args.ahead:
+        raise ConfigError(f"--ahead: target {target.name} does not speculate; leave it out")
+    target = with_ahead(target, args.ahead.get(target.name, args.ahead.get(ALL)))
+    translates = translation_to(pool, target) is not None
     deadline_s = 1e-3 * target.speculation.deadline_ms if target.speculation else PATIENT_S
     length = max(args.prompt_tokens) + max(args.max_tokens) + SPARE
     return TargetSpec(
@@ -146,18 +136,17 @@ def target_spec(args: argparse.Namespace, target: TargetConfig, pool: PoolConfig
         acceptance,
         arrivals=(),
         config=SchedulerConfig(target.max_batch, target.prefill_chunk),
-        ahead=AheadConfig(mirror.modes, mirror.fan_out) if mirror else None,
+        ahead=drafts_ahead(target.speculation, apart=True, translates=translates),
         transport=TransportConfig(deadline_s),
         memory=Memory(target.max_batch * (length // PAGE + 1), PAGE, length),
     )
 
 
-def in_mode(target: TargetConfig, mode: Mode | None) -> TargetConfig:
-    """The target with all rounds in one mode; None: as configured."""
-    if target.speculation is None or mode is None:
+def with_ahead(target: TargetConfig, ahead: str | None) -> TargetConfig:
+    """The target with drafts ahead on or off; None: as configured."""
+    if target.speculation is None or ahead is None:
         return target
-    mirror = (target.speculation.mirror or Mirror()).model_copy(update={"modes": (mode,)})
-    speculation = target.speculation.model_copy(update={"mirror": None if mode is Mode.SERIAL else mirror})
+    speculation = target.speculation.model_copy(update={"ahead": ahead == "on"})
     return target.model_copy(update={"speculation": speculation})
 
 

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from cli.output import table
 from protocol.errors import ConfigError
-from protocol.record import Origin, RowRecord
+from protocol.record import RowRecord
 from simulation.simulate import Simulation
 from simulation.target import Served, Target
 
@@ -57,7 +57,7 @@ def rounds(target: Target) -> Iterator[str]:
         return
     rows = rows_drafted(target)
     proposed = [row for row in rows if row.num_proposed]
-    at_hand = sum(row.origin is not Origin.FRESH for row in proposed) / max(1, len(proposed))
+    at_hand = sum(row.at_hand for row in proposed) / max(1, len(proposed))
     yield f"{1 + fmean(row.num_accepted for row in rows):.2f}"
     yield from (f"{fmean(record.wait_ms for record in records):.2f}", f"{fmean(r.draft_ms for r in records):.2f}")
     yield from (f"{fmean(not record.answered for record in records):.1%}", f"{at_hand:.0%}")

@@ -58,7 +58,7 @@ class TargetConfig(Placement, Weights):
 class PoolConfig(Listener, Placement, Weights):
     """The draft pool.
 
-    page_size: positions per page; small, because each branch takes a page for a few tokens. max_rows: sequences per
+    page_size: positions per page. max_rows: sequences per
     replica. rows_per_target: sequences that one target replica may hold; null: max_rows. prefill_chunk: context tokens
     per pass. sequence_ttl_s: seconds after which an idle sequence is dropped.
     """
@@ -140,11 +140,11 @@ class AppConfig(Section):
         return self
 
     def _check_colocated(self) -> None:
-        ahead = [target.name for target in self.targets if target.speculation and target.speculation.mirror]
+        ahead = [target.name for target in self.targets if target.speculation and target.speculation.ahead]
         if ahead:
             raise ValueError(
-                f"mirror of target {ahead[0]} drafts while the target verifies, but with placement: colocated they run "
-                "in turn; set mirror: off, or placement: separate"
+                f"target {ahead[0]} is to be drafted for while it verifies, but with placement: colocated that happens "
+                "in turn; leave ahead: on out, or set placement: separate"
             )
         if self.pool and (given := [key for key in POOL_PLACE if getattr(self.pool, key) != _default(key)]):
             raise ValueError(

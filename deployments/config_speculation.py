@@ -1,4 +1,4 @@
-"""The speculation section of a target's config: the policy, and drafting ahead (mirror)."""
+"""The speculation section of a target's config: the policy, and whether drafts come ahead."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
 from deployments.config_section import Count, Section
-from protocol.limits import FAN_OUT, MAX_FAN_OUT, MAX_LENGTH
-from protocol.plan import Mode
+from protocol.limits import MAX_LENGTH
 
 Length = Annotated[int, Field(ge=1, le=MAX_LENGTH)]
 
@@ -24,39 +23,16 @@ Exits = Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(_ascend
 Thresholds = tuple[Annotated[float, Field(ge=0, le=1)], ...]
 
 
-class Mirror(Section):
-    """Drafting ahead: while a window is verified, the pool drafts the windows behind its likely outcomes.
-
-    modes: how a round may get its proposals. fan_out: branches of a sequence at most.
-    """
-
-    fan_out: Annotated[int, Field(ge=1, le=MAX_FAN_OUT)] = FAN_OUT
-    modes: Annotated[tuple[Mode, ...], Field(min_length=1)] = (Mode.SERIAL, Mode.AHEAD)
-
-    @field_validator("modes")
-    @classmethod
-    def _once_each(cls, value: tuple[Mode, ...]) -> tuple[Mode, ...]:
-        if twice := next((mode for mode in value if value.count(mode) > 1), None):
-            raise ValueError(f"{twice} is named twice; name each mode once")
-        return value
-
-
 class Drafted(Section):
-    """What speculation takes whatever its policy. mirror null or off: draft and verify in turn.
+    """What speculation takes whatever its policy.
 
-    request_length: the longest draft that a request may ask for itself; null: the policy's own longest.
+    request_length: the longest draft that a request may ask for itself; null: the policy's own longest. ahead: whether
+    the pool drafts while the target verifies; null: as `drafts_ahead` in deployments/policies.py has it.
     """
 
     deadline_ms: Annotated[float, Field(gt=0)] = 50.0
     request_length: Length | None = None
-    mirror: Mirror | None = None
-
-    @field_validator("mirror", mode="before")
-    @classmethod
-    def _on_or_off(cls, value: object) -> object:
-        if value in (False, "off"):
-            return None
-        return {} if value is True or value == "on" else value
+    ahead: bool | None = None
 
 
 class Ladder(Drafted):
@@ -121,6 +97,13 @@ class EmaSpeculation(AdaptiveSpeculation):
     """A moving average of acceptance, at the profile's costs."""
 
     policy: Literal["ema"]
+
+    @field_validator("ahead")
+    @classmethod
+    def _in_turn(cls, value: bool | None) -> bool | None:
+        if value:
+            raise ValueError("policy: ema drafts in turn only; leave ahead out, or take policy: goodput")
+        return value
 
 
 def check_thresholds(exits: tuple[int, ...], thresholds: tuple[float, ...] | None) -> None:

@@ -44,7 +44,7 @@ def as_placed(config: AppConfig, place: Place) -> AppConfig:
 
 
 def _colocate(target: TargetConfig, pool: PoolConfig) -> TargetConfig:
-    speculation = target.speculation and target.speculation.model_copy(update={"mirror": None})
+    speculation = target.speculation and target.speculation.model_copy(update={"ahead": None})
     threads = target.threads + pool.threads
     return target.model_copy(update={"threads": threads, "cores": None, "speculation": speculation})
 

@@ -10,6 +10,7 @@ from deployments.config_speculation import (
     AdaptiveSpeculation,
     EmaSpeculation,
     FixedSpeculation,
+    GoodputSpeculation,
     Ladder,
     Speculation,
     TableSpeculation,
@@ -22,7 +23,7 @@ from router.tables import tables
 
 def policy(speculation: Speculation | None) -> Policy:
     """What a target can start with; for an adaptive policy that is plain decoding."""
-    mode = speculation.mirror.modes[-1] if speculation and speculation.mirror else Mode.SERIAL
+    mode = Mode.AHEAD if speculation and speculation.ahead else Mode.IN_TURN
     if isinstance(speculation, FixedSpeculation):
         return Fixed(depth_rule(speculation), speculation.length, mode)
     if isinstance(speculation, TableSpeculation):
@@ -36,6 +37,15 @@ def adaptive(
     """exits: the drafter's. linked: drafts come over a link. Raises ConfigError for curves without a drafter."""
     costs = tables(curves, settings.exits or exits, settings.length, max_rows, linked)
     return Ema(costs) if isinstance(settings, EmaSpeculation) else Goodput(costs)
+
+
+def drafts_ahead(speculation: Speculation | None, *, apart: bool, translates: bool) -> bool:
+    """Whether drafts may come ahead. Where a config does not say, the router chooses, if the pool is apart and
+    reads the target's own tokens.
+    """
+    if speculation is None or speculation.ahead is not None:
+        return bool(speculation and speculation.ahead)
+    return isinstance(speculation, GoodputSpeculation) and apart and not translates
 
 
 def longest_draft(speculation: Speculation | None) -> int | None:

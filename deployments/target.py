@@ -14,7 +14,7 @@ from deployments.autoscaling import BUSY
 from deployments.colocated import open_drafter
 from deployments.config import PoolConfig, TargetConfig
 from deployments.config_replica import Weights
-from deployments.config_speculation import AdaptiveSpeculation, Speculation
+from deployments.config_speculation import AdaptiveSpeculation
 from deployments.config_telemetry import TelemetryConfig
 from deployments.descriptions import key_of, remember
 from deployments.handles import discover
@@ -22,7 +22,7 @@ from deployments.lasting import keep
 from deployments.loading import Loading, shown
 from deployments.local import LocalDrafter
 from deployments.models import load_model, translation_to
-from deployments.policies import adaptive, longest_draft, needed_exits, policy
+from deployments.policies import adaptive, drafts_ahead, longest_draft, needed_exits, policy
 from deployments.process import pin_process
 from deployments.profiling import startup_target_costs
 from deployments.telemetry import begin_telemetry
@@ -40,7 +40,6 @@ from protocol.errors import DraftPoolError, NotReady
 from protocol.request import GenerateRequest, TokenRun
 from router.explain import describe
 from router.policy import Policy
-from targets.ahead import AheadConfig
 from targets.engine import Engine, EngineConfig
 from targets.linked_policy import LinkedPolicy
 from targets.model import TargetModel
@@ -91,9 +90,8 @@ class TargetReplica:
         client = self._colocated.client if self._colocated else self._client
         self._translated = TranslatedDraftClient(client, translation) if client and translation else None
         settings = engine_config(config, self._incarnation)
-        self._engine = Engine(
-            model, self._policy, self._translated or client, settings, ahead_config(config.speculation)
-        )
+        ahead = drafts_ahead(config.speculation, apart=pool is not None, translates=translation is not None)
+        self._engine = Engine(model, self._policy, self._translated or client, settings, ahead)
         self._streams = TokenStreams()
         self._engine.start()
 
@@ -211,8 +209,3 @@ def engine_config(config: TargetConfig, incarnation: str) -> EngineConfig:
         incarnation=incarnation,
         count_tokens=config.count_tokens,
     )
-
-
-def ahead_config(speculation: Speculation | None) -> AheadConfig | None:
-    mirror = speculation.mirror if speculation else None
-    return AheadConfig(mirror.modes, mirror.fan_out) if mirror else None

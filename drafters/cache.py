@@ -3,9 +3,6 @@
     unknown --open--> cached, at work (a row has something to do) --done--> cached, idle
     idle --evicted for room, or expired--> unknown        any --closed, or refused for good or for pages--> unknown
 
-Branches are drafted on forks of a sequence (drafters/branches.py). Forks go first when a draft needs pages, and evict
-nobody.
-
 A sequence that a target waits for is never evicted. A sequence between two rounds counts as idle only after `idle_s`;
 otherwise targets that overfill the pool together would evict each other in every round. But a target that holds more
 than its share makes room at once for one that holds less. A known sequence that outgrows the free pages is answered
@@ -15,10 +12,9 @@ BUSY and forgotten: sequences that keep their pages and wait for more would neve
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from operator import attrgetter
-from typing import Protocol
 
 from drafters.cached_tokens import CachedTokens, Key, draft_room, positions_fed
 from drafters.limits import PoolLimits
@@ -29,22 +25,14 @@ from protocol.draft import DraftRow, DraftStatus
 from protocol.plan import DepthRule
 
 
-class Forgetter(Protocol):
-    """Forgets a sequence with everything that depends on it."""
-
-    def forget(self, key: Key) -> None: ...
-
-    def drop_forks(self, key: Key) -> None: ...
-
-
 class DraftCache:
-    def __init__(self, drafter: NestedDrafter, limits: PoolLimits, rows: Rows, forgetter: Forgetter) -> None:
+    def __init__(self, drafter: NestedDrafter, limits: PoolLimits, rows: Rows, forget: Callable[[Key], None]) -> None:
+        """forget: forgets a sequence with everything that depends on it."""
         self._drafter = drafter
         self._limits = limits
         self._rows = rows
-        self._forgetter = forgetter
+        self._forget = forget
         self._cached: dict[Key, CachedTokens] = {}
-        self._forks: dict[int, CachedTokens] = {}
         self._owned: Counter[str] = Counter()  # sequences by target; none is 0
         self._last_id = 0
         self.num_adopted = 0  # tokens of contexts that others had read
@@ -68,7 +56,7 @@ class DraftCache:
         return len(cached.tokens) - 1 - self._drafter.settled(cached.id, cached.depth)
 
     def adopt(self, cached: CachedTokens) -> None:
-        """Takes over pages that others have read of the same tokens, if a page or more is missing. It has no forks."""
+        """Takes over pages that others have read of the same tokens, if a page or more is missing."""
         if self.missing(cached) >= self._drafter.ledger.page_size:
             before = self._drafter.written(cached.id)
             self._drafter.adopt(cached.id, cached.name_pages(self._drafter.ledger.page_size), cached.depth)
@@ -81,8 +69,7 @@ class DraftCache:
 
     def keep(self, cached: CachedTokens) -> None:
         """Offers the pages of these committed tokens to others, as far as they were read."""
-        if cached.id not in self._forks:
-            self._drafter.keep(cached.id, cached.name_pages(self._drafter.ledger.page_size))
+        self._drafter.keep(cached.id, cached.name_pages(self._drafter.ledger.page_size))
 
     def admit(
         self,
@@ -90,13 +77,13 @@ class DraftCache:
         row: DraftRow,
         depth: DepthRule,
         now: float,
-        drafted: Sequence[Pick] = (),
-        proposal: Sequence[int] | None = None,
+        drafts: Sequence[int] = (),
+        known: Sequence[Pick] = (),
     ) -> tuple[DraftStatus, int]:
         """Takes over the row's valid context. Returns its status, and how many tokens there are pages for.
 
-        drafted: known tokens behind the context. proposal: those that replace them, if there is room for more than
-        these. The caller forgets a known sequence that is BUSY.
+        drafts: what goes on behind the context, as far as that has pages. known: those of them that were drafted here.
+        The caller forgets a known sequence that is BUSY.
         """
         room = draft_room(row.base_length, self._drafter.max_positions)
         if room <= 0:
@@ -109,50 +96,15 @@ class DraftCache:
             if full or not self._make_room(key, 0, len(self) + 1 - self._limits.max_rows, now):
                 return DraftStatus.BUSY, 0
             cached = self._open(key, row, depth, now)
-        self._take_over(cached, row, depth, now, drafted, proposal)
+        self._take_over(cached, row, depth, now, drafts, known)
         length = self._affordable(cached, row.base_length, min(row.length, room))
         if length is None:
             return DraftStatus.BUSY, 0
-        if proposal is not None and length <= len(proposal):
-            length = 0
-        self.cut(cached, row.base_length + length)
+        if cached.cut(row.base_length + length):
+            self._drafter.truncate(cached.id, row.base_length + length - 1)
         if not self._drafter.ledger.reserve(cached.id, positions_fed(row.base_length, length)):
             return DraftStatus.BUSY, 0
         return DraftStatus.OK, length
-
-    def follow(self, cached: CachedTokens, start: int, picks: Sequence[Pick]) -> None:
-        """Puts these drafts behind the known tokens below `start`, in place of all others."""
-        for pick in picks[len(cached.tokens) - start :]:
-            cached.add(pick)
-        self.cut(cached, start + len(picks))
-
-    def cut(self, cached: CachedTokens, length: int) -> None:
-        """Forgets drafts at positions from `length` on."""
-        if cached.cut(length):
-            self._drafter.truncate(cached.id, length - 1)
-
-    def fork(
-        self, parent: CachedTokens, length: int, token: int, num_tokens: int, rides: DepthRule | None
-    ) -> CachedTokens | None:
-        """A fork of the parent's first `length` tokens with another one behind, and room for a draft. None if pages run
-        short.
-
-        rides: in the fork's first pass the parent runs the positions that are missing below `length`, up to this rule's
-        last exit.
-        """
-        self._last_id += 1
-        fork = CachedTokens(parent.key, self._last_id, parent.depth, parent.sampling, parent.last_used)
-        self._drafter.fork(parent.id, fork.id, length, rides)
-        if not self._drafter.ledger.reserve(fork.id, positions_fed(length + 1, num_tokens)):
-            self._drafter.free(fork.id)
-            return None
-        fork.tokens = [*parent.tokens[:length], token]
-        self._forks[fork.id] = fork
-        return fork
-
-    def release(self, fork: CachedTokens) -> None:
-        del self._forks[fork.id]
-        self._drafter.free(fork.id)
 
     def remove(self, key: Key) -> None:
         """Removes a sequence, unless that was done before."""
@@ -166,16 +118,13 @@ class DraftCache:
     def check(self) -> None:
         """Raises AssertionError unless the cache, the drafter and the rows agree."""
         self._drafter.check()
-        held = {one.id: one for one in (*self._cached.values(), *self._forks.values())}
+        held = {one.id: one for one in self._cached.values()}
         assert sorted(held) == sorted(self._drafter.ledger.sequences), "the ledger knows other sequences"
         assert len(self) <= self._limits.max_rows
         assert self._owned == Counter(key[0] for key in self._cached), "somebody's sequences are miscounted"
         for one in held.values():
             one.check()
             assert self._drafter.written(one.id) <= len(one.tokens), "KV beyond the known tokens"
-        for fork in self._forks.values():
-            assert fork.key in self._cached, "a fork of nothing"
-            assert self._rows.of(fork) is not None, "a fork that drafts nothing"
         for row in self._rows:
             assert held.get(row.cached.id) is row.cached, "a row of nothing"
             assert not row.is_done or (row.priority is Priority.CONTEXT and self.missing(row.cached) > 0), (
@@ -197,14 +146,15 @@ class DraftCache:
         row: DraftRow,
         depth: DepthRule,
         now: float,
-        drafted: Sequence[Pick],
-        proposal: Sequence[int] | None,
+        drafts: Sequence[int],
+        known: Sequence[Pick],
     ) -> None:
-        drafts = [pick.token for pick in drafted] if proposal is None else proposal
         kept = cached.reconcile(row.start, row.tokens, drafts)
         self._drafter.truncate(cached.id, min(kept, len(cached.tokens) - 1))
         del cached.keys[min(kept, cached.committed - 1) // self._drafter.ledger.page_size :]
-        cached.explain(drafted)
+        if (cached.depth, cached.sampling) != (depth, row.sampling):
+            cached.picks.clear()  # none of them would be drafted now
+        cached.explain(known)
         cached.depth, cached.sampling, cached.last_used = depth, row.sampling, now
         self.adopt(cached)
 
@@ -212,9 +162,6 @@ class DraftCache:
         """How many of `length` tokens have pages behind the base; None: the base has none."""
         ledger = self._drafter.ledger
         wanted = ledger.missing(cached.id, positions_fed(base_length, length))
-        for fork in list(self._forks.values()):
-            if ledger.num_free < wanted and fork.id in self._forks:
-                self._forgetter.drop_forks(fork.key)
         self._make_room(cached.key, wanted - ledger.num_free, 0, cached.last_used)
         room = draft_room(base_length, ledger.capacity(cached.id) + ledger.num_free * ledger.page_size)
         return min(length, room) if room > 0 else None
@@ -230,7 +177,7 @@ class DraftCache:
             return False
         self.num_evicted += len(chosen)
         for victim in chosen:
-            self._forgetter.forget(victim.key)
+            self._forget(victim.key)
         return True
 
     def _is_idle(self, cached: CachedTokens, now: float) -> bool:
@@ -272,7 +219,5 @@ class DraftCache:
         return self._drafter.ledger.num_held(cached.id for cached in held)
 
     def _num_freed(self, chosen: Sequence[CachedTokens]) -> int:
-        """How many pages would be free without these and their forks."""
-        keys = {cached.key for cached in chosen}
-        ids = (one.id for one in (*chosen, *self._forks.values()) if one.key in keys)
-        return self._drafter.ledger.num_freed(ids)
+        """How many pages would be free without these."""
+        return self._drafter.ledger.num_freed(cached.id for cached in chosen)

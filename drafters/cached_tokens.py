@@ -1,4 +1,4 @@
-"""The tokens that the pool knows of one sequence, or of a fork of one. Integers only.
+"""The tokens that the pool knows of one sequence. Integers only.
 
 Committed tokens never change. So the pool's own drafts stay up to the first that differs from what was committed; from
 there on they are replaced. The last known token is never settled: the next draft is predicted from it, so it runs in
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import count, takewhile
 
 from drafters.picks import Pick
 from model.prefixes import page_keys
@@ -26,7 +26,6 @@ class CachedTokens:
 
     tokens: committed ones, then drafts. committed: how many came from the target. picks: the drafts, by position.
     keys: of the full pages of committed tokens, the last of which is left out.
-    A fork has the key of its sequence.
     """
 
     key: Key
@@ -64,6 +63,13 @@ class CachedTokens:
             if pick.token != token:
                 return
             self.picks[at] = pick
+
+    def drafted(self, start: int, truth: Sequence[int]) -> list[Pick]:
+        """The drafts behind exactly this truth at [start, ...); none where anything else is known."""
+        end = start + len(truth)
+        if start > self.committed or agreed_length(self.tokens, start, truth) < end:
+            return []
+        return [self.picks[at] for at in takewhile(self.picks.__contains__, count(end))]
 
     def add(self, pick: Pick) -> None:
         self.picks[len(self.tokens)] = pick

@@ -28,9 +28,8 @@ class Waiting(NamedTuple):
     """A row, as far as the choice depends on it. id: of its cached tokens.
 
     num_tokens: known ones. settled: positions that have reached the last exit. num_left: tokens to draft; 0 for a
-    context. lead: how many of these stand in front of a branch. parent: the row of the sequence that it forks, while
-    that has yet to run positions that the fork reads. page: the name of the page of its context that it reads next;
-    only one row of a pass reads a page, since the others can take it over (drafters/shared.py).
+    context. page: the name of the page of its context that it reads next; only one row of a pass reads a page, since
+    the others can take it over (drafters/shared.py).
     """
 
     id: int
@@ -40,9 +39,7 @@ class Waiting(NamedTuple):
     num_tokens: int
     settled: int
     num_left: int
-    lead: int = 0
     deadline: float = math.inf
-    parent: int | None = None
     page: bytes | None = None
 
     @property
@@ -89,7 +86,7 @@ class Choice:
 def choose(
     rows: Sequence[Waiting], limits: PoolLimits, turns: Mapping[Priority, Turns], now: float, pace: Pace = UNKNOWN
 ) -> Choice:
-    """rows: the longest waiting first, a fork behind its parent. pace: of the passes before."""
+    """rows: the longest waiting first. pace: of the passes before."""
     by_priority: dict[Priority, list[Waiting]] = {}
     for row in rows:
         by_priority.setdefault(row.priority, []).append(row)
@@ -109,9 +106,8 @@ def choose(
             num_waiting = max(len(by_priority.get(Priority.CONTEXT, ())), 1)
             budget = min(budget, spare_positions(num_waiting, len(waited_for), limits, now, pace))
         if priority is Priority.AHEAD:
-            length = branch_length(own, drafts, waited_for, limits, pace.token_ms)
-        ids = {part.id for part in parts}
-        taken = _Taken(limits.pass_rows - len(parts), budget, limits.max_ride, length, ids, pages)
+            length = branch_length(drafts, waited_for, limits)
+        taken = _Taken(limits.pass_rows - len(parts), budget, limits.max_ride, length, pages)
         later[priority] = in_turns(own, turns[priority], taken)
         parts += taken.parts
         budget = taken.budget
@@ -126,7 +122,6 @@ class _Taken:
     budget: int
     max_ride: int
     length: int
-    ids: set[int]
     pages: set[bytes]
     parts: list[Part] = field(default_factory=list)
 
@@ -136,17 +131,14 @@ class _Taken:
 
     def part(self, row: Waiting) -> Part | None:
         """The part that a row would have; None: nothing in this pass."""
-        if row.parent is not None and row.parent not in self.ids:
-            return None
         if row.page in self.pages and (row.missing > self.max_ride or not row.num_left):
             return None
         if not row.num_left:
             return context_part(row, self.budget)
-        return draft_part(row, self.max_ride, self.budget, min(row.num_left, self.length + row.lead))
+        return draft_part(row, self.max_ride, self.budget, min(row.num_left, self.length))
 
     def add(self, row: Waiting, part: Part) -> None:
         self.parts.append(part)
-        self.ids.add(part.id)
         if row.page is not None:
             self.pages.add(row.page)
         self.budget -= part.num_prefill
@@ -187,7 +179,7 @@ def _take_turn(queue: deque[Waiting], credit: dict[str, int], taken: _Taken) -> 
             credit[row.target] -= work
             taken.add(row, part)
         else:
-            passed_over = passed_over or row.parent is None
+            passed_over = True
         queue.popleft()
     return passed_over
 
@@ -205,18 +197,10 @@ def draft_length(drafts: Sequence[Waiting], limits: PoolLimits, now: float, toke
     return limits.ahead
 
 
-def branch_length(
-    branches: Sequence[Waiting], drafts: Sequence[Waiting], waited_for: set[int], limits: PoolLimits, token_ms: float
-) -> int:
-    """How many tokens a branch drafts in this pass: at most as many as the drafts in it, few if better branches may
-    come.
-    """
-    most = limits.branch_ahead
-    if waited_for:
-        most = min(most, max(row.num_left for row in drafts if row.id in waited_for))
-    elif token_ms and not any(row.lead for row in branches):
-        most = min(most, int(limits.branch_ms / token_ms))
-    return max(most, 1)
+def branch_length(drafts: Sequence[Waiting], waited_for: set[int], limits: PoolLimits) -> int:
+    """How many tokens a row drafts ahead in this pass: at most as many as the drafts in it."""
+    longest = max((row.num_left for row in drafts if row.id in waited_for), default=limits.branch_ahead)
+    return min(limits.branch_ahead, longest)
 
 
 def spare_positions(num_waiting: int, num_drafting: int, limits: PoolLimits, now: float, pace: Pace) -> int:
@@ -236,9 +220,7 @@ def draft_part(row: Waiting, max_ride: int, budget: int, num_drafts: int) -> Par
     Up to max_ride missing positions ride along in a row that drafts; more are a prefill, which takes from the budget.
     """
     if row.missing <= max_ride:
-        # A parent settles all that its forks read, or each of them would settle it by itself.
-        settled = row.num_tokens - 1 if row.lead else 0
-        return Part(row.id, row.num_tokens, settled, 0, num_drafts)
+        return Part(row.id, row.num_tokens, 0, 0, num_drafts)
     chunk = context_part(row, budget)
     if chunk is None or chunk.settled < row.num_tokens - 1:
         return chunk

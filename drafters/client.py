@@ -27,26 +27,15 @@ class LocalDraftClient:
         self._clock = clock
         self._deadline_s = deadline_s
         self._branches: list[Branch] = []
-        self._asked: tuple[DraftRequest, list[DraftReply]] | None = None
 
     def open(self, request: DraftRequest) -> None:
         self._worker.submit(request, _ignore)
 
     def draft(self, request: DraftRequest) -> DraftReply | None:
-        self.ask(request)
-        return self.answer()
-
-    def ask(self, request: DraftRequest) -> None:
         if math.isfinite(self._deadline_s):
             request = replace(request, deadline_ms=request.deadline_ms or 1e3 * self._deadline_s)
         replies: list[DraftReply] = []
-        self._asked = request, replies
         self._worker.submit(request, replies.append)
-
-    def answer(self) -> DraftReply | None:
-        if self._asked is None:
-            return None
-        (request, replies), self._asked = self._asked, None
         until = self._clock() + self._deadline_s
         if request.deadline_ms and _complete(request, replies):
             self._worker.step()  # rows that were answered NOT_YET go on meanwhile; nobody else steps the worker
@@ -60,7 +49,7 @@ class LocalDraftClient:
         self._worker.ahead(request, self._take)
 
     def branches(self, timeout_s: float = 0.0) -> Sequence[Branch]:
-        """Steps until there is nothing left to do, so all branches of a round are there at once."""
+        """Steps until there is nothing left to do, so every branch of a round is there at once."""
         while self._worker.step() is not None:
             pass
         taken, self._branches = self._branches, []

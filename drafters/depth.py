@@ -6,8 +6,7 @@ the one above it, so marks never increase with depth. The hidden states that pos
 had on leaving segment i are kept at the same slots as their KV: when a deeper pass is wanted, these positions
 ride along in it and nothing is computed twice (S2D section 3, `held[d]` in its decoding loop).
 
-Rollback is a smaller length: truncating the marks drops tokens, KV and kept hidden states together. A fork is
-the truncated value itself, for its trunk is read in place.
+Rollback is a smaller length: truncating the marks drops tokens, KV and kept hidden states together.
 
 A page that several sequences hold (drafters/shared.py) has watermarks of its own.
 """
@@ -43,12 +42,8 @@ class Watermarks:
         return Watermarks((*self.marks[:segment], length, *self.marks[segment + 1 :]))
 
     def truncate(self, length: int) -> Watermarks:
-        """The watermarks without the positions from `length` on: a rejection, or a fork at `length`."""
+        """The watermarks without the positions from `length` on: a rejection."""
         return Watermarks(tuple(min(mark, length) for mark in self.marks))
-
-    def raised(self, segment: int, length: int) -> Watermarks:
-        """The watermarks if all segments down to this one had run the positions below `length`."""
-        return Watermarks(tuple(max(mark, length) if own <= segment else mark for own, mark in enumerate(self.marks)))
 
     def within(self, start: int, end: int) -> Watermarks:
         """The watermarks of the positions [start, end) alone."""

@@ -10,13 +10,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from drafters.branches import Branches
+from drafters.branches import Behind, PendingBranches, behind, drafted_behind
 from drafters.cache import DraftCache
 from drafters.cached_tokens import CachedTokens, Key
 from drafters.choose import is_late
 from drafters.limits import PoolLimits
 from drafters.nested import NestedDrafter
-from drafters.pending import Answer, PendingBranches, PendingRequest
+from drafters.pending import Answer, PendingRequest
 from drafters.picks import Pick
 from drafters.row import Priority, Row, Rows, as_wanted
 from protocol.branch import AheadRow
@@ -28,16 +28,13 @@ logger = logging.getLogger(__name__)
 
 
 class Intake:
-    """Owns the rows, the cache that they work on, and the branches. answered: requests that may have blocks to hand
-    over.
-    """
+    """Owns the rows and the cache that they work on. answered: requests that may have something to hand over."""
 
     def __init__(self, drafter: NestedDrafter, limits: PoolLimits, clock: Callable[[], float]) -> None:
         self.rows = Rows()
-        self.cache = DraftCache(drafter, limits, self.rows, self)
-        self.branches = Branches(self.cache, self.rows, limits.max_ride, drafter.max_positions)
-        self.answered: dict[PendingRequest, None] = {}
-        self.num_busy = self.num_not_yet = 0
+        self.cache = DraftCache(drafter, limits, self.rows, self.forget)
+        self.answered: dict[PendingRequest | PendingBranches, None] = {}
+        self.num_busy = self.num_not_yet = self.num_branches = 0
         self._drafter = drafter
         self._limits = limits
         self._log = SparingLog(logger, clock)  # of what targets ask in vain
@@ -47,14 +44,10 @@ class Intake:
         pending, self.answered = self.answered, {}
         for request in pending:
             request.reply()
-        self.branches.reply()
 
     def forget(self, key: Key) -> None:
         self.interrupt(key)
         self.cache.remove(key)
-
-    def drop_forks(self, key: Key) -> None:
-        self.branches.drop_forks(key)
 
     def take(self, answer: Answer, key: Key, depth: DepthRule, now: float) -> None:
         asked = answer.asked
@@ -62,7 +55,7 @@ class Intake:
             answer.request.answer(answer.index, refusal(asked, DraftStatus.OK))
             return
         known = as_wanted(self.interrupt(key, asked, depth), asked.length, asked.stop_probability)
-        status, length = self._admit(key, asked, depth, now, known)
+        status, length = self._admit(key, asked, depth, now, tokens_of(known), known)
         cached = self.cache.get(key)
         if status is not DraftStatus.OK or cached is None:
             answer.request.answer(answer.index, refusal(asked, status))
@@ -79,21 +72,24 @@ class Intake:
             return
         self._read_on(cached)
 
-    def take_ahead(self, pending: PendingBranches, key: Key, row: AheadRow, depth: DepthRule, now: float) -> None:
-        if not self._has_exits(key, depth):
-            self.interrupt(key)
-            return
-        wanted = row.length > 0 and row.fan_out > 0 and self._in_vocabulary(row.proposal)
-        context = replace(row.context, length=len(row.proposal) + 1 + row.length if wanted else 0)
+    def take_ahead(self, request: PendingBranches, key: Key, asked: AheadRow, depth: DepthRule, now: float) -> None:
+        proposal = asked.proposal if self._in_vocabulary(asked.proposal) else ()
+        length = asked.length if len(proposal) == len(asked.proposal) else 0
+        context = replace(asked.context, length=len(proposal) + 1 + length)
         known = self.interrupt(key, context, depth)
-        status, room = self._admit(key, context, depth, now, known, row.proposal if wanted else ())
+        if not self._has_exits(key, depth):
+            return
+        drafts = *proposal, *tokens_of(drafted_behind(proposal, known))
+        status, room = self._admit(key, context, depth, now, drafts, known)
         cached = self.cache.get(key)
         if status is not DraftStatus.OK or cached is None:
             return
-        if room:
-            self.branches.begin(pending, row, cached, room, known)
-        else:
+        row = behind(request, asked, cached, room - len(proposal) - 1, known)
+        self.tell(row)
+        if row.length <= 0 or row.is_done:
             self._read_on(cached)
+        else:
+            self.rows.add(row)
 
     def _admit(
         self,
@@ -101,48 +97,52 @@ class Intake:
         row: DraftRow,
         depth: DepthRule,
         now: float,
+        drafts: Sequence[int],
         known: Sequence[Pick],
-        proposal: Sequence[int] | None = None,
     ) -> tuple[DraftStatus, int]:
         """Takes a row, or refuses it and forgets the sequence. Committed tokens never change, so an invalid row stays
         invalid in later rounds; and the pages of one that outgrows the pool may be what the others lack.
         """
         status, length = DraftStatus.TOO_LONG, 0
         if self._makes_sense(key, row):
-            status, length = self.cache.admit(key, row, depth, now, known, proposal)
+            status, length = self.cache.admit(key, row, depth, now, drafts, known)
         self.num_busy += status is DraftStatus.BUSY
         if status in (DraftStatus.TOO_LONG, DraftStatus.BUSY):
             self.forget(key)
         return status, length
 
     def interrupt(self, key: Key, row: DraftRow | None = None, depth: DepthRule | None = None) -> list[Pick]:
-        """Ends and answers the drafts for the sequence. Returns the tokens of the row that were drafted ahead."""
+        """Ends and answers the drafts for the sequence. Returns the tokens of the row that were drafted before."""
         cached = self.cache.get(key)
         if cached is None:
             return []
-        known = self.branches.drafted(cached, row, depth) if row and depth else []
-        self.branches.end(key)
         if (ended := self.rows.remove(cached)) is not None:
             self.end(ended)
-        return known
+        same = row is not None and (cached.depth, cached.sampling) == (depth, row.sampling)
+        return cached.drafted(row.start, row.tokens) if row and same else []
 
     def end(self, row: Row, status: DraftStatus = DraftStatus.OK) -> None:
         if isinstance(row.sink, Answer):
             row.sink.ended(row, status)
             self.answered[row.sink.request] = None
 
+    def tell(self, row: Row) -> None:
+        """Hands over what is drafted ahead so far."""
+        if isinstance(row.sink, Behind) and row.drafted:
+            row.sink.tell(row)
+            self.answered[row.sink.request] = None
+            self.num_branches += row.is_done
+
     def end_if_done(self, row: Row) -> None:
-        """Ends a row that is done. Rows that are drafted ahead have their own end."""
-        if row.is_done and (row.priority is Priority.DRAFT or self.cache.missing(row.cached) <= 0):
+        if row.is_done and (row.priority is not Priority.CONTEXT or self.cache.missing(row.cached) <= 0):
             self.rows.remove(row.cached)
             self.end(row)
 
     def adopt(self) -> None:
         """Lets rows take over pages that others have read meanwhile."""
         for row in list(self.rows):
-            if row.priority is not Priority.AHEAD:
-                self.cache.adopt(row.cached)
-                self.end_if_done(row)
+            self.cache.adopt(row.cached)
+            self.end_if_done(row)
 
     def _read_on(self, cached: CachedTokens) -> None:
         """Goes on reading its context, for the next time."""
@@ -175,3 +175,7 @@ class Intake:
 
     def _in_vocabulary(self, tokens: Sequence[int]) -> bool:
         return not tokens or (min(tokens) >= 0 and max(tokens) < self._drafter.vocab_size)
+
+
+def tokens_of(picks: Sequence[Pick]) -> list[int]:
+    return [pick.token for pick in picks]

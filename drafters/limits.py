@@ -13,8 +13,8 @@ class PoolLimits:
     pass_rows: rows of one pass. prefill_tokens: positions of contexts that one pass runs. beside_tokens: the same for
     contexts that nobody waits for, beside drafts that a target waits for; drafters/pace.py allows fewer if they are
     expensive. max_ride: missing positions that ride along in a row that drafts; more are prefill. ahead: tokens that a
-    row drafts in one pass; messages that come meanwhile wait for its end. branch_ahead: the same for branches.
-    branch_ms: how long a pass may take that has only branches with known leads.
+    row drafts in one pass; messages that come meanwhile wait for its end. branch_ahead: the same for rows that are
+    drafted ahead, the lead and a few behind it.
     """
 
     max_rows: int = 64
@@ -24,7 +24,6 @@ class PoolLimits:
     beside_tokens: int = 32
     max_ride: int = 32
     ahead: int = 8
-    branch_ahead: int = 4
-    branch_ms: float = 0.5
+    branch_ahead: int = 5
     idle_s: float = 2.0
     ttl_s: float = 60.0

@@ -72,17 +72,6 @@ class NestedDrafter:
         self.ledger.open(sequence)
         self._marks[sequence] = Watermarks.none(len(self.exits))
 
-    def fork(self, trunk: int, branch: int, length: int, rides: DepthRule | None = None) -> None:
-        """Opens `branch` with the trunk's first `length` positions, read in place; they must not change while it lives.
-
-        Positions that the trunk has yet to take deeper, a branch takes deeper in place, to the same values. If it
-        rides, the trunk runs them itself, up to the rule's last exit, in the branch's first pass: in every layer a pass
-        writes the KV of all its rows before any of them reads.
-        """
-        self.ledger.fork(trunk, branch, length)
-        marks = self._marks[trunk].truncate(length)
-        self._marks[branch] = marks if rides is None else marks.raised(self._last_segment(rides), length)
-
     def free(self, sequence: int) -> None:
         self.ledger.free(sequence)
         self._shared.forget(sequence)
@@ -93,7 +82,7 @@ class NestedDrafter:
         self._marks[sequence] = self._marks[sequence].truncate(self.ledger.truncate(sequence, length))
 
     def adopt(self, sequence: int, keys: Sequence[bytes], depth: DepthRule) -> None:
-        """Takes over what others have read of the pages with these keys. The sequence has no branches."""
+        """Takes over what others have read of the pages with these keys."""
         start = self.settled(sequence, depth)
         self._marks[sequence] = self._shared.adopt(self.ledger, sequence, self._marks[sequence], keys, start)
 
@@ -159,7 +148,7 @@ class NestedDrafter:
             for own in range(segment + 1):
                 marks = marks.advance(own, row.length + len(picks) - 1)
             self._marks[row.sequence] = marks
-        return [[Pick(token, depth, confidence, second) for token, confidence, second in row] for row in drafted]
+        return [[Pick(token, depth, confidence) for token, confidence in row] for row in drafted]
 
     def _pass(self, rows: Sequence[PassRow]) -> list[Pick | None]:
         picks: list[Pick | None] = [None] * len(rows)
@@ -233,9 +222,9 @@ class NestedDrafter:
             [stretch.row.sampling for stretch in asked],
             [stretch.row.length for stretch in asked],
         )
-        for stretch, token, confidence, runner_up in zip(asked, *found, strict=True):
+        for stretch, token, confidence in zip(asked, *found, strict=True):
             if leaves(stretch.row.depth, depth, confidence):
-                picks[stretch.index] = Pick(token, depth, confidence, runner_up)
+                picks[stretch.index] = Pick(token, depth, confidence)
 
 
 def leaves(rule: DepthRule, depth: int, confidence: float) -> bool:

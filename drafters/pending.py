@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from drafters.row import Row
-from protocol.branch import AheadRequest, Branch, BranchReply
+from protocol.branch import BranchReply
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 
 Reply = Callable[[DraftReply], None]
-BranchesReply = Callable[[BranchReply], None]
 
 WAIT_DECAY = 0.9  # of the mean, per request
 WAIT_HALF_LIFE_S = 5.0
@@ -81,29 +80,6 @@ class Answer:
             tuple(pick.confidence for pick in row.picks),
         )
         self.request.answer(self.index, block)
-
-
-class PendingBranches:
-    """The branches of a request. going: the sequences for which more may come."""
-
-    def __init__(self, request: AheadRequest, reply: BranchesReply) -> None:
-        self.round_id = request.round_id
-        self.going: set[int] = set()
-        self._incarnation = request.incarnation
-        self._reply = reply
-        self._fresh: list[Branch] = []
-        self._told = -1  # how many were going at the last reply
-
-    def add(self, branch: Branch) -> None:
-        self._fresh.append(branch)
-
-    def reply(self) -> None:
-        """Hands over the branches since the last reply, and an empty reply when no more will come."""
-        if not self._fresh and (self.going or not self._told):
-            return
-        self._told = len(self.going)
-        branches, self._fresh = tuple(self._fresh), []
-        hand_over(self._reply, BranchReply(self._incarnation, self.round_id, branches, self._told))
 
 
 def hand_over(reply: Callable[[R], None], message: R) -> None:

@@ -36,9 +36,8 @@ class PassRow:
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """A drafted token. runner_up: the drafter's second choice; -1: not known."""
+    """A drafted token."""
 
     token: int = field(repr=False)
     exit: int
     confidence: float
-    runner_up: int = field(default=-1, repr=False)

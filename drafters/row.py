@@ -1,7 +1,7 @@
 """The one kind of work in the pool: a row continues a cached sequence by so many tokens.
 
 draft     a target waits for it                                   length > 0
-branch    behind an outcome of a verification that is under way; on a fork, a row with a parent
+branch    behind a proposal that is being verified                length > 0, and a lead
 context   handed over without a draft                             length 0
 """
 
@@ -24,8 +24,8 @@ class Priority(IntEnum):
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Row:
-    """cached: the tokens that it continues. sink: where its tokens go, a drafters.pending.Answer or Branches; None for
-    a context. parent: the row whose sequence it forks. length: tokens wanted.
+    """cached: the tokens that it continues. sink: where its tokens go, a drafters.pending.Answer or a
+    drafters.branches.Behind; None for a context. length: tokens wanted.
 
     lead: tokens before those, which count for neither length nor stop. stop_probability: the draft ends with the token
     at which the product of its confidences falls to this; 0 never ends it. deadline: seconds of the worker's clock.
@@ -35,7 +35,6 @@ class Row:
     length: int
     priority: Priority
     sink: object = None
-    parent: Row | None = None
     lead: int = 0
     stop_probability: float = 0.0
     deadline: float = math.inf
@@ -44,6 +43,12 @@ class Row:
     @property
     def key(self) -> Key:
         return self.cached.key
+
+    def take(self, picks: Iterable[Pick]) -> None:
+        """Takes new picks. Those that come with a lead were drafted without a stop, so they are cut where it is."""
+        self.picks.extend(picks)
+        if self.lead:
+            self.picks[self.lead :] = as_wanted(self.drafted, self.length, self.stop_probability)
 
     @property
     def drafted(self) -> list[Pick]:
@@ -81,7 +86,7 @@ def as_wanted(picks: Sequence[Pick], length: int, stop_probability: float) -> li
 
 
 class Rows:
-    """All rows with something to do, the longest waiting first; at most one for each cached sequence or fork."""
+    """All rows with something to do, the longest waiting first; at most one for each cached sequence."""
 
     def __init__(self) -> None:
         self._rows: dict[int, Row] = {}

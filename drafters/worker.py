@@ -1,7 +1,7 @@
 """The pool worker: drafts for all targets, pass by pass.
 
     submit: reconcile each row with the cache, reserve its pages, or refuse it (drafters/intake.py)
-    ahead:  the same for rows that are being verified, which get branches (drafters/branches.py)
+    ahead:  the same for proposals that are being verified, to draft on behind them (drafters/branches.py)
     step:   answer the rows that are late, then one ragged pass over the rows that drafters/choose.py picks
     reply:  after each pass, with the rows of a request and the branches that it finished; refused ones at once
 
@@ -17,13 +17,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from drafters.branches import Branches
+from drafters.branches import BranchesReply, PendingBranches
 from drafters.choose import NO_TURNS, Part, Waiting, choose
 from drafters.intake import Intake
 from drafters.limits import PoolLimits
 from drafters.nested import NestedDrafter
 from drafters.pace import UNKNOWN
-from drafters.pending import Answer, BranchesReply, MeanWait, PendingBranches, PendingRequest, Reply
+from drafters.pending import Answer, MeanWait, PendingRequest, Reply
 from drafters.picks import PassRow, Pick
 from drafters.row import Row
 from protocol.branch import AheadRequest
@@ -74,9 +74,8 @@ class DraftWorker:
         self._intake.reply()
 
     def ahead(self, request: AheadRequest, reply: BranchesReply) -> None:
-        """`reply` is called with the branches that later calls finish, and once with none when no more will come."""
+        """`reply` is called with what later calls draft."""
         pending = PendingBranches(request, reply)
-        self._intake.branches.open(pending)
         for row in request.rows:
             key = request.incarnation, row.context.sequence_id
             self._intake.take_ahead(pending, key, row, row.context.depth or request.depth, self._clock())
@@ -129,7 +128,7 @@ class DraftWorker:
             num_drafted=self._num_drafted,
             num_busy=self._intake.num_busy,
             wait_ms=self._wait.at(self._clock()),
-            num_branches=self._intake.branches.num_finished,
+            num_branches=self._intake.num_branches,
             num_rows=self._num_rows,
             pass_ms=self._pass_ms,
             num_not_yet=self._intake.num_not_yet,
@@ -143,7 +142,7 @@ class DraftWorker:
         self._cache.check()
 
     def _waiting(self, row: Row) -> Waiting:
-        cached, lead, parent = row.cached, max(row.lead - len(row.picks), 0), row.parent
+        cached = row.cached
         return Waiting(
             cached.id,
             cached.key[0],
@@ -152,9 +151,7 @@ class DraftWorker:
             len(cached.tokens),
             self._drafter.settled(cached.id, cached.depth),
             row.num_left,
-            lead,
             row.deadline,
-            parent.cached.id if parent is not None and not parent.picks else None,
             self._cache.next_page(cached),
         )
 
@@ -200,15 +197,13 @@ class DraftWorker:
     def _take_picks(self, row: Row, picks: Sequence[Pick]) -> None:
         for pick in picks:
             row.cached.add(pick)
-        row.picks.extend(picks)
+        row.take(picks)
         self._num_drafted += len(picks)
         if picks:
             row.cached.last_used = self._clock()
+            self._intake.tell(row)
         self._cache.keep(row.cached)
-        if not isinstance(row.sink, Branches):
-            self._intake.end_if_done(row)
-        elif picks:
-            row.sink.advanced(row)
+        self._intake.end_if_done(row)
 
     def _count(self, rows: Sequence[Row], picks: Sequence[Sequence[Pick]], began: float, num_prefill: int) -> PassStats:
         num_targets = len({row.key[0] for row in rows})

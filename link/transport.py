@@ -1,18 +1,17 @@
 """A target's way to the pool: persistent links to all draft replicas that it can use, each with its own sequences.
 
-The engine's thread asks, then reads the links itself while it waits, at once or a pass later, up to its deadline; it
-reads branches in passing. A request is split by row, since each sequence has one replica (link/placement.py), and the
-answers are put together again. A replica that does not know a sequence after a move answers NEED_CONTEXT. One that is
-too slow is left alone for a while, and only its own sequences go without drafts.
+The engine's thread asks, then reads the links itself while it waits, up to its deadline; it reads branches in passing.
+A request is split by row, since each sequence has one replica (link/placement.py), and the answers are put together
+again. A replica that does not know a sequence after a move answers NEED_CONTEXT. One that is too slow is left alone for
+a while, and only its own sequences go without drafts.
 """
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TypeVar
 
 from link.backoff import Ask
@@ -34,16 +33,8 @@ LONG = 0.5  # of the deadline: what waits so long for nothing waits in vain
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, slots=True)
-class _Round:
-    """A request, and its parts that are waited for."""
-
-    request: DraftRequest
-    shares: tuple[Share, ...]
-
-
 class LinkedDraftClient:
-    """A protocol.branch.MirrorClient. `start` and `stop` run on the event loop, all else on the engine's thread."""
+    """A protocol.branch.AheadClient. `start` and `stop` run on the event loop, all else on the engine's thread."""
 
     def __init__(
         self,
@@ -60,7 +51,6 @@ class LinkedDraftClient:
         self._clock = clock
         self._links = Links(incarnation, discover, need, self._config, clock, self._on_message, on_link)
         self._placement = SequencePlacement(incarnation)
-        self._asked: _Round | None = None  # and not yet waited for
         self._branches: deque[Branch] = deque(maxlen=MAX_BRANCHES)
 
     @property
@@ -94,38 +84,8 @@ class LinkedDraftClient:
             route.link.send(fitting(replace(request, rows=rows), route.link.member.max_positions))
 
     def draft(self, request: DraftRequest) -> DraftReply | None:
-        self.ask(request)
-        return self.answer()
-
-    def ask(self, request: DraftRequest) -> None:
-        self._asked = None
-        shares = []
-        for route, rows in self._split(request.rows, lambda row: row.sequence_id):
-            ask = route.backoff.ask()
-            if ask is Ask.SKIP:
-                continue
-            expires = math.inf if ask is Ask.WAIT else self._clock() + self._config.deadline_s
-            part = replace(request, rows=rows, deadline_ms=request.deadline_ms or self._deadline_ms)
-            share = route.share = Share(part, route.link, expires)
-            route.link.send(share.asked)
-            if ask is Ask.WAIT:
-                shares.append(share)
-        if shares:
-            self._asked = _Round(request, tuple(shares))
-
-    def answer(self) -> DraftReply | None:
-        current, self._asked = self._asked, None
-        if current is None:
-            return None
-        began = self._clock()
-        for share in current.shares:
-            share.expires = began + self._config.deadline_s
-        wait_for(current.shares, self._clock)
-        long = began + LONG * self._config.deadline_s
-        for route in self._links.routes.values():
-            if route.share in current.shares and route.link.open and route.share.mostly_late(long):
-                route.backoff.missed()
-        return merged(current.request, current.shares)
+        shares = self._ask(request)
+        return self._answer(request, shares) if shares else None
 
     def ahead(self, request: AheadRequest) -> None:
         """Asks for branches, except of replicas that were too slow lately: requests for drafts find out whether they
@@ -155,6 +115,29 @@ class LinkedDraftClient:
         for route, ids in self._split(sequence_ids, lambda sequence_id: sequence_id):
             route.link.send(CloseSequences(self._incarnation, ids))
         self._placement.forget(sequence_ids)
+
+    def _ask(self, request: DraftRequest) -> list[Share]:
+        """Sends each replica its part. Returns those to wait for."""
+        shares = []
+        for route, rows in self._split(request.rows, lambda row: row.sequence_id):
+            ask = route.backoff.ask()
+            if ask is Ask.SKIP:
+                continue
+            part = replace(request, rows=rows, deadline_ms=request.deadline_ms or self._deadline_ms)
+            share = route.share = Share(part, route.link, self._clock() + self._config.deadline_s)
+            route.link.send(share.asked)
+            if ask is Ask.WAIT:
+                shares.append(share)
+        return shares
+
+    def _answer(self, request: DraftRequest, shares: Sequence[Share]) -> DraftReply | None:
+        """Waits for the answers, each until it is late."""
+        long = self._clock() + LONG * self._config.deadline_s
+        wait_for(shares, self._clock)
+        for route in self._links.routes.values():
+            if route.share and route.share in shares and route.link.open and route.share.mostly_late(long):
+                route.backoff.missed()
+        return merged(request, shares)
 
     @property
     def _deadline_ms(self) -> float:

@@ -140,5 +140,5 @@ class Decoder(Protocol):
 
     def pick_with_confidence(
         self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]
-    ) -> tuple[list[int], list[float], list[int]]:
-        """Picks, their confidences in [0, 1], and the runner-ups: the best other token of each, -1 if unknown."""
+    ) -> tuple[list[int], list[float]]:
+        """Picks, and their confidences in [0, 1]."""

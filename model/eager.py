@@ -125,9 +125,9 @@ class EagerDecoder:
     @torch.inference_mode()
     def pick_with_confidence(
         self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]
-    ) -> tuple[list[int], list[float], list[int]]:
-        picks, confidences, runner_ups = pick_with_confidence(logits, sampling, positions, self._token_ids)
-        return picks.tolist(), confidences.tolist(), runner_ups.tolist()
+    ) -> tuple[list[int], list[float]]:
+        picks, confidences = pick_with_confidence(logits, sampling, positions, self._token_ids)
+        return picks.tolist(), confidences.tolist()
 
     def _attention(
         self, layer: int, hidden: Tensor, batch: RaggedBatch, kv: PagedKV, cos: Tensor, sin: Tensor

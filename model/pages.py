@@ -1,11 +1,11 @@
 """The page ledger: which slots of the KV tensors belong to which sequence. Integers only, no tensors.
 
 A sequence holds pages and finds a position at `slots(sequence)[position]`, so rollback only shortens the sequence and
-moves nothing. A fork shares the slots of its trunk below the fork point and owns only its tail. Pages have reference
-counts, so trunk and branches may be freed in any order.
+moves nothing.
 
-A full page whose positions will not change may be kept under a key: sequences with the same beginning adopt it. A kept
-page that no sequence holds counts as free; of these the one that was released first is reused first.
+A full page whose positions will not change may be kept under a key: sequences with the same beginning adopt it, and it
+counts how many hold it. A kept page that no sequence holds counts as free; of these the one that was released first is
+reused first.
 """
 
 from __future__ import annotations
@@ -25,8 +25,6 @@ Slots = npt.NDArray[np.int64]
 class _Table:
     pages: list[int]  # pages that this sequence references
     slots: Slots  # position -> slot, for all reserved positions
-    num_shared: int = 0  # so many first pages belong to its trunk; it may write to the others
-    trunk_length: int = 0
 
 
 class PageLedger:
@@ -92,7 +90,6 @@ class PageLedger:
         """
         pages, table = self.kept(keys), self._tables[sequence]
         assert index <= len(table.pages), "it has no such page"
-        assert not table.num_shared, "a branch adopts nothing"
         if pages:
             for page in pages:
                 self._references[page] += 1
@@ -121,34 +118,19 @@ class PageLedger:
         self._keys.clear()
 
     def truncate(self, sequence: int, length: int) -> int:
-        """Releases the sequence's own pages that lie entirely at or beyond `length`, and a kept page that would be cut,
+        """Releases the sequence's pages that lie entirely at or beyond `length`, and a kept page that would be cut,
         since other tokens may come there. Returns the length that is left.
         """
         table = self._tables[sequence]
-        if length < table.trunk_length:
-            raise ValueError(f"cannot cut branch {sequence} to {length}, inside its trunk of {table.trunk_length}")
-        whole, cut = divmod(length - table.trunk_length, self.page_size)
-        own = table.pages[table.num_shared :]
-        if cut and whole < len(own) and own[whole] in self._keys:
+        whole, cut = divmod(length, self.page_size)
+        if cut and whole < len(table.pages) and table.pages[whole] in self._keys:
             length, cut = length - cut, 0
         keep = whole + bool(cut)
-        table.slots = table.slots[: table.trunk_length + keep * self.page_size]
-        for page in own[keep:]:
+        table.slots = table.slots[: keep * self.page_size]
+        for page in table.pages[keep:]:
             self._release(page)
-        del table.pages[table.num_shared + keep :]
+        del table.pages[keep:]
         return length
-
-    def fork(self, parent: int, child: int, length: int) -> None:
-        """Opens `child` with the first `length` positions of `parent`, which it shares; its tail is its own."""
-        trunk = self._tables[parent]
-        if length > len(trunk.slots):
-            raise ValueError(f"cannot fork sequence {parent} at {length}: {len(trunk.slots)} positions reserved")
-        self.open(child)
-        slots = trunk.slots[:length].copy()
-        shared = np.unique(slots // self.page_size).tolist()
-        for page in shared:
-            self._references[page] += 1
-        self._tables[child] = _Table(shared, slots, len(shared), length)
 
     def free(self, sequence: int) -> None:
         for page in reversed(self._tables.pop(sequence).pages):  # a beginning is of use without its end

@@ -18,7 +18,7 @@ from protocol.request import SamplingParams
 if TYPE_CHECKING:
     from model.decoder import Decoder
 
-Drafted = list[tuple[int, float, int]]  # (token, confidence, runner-up)
+Drafted = list[tuple[int, float]]  # (token, confidence)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class Rollout:
 
     def goes_on(self, drafted: Drafted) -> bool:
         """Whether the draft continues after these tokens."""
-        certainty = prod(confidence for _, confidence, _ in drafted)
+        certainty = prod(confidence for _, confidence in drafted)
         return len(drafted) < self.length and not 0 < self.stop_probability >= certainty
 
 
@@ -90,11 +90,11 @@ def roll_out(
         logits = decoder.logits(hidden, [end - 1 for end in batch.offsets[1:]])
         for index, (row, draft) in enumerate(live):
             if row.ruled:
-                row.ruled([token for token, _, _ in draft], logits[index : index + 1])
+                row.ruled([token for token, _ in draft], logits[index : index + 1])
         picks = decoder.pick_with_confidence(logits, [row.sampling for row, _ in live], totals)
         made = list(zip(*picks, strict=True))
         for index, (row, draft) in enumerate(live):
-            banned = row.banned([token for token, _, _ in draft], made[index][0]) if row.banned else None
+            banned = row.banned([token for token, _ in draft], made[index][0]) if row.banned else None
             if banned is not None:
                 own = logits[index : index + 1].masked_fill(banned.to(logits.device), -float("inf"))
                 (made[index],) = zip(*decoder.pick_with_confidence(own, [row.sampling], [totals[index]]), strict=True)

@@ -48,24 +48,21 @@ def _named(columns: Tensor, token_ids: Tensor | None) -> Tensor:
 
 def pick_with_confidence(
     logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int], token_ids: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Picks, their confidences in [0, 1] ([num_rows] float64), and the runner-ups ([num_rows] int64).
+) -> tuple[Tensor, Tensor]:
+    """Picks, and their confidences in [0, 1] ([num_rows] float64).
 
     At temperature 0 the confidence is the largest probability. Otherwise it is tanh(margin / 2) of the best two noisy
-    scores, because the noise, not the maximum probability, decides the pick. The runner-up is the token with the best
-    score among the others, the first of equals. Instead of NO_PICK, returns the first token with confidence 0 and
-    runner-up -1, because a drafter needs a token to continue.
+    scores, because the noise, not the maximum probability, decides the pick. Instead of NO_PICK, returns the first
+    token with confidence 0, because a drafter needs a token to continue.
     """
     scores = noisy_scores(logits, sampling, positions, token_ids)
     best, picks = scores.max(dim=-1)
     defined = best.isfinite()
-    second, runner_ups = scores.scatter_(-1, picks[:, None], _NEVER).max(dim=-1)
-    runner_ups = runner_ups.where(runner_ups != picks, 1)  # all others are at -inf, and the pick is token 0
+    second = scores.scatter_(-1, picks[:, None], _NEVER).amax(dim=-1)
     greedy = torch.tensor([params.is_greedy for params in sampling], device=logits.device)
     largest = (best.float() - logits.logsumexp(dim=-1)).exp().double()
     confidences = largest.where(greedy, ((best - second) / 2).tanh())
-    tokens, others = (_named(columns, token_ids) for columns in (picks.where(defined, 0), runner_ups))
-    return tokens, confidences.where(defined, 0.0), others.where(defined, -1)
+    return _named(picks.where(defined, 0), token_ids), confidences.where(defined, 0.0)
 
 
 def noisy_scores(

@@ -1,18 +1,17 @@
-"""Drafting ahead: while a target verifies a proposal, the pool prepares proposals behind its likely outcomes.
+"""Drafting ahead: while a target verifies a proposal, the pool drafts the one behind it.
 
-    ahead     what is being verified, and how much may be prepared          target -> pool, as verification begins
-    branches  proposals, each behind one outcome                            pool -> target, as they are ready
+    ahead     what is being verified, and how much may be drafted           target -> pool, as verification begins
+    branches  of each sequence the next proposal, in parts                  pool -> target, as they are ready
 
-An outcome is an accepted prefix of the proposal and the token behind it. A branch says which by the hash of all tokens
-up to there, so it is usable exactly when the committed tokens hash to its key (Mirror-SD section 3.1; SSD's speculation
-cache). It is a draft like any other: a wrong one costs time and never changes text.
+A branch says what it was drafted behind by the hash of all tokens up to there, so it is usable exactly when the
+committed tokens hash to its key (Mirror-SD section 3.1; SSD's speculation cache). It is a draft like any other: a wrong
+one costs time and never changes text.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Protocol, runtime_checkable
 
 from protocol.draft import DraftClient, DraftRow
@@ -30,27 +29,17 @@ def prefix_hash(tokens: Iterable[int], before: int = EMPTY) -> int:
     return before
 
 
-class BranchSource(StrEnum):
-    """What made an outcome a candidate."""
-
-    FULL = "full"  # the whole proposal accepted, and the drafter's own next token behind it
-    RUNNER_UP = "runner_up"  # the drafter's second choice
-
-
 @dataclass(frozen=True, slots=True)
 class AheadRow:
     """context: hands over the tokens committed since the last time; length 0. proposal: the tokens under verification,
-    at positions context.base_length, ...; may be empty. length: tokens to draft in each branch. fan_out: branches.
-    stop_probability: as DraftRow's. exponent: a token is right with the probability confidence ** exponent, as the
-    target has learned.
+    at positions context.base_length, ...; may be empty. length: tokens of the branch, which begins behind one more
+    token that the pool guesses. stop_probability: as DraftRow's.
     """
 
     context: DraftRow
     proposal: tuple[int, ...] = field(repr=False)
     length: int
-    fan_out: int
     stop_probability: float = 0.0
-    exponent: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +61,6 @@ class Branch:
     sequence_id: int
     base_length: int
     key: int
-    source: BranchSource
     tokens: tuple[int, ...] = field(repr=False)
     exits: tuple[int, ...] = ()
     confidences: tuple[float, ...] = ()
@@ -82,18 +70,15 @@ class Branch:
 
 @dataclass(frozen=True, slots=True)
 class BranchReply:
-    """What one pass of the pool drafted; a round's branches come in several messages. num_left: rows of the round of
-    which more will come unless they are fenced off.
-    """
+    """What one pass of the pool drafted; a round's branches come in several messages."""
 
     incarnation: str
     round_id: int
     branches: tuple[Branch, ...]
-    num_left: int = 0
 
 
 @runtime_checkable
-class MirrorClient(DraftClient, Protocol):
+class AheadClient(DraftClient, Protocol):
     """A target's way to a draft pool that works while the target does. Nothing here raises, and nothing but `draft`
     and `branches` waits.
     """

@@ -104,7 +104,7 @@ class DraftClient(Protocol):
     """A target's way to the draft pool. Safe to call from the engine thread; never raises.
 
     Transport twins (in process, over a link) pass the same contract tests, tests/drafters/test_client_contract.py and
-    test_mirror_contract.py.
+    test_ahead_contract.py.
     """
 
     def open(self, request: DraftRequest) -> None:

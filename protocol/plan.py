@@ -17,7 +17,7 @@ CASCADE_THRESHOLD = 0.5
 class Mode(StrEnum):
     """How a round gets its proposals."""
 
-    SERIAL = "serial"  # plan, draft, verify, one after the other
+    IN_TURN = "in turn"  # plan, draft, verify, one after the other
     AHEAD = "ahead"  # the pool drafts on while the target verifies
 
 
@@ -80,7 +80,7 @@ class BatchView:
 
     sequences: tuple[SequenceView, ...]
     num_prefilling: int = 0
-    modes: tuple[Mode, ...] = (Mode.SERIAL,)
+    modes: tuple[Mode, ...] = (Mode.IN_TURN,)
     exponents: Mapping[int, float] = field(default_factory=dict)
 
 
@@ -90,14 +90,14 @@ class Plan:
 
     own: where a row drafts at another depth than the batch; empty when none does.
     stop_probability: a draft ends behind the token at which the product of its confidences is no longer above this
-    (Kangaroo). mode: how the round gets its proposals; SERIAL, or one of the view's.
+    (Kangaroo). mode: how the round gets its proposals; IN_TURN, or one of the view's.
     """
 
     depth: DepthRule | None
     lengths: tuple[int, ...]
     own: tuple[DepthRule | None, ...] = ()
     stop_probability: float = 0.0
-    mode: Mode = Mode.SERIAL
+    mode: Mode = Mode.IN_TURN
 
     def __post_init__(self) -> None:
         if self.depth is None and any(self.lengths):

@@ -15,12 +15,10 @@ from protocol.request import OWN
 
 
 class Origin(StrEnum):
-    """Where a proposal came from. All but FRESH and FORCED were drafted while the round before was verified."""
+    """Where a proposal came from."""
 
     FRESH = "fresh"  # asked for in this round, and waited for
-    FULL = "full"  # the branch behind a proposal that was accepted whole
-    RUNNER_UP = "runner_up"  # the branch behind the drafter's second choice
-    REST = "rest"  # what the target itself left unverified of its last proposal
+    AHEAD = "ahead"  # drafted before: while the round before was verified, or for it and left unverified
     FORCED = "forced"  # by the grammar of its text, which leaves no choice; nothing was drafted
 
 
@@ -57,8 +55,8 @@ class RowRecord:
 
     @property
     def at_hand(self) -> bool:
-        """Whether its proposal was drafted while the round before was verified."""
-        return self.origin not in (None, Origin.FRESH, Origin.FORCED)
+        """Whether its proposal was there as the round began."""
+        return self.origin is Origin.AHEAD
 
     @property
     def num_drafted(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from protocol.plan import Mode
@@ -34,8 +34,9 @@ class RoundStats:
     """Totals over rounds, folded from their records.
 
     num_rounds: those with decoding sequences. num_accepted_by_position: [n], proposals of which more than n tokens were
-    accepted; as long as the longest proposal. num_unanswered: rounds that asked for drafts in vain. num_by_origin: how
-    many proposals came from where. num_misses: rows of rounds ahead that were to have a proposal, and none was at hand.
+    accepted; as long as the longest proposal. num_unanswered: rounds that asked for drafts in vain. num_drafts:
+    proposals. num_hits: those that were at hand. num_misses: rows of rounds ahead that were to have a proposal, and
+    none was at hand.
     draft_ms, verify_ms, rest_ms: parts of the rounds; wait_ms: queued at the pool. hit_draft_ms: of the num_hit_rounds
     that had proposals at hand and waited for no fresh ones, fresh_draft_ms: of the num_fresh_rounds that did.
     """
@@ -48,7 +49,8 @@ class RoundStats:
     num_accepted_by_position: tuple[int, ...] = ()
     num_committed: int = 0
     num_unanswered: int = 0
-    num_by_origin: Mapping[str, int] = field(default_factory=lambda: {origin.value: 0 for origin in Origin})
+    num_drafts: int = 0
+    num_hits: int = 0
     num_misses: int = 0
     draft_ms: float = 0.0
     wait_ms: float = 0.0
@@ -58,11 +60,6 @@ class RoundStats:
     hit_draft_ms: float = 0.0
     num_fresh_rounds: int = 0
     fresh_draft_ms: float = 0.0
-
-    @property
-    def num_hits(self) -> int:
-        """Proposals that were at hand."""
-        return sum(self.num_by_origin.values()) - sum(self.num_by_origin[one] for one in (Origin.FRESH, Origin.FORCED))
 
     def plus(self, records: Sequence[RoundRecord]) -> RoundStats:
         """With these rounds."""
@@ -77,7 +74,8 @@ class RoundStats:
             num_accepted_by_position=_with_rows(self.num_accepted_by_position, records),
             num_committed=self.num_committed + sum([record.num_committed for record in records]),
             num_unanswered=self.num_unanswered + sum([not record.answered for record in records]),
-            num_by_origin={at: num + sum([one.origins[at] for one in own]) for at, num in self.num_by_origin.items()},
+            num_drafts=self.num_drafts + sum([one.num_drafts for one in own]),
+            num_hits=self.num_hits + sum([one.num_hits for one in own]),
             num_misses=self.num_misses + sum([one.num_misses for one in own]),
             draft_ms=self.draft_ms + sum([record.draft_ms for record in records]),
             wait_ms=self.wait_ms + sum([record.wait_ms for record in records]),
@@ -101,9 +99,10 @@ def _with_rows(counts: tuple[int, ...], records: Sequence[RoundRecord]) -> tuple
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
-    """origins: proposals of a round by origin. hit: all that it used was at hand. waited: for fresh proposals."""
+    """Of a round. hit: all that it used was at hand. waited: for fresh proposals."""
 
-    origins: Counter[str]
+    num_drafts: int
+    num_hits: int
     num_misses: int
     hit: bool
     waited: bool
@@ -111,12 +110,13 @@ class _Counted:
 
     @classmethod
     def of(cls, record: RoundRecord) -> _Counted:
-        origins = Counter([row.origin.value for row in record.rows if row.origin])
-        num_hits = sum([row.at_hand for row in record.rows])
-        ahead = record.plan.mode is not Mode.SERIAL
+        origins = [row.origin for row in record.rows if row.origin]
+        num_hits = origins.count(Origin.AHEAD)
+        ahead = record.plan.mode is not Mode.IN_TURN
         wanted = sum([length > 0 for length in record.plan.lengths]) if ahead else 0
-        waited = bool(origins[Origin.FRESH.value]) or not record.answered
-        return cls(origins, max(wanted - num_hits, 0), num_hits > 0 and not waited, waited, record.draft_ms)
+        waited = Origin.FRESH in origins or not record.answered
+        hit, num_misses = num_hits > 0 and not waited, max(wanted - num_hits, 0)
+        return cls(len(origins), num_hits, num_misses, hit, waited, record.draft_ms)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 from google.protobuf.message import DecodeError, Message
 
 from protocol import checks, limits
-from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource
+from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply
 from protocol.checks import REMEDY, at_most, within
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.limits import MAX_LENGTH, MessageLimits
@@ -35,9 +35,7 @@ Read = Callable[[Any], Any]  # a field's value from a message
 M = TypeVar("M", bound=Message)
 
 STATUS = {status: pb.Status.Value(f"STATUS_{status.name}") for status in DraftStatus}
-SOURCE = {source: pb.Source.Value(f"SOURCE_{source.name}") for source in BranchSource}
 STATUS_OF = {number: status for status, number in STATUS.items()}
-SOURCE_OF = {number: source for source, number in SOURCE.items()}
 KINDS: dict[str, type[Any]] = {
     "draft": DraftRequest,
     "ahead": AheadRequest,
@@ -211,8 +209,6 @@ RECORDS: Mapping[type[Any], Record] = {
         pb.AheadRow,
         {"context": lambda row: _decode(DraftRow, row.context), "proposal": _tokens("proposal")}
         | {"length": _count("length", "tokens of a branch", MAX_LENGTH)}
-        | {"fan_out": _count("fan_out", "branches of a row", limits.MAX_FAN_OUT)}
-        | {"exponent": _number("exponent", limits.MIN_EXPONENT, limits.MAX_EXPONENT)}
         | STOP,
         {"context": _encode},
         lambda row: at_most("tokens of a proposal", len(row.proposal), limits.MAX_PROPOSAL),
@@ -236,18 +232,6 @@ RECORDS: Mapping[type[Any], Record] = {
         ROUND | {"blocks": _blocks, "wait_ms": _number("wait_ms", 0.0, limits.MAX_MS)},
         {"blocks": _encode_all},
     ),
-    Branch: Record(  # a source from a newer version counts as the drafter's own
-        pb.Branch,
-        PLACE
-        | DRAFT
-        | {"key": _plain("key"), "goes_on": _plain("goes_on")}
-        | {"source": lambda branch: SOURCE_OF.get(branch.source, BranchSource.RUNNER_UP)},
-        {"source": SOURCE.__getitem__},
-        checks.draft,
-    ),
-    BranchReply: Record(
-        pb.BranchReply,
-        ROUND | {"branches": _branches, "num_left": _plain("num_left")},
-        {"branches": _encode_all},
-    ),
+    Branch: Record(pb.Branch, PLACE | DRAFT | {"key": _plain("key"), "goes_on": _plain("goes_on")}, check=checks.draft),
+    BranchReply: Record(pb.BranchReply, ROUND | {"branches": _branches}, {"branches": _encode_all}),
 }

@@ -52,7 +52,7 @@ def options(belief: Belief, costs: Costs, view: BatchView) -> tuple[Option, ...]
     """Off, then by mode and exit every length that there is room for."""
     batch = batch_of(view, costs)
     rounds = rounds_of(belief, costs, batch, expected(belief, costs, batch.num_rows))
-    off = Option(Mode.SERIAL, None, 0, batch.num_rows, 0.0, rounds.plain_ms, rounds.rest_ms)
+    off = Option(Mode.IN_TURN, None, 0, batch.num_rows, 0.0, rounds.plain_ms, rounds.rest_ms)
     return (
         off,
         *(

@@ -58,7 +58,7 @@ class Fixed(StaticPolicy):
 
     depth: DepthRule
     length: int
-    mode: Mode = Mode.SERIAL
+    mode: Mode = Mode.IN_TURN
 
     def opening(self) -> DepthRule | None:
         return self.depth if self.length else None
@@ -76,7 +76,7 @@ class Table(StaticPolicy):
 
     depth: DepthRule
     lengths: tuple[tuple[int, int], ...]
-    mode: Mode = Mode.SERIAL
+    mode: Mode = Mode.IN_TURN
 
     def __post_init__(self) -> None:
         batches = [batch for batch, _ in self.lengths]
@@ -109,11 +109,11 @@ class Ema:
     def plan(self, view: BatchView) -> Plan:
         if not view.sequences:
             return Plan(None, ())
-        batch = replace(batch_of(view, self.costs), modes=(Mode.SERIAL,))
+        batch = replace(batch_of(view, self.costs), modes=(Mode.IN_TURN,))
         if batch.room < 1:
             return Plan(None, (0,) * len(view.sequences))
         rounds = rounds_of(self._prior, self.costs, batch, Guess(self.rates, self._factors, ()))
-        best = [min(rounds.by_length(Mode.SERIAL, exit_)) for exit_ in range(len(self.rates))]
+        best = [min(rounds.by_length(Mode.IN_TURN, exit_)) for exit_ in range(len(self.rates))]
         exit_ = best.index(min(best))
         pace, length, *_ = best[exit_]
         if rounds.off()[0] <= pace:
@@ -142,7 +142,7 @@ class Goodput:
         self.decision = Decision()
         self.view: BatchView | None = None  # of the last decision
         self.seen: Seen | None = None  # since the belief was last brought up to date
-        self._mode = Mode.SERIAL  # of the last round
+        self._mode = Mode.IN_TURN  # of the last round
         self._ms = 0.0  # since the last decision
 
     def opening(self) -> DepthRule | None:
@@ -161,7 +161,7 @@ class Goodput:
         if arm.exit is None:
             return Plan(None, (0,) * len(view.sequences))
         plan = uniform(view, DepthRule((self.costs.exits[arm.exit],)), self.decision.length)
-        mode = arm.mode if arm.mode in view.modes else Mode.SERIAL
+        mode = arm.mode if arm.mode in view.modes else Mode.IN_TURN
         return replace(plan, stop_probability=self.decision.stop_probability, mode=mode)
 
     def observe(self, record: RoundRecord) -> None:
@@ -169,7 +169,7 @@ class Goodput:
             return
         if self.seen is None or not self.seen.takes(record, self.costs):
             self._learn()
-            mode, busy = record.plan.mode, self._mode is Mode.AHEAD and record.plan.mode is Mode.SERIAL
+            mode, busy = record.plan.mode, self._mode is Mode.AHEAD and record.plan.mode is Mode.IN_TURN
             self.seen, self._mode = Seen(len(record.rows), mode, exit_of(record, self.costs), busy), mode
         self.seen.add(record, self.costs)
         self._ms += record.draft_ms + record.verify_ms + record.rest_ms

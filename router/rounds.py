@@ -24,7 +24,7 @@ from router.tables import Costs
 class Arm:
     """exit: its number among the drafter's, None for off."""
 
-    mode: Mode = Mode.SERIAL
+    mode: Mode = Mode.IN_TURN
     exit: int | None = None
 
 

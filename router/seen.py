@@ -41,7 +41,7 @@ class Seen:
     """
 
     num_rows: int
-    mode: Mode = Mode.SERIAL
+    mode: Mode = Mode.IN_TURN
     exit: int | None = None
     busy: bool = False
     num_rounds: int = 0

@@ -3,7 +3,7 @@
 A hidden state says (token, state, depth): the token itself, the hash of everything up to it, and how many layers it has
 passed. The KV of a layer group holds, slot by slot, the state of the position that wrote it, and a token finds its own
 state from the one in the slot before it. So KV that was never written, was overwritten, or belongs to another branch
-gives another text, in the very layers that read it: pages, forks, watermarks and boundary states are those of the real
+gives another text, in the very layers that read it: pages, watermarks and boundary states are those of the real
 TargetModel and NestedDrafter, and their mistakes show.
 """
 
@@ -95,13 +95,13 @@ class TableDecoder:
 
     def pick_with_confidence(
         self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]
-    ) -> tuple[list[int], list[float], list[int]]:
+    ) -> tuple[list[int], list[float]]:
         """As the drafter does; only `pick` is a target's."""
         found = [
             self._world.drafted(state, own.seed, position, depth)
             for (_, state, depth), own, position in zip(logits.tolist(), sampling, positions, strict=True)
         ]
-        return [one[0] for one in found], [one[1] for one in found], [one[2] for one in found]
+        return [token for token, _ in found], [confidence for _, confidence in found]
 
 
 def _tensor(rows: Sequence[tuple[int, int, int]]) -> Tensor:

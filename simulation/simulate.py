@@ -20,14 +20,13 @@ from simulation.network import NONE, Faults
 from simulation.pool import Replica
 from simulation.target import Arrival, Target, requests_of
 from simulation.text import Acceptance, World
-from targets.ahead import AheadConfig
 from targets.assemble import make_stepper
 from targets.scheduler import SchedulerConfig
 
 
 @dataclass(frozen=True, slots=True)
 class TargetSpec:
-    """One target replica. policy: makes a new one. ahead: how it may draft ahead."""
+    """One target replica. policy: makes a new one. ahead: whether it may draft ahead."""
 
     name: str
     curves: CostCurves
@@ -35,7 +34,7 @@ class TargetSpec:
     acceptance: Acceptance
     arrivals: Sequence[Arrival]
     config: SchedulerConfig = field(default_factory=SchedulerConfig)
-    ahead: AheadConfig | None = None
+    ahead: bool = False
     transport: TransportConfig = field(default_factory=TransportConfig)
     memory: Memory = field(default_factory=Memory)
 
@@ -52,13 +51,12 @@ class PoolSpec:
 
 @dataclass(frozen=True, slots=True)
 class Circumstances:
-    """seed: of texts, times and faults. noise: of a target's pass, relative. second: as World's."""
+    """seed: of texts, times and faults. noise: of a target's pass, relative."""
 
     seed: int = 0
     noise: float = 0.0
     faults: Faults = NONE
     vocab_size: int = 1000
-    second: float = 0.5
 
 
 def simulate(
@@ -79,7 +77,7 @@ class Simulation:
         self.loop = Loop()
         self.elapsed_s = 0.0
         acceptance = [target.acceptance for target in targets]
-        self.world = World(around.vocab_size, acceptance, around.seed, around.second, lambda: 1e3 * self.loop.now)
+        self.world = World(around.vocab_size, acceptance, around.seed, lambda: 1e3 * self.loop.now)
         self.links: list[VirtualLinks] = []
         self._exits = exits.pop()
         self._pool = pool

@@ -19,7 +19,7 @@ from protocol.errors import ConfigError
 
 NUM_QUANTILES = 256
 _MASK = (1 << 63) - 1
-_PICK, _LUCK, _SURE, _SECOND, _WRONG = range(1, 6)
+_PICK, _LUCK, _SURE, _WRONG = range(1, 5)
 
 
 def mix(state: int, value: int) -> int:
@@ -103,15 +103,11 @@ def quantiles(rate: float, concentration: float) -> tuple[float, ...]:
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """All texts of a simulation. acceptance: by target, in the upper half of a request's seed (see `seed_of`).
-
-    second: of the drafter's mistakes, the share that its second choice corrects.
-    """
+    """All texts of a simulation. acceptance: by target, in the upper half of a request's seed (see `seed_of`)."""
 
     vocab_size: int
     acceptance: Sequence[Acceptance]
     seed: int = 0
-    second: float = 0.5
     now_ms: Callable[[], float] = field(default=lambda: 0.0, repr=False)
 
     @property
@@ -123,22 +119,18 @@ class World:
         """The target's."""
         return mix(mix(state, seed), _PICK) % self.vocab_size
 
-    def drafted(self, state: int, seed: int, position: int, depth: int) -> tuple[int, float, int]:
-        """What the drafter picks in this depth, its confidence, and its second choice."""
+    def drafted(self, state: int, seed: int, position: int, depth: int) -> tuple[int, float]:
+        """What the drafter picks in this depth, and its confidence."""
         target, number = owner_of(seed)
         acceptance = self.acceptance[target % len(self.acceptance)]  # a seed may be nobody's
         place = Place(mix(state, seed), number, position, self.now_ms())
         right, confidence = acceptance.at(place, acceptance.exits.index(depth))
-        truth, wrong = self.pick(state, seed), self.other(state, seed, 0)
-        if right:
-            return truth, confidence, wrong
-        corrects = uniform(place.state, _SECOND) < self.second
-        return wrong, confidence, truth if corrects else self.other(state, seed, 1)
+        return self.pick(state, seed) if right else self.other(state, seed), confidence
 
-    def other(self, state: int, seed: int, rank: int) -> int:
-        """A token that the target does not pick here; those of the first vocab_size - 1 ranks differ."""
+    def other(self, state: int, seed: int) -> int:
+        """A token that the target does not pick here."""
         size = self.vocab_size
-        return (self.pick(state, seed) + 1 + (mix(mix(state, seed), _WRONG) + rank) % (size - 1)) % size
+        return (self.pick(state, seed) + 1 + mix(mix(state, seed), _WRONG) % (size - 1)) % size
 
 
 def seed_of(target: int, number: int) -> int:

@@ -1,4 +1,4 @@
-"""Drafting ahead: while a proposal is verified, the pool drafts the proposals behind its likely outcomes.
+"""Drafting ahead: while a proposal is verified, the pool drafts the one behind it.
 
     proposals  the branch behind what was committed, or a fresh draft for rows that have none at hand
     during     the pool is told what is being verified
@@ -9,31 +9,20 @@ Mirror-SD (Apple, 2025), section 3, and the speculation cache of SSD.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from protocol.branch import AheadRequest, AheadRow, MirrorClient
-from protocol.limits import FAN_OUT
-from protocol.plan import DepthRule, Mode
+from protocol.branch import AheadClient, AheadRequest, AheadRow
+from protocol.plan import DepthRule
 from targets.drafting import Drafting
 from targets.passes import ending
 from targets.pipeline import Order, Pipeline
 from targets.proposals import Proposal, Proposals
-from targets.rounds import Rounds
 from targets.scheduler import Schedule
 
-MAX_BRANCHES = 64  # of a batch, which share the pool's passes
 # Fresh drafts are waited for when fewer rows than this share of those that want one have a proposal at hand. By tokens
 # per second: with two tokens accepted of a proposal and a wait of half a pass, waiting breaks even at half of the rows.
 MIN_AT_HAND = 0.5
 PATIENCE = 0.5  # of a pass: how long branches that are on their way are waited for
-
-
-@dataclass(frozen=True, slots=True)
-class AheadConfig:
-    """How a target may draft ahead. modes: for the policy to choose from. fan_out: branches of a sequence at most."""
-
-    modes: tuple[Mode, ...] = (Mode.SERIAL, Mode.AHEAD)
-    fan_out: int = FAN_OUT
 
 
 class Ahead:
@@ -42,15 +31,12 @@ class Ahead:
     def __init__(
         self,
         drafting: Drafting,
-        client: MirrorClient,
+        client: AheadClient,
         opening: Callable[[], DepthRule | None],
-        rounds: Rounds,
-        fan_out: int,
         clock: Callable[[], float],
     ) -> None:
-        """client: that of `drafting`. opening: the depth for prompts that end. rounds: what confidences are worth."""
+        """client: that of `drafting`. opening: the depth for prompts that end."""
         self._drafting, self._client, self._opening, self._clock = drafting, client, opening, clock
-        self._rounds, self._fan_out = rounds, fan_out
         self._pipeline = Pipeline()
         self._told = 0  # the last round that was drafted ahead of
         self._told_s = 0.0
@@ -69,7 +55,7 @@ class Ahead:
     def during(self, schedule: Schedule, proposals: Proposals) -> None:
         """What the pool may prepare, the first proposals of prompts that end too; the pipeline knows what is in flight.
 
-        No branch is longer than what is left of its sequence after the shortest outcome.
+        No branch is longer than what is left of its sequence behind it.
         """
         plan, drafting, opening = schedule.plan, self._drafting, self._opening()
         wanted = [
@@ -80,15 +66,13 @@ class Ahead:
             self._pipeline.resolve(prompt.id, prompt.tokens)
             wanted.append((prompt, opening, 0 if prompt.request.speculation else self._longest, ()))
         self._longest = max(self._longest - 1, *plan.lengths, 0)
-        depth, most = plan.depth or opening, max(1, min(self._fan_out, MAX_BRANCHES // max(len(wanted), 1)))
-        rows = []
+        depth, rows = plan.depth or opening, []
         for sequence, rule, planned, tokens in wanted:
-            order, length = None, min(planned, sequence.remaining - 2)
+            order, length = None, min(planned, sequence.remaining - len(tokens) - 2)
             context = drafting.context(sequence, rule if rule != depth else None) if rule and length > 0 else None
             if rule and context:
                 order = Order(rule, length, drafting.round_id)
-                stop, exponent = plan.stop_probability, self._rounds.calibration.power(rule.exits[-1])
-                rows.append(AheadRow(context, tokens, length, most, stop if rule == depth else 0.0, exponent))
+                rows.append(AheadRow(context, tokens, length, plan.stop_probability if rule == depth else 0.0))
             self._pipeline.begin(sequence.id, len(tokens), order)
         self._told, self._told_s = drafting.round_id, self._clock()
         if depth is not None and rows:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 
-from protocol.branch import MirrorClient
+from protocol.branch import AheadClient
 from protocol.draft import DraftClient
 from protocol.errors import ConfigError
 from protocol.plan import Mode
 from router.policy import Policy
-from targets.ahead import Ahead, AheadConfig
+from targets.ahead import Ahead
 from targets.drafting import Drafting
-from targets.guarded import GuardedDraftClient, GuardedMirrorClient, GuardedPolicy
+from targets.guarded import GuardedAheadClient, GuardedDraftClient, GuardedPolicy
 from targets.model import TargetModel
 from targets.rounds import Rounds
 from targets.scheduler import Scheduler, SchedulerConfig
@@ -24,7 +24,7 @@ def make_stepper(
     client: DraftClient | None,
     config: SchedulerConfig,
     incarnation: str,
-    ahead: AheadConfig | None = None,
+    ahead: bool = False,
     clock: Clock = time.perf_counter,
 ) -> Stepper:
     """client: the way to the pool; None: plain decoding. ahead: drafts may come ahead, over a client that can.
@@ -36,13 +36,13 @@ def make_stepper(
     if client is None:
         return Stepper(model, guarded, scheduler, rounds=rounds, clock=clock)
     fence, vocab_size = rounds.fence("way to the draft pool"), model.decoder.config.vocab_size
-    if ahead is None:
+    if not ahead:
         drafting = Drafting(GuardedDraftClient(client, fence), incarnation, vocab_size)
         return Stepper(model, guarded, scheduler, drafting, rounds=rounds, clock=clock)
-    if not isinstance(client, MirrorClient):
+    if not isinstance(client, AheadClient):
         raise ConfigError(f"{type(client).__name__} does not draft ahead; leave that out")
-    mirror = GuardedMirrorClient(client, fence)
-    drafting = Drafting(mirror, incarnation, vocab_size)
-    whole = Ahead(drafting, mirror, guarded.opening, rounds, ahead.fan_out, clock)
-    sources: dict[Mode, Source] = {Mode.SERIAL: InTurn(drafting), Mode.AHEAD: whole}
-    return Stepper(model, guarded, scheduler, drafting, {mode: sources[mode] for mode in ahead.modes}, rounds, clock)
+    way = GuardedAheadClient(client, fence)
+    drafting = Drafting(way, incarnation, vocab_size)
+    whole = Ahead(drafting, way, guarded.opening, clock)
+    sources: dict[Mode, Source] = {Mode.IN_TURN: InTurn(drafting), Mode.AHEAD: whole}
+    return Stepper(model, guarded, scheduler, drafting, sources, rounds, clock)

@@ -24,7 +24,6 @@ from protocol.request import FinishReason, GenerateRequest, SequenceStats, Token
 from protocol.stats import EngineStats
 from router.policy import Policy
 from targets.admission import Load, Pace, free_in_s, short_in_s, wait_s
-from targets.ahead import AheadConfig
 from targets.assemble import make_stepper
 from targets.model import TargetModel
 from targets.scheduler import SchedulerConfig
@@ -61,9 +60,9 @@ class Engine:
         policy: Policy,
         draft_client: DraftClient | None = None,
         config: EngineConfig | None = None,
-        ahead: AheadConfig | None = None,
+        ahead: bool = False,
     ) -> None:
-        """ahead: how drafts may come while the target verifies; needs a client that can."""
+        """ahead: whether drafts may come while the target verifies; needs a client that can."""
         self.config = config or EngineConfig()
         self.max_length = min(model.max_length, self.config.max_model_len or model.max_length)
         self._model = model

@@ -7,7 +7,7 @@ from math import inf, isfinite
 from operator import index
 from typing import TypeVar
 
-from protocol.branch import AheadRequest, Branch, MirrorClient
+from protocol.branch import AheadClient, AheadRequest, Branch
 from protocol.draft import DraftBlock, DraftClient, DraftReply, DraftRequest
 from protocol.plan import BatchView, DepthRule, Mode, Plan
 from protocol.record import RoundRecord
@@ -57,18 +57,18 @@ class GuardedDraftClient:
         self._fence.attempt(lambda: self._client.close(sequence_ids), None, always=True)
 
 
-class GuardedMirrorClient(GuardedDraftClient):
-    """The same for a MirrorClient."""
+class GuardedAheadClient(GuardedDraftClient):
+    """The same for a AheadClient."""
 
-    def __init__(self, client: MirrorClient, fence: Fence) -> None:
+    def __init__(self, client: AheadClient, fence: Fence) -> None:
         super().__init__(client, fence)
-        self._mirror = client
+        self._ahead = client
 
     def ahead(self, request: AheadRequest) -> None:
-        self._fence.attempt(lambda: self._mirror.ahead(request), None)
+        self._fence.attempt(lambda: self._ahead.ahead(request), None)
 
     def branches(self, timeout_s: float = 0.0) -> Sequence[Branch]:
-        return self._fence.attempt(lambda: sound(self._mirror.branches(timeout_s)), ())
+        return self._fence.attempt(lambda: sound(self._ahead.branches(timeout_s)), ())
 
 
 def fitting(plan: Plan, view: BatchView) -> Plan:
@@ -80,7 +80,7 @@ def fitting(plan: Plan, view: BatchView) -> Plan:
         raise Nonsense(f"{len(room)} rows and the depths of {len(plan.own)}")
     if not 0.0 <= plan.stop_probability <= 1.0:
         raise Nonsense(f"stop_probability {plan.stop_probability} is no probability")
-    if plan.mode not in (Mode.SERIAL, *view.modes):
+    if plan.mode not in (Mode.IN_TURN, *view.modes):
         raise Nonsense(f"mode {plan.mode} is none of {view.modes}")
     return plan
 

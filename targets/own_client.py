@@ -45,7 +45,7 @@ class OwnDraftClient:
         drafted = self.decoder.roll_out(list(map(self._rollout, request.rows)), self._model.kv, self.exits[0], None)
         blocks = []
         for row, picks in zip(request.rows, drafted, strict=True):
-            tokens, confidences, _ = zip(*picks, strict=True)
+            tokens, confidences = zip(*picks, strict=True)
             exits = self.exits * len(tokens)
             blocks.append(DraftBlock(row.sequence_id, row.base_length, DraftStatus.OK, tokens, exits, confidences))
         return DraftReply(request.incarnation, request.round_id, tuple(blocks))

@@ -92,5 +92,4 @@ class Pipeline:
 def _proposal(branch: Branch, order: Order) -> Proposal:
     """A part of a branch counts as asked for at the length it has: nothing in it was stopped in doubt."""
     length = len(branch.tokens) if branch.goes_on else order.length
-    origin = Origin(branch.source.value)
-    return Proposal(branch.tokens, branch.exits, branch.confidences, origin, order.rule, length)
+    return Proposal(branch.tokens, branch.exits, branch.confidences, Origin.AHEAD, order.rule, length)

@@ -32,7 +32,7 @@ class Proposal:
 
     def rest(self, num_verified: int) -> Proposal:
         """What is left when its first tokens were accepted and the target picked the one behind them too."""
-        return self._part(slice(num_verified + 1, None), Origin.REST, max(self.length - num_verified - 1, 0))
+        return self._part(slice(num_verified + 1, None), Origin.AHEAD, max(self.length - num_verified - 1, 0))
 
     def _part(self, part: slice, origin: Origin, length: int) -> Proposal:
         return Proposal(self.tokens[part], self.exits[part], self.confidences[part], origin, self.rule, length)

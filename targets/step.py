@@ -77,8 +77,8 @@ class Stepper:
         self.rounds, self.clock = rounds or Rounds(), clock
         self.queue_times = QueueTimes()
         self._in_turn = InTurn(drafting)
-        self._sources: Mapping[Mode, Source] = sources or {Mode.SERIAL: self._in_turn}
-        self._mode = Mode.SERIAL  # of the last batch
+        self._sources: Mapping[Mode, Source] = sources or {Mode.IN_TURN: self._in_turn}
+        self._mode = Mode.IN_TURN  # of the last batch
         self._verified: float | None = None  # when the last pass ended, unless there was nothing left to do
 
     def step(self) -> tuple[tuple[TokenRun, ...], RoundRecord]:

@@ -17,9 +17,9 @@ from bench.exactness.cells import (
     BATCHES,
     CHOOSING,
     DEPTHS,
+    IN_TURN,
     LENGTHS,
     MATRICES,
-    SERIAL,
     TEMPERATURES,
     WAYS,
     ExactnessCell,
@@ -114,7 +114,7 @@ def test_no_policy_and_no_switch_in_mid_sequence_changes_a_token(subject, policy
         assert 0 < result.accepted < result.drafted
 
 
-OVERLAPPING = [way for way in WAYS if way not in (SERIAL, ANY)]
+OVERLAPPING = [way for way in WAYS if way not in (IN_TURN, ANY)]
 
 
 @pytest.mark.parametrize("way", OVERLAPPING)
@@ -140,11 +140,11 @@ def test_no_bad_link_and_no_pool_that_dies_in_mid_branch_changes_a_token(subject
 
 
 def test_every_cell_that_drafts_is_in_the_ahead_matrix_over_a_bad_link_and_every_way_over_a_good_one():
-    serial, ahead = MATRICES["serial"](), MATRICES["ahead"]()
-    bad = {replace(cell, way=SERIAL, faulty=False) for cell in ahead if cell.faulty}
-    assert bad == {cell for cell in serial if cell.length}
+    in_turn, ahead = MATRICES["in_turn"](), MATRICES["ahead"]()
+    bad = {replace(cell, way=IN_TURN, faulty=False) for cell in ahead if cell.faulty}
+    assert bad == {cell for cell in in_turn if cell.length}
     assert {cell.way for cell in ahead if cell.faulty} == {ANY}
-    assert {cell.way for cell in ahead if not cell.faulty} == set(WAYS) - {SERIAL}
+    assert {cell.way for cell in ahead if not cell.faulty} == set(WAYS) - {IN_TURN}
     assert len(set(ahead)) == len(ahead)
 
 

@@ -1,8 +1,8 @@
-"""Question: what does drafting ahead bring where target and pool have a core each, against serial rounds and off?
+"""Question: what does drafting ahead bring where target and pool have a core each, against drafting in turn and off?
 
     sweep   every depth and length in each mode; the best of each mode goes on
     pairs   plain, the best of each mode, and what the router chooses by itself; interleaved repetitions
-    bound   the speed-up that the times of serial rounds and the hit rate allow (latency_bound in bench/policies.py)
+    bound   the speed-up that the times of rounds in turn and the hit rate allow (latency_bound in bench/policies.py)
 
 Real processes and a real link: the target has core 0, the pool core 1.
 """
@@ -29,19 +29,18 @@ from bench.run import Engines, measure
 from bench.stats import Bar, Ratio, best, paired_ratio
 from bench.workload import Workload
 from cli.arguments import whole
-from protocol.limits import FAN_OUT
 from protocol.plan import Mode
 from protocol.stats import RoundStats
 
 TARGET_CORE, POOL_CORE = 0, 1
-OF_BETTER = 0.98  # of the better of serial and off, that the router's choice has to reach
+OF_BETTER = 0.98  # of the better of in turn and off, that the router's choice has to reach
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
     """One batch and temperature. best: "depth/length" and rates: tokens per second, by mode, those of plain included.
 
-    gain: ahead over serial. chosen: over the better of serial and plain. hidden: share of the wait in serial rounds
+    gain: ahead over in turn. chosen: over the better of in turn and plain. hidden: share of the wait in turn
     that is gone where all proposals were at hand. played: share of the router's rounds.
     """
 
@@ -59,7 +58,7 @@ class Comparison:
 
     @property
     def bar(self) -> Bar:
-        name = f"batch {self.batch}, temperature {self.temperature:g}: chosen over the better of serial and off"
+        name = f"batch {self.batch}, temperature {self.temperature:g}: chosen over the better of in turn and off"
         return Bar(name, "at least", OF_BETTER, self.chosen)
 
 
@@ -80,18 +79,18 @@ def comparison(
     engine: PairEngine, results: dict[Cell, CellResult], winners: dict[Mode, Cell], plain: Cell, chosen: Cell
 ) -> Comparison:
     rates = {cell: result.tokens_per_second for cell, result in results.items()}
-    serial, ahead = winners[Mode.SERIAL], winners[Mode.AHEAD]
-    in_turn, found = times(engine.rounds[serial]), hits(engine.stats.get(ahead, RoundStats()))
-    better = best({cell: rates[cell] for cell in (serial, plain)})
+    in_turn, ahead = winners[Mode.IN_TURN], winners[Mode.AHEAD]
+    waited, found = times(engine.rounds[in_turn]), hits(engine.stats.get(ahead, RoundStats()))
+    better = best({cell: rates[cell] for cell in (in_turn, plain)})
     return Comparison(
         batch=chosen.batch,
         temperature=chosen.temperature,
         best={mode: cell.setting for mode, cell in winners.items()},
         rates={cell.mode: round(median(rates[cell]), 1) for cell in (plain, *winners.values(), chosen)},
-        gain=paired_ratio(rates[ahead], rates[serial]),
-        bound=round(latency_bound(in_turn, found.share), 4),
+        gain=paired_ratio(rates[ahead], rates[in_turn]),
+        bound=round(latency_bound(waited, found.share), 4),
         hits=found,
-        hidden=None if found.wait_ms is None else round(1 - found.wait_ms / in_turn.draft_ms, 4),
+        hidden=None if found.wait_ms is None else round(1 - found.wait_ms / waited.draft_ms, 4),
         chosen=paired_ratio(rates[chosen], rates[better]),
         played=plays(engine.rounds[chosen]),
         identical=min(result.identical or 0.0 for result in results.values()),
@@ -99,7 +98,6 @@ def comparison(
 
 
 def measured(engine: PairEngine, args: Namespace) -> Iterator[Comparison]:
-    engine.fan_out = args.fan_out
     modes = (PLAIN, *Mode, CHOSEN)
     engines = Engines(engine, dict.fromkeys(modes, engine), {engine.name: engine.version})
     for temperature in args.temperatures:
@@ -110,8 +108,8 @@ def measured(engine: PairEngine, args: Namespace) -> Iterator[Comparison]:
 
 
 def table(cells: Sequence[Comparison], place: dict[str, object]) -> str:
-    header = ["batch", "T", "mode", "depth/length", "tokens/s", "over serial", "bound"]
-    header += ["hits: full, runner-up, rest", "wait hidden on hits"]
+    header = ["batch", "T", "mode", "depth/length", "tokens/s", "over in turn", "bound"]
+    header += ["hits", "wait hidden on hits"]
     rows = [_row(cell, mode) for cell in cells for mode in cell.rates]
     identical = f"Identical to the plain loop: {min(cell.identical for cell in cells):.0%} of outputs."
     return machine.markdown(header, rows, *map(_verdict, cells), identical, machine.footer(place))
@@ -122,8 +120,7 @@ def _row(cell: Comparison, mode: str) -> list[object]:
     if mode != Mode.AHEAD:
         return [*start, "", "", "", ""]
     hit, hidden = cell.hits, "" if cell.hidden is None else f"{cell.hidden:.2f}"
-    origins = f"{hit.share:.2f}: {hit.full:.2f}, {hit.runner_up:.2f}, {hit.rest:.2f}"
-    return [*start, cell.gain.text(".3f"), f"{cell.bound:.3f}", origins, hidden]
+    return [*start, cell.gain.text(".3f"), f"{cell.bound:.3f}", f"{hit.share:.2f}", hidden]
 
 
 def _verdict(cell: Comparison) -> str:
@@ -132,7 +129,7 @@ def _verdict(cell: Comparison) -> str:
 
 
 def report(cells: Sequence[Comparison], place: dict[str, object], args: Namespace) -> dict[str, Any]:
-    names = ("weights", "workload", "pairs", "sweep", "depths", "lengths", "max_tokens", "fan_out")
+    names = ("weights", "workload", "pairs", "sweep", "depths", "lengths", "max_tokens")
     bars = [cell.bar.as_json() for cell in cells]
     return {"machine": place, "settings": given(args, *names), "cells": [asdict(cell) for cell in cells], "bars": bars}
 
@@ -155,7 +152,6 @@ def main() -> int:
     add = parser.add_argument
     add("--batch", type=listed(whole(1)), default=[1, 2, 4, 8, 16, 32])
     add("--temperatures", type=listed(float), default=[0.0, 1.0])
-    add("--fan-out", type=whole(1), default=FAN_OUT, help="branches of a sequence (default: %(default)s)")
     add("--learn", type=whole(1), default=3, help="runs before, in which the router learns (default: 3)")
     add_target(parser)
     add_sweep(parser, repeat=2)

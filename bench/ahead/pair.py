@@ -8,11 +8,9 @@ from dataclasses import replace
 
 from bench.cells import APART, CHOSEN, Cell, Subject
 from bench.ours import DraftPoolEngine
-from bench.policies import ahead_config
 from bench.pool_process import LinkThread, PoolSettings, pool_process
 from link.discovery import PoolMember
 from protocol.errors import ConfigError
-from protocol.limits import FAN_OUT
 from protocol.plan import Mode
 from protocol.stats import RoundStats
 from router.costs import DrafterCosts, ModelKey
@@ -41,7 +39,7 @@ def paired(subject: Subject, cores: tuple[int, ...], *, measured: int = 0) -> It
 
 
 class PairEngine(DraftPoolEngine):
-    """Modes: plain; serial and ahead at a cell's depth and length; chosen, where the router has its choice. stats: of
+    """Modes: plain; in turn and ahead at a cell's depth and length; chosen, where the router has its choice. stats: of
     drafting ahead, by cell.
     """
 
@@ -49,7 +47,6 @@ class PairEngine(DraftPoolEngine):
 
     def __init__(self, subject: Subject, member: PoolMember) -> None:
         super().__init__(replace(subject, drafter=None))
-        self.fan_out = FAN_OUT
         self._member = member
         self._link = LinkThread()
 
@@ -64,7 +61,7 @@ class PairEngine(DraftPoolEngine):
     @contextmanager
     def _started(self, cell: Cell, policy: Policy, config: EngineConfig) -> Iterator[Engine]:
         with self._link.client(self._member, config.incarnation, DEADLINE_S) as client:
-            ahead = ahead_config(APART.get(cell.mode, (Mode.SERIAL,)), self.fan_out)
+            ahead = Mode.AHEAD in APART.get(cell.mode, ())
             with Engine(self.model, policy, client if cell.speculates else None, config, ahead) as engine:
                 yield engine
 

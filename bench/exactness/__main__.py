@@ -6,7 +6,7 @@ its tokens equal the plain loop's (batch 1, one token a step), or they are a fau
 temperature 0 the plain loop itself is compared with transformers' generate. Cells are appended to a file as they
 finish, so an interrupted run goes on.
 
-    serial    draft and verify, one after the other
+    in_turn   draft and verify, one after the other
     ahead     the pool drafts while the target verifies, in every mode, over a good link and over one that delays,
               reorders, doubles, loses and forges, with a pool that dies in mid-branch
 """
@@ -88,7 +88,7 @@ def run(args: Namespace) -> int:
     prompts = code_and_questions(AutoTokenizer.from_pretrained(args.target), args.prompts, args.prompt_tokens)
     precision = Precision(DTYPES[args.dtype], Execution(args.execution))
     subject = prepare(args.target, args.drafter, prompts, args.max_tokens, precision)
-    kind = "" if args.matrix == "serial" else f".{args.matrix}"
+    kind = "" if args.matrix == "in_turn" else f".{args.matrix}"
     name = f"{args.target.name}.{precision.name}{kind}"
     results = run_matrix(subject, MATRICES[args.matrix](), args.out / f"{name}.cells.jsonl")
     summary = report(subject, args, results)
@@ -103,7 +103,7 @@ def arguments() -> ArgumentParser:
     add = parser.add_argument
     add_target(parser)
     add("--drafter", type=Path, default=MODELS / "drafter")
-    add("--matrix", choices=list(MATRICES), default="serial", help="default: %(default)s")
+    add("--matrix", choices=list(MATRICES), default="in_turn", help="default: %(default)s")
     add("--prompts", type=int, default=64)
     add("--prompt-tokens", type=int, default=256)
     add("--max-tokens", type=int, default=64)

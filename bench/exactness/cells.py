@@ -16,7 +16,7 @@ RANDOM = "random"
 CHOOSING = (RANDOM, EMA, GOODPUT)  # stand for a depth in a cell: these policies choose their own, up to its length
 LENGTHS = tuple(range(9))
 TEMPERATURES = (0.0, 0.8)
-SERIAL, ANY = Mode.SERIAL.value, "any"
+IN_TURN, ANY = Mode.IN_TURN.value, "any"
 # How a cell gets its proposals.
 WAYS: Mapping[str, tuple[Mode, ...]] = MappingProxyType({**{mode.value: (mode,) for mode in Mode}, ANY: tuple(Mode)})
 
@@ -34,11 +34,11 @@ class ExactnessCell:
     temperature: float
     page_size: int = 256
     kv_positions: int = 16 * 512
-    way: str = SERIAL
+    way: str = IN_TURN
     faulty: bool = False
 
 
-def serial_matrix() -> list[ExactnessCell]:
+def in_turn_matrix() -> list[ExactnessCell]:
     """Every setting, then tight memory with page size 16, where preemption is forced; policies that choose as well."""
     every = [ExactnessCell(*s) for s in itertools.product(BATCHES, DEPTHS, LENGTHS, TEMPERATURES)]
     tight = [
@@ -57,12 +57,12 @@ def ahead_matrix() -> list[ExactnessCell]:
     """Every setting with all ways mixed over a bad link, tight memory and choosing policies too; each way over a good
     one.
     """
-    mixed = [replace(cell, way=ANY, faulty=True) for cell in serial_matrix() if cell.length]
+    mixed = [replace(cell, way=ANY, faulty=True) for cell in in_turn_matrix() if cell.length]
     depths: tuple[int | str, ...] = (2, "cascade")
     settings = [ExactnessCell(*setting) for setting in itertools.product(BATCHES, depths, (2, 5, 8), TEMPERATURES)]
-    return mixed + [replace(cell, way=way) for cell in settings for way in WAYS if way != SERIAL]
+    return mixed + [replace(cell, way=way) for cell in settings for way in WAYS if way != IN_TURN]
 
 
 MATRICES: Mapping[str, Callable[[], list[ExactnessCell]]] = MappingProxyType(
-    {"serial": serial_matrix, "ahead": ahead_matrix}
+    {"in_turn": in_turn_matrix, "ahead": ahead_matrix}
 )

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from protocol.branch import AheadRequest, Branch, MirrorClient
+from protocol.branch import AheadClient, AheadRequest, Branch
 from protocol.draft import DraftReply, DraftRequest
 
 
@@ -33,14 +33,14 @@ class LinkFaults:
 
 
 class FaultyClient:
-    """A MirrorClient around those that `connect` makes, one for every life of the pool."""
+    """A AheadClient around those that `connect` makes, one for every life of the pool."""
 
-    def __init__(self, connect: Callable[[], MirrorClient], seed: int, faults: LinkFaults | None = None) -> None:
+    def __init__(self, connect: Callable[[], AheadClient], seed: int, faults: LinkFaults | None = None) -> None:
         self.num_deaths = 0
         self._connect = connect
         self._rng = random.Random(seed)
         self._faults = faults or LinkFaults()
-        self._pool: MirrorClient | None = connect()
+        self._pool: AheadClient | None = connect()
         self._back_in = 0
         self._held: list[Branch] = []
         self._before: DraftReply | None = None

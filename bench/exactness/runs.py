@@ -13,20 +13,19 @@ import torch
 from tqdm import tqdm
 from transformers import AutoModelForCausalLM
 
-from bench.exactness.cells import RANDOM, SERIAL, TEMPERATURES, WAYS, ExactnessCell
+from bench.exactness.cells import IN_TURN, RANDOM, TEMPERATURES, WAYS, ExactnessCell
 from bench.exactness.differences import TIE, Difference, first_difference, score_gap
 from bench.exactness.faulty import FaultyClient, LinkFaults
 from bench.exactness.random_policy import RandomPolicy, random_wish
 from bench.ours import requests
-from bench.policies import ADAPTIVE, Prices, adaptive, ahead_config
+from bench.policies import ADAPTIVE, Prices, adaptive
 from deployments.local import depth_rule
 from drafters.client import LocalDraftClient
 from drafters.limits import PoolLimits
 from drafters.nested import NestedDrafter, load_nested
 from drafters.worker import DraftWorker
 from model.execution import Execution
-from protocol.branch import MirrorClient
-from protocol.limits import MAX_FAN_OUT
+from protocol.branch import AheadClient
 from protocol.request import GenerateRequest
 from router.policy import Fixed, Policy
 from targets import plain
@@ -110,7 +109,7 @@ def run_cell(subject: ExactnessSubject, cell: ExactnessCell) -> ExactnessResult:
         wanted = [replace(request, speculation=random_wish(rng, exits, cell.length)) for request in wanted]
     client = client_of(worker, config.incarnation, cell)
     start = time.perf_counter()
-    with Engine(model, policy, client, config, ahead_config(WAYS[cell.way], MAX_FAN_OUT)) as engine:
+    with Engine(model, policy, client, config, cell.way != IN_TURN) as engine:
         got = [completion.token_ids for completion in complete(engine, wanted)]
     stats = engine.stats()
     assert stats.num_free_pages == stats.num_pages, "pages leaked"
@@ -132,13 +131,13 @@ def run_cell(subject: ExactnessSubject, cell: ExactnessCell) -> ExactnessResult:
 
 
 def pool_pages(subject: ExactnessSubject, cell: ExactnessCell) -> int:
-    """For every sequence of the batch to its end, and three times as much again where branches are drafted ahead."""
+    """For every sequence of the batch to its end, and as much again where branches are drafted ahead."""
     longest = max(len(prompt) for prompt in subject.prompts) + subject.max_tokens + cell.length
     pages = cell.batch * -(-longest // cell.page_size)
-    return pages if cell.way == SERIAL else 4 * pages
+    return pages if cell.way == IN_TURN else 2 * pages
 
 
-def client_of(worker: DraftWorker, incarnation: str, cell: ExactnessCell) -> MirrorClient:
+def client_of(worker: DraftWorker, incarnation: str, cell: ExactnessCell) -> AheadClient:
     def connect() -> LocalDraftClient:
         """To a pool that knows nothing of us."""
         worker.drop(incarnation)

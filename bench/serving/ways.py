@@ -33,9 +33,7 @@ from link.listening import free_port
 from model.load import WeightFormat
 
 OFF = "off"
-WAYS: Mapping[str, dict[str, Any] | None] = MappingProxyType(
-    {OFF: None, "turn": {}, "ahead": {"mirror": {"modes": ["ahead"]}}, "chosen": {"mirror": "on"}}
-)
+WAYS: Mapping[str, dict[str, Any] | None] = MappingProxyType({OFF: None, "turn": {"ahead": "off"}, "ahead": {}})
 Answers = dict[str, list[ServedAnswer]]  # by way, in the order of the prompts
 HEADER = ("way", "category", "tokens/s", "over off", "TTFT ms", "accepted of drafted", "same text")
 

@@ -59,6 +59,6 @@ def continue_prompts(
     ]
     continuations = target.roll_out(rows, target.new_kv(int(ends[-1])), target.config.num_layers, None)
     return [
-        [*prompt, *(token for token, _, _ in continuation)]
+        [*prompt, *(token for token, _ in continuation)]
         for prompt, continuation in zip(prompts, continuations, strict=True)
     ]

@@ -119,8 +119,8 @@ class NativeDecoder:
         )
         if asked:
             asked.check()
-        drafted = limits["length"].tolist()
-        return [picks[start : start + count].tolist() for start, count in zip(starts, drafted, strict=False)]
+        drafted, counts = picks[["token", "confidence"]], limits["length"].tolist()
+        return [drafted[start : start + count].tolist() for start, count in zip(starts, counts, strict=False)]
 
     def _spec(self, batch: RaggedBatch, kv: PagedKV) -> BatchSpec:
         rows = batch.rows
@@ -169,9 +169,9 @@ class NativeDecoder:
 
     def pick_with_confidence(
         self, logits: Tensor, sampling: Sequence[SamplingParams], positions: Sequence[int]
-    ) -> tuple[list[int], list[float], list[int]]:
+    ) -> tuple[list[int], list[float]]:
         picks = self._picks(logits, sampling, positions, True)
-        return picks["token"].tolist(), picks["confidence"].tolist(), picks["runner_up"].tolist()
+        return picks["token"].tolist(), picks["confidence"].tolist()
 
     def step(
         self,

@@ -1,4 +1,4 @@
-"""ctypes bindings of the compiled kernels. The structures mirror native.cpp."""
+"""ctypes bindings of the compiled kernels. The structures are those of native.cpp."""
 
 from __future__ import annotations
 

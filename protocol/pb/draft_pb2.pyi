@@ -7,12 +7,6 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
-class Source(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
-    __slots__ = ()
-    SOURCE_UNSPECIFIED: _ClassVar[Source]
-    SOURCE_FULL: _ClassVar[Source]
-    SOURCE_RUNNER_UP: _ClassVar[Source]
-
 class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     STATUS_UNSPECIFIED: _ClassVar[Status]
@@ -21,9 +15,6 @@ class Status(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     STATUS_BUSY: _ClassVar[Status]
     STATUS_TOO_LONG: _ClassVar[Status]
     STATUS_NOT_YET: _ClassVar[Status]
-SOURCE_UNSPECIFIED: Source
-SOURCE_FULL: Source
-SOURCE_RUNNER_UP: Source
 STATUS_UNSPECIFIED: Status
 STATUS_OK: Status
 STATUS_NEED_CONTEXT: Status
@@ -144,37 +135,30 @@ class AheadRequest(_message.Message):
     def __init__(self, round_id: _Optional[int] = ..., depth: _Optional[_Union[DepthRule, _Mapping]] = ..., rows: _Optional[_Iterable[_Union[AheadRow, _Mapping]]] = ...) -> None: ...
 
 class AheadRow(_message.Message):
-    __slots__ = ("context", "proposal", "length", "fan_out", "stop_probability", "exponent")
+    __slots__ = ("context", "proposal", "length", "stop_probability")
     CONTEXT_FIELD_NUMBER: _ClassVar[int]
     PROPOSAL_FIELD_NUMBER: _ClassVar[int]
     LENGTH_FIELD_NUMBER: _ClassVar[int]
-    FAN_OUT_FIELD_NUMBER: _ClassVar[int]
     STOP_PROBABILITY_FIELD_NUMBER: _ClassVar[int]
-    EXPONENT_FIELD_NUMBER: _ClassVar[int]
     context: DraftRow
     proposal: _containers.RepeatedScalarFieldContainer[int]
     length: int
-    fan_out: int
     stop_probability: float
-    exponent: float
-    def __init__(self, context: _Optional[_Union[DraftRow, _Mapping]] = ..., proposal: _Optional[_Iterable[int]] = ..., length: _Optional[int] = ..., fan_out: _Optional[int] = ..., stop_probability: _Optional[float] = ..., exponent: _Optional[float] = ...) -> None: ...
+    def __init__(self, context: _Optional[_Union[DraftRow, _Mapping]] = ..., proposal: _Optional[_Iterable[int]] = ..., length: _Optional[int] = ..., stop_probability: _Optional[float] = ...) -> None: ...
 
 class BranchReply(_message.Message):
-    __slots__ = ("round_id", "branches", "num_left")
+    __slots__ = ("round_id", "branches")
     ROUND_ID_FIELD_NUMBER: _ClassVar[int]
     BRANCHES_FIELD_NUMBER: _ClassVar[int]
-    NUM_LEFT_FIELD_NUMBER: _ClassVar[int]
     round_id: int
     branches: _containers.RepeatedCompositeFieldContainer[Branch]
-    num_left: int
-    def __init__(self, round_id: _Optional[int] = ..., branches: _Optional[_Iterable[_Union[Branch, _Mapping]]] = ..., num_left: _Optional[int] = ...) -> None: ...
+    def __init__(self, round_id: _Optional[int] = ..., branches: _Optional[_Iterable[_Union[Branch, _Mapping]]] = ...) -> None: ...
 
 class Branch(_message.Message):
-    __slots__ = ("sequence_id", "base_length", "key", "source", "tokens", "exits", "confidences", "goes_on")
+    __slots__ = ("sequence_id", "base_length", "key", "tokens", "exits", "confidences", "goes_on")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     BASE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
-    SOURCE_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
     EXITS_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCES_FIELD_NUMBER: _ClassVar[int]
@@ -182,9 +166,8 @@ class Branch(_message.Message):
     sequence_id: int
     base_length: int
     key: int
-    source: Source
     tokens: _containers.RepeatedScalarFieldContainer[int]
     exits: _containers.RepeatedScalarFieldContainer[int]
     confidences: _containers.RepeatedScalarFieldContainer[float]
     goes_on: bool
-    def __init__(self, sequence_id: _Optional[int] = ..., base_length: _Optional[int] = ..., key: _Optional[int] = ..., source: _Optional[_Union[Source, str]] = ..., tokens: _Optional[_Iterable[int]] = ..., exits: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ..., goes_on: _Optional[bool] = ...) -> None: ...
+    def __init__(self, sequence_id: _Optional[int] = ..., base_length: _Optional[int] = ..., key: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., exits: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ..., goes_on: _Optional[bool] = ...) -> None: ...

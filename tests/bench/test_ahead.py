@@ -77,11 +77,7 @@ def test_the_modes_of_a_pool_apart_are_the_modes_of_a_plan() -> None:
 @pytest.mark.slow
 def test_one_table_compares_modes_and_the_routers_choice_at_every_batch(family: Path, few_sweeps: None) -> None:
     scale = {"sweep": 1, "learn": 1, "pairs": 2, "max_tokens": 12, "num_prompts": 1}
-    ahead = {
-        "fan_out": 8,
-        "depths": [2, 4],
-        "lengths": [3],
-    }
+    ahead = {"depths": [2, 4], "lengths": [3]}
     args = Namespace(batch=[1, 3], workload="equal", weights="stored", temperatures=[0.0], **scale, **ahead)
     args.target, args.prompts = family / "large", family / "prompts.jsonl"
     with paired(subject_of(family), (), measured=1) as engine:

@@ -29,16 +29,12 @@ def test_with_a_pool_apart_every_target_has_one_core_and_the_pool_the_other() ->
     assert {(target.cores, target.threads) for target in app.targets} == {((0,), 1)}
     assert app.pool is not None
     assert app.pool.cores == (1,)
-    plain, turn, ahead, chosen = (target.speculation for target in app.targets)
+    plain, turn, ahead = (target.speculation for target in app.targets)
     assert plain is None
     assert turn is not None
-    assert turn.mirror is None
+    assert turn.ahead is False
     assert ahead is not None
-    assert ahead.mirror is not None
-    assert list(ahead.mirror.modes) == ["ahead"]
-    assert chosen is not None
-    assert chosen.mirror is not None
-    assert "serial" in chosen.mirror.modes
+    assert ahead.ahead is None, "as a config has it that does not say"
 
 
 def test_colocated_every_target_has_both_cores() -> None:

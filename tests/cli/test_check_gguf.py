@@ -63,5 +63,7 @@ def test_a_file_with_another_vocabulary_drafts_through_a_translation(
         f"target stored: the drafter has another tokenizer, and {share} of its tokens",
         "ok",
     ]
-    config.write_text(config.read_text().replace("speculation: {", "speculation: {mirror: {}, ", 1))
-    assert "a draft through a translation does not come ahead; set mirror: off" in refused(capsys, "check", str(config))
+    config.write_text(config.read_text().replace("speculation: {", "speculation: {ahead: on, ", 1))
+    assert "a draft through a translation does not come ahead; leave ahead: on out" in refused(
+        capsys, "check", str(config)
+    )

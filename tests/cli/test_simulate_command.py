@@ -164,26 +164,23 @@ def test_a_rate_is_one_for_all_or_one_for_each_name() -> None:
             arrival_rates(text)
 
 
-def test_a_mode_applies_to_all_targets_or_to_those_named(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ahead_applies_to_all_targets_or_to_those_named(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = ("--acceptance", ACCEPTANCE, *LOAD)
-    modes = ("serial", "ahead", "small:ahead,large:serial")
-    outputs = {mode: simulated(capsys, profiled, *asked, "--mode", mode) for mode in modes}
-    assert simulated(capsys, profiled, *asked) == outputs["serial"], "as configured"
+    outputs = {ahead: simulated(capsys, profiled, *asked, "--ahead", ahead) for ahead in ("off", "on", "small:on")}
     assert len(set(outputs.values())) == len(outputs)
-    assert simulated(capsys, profiled, *asked, "--mode", "ahead", "--corrects", "0.9") != outputs["ahead"]
+    assert simulated(capsys, profiled, *asked) == outputs["off"], "as configured"
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--mode", "turbo"), "'turbo' is none of serial, ahead"),
-        (("--mode", "small:ahead,serial"), "neither one value"),
-        (("--mode", "huge:ahead"), "--mode names 'huge'"),
-        (("--mode", "plain:ahead"), "plain does not speculate"),
-        (("--mode", "ahead", "--corrects", "1.5"), "'1.5' is not a number from 0 to 1"),
+        (("--ahead", "turbo"), "'turbo' is none of on, off"),
+        (("--ahead", "small:on,off"), "neither one value"),
+        (("--ahead", "huge:on"), "--ahead names 'huge'"),
+        (("--ahead", "plain:on"), "plain does not speculate"),
     ],
 )
-def test_a_mode_that_a_target_cannot_have_is_refused(
+def test_ahead_for_a_target_that_cannot_have_it_is_refused(
     profiled: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
 ) -> None:
     assert message in refused(capsys, "simulate", str(profiled), "--acceptance", ACCEPTANCE, *LOAD, *arguments)

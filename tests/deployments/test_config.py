@@ -13,7 +13,6 @@ from deployments.config_speculation import (
     EmaSpeculation,
     FixedSpeculation,
     GoodputSpeculation,
-    Mirror,
     TableSpeculation,
 )
 from deployments.config_telemetry import TelemetryConfig
@@ -95,8 +94,8 @@ def test_the_demo_config_loads_and_names_the_demo_models() -> None:
             "placement: Input should be 'separate' or 'colocated', got 'beside'",
         ),
         (
-            "placement: colocated\ntargets: [{name: a, path: x, speculation: {mirror: on}}]\npool: {path: x}",
-            "the config: mirror of target a drafts while the target verifies, but with placement: colocated they run",
+            "placement: colocated\ntargets: [{name: a, path: x, speculation: {ahead: on}}]\npool: {path: x}",
+            "the config: target a is to be drafted for while it verifies, but with placement: colocated that",
         ),
         (
             "placement: colocated\ntargets: [{name: a, path: x}]\npool: {path: x, threads: 2}",
@@ -142,13 +141,8 @@ def test_a_mistake_is_named_with_its_key_value_and_remedy(tmp_path: Path, text: 
         ("{policy: fixed, depth: cascade, thresholds: [0.5]}", ": 3 exits take 2 thresholds, 1 were given"),
         ("{exits: [4, 2]}", ".exits: exits [4, 2] must ascend"),
         ("{length: 65}", ".length: Input should be less than or equal to 64, got 65"),
-        ("{mirror: {fan_out: 0}}", ".mirror.fan_out: Input should be greater than or equal to 1, got 0"),
-        ("{mirror: {fan_out: 9}}", ".mirror.fan_out: Input should be less than or equal to 8, got 9"),
-        ("{mirror: {fanout: 4}}", ".mirror.fanout: unknown key (value 4); did you mean fan_out?"),
-        ("{mirror: {modes: []}}", ".mirror.modes: Tuple should have at least 1 item after validation, not 0"),
-        ("{mirror: {modes: [lane]}}", ".mirror.modes[0]: Input should be 'serial' or 'ahead', got 'lane'"),
-        ("{mirror: {modes: [ahead, ahead]}}", ".mirror.modes: ahead is named twice; name each mode once"),
-        ("{mirror: 4}", ".mirror: a mapping of keys is needed, got 4"),
+        ("{ahead: 4}", ".ahead: Input should be a valid boolean, unable to interpret input, got 4"),
+        ("{policy: ema, ahead: on}", ".ahead: policy: ema drafts in turn only; leave ahead out"),
     ],
 )
 def test_a_mistake_in_speculation_names_the_policy_that_has_the_key(
@@ -196,8 +190,8 @@ def test_relative_paths_belong_to_the_folder_of_the_file_and_hub_ids_stay(tmp_pa
         {"policy": "table", "depth": 2, "table": {1: 6, 32: 0}},
         {"exits": [2, 4]},
         {"policy": "ema", "length": 4},
-        {"mirror": {"fan_out": 4, "modes": ["ahead", "serial"]}},
-        {"policy": "fixed", "depth": 2, "mirror": "on"},
+        {"ahead": "off"},
+        {"policy": "fixed", "depth": 2, "ahead": "on"},
         {},
     ],
 )
@@ -216,7 +210,7 @@ WEIGHTS = {"dtype", "execution", "kv_mb", "page_size", "path", "weights"}
 
 
 def test_the_options_are_these_and_a_new_one_shows_up_in_review() -> None:
-    drafted = {"deadline_ms", "exits", "mirror", "policy", "request_length"}
+    drafted = {"ahead", "deadline_ms", "exits", "policy", "request_length"}
     target = {
         "count_tokens",
         "deterministic",
@@ -236,7 +230,6 @@ def test_the_options_are_these_and_a_new_one_shows_up_in_review() -> None:
     assert set(FixedSpeculation.model_fields) == drafted | {"depth", "length", "thresholds"}
     assert set(TableSpeculation.model_fields) == drafted | {"depth", "table", "thresholds"}
     assert set(GoodputSpeculation.model_fields) == set(EmaSpeculation.model_fields) == drafted | {"length"}
-    assert set(Mirror.model_fields) == {"fan_out", "modes"}
     assert set(PoolConfig.model_fields) == pool | PLACEMENT | WEIGHTS
     ingress = {"host", "join_ms", "num_cpus", "num_replicas", "ports", "recover_s", "reissues"}
     ingress |= {"resources", "silence_s"}

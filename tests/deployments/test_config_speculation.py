@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -10,11 +11,10 @@ from deployments.config import AppConfig
 from deployments.config_speculation import (
     FixedSpeculation,
     GoodputSpeculation,
-    Mirror,
     Speculation,
     TableSpeculation,
 )
-from deployments.policies import adaptive, depth_rule, longest_draft, needed_exits, policy
+from deployments.policies import adaptive, depth_rule, drafts_ahead, longest_draft, needed_exits, policy
 from protocol.plan import DepthRule, Mode
 from router.policy import Ema, Fixed, Goodput, Off, Table
 from tests.router.curves import curves
@@ -26,23 +26,26 @@ def speculation(**values: Any) -> Any:
     return AppConfig.model_validate(config).targets[0].speculation
 
 
-@pytest.mark.parametrize(
-    ("value", "mirror"),
-    [
-        ("off", None),
-        (False, None),
-        (None, None),
-        ("on", Mirror()),
-        (True, Mirror()),
-        ({}, Mirror(fan_out=2)),
-        ({"fan_out": 4}, Mirror(fan_out=4)),
-        ({"modes": ["ahead"]}, Mirror(modes=(Mode.AHEAD,))),
-    ],
-)
-def test_drafting_ahead_is_off_unless_asked_for_whatever_the_policy(value: object, mirror: Mirror | None) -> None:
-    for own in ({}, {"policy": "fixed", "depth": 2}, {"policy": "table", "depth": 2, "table": {1: 4}}):
-        assert speculation(**own).mirror is None
-        assert speculation(**own, mirror=value).mirror == mirror
+FIXED, TABLE = {"policy": "fixed", "depth": 2}, {"policy": "table", "depth": 2, "table": {1: 4}}
+
+
+@pytest.mark.parametrize("own", [{}, FIXED, TABLE])
+@pytest.mark.parametrize(("value", "told"), [("on", True), (True, True), ("off", False), (False, False)])
+def test_drafts_come_ahead_where_a_config_says_so_and_else_they_do_not(own: Any, value: object, told: bool) -> None:
+    for apart, translates in itertools.product((False, True), repeat=2):
+        assert drafts_ahead(speculation(**own, ahead=value), apart=apart, translates=translates) is told
+
+
+def test_left_out_the_router_may_choose_where_a_pool_apart_reads_the_targets_own_tokens() -> None:
+    chosen = {
+        (apart, translates)
+        for apart, translates in itertools.product((False, True), repeat=2)
+        if drafts_ahead(speculation(), apart=apart, translates=translates)
+    }
+    assert chosen == {(True, False)}
+    for own in (FIXED, TABLE, {"policy": "ema"}):
+        assert not drafts_ahead(speculation(**own), apart=True, translates=False)
+    assert not drafts_ahead(None, apart=True, translates=False)
 
 
 @pytest.mark.parametrize("policy_name", ["fixed", "table"])
@@ -63,8 +66,8 @@ def test_sections_become_policies() -> None:
     assert policy(None) == Off()
     assert policy(speculation(policy="fixed", depth=4)) == Fixed(DepthRule((4,)), 4)
     assert policy(speculation(policy="table", depth=2, table={1: 6, 8: 0})) == Table(DepthRule((2,)), ((1, 6), (8, 0)))
-    ahead = speculation(policy="table", depth=2, table={1: 6}, mirror="on")
-    assert policy(ahead) == Table(DepthRule((2,)), ((1, 6),), ahead.mirror.modes[-1])
+    ahead = speculation(policy="table", depth=2, table={1: 6}, ahead="on")
+    assert policy(ahead) == Table(DepthRule((2,)), ((1, 6),), Mode.AHEAD)
     assert policy(speculation()) == policy(speculation(policy="goodput")) == Off()  # until there is a drafter
 
 

@@ -28,7 +28,7 @@ from tests.router.curves import curves
 
 CONFIG = """
 targets:
-  - {name: large, path: large, dtype: fp32, threads: 3, cores: [0], speculation: {length: 4, mirror: on}}
+  - {name: large, path: large, dtype: fp32, threads: 3, cores: [0], speculation: {length: 4, ahead: on}}
   - {name: small, path: small, dtype: fp32}
 pool: {path: drafter, dtype: fp32, threads: 2, num_replicas: 2, page_size: 16, kv_mb: 8}
 """
@@ -65,7 +65,7 @@ def test_the_same_threads_are_shared_in_turn_or_divided(config: AppConfig) -> No
 def test_a_config_in_the_other_placement_is_valid(config: AppConfig) -> None:
     colocated = as_placed(config, "colocated")
     assert AppConfig.model_validate(colocated.model_dump()) == colocated
-    assert [target.speculation and target.speculation.mirror for target in colocated.targets] == [None, None]
+    assert [target.speculation and target.speculation.ahead for target in colocated.targets] == [None, None]
 
 
 def test_a_colocated_drafter_has_no_deployment_and_no_threads_of_its_own(config: AppConfig) -> None:
@@ -113,9 +113,9 @@ def test_plan_predicts_both_placements_and_marks_the_best(
     printed = capsys.readouterr().out
     found = by_placement(printed)
     assert [row[1:3] for row in found] == [
-        ["separate, serial", "3 + 2"],
+        ["separate, in turn", "3 + 2"],
         ["separate, ahead", "3 + 2"],
-        ["colocated, serial", "5"],
+        ["colocated, in turn", "5"],
     ]
     rates = [float(row[-1]) for row in found]
     assert [bool(row[0]) for row in found] == [rate == max(rates) for rate in rates]
@@ -130,7 +130,7 @@ def test_plan_says_which_command_measures_the_other_placement(
     keep_curves(config)
     assert main(["plan", str(path)]) == 0
     printed = capsys.readouterr().out
-    assert [row[1] for row in by_placement(printed)] == ["separate, serial", "separate, ahead"]
+    assert [row[1] for row in by_placement(printed)] == ["separate, in turn", "separate, ahead"]
     assert "colocated is left out: what target large costs here is not known yet" in printed
     assert f"run draftpool profile {path} --placement colocated" in printed
 
@@ -146,7 +146,7 @@ def test_plan_finds_the_costs_that_profiling_the_other_placement_has_stored(
     capsys.readouterr()
     assert main(["plan", str(path)]) == 0
     printed = capsys.readouterr().out
-    assert by_placement(printed)[-1][1:3] == ["colocated, serial", "2"]
+    assert by_placement(printed)[-1][1:3] == ["colocated, in turn", "2"]
     assert "left out" not in printed
 
 

@@ -20,7 +20,7 @@ from cli.demo_family import CODE as CONFIG
 from deployments import cluster
 from deployments.config import AppConfig, HttpConfig, load_config
 from deployments.config_access import AccessConfig
-from deployments.config_speculation import FixedSpeculation, Mirror
+from deployments.config_speculation import FixedSpeculation
 from tests.api.page.browser import DESKTOP, END, ENTER, PHONE, RIGHT, SHIFT, Browser, browser
 from tests.deployments.head import Head
 from tests.deployments.served import Served
@@ -40,7 +40,7 @@ def with_drafts_ahead(config: AppConfig, http_port: int, access: AccessConfig) -
     """`large` drafts at all exits, ahead where it can; `small` as its router decides."""
     large, small = config.targets
     ladder = {"depth": "cascade", "exits": (2, 4, 6), "thresholds": (0.7, 0.8), "length": 4}
-    fixed = FixedSpeculation.model_validate({"policy": "fixed", "mirror": Mirror(), "deadline_ms": 1000.0, **ladder})
+    fixed = FixedSpeculation.model_validate({"policy": "fixed", "ahead": True, "deadline_ms": 1000.0, **ladder})
     assert config.pool is not None
     changes = {
         "targets": (large.model_copy(update={"speculation": fixed}), small),

@@ -2,7 +2,7 @@
 
 A transport joins by adding its `Connect` to CLIENTS: given a worker, an incarnation, a deadline in seconds and a clock
 if not the real one, it gives a client while its context lasts. The worker is then the transport's to step. The tests
-are in test_client_contract.py and, of drafting ahead, in test_mirror_contract.py.
+are in test_client_contract.py and, of drafting ahead, in test_ahead_contract.py.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from contextlib import AbstractContextManager, contextmanager
 
 from drafters.client import LocalDraftClient
 from drafters.worker import DraftWorker
-from protocol.branch import MirrorClient
+from protocol.branch import AheadClient
 from protocol.draft import DraftBlock, DraftClient, DraftRequest, DraftRow
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 from tests.link.contract import linked
 
-Connect = Callable[..., AbstractContextManager[MirrorClient]]
+Connect = Callable[..., AbstractContextManager[AheadClient]]
 
 PATIENCE_S = 30.0
 TOKENS = [3, 14, 15, 92, 65, 35, 89, 79]
@@ -30,7 +30,7 @@ CASCADE = DepthRule((1, 2, 4), (0.4, 0.25))
 @contextmanager
 def local(
     worker: DraftWorker, incarnation: str, deadline_s: float, clock: Callable[[], float] = time.monotonic
-) -> Iterator[MirrorClient]:
+) -> Iterator[AheadClient]:
     yield LocalDraftClient(worker, incarnation, deadline_s, clock)
 
 

@@ -28,8 +28,8 @@ def context(id_: int, target: str = "large", missing: int = 400) -> Waiting:
     return Waiting(id_, target, Priority.CONTEXT, DEEP, 500, 499 - missing, 0)
 
 
-def branch(id_: int, target: str = "large", parent: int | None = None, lead: int = 0) -> Waiting:
-    return Waiting(id_, target, Priority.AHEAD, DEEP, 500, 498, 4 + lead, lead, parent=parent)
+def branch(id_: int, target: str = "large") -> Waiting:
+    return Waiting(id_, target, Priority.AHEAD, DEEP, 500, 498, 9)
 
 
 def chosen(*rows: Waiting, limits: PoolLimits = LIMITS, pace: Pace = UNKNOWN, now: float = 0.0) -> dict[int, Part]:
@@ -43,10 +43,6 @@ def test_a_few_missing_positions_ride_along_and_many_are_settled_in_chunks() -> 
     assert draft_part(row._replace(settled=0), 32, 40, 4) == Part(1, 40, 40, 40)
     assert draft_part(row._replace(settled=40), 32, 59, 4) == Part(1, 100, 99, 59, 4)
     assert draft_part(row._replace(settled=40), 32, 0, 4) is None
-
-
-def test_a_parent_settles_all_that_its_forks_read() -> None:
-    assert draft_part(branch(1, lead=1), 32, 0, 4) == Part(1, 500, 499, 0, 4)
 
 
 def test_a_context_that_is_only_handed_over_stops_before_its_last_token() -> None:
@@ -72,11 +68,6 @@ def test_branches_draft_no_more_tokens_than_who_waits() -> None:
     parts = chosen(draft(1, num_left=2), branch(2))
     assert (parts[1].num_drafts, parts[2].num_drafts) == (2, 2)
     assert chosen(branch(2))[2].num_drafts == LIMITS.branch_ahead
-
-
-def test_a_fork_is_in_no_pass_before_that_of_its_parent() -> None:
-    assert list(chosen(branch(1, lead=1), branch(2, parent=1))) == [1, 2]
-    assert list(chosen(branch(1, lead=1)._replace(depth=SHALLOW), branch(2, parent=1), draft(3))) == [3]
 
 
 @pytest.mark.parametrize(

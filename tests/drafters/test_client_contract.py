@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from drafters.client import LocalDraftClient
 from drafters.picks import PassRow, Pick
 from drafters.worker import DraftWorker
 from model.decoder import Decoder
@@ -123,65 +122,15 @@ def test_past_its_deadline_a_draft_is_given_up_without_an_error(connect: Connect
         client.close([1])
 
 
-def test_asking_does_not_wait_and_the_answer_is_that_of_a_draft(
+def test_an_answer_names_who_asked_and_comes_in_the_order_of_its_rows(
     connect: Connect, worker: DraftWorker, llama: Decoder
 ) -> None:
     with connect(worker, "target", PATIENCE_S) as client:
-        assert client.answer() is None
-        client.ask(request(row(1, TOKENS, 4), row(2, TOKENS[:3], 1), round_id=7))
-        reply = client.answer()
-        assert client.answer() is None
+        reply = client.draft(request(row(1, TOKENS, 4), row(2, TOKENS[:3], 1), round_id=7))
     assert reply is not None
     assert (reply.incarnation, reply.round_id) == ("target", 7)
     expected = [draft_from_scratch(llama, tokens, n, CASCADE, SAMPLED) for tokens, n in ((TOKENS, 4), (TOKENS[:3], 1))]
     assert [block.tokens for block in reply.blocks] == [tuple(token for token, _, _ in own) for own in expected]
-
-
-def test_what_is_asked_is_drafted_while_nobody_waits(connect: Connect, worker: DraftWorker) -> None:
-    with connect(worker, "target", PATIENCE_S) as client:
-        client.ask(request(row(1, TOKENS, 4)))
-        if not isinstance(client, LocalDraftClient):  # which has no thread but the one that waits
-            eventually(lambda: worker.stats().num_drafted == 4)
-        assert client.answer() is not None
-
-
-def test_only_what_was_asked_last_is_answered_and_a_draft_between_gives_it_up(
-    connect: Connect, worker: DraftWorker, llama: Decoder
-) -> None:
-    with connect(worker, "target", PATIENCE_S) as client:
-        client.ask(request(row(1, TOKENS, 40)))
-        client.ask(request(row(1, TOKENS, 3), row(2, TOKENS[:3], 1), round_id=2))
-        second = client.answer()
-        client.ask(request(row(2, TOKENS[:3], 30), round_id=3))
-        (third,) = draft(client, row(1, [*TOKENS, 9], 2, start=len(TOKENS)), round_id=4)
-        assert client.answer() is None
-        client.close([1, 2])
-        eventually(lambda: worker.stats().num_free_pages == worker.stats().num_pages)
-    assert second is not None
-    assert second.round_id == 2
-    assert [len(block.tokens) for block in second.blocks] == [3, 1]
-    assert third.tokens == tuple(token for token, _, _ in draft_from_scratch(llama, [*TOKENS, 9], 2, CASCADE, SAMPLED))
-
-
-def test_a_sequence_that_is_closed_in_mid_draft_leaves_nothing_and_the_others_are_answered(
-    connect: Connect, worker: DraftWorker
-) -> None:
-    with connect(worker, "target", FOREVER_S) as client:
-        client.ask(request(row(1, TOKENS, 60), row(2, TOKENS, 2)))
-        client.close([1])
-        reply = client.answer()
-        client.close([2])
-        eventually(lambda: worker.stats().num_free_pages == worker.stats().num_pages)
-    assert reply is not None
-    assert (reply.blocks[-1].sequence_id, len(reply.blocks[-1].tokens)) == (2, 2)
-
-
-def test_a_deadline_begins_with_the_waiting(connect: Connect, worker: DraftWorker) -> None:
-    clock = Clock()
-    with connect(worker, "target", PATIENCE_S, clock) as client:
-        client.ask(request(row(1, TOKENS, 1)))
-        clock.now += 2 * PATIENCE_S
-        assert client.answer() is not None
 
 
 @dataclass
@@ -191,14 +140,12 @@ class Late:
     run: Callable[[Sequence[PassRow]], list[Pick | None]]
     clock: Clock
     num_passes: int = 0
-    begun: threading.Event = field(default_factory=threading.Event)  # the pass that is late
     is_over: threading.Event = field(default_factory=threading.Event)
 
     def __call__(self, rows: Sequence[PassRow]) -> list[Pick | None]:
         self.num_passes += 1
         if self.num_passes > 1:
             self.clock.now += 1.0
-            self.begun.set()
             if threading.current_thread() is not threading.main_thread():
                 self.is_over.wait(PATIENCE_S)
         return self.run(rows)
@@ -211,10 +158,7 @@ def test_at_the_deadline_the_rows_that_are_done_come_without_those_that_are_not(
     late = Late(worker._drafter.run, clock)
     monkeypatch.setattr(worker._drafter, "run", late)
     with connect(worker, "target", 0.05, clock) as client:
-        client.ask(request(row(1, TOKENS, 40), row(2, TOKENS[:3], 1), row(3, TOKENS, 1, start=4)))
-        if not isinstance(client, LocalDraftClient):  # which has no thread but the one that waits
-            assert late.begun.wait(PATIENCE_S)
-        reply = client.answer()
+        reply = client.draft(request(row(1, TOKENS, 40), row(2, TOKENS[:3], 1), row(3, TOKENS, 1, start=4)))
         late.is_over.set()
         client.close([1])
     assert reply is not None

@@ -19,7 +19,6 @@ class LazyStack:
         self.ledger = PageLedger(400 // page_size + 40, page_size)
         self.marks: dict[int, Watermarks] = {}
         self.references: dict[int, StepByStep] = {}
-        self.trunks: dict[int, int] = {}  # branch -> length
         self.entries: dict[tuple[int, int], int] = {}
         self.hidden: dict[tuple[int, int], int] = {}
         self.num_opened = 0
@@ -53,25 +52,9 @@ class LazyStack:
         self.ledger.truncate(sequence, length)
         self.references[sequence].reject(length)
 
-    def fork(self, parent: int, length: int) -> int:
-        self.num_opened += 1
-        self.ledger.fork(parent, self.num_opened, length)
-        self.marks[self.num_opened] = self.marks[parent].truncate(length)
-        self.references[self.num_opened] = self.references[parent].fork(length)
-        self.trunks[self.num_opened] = length
-        return self.num_opened
-
     def free(self, sequence: int) -> None:
         self.ledger.free(sequence)
         del self.marks[sequence], self.references[sequence]
-        self.trunks.pop(sequence, None)
-
-    def fixed_length(self, sequence: int) -> int:
-        """Tokens that a rejection may not take: the sequence's trunk, and what others read of it in place."""
-        slots = self.ledger.slots(sequence).tolist()
-        others = {slot for other in self.marks if other != sequence for slot in self.ledger.slots(other).tolist()}
-        read = [position + 1 for position, slot in enumerate(slots) if slot in others]
-        return max([self.trunks.get(sequence, 0), *read])
 
     def check(self) -> None:
         self.ledger.check()
@@ -99,7 +82,7 @@ class Schedule:
             if not known:
                 self.act_open()
                 continue
-            actions = [self.act_draft] * 4 + [self.act_settle, self.act_verify, self.act_verify, self.act_fork]
+            actions = [self.act_draft] * 4 + [self.act_settle, self.act_verify, self.act_verify, self.act_open_another]
             action = self.rng.choice([*actions, self.act_free] if len(known) > 1 else actions)
             action(self.rng.choice(known))
             self.stack.check()
@@ -126,13 +109,12 @@ class Schedule:
     def act_verify(self, sequence: int) -> None:
         """Accept a part of the tokens, reject the rest, and append what the target committed."""
         tokens = self.stack.references[sequence].tokens
-        self.stack.reject(sequence, self.rng.randint(min(self.stack.fixed_length(sequence), len(tokens)), len(tokens)))
+        self.stack.reject(sequence, self.rng.randint(0, len(tokens)))
         self.stack.append(sequence, self.tokens(self.rng.randint(1, 3)))
 
-    def act_fork(self, sequence: int) -> None:
+    def act_open_another(self, _: int) -> None:
         if len(self.stack.marks) < 4:
-            branch = self.stack.fork(sequence, self.rng.randint(0, len(self.stack.references[sequence].tokens)))
-            self.stack.append(branch, self.tokens(1))
+            self.act_open()
 
     def act_free(self, sequence: int) -> None:
         self.stack.free(sequence)
@@ -143,7 +125,7 @@ class Schedule:
 
 @pytest.mark.parametrize("first_seed", range(0, 240, 20))
 def test_random_schedules_compute_nothing_twice_and_never_read_what_is_stale(first_seed: int) -> None:
-    """Draft, accept, reject, fork, settle and change depth at random, twenty schedules a case."""
+    """Draft, accept, reject, settle and change depth at random, twenty schedules a case."""
     for seed in range(first_seed, first_seed + 20):
         schedule = Schedule(seed)
         schedule.play(40)
@@ -169,16 +151,14 @@ def test_a_segment_cannot_run_ahead_of_the_one_above_it() -> None:
 
 
 def test_the_schedules_meet_every_kind_of_lag() -> None:
-    """The reference would prove nothing if no schedule ever left a deeper segment behind, forked or rode along."""
-    lags, branches = set(), 0
+    """The reference would prove nothing if no schedule ever left a deeper segment behind or rode along."""
+    lags = set()
     for seed in range(20):
         schedule = Schedule(seed)
         schedule.play(40)
-        branches += len(schedule.stack.trunks)
         lags |= {
             mark - deeper
             for one in schedule.stack.marks.values()
             for mark, deeper in zip(one.marks, one.marks[1:], strict=False)
         }
     assert {0, 1, 2, 3} <= lags
-    assert branches > 10

@@ -13,7 +13,7 @@ from drafters.translated import GREEDY, TranslatedDraftClient, reached
 from drafters.translation import Translation
 from drafters.worker import DraftWorker
 from model.decoder import Decoder
-from protocol.branch import MirrorClient
+from protocol.branch import AheadClient
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftStatus
 from protocol.stats import TranslationCounts
 from tests.drafters.clients import CASCADE, TOKENS, draft, request, row
@@ -127,4 +127,4 @@ def test_answers_to_other_questions_are_left_out_and_lies_are_cut() -> None:
 def test_it_drafts_in_turn_only_and_one_vocabulary_needs_none(worker: DraftWorker) -> None:
     client = LocalDraftClient(worker, "target")
     assert reached(client, None) is client
-    assert not isinstance(reached(client, SHIFTED), MirrorClient)
+    assert not isinstance(reached(client, SHIFTED), AheadClient)

@@ -74,7 +74,7 @@ class IntegerDrafter(NestedDrafter):
 
 def pick_behind(tokens: Sequence[int], exit_: int, seed: int) -> Pick:
     found = zlib.crc32(np.asarray(tokens, np.int64).tobytes(), (seed * 31 + exit_) & 0xFFFFFFFF)
-    return Pick(found % VOCAB_SIZE, exit_, found // VOCAB_SIZE % 101 / 100, found // 7 % VOCAB_SIZE)
+    return Pick(found % VOCAB_SIZE, exit_, found // VOCAB_SIZE % 101 / 100)
 
 
 def drafted_behind(tokens: Sequence[int], length: int, rule: DepthRule, seed: int) -> tuple[int, ...]:

@@ -80,9 +80,7 @@ class Messages:
             context=self._row(sequence_id),
             proposal=self._tokens(4),
             length=rng.randint(0, 6),
-            fan_out=rng.randint(0, 8),
             stop_probability=rng.choice((0.0, 0.2, 1.0)),
-            exponent=rng.choice((0.05, 1.0, 20.0)),
         )
 
     def _answer(self) -> pb.PoolMessage:
@@ -91,13 +89,13 @@ class Messages:
             blocks = [self._block(number) for number in range(rng.randint(0, 3))]
             return pb.PoolMessage(reply=pb.DraftReply(round_id=1, blocks=blocks, wait_ms=rng.random()))
         branches = [self._branch(number) for number in range(rng.randint(0, 3))]
-        return pb.PoolMessage(branches=pb.BranchReply(round_id=1, branches=branches, num_left=rng.randint(0, 2)))
+        return pb.PoolMessage(branches=pb.BranchReply(round_id=1, branches=branches))
 
     def _block(self, sequence_id: int) -> pb.DraftBlock:
         return pb.DraftBlock(sequence_id=sequence_id, base_length=4, status=self._rng.randint(0, 6), **self._drafted())
 
     def _branch(self, sequence_id: int) -> pb.Branch:
-        return pb.Branch(sequence_id=sequence_id, base_length=5, source=self._rng.randint(0, 4), **self._drafted())
+        return pb.Branch(sequence_id=sequence_id, base_length=5, **self._drafted())
 
     def _drafted(self) -> dict[str, Any]:
         tokens = self._tokens(4)

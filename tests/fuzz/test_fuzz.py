@@ -82,7 +82,7 @@ def numbers(value: Any) -> Iterator[float]:
     """All that are in a message, but for names and keys of 64 bits."""
     if dataclasses.is_dataclass(value):
         for field in dataclasses.fields(value):
-            if field.name not in ("sequence_id", "round_id", "seed", "key", "sequence_ids", "num_left"):
+            if field.name not in ("sequence_id", "round_id", "seed", "key", "sequence_ids"):
                 yield from numbers(getattr(value, field.name))
     elif isinstance(value, tuple):
         for one in value:

@@ -40,23 +40,20 @@ def asked(*rows: DraftRow, round_id: int = 1) -> DraftRequest:
     return DraftRequest("victim", round_id, DEEP, rows)
 
 
-def with_exponent(exponent: float) -> bytes:
-    context = AheadRow(row(0, (1, 2, 3), 0), (4, 5), 3, 4)
+def with_stop(stop: float) -> bytes:
+    context = AheadRow(row(0, (1, 2, 3), 0), (4, 5), 3)
     message = pb.TargetMessage.FromString(encode_target(AheadRequest("", 1, DEEP, (context,))))
-    message.ahead.rows[0].exponent = exponent
+    message.ahead.rows[0].stop_probability = stop
     return message.SerializeToString()
 
 
-@pytest.mark.parametrize("exponent", [-5000.0, float("nan"), float("-inf"), 0.0, 1e300])
-def test_an_exponent_that_no_confidence_can_be_raised_to_ends_its_own_link_and_nothing_else(
-    worker: DraftWorker, exponent: float
-) -> None:
-    """It ended the thread, and with it the links of all targets."""
+@pytest.mark.parametrize("stop", [-5000.0, float("nan"), float("-inf"), 1.5, 1e300])
+def test_a_stop_that_is_no_probability_ends_its_own_link_and_nothing_else(worker: DraftWorker, stop: float) -> None:
     with linked(worker, "victim", 10.0) as victim:
         replica = replica_of(worker)
         assert victim.draft(asked(row(0, PRIVATE, 4))) is not None
         with proved(replica.member.address, replica.secret) as sock:
-            send(sock, with_exponent(exponent))
+            send(sock, with_stop(stop))
             assert hung_up(sock)
         assert replica.thread.heartbeat_age_s() < 60
         reply = victim.draft(asked(row(8, (1,), 4), round_id=2))

@@ -153,7 +153,7 @@ def test_a_request_that_does_not_fit_into_the_kernels_buffer_gets_there_while_it
     rows = [(number, 0, 2000) for number in range(500)]  # some 2 MB, in several messages
     with client(runner, Directory(pool), deadline_s=20.0) as drafts, client(runner, Directory(pool), "b") as other:
         wait_until(lambda: drafts.replica and other.replica)
-        other.ask(request(1, (1, 0, 4), target="b"))
+        other._ask(request(1, (1, 0, 4), target="b"))
         reply = drafts.draft(request(1, *rows))
         assert reply is not None
         assert len(reply.blocks) == 500

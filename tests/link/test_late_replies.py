@@ -78,9 +78,10 @@ def test_at_the_deadline_what_has_come_is_returned(runner: LoopThread) -> None:
     partial(pool, lambda full: replace(full, blocks=full.blocks[:2]))
     with drafting_on(runner, pool, deadline_s=LATE_S) as drafts:
         for round_id in range(MISSES + 2):
-            drafts.ask(request(round_id, (1, 0, 4), (2, 0, 4), (3, 0, 4)))
+            asked = request(round_id, (1, 0, 4), (2, 0, 4), (3, 0, 4))
+            shares = drafts._ask(asked)
             wait_until(lambda: read(drafts).num_drafted == 2)
-            reply = drafts.answer()
+            reply = drafts._answer(asked, shares)
             assert reply is not None
             assert [block.sequence_id for block in reply.blocks] == [1, 2]
 
@@ -98,9 +99,10 @@ def test_a_reply_that_belongs_elsewhere_is_never_taken(runner: LoopThread, chang
     pool = ScriptedPool()
     partial(pool, elsewhere)
     with drafting_on(runner, pool, deadline_s=LATE_S) as drafts:
-        drafts.ask(request(5, (1, 0, 4)))
+        asked = request(5, (1, 0, 4))
+        shares = drafts._ask(asked)
         wait_until(lambda: read(drafts).link.traffic.received_bytes)
-        assert drafts.answer() is None
+        assert drafts._answer(asked, shares) is None
 
 
 def test_a_pool_that_is_always_late_is_waited_for_three_times_only(runner: LoopThread) -> None:
@@ -200,9 +202,10 @@ def test_rows_that_are_refused_at_once_do_not_hide_that_the_others_are_late(runn
     pool, clock = ScriptedPool(holds=True), Clock()
     with drafting_on(runner, pool, clock=clock, deadline_s=LATE_S) as drafts:
         for round_id in range(MISSES):
-            drafts.ask(request(round_id, (1, 0, 4), (8, 7, 9), (9, 7, 9)))
+            asked = request(round_id, (1, 0, 4), (8, 7, 9), (9, 7, 9))
+            shares = drafts._ask(asked)
             wait_until(lambda: read(drafts).blocks)
-            reply = drafts.answer()
+            reply = drafts._answer(asked, shares)
             assert reply is not None
             assert [block.sequence_id for block in reply.blocks] == [8, 9]
         assert drafts.draft(request(MISSES, (1, 0, 4))) is None

@@ -195,12 +195,13 @@ def test_a_pool_without_files_hangs_up_on_who_connects_and_goes_on(
 def test_targets_that_come_together_are_all_taken_between_two_passes(runner: LoopThread) -> None:
     pool = ScriptedPool(delay_s=0.5)
     with drafting_on(runner, pool, deadline_s=5.0) as drafts:
-        drafts.ask(request(1, (1, 0, 4)))
+        asked = request(1, (1, 0, 4))
+        shares = drafts._ask(asked)
         socks = [connected(pool.address) for _ in range(20)]
         for sock in socks:
             assert sock.recv(len(MAGIC), socket.MSG_WAITALL) == MAGIC
             sock.close()
-        assert drafts.answer()
+        assert drafts._answer(asked, shares)
 
 
 def test_a_pass_may_take_its_time_and_a_loop_that_stands_still_may_not(

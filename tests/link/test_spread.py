@@ -12,7 +12,7 @@ from link.links import GONE_AFTER
 from link.placement import MOVES_AFTER
 from link.pool_thread import Reply
 from link.transport import LinkedDraftClient
-from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource
+from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply
 from protocol.draft import DraftBlock, DraftStatus
 from tests.deployments.harness import (
     DEPTH,
@@ -96,10 +96,11 @@ def test_a_replica_that_is_killed_in_mid_draft_costs_its_own_rows_only(runner: L
         blocks(drafts, 1, *((name, 0, 4) for name in IDS))
         kept = {name for name, pool in homes(pools).items() if pool != "pool-0"}
         pools[0].worker.holds = True
-        drafts.ask(request(2, *((name, 4, 5) for name in IDS)))
+        asked = request(2, *((name, 4, 5) for name in IDS))
+        shares = drafts._ask(asked)
         wait_until(lambda: len(pools[0].worker.seen) == 2)
         pools[0].kill()
-        reply = drafts.answer()
+        reply = drafts._answer(asked, shares)
         assert reply is not None
         assert {block.sequence_id for block in reply.blocks} == kept
 
@@ -110,16 +111,17 @@ def test_a_replica_that_is_late_is_waited_for_until_the_deadline_and_left_alone_
         kept = {name for name, pool in homes(pools).items() if pool != "pool-0"}
         pools[0].worker.holds = True
         for round_id in range(2, 2 + MISSES):
-            drafts.ask(request(round_id, *((name, 4, 5) for name in IDS)))
+            asked = request(round_id, *((name, 4, 5) for name in IDS))
+            shares = drafts._ask(asked)
             wait_until(lambda: read(drafts) >= kept)
-            reply = drafts.answer()
+            reply = drafts._answer(asked, shares)
             assert reply is not None
             assert {block.sequence_id for block in reply.blocks} == kept
-        asked = len(pools[0].worker.seen)
+        num_asked = len(pools[0].worker.seen)
         drafts._config = type(drafts._config)(deadline_s=1e5)  # who waits for it does not come back
         found = blocks(drafts, 9, *((name, 4, 5) for name in IDS))
         assert {block.sequence_id for block in found} == kept
-        assert len(pools[0].worker.seen) == asked
+        assert len(pools[0].worker.seen) == num_asked
 
 
 def test_a_replica_that_stays_late_is_probed_in_growing_pauses_and_keeps_its_sequences(runner: LoopThread) -> None:
@@ -132,9 +134,10 @@ def test_a_replica_that_stays_late_is_probed_in_growing_pauses_and_keeps_its_seq
 
         def is_asked(round_id: int, answered: set[int]) -> bool:
             """Whether the slow one is asked in this round, which ends when these are answered."""
-            drafts.ask(request(round_id, *((name, 4, 5) for name in IDS)))
+            asked = request(round_id, *((name, 4, 5) for name in IDS))
+            shares = drafts._ask(asked)
             wait_until(lambda: read(drafts) >= answered)
-            drafts.answer()
+            drafts._answer(asked, shares) if shares else None
             share = drafts._links.routes["pool-0"].share
             return share is not None and share.asked.round_id == round_id
 
@@ -218,7 +221,7 @@ def test_closes_and_what_is_verified_go_where_the_sequence_is(runner: LoopThread
         blocks(drafts, 1, *((name, 0, 4) for name in IDS))
         before = homes(pools)
         context = request(1, *((name, 4, 4) for name in IDS), length=0).rows
-        drafts.ahead(AheadRequest(TARGET, 1, DEPTH, tuple(AheadRow(row, (4, 5), 3, 4) for row in context)))
+        drafts.ahead(AheadRequest(TARGET, 1, DEPTH, tuple(AheadRow(row, (4, 5), 3) for row in context)))
         drafts.close(list(IDS))
         wait_until(lambda: sum(len(pool.worker.closed) for pool in pools) == len(IDS))
         for pool in pools:
@@ -234,7 +237,7 @@ def test_branches_are_taken_from_the_replica_that_the_sequence_is_on_alone(runne
         home = next(pool for pool in pools if pool.worker.known)
         other = next(pool for pool in pools if pool is not home)
         wait_until(lambda: all(pool.server._targets for pool in pools))
-        branch = Branch(1, 5, 7, BranchSource.FULL, (1, 2), (2, 2), (0.5, 0.5), round_id=1)
+        branch = Branch(1, 5, 7, (1, 2), (2, 2), (0.5, 0.5), round_id=1)
         send: Reply = next(iter((home if is_home else other).server._targets)).reply
         send(BranchReply(TARGET, 1, (branch,)))
         assert list(drafts.branches(0.2)) == ([branch] if is_home else [])

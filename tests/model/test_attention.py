@@ -70,8 +70,8 @@ def test_what_lies_in_other_slots_does_not_matter() -> None:
     assert torch.equal(attend(query, keys, values, batch, scale=1.0, window=None, softcap=None), before)
 
 
-def test_branches_read_their_trunk_in_place() -> None:
-    """Two rows that share slots 0..9 and own different tails, as forks of one sequence do."""
+def test_sequences_read_a_shared_beginning_in_place() -> None:
+    """Two rows that share slots 0..9 and own different tails, as sequences that begin alike do."""
     generator = torch.Generator().manual_seed(0)
     keys, values = torch.randn(2, 32, 1, DIM, generator=generator)
     tails = [np.array([20, 21]), np.array([25, 11, 30])]

@@ -240,7 +240,7 @@ def test_without_a_number_or_a_finite_best_there_is_no_pick_and_other_rows_have_
         assert decoder.pick(logits, *asked) == [NO_PICK if row in broken else own for row, own in enumerate(expected)]
         assert pick(logits, *asked).tolist() == decoder.pick(logits, *asked)
         found = list(zip(*decoder.pick_with_confidence(logits, *asked), strict=True))
-        assert [found[row] for row in broken] == [(0, 0.0, -1)] * 6
+        assert [found[row] for row in broken] == [(0, 0.0)] * 6
         sound = list(zip(*decoder.pick_with_confidence(normal, *asked), strict=True))
         assert [found[row] for row in range(1, 12, 2)] == [sound[row] for row in range(1, 12, 2)]
 
@@ -250,11 +250,10 @@ def assert_picks_are_plain(decoder: Decoder, logits: Tensor, rng: np.random.Gene
     positions = rng.integers(0, 1 << 20, len(logits)).tolist()
     kept = logits.clone()
     assert decoder.pick(logits, sampling, positions) == pick(logits, sampling, positions).tolist()
-    picks, confidences, runner_ups = decoder.pick_with_confidence(logits, sampling, positions)
+    picks, confidences = decoder.pick_with_confidence(logits, sampling, positions)
     expected = pick_with_confidence(logits, sampling, positions)
     assert picks == expected[0].tolist()
     assert confidences == pytest.approx(expected[1].tolist(), rel=1e-5, abs=1e-12)
-    assert runner_ups == expected[2].tolist()
     assert torch.equal(logits, kept)
 
 

@@ -12,7 +12,7 @@ SEEDS = range(200)
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_random_schedules_leave_every_position_with_what_was_written_there(seed):
-    """Draft, accept, reject, fork and free at random; each write goes to a slot, each read must find it again."""
+    """Draft, accept, reject and free at random; each write goes to a slot, each read must find it again."""
     rng = random.Random(seed)
     page_size = rng.choice([1, 2, 4, 16])
     ledger, reference = PageLedger(rng.randint(4, 24), page_size), DictLedger()
@@ -20,7 +20,7 @@ def test_random_schedules_leave_every_position_with_what_was_written_there(seed)
     next_sequence = stamp = 0
     for _ in range(60):
         known = list(ledger.sequences)
-        action = rng.choice(["open", "extend", "extend", "extend", "reject", "fork", "free"])
+        action = rng.choice(["open", "extend", "extend", "extend", "reject", "free"])
         if action == "open" or not known:
             ledger.open(next_sequence)
             reference.open(next_sequence)
@@ -37,14 +37,9 @@ def test_random_schedules_leave_every_position_with_what_was_written_there(seed)
                 memory[int(ledger.slots(sequence)[position])] = stamp
                 reference.write(sequence, position, stamp)
         elif action == "reject":
-            shorter = rng.randint(reference.trunk_length(sequence), length)
+            shorter = rng.randint(0, length)
             ledger.truncate(sequence, shorter)
             reference.truncate(sequence, shorter)
-        elif action == "fork":
-            at = rng.randint(0, length)
-            ledger.fork(sequence, next_sequence, at)
-            reference.fork(sequence, next_sequence, at)
-            next_sequence += 1
         elif action == "free":
             ledger.free(sequence)
             reference.free(sequence)
@@ -55,29 +50,6 @@ def test_random_schedules_leave_every_position_with_what_was_written_there(seed)
     for sequence in ledger.sequences:
         ledger.free(sequence)
     assert ledger.num_free == ledger.num_pages
-
-
-def test_a_trunk_may_be_freed_before_its_branches():
-    ledger = PageLedger(4, 4)
-    ledger.open(1)
-    ledger.reserve(1, 6)
-    ledger.fork(1, 2, 6)
-    ledger.free(1)
-    ledger.check()
-    assert ledger.num_free == 2
-    ledger.free(2)
-    assert ledger.num_free == 4
-
-
-def test_a_branch_owns_only_its_tail_and_writes_nothing_of_its_trunk():
-    ledger = PageLedger(8, 4)
-    ledger.open(1)
-    ledger.reserve(1, 8)
-    ledger.fork(1, 2, 6)
-    ledger.reserve(2, 9)
-    assert ledger.slots(2)[:6].tolist() == ledger.slots(1)[:6].tolist()
-    assert not set(ledger.slots(2)[6:9]) & set(ledger.slots(1))
-    assert ledger.num_free == 8 - 2 - 1
 
 
 def test_reserving_more_than_there_is_changes_nothing():
@@ -198,9 +170,8 @@ def test_pages_that_are_shared_are_freed_by_their_last_holder():
         ledger.adopt(sequence, 0, [b"a"])
         ledger.reserve(sequence, 8)
         ledger.keep(sequence, 0, b"a")
-    ledger.fork(1, 3, 6)
     assert ledger.num_held([1, 2]) == 3
-    assert [ledger.num_freed(gone) for gone in ([1], [2], [1, 2], [1, 3], [1, 2, 3])] == [0, 1, 1, 1, 3]
+    assert [ledger.num_freed(gone) for gone in ([1], [2], [1, 2])] == [1, 1, 3]
 
 
 def test_of_a_beginning_the_end_is_forgotten_first():

@@ -113,7 +113,7 @@ def test_a_draft_ends_behind_the_token_that_brings_its_confidence_to_the_floor(s
     (row,) = random_rollouts(np.random.default_rng(seed), 1, False)
     (whole,) = decoder.roll_out([row], decoder.new_kv(SLOTS), DEPTH, None)
     assert len(whole) == row.length
-    certainties = [math.prod(confidence for _, confidence, _ in whole[: count + 1]) for count in range(len(whole))]
+    certainties = [math.prod(confidence for _, confidence in whole[: count + 1]) for count in range(len(whole))]
     for floor in (*certainties, *(1.01 * certainty for certainty in certainties), 1.0, 1e-300):
         limited = Rollout(row.slots, 0, row.tokens, row.length, row.sampling, floor)
         unsure = [count for count, certainty in enumerate(certainties, 1) if certainty <= floor]

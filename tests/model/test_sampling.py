@@ -14,7 +14,7 @@ from transformers.generation.logits_process import (
 
 import model.native.decoder
 from model.noise import gumbel
-from model.sampling import filter_logits, noisy_scores, pick, pick_with_confidence, surely_kept
+from model.sampling import filter_logits, pick, pick_with_confidence, surely_kept
 from protocol.request import SamplingParams
 from tests.model.families import needs_compiler
 from tests.model.kernels import load
@@ -117,19 +117,6 @@ def test_confidence_is_the_largest_probability_when_greedy_and_grows_with_the_no
     confidence = pick_with_confidence(logits, rows, [0, 0, 0])[1]
     assert confidence[0].item() == pytest.approx(logits[0].softmax(-1).max().item())
     assert 0 <= confidence[1] < confidence[2] <= 1
-
-
-@pytest.mark.parametrize("seed", SEEDS)
-def test_the_runner_up_is_what_would_be_picked_if_the_pick_were_refused(seed):
-    rng = np.random.default_rng(seed)
-    rows = [random_params(rng) if rng.random() < 0.7 else SamplingParams(temperature=0) for _ in range(9)]
-    logits = torch.from_numpy(rng.normal(size=(9, 77), scale=2).round().astype(np.float32))
-    positions = rng.integers(0, 2000, 9).tolist()
-    picks, _, runner_ups = pick_with_confidence(logits, rows, positions)
-    scores = noisy_scores(logits, rows, positions)
-    for row in range(9):
-        others = [token for token in range(77) if token != picks[row]]
-        assert runner_ups[row] == max(others, key=lambda token: scores[row, token].item())
 
 
 def table_walk(table: torch.Tensor, params: list[SamplingParams], same_noise: bool = False) -> np.ndarray:

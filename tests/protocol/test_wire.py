@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource
+from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply
 from protocol.branch import prefix_hash as key_of
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.limits import MAX_EXITS, MessageLimits, limits_of, num_tokens, parts
-from protocol.pb import draft_pb2 as pb
 from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 from protocol.wire import (
@@ -51,10 +50,7 @@ def row(rng: random.Random) -> DraftRow:
 
 
 def ahead(rng: random.Random) -> AheadRequest:
-    rows = (
-        AheadRow(row(rng), tokens(rng), rng.randrange(9), rng.randrange(9), rng.random(), rng.uniform(0.05, 20))
-        for _ in range(3)
-    )
+    rows = (AheadRow(row(rng), tokens(rng), rng.randrange(9), rng.random()) for _ in range(3))
     return AheadRequest("target", rng.getrandbits(50), rule(rng), tuple(rows))
 
 
@@ -88,14 +84,13 @@ def branches(rng: random.Random) -> BranchReply:
             3,
             rng.randrange(99),
             key_of(tokens(rng)),
-            source,
             *draft_of(rng),
             rng.random() < 0.5,
             round_id,
         )
-        for source in BranchSource
+        for _ in range(rng.randrange(3))
     )
-    return BranchReply("target", round_id, own, rng.randrange(5))
+    return BranchReply("target", round_id, own)
 
 
 @pytest.mark.parametrize("make", [draft, ahead, close])
@@ -117,13 +112,6 @@ def test_a_message_of_an_unknown_kind_is_refused_with_what_to_do() -> None:
         decode_target(b"", "target", MessageLimits())
     with pytest.raises(ValueError, match="a pool sent a message of unknown kind; deploy both sides"):
         decode_pool(b"", "target")
-
-
-def test_a_source_from_a_newer_version_counts_as_the_drafters_own() -> None:
-    newer = pb.PoolMessage(branches=pb.BranchReply(branches=[pb.Branch(key=1, source=99)]))
-    decoded = decode_pool(newer.SerializeToString(), "target")
-    assert isinstance(decoded, BranchReply)
-    assert decoded.branches == (Branch(0, 0, 1, BranchSource.RUNNER_UP, ()),)
 
 
 def test_the_key_is_fnv_1a_over_token_ids_and_goes_on_from_what_came_before() -> None:

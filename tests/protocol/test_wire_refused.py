@@ -37,7 +37,7 @@ def within_ms(deadline_ms: float) -> pb.TargetMessage:
 
 def going_ahead(**changed: Any) -> pb.TargetMessage:
     context = asking().draft.rows[0]
-    row = pb.AheadRow(**{"context": context, "proposal": [3], "length": 2, "fan_out": 2, "exponent": 1.0} | changed)
+    row = pb.AheadRow(**{"context": context, "proposal": [3], "length": 2} | changed)
     return pb.TargetMessage(ahead=pb.AheadRequest(depth=pb.DepthRule(exits=[2]), rows=[row]))
 
 
@@ -52,12 +52,7 @@ def of_rule(exits: Sequence[int], thresholds: Sequence[float] = ()) -> pb.Target
 @pytest.mark.parametrize(
     ("message", "says"),
     [
-        (going_ahead(exponent=-5000.0), "exponent -5000.0"),
-        (going_ahead(exponent=NAN), "exponent nan"),
-        (going_ahead(exponent=INF), "exponent inf"),
-        (going_ahead(exponent=0.0), "exponent 0.0"),
         (going_ahead(stop_probability=1.5), "stop_probability 1.5"),
-        (going_ahead(fan_out=9), "9 branches of a row"),
         (going_ahead(length=65), "65 tokens of a branch"),
         (going_ahead(proposal=[1 << 31]), "token id 2147483648"),
         (asking(stop_probability=NAN), "stop_probability nan"),

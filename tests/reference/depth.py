@@ -41,8 +41,3 @@ class StepByStep:
     def reject(self, length: int) -> None:
         del self.tokens[length:]
         self.done = {(segment, position) for segment, position in self.done if position < length}
-
-    def fork(self, length: int) -> StepByStep:
-        child = StepByStep(list(self.tokens), set(self.done))
-        child.reject(length)
-        return child

@@ -35,24 +35,18 @@ def draft_from_scratch(
 
 def next_from_scratch(decoder: Decoder, tokens: Sequence[int], depth: DepthRule, sampling: SamplingParams) -> Drafted:
     for rung, layers in enumerate(depth.exits):
-        token, confidence, _ = _at_depth(decoder, tokens, layers, sampling)
+        token, confidence = _at_depth(decoder, tokens, layers, sampling)
         if rung == len(depth.exits) - 1 or confidence > depth.thresholds[rung]:
             return token, layers, confidence
     raise AssertionError("the last rung always draws")
 
 
-def runner_up_from_scratch(decoder: Decoder, tokens: Sequence[int], depth: DepthRule, sampling: SamplingParams) -> int:
-    """The second choice at the exit that the next token leaves at."""
-    _, layers, _ = next_from_scratch(decoder, tokens, depth, sampling)
-    return _at_depth(decoder, tokens, layers, sampling)[2]
-
-
-def _at_depth(decoder: Decoder, tokens: Sequence[int], layers: int, sampling: SamplingParams) -> tuple[int, float, int]:
-    """The pick, its confidence and the runner-up."""
+def _at_depth(decoder: Decoder, tokens: Sequence[int], layers: int, sampling: SamplingParams) -> tuple[int, float]:
+    """The pick and its confidence."""
     kv = decoder.new_kv(len(tokens))
     batch = build_batch([BatchRow(np.arange(len(tokens)), len(tokens))])
     with torch.inference_mode():
         hidden = decoder.run(decoder.embed(tokens), batch, kv, 0, layers)
         logits = decoder.logits(hidden, [len(tokens) - 1])
-        picks, confidences, runner_ups = decoder.pick_with_confidence(logits, [sampling], [len(tokens)])
-    return int(picks[0]), float(confidences[0]), int(runner_ups[0])
+        picks, confidences = decoder.pick_with_confidence(logits, [sampling], [len(tokens)])
+    return int(picks[0]), float(confidences[0])

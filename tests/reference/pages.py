@@ -6,18 +6,12 @@ from __future__ import annotations
 class DictLedger:
     def __init__(self) -> None:
         self._values: dict[int, list[int]] = {}
-        self._trunk: dict[int, tuple[int, int]] = {}  # branch -> (parent, length)
 
     def open(self, sequence: int) -> None:
         self._values[sequence] = []
 
     def length(self, sequence: int) -> int:
         return len(self._values[sequence])
-
-    def trunk_length(self, sequence: int) -> int:
-        own = self._trunk.get(sequence, (None, 0))[1]
-        branches = [length for parent, length in self._trunk.values() if parent == sequence]
-        return max([own, *branches])
 
     def write(self, sequence: int, position: int, value: int) -> None:
         assert position == len(self._values[sequence])
@@ -29,10 +23,5 @@ class DictLedger:
     def truncate(self, sequence: int, length: int) -> None:
         del self._values[sequence][length:]
 
-    def fork(self, parent: int, child: int, length: int) -> None:
-        self._values[child] = self._values[parent][:length]
-        self._trunk[child] = (parent, length)
-
     def free(self, sequence: int) -> None:
         del self._values[sequence]
-        self._trunk.pop(sequence, None)

@@ -108,7 +108,7 @@ class Game:
     rng: np.random.Generator
     noise: float = 0.0
     power: float = 1.0
-    modes: tuple[Mode, ...] = (Mode.SERIAL,)
+    modes: tuple[Mode, ...] = (Mode.IN_TURN,)
     beside: float = 1.0
     now_ms: float = 0.0
     tokens: int = 0
@@ -144,7 +144,7 @@ class Game:
         draft_ms = self._draft_ms(plan, rows)
         proposed = sum(row.num_proposed for row in rows)
         verify_ms = self.truth.verify_ms(self.batch, self.batch + proposed, context) * self._shake()
-        verify_ms *= self.beside if plan.mode is not Mode.SERIAL and proposed else 1.0
+        verify_ms *= self.beside if plan.mode is not Mode.IN_TURN and proposed else 1.0
         rest_ms = self.truth.rest_ms(self.batch) * self._shake()
         self._pass_ms = verify_ms
         began, committed = self.now_ms, self.batch + sum(row.num_accepted for row in rows)
@@ -165,12 +165,12 @@ class Game:
         return SequenceView(PROMPT + at, LENGTH + 16 - at, self.batch * number + row)
 
     def _rows(self, plan: Plan) -> tuple[RowRecord, ...]:
-        ahead = plan.mode is not Mode.SERIAL
+        ahead = plan.mode is not Mode.IN_TURN
         waits = not ahead or 2 * sum(self._at_hand) < self.batch
         rows = []
         for row, at_hand in enumerate(self._at_hand):
             found = self._row(row, plan) if waits or at_hand else RowRecord(row)
-            rows.append(replace(found, origin=Origin.FULL) if ahead and at_hand and found.num_proposed else found)
+            rows.append(replace(found, origin=Origin.AHEAD) if ahead and at_hand and found.num_proposed else found)
             whole = found.num_accepted == found.num_proposed
             self._at_hand[row] = ahead and bool(self.rng.random() < AT_HAND[whole])
         return tuple(rows)

@@ -24,7 +24,7 @@ COSTS = tables(LARGE.curves, LARGE.exits, 12, 32)
 WRONG = {"plain": 1.1, "wide": 1.1, "rest": 1.3, "draft 4": 1.4}
 
 
-def record(depth: int, *fates: tuple[int, int], mode: Mode = Mode.SERIAL, **changes: object) -> RoundRecord:
+def record(depth: int, *fates: tuple[int, int], mode: Mode = Mode.IN_TURN, **changes: object) -> RoundRecord:
     """fates: proposed and accepted tokens of each row, of 4 that were planned."""
     rule = DepthRule((depth,))
     rows = [
@@ -91,7 +91,7 @@ def test_prompts_that_ride_along_teach_no_times_but_tokens() -> None:
     assert belief.accept.value(0) > prior(COSTS).accept.value(0)
 
 
-@pytest.mark.parametrize("changed", [{"num_fed": 100}, {"origin": Origin.FULL}])
+@pytest.mark.parametrize("changed", [{"num_fed": 100}, {"origin": Origin.AHEAD}])
 def test_drafts_that_catch_up_or_were_at_hand_teach_no_drafting_times(changed: dict[str, object]) -> None:
     made = record(2, (4, 4))
     rows = tuple(replace(row, **changed) for row in made.rows)  # type: ignore[arg-type]

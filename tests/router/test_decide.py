@@ -18,7 +18,7 @@ from tests.router.worlds import world
 
 LARGE = world("large")
 COSTS = tables(LARGE.curves, LARGE.exits, 6, 8)
-BOTH = (Mode.SERIAL, Mode.AHEAD)
+BOTH = (Mode.IN_TURN, Mode.AHEAD)
 
 
 def view(num_rows: int, remaining: int = 500, drafts: bool = True, modes: tuple[Mode, ...] = BOTH) -> BatchView:
@@ -65,7 +65,7 @@ def by_hand(belief: Belief, num_rows: int, mode: Mode, exit_: int, length: int) 
         return 0.0
     draft_ms = draft_ms * factors[DRAFT] + curves.link_ms(num_rows) + belief.wait_ms
     served = 1.0
-    if mode is not Mode.SERIAL:
+    if mode is not Mode.IN_TURN:
         served, waited = belief.ahead.values
         draft_ms -= (1 - waited) * min(draft_ms, verify_ms)
     rest_ms = curves.overhead_ms(num_rows) * factors[REST]
@@ -104,7 +104,7 @@ def test_the_arm_in_use_stays_unless_another_promises_the_margin() -> None:
 def test_no_draft_where_there_is_no_room_or_no_row_may_be_drafted_for() -> None:
     belief = prior(COSTS)
     for hopeless in (view(4, remaining=1), view(4, drafts=False)):
-        assert decide(belief, COSTS, hopeless, Arm(Mode.SERIAL, 0)).length == 0
+        assert decide(belief, COSTS, hopeless, Arm(Mode.IN_TURN, 0)).length == 0
     assert decide(belief, COSTS, view(4, remaining=3), OFF).length <= 2
 
 
@@ -123,11 +123,11 @@ def test_a_draft_ahead_is_no_longer_than_the_pass_that_it_is_hidden_behind(slowe
             slower * LARGE.curves.draft_ms(1, depth, n) > LARGE.curves.verify_ms(1, 1 + n, 256) for n in range(1, 7)
         ]
         assert longest == max(late.index(True) if any(late) else 6, 1)
-        assert len(rounds.by_length(Mode.SERIAL, exit_)) == 6
+        assert len(rounds.by_length(Mode.IN_TURN, exit_)) == 6
 
 
 def test_a_mode_that_is_not_allowed_is_not_played() -> None:
-    assert decide(prior(COSTS), COSTS, view(4, modes=(Mode.SERIAL,)), Arm(Mode.AHEAD, 0)).arm.mode is Mode.SERIAL
+    assert decide(prior(COSTS), COSTS, view(4, modes=(Mode.IN_TURN,)), Arm(Mode.AHEAD, 0)).arm.mode is Mode.IN_TURN
 
 
 def equal_exits(doubt: float) -> Belief:
@@ -150,8 +150,8 @@ def equal_exits(doubt: float) -> Belief:
 def test_an_exit_is_tried_where_what_may_be_found_out_is_worth_its_price(
     doubt: float, lag: float, remaining: int, trial: bool
 ) -> None:
-    belief, serial = replace(equal_exits(doubt), lags=(0.0, lag, lag)), view(2, remaining, modes=(Mode.SERIAL,))
-    found = decide(belief, COSTS, serial, Arm(Mode.SERIAL, 0))
+    belief, in_turn = replace(equal_exits(doubt), lags=(0.0, lag, lag)), view(2, remaining, modes=(Mode.IN_TURN,))
+    found = decide(belief, COSTS, in_turn, Arm(Mode.IN_TURN, 0))
     assert (found.trial, found.arm.exit != 0) == (trial, trial)
 
 
@@ -173,7 +173,7 @@ def test_a_draft_goes_on_where_the_wider_pass_takes_less_time() -> None:
     falling = tuple(tuple(passes[::-1] for passes in by_context) for by_context in COSTS.verify)
     free = tuple(((0.0,) * 6,) * 3 for _ in COSTS.steps)
     cheaper = replace(COSTS, verify=falling, steps=free, slopes=free)
-    found = decide(belief, cheaper, view(1, modes=(Mode.SERIAL,)), Arm(Mode.SERIAL, 0))
+    found = decide(belief, cheaper, view(1, modes=(Mode.IN_TURN,)), Arm(Mode.IN_TURN, 0))
     assert (found.length, found.stop_probability) == (COSTS.length, 0.0)
 
 

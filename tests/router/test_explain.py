@@ -19,15 +19,15 @@ EXITS = (2, 4, 6)
 COSTS = tables(curves(link=0.3, overhead=0.2), EXITS, 6, 16)
 
 
-def view(num_rows: int, remaining: int = 100, modes: tuple[Mode, ...] = (Mode.SERIAL,)) -> BatchView:
+def view(num_rows: int, remaining: int = 100, modes: tuple[Mode, ...] = (Mode.IN_TURN,)) -> BatchView:
     return BatchView((SequenceView(200, remaining),) * num_rows, modes=modes)
 
 
 def test_every_arm_is_told_at_every_length_and_off_comes_first() -> None:
-    off, *others = options(assumed(COSTS, {2: 0.7, 6: 0.8}), COSTS, view(4, modes=(Mode.SERIAL, Mode.AHEAD)))
+    off, *others = options(assumed(COSTS, {2: 0.7, 6: 0.8}), COSTS, view(4, modes=(Mode.IN_TURN, Mode.AHEAD)))
     assert (off.name, off.length, off.tokens) == ("off", 0, 4)
     told = [(option.mode, option.depth, option.length) for option in others]
-    assert told == [(mode, exit_, n) for mode in (Mode.SERIAL, Mode.AHEAD) for exit_ in EXITS for n in range(1, 7)]
+    assert told == [(mode, exit_, n) for mode in (Mode.IN_TURN, Mode.AHEAD) for exit_ in EXITS for n in range(1, 7)]
     assert [option.length for option in options(assumed(COSTS, {2: 0.7}), COSTS, view(4, remaining=1))] == [0]
 
 

@@ -199,9 +199,9 @@ def test_where_cells_of_the_profile_are_off_it_finds_out_that_off_is_better(devi
     assert (fmean(shares) >= 0.98, min(shares) >= 0.95) == (True, True), sorted(shares)[:5]
 
 
-@pytest.mark.parametrize(("beside", "mode"), [(1.0, Mode.AHEAD), (6.0, Mode.SERIAL)])
+@pytest.mark.parametrize(("beside", "mode"), [(1.0, Mode.AHEAD), (6.0, Mode.IN_TURN)])
 def test_it_drafts_ahead_where_that_is_faster_and_only_there(beside: float, mode: Mode) -> None:
-    name, modes = "70B, pool on CPU", (Mode.SERIAL, Mode.AHEAD)
+    name, modes = "70B, pool on CPU", (Mode.IN_TURN, Mode.AHEAD)
     shares = []
     for seed in range(4):
         played = game(router(name), name, "easy", 4, seed, modes=modes, beside=beside)
@@ -212,7 +212,7 @@ def test_it_drafts_ahead_where_that_is_faster_and_only_there(beside: float, mode
 
 
 def test_drafting_ahead_makes_more_than_the_best_constant_in_turn() -> None:
-    name, modes = "70B, pool on CPU", (Mode.SERIAL, Mode.AHEAD)
+    name, modes = "70B, pool on CPU", (Mode.IN_TURN, Mode.AHEAD)
     made = fmean(later(router(name), name, "easy", 4, seed, modes=modes) for seed in range(4))
     fixed = [
         later(Fixed(DepthRule((exit_,)), length, Mode.AHEAD), name, "easy", 4, 0, modes=modes)

@@ -103,11 +103,11 @@ def test_a_router_decides_anew_when_the_batch_changes_and_keeps_its_plan_in_betw
     assert policy.decision is not before
 
 
-@pytest.mark.parametrize(("before", "busy"), [(Mode.SERIAL, False), (Mode.AHEAD, True)])
+@pytest.mark.parametrize(("before", "busy"), [(Mode.IN_TURN, False), (Mode.AHEAD, True)])
 def test_a_round_in_turn_behind_one_ahead_finds_the_pool_busy(before: Mode, busy: bool) -> None:
     policy, rule = Goodput(tables(curves(), (2, 4), 8, 8)), DepthRule((2,))
-    for mode in (before, Mode.SERIAL):
+    for mode in (before, Mode.IN_TURN):
         row = RowRecord(0, 3, 2, Origin.FRESH, rule, 3, num_fed=1)
         policy.observe(RoundRecord(0, Plan(rule, (3,), mode=mode), (row,), 300.0, 3))
     assert policy.seen is not None
-    assert (policy.seen.mode, policy.seen.num_rounds > 0, policy.seen.busy) == (Mode.SERIAL, True, busy)
+    assert (policy.seen.mode, policy.seen.num_rounds > 0, policy.seen.busy) == (Mode.IN_TURN, True, busy)

@@ -21,8 +21,7 @@ from dataclasses import dataclass, replace
 from drafters.limits import PoolLimits
 from link.links import TransportConfig
 from model.pages import PageLedger
-from protocol.limits import MAX_FAN_OUT
-from protocol.plan import BatchView, DepthRule, Mode, Plan
+from protocol.plan import BatchView, DepthRule, Plan
 from protocol.record import RoundRecord
 from router.costs import (
     DRAFT_AXES,
@@ -40,7 +39,6 @@ from simulation.network import Faults
 from simulation.simulate import Circumstances, PoolSpec, Simulation, TargetSpec
 from simulation.target import Arrival, Target
 from simulation.text import Drawn, Rates, World
-from targets.ahead import AheadConfig
 from targets.plain import generate
 from targets.scheduler import SchedulerConfig
 from tests.simulation.lies import liar, plan_deaths, plan_hostility
@@ -50,7 +48,6 @@ EXITS = (2, 4, 6)
 SURE = Drawn(EXITS, (Rates(((0.2, 0.6, 0.9, 1.0), (0.5, 0.8, 1.0, 1.0), (0.7, 0.9, 1.0, 1.0))),))
 RULES = (DepthRule((2,)), DepthRule((6,)), DepthRule((2, 4), (0.7,)), DepthRule((2, 4, 6), (0.5, 0.8)))
 KINDS = ("spike", "loss", "reorder", "twice", "cut")
-AHEAD = (None, *(AheadConfig(modes, MAX_FAN_OUT) for modes in ((Mode.AHEAD,), tuple(Mode))))
 VOCAB = 40
 CHECK_EVERY_S = 0.02
 
@@ -61,6 +58,7 @@ class Erratic:
     def __init__(self, seed: int) -> None:
         self._rng = random.Random(seed)
         self._rule = self._rng.choice(RULES)
+        self._in_turn = self._rng.choice((0.0, 0.0, 0.5))  # of the rounds where they may be ahead
 
     def opening(self) -> DepthRule | None:
         return self._rule if self._rng.random() < 0.7 else None
@@ -70,7 +68,7 @@ class Erratic:
         self._rule = rng.choice(RULES) if rng.random() < 0.1 else self._rule
         lengths = tuple(min(rng.randrange(7), max(one.remaining - 1, 0)) for one in view.sequences)
         own = tuple(rng.choice((None, None, *RULES)) for _ in lengths) if rng.random() < 0.2 else ()
-        stop, mode = rng.choice((0.0, 0.0, 0.3)), rng.choice(view.modes)
+        stop, mode = rng.choice((0.0, 0.0, 0.3)), view.modes[-(rng.random() >= self._in_turn)]
         return Plan(self._rule if any(lengths) else None, lengths, own, stop, mode)
 
     def observe(self, record: RoundRecord) -> None:
@@ -151,7 +149,7 @@ def _target(rng: random.Random, name: str) -> TargetSpec:
         SURE,
         arrivals,
         SchedulerConfig(max_batch=rng.choice((2, 4)), prefill_chunk=rng.choice((8, 64))),
-        rng.choice(AHEAD),
+        rng.random() < 0.7,
         TransportConfig(deadline_s=0.01, discover_every_s=0.2, lost_every_s=0.02, avoid_s=0.1),
         Memory(rng.choice((24, 60)), 4, 256),
     )

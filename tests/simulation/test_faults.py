@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
+from drafters.cached_tokens import CachedTokens
+from drafters.picks import Pick
 from model.pages import PageLedger
 from protocol.branch import prefix_hash
 from protocol.limits import MessageLimits
@@ -41,37 +43,31 @@ def test_games_are_about_something() -> None:
     assert num_links > 50
 
 
-class Uncounted(PageLedger):
-    """Forgets that a fork holds the pages of its trunk."""
-
-    def fork(self, parent: int, child: int, length: int) -> None:
-        super().fork(parent, child, length)
-        for page in self._tables[child].pages:
-            self._references[page] -= 1
-        self._tables[child].pages.clear()
-
-
 class Unreturned(PageLedger):
-    """Forgets a fork when it is freed."""
+    """Forgets to give back what a rejection frees."""
 
-    def __init__(self, num_pages: int, page_size: int) -> None:
-        super().__init__(num_pages, page_size)
-        self._forks: set[int] = set()
-
-    def fork(self, parent: int, child: int, length: int) -> None:
-        super().fork(parent, child, length)
-        self._forks.add(child)
-
-    def free(self, sequence: int) -> None:
-        if sequence in self._forks:
-            del self._tables[sequence]
-        else:
-            super().free(sequence)
+    def truncate(self, sequence: int, length: int) -> int:
+        held = list(self._tables[sequence].pages)
+        length = super().truncate(sequence, length)
+        for page in held[len(self._tables[sequence].pages) :]:
+            self._references[page] += 1
+        return length
 
 
-@pytest.mark.parametrize("ledger", [Uncounted, Unreturned])
-def test_a_ledger_that_forgets_a_fork_is_found(ledger: type[PageLedger]) -> None:
-    assert next(lost(range(200), ledger))[1].startswith("the books")
+def test_a_ledger_that_keeps_what_a_rejection_frees_is_found() -> None:
+    assert next(lost(range(200), Unreturned))[1].startswith("the books")
+
+
+def test_a_draft_that_stays_behind_another_outcome_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The pool goes on from its own drafts as if the target had agreed with all of them."""
+    agreed = CachedTokens.drafted
+
+    def careless(self: CachedTokens, start: int, truth: Sequence[int]) -> list[Pick]:
+        picks = list(self.picks.values())
+        return agreed(self, start, truth) or picks[len(truth) :]
+
+    monkeypatch.setattr(CachedTokens, "drafted", careless)
+    assert next(lost(range(200)))[1]
 
 
 def test_a_pool_that_takes_a_hostile_target_for_another_is_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,6 @@ from router.policy import Fixed, Off, Policy
 from simulation.scenarios import Scenario, run
 from simulation.simulate import Circumstances, PoolSpec
 from simulation.text import Acceptance, drawn
-from targets.ahead import AheadConfig
 from tests.simulation.curves import linear_curves
 from tests.simulation.recorded import Recorded
 
@@ -19,7 +18,7 @@ EXITS = (2, 4, 6)
 CURVES = linear_curves((10.0, 0.05, 0.0), (0.05, 0.01, 0.0), EXITS, overhead_ms=0.5, link_ms=0.4)
 
 
-def fixed(length: int, mode: Mode = Mode.SERIAL) -> Callable[[], Policy]:
+def fixed(length: int, mode: Mode = Mode.IN_TURN) -> Callable[[], Policy]:
     return lambda: Fixed(DepthRule((4,)), length, mode)
 
 
@@ -55,7 +54,7 @@ def test_a_text_is_the_same_however_it_is_drafted_and_a_simulation_the_same_when
     mode: Mode,
 ) -> None:
     plain = run(Scenario(CURVES, always(0.6), 4, 80, around=Circumstances(seed=3)), Off)
-    scenario = Scenario(CURVES, always(0.6), 4, 80, ahead=AheadConfig((mode,)), around=Circumstances(seed=3, noise=0.1))
+    scenario = Scenario(CURVES, always(0.6), 4, 80, ahead=mode is Mode.AHEAD, around=Circumstances(seed=3, noise=0.1))
     first, second = run(scenario, fixed(3, mode)), run(scenario, fixed(3, mode))
     assert plain.texts == first.texts
     assert first == second
@@ -65,10 +64,10 @@ def test_a_text_is_the_same_however_it_is_drafted_and_a_simulation_the_same_when
 def test_drafting_ahead_hides_the_draft_behind_the_pass() -> None:
     """Where all is accepted, the pool has drafted on by the time that the pass ends."""
     waits = {}
-    for mode in (Mode.SERIAL, Mode.AHEAD):
-        outcome = run(Scenario(CURVES, always(1.0), 2, 100, ahead=AheadConfig((mode,))), fixed(4, mode))
+    for mode in (Mode.IN_TURN, Mode.AHEAD):
+        outcome = run(Scenario(CURVES, always(1.0), 2, 100, ahead=mode is Mode.AHEAD), fixed(4, mode))
         waits[mode] = [record.draft_ms for record in outcome.records[3:-1]]
-    assert min(waits[Mode.SERIAL]) > 1.0
+    assert min(waits[Mode.IN_TURN]) > 1.0
     assert max(waits[Mode.AHEAD]) < 0.1
 
 

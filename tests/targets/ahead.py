@@ -3,26 +3,23 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 from drafters.client import LocalDraftClient
 from drafters.limits import PoolLimits
 from drafters.nested import NestedDrafter
 from drafters.worker import DraftWorker
 from model.decoder import Decoder
-from protocol.branch import MirrorClient
-from protocol.limits import MAX_FAN_OUT
+from protocol.branch import AheadClient
 from protocol.plan import BatchView, DepthRule, Mode, Plan
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from router.policy import Policy, StaticPolicy
-from targets.ahead import AheadConfig
 from targets.engine import Engine, EngineConfig
 from tests.targets.conftest import LoadTarget
 
 EXITS = (2, 3, 4)
 DEEP, SHALLOW = DepthRule((4,)), DepthRule((3,))
 RULES = (DEEP, SHALLOW, DepthRule((2, 4), (0.6,)), DepthRule((2, 3, 4), (0.5, 0.5)))
-# More branches than a config has by default, so that forks meet each other.
-AHEAD, MIXED = AheadConfig((Mode.AHEAD,), MAX_FAN_OUT), AheadConfig(tuple(Mode), MAX_FAN_OUT)
 
 
 class Connect:
@@ -45,8 +42,8 @@ class Connect:
 class Whimsical(StaticPolicy):
     """Another rule and mode for every round, another length for every sequence; sometimes off."""
 
-    def __init__(self, seed: int, longest: int = 6) -> None:
-        self._rng, self._longest = random.Random(seed), longest
+    def __init__(self, seed: int, longest: int = 6, modes: Sequence[Mode] = tuple(Mode)) -> None:
+        self._rng, self._longest, self._modes = random.Random(seed), longest, modes
 
     def opening(self) -> DepthRule | None:
         return self._rng.choice([*RULES, None])
@@ -57,14 +54,12 @@ class Whimsical(StaticPolicy):
         lengths = tuple(max(0, min(rng.randint(0, longest), s.remaining - 1)) for s in view.sequences)
         depth = rng.choice(RULES) if any(lengths) else None
         stop = rng.choice([0.0, 0.0, 0.2])
-        return Plan(depth, lengths, stop_probability=stop, mode=rng.choice(view.modes))
+        return Plan(depth, lengths, stop_probability=stop, mode=rng.choice(self._modes))
 
 
-def engine_of(
-    load: LoadTarget, client: MirrorClient, policy: Policy, ahead: AheadConfig = AHEAD, **config: int
-) -> Engine:
+def engine_of(load: LoadTarget, client: AheadClient, policy: Policy, **config: int) -> Engine:
     target = load(**{name: config.pop(name) for name in ("num_positions", "page_size") if name in config})
-    return Engine(target, policy, client, EngineConfig(**config), ahead)
+    return Engine(target, policy, client, EngineConfig(**config), ahead=True)
 
 
 def has_given_back(engine: Engine) -> bool:

@@ -13,21 +13,20 @@ import pytest
 from bench.exactness.faulty import FaultyClient
 from bench.exactness.random_policy import RandomPolicy
 from model.decoder import Decoder
-from protocol.branch import AheadRequest, Branch, MirrorClient
+from protocol.branch import AheadClient, AheadRequest, Branch
 from protocol.draft import DraftReply, DraftRequest
 from protocol.plan import BatchView, DepthRule, Plan
 from protocol.record import RoundRecord
 from protocol.request import FinishReason
 from targets import fence
-from targets.ahead import AheadConfig
 from targets.engine import Engine, EngineConfig
 from targets.rounds import Rounds
 from tests.model.families import VOCAB
 from tests.reference.engine import plain_texts, random_requests, run_all
-from tests.targets.ahead import AHEAD, EXITS, MIXED, Connect, has_given_back
+from tests.targets.ahead import EXITS, Connect, has_given_back
 from tests.targets.conftest import LoadTarget
 
-WAYS = {"in turn": None, "ahead": AHEAD, "in all modes": MIXED}
+WAYS = {"in turn": False, "in turn or ahead": True}
 NAN = float("nan")
 
 
@@ -87,7 +86,7 @@ class UnsoundPolicy(Unsound):
 class LyingPool(Unsound):
     """A faulty link to a real pool, which moreover raises, and says what no pool can mean or of whom nobody asked."""
 
-    def __init__(self, client: MirrorClient, seed: int, chance: float) -> None:
+    def __init__(self, client: AheadClient, seed: int, chance: float) -> None:
         super().__init__(seed, chance)
         self._client = client
 
@@ -140,7 +139,7 @@ class LyingPool(Unsound):
 
 @pytest.mark.parametrize("ahead", WAYS.values(), ids=WAYS)
 def test_no_request_fails_and_no_token_changes_whatever_policy_pool_and_records_do(
-    load: LoadTarget, drafter: Decoder, ahead: AheadConfig | None, monkeypatch: pytest.MonkeyPatch
+    load: LoadTarget, drafter: Decoder, ahead: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They come back sooner than in service, so that there is more of them to suffer."""
     monkeypatch.setattr(fence, "FIRST", 2)

@@ -21,15 +21,13 @@ from protocol.plan import BatchView, DepthRule, Mode, Plan, Speculation
 from protocol.record import Origin
 from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules, TokenRun
 from router.policy import Fixed, StaticPolicy
-from targets.ahead import AheadConfig, missing
+from targets.ahead import missing
 from targets.engine import Engine
 from targets.proposals import Proposal
 from tests.model.families import VOCAB
 from tests.reference.engine import Collector, plain_texts, random_requests, run_all
 from tests.targets.ahead import (
-    AHEAD,
     DEEP,
-    MIXED,
     RULES,
     SHALLOW,
     Connect,
@@ -48,8 +46,8 @@ def test_the_text_is_the_plain_loops_over_a_link_that_loses_delays_doubles_and_r
     rng = random.Random(seed)
     requests = random_requests(seed, rng.randint(1, 8), VOCAB, max_tokens=28)
     client = FaultyClient(Connect(drafter), seed, LinkFaults(dies=rng.choice([0.0, 0.05])))
-    ahead = AheadConfig(rng.choice([(Mode.AHEAD,), tuple(Mode)]), rng.randint(1, 8))
-    engine = engine_of(load, client, Whimsical(seed), ahead, max_batch=rng.choice([1, 3, 8]), prefill_chunk=11)
+    policy = Whimsical(seed, modes=rng.choice([(Mode.AHEAD,), tuple(Mode)]))
+    engine = engine_of(load, client, policy, max_batch=rng.choice([1, 3, 8]), prefill_chunk=11)
     assert run_all(engine, requests).tokens == plain_texts(load(), requests)
     assert has_given_back(engine)
     assert engine.stats().num_accepted > 0
@@ -74,7 +72,7 @@ def test_proposals_of_a_drafter_that_is_always_right_are_all_at_hand(load: LoadT
     result = run_all(engine, [one_request()])
     stats = engine.stats()
     assert result.stats["3"].histogram == (0, 0, 0, 0, 12)
-    assert (stats.num_rounds, stats.num_by_origin["full"], stats.num_by_origin["fresh"]) == (12, 11, 1)
+    assert (stats.num_rounds, stats.num_drafts, stats.num_hits) == (12, 12, 11)
     assert (stats.num_misses, stats.num_hit_rounds, stats.num_fresh_rounds) == (1, 11, 1)
 
 
@@ -87,7 +85,7 @@ def test_the_first_proposal_of_a_prompt_is_at_hand_once_it_is_known_how_long_dra
     assert {one.histogram for one in result.stats.values()} == {(0, 0, 0, 0, 12)}
     rounds = engine.last_rounds()
     first = [after.rows[0].origin for prompt, after in pairwise(rounds) if not prompt.rows]
-    assert first == [Origin.FRESH, Origin.FULL, Origin.FULL]
+    assert first == [Origin.FRESH, Origin.AHEAD, Origin.AHEAD]
 
 
 class ByTurns(StaticPolicy):
@@ -107,13 +105,13 @@ class ByTurns(StaticPolicy):
 
 
 def test_what_is_at_hand_of_rounds_ahead_is_dropped_by_a_round_in_turn(load: LoadTarget, drafter: Decoder) -> None:
-    engine = engine_of(load, Connect(drafter)(), ByTurns((4, Mode.AHEAD), (4, Mode.SERIAL)), MIXED)
+    engine = engine_of(load, Connect(drafter)(), ByTurns((4, Mode.AHEAD), (4, Mode.IN_TURN)))
     run_all(engine, [one_request()])
     rounds = [record for record in engine.last_rounds() if record.rows]
-    assert {record.plan.mode for record in rounds} == {Mode.SERIAL, Mode.AHEAD}
+    assert {record.plan.mode for record in rounds} == {Mode.IN_TURN, Mode.AHEAD}
     for before, record in zip([None, *rounds], rounds, strict=False):
         both = before is not None and (before.plan.mode, record.plan.mode) == (Mode.AHEAD, Mode.AHEAD)
-        assert record.rows[0].origin is (Origin.FULL if both else Origin.FRESH)
+        assert record.rows[0].origin is (Origin.AHEAD if both else Origin.FRESH)
 
 
 class JustLate(LocalDraftClient):
@@ -139,30 +137,33 @@ def test_branches_that_are_just_late_are_waited_for_but_not_those_of_an_earlier_
     assert (engine.stats().num_hits > 10) is comes
     assert client.num_waits > 10
     client.num_waits = 0
-    run_all(engine_of(load, client, ByTurns((4, Mode.SERIAL), (4, Mode.AHEAD)), MIXED), [one_request()])
+    run_all(engine_of(load, client, ByTurns((4, Mode.IN_TURN), (4, Mode.AHEAD))), [one_request()])
     assert client.num_waits == 0
 
 
-def test_corrections_are_found_among_runner_ups(load: LoadTarget, drafter: Decoder) -> None:
-    engine = engine_of(load, Connect(drafter)(), Fixed(DepthRule((2,)), 3, Mode.AHEAD))
-    run_all(engine, random_requests(1, 4, VOCAB, max_tokens=60))
-    assert engine.stats().num_by_origin["runner_up"] > 0
+class OnlyLong(LocalDraftClient):
+    """Loses all but long branches."""
+
+    def branches(self, timeout_s: float = 0.0) -> Sequence[Branch]:
+        return [branch for branch in super().branches() if len(branch.tokens) > 2]
 
 
 def test_what_a_plan_leaves_out_of_a_proposal_at_hand_is_the_next_one_without_a_message(
     load: LoadTarget, drafter: Decoder
 ) -> None:
-    engine = engine_of(load, Connect(drafter)(), ByTurns((2, Mode.AHEAD), (8, Mode.AHEAD)))
-    requests = random_requests(1, 2, VOCAB, max_tokens=60)
-    assert run_all(engine, requests).tokens == plain_texts(load(), requests)
-    assert engine.stats().num_by_origin["rest"] > 0
+    client = OnlyLong(Connect(drafter).worker, "engine")
+    engine = engine_of(load, client, ByTurns((2, Mode.AHEAD), (8, Mode.AHEAD)))
+    assert run_all(engine, [one_request()]).tokens == plain_texts(load(), [one_request()])
+    rounds = [record for record in engine.last_rounds() if record.rows]
+    left = [after for before, after in pairwise(rounds) if max(before.plan.lengths) == 2 and after.rows[0].at_hand]
+    assert len(left) > 1
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_forced_preemption_changes_no_token(load: LoadTarget, drafter: Decoder, seed: int) -> None:
     requests = random_requests(5 + seed, 8, VOCAB, max_tokens=30)
     client = FaultyClient(Connect(drafter), seed)
-    engine = engine_of(load, client, Whimsical(seed), MIXED, num_positions=128, page_size=4)
+    engine = engine_of(load, client, Whimsical(seed), num_positions=128, page_size=4)
     assert run_all(engine, requests).tokens == plain_texts(load(), requests)
     assert engine.stats().num_preempted > 0
     assert has_given_back(engine)
@@ -244,17 +245,17 @@ def test_a_proposal_that_was_taken_unverified_would_change_the_text(
 
 
 def test_a_client_that_cannot_draft_ahead_is_refused(load: LoadTarget) -> None:
-    class OnlySerial:
+    class OnlyInTurn:
         def open(self, request: DraftRequest) -> None: ...
         def draft(self, request: DraftRequest) -> DraftReply | None: ...
         def close(self, sequence_ids: Sequence[int]) -> None: ...
 
-    with pytest.raises(ConfigError, match="OnlySerial does not draft ahead"):
-        Engine(load(), Fixed(DEEP, 3), OnlySerial(), ahead=AHEAD)
+    with pytest.raises(ConfigError, match="OnlyInTurn does not draft ahead"):
+        Engine(load(), Fixed(DEEP, 3), OnlyInTurn(), ahead=True)
 
 
 def test_fresh_drafts_are_waited_for_when_fewer_than_half_of_the_rows_have_one_at_hand() -> None:
-    own = Proposal((1,), (2,), (0.5,), Origin.FULL, SHALLOW, 4)
+    own = Proposal((1,), (2,), (0.5,), Origin.AHEAD, SHALLOW, 4)
     assert missing((4, 4, 0), [None, None, None]) == (4, 4, 0)
     assert missing((4, 3, 4), [own, None, None]) == (0, 3, 4)
     assert missing((4, 3, 0), [own, None, None]) == (0, 0, 0)

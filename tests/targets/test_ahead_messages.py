@@ -65,10 +65,3 @@ def test_a_prompt_that_ends_is_drafted_behind_with_nothing_to_verify(load: LoadT
     ]
     assert len(ended) > 3
     assert set(ended) == {()}
-
-
-def test_large_batches_get_fewer_branches(load: LoadTarget, drafter: Decoder) -> None:
-    for message in said(load, drafter, random_requests(2, 12, VOCAB, max_tokens=12)):
-        if not isinstance(message, AheadRequest):
-            continue
-        assert {row.fan_out for row in message.rows} <= set(range(64 // 12, min(8, 64 // len(message.rows)) + 1))

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from protocol.branch import AheadRequest, Branch, BranchSource, MirrorClient
+from protocol.branch import AheadClient, AheadRequest, Branch
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.plan import BatchView, DepthRule, Mode, Plan, SequenceView
 from protocol.record import RoundRecord
 from protocol.request import SamplingParams
 from router.policy import Fixed, Policy
 from targets.fence import FIRST, Fence
-from targets.guarded import GuardedMirrorClient, GuardedPolicy
+from targets.guarded import GuardedAheadClient, GuardedPolicy
 
 DEPTH = DepthRule((2,))
 NAN, INF = float("nan"), float("inf")
@@ -32,7 +32,7 @@ def reply(*blocks: DraftBlock, wait_ms: float = 0.0) -> DraftReply:
 
 
 def branch(tokens: Any = (3, 4), exits: Any = (2, 2), confidences: Any = (0.5, 1.0)) -> Branch:
-    return Branch(0, 2, 77, BranchSource.FULL, tokens, exits, confidences)
+    return Branch(0, 2, 77, tokens, exits, confidences)
 
 
 class Says:
@@ -53,7 +53,7 @@ class Says:
 
 
 class Pool:
-    """A MirrorClient that gives one answer to everything, or raises it."""
+    """A AheadClient that gives one answer to everything, or raises it."""
 
     def __init__(self, answer: Any) -> None:
         self.closed: list[int] = []
@@ -82,8 +82,8 @@ class Guard:
     def policy(self, policy: Policy) -> GuardedPolicy:
         return GuardedPolicy(policy, self.fence)
 
-    def client(self, answer: Any) -> GuardedMirrorClient:
-        return GuardedMirrorClient(Pool(answer), self.fence)
+    def client(self, answer: Any) -> GuardedAheadClient:
+        return GuardedAheadClient(Pool(answer), self.fence)
 
 
 @pytest.fixture
@@ -188,7 +188,7 @@ def test_sound_answers_go_through_whatever_their_tokens_and_sequences(guard: Gua
     assert guard.fence.num_failures == 0
 
 
-CALLS: tuple[Callable[[MirrorClient], object], ...] = (
+CALLS: tuple[Callable[[AheadClient], object], ...] = (
     lambda client: client.open(REQUEST),
     lambda client: client.draft(REQUEST),
     lambda client: client.ahead(AheadRequest("t", 1, DEPTH, ())),
@@ -198,7 +198,7 @@ CALLS: tuple[Callable[[MirrorClient], object], ...] = (
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_whatever_a_pool_raises_it_is_left_alone_for_a_while(guard: Guard, call: Callable[[MirrorClient], Any]) -> None:
+def test_whatever_a_pool_raises_it_is_left_alone_for_a_while(guard: Guard, call: Callable[[AheadClient], Any]) -> None:
     assert not call(guard.client(RuntimeError("gone")))
     sound = reply(block())
     assert guard.client(sound).draft(REQUEST) is None
@@ -208,7 +208,7 @@ def test_whatever_a_pool_raises_it_is_left_alone_for_a_while(guard: Guard, call:
 
 def test_what_a_pool_is_to_forget_it_is_told_even_while_it_is_left_alone(guard: Guard) -> None:
     pool = Pool(RuntimeError("gone"))
-    client = GuardedMirrorClient(pool, guard.fence)
+    client = GuardedAheadClient(pool, guard.fence)
     client.close([1])
     client.close([2])
     assert pool.closed == [1, 2]

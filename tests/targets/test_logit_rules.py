@@ -30,7 +30,7 @@ from targets.scoring import Scoring, apply_rules, scoring
 from tests.model.families import VOCAB
 from tests.reference.engine import Collector, ScriptedDrafter, plain_texts, random_requests, run_all
 from tests.reference.logit_rules import expected_logits, with_rules
-from tests.targets.ahead import AHEAD, MIXED, Connect, Whimsical, engine_of, has_given_back
+from tests.targets.ahead import Connect, Whimsical, engine_of, has_given_back
 from tests.targets.conftest import LoadTarget
 
 DEPTH = DepthRule((1,))
@@ -83,7 +83,7 @@ def test_it_is_where_the_pool_drafts_ahead_and_passes_stop_on_their_way(
     load: LoadTarget, drafter: Decoder, seed: int
 ) -> None:
     requests = some_requests(seed, count=6)
-    engine = engine_of(load, Connect(drafter)(), Whimsical(seed), MIXED if seed % 2 else AHEAD, max_batch=4)
+    engine = engine_of(load, Connect(drafter)(), Whimsical(seed), max_batch=4)
     assert run_all(engine, requests).tokens == plain_texts(load(), requests)
     assert engine.stats().num_accepted > 0
 

@@ -25,7 +25,7 @@ from targets.scoring import Picks
 from tests.model.families import EXECUTIONS, VOCAB
 from tests.reference.engine import Collector, ScriptedDrafter, plain_texts, random_requests, run_all
 from tests.reference.logit_rules import with_rules
-from tests.targets.ahead import AHEAD, Connect, Whimsical, engine_of
+from tests.targets.ahead import Connect, Whimsical, engine_of
 from tests.targets.conftest import LoadTarget
 
 DEPTH = DepthRule((1,))
@@ -95,7 +95,7 @@ def test_they_are_where_sequences_are_preempted(load: LoadTarget) -> None:
 
 def test_they_are_where_passes_stop_on_their_way(load: LoadTarget, drafter: Decoder) -> None:
     requests = some_requests(3)
-    engine = engine_of(load, Connect(drafter)(), Whimsical(3), AHEAD, max_batch=4)
+    engine = engine_of(load, Connect(drafter)(), Whimsical(3), max_batch=4)
     assert_told(run_all(engine, requests), requests, plain_texts(load(), requests), load())
     assert engine.stats().num_accepted > 0
 

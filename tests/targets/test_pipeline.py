@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 import targets.pipeline
-from protocol.branch import Branch, BranchSource, prefix_hash
+from protocol.branch import Branch, prefix_hash
 from protocol.plan import DepthRule
 from protocol.record import Origin
 from targets.pipeline import Order, Pipeline
@@ -20,10 +20,10 @@ LETTERS = 3  # few, so that outcomes often coincide
 Tokens = tuple[int, ...]
 
 
-def branch(sequence_id: int, text: Sequence[int], tokens: Tokens, source: BranchSource = BranchSource.FULL) -> Branch:
+def branch(sequence_id: int, text: Sequence[int], tokens: Tokens) -> Branch:
     count = len(tokens)
     key = prefix_hash(text)
-    return Branch(sequence_id, len(text), key, source, tokens, (2,) * count, (0.5,) * count, round_id=1)
+    return Branch(sequence_id, len(text), key, tokens, (2,) * count, (0.5,) * count, round_id=1)
 
 
 def drafted(text: Tokens, count: int) -> Tokens:
@@ -72,7 +72,7 @@ class Game:
         for _ in range(rng.randint(0, 6)):
             outcome = (*text, *verified[: rng.randint(0, len(verified))], rng.randrange(LETTERS))
             tokens = drafted(outcome, rng.randint(0, 4))
-            ready = branch(name, outcome, tokens, rng.choice(list(BranchSource)))
+            ready = branch(name, outcome, tokens)
             if rng.random() < 0.3:
                 self.late.append(ready)
                 continue
@@ -95,7 +95,6 @@ def play(seed: int, num_rounds: int = 300) -> Game:
 def test_what_is_found_was_drafted_behind_the_committed_tokens_and_nothing_in_time_is_missed(seed: int) -> None:
     origins = play(seed).origins
     assert origins[None] > 5
-    assert origins[Origin.REST] > 0
     assert origins.total() - origins[None] > 5
 
 
@@ -132,7 +131,7 @@ def half_verified() -> Pipeline:
 def test_what_was_left_unverified_is_the_next_proposal_where_the_target_agrees_with_its_first_token() -> None:
     found = half_verified().resolve(1, (7, 8, 1, 2, 3))
     assert found is not None
-    assert (found.tokens, found.origin, found.length) == ((4, 5), Origin.REST, 1)
+    assert (found.tokens, found.origin, found.length) == ((4, 5), Origin.AHEAD, 1)
 
 
 def test_it_is_none_where_the_target_disagrees_or_refuses_a_token_before() -> None:

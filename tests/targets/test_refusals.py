@@ -28,7 +28,7 @@ from targets.own_client import OwnDraftClient
 from targets.refusals import allowed_picks, banned_columns, head_tokens
 from tests.reference.engine import Collector, ScriptedDrafter, plain_texts, run_all
 from tests.reference.logit_rules import with_rules
-from tests.targets.ahead import AHEAD, MIXED, Connect, Whimsical, engine_of
+from tests.targets.ahead import Connect, Whimsical, engine_of
 from tests.targets.conftest import LoadTarget
 from tests.targets.shaped import EOS, TOKENIZER, shaped_requests
 from tests.targets.test_engine import Randomised
@@ -126,7 +126,7 @@ def test_it_is_in_plain_torch(load_shaped: LoadTarget) -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_it_is_where_passes_stop_on_their_way(load_shaped: LoadTarget, seed: int, drafter: Decoder) -> None:
     asked = [replace(one, prompt_ids=tuple(token % 97 for token in one.prompt_ids)) for one in some_requests(seed)]
-    engine = engine_of(load_shaped, Connect(drafter)(), Whimsical(seed), MIXED if seed % 2 else AHEAD, max_batch=4)
+    engine = engine_of(load_shaped, Connect(drafter)(), Whimsical(seed), max_batch=4)
     assert run_all(engine, asked).tokens == plain_texts(load_shaped(), asked)
 
 

@@ -46,9 +46,10 @@ def test_totals_are_sums_over_the_records(seed: int) -> None:
     positions = range(max(each.num_proposed for each in rows))
     assert totals.num_accepted_by_position == tuple(sum(each.num_accepted > at for each in rows) for at in positions)
     assert sum(totals.num_accepted_by_position) == totals.num_accepted
-    assert totals.num_by_origin == {origin.value: sum(each.origin is origin for each in rows) for origin in Origin}
+    assert totals.num_drafts == sum(each.origin is not None for each in rows)
+    assert totals.num_hits == sum(each.origin is Origin.AHEAD for each in rows)
     assert totals.num_unanswered == sum(not record.answered for record in records)
-    ahead = [record for record in records if record.plan.mode is not Mode.SERIAL]
+    ahead = [record for record in records if record.plan.mode is not Mode.IN_TURN]
     pairs = [pair for record in ahead for pair in zip(record.plan.lengths, record.rows, strict=True)]
     assert totals.num_misses == sum(length > 0 and not each.at_hand for length, each in pairs)
     assert totals.draft_ms == pytest.approx(sum(record.draft_ms for record in records))
@@ -78,7 +79,7 @@ def test_records_that_cannot_be_counted_are_left_out_and_later_ones_count(monkey
 def test_confidence_is_calibrated_by_the_tokens_up_to_the_first_refused_one_of_exits_that_were_asked_for() -> None:
     sure = (0.9, 0.8, 0.7, 0.6)
     told = RowRecord(1, 4, 1, Origin.FRESH, RULE, 4, (2, 2, 2, 2), sure)
-    made_up = RowRecord(2, 4, 4, Origin.FULL, RULE, 4, (77,) * 4, sure)
+    made_up = RowRecord(2, 4, 4, Origin.AHEAD, RULE, 4, (77,) * 4, sure)
     rounds = Rounds()
     for index in range(ENOUGH // 2):
         assert rounds.calibration.power(2) == 1.0

@@ -13,7 +13,7 @@ from protocol.request import OWN, TokenRun
 from targets.engine import Engine
 from tests.model.families import VOCAB
 from tests.reference.engine import Collector, random_requests
-from tests.targets.ahead import EXITS, MIXED, Connect, Whimsical, engine_of
+from tests.targets.ahead import EXITS, Connect, Whimsical, engine_of
 from tests.targets.conftest import LoadTarget
 
 
@@ -53,7 +53,7 @@ def ask(engine: Engine, seed: int, *, tells: bool) -> Told:
 def test_every_token_is_told_with_its_exit_and_whether_it_was_drafted_ahead(
     load: LoadTarget, drafter: Decoder, seed: int
 ) -> None:
-    engine = engine_of(load, Connect(drafter)(), Whimsical(seed), MIXED)
+    engine = engine_of(load, Connect(drafter)(), Whimsical(seed))
     told = ask(engine, seed, tells=True)
     for number, (name, tokens) in enumerate(told.tokens.items()):
         whole = expected(engine.last_rounds(), int(name) if name.isdigit() else number)
@@ -64,13 +64,13 @@ def test_every_token_is_told_with_its_exit_and_whether_it_was_drafted_ahead(
 
 
 def test_a_request_that_does_not_ask_is_told_nothing(load: LoadTarget, drafter: Decoder) -> None:
-    told = ask(engine_of(load, Connect(drafter)(), Whimsical(1), MIXED), 1, tells=False)
+    told = ask(engine_of(load, Connect(drafter)(), Whimsical(1)), 1, tells=False)
     assert set(map(tuple, told.sources.values())) == {()}
     assert all(told.tokens.values())
 
 
 def test_what_was_proposed_and_refused_is_no_source() -> None:
-    row = RowRecord(1, 3, 1, Origin.REST, DepthRule((2, 4), (0.5,)), 3, (4, 2, 4), (0.9, 0.9, 0.9))
+    row = RowRecord(1, 3, 1, Origin.AHEAD, DepthRule((2, 4), (0.5,)), 3, (4, 2, 4), (0.9, 0.9, 0.9))
     assert row.sources == (-4, OWN)
     assert replace(row, origin=Origin.FRESH, num_accepted=3).sources == (4, 2, 4, OWN)
     assert RowRecord(1).sources == (OWN,)

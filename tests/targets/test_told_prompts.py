@@ -19,7 +19,7 @@ from targets.model import ForwardRow, TargetModel
 from targets.scoring import standing
 from tests.model.families import EXECUTIONS
 from tests.reference.engine import Collector, plain_texts, run_all
-from tests.targets.ahead import AHEAD, Connect, Whimsical, engine_of
+from tests.targets.ahead import Connect, Whimsical, engine_of
 from tests.targets.conftest import LoadTarget
 from tests.targets.test_logprobs import one_by_one, some_requests, speculate
 
@@ -70,7 +70,7 @@ def test_they_are_where_sequences_are_preempted(load: LoadTarget) -> None:
 
 def test_they_are_where_passes_stop_on_their_way(load: LoadTarget, drafter: Any) -> None:
     requests = telling(3)
-    engine = engine_of(load, Connect(drafter)(), Whimsical(3), AHEAD, max_batch=4)
+    engine = engine_of(load, Connect(drafter)(), Whimsical(3), max_batch=4)
     result = run_all(engine, requests)
     assert result.tokens == plain_texts(load(), requests)
     assert_prompts_told(result, requests, load())

@@ -23,7 +23,7 @@ from targets.engine import Engine, EngineConfig
 from targets.model import TargetModel, load_target
 from tests.model.families import EXECUTIONS, VOCAB
 from tests.reference.engine import Collector, plain_texts, random_requests, run_all
-from tests.targets.ahead import AHEAD, Connect, has_given_back
+from tests.targets.ahead import Connect, has_given_back
 from tests.targets.conftest import LoadTarget
 
 BROKEN = 77
@@ -91,7 +91,7 @@ def test_it_is_the_same_where_the_pool_drafts_ahead_with_a_broken_drafter(
     texts = plain_texts(load(), requests)
     client: LocalDraftClient = Connect(load_broken(broken).decoder)()
     policy = Fixed(DepthRule((4,)), 3, Mode.AHEAD)
-    engine = Engine(load_broken(broken), policy, client, EngineConfig(max_batch=6), AHEAD)
+    engine = Engine(load_broken(broken), policy, client, EngineConfig(max_batch=6), ahead=True)
     result = run_all(engine, requests)
     assert_only_they_ended(result, texts, caplog)
     assert engine.stats().num_accepted > 100

@@ -3,31 +3,30 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from dataclasses import dataclass, field, replace
 
 import pytest
 
 from drafters.limits import PoolLimits
 from model.decoder import Decoder
-from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource, prefix_hash
+from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, prefix_hash
 from protocol.draft import DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.plan import DepthRule
-from tests.drafters.pool import DEEP, GREEDY, RULES, VOCABULARY, DrawnSequences, Pool, expected, row, text
-from tests.reference.drafting import draft_from_scratch, next_from_scratch, runner_up_from_scratch
+from tests.drafters.pool import DEEP, RULES, VOCABULARY, DrawnSequences, Pool, expected, row, text
+from tests.reference.drafting import draft_from_scratch, next_from_scratch
 
 
 @dataclass
 class Flight:
-    """A round as the pool was told of it, and what came of it. texts: at its start."""
+    """A round as the pool was told of it, and what came of it. texts: at its start. branches, fresh: by sequence."""
 
     request: AheadRequest
     texts: dict[int, list[int]]
-    branches: dict[int, dict[int, Branch]] = field(default_factory=dict)  # by sequence and key
-    fresh: dict[int, list[tuple[int, int, float]]] = field(default_factory=dict)  # what a branch should be, by key
+    branches: dict[int, Branch] = field(default_factory=dict)
+    fresh: dict[int, list[tuple[int, int, float]]] = field(default_factory=dict)  # what a branch should be
 
 
-class MirrorTarget(DrawnSequences):
+class AheadTarget(DrawnSequences):
     """Sequences with windows in flight whose outcomes are drawn at random; every branch and answer is checked."""
 
     def __init__(self, pool: Pool, decoder: Decoder, incarnation: str, rng: random.Random) -> None:
@@ -40,8 +39,7 @@ class MirrorTarget(DrawnSequences):
         self.rolling: dict[int, int] = {}  # the round of its last message, which the pool drafts ahead for
         self.replies: list[BranchReply] = []
         self.answers: list[DraftReply] = []
-        self.num_from: Counter[BranchSource] = Counter()
-        self.num_hits = self.num_drafts = self.num_refused = self.num_reused = 0
+        self.num_whole = self.num_hits = self.num_drafts = self.num_refused = self.num_reused = 0
 
     def context(self, sequence_id: int, length: int = 0) -> DraftRow:
         start, own, rng = self.sent[sequence_id], self.texts[sequence_id], self.rng
@@ -54,7 +52,7 @@ class MirrorTarget(DrawnSequences):
         rng = self.rng
         self.rounds, self.rule = self.rounds + 1, rule
         rows = tuple(
-            AheadRow(self.context(one), self.windows[one], rng.randint(1, 4), rng.randint(0, 8), rng.choice([0, 0.05]))
+            AheadRow(self.context(one), self.windows[one], rng.randint(0, 9), rng.choice([0, 0.05]))
             for one in self.texts
             if rng.random() < 0.8
         )
@@ -68,7 +66,6 @@ class MirrorTarget(DrawnSequences):
         for reply in self.replies:
             assert reply.incarnation == self.incarnation
             flight = self.flights[reply.round_id]
-            assert reply.num_left <= len(flight.request.rows)
             for branch in reply.branches:
                 assert self.rolling.get(branch.sequence_id) == reply.round_id, "of a round that is over"
                 self.check(flight, branch)
@@ -77,33 +74,23 @@ class MirrorTarget(DrawnSequences):
     def check(self, flight: Flight, branch: Branch) -> None:
         (own,) = (row for row in flight.request.rows if row.context.sequence_id == branch.sequence_id)
         committed, depth = flight.texts[branch.sequence_id], own.context.depth or flight.request.depth
-        sampling, accepted = own.context.sampling, branch.base_length - len(committed) - 1
-        before = [*committed, *own.proposal[:accepted]]
-        token = next(one for one in range(VOCABULARY) if prefix_hash([*before, one]) == branch.key)
-        if branch.key not in flight.fresh:
-            drafted = draft_from_scratch(
-                self.decoder, [*before, token], own.length, depth, sampling, own.stop_probability
-            )
-            flight.fresh[branch.key] = drafted
-        fresh = flight.fresh[branch.key]
+        sampling = own.context.sampling
+        before = [*committed, *own.proposal]
+        before.append(next_from_scratch(self.decoder, before, depth, sampling)[0])
+        assert (branch.base_length, branch.key) == (len(before), prefix_hash(before))
+        if branch.sequence_id not in flight.fresh:
+            drafted = draft_from_scratch(self.decoder, before, own.length, depth, sampling, own.stop_probability)
+            flight.fresh[branch.sequence_id] = drafted
+        fresh = flight.fresh[branch.sequence_id]
         if branch.goes_on or self.pool.is_small:
             fresh = fresh[: max(len(branch.tokens), 1)]
         assert list(zip(branch.tokens, branch.exits, strict=True)) == [(one, exit_) for one, exit_, _ in fresh]
         assert branch.confidences == pytest.approx([confidence for _, _, confidence in fresh], abs=1e-4)
-        lead = next_from_scratch(self.decoder, [*committed, *own.proposal], depth, sampling)[0]
-        match branch.source:
-            case BranchSource.FULL:
-                assert (accepted, token) == (len(own.proposal), lead)
-            case BranchSource.RUNNER_UP if accepted == len(own.proposal):
-                assert token == runner_up_from_scratch(self.decoder, before, depth, sampling)
-        assert token != [*own.proposal, lead][accepted] or branch.source is BranchSource.FULL
-        mine = flight.branches.setdefault(branch.sequence_id, {})
-        known = mine.get(branch.key)
-        assert known is None or known.goes_on, "rolled out twice"
+        known = flight.branches.get(branch.sequence_id)
+        assert known is None or known.goes_on, "drafted twice"
         assert known is None or len(known.tokens) < len(branch.tokens), "nothing new"
-        mine[branch.key] = branch
-        assert len(mine) <= own.fan_out
-        self.num_from[branch.source] += not branch.goes_on
+        flight.branches[branch.sequence_id] = branch
+        self.num_whole += not branch.goes_on
 
     def end_verification(self) -> None:
         """An outcome for every window, often one that a branch is there for; the next windows are at hand."""
@@ -114,17 +101,16 @@ class MirrorTarget(DrawnSequences):
             accepted, token = rng.randint(0, len(own.proposal)), rng.randrange(VOCABULARY)
             if accepted < len(own.proposal) and rng.random() < 0.3:
                 token = own.proposal[accepted]  # a target that verifies less than it told the pool
-            branches = self.flight.branches.get(sequence_id, {})
-            if branches and rng.random() < 0.7:
-                branch = rng.choice(list(branches.values()))
-                accepted = branch.base_length - own.context.base_length - 1
-                before = [*self.texts[sequence_id], *own.proposal[:accepted]]
+            branch = self.flight.branches.get(sequence_id)
+            if branch and rng.random() < 0.7:
+                accepted, before = len(own.proposal), [*self.texts[sequence_id], *own.proposal]
                 token = next(one for one in range(VOCABULARY) if prefix_hash([*before, one]) == branch.key)
             committed = self.texts[sequence_id] = [*self.texts[sequence_id], *own.proposal[:accepted], token]
-            hit = branches.get(prefix_hash(committed))
-            self.windows[sequence_id] = hit.tokens[: rng.randint(1, 5)] if hit else tuple(self.text(rng.randint(0, 3)))
-            self.num_hits += hit is not None
-            self.answerable += [sequence_id] * (hit is not None)
+            hit = branch is not None and branch.key == prefix_hash(committed)
+            tokens = branch.tokens[: rng.randint(1, 9)] if branch and hit else tuple(self.text(rng.randint(0, 3)))
+            self.windows[sequence_id] = tokens
+            self.num_hits += hit
+            self.answerable += [sequence_id] * hit
             if len(committed) > 50:
                 self.start_over(sequence_id)
         self.flight = None
@@ -188,10 +174,8 @@ class Verified:
         self.replies: list[BranchReply] = []
         self.pool.ask(row(1, self.tokens, 3))
 
-    def ahead(
-        self, length: int = 2, fan_out: int = 8, window: tuple[int, ...] | None = None, round_id: int = 1
-    ) -> None:
-        own = AheadRow(row(1, [], 0, start=20), self.window if window is None else window, length, fan_out)
+    def ahead(self, length: int = 2, window: tuple[int, ...] | None = None, round_id: int = 1) -> None:
+        own = AheadRow(row(1, [], 0, start=20), self.window if window is None else window, length)
         self.send(own, round_id=round_id)
 
     def send(self, *rows: AheadRow, depth: DepthRule = DEEP, round_id: int = 1) -> None:
@@ -200,18 +184,15 @@ class Verified:
 
     @property
     def branches(self) -> list[Branch]:
-        """Those that came whole."""
+        """What came whole."""
         return [branch for branch in self.parts if not branch.goes_on]
 
     @property
     def parts(self) -> list[Branch]:
-        """All that came, parts of branches as well."""
+        """All that came, parts as well."""
         return [branch for reply in self.replies for branch in reply.branches]
 
-    def second_choice(self, accepted: int) -> int:
-        return runner_up_from_scratch(self.llama, [*self.tokens, *self.window[:accepted]], DEEP, GREEDY)
-
-    def behind(self, accepted: int, token: int, length: int) -> tuple[int, tuple[int, ...]]:
-        """The key and the tokens of the branch behind an outcome."""
-        before = [*self.tokens, *self.window[:accepted], token]
+    def behind(self, length: int) -> tuple[int, tuple[int, ...]]:
+        """The key and the tokens of the branch."""
+        before = [*self.tokens, *self.window, self.lead]
         return prefix_hash(before), expected(self.llama, before, length)

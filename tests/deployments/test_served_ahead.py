@@ -24,7 +24,7 @@ PARTS = {"plan", "draft", "verify", "commit"}
 @pytest.fixture(scope="module")
 def config_text() -> str:
     assert CONFIG.count("deadline_ms: 500}") == 2
-    return CONFIG.replace("deadline_ms: 500}", "deadline_ms: 500, mirror: {fan_out: 4, modes: [ahead]}}")
+    return CONFIG.replace("deadline_ms: 500}", "deadline_ms: 500, ahead: on}")
 
 
 def test_before_the_first_request_there_is_nothing_to_trace(
