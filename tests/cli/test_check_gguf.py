@@ -45,8 +45,8 @@ def write_drafter(checkpoint: Path, folder: Path, tokens: list[str]) -> None:
 
 def test_check_describes_two_targets_of_one_file(capsys: pytest.CaptureFixture[str], config: Path) -> None:
     assert printed(capsys, "check", str(config)).splitlines() == [
-        "target dense: llama, 4 layers, bf16, goodput, any exit, length 0 to 12",
-        "target stored: llama, 4 layers, bf16, goodput, any exit, length 0 to 12",
+        "target dense: llama, 4 layers, bf16, goodput, any exit, length 0 to 12, in turn or ahead",
+        "target stored: llama, 4 layers, bf16, goodput, any exit, length 0 to 12, in turn or ahead",
         "pool: 1 replicas, bf16, exits 2, 4",
         "ok",
     ]
