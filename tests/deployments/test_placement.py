@@ -82,6 +82,19 @@ def test_a_colocated_drafter_has_no_deployment_and_no_threads_of_its_own(config:
             assert drafter == pool_of(placed, own)
 
 
+@pytest.mark.parametrize(
+    ("speculation", "is_measured"),
+    [("{}", True), ("{policy: ema}", True), ("{policy: fixed, depth: 2}", False), ("off", False)],
+)
+def test_a_draft_replica_is_measured_if_a_policy_chooses_by_what_drafts_cost(
+    path: Path, speculation: str, is_measured: bool
+) -> None:
+    path.write_text(path.read_text().replace("{length: 4, mirror: on}", speculation))
+    config = load_config(path)
+    (_, measured, _) = build(config)._bound_deployment.init_args[3]._bound_deployment.init_args
+    assert measured is is_measured
+
+
 def keep_curves(config: AppConfig) -> None:
     """Of both targets and of the drafter, whose exits are 2 and 4; with more threads all goes faster."""
     hand = curves(token=0.02, link=0.3, overhead=0.2)
