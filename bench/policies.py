@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from statistics import median
 
 from protocol.limits import FAN_OUT
-from protocol.plan import BatchView, DepthRule, Mode, Plan
+from protocol.plan import BatchView, Mode, Plan
 from protocol.record import Origin, RoundRecord
 from protocol.stats import RoundStats
 from router.costs import (
@@ -64,7 +64,7 @@ class RoundRecorder:
     policy: Policy
     rounds: list[RoundRecord] = field(default_factory=list)
 
-    def opening(self) -> DepthRule | None:
+    def opening(self) -> int | None:
         return self.policy.opening()
 
     def plan(self, view: BatchView) -> Plan:
@@ -89,8 +89,7 @@ def often(played: Mapping[str, float]) -> str:
 def _name(plan: Plan) -> str:
     if plan.depth is None or not any(plan.lengths):
         return OFF
-    depth = "cascade" if len(plan.depth.exits) > 1 else plan.depth.exits[0]
-    return f"{depth}/{max(plan.lengths)}"
+    return f"{plan.depth}/{max(plan.lengths)}"
 
 
 def times(rounds: Collection[RoundRecord]) -> Times:

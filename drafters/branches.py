@@ -26,7 +26,6 @@ from drafters.picks import Pick
 from drafters.row import Priority, Row, Rows, as_wanted
 from protocol.branch import AheadRow, Branch, BranchSource, prefix_hash
 from protocol.draft import DraftRow
-from protocol.plan import DepthRule
 
 UNKNOWN = -1  # no token
 
@@ -97,7 +96,7 @@ class Branches:
         self._prepared: dict[Key, Preparation] = {}
         self._requests: dict[PendingBranches, None] = {}  # those that may have something to hand over
 
-    def drafted(self, cached: CachedTokens, row: DraftRow, depth: DepthRule) -> list[Pick]:
+    def drafted(self, cached: CachedTokens, row: DraftRow, depth: int) -> list[Pick]:
         """The tokens of the row that were drafted ahead."""
         prepared = self._prepared.get(cached.key)
         if prepared is None or row.start > cached.committed or (cached.depth, cached.sampling) != (depth, row.sampling):

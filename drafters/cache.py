@@ -26,7 +26,6 @@ from drafters.nested import NestedDrafter
 from drafters.picks import Pick
 from drafters.row import Priority, Rows
 from protocol.draft import DraftRow, DraftStatus
-from protocol.plan import DepthRule
 
 
 class Forgetter(Protocol):
@@ -64,7 +63,7 @@ class DraftCache:
         return [one.key for one in idle if now - one.last_used >= self._limits.ttl_s]
 
     def missing(self, cached: CachedTokens) -> int:
-        """How many positions of its context have not reached the last exit. The last token is left for the draft."""
+        """How many positions of its context have not reached its depth. The last token is left for the draft."""
         return len(cached.tokens) - 1 - self._drafter.settled(cached.id, cached.depth)
 
     def adopt(self, cached: CachedTokens) -> None:
@@ -88,7 +87,7 @@ class DraftCache:
         self,
         key: Key,
         row: DraftRow,
-        depth: DepthRule,
+        depth: int,
         now: float,
         drafted: Sequence[Pick] = (),
         proposal: Sequence[int] | None = None,
@@ -132,13 +131,13 @@ class DraftCache:
             self._drafter.truncate(cached.id, length - 1)
 
     def fork(
-        self, parent: CachedTokens, length: int, token: int, num_tokens: int, rides: DepthRule | None
+        self, parent: CachedTokens, length: int, token: int, num_tokens: int, rides: int | None
     ) -> CachedTokens | None:
         """A fork of the parent's first `length` tokens with another one behind, and room for a draft. None if pages run
         short.
 
-        rides: in the fork's first pass the parent runs the positions that are missing below `length`, up to this rule's
-        last exit.
+        rides: in the fork's first pass the parent runs the positions that are missing below `length`, down to this
+        depth.
         """
         self._last_id += 1
         fork = CachedTokens(parent.key, self._last_id, parent.depth, parent.sampling, parent.last_used)
@@ -184,7 +183,7 @@ class DraftCache:
             fed = len(row.cached.tokens) - (row.priority is Priority.CONTEXT)
             assert fed <= self._drafter.ledger.capacity(row.cached.id), "a row without pages"
 
-    def _open(self, key: Key, row: DraftRow, depth: DepthRule, now: float) -> CachedTokens:
+    def _open(self, key: Key, row: DraftRow, depth: int, now: float) -> CachedTokens:
         self._last_id += 1
         self._drafter.open(self._last_id)
         cached = self._cached[key] = CachedTokens(key, self._last_id, depth, row.sampling, now)
@@ -195,7 +194,7 @@ class DraftCache:
         self,
         cached: CachedTokens,
         row: DraftRow,
-        depth: DepthRule,
+        depth: int,
         now: float,
         drafted: Sequence[Pick],
         proposal: Sequence[int] | None,

@@ -17,7 +17,6 @@ MAX_ROUNDS = 1024  # that a trace holds
 MAX_FAN_OUT = 8  # branches of a row
 FAN_OUT = 2  # where a config does not say: more take the drafter longer than the pass lasts (decision 24)
 MAX_PROPOSAL = 256  # tokens under verification
-MAX_EXITS = 32
 MAX_DEPTH = 1 << 12  # layers
 MIN_EXPONENT, MAX_EXPONENT = 0.05, 20.0  # of a confidence, as targets/confidence.py bounds it
 MAX_CLOSED = 4096  # sequences
@@ -39,7 +38,7 @@ class MessageLimits:
 
     @property
     def num_bytes(self) -> int:
-        return (MAX_EXITS + self.rows) * ROW_BYTES + self.tokens * TOKEN_BYTES + MAX_CLOSED * 10
+        return (1 + self.rows) * ROW_BYTES + self.tokens * TOKEN_BYTES + MAX_CLOSED * 10
 
 
 def limits_of(max_rows: int, max_positions: int) -> MessageLimits:

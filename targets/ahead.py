@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from protocol.branch import AheadRequest, AheadRow, MirrorClient
 from protocol.limits import FAN_OUT
-from protocol.plan import DepthRule, Mode
+from protocol.plan import Mode
 from targets.drafting import Drafting
 from targets.passes import ending
 from targets.pipeline import Order, Pipeline
@@ -43,7 +43,7 @@ class Ahead:
         self,
         drafting: Drafting,
         client: MirrorClient,
-        opening: Callable[[], DepthRule | None],
+        opening: Callable[[], int | None],
         rounds: Rounds,
         fan_out: int,
         clock: Callable[[], float],
@@ -73,7 +73,7 @@ class Ahead:
         """
         plan, drafting, opening = schedule.plan, self._drafting, self._opening()
         wanted = [
-            (sequence, plan.rule(index), plan.lengths[index], own.tokens if own else ())
+            (sequence, plan.depth_of(index), plan.lengths[index], own.tokens if own else ())
             for index, (sequence, own) in enumerate(zip(schedule.decoding, proposals.rows, strict=True))
         ]
         for prompt in ending(schedule):
@@ -87,7 +87,7 @@ class Ahead:
             context = drafting.context(sequence, rule if rule != depth else None) if rule and length > 0 else None
             if rule and context:
                 order = Order(rule, length, drafting.round_id)
-                stop, exponent = plan.stop_probability, self._rounds.calibration.power(rule.exits[-1])
+                stop, exponent = plan.stop_probability, self._rounds.calibration.power(rule)
                 rows.append(AheadRow(context, tokens, length, most, stop if rule == depth else 0.0, exponent))
             self._pipeline.begin(sequence.id, len(tokens), order)
         self._told, self._told_s = drafting.round_id, self._clock()

@@ -7,16 +7,10 @@ from typing import Any
 import pytest
 
 from deployments.config import AppConfig
-from deployments.config_speculation import (
-    FixedSpeculation,
-    GoodputSpeculation,
-    Mirror,
-    Speculation,
-    TableSpeculation,
-)
-from deployments.policies import adaptive, depth_rule, longest_draft, needed_exits, policy
-from protocol.plan import DepthRule, Mode
-from router.policy import Ema, Fixed, Goodput, Off, Table
+from deployments.config_speculation import FixedSpeculation, GoodputSpeculation, Mirror, Speculation
+from deployments.policies import adaptive, longest_draft, needed_exits, policy
+from protocol.plan import Mode
+from router.policy import Ema, Fixed, Goodput, Off
 from tests.router.curves import curves
 
 
@@ -40,31 +34,17 @@ def speculation(**values: Any) -> Any:
     ],
 )
 def test_drafting_ahead_is_off_unless_asked_for_whatever_the_policy(value: object, mirror: Mirror | None) -> None:
-    for own in ({}, {"policy": "fixed", "depth": 2}, {"policy": "table", "depth": 2, "table": {1: 4}}):
+    for own in ({}, {"policy": "fixed", "depth": 2}):
         assert speculation(**own).mirror is None
         assert speculation(**own, mirror=value).mirror == mirror
 
 
-@pytest.mark.parametrize("policy_name", ["fixed", "table"])
-def test_depths_become_rules(policy_name: str) -> None:
-    def rule(**values: Any) -> DepthRule:
-        own = {"table": {1: 4}} if policy_name == "table" else {}
-        section = speculation(policy=policy_name, **values, **own)
-        assert policy(section).opening() == depth_rule(section)
-        assert needed_exits(section) == depth_rule(section).exits
-        return depth_rule(section)
-
-    assert rule(depth=4) == DepthRule((4,))
-    assert rule(depth="cascade") == DepthRule((2, 4, 6), (0.5, 0.5))
-    assert rule(depth="cascade", exits=[1, 3], thresholds=[0.9]) == DepthRule((1, 3), (0.9,))
-
-
 def test_sections_become_policies() -> None:
     assert policy(None) == Off()
-    assert policy(speculation(policy="fixed", depth=4)) == Fixed(DepthRule((4,)), 4)
-    assert policy(speculation(policy="table", depth=2, table={1: 6, 8: 0})) == Table(DepthRule((2,)), ((1, 6), (8, 0)))
-    ahead = speculation(policy="table", depth=2, table={1: 6}, mirror="on")
-    assert policy(ahead) == Table(DepthRule((2,)), ((1, 6),), ahead.mirror.modes[-1])
+    fixed = speculation(policy="fixed", depth=2, mirror="on")
+    assert policy(speculation(policy="fixed", depth=4)) == Fixed(4, 4)
+    assert policy(fixed) == Fixed(2, 4, Mode.AHEAD)
+    assert needed_exits(fixed) == (2,)
     assert policy(speculation()) == policy(speculation(policy="goodput")) == Off()  # until there is a drafter
 
 
@@ -83,7 +63,6 @@ def test_adaptive_policies_choose_from_every_exit_or_from_those_named() -> None:
     [
         (None, None),
         (FixedSpeculation(policy="fixed", depth=2, length=5), 5),
-        (TableSpeculation(policy="table", depth=2, table={1: 6, 4: 3}), 6),
         (GoodputSpeculation(length=9), 9),
         (GoodputSpeculation(length=9, request_length=2), 2),
         (FixedSpeculation(policy="fixed", depth=2, length=5, request_length=64), 64),

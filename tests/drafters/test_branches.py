@@ -18,7 +18,7 @@ from drafters.row import Priority, Row
 from model.decoder import Decoder
 from protocol.branch import AheadRequest, AheadRow, Branch, BranchSource
 from tests.drafters.mirror import MirrorTarget, Verified
-from tests.drafters.pool import DEEP, GREEDY, RULES, SHALLOW, Pool, expected, row, text
+from tests.drafters.pool import DEEP, EXITS, GREEDY, SHALLOW, Pool, expected, row, text
 from tests.sizes import quick
 
 
@@ -40,7 +40,7 @@ def played(
     targets = [MirrorTarget(pool, llama, name, rng) for name in ("large", "small")]
     rule = DEEP
     for _ in range(num_turns):
-        rule = rng.choice(RULES) if rng.random() < 0.2 else rule
+        rule = rng.choice(EXITS) if rng.random() < 0.2 else rule
         for target in targets:
             target.turn(rule)
         pool.step()

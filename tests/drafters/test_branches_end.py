@@ -9,7 +9,6 @@ from drafters.picks import PassRow
 from model.decoder import Decoder
 from protocol.branch import AheadRequest, AheadRow, BranchReply, BranchSource
 from protocol.draft import DraftStatus
-from protocol.plan import DepthRule
 from tests.drafters.mirror import Verified
 from tests.drafters.pool import DEEP, row, text
 
@@ -60,7 +59,7 @@ def test_what_the_pool_cannot_draft_ahead_for_is_told_of_at_once(llama: Decoder)
     one = Verified(llama)
     one.send(AheadRow(row(2, [5], 0, start=7), (), 2, 2))
     one.send(AheadRow(row(1, [], 0, start=20), (900,), 2, 2), round_id=2)
-    one.send(AheadRow(row(1, [], 0, start=20), one.window, 2, 2), depth=DepthRule((3,)), round_id=3)
+    one.send(AheadRow(row(1, [], 0, start=20), one.window, 2, 2), depth=3, round_id=3)
     assert one.replies == [BranchReply("large", round_id, ()) for round_id in (1, 2, 3)]
 
 

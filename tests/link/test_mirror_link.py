@@ -26,7 +26,7 @@ from model.load import load_decoder
 from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, BranchSource
 from protocol.draft import DraftReply, DraftRequest
 from protocol.limits import MAX_FAN_OUT
-from protocol.plan import DepthRule, Mode
+from protocol.plan import Mode
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from protocol.stats import PassStats
 from router.policy import Fixed
@@ -139,7 +139,7 @@ def requests(count: int, max_tokens: int = 40) -> list[GenerateRequest]:
 
 
 def engine_ahead(target: TargetModel, drafts: LinkedDraftClient, mode: Mode = Mode.AHEAD) -> Engine:
-    policy = Fixed(DepthRule((4,)), 4, mode)
+    policy = Fixed(4, 4, mode)
     return Engine(target, policy, drafts, EngineConfig(incarnation=TARGET), AheadConfig((mode,), MAX_FAN_OUT))
 
 

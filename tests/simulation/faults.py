@@ -22,7 +22,7 @@ from drafters.limits import PoolLimits
 from link.links import TransportConfig
 from model.pages import PageLedger
 from protocol.limits import MAX_FAN_OUT
-from protocol.plan import BatchView, DepthRule, Mode, Plan
+from protocol.plan import BatchView, Mode, Plan
 from protocol.record import RoundRecord
 from router.costs import (
     DRAFT_AXES,
@@ -48,7 +48,6 @@ from tests.simulation.lies import liar, plan_deaths, plan_hostility
 KEY = ModelKey("by hand", "0", "bf16", 1, "1")
 EXITS = (2, 4, 6)
 SURE = Drawn(EXITS, (Rates(((0.2, 0.6, 0.9, 1.0), (0.5, 0.8, 1.0, 1.0), (0.7, 0.9, 1.0, 1.0))),))
-RULES = (DepthRule((2,)), DepthRule((6,)), DepthRule((2, 4), (0.7,)), DepthRule((2, 4, 6), (0.5, 0.8)))
 KINDS = ("spike", "loss", "reorder", "twice", "cut")
 AHEAD = (None, *(AheadConfig(modes, MAX_FAN_OUT) for modes in ((Mode.AHEAD,), tuple(Mode))))
 VOCAB = 40
@@ -60,18 +59,18 @@ class Erratic:
 
     def __init__(self, seed: int) -> None:
         self._rng = random.Random(seed)
-        self._rule = self._rng.choice(RULES)
+        self._depth = self._rng.choice(EXITS)
 
-    def opening(self) -> DepthRule | None:
-        return self._rule if self._rng.random() < 0.7 else None
+    def opening(self) -> int | None:
+        return self._depth if self._rng.random() < 0.7 else None
 
     def plan(self, view: BatchView) -> Plan:
         rng = self._rng
-        self._rule = rng.choice(RULES) if rng.random() < 0.1 else self._rule
+        self._depth = rng.choice(EXITS) if rng.random() < 0.1 else self._depth
         lengths = tuple(min(rng.randrange(7), max(one.remaining - 1, 0)) for one in view.sequences)
-        own = tuple(rng.choice((None, None, *RULES)) for _ in lengths) if rng.random() < 0.2 else ()
+        own = tuple(rng.choice((None, None, *EXITS)) for _ in lengths) if rng.random() < 0.2 else ()
         stop, mode = rng.choice((0.0, 0.0, 0.3)), rng.choice(view.modes)
-        return Plan(self._rule if any(lengths) else None, lengths, own, stop, mode)
+        return Plan(self._depth if any(lengths) else None, lengths, own, stop, mode)
 
     def observe(self, record: RoundRecord) -> None:
         return None

@@ -11,7 +11,7 @@ from drafters.worker import DraftWorker
 from model.decoder import Decoder
 from protocol.branch import MirrorClient
 from protocol.limits import MAX_FAN_OUT
-from protocol.plan import BatchView, DepthRule, Mode, Plan
+from protocol.plan import BatchView, Mode, Plan
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from router.policy import Policy, StaticPolicy
 from targets.ahead import AheadConfig
@@ -19,8 +19,7 @@ from targets.engine import Engine, EngineConfig
 from tests.targets.conftest import LoadTarget
 
 EXITS = (2, 3, 4)
-DEEP, SHALLOW = DepthRule((4,)), DepthRule((3,))
-RULES = (DEEP, SHALLOW, DepthRule((2, 4), (0.6,)), DepthRule((2, 3, 4), (0.5, 0.5)))
+DEEP, SHALLOW = 4, 3
 # More branches than a config has by default, so that forks meet each other.
 AHEAD, MIXED = AheadConfig((Mode.AHEAD,), MAX_FAN_OUT), AheadConfig(tuple(Mode), MAX_FAN_OUT)
 
@@ -43,19 +42,19 @@ class Connect:
 
 
 class Whimsical(StaticPolicy):
-    """Another rule and mode for every round, another length for every sequence; sometimes off."""
+    """Another depth and mode for every round, another length for every sequence; sometimes off."""
 
     def __init__(self, seed: int, longest: int = 6) -> None:
         self._rng, self._longest = random.Random(seed), longest
 
-    def opening(self) -> DepthRule | None:
-        return self._rng.choice([*RULES, None])
+    def opening(self) -> int | None:
+        return self._rng.choice([*EXITS, None])
 
     def plan(self, view: BatchView) -> Plan:
         rng = self._rng
         longest = 0 if rng.random() < 0.1 else self._longest
         lengths = tuple(max(0, min(rng.randint(0, longest), s.remaining - 1)) for s in view.sequences)
-        depth = rng.choice(RULES) if any(lengths) else None
+        depth = rng.choice(EXITS) if any(lengths) else None
         stop = rng.choice([0.0, 0.0, 0.2])
         return Plan(depth, lengths, stop_probability=stop, mode=rng.choice(view.modes))
 

@@ -17,7 +17,7 @@ from model.decoder import Decoder
 from protocol.branch import Branch
 from protocol.draft import DraftReply, DraftRequest
 from protocol.errors import ConfigError
-from protocol.plan import BatchView, DepthRule, Mode, Plan, Speculation
+from protocol.plan import BatchView, Mode, Plan, Speculation
 from protocol.record import Origin
 from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules, TokenRun
 from router.policy import Fixed, StaticPolicy
@@ -29,8 +29,8 @@ from tests.reference.engine import Collector, plain_texts, random_requests, run_
 from tests.targets.ahead import (
     AHEAD,
     DEEP,
+    EXITS,
     MIXED,
-    RULES,
     SHALLOW,
     Connect,
     Whimsical,
@@ -56,13 +56,13 @@ def test_the_text_is_the_plain_loops_over_a_link_that_loses_delays_doubles_and_r
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("depth", EXITS)
 def test_the_text_is_the_plain_loops_over_a_good_link_and_the_pool_is_empty_in_the_end(
-    load: LoadTarget, drafter: Decoder, rule: DepthRule, temperature: float
+    load: LoadTarget, drafter: Decoder, depth: int, temperature: float
 ) -> None:
     requests = random_requests(7, 6, VOCAB, max_tokens=40, temperature=temperature)
     connect = Connect(drafter)
-    engine = engine_of(load, connect(), Fixed(rule, 4, Mode.AHEAD), max_batch=4)
+    engine = engine_of(load, connect(), Fixed(depth, 4, Mode.AHEAD), max_batch=4)
     assert run_all(engine, requests).tokens == plain_texts(load(), requests)
     assert has_given_back(engine)
     assert connect.is_empty()
@@ -97,7 +97,7 @@ class ByTurns(StaticPolicy):
         self._usual, self._third = usual, third
         self._num_rounds = 0
 
-    def opening(self) -> DepthRule | None:
+    def opening(self) -> int | None:
         return DEEP
 
     def plan(self, view: BatchView) -> Plan:
@@ -144,7 +144,7 @@ def test_branches_that_are_just_late_are_waited_for_but_not_those_of_an_earlier_
 
 
 def test_corrections_are_found_among_runner_ups(load: LoadTarget, drafter: Decoder) -> None:
-    engine = engine_of(load, Connect(drafter)(), Fixed(DepthRule((2,)), 3, Mode.AHEAD))
+    engine = engine_of(load, Connect(drafter)(), Fixed(2, 3, Mode.AHEAD))
     run_all(engine, random_requests(1, 4, VOCAB, max_tokens=60))
     assert engine.stats().num_by_origin["runner_up"] > 0
 
