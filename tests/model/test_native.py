@@ -165,6 +165,14 @@ def test_a_pass_may_stop_at_a_layer_and_go_on_without_changing_a_bit(tmp_path: P
 
 
 @needs_compiler
+@pytest.mark.parametrize("num_slots", [64, 1000, 4096])
+def test_a_position_of_different_layers_lies_in_different_sets_of_a_cache(num_slots: int, tmp_path: Path) -> None:
+    kv, ways = load("llama", tmp_path, torch.bfloat16).new_kv(num_slots), 128 << 10  # bytes of a way of an L2 cache
+    starts = [layer.data_ptr() % ways // 64 for layer in (*kv.keys, *kv.values)]
+    assert len(set(starts)) == len(starts) == 2 * len(kv.keys)
+
+
+@needs_compiler
 def test_a_position_beyond_the_checkpoint_is_refused_and_tables_grow_up_to_it(tmp_path: Path) -> None:
     decoder = load("llama", tmp_path, torch.float32)
     last = decoder.config.max_positions
