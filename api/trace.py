@@ -53,7 +53,7 @@ def _round(record: RoundRecord, begin: float) -> Iterator[Slice]:
         "origins": dict(Counter(row.origin.value for row in record.rows if row.origin)),
         "proposed": [row.num_proposed for row in record.rows],
         "accepted": [row.num_accepted for row in record.rows],
-        "depth": list(record.plan.depth.exits) if record.plan.depth else [],
+        "depth": record.plan.depth,
         "lengths": list(record.plan.lengths),
         "by_exit": by_exit(record.rows),
         "committed": record.num_committed,

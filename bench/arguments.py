@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from bench.cells import Subject
 from bench.machine import ROOT
 from bench.workload import HELD_OUT, KINDS, LONGEST, Workload, read_texts
-from cli.arguments import depth, whole
+from cli.arguments import whole
 from deployments.progress import loading
 from model.files import resolve
 from model.load import WeightFormat
@@ -66,7 +66,7 @@ def pairs_parser(description: str | None, out: str, **defaults: object) -> Argum
 def add_settings(parser: ArgumentParser) -> None:
     """Depths and lengths to draft at, and the prompts."""
     add = parser.add_argument
-    add("--depths", type=listed(depth), default=[2, 4, 6, "cascade"], help="default: 2,4,6,cascade")
+    add("--depths", type=listed(whole(1)), default=[2, 4, 6], help="default: 2,4,6")
     add("--lengths", type=listed(whole(1, 64)), default=[1, 2, 3, 4, 6, 8], help="default: 1,2,3,4,6,8")
     add("--prompts", type=Path, default=HELD_OUT, help="JSON lines; Spec-Bench's are split by category")
     add("--num-prompts", type=whole(1), default=8, help="of each cell, at the least (default: %(default)s)")

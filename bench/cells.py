@@ -42,7 +42,7 @@ class Cell:
 
     mode: str
     batch: int
-    depth: int | str | None = None
+    depth: int | None = None
     length: int = 0
     temperature: float = 0.0
     queue: int = 0

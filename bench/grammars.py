@@ -23,7 +23,7 @@ from bench import machine
 from bench.arguments import MODELS, add_target, add_threads, add_weights, checkpoint, ended, plain_parser
 from bench.stats import paired_ratio
 from cli.arguments import whole
-from deployments.local import depth_rule, open_drafter
+from deployments.local import open_drafter
 from deployments.models import grammars_of
 from model.load import WeightFormat
 from model.tokenizer import load_tokenizer
@@ -112,7 +112,7 @@ def measure(args: Namespace) -> dict[str, Any]:
     shaped, config = asked(tokenizer, args.requests, eos), EngineConfig(args.batch, max_queue=len(FIELDS))
 
     def play(requests: Sequence[GenerateRequest], drafts: bool = True) -> tuple[float, list[Completion]]:
-        policy = Fixed(depth_rule(drafter.exits, None), args.length) if drafts else Off()
+        policy = Fixed(drafter.exits[-1], args.length) if drafts else Off()
         with Engine(model, policy, drafter.client if drafts else None, config) as engine:
             model.ledger.forget()
             began = time.perf_counter()

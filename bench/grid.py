@@ -21,7 +21,7 @@ class Grid:
 
     modes: Sequence[str]
     batches: Sequence[int]
-    depths: Sequence[int | str]
+    depths: Sequence[int]
     lengths: Sequence[int]
     temperatures: Sequence[float] = (0.0,)
     categories: Sequence[str] = ("",)
@@ -38,7 +38,7 @@ class Grid:
             for depth, length in self._settings(mode, batch)
         ]
 
-    def _settings(self, mode: str, batch: int) -> list[tuple[int | str | None, int]]:
+    def _settings(self, mode: str, batch: int) -> list[tuple[int | None, int]]:
         if mode in SINGLE and batch > 1:
             return []
         if mode in EVERY_SETTING:

@@ -17,7 +17,7 @@ import torch
 from bench.cells import APART, PAGE, PLAIN, Cell, CellOutcome, Subject, Timed, TokenIds
 from bench.policies import ADAPTIVE, GOODPUT, RoundRecorder, adaptive, draft_ms_per_token
 from deployments.config import TargetConfig
-from deployments.local import depth_rule, open_own
+from deployments.local import known_depth, open_own
 from deployments.profiling import drafter_costs, own_drafter_costs, target_costs
 from deployments.progress import loading
 from drafters.client import LocalDraftClient
@@ -146,7 +146,7 @@ class DraftPoolEngine:
             return Off()
         if cell.length:
             mode = APART[cell.mode][-1] if cell.mode in APART else Mode.IN_TURN
-            return Fixed(depth_rule(self.exits, cell.depth), cell.length, mode)
+            return Fixed(known_depth(self.exits, cell.depth), cell.length, mode)
         return self._choosing(cell.mode if cell.mode in ADAPTIVE else GOODPUT)
 
     def _choosing(self, name: str) -> Policy:

@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from statistics import median
 
-from protocol.plan import BatchView, DepthRule, Plan
+from protocol.plan import BatchView, Plan
 from protocol.record import RoundRecord
 from protocol.stats import RoundStats
 from router.costs import (
@@ -62,7 +62,7 @@ class RoundRecorder:
     policy: Policy
     rounds: list[RoundRecord] = field(default_factory=list)
 
-    def opening(self) -> DepthRule | None:
+    def opening(self) -> int | None:
         return self.policy.opening()
 
     def plan(self, view: BatchView) -> Plan:
@@ -87,8 +87,7 @@ def often(played: Mapping[str, float]) -> str:
 def _name(plan: Plan) -> str:
     if plan.depth is None or not any(plan.lengths):
         return OFF
-    depth = "cascade" if len(plan.depth.exits) > 1 else plan.depth.exits[0]
-    return f"{depth}/{max(plan.lengths)}"
+    return f"{plan.depth}/{max(plan.lengths)}"
 
 
 def times(rounds: Collection[RoundRecord]) -> Times:

@@ -72,13 +72,6 @@ def rates(text: str) -> Mapping[int, float]:
     return {whole(1)(depth): real(0, 1)(rate) for depth, _, rate in pairs}
 
 
-def depth(text: str) -> int | str:
-    number = _converted(int, text)
-    if text != "cascade" and (number is None or number < 1):
-        raise ArgumentTypeError(f"{text!r} is not a depth; give an exit of the drafter, counted in layers, or cascade")
-    return number or text
-
-
 def seed(text: str) -> int:
     """A seed; negative ones as two's complement, as over HTTP."""
     number = _converted(int, text)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from api.chat import render
 from cli.output import listed, say
 from deployments.config import AppConfig, PoolConfig, TargetConfig, load_config
-from deployments.config_speculation import AdaptiveSpeculation, Speculation, TableSpeculation
+from deployments.config_speculation import AdaptiveSpeculation, Speculation
 from deployments.models import translation_to
 from deployments.policies import drafts_ahead, needed_exits
 from deployments.process import check_pages, pool_positions, target_positions
@@ -156,9 +156,5 @@ def describe(speculation: Speculation, ahead: bool) -> str:
         exits = f"exits {listed(speculation.exits)}" if speculation.exits else "any exit"
         how = f"{speculation.policy}, {exits}, length 0 to {speculation.length}"
         return f"{how}, in turn or ahead" if ahead else how
-    if isinstance(speculation, TableSpeculation):
-        steps = listed(f"{length} from batch {batch}" for batch, length in speculation.table.items())
-        how = f"depth {speculation.depth}, length {steps}"
-    else:
-        how = f"depth {speculation.depth}, length {speculation.length}"
+    how = f"depth {speculation.depth}, length {speculation.length}"
     return f"{how}, drafted ahead" if ahead else how

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from api.prompts import check_text
 from api.text import Detokenizer, continuation
-from cli.arguments import depth, seed, whole
+from cli.arguments import seed, whole
 from cli.prompts import PromptLine, read_prompts
 from deployments.config_replica import Weights
 from deployments.local import LocalDrafter, draft_policy, open_drafter
@@ -38,7 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--target", required=True, help="checkpoint directory, GGUF file, or hub id")
     add("--drafter", help="checkpoint directory (default: plain decoding)")
-    add("--depth", type=depth, help="an exit of the drafter, or cascade (default: the deepest)")
+    add("--depth", type=whole(1), help="an exit of the drafter, counted in layers (default: the deepest)")
     add("--length", type=whole(0, 64), default=4, help="tokens drafted per round (default: %(default)s)")
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", help="text to complete")

@@ -70,11 +70,7 @@ def most_drafted(target: Target) -> str:
 
 
 def drafted(row: RowRecord) -> str:
-    """What a row drafted: a cascade is named by its first and last exit."""
-    if row.rule is None:
-        return "plain"
-    exits = "-".join(map(str, dict.fromkeys((row.rule.exits[0], row.rule.exits[-1]))))
-    return f"{row.length} tokens at depth {exits}"
+    return "plain" if row.depth is None else f"{row.length} tokens at depth {row.depth}"
 
 
 def rows_drafted(target: Target) -> list[RowRecord]:

@@ -20,7 +20,7 @@ from ray.serve.config import AutoscalingConfig, AutoscalingPolicy
 from deployments.autoscaling import BusyPolicy
 from deployments.config import AppConfig, IngressConfig, TargetConfig, with_paths
 from deployments.config_replica import Placement
-from deployments.config_speculation import GoodputSpeculation
+from deployments.config_speculation import AdaptiveSpeculation
 from deployments.descriptions import key_of
 from deployments.ingress import Ingress
 from deployments.placement import pool_of
@@ -39,10 +39,10 @@ INGRESS_MARGIN = 64  # requests that an ingress accepts beyond its targets' limi
 
 def build(config: AppConfig) -> Application:
     config = with_paths(config, pin_revision)  # so that all replicas load the same commit, also when replaced
-    learning = any(isinstance(target.speculation, GoodputSpeculation) for target in config.targets)
+    measured = any(isinstance(target.speculation, AdaptiveSpeculation) for target in config.targets)
     apart = config.pool if config.placement == "separate" else None
     told = config.telemetry
-    pool = deployment(DraftPoolReplica, pool_options(config)).bind(apart, learning, told) if apart else None
+    pool = deployment(DraftPoolReplica, pool_options(config)).bind(apart, measured, told) if apart else None
     targets = {
         target.name: deployment(TargetReplica, target_options(target)).bind(target, pool, pool_of(config, target), told)
         for target in config.targets

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator
 
 from deployments.config_section import Count, Section
 from protocol.limits import MAX_LENGTH
@@ -20,7 +20,6 @@ def _ascending(exits: tuple[int, ...]) -> tuple[int, ...]:
 
 
 Exits = Annotated[tuple[Count, ...], Field(min_length=1), AfterValidator(_ascending)]
-Thresholds = tuple[Annotated[float, Field(ge=0, le=1)], ...]
 
 
 class Drafted(Section):
@@ -35,46 +34,12 @@ class Drafted(Section):
     ahead: bool | None = None
 
 
-class Ladder(Drafted):
-    """depth: an exit of the drafter, or "cascade" through `exits` with one threshold before each next one."""
-
-    depth: int | Literal["cascade"]
-    exits: Exits = (2, 4, 6)
-    thresholds: Thresholds | None = None  # null: 0.5 each
-
-    @field_validator("depth", mode="before")
-    @classmethod
-    def _known_depth(cls, value: object) -> object:
-        if value == "cascade" or (isinstance(value, int) and value >= 1):
-            return value
-        raise ValueError(f"{value!r} is no depth; give an exit of the drafter, counted in layers, or cascade")
-
-    @model_validator(mode="after")
-    def _one_threshold_between_exits(self) -> Self:
-        if self.depth == "cascade":
-            check_thresholds(self.exits, self.thresholds)
-        return self
-
-
-class FixedSpeculation(Ladder):
-    """One depth and one length."""
+class FixedSpeculation(Drafted):
+    """One depth, which is an exit of the drafter, and one length."""
 
     policy: Literal["fixed"]
+    depth: Count
     length: Length = 4
-
-
-class TableSpeculation(Ladder):
-    """One depth; table: batch size to length, the last entry that is no larger than the batch counting."""
-
-    policy: Literal["table"]
-    table: Annotated[dict[Count, Annotated[int, Field(ge=0, le=MAX_LENGTH)]], Field(min_length=1)]
-
-    @field_validator("table")
-    @classmethod
-    def _batches_ascend(cls, value: dict[int, int]) -> dict[int, int]:
-        if list(value) != sorted(value):
-            raise ValueError(f"batch sizes {list(value)} must ascend")
-        return value
 
 
 class AdaptiveSpeculation(Drafted):
@@ -106,12 +71,6 @@ class EmaSpeculation(AdaptiveSpeculation):
         return value
 
 
-def check_thresholds(exits: tuple[int, ...], thresholds: tuple[float, ...] | None) -> None:
-    """Raises ValueError unless there is one threshold before each next exit."""
-    if thresholds is not None and len(thresholds) != len(exits) - 1:
-        raise ValueError(f"{len(exits)} exits take {len(exits) - 1} thresholds, {len(thresholds)} were given")
-
-
 def _policy_of(section: object) -> str | None:
     if isinstance(section, Mapping):
         return str(section.get("policy", "goodput"))
@@ -121,7 +80,6 @@ def _policy_of(section: object) -> str | None:
 Speculation = Annotated[
     Annotated[GoodputSpeculation, Tag("goodput")]
     | Annotated[EmaSpeculation, Tag("ema")]
-    | Annotated[FixedSpeculation, Tag("fixed")]
-    | Annotated[TableSpeculation, Tag("table")],
+    | Annotated[FixedSpeculation, Tag("fixed")],
     Discriminator(_policy_of),
 ]

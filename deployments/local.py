@@ -25,7 +25,6 @@ from model.load import WeightFormat, load_decoder
 from model.siblings import are_siblings
 from protocol.draft import DraftClient
 from protocol.errors import ConfigError
-from protocol.plan import DepthRule, cascade
 from router.costs import DrafterCosts
 from router.policy import Fixed, Off, Policy
 from targets.model import TargetModel
@@ -43,19 +42,16 @@ class LocalDrafter:
     costs: DrafterCosts | None = None
 
 
-def depth_rule(exits: Sequence[int], depth: int | str | None) -> DepthRule:
-    """The rule for an exit, the cascade, or (None) the deepest exit. Raises ConfigError if depth is not an exit."""
-    if depth == "cascade":
-        return cascade(exits)
-    chosen = exits[-1] if depth is None else int(depth)
-    if chosen not in exits:
-        raise ConfigError(f"depth {chosen} is not an exit of this drafter; choose one of {list(exits)} or cascade")
-    return DepthRule((chosen,))
+def known_depth(exits: Sequence[int], depth: int | None) -> int:
+    """The depth; None: the deepest exit. Raises ConfigError if it is not an exit."""
+    if depth is not None and depth not in exits:
+        raise ConfigError(f"depth {depth} is not an exit of this drafter; choose one of {list(exits)}")
+    return depth or exits[-1]
 
 
-def draft_policy(drafter: LocalDrafter | None, depth: int | str | None, length: int) -> Policy:
+def draft_policy(drafter: LocalDrafter | None, depth: int | None, length: int) -> Policy:
     """A fixed depth and length, or plain decoding without a drafter."""
-    return Fixed(depth_rule(drafter.exits, depth), length) if drafter else Off()
+    return Fixed(known_depth(drafter.exits, depth), length) if drafter else Off()
 
 
 def open_drafter(

@@ -1,7 +1,7 @@
 """From the speculation section of a config to the policy of a target.
 
-A fixed depth and a table are there from the start. An adaptive policy chooses from the exits of the drafter at their
-costs, which a draft replica tells: until the first one does, decoding is plain.
+A fixed depth is there from the start. An adaptive policy chooses from the exits of the drafter at their costs, which a
+draft replica tells: until the first one does, decoding is plain.
 """
 
 from __future__ import annotations
@@ -11,13 +11,11 @@ from deployments.config_speculation import (
     EmaSpeculation,
     FixedSpeculation,
     GoodputSpeculation,
-    Ladder,
     Speculation,
-    TableSpeculation,
 )
-from protocol.plan import DepthRule, Mode, cascade
+from protocol.plan import Mode
 from router.costs import CostCurves
-from router.policy import Ema, Fixed, Goodput, Off, Policy, Table
+from router.policy import Ema, Fixed, Goodput, Off, Policy
 from router.tables import tables
 
 
@@ -25,9 +23,7 @@ def policy(speculation: Speculation | None) -> Policy:
     """What a target can start with; for an adaptive policy that is plain decoding."""
     mode = Mode.AHEAD if speculation and speculation.ahead else Mode.IN_TURN
     if isinstance(speculation, FixedSpeculation):
-        return Fixed(depth_rule(speculation), speculation.length, mode)
-    if isinstance(speculation, TableSpeculation):
-        return Table(depth_rule(speculation), tuple(speculation.table.items()), mode)
+        return Fixed(speculation.depth, speculation.length, mode)
     return Off()
 
 
@@ -52,19 +48,11 @@ def longest_draft(speculation: Speculation | None) -> int | None:
     """The longest draft that a request may ask for; None without speculation, where it makes no difference."""
     if speculation is None:
         return None
-    if speculation.request_length is not None:
-        return speculation.request_length
-    return max(speculation.table.values()) if isinstance(speculation, TableSpeculation) else speculation.length
-
-
-def depth_rule(ladder: Ladder) -> DepthRule:
-    if ladder.depth != "cascade":
-        return DepthRule((ladder.depth,))
-    return cascade(ladder.exits, ladder.thresholds)
+    return speculation.length if speculation.request_length is None else speculation.request_length
 
 
 def needed_exits(speculation: Speculation) -> tuple[int, ...]:
     """What the drafter must have; empty: any will do."""
-    if isinstance(speculation, AdaptiveSpeculation):
-        return speculation.exits or ()
-    return depth_rule(speculation).exits
+    if isinstance(speculation, FixedSpeculation):
+        return (speculation.depth,)
+    return speculation.exits or ()

@@ -22,7 +22,6 @@ from drafters.nested import NestedDrafter
 from drafters.picks import Pick
 from drafters.row import Priority, Rows
 from protocol.draft import DraftRow, DraftStatus
-from protocol.plan import DepthRule
 
 
 class DraftCache:
@@ -52,7 +51,7 @@ class DraftCache:
         return [one.key for one in idle if now - one.last_used >= self._limits.ttl_s]
 
     def missing(self, cached: CachedTokens) -> int:
-        """How many positions of its context have not reached the last exit. The last token is left for the draft."""
+        """How many positions of its context have not reached its depth. The last token is left for the draft."""
         return len(cached.tokens) - 1 - self._drafter.settled(cached.id, cached.depth)
 
     def adopt(self, cached: CachedTokens) -> None:
@@ -75,7 +74,7 @@ class DraftCache:
         self,
         key: Key,
         row: DraftRow,
-        depth: DepthRule,
+        depth: int,
         now: float,
         drafts: Sequence[int] = (),
         known: Sequence[Pick] = (),
@@ -133,7 +132,7 @@ class DraftCache:
             fed = len(row.cached.tokens) - (row.priority is Priority.CONTEXT)
             assert fed <= self._drafter.ledger.capacity(row.cached.id), "a row without pages"
 
-    def _open(self, key: Key, row: DraftRow, depth: DepthRule, now: float) -> CachedTokens:
+    def _open(self, key: Key, row: DraftRow, depth: int, now: float) -> CachedTokens:
         self._last_id += 1
         self._drafter.open(self._last_id)
         cached = self._cached[key] = CachedTokens(key, self._last_id, depth, row.sampling, now)
@@ -144,7 +143,7 @@ class DraftCache:
         self,
         cached: CachedTokens,
         row: DraftRow,
-        depth: DepthRule,
+        depth: int,
         now: float,
         drafts: Sequence[int],
         known: Sequence[Pick],

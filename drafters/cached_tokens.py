@@ -14,7 +14,6 @@ from itertools import count, takewhile
 from drafters.picks import Pick
 from model.prefixes import page_keys
 from protocol.branch import EMPTY, prefix_hash
-from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 
 Key = tuple[str, int]  # (incarnation of the target, its sequence id)
@@ -30,7 +29,7 @@ class CachedTokens:
 
     key: Key
     id: int
-    depth: DepthRule
+    depth: int
     sampling: SamplingParams
     last_used: float
     tokens: list[int] = field(default_factory=list, repr=False)

@@ -18,7 +18,6 @@ from typing import NamedTuple
 from drafters.limits import PoolLimits
 from drafters.pace import UNKNOWN, Pace
 from drafters.row import Priority
-from protocol.plan import DepthRule
 
 ENOUGH = 1 << 30  # tokens
 QUANTUM = 8  # tokens of work that a target may add in a turn: about a draft
@@ -27,7 +26,7 @@ QUANTUM = 8  # tokens of work that a target may add in a turn: about a draft
 class Waiting(NamedTuple):
     """A row, as far as the choice depends on it. id: of its cached tokens.
 
-    num_tokens: known ones. settled: positions that have reached the last exit. num_left: tokens to draft; 0 for a
+    num_tokens: known ones. settled: positions that have reached its depth. num_left: tokens to draft; 0 for a
     context. page: the name of the page of its context that it reads next; only one row of a pass reads a page, since
     the others can take it over (drafters/shared.py).
     """
@@ -35,7 +34,7 @@ class Waiting(NamedTuple):
     id: int
     target: str
     priority: Priority
-    depth: DepthRule
+    depth: int
     num_tokens: int
     settled: int
     num_left: int
@@ -49,14 +48,13 @@ class Waiting(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One row's part of a pass: its first `length` known positions, of which those below `settled` go to the last exit.
+    """One row's part of a pass: its first `length` known positions.
 
     num_prefill: positions taken from the pass's prefill budget. num_drafts: tokens that it may draft.
     """
 
     id: int
     length: int
-    settled: int
     num_prefill: int = 0
     num_drafts: int = 0
 
@@ -220,9 +218,9 @@ def draft_part(row: Waiting, max_ride: int, budget: int, num_drafts: int) -> Par
     Up to max_ride missing positions ride along in a row that drafts; more are a prefill, which takes from the budget.
     """
     if row.missing <= max_ride:
-        return Part(row.id, row.num_tokens, 0, 0, num_drafts)
+        return Part(row.id, row.num_tokens, 0, num_drafts)
     chunk = context_part(row, budget)
-    if chunk is None or chunk.settled < row.num_tokens - 1:
+    if chunk is None or chunk.length < row.num_tokens - 1:
         return chunk
     return chunk._replace(length=row.num_tokens, num_drafts=num_drafts)
 
@@ -230,7 +228,7 @@ def draft_part(row: Waiting, max_ride: int, budget: int, num_drafts: int) -> Par
 def context_part(row: Waiting, budget: int) -> Part | None:
     """The next chunk of its context; None: nothing missing, or nothing left to spend."""
     chunk = min(row.missing, budget)
-    return Part(row.id, row.settled + chunk, row.settled + chunk, chunk) if chunk > 0 else None
+    return Part(row.id, row.settled + chunk, chunk) if chunk > 0 else None
 
 
 def is_late(deadline: float, has_drafted: bool, now: float, token_ms: float) -> bool:

@@ -21,7 +21,6 @@ from drafters.picks import Pick
 from drafters.row import Priority, Row, Rows, as_wanted
 from protocol.branch import AheadRow
 from protocol.draft import DraftRow, DraftStatus, refusal
-from protocol.plan import DepthRule
 from protocol.sparing import SparingLog
 
 logger = logging.getLogger(__name__)
@@ -49,9 +48,9 @@ class Intake:
         self.interrupt(key)
         self.cache.remove(key)
 
-    def take(self, answer: Answer, key: Key, depth: DepthRule, now: float) -> None:
+    def take(self, answer: Answer, key: Key, depth: int, now: float) -> None:
         asked = answer.asked
-        if not self._has_exits(key, depth):
+        if not self._has_exit(key, depth):
             answer.request.answer(answer.index, refusal(asked, DraftStatus.OK))
             return
         known = as_wanted(self.interrupt(key, asked, depth), asked.length, asked.stop_probability)
@@ -72,12 +71,12 @@ class Intake:
             return
         self._read_on(cached)
 
-    def take_ahead(self, request: PendingBranches, key: Key, asked: AheadRow, depth: DepthRule, now: float) -> None:
+    def take_ahead(self, request: PendingBranches, key: Key, asked: AheadRow, depth: int, now: float) -> None:
         proposal = asked.proposal if self._in_vocabulary(asked.proposal) else ()
         length = asked.length if len(proposal) == len(asked.proposal) else 0
         context = replace(asked.context, length=len(proposal) + 1 + length)
         known = self.interrupt(key, context, depth)
-        if not self._has_exits(key, depth):
+        if not self._has_exit(key, depth):
             return
         drafts = *proposal, *tokens_of(drafted_behind(proposal, known))
         status, room = self._admit(key, context, depth, now, drafts, known)
@@ -95,7 +94,7 @@ class Intake:
         self,
         key: Key,
         row: DraftRow,
-        depth: DepthRule,
+        depth: int,
         now: float,
         drafts: Sequence[int],
         known: Sequence[Pick],
@@ -111,7 +110,7 @@ class Intake:
             self.forget(key)
         return status, length
 
-    def interrupt(self, key: Key, row: DraftRow | None = None, depth: DepthRule | None = None) -> list[Pick]:
+    def interrupt(self, key: Key, row: DraftRow | None = None, depth: int | None = None) -> list[Pick]:
         """Ends and answers the drafts for the sequence. Returns the tokens of the row that were drafted before."""
         cached = self.cache.get(key)
         if cached is None:
@@ -161,11 +160,10 @@ class Intake:
         self.num_not_yet += not row.picks
         return DraftStatus.OK if row.picks else DraftStatus.NOT_YET
 
-    def _has_exits(self, key: Key, depth: DepthRule) -> bool:
-        unknown = sorted(set(depth.exits) - set(self._drafter.exits))
-        if unknown:
-            self._log.warning(f"{key}: depth {unknown[0]} is not an exit of this drafter; it has {self._drafter.exits}")
-        return not unknown
+    def _has_exit(self, key: Key, depth: int) -> bool:
+        if depth not in self._drafter.exits:
+            self._log.warning(f"{key}: depth {depth} is not an exit of this drafter; it has {self._drafter.exits}")
+        return depth in self._drafter.exits
 
     def _makes_sense(self, key: Key, row: DraftRow) -> bool:
         sensible = row.start >= 0 and row.base_length > 0 and self._in_vocabulary(row.tokens)

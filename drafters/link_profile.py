@@ -14,7 +14,6 @@ from link.pool_thread import PoolThread
 from link.transport import LinkedDraftClient
 from protocol.draft import DraftRequest, DraftRow
 from protocol.errors import DraftUnavailable
-from protocol.plan import DepthRule
 
 DEADLINE_S = 10.0
 MAX_ROWS = 64  # rows per message; larger rounds use several
@@ -44,7 +43,7 @@ def served(worker: DraftWorker, max_rows: int) -> Iterator[PoolMember]:
 
 def unknown_rows(exits: tuple[int, ...], num_rows: int) -> DraftRequest:
     rows = tuple(DraftRow(name, 1, (0,), 1, GREEDY) for name in range(num_rows))
-    return DraftRequest(INCARNATION, 0, DepthRule(exits[:1]), rows)
+    return DraftRequest(INCARNATION, 0, exits[0], rows)
 
 
 def timed(client: LinkedDraftClient, request: DraftRequest) -> float:

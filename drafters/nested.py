@@ -1,9 +1,8 @@
 """The nested drafter: one ragged pass over rows of different targets and different depths.
 
-Segment 0 runs for every row; then a segment runs for those that go deeper. A drafting row leaves at the first
-rung of its depth rule whose confidence passes (a fixed depth is a ladder of one rung), and only there are its
-logits computed. Positions that left earlier ride along from the hidden states kept at the boundary, so a row's
-missing positions may differ from segment to segment (see drafters/depth.py).
+Segment 0 runs for every row; then a segment runs for those that go deeper. A row leaves at its depth, and only there
+are the logits of one that drafts computed. Positions that left earlier ride along from the hidden states kept at the
+boundary, so a row's missing positions may differ from segment to segment (see drafters/depth.py).
 
 Hidden states at a boundary live in a tensor indexed by the same slots as the KV. They are written only when a
 segment's rows are not exactly those of the next one: otherwise they simply flow on.
@@ -33,7 +32,6 @@ from model.native.decoder import NativeDecoder
 from model.pages import PageLedger
 from model.rollout import Rollout
 from protocol.errors import ConfigError
-from protocol.plan import DepthRule
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +79,7 @@ class NestedDrafter:
         """Forgets positions from `length` on, and gives back the pages beyond them."""
         self._marks[sequence] = self._marks[sequence].truncate(self.ledger.truncate(sequence, length))
 
-    def adopt(self, sequence: int, keys: Sequence[bytes], depth: DepthRule) -> None:
+    def adopt(self, sequence: int, keys: Sequence[bytes], depth: int) -> None:
         """Takes over what others have read of the pages with these keys."""
         start = self.settled(sequence, depth)
         self._marks[sequence] = self._shared.adopt(self.ledger, sequence, self._marks[sequence], keys, start)
@@ -94,9 +92,9 @@ class NestedDrafter:
         """How many positions segment 0 has run."""
         return self._marks[sequence].marks[0]
 
-    def settled(self, sequence: int, depth: DepthRule) -> int:
-        """How many positions have reached the rule's last exit."""
-        return self._marks[sequence].marks[self._last_segment(depth)]
+    def settled(self, sequence: int, depth: int) -> int:
+        """How many positions have reached this depth."""
+        return self._marks[sequence].marks[self.exits.index(depth)]
 
     @property
     def device(self) -> torch.device:
@@ -120,13 +118,13 @@ class NestedDrafter:
 
     def _shared_depth(self, rows: Sequence[PassRow]) -> int | None:
         """The exit that every row drafts from, if there is one and all segments up to it lack the same positions."""
-        depths = {row.depth.exits for row in rows}
+        depths = {row.depth for row in rows}
         if len(depths) != 1 or not all(row.drafts for row in rows):
             return None
-        exits = depths.pop()
-        last = self.exits.index(exits[-1])
+        depth = depths.pop()
+        last = self.exits.index(depth)
         level = all(len(set(self._marks[row.sequence].marks[: last + 1])) == 1 for row in rows)
-        return exits[0] if len(exits) == 1 and level else None
+        return depth if level else None
 
     def _roll_out(self, rows: Sequence[PassRow], depth: int) -> list[list[Pick]]:
         rollouts = [
@@ -152,7 +150,7 @@ class NestedDrafter:
 
     def _pass(self, rows: Sequence[PassRow]) -> list[Pick | None]:
         picks: list[Pick | None] = [None] * len(rows)
-        stretches = self._stretches(0, rows, picks)
+        stretches = self._stretches(0, rows)
         batch = self._batch(stretches)
         hidden = self._embed(stretches)
         for segment, depth in enumerate(self.exits):
@@ -163,7 +161,7 @@ class NestedDrafter:
                 self._pick(depth, hidden, batch, stretches, picks)
             if depth == self.exits[-1]:
                 break
-            deeper = self._stretches(segment + 1, rows, picks)
+            deeper = self._stretches(segment + 1, rows)
             if deeper != stretches:
                 boundary = self._boundaries[segment]
                 boundary.index_copy_(0, batch.slots, hidden)
@@ -171,18 +169,12 @@ class NestedDrafter:
                 hidden = boundary.index_select(0, batch.slots)
         return picks
 
-    def _last_segment(self, depth: DepthRule) -> int:
-        return self.exits.index(depth.exits[-1])
-
-    def _stretches(self, segment: int, rows: Sequence[PassRow], picks: Sequence[Pick | None]) -> list[_Stretch]:
-        """The positions to run in `segment`: a row that has its token only settles its context."""
+    def _stretches(self, segment: int, rows: Sequence[PassRow]) -> list[_Stretch]:
+        """The positions to run in `segment`."""
         stretches = []
         for index, row in enumerate(rows):
-            if segment <= self._last_segment(row.depth):
-                length = row.length if picks[index] is None else row.settled
-                missing = self._marks[row.sequence].missing(segment, length)
-                if missing:
-                    stretches.append(_Stretch(index, row, missing))
+            if row.depth >= self.exits[segment] and (missing := self._marks[row.sequence].missing(segment, row.length)):
+                stretches.append(_Stretch(index, row, missing))
         return stretches
 
     def _batch(self, stretches: Sequence[_Stretch]) -> RaggedBatch:
@@ -209,28 +201,21 @@ class NestedDrafter:
         stretches: Sequence[_Stretch],
         picks: list[Pick | None],
     ) -> None:
-        """Fills in the picks of the rows that leave at `depth`. hidden: [num_tokens, hidden]."""
-        asked, last = [], []
-        for place, stretch in enumerate(stretches):
-            if stretch.row.drafts and picks[stretch.index] is None and depth in stretch.row.depth.exits:
-                asked.append(stretch)
-                last.append(batch.offsets[place + 1] - 1)
-        if not asked:
+        """Fills in the picks of the rows that draft at `depth`. hidden: [num_tokens, hidden]."""
+        drafting = [
+            (stretch, batch.offsets[place + 1] - 1)
+            for place, stretch in enumerate(stretches)
+            if stretch.row.drafts and stretch.row.depth == depth
+        ]
+        if not drafting:
             return
         found = self.decoder.pick_with_confidence(
-            self.decoder.logits(hidden, last),
-            [stretch.row.sampling for stretch in asked],
-            [stretch.row.length for stretch in asked],
+            self.decoder.logits(hidden, [last for _, last in drafting]),
+            [stretch.row.sampling for stretch, _ in drafting],
+            [stretch.row.length for stretch, _ in drafting],
         )
-        for stretch, token, confidence in zip(asked, *found, strict=True):
-            if leaves(stretch.row.depth, depth, confidence):
-                picks[stretch.index] = Pick(token, depth, confidence)
-
-
-def leaves(rule: DepthRule, depth: int, confidence: float) -> bool:
-    """S2D's test: strictly above the rung's threshold; the last rung has none."""
-    rung = rule.exits.index(depth)
-    return rung == len(rule.exits) - 1 or confidence > rule.thresholds[rung]
+        for (stretch, _), token, confidence in zip(drafting, *found, strict=True):
+            picks[stretch.index] = Pick(token, depth, confidence)
 
 
 def load_nested(

@@ -19,7 +19,6 @@ from drafters.worker import DraftWorker
 from model.sweep import MIB, sweeper
 from protocol.draft import DraftRequest, DraftRow
 from protocol.errors import ConfigError
-from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 
 INCARNATION = "profile"
@@ -74,7 +73,7 @@ def draft_timer(
 
     def measure(one: DraftRound) -> float:
         rows = tuple(row(number, one) for number in range(one.num_rows))
-        request = DraftRequest(INCARNATION, 0, DepthRule((one.depth,)), rows)
+        request = DraftRequest(INCARNATION, 0, one.depth, rows)
         drafter.ledger.forget()
         sweep()
         began = clock()
@@ -87,7 +86,7 @@ def draft_timer(
     contexts = ((number % drafter.vocab_size,) * (context + 1) for number in range(num_rows))
     known = tuple(DraftRow(number, 0, tokens, 0, GREEDY) for number, tokens in enumerate(contexts))
     try:
-        client.open(DraftRequest(INCARNATION, 0, DepthRule(drafter.exits[-1:]), known))
+        client.open(DraftRequest(INCARNATION, 0, drafter.exits[-1], known))
         while worker.step() is not None:
             pass
         yield measure

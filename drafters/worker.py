@@ -162,10 +162,9 @@ class DraftWorker:
             part.id,
             tokens,
             part.length,
-            part.settled,
             row.cached.depth,
             row.cached.sampling,
-            max(part.num_drafts, 1),
+            part.num_drafts,
             row.stop_left,
         )
 

@@ -45,7 +45,7 @@ Discover = Callable[[], Awaitable[Found]]
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a target asks of a drafter: its own vocabulary, and the exits that its depth rules name, if any."""
+    """What a target asks of a drafter: its own vocabulary, and the exits that its config names, if any."""
 
     vocabulary_hash: str
     exits: tuple[int, ...]

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 from protocol.draft import DraftClient, DraftRow
-from protocol.plan import DepthRule
 
 EMPTY = 0xCBF29CE484222325  # FNV-1a, over token ids in place of bytes
 _PRIME = 0x100000001B3
@@ -48,7 +47,7 @@ class AheadRequest:
 
     incarnation: str
     round_id: int
-    depth: DepthRule
+    depth: int
     rows: tuple[AheadRow, ...]
 
 

@@ -17,7 +17,6 @@ from enum import StrEnum
 from typing import Protocol
 
 from protocol.logit_rules import Ruled
-from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 
 
@@ -52,7 +51,7 @@ class DraftRow:
     tokens: tuple[int, ...] = field(repr=False)
     length: int
     sampling: SamplingParams
-    depth: DepthRule | None = None
+    depth: int | None = None
     stop_probability: float = 0.0
     refusal: Refusal | None = field(default=None, repr=False, compare=False)
     ruled: Ruled | None = field(default=None, repr=False, compare=False)
@@ -68,14 +67,14 @@ class DraftRequest:
 
     incarnation: str
     round_id: int
-    depth: DepthRule
+    depth: int
     rows: tuple[DraftRow, ...]
     deadline_ms: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class DraftBlock:
-    """exits: the depth that each token left at. confidences: advice to the router, never to the text."""
+    """exits: the depth that each token was drafted at. confidences: advice to the router, never to the text."""
 
     sequence_id: int
     base_length: int

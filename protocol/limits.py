@@ -15,7 +15,6 @@ MAX_POSITION = 1 << 24
 MAX_LENGTH = 64  # tokens drafted for a row, or in a branch
 MAX_ROUNDS = 1024  # that a trace holds
 MAX_PROPOSAL = 256  # tokens under verification
-MAX_EXITS = 32
 MAX_DEPTH = 1 << 12  # layers
 MAX_CLOSED = 4096  # sequences
 MAX_BLOCKS = 4096  # of a reply, and branches likewise
@@ -36,7 +35,7 @@ class MessageLimits:
 
     @property
     def num_bytes(self) -> int:
-        return (MAX_EXITS + self.rows) * ROW_BYTES + self.tokens * TOKEN_BYTES + MAX_CLOSED * 10
+        return (1 + self.rows) * ROW_BYTES + self.tokens * TOKEN_BYTES + MAX_CLOSED * 10
 
 
 def limits_of(max_rows: int, max_positions: int) -> MessageLimits:

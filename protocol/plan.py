@@ -1,17 +1,10 @@
-"""What a policy may see of a batch, and what it decides.
-
-A depth rule is a ladder of exits with a threshold before each next rung: a drafted token leaves at the
-first exit whose confidence passes the threshold, and at the last one in any case (S2D section 3). A fixed
-depth is a ladder of one rung, so the pool knows a single mechanism.
-"""
+"""What a policy may see of a batch, and what it decides. A depth is an exit of the drafter, counted in layers."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-
-CASCADE_THRESHOLD = 0.5
 
 
 class Mode(StrEnum):
@@ -22,28 +15,8 @@ class Mode(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class DepthRule:
-    """exits ascend, in layers; thresholds has one entry less, each in [0, 1], compared strictly."""
-
-    exits: tuple[int, ...]
-    thresholds: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        if not self.exits or list(self.exits) != sorted(set(self.exits)):
-            raise ValueError(f"exits {self.exits} must ascend; give at least one")
-        if len(self.thresholds) != len(self.exits) - 1:
-            raise ValueError(f"{len(self.exits)} exits need {len(self.exits) - 1} thresholds, got {self.thresholds}")
-
-
-def cascade(exits: Sequence[int], thresholds: Sequence[float] | None = None) -> DepthRule:
-    """The ladder through these exits. thresholds: one before each next exit; None: CASCADE_THRESHOLD each."""
-    given = (CASCADE_THRESHOLD,) * (len(exits) - 1) if thresholds is None else tuple(thresholds)
-    return DepthRule(tuple(exits), given)
-
-
-@dataclass(frozen=True, slots=True)
 class Speculation:
-    """What a request asks for itself, whatever its target's policy: a depth in layers and a length; length 0 is off."""
+    """What a request asks for itself, whatever its target's policy: a depth and a length; length 0 is off."""
 
     depth: int
     length: int
@@ -93,9 +66,9 @@ class Plan:
     (Kangaroo). mode: how the round gets its proposals; IN_TURN, or one of the view's.
     """
 
-    depth: DepthRule | None
+    depth: int | None
     lengths: tuple[int, ...]
-    own: tuple[DepthRule | None, ...] = ()
+    own: tuple[int | None, ...] = ()
     stop_probability: float = 0.0
     mode: Mode = Mode.IN_TURN
 
@@ -103,6 +76,6 @@ class Plan:
         if self.depth is None and any(self.lengths):
             raise ValueError(f"lengths {self.lengths} need a depth to draft at")
 
-    def rule(self, index: int) -> DepthRule | None:
+    def depth_of(self, index: int) -> int | None:
         """The depth that a row drafts at."""
         return (self.own[index] if self.own else None) or self.depth

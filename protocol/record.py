@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from protocol.plan import DepthRule, Plan
+from protocol.plan import Plan
 from protocol.request import OWN
 
 
@@ -27,7 +27,7 @@ class RowRecord:
     """One decoding sequence's part of a round.
 
     num_proposed: tokens that were verified. num_accepted: of these. origin: None when nothing was proposed.
-    rule, length: what the proposal was drafted as, which for one at hand is an earlier plan's; None and 0 without one.
+    depth, length: what the proposal was drafted as, which for one at hand is an earlier plan's; None and 0 without one.
     num_forced: the last of the proposed tokens, which nobody drafted: the grammar leaves no choice.
     exits, confidences: of the drafted tokens.
     num_fed: committed tokens that the pool had to run before it could draft, at most.
@@ -37,7 +37,7 @@ class RowRecord:
     num_proposed: int = 0
     num_accepted: int = 0
     origin: Origin | None = None
-    rule: DepthRule | None = None
+    depth: int | None = None
     length: int = 0
     exits: tuple[int, ...] = ()
     confidences: tuple[float, ...] = ()

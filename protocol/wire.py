@@ -19,7 +19,6 @@ from protocol.checks import REMEDY, at_most, within
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.limits import MAX_LENGTH, MessageLimits
 from protocol.pb import draft_pb2 as pb
-from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 
 
@@ -138,18 +137,8 @@ def _tokens(name: str = "tokens") -> Read:
     return lambda message: checks.tokens(getattr(message, name))
 
 
-def _one(kind: type[Any], name: str) -> Read:
-    return lambda message: _decode(kind, getattr(message, name)) if message.HasField(name) else None
-
-
 def _rows(kind: type[Any]) -> Read:
     return lambda message: tuple(_decode(kind, row) for row in message.rows)
-
-
-def _rule(message: pb.DraftRequest | pb.AheadRequest) -> DepthRule:
-    """An empty one is refused as a rule, and so is none."""
-    rule: DepthRule = _decode(DepthRule, message.depth)
-    return rule
 
 
 def _blocks(reply: pb.DraftReply) -> tuple[DraftBlock, ...]:
@@ -171,6 +160,7 @@ def _check_block(block: pb.DraftBlock) -> None:
 
 ROUND = {"round_id": _plain("round_id")}
 PLACE = {"sequence_id": _plain("sequence_id"), "base_length": _plain("base_length")}
+DEPTH = {"depth": _number("depth", 1, limits.MAX_DEPTH)}
 STOP = {"stop_probability": _number("stop_probability")}
 DRAFT: dict[str, Read] = {
     "tokens": _tokens(),
@@ -178,14 +168,6 @@ DRAFT: dict[str, Read] = {
     "confidences": lambda message: checks.shares("a confidence", message.confidences),
 }
 RECORDS: Mapping[type[Any], Record] = {
-    DepthRule: Record(
-        pb.DepthRule,
-        {
-            "exits": lambda rule: checks.exits(rule.exits),
-            "thresholds": lambda rule: checks.shares("a threshold", rule.thresholds),
-        },
-        check=lambda rule: at_most("exits of a depth rule", len(rule.exits), limits.MAX_EXITS),
-    ),
     SamplingParams: Record(  # which holds the others to their ranges itself
         pb.SamplingParams,
         {name: _plain(name) for name in ("temperature", "top_p", "min_p", "seed")}
@@ -194,16 +176,17 @@ RECORDS: Mapping[type[Any], Record] = {
     DraftRow: Record(
         pb.DraftRow,
         {"sequence_id": _plain("sequence_id"), "start": _plain("start"), "tokens": _tokens()}
-        | {"length": _count("length", "tokens to draft", MAX_LENGTH), "depth": _one(DepthRule, "depth")}
+        | {"length": _count("length", "tokens to draft", MAX_LENGTH)}
+        | {"depth": lambda row: DEPTH["depth"](row) if row.depth else None}
         | {"sampling": lambda row: _decode(SamplingParams, row.sampling)}
         | STOP,
-        {"sampling": _encode, "depth": lambda rule: rule and _encode(rule)},
+        {"sampling": _encode},
         lambda row: checks.positions(row.start, len(row.tokens)),
     ),
     DraftRequest: Record(
         pb.DraftRequest,
-        ROUND | {"depth": _rule, "rows": _rows(DraftRow)} | {"deadline_ms": _number("deadline_ms", 0.0, limits.MAX_MS)},
-        {"depth": _encode, "rows": _encode_all},
+        ROUND | DEPTH | {"rows": _rows(DraftRow), "deadline_ms": _number("deadline_ms", 0.0, limits.MAX_MS)},
+        {"rows": _encode_all},
     ),
     AheadRow: Record(
         pb.AheadRow,
@@ -213,9 +196,7 @@ RECORDS: Mapping[type[Any], Record] = {
         {"context": _encode},
         lambda row: at_most("tokens of a proposal", len(row.proposal), limits.MAX_PROPOSAL),
     ),
-    AheadRequest: Record(
-        pb.AheadRequest, ROUND | {"depth": _rule, "rows": _rows(AheadRow)}, {"depth": _encode, "rows": _encode_all}
-    ),
+    AheadRequest: Record(pb.AheadRequest, ROUND | DEPTH | {"rows": _rows(AheadRow)}, {"rows": _encode_all}),
     CloseSequences: Record(
         pb.Close,
         {"sequence_ids": lambda close: tuple(close.sequence_ids)},

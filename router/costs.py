@@ -133,7 +133,7 @@ class CostCurves:
         return self.target.overhead.at(num_rows)
 
     def draft_ms(self, num_rows: float, depth: float, length: float, num_new: float = 1) -> float:
-        """`length` tokens for each row; a depth between two exits is a cascade's mean. Without the link."""
+        """`length` tokens for each row. Without the link."""
         return 0.0 if length <= 0 else self._drafter().draft.at(num_rows, depth, num_new, length)
 
     def catch_up_ms(self, num_rows: float, depth: float, num_new: float) -> float:

@@ -12,7 +12,7 @@ import numpy as np
 from protocol.plan import BatchView, Mode
 from router.belief import DRAFT, MODES, PLAIN, REST, WIDE, Belief, prior
 from router.filters import begin, sigmoid
-from router.policy import Ema, Fixed, Goodput, Off, Policy, Table
+from router.policy import Ema, Fixed, Goodput, Off, Policy
 from router.rounds import batch_of, expected, rounds_of
 from router.tables import Costs
 
@@ -84,10 +84,7 @@ def describe(policy: Policy) -> dict[str, Any]:
         case Ema():
             return {"policy": "ema", "acceptance": _by_exit(policy.costs, policy.rates)}
         case Fixed(depth, length, mode):
-            return {"policy": "fixed", "depth": list(depth.exits), "length": length, "mode": mode.value}
-        case Table(depth, lengths, mode):
-            table = {str(rows): length for rows, length in lengths}
-            return {"policy": "table", "depth": list(depth.exits), "table": table, "mode": mode.value}
+            return {"policy": "fixed", "depth": depth, "length": length, "mode": mode.value}
         case Off():
             return {"policy": "off"}
     raise TypeError(f"{type(policy).__name__} is no policy that can be described")

@@ -2,16 +2,15 @@
 
     plan -> (the pool drafts, the target verifies) -> observe
 
-A policy holds no clock. Off, Fixed and Table know nothing; Ema is the obvious way to learn, Goodput is the router.
+A policy holds no clock. Off and Fixed know nothing; Ema is the obvious way to learn, Goodput is the router.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from protocol.plan import BatchView, DepthRule, Mode, Plan, SequenceView
+from protocol.plan import BatchView, Mode, Plan, SequenceView
 from protocol.record import RoundRecord
 from router.belief import DRAFT, learn, prior
 from router.decide import Decision, decide
@@ -24,7 +23,7 @@ EMA_RATE, EMA_SHARE, EMA_REST = 0.7, 0.1, 32  # as guessed at first; of a round;
 
 
 class Policy(Protocol):
-    def opening(self) -> DepthRule | None:
+    def opening(self) -> int | None:
         """The depth at which the context of an admitted sequence is handed to the pool; None: not before it drafts."""
 
     def plan(self, view: BatchView) -> Plan:
@@ -45,7 +44,7 @@ class StaticPolicy:
 class Off(StaticPolicy):
     """Plain decoding."""
 
-    def opening(self) -> DepthRule | None:
+    def opening(self) -> int | None:
         return None
 
     def plan(self, view: BatchView) -> Plan:
@@ -56,39 +55,15 @@ class Off(StaticPolicy):
 class Fixed(StaticPolicy):
     """The same depth and length every round, cut where the sequence ends: a round commits length + 1 at most."""
 
-    depth: DepthRule
+    depth: int
     length: int
     mode: Mode = Mode.IN_TURN
 
-    def opening(self) -> DepthRule | None:
+    def opening(self) -> int | None:
         return self.depth if self.length else None
 
     def plan(self, view: BatchView) -> Plan:
         return replace(uniform(view, self.depth, self.length), mode=self.mode)
-
-
-@dataclass(frozen=True, slots=True)
-class Table(StaticPolicy):
-    """Batch size to length, as profiled (Su et al. 2023, section 4): the entry of the last batch that is no larger.
-
-    lengths: (batch, length) pairs, batches ascending; below the first one it counts too.
-    """
-
-    depth: DepthRule
-    lengths: tuple[tuple[int, int], ...]
-    mode: Mode = Mode.IN_TURN
-
-    def __post_init__(self) -> None:
-        batches = [batch for batch, _ in self.lengths]
-        if not batches or batches != sorted(set(batches)):
-            raise ValueError(f"batches {batches} must ascend; give at least one")
-
-    def opening(self) -> DepthRule | None:
-        return self.depth
-
-    def plan(self, view: BatchView) -> Plan:
-        found = bisect_right(self.lengths, len(view.sequences), key=lambda entry: entry[0])
-        return replace(uniform(view, self.depth, self.lengths[max(found - 1, 0)][1]), mode=self.mode)
 
 
 class Ema:
@@ -103,8 +78,8 @@ class Ema:
         self._prior, self._factors = prior(costs), [1.0] * (DRAFT + 1)
         self._num_rested = 0
 
-    def opening(self) -> DepthRule | None:
-        return None if self._num_rested else DepthRule(self.costs.exits[:1])
+    def opening(self) -> int | None:
+        return None if self._num_rested else self.costs.exits[0]
 
     def plan(self, view: BatchView) -> Plan:
         if not view.sequences:
@@ -121,14 +96,14 @@ class Ema:
             length = 0 if self._num_rested % EMA_REST else 1
         else:
             self._num_rested = 0
-        return uniform(view, DepthRule((self.costs.exits[exit_],)), length)
+        return uniform(view, self.costs.exits[exit_], length)
 
     def observe(self, record: RoundRecord) -> None:
         depth = record.plan.depth
         tried = sum([row.num_tried for row in record.rows])
-        if tried and depth is not None and depth.exits[0] in self.costs.exits:
+        if tried and depth in self.costs.exits:
             share = sum([row.num_right for row in record.rows]) / tried
-            at = self.costs.exits.index(depth.exits[0])
+            at = self.costs.exits.index(depth)
             known = self.rates[at] + EMA_SHARE * (min(max(share, 0.01), 0.99) - self.rates[at])
             self.rates = [known] * len(self.rates)
 
@@ -145,10 +120,10 @@ class Goodput:
         self._mode = Mode.IN_TURN  # of the last round
         self._ms = 0.0  # since the last decision
 
-    def opening(self) -> DepthRule | None:
+    def opening(self) -> int | None:
         """While off, contexts stay where they are: to hand them over is a part of what a trial costs."""
         exit_ = self.decision.arm.exit
-        return None if exit_ is None and self.view is not None else DepthRule((self.costs.exits[exit_ or 0],))
+        return None if exit_ is None and self.view is not None else self.costs.exits[exit_ or 0]
 
     def plan(self, view: BatchView) -> Plan:
         if not view.sequences:
@@ -160,7 +135,7 @@ class Goodput:
         arm = self.decision.arm
         if arm.exit is None:
             return Plan(None, (0,) * len(view.sequences))
-        plan = uniform(view, DepthRule((self.costs.exits[arm.exit],)), self.decision.length)
+        plan = uniform(view, self.costs.exits[arm.exit], self.decision.length)
         mode = arm.mode if arm.mode in view.modes else Mode.IN_TURN
         return replace(plan, stop_probability=self.decision.stop_probability, mode=mode)
 
@@ -184,7 +159,7 @@ class Goodput:
         return self.view is None or self.decision.trial or no_room or self._ms >= PAUSE_MS
 
 
-def uniform(view: BatchView, depth: DepthRule, length: int) -> Plan:
+def uniform(view: BatchView, depth: int, length: int) -> Plan:
     lengths = tuple([min(length, row.remaining - 1) if row.drafts else 0 for row in view.sequences])
     return Plan(depth if any(lengths) else None, lengths)
 
@@ -200,9 +175,9 @@ def granted(view: BatchView, plan: Plan) -> Plan:
     return replace(plan, depth=plan.depth or first, lengths=lengths, own=own)
 
 
-def _row(plan: Plan, index: int, sequence: SequenceView) -> tuple[DepthRule | None, int]:
+def _row(plan: Plan, index: int, sequence: SequenceView) -> tuple[int | None, int]:
     asked = sequence.asked
     if asked is None:
         return (plan.own[index] if plan.own else None), plan.lengths[index]
     length = min(asked.length, sequence.remaining - 1)
-    return (DepthRule((asked.depth,)) if length else None), length
+    return (asked.depth if length else None), length

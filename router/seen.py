@@ -86,7 +86,7 @@ class Seen:
         for row in record.rows:
             num_fed += row.num_fed
             drafted = row.num_drafted
-            if drafted and row.rule == depth:
+            if drafted and row.depth == depth:
                 right, ended = row.num_right, drafted < row.length
                 whole = right == drafted
                 self.tried += drafted if whole else right + 1
@@ -124,6 +124,4 @@ class Seen:
 def exit_of(record: RoundRecord, costs: Costs) -> int | None:
     """The number of the exit that a round was to be drafted at; None without a draft, and for one without costs."""
     depth = record.plan.depth
-    if depth is None or len(depth.exits) > 1 or depth.exits[0] not in costs.exits:
-        return None
-    return costs.exits.index(depth.exits[0]) if any(record.plan.lengths) else None
+    return costs.exits.index(depth) if depth in costs.exits and any(record.plan.lengths) else None

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from protocol.branch import AheadClient, AheadRequest, AheadRow
-from protocol.plan import DepthRule
 from targets.drafting import Drafting
 from targets.passes import ending
 from targets.pipeline import Order, Pipeline
@@ -32,7 +31,7 @@ class Ahead:
         self,
         drafting: Drafting,
         client: AheadClient,
-        opening: Callable[[], DepthRule | None],
+        opening: Callable[[], int | None],
         clock: Callable[[], float],
     ) -> None:
         """client: that of `drafting`. opening: the depth for prompts that end."""
@@ -59,7 +58,7 @@ class Ahead:
         """
         plan, drafting, opening = schedule.plan, self._drafting, self._opening()
         wanted = [
-            (sequence, plan.rule(index), plan.lengths[index], own.tokens if own else ())
+            (sequence, plan.depth_of(index), plan.lengths[index], own.tokens if own else ())
             for index, (sequence, own) in enumerate(zip(schedule.decoding, proposals.rows, strict=True))
         ]
         for prompt in ending(schedule):

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from itertools import takewhile
 
 from protocol.draft import DraftBlock, DraftClient, DraftRequest, DraftRow, DraftStatus
-from protocol.plan import DepthRule, Plan, SequenceView
+from protocol.plan import Plan, SequenceView
 from protocol.record import Origin
 from targets.proposals import Proposal, Proposals, nothing
 from targets.sequence import Sequence as Decoding
@@ -41,7 +41,7 @@ class Drafting:
     round_id: int = 0  # of the last call of `draft`
     _asks: dict[int, _Ask] = field(default_factory=dict)
 
-    def open(self, sequences: Iterable[Decoding], depth: DepthRule) -> None:
+    def open(self, sequences: Iterable[Decoding], depth: int) -> None:
         """Hand over the context of admitted sequences, so that the pool prefills while the target does."""
         rows = tuple(self._row(sequence, length=0) for sequence in sequences)
         for row in rows:
@@ -71,7 +71,7 @@ class Drafting:
         proposals = (self._read(plan, index, rows.get(index), blocks) for index in range(len(decoding)))
         return Proposals(tuple(proposals), num_fed, reply.wait_ms)
 
-    def context(self, sequence: Decoding, depth: DepthRule | None) -> DraftRow | None:
+    def context(self, sequence: Decoding, depth: int | None) -> DraftRow | None:
         """What the pool has not seen of a sequence that it may draft ahead for; None while that is silent."""
         return self._row(sequence, 0, depth) if self._ask(sequence.id).silent_until <= self.round_id else None
 
@@ -97,7 +97,7 @@ class Drafting:
         return rows
 
     def _row(
-        self, sequence: Decoding, length: int, depth: DepthRule | None = None, stop_probability: float = 0.0
+        self, sequence: Decoding, length: int, depth: int | None = None, stop_probability: float = 0.0
     ) -> DraftRow:
         ask = self._ask(sequence.id)
         start, ask.sent, ask.opened = ask.sent, len(sequence.tokens), False
@@ -119,8 +119,8 @@ class Drafting:
 
     def _read(self, plan: Plan, index: int, row: DraftRow | None, blocks: Mapping[int, DraftBlock]) -> Proposal | None:
         """What the pool drafted for a row; None where that is nothing, or no answer to this row."""
-        block, rule = blocks.get(row.sequence_id) if row else None, plan.rule(index)
-        if row is None or rule is None:
+        block, depth = blocks.get(row.sequence_id) if row else None, plan.depth_of(index)
+        if row is None or depth is None:
             return None
         ask = self._ask(row.sequence_id)
         if block is None or block.base_length != row.base_length:
@@ -141,5 +141,5 @@ class Drafting:
                 ask.silence = min(2 * ask.silence, MAX_NOT_YET)
             case DraftStatus.TOO_LONG:
                 ask.silent_until = float("inf")
-        drafted = Proposal(block.tokens, block.exits, block.confidences, Origin.FRESH, rule, row.length)
+        drafted = Proposal(block.tokens, block.exits, block.confidences, Origin.FRESH, depth, row.length)
         return self.read(drafted, row.length)

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from protocol.branch import AheadClient, AheadRequest, Branch
 from protocol.draft import DraftBlock, DraftClient, DraftReply, DraftRequest
-from protocol.plan import BatchView, DepthRule, Mode, Plan
+from protocol.plan import BatchView, Mode, Plan
 from protocol.record import RoundRecord
 from router.policy import Off, Policy
 from targets.fence import Fence
@@ -29,7 +29,7 @@ class GuardedPolicy:
     def __init__(self, policy: Policy, fence: Fence) -> None:
         self._policy, self._fence = policy, fence
 
-    def opening(self) -> DepthRule | None:
+    def opening(self) -> int | None:
         return self._fence.attempt(self._policy.opening, None)
 
     def plan(self, view: BatchView) -> Plan:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from link.discovery import PoolMember
-from protocol.plan import BatchView, DepthRule, Plan
+from protocol.plan import BatchView, Plan
 from protocol.record import RoundRecord
 from router.costs import CostCurves, DrafterCosts, ModelKey, TargetCosts
 from router.explain import describe
@@ -50,7 +50,7 @@ class LinkedPolicy:
         with self._lock:
             return describe(self._next)
 
-    def opening(self) -> DepthRule | None:
+    def opening(self) -> int | None:
         with self._lock:
             return self._next.opening()
 

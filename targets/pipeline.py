@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from protocol.branch import EMPTY, Branch, prefix_hash
-from protocol.plan import DepthRule
 from protocol.record import Origin
 from targets.proposals import Proposal
 
@@ -22,7 +21,7 @@ from targets.proposals import Proposal
 class Order:
     """What branches are asked for as. round_id: of the request."""
 
-    rule: DepthRule
+    depth: int
     length: int
     round_id: int
 
@@ -92,4 +91,4 @@ class Pipeline:
 def _proposal(branch: Branch, order: Order) -> Proposal:
     """A part of a branch counts as asked for at the length it has: nothing in it was stopped in doubt."""
     length = len(branch.tokens) if branch.goes_on else order.length
-    return Proposal(branch.tokens, branch.exits, branch.confidences, Origin.AHEAD, order.rule, length)
+    return Proposal(branch.tokens, branch.exits, branch.confidences, Origin.AHEAD, order.depth, length)

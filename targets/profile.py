@@ -15,7 +15,6 @@ from model.pages import PageLedger
 from model.sweep import MIB, sweeper
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.errors import ConfigError
-from protocol.plan import DepthRule
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from router.costs import row_points
 from router.policy import Fixed
@@ -102,7 +101,7 @@ def own_draft_timer(
         asked = tuple(DraftRow(name, context, (0,), length, GREEDY) for name in names[:rows])
         sweep()
         began = clock()
-        client.draft(DraftRequest("profile", 0, DepthRule(client.exits), asked))
+        client.draft(DraftRequest("profile", 0, client.exits[0], asked))
         return 1e3 * (clock() - began)
 
     with _pages(model, names, room):
@@ -132,7 +131,7 @@ def overhead_ms(model: TargetModel, num_rows: int, clock: Clock = time.perf_coun
     """
     scheduler = Scheduler(model.ledger, SchedulerConfig(num_rows, prefill_chunk=num_rows))
     drafting = Drafting(_InstantClient(), "profile", model.decoder.config.vocab_size)
-    stepper = Stepper(model, Fixed(DepthRule((1,)), DRAFT_LENGTH), scheduler, drafting, clock=clock)
+    stepper = Stepper(model, Fixed(1, DRAFT_LENGTH), scheduler, drafting, clock=clock)
     request = GenerateRequest("profile", (0,), GREEDY, StopRules(2 + NUM_STEPS * (DRAFT_LENGTH + 1)))
     sequences = [Sequence(name, request, model.max_length) for name in range(-num_rows, 0)]
     for sequence in sequences:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from protocol.plan import DepthRule
 from protocol.record import Origin
 from targets.sequence import Sequence as Decoding
 
@@ -14,7 +13,7 @@ from targets.sequence import Sequence as Decoding
 class Proposal:
     """Tokens to be verified behind the committed ones of a sequence.
 
-    rule, length: what it was drafted as; with fewer tokens than `length` the drafter stopped in doubt. None and 0: not.
+    depth, length: as it was drafted; with fewer tokens than `length` the drafter stopped in doubt. None and 0: not.
     num_forced: its last tokens, which the grammar of the text leaves no choice about; they have no exit.
     """
 
@@ -22,7 +21,7 @@ class Proposal:
     exits: tuple[int, ...]
     confidences: tuple[float, ...]
     origin: Origin
-    rule: DepthRule | None
+    depth: int | None
     length: int
     num_forced: int = 0
 
@@ -35,7 +34,7 @@ class Proposal:
         return self._part(slice(num_verified + 1, None), Origin.AHEAD, max(self.length - num_verified - 1, 0))
 
     def _part(self, part: slice, origin: Origin, length: int) -> Proposal:
-        return Proposal(self.tokens[part], self.exits[part], self.confidences[part], origin, self.rule, length)
+        return Proposal(self.tokens[part], self.exits[part], self.confidences[part], origin, self.depth, length)
 
 
 @dataclass(frozen=True, slots=True)

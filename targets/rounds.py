@@ -67,11 +67,11 @@ class Rounds:
         """
         for row in record.rows:
             count = row.num_tried
-            if not count or row.rule is None or (exit_ := row.exits[count - 1]) not in row.rule.exits:
+            if not count or row.depth is None or row.exits[count - 1] != row.depth:
                 continue
-            sure, right = self._waiting.setdefault(exit_, ([], []))
+            sure, right = self._waiting.setdefault(row.depth, ([], []))
             sure += row.confidences[:count]
             right += [index < row.num_right for index in range(count)]
             if len(sure) >= ENOUGH:
-                del self._waiting[exit_]
-                self.calibration = self.calibration.learned(exit_, sure, right)
+                del self._waiting[row.depth]
+                self.calibration = self.calibration.learned(row.depth, sure, right)

@@ -32,7 +32,7 @@ targets:
     kv_mb: 8
     max_batch: 4
     max_queue: 2
-    speculation: {policy: fixed, depth: cascade, exits: [2, 4], thresholds: [0.5], length: 3, deadline_ms: 500}
+    speculation: {policy: fixed, depth: 2, length: 3, deadline_ms: 500}
 pool: {path: drafter, num_replicas: 2, dtype: fp32, page_size: 16, kv_mb: 8}
 http: {port: %d}
 grpc: {port: %d}

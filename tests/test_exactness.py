@@ -88,7 +88,7 @@ def test_every_token_is_the_plain_loops(results, subject):
     assert [r for r in results if r.faults] == []
     assert len(ties) * 2000 <= num_cases, ties
     assert ties == [] or not subject.oracle.decoder.is_deterministic
-    assert sum(r.num_tokens for r in results) >= 6000
+    assert sum(r.num_tokens for r in results) >= 5000
 
 
 def test_every_cell_that_drafts_sees_tokens_accepted_and_refused(results):
@@ -99,7 +99,7 @@ def test_every_cell_that_drafts_sees_tokens_accepted_and_refused(results):
 
 @pytest.mark.parametrize("temperature", TEMPERATURES)
 def test_forced_preemption_changes_no_token(subject, temperature):
-    tight = ExactnessCell(16, "cascade", 5, temperature, page_size=4, kv_positions=384)
+    tight = ExactnessCell(16, 4, 5, temperature, page_size=4, kv_positions=384)
     result = run_cell(subject, tight)
     assert result.preempted > 0
     assert result.faults == []
@@ -128,7 +128,7 @@ def test_drafting_while_verifying_changes_no_token(subject, way):
 
 def test_no_bad_link_and_no_pool_that_dies_in_mid_branch_changes_a_token(subject):
     cells = [
-        ExactnessCell(4, "cascade", 3, 0.8, page_size=64, kv_positions=16 * 64, way=ANY, faulty=True),
+        ExactnessCell(4, 4, 3, 0.8, page_size=64, kv_positions=16 * 64, way=ANY, faulty=True),
         ExactnessCell(4, "random", 4, 0.0, page_size=4, kv_positions=112, way=ANY, faulty=True),
     ]
     results = [run_cell(subject, cell) for cell in cells]

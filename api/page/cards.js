@@ -20,7 +20,7 @@ function armOf(router) {
   if (!router) return "no answer";
   const { mode, depth, length } = router.arm ?? router;
   if (router.policy === "off" || !length) return router.policy === "off" ? "no drafts" : "drafts are off now";
-  return `depth ${[depth].flat().join("/")}, length ${length}${mode && mode !== "in turn" ? ", ahead" : ""}`;
+  return `depth ${depth}, length ${length}${mode && mode !== "in turn" ? ", ahead" : ""}`;
 }
 
 /** Tokens of a second of work: pauses do not count, so it compares with what the router expects of plain decoding. */

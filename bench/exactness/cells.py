@@ -11,7 +11,7 @@ from bench.policies import EMA, GOODPUT
 from protocol.plan import Mode
 
 BATCHES = (1, 4, 16)
-DEPTHS: tuple[int | str, ...] = (2, 4, 6, "cascade")
+DEPTHS = (2, 4, 6)
 RANDOM = "random"
 CHOOSING = (RANDOM, EMA, GOODPUT)  # stand for a depth in a cell: these policies choose their own, up to its length
 LENGTHS = tuple(range(9))
@@ -58,8 +58,7 @@ def ahead_matrix() -> list[ExactnessCell]:
     one.
     """
     mixed = [replace(cell, way=ANY, faulty=True) for cell in in_turn_matrix() if cell.length]
-    depths: tuple[int | str, ...] = (2, "cascade")
-    settings = [ExactnessCell(*setting) for setting in itertools.product(BATCHES, depths, (2, 5, 8), TEMPERATURES)]
+    settings = [ExactnessCell(*setting) for setting in itertools.product(BATCHES, (2,), (2, 5, 8), TEMPERATURES)]
     return mixed + [replace(cell, way=way) for cell in settings for way in WAYS if way != IN_TURN]
 
 

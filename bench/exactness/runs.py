@@ -18,8 +18,8 @@ from bench.exactness.differences import TIE, Difference, first_difference, score
 from bench.exactness.faulty import FaultyClient, LinkFaults
 from bench.exactness.random_policy import RandomPolicy, random_wish
 from bench.ours import requests
-from bench.policies import ADAPTIVE, Prices, adaptive
-from deployments.local import depth_rule
+from bench.policies import Prices, adaptive
+from deployments.local import known_depth
 from drafters.client import LocalDraftClient
 from drafters.limits import PoolLimits
 from drafters.nested import NestedDrafter, load_nested
@@ -148,11 +148,11 @@ def client_of(worker: DraftWorker, incarnation: str, cell: ExactnessCell) -> Ahe
 
 def policy_of(worker: DraftWorker, cell: ExactnessCell) -> Policy:
     exits = worker.describe().exits
+    if isinstance(cell.depth, int):
+        return Fixed(known_depth(exits, cell.depth), cell.length, WAYS[cell.way][-1])
     if cell.depth == RANDOM:
         return RandomPolicy(exits, cell.length, Random(cell.length))
-    if cell.depth in ADAPTIVE:
-        return adaptive(str(cell.depth), Prices().curves(exits), exits, cell.batch, cell.length)
-    return Fixed(depth_rule(exits, cell.depth), cell.length, WAYS[cell.way][-1])
+    return adaptive(cell.depth, Prices().curves(exits), exits, cell.batch, cell.length)
 
 
 def _differences(

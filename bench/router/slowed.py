@@ -33,7 +33,6 @@ from drafters.link_profile import served
 from drafters.nested import load_nested
 from drafters.worker import DraftWorker
 from link.discovery import PoolMember
-from protocol.plan import DepthRule
 from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun
 from router.policy import Fixed, Off, Policy
 from targets.engine import Engine, EngineConfig
@@ -83,9 +82,7 @@ class Rig:
             for device in self.devices[:-1]
         ]
         drafter = load_nested(args.drafter, dtype=torch.bfloat16, num_positions=positions * NUM_TARGETS, page_size=PAGE)
-        slow = SlowedDrafter(
-            drafter, self.devices[-1], lambda rows: PRICES.draft_ms([row.depth.exits[-1] for row in rows])
-        )
+        slow = SlowedDrafter(drafter, self.devices[-1], lambda rows: PRICES.draft_ms([row.depth for row in rows]))
         self.exits = drafter.exits
         self._worker = DraftWorker(slow, PoolLimits(max_rows=most * NUM_TARGETS, ahead=1, ttl_s=600.0), time.monotonic)
         texts = read_texts(HELD_OUT, AutoTokenizer.from_pretrained(args.target))
@@ -97,7 +94,7 @@ class Rig:
             return [Off() for _ in range(NUM_TARGETS)]
         if name.startswith(CONSTANT):
             depth, length = map(int, name.removeprefix(CONSTANT).split("/"))
-            return [Fixed(DepthRule((depth,)), length) for _ in range(NUM_TARGETS)]
+            return [Fixed(depth, length) for _ in range(NUM_TARGETS)]
         most = max(self._args.load)
         return [adaptive(name, PRICES.curves(self.exits), self.exits, most) for _ in range(NUM_TARGETS)]
 

@@ -24,39 +24,37 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17protocol/pb/draft.proto\x12\x15\x64raftpool.internal.v1\"\xb5\x01\n\rTargetMessage\x12\x34\n\x05\x64raft\x18\x01 \x01(\x0b\x32#.draftpool.internal.v1.DraftRequestH\x00\x12-\n\x05\x63lose\x18\x02 \x01(\x0b\x32\x1c.draftpool.internal.v1.CloseH\x00\x12\x34\n\x05\x61head\x18\x03 \x01(\x0b\x32#.draftpool.internal.v1.AheadRequestH\x00\x42\t\n\x07message\"\x84\x01\n\x0bPoolMessage\x12\x32\n\x05reply\x18\x01 \x01(\x0b\x32!.draftpool.internal.v1.DraftReplyH\x00\x12\x36\n\x08\x62ranches\x18\x02 \x01(\x0b\x32\".draftpool.internal.v1.BranchReplyH\x00\x42\t\n\x07message\"\x95\x01\n\x0c\x44raftRequest\x12\x10\n\x08round_id\x18\x01 \x01(\x04\x12/\n\x05\x64\x65pth\x18\x02 \x01(\x0b\x32 .draftpool.internal.v1.DepthRule\x12-\n\x04rows\x18\x03 \x03(\x0b\x32\x1f.draftpool.internal.v1.DraftRow\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x04 \x01(\x01\".\n\tDepthRule\x12\r\n\x05\x65xits\x18\x01 \x03(\r\x12\x12\n\nthresholds\x18\x02 \x03(\x01\"\xd2\x01\n\x08\x44raftRow\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x03(\r\x12\x0e\n\x06length\x18\x04 \x01(\r\x12\x37\n\x08sampling\x18\x05 \x01(\x0b\x32%.draftpool.internal.v1.SamplingParams\x12/\n\x05\x64\x65pth\x18\x06 \x01(\x0b\x32 .draftpool.internal.v1.DepthRule\x12\x18\n\x10stop_probability\x18\x07 \x01(\x01\"`\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x01\x12\r\n\x05min_p\x18\x04 \x01(\x01\x12\x0c\n\x04seed\x18\x05 \x01(\x06\"\x1d\n\x05\x43lose\x12\x14\n\x0csequence_ids\x18\x01 \x03(\x04\"b\n\nDraftReply\x12\x10\n\x08round_id\x18\x01 \x01(\x04\x12\x31\n\x06\x62locks\x18\x02 \x03(\x0b\x32!.draftpool.internal.v1.DraftBlock\x12\x0f\n\x07wait_ms\x18\x03 \x01(\x01\"\x99\x01\n\nDraftBlock\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x13\n\x0b\x62\x61se_length\x18\x02 \x01(\r\x12-\n\x06status\x18\x03 \x01(\x0e\x32\x1d.draftpool.internal.v1.Status\x12\x0e\n\x06tokens\x18\x04 \x03(\r\x12\r\n\x05\x65xits\x18\x05 \x03(\r\x12\x13\n\x0b\x63onfidences\x18\x06 \x03(\x02\"\x80\x01\n\x0c\x41headRequest\x12\x10\n\x08round_id\x18\x01 \x01(\x04\x12/\n\x05\x64\x65pth\x18\x02 \x01(\x0b\x32 .draftpool.internal.v1.DepthRule\x12-\n\x04rows\x18\x03 \x03(\x0b\x32\x1f.draftpool.internal.v1.AheadRow\"x\n\x08\x41headRow\x12\x30\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1f.draftpool.internal.v1.DraftRow\x12\x10\n\x08proposal\x18\x02 \x03(\r\x12\x0e\n\x06length\x18\x03 \x01(\r\x12\x18\n\x10stop_probability\x18\x04 \x01(\x01\"P\n\x0b\x42ranchReply\x12\x10\n\x08round_id\x18\x01 \x01(\x04\x12/\n\x08\x62ranches\x18\x02 \x03(\x0b\x32\x1d.draftpool.internal.v1.Branch\"\x84\x01\n\x06\x42ranch\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x13\n\x0b\x62\x61se_length\x18\x02 \x01(\r\x12\x0b\n\x03key\x18\x03 \x01(\x06\x12\x0e\n\x06tokens\x18\x04 \x03(\r\x12\r\n\x05\x65xits\x18\x05 \x03(\r\x12\x13\n\x0b\x63onfidences\x18\x06 \x03(\x02\x12\x0f\n\x07goes_on\x18\x07 \x01(\x08*\x82\x01\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\r\n\tSTATUS_OK\x10\x01\x12\x17\n\x13STATUS_NEED_CONTEXT\x10\x02\x12\x0f\n\x0bSTATUS_BUSY\x10\x03\x12\x13\n\x0fSTATUS_TOO_LONG\x10\x04\x12\x12\n\x0eSTATUS_NOT_YET\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17protocol/pb/draft.proto\x12\x15\x64raftpool.internal.v1\"\xb5\x01\n\rTargetMessage\x12\x34\n\x05\x64raft\x18\x01 \x01(\x0b\x32#.draftpool.internal.v1.DraftRequestH\x00\x12-\n\x05\x63lose\x18\x02 \x01(\x0b\x32\x1c.draftpool.internal.v1.CloseH\x00\x12\x34\n\x05\x61head\x18\x03 \x01(\x0b\x32#.draftpool.internal.v1.AheadRequestH\x00\x42\t\n\x07message\"\x84\x01\n\x0bPoolMessage\x12\x32\n\x05reply\x18\x01 \x01(\x0b\x32!.draftpool.internal.v1.DraftReplyH\x00\x12\x36\n\x08\x62ranches\x18\x02 \x01(\x0b\x32\".draftpool.internal.v1.BranchReplyH\x00\x42\t\n\x07message\"s\n\x0c\x44raftRequest\x12\x10\n\x08round_id\x18\x01 \x01(\x04\x12\r\n\x05\x64\x65pth\x18\x02 \x01(\r\x12-\n\x04rows\x18\x03 \x03(\x0b\x32\x1f.draftpool.internal.v1.DraftRow\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x04 \x01(\x01\"\xb0\x01\n\x08\x44raftRow\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\r\n\x05start\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x03(\r\x12\x0e\n\x06length\x18\x04 \x01(\r\x12\x37\n\x08sampling\x18\x05 \x01(\x0b\x32%.draftpool.internal.v1.SamplingParams\x12\r\n\x05\x64\x65pth\x18\x06 \x01(\r\x12\x18\n\x10stop_probability\x18\x07 \x01(\x01\"`\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_k\x18\x02 \x01(\r\x12\r\n\x05top_p\x18\x03 \x01(\x01\x12\r\n\x05min_p\x18\x04 \x01(\x01\x12\x0c\n\x04seed\x18\x05 \x01(\x06\"\x1d\n\x05\x43lose\x12\x14\n\x0csequence_ids\x18\x01 \x03(\x04\"b\n\nDraftReply\x12\x10\n\x08round_id\x18\x01 \x01(\x04\x12\x31\n\x06\x62locks\x18\x02 \x03(\x0b\x32!.draftpool.internal.v1.DraftBlock\x12\x0f\n\x07wait_ms\x18\x03 \x01(\x01\"\x99\x01\n\nDraftBlock\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x13\n\x0b\x62\x61se_length\x18\x02 \x01(\r\x12-\n\x06status\x18\x03 \x01(\x0e\x32\x1d.draftpool.internal.v1.Status\x12\x0e\n\x06tokens\x18\x04 \x03(\r\x12\r\n\x05\x65xits\x18\x05 \x03(\r\x12\x13\n\x0b\x63onfidences\x18\x06 \x03(\x02\"^\n\x0c\x41headRequest\x12\x10\n\x08round_id\x18\x01 \x01(\x04\x12\r\n\x05\x64\x65pth\x18\x02 \x01(\r\x12-\n\x04rows\x18\x03 \x03(\x0b\x32\x1f.draftpool.internal.v1.AheadRow\"x\n\x08\x41headRow\x12\x30\n\x07\x63ontext\x18\x01 \x01(\x0b\x32\x1f.draftpool.internal.v1.DraftRow\x12\x10\n\x08proposal\x18\x02 \x03(\r\x12\x0e\n\x06length\x18\x03 \x01(\r\x12\x18\n\x10stop_probability\x18\x04 \x01(\x01\"P\n\x0b\x42ranchReply\x12\x10\n\x08round_id\x18\x01 \x01(\x04\x12/\n\x08\x62ranches\x18\x02 \x03(\x0b\x32\x1d.draftpool.internal.v1.Branch\"\x84\x01\n\x06\x42ranch\x12\x13\n\x0bsequence_id\x18\x01 \x01(\x04\x12\x13\n\x0b\x62\x61se_length\x18\x02 \x01(\r\x12\x0b\n\x03key\x18\x03 \x01(\x06\x12\x0e\n\x06tokens\x18\x04 \x03(\r\x12\r\n\x05\x65xits\x18\x05 \x03(\r\x12\x13\n\x0b\x63onfidences\x18\x06 \x03(\x02\x12\x0f\n\x07goes_on\x18\x07 \x01(\x08*\x82\x01\n\x06Status\x12\x16\n\x12STATUS_UNSPECIFIED\x10\x00\x12\r\n\tSTATUS_OK\x10\x01\x12\x17\n\x13STATUS_NEED_CONTEXT\x10\x02\x12\x0f\n\x0bSTATUS_BUSY\x10\x03\x12\x13\n\x0fSTATUS_TOO_LONG\x10\x04\x12\x12\n\x0eSTATUS_NOT_YET\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'protocol.pb.draft_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STATUS']._serialized_start=1638
-  _globals['_STATUS']._serialized_end=1768
+  _globals['_STATUS']._serialized_start=1486
+  _globals['_STATUS']._serialized_end=1616
   _globals['_TARGETMESSAGE']._serialized_start=51
   _globals['_TARGETMESSAGE']._serialized_end=232
   _globals['_POOLMESSAGE']._serialized_start=235
   _globals['_POOLMESSAGE']._serialized_end=367
-  _globals['_DRAFTREQUEST']._serialized_start=370
-  _globals['_DRAFTREQUEST']._serialized_end=519
-  _globals['_DEPTHRULE']._serialized_start=521
-  _globals['_DEPTHRULE']._serialized_end=567
-  _globals['_DRAFTROW']._serialized_start=570
-  _globals['_DRAFTROW']._serialized_end=780
-  _globals['_SAMPLINGPARAMS']._serialized_start=782
-  _globals['_SAMPLINGPARAMS']._serialized_end=878
-  _globals['_CLOSE']._serialized_start=880
-  _globals['_CLOSE']._serialized_end=909
-  _globals['_DRAFTREPLY']._serialized_start=911
-  _globals['_DRAFTREPLY']._serialized_end=1009
-  _globals['_DRAFTBLOCK']._serialized_start=1012
-  _globals['_DRAFTBLOCK']._serialized_end=1165
-  _globals['_AHEADREQUEST']._serialized_start=1168
-  _globals['_AHEADREQUEST']._serialized_end=1296
-  _globals['_AHEADROW']._serialized_start=1298
-  _globals['_AHEADROW']._serialized_end=1418
-  _globals['_BRANCHREPLY']._serialized_start=1420
-  _globals['_BRANCHREPLY']._serialized_end=1500
-  _globals['_BRANCH']._serialized_start=1503
-  _globals['_BRANCH']._serialized_end=1635
+  _globals['_DRAFTREQUEST']._serialized_start=369
+  _globals['_DRAFTREQUEST']._serialized_end=484
+  _globals['_DRAFTROW']._serialized_start=487
+  _globals['_DRAFTROW']._serialized_end=663
+  _globals['_SAMPLINGPARAMS']._serialized_start=665
+  _globals['_SAMPLINGPARAMS']._serialized_end=761
+  _globals['_CLOSE']._serialized_start=763
+  _globals['_CLOSE']._serialized_end=792
+  _globals['_DRAFTREPLY']._serialized_start=794
+  _globals['_DRAFTREPLY']._serialized_end=892
+  _globals['_DRAFTBLOCK']._serialized_start=895
+  _globals['_DRAFTBLOCK']._serialized_end=1048
+  _globals['_AHEADREQUEST']._serialized_start=1050
+  _globals['_AHEADREQUEST']._serialized_end=1144
+  _globals['_AHEADROW']._serialized_start=1146
+  _globals['_AHEADROW']._serialized_end=1266
+  _globals['_BRANCHREPLY']._serialized_start=1268
+  _globals['_BRANCHREPLY']._serialized_end=1348
+  _globals['_BRANCH']._serialized_start=1351
+  _globals['_BRANCH']._serialized_end=1483
 # @@protoc_insertion_point(module_scope)

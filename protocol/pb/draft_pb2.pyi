@@ -47,18 +47,10 @@ class DraftRequest(_message.Message):
     ROWS_FIELD_NUMBER: _ClassVar[int]
     DEADLINE_MS_FIELD_NUMBER: _ClassVar[int]
     round_id: int
-    depth: DepthRule
+    depth: int
     rows: _containers.RepeatedCompositeFieldContainer[DraftRow]
     deadline_ms: float
-    def __init__(self, round_id: _Optional[int] = ..., depth: _Optional[_Union[DepthRule, _Mapping]] = ..., rows: _Optional[_Iterable[_Union[DraftRow, _Mapping]]] = ..., deadline_ms: _Optional[float] = ...) -> None: ...
-
-class DepthRule(_message.Message):
-    __slots__ = ("exits", "thresholds")
-    EXITS_FIELD_NUMBER: _ClassVar[int]
-    THRESHOLDS_FIELD_NUMBER: _ClassVar[int]
-    exits: _containers.RepeatedScalarFieldContainer[int]
-    thresholds: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, exits: _Optional[_Iterable[int]] = ..., thresholds: _Optional[_Iterable[float]] = ...) -> None: ...
+    def __init__(self, round_id: _Optional[int] = ..., depth: _Optional[int] = ..., rows: _Optional[_Iterable[_Union[DraftRow, _Mapping]]] = ..., deadline_ms: _Optional[float] = ...) -> None: ...
 
 class DraftRow(_message.Message):
     __slots__ = ("sequence_id", "start", "tokens", "length", "sampling", "depth", "stop_probability")
@@ -74,9 +66,9 @@ class DraftRow(_message.Message):
     tokens: _containers.RepeatedScalarFieldContainer[int]
     length: int
     sampling: SamplingParams
-    depth: DepthRule
+    depth: int
     stop_probability: float
-    def __init__(self, sequence_id: _Optional[int] = ..., start: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., length: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., depth: _Optional[_Union[DepthRule, _Mapping]] = ..., stop_probability: _Optional[float] = ...) -> None: ...
+    def __init__(self, sequence_id: _Optional[int] = ..., start: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., length: _Optional[int] = ..., sampling: _Optional[_Union[SamplingParams, _Mapping]] = ..., depth: _Optional[int] = ..., stop_probability: _Optional[float] = ...) -> None: ...
 
 class SamplingParams(_message.Message):
     __slots__ = ("temperature", "top_k", "top_p", "min_p", "seed")
@@ -130,9 +122,9 @@ class AheadRequest(_message.Message):
     DEPTH_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     round_id: int
-    depth: DepthRule
+    depth: int
     rows: _containers.RepeatedCompositeFieldContainer[AheadRow]
-    def __init__(self, round_id: _Optional[int] = ..., depth: _Optional[_Union[DepthRule, _Mapping]] = ..., rows: _Optional[_Iterable[_Union[AheadRow, _Mapping]]] = ...) -> None: ...
+    def __init__(self, round_id: _Optional[int] = ..., depth: _Optional[int] = ..., rows: _Optional[_Iterable[_Union[AheadRow, _Mapping]]] = ...) -> None: ...
 
 class AheadRow(_message.Message):
     __slots__ = ("context", "proposal", "length", "stop_probability")

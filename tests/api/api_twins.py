@@ -29,7 +29,6 @@ from drafters.worker import DraftWorker
 from link.counts import told
 from model.load import load_decoder
 from model.vocabulary import Spellings
-from protocol.plan import DepthRule
 from protocol.request import FinishReason, GenerateRequest, SequenceStats, TokenRun
 from protocol.stats import Runs
 from router.policy import Fixed, Off
@@ -271,6 +270,6 @@ def make_drafting_engine(
     model = replace(model, grammars=grammars(tokenizer or tiny_tokenizer()))
     drafter = NestedDrafter(load_decoder(directory, dtype=torch.float32), (1, 2), num_pages=256, page_size=16)
     worker = DraftWorker(drafter, PoolLimits(), time.monotonic)
-    engine = Engine(model, Fixed(DepthRule((1,)), 3), LocalDraftClient(worker, "engine"), EngineConfig(max_batch=4))
+    engine = Engine(model, Fixed(1, 3), LocalDraftClient(worker, "engine"), EngineConfig(max_batch=4))
     engine.start()
     return engine, worker

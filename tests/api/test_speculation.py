@@ -66,7 +66,7 @@ async def test_the_field_reaches_the_request(
         ({"depth": 4, "length": -1}, "length"),
         ({"depth": 4, "length": 65}, "length"),
         ({"depth": 4, "length": 1 << 70}, "length"),
-        ({"depth": 4, "length": 3, "thresholds": [0.5]}, "thresholds"),
+        ({"depth": 4, "length": 3, "stop": 0.5}, "stop"),
         ({"depth": 4, "lenght": 3}, "length: Field required, or lenght"),
     ],
     ids=str,

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from api.trace import Track, as_json, by_exit, passes, rounds
-from protocol.plan import DepthRule, Mode, Plan
+from protocol.plan import Mode, Plan
 from protocol.record import Origin, RoundRecord, RowRecord
 from protocol.stats import PassStats
 
@@ -19,7 +19,7 @@ def random_row(rng: random.Random) -> RowRecord:
     origin, num_proposed = rng.choice((None, *Origin)), rng.randrange(1, 5)
     if origin is None:
         return RowRecord(1)
-    return RowRecord(1, num_proposed, rng.randint(0, num_proposed), origin, DepthRule((2,)), 4)
+    return RowRecord(1, num_proposed, rng.randint(0, num_proposed), origin, 2, 4)
 
 
 def random_records(rng: random.Random, count: int = 10) -> list[RoundRecord]:
@@ -33,7 +33,7 @@ def random_records(rng: random.Random, count: int = 10) -> list[RoundRecord]:
         made.append(
             RoundRecord(
                 round_id=index,
-                plan=Plan(DepthRule((2,)), (4,) * len(rows), mode=rng.choice(list(Mode))),
+                plan=Plan(2, (4,) * len(rows), mode=rng.choice(list(Mode))),
                 rows=rows,
                 context=9.0,
                 num_committed=rng.randrange(9),
@@ -97,14 +97,14 @@ def test_a_round_tells_its_parts_and_counts(seed: int) -> None:
         assert sum(args["origins"].values()) == sum(row.origin is not None for row in record.rows)
         assert set(args["origins"]) <= {origin.value for origin in Origin}
         assert (sum(args["proposed"]), sum(args["accepted"])) == (record.num_proposed, record.num_accepted)
-        assert (args["depth"], args["lengths"]) == ([2], [4] * len(record.rows))
+        assert (args["depth"], args["lengths"]) == (2, [4] * len(record.rows))
         assert (args["committed"], args["prefill_tokens"]) == (record.num_committed, record.num_prefill_tokens)
 
 
 def test_acceptance_by_exit_counts_no_token_behind_a_refused_one() -> None:
-    one = RowRecord(1, 4, 2, Origin.FRESH, DepthRule((2, 4), (0.5,)), 4, (2, 4, 2, 4))
-    whole = RowRecord(2, 2, 2, Origin.FRESH, DepthRule((4,)), 2, (4, 4))
-    assert by_exit([one, whole, RowRecord(3)]) == {"2": (2, 1), "4": (3, 3)}
+    one = RowRecord(1, 4, 2, Origin.FRESH, 2, 4, (2, 2, 2, 2))
+    whole = RowRecord(2, 2, 2, Origin.FRESH, 4, 2, (4, 4))
+    assert by_exit([one, whole, RowRecord(3)]) == {"2": (3, 2), "4": (2, 2)}
 
 
 def test_replicas_share_one_time_and_what_the_pool_did_before_the_first_round_is_left_out() -> None:

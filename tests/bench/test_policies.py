@@ -16,7 +16,7 @@ from bench.policies import (
     plays,
     times,
 )
-from protocol.plan import BatchView, DepthRule, Plan, SequenceView
+from protocol.plan import BatchView, Plan, SequenceView
 from protocol.record import Origin, RoundRecord, RowRecord
 from protocol.stats import RoundStats
 from router.policy import Fixed
@@ -35,7 +35,7 @@ def round_of(
     num_prefill_tokens: int = 0,
     answered: bool = True,
 ) -> RoundRecord:
-    depth = DepthRule((4,)) if length else None
+    depth = 4 if length else None
     row = RowRecord(
         0, length, length // 2, Origin.FRESH, depth, length, (4,) * length, (0.5,) * length, num_fed=num_fed
     )
@@ -62,8 +62,6 @@ def test_plays_are_shares_of_decoding_rounds_by_depth_and_longest_draft() -> Non
         "4/5": 0.25,
         "off": 0.25,
     }
-    cascade = RoundRecord(0, Plan(DepthRule((2, 4), (0.5,)), (2,)), (RowRecord(0, 2),), 1.0, 1)
-    assert plays([cascade]) == {"cascade/2": 1.0}
 
 
 def test_times_are_medians_of_rounds_without_a_prompt() -> None:
@@ -83,10 +81,10 @@ def test_a_drafted_token_costs_what_rounds_took_in_which_the_pool_had_nothing_to
 
 
 def test_a_recorder_hands_everything_on() -> None:
-    recorder = RoundRecorder(Fixed(DepthRule((2,)), 3))
+    recorder = RoundRecorder(Fixed(2, 3))
     view = BatchView((SequenceView(5, 9),))
     assert recorder.plan(view) == recorder.policy.plan(view)
-    assert recorder.opening() == DepthRule((2,))
+    assert recorder.opening() == 2
     recorder.observe(round_of(1, answered=False))
     assert [record.answered for record in recorder.rounds] == [False]
 

@@ -54,7 +54,7 @@ MODES = ("plain", "fixed", "generate", "assisted", "lookup", "continuous")
 
 
 def test_every_engine_writes_the_plain_loops_text(subject: Subject, workload: Workload) -> None:
-    cells = Grid(MODES[:-1], (1, 3), (4, "cascade"), (3,)).cells()
+    cells = Grid(MODES[:-1], (1, 3), (4, 2), (3,)).cells()
     cells += [Cell("plain", 2), Cell("fixed", 2, 4, 3, queue=3), Cell("generate", 2, queue=3), Cell("continuous", 2)]
     with opened(subject, MODES) as engines:
         results = measure(engines, cells, workload, repeat=2, max_tokens=MAX_TOKENS)
@@ -65,7 +65,7 @@ def test_every_engine_writes_the_plain_loops_text(subject: Subject, workload: Wo
         assert len(result.tokens_per_second) == 2
         assert min(result.tokens_per_second) > 0
         assert (result.speedup is None) is (result.cell.queue > 0)  # no plain loop was kept full
-        # The drafter is the target, so all of a whole draft is accepted; cascades and lookups find what they find.
+        # The drafter is the target, so all of a whole draft is accepted; lookups find what they find.
         if result.cell.depth == 4 or result.cell.mode == "assisted":
             assert result.acceptance_rate == pytest.approx(1.0)
             assert result.mean_acceptance_length is not None

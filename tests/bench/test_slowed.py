@@ -15,7 +15,6 @@ from drafters.nested import NestedDrafter
 from drafters.worker import DraftWorker
 from model.load import load_decoder
 from protocol.draft import DraftRequest, DraftRow
-from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 from router.policy import Off
 from targets.engine import Engine, EngineConfig
@@ -56,9 +55,7 @@ def test_a_slowed_target_takes_its_time_and_writes_the_same_text(llama: Path) ->
 
 
 def test_a_slowed_drafter_takes_its_time_for_every_token_and_drafts_the_same(llama: Path) -> None:
-    request = DraftRequest(
-        "target", 1, DepthRule((2,)), (DraftRow(1, 0, tuple(range(5, 30)), 4, SamplingParams(temperature=0)),)
-    )
+    request = DraftRequest("target", 1, 2, (DraftRow(1, 0, tuple(range(5, 30)), 4, SamplingParams(temperature=0)),))
 
     def drafted(drafter: NestedDrafter) -> tuple[int, ...]:
         (block,) = LocalDraftClient(DraftWorker(drafter), "target").draft(request).blocks
@@ -68,7 +65,7 @@ def test_a_slowed_drafter_takes_its_time_for_every_token_and_drafts_the_same(lla
     slow = SlowedDrafter(
         NestedDrafter(decoder, (2, 4), num_pages=16, page_size=16),
         clock.device("15 ms at depth 2"),
-        lambda rows: 7.5 * max(row.depth.exits[-1] for row in rows),
+        lambda rows: 7.5 * max(row.depth for row in rows),
     )
     assert drafted(slow) == drafted(NestedDrafter(decoder, (2, 4), num_pages=16, page_size=16))
     assert clock.now_s >= 4 * 0.015

@@ -70,7 +70,7 @@ def test_a_line_without_a_prompt_is_refused_with_its_number(tmp_path: Path, line
 
 
 def test_a_grid_leaves_out_what_an_engine_cannot_do() -> None:
-    cells = Grid(("plain", "fixed", "assisted", "openvino-draft"), (1, 8), (2, "cascade"), (1, 4)).cells()
+    cells = Grid(("plain", "fixed", "assisted", "openvino-draft"), (1, 8), (2, 4), (1, 4)).cells()
     assert [cell.mode for cell in cells if cell.batch == 8] == ["plain", *["fixed"] * 4, *["openvino-draft"] * 2]
     assert [cell.length for cell in cells if cell.mode == "assisted"] == [1, 4]
     assert len(set(cells)) == len(cells)

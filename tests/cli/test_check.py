@@ -42,10 +42,6 @@ def test_check_describes_what_would_be_served(capsys: pytest.CaptureFixture[str]
         ("{policy: ema}", "ema, any exit, length 0 to 12"),
         ("{exits: [2, 4], length: 6}", "goodput, exits 2, 4, length 0 to 6, in turn or ahead\n"),
         ("{policy: fixed, depth: 2, ahead: on}", "depth 2, length 4, drafted ahead\n"),
-        (
-            "{policy: table, depth: cascade, exits: [2, 4], table: {1: 6, 8: 0}}",
-            "depth cascade, length 6 from batch 1, 0 ",
-        ),
         ("off", "no speculation"),
     ],
 )

@@ -43,8 +43,8 @@ GENERATE = ("generate", "--target", "none", "--prompt", "a")
         ("--max-tokens", "0", "--max-tokens: '0' is not"),
         ("--length", "-1", "--length: '-1' is not a whole number from 0 to 64"),
         ("--length", "many", "--length: 'many' is not a whole number"),
-        ("--depth", "x", "--depth: 'x' is not a depth; give an exit of the drafter"),
-        ("--depth", "0", "--depth: '0' is not a depth"),
+        ("--depth", "x", "--depth: 'x' is not a whole number of 1 or more"),
+        ("--depth", "0", "--depth: '0' is not a whole number of 1 or more"),
         ("--seed", str(1 << 64), "--seed: seed 18446744073709551616 does not fit 64 bits"),
     ],
 )

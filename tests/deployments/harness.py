@@ -22,14 +22,13 @@ from link.transport import LinkedDraftClient
 from protocol.branch import AheadRequest
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.limits import limits_of
-from protocol.plan import DepthRule
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from protocol.stats import PassStats, PoolStats
 
 T = TypeVar("T")
 EXITS = (2, 4, 6)
 HASH = "vocabulary"
-DEPTH = DepthRule((2,))
+DEPTH = 2
 SAMPLING = SamplingParams()
 TARGET = "target-1"
 

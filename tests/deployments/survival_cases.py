@@ -15,7 +15,6 @@ from api.generation import Delta, complete, stream
 from api.jobs import GenerationJob
 from api.text import TextStream, continuation
 from deployments.backend import ServeBackend
-from protocol.plan import DepthRule
 from protocol.request import FinishReason, GenerateRequest, StopRules
 from router.policy import Fixed
 from targets import plain
@@ -78,7 +77,7 @@ def engines(family: Path, oracle: TargetModel, made: list[Case], seed: int) -> C
     def make() -> Engine:
         drafter = ScriptedDrafter(requests, texts, rng.getrandbits(32), accuracy=0.7, trouble=0.1)
         config = EngineConfig(max_batch=rng.choice([2, 4, 16]), prefill_chunk=rng.choice([7, 64]))
-        return Engine(load(family), Fixed(DepthRule((1,)), rng.choice([2, 4])), drafter, config)
+        return Engine(load(family), Fixed(1, rng.choice([2, 4])), drafter, config)
 
     return make
 

@@ -13,7 +13,6 @@ from deployments.config_speculation import (
     EmaSpeculation,
     FixedSpeculation,
     GoodputSpeculation,
-    TableSpeculation,
 )
 from deployments.config_telemetry import TelemetryConfig
 from protocol.errors import ConfigError
@@ -63,6 +62,7 @@ def test_the_demo_config_loads_and_names_the_demo_models() -> None:
             "pool.num_replicas: Input should be greater than or equal to 1, got 0",
         ),
         ("targets: [{name: a}]", "targets[0].path: missing; add it"),
+        ("targets: [{name: a, path: x, resources: {1: 2}}]", "targets[0].resources[1]: Input should be a valid string"),
         ("targets: []", "targets: Tuple should have at least 1 item"),
         ("{}", "targets: missing; add it"),
         ("- 1", "the config: a mapping of keys is needed, got [1]"),
@@ -112,33 +112,24 @@ def test_a_mistake_is_named_with_its_key_value_and_remedy(tmp_path: Path, text: 
     [
         (
             "{depth: 2, length: 4}",
-            ".depth: belongs to policy fixed or table, this is goodput; set policy: fixed",
+            ".depth: belongs to policy fixed, this is goodput; set policy: fixed",
         ),
-        ("{table: {1: 4}}", ".table: belongs to policy table, this is goodput; set policy: table, or remove it"),
+        ("{policy: fixed, depth: 2, exits: [2, 4]}", ".exits: belongs to policy goodput or ema, this is fixed"),
         (
-            "{policy: fixed, depth: 2, cascade: true}",
-            ".cascade: unknown key (value True); choose one of",
-        ),
-        (
-            "{policy: table, depth: 2, table: {1: 4}, length: 3}",
-            ".length: belongs to policy goodput or ema or fixed, this is table",
+            "{policy: fixed, depth: 2, tree: true}",
+            ".tree: unknown key (value True); choose one of",
         ),
         (
             "{policy: fastest}",
-            ".policy: 'fastest' is not a policy; choose one of goodput, ema, fixed, table, or specul",
+            ".policy: 'fastest' is not a policy; choose one of goodput, ema, fixed, or specul",
         ),
         ("{policy: off, length: 3}", ".policy: False is not a policy; choose one of"),
         ("4", ": a mapping of keys is needed, got 4"),
         ("{policy: fixed, depth: 2, lenght: 3}", ".lenght: unknown key (value 3); did you mean length?"),
         ("{lenght: 3}", ".lenght: unknown key (value 3); did you mean length?"),
         ("{policy: fixed}", ".depth: missing; add it"),
-        ("{policy: fixed, depth: many}", ".depth: 'many' is no depth; give an exit of the drafter"),
-        ("{policy: table, depth: 2}", ".table: missing; add it"),
-        ("{policy: table, depth: 2, table: {}}", ".table: Dictionary should have at least 1 item"),
-        ("{policy: table, depth: 2, table: {8: 3, 1: 6}}", ".table: batch sizes [8, 1] must ascend"),
-        ("{policy: table, depth: 2, table: {1: 65}}", ".table[1]: Input should be less than or equal to 64, got 65"),
-        ("{policy: table, depth: 2, table: {0: 5}}", ".table[0]: Input should be greater than or equal to 1, got 0"),
-        ("{policy: fixed, depth: cascade, thresholds: [0.5]}", ": 3 exits take 2 thresholds, 1 were given"),
+        ("{policy: fixed, depth: many}", ".depth: Input should be a valid integer"),
+        ("{policy: fixed, depth: 0}", ".depth: Input should be greater than or equal to 1, got 0"),
         ("{exits: [4, 2]}", ".exits: exits [4, 2] must ascend"),
         ("{length: 65}", ".length: Input should be less than or equal to 64, got 65"),
         ("{ahead: 4}", ".ahead: Input should be a valid boolean, unable to interpret input, got 4"),
@@ -186,8 +177,7 @@ def test_relative_paths_belong_to_the_folder_of_the_file_and_hub_ids_stay(tmp_pa
 @pytest.mark.parametrize(
     "values",
     [
-        {"policy": "fixed", "depth": "cascade", "length": 3},
-        {"policy": "table", "depth": 2, "table": {1: 6, 32: 0}},
+        {"policy": "fixed", "depth": 4, "length": 3},
         {"exits": [2, 4]},
         {"policy": "ema", "length": 4},
         {"ahead": "off"},
@@ -210,7 +200,7 @@ WEIGHTS = {"dtype", "execution", "kv_mb", "page_size", "path", "weights"}
 
 
 def test_the_options_are_these_and_a_new_one_shows_up_in_review() -> None:
-    drafted = {"ahead", "deadline_ms", "exits", "policy", "request_length"}
+    drafted = {"ahead", "deadline_ms", "length", "policy", "request_length"}
     target = {
         "count_tokens",
         "deterministic",
@@ -227,9 +217,8 @@ def test_the_options_are_these_and_a_new_one_shows_up_in_review() -> None:
     assert set(AppConfig.model_fields) == sections
     assert set(TelemetryConfig.model_fields) == {"logs", "otlp_endpoint"}
     assert set(TargetConfig.model_fields) == target | PLACEMENT | WEIGHTS
-    assert set(FixedSpeculation.model_fields) == drafted | {"depth", "length", "thresholds"}
-    assert set(TableSpeculation.model_fields) == drafted | {"depth", "table", "thresholds"}
-    assert set(GoodputSpeculation.model_fields) == set(EmaSpeculation.model_fields) == drafted | {"length"}
+    assert set(FixedSpeculation.model_fields) == drafted | {"depth"}
+    assert set(GoodputSpeculation.model_fields) == set(EmaSpeculation.model_fields) == drafted | {"exits"}
     assert set(PoolConfig.model_fields) == pool | PLACEMENT | WEIGHTS
     ingress = {"host", "join_ms", "num_cpus", "num_replicas", "ports", "recover_s", "reissues"}
     ingress |= {"resources", "silence_s"}

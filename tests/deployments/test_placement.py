@@ -16,7 +16,6 @@ from deployments.placement import PLACES, as_placed, cpus_needed, pool_of, witho
 from deployments.profile_store import keep, model_key
 from model.files import resolve
 from protocol.errors import ConfigError
-from protocol.plan import DepthRule
 from router.costs import Curve
 from router.policy import Fixed
 from targets.engine import Engine
@@ -80,6 +79,19 @@ def test_a_colocated_drafter_has_no_deployment_and_no_threads_of_its_own(config:
             own, own_pool, drafter, _ = target._bound_deployment.init_args
             assert (own_pool is not None) is is_deployed
             assert drafter == pool_of(placed, own)
+
+
+@pytest.mark.parametrize(
+    ("speculation", "is_measured"),
+    [("{}", True), ("{policy: ema}", True), ("{policy: fixed, depth: 2}", False), ("off", False)],
+)
+def test_a_draft_replica_is_measured_if_a_policy_chooses_by_what_drafts_cost(
+    path: Path, speculation: str, is_measured: bool
+) -> None:
+    path.write_text(path.read_text().replace("{length: 4, mirror: on}", speculation))
+    config = load_config(path)
+    (_, measured, _) = build(config)._bound_deployment.init_args[3]._bound_deployment.init_args
+    assert measured is is_measured
 
 
 def keep_curves(config: AppConfig) -> None:
@@ -166,7 +178,7 @@ def test_a_target_with_its_own_drafter_writes_the_plain_text(config: AppConfig) 
     own = open_drafter(model, target, pool, "engine", 10.0, measured=False)
     assert own.exits == (2, 4)
     requests = random_requests(3, 5, model.decoder.config.vocab_size, max_tokens=24)
-    engine = Engine(model, Fixed(DepthRule((4,)), 3), own.client)
+    engine = Engine(model, Fixed(4, 3), own.client)
     assert run_all(engine, requests).tokens == plain_texts(model, requests)
     assert engine.stats().num_proposed > 0
 
@@ -183,7 +195,7 @@ def test_a_target_whose_drafter_is_its_own_model_drafts_on_its_own_kv_and_knows_
     assert own.costs.draft.at(2, 4, 1, 3) == own.costs.draft.at(2, 4, 900, 3) > own.costs.draft.at(2, 4, 1, 1)
     assert model.ledger.num_free == model.ledger.num_pages
     requests = random_requests(3, 5, model.decoder.config.vocab_size, max_tokens=24)
-    engine = Engine(model, Fixed(DepthRule((4,)), 3), own.client)
+    engine = Engine(model, Fixed(4, 3), own.client)
     assert run_all(engine, requests).tokens == plain_texts(model, requests)
     assert engine.stats().num_accepted > 0
 

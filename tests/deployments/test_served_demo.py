@@ -45,7 +45,7 @@ class Case:
         return f"{self.model}-{self.temperature}-{self.depth or 'plain'}"
 
 
-CASES = (Case("large", 0.0, "4"), Case("large", 0.8, None), Case("small", 0.8, "cascade"))
+CASES = (Case("large", 0.0, "4"), Case("large", 0.8, None), Case("small", 0.8, "2"))
 
 
 def prompts() -> list[str]:

@@ -37,10 +37,9 @@ DONE = "!document.querySelector('#send').hidden && document.querySelectorAll('.f
 
 
 def with_drafts_ahead(config: AppConfig, http_port: int, access: AccessConfig) -> AppConfig:
-    """`large` drafts at all exits, ahead where it can; `small` as its router decides."""
+    """`large` drafts at one exit, ahead where it can; `small` as its router decides."""
     large, small = config.targets
-    ladder = {"depth": "cascade", "exits": (2, 4, 6), "thresholds": (0.7, 0.8), "length": 4}
-    fixed = FixedSpeculation.model_validate({"policy": "fixed", "ahead": True, "deadline_ms": 1000.0, **ladder})
+    fixed = FixedSpeculation(policy="fixed", depth=4, ahead=True, deadline_ms=1000.0)
     assert config.pool is not None
     changes = {
         "targets": (large.model_copy(update={"speculation": fixed}), small),

@@ -20,16 +20,16 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("nothin
 
 GREEDY = SamplingParams(temperature=0.0)
 SAMPLED = SamplingParams(temperature=0.8, seed=1234)
-CASCADE = "policy: fixed, depth: cascade, exits: [2, 4], thresholds: [0.5], length: 3, deadline_ms"
+FIXED = "policy: fixed, depth: 2, length: 3, deadline_ms"
 
 
 @pytest.fixture(scope="module")
 def config_text(family: Path) -> str:
     if not (family / "stranger").exists():
         renumber(family / "drafter", family / "stranger")
-    text = CONFIG.replace("path: drafter", "path: stranger").replace(CASCADE, "deadline_ms")
+    text = CONFIG.replace("path: drafter", "path: stranger").replace(FIXED, "deadline_ms")
     assert "stranger" in text
-    assert "cascade" not in text
+    assert FIXED not in text
     return text
 
 

@@ -11,8 +11,7 @@ from drafters.limits import PoolLimits
 from model.decoder import Decoder
 from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, prefix_hash
 from protocol.draft import DraftReply, DraftRequest, DraftRow, DraftStatus
-from protocol.plan import DepthRule
-from tests.drafters.pool import DEEP, RULES, VOCABULARY, DrawnSequences, Pool, expected, row, text
+from tests.drafters.pool import DEEP, EXITS, VOCABULARY, DrawnSequences, Pool, expected, row, text
 from tests.reference.drafting import draft_from_scratch, next_from_scratch
 
 
@@ -32,7 +31,7 @@ class AheadTarget(DrawnSequences):
     def __init__(self, pool: Pool, decoder: Decoder, incarnation: str, rng: random.Random) -> None:
         super().__init__(pool, decoder, incarnation, rng)
         self.windows: dict[int, tuple[int, ...]] = dict.fromkeys(self.texts, ())
-        self.rule = RULES[0]
+        self.rule = EXITS[0]
         self.flights: dict[int, Flight] = {}
         self.answerable: list[int] = []  # those of the last round for which a branch was right
         self.flight: Flight | None = None
@@ -44,10 +43,10 @@ class AheadTarget(DrawnSequences):
     def context(self, sequence_id: int, length: int = 0) -> DraftRow:
         start, own, rng = self.sent[sequence_id], self.texts[sequence_id], self.rng
         self.sent[sequence_id] = len(own)
-        depth = rng.choice(RULES) if rng.random() < 0.1 else None
+        depth = rng.choice(EXITS) if rng.random() < 0.1 else None
         return DraftRow(sequence_id, start, tuple(own[start:]), length, self.sampling[sequence_id], depth)
 
-    def verify_next(self, rule: DepthRule) -> None:
+    def verify_next(self, rule: int) -> None:
         """The windows at hand go to the target, and what is under verification to the pool."""
         rng = self.rng
         self.rounds, self.rule = self.rounds + 1, rule
@@ -124,7 +123,7 @@ class AheadTarget(DrawnSequences):
         self.sent[sequence_id] = 0
         self.rolling.pop(sequence_id, None)
 
-    def draft(self, rule: DepthRule) -> None:
+    def draft(self, rule: int) -> None:
         """In place of what is at hand; the answer is waited for."""
         sequence_id, floor = self.rng.choice(self.answerable or list(self.texts)), self.rng.choice([0.0, 0.1])
         asked = replace(self.context(sequence_id, self.rng.randint(0, 5)), stop_probability=floor)
@@ -148,7 +147,7 @@ class AheadTarget(DrawnSequences):
         assert list(zip(block.tokens, block.exits, strict=True)) == [(one, exit_) for one, exit_, _ in fresh]
         self.windows[sequence_id] = block.tokens
 
-    def turn(self, rule: DepthRule) -> None:
+    def turn(self, rule: int) -> None:
         """Whatever may come next."""
         self.take()
         chance = self.rng.random()
@@ -178,7 +177,7 @@ class Verified:
         own = AheadRow(row(1, [], 0, start=20), self.window if window is None else window, length)
         self.send(own, round_id=round_id)
 
-    def send(self, *rows: AheadRow, depth: DepthRule = DEEP, round_id: int = 1) -> None:
+    def send(self, *rows: AheadRow, depth: int = DEEP, round_id: int = 1) -> None:
         self.pool.worker.ahead(AheadRequest("large", round_id, depth, rows), self.replies.append)
         self.pool.worker.check()
 

@@ -15,7 +15,6 @@ from drafters.client import LocalDraftClient
 from drafters.worker import DraftWorker
 from protocol.branch import AheadClient
 from protocol.draft import DraftBlock, DraftClient, DraftRequest, DraftRow
-from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 from tests.link.contract import linked
 
@@ -24,7 +23,7 @@ Connect = Callable[..., AbstractContextManager[AheadClient]]
 PATIENCE_S = 30.0
 TOKENS = [3, 14, 15, 92, 65, 35, 89, 79]
 SAMPLED = SamplingParams(temperature=0.9, top_p=0.95, seed=2**63 + 11)
-CASCADE = DepthRule((1, 2, 4), (0.4, 0.25))
+DEPTH = 2
 
 
 @contextmanager
@@ -42,7 +41,7 @@ def row(sequence_id: int, tokens: list[int], length: int, start: int = 0) -> Dra
 
 
 def request(*rows: DraftRow, round_id: int = 1) -> DraftRequest:
-    return DraftRequest("target", round_id, CASCADE, rows)
+    return DraftRequest("target", round_id, DEPTH, rows)
 
 
 def draft(client: DraftClient, *rows: DraftRow, round_id: int = 1) -> tuple[DraftBlock, ...]:

@@ -11,7 +11,6 @@ from drafters.nested import NestedDrafter
 from drafters.worker import DraftWorker
 from model.decoder import Decoder
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
-from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 from protocol.stats import PassStats
 from tests.fuzz.integers import IntegerDrafter
@@ -20,8 +19,7 @@ from tests.reference.drafting import draft_from_scratch
 EXITS = (1, 2, 4)
 VOCABULARY = 160
 GREEDY = SamplingParams(temperature=0.0)
-SHALLOW, DEEP = DepthRule((1,)), DepthRule((4,))
-RULES = (SHALLOW, DepthRule((2,)), DEEP, DepthRule((1, 2, 4), (0.35, 0.6)), DepthRule((1, 4), (0.5,)))
+SHALLOW, DEEP = 1, 4
 
 
 class Clock:
@@ -45,7 +43,7 @@ class Pool:
         self.worker = DraftWorker(self.drafter, self.limits, self.clock)
         self.replies: list[DraftReply] = []
 
-    def submit(self, *rows: DraftRow, depth: DepthRule = DEEP, incarnation: str = "large", round_id: int = 0) -> None:
+    def submit(self, *rows: DraftRow, depth: int = DEEP, incarnation: str = "large", round_id: int = 0) -> None:
         self.worker.submit(DraftRequest(incarnation, round_id, depth, rows), self.replies.append)
         self.worker.check()
 
@@ -66,7 +64,7 @@ class Pool:
             passes.append(stats)
         return passes
 
-    def ask(self, row: DraftRow, depth: DepthRule = DEEP, incarnation: str = "large") -> DraftBlock:
+    def ask(self, row: DraftRow, depth: int = DEEP, incarnation: str = "large") -> DraftBlock:
         """The answer to one row, after all that there was to do."""
         replies: list[DraftReply] = []
         self.worker.submit(DraftRequest(incarnation, 0, depth, (row,)), replies.append)
@@ -85,13 +83,13 @@ def row(
     tokens: Sequence[int],
     length: int,
     start: int = 0,
-    depth: DepthRule | None = None,
+    depth: int | None = None,
     stop_probability: float = 0.0,
 ) -> DraftRow:
     return DraftRow(sequence_id, start, tuple(tokens), length, GREEDY, depth, stop_probability)
 
 
-def expected(decoder: Decoder, tokens: list[int], length: int, depth: DepthRule = DEEP) -> tuple[int, ...]:
+def expected(decoder: Decoder, tokens: list[int], length: int, depth: int = DEEP) -> tuple[int, ...]:
     return tuple(token for token, _, _ in draft_from_scratch(decoder, tokens, length, depth, GREEDY))
 
 
@@ -123,7 +121,7 @@ class RandomTarget(DrawnSequences):
         self.num_accepted = self.num_rejected = self.num_full = self.num_sunk = 0
         self.num_refused: Counter[DraftStatus] = Counter()
 
-    def ask(self, depth: DepthRule) -> None:
+    def ask(self, depth: int) -> None:
         self.rounds += 1
         chosen = [sequence_id for sequence_id in self.texts if self.rng.random() < 0.8]
         rows = tuple(self.row(sequence_id) for sequence_id in chosen)
@@ -133,7 +131,7 @@ class RandomTarget(DrawnSequences):
     def row(self, sequence_id: int) -> DraftRow:
         start, text, rng = self.sent[sequence_id], self.texts[sequence_id], self.rng
         self.sent[sequence_id] = len(text)
-        depth = rng.choice(RULES) if rng.random() < 0.3 else None
+        depth = rng.choice(EXITS) if rng.random() < 0.3 else None
         stop = 10 ** -rng.uniform(0, 2) if rng.random() < 0.3 else 0.0
         return DraftRow(
             sequence_id, start, tuple(text[start:]), rng.randint(0, 5), self.sampling[sequence_id], depth, stop
@@ -159,7 +157,7 @@ class RandomTarget(DrawnSequences):
             self.closed.add(sequence_id)
         self.pool.worker.close(self.incarnation, [sequence_id])
 
-    def verify(self, asked: DraftRow, block: DraftBlock, depth: DepthRule) -> None:
+    def verify(self, asked: DraftRow, block: DraftBlock, depth: int) -> None:
         text = self.texts[asked.sequence_id]
         assert block.base_length == len(text)
         if block.status is not DraftStatus.OK:

@@ -9,7 +9,7 @@ from drafters.worker import DraftWorker
 from model.decoder import Decoder
 from protocol.branch import AheadClient, AheadRequest, AheadRow, Branch, prefix_hash
 from protocol.draft import DraftStatus
-from tests.drafters.clients import CASCADE, PATIENCE_S, SAMPLED, TOKENS, Connect, draft, eventually, row
+from tests.drafters.clients import DEPTH, PATIENCE_S, SAMPLED, TOKENS, Connect, draft, eventually, row
 from tests.reference.drafting import draft_from_scratch
 
 
@@ -21,7 +21,7 @@ def ahead(
     round_id: int = 2,
 ) -> None:
     asked = AheadRow(row(1, tokens, 0, start), window, length=3)
-    client.ahead(AheadRequest("target", round_id, CASCADE, (asked,)))
+    client.ahead(AheadRequest("target", round_id, DEPTH, (asked,)))
 
 
 def gather(client: AheadClient, done: Callable[[list[Branch]], bool]) -> list[Branch]:
@@ -36,7 +36,7 @@ def gather(client: AheadClient, done: Callable[[list[Branch]], bool]) -> list[Br
 
 def next_tokens(llama: Decoder, tokens: list[int], count: int) -> tuple[int, ...]:
     """Not while the worker may be at work: a decoder is for one thread."""
-    return tuple(token for token, _, _ in draft_from_scratch(llama, tokens, count, CASCADE, SAMPLED))
+    return tuple(token for token, _, _ in draft_from_scratch(llama, tokens, count, DEPTH, SAMPLED))
 
 
 def test_a_branch_comes_behind_the_proposal_and_one_more_token_drafted_as_from_scratch(

@@ -14,7 +14,7 @@ from drafters.picks import Pick
 from model.decoder import Decoder
 from protocol.branch import AheadRequest, AheadRow, BranchReply
 from tests.drafters.ahead import AheadTarget, Verified
-from tests.drafters.pool import DEEP, GREEDY, RULES, SHALLOW, Pool, expected, row, text
+from tests.drafters.pool import DEEP, EXITS, GREEDY, SHALLOW, Pool, expected, row, text
 from tests.sizes import quick
 
 
@@ -36,7 +36,7 @@ def played(
     targets = [AheadTarget(pool, llama, name, rng) for name in ("large", "small")]
     rule = DEEP
     for _ in range(num_turns):
-        rule = rng.choice(RULES) if rng.random() < 0.2 else rule
+        rule = rng.choice(EXITS) if rng.random() < 0.2 else rule
         for target in targets:
             target.turn(rule)
         pool.step()

@@ -9,7 +9,6 @@ from drafters.picks import PassRow
 from model.decoder import Decoder
 from protocol.branch import AheadRequest, AheadRow, BranchReply
 from protocol.draft import DraftStatus
-from protocol.plan import DepthRule
 from tests.drafters.ahead import Verified
 from tests.drafters.pool import DEEP, expected, row, text
 
@@ -69,7 +68,7 @@ def test_what_the_pool_cannot_draft_ahead_for_brings_nothing(llama: Decoder) -> 
     one = Verified(llama)
     one.send(AheadRow(row(2, [5], 0, start=7), (), 2))
     one.send(AheadRow(row(1, [], 0, start=20), (900,), 2), round_id=2)
-    one.send(AheadRow(row(1, [], 0, start=20), one.window, 2), depth=DepthRule((3,)), round_id=3)
+    one.send(AheadRow(row(1, [], 0, start=20), one.window, 2), depth=3, round_id=3)
     one.pool.run()
     one.pool.worker.check()
     assert one.replies == []

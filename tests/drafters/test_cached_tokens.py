@@ -7,12 +7,11 @@ import pytest
 
 from drafters.cached_tokens import CachedTokens, draft_room, positions_fed
 from protocol.branch import prefix_hash
-from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 
 
 def cached(tokens: Sequence[int] = (), committed: int = 0) -> CachedTokens:
-    return CachedTokens(("large", 1), 1, DepthRule((4,)), SamplingParams(), 0.0, list(tokens), committed)
+    return CachedTokens(("large", 1), 1, 4, SamplingParams(), 0.0, list(tokens), committed)
 
 
 @pytest.mark.parametrize("seed", range(50))

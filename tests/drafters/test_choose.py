@@ -14,9 +14,8 @@ from drafters.choose import NO_TURNS, Choice, Part, Turns, Waiting, choose, cont
 from drafters.limits import PoolLimits
 from drafters.pace import UNKNOWN, Pace
 from drafters.row import Priority
-from protocol.plan import DepthRule
 
-DEEP, SHALLOW = DepthRule((4,)), DepthRule((1,))
+DEEP, SHALLOW = 4, 1
 LIMITS = PoolLimits()
 
 
@@ -38,15 +37,15 @@ def chosen(*rows: Waiting, limits: PoolLimits = LIMITS, pace: Pace = UNKNOWN, no
 
 def test_a_few_missing_positions_ride_along_and_many_are_settled_in_chunks() -> None:
     row = Waiting(1, "large", Priority.DRAFT, DEEP, 100, 67, 4)
-    assert draft_part(row, 32, 0, 4) == Part(1, 100, 0, 0, 4)
-    assert draft_part(row._replace(settled=66), 32, 33, 4) == Part(1, 100, 99, 33, 4)
-    assert draft_part(row._replace(settled=0), 32, 40, 4) == Part(1, 40, 40, 40)
-    assert draft_part(row._replace(settled=40), 32, 59, 4) == Part(1, 100, 99, 59, 4)
+    assert draft_part(row, 32, 0, 4) == Part(1, 100, 0, 4)
+    assert draft_part(row._replace(settled=66), 32, 33, 4) == Part(1, 100, 33, 4)
+    assert draft_part(row._replace(settled=0), 32, 40, 4) == Part(1, 40, 40)
+    assert draft_part(row._replace(settled=40), 32, 59, 4) == Part(1, 100, 59, 4)
     assert draft_part(row._replace(settled=40), 32, 0, 4) is None
 
 
 def test_a_context_that_is_only_handed_over_stops_before_its_last_token() -> None:
-    assert context_part(Waiting(1, "large", Priority.CONTEXT, DEEP, 10, 0, 0), 50) == Part(1, 9, 9, 9)
+    assert context_part(Waiting(1, "large", Priority.CONTEXT, DEEP, 10, 0, 0), 50) == Part(1, 9, 9)
     assert context_part(Waiting(1, "large", Priority.CONTEXT, DEEP, 10, 9, 0), 50) is None
 
 

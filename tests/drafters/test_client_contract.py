@@ -13,9 +13,8 @@ from drafters.picks import PassRow, Pick
 from drafters.worker import DraftWorker
 from model.decoder import Decoder
 from protocol.draft import DraftBlock, DraftRequest, DraftStatus
-from protocol.plan import DepthRule
 from tests.deployments.harness import Clock
-from tests.drafters.clients import CASCADE, PATIENCE_S, SAMPLED, TOKENS, Connect, draft, eventually, request, row
+from tests.drafters.clients import DEPTH, PATIENCE_S, SAMPLED, TOKENS, Connect, draft, eventually, request, row
 from tests.reference.drafting import draft_from_scratch
 
 FOREVER_S = 1e5  # who waits at all does not come back while a test lasts
@@ -28,7 +27,7 @@ def test_every_row_is_answered_with_the_drafters_own_tokens_exits_and_confidence
         blocks = draft(client, row(1, TOKENS, 4), row(2, TOKENS[:3], 1), round_id=7)
     assert [(block.sequence_id, block.base_length) for block in blocks] == [(1, 8), (2, 3)]
     for block, tokens, length in zip(blocks, (TOKENS, TOKENS[:3]), (4, 1), strict=True):
-        expected = draft_from_scratch(llama, tokens, length, CASCADE, SAMPLED)
+        expected = draft_from_scratch(llama, tokens, length, DEPTH, SAMPLED)
         assert block.status is DraftStatus.OK
         assert block.tokens == tuple(token for token, _, _ in expected)
         assert block.exits == tuple(exit_ for _, exit_, _ in expected)
@@ -40,7 +39,7 @@ def test_the_next_round_carries_only_what_is_new(connect: Connect, worker: Draft
         (first,) = draft(client, row(1, TOKENS, 4))
         committed = [*TOKENS, *first.tokens[:2], 5]
         (second,) = draft(client, row(1, committed, 3, start=len(TOKENS)), round_id=2)
-    expected = draft_from_scratch(llama, committed, 3, CASCADE, SAMPLED)
+    expected = draft_from_scratch(llama, committed, 3, DEPTH, SAMPLED)
     assert second.base_length == len(committed)
     assert second.tokens == tuple(token for token, _, _ in expected)
 
@@ -51,21 +50,21 @@ def test_opening_hands_over_context_so_that_a_draft_needs_none(
     with connect(worker, "target", PATIENCE_S) as client:
         client.open(request(row(1, TOKENS, 0)))
         (block,) = draft(client, row(1, [*TOKENS, 9], 2, start=len(TOKENS)))
-    expected = draft_from_scratch(llama, [*TOKENS, 9], 2, CASCADE, SAMPLED)
+    expected = draft_from_scratch(llama, [*TOKENS, 9], 2, DEPTH, SAMPLED)
     assert block.tokens == tuple(token for token, _, _ in expected)
 
 
 def test_a_row_may_have_a_depth_of_its_own_and_a_floor_to_end_at(
     connect: Connect, worker: DraftWorker, llama: Decoder
 ) -> None:
-    own = DepthRule((1, 4), (0.3,))
+    own = 4
     plain = draft_from_scratch(llama, TOKENS, 6, own, SAMPLED)
     floor = 0.5 * (plain[0][2] * plain[1][2] + plain[0][2] * plain[1][2] * plain[2][2])
     with connect(worker, "target", PATIENCE_S) as client:
         blocks = draft(client, replace(row(1, TOKENS, 6), depth=own, stop_probability=floor), row(2, TOKENS, 6))
     assert blocks[0].tokens == tuple(token for token, _, _ in plain[:3])
     assert blocks[0].exits == tuple(exit_ for _, exit_, _ in plain[:3])
-    expected = draft_from_scratch(llama, TOKENS, 6, CASCADE, SAMPLED)
+    expected = draft_from_scratch(llama, TOKENS, 6, DEPTH, SAMPLED)
     assert blocks[1].tokens == tuple(token for token, _, _ in expected)
 
 
@@ -95,7 +94,7 @@ def test_a_row_whose_context_is_yet_to_be_read_holds_up_no_other_and_is_drafted_
         assert (slow.status, slow.tokens, len(fast.tokens)) == (DraftStatus.NOT_YET, (), 2)
         eventually(lambda: ask(len(long))[0].status is DraftStatus.OK)
         (again, _) = ask(len(long))
-    expected = draft_from_scratch(llama, long, 2, CASCADE, SAMPLED)
+    expected = draft_from_scratch(llama, long, 2, DEPTH, SAMPLED)
     assert again.tokens == tuple(token for token, _, _ in expected)
 
 
@@ -129,7 +128,7 @@ def test_an_answer_names_who_asked_and_comes_in_the_order_of_its_rows(
         reply = client.draft(request(row(1, TOKENS, 4), row(2, TOKENS[:3], 1), round_id=7))
     assert reply is not None
     assert (reply.incarnation, reply.round_id) == ("target", 7)
-    expected = [draft_from_scratch(llama, tokens, n, CASCADE, SAMPLED) for tokens, n in ((TOKENS, 4), (TOKENS[:3], 1))]
+    expected = [draft_from_scratch(llama, tokens, n, DEPTH, SAMPLED) for tokens, n in ((TOKENS, 4), (TOKENS[:3], 1))]
     assert [block.tokens for block in reply.blocks] == [tuple(token for token, _, _ in own) for own in expected]
 
 
@@ -173,11 +172,11 @@ def test_two_clients_with_the_same_sequence_ids_do_not_meet(
 ) -> None:
     with connect(worker, "target", PATIENCE_S) as client, connect(worker, "other", PATIENCE_S) as other:
         draft(client, row(1, TOKENS, 2))
-        reply = other.draft(DraftRequest("other", 1, CASCADE, (row(1, TOKENS[::-1], 2),)))
+        reply = other.draft(DraftRequest("other", 1, DEPTH, (row(1, TOKENS[::-1], 2),)))
         (again,) = draft(client, row(1, TOKENS, 2, start=len(TOKENS)), round_id=2)
         other.close([1])
         eventually(lambda: worker.stats().num_sequences == 1)
     assert reply is not None
-    expected = [draft_from_scratch(llama, tokens, 2, CASCADE, SAMPLED) for tokens in (TOKENS[::-1], TOKENS)]
+    expected = [draft_from_scratch(llama, tokens, 2, DEPTH, SAMPLED) for tokens in (TOKENS[::-1], TOKENS)]
     assert reply.blocks[0].tokens == tuple(token for token, _, _ in expected[0])
     assert again.tokens == tuple(token for token, _, _ in expected[1])

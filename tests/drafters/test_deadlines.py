@@ -11,7 +11,7 @@ from drafters.limits import PoolLimits
 from drafters.picks import PassRow, Pick
 from model.decoder import Decoder
 from protocol.draft import DraftReply, DraftRequest, DraftRow, DraftStatus
-from tests.drafters.pool import DEEP, RULES, Pool, expected, row, text
+from tests.drafters.pool import DEEP, EXITS, Pool, expected, row, text
 from tests.reference.drafting import draft_from_scratch
 
 
@@ -103,13 +103,13 @@ def test_whatever_the_deadlines_what_comes_is_a_part_of_what_a_fresh_drafter_say
     texts = {name: text(rng.randint(1, 60), seed + name) for name in range(4)}
     sent, statuses = dict.fromkeys(texts, 0), set[DraftStatus]()
     for round_id in range(40):
-        rule = rng.choice(RULES)
+        depth = rng.choice(EXITS)
         rows = [
             row(name, own[sent[name] :], rng.randint(1, 6), sent[name])
             for name, own in texts.items()
             if rng.random() < 0.8
         ]
-        request = DraftRequest("large", round_id, rule, tuple(rows), rng.uniform(0.1, 12.0))
+        request = DraftRequest("large", round_id, depth, tuple(rows), rng.uniform(0.1, 12.0))
         sent |= {one.sequence_id: one.base_length for one in rows}
         replies: list[DraftReply] = []
         pool.worker.submit(request, replies.append)
@@ -121,7 +121,7 @@ def test_whatever_the_deadlines_what_comes_is_a_part_of_what_a_fresh_drafter_say
         assert len(blocks) == len(rows), "a row was answered late, or not at all"
         for one in rows:
             block, own = blocks[one.sequence_id], texts[one.sequence_id]
-            fresh = draft_from_scratch(llama, own, one.length, rule, one.sampling)
+            fresh = draft_from_scratch(llama, own, one.length, depth, one.sampling)
             assert block.tokens == tuple(token for token, _, _ in fresh[: len(block.tokens)])
             assert block.status is not DraftStatus.OK or block.tokens
             statuses.add(block.status)

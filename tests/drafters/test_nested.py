@@ -1,4 +1,4 @@
-"""The ragged pass against every sequence alone, from scratch, at the depth of its rule."""
+"""The ragged pass against every sequence alone, from scratch, at its depth."""
 
 from __future__ import annotations
 
@@ -13,29 +13,17 @@ import pytest
 import torch
 
 from drafters.manifest import Manifest
-from drafters.nested import NestedDrafter, bytes_per_position, leaves, load_nested
+from drafters.nested import NestedDrafter, bytes_per_position, load_nested
 from drafters.picks import PassRow, Pick
 from model.decoder import Decoder
 from model.execution import Execution
 from protocol.errors import ConfigError
-from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 from tests.model.families import EXECUTIONS
 from tests.reference.drafting import next_from_scratch
 
 EXITS = (1, 2, 4)
 GREEDY = SamplingParams(temperature=0.0)
-RULES = (
-    DepthRule((1,)),
-    DepthRule((2,)),
-    DepthRule((4,)),
-    DepthRule((1, 2, 4), (0.0, 0.0)),
-    DepthRule((1, 2, 4), (0.35, 0.6)),
-    DepthRule((1, 4), (0.5,)),
-    DepthRule((2, 4), (0.2,)),
-    DepthRule((1, 2), (0.7,)),
-    DepthRule((1, 2, 4), (1.0, 1.0)),
-)
 
 
 class Pool:
@@ -53,24 +41,24 @@ class Pool:
     def text(self, length: int) -> list[int]:
         return [self.rng.randrange(160) for _ in range(length)]
 
-    def row(self, sequence: int, rule: DepthRule) -> PassRow:
+    def row(self, sequence: int, depth: int) -> PassRow:
         """A decode row, a chunk of context, or the end of a context with a draft from it."""
         tokens = self.tokens[sequence]
-        done = self.drafter.settled(sequence, rule)
-        length, settled = len(tokens), 0
+        done, length, ahead = self.drafter.settled(sequence, depth), len(tokens), self.rng.randint(1, 4)
         if done < len(tokens) - 1 and self.rng.random() < 0.4:
             settled = self.rng.randint(done + 1, len(tokens) - 1)
-            length = settled if settled < len(tokens) - 1 or self.rng.random() < 0.3 else len(tokens)
-        ahead, floor = self.rng.randint(1, 4), self.rng.choice([0.0, self.rng.random()])
-        assert self.drafter.ledger.reserve(sequence, length + ahead - 1)
+            if settled < len(tokens) - 1 or self.rng.random() < 0.3:
+                length, ahead = settled, 0
+        floor = self.rng.choice([0.0, self.rng.random()])
+        assert self.drafter.ledger.reserve(sequence, length + max(ahead, 1) - 1)
         new = tokens[self.drafter.written(sequence) : length]
-        return PassRow(sequence, new, length, settled, rule, self.sampling[sequence], ahead, floor)
+        return PassRow(sequence, new, length, depth, self.sampling[sequence], ahead, floor)
 
     def step(self) -> list[tuple[PassRow, Pick]]:
         """One pass over some of the sequences; each pick is compared with the reference and appended."""
         chosen = [sequence for sequence in range(len(self.tokens)) if self.rng.random() < 0.8]
-        shared = self.rng.choice(RULES) if self.rng.random() < 0.5 else None
-        rows = [self.row(sequence, shared or self.rng.choice(RULES)) for sequence in chosen]
+        shared = self.rng.choice(EXITS) if self.rng.random() < 0.5 else None
+        rows = [self.row(sequence, shared or self.rng.choice(EXITS)) for sequence in chosen]
         drafted = []
         for row, picks in zip(rows, self.drafter.run(rows), strict=True):
             assert may_be_all(row, picks)
@@ -116,12 +104,11 @@ def test_a_ragged_pass_of_mixed_depths_drafts_what_each_sequence_would_alone(
         SamplingParams(temperature=1.3, seed=2**64 - 1, top_p=0.9, min_p=0.01),
     ]
     pool = Pool(llama, page_size, sampling, seed)
-    exits: Counter[tuple[DepthRule, int]] = Counter()
+    depths: Counter[int] = Counter()
     for _ in range(30):
-        exits.update((row.depth, pick.exit) for row, pick in pool.step())
+        depths.update(row.depth for row, _ in pool.step())
         pool.verify()
-    cascades = Counter(depth for (rule, depth), count in exits.items() if len(rule.exits) > 1 for _ in range(count))
-    assert min(cascades[depth] for depth in EXITS) > 3, "an exit that no cascade left at was not tried"
+    assert min(depths[depth] for depth in EXITS) > 3, "an exit was not tried"
 
 
 def test_windows_and_soft_capping_do_not_mind_tokens_that_ride_along(gemma: Decoder) -> None:
@@ -142,8 +129,8 @@ def test_going_deeper_late_is_the_same_as_having_gone_deep_at_once(llama: Decode
     tokens = [3, 14, 15, 92]
     for depth in (1, 1, 1, 2, 1, 1, 4, 2, 4):
         new = tokens[drafter.written(0) :]
-        ((pick,),) = drafter.run([PassRow(0, new, len(tokens), 0, DepthRule((depth,)), sampling)])
-        assert pick.token == next_from_scratch(llama, tokens, DepthRule((depth,)), sampling)[0]
+        ((pick,),) = drafter.run([PassRow(0, new, len(tokens), depth, sampling)])
+        assert pick.token == next_from_scratch(llama, tokens, depth, sampling)[0]
         tokens.append(pick.token)
 
 
@@ -153,9 +140,9 @@ def test_rows_at_one_depth_draft_ahead_in_one_pass(llama: Decoder) -> None:
     for sequence, ahead in enumerate((3, 1, 5)):
         drafter.open(sequence)
         drafter.ledger.reserve(sequence, 20)
-        rows.append(PassRow(sequence, [7, 8 + sequence], 2, 0, DepthRule((2,)), GREEDY, ahead))
+        rows.append(PassRow(sequence, [7, 8 + sequence], 2, 2, GREEDY, ahead))
     assert [len(picks) for picks in drafter.run(rows)] == [3, 1, 5]
-    assert [drafter.settled(sequence, DepthRule((2,))) for sequence in range(3)] == [4, 2, 6]
+    assert [drafter.settled(sequence, 2) for sequence in range(3)] == [4, 2, 6]
     drafter.check()
 
 
@@ -165,38 +152,20 @@ def test_a_row_that_reaches_its_floor_drafts_no_further_and_has_run_only_what_it
     for sequence, floor in enumerate((0.0, 1.0, 1e-9)):
         drafter.open(sequence)
         drafter.ledger.reserve(sequence, 8)
-        rows.append(PassRow(sequence, [7, 8], 2, 0, DepthRule((2,)), GREEDY, 5, floor))
+        rows.append(PassRow(sequence, [7, 8], 2, 2, GREEDY, 5, floor))
     assert [len(picks) for picks in drafter.run(rows)] == [5, 1, 5]
-    assert [drafter.settled(sequence, DepthRule((2,))) for sequence in range(3)] == [6, 2, 6]
+    assert [drafter.settled(sequence, 2) for sequence in range(3)] == [6, 2, 6]
     drafter.check()
-
-
-def test_a_row_that_leaves_early_still_settles_its_context(llama: Decoder) -> None:
-    drafter = NestedDrafter(llama, EXITS, num_pages=8, page_size=16)
-    drafter.open(0)
-    drafter.ledger.reserve(0, 20)
-    rule = DepthRule((1, 2, 4), (-1.0, -1.0))
-    ((pick,),) = drafter.run([PassRow(0, list(range(20)), 20, 19, rule, GREEDY)])
-    assert pick.exit == 1
-    assert drafter.written(0) == 20
-    assert drafter.settled(0, rule) == 19
 
 
 def test_a_context_catches_up_in_the_deeper_segments_alone(llama: Decoder) -> None:
     drafter = NestedDrafter(llama, EXITS, num_pages=8, page_size=16)
     drafter.open(0)
     drafter.ledger.reserve(0, 30)
-    drafter.run([PassRow(0, list(range(30)), 30, 30, DepthRule((1,)), GREEDY)])
-    assert drafter.run([PassRow(0, [], 12, 12, DepthRule((4,)), GREEDY)]) == [[]]
-    assert drafter.settled(0, DepthRule((4,))) == 12
+    drafter.run([PassRow(0, list(range(30)), 30, 1, GREEDY, ahead=0)])
+    assert drafter.run([PassRow(0, [], 12, 4, GREEDY, ahead=0)]) == [[]]
+    assert drafter.settled(0, 4) == 12
     assert drafter.written(0) == 30
-
-
-def test_a_threshold_is_passed_only_by_what_lies_above_it() -> None:
-    rule = DepthRule((1, 2), (0.5,))
-    assert not leaves(rule, 1, 0.5)
-    assert leaves(rule, 1, 0.5001)
-    assert leaves(rule, 2, 0.0)
 
 
 @pytest.mark.parametrize("exits", [(), (2, 1), (0, 2), (2, 5), (2, 2)])

@@ -9,8 +9,7 @@ import pytest
 from drafters.limits import PoolLimits
 from model.decoder import Decoder
 from protocol.draft import DraftStatus
-from protocol.plan import DepthRule
-from tests.drafters.pool import DEEP, GREEDY, RULES, SHALLOW, Pool, expected, row, text
+from tests.drafters.pool import DEEP, EXITS, GREEDY, SHALLOW, Pool, expected, row, text
 from tests.reference.drafting import draft_from_scratch
 from tests.sizes import quick
 
@@ -18,18 +17,18 @@ from tests.sizes import quick
 @pytest.mark.parametrize("ahead", [1, 3, 8])
 def test_rows_of_one_request_draft_at_their_own_depths(llama: Decoder, ahead: int) -> None:
     pool, tokens = Pool(llama, PoolLimits(ahead=ahead)), text(9)
-    pool.submit(row(0, tokens, 4), *(row(1 + index, tokens, 4, depth=rule) for index, rule in enumerate(RULES)))
+    pool.submit(row(0, tokens, 4), *(row(1 + index, tokens, 4, depth=depth) for index, depth in enumerate(EXITS)))
     pool.run()
     blocks = pool.blocks()
-    for sequence_id, rule in enumerate((DEEP, *RULES)):
-        drafted = draft_from_scratch(llama, tokens, 4, rule, GREEDY)
+    for sequence_id, depth in enumerate((DEEP, *EXITS)):
+        drafted = draft_from_scratch(llama, tokens, 4, depth, GREEDY)
         block = blocks[sequence_id]
         assert list(zip(block.tokens, block.exits, strict=True)) == [(token, exit_) for token, exit_, _ in drafted]
 
 
 def test_a_row_with_a_depth_of_its_own_does_not_mind_that_the_requests_is_unknown(llama: Decoder) -> None:
     pool, tokens = Pool(llama), text(4)
-    block = pool.ask(row(1, tokens, 2, depth=SHALLOW), depth=DepthRule((3,)))
+    block = pool.ask(row(1, tokens, 2, depth=SHALLOW), depth=3)
     assert block.tokens == expected(llama, tokens, 2, SHALLOW)
 
 
@@ -37,7 +36,7 @@ def test_an_unknown_depth_is_logged_by_name_and_answered_with_nothing(
     llama: Decoder, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = Pool(llama)
-    block = pool.ask(row(1, text(4), 2), depth=DepthRule((3,)))
+    block = pool.ask(row(1, text(4), 2), depth=3)
     assert (block.status, block.tokens) == (DraftStatus.OK, ())
     assert "depth 3 is not an exit of this drafter; it has (1, 2, 4)" in caplog.text
 
@@ -48,9 +47,9 @@ def test_only_the_rows_of_an_unknown_depth_are_answered_with_nothing(
     pool, tokens = Pool(llama), text(4)
     pool.submit(
         row(1, tokens, 2),
-        row(2, tokens, 2, depth=DepthRule((3,))),
+        row(2, tokens, 2, depth=3),
         row(3, tokens, 2, depth=SHALLOW),
-        row(4, tokens, 2, depth=DepthRule((3,))),
+        row(4, tokens, 2, depth=3),
     )
     assert [(block.status, block.tokens) for block in pool.blocks().values()] == [(DraftStatus.OK, ())] * 2
     pool.run()
@@ -71,7 +70,7 @@ def test_a_draft_ends_behind_the_token_at_which_the_product_of_its_confidences_r
     tokens = {sequence_id: text(rng.randint(2, 9), seed + sequence_id) for sequence_id in range(4)}
     sent, lengths = dict.fromkeys(tokens, 0), set()
     for round_id in range(6):
-        shared = rng.choice(RULES)
+        shared = rng.choice(EXITS)
         floors = {one: rng.choice([0.0, 10 ** -rng.uniform(0, 5)]) for one in tokens}
         pool.submit(
             *(row(one, own[sent[one] :], 12, sent[one], stop_probability=floors[one]) for one, own in tokens.items()),

@@ -15,7 +15,7 @@ from protocol.draft import DraftStatus
 from simulation.decoder import TableDecoder
 from simulation.text import Drawn, Rates, World
 from tests.drafters.ahead import AheadTarget
-from tests.drafters.pool import DEEP, EXITS, RULES, SHALLOW, Pool, RandomTarget, expected, row, text
+from tests.drafters.pool import DEEP, EXITS, SHALLOW, Pool, RandomTarget, expected, row, text
 from tests.sizes import quick
 
 DRAWN = Drawn(EXITS, (Rates(((0.2, 0.6, 0.9), (0.5, 0.8, 0.95), (0.7, 0.9, 1.0))),))
@@ -60,7 +60,7 @@ def drafting(decoder: Decoder, seed: int) -> Pool:
             elif rng.random() < 0.02:  # another text in the place of what was committed
                 target.texts[sequence_id], target.sent[sequence_id] = alike(rng), 0
             if rng.random() < 0.5:
-                target.ask(rng.choice(RULES))
+                target.ask(rng.choice(EXITS))
         pool.step()
         pool.worker.check()
     pool.run()
@@ -99,7 +99,7 @@ def test_branches_are_those_of_a_drafter_that_reads_every_context_itself(seed: i
             target.start_over(sequence_id)
     for _ in range(150):
         for target in targets:
-            target.turn(rng.choice(RULES))
+            target.turn(rng.choice(EXITS))
             target.take()
             if target.flight is None and rng.random() < 0.1:
                 target.start_over(rng.randrange(3))

@@ -16,7 +16,7 @@ from model.decoder import Decoder
 from protocol.branch import AheadClient
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftStatus
 from protocol.stats import TranslationCounts
-from tests.drafters.clients import CASCADE, TOKENS, draft, request, row
+from tests.drafters.clients import DEPTH, TOKENS, draft, request, row
 from tests.reference.drafting import draft_from_scratch
 
 VOCAB = 160  # of the drafter
@@ -41,7 +41,7 @@ def read(translation: Translation, tokens: Sequence[int]) -> list[int]:
 
 def expected(decoder: Decoder, translation: Translation, tokens: Sequence[int], length: int) -> tuple[int, ...]:
     """The drafter's greedy text behind the translated tokens, back in the target's."""
-    drafted = draft_from_scratch(decoder, read(translation, tokens), length, CASCADE, GREEDY)
+    drafted = draft_from_scratch(decoder, read(translation, tokens), length, DEPTH, GREEDY)
     return translation.write([token for token, _, _ in drafted])
 
 

@@ -15,7 +15,7 @@ from drafters.row import Priority, Row
 from model.decoder import Decoder
 from protocol.draft import DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.request import SamplingParams
-from tests.drafters.pool import DEEP, GREEDY, RULES, SHALLOW, Pool, RandomTarget, expected, row, text
+from tests.drafters.pool import DEEP, EXITS, GREEDY, SHALLOW, Pool, RandomTarget, expected, row, text
 from tests.reference.drafting import draft_from_scratch
 from tests.sizes import quick
 
@@ -33,7 +33,7 @@ def test_two_targets_share_the_pool_and_each_gets_what_a_fresh_drafter_would_say
         for target in targets:
             target.take_reply()
             if target.waiting is None and rng.random() < 0.5:
-                target.ask(rng.choice(RULES))
+                target.ask(rng.choice(EXITS))
                 pool.worker.check()
             elif rng.random() < 0.01:
                 target.close(rng.randrange(3))
@@ -270,7 +270,7 @@ def test_nothing_that_holds_tokens_shows_them() -> None:
         PendingRequest(DraftRequest("large", 0, DEEP, (row(1, tokens, 2),)), print, 0.0), 0, row(1, tokens, 2)
     )
     work = Row(cached=cached, length=2, priority=Priority.DRAFT, sink=answer, picks=[pick])
-    for one in (pick, cached, answer, work, PassRow(1, tokens, 2, 0, DEEP, GREEDY)):
+    for one in (pick, cached, answer, work, PassRow(1, tokens, 2, DEEP, GREEDY)):
         assert "9876" not in repr(one)
 
 

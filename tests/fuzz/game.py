@@ -16,13 +16,12 @@ from link.share import Share, check_exits, merged
 from protocol.branch import BranchReply
 from protocol.draft import DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.limits import MessageLimits, limits_of
-from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 from protocol.wire import decode_pool, decode_target
 from targets.pipeline import Order, Pipeline
 from tests.fuzz.integers import EXITS, IntegerDrafter, drafted_behind
 
-RULE = DepthRule(EXITS, (0.3, 0.6))
+DEPTH = 2
 NUM_ROWS = 32
 
 
@@ -43,7 +42,7 @@ class Victim:
     def ask(self) -> DraftRequest:
         self._round += 1
         rows = tuple(self._row(name) for name in self._texts)
-        return DraftRequest("victim", self._round, RULE, rows)
+        return DraftRequest("victim", self._round, DEPTH, rows)
 
     def _row(self, name: int) -> DraftRow:
         start, self._sent[name] = self._sent[name], len(self._texts[name])
@@ -55,7 +54,7 @@ class Victim:
         for block in reply.blocks:
             name, text = block.sequence_id, self._texts[block.sequence_id]
             assert block.status is DraftStatus.OK, f"a sequence is not known any more: {block.status}"
-            assert block.tokens == drafted_behind(text, 4, RULE, name), "somebody else wrote into a sequence"
+            assert block.tokens == drafted_behind(text, 4, DEPTH, name), "somebody else wrote into a sequence"
             self.num_right += 1
             text += [*block.tokens[: self._rng.randint(0, 4)], self._rng.randrange(90)]
             if len(text) > 100:
@@ -122,7 +121,7 @@ class Bench:
         if isinstance(message, DraftReply):
             link: Any = SimpleNamespace(open=True, member=SimpleNamespace(exits=EXITS, max_positions=128))
             rows = tuple(DraftRow(name, 0, (1, 2, 3, 4), 4, SamplingParams()) for name in range(3))
-            share = Share(DraftRequest("target", 1, RULE, rows), link, 1.0)
+            share = Share(DraftRequest("target", 1, DEPTH, rows), link, 1.0)
             share.add(message, 0.0)
             merged(share.asked, [share])
             return
@@ -131,7 +130,7 @@ class Bench:
         pipeline = Pipeline()
         for name in range(3):
             pipeline.resolve(name, (1, 2, 3, 4))
-            pipeline.begin(name, 4, Order(RULE, 4, 1))
+            pipeline.begin(name, 4, Order(DEPTH, 4, 1))
         pipeline.take(message.branches)
 
     def round(self) -> None:

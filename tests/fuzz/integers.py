@@ -11,11 +11,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from drafters.depth import Watermarks
-from drafters.nested import NestedDrafter, leaves
+from drafters.nested import NestedDrafter
 from drafters.picks import PassRow, Pick
 from drafters.shared import SharedPages
 from model.pages import PageLedger
-from protocol.plan import DepthRule
 
 VOCAB_SIZE = 97
 EXITS = (1, 2, 4)
@@ -54,15 +53,10 @@ class IntegerDrafter(NestedDrafter):
         return [self._descend(row) for row in rows]
 
     def _descend(self, row: PassRow) -> Pick | None:
-        pick = None
-        for segment in range(self._last_segment(row.depth) + 1):
-            marks, length = self._marks[row.sequence], row.length if pick is None else row.settled
-            if missing := marks.missing(segment, length):
-                self._marks[row.sequence] = marks.advance(segment, missing.stop)
-                if row.drafts and pick is None and self.exits[segment] in row.depth.exits:
-                    found = self._pick_at(row, row.length, self.exits[segment])
-                    pick = found if leaves(row.depth, found.exit, found.confidence) else None
-        return pick
+        for segment in range(self.exits.index(row.depth) + 1):
+            marks = self._marks[row.sequence]
+            self._marks[row.sequence] = marks.advance(segment, marks.missing(segment, row.length).stop)
+        return self._pick_at(row, row.length, row.depth) if row.drafts else None
 
     def _write(self, sequence: int, start: int, tokens: Sequence[int]) -> None:
         self._tokens[self.ledger.slots(sequence)[start : start + len(tokens)]] = tokens
@@ -77,10 +71,9 @@ def pick_behind(tokens: Sequence[int], exit_: int, seed: int) -> Pick:
     return Pick(found % VOCAB_SIZE, exit_, found // VOCAB_SIZE % 101 / 100)
 
 
-def drafted_behind(tokens: Sequence[int], length: int, rule: DepthRule, seed: int) -> tuple[int, ...]:
+def drafted_behind(tokens: Sequence[int], length: int, depth: int, seed: int) -> tuple[int, ...]:
     """What a draft of so many tokens is, from scratch."""
     known = list(tokens)
     for _ in range(length):
-        tries = (pick_behind(known, exit_, seed) for exit_ in rule.exits)
-        known.append(next(one.token for one in tries if leaves(rule, one.exit, one.confidence)))
+        known.append(pick_behind(known, depth, seed).token)
     return tuple(known[len(tokens) :])

@@ -17,10 +17,6 @@ WHOLES = (0, 1, 2, 3, 7, 8, 9, 63, 64, 65, 96, 97, 127, 128, 129, 255, 256, 1 <<
 LARGE = ((1 << 32) - 1,)
 LARGER = (1 << 32, (1 << 53) + 1, (1 << 63) - 1, 1 << 63, (1 << 64) - 1)
 WHOLE_TYPES = (FieldDescriptor.TYPE_UINT64, FieldDescriptor.TYPE_FIXED64)
-RULES = tuple(
-    pb.DepthRule(exits=exits, thresholds=thresholds)
-    for exits, thresholds in [((1,), ()), ((2,), ()), ((4,), ()), ((1, 2, 4), (0.3, 0.6)), ((1, 4), (0.5,))]
-)
 
 
 class Messages:
@@ -48,15 +44,15 @@ class Messages:
         return self._rng.randbytes(self._rng.choice((0, 1, 2, 5, 20, 100, 1000)))
 
     def _asking(self) -> pb.TargetMessage:
-        rng, rule = self._rng, self._rng.choice(RULES)
+        rng, depth = self._rng, self._rng.choice(EXITS)
         ids = rng.sample(range(6), rng.choice((1, 1, 2, 3)))
         kind = rng.random()
         if kind < 0.4:
-            request = pb.DraftRequest(round_id=1, depth=rule, rows=map(self._row, ids))
+            request = pb.DraftRequest(round_id=1, depth=depth, rows=map(self._row, ids))
             request.deadline_ms = rng.choice((0.0, 0.0, 0.1, 1.0, 50.0))
             return pb.TargetMessage(draft=request)
         if kind < 0.95:
-            return pb.TargetMessage(ahead=pb.AheadRequest(round_id=1, depth=rule, rows=map(self._ahead_row, ids)))
+            return pb.TargetMessage(ahead=pb.AheadRequest(round_id=1, depth=depth, rows=map(self._ahead_row, ids)))
         return pb.TargetMessage(close=pb.Close(sequence_ids=ids))
 
     def _tokens(self, most: int) -> list[int]:
@@ -70,7 +66,7 @@ class Messages:
         )
         row.tokens.extend(self._tokens(8))
         if rng.random() < 0.3:
-            row.depth.CopyFrom(rng.choice(RULES))
+            row.depth = rng.choice(EXITS)
         row.stop_probability = rng.choice((0.0, 0.0, 0.3, 1.0))
         return row
 

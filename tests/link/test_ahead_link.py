@@ -25,7 +25,7 @@ from model.decoder import Decoder
 from model.load import load_decoder
 from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply
 from protocol.draft import DraftReply, DraftRequest
-from protocol.plan import DepthRule, Mode
+from protocol.plan import Mode
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from protocol.stats import PassStats
 from router.policy import Fixed
@@ -137,7 +137,7 @@ def requests(count: int, max_tokens: int = 40) -> list[GenerateRequest]:
 
 
 def engine_ahead(target: TargetModel, drafts: LinkedDraftClient, mode: Mode = Mode.AHEAD) -> Engine:
-    policy = Fixed(DepthRule((4,)), 4, mode)
+    policy = Fixed(4, 4, mode)
     return Engine(target, policy, drafts, EngineConfig(incarnation=TARGET), ahead=True)
 
 

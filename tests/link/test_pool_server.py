@@ -139,10 +139,10 @@ def test_a_message_longer_than_any_that_the_pool_has_room_for_is_not_waited_for(
 
 def test_more_rows_or_tokens_than_the_pool_has_room_for_are_refused_before_any_is_looked_at(pool: ScriptedPool) -> None:
     """Three million rows took minutes, one after the other."""
-    many = pb.DraftRequest(depth=pb.DepthRule(exits=[2]))
+    many = pb.DraftRequest(depth=2)
     for number in range(pool.server.limits.rows + 1):
         many.rows.add(sequence_id=number).sampling.top_p = 1.0
-    long = pb.DraftRequest(depth=pb.DepthRule(exits=[2]), rows=[pb.DraftRow(tokens=[1] * 1_000_000)])
+    long = pb.DraftRequest(depth=2, rows=[pb.DraftRow(tokens=[1] * 1_000_000)])
     for message in (many, long):
         with proved(pool.address, pool.secret) as sock:
             send(sock, pb.TargetMessage(draft=message).SerializeToString())

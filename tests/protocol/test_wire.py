@@ -12,8 +12,7 @@ import pytest
 from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply
 from protocol.branch import prefix_hash as key_of
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
-from protocol.limits import MAX_EXITS, MessageLimits, limits_of, num_tokens, parts
-from protocol.plan import DepthRule
+from protocol.limits import MAX_DEPTH, MessageLimits, limits_of, num_tokens, parts
 from protocol.request import SamplingParams
 from protocol.wire import (
     CloseSequences,
@@ -26,7 +25,6 @@ from protocol.wire import (
 )
 
 LIMITS = MessageLimits()
-RULE = DepthRule(tuple(range(1, MAX_EXITS + 1)), (0.5,) * (MAX_EXITS - 1))
 
 
 def tokens(rng: random.Random, most: int = 6) -> tuple[int, ...]:
@@ -38,25 +36,24 @@ def single(rng: random.Random) -> float:
     return rng.randrange(1 << 20) / (1 << 20)
 
 
-def rule(rng: random.Random) -> DepthRule:
-    exits = tuple(sorted(rng.sample(range(1, 30), rng.randint(1, 3))))
-    return DepthRule(exits, tuple(single(rng) for _ in exits[1:]))
+def depth(rng: random.Random) -> int:
+    return rng.randint(1, MAX_DEPTH)
 
 
 def row(rng: random.Random) -> DraftRow:
     sampling = SamplingParams(rng.random(), rng.randrange(50), rng.uniform(0.1, 1), rng.random(), rng.getrandbits(64))
-    depth = rng.choice([None, rule(rng)])
-    return DraftRow(rng.getrandbits(40), rng.randrange(9), tokens(rng), rng.randrange(9), sampling, depth, rng.random())
+    own = rng.choice([None, depth(rng)])
+    return DraftRow(rng.getrandbits(40), rng.randrange(9), tokens(rng), rng.randrange(9), sampling, own, rng.random())
 
 
 def ahead(rng: random.Random) -> AheadRequest:
     rows = (AheadRow(row(rng), tokens(rng), rng.randrange(9), rng.random()) for _ in range(3))
-    return AheadRequest("target", rng.getrandbits(50), rule(rng), tuple(rows))
+    return AheadRequest("target", rng.getrandbits(50), depth(rng), tuple(rows))
 
 
 def draft(rng: random.Random) -> DraftRequest:
     rows = tuple(row(rng) for _ in range(3))
-    return DraftRequest("target", rng.getrandbits(50), rule(rng), rows, rng.choice([0.0, rng.uniform(0, 100)]))
+    return DraftRequest("target", rng.getrandbits(50), depth(rng), rows, rng.choice([0.0, rng.uniform(0, 100)]))
 
 
 def close(rng: random.Random) -> CloseSequences:
@@ -146,9 +143,9 @@ def test_a_message_goes_in_parts_that_are_within_the_limits_and_lose_nothing(
 def test_what_a_full_pool_asks_for_fits_one_message() -> None:
     limits = limits_of(4, 100)
     rows = tuple(
-        DraftRow(1 << 62 | name, 0, (160,) * 100, 64, SamplingParams(0.5, 5, 0.5, 0.5, (1 << 64) - 1), RULE, 0.5)
+        DraftRow(1 << 62 | name, 0, (160,) * 100, 64, SamplingParams(0.5, 5, 0.5, 0.5, (1 << 64) - 1), MAX_DEPTH, 0.5)
         for name in range(4)
     )
-    message = DraftRequest("t", 1 << 62, RULE, rows)
+    message = DraftRequest("t", 1 << 62, MAX_DEPTH, rows)
     assert list(parts(message, limits)) == [message]
     assert decode_target(encode_target(message), "t", limits) == message

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -24,9 +23,7 @@ TINY = MessageLimits(rows=2, tokens=10)
 
 def asking(**changed: Any) -> pb.TargetMessage:
     fields: dict[str, Any] = {"sequence_id": 1, "tokens": [1, 2], "sampling": pb.SamplingParams(top_p=1.0)}
-    return pb.TargetMessage(
-        draft=pb.DraftRequest(depth=pb.DepthRule(exits=[2]), rows=[pb.DraftRow(**fields | changed)])
-    )
+    return pb.TargetMessage(draft=pb.DraftRequest(depth=2, rows=[pb.DraftRow(**fields | changed)]))
 
 
 def within_ms(deadline_ms: float) -> pb.TargetMessage:
@@ -38,15 +35,15 @@ def within_ms(deadline_ms: float) -> pb.TargetMessage:
 def going_ahead(**changed: Any) -> pb.TargetMessage:
     context = asking().draft.rows[0]
     row = pb.AheadRow(**{"context": context, "proposal": [3], "length": 2} | changed)
-    return pb.TargetMessage(ahead=pb.AheadRequest(depth=pb.DepthRule(exits=[2]), rows=[row]))
+    return pb.TargetMessage(ahead=pb.AheadRequest(depth=2, rows=[row]))
 
 
 def sampling(**changed: Any) -> pb.SamplingParams:
     return pb.SamplingParams(**{"top_p": 1.0} | changed)
 
 
-def of_rule(exits: Sequence[int], thresholds: Sequence[float] = ()) -> pb.TargetMessage:
-    return asking(depth=pb.DepthRule(exits=exits, thresholds=thresholds))
+def at_depth(depth: int) -> pb.TargetMessage:
+    return pb.TargetMessage(draft=pb.DraftRequest(depth=depth))
 
 
 @pytest.mark.parametrize(
@@ -69,14 +66,10 @@ def of_rule(exits: Sequence[int], thresholds: Sequence[float] = ()) -> pb.Target
         (asking(sampling=sampling(top_p=0.0)), "top_p 0.0"),
         (asking(sampling=sampling(top_k=1 << 31)), "top_k 2147483648"),
         (asking(sampling=sampling(min_p=-INF)), "min_p -inf"),
-        (of_rule([]), "must ascend"),
-        (of_rule([3, 3], [0.5]), "must ascend"),
-        (of_rule([0]), "exits (0,)"),
-        (of_rule([1 << 20]), "exits (1048576,)"),
-        (of_rule([1, 2], [NAN]), "a threshold nan"),
-        (of_rule([1, 2], [1.5]), "a threshold 1.5"),
-        (of_rule([1, 2]), "2 exits need 1 thresholds"),
-        (of_rule(range(1, 40), [0.5] * 38), "39 exits of a depth rule"),
+        (at_depth(0), "depth 0 is not in [1, 4096]"),
+        (at_depth(1 << 20), "depth 1048576 is not in [1, 4096]"),
+        (asking(depth=1 << 20), "depth 1048576 is not in [1, 4096]"),
+        (pb.TargetMessage(ahead=pb.AheadRequest()), "depth 0 is not in [1, 4096]"),
         (asking(tokens=[1] * 11), "11 tokens, 10 are allowed"),
         (going_ahead(proposal=[1] * 9), "11 tokens, 10 are allowed"),
         (pb.TargetMessage(draft=pb.DraftRequest(rows=[asking().draft.rows[0]] * 2)), "a sequence comes twice"),

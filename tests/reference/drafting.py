@@ -1,4 +1,4 @@
-"""The obvious drafter: every token from scratch, one sequence alone, a fresh KV for every depth that is tried."""
+"""The obvious drafter: every token from scratch, one sequence alone, a fresh KV for each."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import torch
 
 from model.batch import BatchRow, build_batch
 from model.decoder import Decoder
-from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 
 Drafted = tuple[int, int, float]  # token, exit, confidence
@@ -20,7 +19,7 @@ def draft_from_scratch(
     decoder: Decoder,
     tokens: Sequence[int],
     length: int,
-    depth: DepthRule,
+    depth: int,
     sampling: SamplingParams,
     stop_probability: float = 0.0,
 ) -> list[Drafted]:
@@ -33,12 +32,9 @@ def draft_from_scratch(
     return drafted
 
 
-def next_from_scratch(decoder: Decoder, tokens: Sequence[int], depth: DepthRule, sampling: SamplingParams) -> Drafted:
-    for rung, layers in enumerate(depth.exits):
-        token, confidence = _at_depth(decoder, tokens, layers, sampling)
-        if rung == len(depth.exits) - 1 or confidence > depth.thresholds[rung]:
-            return token, layers, confidence
-    raise AssertionError("the last rung always draws")
+def next_from_scratch(decoder: Decoder, tokens: Sequence[int], depth: int, sampling: SamplingParams) -> Drafted:
+    token, confidence = _at_depth(decoder, tokens, depth, sampling)
+    return token, depth, confidence
 
 
 def _at_depth(decoder: Decoder, tokens: Sequence[int], layers: int, sampling: SamplingParams) -> tuple[int, float]:

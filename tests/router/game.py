@@ -178,7 +178,7 @@ class Game:
     def _row(self, row: int, plan: Plan) -> RowRecord:
         if not plan.lengths[row] or plan.depth is None:
             return RowRecord(row)
-        exit_, at, length = plan.depth.exits[-1], self._at[row], plan.lengths[row]
+        exit_, at, length = plan.depth, self._at[row], plan.lengths[row]
         chance = self.luck.chances(self.text(len(self.records)))[exit_][row, at : at + length]
         sure = chance**self.power
         ends = np.cumprod(sure) <= plan.stop_probability
@@ -195,7 +195,7 @@ class Game:
         lengths = [row.num_proposed if row.origin is Origin.FRESH else 0 for row in rows]
         if plan.depth is None or not any(row.num_proposed for row in rows):
             return 0.0
-        exit_ = plan.depth.exits[-1]
+        exit_ = plan.depth
         if not any(lengths):
             ahead_ms = self.truth.draft_ms(exit_, [row.num_proposed for row in rows])
             return max(ahead_ms + self.truth.link_ms(self.batch) - self._pass_ms, 0.0)

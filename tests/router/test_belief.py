@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from protocol.plan import DepthRule, Mode, Plan
+from protocol.plan import Mode, Plan
 from protocol.record import Origin, RoundRecord, RowRecord
 from router.belief import DRAFT, PART, PLAIN, REST, WIDE, Belief, learn, prior
 from router.filters import Filter, sigmoid
@@ -26,7 +26,7 @@ WRONG = {"plain": 1.1, "wide": 1.1, "rest": 1.3, "draft 4": 1.4}
 
 def record(depth: int, *fates: tuple[int, int], mode: Mode = Mode.IN_TURN, **changes: object) -> RoundRecord:
     """fates: proposed and accepted tokens of each row, of 4 that were planned."""
-    rule = DepthRule((depth,))
+    rule = depth
     rows = [
         RowRecord(at, proposed, accepted, Origin.FRESH, rule, 4, (depth,) * proposed, (0.7,) * proposed, 1)
         for at, (proposed, accepted) in enumerate(fates)
@@ -64,7 +64,7 @@ def at(belief: Belief, num_rows: int) -> Filter:
 
 
 def test_the_acceptance_rate_of_an_exit_is_learned_and_draws_the_others_along() -> None:
-    belief = learned(Fixed(DepthRule((4,)), 4))
+    belief = learned(Fixed(4, 4))
     rates = [sigmoid(odds) for odds in belief.accept.values]
     assert rates[1] == pytest.approx(0.83, abs=0.03)
     assert rates[0] > sigmoid(prior(COSTS).accept.value(0))
@@ -72,7 +72,7 @@ def test_the_acceptance_rate_of_an_exit_is_learned_and_draws_the_others_along() 
 
 
 def test_what_parts_take_beyond_their_profile_is_learned() -> None:
-    ratios = np.exp(learned(Fixed(DepthRule((4,)), 4), noise=0.05).cost[COSTS.size(4)].values)
+    ratios = np.exp(learned(Fixed(4, 4), noise=0.05).cost[COSTS.size(4)].values)
     assert [ratios[WIDE], ratios[REST], ratios[DRAFT]] == pytest.approx([1.1, 1.3, 1.4], rel=0.07)
     assert math.exp(at(learned(Off()), 4).value(PLAIN)) == pytest.approx(1.1, rel=0.05)
 
@@ -112,10 +112,8 @@ def test_the_first_draft_behind_branches_waits_for_them_and_teaches_no_drafting_
     assert at(told, 1).value(DRAFT) < at(misled, 1).value(DRAFT)
 
 
-def test_exits_of_another_drafter_and_cascades_teach_nothing_and_harm_nothing() -> None:
-    other = record(3, (4, 2))
-    cascade = replace(other, rows=(replace(other.rows[0], rule=DepthRule((2, 4), (0.5,)), exits=(2, 4, 4, 2)),))
-    belief = after(prior(COSTS), [other, cascade])
+def test_exits_of_another_drafter_teach_nothing_and_harm_nothing() -> None:
+    belief = after(prior(COSTS), [record(3, (4, 2))])
     assert belief.accept.means == pytest.approx(prior(COSTS).accept.means, abs=0.01)
     assert after(belief, []) is belief
 

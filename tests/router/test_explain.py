@@ -7,9 +7,9 @@ import json
 import numpy as np
 import pytest
 
-from protocol.plan import BatchView, DepthRule, Mode, SequenceView
+from protocol.plan import BatchView, Mode, SequenceView
 from router.explain import assumed, best, describe, options
-from router.policy import Ema, Fixed, Goodput, Off, Policy, Table
+from router.policy import Ema, Fixed, Goodput, Off, Policy
 from router.tables import tables
 from tests.router.curves import curves, draft_cost, verify_cost
 from tests.router.game import Game, Luck, Truth
@@ -57,9 +57,8 @@ def test_a_live_router_tells_what_it_plays_and_believes_in_plain_values() -> Non
 
 
 def test_every_policy_can_be_described_and_nothing_else() -> None:
-    rule = DepthRule((2,))
-    policies: list[Policy] = [Off(), Fixed(rule, 4), Table(rule, ((1, 4),)), Ema(COSTS)]
+    policies: list[Policy] = [Off(), Fixed(2, 4), Ema(COSTS)]
     names = [json.loads(json.dumps(describe(policy)))["policy"] for policy in policies]
-    assert names == ["off", "fixed", "table", "ema"]
+    assert names == ["off", "fixed", "ema"]
     with pytest.raises(TypeError, match="no policy"):
         describe(best)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from statistics import fmean, median
 import numpy as np
 import pytest
 
-from protocol.plan import DepthRule, Mode, Plan
+from protocol.plan import Mode, Plan
 from router.policy import Ema, Fixed, Goodput, Off, Policy
 from router.tables import Costs, tables
 from tests.router import oracle, own
@@ -125,7 +125,7 @@ def rate_of(plan: Plan, name: str, text: str, batch: int) -> float:
     if plan.depth is None or not any(plan.lengths):
         return plan_rate(name, text, batch, 0, 0, 0.0)
     length = min(oracle.LENGTHS, key=lambda known: abs(known - max(plan.lengths)))
-    return plan_rate(name, text, batch, plan.depth.exits[0], length, round(plan.stop_probability, 1))
+    return plan_rate(name, text, batch, plan.depth, length, round(plan.stop_probability, 1))
 
 
 def followed(name: str, texts: tuple[str, str], batch: int, seeds: int, switches: int) -> dict[str, float]:
@@ -176,7 +176,7 @@ def test_a_hiccup_in_the_profile_keeps_no_exit_from_being_played() -> None:
         played = game(router("large"), "large", "code", 8, seed, wrong={"draft 2": 0.55, "draft 4": 1, "draft 6": 1})
         played.play(300)
         drafting = [plan for plan in played.plans[150:] if any(plan.lengths)]
-        shares.append(sum(plan.depth == DepthRule((2,)) for plan in drafting) / len(drafting))
+        shares.append(sum(plan.depth == 2 for plan in drafting) / len(drafting))
     assert median(shares) >= 0.6
 
 
@@ -215,7 +215,7 @@ def test_drafting_ahead_makes_more_than_the_best_constant_in_turn() -> None:
     name, modes = "70B, pool on CPU", (Mode.IN_TURN, Mode.AHEAD)
     made = fmean(later(router(name), name, "easy", 4, seed, modes=modes) for seed in range(4))
     fixed = [
-        later(Fixed(DepthRule((exit_,)), length, Mode.AHEAD), name, "easy", 4, 0, modes=modes)
+        later(Fixed(exit_, length, Mode.AHEAD), name, "easy", 4, 0, modes=modes)
         for exit_ in world(name).exits
         for length in (2, 4, 6, 8)
     ]

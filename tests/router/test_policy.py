@@ -1,12 +1,12 @@
 import pytest
 
-from protocol.plan import BatchView, DepthRule, Mode, Plan, SequenceView, Speculation
+from protocol.plan import BatchView, Mode, Plan, SequenceView, Speculation
 from protocol.record import Origin, RoundRecord, RowRecord
 from router.policy import PAUSE_MS, Ema, Fixed, Goodput, Off, Policy, granted
 from router.tables import tables
 from tests.router.curves import curves
 
-RULE = DepthRule((2, 4), (0.5,))
+DEPTH = 2
 
 
 def view(*remaining: int) -> BatchView:
@@ -18,13 +18,13 @@ def test_off_plans_no_draft():
 
 
 def test_fixed_drafts_its_length_and_never_past_the_end_of_a_sequence():
-    assert Fixed(RULE, 4).plan(view(9, 5, 4, 2, 1)) == Plan(RULE, (4, 4, 3, 1, 0))
+    assert Fixed(DEPTH, 4).plan(view(9, 5, 4, 2, 1)) == Plan(DEPTH, (4, 4, 3, 1, 0))
 
 
 def test_a_plan_in_which_nobody_drafts_has_no_depth():
-    assert Fixed(RULE, 4).plan(view(1, 1)) == Plan(None, (0, 0))
-    assert Fixed(RULE, 0).plan(view(9)) == Plan(None, (0,))
-    assert Fixed(RULE, 4).plan(view()) == Plan(None, ())
+    assert Fixed(DEPTH, 4).plan(view(1, 1)) == Plan(None, (0, 0))
+    assert Fixed(DEPTH, 0).plan(view(9)) == Plan(None, (0,))
+    assert Fixed(DEPTH, 4).plan(view()) == Plan(None, ())
 
 
 def test_lengths_without_a_depth_are_refused():
@@ -32,17 +32,9 @@ def test_lengths_without_a_depth_are_refused():
         Plan(None, (0, 1))
 
 
-@pytest.mark.parametrize(
-    ("exits", "thresholds"), [((), ()), ((4, 2), (0.5,)), ((2, 2), (0.5,)), ((2, 4), ()), ((2,), (0.5,))]
-)
-def test_a_ladder_must_ascend_and_have_a_threshold_between_rungs(exits, thresholds):
-    with pytest.raises(ValueError, match=r"ascend|thresholds"):
-        DepthRule(exits, thresholds)
-
-
 def test_a_row_that_may_not_be_drafted_for_is_not():
     rows = (SequenceView(9, 50), SequenceView(9, 50, drafts=False))
-    assert Fixed(RULE, 4).plan(BatchView(rows)) == Plan(RULE, (4, 0))
+    assert Fixed(DEPTH, 4).plan(BatchView(rows)) == Plan(DEPTH, (4, 0))
 
 
 def ema() -> Ema:
@@ -76,8 +68,8 @@ def test_what_a_request_asks_for_itself_takes_the_place_of_the_plan():
         SequenceView(9, 3, asked=Speculation(6, 8)),
         SequenceView(9, 50, asked=Speculation(0, 0)),
     )
-    plan = granted(BatchView(rows), Plan(RULE, (4, 4, 4)))
-    assert (plan.lengths, plan.own) == ((4, 2, 0), (None, DepthRule((6,)), None))
+    plan = granted(BatchView(rows), Plan(DEPTH, (4, 4, 4)))
+    assert (plan.lengths, plan.own) == ((4, 2, 0), (None, 6, None))
 
 
 def test_a_router_decides_anew_when_the_batch_changes_and_keeps_its_plan_in_between():
@@ -105,9 +97,9 @@ def test_a_router_decides_anew_when_the_batch_changes_and_keeps_its_plan_in_betw
 
 @pytest.mark.parametrize(("before", "busy"), [(Mode.IN_TURN, False), (Mode.AHEAD, True)])
 def test_a_round_in_turn_behind_one_ahead_finds_the_pool_busy(before: Mode, busy: bool) -> None:
-    policy, rule = Goodput(tables(curves(), (2, 4), 8, 8)), DepthRule((2,))
+    policy, depth = Goodput(tables(curves(), (2, 4), 8, 8)), 2
     for mode in (before, Mode.IN_TURN):
-        row = RowRecord(0, 3, 2, Origin.FRESH, rule, 3, num_fed=1)
-        policy.observe(RoundRecord(0, Plan(rule, (3,), mode=mode), (row,), 300.0, 3))
+        row = RowRecord(0, 3, 2, Origin.FRESH, depth, 3, num_fed=1)
+        policy.observe(RoundRecord(0, Plan(depth, (3,), mode=mode), (row,), 300.0, 3))
     assert policy.seen is not None
     assert (policy.seen.mode, policy.seen.num_rounds > 0, policy.seen.busy) == (Mode.IN_TURN, True, busy)

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from drafters.limits import PoolLimits
 from link.links import TransportConfig
 from model.pages import PageLedger
-from protocol.plan import BatchView, DepthRule, Plan
+from protocol.plan import BatchView, Plan
 from protocol.record import RoundRecord
 from router.costs import (
     DRAFT_AXES,
@@ -46,7 +46,6 @@ from tests.simulation.lies import liar, plan_deaths, plan_hostility
 KEY = ModelKey("by hand", "0", "bf16", 1, "1")
 EXITS = (2, 4, 6)
 SURE = Drawn(EXITS, (Rates(((0.2, 0.6, 0.9, 1.0), (0.5, 0.8, 1.0, 1.0), (0.7, 0.9, 1.0, 1.0))),))
-RULES = (DepthRule((2,)), DepthRule((6,)), DepthRule((2, 4), (0.7,)), DepthRule((2, 4, 6), (0.5, 0.8)))
 KINDS = ("spike", "loss", "reorder", "twice", "cut")
 VOCAB = 40
 CHECK_EVERY_S = 0.02
@@ -57,17 +56,17 @@ class Erratic:
 
     def __init__(self, seed: int) -> None:
         self._rng = random.Random(seed)
-        self._rule = self._rng.choice(RULES)
+        self._depth = self._rng.choice(EXITS)
         self._in_turn = self._rng.choice((0.0, 0.0, 0.5))  # of the rounds where they may be ahead
 
-    def opening(self) -> DepthRule | None:
-        return self._rule if self._rng.random() < 0.7 else None
+    def opening(self) -> int | None:
+        return self._depth if self._rng.random() < 0.7 else None
 
     def plan(self, view: BatchView) -> Plan:
         rng = self._rng
-        self._rule = rng.choice(RULES) if rng.random() < 0.1 else self._rule
+        self._depth = rng.choice(EXITS) if rng.random() < 0.1 else self._depth
         lengths = tuple(min(rng.randrange(7), max(one.remaining - 1, 0)) for one in view.sequences)
-        own = tuple(rng.choice((None, None, *RULES)) for _ in lengths) if rng.random() < 0.2 else ()
+        own = tuple(rng.choice((None, None, *EXITS)) for _ in lengths) if rng.random() < 0.2 else ()
         stop, mode = rng.choice((0.0, 0.0, 0.3)), view.modes[-(rng.random() >= self._in_turn)]
         return Plan(self._rule if any(lengths) else None, lengths, own, stop, mode)
 

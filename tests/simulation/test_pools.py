@@ -9,7 +9,6 @@ import pytest
 
 from drafters.limits import PoolLimits
 from link.links import TransportConfig
-from protocol.plan import DepthRule
 from router.costs import CostCurves
 from router.policy import Fixed
 from simulation.models import Memory
@@ -32,7 +31,7 @@ def target(
     return TargetSpec(
         name,
         curves,
-        lambda: Fixed(DepthRule((16,)), length),
+        lambda: Fixed(16, length),
         RATES,
         [Arrival(0.0, num_prompt, num_tokens)] * num_rows,
         SchedulerConfig(max_batch=num_rows, prefill_chunk=2048),

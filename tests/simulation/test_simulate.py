@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from protocol.plan import DepthRule, Mode
+from protocol.plan import Mode
 from router.policy import Fixed, Off, Policy
 from simulation.scenarios import Scenario, run
 from simulation.simulate import Circumstances, PoolSpec
@@ -19,7 +19,7 @@ CURVES = linear_curves((10.0, 0.05, 0.0), (0.05, 0.01, 0.0), EXITS, overhead_ms=
 
 
 def fixed(length: int, mode: Mode = Mode.IN_TURN) -> Callable[[], Policy]:
-    return lambda: Fixed(DepthRule((4,)), length, mode)
+    return lambda: Fixed(4, length, mode)
 
 
 def always(rate: float) -> Acceptance:
@@ -77,9 +77,9 @@ def test_kv_that_is_missing_in_a_deeper_exit_would_be_seen() -> None:
     class Alternating(Fixed):
         def plan(self, view):  # type: ignore[no-untyped-def]
             depth = EXITS[sum(one.num_tokens for one in view.sequences) % 3]
-            return Fixed(DepthRule((depth,)), 2).plan(view)
+            return Fixed(depth, 2).plan(view)
 
-    outcome = run(Scenario(CURVES, always(1.0), 3, 120), lambda: Alternating(DepthRule((2,)), 2))
+    outcome = run(Scenario(CURVES, always(1.0), 3, 120), lambda: Alternating(2, 2))
     assert sum(record.num_proposed for record in outcome.records) > 200
     assert all(record.num_proposed == record.num_accepted for record in outcome.records)
 

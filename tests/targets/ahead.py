@@ -11,15 +11,14 @@ from drafters.nested import NestedDrafter
 from drafters.worker import DraftWorker
 from model.decoder import Decoder
 from protocol.branch import AheadClient
-from protocol.plan import BatchView, DepthRule, Mode, Plan
+from protocol.plan import BatchView, Mode, Plan
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from router.policy import Policy, StaticPolicy
 from targets.engine import Engine, EngineConfig
 from tests.targets.conftest import LoadTarget
 
 EXITS = (2, 3, 4)
-DEEP, SHALLOW = DepthRule((4,)), DepthRule((3,))
-RULES = (DEEP, SHALLOW, DepthRule((2, 4), (0.6,)), DepthRule((2, 3, 4), (0.5, 0.5)))
+DEEP, SHALLOW = 4, 3
 
 
 class Connect:
@@ -40,19 +39,19 @@ class Connect:
 
 
 class Whimsical(StaticPolicy):
-    """Another rule and mode for every round, another length for every sequence; sometimes off."""
+    """Another depth and mode for every round, another length for every sequence; sometimes off."""
 
     def __init__(self, seed: int, longest: int = 6, modes: Sequence[Mode] = tuple(Mode)) -> None:
         self._rng, self._longest, self._modes = random.Random(seed), longest, modes
 
-    def opening(self) -> DepthRule | None:
-        return self._rng.choice([*RULES, None])
+    def opening(self) -> int | None:
+        return self._rng.choice([*EXITS, None])
 
     def plan(self, view: BatchView) -> Plan:
         rng = self._rng
         longest = 0 if rng.random() < 0.1 else self._longest
         lengths = tuple(max(0, min(rng.randint(0, longest), s.remaining - 1)) for s in view.sequences)
-        depth = rng.choice(RULES) if any(lengths) else None
+        depth = rng.choice(EXITS) if any(lengths) else None
         stop = rng.choice([0.0, 0.0, 0.2])
         return Plan(depth, lengths, stop_probability=stop, mode=rng.choice(self._modes))
 

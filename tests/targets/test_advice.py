@@ -15,7 +15,7 @@ from bench.exactness.random_policy import RandomPolicy
 from model.decoder import Decoder
 from protocol.branch import AheadClient, AheadRequest, Branch
 from protocol.draft import DraftReply, DraftRequest
-from protocol.plan import BatchView, DepthRule, Plan
+from protocol.plan import BatchView, Plan
 from protocol.record import RoundRecord
 from protocol.request import FinishReason
 from targets import fence
@@ -60,7 +60,7 @@ class UnsoundPolicy(Unsound):
         super().__init__(seed, chance)
         self._policy = RandomPolicy(EXITS, 5, self.rng)
 
-    def opening(self) -> DepthRule | None:
+    def opening(self) -> int | None:
         self.maybe_raise("opening")
         return self._policy.opening()
 
@@ -68,7 +68,7 @@ class UnsoundPolicy(Unsound):
         self.maybe_raise("plan")
         plan = self._policy.plan(view)
         if self.happens("wrong plan"):
-            depth = DepthRule((2,))
+            depth = 2
             wrong = [
                 replace(plan, lengths=(*plan.lengths, 0)),
                 replace(plan, depth=depth, lengths=(99,) * len(plan.lengths)),

@@ -17,7 +17,7 @@ from model.decoder import Decoder
 from protocol.branch import Branch
 from protocol.draft import DraftReply, DraftRequest
 from protocol.errors import ConfigError
-from protocol.plan import BatchView, DepthRule, Mode, Plan, Speculation
+from protocol.plan import BatchView, Mode, Plan, Speculation
 from protocol.record import Origin
 from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules, TokenRun
 from router.policy import Fixed, StaticPolicy
@@ -28,7 +28,7 @@ from tests.model.families import VOCAB
 from tests.reference.engine import Collector, plain_texts, random_requests, run_all
 from tests.targets.ahead import (
     DEEP,
-    RULES,
+    EXITS,
     SHALLOW,
     Connect,
     Whimsical,
@@ -54,13 +54,13 @@ def test_the_text_is_the_plain_loops_over_a_link_that_loses_delays_doubles_and_r
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("depth", EXITS)
 def test_the_text_is_the_plain_loops_over_a_good_link_and_the_pool_is_empty_in_the_end(
-    load: LoadTarget, drafter: Decoder, rule: DepthRule, temperature: float
+    load: LoadTarget, drafter: Decoder, depth: int, temperature: float
 ) -> None:
     requests = random_requests(7, 6, VOCAB, max_tokens=40, temperature=temperature)
     connect = Connect(drafter)
-    engine = engine_of(load, connect(), Fixed(rule, 4, Mode.AHEAD), max_batch=4)
+    engine = engine_of(load, connect(), Fixed(depth, 4, Mode.AHEAD), max_batch=4)
     assert run_all(engine, requests).tokens == plain_texts(load(), requests)
     assert has_given_back(engine)
     assert connect.is_empty()
@@ -95,7 +95,7 @@ class ByTurns(StaticPolicy):
         self._usual, self._third = usual, third
         self._num_rounds = 0
 
-    def opening(self) -> DepthRule | None:
+    def opening(self) -> int | None:
         return DEEP
 
     def plan(self, view: BatchView) -> Plan:

@@ -10,7 +10,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from model.sampling import filter_logits
 from protocol.draft import DraftBlock, DraftReply, DraftStatus
-from protocol.plan import DepthRule
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from router.policy import Fixed
 from targets import step
@@ -82,7 +81,7 @@ def drawn(model) -> tuple[Counter, Engine]:
         GenerateRequest(str(i), PROMPT, SamplingParams(**SETTINGS, seed=i), StopRules(3)) for i in range(NUM_DRAWS)
     ]
     config = EngineConfig(max_batch=128, max_queue=NUM_DRAWS)
-    engine = Engine(model, Fixed(DepthRule((1,)), 2), ConstantDrafter(), config)
+    engine = Engine(model, Fixed(1, 2), ConstantDrafter(), config)
     return Counter(map(tuple, run_all(engine, requests).tokens.values())), engine
 
 

@@ -5,13 +5,13 @@ import itertools
 import pytest
 
 from protocol.draft import DraftBlock, DraftReply, DraftRow, DraftStatus
-from protocol.plan import DepthRule, Plan
+from protocol.plan import Plan
 from protocol.record import Origin
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from targets.drafting import MAX_SILENCE, Drafting
 from targets.sequence import Sequence
 
-RULE = DepthRule((2,))
+DEPTH = 2
 SAMPLING = SamplingParams(seed=9)
 VOCAB = 100
 
@@ -50,7 +50,7 @@ def sequence(number: int = 0) -> Sequence:
 
 
 def tokens(drafting: Drafting, members: list[Sequence], lengths: list[int]) -> list[tuple[int, ...]]:
-    drafts = drafting.draft(members, Plan(RULE, tuple(lengths)))
+    drafts = drafting.draft(members, Plan(DEPTH, tuple(lengths)))
     return [proposal.tokens if proposal else () for proposal in drafts.rows]
 
 
@@ -65,7 +65,7 @@ def rounds(client: Recorder, count: int) -> tuple[Drafting, Sequence]:
 def test_each_token_is_handed_over_once():
     client = Recorder()
     drafting, member = Drafting(client, "engine", VOCAB), sequence()
-    drafting.open([member], RULE)
+    drafting.open([member], DEPTH)
     for _ in range(2):
         member.commit([7])
         tokens(drafting, [member], [2])
@@ -85,16 +85,16 @@ def test_rows_of_length_zero_are_not_sent_and_a_round_of_them_asks_nothing():
 
 def test_a_row_is_asked_for_what_the_plan_says_of_it():
     client = Recorder()
-    drafting, deep = Drafting(client, "engine", VOCAB), DepthRule((4,))
+    drafting, deep = Drafting(client, "engine", VOCAB), 4
     members = [sequence(number) for number in range(3)]
-    plan = Plan(RULE, (2, 0, 1), own=(None, None, deep), stop_probability=0.25)
+    plan = Plan(DEPTH, (2, 0, 1), own=(None, None, deep), stop_probability=0.25)
     drafts = drafting.draft(members, plan)
     (request,) = client.requests
     asked = [DraftRow(0, 0, (1, 2, 3), 2, SAMPLING, None, 0.25), DraftRow(2, 0, (1, 2, 3), 1, SAMPLING, deep, 0.0)]
     assert request.rows == tuple(asked)
     first, second, third = drafts.rows
-    assert (first.rule, first.length, first.origin, first.tokens) == (RULE, 2, Origin.FRESH, (5, 5))
-    assert (second, third.rule, third.length) == (None, deep, 1)
+    assert (first.depth, first.length, first.origin, first.tokens) == (DEPTH, 2, Origin.FRESH, (5, 5))
+    assert (second, third.depth, third.length) == (None, deep, 1)
     assert drafts.num_fed == (3, 0, 3)
     assert [drafting.view(member).num_unseen for member in (*members, sequence(3))] == [0, 3, 0, 3]
 
@@ -102,12 +102,12 @@ def test_a_row_is_asked_for_what_the_plan_says_of_it():
 def test_a_first_draft_waits_for_the_whole_context_though_it_was_handed_over_before():
     client, member = Recorder(), sequence()
     drafting = Drafting(client, "engine", VOCAB)
-    drafting.open([member], RULE)
+    drafting.open([member], DEPTH)
     fed = []
     for status in (DraftStatus.OK, DraftStatus.OK, DraftStatus.NEED_CONTEXT, DraftStatus.OK, DraftStatus.OK):
         client.status = status
         member.commit([7])
-        fed += drafting.draft([member], Plan(RULE, (2,))).num_fed
+        fed += drafting.draft([member], Plan(DEPTH, (2,))).num_fed
     assert fed == [4, 1, 1, 7, 1]
 
 
@@ -193,18 +193,18 @@ def test_only_sequences_the_pool_heard_of_are_closed():
 
 
 def test_context_for_drafting_ahead_is_handed_over_once_too_and_not_while_a_sequence_is_silent():
-    client, deep = Recorder(), DepthRule((4,))
+    client, deep = Recorder(), 4
     drafting, members = Drafting(client, "engine", VOCAB), [sequence(0), sequence(1)]
-    drafting.draft(members, Plan(RULE, (2, 0)))
+    drafting.draft(members, Plan(DEPTH, (2, 0)))
     rows = [drafting.context(member, deep) for member in members]
     assert rows == [DraftRow(0, 3, (), 0, SAMPLING, deep), DraftRow(1, 0, (1, 2, 3), 0, SAMPLING, deep)]
     assert [drafting.view(member).num_unseen for member in members] == [0, 0]
     client.status = DraftStatus.NEED_CONTEXT
-    drafting.draft(members[:1], Plan(RULE, (2,)))
+    drafting.draft(members[:1], Plan(DEPTH, (2,)))
     row = drafting.context(members[0], None)
     assert (row.start, row.tokens) == (0, (1, 2, 3))
     client.status = DraftStatus.BUSY
-    drafting.draft(members[:1], Plan(RULE, (2,)))
+    drafting.draft(members[:1], Plan(DEPTH, (2,)))
     assert drafting.context(members[0], None) is None
 
 
@@ -213,13 +213,13 @@ def test_a_row_that_was_not_ready_yet_waits_for_its_whole_context_once():
     drafting, member = rounds(client, 3)
     assert drafting.view(member).drafts
     client.status = DraftStatus.OK
-    assert drafting.draft([member], Plan(RULE, (2,))).num_fed == (6,)
-    assert drafting.draft([member], Plan(RULE, (2,))).num_fed == (0,)
+    assert drafting.draft([member], Plan(DEPTH, (2,))).num_fed == (6,)
+    assert drafting.draft([member], Plan(DEPTH, (2,))).num_fed == (0,)
 
 
 def test_what_was_handed_over_at_admission_counts_as_unseen_until_the_first_draft():
     drafting, member = Drafting(Recorder(), "engine", VOCAB), sequence(0)
-    drafting.open([member], RULE)
+    drafting.open([member], DEPTH)
     assert drafting.view(member).num_unseen == 3
-    drafting.draft([member], Plan(RULE, (2,)))
+    drafting.draft([member], Plan(DEPTH, (2,)))
     assert drafting.view(member).num_unseen == 0

@@ -7,7 +7,7 @@ import pytest
 
 from protocol.draft import DraftRow
 from protocol.errors import InvalidRequest, NotReady, PromptTooLong, QueueFull
-from protocol.plan import BatchView, DepthRule, Plan
+from protocol.plan import BatchView, Plan
 from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules, TokenRun
 from router.policy import Fixed, Off, StaticPolicy
 from targets.engine import Engine, EngineConfig
@@ -15,7 +15,7 @@ from targets.sequence import Sequence
 from tests.model.families import VOCAB
 from tests.reference.engine import Collector, ScriptedDrafter, plain_texts, random_requests, run_all
 
-DEPTH = DepthRule((1,))
+DEPTH = 1
 
 
 class Randomised(StaticPolicy):
@@ -25,7 +25,7 @@ class Randomised(StaticPolicy):
         self._rng = random.Random(seed)
         self._longest = longest
 
-    def opening(self) -> DepthRule:
+    def opening(self) -> int:
         return DEPTH
 
     def plan(self, view: BatchView) -> Plan:

@@ -11,7 +11,7 @@ from llguidance import LLMatcher
 
 from model.load import WeightFormat, load_decoder
 from protocol.errors import InvalidRequest
-from protocol.plan import DepthRule, Speculation
+from protocol.plan import Speculation
 from protocol.record import Origin
 from protocol.request import FinishReason
 from router.policy import Fixed, Off
@@ -28,7 +28,7 @@ def test_a_drafter_on_the_targets_kv_hears_of_the_grammar_and_is_mostly_right(lo
     asked, model = shaped_requests(seed), load_shaped()
     texts = plain_texts(load_shaped(), asked)
     own = OwnDraftClient(model, load_decoder(shaped_llama, dtype=torch.float32, weights=weights))
-    result = run_all(Engine(model, Fixed(DepthRule((2,)), 4), own, EngineConfig(max_batch=4)), asked)
+    result = run_all(Engine(model, Fixed(2, 4), own, EngineConfig(max_batch=4)), asked)
     assert result.tokens == texts
     if weights is WeightFormat.STORED:  # the same weights under the same grammar
         assert all(stats.accepted == stats.drafted > 0 for stats in result.stats.values())
@@ -50,7 +50,7 @@ def test_forced_tokens_need_no_drafter_and_are_always_right(load_shaped, seed):
 
 def test_nothing_is_proposed_to_a_request_that_is_not_to_be_speculated_for(load_shaped):
     asked = [replace(one, speculation=Speculation(0, 0)) for one in shaped_requests(1)]
-    result = run_all(Engine(load_shaped(), Fixed(DepthRule((1,)), 4), config=EngineConfig(max_batch=4)), asked)
+    result = run_all(Engine(load_shaped(), Fixed(1, 4), config=EngineConfig(max_batch=4)), asked)
     assert result.tokens == plain_texts(load_shaped(), asked)
     assert not any(stats.drafted for stats in result.stats.values())
 
@@ -90,7 +90,7 @@ def test_the_text_is_the_plain_loops_whatever_is_drafted_and_however_little_memo
 def test_what_ends_by_itself_is_what_the_grammar_says(load_shaped):
     asked = [request for seed in range(5) for request in shaped_requests(seed, max_tokens=200) if request.grammar]
     asked = [replace(request, request_id=str(index)) for index, request in enumerate(asked)]
-    result = run_all(Engine(load_shaped(), Fixed(DepthRule((1,)), 2), config=EngineConfig(max_batch=8)), asked)
+    result = run_all(Engine(load_shaped(), Fixed(1, 2), config=EngineConfig(max_batch=8)), asked)
     ended = [request for request in asked if result.reasons[request.request_id] is FinishReason.STOP]
     assert len(ended) > len(asked) // 2
     for request in ended:
@@ -106,7 +106,7 @@ def test_a_text_without_a_grammar_is_what_it_was_beside_those_that_have_one(load
     asked = enumerate(shaped_requests(3))
     mixed = [replace(request, grammar=request.grammar if index % 2 else "") for index, request in asked]
     free = [request for request in mixed if not request.grammar]
-    texts = run_all(Engine(load_shaped(), Fixed(DepthRule((1,)), 2)), mixed).tokens
+    texts = run_all(Engine(load_shaped(), Fixed(1, 2)), mixed).tokens
     assert plain_texts(load_shaped(), free) == {request.request_id: texts[request.request_id] for request in free}
 
 
@@ -127,9 +127,9 @@ def test_masks_do_not_depend_on_where_the_matcher_was_before(grammars, seed):
 def test_a_grammar_that_is_none_or_that_no_tokenizer_can_read_is_refused(load_shaped):
     request = replace(shaped_requests(0)[0], grammar=LLMatcher.grammar_from_regex("("))
     with pytest.raises(InvalidRequest, match="does not compile"):
-        Engine(load_shaped(), Fixed(DepthRule((1,)), 2)).submit(request, print)
+        Engine(load_shaped(), Fixed(1, 2)).submit(request, print)
     with pytest.raises(InvalidRequest, match="no tokenizer to read a grammar with"):
-        Engine(replace(load_shaped(), grammars=None), Fixed(DepthRule((1,)), 2)).submit(shaped_requests(0)[0], print)
+        Engine(replace(load_shaped(), grammars=None), Fixed(1, 2)).submit(shaped_requests(0)[0], print)
 
 
 def test_behind_a_text_that_its_grammar_refuses_nothing_may_come_and_the_matcher_finds_back(grammars):

@@ -8,14 +8,14 @@ import pytest
 
 from protocol.branch import AheadClient, AheadRequest, Branch
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
-from protocol.plan import BatchView, DepthRule, Mode, Plan, SequenceView
+from protocol.plan import BatchView, Mode, Plan, SequenceView
 from protocol.record import RoundRecord
 from protocol.request import SamplingParams
 from router.policy import Fixed, Policy
 from targets.fence import FIRST, Fence
 from targets.guarded import GuardedAheadClient, GuardedPolicy
 
-DEPTH = DepthRule((2,))
+DEPTH = 2
 NAN, INF = float("nan"), float("inf")
 VIEW = BatchView((SequenceView(9, 20), SequenceView(9, 3)))
 PLAIN = Plan(None, (0, 0))
@@ -42,7 +42,7 @@ class Says:
         self.answer = plan
         self.seen: list[RoundRecord] = []
 
-    def opening(self) -> DepthRule | None:
+    def opening(self) -> int | None:
         return given(DEPTH, self.answer)
 
     def plan(self, view: BatchView) -> Plan:

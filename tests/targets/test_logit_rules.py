@@ -20,7 +20,6 @@ from model.decoder import Decoder
 from model.execution import Execution
 from protocol.errors import InvalidRequest
 from protocol.logit_rules import NO_RULES, LogitRules, Ruled
-from protocol.plan import DepthRule
 from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules
 from router.policy import Fixed, Off
 from targets import plain
@@ -33,7 +32,7 @@ from tests.reference.logit_rules import expected_logits, with_rules
 from tests.targets.ahead import Connect, Whimsical, engine_of, has_given_back
 from tests.targets.conftest import LoadTarget
 
-DEPTH = DepthRule((1,))
+DEPTH = 1
 
 
 def some_requests(seed: int, count: int = 9) -> list[GenerateRequest]:

@@ -16,7 +16,6 @@ import targets.model
 from model.decoder import Decoder
 from model.execution import Execution
 from protocol.logit_rules import TokenLogprobs
-from protocol.plan import DepthRule
 from protocol.request import GenerateRequest
 from router.policy import Fixed
 from targets.engine import Engine, EngineConfig
@@ -28,7 +27,7 @@ from tests.reference.logit_rules import with_rules
 from tests.targets.ahead import Connect, Whimsical, engine_of
 from tests.targets.conftest import LoadTarget
 
-DEPTH = DepthRule((1,))
+DEPTH = 1
 
 
 def some_requests(seed: int, count: int = 9) -> list[GenerateRequest]:

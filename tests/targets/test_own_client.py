@@ -15,7 +15,6 @@ from model.logit_rules import count
 from protocol.draft import DraftRequest, DraftRow
 from protocol.errors import ConfigError
 from protocol.logit_rules import NO_RULES
-from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 from router.policy import Fixed
 from targets.engine import Engine, EngineConfig
@@ -26,7 +25,7 @@ from tests.reference.engine import plain_texts, random_requests, run_all
 from tests.reference.logit_rules import with_rules
 from tests.targets.test_engine import Randomised
 
-WHOLE = DepthRule((4,))
+WHOLE = 4
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,10 @@ import pytest
 
 import targets.pipeline
 from protocol.branch import Branch, prefix_hash
-from protocol.plan import DepthRule
 from protocol.record import Origin
 from targets.pipeline import Order, Pipeline
 
-ORDER = Order(DepthRule((2,)), 4, 1)
+ORDER = Order(2, 4, 1)
 LETTERS = 3  # few, so that outcomes often coincide
 Tokens = tuple[int, ...]
 

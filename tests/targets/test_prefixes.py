@@ -5,7 +5,6 @@ import random
 import pytest
 
 from model.prefixes import page_keys
-from protocol.plan import DepthRule
 from protocol.request import GenerateRequest, SamplingParams, StopRules, TokenRun
 from router.policy import Fixed, Off
 from targets.engine import Engine, EngineConfig
@@ -98,7 +97,7 @@ def _finish(engine: Engine, request: GenerateRequest):
 def test_a_sequence_that_is_preempted_goes_on_from_its_own_pages(load):
     requests = alike(5, 8, max_tokens=40)
     model = load(num_positions=160, page_size=4)
-    engine = Engine(model, Fixed(DepthRule((1,)), 3), ScriptedDrafter(requests, plain_texts(load(), requests), 1))
+    engine = Engine(model, Fixed(1, 3), ScriptedDrafter(requests, plain_texts(load(), requests), 1))
     assert run_all(engine, requests).tokens == plain_texts(load(), requests)
     stats = engine.stats()
     assert stats.num_preempted > 0

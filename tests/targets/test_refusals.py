@@ -18,7 +18,6 @@ from model.decoder import Decoder
 from model.execution import Execution
 from model.sampling import NO_PICK
 from protocol.logit_rules import NO_RULES, LogitRules
-from protocol.plan import DepthRule
 from protocol.request import GenerateRequest, SamplingParams
 from router.policy import Fixed
 from targets.engine import Engine, EngineConfig
@@ -187,7 +186,7 @@ def test_masks_are_computed_where_a_pick_is_refused_and_nowhere_else(
     monkeypatch.setattr(Constraint, "_mask", lambda self, draft: computed.append(draft) or mask(self, draft))
     model = load_shaped()
     own = OwnDraftClient(model, model.decoder)
-    result = run_all(Engine(model, Fixed(DepthRule((2,)), 4), own, EngineConfig(max_batch=4)), asked)
+    result = run_all(Engine(model, Fixed(2, 4), own, EngineConfig(max_batch=4)), asked)
     assert len(computed) == sum(refused) < len(refused)
     assert result.tokens == plain_texts(load_shaped(), asked)
 

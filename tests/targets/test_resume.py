@@ -9,7 +9,6 @@ from dataclasses import replace
 import pytest
 
 from protocol.errors import InvalidRequest, PromptTooLong, QueueFull
-from protocol.plan import DepthRule
 from protocol.request import FinishReason, GenerateRequest, SamplingParams, StopRules, TokenRun
 from router.policy import Fixed, Off
 from targets import plain
@@ -20,7 +19,7 @@ from tests.model.families import VOCAB
 from tests.reference.engine import ScriptedDrafter, plain_texts, random_requests
 from tests.targets.conftest import LoadTarget
 
-DEPTH = DepthRule((1,))
+DEPTH = 1
 
 
 class Runs:

@@ -6,13 +6,13 @@ import random
 
 import pytest
 
-from protocol.plan import DepthRule, Mode, Plan
+from protocol.plan import Mode, Plan
 from protocol.record import Origin, RoundRecord, RowRecord
 from protocol.stats import RoundStats
 from targets.confidence import Calibration
 from targets.rounds import ENOUGH, UNCOUNTED, Rounds
 
-RULE = DepthRule((2, 4), (0.5,))
+DEPTH = 2
 
 
 def row(rng: random.Random) -> RowRecord:
@@ -20,13 +20,13 @@ def row(rng: random.Random) -> RowRecord:
     if not count:
         return RowRecord(1)
     exits, sure = (rng.choice((2, 4, 77)),) * count, tuple(rng.random() for _ in range(count))
-    return RowRecord(1, count, rng.randint(0, count), rng.choice(list(Origin)), RULE, 4, exits, sure)
+    return RowRecord(1, count, rng.randint(0, count), rng.choice(list(Origin)), DEPTH, 4, exits, sure)
 
 
 def random_record(rng: random.Random, round_id: int) -> RoundRecord:
     rows = tuple(row(rng) for _ in range(rng.randint(0, 4)))
     lengths = tuple(4 * bool(each.num_proposed or rng.random() < 0.5) for each in rows)
-    plan = Plan(RULE if any(lengths) else None, lengths, mode=rng.choice(list(Mode)))
+    plan = Plan(DEPTH if any(lengths) else None, lengths, mode=rng.choice(list(Mode)))
     drafted, answered = 1.0 + rng.random(), rng.random() < 0.9
     return RoundRecord(
         round_id, plan, rows, 9.0, rng.randint(0, 9), answered=answered, planned_s=1.0, drafted_s=drafted
@@ -57,8 +57,8 @@ def test_totals_are_sums_over_the_records(seed: int) -> None:
 
 def test_positions_are_counted_from_the_first_proposal_that_long() -> None:
     def record(num_proposed: int, num_accepted: int) -> RoundRecord:
-        row = RowRecord(1, num_proposed, num_accepted, Origin.FRESH, RULE, num_proposed)
-        return RoundRecord(0, Plan(RULE, (num_proposed,)), (row,), 9.0, 1 + num_accepted)
+        row = RowRecord(1, num_proposed, num_accepted, Origin.FRESH, DEPTH, num_proposed)
+        return RoundRecord(0, Plan(DEPTH, (num_proposed,)), (row,), 9.0, 1 + num_accepted)
 
     totals = RoundStats().plus([record(1, 1), record(2, 1)])
     assert totals.num_accepted_by_position == (2, 0)
@@ -78,12 +78,12 @@ def test_records_that_cannot_be_counted_are_left_out_and_later_ones_count(monkey
 
 def test_confidence_is_calibrated_by_the_tokens_up_to_the_first_refused_one_of_exits_that_were_asked_for() -> None:
     sure = (0.9, 0.8, 0.7, 0.6)
-    told = RowRecord(1, 4, 1, Origin.FRESH, RULE, 4, (2, 2, 2, 2), sure)
-    made_up = RowRecord(2, 4, 4, Origin.AHEAD, RULE, 4, (77,) * 4, sure)
+    told = RowRecord(1, 4, 1, Origin.FRESH, DEPTH, 4, (2, 2, 2, 2), sure)
+    made_up = RowRecord(2, 4, 4, Origin.AHEAD, DEPTH, 4, (77,) * 4, sure)
     rounds = Rounds()
     for index in range(ENOUGH // 2):
         assert rounds.calibration.power(2) == 1.0
-        rounds.add(RoundRecord(index, Plan(RULE, (4, 4)), (told, made_up), 9.0, 2))
+        rounds.add(RoundRecord(index, Plan(DEPTH, (4, 4)), (told, made_up), 9.0, 2))
     expected = Calibration().learned(2, sure[:2] * (ENOUGH // 2), [True, False] * (ENOUGH // 2))
     assert rounds.calibration.power(2) == expected.power(2) != 1.0
     assert rounds.calibration.power(77) == 1.0

@@ -5,13 +5,13 @@ import random
 import pytest
 
 from model.pages import PageLedger
-from protocol.plan import BatchView, DepthRule, Plan
+from protocol.plan import BatchView, Plan
 from protocol.request import GenerateRequest, SamplingParams, StopRules
 from router.policy import Fixed
 from targets.scheduler import Schedule, Scheduler, SchedulerConfig
 from targets.sequence import Sequence
 
-RULE = DepthRule((2,))
+DEPTH = 2
 
 
 def sequence(number: int, num_prompt: int, max_tokens: int = 10, max_length: int = 512, priority: int = 0) -> Sequence:
@@ -27,7 +27,7 @@ def scheduler(num_pages: int, page_size: int = 4, **config: int) -> Scheduler:
 def planned(sched: Scheduler, length: int = 0) -> Schedule:
     decoding = sched.decoding
     view = BatchView(tuple(member.view(num_unseen=1, drafts=True) for member in decoding))
-    return sched.schedule(decoding, Fixed(RULE, length).plan(view))
+    return sched.schedule(decoding, Fixed(DEPTH, length).plan(view))
 
 
 def execute(sched: Scheduler, schedule: Schedule, rng: random.Random) -> None:
@@ -87,7 +87,7 @@ def test_lengths_fall_to_zero_before_anything_is_preempted(num_pages, lengths):
     execute(sched, planned(sched, 6), random.Random(0))
     schedule = planned(sched, 6)
     assert (schedule.plan.lengths, schedule.num_preempted) == (lengths, 0)
-    assert schedule.plan.depth == (RULE if any(lengths) else None)
+    assert schedule.plan.depth == (DEPTH if any(lengths) else None)
 
 
 def test_the_youngest_is_preempted_and_comes_back_before_those_that_waited():
@@ -155,7 +155,7 @@ def test_a_plan_loses_the_rows_that_are_preempted_and_its_drafts_when_pages_are_
     sched.admit()
     execute(sched, planned(sched), random.Random(0))
     decoding = sched.decoding
-    plan = Plan(RULE, (40, 2), own=(None, DepthRule((4,))), stop_probability=0.5)
+    plan = Plan(DEPTH, (40, 2), own=(None, 4), stop_probability=0.5)
     assert sched.schedule(decoding, plan).plan == Plan(None, (0, 0), own=plan.own, stop_probability=0.5)
     while len(sched.running) == 2:
         decoding = sched.decoding

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 
 from model.decoder import Decoder
-from protocol.plan import DepthRule
 from protocol.record import Origin, RoundRecord, RowRecord
 from protocol.request import OWN, TokenRun
 from targets.engine import Engine
@@ -70,14 +69,14 @@ def test_a_request_that_does_not_ask_is_told_nothing(load: LoadTarget, drafter: 
 
 
 def test_what_was_proposed_and_refused_is_no_source() -> None:
-    row = RowRecord(1, 3, 1, Origin.AHEAD, DepthRule((2, 4), (0.5,)), 3, (4, 2, 4), (0.9, 0.9, 0.9))
+    row = RowRecord(1, 3, 1, Origin.AHEAD, 4, 3, (4, 4, 4), (0.9, 0.9, 0.9))
     assert row.sources == (-4, OWN)
-    assert replace(row, origin=Origin.FRESH, num_accepted=3).sources == (4, 2, 4, OWN)
+    assert replace(row, origin=Origin.FRESH, num_accepted=3).sources == (4, 4, 4, OWN)
     assert RowRecord(1).sources == (OWN,)
 
 
 def test_a_token_that_a_grammar_forces_is_one_that_nobody_drafted() -> None:
-    row = RowRecord(1, 4, 4, Origin.FRESH, exits=(2, 4), num_forced=2)
-    assert row.sources == (2, 4, OWN, OWN, OWN)
+    row = RowRecord(1, 4, 4, Origin.FRESH, exits=(2, 2), num_forced=2)
+    assert row.sources == (2, 2, OWN, OWN, OWN)
     assert replace(row, num_accepted=1).sources == (2, OWN)
     assert RowRecord(1, 3, 3, Origin.FORCED, num_forced=3).sources == (OWN,) * 4

@@ -15,7 +15,7 @@ from drafters.client import LocalDraftClient
 from model.decoder import Decoder
 from model.execution import Execution
 from protocol.errors import ModelFault
-from protocol.plan import DepthRule, Mode
+from protocol.plan import Mode
 from protocol.request import FinishReason, GenerateRequest
 from router.policy import Fixed
 from targets import plain
@@ -77,7 +77,7 @@ def test_a_request_without_a_next_token_ends_with_an_error_and_touches_no_other(
     """Few pages, so that others are given those of sequences that ended so."""
     requests = some_requests()
     texts = plain_texts(load(), requests)
-    policy = Fixed(DepthRule((3,)), 3)
+    policy = Fixed(3, 3)
     engine = Engine(load_broken(broken, execution), policy, Connect(drafter)(), EngineConfig(max_batch=6))
     result = run_all(engine, requests)
     assert_only_they_ended(result, texts, caplog)
@@ -90,7 +90,7 @@ def test_it_is_the_same_where_the_pool_drafts_ahead_with_a_broken_drafter(
     requests = some_requests()
     texts = plain_texts(load(), requests)
     client: LocalDraftClient = Connect(load_broken(broken).decoder)()
-    policy = Fixed(DepthRule((4,)), 3, Mode.AHEAD)
+    policy = Fixed(4, 3, Mode.AHEAD)
     engine = Engine(load_broken(broken), policy, client, EngineConfig(max_batch=6), ahead=True)
     result = run_all(engine, requests)
     assert_only_they_ended(result, texts, caplog)
@@ -100,7 +100,7 @@ def test_it_is_the_same_where_the_pool_drafts_ahead_with_a_broken_drafter(
 
 def test_a_prompt_that_breaks_the_model_has_no_first_token(broken: Path) -> None:
     request = GenerateRequest("r", (5, BROKEN, 6), some_requests()[0].sampling, some_requests()[0].stop)
-    result = run_all(Engine(load_broken(broken), Fixed(DepthRule((3,)), 3)), [request])
+    result = run_all(Engine(load_broken(broken), Fixed(3, 3)), [request])
     assert (result.tokens, result.reasons) == ({"r": []}, {"r": FinishReason.UNDEFINED})
     with pytest.raises(ModelFault, match="no token 3"):
         plain.generate(load_broken(broken), request)

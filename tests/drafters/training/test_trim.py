@@ -29,7 +29,6 @@ from model.execution import Execution
 from model.files import resolve
 from model.load import WeightFormat, check_weights, load_decoder
 from protocol.errors import ConfigError
-from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 from tests.cli.commands import printed, refused
 from tests.drafters.training.conftest import TEXT
@@ -136,9 +135,7 @@ def assert_drafts_as_if_masked(
     masked: Any = Masked(whole, KEPT)
     for sampling in SAMPLINGS:
         for depth in depths:
-            drafts = [
-                draft_from_scratch(decoder, [5, 9, 13], 12, DepthRule((depth,)), sampling) for decoder in (own, masked)
-            ]
+            drafts = [draft_from_scratch(decoder, [5, 9, 13], 12, depth, sampling) for decoder in (own, masked)]
             (tokens, _, certain), (expected, _, certain_too) = (zip(*draft, strict=True) for draft in drafts)
             assert tokens == expected
             assert certain == pytest.approx(certain_too, abs=1e-4)

@@ -12,7 +12,6 @@ from drafters.manifest import NAME, Manifest, vocabulary_hash
 from drafters.nested import load_nested
 from model.files import resolve
 from model.gguf.header import read_header
-from protocol.plan import DepthRule
 from protocol.request import SamplingParams
 from tests.cli.commands import printed, refused
 from tests.model.families import make_checkpoint
@@ -55,7 +54,7 @@ def test_a_file_drafts_as_the_folder_does(
         load_nested(path, dtype=torch.float32, num_positions=64, page_size=16).decoder for path in (directory, drafter)
     )
     for depth in (1, 2, 4):
-        rule = DepthRule((depth,))
+        rule = depth
         drafted = [draft_from_scratch(decoder, [5, 9, 13], 8, rule, GREEDY) for decoder in (ours, theirs)]
         assert [token for token, _ in drafted[0]] == [token for token, _ in drafted[1]]
 
