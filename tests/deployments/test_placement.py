@@ -88,7 +88,7 @@ def test_a_colocated_drafter_has_no_deployment_and_no_threads_of_its_own(config:
 def test_a_draft_replica_is_measured_if_a_policy_chooses_by_what_drafts_cost(
     path: Path, speculation: str, is_measured: bool
 ) -> None:
-    path.write_text(path.read_text().replace("{length: 4, mirror: on}", speculation))
+    path.write_text(path.read_text().replace("{length: 4, ahead: on}", speculation))
     config = load_config(path)
     (_, measured, _) = build(config)._bound_deployment.init_args[3]._bound_deployment.init_args
     assert measured is is_measured

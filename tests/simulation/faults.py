@@ -68,7 +68,7 @@ class Erratic:
         lengths = tuple(min(rng.randrange(7), max(one.remaining - 1, 0)) for one in view.sequences)
         own = tuple(rng.choice((None, None, *EXITS)) for _ in lengths) if rng.random() < 0.2 else ()
         stop, mode = rng.choice((0.0, 0.0, 0.3)), view.modes[-(rng.random() >= self._in_turn)]
-        return Plan(self._rule if any(lengths) else None, lengths, own, stop, mode)
+        return Plan(self._depth if any(lengths) else None, lengths, own, stop, mode)
 
     def observe(self, record: RoundRecord) -> None:
         return None

@@ -41,7 +41,7 @@ class Connect:
 class Whimsical(StaticPolicy):
     """Another depth and mode for every round, another length for every sequence; sometimes off."""
 
-    def __init__(self, seed: int, longest: int = 6, modes: Sequence[Mode] = tuple(Mode)) -> None:
+    def __init__(self, seed: int, longest: int = 6, modes: Sequence[Mode] = ()) -> None:
         self._rng, self._longest, self._modes = random.Random(seed), longest, modes
 
     def opening(self) -> int | None:
@@ -53,7 +53,7 @@ class Whimsical(StaticPolicy):
         lengths = tuple(max(0, min(rng.randint(0, longest), s.remaining - 1)) for s in view.sequences)
         depth = rng.choice(EXITS) if any(lengths) else None
         stop = rng.choice([0.0, 0.0, 0.2])
-        return Plan(depth, lengths, stop_probability=stop, mode=rng.choice(self._modes))
+        return Plan(depth, lengths, stop_probability=stop, mode=rng.choice(self._modes or view.modes))
 
 
 def engine_of(load: LoadTarget, client: AheadClient, policy: Policy, **config: int) -> Engine:
