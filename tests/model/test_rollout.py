@@ -123,9 +123,9 @@ def test_a_draft_ends_behind_the_token_that_brings_its_confidence_to_the_floor(s
 
 def test_a_floor_of_zero_stops_not_even_a_token_without_any_confidence() -> None:
     row = Rollout(np.arange(8), 0, [5], 3, SamplingParams())
-    assert row.goes_on([(7, 0.0, 8)])
-    assert row.goes_on([(7, 0.0, 8), (7, 0.0, 8)])
-    assert not row.goes_on([(7, 0.9, 8), (7, 0.9, 8), (7, 0.9, 8)])
+    assert row.goes_on([(7, 0.0)])
+    assert row.goes_on([(7, 0.0), (7, 0.0)])
+    assert not row.goes_on([(7, 0.9), (7, 0.9), (7, 0.9)])
 
 
 @needs_compiler
