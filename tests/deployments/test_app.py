@@ -272,8 +272,8 @@ def test_committed_tokens_are_counted_where_the_config_says_so_and_a_head_is_tri
 
 def test_what_the_router_does_is_told_over_http(served: Served) -> None:
     assert served.get("/debug/router") == {
-        "large": [{"policy": "fixed", "depth": [4], "length": 4, "mode": "in turn"}],
-        "small": [{"policy": "fixed", "depth": [2, 4], "length": 3, "mode": "in turn"}],
+        "large": [{"policy": "fixed", "depth": 4, "length": 4, "mode": "in turn"}],
+        "small": [{"policy": "fixed", "depth": 2, "length": 3, "mode": "in turn"}],
     }
     assert served.target("large", "describe")["exits"] == (2, 4)
 
