@@ -72,14 +72,13 @@ class SequenceView:
 
 @dataclass(frozen=True, slots=True)
 class BatchView:
-    """The decoding sequences of one round, in row order; prefills are counted apart.
+    """The decoding sequences of one round, in row order.
 
     modes: how the round may get its proposals, as the config and the way to the pool allow. exponents: by exit, of the
     power of a confidence that is the probability of a token to be right; 1 for an exit that is not named.
     """
 
     sequences: tuple[SequenceView, ...]
-    num_prefilling: int = 0
     modes: tuple[Mode, ...] = (Mode.SERIAL,)
     exponents: Mapping[int, float] = field(default_factory=dict)
 
