@@ -64,7 +64,6 @@ class SequenceView:
 
     num_tokens: int
     remaining: int
-    id: int = 0
     num_unseen: int = 1
     drafts: bool = True
     asked: Speculation | None = None
