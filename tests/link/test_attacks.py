@@ -80,7 +80,7 @@ def test_who_says_the_name_of_another_target_gets_none_of_its_sequences(worker: 
             send(sock, encode_target(CloseSequences("victim", (1,))))
             send(sock, encode_target(asked(row(1, (), 8), round_id=99)))
             received(sock)
-        wait_until(lambda: replica.server.num_targets == 1)
+        wait_until(lambda: len(replica.server._targets) == 1)
         reply = victim.draft(asked(row(8, (1,), 4), round_id=2))
         assert reply is not None
         assert reply.blocks[0].status is DraftStatus.OK, "it is still known"
