@@ -107,7 +107,8 @@ def target_specs(args: argparse.Namespace, config: AppConfig, pool: PoolConfig) 
     acceptance, exits = read_rates(args.acceptance), Manifest.load(resolve(pool.path)).exits
     specs: list[TargetSpec] = []
     for target in config.targets:
-        spec = target_spec(args, target, pool, acceptance_of(acceptance, target.name, exits))
+        curves = kept(args.config, config, target, pool)
+        spec = target_spec(args, target, curves, acceptance_of(acceptance, target.name, exits))
         rate = args.rate.get(target.name, args.rate.get(ALL, 0.0)) / target.num_replicas
         for number in range(target.num_replicas):
             name = target.name if target.num_replicas == 1 else f"{target.name} {number + 1}"
@@ -129,9 +130,8 @@ def read_rates(text: str) -> Mapping[str, Drawn]:
         raise ConfigError(f"--acceptance: {error}; or name a file") from None
 
 
-def target_spec(args: argparse.Namespace, target: TargetConfig, pool: PoolConfig, acceptance: Drawn) -> TargetSpec:
+def target_spec(args: argparse.Namespace, target: TargetConfig, curves: CostCurves, acceptance: Drawn) -> TargetSpec:
     """One replica, without requests."""
-    curves = kept(args.config, target, pool, own=False)
     if target.speculation is None and target.name in args.mode:
         raise ConfigError(f"--mode: target {target.name} does not speculate, so it has no mode; leave it out")
     mode = args.mode.get(target.name, args.mode.get(ALL))

@@ -82,8 +82,8 @@ class Costs:
         return self.slopes[rows][exit_][drafted] / rows, (passes[drafted + 1] - passes[drafted]) / num_rows
 
 
-def tables(curves: CostCurves, exits: Sequence[int], length: int, max_rows: int, linked: bool = True) -> Costs:
-    """linked: drafts come over a link, whose time then counts. Raises ConfigError for curves without a drafter."""
+def tables(curves: CostCurves, exits: Sequence[int], length: int, max_rows: int) -> Costs:
+    """Raises ConfigError for curves without a drafter."""
     rows, lengths, contexts = range(max_rows + 1), range(length + 1), curves.target.verify.points[2]
     passes = [
         [[curves.verify_ms(max(n, 1), max(n, 1) * (1 + each), context) for each in lengths] for context in contexts]
@@ -102,7 +102,7 @@ def tables(curves: CostCurves, exits: Sequence[int], length: int, max_rows: int,
         _frozen(steps.tolist()),
         _frozen(np.clip(slopes, 0.0, steps).tolist()),
         tuple(map(tuple, np.maximum(np.diff(np.asarray(ends), axis=1, prepend=0.0), 0.0).tolist())),
-        tuple(curves.link_ms(max(n, 1)) if linked else 0.0 for n in rows),
+        tuple(curves.link_ms(max(n, 1)) for n in rows),
         tuple(curves.overhead_ms(max(n, 1)) for n in rows),
     )
 
