@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 from deployments.config import AppConfig, PoolConfig, TargetConfig
 from deployments.config_replica import Placement
@@ -47,6 +49,7 @@ PREFILL_TOKENS = (16, 64, 256, 512)
 START_REPEAT, START_ROWS = 3, 16
 
 Clock = Callable[[], float]  # seconds
+T = TypeVar("T", TargetCosts, DrafterCosts)
 
 
 def measure(config: AppConfig, repeat: int) -> list[CostCurves]:
@@ -95,42 +98,31 @@ def measure_drafter(config: PoolConfig, repeat: int) -> DrafterCosts:
 
 
 def startup_target_costs(model: TargetModel, config: TargetConfig) -> TargetCosts:
-    """Costs of a starting target: the stored ones if they cover its maximum batch, or a coarse measurement."""
+    """Of a starting target."""
     key, num_rows = model_key(config, config), min(config.max_batch, model.ledger.num_free)
-    return find_or_measure(
-        TargetCosts,
-        key,
-        lambda kept: kept.verify.points[0][-1] >= num_rows,
-        lambda: target_costs(model, config, key, START_REPEAT, startup_clock(config)),
-    )
+    return _startup_costs(TargetCosts, key, num_rows, config, partial(target_costs, model, config, key))
 
 
 def startup_drafter_costs(drafter: NestedDrafter, config: PoolConfig) -> DrafterCosts:
-    """Costs of a starting draft replica: stored, or from a coarse measurement."""
+    """Of a starting draft replica, or of a drafter in a starting target's process."""
     key, num_rows = drafter_key(config, own=False), min(largest_batch(drafter, config.max_rows), START_ROWS)
-    return find_or_measure(
-        DrafterCosts,
-        key,
-        lambda kept: kept.draft.points[0][-1] >= num_rows,
-        lambda: drafter_costs(drafter, key, num_rows, START_REPEAT, startup_clock(config)),
-    )
+    return _startup_costs(DrafterCosts, key, num_rows, config, partial(drafter_costs, drafter, key, num_rows))
 
 
 def startup_own_costs(
     model: TargetModel, client: OwnDraftClient, config: TargetConfig, pool: PoolConfig
 ) -> DrafterCosts:
-    """Costs of a drafter on the KV of a starting target: stored, or from a coarse measurement."""
+    """Of a drafter on the KV of a starting target."""
     key, num_rows = drafter_key(pool, own=True), min(config.max_batch, START_ROWS, model.ledger.num_free)
-    return find_or_measure(
-        DrafterCosts,
-        key,
-        lambda kept: kept.draft.points[0][-1] >= num_rows,
-        lambda: own_drafter_costs(model, client, key, num_rows, START_REPEAT, startup_clock(config)),
-    )
+    return _startup_costs(DrafterCosts, key, num_rows, config, partial(own_drafter_costs, model, client, key, num_rows))
 
 
-def startup_clock(placement: Placement) -> Clock:
-    return time.thread_time if device_of(placement).type == "cpu" else time.perf_counter
+def _startup_costs(
+    kind: type[T], key: ModelKey, num_rows: int, placement: Placement, measure: Callable[[int, Clock], T]
+) -> T:
+    """The stored costs if they cover so many rows, or a coarse measurement."""
+    clock = time.thread_time if device_of(placement).type == "cpu" else time.perf_counter
+    return find_or_measure(kind, key, num_rows, lambda: measure(START_REPEAT, clock))
 
 
 def target_costs(

@@ -99,6 +99,11 @@ class TargetCosts:
     overhead: Curve
     error: float
 
+    @property
+    def max_rows(self) -> float:
+        """The largest batch that was measured."""
+        return self.verify.points[0][-1]
+
 
 @dataclass(frozen=True, slots=True)
 class DrafterCosts:
@@ -111,6 +116,11 @@ class DrafterCosts:
     draft: Curve
     link: Curve
     error: float
+
+    @property
+    def max_rows(self) -> float:
+        """The largest batch that was measured."""
+        return self.draft.points[0][-1]
 
 
 @dataclass(frozen=True, slots=True)
