@@ -21,7 +21,7 @@ from deployments.placement import pool_of
 from deployments.process import device_of, pinned_process
 from deployments.profile_store import drafter_key, find_or_measure, model_key
 from deployments.progress import loading
-from deployments.sweep import Cell, midpoints, sweep, thin
+from deployments.sweep import Cell, checked_sweep, midpoints, sweep, thin
 from drafters.link_profile import link_timer
 from drafters.nested import NestedDrafter
 from drafters.profile import LENGTHS, NUM_NEW, DraftRound, draft_timer, largest_batch
@@ -144,9 +144,10 @@ def target_costs(
         def prefill_ms(cell: Cell) -> float:
             return time_pass(PassShape(1, cell[0], context=0, num_logits=1))
 
-        verify, error = sweep(verify_ms, VERIFY_AXES, points, repeat, f"{config.name}: verify")
-        prefill, _ = sweep(prefill_ms, PREFILL_AXES, chunks, minor, f"{config.name}: prefill")
-    overhead, _ = sweep(
+        between = tuple(map(midpoints, points))
+        verify, error = checked_sweep(verify_ms, VERIFY_AXES, points, between, repeat, f"{config.name}: verify")
+        prefill = sweep(prefill_ms, PREFILL_AXES, chunks, minor, f"{config.name}: prefill")
+    overhead = sweep(
         lambda cell: overhead_ms(model, cell[0], clock), ROW_AXES, points[:1], minor, f"{config.name}: overhead"
     )
     return TargetCosts(key, verify, prefill, overhead, error)
@@ -161,8 +162,8 @@ def drafter_costs(
     points = (num_rows, drafter.exits, num_new, LENGTHS)
     between = (midpoints(num_rows), drafter.exits, midpoints(num_new), midpoints(LENGTHS))
     with draft_timer(drafter, num_rows[-1], start_clock or time.perf_counter) as time_round:
-        draft, error = sweep(
-            lambda cell: time_round(DraftRound(*cell)), DRAFT_AXES, points, repeat, "pool: draft", between
+        draft, error = checked_sweep(
+            lambda cell: time_round(DraftRound(*cell)), DRAFT_AXES, points, between, repeat, "pool: draft"
         )
     link = asyncio.run(measure_link(DraftWorker(drafter), num_rows, repeat))
     return DrafterCosts(key, draft, link, error)
@@ -182,15 +183,14 @@ def own_drafter_costs(
     points = (num_rows, client.exits, (1,), OWN_LENGTHS)
     between = (midpoints(num_rows), *points[1:3], midpoints(OWN_LENGTHS))
     with own_draft_timer(model, client, num_rows[-1], start_clock or time.perf_counter) as time_draft:
-        draft, error = sweep(
-            lambda cell: time_draft(cell[0], cell[3]), DRAFT_AXES, points, repeat, "own drafter", between
+        draft, error = checked_sweep(
+            lambda cell: time_draft(cell[0], cell[3]), DRAFT_AXES, points, between, repeat, "own drafter"
         )
     return DrafterCosts(key, draft, Curve(ROW_AXES, ((1.0,),), (0.0,)), error)
 
 
 async def measure_link(worker: DraftWorker, num_rows: tuple[int, ...], repeat: int) -> Curve:
     async with link_timer(worker) as time_round:
-        link, _ = await asyncio.to_thread(
+        return await asyncio.to_thread(
             sweep, lambda cell: time_round(cell[0]), ROW_AXES, (num_rows,), repeat, "pool: link"
         )
-    return link
