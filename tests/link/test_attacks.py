@@ -15,13 +15,12 @@ from protocol.branch import AheadRequest, AheadRow
 from protocol.draft import DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.pb import draft_pb2 as pb
 from protocol.plan import DepthRule
-from protocol.request import SamplingParams
+from protocol.request import GREEDY
 from protocol.wire import CloseSequences, decode_pool, encode_target
 from tests.deployments.harness import wait_until
 from tests.link.contract import linked, replica_of
 from tests.link.strangers import hung_up, proved, received, send
 
-GREEDY = SamplingParams(temperature=0.0)
 DEEP = DepthRule((4,))
 PRIVATE = (3, 14, 15, 92, 65, 35, 89, 79)
 
