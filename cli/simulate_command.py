@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--replicas", type=several(whole(0)), metavar="N,...", help="of the pool, 0 is none (default: as configured)")
     add(
         "--mode",
-        type=by_name(one_of(list(Mode))),
+        type=by_name(one_of(*Mode)),
         default={},
         metavar="MODE|NAME:MODE,...",
         help=f"how rounds get their proposals, of each target or of those named: {listed(Mode)} "

@@ -176,7 +176,7 @@ def test_a_mode_applies_to_all_targets_or_to_those_named(profiled: Path, capsys:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--mode", "turbo"), "'turbo' is none of serial, ahead"),
+        (("--mode", "turbo"), "'turbo' is unknown; choose from serial, ahead"),
         (("--mode", "small:ahead,serial"), "neither one value"),
         (("--mode", "huge:ahead"), "--mode names 'huge'"),
         (("--mode", "plain:ahead"), "plain does not speculate"),
