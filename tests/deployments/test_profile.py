@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cli.main import main
-from deployments.colocated import open_drafter
+from deployments.colocated import open_colocated
 from deployments.config import load_config
 from deployments.config_replica import Placement
 from deployments.models import load_drafter, load_model
@@ -91,7 +91,7 @@ def test_a_colocated_drafter_on_its_targets_kv_is_priced_without_prompts(
     target, pool = loaded.targets[0], pool_of(loaded, loaded.targets[0])
     assert pool is not None
     model = load_model(target)
-    drafter = open_drafter(model, target, pool, "here", 1.0, measured=True)
+    drafter = open_colocated(model, target, pool, "here", 1.0, measured=True)
     assert drafter.costs == own, "a replica that starts finds what was profiled"
 
 
