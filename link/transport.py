@@ -1,9 +1,9 @@
 """A target's way to the pool: persistent links to all draft replicas that it can use, each with its own sequences.
 
-The engine's thread asks, then reads the links itself while it waits, at once or a pass later, up to its deadline; it
-reads branches in passing. A request is split by row, since each sequence has one replica (link/placement.py), and the
-answers are put together again. A replica that does not know a sequence after a move answers NEED_CONTEXT. One that is
-too slow is left alone for a while, and only its own sequences go without drafts.
+The engine's thread asks, then reads the links itself while it waits, up to its deadline; it reads branches in passing.
+A request is split by row, since each sequence has one replica (link/placement.py), and the answers are put together
+again. A replica that does not know a sequence after a move answers NEED_CONTEXT. One that is too slow is left alone for
+a while, and only its own sequences go without drafts.
 """
 
 from __future__ import annotations

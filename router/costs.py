@@ -109,7 +109,7 @@ class TargetCosts:
 class DrafterCosts:
     """draft: whole rounds of the pool, num_new being the committed tokens that each row feeds first.
 
-    link: what a round takes that drafts nothing, over gRPC on one machine, by rows. error: as for targets.
+    link: what a round takes that drafts nothing, over a socket on one machine, by rows. error: as for targets.
     """
 
     key: ModelKey
