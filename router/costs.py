@@ -147,7 +147,7 @@ class CostCurves:
         return 0.0 if length <= 0 else self._drafter().draft.at(num_rows, depth, num_new, length)
 
     def catch_up_ms(self, num_rows: float, depth: float, num_new: float) -> float:
-        """What it adds to a draft that each row feeds num_new tokens instead of one."""
+        """The time that it adds to a draft if each row first feeds num_new tokens instead of one."""
         return self.draft_ms(num_rows, depth, 1, num_new) - self.draft_ms(num_rows, depth, 1)
 
     def link_ms(self, num_rows: float) -> float:
