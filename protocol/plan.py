@@ -73,8 +73,8 @@ class SequenceView:
 class BatchView:
     """The decoding sequences of one round, in row order.
 
-    modes: how the round may get its proposals, as the config and the way to the pool allow. exponents: by exit, of the
-    power of a confidence that is the probability of a token to be right; 1 for an exit that is not named.
+    modes: how the round may get its proposals, as the config and the pool client allow. exponents: by exit; a token is
+    right with probability confidence ** exponent; 1 if missing.
     """
 
     sequences: tuple[SequenceView, ...]

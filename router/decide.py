@@ -113,7 +113,7 @@ def catch_up_ms(rounds: Rounds, costs: Costs) -> list[float]:
 
 
 def stop_of(rounds: Rounds, costs: Costs, arm: Arm, outcome: Outcome, off: float) -> float:
-    """The confidence in a whole draft below which it ends: the next token would then take longer than it is expected to save. Of
+    """The confidence in a whole draft below which it ends: its next token would take longer than it may save. Of
     drafting ahead only the part that is waited for counts.
 
     off: milliseconds per token of plain decoding.

@@ -73,7 +73,7 @@ def _chunk_row(sequence: Sequence, size: int) -> ForwardRow:
 
 
 def _asked(sequence: Sequence, draft: Run[int] = ()) -> tuple[Scoring | None, Refusal | None]:
-    """What its places ask of their logits, and of their picks."""
+    """What the sequence asks of the logits at its places, and how its picks are checked."""
     constraint, request = sequence.constraint, sequence.request
     if constraint and comes_late(request.sampling):
         return scoring(request, sequence.tokens, draft), sequence.refusal
