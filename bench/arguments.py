@@ -6,7 +6,7 @@ import sys
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawDescriptionHelpFormatter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer
@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from bench.cells import Subject
 from bench.machine import ROOT
 from bench.workload import HELD_OUT, KINDS, LONGEST, Workload, read_texts
-from cli.arguments import whole
+from cli.arguments import several, whole
 from deployments.progress import loading
 from model.files import resolve
 from model.load import WeightFormat
@@ -23,25 +23,6 @@ from protocol.errors import ConfigError, DraftPoolError
 
 MODELS, RESULTS = ROOT / "demo/models", ROOT / "bench/results"
 CONFIG = ROOT / "deployments/configs/demo.yaml"
-Value = TypeVar("Value")
-
-
-def listed(parse: Callable[[str], Value]) -> Callable[[str], list[Value]]:
-    """Values with commas between them, none twice."""
-
-    def parse_all(text: str) -> list[Value]:
-        return list(dict.fromkeys(parse(part.strip()) for part in text.split(",")))
-
-    return parse_all
-
-
-def one_of(*names: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in names:
-            raise ArgumentTypeError(f"{text!r} is unknown; choose from {', '.join(names)}")
-        return text
-
-    return parse
 
 
 def plain_parser(description: str | None, out: str | None = None) -> ArgumentParser:
@@ -66,8 +47,8 @@ def pairs_parser(description: str | None, out: str, **defaults: object) -> Argum
 def add_settings(parser: ArgumentParser) -> None:
     """Depths and lengths to draft at, and the prompts."""
     add = parser.add_argument
-    add("--depths", type=listed(whole(1)), default=[2, 4, 6], help="default: 2,4,6")
-    add("--lengths", type=listed(whole(1, 64)), default=[1, 2, 3, 4, 6, 8], help="default: 1,2,3,4,6,8")
+    add("--depths", type=several(whole(1)), default=[2, 4, 6], help="default: 2,4,6")
+    add("--lengths", type=several(whole(1, 64)), default=[1, 2, 3, 4, 6, 8], help="default: 1,2,3,4,6,8")
     add("--prompts", type=Path, default=HELD_OUT, help="JSON lines; Spec-Bench's are split by category")
     add("--num-prompts", type=whole(1), default=8, help="of each cell, at the least (default: %(default)s)")
     add("--max-tokens", type=whole(2), default=128, help="of each prompt (default: %(default)s)")

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from bench import machine
-from bench.arguments import add_settings, add_threads, add_weights, checkpoint, given, listed, one_of
+from bench.arguments import add_settings, add_threads, add_weights, checkpoint, given
 from bench.cells import OURS, Subject
 from bench.grid import MODES, PEERS, Grid
 from bench.metrics import CellResult
@@ -20,7 +20,7 @@ from bench.policies import NOSTOP
 from bench.report import save
 from bench.run import Engines, measure, opened
 from bench.workload import EQUAL, KINDS, LONGEST, Workload, read_texts
-from cli.arguments import whole
+from cli.arguments import one_of, several, whole
 from deployments.process import DTYPES
 from model.load import WeightFormat
 from protocol.errors import ConfigError
@@ -114,11 +114,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--drafter", type=checkpoint, help="checkpoint directory")
     add("--draft-gguf", type=Path, metavar="FILE", help="the draft model of mode llamacpp-draft")
     add("--ngram", type=whole(1), default=12, help="tokens that repeat before llamacpp-ngram drafts (default: its 12)")
-    add("--batch", type=listed(whole(1)), default=[1, 8], help="batch sizes (default: 1,8)")
+    add("--batch", type=several(whole(1)), default=[1, 8], help="batch sizes (default: 1,8)")
     modes = (*(mode for mode in OURS if mode != NOSTOP), *PEERS)
-    add("--modes", type=listed(one_of(*MODES)), default=list(modes), help=f"default: {','.join(modes)}")
+    add("--modes", type=several(one_of(*MODES)), default=list(modes), help=f"default: {','.join(modes)}")
     add_settings(parser)
-    add("--temperature", type=listed(temperature), default=[0.0], help="one or several (default: 0, greedy)")
+    add("--temperature", type=several(temperature), default=[0.0], help="one or several (default: 0, greedy)")
     add("--kept-full", type=whole(0), default=0, metavar="N", help="also keep the batch full, N more batches queued")
     kinds = "prompts of 32 to 512 tokens, of equal length, or as they are"
     add("--workload", choices=KINDS, default="mixed", help=kinds)

@@ -19,7 +19,7 @@ from bench.arguments import add_target, add_threads, plain_parser
 from bench.stats import Ratio, paired_ratio
 from cli.arguments import whole
 from model.cores import usable_cores
-from protocol.request import SamplingParams
+from protocol.request import GREEDY
 from targets.model import ForwardRow, TargetModel, load_target
 
 BUSY = "while True: pass"
@@ -51,7 +51,7 @@ def rate(model: TargetModel, seconds: float) -> float:
     """Tokens per second of plain steps over one sequence."""
     steps, start = 0, time.perf_counter()
     while (now := time.perf_counter() - start) < seconds:
-        model.pick([ForwardRow(SEQUENCE, CONTEXT, [1], num_logits=1)], [SamplingParams(temperature=0.0)], [CONTEXT + 1])
+        model.pick([ForwardRow(SEQUENCE, CONTEXT, [1], num_logits=1)], [GREEDY], [CONTEXT + 1])
         steps += 1
     return steps / now
 

@@ -18,6 +18,7 @@ from bench.cells import APART, PAGE, PLAIN, Cell, CellOutcome, Subject, Timed, T
 from bench.policies import ADAPTIVE, GOODPUT, RoundRecorder, adaptive, draft_ms_per_token
 from deployments.config import TargetConfig
 from deployments.local import known_depth, open_own
+from deployments.placement import without_link
 from deployments.profiling import drafter_costs, own_drafter_costs, target_costs
 from deployments.progress import loading
 from drafters.client import LocalDraftClient
@@ -177,7 +178,7 @@ class DraftPoolEngine:
     def _drafter_costs(self, key: ModelKey) -> DrafterCosts:
         if self._own is not None:
             return own_drafter_costs(self.model, self._own, key, self._subject.max_batch, PROFILE_REPEAT)
-        return drafter_costs(self._loaded()[0], key, self._subject.max_batch, PROFILE_REPEAT)
+        return without_link(drafter_costs(self._loaded()[0], key, self._subject.max_batch, PROFILE_REPEAT))
 
 
 def _timed(log: Sequence[tuple[TokenRun, float]], start: float) -> Timed:

@@ -21,10 +21,10 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bench import machine
-from bench.arguments import add_threads, add_weights, checkpoint, listed, plain_parser
+from bench.arguments import add_threads, add_weights, checkpoint, plain_parser
 from bench.memory import MIB, peak_mb
 from bench.stats import Ratio, paired_ratio
-from cli.arguments import whole
+from cli.arguments import several, whole
 from deployments.progress import loading
 from model.checkpoint import tensor_source
 from model.config import read_config
@@ -176,7 +176,7 @@ def loaded_note(found: Mapping[str, float]) -> str:
 def main() -> int:
     parser = plain_parser(__doc__)
     parser.add_argument("--target", type=checkpoint, help="default: a random Llama of half a billion parameters")
-    parser.add_argument("--widths", type=listed(whole(1)), default=[1, 2, 3, 5, 9])
+    parser.add_argument("--widths", type=several(whole(1)), default=[1, 2, 3, 5, 9])
     parser.add_argument("--pairs", type=whole(2), default=15, help="default: %(default)s")
     add_threads(parser)
     add_weights(parser)

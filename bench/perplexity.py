@@ -19,11 +19,11 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 
 from bench import machine
-from bench.arguments import add_target, add_threads, ended, listed, one_of, plain_parser
+from bench.arguments import add_target, add_threads, ended, plain_parser
 from bench.cells import Unavailable
 from bench.peers.llamacpp import llama_cpp
 from bench.stats import paired_ratio
-from cli.arguments import whole
+from cli.arguments import one_of, several, whole
 from deployments.process import DTYPES
 from deployments.progress import loading
 from drafters.training.distil import logits_at
@@ -116,8 +116,8 @@ def arguments() -> ArgumentParser:
     add_threads(parser)
     add, formats = parser.add_argument, [*map(str, DTYPES_OF)]
     add("--text", type=Path, required=True, help="UTF-8")
-    add("--weights", type=listed(one_of(*formats)), default=formats, help=f"default: {','.join(formats)}")
-    add("--peer", type=listed(one_of(PEER)), default=[], help=PEER)
+    add("--weights", type=several(one_of(*formats)), default=formats, help=f"default: {','.join(formats)}")
+    add("--peer", type=several(one_of(PEER)), default=[], help=PEER)
     add("--window", type=whole(2), default=512, help="tokens (default: %(default)s)")
     add("--windows", type=whole(1), default=16, help="at most so many (default: %(default)s)")
     return parser

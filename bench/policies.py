@@ -41,7 +41,7 @@ class NoStop(Goodput):
 
 def adaptive(name: str, curves: CostCurves, exits: tuple[int, ...], max_rows: int, length: int = 12) -> Policy:
     """One that chooses among the exits, with drafts of up to `length` tokens."""
-    costs = tables(curves, exits, length, max_rows, linked=True)
+    costs = tables(curves, exits, length, max_rows)
     made: dict[str, type[Ema] | type[Goodput]] = {EMA: Ema, GOODPUT: Goodput, NOSTOP: NoStop}
     return made[name](costs)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from argparse import ArgumentTypeError
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -37,15 +37,15 @@ def _number(kind: Callable[[str], T], name: str, low: float, high: float | None)
     return parse
 
 
-def several(parse: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
-    """Values separated by commas."""
-    return lambda text: tuple(map(parse, text.split(",")))
+def several(parse: Callable[[str], T]) -> Callable[[str], list[T]]:
+    """Values with commas between them, none twice."""
+    return lambda text: list(dict.fromkeys(parse(part.strip()) for part in text.split(",")))
 
 
-def one_of(choices: Sequence[str]) -> Callable[[str], str]:
+def one_of(*names: str) -> Callable[[str], str]:
     def parse(text: str) -> str:
-        if text not in choices:
-            raise ArgumentTypeError(f"{text!r} is none of {', '.join(choices)}")
+        if text not in names:
+            raise ArgumentTypeError(f"{text!r} is unknown; choose from {', '.join(names)}")
         return text
 
     return parse

@@ -16,7 +16,7 @@ from cli.arguments import rates, whole
 from cli.output import listed, say, table
 from deployments.config import AppConfig, PoolConfig, TargetConfig, load_config
 from deployments.config_speculation import AdaptiveSpeculation, GoodputSpeculation
-from deployments.placement import PLACES, as_placed, pool_of
+from deployments.placement import PLACES, as_placed, pool_of, without_link
 from deployments.profile_store import drafter_key, find, model_key
 from deployments.profiling import works_on_kv_of
 from drafters.manifest import Manifest
@@ -64,12 +64,10 @@ def plan(config: AppConfig, place: str, args: argparse.Namespace) -> tuple[Optio
     target, pool = find_target(config, args.target)
     settings = target.speculation if isinstance(target.speculation, AdaptiveSpeculation) else GoodputSpeculation()
     exits = settings.exits or Manifest.load(resolve(pool.path)).exits
-    linked = config.placement == "separate"
-    costs = tables(
-        kept(place, target, pool, own=works_on_kv_of(target, config)), exits, settings.length, args.batch, linked=linked
-    )
+    costs = tables(kept(place, config, target, pool), exits, settings.length, args.batch)
     sequence = SequenceView(args.context, args.remaining)
-    view = BatchView((sequence,) * args.batch, modes=(Mode.IN_TURN, Mode.AHEAD) if linked else (Mode.IN_TURN,))
+    modes = (Mode.IN_TURN, Mode.AHEAD) if config.placement == "separate" else (Mode.IN_TURN,)
+    view = BatchView((sequence,) * args.batch, modes=modes)
     return options(belief_of(costs, args.acceptance), costs, view)
 
 
@@ -106,16 +104,16 @@ def find_target(config: AppConfig, name: str | None) -> tuple[TargetConfig, Pool
     raise ConfigError(f"--target {name!r} is not in the config; it has {names}")
 
 
-def kept(place: Path | str, target: TargetConfig, pool: PoolConfig, *, own: bool) -> CostCurves:
-    """The measured costs. own: the drafter works on the target's KV. Raises ConfigError that names the command to
-    measure what is missing.
+def kept(place: Path | str, config: AppConfig, target: TargetConfig, pool: PoolConfig) -> CostCurves:
+    """The measured costs; pool: as placed for the target. Raises ConfigError that names the command to measure what is
+    missing.
     """
     costs = find(TargetCosts, model_key(target, target))
-    drafter = find(DrafterCosts, drafter_key(pool, own=own))
+    drafter = find(DrafterCosts, drafter_key(pool, own=works_on_kv_of(target, config)))
     if costs is None or drafter is None:
         missing = f"target {target.name}" if costs is None else "the drafter"
         raise ConfigError(f"what {missing} costs here is not known yet; run draftpool profile {place}")
-    return CostCurves(target.name, costs, drafter)
+    return CostCurves(target.name, costs, drafter if config.placement == "separate" else without_link(drafter))
 
 
 def belief_of(costs: Costs, acceptance: Mapping[int, float] | None) -> Belief:

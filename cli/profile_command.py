@@ -61,7 +61,7 @@ def verify_table(curves: CostCurves) -> Table:
 
 def target_line(curves: CostCurves) -> str:
     target = curves.target
-    rows, chunk = target.verify.points[0][-1], target.prefill.points[0][-1]
+    rows, chunk = target.max_rows, target.prefill.points[0][-1]
     return (
         f"{curves.name}: bookkeeping {target.overhead.at(1):.2f} ms a round of 1, {target.overhead.at(rows):.2f} of "
         f"{rows:.0f}; a prompt chunk of {chunk:.0f} {target.prefill.at(chunk):.1f} ms; median error of held-back "
@@ -85,7 +85,7 @@ def draft_table(drafter: DrafterCosts) -> Table:
 
 
 def drafter_line(drafter: DrafterCosts) -> str:
-    rows = drafter.link.points[0][-1]
+    rows = drafter.max_rows
     return (
         f"pool: link {drafter.link.at(1):.2f} ms there and back for 1 row, {drafter.link.at(rows):.2f} for {rows:.0f}; "
         f"median error of held-back rounds {100 * drafter.error:.1f} %"

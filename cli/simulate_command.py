@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--replicas", type=several(whole(0)), metavar="N,...", help="of the pool, 0 is none (default: as configured)")
     add(
         "--ahead",
-        type=by_name(one_of(("on", "off"))),
+        type=by_name(one_of("on", "off")),
         default={},
         metavar="ON|NAME:ON,...",
         help="whether drafts come ahead, for each target or those named: on or off (default: as configured)",
@@ -98,7 +98,9 @@ def target_specs(args: argparse.Namespace, config: AppConfig, pool: PoolConfig) 
     acceptance, exits = read_rates(args.acceptance), Manifest.load(resolve(pool.path)).exits
     specs: list[TargetSpec] = []
     for target in config.targets:
-        spec = target_spec(args, target, pool, acceptance_of(acceptance, target.name, exits))
+        curves = kept(args.config, config, target, pool)
+        translates = translation_to(pool, target) is not None
+        spec = target_spec(args, target, curves, acceptance_of(acceptance, target.name, exits), translates)
         rate = args.rate.get(target.name, args.rate.get(ALL, 0.0)) / target.num_replicas
         for number in range(target.num_replicas):
             name = target.name if target.num_replicas == 1 else f"{target.name} {number + 1}"
@@ -120,13 +122,13 @@ def read_rates(text: str) -> Mapping[str, Drawn]:
         raise ConfigError(f"--acceptance: {error}; or name a file") from None
 
 
-def target_spec(args: argparse.Namespace, target: TargetConfig, pool: PoolConfig, acceptance: Drawn) -> TargetSpec:
+def target_spec(
+    args: argparse.Namespace, target: TargetConfig, curves: CostCurves, acceptance: Drawn, translates: bool
+) -> TargetSpec:
     """One replica, without requests."""
-    curves = kept(args.config, target, pool, own=False)
     if target.speculation is None and target.name in args.ahead:
         raise ConfigError(f"--ahead: target {target.name} does not speculate; leave it out")
     target = with_ahead(target, args.ahead.get(target.name, args.ahead.get(ALL)))
-    translates = translation_to(pool, target) is not None
     deadline_s = 1e-3 * target.speculation.deadline_ms if target.speculation else PATIENT_S
     length = max(args.prompt_tokens) + max(args.max_tokens) + SPARE
     return TargetSpec(

@@ -1,7 +1,7 @@
 """Builds the Ray Serve application.
 
     ingress --handle--> one deployment per target --broadcast, to find it--> the draft pool
-       ^                                          ==gRPC stream, to draft==>      ^
+       ^                                          ======socket, to draft===>      ^
        |<==========gRPC stream, of tokens==========                               |
        '---------------------broadcast, for its statistics------------------------'
 

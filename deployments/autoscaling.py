@@ -32,7 +32,7 @@ class BusyPolicy:
         self._busy, self._calm, self._places = busy, calm, places
 
     def __call__(self, context: Any) -> tuple[int, dict[str, Any]]:
-        """context: Serve's AutoscalingContext. While a replica is missing, none is sent away: who knows its load."""
+        """context: Serve's AutoscalingContext. While a replica does not tell its load, none is removed."""
         loads = list((context.aggregated_metrics or {}).get(BUSY, {}).values())
         if self._places:
             loads.append(context.total_queued_requests / self._places)

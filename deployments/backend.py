@@ -37,7 +37,7 @@ class ServeBackend:
     """The API's Backend over Serve handles.
 
     tokenizers: checkpoint directory per model id. most: what is answered at once, by model id; others have no bound.
-    recall: the last description that a model gave of itself, to whomever; may block. clock: of what is kept of it.
+    recall: the last description that a model gave any ingress of itself; may block. clock: of what is kept of it.
     Handles are configured once, because each new one starts a router. Must be created on the event loop that uses it.
     """
 
@@ -98,7 +98,7 @@ class ServeBackend:
         return await self.open.run(request.request_id, self._complete(model, request))
 
     async def _complete(self, model: str, request: GenerateRequest) -> TokenRun:
-        """Several runs come where a replica was stopped in between."""
+        """Several runs come if a replica was stopped in between."""
         async with aclosing(survive(partial(self._whole, model, self._call(model)), request, self._recovery)) as runs:
             parts = [run async for run in runs]
         token_ids = tuple(token for part in parts for token in part.token_ids)

@@ -1,4 +1,4 @@
-"""What an ingress knows of its targets: what each says of itself, said before, and how far one is that starts.
+"""What an ingress knows of its targets: what each says of itself, what it said before, and how far its start is.
 
 Many requests may wait for a model that is away: they share one question to it, and one to the cluster's control store,
 which is asked on one thread of its own and whose answers hold for a moment.
@@ -31,7 +31,7 @@ Recall = Callable[[str], Info | None]
 
 
 class Cards:
-    """Of one event loop. Advisory but for what targets say themselves: what fails or is late is not known."""
+    """Used on one event loop. Only a target's own answer is certain; what fails or is late counts as unknown."""
 
     def __init__(
         self,
@@ -41,8 +41,8 @@ class Cards:
         starting: Callable[[str], Starting],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """By model. ask: what the target says now. recall: what it said last, to whomever. starting: its replicas that
-        start. Both may block.
+        """All by model. ask: what the target says now. recall: what it last told any ingress. starting: how far its
+        replicas have started. The latter two may block.
         """
         self._texts, self._created = texts, int(time.time())
         self._store = ThreadPoolExecutor(1, thread_name_prefix="control-store")
@@ -53,7 +53,7 @@ class Cards:
         self._recalled: dict[str, ModelCard] = {}
 
     async def card(self, model: str) -> ModelCard | None:
-        """A target that is away is known by what it said before, until it answers: requests then wait for it."""
+        """While a target is away, the card of what it said before stands in, so that requests can wait for it."""
         if model in self._cards or await self.ready(model):
             return self._cards[model]
         if model not in self._recalled:

@@ -22,7 +22,7 @@ from model.load import WeightFormat
 from targets.model import TargetModel
 
 
-def open_drafter(
+def open_colocated(
     model: TargetModel, config: TargetConfig, pool: PoolConfig, incarnation: str, deadline_s: float, *, measured: bool
 ) -> LocalDrafter:
     """Loads the drafter.

@@ -21,7 +21,7 @@ SPACE = b"draftpool-targets"
 
 
 def key_of(config: TargetConfig) -> str:
-    """Another config or version has another key, so that what the target said under that one does not count."""
+    """A key of the config and the version: what a target said under others does not count."""
     said_under = f"{version()} {config.model_dump_json()}"
     return f"{config.name}-{hashlib.sha256(said_under.encode()).hexdigest()[:16]}"
 

@@ -1,4 +1,4 @@
-"""What a replica has when it has started stays as long as its process does."""
+"""Garbage collection of a replica: what it holds once it has started stays as long as its process does."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import gc
 
 
 def keep() -> None:
-    """Nothing that is there now is looked through for garbage again.
+    """Excludes all objects that exist now from garbage collection.
 
     Libraries, tokenizers and weights are some 300,000 objects. A full collection goes through all of them, in 0.2 to
     0.3 s of a processor, and meanwhile nothing else of the process runs: no step, no refusal, no answer to a check.

@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """Of a replica of this deployment. done, total: parts of the phase; 0 where it has none.
+    """How far a replica of this deployment has started. done, total: parts of the phase; 0 if it has none.
 
     began, at: of the start and of this stage, in seconds since 1970.
     """
@@ -42,9 +42,10 @@ class Stage:
         return f"{self.phase}, {self.done} of {self.total}" if self.total else self.phase
 
     def left_s(self, before_s: float | None, now: float) -> float | None:
-        """Seconds until it has started. before_s: that the last start took, which may have been of other weights.
+        """Seconds until it has started; None: not known, or this start takes longer than the last one.
 
-        None: not known, nor where it takes longer than before. Without a last one the share of the weights counts.
+        before_s: what the last start took, which may have been of other weights. Without one the share of the weights
+        that is loaded counts.
         """
         passed_s = now - self.began
         if before_s is not None:
@@ -97,7 +98,7 @@ def shown(deployment: str, replica: str) -> Iterator[Loading]:
 
 
 def stages() -> list[Stage]:
-    """Of all replicas that start now, by deployment. What those left that were lost as they started is deleted."""
+    """Of all replicas that are starting, by deployment. Deletes the entries of those that were lost on the way."""
     found = []
     with suppress(Exception):
         for key in internal_kv._internal_kv_list(b"", namespace=SPACE):
@@ -112,7 +113,7 @@ def stages() -> list[Stage]:
 
 
 def _read(value: bytes | None) -> Stage | None:
-    """None where the replica has started meanwhile, and for what is no stage."""
+    """None if the replica has started since, or if the value is no stage."""
     try:
         return Stage(**json.loads(value)) if value else None
     except (TypeError, ValueError):
@@ -128,7 +129,7 @@ def start_took_s(deployment: str) -> float | None:
 
 
 def awaited(deployment: str, now: float) -> Starting:
-    """The replicas of a deployment that start now."""
+    """How far those replicas of a deployment are that are starting now."""
     found = [stage for stage in stages() if stage.deployment == deployment]
     before_s = start_took_s(deployment) if found else None
     left = [left_s for stage in found if (left_s := stage.left_s(before_s, now)) is not None]

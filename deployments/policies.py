@@ -27,11 +27,9 @@ def policy(speculation: Speculation | None) -> Policy:
     return Off()
 
 
-def adaptive(
-    settings: AdaptiveSpeculation, curves: CostCurves, exits: tuple[int, ...], max_rows: int, linked: bool = True
-) -> Ema | Goodput:
-    """exits: the drafter's. linked: drafts come over a link. Raises ConfigError for curves without a drafter."""
-    costs = tables(curves, settings.exits or exits, settings.length, max_rows, linked)
+def adaptive(settings: AdaptiveSpeculation, curves: CostCurves, exits: tuple[int, ...], max_rows: int) -> Ema | Goodput:
+    """exits: the drafter's. Raises ConfigError for curves without a drafter."""
+    costs = tables(curves, settings.exits or exits, settings.length, max_rows)
     return Ema(costs) if isinstance(settings, EmaSpeculation) else Goodput(costs)
 
 

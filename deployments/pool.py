@@ -63,7 +63,6 @@ class DraftPoolReplica:
             exits=worker.describe().exits,
             vocabulary_hash=Manifest.load(resolve(config.path)).vocabulary_hash,
             max_positions=worker.describe().max_positions,
-            num_targets=0,
             stats=self._thread.stats(),
             costs=costs,
             limits=limits,
@@ -73,7 +72,7 @@ class DraftPoolReplica:
         keep()
 
     async def describe(self) -> PoolMember:
-        return replace(self._member, num_targets=self._server.num_targets, stats=self._thread.stats())
+        return replace(self._member, stats=self._thread.stats())
 
     def record_autoscaling_stats(self) -> dict[str, float]:
         """For Serve: the share of its time that it spent in passes lately."""

@@ -95,8 +95,8 @@ def find(kind: type[T], key: ModelKey) -> T | None:
     return loads_costs(kind, path.read_text(encoding="utf-8"), str(path))
 
 
-def find_or_measure(kind: type[T], key: ModelKey, enough: Callable[[T], bool], measure: Callable[[], T]) -> T:
-    """The stored costs if `enough` accepts them; otherwise measures and stores them.
+def find_or_measure(kind: type[T], key: ModelKey, num_rows: int, measure: Callable[[], T]) -> T:
+    """The stored costs if they cover so many rows; otherwise measures and stores them.
 
     The replicas of a node start together and would disturb each other, so one at a time measures, and the others find
     what it stored. Errors with files are logged; then costs are measured at every start.
@@ -108,7 +108,7 @@ def find_or_measure(kind: type[T], key: ModelKey, enough: Callable[[T], bool], m
         except (OSError, ValueError) as error:
             logger.warning("stored costs cannot be read and are measured again: %s", error)
             return None
-        return costs if costs is not None and enough(costs) else None
+        return costs if costs is not None and costs.max_rows >= num_rows else None
 
     if (costs := stored()) is not None:
         return costs

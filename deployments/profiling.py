@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 from deployments.config import AppConfig, PoolConfig, TargetConfig
 from deployments.config_replica import Placement
@@ -19,7 +21,7 @@ from deployments.placement import pool_of
 from deployments.process import device_of, pinned_process
 from deployments.profile_store import drafter_key, find_or_measure, model_key
 from deployments.progress import loading
-from deployments.sweep import Cell, midpoints, sweep, thin
+from deployments.sweep import Cell, checked_sweep, midpoints, sweep, thin
 from drafters.link_profile import link_timer
 from drafters.nested import NestedDrafter
 from drafters.profile import LENGTHS, NUM_NEW, DraftRound, draft_timer, largest_batch
@@ -47,6 +49,7 @@ PREFILL_TOKENS = (16, 64, 256, 512)
 START_REPEAT, START_ROWS = 3, 16
 
 Clock = Callable[[], float]  # seconds
+T = TypeVar("T", TargetCosts, DrafterCosts)
 
 
 def measure(config: AppConfig, repeat: int) -> list[CostCurves]:
@@ -95,42 +98,31 @@ def measure_drafter(config: PoolConfig, repeat: int) -> DrafterCosts:
 
 
 def startup_target_costs(model: TargetModel, config: TargetConfig) -> TargetCosts:
-    """Costs of a starting target: the stored ones if they cover its maximum batch, or a coarse measurement."""
+    """Of a starting target."""
     key, num_rows = model_key(config, config), min(config.max_batch, model.ledger.num_free)
-    return find_or_measure(
-        TargetCosts,
-        key,
-        lambda kept: kept.verify.points[0][-1] >= num_rows,
-        lambda: target_costs(model, config, key, START_REPEAT, startup_clock(config)),
-    )
+    return _startup_costs(TargetCosts, key, num_rows, config, partial(target_costs, model, config, key))
 
 
 def startup_drafter_costs(drafter: NestedDrafter, config: PoolConfig) -> DrafterCosts:
-    """Costs of a starting draft replica: stored, or from a coarse measurement."""
+    """Of a starting draft replica, or of a drafter in a starting target's process."""
     key, num_rows = drafter_key(config, own=False), min(largest_batch(drafter, config.max_rows), START_ROWS)
-    return find_or_measure(
-        DrafterCosts,
-        key,
-        lambda kept: kept.draft.points[0][-1] >= num_rows,
-        lambda: drafter_costs(drafter, key, num_rows, START_REPEAT, startup_clock(config)),
-    )
+    return _startup_costs(DrafterCosts, key, num_rows, config, partial(drafter_costs, drafter, key, num_rows))
 
 
 def startup_own_costs(
     model: TargetModel, client: OwnDraftClient, config: TargetConfig, pool: PoolConfig
 ) -> DrafterCosts:
-    """Costs of a drafter on the KV of a starting target: stored, or from a coarse measurement."""
+    """Of a drafter on the KV of a starting target."""
     key, num_rows = drafter_key(pool, own=True), min(config.max_batch, START_ROWS, model.ledger.num_free)
-    return find_or_measure(
-        DrafterCosts,
-        key,
-        lambda kept: kept.draft.points[0][-1] >= num_rows,
-        lambda: own_drafter_costs(model, client, key, num_rows, START_REPEAT, startup_clock(config)),
-    )
+    return _startup_costs(DrafterCosts, key, num_rows, config, partial(own_drafter_costs, model, client, key, num_rows))
 
 
-def startup_clock(placement: Placement) -> Clock:
-    return time.thread_time if device_of(placement).type == "cpu" else time.perf_counter
+def _startup_costs(
+    kind: type[T], key: ModelKey, num_rows: int, placement: Placement, measure: Callable[[int, Clock], T]
+) -> T:
+    """The stored costs if they cover so many rows, or a coarse measurement."""
+    clock = time.thread_time if device_of(placement).type == "cpu" else time.perf_counter
+    return find_or_measure(kind, key, num_rows, lambda: measure(START_REPEAT, clock))
 
 
 def target_costs(
@@ -152,9 +144,10 @@ def target_costs(
         def prefill_ms(cell: Cell) -> float:
             return time_pass(PassShape(1, cell[0], context=0, num_logits=1))
 
-        verify, error = sweep(verify_ms, VERIFY_AXES, points, repeat, f"{config.name}: verify")
-        prefill, _ = sweep(prefill_ms, PREFILL_AXES, chunks, minor, f"{config.name}: prefill")
-    overhead, _ = sweep(
+        between = tuple(map(midpoints, points))
+        verify, error = checked_sweep(verify_ms, VERIFY_AXES, points, between, repeat, f"{config.name}: verify")
+        prefill = sweep(prefill_ms, PREFILL_AXES, chunks, minor, f"{config.name}: prefill")
+    overhead = sweep(
         lambda cell: overhead_ms(model, cell[0], clock), ROW_AXES, points[:1], minor, f"{config.name}: overhead"
     )
     return TargetCosts(key, verify, prefill, overhead, error)
@@ -169,8 +162,8 @@ def drafter_costs(
     points = (num_rows, drafter.exits, num_new, LENGTHS)
     between = (midpoints(num_rows), drafter.exits, midpoints(num_new), midpoints(LENGTHS))
     with draft_timer(drafter, num_rows[-1], start_clock or time.perf_counter) as time_round:
-        draft, error = sweep(
-            lambda cell: time_round(DraftRound(*cell)), DRAFT_AXES, points, repeat, "pool: draft", between
+        draft, error = checked_sweep(
+            lambda cell: time_round(DraftRound(*cell)), DRAFT_AXES, points, between, repeat, "pool: draft"
         )
     link = asyncio.run(measure_link(DraftWorker(drafter), num_rows, repeat))
     return DrafterCosts(key, draft, link, error)
@@ -190,15 +183,14 @@ def own_drafter_costs(
     points = (num_rows, client.exits, (1,), OWN_LENGTHS)
     between = (midpoints(num_rows), *points[1:3], midpoints(OWN_LENGTHS))
     with own_draft_timer(model, client, num_rows[-1], start_clock or time.perf_counter) as time_draft:
-        draft, error = sweep(
-            lambda cell: time_draft(cell[0], cell[3]), DRAFT_AXES, points, repeat, "own drafter", between
+        draft, error = checked_sweep(
+            lambda cell: time_draft(cell[0], cell[3]), DRAFT_AXES, points, between, repeat, "own drafter"
         )
     return DrafterCosts(key, draft, Curve(ROW_AXES, ((1.0,),), (0.0,)), error)
 
 
 async def measure_link(worker: DraftWorker, num_rows: tuple[int, ...], repeat: int) -> Curve:
     async with link_timer(worker) as time_round:
-        link, _ = await asyncio.to_thread(
+        return await asyncio.to_thread(
             sweep, lambda cell: time_round(cell[0]), ROW_AXES, (num_rows,), repeat, "pool: link"
         )
-    return link

@@ -1,4 +1,4 @@
-"""Middleware for Ray Serve's HTTP proxies, about two headers that Serve acts on before the ingress has them.
+"""Middleware for Ray Serve's HTTP proxies, for two headers that Serve acts on before the ingress sees them.
 
 Serve calls `middlewares` because RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH names it.
 """
@@ -13,10 +13,10 @@ from api.time_limit import HEADER, PASSED_ON
 
 
 class HeaderGuard:
-    """Passes the time-limit header on under the name PASSED_ON, and no id of a request that is none.
+    """Renames the time-limit header to PASSED_ON, and drops malformed request ids.
 
-    By that header Serve would end a request with 408 and plain text, and cut a stream without an error. An id it would
-    give back whatever it is; without one it makes its own.
+    Serve would act on that header: end a request with 408 and plain text, and cut a stream without an error. It would
+    also return any id as it came; without one it makes its own.
     """
 
     def __init__(self, app: ASGIApp) -> None:

@@ -1,8 +1,7 @@
 """Turns the times of single passes into a curve.
 
 A sweep times each pass once. Sweeps are repeated, every other one backwards, so that a machine that slows down affects
-all passes alike, and widths follow each other as in a real run. The first sweep warms up. Some passes lie between the
-points of the grid. They are held back from the curve, and the reported error is the curve's median error for them.
+all passes alike, and widths follow each other as in a real run. The first sweep warms up.
 """
 
 from __future__ import annotations
@@ -24,18 +23,24 @@ Points = tuple[tuple[int, ...], ...]
 Run = Callable[[Cell], float]  # milliseconds of one pass
 
 
-def sweep(
-    run: Run, axes: tuple[str, ...], points: Points, repeat: int, label: str, between: Points | None = None
-) -> tuple[Curve, float]:
-    """Returns the curve over the grid of these points, and its median relative error.
+def sweep(run: Run, axes: tuple[str, ...], points: Points, repeat: int, label: str) -> Curve:
+    """The curve over the grid of these points."""
+    return _curve(axes, points, measure_interleaved(run, list(product(*points)), repeat, label))
 
-    between: the points from which passes are held back; None: the midpoints of every axis.
-    """
+
+def checked_sweep(
+    run: Run, axes: tuple[str, ...], points: Points, between: Points, repeat: int, label: str
+) -> tuple[Curve, float]:
+    """The curve, and its median relative error for some passes between the points, which are held back from it."""
     on = list(product(*points))
-    off = held_back(between or tuple(map(midpoints, points)), min(max(len(on) // 6, 3), MAX_HELD_BACK))
+    off = held_back(between, min(max(len(on) // 6, 3), MAX_HELD_BACK))
     ms = measure_interleaved(run, [*on, *off], repeat, label)
-    curve = Curve(axes, tuple(tuple(map(float, axis)) for axis in points), tuple(ms[: len(on)]))
+    curve = _curve(axes, points, ms[: len(on)])
     return curve, median_error(curve, off, ms[len(on) :])
+
+
+def _curve(axes: tuple[str, ...], points: Points, ms: Sequence[float]) -> Curve:
+    return Curve(axes, tuple(tuple(map(float, axis)) for axis in points), tuple(ms))
 
 
 def measure_interleaved(run: Run, cells: Sequence[Cell], repeat: int, label: str) -> list[float]:

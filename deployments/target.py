@@ -11,7 +11,7 @@ from ray import serve
 from api.logs import request_logged
 from api.trace import Track, rounds
 from deployments.autoscaling import BUSY
-from deployments.colocated import open_drafter
+from deployments.colocated import open_colocated
 from deployments.config import PoolConfig, TargetConfig
 from deployments.config_replica import Weights
 from deployments.config_speculation import AdaptiveSpeculation
@@ -101,7 +101,7 @@ class TargetReplica:
             return None
         adaptive_policy = self._policy if isinstance(self._policy, LinkedPolicy) else None
         deadline_s, measured = speculation.deadline_ms / 1e3, adaptive_policy is not None
-        drafter = open_drafter(model, self._config, pool, self._incarnation, deadline_s, measured=measured)
+        drafter = open_colocated(model, self._config, pool, self._incarnation, deadline_s, measured=measured)
         if adaptive_policy is not None and drafter.costs is not None:
             adaptive_policy.drafted_by(drafter.costs, drafter.exits)
         return drafter

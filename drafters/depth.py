@@ -30,11 +30,6 @@ class Watermarks:
         """The positions that `segment` must run to reach `length`: new ones, and those that ride along."""
         return range(self.marks[segment], max(self.marks[segment], length))
 
-    def kept(self, segment: int) -> range:
-        """The positions whose hidden states on leaving `segment` a deeper pass will need."""
-        deeper = self.marks[segment + 1] if segment + 1 < len(self.marks) else self.marks[segment]
-        return range(deeper, self.marks[segment])
-
     def advance(self, segment: int, length: int) -> Watermarks:
         """The watermarks after `segment` ran its missing positions up to `length`."""
         assert length <= self.marks[segment - 1] or segment == 0, "a segment ran ahead of the one above it"

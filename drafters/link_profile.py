@@ -6,7 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 
-from drafters.profile import GREEDY, INCARNATION
+from drafters.profile import INCARNATION
 from drafters.worker import DraftWorker
 from link.discovery import PoolMember
 from link.loopback import connect, listening
@@ -14,6 +14,7 @@ from link.pool_thread import PoolThread
 from link.transport import LinkedDraftClient
 from protocol.draft import DraftRequest, DraftRow
 from protocol.errors import DraftUnavailable
+from protocol.request import GREEDY
 
 DEADLINE_S = 10.0
 MAX_ROWS = 64  # rows per message; larger rounds use several

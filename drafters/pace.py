@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass, replace
 
 NEW = 0.2  # the weight of a new pass in a mean
-# The share of its time by which contexts may delay a draft if as many rows wait for a context as draft. One row beside
-# seven may take 7 %; the more rows wait, the sooner they are read.
+# Reading contexts may lengthen a draft by this share when as many rows wait for a context as draft. With one waiting
+# beside seven it is 7 %.
 SHARE = 0.5
 LULL_S = 0.25  # without a draft; then the rows that drafted last are not waited for
 

@@ -19,10 +19,9 @@ from drafters.worker import DraftWorker
 from model.sweep import MIB, sweeper
 from protocol.draft import DraftRequest, DraftRow
 from protocol.errors import ConfigError
-from protocol.request import SamplingParams
+from protocol.request import GREEDY
 
 INCARNATION = "profile"
-GREEDY = SamplingParams(temperature=0.0)
 NUM_NEW = (1, 4, 16)
 LENGTHS = (1, 5)
 TARGET_BYTES = 64 * MIB  # read between two rounds

@@ -8,10 +8,8 @@ from itertools import accumulate, chain
 
 from drafters.translation import Translation
 from protocol.draft import DraftBlock, DraftClient, DraftReply, DraftRequest, DraftRow, DraftStatus, refusal
-from protocol.request import SamplingParams
+from protocol.request import GREEDY
 from protocol.stats import TranslationCounts
-
-GREEDY = SamplingParams(temperature=0.0)
 
 
 class TranslatedDraftClient:

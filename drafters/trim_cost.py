@@ -23,14 +23,13 @@ from model.execution import build_decoder
 from model.load import WeightFormat, load_decoder, open_weights
 from model.quantized import Matrix
 from model.rollout import Rollout
-from protocol.request import SamplingParams
+from protocol.request import GREEDY
 
 CONTEXT = 256  # positions before what is timed, or as many as the model has
 DRAFTED = 4  # tokens of a timed draft
 WIDTHS = range(1, 10)  # tokens of the target's passes
 WARM_UP = 2
 SMALLEST = 2  # rows of a head that costs next to nothing
-GREEDY = SamplingParams(temperature=0.0)
 
 Call = Callable[[], object]
 

@@ -24,7 +24,6 @@ class PoolMember:
     exits: tuple[int, ...]
     vocabulary_hash: str
     max_positions: int
-    num_targets: int
     stats: PoolStats
     costs: DrafterCosts | None = field(default=None, repr=False)
     limits: MessageLimits = field(default_factory=MessageLimits)

@@ -177,8 +177,8 @@ class Links:
     def _leave_unlisted(self, found: Found) -> None:
         """Retires replicas that discovery lists no more while it finds others: they drain.
 
-        One that is only late with its answer keeps its link and its sequences. Which one is late nobody knows, so what
-        is not complete counts against none.
+        A replica that answers late keeps its link. An incomplete discovery does not say who was late, so it counts
+        against nobody.
         """
         listed = {member.incarnation for member in found.members}
         unlisted = {name: route for name, route in self.routes.items() if name not in listed}

@@ -29,7 +29,7 @@ def listening(thread: PoolThread, exits: tuple[int, ...], max_positions: int, ma
     server = PoolServer(thread, secret, limits)
     try:
         address = server.start(HOST, (0, 0))
-        yield PoolMember(address, NAME, exits, "", max_positions, 0, thread.stats(), limits=limits, secret=secret)
+        yield PoolMember(address, NAME, exits, "", max_positions, thread.stats(), limits=limits, secret=secret)
     finally:
         server.stop()
         thread.stop()

@@ -41,15 +41,6 @@ class PoolServer:
         self._spare = socket.socket()
         thread.sweep(self._sweep)
 
-    @property
-    def num_targets(self) -> int:
-        """How many targets draft here."""
-        return len(self._targets)
-
-    @property
-    def num_strangers(self) -> int:
-        return len(self._strangers)
-
     def start(self, host: str, ports: tuple[int, int]) -> str:
         """The address to be reached at. Raises ConfigError when no port of the range is free."""
         self._listener = listen(host, ports, "pool.ports")

@@ -45,7 +45,7 @@ def limits_of(max_rows: int, max_positions: int) -> MessageLimits:
 
 
 def parts(message: Asking, limits: MessageLimits) -> Iterator[Asking]:
-    """The message in as many as it takes, with a part of the rows each. No row alone is beyond the limits."""
+    """The message, split by rows into as many as the limits ask for. A single row never exceeds them."""
     whole: Any = message
     if len(whole.rows) <= limits.rows and sum(map(num_tokens, whole.rows)) <= limits.tokens:
         yield message

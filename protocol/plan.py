@@ -37,7 +37,6 @@ class SequenceView:
 
     num_tokens: int
     remaining: int
-    id: int = 0
     num_unseen: int = 1
     drafts: bool = True
     asked: Speculation | None = None
@@ -45,14 +44,13 @@ class SequenceView:
 
 @dataclass(frozen=True, slots=True)
 class BatchView:
-    """The decoding sequences of one round, in row order; prefills are counted apart.
+    """The decoding sequences of one round, in row order.
 
-    modes: how the round may get its proposals, as the config and the way to the pool allow. exponents: by exit, of the
-    power of a confidence that is the probability of a token to be right; 1 for an exit that is not named.
+    modes: how the round may get its proposals, as the config and the pool client allow. exponents: by exit; a token is
+    right with probability confidence ** exponent; 1 if missing.
     """
 
     sequences: tuple[SequenceView, ...]
-    num_prefilling: int = 0
     modes: tuple[Mode, ...] = (Mode.IN_TURN,)
     exponents: Mapping[int, float] = field(default_factory=dict)
 

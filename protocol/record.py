@@ -64,7 +64,7 @@ class RowRecord:
 
     @property
     def num_right(self) -> int:
-        """Accepted ones of the drafted tokens."""
+        """How many drafted tokens were accepted."""
         return min(self.num_accepted, self.num_drafted)
 
     @property
@@ -77,12 +77,11 @@ class RowRecord:
 class RoundRecord:
     """plan: as scheduled; its mode is the one that was played. rows: in the order of the plan's view.
 
-    context: mean number of tokens of the decoding sequences before the round. num_committed: tokens, after the cut at a
-    stop, those that ended prompts gave included. num_prefill_tokens: prompt tokens that rode along in the pass.
-    answered: False when a draft was asked for in vain. wait_ms: that the request queued at the pool.
-    Moments are seconds of the engine's clock: began_s, the round, which is when the last pass ended while there was
-    work; planned_s, drafts are being asked for; drafted_s, proposals are there; verified_s, the pass has ended;
-    ended_s, all is committed.
+    context: mean number of tokens of the decoding sequences before the round. num_committed: tokens after the cut at a
+    stop; the first tokens of prompts that ended count too. num_prefill_tokens: prompt tokens in the same pass.
+    answered: False if drafts were asked for and none came. wait_ms: time in the pool's queue.
+    Moments are seconds of the engine's clock. began_s: the last pass ended, or work came; planned_s: drafts are asked
+    for; drafted_s: proposals are there; verified_s: the pass ended; ended_s: all is committed.
     """
 
     round_id: int

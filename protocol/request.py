@@ -62,6 +62,9 @@ class SamplingParams:
         return self.top_k > 0 or self.top_p < 1 or self.min_p > 0
 
 
+GREEDY = SamplingParams(temperature=0.0)
+
+
 @dataclass(frozen=True, slots=True)
 class StopRules:
     """When a sequence ends. `stop_token_ids` holds EOS too, unless the request ignores it."""

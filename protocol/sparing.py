@@ -1,4 +1,4 @@
-"""A log that others may bring about as often as they like, and fill only so fast."""
+"""A rate-limited log for events that strangers can cause at will."""
 
 from __future__ import annotations
 

@@ -34,11 +34,11 @@ class RoundStats:
     """Totals over rounds, folded from their records.
 
     num_rounds: those with decoding sequences. num_accepted_by_position: [n], proposals of which more than n tokens were
-    accepted; as long as the longest proposal. num_unanswered: rounds that asked for drafts in vain. num_drafts:
+    accepted; as long as the longest proposal. num_unanswered: rounds that asked for drafts and got none. num_drafts:
     proposals. num_hits: those that were at hand. num_misses: rows of rounds ahead that were to have a proposal, and
-    none was at hand.
-    draft_ms, verify_ms, rest_ms: parts of the rounds; wait_ms: queued at the pool. hit_draft_ms: of the num_hit_rounds
-    that had proposals at hand and waited for no fresh ones, fresh_draft_ms: of the num_fresh_rounds that did.
+    none was at hand. draft_ms, verify_ms, rest_ms: parts of the rounds. wait_ms: time in the pool's queue.
+    hit_draft_ms: of the num_hit_rounds that had proposals at hand and waited for no fresh ones. fresh_draft_ms: of the
+    num_fresh_rounds that did.
     """
 
     num_rounds: int = 0

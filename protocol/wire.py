@@ -83,7 +83,7 @@ def _opened(kind: type[M], data: bytes, most: int, sender: str) -> tuple[str, An
 
 
 def _bound(name: str, rows: Any, bounds: MessageLimits) -> None:
-    """Before anything is made of what came."""
+    """Checks sizes before anything is built from the message."""
     at_most("rows", len(rows), bounds.rows)
     contexts = [row.context for row in rows] if name == "ahead" else rows
     num_proposed = sum(len(row.proposal) for row in rows) if name == "ahead" else 0
@@ -92,8 +92,8 @@ def _bound(name: str, rows: Any, bounds: MessageLimits) -> None:
 
 
 class Record(NamedTuple):
-    """How one dataclass travels. check: of the message, before its fields are read. write: of the fields whose values
-    are no plain numbers or lists of such; their names are the same on both sides.
+    """How one dataclass travels. read: from a message, by field. check: of the message, before its fields are read.
+    write: to a message, for fields that are not plain numbers or lists of such. Both sides have the same field names.
     """
 
     message: type[Message]

@@ -1,12 +1,12 @@
 """What a target believes of its rounds, and how a round changes that. Values and pure functions.
 
 accept    log odds that a drafted token is accepted if all before it were: of the text, and what an exit adds
-cost      by size of batch, for a profile is off by another factor at each: log of measured over profiled time, by part
-          of a round
-ahead     of rounds ahead: the share of rows that have a proposal, and the share that is waited for of what the pass
-          could hide of a draft
+cost      log of measured over profiled time, by part of a round and by size of batch: a profile is off by another
+          factor at each
+ahead     of rounds ahead: the share of rows that have a proposal, and of the drafting time that a pass could hide the
+          share that is waited for all the same
 goes_on   how often drafts go on behind a token, and behind an accepted one: they end where the next does not pay
-wait_ms   that a request queues at the pool
+wait_ms   time of a request in the pool's queue
 lags      by exit: tokens of each row that its layers have not run
 """
 
@@ -33,8 +33,9 @@ MACHINE, PART, PASS = 0.3, 0.16, 0.04
 ROUND = 0.12  # standard deviation of a part's log time from round to round, as measured on two busy cores
 MEMORY = 1000.0  # rounds in which a belief about times decays to 1/e
 TEXTS = 300.0  # and what is known of a text, for texts change sooner than machines
-# And the text's level while off, where nothing is seen, over rows ** BY_ROWS: a larger batch learns more of a trial, so
-# it looks sooner. With one rate for all batches a switch at 8 rows takes 29 rounds, or one row loses 3 % of off.
+# While off, nothing is seen of a text, so the belief about it fades, in UNSEEN rounds over rows ** BY_ROWS: faster in
+# larger batches, where one trial tells more. With one rate for all a switch at 8 rows takes 29 rounds, or one row loses
+# 3 % of off.
 UNSEEN, BY_ROWS = 300.0, 0.75
 USUAL = 300.0  # rounds by which texts of this target become what is expected of the next: without, off loses 1.5 % more
 STOPS = 100.0  # tokens that what is known of stops weighs; 50 follows a change of text ten rounds later
@@ -111,14 +112,14 @@ def _timed(times: Filter, part: int, measured_ms: float, profiled_ms: float, num
 
 
 def _ahead(ahead: Filter, seen: Seen, whole_ms: float) -> Filter:
-    """whole_ms: of these drafts where nothing hides them. They take longer beside branches that nobody wants."""
+    """whole_ms: what these drafts take where nothing hides them. They take longer beside useless branches."""
     hidden = (whole_ms - seen.waited_ms) / max(min(whole_ms, seen.plain.ms + seen.wide.ms), 1e-6)
     ahead = ahead.decayed(seen.num_drafts / MEMORY).measured(0, seen.served / seen.planned, 0.1 / seen.planned)
     return ahead.measured(1, 1 - min(max(hidden, 1 - MOST), 1.0), 0.2 / seen.num_drafts)
 
 
 def _lags(lags: Sequence[float], seen: Seen) -> tuple[float, ...]:
-    """Layers up to the exit have run all but what the last round commits, deeper ones not even what was fed to it."""
+    """Layers up to the exit lack what the last round committed, deeper ones also what the exit was fed."""
     if seen.exit is None:
         return tuple([lag + seen.committed for lag in lags])
     return tuple([seen.last if at <= seen.exit else max(lag, seen.fed) + seen.committed for at, lag in enumerate(lags)])

@@ -99,18 +99,28 @@ class TargetCosts:
     overhead: Curve
     error: float
 
+    @property
+    def max_rows(self) -> float:
+        """The largest batch that was measured."""
+        return self.verify.points[0][-1]
+
 
 @dataclass(frozen=True, slots=True)
 class DrafterCosts:
     """draft: whole rounds of the pool, num_new being the committed tokens that each row feeds first.
 
-    link: what a round takes that drafts nothing, over gRPC on one machine, by rows. error: as for targets.
+    link: what a round takes that drafts nothing, over a socket on one machine, by rows. error: as for targets.
     """
 
     key: ModelKey
     draft: Curve
     link: Curve
     error: float
+
+    @property
+    def max_rows(self) -> float:
+        """The largest batch that was measured."""
+        return self.draft.points[0][-1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +147,7 @@ class CostCurves:
         return 0.0 if length <= 0 else self._drafter().draft.at(num_rows, depth, num_new, length)
 
     def catch_up_ms(self, num_rows: float, depth: float, num_new: float) -> float:
-        """What it adds to a draft that each row feeds num_new tokens instead of one."""
+        """The time that it adds to a draft if each row first feeds num_new tokens instead of one."""
         return self.draft_ms(num_rows, depth, 1, num_new) - self.draft_ms(num_rows, depth, 1)
 
     def link_ms(self, num_rows: float) -> float:

@@ -27,9 +27,9 @@ LOOK = 32.0  # tokens of a row that a trial takes
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """rate: tokens per ms that are expected. stop_probability: confidence in a whole draft below which it ends.
+    """rate: expected tokens per ms. stop_probability: confidence in a whole draft below which it ends.
 
-    trial: the arm is played to see whether it is better.
+    trial: the arm is played to find out whether it is better.
     """
 
     arm: Arm = OFF
@@ -64,9 +64,10 @@ def decide(belief: Belief, costs: Costs, view: BatchView, held: Arm) -> Decision
 
 
 def worth_of(rounds: Rounds, times: Filter, arm: Arm, outcome: Outcome, held: Arm, pace: float, left: float) -> float:
-    """Milliseconds that a trial of an arm may gain over this pace while so many tokens are left, less what it loses.
+    """Milliseconds that trying an arm is expected to save, less what the trial costs.
 
-    What a plain pass takes is no matter of the text: one round shows it, and it is remembered.
+    pace: milliseconds per token to beat. left: tokens to come. A plain pass takes the same for any
+    text, so one round settles it.
     """
     num_rows, loss = rounds.batch.num_rows, outcome[0] - pace
     gain = improvement(loss, doubt_of(rounds, times, arm, outcome, held))
@@ -76,7 +77,7 @@ def worth_of(rounds: Rounds, times: Filter, arm: Arm, outcome: Outcome, held: Ar
 
 
 def doubt_of(rounds: Rounds, times: Filter, arm: Arm, outcome: Outcome, held: Arm) -> float:
-    """Standard deviation of an arm's milliseconds per token, of what it does not share with the arm in use."""
+    """Standard deviation of an arm's milliseconds per token, without the causes that it shares with the arm in use."""
     (pace, length, tokens, wait_ms, pass_ms), used, ahead = outcome, part_of(held), rounds.belief.ahead
     ms = times.doubt(part_of(arm), used) * pass_ms
     if arm.exit is None:
@@ -94,7 +95,7 @@ def doubt_of(rounds: Rounds, times: Filter, arm: Arm, outcome: Outcome, held: Ar
 
 
 def improvement(loss: float, doubt: float) -> float:
-    """By how much a normal variable of this deviation, around -loss, is above 0 in the mean."""
+    """The expected value of max(x, 0), where x is normal with mean -loss and this standard deviation."""
     if doubt < 1e-9 * abs(loss) or not doubt:
         return max(-loss, 0.0)
     score = loss / doubt
@@ -102,7 +103,7 @@ def improvement(loss: float, doubt: float) -> float:
 
 
 def catch_up_ms(rounds: Rounds, costs: Costs) -> list[float]:
-    """By exit: until layers have run all that they have not seen."""
+    """By exit: the time in which its layers run all tokens that they have not seen."""
     owed, total, batch = [], 0.0, rounds.batch
     for lag, token_ms in zip(rounds.belief.lags, costs.catch_up[costs.rows(batch.num_rows)], strict=True):
         unseen = min(max(lag, batch.num_unseen), batch.context)
@@ -112,10 +113,10 @@ def catch_up_ms(rounds: Rounds, costs: Costs) -> list[float]:
 
 
 def stop_of(rounds: Rounds, costs: Costs, arm: Arm, outcome: Outcome, off: float) -> float:
-    """The confidence in a whole draft below which it ends: where the next token takes longer than the pace allows. What
-    is drafted ahead takes only what of it is waited for.
+    """The confidence in a whole draft below which it ends: its next token would take longer than it may save. Of
+    drafting ahead only the part that is waited for counts.
 
-    off: milliseconds per token.
+    off: milliseconds per token of plain decoding.
     """
     if arm.exit is None:
         return 0.0

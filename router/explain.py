@@ -23,7 +23,7 @@ DIGITS = 4
 class Option:
     """One arm at one length. depth: the exit, in layers; None: off. tokens: expected of a round of the whole batch.
 
-    draft_ms: what of drafting is waited for, its link included.
+    draft_ms: the part of drafting that is waited for, its link included.
     """
 
     mode: Mode

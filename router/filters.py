@@ -1,12 +1,12 @@
 """What arms have in common and what sets each apart, as a Kalman filter (Kalman, 1960) of independent causes.
 
-An arm is a sum of causes, such as what all arms share, and what is its own. So what one arm shows moves the belief
-about those that share a cause with it, the doubtful causes most. Belief decays towards what is usual, which is
-forgetting, and so the doubt about an arm that is not played grows.
+An arm's value is a sum of independent causes: one that all arms share, and its own. So what one arm shows also moves
+the belief about arms that share a cause with it, and the most doubtful causes move most. Belief fades towards what is
+usual, so the doubt about an arm that is not played grows.
 
-Causes are held to be independent, which they are not once a sum of them was seen; that keeps a filter to two numbers
-for each. Plain floats: between passes over a model's weights the processor's caches are cold, and what counts is how
-little is touched.
+Once a sum of causes was seen they are no longer independent. That is ignored, and keeps a filter at two numbers a
+cause. Floats instead of arrays: between passes over a model's weights the processor's caches are cold, so time depends
+on how little memory is touched.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Filter:
         return sum([self.means[cause] for cause in self.arms[arm]])
 
     def variance(self, arm: int, beside: int | None = None) -> float:
-        """Of an arm, or of what sets it apart from another."""
+        """Of an arm's value, or of its difference from another arm's."""
         known = () if beside is None else self.arms[beside]
         own, variances = self.arms[arm], self.variances
         apart = [cause for cause in own if cause not in known] + [cause for cause in known if cause not in own]
@@ -55,9 +55,10 @@ class Filter:
         return math.sqrt(self.variance(arm, beside))
 
     def decayed(self, share: float, first: float = 0.0, settled: float = 0.0) -> Filter:
-        """So much of the belief, in log units, gives way to what is usual.
+        """Fades towards what is usual: exp(-share) of the distance is left.
 
-        first: so much more of that about the first cause, of which so much as is `settled` becomes usual before.
+        first: added to the share of the first cause. settled: before that, the first cause's usual value moves
+        by this share towards its mean.
         """
         usual = (self.usual[0] + settled * (self.means[0] - self.usual[0]), *self.usual[1:])
         shares = [share + first, *[share] * (len(usual) - 1)]
@@ -70,7 +71,7 @@ class Filter:
         return Filter(self.arms, tuple(means), tuple(doubts), usual, self.spread)
 
     def measured(self, arm: int, value: float, variance: float) -> Filter:
-        """A value with its variance."""
+        """The belief after an arm was measured, with this variance."""
         total = self.variance(arm) + variance
         limit = CLIP * math.sqrt(total)
         off = min(max(value - self.value(arm), -limit), limit)
@@ -82,7 +83,7 @@ class Filter:
         return Filter(self.arms, tuple(means), tuple(doubts), self.usual, self.spread)
 
     def counted(self, arm: int, successes: float, trials: float) -> Filter:
-        """Successes among trials, where the belief is about log odds: to the first order around what is believed."""
+        """The belief, of log odds, after so many successes among trials; linear around its value."""
         odds = self.value(arm)
         rate = sigmoid(odds)
         information = trials * rate * (1 - rate)

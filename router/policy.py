@@ -121,7 +121,7 @@ class Goodput:
         self._ms = 0.0  # since the last decision
 
     def opening(self) -> int | None:
-        """While off, contexts stay where they are: to hand them over is a part of what a trial costs."""
+        """While off, no contexts are handed over: that is a part of what a trial costs."""
         exit_ = self.decision.arm.exit
         return None if exit_ is None and self.view is not None else self.costs.exits[exit_ or 0]
 
@@ -154,7 +154,7 @@ class Goodput:
             self.belief, self.seen = learn(self.belief, self.costs, self.seen), None
 
     def _is_due(self) -> bool:
-        """A trial is looked at each round, and so is whether there is room for a draft again."""
+        """During a trial, and while no draft fits, every round decides again; else a decision stands for PAUSE_MS."""
         no_room = self.decision.arm.exit is not None and not self.decision.length
         return self.view is None or self.decision.trial or no_room or self._ms >= PAUSE_MS
 
@@ -165,7 +165,7 @@ def uniform(view: BatchView, depth: int, length: int) -> Plan:
 
 
 def granted(view: BatchView, plan: Plan) -> Plan:
-    """The plan, with what requests ask for themselves in place of what it says of them."""
+    """The plan, in which requests that ask for their own depth and length get these."""
     if all(sequence.asked is None for sequence in view.sequences):
         return plan
     rows = [_row(plan, index, sequence) for index, sequence in enumerate(view.sequences)]

@@ -76,7 +76,7 @@ class Guess:
     ahead: Sequence[float]
 
     def shares(self, mode: Mode) -> tuple[float, float]:
-        """Of rows, that have a proposal; of what a pass could hide of drafting, that is waited for."""
+        """Of rows, those with a proposal; of the drafting time that a pass could hide, what is still waited for."""
         if mode is not Mode.AHEAD:
             return 1.0, 1.0
         served, waited = self.ahead
@@ -95,9 +95,9 @@ Outcome = tuple[float, int, float, float, float]
 
 @dataclass(frozen=True, slots=True)
 class Rounds:
-    """What rounds of a batch bring and take. plain_ms, rest_ms: as guessed. link_ms: with the wait at the pool. By the
-    profile, by drafted tokens from 1: wide_ms, passes; steps, slopes: of the costs, at the rows that are drafted for.
-    reach: share of drafts that get to a place.
+    """What rounds of a batch bring and take. plain_ms, rest_ms: as guessed. link_ms: the wait at the pool included.
+    reach: by place, the share of drafts that get there. As profiled: wide_ms, a pass by drafted tokens, from 1; steps,
+    slopes: as in Costs, for the rows that are drafted for.
     """
 
     belief: Belief
@@ -116,8 +116,8 @@ class Rounds:
         return (self.plain_ms + self.rest_ms) / num_rows, 0, num_rows, 0.0, self.plain_ms
 
     def by_length(self, mode: Mode, exit_: int) -> list[Outcome]:
-        """From 1. Ahead, to what is drafted while a pass lasts: more would come late, and what is drafted behind a miss
-        would take longer.
+        """Outcomes for lengths 1, 2, ... Ahead, the list ends at the longest draft that fits into one pass; more would
+        come late.
         """
         guess, rest_ms, (served, waited) = self.guess, self.rest_ms, self.guess.shares(mode)
         verify, draft, rate = guess.factors[WIDE + MODES.index(mode)], guess.factors[DRAFT], guess.rates[exit_]

@@ -1,4 +1,4 @@
-"""What rounds add up to until the next decision: sums, taken while a record is at hand and cheap to read."""
+"""Sums over the rounds since the last decision. They are added up while a record is new, and so cheap to read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SETTLED = 16  # tokens; a draft that is handed more of a row is catching up
 
 @dataclass(slots=True)
 class Passes:
-    """Passes of a kind. num_tokens, context: sums, by whose means the profile is asked."""
+    """Passes of one kind. num_tokens, context: sums; their means are looked up in the profile."""
 
     num_rounds: int = 0
     ms: float = 0.0
@@ -30,14 +30,16 @@ class Passes:
 class Seen:
     """Rounds of one number of rows, in one mode, at one exit (its number among the drafter's; None: none was asked).
 
-    busy: the pool begins with branches that the rounds before had it draft ahead.
+    busy: the round before drafted ahead, so the pool is still drafting its branches.
 
-    tried: drafted tokens up to and with the first refused one. right: those before it. on: drafted tokens behind which
-    a draft went on; ended: behind which one did not, though it was to. on_right, ended_right: accepted ones of these.
-    committed, last: tokens of a row, of all rounds and of the last one. fed: that a row had the pool run before its
-    draft, at most. timed: rounds that no prompt rode along with, to which all times belong.
-    num_drafts: rounds whose drafts had nothing to wait for or to catch up with; waited_ms, drafted_ms: of these,
-    measured without the queue, and profiled. served, planned: rows that had a proposal, and that should have.
+    tried: drafted tokens up to the first refused one, that one included. right: the accepted ones.
+    on: drafted tokens behind which a draft went on. ended: those behind which it stopped before its planned length.
+    on_right, ended_right: the accepted ones of these.
+    committed, last: tokens per row, of all rounds and of the last one. fed: the most tokens per row that the pool ran
+    before a draft. timed: rounds without a prompt in their pass; all times are of these.
+    num_drafts: rounds whose drafts neither waited for branches nor caught up with a context. waited_ms, drafted_ms:
+    their time as measured, without the queue, and as profiled. served, planned: their rows that had a proposal, and
+    those that should have had one.
     """
 
     num_rows: int

@@ -20,8 +20,9 @@ class Costs:
 
     exits: of the drafter, in layers, ascending. length: of the longest draft.
     verify[rows][context][n]: a pass with n drafted tokens for each row, over contexts.
-    steps[rows][exit][n]: drafting the token behind n others, without the link; slopes: what of it grows with rows.
-    catch_up[rows][exit]: one more unseen token of each row, for the layers between an exit and the one before.
+    steps[rows][exit][n]: time to draft the next token behind n others, without the link. slopes: the part of it that
+    grows with rows.
+    catch_up[rows][exit]: one more unseen token of each row, in the layers between an exit and the one before.
     """
 
     exits: tuple[int, ...]
@@ -58,7 +59,7 @@ class Costs:
         return passes[low] + (width - low) * (passes[low + 1] - passes[low])
 
     def draft_ms(self, exit_: int, lengths: Sequence[int]) -> float:
-        """At each place only the rows whose draft gets there."""
+        """Of drafts of these lengths: at each place only the rows whose draft gets there."""
         total, there = 0.0, len(lengths)
         ends = [0] * (self.length + 1)
         for length in lengths:
@@ -73,17 +74,17 @@ class Costs:
     def token_ms(
         self, exit_: int, num_drafting: int, num_rows: int, drafted: int, context: float
     ) -> tuple[float, float]:
-        """What one row's token behind so many adds: of a drafting step what grows with rows, and of the pass.
+        """What one more drafted token of a row adds behind so many, to its drafting step and to the pass.
 
-        A pass grows by steps of its kernels' width, so that the next token is not the mean of all.
+        A pass grows in steps as wide as its kernels, so the next token may cost more or less than the mean of all.
         """
         rows = self.rows(num_drafting)
         passes = self.passes(num_rows, context)
         return self.slopes[rows][exit_][drafted] / rows, (passes[drafted + 1] - passes[drafted]) / num_rows
 
 
-def tables(curves: CostCurves, exits: Sequence[int], length: int, max_rows: int, linked: bool = True) -> Costs:
-    """linked: drafts come over a link, whose time then counts. Raises ConfigError for curves without a drafter."""
+def tables(curves: CostCurves, exits: Sequence[int], length: int, max_rows: int) -> Costs:
+    """Raises ConfigError for curves without a drafter."""
     rows, lengths, contexts = range(max_rows + 1), range(length + 1), curves.target.verify.points[2]
     passes = [
         [[curves.verify_ms(max(n, 1), max(n, 1) * (1 + each), context) for each in lengths] for context in contexts]
@@ -102,7 +103,7 @@ def tables(curves: CostCurves, exits: Sequence[int], length: int, max_rows: int,
         _frozen(steps.tolist()),
         _frozen(np.clip(slopes, 0.0, steps).tolist()),
         tuple(map(tuple, np.maximum(np.diff(np.asarray(ends), axis=1, prepend=0.0), 0.0).tolist())),
-        tuple(curves.link_ms(max(n, 1)) if linked else 0.0 for n in rows),
+        tuple(curves.link_ms(max(n, 1)) for n in rows),
         tuple(curves.overhead_ms(max(n, 1)) for n in rows),
     )
 

@@ -166,7 +166,7 @@ class VirtualDraftClient(LinkedDraftClient):
 
 def member_of(replica: Replica) -> PoolMember:
     told, stats = replica.worker.describe(), replica.worker.stats()
-    own = told.exits, NEED.vocabulary_hash, told.max_positions, 0, stats
+    own = told.exits, NEED.vocabulary_hash, told.max_positions, stats
     return PoolMember("", replica.name, *own, limits=replica.limits)
 
 

@@ -60,7 +60,7 @@ class Pace:
         return replace(self, num_ends=KEPT * self.num_ends + early, end_tokens=KEPT * self.end_tokens + num_tokens)
 
     def expected_tokens(self, left: int) -> float:
-        """How many more come of `left` at most, where each may be the last with the same probability."""
+        """How many tokens to expect, at most `left`, if each ends the answer with the same probability."""
         ends = min(self.num_ends / self.end_tokens, 1.0) if self.end_tokens else 0.0
         return (1 - (1 - ends) ** left) / ends if ends > 1e-9 else float(left)
 
@@ -98,5 +98,5 @@ def free_in_s(pace: Pace, running: Sequence[Load]) -> float:
 
 
 def short_in_s(expected_s: float, max_wait_s: float) -> float:
-    """Seconds until a wait of expected_s is one that is let in, if nobody else comes; 0 or less: it is."""
+    """Seconds until a wait of expected_s is short enough to be let in, if nobody else comes; 0 or less: it is now."""
     return expected_s - SURE_SHARE * max_wait_s

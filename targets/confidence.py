@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 STEP, FIRST = 0.005, 2.0  # of the log exponent per token; while few tokens were seen, FIRST over their number
-BOUNDS = (0.05, 20.0)
+MIN_EXPONENT, MAX_EXPONENT = 0.05, 20.0
 NEVER_SURE = 1e-6
 
 
@@ -38,5 +38,5 @@ class Calibration:
             return self
         seen = self.seen.get(exit_, 0) + len(confidences)
         step = min(max(max(STEP, FIRST / seen) * slope, -0.3), 0.3)
-        power = min(max(power * math.exp(step), BOUNDS[0]), BOUNDS[1])
+        power = min(max(power * math.exp(step), MIN_EXPONENT), MAX_EXPONENT)
         return Calibration(self.powers | {exit_: power}, self.seen | {exit_: seen})

@@ -106,7 +106,7 @@ class Drafting:
         return DraftRow(sequence.id, start, tokens, length, sampling, depth, stop_probability, *advice)
 
     def _take_back(self, request: DraftRequest) -> None:
-        """Nobody may have seen it; handing tokens over twice is harmless, a gap is not."""
+        """The request may be lost. Handing tokens over twice is harmless, a gap is not."""
         for row in request.rows:
             if row.sequence_id in self._asks:
                 self._asks[row.sequence_id].sent = row.start

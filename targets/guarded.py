@@ -1,4 +1,4 @@
-"""A policy and a way to the pool that may fail or lie: what they raise stays here, and so does what is no answer."""
+"""Wrappers for a policy and a pool client that may fail: exceptions and malformed answers stop here."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ CERTAIN = 1.001  # a confidence is computed in float32
 
 
 class Nonsense(ValueError):
-    """An answer that fits no question. A draft that is wrong or late does: verification and base lengths see to it."""
+    """An answer that cannot belong to the request. Wrong or late drafts are no errors; verification handles them."""
 
 
 class GuardedPolicy:
-    """A Policy that raises nothing and whose plans fit; a round without its word is decoded plainly."""
+    """A Policy that raises nothing and whose plans fit the batch; where it fails, a round is decoded plainly."""
 
     def __init__(self, policy: Policy, fence: Fence) -> None:
         self._policy, self._fence = policy, fence
@@ -41,7 +41,7 @@ class GuardedPolicy:
 
 
 class GuardedDraftClient:
-    """A DraftClient that raises nothing and answers with drafts or not at all, around one that promises neither."""
+    """A DraftClient that raises nothing and answers with well-formed drafts or none, around one that may not."""
 
     def __init__(self, client: DraftClient, fence: Fence) -> None:
         self._client, self._fence = client, fence
@@ -53,7 +53,7 @@ class GuardedDraftClient:
         return self._fence.attempt(lambda: _sound_reply(self._client.draft(request)), None)
 
     def close(self, sequence_ids: Sequence[int]) -> None:
-        """Also while the pool is not asked, so that nothing is left there."""
+        """Also while the fence is closed, so that nothing is left at the pool."""
         self._fence.attempt(lambda: self._client.close(sequence_ids), None, always=True)
 
 
@@ -72,7 +72,7 @@ class GuardedAheadClient(GuardedDraftClient):
 
 
 def fitting(plan: Plan, view: BatchView) -> Plan:
-    """The plan. Raises Nonsense or TypeError where it is none for these sequences."""
+    """The plan. Raises Nonsense or TypeError if it does not fit these sequences."""
     room = [max(sequence.remaining - 1, 0) for sequence in view.sequences]
     if len(plan.lengths) != len(room) or any(not 0 <= index(n) <= m for n, m in zip(plan.lengths, room, strict=True)):
         raise Nonsense(f"lengths {plan.lengths} are not between 0 and {room}")

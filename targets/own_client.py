@@ -37,7 +37,7 @@ class OwnDraftClient:
         self._newest: dict[int, int] = {}  # committed token of each sequence
 
     def open(self, request: DraftRequest) -> None:
-        """Contexts lie in the target's KV. One that was preempted has no token more when it is drafted for."""
+        """Keeps the newest tokens: a preempted sequence hands over none when it drafts again. The KV has the rest."""
         self._hear(request)
 
     def draft(self, request: DraftRequest) -> DraftReply:
@@ -51,7 +51,7 @@ class OwnDraftClient:
         return DraftReply(request.incarnation, request.round_id, tuple(blocks))
 
     def close(self, sequence_ids: Sequence[int]) -> None:
-        """Pages are the target's."""
+        """The pages belong to the target and stay."""
         for sequence_id in sequence_ids:
             self._newest.pop(sequence_id, None)
 

@@ -8,15 +8,13 @@ from dataclasses import replace
 from model.sampling import NO_PICK
 from protocol.draft import Refusal
 from protocol.logit_rules import TokenLogprobs
-from protocol.request import SamplingParams
+from protocol.request import GREEDY, SamplingParams
 from targets.model import ForwardRow, TargetModel
 from targets.proposals import Proposal, Proposals
 from targets.refusals import comes_late
 from targets.scheduler import Schedule
 from targets.scoring import Picks, Scoring, scoring, telling
 from targets.sequence import Sequence
-
-GREEDY = SamplingParams(0)  # where no pick is wanted
 
 
 def run_pass(
@@ -46,7 +44,7 @@ def ending(schedule: Schedule) -> list[Sequence]:
 
 
 def _gathered(schedule: Schedule, proposals: Proposals) -> tuple[list[ForwardRow], list[SamplingParams], list[int]]:
-    """What goes into a pass: its rows, and per wanted logit how and where it is picked."""
+    """What goes into a pass: its rows, and per wanted logit how and where it is picked. Given tokens want no pick."""
     sequences = [*schedule.decoding, *(sequence for sequence, _ in schedule.chunks)]
     rows = [*map(_verify_row, schedule.decoding, proposals.rows), *(_chunk_row(*chunk) for chunk in schedule.chunks)]
     wanted = [
@@ -75,7 +73,7 @@ def _chunk_row(sequence: Sequence, size: int) -> ForwardRow:
 
 
 def _asked(sequence: Sequence, draft: Run[int] = ()) -> tuple[Scoring | None, Refusal | None]:
-    """What its places ask of their logits, and of their picks."""
+    """What the sequence asks of the logits at its places, and how its picks are checked."""
     constraint, request = sequence.constraint, sequence.request
     if constraint and comes_late(request.sampling):
         return scoring(request, sequence.tokens, draft), sequence.refusal

@@ -15,7 +15,7 @@ from model.pages import PageLedger
 from model.sweep import MIB, sweeper
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.errors import ConfigError
-from protocol.request import GenerateRequest, SamplingParams, StopRules
+from protocol.request import GREEDY, GenerateRequest, StopRules
 from router.costs import row_points
 from router.policy import Fixed
 from targets.drafting import Drafting
@@ -25,7 +25,6 @@ from targets.scheduler import Scheduler, SchedulerConfig
 from targets.sequence import Sequence
 from targets.step import Clock, Stepper
 
-GREEDY = SamplingParams(temperature=0.0)
 TOKENS_PER_ROW = (1, 2, 3, 5, 6, 9)
 CONTEXTS = (64, 256, 1024)  # the last one shrinks to what the memory holds
 DRAFTER_BYTES = 8 * MIB  # read between two passes

@@ -43,7 +43,7 @@ class Proposals:
 
     rows: by decoding sequence, None where there is nothing to verify. num_fed: committed tokens that the pool had to
     run for each row before it could draft, at most: before a first draft the whole context.
-    wait_ms: queued at the pool. answered: False where a draft was asked for in vain.
+    wait_ms: time in the pool's queue. answered: False if drafts were asked for and none came.
     """
 
     rows: tuple[Proposal | None, ...]
@@ -53,7 +53,7 @@ class Proposals:
 
 
 def mended(proposals: Proposals, decoding: Sequence[Decoding], rooms: Sequence[int]) -> Proposals:
-    """The proposals as grammars allow them: cut at the first token that is refused, and behind that what is forced."""
+    """The proposals up to the first token that a grammar refuses, and behind that the tokens that it forces."""
     if all(sequence.constraint is None for sequence in decoding):
         return proposals
     return replace(proposals, rows=tuple(map(_mended, proposals.rows, decoding, rooms)))

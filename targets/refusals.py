@@ -1,7 +1,8 @@
-"""A grammar has its say when picks are known: only where it refuses one is a mask computed, and another pick made.
+"""Grammars are checked after picking. Only a refused pick costs a mask and a second pick.
 
-That is exact. Noise belongs to a token and not to its rivals, so the best of all tokens, where it may come, is also the
-best of those that may. Filters weigh tokens by their rivals: behind those the mask has to come first (scoring.py).
+This is exact: noise belongs to a token, whatever its rivals are, so if the best of all tokens is allowed it is also the
+best of the allowed ones. Filters (top-k and the like) weigh tokens against their rivals; with these the mask has to
+come first (scoring.py).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 def comes_late(sampling: SamplingParams) -> bool:
-    """Whether a grammar may wait for the picks."""
+    """Whether a grammar can be checked after the picks."""
     return sampling.is_greedy or not sampling.has_filters
 
 
@@ -39,7 +40,7 @@ def banned_columns(head: Columns, allowed: memoryview) -> Tensor:
 
 
 def banned(head: Columns, refusal: Refusal, draft: Sequence[int], pick: int) -> Tensor | None:
-    """The columns that may not be picked behind a draft in place of a pick that is refused; None where it is not."""
+    """The columns that are banned behind a draft if the grammar refuses this pick; None if it allows the pick."""
     allowed = refusal(draft, pick)
     return None if allowed is None else banned_columns(head, allowed)
 
@@ -53,8 +54,8 @@ def allowed_picks(
     sampling: Sequence[SamplingParams],
     positions: Sequence[int],
 ) -> list[int]:
-    """The picks as the grammars of their rows have them, up to the first of a row that is not the draft's: what stands
-    behind that is never read. picks: from these logits, whatever grammars say.
+    """The picks that the grammars of their rows allow. Behind a row's first pick that differs from its draft nothing is
+    checked, since it is never read. picks: from these logits, without grammars.
     """
     made, first = list(picks), 0
     for row in rows:

@@ -67,7 +67,7 @@ class Scheduler:
         insort(self.waiting, sequence, key=turn)
 
     def remove(self, sequence: Sequence) -> None:
-        """Finished or cancelled: give its pages back. Nothing happens to one that is gone already."""
+        """Gives back the pages of a finished or cancelled sequence; ignores one that is gone already."""
         if sequence in self.running:
             self.running.remove(sequence)
             self._ledger.free(sequence.id)
@@ -109,7 +109,7 @@ class Scheduler:
         return sequence.computed - before
 
     def _count_adopted(self, sequence: Sequence, num_tokens: int) -> None:
-        """A preempted sequence adopts what it has read itself, which is no hit."""
+        """What a preempted sequence adopts it has read itself, so that is no hit."""
         self.num_adopted += num_tokens
         if not sequence.was_preempted:
             self.num_hits += num_tokens

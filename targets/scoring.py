@@ -59,7 +59,7 @@ def scoring(
 
 
 def telling(request: GenerateRequest) -> Scoring:
-    """Of a row within a prompt that is told."""
+    """For a row inside a prompt whose logprobs are asked for."""
     return Scoring(num_top=request.logprobs)
 
 

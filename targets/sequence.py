@@ -120,7 +120,7 @@ class Sequence:
         return SequenceTimes(queued_s, prefill_s, decode_s, self.draft_s)
 
     def view(self, num_unseen: int, drafts: bool) -> SequenceView:
-        return SequenceView(len(self.tokens), self.remaining, self.id, num_unseen, drafts, self.request.speculation)
+        return SequenceView(len(self.tokens), self.remaining, num_unseen, drafts, self.request.speculation)
 
     def count(self, drafted: int, accepted: int) -> None:
         """One round."""

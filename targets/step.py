@@ -127,9 +127,8 @@ class Stepper:
         decoding, drafting = self.scheduler.decoding, self.drafting
         if not decoding or drafting is None:
             return self.scheduler.schedule(decoding, Plan(None, (0,) * len(decoding), mode=self._mode))
-        num_prefilling = len(self.scheduler.running) - len(decoding)
         rows, exponents = tuple(map(drafting.view, decoding)), self.rounds.calibration.powers
-        view = BatchView(rows, num_prefilling, tuple(self._sources), exponents)
+        view = BatchView(rows, tuple(self._sources), exponents)
         plan = granted(view, self.policy.plan(view))
         self._mode = plan.mode
         return self.scheduler.schedule(decoding, plan)

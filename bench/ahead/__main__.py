@@ -19,7 +19,7 @@ from typing import Any
 
 from bench import machine
 from bench.ahead.pair import PairEngine, paired
-from bench.arguments import add_sweep, add_target, ended, given, listed, pairs_parser, subject_of, workload_of
+from bench.arguments import add_sweep, add_target, ended, given, pairs_parser, subject_of, workload_of
 from bench.cells import CHOSEN, PLAIN, Cell
 from bench.grid import Grid
 from bench.metrics import CellResult, fastest
@@ -28,7 +28,7 @@ from bench.policies import Hits, hits, latency_bound, often, plays, times
 from bench.run import Engines, measure
 from bench.stats import Bar, Ratio, best, paired_ratio
 from bench.workload import Workload
-from cli.arguments import whole
+from cli.arguments import several, whole
 from protocol.plan import Mode
 from protocol.stats import RoundStats
 
@@ -150,8 +150,8 @@ def run(args: Namespace) -> int:
 def main() -> int:
     parser = pairs_parser(__doc__, "ahead.json", depths=[2, 4], lengths=[2, 3, 4, 6])
     add = parser.add_argument
-    add("--batch", type=listed(whole(1)), default=[1, 2, 4, 8, 16, 32])
-    add("--temperatures", type=listed(float), default=[0.0, 1.0])
+    add("--batch", type=several(whole(1)), default=[1, 2, 4, 8, 16, 32])
+    add("--temperatures", type=several(float), default=[0.0, 1.0])
     add("--learn", type=whole(1), default=3, help="runs before, in which the router learns (default: 3)")
     add_target(parser)
     add_sweep(parser, repeat=2)

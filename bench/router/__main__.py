@@ -25,8 +25,6 @@ from bench.arguments import (
     checkpoint,
     ended,
     given,
-    listed,
-    one_of,
     pairs_parser,
     subject_of,
     workload_of,
@@ -38,7 +36,7 @@ from bench.policies import ADAPTIVE, FIXED, GOODPUT, OFF, POLICIES, often, plays
 from bench.run import Engines, measure, opened
 from bench.stats import Bar, Ratio, paired_ratio
 from bench.workload import Workload
-from cli.arguments import whole
+from cli.arguments import one_of, several, whole
 from protocol.errors import ConfigError
 
 HEADER = (
@@ -185,9 +183,9 @@ def run(args: Namespace) -> int:
 def main() -> int:
     parser = pairs_parser(__doc__, "router.json")
     add, choices = parser.add_argument, f"{','.join(POLICIES)}; {OFF} and {FIXED} always run"
-    add("--targets", type=listed(checkpoint), default=[MODELS / "large", MODELS / "small"])
-    add("--policies", type=listed(one_of(*POLICIES, *ADAPTIVE)), default=list(POLICIES), help=choices)
-    add("--batch", type=listed(whole(1)), default=[1, 2, 4, 8, 16, 32])
+    add("--targets", type=several(checkpoint), default=[MODELS / "large", MODELS / "small"])
+    add("--policies", type=several(one_of(*POLICIES, *ADAPTIVE)), default=list(POLICIES), help=choices)
+    add("--batch", type=several(whole(1)), default=[1, 2, 4, 8, 16, 32])
     add("--kept-full", type=whole(0), default=0, help="batches that wait, so that no slot is empty")
     add_sweep(parser, repeat=3)
     add_threads(parser)

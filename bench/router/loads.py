@@ -14,10 +14,10 @@ from statistics import median
 from typing import Any
 
 from bench import machine
-from bench.arguments import MODELS, listed, one_of, plain_parser
+from bench.arguments import MODELS, plain_parser
 from bench.policies import ADAPTIVE, FIXED, OFF, POLICIES, often
 from bench.stats import Ratio, best, halves, paired_ratio
-from cli.arguments import whole
+from cli.arguments import one_of, several, whole
 
 HEADER = (
     *("load of each target", "policy", "tokens/s of each target", "total", "over off", "over the best constant"),
@@ -94,8 +94,8 @@ def loads_parser(description: str | None, out: str) -> ArgumentParser:
     add = parser.add_argument
     add("--target", type=Path, default=MODELS / "small")
     add("--drafter", type=Path, default=MODELS / "drafter")
-    add("--policies", type=listed(one_of(*POLICIES)), default=list(POLICIES), help=f"default: {','.join(POLICIES)}")
-    add("--load", type=listed(whole(1)), default=[1, 2, 4], help="of each target (default: %(default)s)")
+    add("--policies", type=several(one_of(*POLICIES)), default=list(POLICIES), help=f"default: {','.join(POLICIES)}")
+    add("--load", type=several(whole(1)), default=[1, 2, 4], help="of each target (default: %(default)s)")
     add("--repeat", type=whole(1), default=5, help="interleaved repetitions (default: %(default)s)")
     add("--warm-s", type=float, default=4.0, help="before each measurement (default: %(default)s)")
     add("--measure-s", type=float, default=10.0, help="of each measurement (default: %(default)s)")

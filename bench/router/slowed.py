@@ -20,14 +20,14 @@ import torch
 from transformers import AutoTokenizer
 
 from bench import machine
-from bench.arguments import ended, listed
+from bench.arguments import ended
 from bench.cells import PAGE
 from bench.policies import FIXED, OFF, Prices, RoundRecorder, adaptive, num_drafted, plays
 from bench.pool_process import LinkThread
 from bench.router.devices import SlowDevice, SlowedDrafter, slowed_target
 from bench.router.loads import CONSTANT, LoadCell, all_met, as_json, loads_parser, table
 from bench.workload import HELD_OUT, Workload, read_texts
-from cli.arguments import whole
+from cli.arguments import several, whole
 from drafters.limits import PoolLimits
 from drafters.link_profile import served
 from drafters.nested import load_nested
@@ -159,8 +159,8 @@ def run(args: Namespace) -> int:
 
 def main() -> int:
     parser = loads_parser(__doc__, "router.slowed.json")
-    parser.add_argument("--depths", type=listed(whole(1)), default=[2, 4], help="of constants (default: 2,4)")
-    parser.add_argument("--lengths", type=listed(whole(1)), default=[1, 2, 4, 6], help="of constants (1,2,4,6)")
+    parser.add_argument("--depths", type=several(whole(1)), default=[2, 4], help="of constants (default: 2,4)")
+    parser.add_argument("--lengths", type=several(whole(1)), default=[1, 2, 4, 6], help="of constants (1,2,4,6)")
     parser.set_defaults(load=[1, 2, 4, 8, 16], warm_s=1.5, measure_s=4.0, max_tokens=200)
     return ended("bench.router.slowed", run, parser.parse_args())
 

@@ -21,11 +21,11 @@ from tqdm import tqdm
 from transformers import AutoTokenizer
 
 from bench import machine
-from bench.arguments import MODELS, add_target, add_weights, checkpoint, ended, given, listed, one_of, plain_parser
+from bench.arguments import MODELS, add_target, add_weights, checkpoint, ended, given, plain_parser
 from bench.client import LoadClient, RequestTemplate, ServedAnswer
 from bench.stats import Ratio, paired_ratio
 from bench.workload import SPEC_BENCH, Workload, read_texts
-from cli.arguments import whole
+from cli.arguments import one_of, several, whole
 from cli.serve_command import stopped_by_sigterm
 from deployments.cluster import running
 from deployments.config import AppConfig
@@ -149,7 +149,7 @@ def main() -> int:
     add_weights(parser, WeightFormat.DENSE)
     add = parser.add_argument
     add("--drafter", type=checkpoint, default=str(MODELS / "smollm2-drafter"), help="default: %(default)s")
-    add("--ways", type=listed(one_of(*WAYS)), default=[OFF, "turn", "ahead"], help="default: off,turn,ahead")
+    add("--ways", type=several(one_of(*WAYS)), default=[OFF, "turn", "ahead"], help="default: off,turn,ahead")
     add("--placement", choices=("separate", "colocated"), default="separate", help="default: %(default)s")
     add("--prompts", type=Path, default=SPEC_BENCH, help="default: Spec-Bench's first turns")
     add("--num-prompts", type=whole(1), default=8, help="of each category (default: %(default)s)")

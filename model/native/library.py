@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from ctypes import POINTER, Structure, c_char_p, c_double, c_float, c_int, c_int32, c_int64, c_uint64, c_void_p
+from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int32, c_int64, c_uint64, c_void_p
 from functools import cache
 
 import torch
@@ -95,7 +95,6 @@ _CALLS: dict[str, tuple[object, list[object]]] = {
     "dp_strip_bytes": (c_uint64, [c_int, c_int]),
     "dp_pack": (None, [c_void_p, c_int, c_void_p, c_uint64, c_int, c_int, c_void_p, c_uint64]),
     "dp_product": (None, [c_void_p, POINTER(LinearSpec), c_void_p, c_int, c_void_p]),
-    "dp_gumbel": (None, [c_uint64, c_uint64, c_int, POINTER(c_double)]),
 }
 
 
@@ -127,13 +126,6 @@ def default_threads() -> int:
 def features() -> str:
     """The instruction set that the kernels were compiled for."""
     return str(library().dp_features().decode())
-
-
-def native_gumbel(seed: int, position: int, vocab_size: int) -> list[float]:
-    """The noise G of every token; equal to model.noise.gumbel."""
-    noise = (c_double * vocab_size)()
-    library().dp_gumbel(seed, position, vocab_size, noise)
-    return list(noise)
 
 
 def addresses(values: Sequence[int]) -> ctypes.Array[c_void_p]:

@@ -200,13 +200,4 @@ void dp_product(Pool* pool, const LinearSpec* spec, const float* x, int rows, fl
         });
     });
 }
-
-void dp_gumbel(uint64_t seed, int64_t position, int vocab, double* out) {
-    constexpr int halves = kLanes / 2;
-    for (int begin = 0; begin < vocab; begin += kWords) {
-        vu words[2];
-        neighbours(seed, uint64_t(position), uint64_t(begin) / 4, words);
-        for (int j = 0; j < kWords && begin + j < vocab; j++) out[begin + j] = gumbel(half(words[j / kLanes], j / halves % 2))[j % halves];
-    }
-}
 }

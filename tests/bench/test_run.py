@@ -73,6 +73,13 @@ def test_every_engine_writes_the_plain_loops_text(subject: Subject, workload: Wo
         assert (result.draft_ms_per_token == []) is (result.cell.mode != "fixed")
 
 
+def test_a_drafter_in_the_benchs_own_process_costs_no_link(subject: Subject) -> None:
+    with opened(subject, ["plain"]) as engines:
+        costs = engines.ours._measured().drafter
+    assert costs is not None
+    assert {costs.link.at(rows) for rows in (1, 3)} == {0.0}
+
+
 def test_a_text_that_differs_is_counted(subject: Subject, workload: Workload) -> None:
     class Wrong(Unplugged):
         def run(self, cell: Cell, prompts: Sequence[TokenIds], max_tokens: int) -> CellOutcome:

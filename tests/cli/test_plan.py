@@ -65,6 +65,15 @@ def test_every_arm_is_printed_with_what_it_would_bring_and_the_choice_is_marked(
     assert speeds[1] == pytest.approx(1e3 * 3.4 / (0.42 + 1.28 + 0.2), rel=0.01)
 
 
+def test_a_drafter_in_the_targets_own_process_costs_no_link(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    keep_curves(config)
+    there = [float(row[3]) for row in rows(printed(capsys, "plan", str(config)))]
+    config.write_text(CONFIG + "placement: colocated\n")
+    here = [float(row[3]) for row in rows(printed(capsys, "plan", str(config)))]
+    assert len(there) == len(here)
+    assert [a - b for a, b in zip(there, here, strict=True)] == pytest.approx([0.0] + [0.3] * 8, abs=0.011)
+
+
 def test_short_sequences_and_hopeless_drafts_turn_speculation_off(
     config: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

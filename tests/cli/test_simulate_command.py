@@ -175,7 +175,7 @@ def test_ahead_applies_to_all_targets_or_to_those_named(profiled: Path, capsys: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--ahead", "turbo"), "'turbo' is none of on, off"),
+        (("--ahead", "turbo"), "'turbo' is unknown; choose from on, off"),
         (("--ahead", "small:on,off"), "neither one value"),
         (("--ahead", "huge:on"), "--ahead names 'huge'"),
         (("--ahead", "plain:on"), "plain does not speculate"),

@@ -8,12 +8,11 @@ from transformers import AutoModelForCausalLM
 
 from demo.evaluate import TEMPERATURES, accepted, on_continuations, on_held_out, repeated_share
 from drafters.training.distil import load_teacher
-from protocol.request import SamplingParams
+from protocol.request import GREEDY
 from tests.drafters.training.conftest import checkpoint
 
 __all__ = ["checkpoint"]
 
-GREEDY = SamplingParams(temperature=0)
 PROMPTS = [[5, 6, 7], [9, 8, 7, 6]]
 
 

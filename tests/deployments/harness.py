@@ -137,7 +137,7 @@ class ScriptedPool:
 
     @property
     def member(self) -> PoolMember:
-        told = member(self.name, self.address, wait_ms=self.worker.wait_ms, num_targets=self.server.num_targets)
+        told = member(self.name, self.address, wait_ms=self.worker.wait_ms)
         return replace(told, limits=self.server.limits, secret=self.secret)
 
     def release(self) -> None:
@@ -227,8 +227,8 @@ def wait_until(condition: Any, timeout: float = 120.0) -> None:
         time.sleep(0.005)
 
 
-def member(name: str, address: str = "127.0.0.1:1", *, wait_ms: float = 0.0, num_targets: int = 0) -> PoolMember:
-    return PoolMember(address, name, EXITS, HASH, 2048, num_targets, pool_stats(wait_ms))
+def member(name: str, address: str = "127.0.0.1:1", *, wait_ms: float = 0.0) -> PoolMember:
+    return PoolMember(address, name, EXITS, HASH, 2048, pool_stats(wait_ms))
 
 
 def pool_stats(wait_ms: float, num_sequences: int = 0) -> PoolStats:

@@ -21,7 +21,7 @@ async def test_statistics_are_of_every_replica_that_answers(tokenizer_path: str)
     up, down, pool = Handle(), Handle(told=ActorDiedError()), Handle()
     up.stats = [{"num_running": 1}, ActorDiedError(), {"num_running": 0}]
     counts = PoolStats(3, 4, 8, 9, 1, 30, 2, 0.5)
-    pool.stats = [PoolMember("127.0.0.1:1", "pool-0", (2,), "hash", 64, 1, counts)]
+    pool.stats = [PoolMember("127.0.0.1:1", "pool-0", (2,), "hash", 64, counts)]
     async with serving(tokenizer_path, pool, a=up, b=down) as backend:
         told = await backend.stats()
     assert told["targets"] == {"a": [{"num_running": 1}, {"num_running": 0}], "b": []}

@@ -10,7 +10,7 @@ import torch
 
 from cli.main import main
 from deployments.app import build
-from deployments.colocated import open_drafter
+from deployments.colocated import open_colocated
 from deployments.config import AppConfig, load_config
 from deployments.placement import PLACES, as_placed, cpus_needed, pool_of, without_link
 from deployments.profile_store import keep, model_key
@@ -175,7 +175,7 @@ def test_a_target_with_its_own_drafter_writes_the_plain_text(config: AppConfig) 
     pool = pool_of(config.model_copy(update={"placement": "colocated"}), target)
     assert pool is not None
     model = load_target(resolve(target.path), dtype=torch.float32, num_positions=2048, page_size=16)
-    own = open_drafter(model, target, pool, "engine", 10.0, measured=False)
+    own = open_colocated(model, target, pool, "engine", 10.0, measured=False)
     assert own.exits == (2, 4)
     requests = random_requests(3, 5, model.decoder.config.vocab_size, max_tokens=24)
     engine = Engine(model, Fixed(4, 3), own.client)
@@ -188,7 +188,7 @@ def test_a_target_whose_drafter_is_its_own_model_drafts_on_its_own_kv_and_knows_
     assert config.pool is not None
     pool = config.pool.model_copy(update={"path": target.path, "weights": "int8"})
     model = load_target(resolve(target.path), dtype=torch.float32, num_positions=2048, page_size=16)
-    own = open_drafter(model, target, pool, "engine", 10.0, measured=True)
+    own = open_colocated(model, target, pool, "engine", 10.0, measured=True)
     assert isinstance(own.client, OwnDraftClient)
     assert own.costs is not None
     assert (own.exits, own.costs.link.at(4)) == ((4,), 0.0)

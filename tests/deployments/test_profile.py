@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from cli.main import main
-from deployments.colocated import open_drafter
+from deployments.colocated import open_colocated
 from deployments.config import load_config
 from deployments.config_replica import Placement
 from deployments.models import load_drafter, load_model
@@ -19,7 +19,7 @@ from deployments.placement import pool_of
 from deployments.process import pinned_process
 from deployments.profile_store import find, fingerprint, keep, model_key, write
 from deployments.profiling import startup_drafter_costs, startup_target_costs
-from deployments.sweep import held_back, measure_interleaved, median_error, midpoints, sweep, thin
+from deployments.sweep import checked_sweep, held_back, measure_interleaved, median_error, midpoints, sweep, thin
 from model.cores import usable_cores
 from protocol.errors import ConfigError
 from router.cost_files import cache_name, loads
@@ -91,7 +91,7 @@ def test_a_colocated_drafter_on_its_targets_kv_is_priced_without_prompts(
     target, pool = loaded.targets[0], pool_of(loaded, loaded.targets[0])
     assert pool is not None
     model = load_model(target)
-    drafter = open_drafter(model, target, pool, "here", 1.0, measured=True)
+    drafter = open_colocated(model, target, pool, "here", 1.0, measured=True)
     assert drafter.costs == own, "a replica that starts finds what was profiled"
 
 
@@ -206,7 +206,8 @@ def test_held_back_passes_lie_between_the_points_and_give_the_error_of_the_curve
     def bent(cell: tuple[int, ...]) -> float:
         return 1.0 + cell[0] + (1.0 if cell[0] == 5 else 0.0)
 
-    curve, error = sweep(bent, ("x",), ((1, 9),), 1, "test")
+    curve, error = checked_sweep(bent, ("x",), ((1, 9),), ((5,),), 1, "test")
+    assert curve == sweep(bent, ("x",), ((1, 9),), 1, "test")
     assert curve.ms == (2.0, 10.0)
     assert error == pytest.approx(1 / 7)
 

@@ -11,14 +11,13 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from drafters.manifest import Manifest, vocabulary_hash
-from protocol.request import SamplingParams
+from protocol.request import GREEDY, SamplingParams
 from targets.engine import Engine
 from tests.deployments.served import Served, expected
 from tests.fixtures import CONFIG
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("nothing_leaks")]
 
-GREEDY = SamplingParams(temperature=0.0)
 SAMPLED = SamplingParams(temperature=0.8, seed=1234)
 FIXED = "policy: fixed, depth: 2, length: 3, deadline_ms"
 

@@ -18,12 +18,11 @@ from drafters.picks import PassRow, Pick
 from model.decoder import Decoder
 from model.execution import Execution
 from protocol.errors import ConfigError
-from protocol.request import SamplingParams
+from protocol.request import GREEDY, SamplingParams
 from tests.model.families import EXECUTIONS
 from tests.reference.drafting import next_from_scratch
 
 EXITS = (1, 2, 4)
-GREEDY = SamplingParams(temperature=0.0)
 
 
 class Pool:

@@ -9,12 +9,13 @@ from random import Random
 import pytest
 
 from drafters.client import LocalDraftClient
-from drafters.translated import GREEDY, TranslatedDraftClient, reached
+from drafters.translated import TranslatedDraftClient, reached
 from drafters.translation import Translation
 from drafters.worker import DraftWorker
 from model.decoder import Decoder
 from protocol.branch import AheadClient
 from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftStatus
+from protocol.request import GREEDY
 from protocol.stats import TranslationCounts
 from tests.drafters.clients import DEPTH, TOKENS, draft, request, row
 from tests.reference.drafting import draft_from_scratch

@@ -44,7 +44,7 @@ def over_sockets(num_messages: int, seed: int) -> str:
             if links % ROUND_EVERY == 0:
                 honest.take(victim.draft(honest.ask()))
         honest.take(victim.draft(honest.ask()))
-        wait_until(lambda: server.num_targets == 1)
+        wait_until(lambda: len(server._targets) == 1)
         wait_until(lambda: thread.stats().num_sequences == 3)
         assert thread.heartbeat_age_s() < 60, "the thread has ended"
         return f"{done} messages over {links} links, {honest.num_right} of the victim's drafts right"
@@ -59,7 +59,7 @@ def replica() -> Iterator[tuple[PoolThread, PoolServer, LinkedDraftClient, Secre
     thread.start()
     server = PoolServer(thread, secret, limits())
     address = server.start("127.0.0.1", (0, 0))
-    member = PoolMember(address, "pool", told.exits, HASH, 128, 0, thread.stats(), limits=limits(), secret=secret)
+    member = PoolMember(address, "pool", told.exits, HASH, 128, thread.stats(), limits=limits(), secret=secret)
     runner = LoopThread(asyncio.new_event_loop())
 
     async def discover() -> Found:

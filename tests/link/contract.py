@@ -38,7 +38,6 @@ class Replica:
             told.exits,
             HASH,
             told.max_positions,
-            0,
             self.thread.stats(),
             limits=limits,
             secret=self.secret,

@@ -14,13 +14,12 @@ from model.load import load_decoder
 from protocol.branch import AheadRequest, AheadRow
 from protocol.draft import DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.pb import draft_pb2 as pb
-from protocol.request import SamplingParams
+from protocol.request import GREEDY
 from protocol.wire import CloseSequences, decode_pool, encode_target
 from tests.deployments.harness import wait_until
 from tests.link.contract import linked, replica_of
 from tests.link.strangers import hung_up, proved, received, send
 
-GREEDY = SamplingParams(temperature=0.0)
 DEEP = 4
 PRIVATE = (3, 14, 15, 92, 65, 35, 89, 79)
 
@@ -76,7 +75,7 @@ def test_who_says_the_name_of_another_target_gets_none_of_its_sequences(worker: 
             send(sock, encode_target(CloseSequences("victim", (1,))))
             send(sock, encode_target(asked(row(1, (), 8), round_id=99)))
             received(sock)
-        wait_until(lambda: replica.server.num_targets == 1)
+        wait_until(lambda: len(replica.server._targets) == 1)
         reply = victim.draft(asked(row(8, (1,), 4), round_id=2))
         assert reply is not None
         assert reply.blocks[0].status is DraftStatus.OK, "it is still known"

@@ -209,7 +209,7 @@ def test_a_target_that_dies_leaves_nothing_at_the_pool(runner: LoopThread) -> No
         assert only is not None
         only.link.connection.shut()  # as the system does for a process that has died
         wait_until(lambda: not pool.worker.known)
-        wait_until(lambda: pool.server.num_targets == 0)
+        wait_until(lambda: not pool.server._targets)
     assert pool.worker.dropped == [f"{TARGET}#1"]
 
 

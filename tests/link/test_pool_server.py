@@ -54,7 +54,7 @@ def test_who_does_not_hold_the_secret_is_hung_up_on_before_any_message(
     with pytest.raises(EOFError):
         proved(pool.address, Secret.fresh())
     assert "does not hold this replica's secret" in caplog.text
-    assert pool.server.num_targets == 0
+    assert not pool.server._targets
 
 
 def test_messages_in_place_of_a_proof_are_read_by_nobody(pool: ScriptedPool) -> None:
@@ -77,12 +77,12 @@ def test_strangers_fill_no_log(pool: ScriptedPool, caplog: pytest.LogCaptureFixt
 def test_strangers_are_bounded_and_the_oldest_makes_room(pool: ScriptedPool) -> None:
     with ExitStack() as stack:
         first = stack.enter_context(connected(pool.address))
-        wait_until(lambda: pool.server.num_strangers == 1)
+        wait_until(lambda: len(pool.server._strangers) == 1)
         others = [stack.enter_context(connected(pool.address)) for _ in range(MAX_STRANGERS)]
         assert hung_up(first)
-        wait_until(lambda: pool.server.num_strangers == MAX_STRANGERS)
+        wait_until(lambda: len(pool.server._strangers) == MAX_STRANGERS)
         with proved(pool.address, pool.secret):
-            wait_until(lambda: pool.server.num_targets == 1)
+            wait_until(lambda: len(pool.server._targets) == 1)
             assert hung_up(others[0])
 
 
@@ -94,12 +94,12 @@ def test_targets_are_bounded_and_one_that_ends_makes_room(pool: ScriptedPool, mo
             return stack.enter_context(proved(pool.address, pool.secret, f"target-{number}"))
 
         first = [come(number) for number in range(3)]
-        wait_until(lambda: pool.server.num_targets == 3)
+        wait_until(lambda: len(pool.server._targets) == 3)
         assert hung_up(come(3))
         first[0].close()
-        wait_until(lambda: pool.server.num_targets == 2)
+        wait_until(lambda: len(pool.server._targets) == 2)
         come(4)
-        wait_until(lambda: pool.server.num_targets == 3)
+        wait_until(lambda: len(pool.server._targets) == 3)
 
 
 class Clock:
@@ -115,12 +115,12 @@ def test_a_stranger_that_is_silent_is_closed_and_so_is_half_a_message() -> None:
     pool = ScriptedPool(clock=clock)
     with connected(pool.address) as silent, proved(pool.address, pool.secret) as half, ExitStack() as stack:
         idle = stack.enter_context(proved(pool.address, pool.secret))
-        wait_until(lambda: (pool.server.num_strangers, pool.server.num_targets) == (1, 2))
+        wait_until(lambda: (len(pool.server._strangers), len(pool.server._targets)) == (1, 2))
         half.sendall(HEADER.pack(100) + b"half")
         wait_until(lambda: any(stream.connection.half_received for stream in pool.server._targets))
         clock.now += HANDSHAKE_S + 1
         assert hung_up(silent)
-        assert pool.server.num_targets == 2
+        assert len(pool.server._targets) == 2
         clock.now += HALF_SENT_S + 1
         assert hung_up(half)
         clock.now += 3600
@@ -189,7 +189,7 @@ def test_a_pool_without_files_hangs_up_on_who_connects_and_goes_on(
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
     assert "cannot be accepted: Too many open files" in caplog.text
     with closing(proved(pool.address, pool.secret)):
-        wait_until(lambda: pool.server.num_targets == 1)
+        wait_until(lambda: len(pool.server._targets) == 1)
 
 
 def test_targets_that_come_together_are_all_taken_between_two_passes(runner: LoopThread) -> None:

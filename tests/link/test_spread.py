@@ -189,7 +189,7 @@ def test_a_replica_that_is_listed_no_more_drains_and_its_sequences_move(runner: 
         assert directory.asked >= asked + GONE_AFTER
         assert {block.status for block in blocks(drafts, 2, *((name, 0, 4) for name in IDS))} == {DraftStatus.OK}
         assert set(homes(pools[1:])) == set(IDS)
-        wait_until(lambda: pools[0].server.num_targets == 0)
+        wait_until(lambda: not pools[0].server._targets)
 
 
 def test_a_replica_that_answers_discovery_late_keeps_its_link_and_its_sequences(runner: LoopThread) -> None:

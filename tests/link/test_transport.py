@@ -159,7 +159,7 @@ def test_a_pool_that_does_not_fit_is_never_asked(runner: LoopThread, caplog: pyt
     class Foreign(Directory):
         async def __call__(self) -> Found:
             self.asked += 1
-            return Found([PoolMember(pool.address, "x", (3,), "vocabulary", 2048, 0, pool.member.stats)])
+            return Found([PoolMember(pool.address, "x", (3,), "vocabulary", 2048, pool.member.stats)])
 
     directory = Foreign()
     with client(runner, directory) as drafts:
@@ -189,5 +189,5 @@ def test_many_targets_share_one_server(runner: LoopThread) -> None:
         for thread in threads:
             thread.join()
         assert sorted(results) == [("a", 1)] * 50 + [("b", 2)] * 50
-        assert pool.server.num_targets == 2
+        assert len(pool.server._targets) == 2
     pool.kill()

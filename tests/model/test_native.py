@@ -14,8 +14,6 @@ from model.decoder import Decoder
 from model.execution import Execution
 from model.load import load_decoder
 from model.native import compiler
-from model.native.library import native_gumbel
-from model.noise import gumbel
 from model.pages import PageLedger
 from model.rollout import step
 from model.sampling import NO_PICK, pick, pick_with_confidence
@@ -290,9 +288,11 @@ def test_every_narrower_instruction_set_computes_the_same_to_rounding_and_is_as_
 
 
 @needs_compiler
-def test_noise_is_that_of_the_reference() -> None:
-    for seed, position in ((0, 0), (7, 3), ((1 << 64) - 1, (1 << 31) + 5), (0xDEADBEEF12345678, 77)):
-        signed = seed - (1 << 64) if seed >> 63 else seed
-        expected = gumbel(torch.tensor([signed]), torch.tensor([position]), 10_001)[0]
-        actual = torch.tensor(native_gumbel(seed, position, 10_001), dtype=torch.float64)
-        torch.testing.assert_close(actual, expected, rtol=1e-14, atol=1e-15)
+@torch.inference_mode()
+def test_where_all_scores_are_equal_the_noise_of_the_reference_picks(tmp_path: Path) -> None:
+    decoder = load("qwen3", tmp_path, torch.float32)
+    seeds, places = (0, 7, 0xDEADBEEF12345678, (1 << 64) - 1), (*range(8), *range(1 << 31, (1 << 31) + 8))
+    sampling = [SamplingParams(1.0, seed=seed) for seed in seeds for _ in places]
+    positions = [*places] * len(seeds)
+    flat = torch.zeros(len(sampling), 10_001)
+    assert decoder.pick(flat, sampling, positions) == pick(flat, sampling, positions).tolist()

@@ -161,8 +161,8 @@ class Game:
 
     def _view(self, row: int) -> SequenceView:
         """A row's texts follow each other; rows are in different places of theirs."""
-        number, at = divmod(self._at[row] + row * LENGTH // self.batch, LENGTH)
-        return SequenceView(PROMPT + at, LENGTH + 16 - at, self.batch * number + row)
+        at = (self._at[row] + row * LENGTH // self.batch) % LENGTH
+        return SequenceView(PROMPT + at, LENGTH + 16 - at)
 
     def _rows(self, plan: Plan) -> tuple[RowRecord, ...]:
         ahead = plan.mode is not Mode.IN_TURN

@@ -22,7 +22,7 @@ BOTH = (Mode.IN_TURN, Mode.AHEAD)
 
 
 def view(num_rows: int, remaining: int = 500, drafts: bool = True, modes: tuple[Mode, ...] = BOTH) -> BatchView:
-    rows = tuple(SequenceView(256, remaining, at, num_unseen=2, drafts=drafts) for at in range(num_rows))
+    rows = (SequenceView(256, remaining, num_unseen=2, drafts=drafts),) * num_rows
     return BatchView(rows, modes=modes)
 
 

@@ -63,7 +63,7 @@ def play(policy: LinkedPolicy | Goodput, rounds: int) -> list[Plan]:
 
 
 def view(num_rows: int) -> BatchView:
-    return BatchView(tuple(SequenceView(100, 1000, number) for number in range(num_rows)))
+    return BatchView((SequenceView(100, 1000),) * num_rows)
 
 
 def test_before_there_is_a_drafter_decoding_is_plain() -> None:

@@ -12,13 +12,11 @@ from drafters.manifest import NAME, Manifest, vocabulary_hash
 from drafters.nested import load_nested
 from model.files import resolve
 from model.gguf.header import read_header
-from protocol.request import SamplingParams
+from protocol.request import GREEDY
 from tests.cli.commands import printed, refused
 from tests.model.families import make_checkpoint
 from tests.model.gguf.files import byte_vocabulary, write_gguf
 from tests.reference.drafting import draft_from_scratch
-
-GREEDY = SamplingParams(temperature=0.0)
 
 
 @pytest.fixture
