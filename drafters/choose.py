@@ -104,7 +104,7 @@ def choose(
             num_waiting = max(len(by_priority.get(Priority.CONTEXT, ())), 1)
             budget = min(budget, spare_positions(num_waiting, len(waited_for), limits, now, pace))
         if priority is Priority.AHEAD:
-            length = branch_length(drafts, waited_for, limits)
+            length = branch_length(drafts, waited_for, limits, length, pace.token_ms)
         taken = _Taken(limits.pass_rows - len(parts), budget, limits.max_ride, length, pages)
         later[priority] = in_turns(own, turns[priority], taken)
         parts += taken.parts
@@ -195,10 +195,18 @@ def draft_length(drafts: Sequence[Waiting], limits: PoolLimits, now: float, toke
     return limits.ahead
 
 
-def branch_length(drafts: Sequence[Waiting], waited_for: set[int], limits: PoolLimits) -> int:
-    """How many tokens a row drafts ahead in this pass: at most as many as the drafts in it."""
-    longest = max((row.num_left for row in drafts if row.id in waited_for), default=limits.branch_ahead)
-    return min(limits.branch_ahead, longest)
+def branch_length(
+    drafts: Sequence[Waiting], waited_for: set[int], limits: PoolLimits, length: int, token_ms: float
+) -> int:
+    """How many tokens a row drafts ahead in this pass: at most as many as the drafts in it. A pass without drafts is
+    short, since a draft that comes meanwhile waits for its end.
+
+    length: that a draft may have in this pass.
+    """
+    if waited_for:
+        return min(limits.branch_ahead, length, max(row.num_left for row in drafts if row.id in waited_for))
+    in_time = int(limits.branch_ms / token_ms) if token_ms else limits.branch_ahead
+    return max(min(limits.branch_ahead, in_time), 1)
 
 
 def spare_positions(num_waiting: int, num_drafting: int, limits: PoolLimits, now: float, pace: Pace) -> int:

@@ -14,7 +14,7 @@ class PoolLimits:
     contexts that nobody waits for, beside drafts that a target waits for; drafters/pace.py allows fewer if they are
     expensive. max_ride: missing positions that ride along in a row that drafts; more are prefill. ahead: tokens that a
     row drafts in one pass; messages that come meanwhile wait for its end. branch_ahead: the same for rows that are
-    drafted ahead, the lead and a few behind it.
+    drafted ahead, the lead and a few behind it. branch_ms: how long a pass may take that has only such rows.
     """
 
     max_rows: int = 64
@@ -25,5 +25,6 @@ class PoolLimits:
     max_ride: int = 32
     ahead: int = 8
     branch_ahead: int = 5
+    branch_ms: float = 10.0
     idle_s: float = 2.0
     ttl_s: float = 60.0

@@ -69,6 +69,16 @@ def test_branches_draft_no_more_tokens_than_who_waits() -> None:
     assert chosen(branch(2))[2].num_drafts == LIMITS.branch_ahead
 
 
+def test_branches_beside_a_draft_that_is_nearly_due_are_as_short_as_it() -> None:
+    parts = chosen(draft(1, num_left=8, deadline=1.016), branch(2), pace=Pace(token_ms=8.0), now=1.0)
+    assert (parts[1].num_drafts, parts[2].num_drafts) == (2, 2)
+
+
+@pytest.mark.parametrize(("token_ms", "num_drafts"), [(0.0, 5), (0.5, 5), (2.5, 4), (4.0, 2), (17.0, 1)])
+def test_branches_alone_hold_up_who_comes_meanwhile_for_a_short_time(token_ms: float, num_drafts: int) -> None:
+    assert chosen(branch(1), branch(2), pace=Pace(token_ms=token_ms))[2].num_drafts == num_drafts
+
+
 @pytest.mark.parametrize(
     ("position_ms", "beside", "between", "lull"),
     [
