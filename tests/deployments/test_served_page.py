@@ -21,6 +21,7 @@ from deployments import cluster
 from deployments.config import AppConfig, HttpConfig, load_config
 from deployments.config_access import AccessConfig
 from deployments.config_speculation import FixedSpeculation
+from protocol.plan import Mode
 from tests.api.page.browser import DESKTOP, END, ENTER, PHONE, RIGHT, SHIFT, Browser, browser
 from tests.deployments.head import Head
 from tests.deployments.served import Served
@@ -197,6 +198,8 @@ def test_two_models_answer_side_by_side_and_the_live_view_tells_of_rounds_and_po
     keep(page, tmp_path, "dark")
     page.run("document.querySelector('#timeline details').open = true")
     page.wait("document.querySelectorAll('#timeline tbody tr').length > 3")
+    modes = page.run("return [...document.querySelectorAll('#timeline td:nth-child(3)')].map((td) => td.innerText)")
+    assert set(modes) <= {mode.value for mode in Mode}
     assert page.run("return document.querySelector('#timeline .timeline').getAttribute('aria-label')").startswith(
         "Time line of"
     )
