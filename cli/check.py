@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerFast
@@ -17,6 +17,7 @@ from deployments.policies import drafts_ahead, needed_exits
 from deployments.process import check_pages, pool_positions, target_positions
 from deployments.progress import loading
 from drafters.manifest import Manifest, vocabulary_hash
+from drafters.translation import Translation
 from model.config import read_config
 from model.files import resolve
 from model.load import check_weights
@@ -73,20 +74,12 @@ def check_pool(pool: PoolConfig) -> Manifest:
 
 def check_drafting(target: TargetConfig, speculation: Speculation, pool: PoolConfig, manifest: Manifest) -> None:
     """Raises ConfigError if the pool cannot draft for the target as its config says."""
-    if translates(target, manifest) and speculation.ahead:
-        raise ConfigError(
-            f"target {target.name} ({target.path}) and the pool ({pool.path}) have different vocabularies, and a draft "
-            "through a translation does not come ahead; leave ahead: on out"
-        )
+    drafts_ahead(target, apart=True, translates=translation_to(pool, target) is not None)  # may refuse
     if unknown := sorted(set(needed_exits(speculation)) - set(manifest.exits)):
         raise ConfigError(
             f"speculation of target {target.name} asks for depth {unknown[0]}; the drafter has the exits "
             f"{listed(manifest.exits)}"
         )
-
-
-def translates(target: TargetConfig, manifest: Manifest) -> bool:
-    return vocabulary_hash(resolve(target.path)) != manifest.vocabulary_hash
 
 
 def warnings(target: TargetConfig) -> Iterator[str]:
@@ -129,26 +122,26 @@ def render_sample(name: str, tokenizer: PreTrainedTokenizerFast) -> str:
 def summary(config: AppConfig) -> Iterator[str]:
     manifest = Manifest.load(resolve(config.pool.path)) if config.pool else None
     apart = config.placement == "separate"
+    found = {target.name: translation_to(config.pool, target) if config.pool else None for target in config.targets}
     for target in config.targets:
         decoder, how = read_config(resolve(target.path)), "no speculation"
         if target.speculation and manifest:
-            told = drafts_ahead(target.speculation, apart=apart, translates=translates(target, manifest))
+            told = drafts_ahead(target, apart=apart, translates=found[target.name] is not None)
             how = describe(target.speculation, told)
         yield f"target {target.name}: {decoder.family}, {decoder.num_layers} layers, {target.dtype}, {how}"
     if config.pool is not None and manifest:
         where = f"{config.pool.num_replicas} replicas" if apart else "colocated"
         yield f"pool: {where}, {config.pool.dtype}, exits {listed(manifest.exits)}"
-        yield from translations(config.targets, config.pool)
+        yield from translations(found)
     yield "ok"
 
 
-def translations(targets: Sequence[TargetConfig], pool: PoolConfig) -> Iterator[str]:
-    """How much of its vocabulary a target shares with a drafter of another one."""
-    for target in targets:
-        found = translation_to(pool, target)
-        if found is not None:
-            shared = len(found.to_target) / len(found.to_drafter)
-            yield f"target {target.name}: the drafter has another tokenizer, and {shared:.0%} of its tokens"
+def translations(found: Mapping[str, Translation | None]) -> Iterator[str]:
+    """How much of its vocabulary a target shares with a drafter of another one. found: by target."""
+    for name, own in found.items():
+        if own is not None:
+            shared = len(own.to_target) / len(own.to_drafter)
+            yield f"target {name}: the drafter has another tokenizer, and {shared:.0%} of its tokens"
 
 
 def describe(speculation: Speculation, ahead: bool) -> str:

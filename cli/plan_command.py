@@ -16,7 +16,9 @@ from cli.arguments import rates, whole
 from cli.output import listed, say, table
 from deployments.config import AppConfig, PoolConfig, TargetConfig, load_config
 from deployments.config_speculation import AdaptiveSpeculation, GoodputSpeculation
+from deployments.models import translation_to
 from deployments.placement import PLACES, as_placed, pool_of, without_link
+from deployments.policies import drafts_ahead
 from deployments.profile_store import drafter_key, find, model_key
 from deployments.profiling import works_on_kv_of
 from drafters.manifest import Manifest
@@ -57,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def plan(config: AppConfig, place: str, args: argparse.Namespace) -> tuple[Option, ...]:
-    """What a target could do, in turn and, where the pool has its own place, ahead.
+    """What a target could do, in turn and, where a replica of it would, ahead.
 
     place: the arguments by which `draftpool profile` measures it. Raises ConfigError for unknown targets or costs.
     """
@@ -66,8 +68,10 @@ def plan(config: AppConfig, place: str, args: argparse.Namespace) -> tuple[Optio
     exits = settings.exits or Manifest.load(resolve(pool.path)).exits
     costs = tables(kept(place, config, target, pool), exits, settings.length, args.batch)
     sequence = SequenceView(args.context, args.remaining)
-    modes = (Mode.IN_TURN, Mode.AHEAD) if config.placement == "separate" else (Mode.IN_TURN,)
-    view = BatchView((sequence,) * args.batch, modes=modes)
+    drafted = target.model_copy(update={"speculation": settings})
+    translates = translation_to(pool, drafted) is not None
+    ahead = drafts_ahead(drafted, apart=config.placement == "separate", translates=translates)
+    view = BatchView((sequence,) * args.batch, modes=tuple(Mode) if ahead else (Mode.IN_TURN,))
     return options(belief_of(costs, args.acceptance), costs, view)
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from pydantic import ValidationError
 
 from cli.acceptance_file import acceptance_of, one_rate, read_acceptance
 from cli.arguments import ALL, by_name, check_folder, one_of, rates, real, several, whole
@@ -17,6 +18,7 @@ from cli.output import listed, say
 from cli.plan_command import kept
 from cli.simulate_report import draw, report
 from deployments.config import AppConfig, PoolConfig, TargetConfig, load_config
+from deployments.config_errors import explain
 from deployments.config_speculation import AdaptiveSpeculation
 from deployments.models import translation_to
 from deployments.policies import adaptive, drafts_ahead, policy
@@ -138,18 +140,22 @@ def target_spec(
         acceptance,
         arrivals=(),
         config=SchedulerConfig(target.max_batch, target.prefill_chunk),
-        ahead=drafts_ahead(target.speculation, apart=True, translates=translates),
+        ahead=drafts_ahead(target, apart=True, translates=translates),
         transport=TransportConfig(deadline_s),
         memory=Memory(target.max_batch * (length // PAGE + 1), PAGE, length),
     )
 
 
 def with_ahead(target: TargetConfig, ahead: str | None) -> TargetConfig:
-    """The target with drafts ahead on or off; None: as configured."""
+    """The target with drafts ahead on or off; None: as configured. Raises ConfigError where a config may not say so."""
     if target.speculation is None or ahead is None:
         return target
-    speculation = target.speculation.model_copy(update={"ahead": ahead == "on"})
-    return target.model_copy(update={"speculation": speculation})
+    values = target.model_dump()
+    values["speculation"]["ahead"] = ahead == "on"
+    try:
+        return TargetConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(f"--ahead {ahead} for target {target.name}: {explain(error, TargetConfig)}") from None
 
 
 def pool_spec(targets: Sequence[TargetSpec], pool: PoolConfig, num_replicas: int) -> PoolSpec:

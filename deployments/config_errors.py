@@ -42,7 +42,9 @@ def _describe(problem: ErrorDetails, model: Section) -> str:
             return f"{where}.policy: {given!r} is not a policy; choose one of {known}, or speculation: off"
         case "model_type" | "union_tag_not_found":
             return f"{where}: a mapping of keys is needed, got {problem['input']!r}"
-    return f"{where}: {problem['msg']}, got {problem['input']!r}"
+    field = section.model_fields.get(str(keys[-1])) if keys else None
+    remedy = f"; give {field.description}" if field and field.description else ""
+    return f"{where}: {problem['msg']}, got {problem['input']!r}{remedy}"
 
 
 def _place(loc: Sequence[Key], model: Section) -> tuple[list[Key], Section, list[Section]]:

@@ -38,7 +38,7 @@ class FixedSpeculation(Drafted):
     """One depth, which is an exit of the drafter, and one length."""
 
     policy: Literal["fixed"]
-    depth: Count
+    depth: Annotated[Count, Field(description="an exit of the drafter, counted in layers")]
     length: Length = 4
 
 

@@ -6,6 +6,7 @@ draft replica tells: until the first one does, decoding is plain.
 
 from __future__ import annotations
 
+from deployments.config import TargetConfig
 from deployments.config_speculation import (
     AdaptiveSpeculation,
     EmaSpeculation,
@@ -13,6 +14,7 @@ from deployments.config_speculation import (
     GoodputSpeculation,
     Speculation,
 )
+from protocol.errors import ConfigError
 from protocol.plan import Mode
 from router.costs import CostCurves
 from router.policy import Ema, Fixed, Goodput, Off, Policy
@@ -33,12 +35,22 @@ def adaptive(settings: AdaptiveSpeculation, curves: CostCurves, exits: tuple[int
     return Ema(costs) if isinstance(settings, EmaSpeculation) else Goodput(costs)
 
 
-def drafts_ahead(speculation: Speculation | None, *, apart: bool, translates: bool) -> bool:
-    """Whether drafts may come ahead. Where a config does not say, the router chooses, if the pool is apart and
+def drafts_ahead(target: TargetConfig, *, apart: bool, translates: bool) -> bool:
+    """Whether drafts may come ahead. Where the config does not say, the router chooses, if the pool is apart and
     reads the target's own tokens.
+
+    translates: whether the drafter has another tokenizer. Raises ConfigError where drafts are to come ahead from one.
     """
-    if speculation is None or speculation.ahead is not None:
-        return bool(speculation and speculation.ahead)
+    speculation = target.speculation
+    if speculation is None:
+        return False
+    if speculation.ahead and translates:
+        raise ConfigError(
+            f"target {target.name} is to be drafted for while it verifies, but the pool has another tokenizer, and a "
+            "draft through a translation does not come ahead; leave ahead: on out"
+        )
+    if speculation.ahead is not None:
+        return speculation.ahead
     return isinstance(speculation, GoodputSpeculation) and apart and not translates
 
 

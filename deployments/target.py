@@ -71,6 +71,8 @@ class TargetReplica:
         keep()
 
     async def _start(self, config: TargetConfig, pool: Any, drafter: PoolConfig | None, loading: Loading) -> None:
+        translation = await asyncio.to_thread(translation_to, drafter, config) if drafter else None
+        ahead = drafts_ahead(config, apart=pool is not None, translates=translation is not None)
         model = await asyncio.to_thread(load_model, config, loading.weights)
         self._decoder = model.decoder.config
         self._constraint = model.constraint
@@ -83,14 +85,12 @@ class TargetReplica:
             self._policy = LinkedPolicy(config.name, costs, make_policy)
         loading.phase("drafter")
         self._colocated = await asyncio.to_thread(self._open_colocated, model, None if pool else drafter)
-        translation = await asyncio.to_thread(translation_to, drafter, config) if drafter else None
         self._client = self._draft_client(pool, drafter if drafter and translation else config)
         if self._client is not None:
             await self._client.start()
         client = self._colocated.client if self._colocated else self._client
         self._translated = TranslatedDraftClient(client, translation) if client and translation else None
         settings = engine_config(config, self._incarnation)
-        ahead = drafts_ahead(config.speculation, apart=pool is not None, translates=translation is not None)
         self._engine = Engine(model, self._policy, self._translated or client, settings, ahead)
         self._streams = TokenStreams()
         self._engine.start()

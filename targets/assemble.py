@@ -40,7 +40,7 @@ def make_stepper(
         drafting = Drafting(GuardedDraftClient(client, fence), incarnation, vocab_size)
         return Stepper(model, guarded, scheduler, drafting, rounds=rounds, clock=clock)
     if not isinstance(client, AheadClient):
-        raise ConfigError(f"{type(client).__name__} does not draft ahead; leave that out")
+        raise ConfigError(f"{type(client).__name__} does not draft ahead; leave ahead out")
     way = GuardedAheadClient(client, fence)
     drafting = Drafting(way, incarnation, vocab_size)
     whole = Ahead(drafting, way, guarded.opening, clock)

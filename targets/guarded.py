@@ -58,7 +58,7 @@ class GuardedDraftClient:
 
 
 class GuardedAheadClient(GuardedDraftClient):
-    """The same for a AheadClient."""
+    """The same for an AheadClient."""
 
     def __init__(self, client: AheadClient, fence: Fence) -> None:
         super().__init__(client, fence)

@@ -89,9 +89,9 @@ function key() {
 function rows(all) {
   const rounds = all.flatMap((each) => each.rounds.map((round) => ({ ...round, target: each.name })));
   return rounds.sort((a, b) => b.end - a.end).slice(0, TABLE_ROWS).map((round) => {
-    const [, number, mode] = round.name.split(" ");
+    const [, number, ...mode] = round.name.split(" ");
     const [depth, ms] = [round.depth ?? "–", ((round.end - round.ts) / 1e3).toFixed(1)];
-    const cells = [round.target, number, mode, depth, round.proposed.join(" "), round.accepted.join(" "), ms];
+    const cells = [round.target, number, mode.join(" "), depth, round.proposed.join(" "), round.accepted.join(" "), ms];
     return make("tr", {}, ...cells.map((cell) => make("td", {}, cell)));
   });
 }

@@ -33,7 +33,7 @@ class LinkFaults:
 
 
 class FaultyClient:
-    """A AheadClient around those that `connect` makes, one for every life of the pool."""
+    """An AheadClient around those that `connect` makes, one for every life of the pool."""
 
     def __init__(self, connect: Callable[[], AheadClient], seed: int, faults: LinkFaults | None = None) -> None:
         self.num_deaths = 0

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.commands import printed, refused
-from tests.deployments.checkpoints import config_beside, make_model
+from tests.deployments.checkpoints import config_beside, with_another_tokenizer
 
 FIXED = "{policy: fixed, depth: 4, length: 4}"
 
@@ -56,6 +56,11 @@ def test_check_describes_how_each_target_speculates(
     ("old", "new", "message"),
     [
         ("depth: 4", "depth: 3", "speculation of target large asks for depth 3; the drafter has the exits 2, 4"),
+        (
+            "length: 4}}\npool: {path: drafter",
+            "length: 4, ahead: on}}\npool: {path: ./other",
+            "target large is to be drafted for while it verifies, but the pool has another tokenizer",
+        ),
         (FIXED, "{exits: [2, 3]}", "speculation of target large asks for depth 3; the drafter has the exits 2, 4"),
         ("page_size: 16, kv_mb: 8, spec", "max_model_len: 9999, spec", "max_model_len 9999 of target large exceeds"),
         ("path: large", "path: ./nowhere", "nowhere is not a directory"),
@@ -69,19 +74,24 @@ def test_check_describes_how_each_target_speculates(
 def test_check_refuses_what_does_not_fit_together(
     capsys: pytest.CaptureFixture[str], family: Path, tmp_path: Path, old: str, new: str, message: str
 ) -> None:
-    other = tmp_path / "other"
-    make_model(other, 2, seed=3)
-    tokenizer = json.loads((other / "tokenizer.json").read_text())
-    tokenizer["added_tokens"][0]["content"] = "<|other|>"
-    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with_another_tokenizer(family / "drafter", tmp_path / "other")
     cut = shutil.copytree(family / "large", tmp_path / "cut") / "model.safetensors"
     os.truncate(cut, cut.stat().st_size - 8)
     mute = shutil.copytree(family / "large", tmp_path / "mute") / "chat_template.jinja"
     mute.write_text("{% for message in messages %}")
     deeper = shutil.copytree(family / "drafter", tmp_path / "deeper") / "config.json"
     deeper.write_text(deeper.read_text().replace('"num_hidden_layers": 4', '"num_hidden_layers": 5'))
-    text = CONFIG.replace(old, new).replace("depth: 4", "depth: 2") if "other" in new else CONFIG.replace(old, new)
-    assert message in refused(capsys, "check", write(family, text, tmp_path))
+    assert message in refused(capsys, "check", write(family, CONFIG.replace(old, new), tmp_path))
+
+
+def test_check_tells_that_a_drafter_of_another_tokenizer_drafts_in_turn(
+    capsys: pytest.CaptureFixture[str], family: Path, tmp_path: Path
+) -> None:
+    with_another_tokenizer(family / "drafter", tmp_path / "other")
+    text = CONFIG.replace(FIXED, "{}").replace("path: drafter", "path: ./other")
+    told = printed(capsys, "check", write(family, text, tmp_path)).splitlines()
+    assert told[0].endswith("goodput, any exit, length 0 to 12")
+    assert told[2].startswith("target large: the drafter has another tokenizer, and ")
 
 
 def test_check_warns_of_memory_for_less_than_a_whole_context(

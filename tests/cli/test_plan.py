@@ -11,7 +11,7 @@ from deployments.config import load_config
 from deployments.profile_store import keep, model_key
 from router.costs import Curve
 from tests.cli.commands import printed, refused
-from tests.deployments.checkpoints import config_beside
+from tests.deployments.checkpoints import config_beside, with_another_tokenizer
 from tests.router.curves import curves
 
 CONFIG = """
@@ -72,6 +72,27 @@ def test_a_drafter_in_the_targets_own_process_costs_no_link(config: Path, capsys
     here = [float(row[3]) for row in rows(printed(capsys, "plan", str(config)))]
     assert len(there) == len(here)
     assert [a - b for a, b in zip(there, here, strict=True)] == pytest.approx([0.0] + [0.3] * 8, abs=0.011)
+
+
+def test_rounds_ahead_are_shown_where_a_replica_would_have_them(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not where the config says off, the drafter has another tokenizer, or a moving average chooses."""
+    drafts, pool = "speculation: {length: 4}", "pool: {path: drafter"
+    with_another_tokenizer(config.parent / "drafter", config.parent / "other")
+    for old, new, ahead in (
+        (drafts, drafts, True),
+        (drafts, "speculation: {length: 4, ahead: off}", False),
+        (drafts, "speculation: {length: 4, policy: ema}", False),
+        (pool, "pool: {path: ./other", False),
+    ):
+        config.write_text(CONFIG.replace(old, new))
+        keep_curves(config)
+        output = printed(capsys, "plan", str(config))
+        assert "separate, in turn" in output
+        assert ("separate, ahead" in output) is ahead
+    config.write_text(CONFIG.replace(drafts, "speculation: {ahead: on}").replace(pool, "pool: {path: ./other"))
+    assert "leave ahead: on out" in refused(capsys, "plan", str(config))
 
 
 def test_short_sequences_and_hopeless_drafts_turn_speculation_off(

@@ -18,7 +18,7 @@ from deployments.profile_store import keep, model_key
 from protocol.errors import ConfigError
 from simulation.text import Place
 from tests.cli.commands import printed, refused
-from tests.deployments.checkpoints import config_beside
+from tests.deployments.checkpoints import config_beside, with_another_tokenizer
 from tests.router.curves import curves
 
 CONFIG = """
@@ -42,6 +42,11 @@ def config(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 @pytest.fixture
 def profiled(config: Path) -> Path:
+    keep_costs(config)
+    return config
+
+
+def keep_costs(config: Path) -> None:
     """Every pass takes as long as the hand-made curves say."""
     loaded, made = load_config(config), curves(overhead=0.05, link=0.3)
     assert loaded.pool is not None
@@ -49,7 +54,6 @@ def profiled(config: Path) -> Path:
     for target in loaded.targets:
         keep(replace(made.target, key=model_key(target, target)))
     keep(replace(made.drafter, key=model_key(loaded.pool, loaded.pool)))
-    return config
 
 
 def simulated(capsys: pytest.CaptureFixture[str], config: Path, *arguments: str) -> str:
@@ -185,3 +189,15 @@ def test_ahead_for_a_target_that_cannot_have_it_is_refused(
     profiled: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], message: str
 ) -> None:
     assert message in refused(capsys, "simulate", str(profiled), "--acceptance", ACCEPTANCE, *LOAD, *arguments)
+
+
+def test_ahead_is_refused_where_a_config_may_not_say_so(profiled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ("simulate", str(profiled), "--acceptance", ACCEPTANCE, *LOAD, "--ahead")
+    profiled.write_text(CONFIG.replace("policy: goodput", "policy: ema"))
+    told = refused(capsys, *asked, "large:on")
+    assert "--ahead on for target large: speculation.ahead: policy: ema drafts in turn only; leave ahead out" in told
+    with_another_tokenizer(profiled.parent / "drafter", profiled.parent / "other")
+    profiled.write_text(CONFIG.replace("path: drafter", "path: ./other"))
+    keep_costs(profiled)
+    assert "target large is to be drafted for while it verifies, but" in refused(capsys, *asked, "large:on")
+    assert "large" in printed(capsys, *asked, "off")

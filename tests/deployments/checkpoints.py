@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import torch
@@ -27,6 +29,16 @@ def config_beside(family: Path, folder: Path, text: str) -> Path:
         (folder / name).symlink_to(family / name)
     (folder / "app.yaml").write_text(text)
     return folder / "app.yaml"
+
+
+def with_another_tokenizer(drafter: Path, out: Path) -> Path:
+    """A copy of the drafter in which a special token has another name."""
+    shutil.copytree(drafter, out)
+    tokenizer = json.loads((out / "tokenizer.json").read_text("utf-8"))
+    tokenizer["added_tokens"][0]["content"] = "<|other|>"
+    (out / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
+    Manifest((2, 4), vocabulary_hash(out)).save(out)
+    return out
 
 
 def make_model(directory: Path, num_layers: int, seed: int) -> None:

@@ -128,7 +128,11 @@ def test_a_mistake_is_named_with_its_key_value_and_remedy(tmp_path: Path, text: 
         ("{policy: fixed, depth: 2, lenght: 3}", ".lenght: unknown key (value 3); did you mean length?"),
         ("{lenght: 3}", ".lenght: unknown key (value 3); did you mean length?"),
         ("{policy: fixed}", ".depth: missing; add it"),
-        ("{policy: fixed, depth: many}", ".depth: Input should be a valid integer"),
+        (
+            "{policy: fixed, depth: many}",
+            ".depth: Input should be a valid integer, unable to parse string as an integer, got 'many'; give an exit "
+            "of the drafter, counted in layers",
+        ),
         ("{policy: fixed, depth: 0}", ".depth: Input should be greater than or equal to 1, got 0"),
         ("{exits: [4, 2]}", ".exits: exits [4, 2] must ascend"),
         ("{length: 65}", ".length: Input should be less than or equal to 64, got 65"),

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from deployments.config import AppConfig
+from deployments.config import AppConfig, TargetConfig
 from deployments.config_speculation import (
     FixedSpeculation,
     GoodputSpeculation,
     Speculation,
 )
 from deployments.policies import adaptive, drafts_ahead, longest_draft, needed_exits, policy
+from protocol.errors import ConfigError
 from protocol.plan import Mode
 from router.policy import Ema, Fixed, Goodput, Off
 from tests.router.curves import curves
@@ -25,26 +26,39 @@ def speculation(**values: Any) -> Any:
     return AppConfig.model_validate(config).targets[0].speculation
 
 
+def target(**values: Any) -> TargetConfig:
+    return TargetConfig(name="large", path="x", speculation=speculation(**values))
+
+
 FIXED = {"policy": "fixed", "depth": 2}
 
 
 @pytest.mark.parametrize("own", [{}, FIXED])
 @pytest.mark.parametrize(("value", "told"), [("on", True), (True, True), ("off", False), (False, False)])
 def test_drafts_come_ahead_where_a_config_says_so_and_else_they_do_not(own: Any, value: object, told: bool) -> None:
-    for apart, translates in itertools.product((False, True), repeat=2):
-        assert drafts_ahead(speculation(**own, ahead=value), apart=apart, translates=translates) is told
+    for apart in (False, True):
+        assert drafts_ahead(target(**own, ahead=value), apart=apart, translates=False) is told
+
+
+@pytest.mark.parametrize("own", [{}, FIXED])
+def test_drafts_through_a_translation_never_come_ahead_and_a_config_that_wants_them_to_is_told_its_key(
+    own: Any,
+) -> None:
+    assert not drafts_ahead(target(**own, ahead="off"), apart=True, translates=True)
+    with pytest.raises(ConfigError, match=r"target large is to be .* another tokenizer, .*; leave ahead: on out"):
+        drafts_ahead(target(**own, ahead="on"), apart=True, translates=True)
 
 
 def test_left_out_the_router_may_choose_where_a_pool_apart_reads_the_targets_own_tokens() -> None:
     chosen = {
         (apart, translates)
         for apart, translates in itertools.product((False, True), repeat=2)
-        if drafts_ahead(speculation(), apart=apart, translates=translates)
+        if drafts_ahead(target(), apart=apart, translates=translates)
     }
     assert chosen == {(True, False)}
     for own in (FIXED, {"policy": "ema"}):
-        assert not drafts_ahead(speculation(**own), apart=True, translates=False)
-    assert not drafts_ahead(None, apart=True, translates=False)
+        assert not drafts_ahead(target(**own), apart=True, translates=False)
+    assert not drafts_ahead(TargetConfig(name="large", path="x"), apart=True, translates=False)
 
 
 def test_sections_become_policies() -> None:

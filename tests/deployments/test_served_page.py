@@ -21,6 +21,7 @@ from deployments import cluster
 from deployments.config import AppConfig, HttpConfig, load_config
 from deployments.config_access import AccessConfig
 from deployments.config_speculation import FixedSpeculation
+from protocol.plan import Mode
 from tests.api.page.browser import DESKTOP, END, ENTER, PHONE, RIGHT, SHIFT, Browser, browser
 from tests.deployments.head import Head
 from tests.deployments.served import Served
@@ -200,6 +201,19 @@ def test_two_models_answer_side_by_side_and_the_live_view_tells_of_rounds_and_po
     assert page.run("return document.querySelector('#timeline .timeline').getAttribute('aria-label')").startswith(
         "Time line of"
     )
+
+
+def test_the_table_of_rounds_has_the_whole_mode_of_each(asked_for_a_key: Browser) -> None:
+    """Of rounds as api/trace.py names them."""
+    record: dict[str, Any] = {"ts": 0, "end": 1500, "depth": 4, "proposed": [2], "accepted": [1]}
+    rounds = [record | {"name": f"round {number} {mode}"} for number, mode in enumerate(Mode)]
+    cells = asked_for_a_key.run_async(
+        "const [rounds, done] = arguments; import('/page/timeline.js').then(({ Timeline }) => {"
+        "const one = new Timeline(); one.draw([{ name: 'large', shown: [], rounds }]);"
+        "done([...one.element.querySelectorAll('td:nth-child(3)')].map((cell) => cell.textContent)); })",
+        rounds,
+    )
+    assert cells == [mode.value for mode in Mode]
 
 
 def test_a_prompt_is_sent_and_its_answer_read_with_the_keyboard_alone(page: Browser) -> None:

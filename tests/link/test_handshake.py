@@ -119,7 +119,7 @@ def test_a_name_that_would_not_go_into_a_log_is_refused_at_both_ends(name: str) 
 
 
 def test_another_version_and_a_foreign_program_are_known_by_their_first_bytes() -> None:
-    for first in (b"draftpool link 1\n", b"GET / HTTP/1.1\r\n\r"):
+    for first in (b"draftpool link 2\n", b"GET / HTTP/1.1\r\n\r"):
         with pytest.raises(ValueError, match="deploy both sides from one version"):
             Handshake(SECRET).feed(first[: len(MAGIC)])
 
