@@ -113,6 +113,20 @@ def test_a_sequence_that_the_pool_has_no_room_for_rests_and_is_hardly_ever_hande
     assert client.num_waits <= 8
 
 
+def test_a_sequence_that_outgrows_the_drafters_window_rests_for_good_and_nothing_is_waited_for(
+    load: LoadTarget, drafter: Decoder
+) -> None:
+    narrow = NestedDrafter(drafter, EXITS, 256, 8)
+    narrow.max_positions = 64
+    client, policy = Counting(DraftWorker(narrow, PoolLimits(max_rows=16))), Watching()
+    played(load, client, policy)
+    resting = [not any(drafts) for drafts in policy.drafts]
+    assert resting.index(True) < 30
+    assert all(resting[resting.index(True) :])
+    assert set(client.contexts.values()) == {1}
+    assert client.num_waits <= 2
+
+
 def test_a_sequence_that_the_pool_forgot_is_drafted_for_again_though_the_others_have_theirs(
     load: LoadTarget, drafter: Decoder
 ) -> None:
