@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from drafters.cached_tokens import CachedTokens
 from drafters.pending import hand_over
 from drafters.picks import Pick
-from drafters.row import Priority, Row
+from drafters.row import Priority, Row, is_enough
 from protocol.branch import AheadRequest, AheadRow, Branch, BranchReply, prefix_hash
 
 BranchesReply = Callable[[BranchReply], None]
@@ -62,7 +62,7 @@ class Behind:
                 tuple(pick.token for pick in row.drafted),
                 tuple(pick.exit for pick in row.drafted),
                 tuple(pick.confidence for pick in row.drafted),
-                goes_on=not row.is_done,
+                goes_on=not is_enough(row.drafted, self.asked.length, row.stop_probability),
                 round_id=self.request.round_id,
             )
         )

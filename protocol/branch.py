@@ -54,7 +54,8 @@ class AheadRequest:
 @dataclass(frozen=True, slots=True)
 class Branch:
     """tokens: a proposal at positions base_length, base_length + 1, ... key: the hash of all tokens before it. goes_on:
-    more of it is being drafted, and will come as a longer one of the same key. round_id: of the request that asked.
+    it neither is as long as asked for nor stopped in doubt; more of it comes, as a longer one of the same key, unless
+    pages or the drafter's window ended it. round_id: of the request that asked.
     """
 
     sequence_id: int

@@ -73,7 +73,7 @@ def learn(belief: Belief, costs: Costs, seen: Seen) -> Belief:
         goes_on = (STOPS * goes_on + seen.on) / (STOPS + seen.on + seen.ended)
         goes_on_right = (STOPS * goes_on_right + seen.on_right) / (STOPS + seen.on_right + seen.ended_right)
         wait_ms += (seen.queued_ms / max(rounds, 1) - wait_ms) * (1 - (1 - 1 / WAITS) ** rounds)
-        if seen.num_drafts and belief.lags[exit_] <= SETTLED:
+        if (seen.num_drafts or seen.planned) and belief.lags[exit_] <= SETTLED:
             link_ms = seen.num_drafts * costs.link[costs.rows(seen.num_rows)]
             if seen.mode is Mode.AHEAD:
                 factor = math.exp(belief.cost[at].value(DRAFT))
@@ -113,8 +113,12 @@ def _timed(times: Filter, part: int, measured_ms: float, profiled_ms: float, num
 
 def _ahead(ahead: Filter, seen: Seen, whole_ms: float) -> Filter:
     """whole_ms: what these drafts take where nothing hides them. They take longer beside useless branches."""
+    ahead = ahead.decayed(seen.num_drafts / MEMORY)
+    if seen.planned:
+        ahead = ahead.measured(0, seen.served / seen.planned, 0.1 / seen.planned)
+    if not seen.num_drafts:
+        return ahead
     hidden = (whole_ms - seen.waited_ms) / max(min(whole_ms, seen.plain.ms + seen.wide.ms), 1e-6)
-    ahead = ahead.decayed(seen.num_drafts / MEMORY).measured(0, seen.served / seen.planned, 0.1 / seen.planned)
     return ahead.measured(1, 1 - min(max(hidden, 1 - MOST), 1.0), 0.2 / seen.num_drafts)
 
 

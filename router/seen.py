@@ -38,8 +38,8 @@ class Seen:
     committed, last: tokens per row, of all rounds and of the last one. fed: the most tokens per row that the pool ran
     before a draft. timed: rounds without a prompt in their pass; all times are of these.
     num_drafts: rounds whose drafts neither waited for branches nor caught up with a context. waited_ms, drafted_ms:
-    their time as measured, without the queue, and as profiled. served, planned: their rows that had a proposal, and
-    those that should have had one.
+    their time as measured, without the queue, and as profiled. served, planned: of rounds ahead, rows that had a
+    proposal, and those that should have had one; without rows that caught up, which go without in any mode.
     """
 
     num_rows: int
@@ -111,16 +111,24 @@ class Seen:
 
     def _add_drafts(self, record: RoundRecord, costs: Costs, exit_: int) -> None:
         self.queued_ms += record.wait_ms
-        if (self.busy and self.num_rounds == 1) or max([row.num_fed for row in record.rows]) > SETTLED:
+        if self.busy and self.num_rounds == 1:
             return
         ahead = self.mode is Mode.AHEAD
+        if ahead:
+            self._add_shares(record)
+        if max([row.num_fed for row in record.rows]) > SETTLED:
+            return
         lengths = [row.num_drafted if ahead or row.origin is Origin.FRESH else 0 for row in record.rows]
         if ahead or any(lengths):
             self.num_drafts += 1
             self.waited_ms += record.draft_ms - record.wait_ms
             self.drafted_ms += costs.draft_ms(exit_, lengths)
-            self.served += sum([length > 0 for length in lengths])
-            self.planned += sum([length > 0 for length in record.plan.lengths])
+
+    def _add_shares(self, record: RoundRecord) -> None:
+        for row, length in zip(record.rows, record.plan.lengths, strict=True):
+            if length and row.num_fed <= SETTLED:
+                self.planned += 1
+                self.served += row.num_drafted > 0
 
 
 def exit_of(record: RoundRecord, costs: Costs) -> int | None:

@@ -48,7 +48,8 @@ class Ahead:
         self._collect([sequence.id for sequence, length in zip(decoding, lengths, strict=True) if length])
         found = [pipeline.resolve(sequence.id, sequence.tokens) for sequence in decoding]
         at_hand = [own and self._drafting.read(own, length) for own, length in zip(found, lengths, strict=True)]
-        asked = self._drafting.draft(decoding, replace(schedule.plan, lengths=missing(lengths, at_hand)))
+        alone = [pipeline.starves(sequence.id) or self._drafting.is_unknown(sequence) for sequence in decoding]
+        asked = self._drafting.draft(decoding, replace(schedule.plan, lengths=missing(lengths, at_hand, alone)))
         return replace(asked, rows=tuple(own or new for own, new in zip(at_hand, asked.rows, strict=True)))
 
     def during(self, schedule: Schedule, proposals: Proposals) -> None:
@@ -90,8 +91,11 @@ class Ahead:
             self._pipeline.take(came)
 
 
-def missing(lengths: Sequence[int], at_hand: Sequence[Proposal | None]) -> tuple[int, ...]:
-    """The lengths of the fresh drafts to wait for: of all rows that have nothing at hand, or of none."""
+def missing(lengths: Sequence[int], at_hand: Sequence[Proposal | None], alone: Sequence[bool]) -> tuple[int, ...]:
+    """The lengths of the fresh drafts to wait for: of all rows that have nothing at hand, or only of those for which
+    nothing will come otherwise. alone: which those are.
+    """
     num_wanted, num_hits = sum(length > 0 for length in lengths), sum(own is not None for own in at_hand)
     waits = num_hits < MIN_AT_HAND * num_wanted
-    return tuple(length if waits and own is None else 0 for length, own in zip(lengths, at_hand, strict=True))
+    rows = zip(lengths, at_hand, alone, strict=True)
+    return tuple(length if (waits or starves) and own is None else 0 for length, own, starves in rows)

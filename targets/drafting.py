@@ -72,8 +72,17 @@ class Drafting:
         return Proposals(tuple(proposals), num_fed, reply.wait_ms)
 
     def context(self, sequence: Decoding, depth: int | None) -> DraftRow | None:
-        """What the pool has not seen of a sequence that it may draft ahead for; None while that is silent."""
-        return self._row(sequence, 0, depth) if self._ask(sequence.id).silent_until <= self.round_id else None
+        """What the pool has not seen of a sequence that it may draft ahead for; None while that is silent, and for one
+        that it knows nothing of: nobody would hear that it is refused.
+        """
+        if self.is_unknown(sequence) or self._ask(sequence.id).silent_until > self.round_id:
+            return None
+        return self._row(sequence, 0, depth)
+
+    def is_unknown(self, sequence: Decoding) -> bool:
+        """Whether the pool has yet to be handed all of it, which only a request for a draft does."""
+        ask = self._asks.get(sequence.id)
+        return ask is None or not ask.sent
 
     def read(self, proposal: Proposal, length: int) -> Proposal | None:
         """At most its first `length` tokens, and none beyond the target's vocabulary; None where that leaves none."""

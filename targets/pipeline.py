@@ -4,6 +4,7 @@
     take     branches come, in any order, in part, late, twice, or never
     resolve  the committed tokens are known: the branch behind exactly these is the next proposal, others are dropped
 
+A sequence whose orders bring nothing, because the pool forgot it or has no room for more of it, is not waited for.
 A branch is known by the hash of all tokens before it, so a late or foreign one is never found.
 """
 
@@ -15,6 +16,9 @@ from dataclasses import dataclass, field
 from protocol.branch import EMPTY, Branch, prefix_hash
 from protocol.record import Origin
 from targets.proposals import Proposal
+
+VAIN = 2  # orders in a row that brought nothing: the sequence needs a fresh draft
+TRIES = 8  # of so many such orders one is waited for again
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +34,7 @@ class Order:
 class _Flight:
     """One sequence. length, hash: of its committed tokens. found: the branch behind them. reach: the most tokens that
     the round may make it. order: None when no branches were asked for. came: whether some did, none of a round before.
-    branches: by length and hash of the tokens before them.
+    branches: by length and hash of the tokens before them. num_vain: orders in a row that brought nothing.
     """
 
     length: int = 0
@@ -40,6 +44,7 @@ class _Flight:
     order: Order | None = None
     came: bool = False
     branches: dict[tuple[int, int], Proposal] = field(default_factory=dict)
+    num_vain: int = 0
 
 
 class Pipeline:
@@ -55,6 +60,8 @@ class Pipeline:
         flight.length = len(tokens)
         flight.found = flight.branches.get((flight.length, flight.hash))
         flight.branches.clear()
+        if flight.order is not None:
+            flight.num_vain = 0 if flight.came else flight.num_vain + 1
         flight.order = None
         return flight.found
 
@@ -74,14 +81,23 @@ class Pipeline:
             if flight is None or flight.order is None or not flight.length < branch.base_length <= flight.reach:
                 continue
             known = flight.branches.get(key)
+            flight.came |= branch.round_id == flight.order.round_id
             if len(branch.tokens) > (len(known.tokens) if known else 0):
                 flight.branches[key] = _proposal(branch, flight.order)
-                flight.came |= branch.round_id == flight.order.round_id
 
     def awaits(self, sequence_id: int) -> bool:
-        """Whether branches were asked for and none has come: one of the coming may be behind the outcome."""
+        """Whether branches were asked for and none has come: one of the coming may be behind the outcome. False where
+        the orders before brought nothing, but for a try now and then.
+        """
         flight = self._flights.get(sequence_id)
-        return flight is not None and flight.order is not None and not flight.came
+        if flight is None or flight.order is None or flight.came:
+            return False
+        return flight.num_vain % TRIES == 0
+
+    def starves(self, sequence_id: int) -> bool:
+        """Whether its last orders brought nothing."""
+        flight = self._flights.get(sequence_id)
+        return flight is not None and flight.num_vain >= VAIN
 
     def keep(self, sequence_ids: Iterable[int]) -> None:
         """Forgets all other sequences."""

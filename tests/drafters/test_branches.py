@@ -48,7 +48,8 @@ def played(
     pool.worker.check()
     stats = pool.worker.stats()
     assert (stats.num_sequences, stats.num_free_pages) == (0, stats.num_pages)
-    assert stats.num_branches == sum(target.num_whole for target in targets)
+    num_whole = sum(target.num_whole for target in targets)
+    assert stats.num_branches == num_whole or (pool.is_small and stats.num_branches > num_whole), "some are cut"
     return targets
 
 

@@ -13,7 +13,7 @@ from tests.drafters.ahead import Verified
 from tests.drafters.pool import DEEP, expected, row, text
 
 
-@pytest.mark.parametrize("how", ["draft", "context", "ahead", "close", "drop", "expire"])
+@pytest.mark.parametrize("how", ["draft", "context", "ahead", "close", "drop"])
 def test_whatever_comes_next_ends_a_branch(llama: Decoder, how: str) -> None:
     one = Verified(llama, PoolLimits(branch_ahead=1))
     without = one.pool.worker.stats().num_free_pages
@@ -30,15 +30,22 @@ def test_whatever_comes_next_ends_a_branch(llama: Decoder, how: str) -> None:
             one.pool.worker.close("large", [1])
         case "drop":
             one.pool.worker.drop("large")
-        case "expire":
-            one.ahead(length=1)
-            one.pool.run()
-            one.pool.worker.expire(one.pool.clock.now + 1000)
     one.pool.worker.check()
     one.replies.clear()
     one.pool.run()
     assert one.pool.worker.stats().num_free_pages >= without
     assert one.parts == []
+
+
+def test_a_branch_in_progress_does_not_expire(llama: Decoder) -> None:
+    one = Verified(llama, PoolLimits(branch_ahead=1))
+    one.ahead(length=4)
+    one.pool.step()
+    one.pool.worker.expire(one.pool.clock.now + 1000)
+    one.pool.run()
+    assert [own.tokens for own in one.branches] == [one.behind(4)[1]]
+    one.pool.worker.expire(one.pool.clock.now + 1000)
+    assert one.pool.worker.stats().num_sequences == 0, "once it is done it does"
 
 
 def test_a_draft_takes_the_pages_of_a_sequence_that_is_only_drafted_ahead_for(llama: Decoder) -> None:
@@ -54,14 +61,16 @@ def test_a_draft_takes_the_pages_of_a_sequence_that_is_only_drafted_ahead_for(ll
 
 
 def test_where_pages_run_short_a_branch_is_as_long_as_it_fits(llama: Decoder) -> None:
-    lengths = []
+    lengths, whole = [], []
     for num_pages in range(2, 8):
         one = Verified(llama, num_pages=num_pages)
         one.ahead(length=60)
         one.pool.run()
         one.pool.worker.check()
-        lengths += [len(own.tokens) for own in one.branches]
+        lengths.append(len(one.parts[-1].tokens))
+        whole.append(not one.parts[-1].goes_on)
     assert lengths == [9, 25, 41, 57, 60, 60]
+    assert whole == [length == 60 for length in lengths], "or it would count as stopped in doubt"
 
 
 def test_what_the_pool_cannot_draft_ahead_for_brings_nothing(llama: Decoder) -> None:
@@ -79,7 +88,14 @@ def test_near_the_end_of_its_context_the_drafter_has_a_branch_as_long_as_it_fits
     window = one.pool.ask(row(3, tokens, 2)).tokens
     one.send(AheadRow(row(3, [], 0, start=251), window, 8))
     one.pool.run()
-    assert [(own.base_length, len(own.tokens)) for own in one.branches] == [(254, 3)]
+    assert [(own.base_length, len(own.tokens), own.goes_on) for own in one.parts] == [(254, 3, True)]
+
+
+def test_a_branch_that_stops_in_doubt_where_pages_run_short_is_whole(llama: Decoder) -> None:
+    one = Verified(llama, num_pages=2)
+    one.send(AheadRow(row(1, [], 0, start=20), one.window, 60, stop_probability=1.0))
+    one.pool.run()
+    assert [(len(own.tokens), own.goes_on) for own in one.parts] == [(1, False)]
 
 
 def test_a_failed_pass_forgets_the_sequence_whose_branch_was_in_it(

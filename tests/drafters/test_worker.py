@@ -181,6 +181,21 @@ def test_a_newer_message_replaces_the_one_that_is_being_drafted(llama: Decoder) 
     assert pool.blocks(2)[1].tokens == expected(llama, [*tokens, 4], 2)
 
 
+def test_a_sequence_that_is_closed_in_mid_draft_leaves_nothing_and_the_others_are_answered(llama: Decoder) -> None:
+    pool, tokens = Pool(llama), text(9)
+    pool.submit(row(1, tokens, 8), row(2, text(4), 4), round_id=1)
+    pool.step()
+    pool.worker.close("large", [1])
+    pool.worker.check()
+    assert pool.blocks(1)[1].tokens == expected(llama, tokens, 1), "as far as it got"
+    pool.run()
+    assert pool.blocks(1)[2].tokens == expected(llama, text(4), 4)
+    assert pool.worker.stats().num_sequences == 1
+    pool.worker.close("large", [2])
+    stats = pool.worker.stats()
+    assert (stats.num_sequences, stats.num_free_pages) == (0, stats.num_pages)
+
+
 def test_rows_replaced_by_one_message_are_one_reply(llama: Decoder) -> None:
     pool = Pool(llama)
     pool.submit(row(1, text(9), 8), row(2, text(4), 8), round_id=1)

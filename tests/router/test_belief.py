@@ -176,6 +176,13 @@ def test_how_many_rows_are_served_ahead_and_what_is_waited_for_is_learned() -> N
         assert learned_ahead(ahead(share, 4, (4, 4), (0, 0))) == pytest.approx([0.5, share], abs=0.12)
 
 
+def test_a_row_that_reads_its_context_hides_nothing_of_the_others_and_is_none_of_them() -> None:
+    rounds = ahead(1.0, 4, (4, 4), (0, 0), (0, 0))
+    rows = rounds[0].rows
+    reads = [replace(one, rows=(*rows[:2], replace(rows[2], num_fed=200))) for one in rounds]
+    assert learned_ahead(reads)[0] == pytest.approx(0.5, abs=0.12)
+
+
 def test_a_draft_that_ended_early_hid_no_more_than_itself() -> None:
     """Of eight tokens planned, two were drafted, and waited for."""
     assert learned_ahead(ahead(1.0, 8, (2, 1)))[1] == pytest.approx(1.0, abs=0.12)

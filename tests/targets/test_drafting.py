@@ -196,16 +196,30 @@ def test_context_for_drafting_ahead_is_handed_over_once_too_and_not_while_a_sequ
     client, deep = Recorder(), 4
     drafting, members = Drafting(client, "engine", VOCAB), [sequence(0), sequence(1)]
     drafting.draft(members, Plan(DEPTH, (2, 0)))
-    rows = [drafting.context(member, deep) for member in members]
-    assert rows == [DraftRow(0, 3, (), 0, SAMPLING, deep), DraftRow(1, 0, (1, 2, 3), 0, SAMPLING, deep)]
-    assert [drafting.view(member).num_unseen for member in members] == [0, 0]
-    client.status = DraftStatus.NEED_CONTEXT
-    drafting.draft(members[:1], Plan(DEPTH, (2,)))
-    row = drafting.context(members[0], None)
-    assert (row.start, row.tokens) == (0, (1, 2, 3))
-    client.status = DraftStatus.BUSY
+    assert drafting.context(members[0], deep) == DraftRow(0, 3, (), 0, SAMPLING, deep)
+    members[0].commit([7])
+    assert drafting.context(members[0], deep) == DraftRow(0, 3, (7,), 0, SAMPLING, deep)
+    assert [drafting.view(member).num_unseen for member in members] == [0, 3]
+    client.status = DraftStatus.NOT_YET
     drafting.draft(members[:1], Plan(DEPTH, (2,)))
     assert drafting.context(members[0], None) is None
+
+
+def test_a_context_that_the_pool_knows_nothing_of_goes_with_a_request_for_a_draft_which_hears_of_a_refusal():
+    client = Recorder()
+    drafting, member = Drafting(client, "engine", VOCAB), sequence()
+    assert drafting.is_unknown(member)
+    assert drafting.context(member, None) is None
+    drafting.close(member)
+    assert not client.closed, "the pool never heard of it"
+    drafting.open([member], DEPTH)
+    assert not drafting.is_unknown(member)
+    assert drafting.context(member, None) is not None
+    for status in (DraftStatus.NEED_CONTEXT, DraftStatus.BUSY):
+        client.status = status
+        drafting.draft([member], Plan(DEPTH, (2,)))
+        assert drafting.is_unknown(member)
+        assert drafting.context(member, None) is None
 
 
 def test_a_row_that_was_not_ready_yet_waits_for_its_whole_context_once():

@@ -12,7 +12,7 @@ import pytest
 import targets.pipeline
 from protocol.branch import Branch, prefix_hash
 from protocol.record import Origin
-from targets.pipeline import Order, Pipeline
+from targets.pipeline import TRIES, Order, Pipeline
 
 ORDER = Order(2, 4, 1)
 LETTERS = 3  # few, so that outcomes often coincide
@@ -186,6 +186,39 @@ def test_branches_are_awaited_from_when_they_are_asked_for_until_the_first_part_
     assert not pipeline.awaits(1)
     pipeline.begin(1, 0, None)
     assert not pipeline.awaits(1), "none were asked for"
+
+
+def test_a_sequence_whose_orders_bring_nothing_starves_and_is_awaited_now_and_then_until_something_comes() -> None:
+    pipeline, text = Pipeline(), (7, 8)
+    awaited, starved = list[bool](), list[bool]()
+    for _ in range(TRIES + 1):
+        pipeline.resolve(1, text)
+        starved.append(pipeline.starves(1))
+        pipeline.begin(1, 0, ORDER)
+        awaited.append(pipeline.awaits(1))
+        text = (*text, 1)
+    assert awaited == [True, *[False] * (TRIES - 1), True]
+    assert starved == [False, False, *[True] * (TRIES - 1)]
+    pipeline.take([branch(1, text, (4,))])
+    pipeline.resolve(1, text)
+    pipeline.begin(1, 0, ORDER)
+    assert pipeline.awaits(1)
+    assert not pipeline.starves(1)
+
+
+def test_a_round_that_orders_nothing_is_no_order_in_vain() -> None:
+    pipeline, text = Pipeline(), (7, 8)
+    for _ in range(3):
+        pipeline.resolve(1, text)
+        pipeline.begin(1, 0, None)
+        text = (*text, 1)
+    assert not pipeline.starves(1)
+
+
+def test_a_part_that_is_no_longer_than_what_was_at_hand_has_come_all_the_same() -> None:
+    pipeline = half_verified()
+    pipeline.take([replace(branch(1, (7, 8, 1, 2, 3), (4,)), goes_on=True)])
+    assert not pipeline.awaits(1)
 
 
 def test_losers_are_dropped_with_the_outcome_and_a_sequence_that_left_takes_nothing() -> None:
