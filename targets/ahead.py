@@ -67,12 +67,13 @@ class Ahead:
             wanted.append((prompt, opening, 0 if prompt.request.speculation else self._longest, ()))
         self._longest = max(self._longest - 1, *plan.lengths, 0)
         depth, rows = plan.depth or opening, []
-        for sequence, rule, planned, tokens in wanted:
+        for sequence, own_depth, planned, tokens in wanted:
             order, length = None, min(planned, sequence.remaining - len(tokens) - 2)
-            context = drafting.context(sequence, rule if rule != depth else None) if rule and length > 0 else None
-            if rule and context:
-                order = Order(rule, length, drafting.round_id)
-                rows.append(AheadRow(context, tokens, length, plan.stop_probability if rule == depth else 0.0))
+            other = own_depth if own_depth != depth else None
+            context = drafting.context(sequence, other) if own_depth and length > 0 else None
+            if own_depth and context:
+                order = Order(own_depth, length, drafting.round_id)
+                rows.append(AheadRow(context, tokens, length, 0.0 if other else plan.stop_probability))
             self._pipeline.begin(sequence.id, len(tokens), order)
         self._told, self._told_s = drafting.round_id, self._clock()
         if depth is not None and rows:

@@ -7,7 +7,6 @@ changing a bit.
 from __future__ import annotations
 
 import ctypes
-import math
 import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,15 +24,13 @@ from model.decoder import StoredWeights
 from model.kv import PagedKV, padded_dim
 from model.native.asked import Asked
 from model.native.library import BatchSpec, addresses, library, num_threads, thread_pool
-from model.native.memory import Arena, Block, address
+from model.native.memory import Block, address, staggered
 from model.native.weights import pack
 from model.pages import Slots
 from model.rollout import Drafted, Rollout, roll_out, step
 from model.rope import rope_table
 from model.sampling import NO_PICK, filter_logits, surely_kept
 from protocol.request import SamplingParams
-
-STAGGER = 65 * 64  # bytes between the keys or values of one layer and the next
 
 _PICKING = np.dtype([("temperature", np.float32), ("seed", np.uint64), ("position", np.int64)], align=True)
 _PICK = np.dtype([("token", np.int64), ("confidence", np.float64), ("runner_up", np.int64)])
@@ -77,19 +74,10 @@ class NativeDecoder:
         self._grow_angles(min(1024, config.max_positions))
 
     def new_kv(self, num_slots: int) -> PagedKV:
-        """KV with heads first, so that the data of one head is contiguous.
-
-        Layers begin at different sets of the caches. Stores of a position to the same set took microseconds.
-        """
+        """KV with heads first, so that the data of one head is contiguous."""
         shape = (self.config.num_kv_heads, num_slots, padded_dim(self.config.head_dim))
-        arena = Arena(2 * self.config.num_layers * (math.prod(shape) * self.dtype.itemsize + STAGGER))
-
-        def one() -> Tensor:
-            arena.take((STAGGER,), torch.uint8)
-            return arena.take(shape, self.dtype)
-
-        keys, values = ([one() for _ in range(self.config.num_layers)] for _ in range(2))
-        return PagedKV(keys, values)
+        both = staggered(2 * self.config.num_layers, shape, self.dtype)
+        return PagedKV(both[0::2], both[1::2])
 
     def embed(self, token_ids: Sequence[int]) -> Tensor:
         count = len(token_ids)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 HUGE_PAGE = 2 << 20
 ALIGNMENT = 64
+STAGGER = 65 * 64  # bytes between two tensors of `staggered`
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -71,6 +72,17 @@ class Arena:
 
     def copy(self, tensor: Tensor) -> Tensor:
         return self.take(tuple(tensor.shape), tensor.dtype).copy_(tensor)
+
+
+def staggered(count: int, shape: tuple[int, ...], dtype: torch.dtype) -> list[Tensor]:
+    """Tensors of zeros that begin at different sets of the caches. Stores to one set took microseconds each."""
+    arena = Arena(count * (math.prod(shape) * dtype.itemsize + STAGGER))
+
+    def one() -> Tensor:
+        arena.take((STAGGER,), torch.uint8)
+        return arena.take(shape, dtype)
+
+    return [one() for _ in range(count)]
 
 
 def release_freed_memory() -> None:

@@ -31,7 +31,7 @@ class AheadTarget(DrawnSequences):
     def __init__(self, pool: Pool, decoder: Decoder, incarnation: str, rng: random.Random) -> None:
         super().__init__(pool, decoder, incarnation, rng)
         self.windows: dict[int, tuple[int, ...]] = dict.fromkeys(self.texts, ())
-        self.rule = EXITS[0]
+        self.depth = EXITS[0]
         self.flights: dict[int, Flight] = {}
         self.answerable: list[int] = []  # those of the last round for which a branch was right
         self.flight: Flight | None = None
@@ -46,16 +46,16 @@ class AheadTarget(DrawnSequences):
         depth = rng.choice(EXITS) if rng.random() < 0.1 else None
         return DraftRow(sequence_id, start, tuple(own[start:]), length, self.sampling[sequence_id], depth)
 
-    def verify_next(self, rule: int) -> None:
+    def verify_next(self, depth: int) -> None:
         """The windows at hand go to the target, and what is under verification to the pool."""
         rng = self.rng
-        self.rounds, self.rule = self.rounds + 1, rule
+        self.rounds, self.depth = self.rounds + 1, depth
         rows = tuple(
             AheadRow(self.context(one), self.windows[one], rng.randint(0, 9), rng.choice([0, 0.05]))
             for one in self.texts
             if rng.random() < 0.8
         )
-        request = AheadRequest(self.incarnation, self.rounds, rule, rows)
+        request = AheadRequest(self.incarnation, self.rounds, depth, rows)
         self.flight = self.flights[self.rounds] = Flight(request, dict(self.texts))
         self.rolling |= {one.context.sequence_id: self.rounds for one in rows}
         self.pool.worker.ahead(request, self.replies.append)
@@ -123,12 +123,12 @@ class AheadTarget(DrawnSequences):
         self.sent[sequence_id] = 0
         self.rolling.pop(sequence_id, None)
 
-    def draft(self, rule: int) -> None:
+    def draft(self, depth: int) -> None:
         """In place of what is at hand; the answer is waited for."""
         sequence_id, floor = self.rng.choice(self.answerable or list(self.texts)), self.rng.choice([0.0, 0.1])
         asked = replace(self.context(sequence_id, self.rng.randint(0, 5)), stop_probability=floor)
         self.rolling.pop(sequence_id, None)
-        self.pool.worker.submit(DraftRequest(self.incarnation, 0, rule, (asked,)), self.answers.append)
+        self.pool.worker.submit(DraftRequest(self.incarnation, 0, depth, (asked,)), self.answers.append)
         self.num_reused += bool(self.answers and self.answers[0].blocks[0].tokens)
         while not self.answers:
             assert self.pool.step() is not None
@@ -138,7 +138,7 @@ class AheadTarget(DrawnSequences):
             self.sent[sequence_id] = 0
             return
         self.num_drafts += 1
-        depth = asked.depth or rule
+        depth = asked.depth or depth
         fresh = draft_from_scratch(
             self.decoder, self.texts[sequence_id], asked.length, depth, asked.sampling, asked.stop_probability
         )
@@ -147,15 +147,15 @@ class AheadTarget(DrawnSequences):
         assert list(zip(block.tokens, block.exits, strict=True)) == [(one, exit_) for one, exit_, _ in fresh]
         self.windows[sequence_id] = block.tokens
 
-    def turn(self, rule: int) -> None:
+    def turn(self, depth: int) -> None:
         """Whatever may come next."""
         self.take()
         chance = self.rng.random()
         if self.flight is None:
             if chance < 0.45:
-                self.draft(self.rule if self.answerable else rule)
+                self.draft(self.depth if self.answerable else depth)
             else:
-                self.verify_next(rule)
+                self.verify_next(depth)
         elif chance < 0.4:
             self.end_verification()
         elif chance < 0.42:
@@ -164,7 +164,7 @@ class AheadTarget(DrawnSequences):
 
 
 class Verified:
-    """A sequence of which a window is verified, greedily drafted at full depth."""
+    """A sequence whose proposal is verified, greedily drafted at full depth."""
 
     def __init__(self, llama: Decoder, limits: PoolLimits | None = None, num_pages: int = 64) -> None:
         self.pool, self.llama, self.tokens = Pool(llama, limits or PoolLimits(ahead=8), num_pages), llama, text(20)

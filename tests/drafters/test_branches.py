@@ -34,11 +34,11 @@ def played(
     )
     pool = Pool(llama, limits, num_pages, page_size)
     targets = [AheadTarget(pool, llama, name, rng) for name in ("large", "small")]
-    rule = DEEP
+    depth = DEEP
     for _ in range(num_turns):
-        rule = rng.choice(EXITS) if rng.random() < 0.2 else rule
+        depth = rng.choice(EXITS) if rng.random() < 0.2 else depth
         for target in targets:
-            target.turn(rule)
+            target.turn(depth)
         pool.step()
     pool.run()
     for target in targets:
