@@ -71,8 +71,9 @@ def by_exit(rows: Sequence[RowRecord]) -> dict[str, tuple[int, int]]:
     judged: Counter[int] = Counter()
     accepted: Counter[int] = Counter()
     for row in rows:
-        judged.update(row.exits[: row.num_tried])
-        accepted.update(row.exits[: row.num_right])
+        if row.depth is not None:
+            judged[row.depth] += row.num_tried
+            accepted[row.depth] += row.num_right
     return {str(exit_): (judged[exit_], accepted[exit_]) for exit_ in sorted(judged)}
 
 

@@ -106,7 +106,7 @@ def draft_ms_per_token(rounds: Collection[RoundRecord]) -> float | None:
 
 
 def num_drafted(rounds: Collection[RoundRecord]) -> int:
-    return sum(len(row.exits) for one in rounds for row in one.rows)
+    return sum(row.num_drafted for one in rounds for row in one.rows)
 
 
 @dataclass(frozen=True, slots=True)

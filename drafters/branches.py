@@ -60,7 +60,6 @@ class Behind:
                 self.asked.context.base_length + len(path),
                 prefix_hash(path, row.cached.prefix_key()),
                 tuple(pick.token for pick in row.drafted),
-                tuple(pick.exit for pick in row.drafted),
                 tuple(pick.confidence for pick in row.drafted),
                 goes_on=not is_enough(row.drafted, self.asked.length, row.stop_probability),
                 round_id=self.request.round_id,

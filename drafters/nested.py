@@ -146,7 +146,7 @@ class NestedDrafter:
             for own in range(segment + 1):
                 marks = marks.advance(own, row.length + len(picks) - 1)
             self._marks[row.sequence] = marks
-        return [[Pick(token, depth, confidence) for token, confidence in row] for row in drafted]
+        return [[Pick(token, confidence) for token, confidence in row] for row in drafted]
 
     def _pass(self, rows: Sequence[PassRow]) -> list[Pick | None]:
         picks: list[Pick | None] = [None] * len(rows)
@@ -215,7 +215,7 @@ class NestedDrafter:
             [stretch.row.length for stretch, _ in drafting],
         )
         for (stretch, _), token, confidence in zip(drafting, *found, strict=True):
-            picks[stretch.index] = Pick(token, depth, confidence)
+            picks[stretch.index] = Pick(token, confidence)
 
 
 def load_nested(

@@ -76,7 +76,6 @@ class Answer:
             self.asked.base_length,
             status,
             tuple(pick.token for pick in row.picks),
-            tuple(pick.exit for pick in row.picks),
             tuple(pick.confidence for pick in row.picks),
         )
         self.request.answer(self.index, block)

@@ -37,5 +37,4 @@ class Pick:
     """A drafted token."""
 
     token: int = field(repr=False)
-    exit: int
     confidence: float

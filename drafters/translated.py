@@ -65,8 +65,8 @@ class TranslatedDraftClient:
         if block.base_length != asked.base_length:
             return None
         tokens = self._translation.write(block.tokens)
-        exits, confidences = block.exits[: len(tokens)], block.confidences[: len(tokens)]
-        return replace(block, base_length=row.base_length, tokens=tokens, exits=exits, confidences=confidences)
+        sure = block.confidences[: len(tokens)]
+        return replace(block, base_length=row.base_length, tokens=tokens, confidences=sure)
 
     def _count(self, tokens: Sequence[int]) -> None:
         num_shared = sum(map(self._translation.shares, tokens))

@@ -17,7 +17,7 @@ from collections.abc import Generator
 
 from link.secret import NUM_BYTES, Secret
 
-MAGIC = b"draftpool link 3\n"
+MAGIC = b"draftpool link 4\n"
 NAME = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 

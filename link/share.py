@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from link.link import Link, read_any
-from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftRow, DraftStatus, refusal
+from protocol.draft import DraftBlock, DraftReply, DraftRequest, DraftStatus, refusal
 
 
 class Share:
@@ -39,7 +39,8 @@ class Share:
         for block in reply.blocks:
             row = self._missing.get(block.sequence_id)
             if row is not None and row.base_length == block.base_length:
-                check_block(block, row, self.link.member.exits)
+                if len(block.tokens) > row.length:
+                    raise ValueError(f"{len(block.tokens)} tokens came for a row of {row.length}")
                 self.blocks[block.sequence_id] = block
                 del self._missing[block.sequence_id]
                 taken.append(block)
@@ -80,19 +81,6 @@ def merged(request: DraftRequest, shares: Sequence[Share]) -> DraftReply | None:
     if not ordered:
         return None
     return DraftReply(request.incarnation, request.round_id, ordered, max(share.wait_ms for share in shares))
-
-
-def check_block(block: DraftBlock, row: DraftRow, exits: Sequence[int]) -> None:
-    """exits: of the drafter. Raises ValueError for an answer to something else."""
-    if len(block.tokens) > row.length:
-        raise ValueError(f"{len(block.tokens)} tokens came for a row of {row.length}")
-    check_exits(block.exits, exits)
-
-
-def check_exits(found: Sequence[int], exits: Sequence[int]) -> None:
-    for exit_ in found:
-        if exit_ not in exits:
-            raise ValueError(f"a draft left at {exit_}, which is no exit of the drafter; it has {list(exits)}")
 
 
 def fitting(request: DraftRequest, max_positions: int) -> DraftRequest:

@@ -20,7 +20,7 @@ from link.discovery import Discover, Need, PoolMember
 from link.link import Link, read_any
 from link.links import Links, Route, TransportConfig
 from link.placement import SequencePlacement
-from link.share import Share, check_exits, fitting, merged, wait_for
+from link.share import Share, fitting, merged, wait_for
 from protocol.branch import AheadRequest, Branch, BranchReply
 from protocol.draft import DraftReply, DraftRequest, DraftStatus
 from protocol.limits import MAX_MS
@@ -161,7 +161,6 @@ class LinkedDraftClient:
                 self._on_reply(link, message)
             case BranchReply():
                 for branch in message.branches:
-                    check_exits(branch.exits, link.member.exits)
                     if self._placement.is_at(branch.sequence_id, link.member.incarnation):
                         self._branches.append(branch)
 

@@ -62,7 +62,6 @@ class Branch:
     base_length: int
     key: int
     tokens: tuple[int, ...] = field(repr=False)
-    exits: tuple[int, ...] = ()
     confidences: tuple[float, ...] = ()
     goes_on: bool = False
     round_id: int = 0

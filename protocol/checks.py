@@ -52,12 +52,11 @@ def positions(start: int, num_tokens: int) -> None:
 
 
 def draft(message: Any) -> None:
-    """Where it stands, and that each of its tokens has an exit and a confidence."""
+    """Where it stands, and that each of its tokens has a confidence."""
     num_tokens = at_most("tokens of a draft", len(message.tokens), MAX_LENGTH)
     positions(message.base_length, num_tokens)
-    for name in ("exits", "confidences"):
-        if len(getattr(message, name)) != num_tokens:
-            raise ValueError(f"{len(getattr(message, name))} {name} came with {num_tokens} tokens; {REMEDY}")
+    if (num_told := len(message.confidences)) != num_tokens:
+        raise ValueError(f"{num_told} confidences came with {num_tokens} tokens; {REMEDY}")
 
 
 def unique(ids: Sequence[int]) -> None:

@@ -74,13 +74,12 @@ class DraftRequest:
 
 @dataclass(frozen=True, slots=True)
 class DraftBlock:
-    """exits: the depth that each token was drafted at. confidences: advice to the router, never to the text."""
+    """Drafted at the depth that was asked for. confidences: advice to the router, never to the text."""
 
     sequence_id: int
     base_length: int
     status: DraftStatus
     tokens: tuple[int, ...] = field(default=(), repr=False)
-    exits: tuple[int, ...] = ()
     confidences: tuple[float, ...] = ()
 
 

@@ -29,7 +29,7 @@ class RowRecord:
     num_proposed: tokens that were verified. num_accepted: of these. origin: None when nothing was proposed.
     depth, length: what the proposal was drafted as, which for one at hand is an earlier plan's; None and 0 without one.
     num_forced: the last of the proposed tokens, which nobody drafted: the grammar leaves no choice.
-    exits, confidences: of the drafted tokens.
+    confidences: of the drafted tokens.
     num_fed: committed tokens that the pool had to run before it could draft, at most.
     """
 
@@ -39,7 +39,6 @@ class RowRecord:
     origin: Origin | None = None
     depth: int | None = None
     length: int = 0
-    exits: tuple[int, ...] = ()
     confidences: tuple[float, ...] = ()
     num_fed: int = 0
     num_forced: int = 0
@@ -49,9 +48,9 @@ class RowRecord:
         """Where each token that it committed came from, as a TokenRun tells it. Nobody drafted the forced ones and the
         last.
         """
-        drafted = self.exits[: self.num_right]
-        own = (OWN,) * (self.num_accepted - len(drafted) + 1)
-        return (*(-exit_ if self.at_hand else exit_ for exit_ in drafted), *own)
+        depth = self.depth or OWN
+        drafted = (-depth if self.at_hand else depth,) * self.num_right
+        return drafted + (OWN,) * (self.num_accepted + 1 - self.num_right)
 
     @property
     def at_hand(self) -> bool:

@@ -164,7 +164,6 @@ DEPTH = {"depth": _number("depth", 1, limits.MAX_DEPTH)}
 STOP = {"stop_probability": _number("stop_probability")}
 DRAFT: dict[str, Read] = {
     "tokens": _tokens(),
-    "exits": lambda message: checks.exits(message.exits),
     "confidences": lambda message: checks.shares("a confidence", message.confidences),
 }
 RECORDS: Mapping[type[Any], Record] = {

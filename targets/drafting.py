@@ -150,5 +150,5 @@ class Drafting:
                 ask.silence = min(2 * ask.silence, MAX_NOT_YET)
             case DraftStatus.TOO_LONG:
                 ask.silent_until = float("inf")
-        drafted = Proposal(block.tokens, block.exits, block.confidences, Origin.FRESH, depth, row.length)
+        drafted = Proposal(block.tokens, block.confidences, Origin.FRESH, depth, row.length)
         return self.read(drafted, row.length)

@@ -89,8 +89,8 @@ def sound(drafts: Drafts) -> Drafts:
     """The drafts. Raises Nonsense."""
     for draft in drafts:
         tokens, sure = draft.tokens, draft.confidences
-        if not len(tokens) == len(draft.exits) == len(sure):
-            raise Nonsense(f"a draft of {len(tokens)} tokens, {len(draft.exits)} exits, {len(sure)} confidences")
+        if len(tokens) != len(sure):
+            raise Nonsense(f"a draft of {len(tokens)} tokens and {len(sure)} confidences")
         if tokens and min(tokens) < 0:
             raise Nonsense(f"a draft with token {min(tokens)}")
         if sure and not (isfinite(sum(sure)) and min(sure) >= 0 and max(sure) <= CERTAIN):

@@ -46,8 +46,7 @@ class OwnDraftClient:
         blocks = []
         for row, picks in zip(request.rows, drafted, strict=True):
             tokens, confidences = zip(*picks, strict=True)
-            exits = self.exits * len(tokens)
-            blocks.append(DraftBlock(row.sequence_id, row.base_length, DraftStatus.OK, tokens, exits, confidences))
+            blocks.append(DraftBlock(row.sequence_id, row.base_length, DraftStatus.OK, tokens, confidences))
         return DraftReply(request.incarnation, request.round_id, tuple(blocks))
 
     def close(self, sequence_ids: Sequence[int]) -> None:

@@ -107,4 +107,4 @@ class Pipeline:
 def _proposal(branch: Branch, order: Order) -> Proposal:
     """A part of a branch counts as asked for at the length it has: nothing in it was stopped in doubt."""
     length = len(branch.tokens) if branch.goes_on else order.length
-    return Proposal(branch.tokens, branch.exits, branch.confidences, Origin.AHEAD, order.depth, length)
+    return Proposal(branch.tokens, branch.confidences, Origin.AHEAD, order.depth, length)

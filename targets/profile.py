@@ -157,4 +157,4 @@ class _InstantClient:
 
 
 def _block(sequence_id: int, base_length: int, count: int) -> DraftBlock:
-    return DraftBlock(sequence_id, base_length, DraftStatus.OK, (0,) * count, (1,) * count, (0.5,) * count)
+    return DraftBlock(sequence_id, base_length, DraftStatus.OK, (0,) * count, (0.5,) * count)

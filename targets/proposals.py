@@ -14,11 +14,10 @@ class Proposal:
     """Tokens to be verified behind the committed ones of a sequence.
 
     depth, length: as it was drafted; with fewer tokens than `length` the drafter stopped in doubt. None and 0: not.
-    num_forced: its last tokens, which the grammar of the text leaves no choice about; they have no exit.
+    num_forced: its last tokens, which the grammar of the text leaves no choice about; they have no confidence.
     """
 
     tokens: tuple[int, ...] = field(repr=False)
-    exits: tuple[int, ...]
     confidences: tuple[float, ...]
     origin: Origin
     depth: int | None
@@ -34,7 +33,7 @@ class Proposal:
         return self._part(slice(num_verified + 1, None), Origin.AHEAD, max(self.length - num_verified - 1, 0))
 
     def _part(self, part: slice, origin: Origin, length: int) -> Proposal:
-        return Proposal(self.tokens[part], self.exits[part], self.confidences[part], origin, self.depth, length)
+        return Proposal(self.tokens[part], self.confidences[part], origin, self.depth, length)
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +65,7 @@ def _mended(proposal: Proposal | None, sequence: Decoding, room: int) -> Proposa
     tokens, num_kept = sequence.constraint.mended(sequence.tokens[sequence.num_prompt :], drafted, room)
     num_forced = len(tokens) - num_kept
     if proposal is None or not num_kept:
-        return Proposal(tokens, (), (), Origin.FORCED, None, 0, num_forced) if num_forced else None
+        return Proposal(tokens, (), Origin.FORCED, None, 0, num_forced) if num_forced else None
     kept = proposal if num_kept == len(drafted) else proposal.cut(num_kept)
     return replace(kept, tokens=tokens, num_forced=num_forced)
 

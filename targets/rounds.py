@@ -61,14 +61,11 @@ class Rounds:
             self._counted = counted, []  # what cannot be counted is left out, once
 
     def _calibrate(self, record: RoundRecord) -> None:
-        """Learns from tokens up to the first refused one.
-
-        Exits that nobody asked for, which a pool may make up, are left out.
-        """
+        """Learns from tokens up to the first refused one."""
         for row in record.rows:
-            count = row.num_tried
-            if not count or row.depth is None or row.exits[count - 1] != row.depth:
+            if row.depth is None:
                 continue
+            count = row.num_tried
             sure, right = self._waiting.setdefault(row.depth, ([], []))
             sure += row.confidences[:count]
             right += [index < row.num_right for index in range(count)]

@@ -206,5 +206,5 @@ def _row_record(sequence: Sequence, proposal: Proposal | None, num_fed: int, pic
         return RowRecord(sequence.id, num_fed=num_fed)
     accepted, own = num_accepted(picks, proposal.tokens[:num_verified]), proposal
     num_forced = max(own.num_forced - len(own.tokens) + num_verified, 0)
-    drafted = own.origin, own.depth, own.length, own.exits, own.confidences
+    drafted = own.origin, own.depth, own.length, own.confidences
     return RowRecord(sequence.id, num_verified, accepted, *drafted, num_fed, num_forced)

@@ -1,4 +1,4 @@
-"""Compares our token ids of GGUF files with llama.cpp's, on lines of source code, questions and generated text.
+"""Question: are our token ids of GGUF files llama.cpp's, on lines of source code, questions and generated text?
 
     python -m bench.peers.token_ids FILE.gguf ... --questions QUESTIONS.jsonl
 
@@ -7,7 +7,6 @@ Special tokens in a text count as such, and BOS is as the file says.
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import sys
@@ -15,6 +14,8 @@ import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
+from bench import machine
+from bench.arguments import plain_parser
 from bench.peers.llamacpp import llama_cpp
 from model.files import resolve
 from model.tokenizer import load_tokenizer
@@ -40,7 +41,7 @@ def lines(questions: Path, count: int, seed: int) -> list[str]:
     code = [line for path in sources(rng) for line in path.read_text("utf-8", errors="ignore").splitlines() if line]
     asked = [turn for line in questions.read_text("utf-8").splitlines() for turn in json.loads(line)["turns"]]
     real = rng.sample(code, count * 3 // 8) + rng.sample(asked, min(len(asked), count // 8))
-    return [line for line in real + [generated(rng) for _ in range(count - len(real))] if LEFT_OUT not in line]
+    return real + [generated(rng) for _ in range(count - len(real))]
 
 
 def sources(rng: random.Random) -> list[Path]:
@@ -65,18 +66,22 @@ def differences(file: Path, texts: Sequence[str]) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = plain_parser(__doc__, "token_ids.json")
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.gguf")
     parser.add_argument("--questions", type=Path, required=True)
     parser.add_argument("--lines", type=int, default=5000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    texts, failed = lines(args.questions, args.lines, args.seed), 0
-    for file in args.files:
-        found = differences(file, texts)
-        failed += len(found)
-        sys.stdout.write(f"{file.name}: {len(found)} of {len(texts)} lines differ\n" + "\n".join(found[:SHOWN]) + "\n")
-    return int(failed > 0)
+    drawn, place = lines(args.questions, args.lines, args.seed), machine.describe()
+    texts = [line for line in drawn if LEFT_OUT not in line]
+    found = {file.name: differences(file, texts) for file in args.files}
+    rows = [(name, len(texts), sum(map(len, texts)), len(own)) for name, own in found.items()]
+    num_left_out = len(drawn) - len(texts)
+    note = f"{num_left_out} of {len(drawn)} lines hold {LEFT_OUT}, which llama.cpp reads otherwise: left out."
+    table = machine.markdown(("file", "lines", "characters", "lines that differ"), rows, note, machine.footer(place))
+    report = {"machine": place, "lines": len(texts), "differ": {name: own[:SHOWN] for name, own in found.items()}}
+    machine.publish(args.out, report, table)
+    return int(any(found.values()))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,11 @@ from __future__ import annotations
 from argparse import ArgumentParser
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from bench import machine
-from bench.arguments import MODELS, plain_parser
+from bench.arguments import MODELS, checkpoint, plain_parser
 from bench.policies import ADAPTIVE, FIXED, OFF, POLICIES, often
 from bench.stats import Ratio, best, halves, paired_ratio
 from cli.arguments import one_of, several, whole
@@ -92,8 +91,8 @@ def met(found: Against) -> bool:
 def loads_parser(description: str | None, out: str) -> ArgumentParser:
     parser = plain_parser(description, out)
     add = parser.add_argument
-    add("--target", type=Path, default=MODELS / "small")
-    add("--drafter", type=Path, default=MODELS / "drafter")
+    add("--target", type=checkpoint, default=MODELS / "small")
+    add("--drafter", type=checkpoint, default=MODELS / "drafter")
     add("--policies", type=several(one_of(*POLICIES)), default=list(POLICIES), help=f"default: {','.join(POLICIES)}")
     add("--load", type=several(whole(1)), default=[1, 2, 4], help="of each target (default: %(default)s)")
     add("--repeat", type=whole(1), default=5, help="interleaved repetitions (default: %(default)s)")

@@ -101,20 +101,18 @@ class DraftReply(_message.Message):
     def __init__(self, round_id: _Optional[int] = ..., blocks: _Optional[_Iterable[_Union[DraftBlock, _Mapping]]] = ..., wait_ms: _Optional[float] = ...) -> None: ...
 
 class DraftBlock(_message.Message):
-    __slots__ = ("sequence_id", "base_length", "status", "tokens", "exits", "confidences")
+    __slots__ = ("sequence_id", "base_length", "status", "tokens", "confidences")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     BASE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
-    EXITS_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCES_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     base_length: int
     status: Status
     tokens: _containers.RepeatedScalarFieldContainer[int]
-    exits: _containers.RepeatedScalarFieldContainer[int]
     confidences: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, sequence_id: _Optional[int] = ..., base_length: _Optional[int] = ..., status: _Optional[_Union[Status, str]] = ..., tokens: _Optional[_Iterable[int]] = ..., exits: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ...) -> None: ...
+    def __init__(self, sequence_id: _Optional[int] = ..., base_length: _Optional[int] = ..., status: _Optional[_Union[Status, str]] = ..., tokens: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class AheadRequest(_message.Message):
     __slots__ = ("round_id", "depth", "rows")
@@ -147,19 +145,17 @@ class BranchReply(_message.Message):
     def __init__(self, round_id: _Optional[int] = ..., branches: _Optional[_Iterable[_Union[Branch, _Mapping]]] = ...) -> None: ...
 
 class Branch(_message.Message):
-    __slots__ = ("sequence_id", "base_length", "key", "tokens", "exits", "confidences", "goes_on")
+    __slots__ = ("sequence_id", "base_length", "key", "tokens", "confidences", "goes_on")
     SEQUENCE_ID_FIELD_NUMBER: _ClassVar[int]
     BASE_LENGTH_FIELD_NUMBER: _ClassVar[int]
     KEY_FIELD_NUMBER: _ClassVar[int]
     TOKENS_FIELD_NUMBER: _ClassVar[int]
-    EXITS_FIELD_NUMBER: _ClassVar[int]
     CONFIDENCES_FIELD_NUMBER: _ClassVar[int]
     GOES_ON_FIELD_NUMBER: _ClassVar[int]
     sequence_id: int
     base_length: int
     key: int
     tokens: _containers.RepeatedScalarFieldContainer[int]
-    exits: _containers.RepeatedScalarFieldContainer[int]
     confidences: _containers.RepeatedScalarFieldContainer[float]
     goes_on: bool
-    def __init__(self, sequence_id: _Optional[int] = ..., base_length: _Optional[int] = ..., key: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., exits: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ..., goes_on: _Optional[bool] = ...) -> None: ...
+    def __init__(self, sequence_id: _Optional[int] = ..., base_length: _Optional[int] = ..., key: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ..., confidences: _Optional[_Iterable[float]] = ..., goes_on: _Optional[bool] = ...) -> None: ...

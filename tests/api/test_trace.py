@@ -102,8 +102,8 @@ def test_a_round_tells_its_parts_and_counts(seed: int) -> None:
 
 
 def test_acceptance_by_exit_counts_no_token_behind_a_refused_one() -> None:
-    one = RowRecord(1, 4, 2, Origin.FRESH, 2, 4, (2, 2, 2, 2))
-    whole = RowRecord(2, 2, 2, Origin.FRESH, 4, 2, (4, 4))
+    one = RowRecord(1, 4, 2, Origin.FRESH, 2, 4)
+    whole = RowRecord(2, 2, 2, Origin.FRESH, 4, 2)
     assert by_exit([one, whole, RowRecord(3)]) == {"2": (3, 2), "4": (2, 2)}
 
 

@@ -36,9 +36,7 @@ def round_of(
     answered: bool = True,
 ) -> RoundRecord:
     depth = 4 if length else None
-    row = RowRecord(
-        0, length, length // 2, Origin.FRESH, depth, length, (4,) * length, (0.5,) * length, num_fed=num_fed
-    )
+    row = RowRecord(0, length, length // 2, Origin.FRESH, depth, length, (0.5,) * length, num_fed=num_fed)
     planned_s = 1e-3 * rest_ms
     drafted_s = planned_s + 1e-3 * draft_ms
     return RoundRecord(

@@ -10,7 +10,7 @@ import pytest
 from bench.client import ServedAnswer
 from bench.policies import POLICIES
 from bench.router.loads import LoadCell, against, best_constant, met, table
-from bench.router.served import NAMES, config_of, numbers, parse, tokens_within
+from bench.router.served import config_of, names, numbers, parse, tokens_within
 from bench.stats import Ratio
 from protocol.errors import ConfigError
 
@@ -31,10 +31,10 @@ def test_an_answer_counts_for_the_part_of_it_that_lies_within(sent_s: float, end
 
 def test_targets_begin_elsewhere_among_the_prompts_and_stop_when_time_is_over() -> None:
     until_s = time.perf_counter() + 60
-    firsts = [next(numbers(target, 8, until_s)) for target in range(len(NAMES))]
-    assert firsts == [("small-0", 0), ("small-1", 2), ("small-2", 4), ("small-3", 6)]
-    assert [number for _, number in itertools.islice(numbers(1, 4, until_s), 5)] == [1, 2, 3, 0, 1]
-    assert list(numbers(0, 8, 0.0)) == []
+    firsts = [next(numbers("abcd", target, 8, until_s)) for target in range(4)]
+    assert firsts == [("a", 0), ("b", 2), ("c", 4), ("d", 6)]
+    assert [number for _, number in itertools.islice(numbers("abcd", 1, 4, until_s), 5)] == [1, 2, 3, 0, 1]
+    assert list(numbers("abcd", 0, 8, 0.0)) == []
 
 
 def test_a_policy_is_held_against_off_the_best_constant_and_each_targets_own_off() -> None:
@@ -64,13 +64,21 @@ def test_the_table_shows_every_policy_at_its_load() -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_policies_differ_in_nothing_but_speculation(policy: str) -> None:
-    config = config_of(policy, parse(["--load", "1,32"]))
-    assert tuple(target.name for target in config.targets) == NAMES
+    args = parse(["--load", "1,32"])
+    config = config_of(policy, args)
+    assert tuple(target.name for target in config.targets) == names(args)
     assert {(target.threads, target.max_batch, target.num_replicas) for target in config.targets} == {(1, 32, 1)}
     played = {target.speculation.policy if target.speculation else "off" for target in config.targets}
     assert played == {policy}
     assert config.pool is not None
     assert config.pool.num_replicas == 1
+
+
+def test_apart_the_targets_have_one_core_and_the_pool_the_other() -> None:
+    config = config_of("goodput", parse(["--load", "8", "--num-targets", "2", "--apart"]))
+    assert config.pool is not None
+    assert [target.cores for target in config.targets] == [(0,), (0,)]
+    assert config.pool.cores == (1,)
 
 
 def test_one_policy_alone_is_refused() -> None:

@@ -118,9 +118,7 @@ class ScriptedWorker:
             return DraftBlock(row.sequence_id, row.base_length, DraftStatus.NEED_CONTEXT)
         self.known[key] = row.base_length
         tokens = tuple(range(row.base_length, row.base_length + row.length)) if self.status is DraftStatus.OK else ()
-        return DraftBlock(
-            row.sequence_id, row.base_length, self.status, tokens, (2,) * len(tokens), (0.5,) * len(tokens)
-        )
+        return DraftBlock(row.sequence_id, row.base_length, self.status, tokens, (0.5,) * len(tokens))
 
 
 class ScriptedPool:

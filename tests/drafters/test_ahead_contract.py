@@ -36,7 +36,7 @@ def gather(client: AheadClient, done: Callable[[list[Branch]], bool]) -> list[Br
 
 def next_tokens(llama: Decoder, tokens: list[int], count: int) -> tuple[int, ...]:
     """Not while the worker may be at work: a decoder is for one thread."""
-    return tuple(token for token, _, _ in draft_from_scratch(llama, tokens, count, DEPTH, SAMPLED))
+    return tuple(token for token, _ in draft_from_scratch(llama, tokens, count, DEPTH, SAMPLED))
 
 
 def test_a_branch_comes_behind_the_proposal_and_one_more_token_drafted_as_from_scratch(
@@ -50,7 +50,7 @@ def test_a_branch_comes_behind_the_proposal_and_one_more_token_drafted_as_from_s
     before = [*TOKENS, *next_tokens(llama, TOKENS, 3)]
     assert (branch.sequence_id, branch.base_length, branch.key) == (1, len(before), prefix_hash(before))
     assert branch.tokens == next_tokens(llama, before, 3)
-    assert len(branch.exits) == len(branch.confidences) == 3
+    assert len(branch.confidences) == 3
 
 
 def test_after_a_branch_has_won_a_draft_goes_on_from_it(connect: Connect, worker: DraftWorker, llama: Decoder) -> None:

@@ -173,7 +173,7 @@ def test_a_shorter_window_of_what_came_true_leaves_the_rest_known(llama: Decoder
 
 
 def test_drafts_go_on_only_behind_what_they_were_drafted_behind() -> None:
-    drafted = [Pick(token, 4, 0.5) for token in (3, 4, 5, 6)]
+    drafted = [Pick(token, 0.5) for token in (3, 4, 5, 6)]
     assert drafted_behind((3, 4), drafted) == drafted[2:]
     assert drafted_behind((), drafted) == drafted
     assert not drafted_behind((3, 9), drafted)
@@ -216,7 +216,7 @@ def test_nothing_of_a_branch_shows_its_tokens() -> None:
     asked = AheadRow(row(1, [98765], 0), (98766,), 2)
     cached = CachedTokens(("large", 1), 1, DEEP, GREEDY, 0.0, [98765, 98766], 1)
     request = PendingBranches(AheadRequest("large", 1, DEEP, (asked,)), sent)
-    own = behind(request, asked, cached, 2, [Pick(98766, 4, 0.5), Pick(98767, 4, 0.5), Pick(98768, 4, 0.5)])
+    own = behind(request, asked, cached, 2, [Pick(98766, 0.5), Pick(98767, 0.5), Pick(98768, 0.5)])
     assert [pick.token for pick in own.picks] == [98767, 98768]
     own.sink.tell(own)  # type: ignore[attr-defined]
     request.reply()

@@ -20,7 +20,7 @@ from tests.reference.drafting import draft_from_scratch
 FOREVER_S = 1e5  # who waits at all does not come back while a test lasts
 
 
-def test_every_row_is_answered_with_the_drafters_own_tokens_exits_and_confidences(
+def test_every_row_is_answered_with_the_drafters_own_tokens_and_confidences(
     connect: Connect, worker: DraftWorker, llama: Decoder
 ) -> None:
     with connect(worker, "target", PATIENCE_S) as client:
@@ -29,9 +29,8 @@ def test_every_row_is_answered_with_the_drafters_own_tokens_exits_and_confidence
     for block, tokens, length in zip(blocks, (TOKENS, TOKENS[:3]), (4, 1), strict=True):
         expected = draft_from_scratch(llama, tokens, length, DEPTH, SAMPLED)
         assert block.status is DraftStatus.OK
-        assert block.tokens == tuple(token for token, _, _ in expected)
-        assert block.exits == tuple(exit_ for _, exit_, _ in expected)
-        assert block.confidences == pytest.approx([confidence for _, _, confidence in expected], abs=1e-4)
+        assert block.tokens == tuple(token for token, _ in expected)
+        assert block.confidences == pytest.approx([confidence for _, confidence in expected], abs=1e-4)
 
 
 def test_the_next_round_carries_only_what_is_new(connect: Connect, worker: DraftWorker, llama: Decoder) -> None:
@@ -41,7 +40,7 @@ def test_the_next_round_carries_only_what_is_new(connect: Connect, worker: Draft
         (second,) = draft(client, row(1, committed, 3, start=len(TOKENS)), round_id=2)
     expected = draft_from_scratch(llama, committed, 3, DEPTH, SAMPLED)
     assert second.base_length == len(committed)
-    assert second.tokens == tuple(token for token, _, _ in expected)
+    assert second.tokens == tuple(token for token, _ in expected)
 
 
 def test_opening_hands_over_context_so_that_a_draft_needs_none(
@@ -51,7 +50,7 @@ def test_opening_hands_over_context_so_that_a_draft_needs_none(
         client.open(request(row(1, TOKENS, 0)))
         (block,) = draft(client, row(1, [*TOKENS, 9], 2, start=len(TOKENS)))
     expected = draft_from_scratch(llama, [*TOKENS, 9], 2, DEPTH, SAMPLED)
-    assert block.tokens == tuple(token for token, _, _ in expected)
+    assert block.tokens == tuple(token for token, _ in expected)
 
 
 def test_a_row_may_have_a_depth_of_its_own_and_a_floor_to_end_at(
@@ -59,13 +58,12 @@ def test_a_row_may_have_a_depth_of_its_own_and_a_floor_to_end_at(
 ) -> None:
     own = 4
     plain = draft_from_scratch(llama, TOKENS, 6, own, SAMPLED)
-    floor = 0.5 * (plain[0][2] * plain[1][2] + plain[0][2] * plain[1][2] * plain[2][2])
+    floor = 0.5 * (plain[0][1] * plain[1][1] + plain[0][1] * plain[1][1] * plain[2][1])
     with connect(worker, "target", PATIENCE_S) as client:
         blocks = draft(client, replace(row(1, TOKENS, 6), depth=own, stop_probability=floor), row(2, TOKENS, 6))
-    assert blocks[0].tokens == tuple(token for token, _, _ in plain[:3])
-    assert blocks[0].exits == tuple(exit_ for _, exit_, _ in plain[:3])
+    assert blocks[0].tokens == tuple(token for token, _ in plain[:3])
     expected = draft_from_scratch(llama, TOKENS, 6, DEPTH, SAMPLED)
-    assert blocks[1].tokens == tuple(token for token, _, _ in expected)
+    assert blocks[1].tokens == tuple(token for token, _ in expected)
 
 
 def test_an_unknown_sequence_needs_context_and_is_drafted_for_when_it_comes(
@@ -95,7 +93,7 @@ def test_a_row_whose_context_is_yet_to_be_read_holds_up_no_other_and_is_drafted_
         eventually(lambda: ask(len(long))[0].status is DraftStatus.OK)
         (again, _) = ask(len(long))
     expected = draft_from_scratch(llama, long, 2, DEPTH, SAMPLED)
-    assert again.tokens == tuple(token for token, _, _ in expected)
+    assert again.tokens == tuple(token for token, _ in expected)
 
 
 def test_a_full_pool_says_so_row_by_row(connect: Connect, worker: DraftWorker) -> None:
@@ -129,7 +127,7 @@ def test_an_answer_names_who_asked_and_comes_in_the_order_of_its_rows(
     assert reply is not None
     assert (reply.incarnation, reply.round_id) == ("target", 7)
     expected = [draft_from_scratch(llama, tokens, n, DEPTH, SAMPLED) for tokens, n in ((TOKENS, 4), (TOKENS[:3], 1))]
-    assert [block.tokens for block in reply.blocks] == [tuple(token for token, _, _ in own) for own in expected]
+    assert [block.tokens for block in reply.blocks] == [tuple(token for token, _ in own) for own in expected]
 
 
 @dataclass
@@ -178,5 +176,5 @@ def test_two_clients_with_the_same_sequence_ids_do_not_meet(
         eventually(lambda: worker.stats().num_sequences == 1)
     assert reply is not None
     expected = [draft_from_scratch(llama, tokens, 2, DEPTH, SAMPLED) for tokens in (TOKENS[::-1], TOKENS)]
-    assert reply.blocks[0].tokens == tuple(token for token, _, _ in expected[0])
-    assert again.tokens == tuple(token for token, _, _ in expected[1])
+    assert reply.blocks[0].tokens == tuple(token for token, _ in expected[0])
+    assert again.tokens == tuple(token for token, _ in expected[1])

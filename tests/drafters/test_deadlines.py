@@ -122,7 +122,7 @@ def test_whatever_the_deadlines_what_comes_is_a_part_of_what_a_fresh_drafter_say
         for one in rows:
             block, own = blocks[one.sequence_id], texts[one.sequence_id]
             fresh = draft_from_scratch(llama, own, one.length, depth, one.sampling)
-            assert block.tokens == tuple(token for token, _, _ in fresh[: len(block.tokens)])
+            assert block.tokens == tuple(token for token, _ in fresh[: len(block.tokens)])
             assert block.status is not DraftStatus.OK or block.tokens
             statuses.add(block.status)
             own += [*block.tokens[: rng.randint(0, len(block.tokens))], rng.randrange(160)]

@@ -24,13 +24,13 @@ def test_every_round_feeds_its_new_tokens_at_its_depth_whatever_came_before(
     drafter: NestedDrafter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fed: list[list[int]] = []
-    exits: list[int] = []
+    depths: list[int] = []  # of the drafted tokens
     run = drafter.run
 
     def record(rows: Sequence[PassRow]) -> list[list[Pick]]:
         fed.append([len(row.tokens) for row in rows])
         picks = run(rows)
-        exits.extend(pick.exit for own in picks for pick in own)
+        depths.extend(row.depth for row, own in zip(rows, picks, strict=True) for _ in own)
         return picks
 
     context = draft_context(drafter, 3)
@@ -39,10 +39,10 @@ def test_every_round_feeds_its_new_tokens_at_its_depth_whatever_came_before(
         monkeypatch.setattr(drafter, "run", record)
         for one in [*ROUNDS, *reversed(ROUNDS), *ROUNDS]:
             fed.clear()
-            exits.clear()
+            depths.clear()
             assert measure(one) > 0
             assert fed == [[one.num_new] * one.num_rows, *[[1] * one.num_rows] * (len(fed) - 1)]
-            assert exits == [one.depth] * one.length * one.num_rows
+            assert depths == [one.depth] * one.length * one.num_rows
             drafter.check()
     assert drafter.ledger.num_free == drafter.ledger.num_pages
     assert drafter.ledger.sequences == ()

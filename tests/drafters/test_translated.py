@@ -43,7 +43,7 @@ def read(translation: Translation, tokens: Sequence[int]) -> list[int]:
 def expected(decoder: Decoder, translation: Translation, tokens: Sequence[int], length: int) -> tuple[int, ...]:
     """The drafter's greedy text behind the translated tokens, back in the target's."""
     drafted = draft_from_scratch(decoder, read(translation, tokens), length, DEPTH, GREEDY)
-    return translation.write([token for token, _, _ in drafted])
+    return translation.write([token for token, _ in drafted])
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -56,7 +56,7 @@ def test_rounds_get_what_the_drafter_writes_behind_the_same_text(
         (block,) = draft(client, row(1, tokens, 4, start=sent), round_id=round_id)
         assert (block.status, block.base_length) == (DraftStatus.OK, len(tokens))
         assert block.tokens == expected(llama, translation, tokens, 4)
-        assert len(block.tokens) == len(block.exits) == len(block.confidences)
+        assert len(block.tokens) == len(block.confidences)
         sent = len(tokens)
         tokens += [*block.tokens[: random.randint(0, 4)], random.randrange(VOCAB)]
 
@@ -115,13 +115,13 @@ class Lying:
 
 def test_answers_to_other_questions_are_left_out_and_lies_are_cut() -> None:
     blocks = (
-        DraftBlock(1, len(TOKENS), DraftStatus.OK, (-4, 10**9), (1, 1), (0.5, 0.5)),
-        DraftBlock(2, len(TOKENS) + 1, DraftStatus.OK, (9,), (1,), (0.5,)),
-        DraftBlock(3, len(TOKENS), DraftStatus.OK, (9,), (1,), (0.5,)),
+        DraftBlock(1, len(TOKENS), DraftStatus.OK, (-4, 10**9), (0.5, 0.5)),
+        DraftBlock(2, len(TOKENS) + 1, DraftStatus.OK, (9,), (0.5,)),
+        DraftBlock(3, len(TOKENS), DraftStatus.OK, (9,), (0.5,)),
     )
     client = TranslatedDraftClient(Lying(*blocks), SHIFTED)
     (block,) = draft(client, row(1, TOKENS, 2), row(2, TOKENS, 2))
-    assert (block.sequence_id, block.tokens, block.exits) == (1, (), ())
+    assert (block.sequence_id, block.tokens, block.confidences) == (1, (), ())
     assert TranslatedDraftClient(Lying(), SHIFTED).draft(request(row(1, TOKENS, 2))) is None
 
 

@@ -208,7 +208,7 @@ def test_the_sampling_of_the_last_message_counts(llama: Decoder) -> None:
     pool, tokens, sampled = Pool(llama), text(9), SamplingParams(temperature=1.0, seed=3)
     pool.ask(row(1, tokens, 2))
     block = pool.ask(DraftRow(1, 9, (), 4, sampled))
-    assert block.tokens == tuple(token for token, _, _ in draft_from_scratch(llama, tokens, 4, DEEP, sampled))
+    assert block.tokens == tuple(token for token, _ in draft_from_scratch(llama, tokens, 4, DEEP, sampled))
     assert block.tokens != expected(llama, tokens, 4)
 
 
@@ -278,8 +278,8 @@ def test_an_answer_that_cannot_be_handed_over_hurts_nobody_else(llama: Decoder) 
 def test_nothing_that_holds_tokens_shows_them() -> None:
     tokens = [98765, 98766]
     pick, cached = (
-        Pick(98765, 2, 0.5),
-        CachedTokens(("large", 1), 1, DEEP, GREEDY, 0.0, tokens, 1, {1: Pick(98766, 2, 0.5)}),
+        Pick(98765, 0.5),
+        CachedTokens(("large", 1), 1, DEEP, GREEDY, 0.0, tokens, 1, {1: Pick(98766, 0.5)}),
     )
     answer = Answer(
         PendingRequest(DraftRequest("large", 0, DEEP, (row(1, tokens, 2),)), print, 0.0), 0, row(1, tokens, 2)

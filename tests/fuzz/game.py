@@ -12,14 +12,14 @@ from drafters.picks import PassRow, Pick
 from drafters.row import Row
 from drafters.worker import DraftWorker
 from link.pool_thread import act
-from link.share import Share, check_exits, merged
+from link.share import Share, merged
 from protocol.branch import BranchReply
 from protocol.draft import DraftReply, DraftRequest, DraftRow, DraftStatus
 from protocol.limits import MessageLimits, limits_of
 from protocol.request import SamplingParams
 from protocol.wire import decode_pool, decode_target
 from targets.pipeline import Order, Pipeline
-from tests.fuzz.integers import EXITS, IntegerDrafter, drafted_behind
+from tests.fuzz.integers import IntegerDrafter, drafted_behind
 
 DEPTH = 2
 NUM_ROWS = 32
@@ -119,14 +119,12 @@ class Bench:
 
     def _take(self, message: DraftReply | BranchReply) -> None:
         if isinstance(message, DraftReply):
-            link: Any = SimpleNamespace(open=True, member=SimpleNamespace(exits=EXITS, max_positions=128))
+            link: Any = SimpleNamespace(open=True, member=SimpleNamespace(max_positions=128))
             rows = tuple(DraftRow(name, 0, (1, 2, 3, 4), 4, SamplingParams()) for name in range(3))
             share = Share(DraftRequest("target", 1, DEPTH, rows), link, 1.0)
             share.add(message, 0.0)
             merged(share.asked, [share])
             return
-        for branch in message.branches:
-            check_exits(branch.exits, EXITS)
         pipeline = Pipeline()
         for name in range(3):
             pipeline.resolve(name, (1, 2, 3, 4))

@@ -68,7 +68,7 @@ class IntegerDrafter(NestedDrafter):
 
 def pick_behind(tokens: Sequence[int], exit_: int, seed: int) -> Pick:
     found = zlib.crc32(np.asarray(tokens, np.int64).tobytes(), (seed * 31 + exit_) & 0xFFFFFFFF)
-    return Pick(found % VOCAB_SIZE, exit_, found // VOCAB_SIZE % 101 / 100)
+    return Pick(found % VOCAB_SIZE, found // VOCAB_SIZE % 101 / 100)
 
 
 def drafted_behind(tokens: Sequence[int], length: int, depth: int, seed: int) -> tuple[int, ...]:

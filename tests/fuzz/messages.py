@@ -95,8 +95,7 @@ class Messages:
 
     def _drafted(self) -> dict[str, Any]:
         tokens = self._tokens(4)
-        exits = [self._rng.choice(EXITS) for _ in tokens]
-        return {"tokens": tokens, "exits": exits, "confidences": [self._rng.random() for _ in tokens]}
+        return {"tokens": tokens, "confidences": [self._rng.random() for _ in tokens]}
 
     def _mutated(self, data: bytes) -> bytes:
         """With bytes changed, lost, doubled or moved in."""

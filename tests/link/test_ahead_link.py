@@ -227,7 +227,7 @@ def ahead(round_id: int = 1) -> AheadRequest:
 
 
 def branch(number: int = 0, round_id: int = 1) -> Branch:
-    return Branch(1, 5, number, (1, 2, 3), (2,) * 3, (0.5,) * 3, round_id=round_id)
+    return Branch(1, 5, number, (1, 2, 3), (0.5,) * 3, round_id=round_id)
 
 
 def test_branches_come_over_the_link(runner: LoopThread) -> None:

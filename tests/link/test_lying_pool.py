@@ -36,16 +36,14 @@ Lie = Callable[[DraftBlock], DraftBlock]
 LIES: dict[str, Lie] = {
     "confidence nan": lambda block: replace(block, confidences=(math.nan,) * 3),
     "confidence 2": lambda block: replace(block, confidences=(2.0,) * 3),
-    "no exits": lambda block: replace(block, exits=()),
-    "unknown exit": lambda block: replace(block, exits=(2, 2, 5)),
     "no confidences": lambda block: replace(block, confidences=()),
-    "too many tokens": lambda block: replace(block, tokens=(1,) * 9, exits=(2,) * 9, confidences=(0.5,) * 9),
+    "too many tokens": lambda block: replace(block, tokens=(1,) * 9, confidences=(0.5,) * 9),
     "huge token": lambda block: replace(block, tokens=(1 << 31, 1, 1)),
     "busy with tokens": lambda block: replace(block, status=DraftStatus.BUSY),
 }
 HARMLESS: dict[str, Lie] = {
     "beyond the vocabulary": lambda block: replace(block, tokens=(1 << 30,) * len(block.tokens)),
-    "no tokens": lambda block: replace(block, tokens=(), exits=(), confidences=()),
+    "no tokens": lambda block: replace(block, tokens=(), confidences=()),
 }
 
 

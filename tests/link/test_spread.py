@@ -237,7 +237,7 @@ def test_branches_are_taken_from_the_replica_that_the_sequence_is_on_alone(runne
         home = next(pool for pool in pools if pool.worker.known)
         other = next(pool for pool in pools if pool is not home)
         wait_until(lambda: all(pool.server._targets for pool in pools))
-        branch = Branch(1, 5, 7, (1, 2), (2, 2), (0.5, 0.5), round_id=1)
+        branch = Branch(1, 5, 7, (1, 2), (0.5, 0.5), round_id=1)
         send: Reply = next(iter((home if is_home else other).server._targets)).reply
         send(BranchReply(TARGET, 1, (branch,)))
         assert list(drafts.branches(0.2)) == ([branch] if is_home else [])

@@ -60,10 +60,10 @@ def close(rng: random.Random) -> CloseSequences:
     return CloseSequences("target", tokens(rng))
 
 
-def draft_of(rng: random.Random, most: int = 6) -> tuple[tuple[int, ...], tuple[int, ...], tuple[float, ...]]:
-    """Tokens, exits and confidences."""
+def draft_of(rng: random.Random, most: int = 6) -> tuple[tuple[int, ...], tuple[float, ...]]:
+    """Tokens and confidences."""
     drafted = tokens(rng, most)
-    return drafted, tuple(rng.randrange(1, 30) for _ in drafted), tuple(single(rng) for _ in drafted)
+    return drafted, tuple(single(rng) for _ in drafted)
 
 
 def reply(rng: random.Random) -> DraftReply:

@@ -84,12 +84,12 @@ def test_what_no_target_sends_is_refused_with_its_name(message: pb.TargetMessage
 
 
 def drafted(**changed: Any) -> pb.PoolMessage:
-    fields = {"status": pb.STATUS_OK, "tokens": [1, 2], "exits": [2, 2], "confidences": [0.5, 0.5]}
+    fields = {"status": pb.STATUS_OK, "tokens": [1, 2], "confidences": [0.5, 0.5]}
     return pb.PoolMessage(reply=pb.DraftReply(blocks=[pb.DraftBlock(**fields | changed)]))
 
 
 def branched(**changed: Any) -> pb.PoolMessage:
-    fields = {"tokens": [1, 2], "exits": [2, 2], "confidences": [0.5, 0.5]}
+    fields = {"tokens": [1, 2], "confidences": [0.5, 0.5]}
     return pb.PoolMessage(branches=pb.BranchReply(branches=[pb.Branch(**fields | changed)]))
 
 
@@ -99,15 +99,13 @@ def branched(**changed: Any) -> pb.PoolMessage:
         (drafted(confidences=[0.5, NAN]), "a confidence nan"),
         (drafted(confidences=[0.5, 1.5]), "a confidence 1.5"),
         (drafted(confidences=[0.5]), "1 confidences came with 2 tokens"),
-        (drafted(exits=[]), "0 exits came with 2 tokens"),
-        (drafted(exits=[0, 2]), "exits (0, 2)"),
         (drafted(tokens=[1, 1 << 31]), "token id"),
-        (drafted(tokens=range(65), exits=[2] * 65, confidences=[0.5] * 65), "65 tokens of a draft"),
+        (drafted(tokens=range(65), confidences=[0.5] * 65), "65 tokens of a draft"),
         (drafted(status=pb.STATUS_BUSY), "2 tokens of a block that is busy"),
         (drafted(base_length=1 << 30), "a position"),
         (branched(confidences=[NAN, 0.5]), "a confidence nan"),
-        (branched(exits=[2]), "1 exits came with 2 tokens"),
-        (branched(tokens=range(65), exits=[2] * 65, confidences=[0.5] * 65), "65 tokens of a draft"),
+        (branched(confidences=[0.5]), "1 confidences came with 2 tokens"),
+        (branched(tokens=range(65), confidences=[0.5] * 65), "65 tokens of a draft"),
         (pb.PoolMessage(reply=pb.DraftReply(wait_ms=NAN)), "wait_ms nan"),
         (pb.PoolMessage(reply=pb.DraftReply(wait_ms=-1.0)), "wait_ms -1.0"),
     ],

@@ -12,7 +12,7 @@ from model.batch import BatchRow, build_batch
 from model.decoder import Decoder
 from protocol.request import SamplingParams
 
-Drafted = tuple[int, int, float]  # token, exit, confidence
+Drafted = tuple[int, float]  # token, confidence
 
 
 def draft_from_scratch(
@@ -25,24 +25,18 @@ def draft_from_scratch(
 ) -> list[Drafted]:
     drafted: list[Drafted] = []
     for _ in range(length):
-        known = [*tokens, *(token for token, _, _ in drafted)]
+        known = [*tokens, *(token for token, _ in drafted)]
         drafted.append(next_from_scratch(decoder, known, depth, sampling))
-        if 0 < stop_probability >= math.prod(confidence for _, _, confidence in drafted):
+        if 0 < stop_probability >= math.prod(confidence for _, confidence in drafted):
             break
     return drafted
 
 
 def next_from_scratch(decoder: Decoder, tokens: Sequence[int], depth: int, sampling: SamplingParams) -> Drafted:
-    token, confidence = _at_depth(decoder, tokens, depth, sampling)
-    return token, depth, confidence
-
-
-def _at_depth(decoder: Decoder, tokens: Sequence[int], layers: int, sampling: SamplingParams) -> tuple[int, float]:
-    """The pick and its confidence."""
     kv = decoder.new_kv(len(tokens))
     batch = build_batch([BatchRow(np.arange(len(tokens)), len(tokens))])
     with torch.inference_mode():
-        hidden = decoder.run(decoder.embed(tokens), batch, kv, 0, layers)
+        hidden = decoder.run(decoder.embed(tokens), batch, kv, 0, depth)
         logits = decoder.logits(hidden, [len(tokens) - 1])
         picks, confidences = decoder.pick_with_confidence(logits, [sampling], [len(tokens)])
     return int(picks[0]), float(confidences[0])

@@ -123,4 +123,4 @@ class ScriptedDrafter:
         prompt_length = next(len(p) for p, t in self._known if t is text)
         future = text[len(context) - prompt_length :][:length]
         draft = tuple(token if self._rng.random() < self._accuracy else 0 for token in future)
-        return DraftBlock(sequence_id, base, DraftStatus.OK, draft, (1,) * len(draft), (1.0,) * len(draft))
+        return DraftBlock(sequence_id, base, DraftStatus.OK, draft, (1.0,) * len(draft))

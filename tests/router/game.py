@@ -178,17 +178,15 @@ class Game:
     def _row(self, row: int, plan: Plan) -> RowRecord:
         if not plan.lengths[row] or plan.depth is None:
             return RowRecord(row)
-        exit_, at, length = plan.depth, self._at[row], plan.lengths[row]
-        chance = self.luck.chances(self.text(len(self.records)))[exit_][row, at : at + length]
+        at, length = self._at[row], plan.lengths[row]
+        chance = self.luck.chances(self.text(len(self.records)))[plan.depth][row, at : at + length]
         sure = chance**self.power
         ends = np.cumprod(sure) <= plan.stop_probability
         drafted = int(ends.argmax()) + 1 if ends.any() else length
         wrong = self.luck.uniform[row, at : at + drafted] >= chance[:drafted]
         accepted = int(wrong.argmax()) if wrong.any() else drafted
         confidences = tuple(sure[:drafted].tolist())
-        return RowRecord(
-            row, drafted, accepted, Origin.FRESH, plan.depth, length, (exit_,) * drafted, confidences, num_fed=1
-        )
+        return RowRecord(row, drafted, accepted, Origin.FRESH, plan.depth, length, confidences, num_fed=1)
 
     def _draft_ms(self, plan: Plan, rows: Sequence[RowRecord]) -> float:
         """What is waited for: fresh drafts, and of those made ahead what was not done when the pass ended."""

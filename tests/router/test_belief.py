@@ -28,7 +28,7 @@ def record(depth: int, *fates: tuple[int, int], mode: Mode = Mode.IN_TURN, **cha
     """fates: proposed and accepted tokens of each row, of 4 that were planned."""
     rule = depth
     rows = [
-        RowRecord(at, proposed, accepted, Origin.FRESH, rule, 4, (depth,) * proposed, (0.7,) * proposed, 1)
+        RowRecord(at, proposed, accepted, Origin.FRESH, rule, 4, (0.7,) * proposed, 1)
         for at, (proposed, accepted) in enumerate(fates)
     ]
     committed = len(rows) + sum(accepted for _, accepted in fates)

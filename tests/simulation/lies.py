@@ -81,7 +81,6 @@ def _twisted(drafts: tuple[Draft, ...], rng: random.Random) -> tuple[Draft, ...]
         {"tokens": tuple(rng.randrange(64) for _ in range(size))},
         {"tokens": draft.tokens * 2},
         {"confidences": (float("nan"),) * size},
-        {"exits": (7,) * size},
         {"base_length": draft.base_length + rng.randrange(3)},
         {"sequence_id": rng.randrange(8)},
     ]

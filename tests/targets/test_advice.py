@@ -127,11 +127,9 @@ class LyingPool(Unsound):
         if self.happens("confidences"):
             draft = replace(draft, confidences=tuple(rng.choice((NAN, -3.0, 7.0, 0.0)) for _ in draft.confidences))
         if self.happens("too few"):
-            draft = replace(draft, exits=draft.exits[1:])
+            draft = replace(draft, confidences=draft.confidences[1:])
         if self.happens("too many"):
-            draft = replace(draft, tokens=(7,) * 40, exits=(2,) * 40, confidences=(0.5,) * 40)
-        if self.happens("other exits"):
-            draft = replace(draft, exits=(77,) * len(draft.exits))
+            draft = replace(draft, tokens=(7,) * 40, confidences=(0.5,) * 40)
         if self.happens("another base"):
             draft = replace(draft, base_length=draft.base_length + rng.choice((-1, 1)))
         return draft

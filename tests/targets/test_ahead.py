@@ -232,7 +232,7 @@ def test_records_tell_of_the_last_rounds_in_order_and_the_counts_are_their_sums(
         moments = [one.began_s, one.planned_s, one.drafted_s, one.verified_s, one.ended_s]
         assert moments == sorted(moments)
         for row in one.rows:
-            assert len(row.exits) == len(row.confidences) == row.num_proposed <= row.length
+            assert len(row.confidences) == row.num_proposed <= row.length
 
 
 def test_a_proposal_that_was_taken_unverified_would_change_the_text(
@@ -255,7 +255,7 @@ def test_a_client_that_cannot_draft_ahead_is_refused(load: LoadTarget) -> None:
 
 
 def test_fresh_drafts_are_waited_for_when_fewer_than_half_of_the_rows_have_one_at_hand() -> None:
-    own = Proposal((1,), (2,), (0.5,), Origin.AHEAD, SHALLOW, 4)
+    own = Proposal((1,), (0.5,), Origin.AHEAD, SHALLOW, 4)
     assert missing((4, 4, 0), [None, None, None], [False] * 3) == (4, 4, 0)
     assert missing((4, 3, 4), [own, None, None], [False] * 3) == (0, 3, 4)
     assert missing((4, 3, 0), [own, None, None], [False] * 3) == (0, 0, 0)
@@ -263,7 +263,7 @@ def test_fresh_drafts_are_waited_for_when_fewer_than_half_of_the_rows_have_one_a
 
 
 def test_a_row_for_which_nothing_will_come_otherwise_has_a_fresh_draft_whatever_the_others_have() -> None:
-    own = Proposal((1,), (2,), (0.5,), Origin.AHEAD, SHALLOW, 4)
+    own = Proposal((1,), (0.5,), Origin.AHEAD, SHALLOW, 4)
     assert missing((4, 3, 2), [own, own, None], [False, False, True]) == (0, 0, 2)
     assert missing((4, 3, 2, 4), [own, own, None, None], [True, False, True, False]) == (0, 0, 2, 0)
     assert missing((4, 0), [own, None], [False, True]) == (0, 0)

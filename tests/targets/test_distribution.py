@@ -36,7 +36,6 @@ class ConstantDrafter:
                 r.base_length,
                 DraftStatus.OK,
                 (3, 5)[: r.length],
-                (1, 1)[: r.length],
                 (0.5, 0.5)[: r.length],
             )
             for r in request.rows

@@ -39,7 +39,7 @@ class Recorder:
     def _block(self, row):
         count = row.length + 1 if self.status is DraftStatus.OK else 0
         base = row.base_length + self.base_shift
-        return DraftBlock(row.sequence_id, base, self.status, (5,) * count, (2,) * count, (0.5,) * count)
+        return DraftBlock(row.sequence_id, base, self.status, (5,) * count, (0.5,) * count)
 
     def close(self, sequence_ids):
         self.closed += sequence_ids

@@ -23,16 +23,16 @@ GOOD = Plan(DEPTH, (4, 2))
 REQUEST = DraftRequest("t", 1, DEPTH, (DraftRow(0, 0, (5, 6), 2, SamplingParams()),))
 
 
-def block(tokens: Any = (3, 4), exits: Any = (2, 2), confidences: Any = (0.5, 1.0)) -> DraftBlock:
-    return DraftBlock(0, 2, DraftStatus.OK, tokens, exits, confidences)
+def block(tokens: Any = (3, 4), confidences: Any = (0.5, 1.0)) -> DraftBlock:
+    return DraftBlock(0, 2, DraftStatus.OK, tokens, confidences)
 
 
 def reply(*blocks: DraftBlock, wait_ms: float = 0.0) -> DraftReply:
     return DraftReply("t", 1, blocks, wait_ms)
 
 
-def branch(tokens: Any = (3, 4), exits: Any = (2, 2), confidences: Any = (0.5, 1.0)) -> Branch:
-    return Branch(0, 2, 77, tokens, exits, confidences)
+def branch(tokens: Any = (3, 4), confidences: Any = (0.5, 1.0)) -> Branch:
+    return Branch(0, 2, 77, tokens, confidences)
 
 
 class Says:
@@ -142,7 +142,6 @@ NONSENSE: tuple[dict[str, Any], ...] = (
     {"tokens": (3, -1)},
     {"tokens": (3, 4, 5)},
     {"tokens": ()},
-    {"exits": (2,)},
     {"confidences": (0.5,)},
     {"confidences": (0.5, NAN)},
     {"confidences": (NAN, 0.5)},
@@ -180,9 +179,9 @@ def test_an_answer_that_is_none_is_a_round_without_drafts(guard: Guard, answer: 
 
 
 def test_sound_answers_go_through_whatever_their_tokens_and_sequences(guard: Guard) -> None:
-    sound = reply(block((10**9, 4)), block((), (), ()), block(confidences=(0.0, 1.0000001)), wait_ms=3.0)
+    sound = reply(block((10**9, 4)), block((), ()), block(confidences=(0.0, 1.0000001)), wait_ms=3.0)
     assert guard.client(sound).draft(REQUEST) is sound
-    branches = [branch(), branch((), (), ())]
+    branches = [branch(), branch((), ())]
     assert guard.client(branches).branches() is branches
     assert guard.client(None).draft(REQUEST) is None
     assert guard.fence.num_failures == 0

@@ -49,9 +49,7 @@ def play(policy: LinkedPolicy | Goodput, rounds: int) -> list[Plan]:
         plan = policy.plan(view(2))
         plans.append(plan)
         rows = tuple(
-            RowRecord(
-                at, length, length // 2, Origin.FRESH, plan.depth, length, (plan.depth,) * length, (0.7,) * length
-            )
+            RowRecord(at, length, length // 2, Origin.FRESH, plan.depth, length, (0.7,) * length)
             if plan.depth and length
             else RowRecord(at)
             for at, length in enumerate(plan.lengths)

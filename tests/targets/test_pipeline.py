@@ -22,7 +22,7 @@ Tokens = tuple[int, ...]
 def branch(sequence_id: int, text: Sequence[int], tokens: Tokens) -> Branch:
     count = len(tokens)
     key = prefix_hash(text)
-    return Branch(sequence_id, len(text), key, tokens, (2,) * count, (0.5,) * count, round_id=1)
+    return Branch(sequence_id, len(text), key, tokens, (0.5,) * count, round_id=1)
 
 
 def drafted(text: Tokens, count: int) -> Tokens:
@@ -55,7 +55,7 @@ class Game:
         self.origins[proposal.origin if proposal else None] += 1
         if proposal:
             assert tokens == drafted(text, len(tokens))
-            assert len(tokens) == len(proposal.exits) == len(proposal.confidences)
+            assert len(tokens) == len(proposal.confidences)
         assert len(tokens if proposal else ()) >= self.behind[name][text]
         num_verified = rng.randint(0, len(tokens))
         self.behind[name] = Counter()

@@ -19,8 +19,8 @@ def row(rng: random.Random) -> RowRecord:
     count = rng.randint(0, 4)
     if not count:
         return RowRecord(1)
-    exits, sure = (rng.choice((2, 4, 77)),) * count, tuple(rng.random() for _ in range(count))
-    return RowRecord(1, count, rng.randint(0, count), rng.choice(list(Origin)), DEPTH, 4, exits, sure)
+    sure = tuple(rng.random() for _ in range(count))
+    return RowRecord(1, count, rng.randint(0, count), rng.choice(list(Origin)), rng.choice((2, 4)), 4, sure)
 
 
 def random_record(rng: random.Random, round_id: int) -> RoundRecord:
@@ -76,14 +76,15 @@ def test_records_that_cannot_be_counted_are_left_out_and_later_ones_count(monkey
     assert (rounds.totals.num_rounds, rounds.num_failures) == (90 - UNCOUNTED, 1)
 
 
-def test_confidence_is_calibrated_by_the_tokens_up_to_the_first_refused_one_of_exits_that_were_asked_for() -> None:
+def test_confidence_is_calibrated_by_the_tokens_up_to_the_first_refused_one_at_each_depth() -> None:
     sure = (0.9, 0.8, 0.7, 0.6)
-    told = RowRecord(1, 4, 1, Origin.FRESH, DEPTH, 4, (2, 2, 2, 2), sure)
-    made_up = RowRecord(2, 4, 4, Origin.AHEAD, DEPTH, 4, (77,) * 4, sure)
+    one = RowRecord(1, 4, 1, Origin.FRESH, DEPTH, 4, sure)
+    other = RowRecord(2, 4, 4, Origin.AHEAD, 4, 4, sure)
+    forced = RowRecord(3, 2, 2, Origin.FORCED, num_forced=2)
     rounds = Rounds()
     for index in range(ENOUGH // 2):
         assert rounds.calibration.power(2) == 1.0
-        rounds.add(RoundRecord(index, Plan(DEPTH, (4, 4)), (told, made_up), 9.0, 2))
+        rounds.add(RoundRecord(index, Plan(DEPTH, (4, 4, 4)), (one, other, forced), 9.0, 2))
     expected = Calibration().learned(2, sure[:2] * (ENOUGH // 2), [True, False] * (ENOUGH // 2))
     assert rounds.calibration.power(2) == expected.power(2) != 1.0
-    assert rounds.calibration.power(77) == 1.0
+    assert rounds.calibration.seen == {DEPTH: ENOUGH, 4: 2 * ENOUGH}

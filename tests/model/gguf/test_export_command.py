@@ -54,7 +54,7 @@ def test_a_file_drafts_as_the_folder_does(
     for depth in (1, 2, 4):
         rule = depth
         drafted = [draft_from_scratch(decoder, [5, 9, 13], 8, rule, GREEDY) for decoder in (ours, theirs)]
-        assert [token for token, _, _ in drafted[0]] == [token for token, _, _ in drafted[1]]
+        assert [token for token, _ in drafted[0]] == [token for token, _ in drafted[1]]
 
 
 def test_an_exit_is_a_drafter_of_its_own_with_the_targets_template(
