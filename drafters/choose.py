@@ -2,25 +2,22 @@
 
 First come the drafts that a target waits for; then branches that leave at the same exits, so that the pass takes no
 longer; then contexts, more of them the more rows wait for a context compared with those that draft. Within each kind
-the targets take turns by deficit round-robin over tokens of work: a target with many or long rows gets no more of a
-pass than another that has work.
+the targets share a pass: each in its turn adds the row of it that waits longest, and of the positions of contexts each
+has an even share. So a target with many or long rows leaves another its part of every pass.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
+from itertools import zip_longest
 from typing import NamedTuple
 
 from drafters.limits import PoolLimits
 from drafters.pace import UNKNOWN, Pace
 from drafters.row import Priority
-
-ENOUGH = 1 << 30  # tokens
-QUANTUM = 8  # tokens of work that a target may add in a turn: about a draft
 
 
 class Waiting(NamedTuple):
@@ -59,132 +56,84 @@ class Part(NamedTuple):
     num_drafts: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Turns:
-    """Deficit round-robin among the targets with rows of one kind.
-
-    order: the targets that come first in the next pass. credit: tokens of work that are left of a target's turns.
-    """
-
-    order: tuple[str, ...] = ()
-    credit: Mapping[str, int] = field(default_factory=dict)
-
-
-NO_TURNS: Mapping[Priority, Turns] = MappingProxyType(dict.fromkeys(Priority, Turns()))
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """parts: in the order in which the rows go into the pass. turns: for the next choice."""
-
-    parts: tuple[Part, ...]
-    turns: Mapping[Priority, Turns]
-
-
-def choose(
-    rows: Sequence[Waiting], limits: PoolLimits, turns: Mapping[Priority, Turns], now: float, pace: Pace = UNKNOWN
-) -> Choice:
-    """rows: the longest waiting first. pace: of the passes before."""
+def choose(rows: Sequence[Waiting], limits: PoolLimits, now: float, pace: Pace = UNKNOWN) -> Sequence[Part]:
+    """In the order in which they go into the pass. rows: the longest waiting first. pace: of the passes before."""
     by_priority: dict[Priority, list[Waiting]] = {}
     for row in rows:
         by_priority.setdefault(row.priority, []).append(row)
     drafts = by_priority.get(Priority.DRAFT, [])
     length = draft_length(drafts, limits, now, pace.token_ms)
-    parts: list[Part] = []
-    budget = limits.prefill_tokens
-    later = dict(turns)
-    pages: set[bytes] = set()
+    taken = _Taken(limits.pass_rows, limits.prefill_tokens, limits.max_ride)
     for priority in sorted(by_priority):
-        waited_for = {part.id for part in parts if part.num_drafts}
+        waited_for = {part.id for part in taken.parts if part.num_drafts}
         own = by_priority[priority]
         if priority is not Priority.DRAFT and waited_for:
             depths = {row.depth for row in drafts if row.id in waited_for}
             own = [row for row in own if row.priority is Priority.CONTEXT or row.depth in depths]
         if priority is not Priority.DRAFT:
             num_waiting = max(len(by_priority.get(Priority.CONTEXT, ())), 1)
-            budget = min(budget, spare_positions(num_waiting, len(waited_for), limits, now, pace))
+            taken.budget = min(taken.budget, spare_positions(num_waiting, len(waited_for), limits, now, pace))
         if priority is Priority.AHEAD:
             length = branch_length(drafts, waited_for, limits, length, pace.token_ms)
-        taken = _Taken(limits.pass_rows - len(parts), budget, limits.max_ride, length, pages)
-        later[priority] = in_turns(own, turns[priority], taken)
-        parts += taken.parts
-        budget = taken.budget
-    return Choice(tuple(parts), later)
+        taken.add(own, length)
+    return taken.parts
 
 
 @dataclass(slots=True)
 class _Taken:
-    """The part of a pass that one kind of rows has taken."""
+    """What is taken of a pass. budget: positions of contexts that are left. pages: that are read in it."""
 
     num_rows: int
     budget: int
     max_ride: int
-    length: int
-    pages: set[bytes]
     parts: list[Part] = field(default_factory=list)
+    pages: set[bytes] = field(default_factory=set)
 
-    @property
-    def is_full(self) -> bool:
-        return len(self.parts) >= self.num_rows
+    def add(self, rows: Iterable[Waiting], length: int) -> None:
+        """Takes rows of one kind, the targets by turns. length: tokens that one may draft."""
+        ready = list(self._ready(by_turns(rows)))
+        readers = {row.target for row in ready if self._reads(row)}
+        left = Counter(dict.fromkeys(readers, even_share(self.budget, len(readers))))
+        for row in ready:
+            if len(self.parts) >= self.num_rows:
+                return
+            part = self._part(row, left[row.target], length)
+            if part is not None:
+                self.parts.append(part)
+                left[row.target] -= part.num_prefill
+                self.budget = max(self.budget - part.num_prefill, 0)
 
-    def part(self, row: Waiting) -> Part | None:
+    def _ready(self, rows: Iterable[Waiting]) -> Iterator[Waiting]:
+        """Leaves out those that wait for a page which another reads."""
+        for row in rows:
+            if self._reads(row) and row.page in self.pages:
+                continue
+            if row.page is not None:
+                self.pages.add(row.page)
+            yield row
+
+    def _reads(self, row: Waiting) -> bool:
+        """Whether what is missing of its context takes from the budget."""
+        return row.missing > self.max_ride or not row.num_left
+
+    def _part(self, row: Waiting, budget: int, length: int) -> Part | None:
         """The part that a row would have; None: nothing in this pass."""
-        if row.page in self.pages and (row.missing > self.max_ride or not row.num_left):
-            return None
         if not row.num_left:
-            return context_part(row, self.budget)
-        return draft_part(row, self.max_ride, self.budget, min(row.num_left, self.length))
-
-    def add(self, row: Waiting, part: Part) -> None:
-        self.parts.append(part)
-        if row.page is not None:
-            self.pages.add(row.page)
-        self.budget -= part.num_prefill
+            return context_part(row, budget)
+        return draft_part(row, self.max_ride, budget, min(row.num_left, length))
 
 
-def in_turns(rows: Iterable[Waiting], turns: Turns, taken: _Taken) -> Turns:
-    """Fills `taken`. Returns the turns of the next pass: targets that got less than they could use come first."""
-    queues: dict[str, deque[Waiting]] = {}
+def by_turns(rows: Iterable[Waiting]) -> Iterator[Waiting]:
+    """The first row of each target, then the second of each, and so on."""
+    queues: dict[str, list[Waiting]] = {}
     for row in rows:
-        queues.setdefault(row.target, deque()).append(row)
-    if len(queues) == 1:  # nobody to share with
-        credit = dict.fromkeys(queues, ENOUGH)
-        _take_turn(queues.popitem()[1], credit, taken)
-        return Turns()
-    ring = deque([*(own for own in turns.order if own in queues), *(own for own in queues if own not in turns.order)])
-    credit = {target: turns.credit.get(target, 0) for target in ring}
-    passed_over: list[str] = []
-    while ring and not taken.is_full:
-        target = ring.popleft()
-        credit[target] += QUANTUM
-        if _take_turn(queues[target], credit, taken):
-            passed_over.append(target)
-        if queues[target]:
-            ring.append(target)
-    order = tuple(dict.fromkeys((*passed_over, *ring)))
-    return Turns(order, {target: credit[target] for target in order})
+        queues.setdefault(row.target, []).append(row)
+    return (row for turn in zip_longest(*queues.values()) for row in turn if row is not None)
 
 
-def _take_turn(queue: deque[Waiting], credit: dict[str, int], taken: _Taken) -> bool:
-    """Takes as many of a target's rows as its credit allows. Returns whether one of them found no budget left."""
-    passed_over = False
-    while queue and not taken.is_full:
-        row = queue[0]
-        part = taken.part(row)
-        if part is not None:
-            if (work := _work(row, part)) > credit[row.target]:
-                break
-            credit[row.target] -= work
-            taken.add(row, part)
-        else:
-            passed_over = True
-        queue.popleft()
-    return passed_over
-
-
-def _work(row: Waiting, part: Part) -> int:
-    """The tokens of work of a part: the positions that it runs."""
-    return max(part.length - row.settled, 1) + max(part.num_drafts - 1, 0)
+def even_share(budget: int, num_targets: int) -> int:
+    """How many positions each target may read: rounded up, so that each reads some of whatever there is."""
+    return math.ceil(budget / max(num_targets, 1))
 
 
 def draft_length(drafts: Sequence[Waiting], limits: PoolLimits, now: float, token_ms: float) -> int:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from drafters.branches import BranchesReply, PendingBranches
-from drafters.choose import NO_TURNS, Part, Waiting, choose
+from drafters.choose import Part, Waiting, choose
 from drafters.intake import Intake
 from drafters.limits import PoolLimits
 from drafters.nested import NestedDrafter
@@ -57,7 +57,6 @@ class DraftWorker:
         self._wait = MeanWait()
         self._num_passes = self._num_mixed = self._num_drafted = self._num_rows = self._num_read = 0
         self._pass_ms = 0.0
-        self._turns = NO_TURNS
         self._pace = UNKNOWN
 
     def describe(self) -> Description:
@@ -103,20 +102,19 @@ class DraftWorker:
         began = self._clock()
         self._intake.answer_late(began, self._pace.token_ms)
         self._intake.adopt()
-        choice = choose([self._waiting(row) for row in self._rows], self._limits, self._turns, began, self._pace)
-        self._turns = choice.turns
-        if not choice.parts:
+        chosen = choose([self._waiting(row) for row in self._rows], self._limits, began, self._pace)
+        if not chosen:
             self._intake.reply()
             return None
-        rows = [self._rows[part.id] for part in choice.parts]
+        rows = [self._rows[part.id] for part in chosen]
         self._start(rows, began)
-        parts = [self._pass_row(part) for part in choice.parts]
+        parts = [self._pass_row(part) for part in chosen]
         self._num_read += sum(map(num_read, rows, parts))
         picks = self._run(rows, parts)
         for row, own in zip(rows, picks, strict=bool(picks)):
             self._advance(row, own)
         self._intake.reply()
-        return self._count(rows, picks, began, sum(part.num_prefill for part in choice.parts))
+        return self._count(rows, picks, began, sum(part.num_prefill for part in chosen))
 
     def stats(self) -> PoolStats:
         return PoolStats(

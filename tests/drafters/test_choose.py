@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
 
-from drafters.choose import NO_TURNS, Choice, Part, Turns, Waiting, choose, context_part, draft_part, is_late
+from drafters.choose import Part, Waiting, choose, context_part, draft_part, is_late
 from drafters.limits import PoolLimits
 from drafters.pace import UNKNOWN, Pace
 from drafters.row import Priority
@@ -32,7 +32,7 @@ def branch(id_: int, target: str = "large") -> Waiting:
 
 
 def chosen(*rows: Waiting, limits: PoolLimits = LIMITS, pace: Pace = UNKNOWN, now: float = 0.0) -> dict[int, Part]:
-    return {part.id: part for part in choose(rows, limits, NO_TURNS, now, pace).parts}
+    return {part.id: part for part in choose(rows, limits, now, pace)}
 
 
 def test_a_few_missing_positions_ride_along_and_many_are_settled_in_chunks() -> None:
@@ -144,16 +144,15 @@ def test_what_has_nothing_yet_is_tried_as_long_as_there_is_time_and_what_has_som
     assert not is_late(math.inf, True, 1e9, token_ms=5.0)
 
 
-def played(rows: Sequence[Waiting], limits: PoolLimits, num_passes: int) -> Counter[str]:
-    """Tokens of work by target, when all rows want more for ever."""
-    turns: Mapping[Priority, Turns] = NO_TURNS
+def played(rows: Sequence[Waiting], limits: PoolLimits, num_passes: int, pace: Pace = UNKNOWN) -> Counter[str]:
+    """Tokens of work by target. All contexts want more for ever; who has drafted asks again, and so waits the least."""
+    waiting = {row.id: row for row in rows}
     work: Counter[str] = Counter()
-    targets = {row.id: row.target for row in rows}
     for _ in range(num_passes):
-        choice: Choice = choose(rows, limits, turns, 0.0)
-        turns = choice.turns
-        for part in choice.parts:
-            work[targets[part.id]] += part.num_prefill or part.num_drafts
+        for part in choose(list(waiting.values()), limits, 0.0, pace):
+            work[waiting[part.id].target] += part.num_prefill or part.num_drafts
+            if part.num_drafts:
+                waiting[part.id] = waiting.pop(part.id)
     return work
 
 
@@ -171,6 +170,28 @@ def test_two_targets_share_the_passes_whatever_each_of_them_has(seed: int) -> No
 def test_no_target_waits_for_ever_for_the_budget_that_another_could_use_alone() -> None:
     work = played([context(1, missing=490), context(2, "small", missing=490)], LIMITS, 10)
     assert work["small"] == work["large"] == 5 * LIMITS.prefill_tokens
+
+
+def test_where_next_to_nothing_may_be_read_every_target_reads_some_of_it() -> None:
+    slow = Pace(token_ms=1.0, position_ms=99.0)
+    names = [f"target {number}" for number in range(3)]
+    rows = [context(number, names[number % 3], missing=400 - number) for number in range(30)]
+    assert played(rows, LIMITS, 10, slow) == dict.fromkeys(names, 10)
+
+
+def test_what_another_reads_takes_none_of_the_budget() -> None:
+    """Two targets with the same prompt: one of them reads it, at the pace of one alone."""
+    same = [context(1)._replace(page=b"a"), context(2, "small")._replace(page=b"a")]
+    assert chosen(*same) == chosen(same[0])
+
+
+def test_of_more_targets_than_a_pass_has_rows_none_is_left_behind_by_one_with_many() -> None:
+    """That one is in every pass, with a single row: the others share three of four."""
+    names = [f"target {number}" for number in range(10)]
+    rows = [draft(number, names[number % 10]) for number in range(20)]
+    rows += [draft(100 + number, names[0]) for number in range(50)]
+    work = played(rows, PoolLimits(pass_rows=4), 500)
+    assert min(work.values()) > 0.8 * work.total() / len(names)
 
 
 def test_what_one_target_leaves_another_takes() -> None:

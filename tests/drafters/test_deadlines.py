@@ -180,6 +180,26 @@ def test_two_targets_draft_side_by_side_and_many_long_sequences_take_no_more_tha
     assert beside > 0.9 * alone
 
 
+def test_beside_many_long_contexts_of_another_target_a_context_is_read_at_half_the_pace() -> None:
+    alone, beside = (read_after_s(Integers(), num_others) for num_others in (0, 12))
+    assert beside < 2.2 * alone
+
+
+def read_after_s(pool: Integers, num_others: int) -> float:
+    """Seconds until a target, which asks after each pass, is no longer told that a context of it is still to be read.
+    The contexts of the other target came before.
+    """
+    pool.worker.submit(context({name: [name] * 2000 for name in range(num_others)}), ignore)
+    pool.within(40.0, row(1, [95] * 600, 4))
+    began = pool.clock.now
+    for number in range(1, 1000):
+        pool.step()
+        pool.within(40.0, row(1, [], 4, start=600), round_id=number)
+        if not pool.blocks(number):
+            break
+    return pool.clock.now - began
+
+
 def served(pool: Integers, num_others: int) -> float:
     """Rounds per second of a target with four sequences, beside another that asks for all of its own all the time."""
     texts, others = {name: [name] for name in range(4)}, {name: [name % 90] * 300 for name in range(num_others)}

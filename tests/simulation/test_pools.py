@@ -68,9 +68,12 @@ def test_a_pool_grows_with_its_replicas() -> None:
     assert rates[4] > 3.4 * rates[1]
 
 
-def test_a_target_with_many_long_sequences_leaves_another_what_half_the_pool_would_give() -> None:
+@pytest.mark.parametrize("pass_rows", [16, 128])
+def test_a_target_with_many_long_sequences_leaves_another_what_half_the_pool_would_give(pass_rows: int) -> None:
+    """In a pass of 128 rows all have a place."""
     few = target("few", 4, 80)
     many = target("many", 64, 60, num_prompt=1000)
-    alone = simulate([few], PoolSpec(limits=ROOMY, slower=2.0)).targets[0].tokens_per_s
-    beside = simulate([few, many], PoolSpec(limits=ROOMY)).targets[0].tokens_per_s
+    limits = replace(ROOMY, pass_rows=pass_rows)
+    alone = simulate([few], PoolSpec(limits=limits, slower=2.0)).targets[0].tokens_per_s
+    beside = simulate([few, many], PoolSpec(limits=limits)).targets[0].tokens_per_s
     assert beside > 0.9 * alone
