@@ -123,6 +123,12 @@ def test_layers_lag_by_what_was_committed_since_they_ran() -> None:
     assert belief.lags == (1.0, 6.0, 6.0)
 
 
+def test_while_off_no_layer_lags_further_since_a_view_says_what_the_pool_has_not_seen() -> None:
+    drafted = after(prior(COSTS), [record(2, (4, 2))])
+    off = replace(record(2, (0, 0)), plan=Plan(None, (0,)))
+    assert after(drafted, [off] * 3).lags == drafted.lags
+
+
 def test_deeper_layers_lack_the_contexts_that_shallower_ones_have_read() -> None:
     read = record(2, (4, 1))
     read = replace(read, rows=(replace(read.rows[0], num_fed=200),))
