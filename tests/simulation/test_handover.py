@@ -16,7 +16,7 @@ from targets.scheduler import SchedulerConfig
 from tests.simulation.curves import linear_curves
 
 EXIT, NUM_PROMPT, NUM_TOKENS, APART_S = 30, 640, 64, 3.0
-# About SmolLM2 in bf16 and its blocks, a core each: a step 15 ms, a drafted token 5, and a position of a prompt 1 in both.
+# About SmolLM2 in bf16 and its blocks, a core each: a step 15 ms, a drafted token 5, a position of a prompt 1 in both.
 COSTS = linear_curves((14.0, 1.0, 0.0), (0.16, 0.0, 0.03), (EXIT,), prefill=(0.0, 1.0), link_ms=0.3)
 
 
