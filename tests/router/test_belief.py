@@ -123,10 +123,9 @@ def test_layers_lag_by_what_was_committed_since_they_ran() -> None:
     assert belief.lags == (1.0, 6.0, 6.0)
 
 
-def test_while_off_no_layer_lags_further_since_a_view_says_what_the_pool_has_not_seen() -> None:
-    drafted = after(prior(COSTS), [record(2, (4, 2))])
+def test_while_off_deeper_layers_lag_further_and_what_the_first_exit_lacks_a_view_says() -> None:
     off = replace(record(2, (0, 0)), plan=Plan(None, (0,)))
-    assert after(drafted, [off] * 3).lags == drafted.lags
+    assert after(prior(COSTS), [record(2, (4, 2)), off, off]).lags == (3.0, 6.0, 6.0)
 
 
 def test_deeper_layers_lack_the_contexts_that_shallower_ones_have_read() -> None:
