@@ -31,8 +31,8 @@ class SequenceView:
     """remaining: tokens this sequence may still commit (max_tokens and context length both counted).
 
     num_unseen: committed tokens that the pool has yet to be handed, the newest one included, and until the first draft
-    those that it was handed at admission. drafts: whether the pool would be asked (not while it is too busy for the
-    sequence, nor past the drafter's context).
+    those that it was handed at admission, unless it reads them while the target works. drafts: whether the pool would
+    be asked (not while it is too busy for the sequence, nor past the drafter's context).
     """
 
     num_tokens: int

@@ -123,7 +123,9 @@ def _ahead(ahead: Filter, seen: Seen, whole_ms: float) -> Filter:
 
 
 def _lags(lags: Sequence[float], seen: Seen) -> tuple[float, ...]:
-    """Layers up to the exit lack what the last round committed, deeper ones also what the exit was fed."""
+    """Layers up to the exit lack what the last round committed, deeper ones also what the exit was fed. What the first
+    exit lacks after rounds off a view says, for that is what the pool has not seen.
+    """
     if seen.exit is None:
-        return tuple([lag + seen.committed for lag in lags])
+        return (lags[0], *[lag + seen.committed for lag in lags[1:]])
     return tuple([seen.last if at <= seen.exit else max(lag, seen.fed) + seen.committed for at, lag in enumerate(lags)])

@@ -29,7 +29,8 @@ LOOK = 32.0  # tokens of a row that a trial takes
 class Decision:
     """rate: expected tokens per ms. stop_probability: confidence in a whole draft below which it ends.
 
-    trial: the arm is played to find out whether it is better.
+    trial: the arm is played to find out whether it is better. opening: the exit, by number, at which contexts are worth
+    handing over as sequences are admitted: drafts would pay if the pool had read them; None: they would not.
     """
 
     arm: Arm = OFF
@@ -37,13 +38,14 @@ class Decision:
     rate: float = 0.0
     stop_probability: float = 0.0
     trial: bool = False
+    opening: int | None = 0
 
 
 def decide(belief: Belief, costs: Costs, view: BatchView, held: Arm) -> Decision:
     """held: the arm in use."""
     batch = batch_of(view, costs)
     if batch.room < 1:
-        return Decision(held)
+        return Decision(held, opening=held.exit)
     rounds = rounds_of(belief, costs, batch, expected(belief, costs, batch.num_rows))
     arms = [OFF, *[Arm(mode, exit_) for mode in batch.modes for exit_ in range(len(costs.exits))]]
     best = [rounds.off() if arm.exit is None else min(rounds.by_length(arm.mode, arm.exit)) for arm in arms]
@@ -60,7 +62,8 @@ def decide(belief: Belief, costs: Costs, view: BatchView, held: Arm) -> Decision
     ]
     tried = worth.index(max(worth)) if max(worth) > 0 else chosen
     stop = stop_of(rounds, costs, arms[tried], best[tried], best[0][0])
-    return Decision(arms[tried], best[tried][1], 1 / best[tried][0], stop, tried != chosen)
+    opening = arms[tried].exit if arms[tried] is not OFF else arms[best.index(min(best))].exit
+    return Decision(arms[tried], best[tried][1], 1 / best[tried][0], stop, tried != chosen, opening)
 
 
 def worth_of(rounds: Rounds, times: Filter, arm: Arm, outcome: Outcome, held: Arm, pace: float, left: float) -> float:

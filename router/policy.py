@@ -121,9 +121,11 @@ class Goodput:
         self._ms = 0.0  # since the last decision
 
     def opening(self) -> int | None:
-        """While off, no contexts are handed over: that is a part of what a trial costs."""
-        exit_ = self.decision.arm.exit
-        return None if exit_ is None and self.view is not None else self.costs.exits[exit_ or 0]
+        """None where drafts would not pay even for contexts that the pool has read: that is a part of what a trial
+        costs.
+        """
+        exit_ = self.decision.opening
+        return None if exit_ is None else self.costs.exits[exit_]
 
     def plan(self, view: BatchView) -> Plan:
         if not view.sequences:

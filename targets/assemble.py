@@ -42,7 +42,7 @@ def make_stepper(
     if not isinstance(client, AheadClient):
         raise ConfigError(f"{type(client).__name__} does not draft ahead; leave ahead out")
     way = GuardedAheadClient(client, fence)
-    drafting = Drafting(way, incarnation, vocab_size)
+    drafting = Drafting(way, incarnation, vocab_size, reads_meanwhile=True)
     whole = Ahead(drafting, way, guarded.opening, clock)
     sources: dict[Mode, Source] = {Mode.IN_TURN: InTurn(drafting), Mode.AHEAD: whole}
     return Stepper(model, guarded, scheduler, drafting, sources, rounds, clock)

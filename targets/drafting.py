@@ -38,6 +38,7 @@ class Drafting:
     client: DraftClient
     incarnation: str
     vocab_size: int  # of the target; a drafter's may be padded beyond it
+    reads_meanwhile: bool = False  # the pool reads what it was handed while the target works
     round_id: int = 0  # of the last call of `draft`
     _asks: dict[int, _Ask] = field(default_factory=dict)
 
@@ -45,7 +46,7 @@ class Drafting:
         """Hand over the context of admitted sequences, so that the pool prefills while the target does."""
         rows = tuple(self._row(sequence, length=0) for sequence in sequences)
         for row in rows:
-            self._ask(row.sequence_id).opened = True
+            self._ask(row.sequence_id).opened = not self.reads_meanwhile
         self.client.open(DraftRequest(self.incarnation, self.round_id, depth, rows))
 
     def view(self, sequence: Decoding) -> SequenceView:

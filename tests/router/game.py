@@ -162,7 +162,8 @@ class Game:
     def _view(self, row: int) -> SequenceView:
         """A row's texts follow each other; rows are in different places of theirs."""
         at = (self._at[row] + row * LENGTH // self.batch) % LENGTH
-        return SequenceView(PROMPT + at, LENGTH + 16 - at)
+        seen = max((own[row] for own in self._seen.values()), default=0)
+        return SequenceView(PROMPT + at, LENGTH + 16 - at, 1 + min(self._at[row] - seen, at))
 
     def _rows(self, plan: Plan) -> tuple[RowRecord, ...]:
         ahead = plan.mode is not Mode.IN_TURN

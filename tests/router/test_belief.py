@@ -123,6 +123,11 @@ def test_layers_lag_by_what_was_committed_since_they_ran() -> None:
     assert belief.lags == (1.0, 6.0, 6.0)
 
 
+def test_while_off_deeper_layers_lag_further_and_what_the_first_exit_lacks_a_view_says() -> None:
+    off = replace(record(2, (0, 0)), plan=Plan(None, (0,)))
+    assert after(prior(COSTS), [record(2, (4, 2)), off, off]).lags == (3.0, 6.0, 6.0)
+
+
 def test_deeper_layers_lack_the_contexts_that_shallower_ones_have_read() -> None:
     read = record(2, (4, 1))
     read = replace(read, rows=(replace(read.rows[0], num_fed=200),))

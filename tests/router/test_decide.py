@@ -162,6 +162,14 @@ def test_a_short_text_is_not_handed_over_and_a_long_one_is() -> None:
     assert [decide(belief, COSTS, each, OFF).arm.exit is None for each in unseen] == [True, False]
 
 
+@pytest.mark.parametrize(("odds", "opens"), [(3.0, True), (-4.0, False)])
+def test_contexts_are_handed_over_where_drafts_would_pay_had_the_pool_read_them(odds: float, opens: bool) -> None:
+    belief = replace(equal_exits(1e-3), accept=begin([odds] * 3, [1e-6] * 3))
+    short = BatchView((SequenceView(256, 5, num_unseen=256),) * 4)
+    found = decide(belief, COSTS, short, OFF)
+    assert (found.arm, found.opening is not None) == (OFF, opens)
+
+
 @pytest.mark.parametrize(("loss", "doubt"), [(0.0, 1.0), (0.5, 0.2), (-0.3, 0.4), (2.0, 1.5), (1.0, 0.0), (-1.0, 0.0)])
 def test_the_expected_improvement_is_the_mean_of_what_is_better(loss: float, doubt: float) -> None:
     draws = doubt * np.random.default_rng(0).standard_normal(400_000) - loss

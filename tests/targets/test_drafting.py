@@ -237,3 +237,9 @@ def test_what_was_handed_over_at_admission_counts_as_unseen_until_the_first_draf
     assert drafting.view(member).num_unseen == 3
     drafting.draft([member], Plan(DEPTH, (2,)))
     assert drafting.view(member).num_unseen == 0
+
+
+def test_what_a_pool_reads_while_the_target_works_counts_as_seen():
+    drafting, member = Drafting(Recorder(), "engine", VOCAB, reads_meanwhile=True), sequence(0)
+    drafting.open([member], DEPTH)
+    assert drafting.view(member).num_unseen == 0
