@@ -3,6 +3,7 @@
 One application has the same target once for each way. With a pool apart a target has core 0 and the pool core 1,
 colocated a target has a thread on each. One target is asked at a time, every prompt of all of them, beginning with
 another each time. Greedy streams over HTTP, EOS ignored; a rate counts the tokens behind the first, over their time.
+Two ways that draft share the pool, and the second finds each prompt read there: ask for one beside off.
 """
 
 from __future__ import annotations
@@ -149,7 +150,7 @@ def main() -> int:
     add_weights(parser, WeightFormat.DENSE)
     add = parser.add_argument
     add("--drafter", type=checkpoint, default=str(MODELS / "smollm2-drafter"), help="default: %(default)s")
-    add("--ways", type=several(one_of(*WAYS)), default=[OFF, "turn", "ahead"], help="default: off,turn,ahead")
+    add("--ways", type=several(one_of(*WAYS)), default=[OFF, "ahead"], help="default: off,ahead")
     add("--placement", choices=("separate", "colocated"), default="separate", help="default: %(default)s")
     add("--prompts", type=Path, default=SPEC_BENCH, help="default: Spec-Bench's first turns")
     add("--num-prompts", type=whole(1), default=8, help="of each category (default: %(default)s)")
