@@ -2,15 +2,14 @@
 
 First come the drafts that a target waits for; then branches that leave at the same exits, so that the pass takes no
 longer; then contexts, more of them the more rows wait for a context compared with those that draft. Within each kind
-the targets share a pass: each in its turn adds the row of it that waits longest, and of the positions of contexts each
-has an even share. So a target with many or long rows leaves another its part of every pass.
+the targets share a pass. Each in its turn adds its row that waits longest. Each has an even share of the positions of
+contexts. So a target with many or long rows leaves another its part of every pass.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import NamedTuple
@@ -91,26 +90,32 @@ class _Taken:
 
     def add(self, rows: Iterable[Waiting], length: int) -> None:
         """Takes rows of one kind, the targets by turns. length: tokens that one may draft."""
-        ready = list(self._ready(by_turns(rows)))
-        readers = {row.target for row in ready if self._reads(row)}
-        left = Counter(dict.fromkeys(readers, even_share(self.budget, len(readers))))
+        ready = list(by_turns(rows))
+        left = shares(self.budget, self._needs(ready))
         for row in ready:
             if len(self.parts) >= self.num_rows:
                 return
-            part = self._part(row, left[row.target], length)
+            if self._reads(row) and row.page in self.pages:
+                continue  # another reads it
+            part = self._part(row, left.get(row.target, 0), length)
             if part is not None:
                 self.parts.append(part)
-                left[row.target] -= part.num_prefill
                 self.budget = max(self.budget - part.num_prefill, 0)
+                if part.num_prefill:
+                    left[row.target] -= part.num_prefill
+                if row.page is not None:
+                    self.pages.add(row.page)
 
-    def _ready(self, rows: Iterable[Waiting]) -> Iterator[Waiting]:
-        """Leaves out those that wait for a page which another reads."""
+    def _needs(self, rows: Iterable[Waiting]) -> dict[str, int]:
+        """By target, the positions of contexts that its rows could read; of rows with a page in common, the first's."""
+        needs: dict[str, int] = {}
+        pages = set(self.pages)
         for row in rows:
-            if self._reads(row) and row.page in self.pages:
-                continue
-            if row.page is not None:
-                self.pages.add(row.page)
-            yield row
+            if self._reads(row) and row.page not in pages:
+                needs[row.target] = needs.get(row.target, 0) + row.missing
+                if row.page is not None:
+                    pages.add(row.page)
+        return needs
 
     def _reads(self, row: Waiting) -> bool:
         """Whether what is missing of its context takes from the budget."""
@@ -131,9 +136,17 @@ def by_turns(rows: Iterable[Waiting]) -> Iterator[Waiting]:
     return (row for turn in zip_longest(*queues.values()) for row in turn if row is not None)
 
 
-def even_share(budget: int, num_targets: int) -> int:
-    """How many positions each target may read: rounded up, so that each reads some of whatever there is."""
-    return math.ceil(budget / max(num_targets, 1))
+def shares(budget: int, needs: Mapping[str, int]) -> dict[str, int]:
+    """How many positions each target may read: even parts, and what one does not need is the others'. Rounded up, so
+    each reads some of whatever there is.
+    """
+    found: dict[str, int] = {}
+    left, least = budget, min(budget, 1)
+    for number, target in enumerate(sorted(needs, key=needs.__getitem__)):
+        share = max(math.ceil(left / (len(needs) - number)), least)
+        found[target] = min(share, needs[target])
+        left = max(left - found[target], 0)
+    return found
 
 
 def draft_length(drafts: Sequence[Waiting], limits: PoolLimits, now: float, token_ms: float) -> int:

@@ -30,9 +30,9 @@ class Speculation:
 class SequenceView:
     """remaining: tokens this sequence may still commit (max_tokens and context length both counted).
 
-    num_unseen: committed tokens that the pool has yet to be handed, the newest one included, and until the first draft
-    those that it was handed at admission, unless it reads them while the target works. drafts: whether the pool would
-    be asked (not while it is too busy for the sequence, nor past the drafter's context).
+    num_unseen: committed tokens that the pool has yet to be handed, the newest one included. A pool that works only as
+    it is waited for has not seen those of admission either, until its first draft. drafts: whether the pool would be
+    asked (not while it is too busy for the sequence, nor past the drafter's context).
     """
 
     num_tokens: int
@@ -47,12 +47,14 @@ class BatchView:
     """The decoding sequences of one round, in row order.
 
     modes: how the round may get its proposals, as the config and the pool client allow. exponents: by exit; a token is
-    right with probability confidence ** exponent; 1 if missing.
+    right with probability confidence ** exponent; 1 if missing. reads_meanwhile: the pool reads what it is handed while
+    the target works.
     """
 
     sequences: tuple[SequenceView, ...]
     modes: tuple[Mode, ...] = (Mode.IN_TURN,)
     exponents: Mapping[int, float] = field(default_factory=dict)
+    reads_meanwhile: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ ahead     of rounds ahead: the share of rows that have a proposal, and of the dr
           share that is waited for all the same
 goes_on   how often drafts go on behind a token, and behind an accepted one: they end where the next does not pay
 wait_ms   time of a request in the pool's queue
-lags      by exit: tokens of each row that its layers have not run
+lags      by exit: tokens of each row that its layers have not run, without those that the pool was not handed
 """
 
 from __future__ import annotations
@@ -123,8 +123,8 @@ def _ahead(ahead: Filter, seen: Seen, whole_ms: float) -> Filter:
 
 
 def _lags(lags: Sequence[float], seen: Seen) -> tuple[float, ...]:
-    """Layers up to the exit lack what the last round committed, deeper ones also what the exit was fed. What the first
-    exit lacks after rounds off a view says, for that is what the pool has not seen.
+    """Layers up to the exit lack what the last round committed, deeper ones also what the exit was fed. Rounds off do
+    not count for the first exit: what it lacks since is what the pool was not handed, and a view tells that.
     """
     if seen.exit is None:
         return (lags[0], *[lag + seen.committed for lag in lags[1:]])

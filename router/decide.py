@@ -10,6 +10,7 @@ The expected improvement is that of a normal variable (Jones et al., 1998). Noth
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import erf, exp, hypot, pi, sqrt
 
@@ -29,8 +30,8 @@ LOOK = 32.0  # tokens of a row that a trial takes
 class Decision:
     """rate: expected tokens per ms. stop_probability: confidence in a whole draft below which it ends.
 
-    trial: the arm is played to find out whether it is better. opening: the exit, by number, at which contexts are worth
-    handing over as sequences are admitted: drafts would pay if the pool had read them; None: they would not.
+    trial: the arm is played to find out whether it is better. opening: the exit, by number, at which the contexts of
+    new sequences are handed over; None: not even where the pool has read them would drafts pay in such a batch.
     """
 
     arm: Arm = OFF
@@ -41,11 +42,13 @@ class Decision:
     opening: int | None = 0
 
 
-def decide(belief: Belief, costs: Costs, view: BatchView, held: Arm) -> Decision:
-    """held: the arm in use."""
+def decide(belief: Belief, costs: Costs, view: BatchView, held: Arm, opening: int | None = 0) -> Decision:
+    """held: the arm in use. opening: of the decision before; it stands where a whole draft has no room, for the end of
+    a text says nothing of the next.
+    """
     batch = batch_of(view, costs)
     if batch.room < 1:
-        return Decision(held, opening=held.exit)
+        return Decision(held, opening=opening)
     rounds = rounds_of(belief, costs, batch, expected(belief, costs, batch.num_rows))
     arms = [OFF, *[Arm(mode, exit_) for mode in batch.modes for exit_ in range(len(costs.exits))]]
     best = [rounds.off() if arm.exit is None else min(rounds.by_length(arm.mode, arm.exit)) for arm in arms]
@@ -62,8 +65,17 @@ def decide(belief: Belief, costs: Costs, view: BatchView, held: Arm) -> Decision
     ]
     tried = worth.index(max(worth)) if max(worth) > 0 else chosen
     stop = stop_of(rounds, costs, arms[tried], best[tried], best[0][0])
-    opening = arms[tried].exit if arms[tried] is not OFF else arms[best.index(min(best))].exit
+    if arms[tried].exit is not None or batch.room >= costs.length:
+        opening = opening_of(arms, best, tried)
     return Decision(arms[tried], best[tried][1], 1 / best[tried][0], stop, tried != chosen, opening)
+
+
+def opening_of(arms: Sequence[Arm], best: Sequence[Outcome], played: int) -> int | None:
+    """The exit that is played; while off, that of the best arm, were all contexts read, if it is better by a margin."""
+    if arms[played].exit is not None:
+        return arms[played].exit
+    fastest = best.index(min(best))
+    return arms[fastest].exit if best[fastest][0] * (1 + MARGIN) < best[played][0] else None
 
 
 def worth_of(rounds: Rounds, times: Filter, arm: Arm, outcome: Outcome, held: Arm, pace: float, left: float) -> float:

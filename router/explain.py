@@ -112,6 +112,7 @@ def _goodput(policy: Goodput) -> dict[str, Any]:
         "confidence_exponents": {str(at): round(power, DIGITS) for at, power in exponents.items()},
         "wait_ms": round(belief.wait_ms, DIGITS),
         "unseen_tokens": _by_exit(costs, belief.lags),
+        "opening": None if decision.opening is None else costs.exits[decision.opening],
     }
 
 

@@ -121,10 +121,11 @@ class Goodput:
         self._ms = 0.0  # since the last decision
 
     def opening(self) -> int | None:
-        """None where drafts would not pay even for contexts that the pool has read: that is a part of what a trial
-        costs.
+        """None where drafts would not pay even for contexts that the pool has read, and while off where it reads them
+        only as the target waits: then a trial pays for handing them over.
         """
-        exit_ = self.decision.opening
+        at_once = self.view is None or self.view.reads_meanwhile
+        exit_ = self.decision.opening if at_once else self.decision.arm.exit
         return None if exit_ is None else self.costs.exits[exit_]
 
     def plan(self, view: BatchView) -> Plan:
@@ -132,7 +133,8 @@ class Goodput:
             return Plan(None, ())
         if self._is_due():
             self._learn()
-            self.decision = decide(self.belief, self.costs, view, self.decision.arm)
+            before = self.decision
+            self.decision = decide(self.belief, self.costs, view, before.arm, before.opening)
             self.view, self._ms = view, 0.0
         arm = self.decision.arm
         if arm.exit is None:

@@ -48,6 +48,9 @@ class Ahead:
         self._collect([sequence.id for sequence, length in zip(decoding, lengths, strict=True) if length])
         found = [pipeline.resolve(sequence.id, sequence.tokens) for sequence in decoding]
         at_hand = [own and self._drafting.read(own, length) for own, length in zip(found, lengths, strict=True)]
+        for sequence, own in zip(decoding, found, strict=True):
+            if own is not None:
+                self._drafting.heard(sequence)
         alone = [pipeline.starves(sequence.id) or self._drafting.is_unknown(sequence) for sequence in decoding]
         asked = self._drafting.draft(decoding, replace(schedule.plan, lengths=missing(lengths, at_hand, alone)))
         return replace(asked, rows=tuple(own or new for own, new in zip(at_hand, asked.rows, strict=True)))

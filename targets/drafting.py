@@ -7,6 +7,7 @@ is too small or reads a context, TOO_LONG for good.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import takewhile
@@ -30,6 +31,11 @@ class _Ask:
     silent_until: float = 0  # round number
     silence: int = 1
 
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the pool was handed its context, and may yet draft for it for the first time."""
+        return self.sent > 0 and not self.known and math.isfinite(self.silent_until)
+
 
 @dataclass(slots=True)
 class Drafting:
@@ -40,14 +46,36 @@ class Drafting:
     vocab_size: int  # of the target; a drafter's may be padded beyond it
     reads_meanwhile: bool = False  # the pool reads what it was handed while the target works
     round_id: int = 0  # of the last call of `draft`
+    _num_vain: int = 0  # contexts in a row that were handed over and never drafted behind
+    _num_passed: int = 0  # admissions since contexts were handed over
     _asks: dict[int, _Ask] = field(default_factory=dict)
 
     def open(self, sequences: Iterable[Decoding], depth: int) -> None:
-        """Hand over the context of admitted sequences, so that the pool prefills while the target does."""
+        """Hand over the context of admitted sequences, so that the pool prefills while the target does. A pool that is
+        behind, or reads in vain, is handed fewer.
+        """
+        if self.reads_meanwhile and not self._is_of_use():
+            return
         rows = tuple(self._row(sequence, length=0) for sequence in sequences)
         for row in rows:
             self._ask(row.sequence_id).opened = not self.reads_meanwhile
         self.client.open(DraftRequest(self.incarnation, self.round_id, depth, rows))
+
+    def _is_of_use(self) -> bool:
+        """Whether to hand over what is admitted. Not while another waits for its first draft; and where contexts were
+        read in vain, of 2, 4, 8 ... admissions one.
+        """
+        if any(ask.is_waiting for ask in self._asks.values()):
+            return False
+        self._num_passed += 1
+        if self._num_passed < min(2**self._num_vain, MAX_SILENCE):
+            return False
+        self._num_passed = 0
+        return True
+
+    def heard(self, sequence: Decoding) -> None:
+        """A draft came, so the pool has read its context."""
+        self._ask(sequence.id).known, self._num_vain = True, 0
 
     def view(self, sequence: Decoding) -> SequenceView:
         """What a policy may see of a sequence: also how much the pool has yet to be handed, and whether it is asked."""
@@ -92,7 +120,9 @@ class Drafting:
         return (own if known == len(own.tokens) else own.cut(known)) if known else None
 
     def close(self, sequence: Decoding) -> None:
-        if self._asks.pop(sequence.id, None) is not None:
+        ask = self._asks.pop(sequence.id, None)
+        if ask is not None:
+            self._num_vain += ask.is_waiting
             self.client.close([sequence.id])
 
     def _rows(self, decoding: Sequence[Decoding], plan: Plan) -> dict[int, DraftRow]:
@@ -138,8 +168,7 @@ class Drafting:
             return None
         match block.status:
             case DraftStatus.OK:
-                ask.silence = 1
-                ask.known = True
+                ask.silence, ask.known, self._num_vain = 1, True, 0
             case DraftStatus.NEED_CONTEXT:
                 ask.sent, ask.known = 0, False
             case DraftStatus.BUSY:

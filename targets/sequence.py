@@ -89,6 +89,12 @@ class Sequence:
         end = min(self.num_prompt + self.request.stop.max_tokens, self.max_length)
         return end - len(self.tokens)
 
+    @property
+    def may_draft(self) -> bool:
+        """Whether anything may be drafted for it: there is more than one token to come, and it was not asked not to."""
+        asked = self.request.speculation
+        return self.remaining > 1 and (asked is None or asked.length > 0)
+
     def room(self, length: int) -> int:
         """Tokens that may be verified behind the newest one, where `length` may be drafted: more where a grammar may
         force some, unless the request is not to be speculated for.

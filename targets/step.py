@@ -109,12 +109,13 @@ class Stepper:
         return runs, record
 
     def admit(self) -> None:
-        """Those that there is room for; the pool is handed their context."""
+        """Those that there is room for; the pool is handed the contexts that it may draft behind."""
         admitted = self.scheduler.admit()
         self._count_waits(admitted)
-        depth = self.policy.opening()
-        if self.drafting and admitted and depth is not None:
-            self.drafting.open(admitted, depth)
+        depth, drafting = self.policy.opening(), self.drafting
+        opened = [sequence for sequence in admitted if sequence.may_draft]
+        if drafting and opened and depth is not None:
+            drafting.open(opened, depth)
 
     def _count_waits(self, admitted: list[Sequence]) -> None:
         """Of those that are admitted for the first time."""
@@ -128,7 +129,7 @@ class Stepper:
         if not decoding or drafting is None:
             return self.scheduler.schedule(decoding, Plan(None, (0,) * len(decoding), mode=self._mode))
         rows, exponents = tuple(map(drafting.view, decoding)), self.rounds.calibration.powers
-        view = BatchView(rows, tuple(self._sources), exponents)
+        view = BatchView(rows, tuple(self._sources), exponents, drafting.reads_meanwhile)
         plan = granted(view, self.policy.plan(view))
         self._mode = plan.mode
         return self.scheduler.schedule(decoding, plan)

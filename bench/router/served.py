@@ -7,7 +7,7 @@ processes: with speculation off the pool is there and idle. Whole answers, greed
 are spread evenly over its time, and those within the measured seconds count.
 
 On two cores all processes share them, and each draft takes its time from some target. So this says how the pool behaves
-when it is short. What drafting gains says `--apart`: the targets have core 0, the pool has core 1.
+when it is short. `--apart` shows what drafting gains: the targets have core 0, the pool has core 1.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ def run(args: Namespace) -> int:
         raise ConfigError("one policy alone has nothing to stand beside; give --policies two or more")
     torch.set_num_threads(1)
     texts = read_texts(args.prompts, AutoTokenizer.from_pretrained(args.target))
-    prompts = [text.token_ids[:LONGEST] for text in texts[:: max(1, len(texts) // args.num_prompts)]]
+    evenly = texts[:: max(1, len(texts) // args.num_prompts)][: args.num_prompts]
+    prompts = [text.token_ids[:LONGEST] for text in evenly]
     place = machine.describe()
     cells = {(policy, load): LoadCell(name_of(policy, args), load) for policy in args.policies for load in args.load}
     for number in range(args.repeat):
@@ -135,6 +136,7 @@ def name_of(policy: str, args: Namespace) -> str:
 
 def save(cells: Sequence[LoadCell], place: dict[str, object], args: Namespace) -> None:
     settings = ("load", "repeat", "warm_s", "measure_s", "max_tokens", "depth", "length", "num_targets", "apart")
+    settings += ("num_prompts", "kv_mb", "weights")
     report = {"machine": place, "settings": given(args, *settings), "cells": as_json(cells)}
     machine.save(args.out, report, table(cells, note(args), place))
 

@@ -165,9 +165,15 @@ def test_a_short_text_is_not_handed_over_and_a_long_one_is() -> None:
 @pytest.mark.parametrize(("odds", "opens"), [(3.0, True), (-4.0, False)])
 def test_contexts_are_handed_over_where_drafts_would_pay_had_the_pool_read_them(odds: float, opens: bool) -> None:
     belief = replace(equal_exits(1e-3), accept=begin([odds] * 3, [1e-6] * 3))
-    short = BatchView((SequenceView(256, 5, num_unseen=256),) * 4)
-    found = decide(belief, COSTS, short, OFF)
+    dear = replace(COSTS, catch_up=tuple(tuple(1e3 * ms for ms in row) for row in COSTS.catch_up))
+    found = decide(belief, dear, BatchView((SequenceView(256, 12, num_unseen=256),) * 4), OFF)
     assert (found.arm, found.opening is not None) == (OFF, opens)
+
+
+@pytest.mark.parametrize("before", [None, 1])
+def test_the_end_of_a_text_says_nothing_of_the_next(before: int | None) -> None:
+    for remaining in (1, 2):
+        assert decide(equal_exits(1e-3), COSTS, view(4, remaining, drafts=False), OFF, before).opening == before
 
 
 @pytest.mark.parametrize(("loss", "doubt"), [(0.0, 1.0), (0.5, 0.2), (-0.3, 0.4), (2.0, 1.5), (1.0, 0.0), (-1.0, 0.0)])

@@ -239,6 +239,27 @@ def test_what_was_handed_over_at_admission_counts_as_unseen_until_the_first_draf
     assert drafting.view(member).num_unseen == 0
 
 
+def test_a_pool_that_is_behind_is_handed_no_more_before_the_first_draft_of_another():
+    client, members = Recorder(), [sequence(number) for number in range(3)]
+    drafting = Drafting(client, "engine", VOCAB, reads_meanwhile=True)
+    drafting.open(members[:1], DEPTH)
+    drafting.open(members[1:2], DEPTH)
+    assert [drafting.view(member).num_unseen for member in members[:2]] == [0, 3]
+    drafting.draft(members[:1], Plan(DEPTH, (2,)))
+    drafting.open(members[2:], DEPTH)
+    assert drafting.view(members[2]).num_unseen == 0
+
+
+def test_contexts_that_are_read_in_vain_are_handed_over_more_and_more_seldom():
+    drafting, opened = Drafting(Recorder(), "engine", VOCAB, reads_meanwhile=True), []
+    for number in range(16):
+        member = sequence(number)
+        drafting.open([member], DEPTH)
+        opened.append(drafting.view(member).num_unseen == 0)
+        drafting.close(member)
+    assert [number for number, was in enumerate(opened) if was] == [0, 2, 6, 14]
+
+
 def test_what_a_pool_reads_while_the_target_works_counts_as_seen():
     drafting, member = Drafting(Recorder(), "engine", VOCAB, reads_meanwhile=True), sequence(0)
     drafting.open([member], DEPTH)
