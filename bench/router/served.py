@@ -135,8 +135,10 @@ def name_of(policy: str, args: Namespace) -> str:
 
 
 def save(cells: Sequence[LoadCell], place: dict[str, object], args: Namespace) -> None:
-    settings = ("load", "repeat", "warm_s", "measure_s", "max_tokens", "depth", "length", "num_targets", "apart")
-    settings += ("num_prompts", "kv_mb", "weights")
+    settings = (
+        *("load", "repeat", "warm_s", "measure_s", "max_tokens", "depth", "length", "num_targets", "apart"),
+        *("num_prompts", "kv_mb", "weights"),
+    )
     report = {"machine": place, "settings": given(args, *settings), "cells": as_json(cells)}
     machine.save(args.out, report, table(cells, note(args), place))
 
