@@ -19,6 +19,7 @@ from targets.proposals import Proposal, Proposals, nothing
 from targets.sequence import Sequence as Decoding
 
 MAX_SILENCE = 64  # rounds
+MOST_VAIN = 6  # contexts read in vain that count: then one of 64 admissions is handed over
 MAX_NOT_YET = 8  # rounds; four targets that share two cores with their pool lose a fifth where they ask in each
 MIN_SHARE = 0.25  # of the rows that want a draft: for fewer that the pool serves, the others do not wait
 
@@ -68,7 +69,7 @@ class Drafting:
         if any(ask.is_waiting for ask in self._asks.values()):
             return False
         self._num_passed += 1
-        if self._num_passed < min(2**self._num_vain, MAX_SILENCE):
+        if self._num_passed < 2 ** min(self._num_vain, MOST_VAIN):
             return False
         self._num_passed = 0
         return True
