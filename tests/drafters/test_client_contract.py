@@ -6,11 +6,13 @@ import itertools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from unittest.mock import patch
 
 import pytest
 
 from drafters.picks import PassRow, Pick
 from drafters.worker import DraftWorker
+from link.connection import Connection
 from model.decoder import Decoder
 from protocol.draft import DraftBlock, DraftRequest, DraftStatus
 from tests.deployments.harness import Clock
@@ -132,20 +134,32 @@ def test_an_answer_names_who_asked_and_comes_in_the_order_of_its_rows(
 
 @dataclass
 class Late:
-    """After one pass the deadline is over: by the clock, and before another pass is done."""
+    """After one pass the deadline is over: by the clock, and before another pass is done.
+
+    A client that waits for a socket looks at it once the second pass has begun, however long the first took.
+    """
 
     run: Callable[[Sequence[PassRow]], list[Pick | None]]
     clock: Clock
     num_passes: int = 0
+    has_begun: threading.Event = field(default_factory=threading.Event)
     is_over: threading.Event = field(default_factory=threading.Event)
 
     def __call__(self, rows: Sequence[PassRow]) -> list[Pick | None]:
         self.num_passes += 1
         if self.num_passes > 1:
             self.clock.now += 1.0
+            self.has_begun.set()
             if threading.current_thread() is not threading.main_thread():
                 self.is_over.wait(PATIENCE_S)
         return self.run(rows)
+
+    def wait(self, connection: Connection, timeout_s: float) -> bool:
+        assert timeout_s <= 0 or self.has_begun.wait(PATIENCE_S)
+        return WAIT(connection, timeout_s)
+
+
+WAIT = Connection.wait
 
 
 def test_at_the_deadline_the_rows_that_are_done_come_without_those_that_are_not(
@@ -154,8 +168,9 @@ def test_at_the_deadline_the_rows_that_are_done_come_without_those_that_are_not(
     clock = Clock()
     late = Late(worker._drafter.run, clock)
     monkeypatch.setattr(worker._drafter, "run", late)
-    with connect(worker, "target", 0.05, clock) as client:
-        reply = client.draft(request(row(1, TOKENS, 40), row(2, TOKENS[:3], 1), row(3, TOKENS, 1, start=4)))
+    with connect(worker, "target", 0.05, clock) as client, patch.object(Connection, "wait", lambda *args: late.wait(*args)):
+        asked = request(row(1, TOKENS, 40), row(2, TOKENS[:3], 1), row(3, TOKENS, 1, start=4))
+        reply = client.draft(replace(asked, deadline_ms=1e3 * PATIENCE_S))  # the pool's own deadline is far
         late.is_over.set()
         client.close([1])
     assert reply is not None
