@@ -28,7 +28,8 @@ DRAFT = WIDE + len(MODES)  # and drafts, at all exits, for one pool makes them
 RATE = 0.7  # acceptance rate of the first exit before anything is known; with 0.62 the first look at drafting is late
 PER_LAYER = 0.06  # log odds that a layer adds: of the demo's exits 0.01 to 0.1; with 0 all exits are tried
 LEVEL, OFFSET = 1.0, 0.25  # deviations in log odds: texts differ by 1 to 3, exits by 0.1 to 0.6
-# Deviations of log times: of all, of drafts and the rest, of passes; beside a draft passes vary as all do.
+# Deviations of log times: of all but the rest, of drafts, of passes; beside a draft passes vary as all do. The rest is
+# Python: it takes twice the profiled time beside a draft, and passes do not.
 MACHINE, PART, PASS = 0.3, 0.16, 0.04
 ROUND = 0.12  # standard deviation of a part's log time from round to round, as measured on two busy cores
 MEMORY = 1000.0  # rounds in which a belief about times decays to 1/e
@@ -58,8 +59,9 @@ def prior(costs: Costs) -> Belief:
     exits = costs.exits
     odds = [math.log(RATE / (1 - RATE)), *[PER_LAYER * (exit_ - exits[0]) for exit_ in exits]]
     texts = begin(odds, [LEVEL, *[OFFSET] * len(exits)], tuple((0, 1 + at) for at in range(len(exits))))
-    deviations = [MACHINE, PASS, PART, PASS, MACHINE, PART]
-    times = begin([0.0] * len(deviations), deviations, tuple((0, 1 + part) for part in range(DRAFT + 1)))
+    deviations = [MACHINE, PASS, MACHINE, PASS, MACHINE, PART]
+    parts = tuple((1 + part,) if part == REST else (0, 1 + part) for part in range(DRAFT + 1))
+    times = begin([0.0] * len(deviations), deviations, parts)
     sizes = 1 + costs.size(len(costs.rest))
     return Belief(texts, (times,) * sizes, begin([0.9, 0.4], [0.2, 0.3]), (0.0,) * len(exits))
 

@@ -191,3 +191,18 @@ def test_a_row_that_reads_its_context_hides_nothing_of_the_others_and_is_none_of
 def test_a_draft_that_ended_early_hid_no_more_than_itself() -> None:
     """Of eight tokens planned, two were drafted, and waited for."""
     assert learned_ahead(ahead(1.0, 8, (2, 1)))[1] == pytest.approx(1.0, abs=0.12)
+
+
+def test_python_that_takes_longer_beside_drafts_says_nothing_of_passes() -> None:
+    belief, plain, wide = prior(COSTS), COSTS.verify_ms(1, 1, 300.0), COSTS.verify_ms(1, 3, 300.0)
+    off = Seen(1, timed=4, num_rounds=4, rest_ms=4 * COSTS.rest[1])
+    off.plain.num_rounds, off.plain.ms, off.plain.num_tokens, off.plain.context = 4, 4 * 1.15 * plain, 4, 1200.0
+    ahead = Seen(1, Mode.AHEAD, 0, timed=4, num_rounds=4, rest_ms=4 * 2.6 * COSTS.rest[1])
+    ahead.wide.num_rounds, ahead.wide.ms, ahead.wide.num_tokens = 4, 4 * 1.4 * wide, 12
+    ahead.wide.context = 1200.0
+    for seen in [off] * 100 + [ahead] * 300:
+        belief = learn(belief, COSTS, seen)
+    ratios = np.exp(at(belief, 1).values)
+    assert ratios[PLAIN] == pytest.approx(1.15, abs=0.1)
+    assert ratios[REST] == pytest.approx(2.6, abs=0.2)
+    assert ratios[WIDE + 1] == pytest.approx(1.4, abs=0.1)
