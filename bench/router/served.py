@@ -4,7 +4,8 @@ Targets of one checkpoint and one draft replica as Ray Serve runs them, in real 
 ask over HTTP: so many requests at a time of each target, whatever ends followed by the next. In each repetition every
 policy has an application of its own, one after another, beginning with another one each time, and all have the same
 processes: with speculation off the pool is there and idle. Whole answers, greedy, EOS ignored; the tokens of an answer
-are spread evenly over its time, and those within the measured seconds count.
+are spread evenly over its time, and those within the measured seconds count. Clients that begin together go in step,
+so these seconds must hold many answers of each.
 
 On two cores all processes share them, and each draft takes its time from some target. So this says how the pool behaves
 when it is short. `--apart` shows what drafting gains: the targets have core 0, the pool has core 1.
