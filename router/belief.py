@@ -4,7 +4,7 @@ accept    log odds that a drafted token is accepted if all before it were: of th
 cost      log of measured over profiled time, by part of a round and by size of batch: a profile is off by another
           factor at each
 ahead     of rounds ahead: the share of rows that have a proposal, and of the drafting time that a pass could hide the
-          share that is waited for all the same
+          share that is waited for all the same; it fades in any mode, so that a bad minute is not kept for good
 goes_on   how often drafts go on behind a token, and behind an accepted one: they end where the next does not pay
 wait_ms   time of a request in the pool's queue
 lags      by exit: tokens of each row that its layers have not run, without those that the pool was not handed
@@ -70,7 +70,7 @@ def learn(belief: Belief, costs: Costs, seen: Seen) -> Belief:
     """The belief after these rounds."""
     at, exit_, rounds = costs.size(seen.num_rows), seen.exit, seen.timed
     goes_on, goes_on_right, wait_ms = belief.goes_on, belief.goes_on_right, belief.wait_ms
-    times, ahead = _passes(belief.cost[at], costs, seen), belief.ahead
+    times, ahead = _passes(belief.cost[at], costs, seen), belief.ahead.decayed(seen.num_rounds / MEMORY)
     if exit_ is not None:
         goes_on = (STOPS * goes_on + seen.on) / (STOPS + seen.on + seen.ended)
         goes_on_right = (STOPS * goes_on_right + seen.on_right) / (STOPS + seen.on_right + seen.ended_right)
@@ -115,7 +115,6 @@ def _timed(times: Filter, part: int, measured_ms: float, profiled_ms: float, num
 
 def _ahead(ahead: Filter, seen: Seen, whole_ms: float) -> Filter:
     """whole_ms: what these drafts take where nothing hides them. They take longer beside useless branches."""
-    ahead = ahead.decayed(seen.num_drafts / MEMORY)
     if seen.planned:
         ahead = ahead.measured(0, seen.served / seen.planned, 0.1 / seen.planned)
     if not seen.num_drafts:

@@ -168,7 +168,10 @@ def test_at_the_deadline_the_rows_that_are_done_come_without_those_that_are_not(
     clock = Clock()
     late = Late(worker._drafter.run, clock)
     monkeypatch.setattr(worker._drafter, "run", late)
-    with connect(worker, "target", 0.05, clock) as client, patch.object(Connection, "wait", lambda *args: late.wait(*args)):
+    with (
+        connect(worker, "target", 0.05, clock) as client,
+        patch.object(Connection, "wait", lambda *args: late.wait(*args)),
+    ):
         asked = request(row(1, TOKENS, 40), row(2, TOKENS[:3], 1), row(3, TOKENS, 1, start=4))
         reply = client.draft(replace(asked, deadline_ms=1e3 * PATIENCE_S))  # the pool's own deadline is far
         late.is_over.set()

@@ -206,3 +206,19 @@ def test_python_that_takes_longer_beside_drafts_says_nothing_of_passes() -> None
     assert ratios[PLAIN] == pytest.approx(1.15, abs=0.1)
     assert ratios[REST] == pytest.approx(2.6, abs=0.2)
     assert ratios[WIDE + 1] == pytest.approx(1.4, abs=0.1)
+
+
+def test_what_is_known_of_drafting_ahead_fades_while_rounds_are_in_turn() -> None:
+    slow = Seen(
+        1, Mode.AHEAD, 0, num_rounds=40, num_drafts=40, served=20, planned=40, waited_ms=400.0, drafted_ms=400.0
+    )
+    slow.wide.num_rounds, slow.wide.ms, slow.wide.num_tokens, slow.wide.context = 40, 400.0, 120, 12000.0
+    belief = learn(prior(COSTS), COSTS, slow)
+    served, waited = belief.ahead.values
+    doubts = [belief.ahead.doubt(0), belief.ahead.doubt(1)]
+    assert served < 0.6
+    assert waited > 0.7
+    for _ in range(300):
+        belief = learn(belief, COSTS, Seen(1, Mode.IN_TURN, 0, num_rounds=10))
+    assert belief.ahead.values == pytest.approx(prior(COSTS).ahead.values, abs=0.06)
+    assert all(now > then for now, then in zip([belief.ahead.doubt(0), belief.ahead.doubt(1)], doubts, strict=True))
