@@ -170,8 +170,10 @@ class Stepper:
         )
 
     def remove(self, sequence: Sequence) -> None:
-        """Forget a finished or cancelled sequence, here and at the pool."""
+        """Forget a finished or cancelled sequence, here and at the pool. Behind the last one idle time begins."""
         self.scheduler.remove(sequence)
+        if not self.scheduler.has_work:
+            self._verified = None
         if self.drafting:
             self.drafting.close(sequence)
 

@@ -8,7 +8,7 @@ from protocol.draft import DraftBlock, DraftReply, DraftRow, DraftStatus
 from protocol.plan import Plan
 from protocol.record import Origin
 from protocol.request import GenerateRequest, SamplingParams, StopRules
-from targets.drafting import MAX_SILENCE, Drafting
+from targets.drafting import MAX_NOT_YET, MAX_SILENCE, Drafting
 from targets.sequence import Sequence
 
 DEPTH = 2
@@ -136,6 +136,17 @@ def test_a_pool_that_reads_a_context_is_asked_again_at_once_and_then_ever_less_o
     rounds(client, 40)
     asked = [request.round_id for request in client.requests]
     assert [b - a for a, b in itertools.pairwise(asked)][:5] == [1, 2, 4, 8, 8]
+
+
+def test_a_pool_that_reads_a_context_after_it_was_full_is_asked_again_within_a_few_rounds():
+    client = Recorder(DraftStatus.BUSY)
+    drafting, member = rounds(client, 200)
+    client.status, before = DraftStatus.NOT_YET, len(client.requests)
+    while len(client.requests) == before:
+        tokens(drafting, [member], [2])
+    for _ in range(MAX_NOT_YET):
+        tokens(drafting, [member], [2])
+    assert len(client.requests) == before + 2
 
 
 class OneRow(Recorder):

@@ -11,8 +11,12 @@ from protocol.errors import QueueFull
 from protocol.request import FinishReason, GenerateRequest, StopRules
 from router.policy import Off
 from targets.admission import Pace
+from targets.assemble import make_stepper
 from targets.engine import Engine, EngineConfig
 from targets.model import TargetModel
+from targets.scheduler import SchedulerConfig
+from targets.sequence import Sequence
+from tests.deployments.harness import Clock
 from tests.model.families import VOCAB
 from tests.reference.engine import Collector, plain_texts, random_requests, run_all
 
@@ -73,3 +77,16 @@ def test_one_that_is_cancelled_while_it_waits_costs_nothing(load: Load) -> None:
     assert engine.stats().num_prefill_tokens == len(made[0].prompt_ids)
     assert engine.stats().num_committed == 20
     assert model.ledger.num_free == model.ledger.num_pages
+
+
+def test_idle_time_behind_a_cancelled_request_is_no_time_of_the_next_round(load: Load) -> None:
+    clock, made = Clock(), requests(2)
+    stepper = make_stepper(load(), Off(), None, SchedulerConfig(), "target", clock=clock)
+    first, second = (Sequence(number, request, 64, arrived_s=clock()) for number, request in enumerate(made))
+    stepper.scheduler.add(first)
+    stepper.step()
+    stepper.remove(first)
+    clock.now += 1000.0
+    stepper.scheduler.add(second)
+    _, record = stepper.step()
+    assert record.ended_s - record.began_s < 1.0
