@@ -29,7 +29,7 @@ RATE = 0.7  # acceptance rate of the first exit before anything is known; with 0
 PER_LAYER = 0.06  # log odds that a layer adds: of the demo's exits 0.01 to 0.1; with 0 all exits are tried
 LEVEL, OFFSET = 1.0, 0.25  # deviations in log odds: texts differ by 1 to 3, exits by 0.1 to 0.6
 # Deviations of log times: of all but the rest, of drafts, of passes; beside a draft passes vary as all do. The rest is
-# Python: it takes twice the profiled time beside a draft, and passes do not.
+# Python, which slows down where passes do not (0010).
 MACHINE, PART, PASS = 0.3, 0.16, 0.04
 ROUND = 0.12  # standard deviation of a part's log time from round to round, as measured on two busy cores
 MEMORY = 1000.0  # rounds in which a belief about times decays to 1/e

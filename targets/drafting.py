@@ -177,8 +177,7 @@ class Drafting:
                 ask.silence = min(2 * ask.silence, MAX_SILENCE)
                 ask.silent_until = self.round_id + ask.silence
             case DraftStatus.NOT_YET:
-                ask.silence = min(ask.silence, MAX_NOT_YET)  # it may have been BUSY before
-                ask.silent_until = self.round_id + ask.silence
+                ask.silent_until = self.round_id + min(ask.silence, MAX_NOT_YET)  # it may have been BUSY before
                 ask.silence = min(2 * ask.silence, MAX_NOT_YET)
             case DraftStatus.TOO_LONG:
                 ask.silent_until = float("inf")
